@@ -1,0 +1,35 @@
+"""Deep generative models as Pyro model/guide pairs, judged by how far the bound is from log p(x).
+
+    import ppl_gen
+
+    model, guide, data, config = ppl_gen.load("runs/my-vae")
+    result = ppl_gen.log_marginal_likelihood(model, guide, data.targets("test"), num_samples=1000)
+    print(result)
+
+Importing the package imports nothing heavy and changes no setting of Pyro or torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppl_gen.errors import BadInput
+    from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, log_weights
+    from ppl_gen.loading import load
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BadInput": "ppl_gen.errors",
+    "Estimates": "ppl_gen.inference.importance",
+    "load": "ppl_gen.loading",
+    "log_marginal_likelihood": "ppl_gen.inference.importance",
+    "log_weights": "ppl_gen.inference.importance",
+}
+__all__ = ["BadInput", "Estimates", "load", "log_marginal_likelihood", "log_weights"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ppl_gen' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""Families of guides q(z | x), one file each."""

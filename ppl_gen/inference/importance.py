@@ -1,0 +1,264 @@
+"""log p(x) by importance sampling from the guide, image by image, and how far to trust it.
+
+For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q(z_s | x):
+
+- the ELBO is E[log w], here the mean log weight over all S samples (Kingma and Welling 2014, equation 2);
+- the IWAE bound L_k is E[log (1/k) sum_{s<=k} w_s] (Burda et al. 2016, equation 8), here averaged over the
+  floor(S/k) disjoint blocks of k samples; ELBO = L_1 <= L_2 <= … <= log p(x);
+- log p(x) is estimated by L_S, one block. (1/S) sum w_s is unbiased for p(x), so its logarithm is biased low, by
+  var(w) / (2 S p(x)^2) to first order. The delete-1 jackknife estimates that bias (Nowozin 2018, section 4);
+- the effective sample size is (sum w)^2 / sum w^2 (Kong 1992);
+- k-hat is the shape of a generalized Pareto distribution fitted to the largest weights (Vehtari et al. 2024). Above
+  min(1 - 1/log10 S, 0.7) the estimate is not to be trusted, and log p(x) is at least what is reported.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.traces import Pair, Terms, evaluating, take
+
+# Pairs of image and sample per call: small enough for the decoder's output to stay in the cache, large enough that
+# Pyro's handlers do not show.
+CHUNK_SIZE = 2048
+_IMAGES_PER_BLOCK = 16
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and their total."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Per image, in nats, float64 on the CPU; every tensor is [images]."""
+
+    num_samples: int
+    elbo: Tensor
+    reconstruction: Tensor
+    """E[log p(x | z)] under the guide."""
+    kl: Tensor
+    """E[log q(z | x) - log p(z)]; elbo = reconstruction - kl."""
+    elbo_mc_var: Tensor
+    """Monte Carlo variance of `elbo`."""
+    kl_analytic: Tensor | None
+    """KL(q(z | x) || p(z)) in closed form, where Pyro has one for every latent site."""
+    iwae: dict[int, Tensor]
+    """L_k for k = 1, 10, 100, … up to `num_samples`."""
+    log_px: Tensor
+    log_px_mc_var: Tensor
+    """Monte Carlo variance of `log_px`, by the delta method."""
+    log_px_bias: Tensor
+    """Jackknife estimate of the bias of `log_px`; negative."""
+    ess: Tensor
+    khat: Tensor
+    """Not a number where all weights of an image are equal, or fewer than 25: then there is no tail to fit."""
+    latent_mean: dict[str, Tensor]
+    """E[z | x] under the guide by the mean of the samples, [images, ...] for each continuous latent site."""
+    latent_mc_var: dict[str, Tensor]
+    """Monte Carlo variance of `latent_mean`."""
+
+    @property
+    def gap(self) -> Tensor:
+        """log p(x) - ELBO: KL(q(z | x) || p(z | x)), up to the estimates' errors."""
+        return self.log_px - self.elbo
+
+    @property
+    def khat_threshold(self) -> float:
+        """k-hat above which an image's log p(x) is not to be trusted (Vehtari et al. 2024, section 3.2.4)."""
+        return min(1 - 1 / math.log10(self.num_samples), 0.7) if self.num_samples > 1 else 0.0
+
+    @property
+    def untrusted(self) -> Tensor:
+        """Images whose k-hat is above the threshold, bool [images]."""
+        return self.khat > self.khat_threshold
+
+    @property
+    def active_units(self) -> int:
+        """Latent units with Var_x(E[z | x]) > 0.01 (Burda et al. 2016, section 5.2), corrected for the noise of the
+        mean over samples."""
+        active = 0
+        for name, mean in self.latent_mean.items():
+            if len(mean) > 1:
+                active += int((mean.var(0) - self.latent_mc_var[name].mean(0) > 0.01).sum())
+        return active
+
+    def __str__(self) -> str:
+        at_least = "at least " if self.untrusted.any() else ""
+        return (
+            f"{len(self.elbo)} images, nats per image ± standard error over images\n"
+            f"ELBO      {_mean_se(self.elbo)}\n"
+            f"log p(x)  {at_least}{_mean_se(self.log_px)} by importance sampling, S = {self.num_samples}\n"
+            f"gap       {at_least}{_mean_se(self.gap)}"
+        )
+
+
+def mean_se(values: Tensor) -> tuple[float, float]:
+    """Mean over images and its standard error; the error of a single image is not a number."""
+    return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def _mean_se(values: Tensor) -> str:
+    mean, se = mean_se(values)
+    return f"{mean:.2f} ± {se:.2f}"
+
+
+def log_weights(
+    model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, chunk_size: int = CHUNK_SIZE, **kwargs: Any
+) -> Tensor:
+    """log p(x, z) - log q(z | x) for z ~ q(z | x), in nats, [num_samples, images].
+
+    Works on any Pyro pair with a plate of images and latents local to it.
+
+    :param model: a module with a method `model(x, ...)`, or a Pyro function.
+    :param guide: a module with a method `guide(x, ...)`, or a Pyro function.
+    :param x: images [N, ...].
+    :param args: further positional arguments; tensors with N rows go along with the images.
+    :param num_samples: samples of z per image.
+    :param chunk_size: pairs of image and sample that are held at once; bounds the memory.
+    :raises BadInput: for a pair whose weights cannot be told apart image by image.
+    """
+    _check(num_samples)
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x, *args, **kwargs)
+        blocks = [
+            torch.cat([terms.log_weight for terms in chunks])
+            for _, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, False)
+        ]
+    return torch.cat(blocks, 1)
+
+
+def log_marginal_likelihood(
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    *args: Any,
+    num_samples: int = 1000,
+    chunk_size: int = CHUNK_SIZE,
+    progress: Progress | None = None,
+    **kwargs: Any,
+) -> Estimates:
+    """log p(x) by importance sampling, with the ELBO, the IWAE bounds and diagnostics from the same samples.
+
+    Memory does not grow with `num_samples` times the number of images. Arguments as for `log_weights`.
+    """
+    _check(num_samples)
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x, *args, **kwargs)
+        parts = []
+        for done, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, True):
+            parts.append(_summarize(chunks))
+            if progress is not None:
+                progress(done, len(x))
+    return _concatenate(num_samples, parts)
+
+
+def _check(num_samples: int) -> None:
+    if num_samples < 1:
+        raise BadInput(f"--num-samples {num_samples}: must be at least 1")
+
+
+def _blocks(
+    pair: Pair,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_samples: int,
+    chunk_size: int,
+    analytic_kl: bool,
+) -> Iterator[tuple[int, list[Terms]]]:
+    """All samples of a few images at a time, as a list of chunks over the samples."""
+    size = max(1, min(_IMAGES_PER_BLOCK, chunk_size))
+    for rows in torch.arange(len(x), device=x.device).split(size):
+        batch, batch_args, batch_kwargs = take(rows, x, args, kwargs)
+        step = max(1, chunk_size // len(rows))
+        chunks = [
+            pair.terms(
+                batch,
+                *batch_args,
+                num_samples=min(step, num_samples - start),
+                analytic_kl=analytic_kl,
+                **batch_kwargs,
+            )
+            for start in range(0, num_samples, step)
+        ]
+        yield int(rows[-1]) + 1, chunks
+
+
+def block_bounds(log_weights: Tensor, k: int) -> Tensor:
+    """The IWAE bound L_k per image [images], averaged over the floor(S/k) disjoint blocks of log weights [S, images]."""
+    blocks = log_weights[: len(log_weights) // k * k].reshape(-1, k, log_weights.shape[1])
+    return (blocks.logsumexp(1) - math.log(k)).mean(0)
+
+
+def powers_of_ten(num_samples: int) -> list[int]:
+    """1, 10, 100, … up to `num_samples`."""
+    return [10**power for power in range(len(str(num_samples)))]
+
+
+def khat(log_weights: Tensor) -> Tensor:
+    """PSIS k-hat per image [images] of log weights [S, images]: `arviz_stats`'s, which takes their negative."""
+    from arviz_stats.base import array_stats
+
+    result = np.full(log_weights.shape[1], np.nan)
+    if len(log_weights) >= 25:
+        for image, weights in enumerate(log_weights.double().cpu().numpy().T):
+            try:
+                result[image] = array_stats.psislw(-weights)[1]
+            except ValueError:  # all values in the tail are the same
+                continue
+    return torch.from_numpy(result)
+
+
+def _summarize(chunks: list[Terms]) -> dict[str, Any]:
+    """Everything in `Estimates`, for one block of images."""
+    likelihood, prior, guide = (
+        torch.cat([getattr(terms, name) for terms in chunks]).double().cpu()
+        for name in ("log_likelihood", "log_prior", "log_guide")
+    )
+    log_w = likelihood + prior - guide
+    count = len(log_w)
+    log_px = log_w.logsumexp(0) - math.log(count)
+    share = (log_w - log_w.logsumexp(0)).exp()  # normalized weights
+    ess = 1 / share.square().sum(0)
+    # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1)).
+    left_out = torch.log1p(-share.clamp(max=1 - 1e-12)) + math.log(count / max(count - 1, 1))
+    result: dict[str, Any] = {
+        "elbo": log_w.mean(0),
+        "reconstruction": likelihood.mean(0),
+        "kl": (guide - prior).mean(0),
+        "elbo_mc_var": log_w.var(0) / count if count > 1 else torch.full_like(log_px, math.nan),
+        "kl_analytic": None,
+        "iwae": {k: block_bounds(log_w, k) for k in powers_of_ten(count)},
+        "log_px": log_px,
+        # var(w) / (S mean(w)^2), with the unbiased variance
+        "log_px_mc_var": (1 / ess - 1 / count) * count / (count - 1) if count > 1 else torch.full_like(log_px, math.nan),
+        "log_px_bias": (count - 1) * left_out.mean(0) if count > 1 else torch.full_like(log_px, math.nan),
+        "ess": ess,
+        "khat": khat(log_w),
+    }
+    if chunks[0].kl is not None:
+        result["kl_analytic"] = torch.cat([terms.kl for terms in chunks if terms.kl is not None]).double().mean(0).cpu()
+    means, variances = {}, {}
+    for name in chunks[0].latents:
+        value = torch.cat([terms.latents[name] for terms in chunks]).double().cpu()
+        means[name] = value.mean(0)
+        variances[name] = value.var(0) / count if count > 1 else torch.zeros_like(means[name])
+    return result | {"latent_mean": means, "latent_mc_var": variances}
+
+
+def _concatenate(num_samples: int, parts: list[dict[str, Any]]) -> Estimates:
+    def join(key: str) -> Any:
+        first = parts[0][key]
+        if first is None:
+            return None
+        if isinstance(first, dict):
+            return {name: torch.cat([part[key][name] for part in parts]) for name in first}
+        return torch.cat([part[key] for part in parts])
+
+    return Estimates(num_samples, **{key: join(key) for key in parts[0]})

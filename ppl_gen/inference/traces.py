@@ -1,0 +1,299 @@
+"""Reading a Pyro model/guide pair, image by image.
+
+Everything that judges a pair goes through here: two traces, the guide's and the model's replayed against it, are
+reduced to log-densities per sample and image. The pair may have any number of latent sites under any names, as long
+as each is local to the plate of images. What cannot be handled is refused with a sentence.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from ppl_gen.errors import BadInput
+
+Site = dict[str, Any]
+Traces = tuple[poutine.Trace, poutine.Trace]
+"""The guide's and the model's."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Log-densities [samples, images] in nats under z ~ q(z | x)."""
+
+    log_likelihood: Tensor
+    """log p(x | z): all observed sites."""
+    log_prior: Tensor
+    """log p(z): all latent sites."""
+    log_guide: Tensor
+    """log q(z | x)."""
+    kl: Tensor | None
+    """Analytic KL(q(z | x) || p(z)), where Pyro has one for every latent site and it was asked for."""
+    latents: dict[str, Tensor]
+    """Values [samples, images, ...] of the continuous latent sites."""
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x, z) - log q(z | x)."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+
+class Pair:
+    """A model and a guide, read on a few images: which sites there are, which plate holds the images, and whether
+    many samples of z can be drawn in one call.
+
+    :param model: a module with a method `model`, or a Pyro function of `x`.
+    :param guide: a module with a method `guide`, or a Pyro function of `x`.
+    :param x: images [N, ...].
+    :param args: further positional arguments, such as labels; a function that takes fewer is given fewer. Tensors
+        with N rows are cut into batches along with the images.
+    :raises BadInput: for a pair whose weights cannot be told apart image by image.
+    """
+
+    def __init__(self, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any):
+        self.model, self.guide = getattr(model, "model", model), getattr(guide, "guide", guide)
+        self.model_name, self.guide_name = _name(model), _name(guide)
+        if len(x) == 0:
+            raise BadInput("there are no images")
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            self._read(x, args, kwargs)
+            self.vectorized = self._can_vectorize(x, args, kwargs)
+
+    def terms(
+        self, x: Tensor, *args: Any, num_samples: int = 1, analytic_kl: bool = False, **kwargs: Any
+    ) -> Terms:
+        """Draw `num_samples` of z for each image and return their log-densities. Differentiable.
+
+        Masks are applied, scales are not: a plate that scales its batch to the data set, or KL warm-up, changes what
+        is optimized but not p(x, z).
+        """
+        count = len(x)
+        if self.vectorized:
+            traces = self._trace(x, args, kwargs, num_samples)
+        else:  # the batch is repeated instead: sample s of image i is row s * count + i
+            rows = torch.arange(count, device=x.device).repeat(num_samples)
+            traces = self._trace(*take(rows, x, args, kwargs))
+        return self._terms(traces, num_samples, count, analytic_kl)
+
+    # Reading the pair ------------------------------------------------------------------------------------------
+
+    def _read(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        candidates = []
+        for count in (2, 3, 5):  # the plate whose size follows the number of images is the plate of images
+            rows = torch.arange(count, device=x.device) % len(x)
+            guide_trace, model_trace = self._first_trace(*take(rows, x, args, kwargs))
+            observed = [site for site in _sites(model_trace) if site["is_observed"]]
+            if not observed:
+                raise BadInput(f"{self.model_name} observes nothing: give its image site obs=x")
+            frames = set.intersection(*(set(site["cond_indep_stack"]) for site in observed))
+            candidates.append({f.name: f for f in frames if f.vectorized and f.size == count})
+        names = set.intersection(*(set(found) for found in candidates))
+        if len(names) != 1:
+            raise BadInput(
+                f"{self.model_name}: its observed sites share no plate over the images; sample them in one "
+                "vectorized `with pyro.plate('data', len(x)):`"
+            )
+        self.plate = candidates[-1][names.pop()]
+        self.observed = [site["name"] for site in observed]
+        self.latent = [site["name"] for site in _sites(model_trace) if not site["is_observed"]]
+        proposed = [site["name"] for site in _sites(guide_trace) if not site["is_observed"]]
+        for name in self.latent:
+            if name not in proposed:
+                raise BadInput(f"{self.guide_name} does not sample '{name}', a latent site of {self.model_name}")
+        for name in proposed:
+            if name not in self.latent:
+                raise BadInput(f"{self.guide_name} samples '{name}', which is no latent site of {self.model_name}")
+        for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
+            for name in self.latent:
+                if self.plate.name not in [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]:
+                    raise BadInput(
+                        f"{who}: site '{name}' is outside the plate '{self.plate.name}'; weights of single images "
+                        "need latents that are local to an image"
+                    )
+        for name in self.latent:
+            ours, theirs = (tuple(trace.nodes[name]["fn"].event_shape) for trace in (guide_trace, model_trace))
+            if ours != theirs:
+                raise BadInput(
+                    f"{self.guide_name} does not fit {self.model_name}: site '{name}' has event shape {ours} in the "
+                    f"guide and {theirs} in the model"
+                )
+        dims = [f.dim for t in (guide_trace, model_trace) for s in _sites(t) for f in s["cond_indep_stack"]]
+        self.max_plate_nesting = -min(dims)
+        self._sample_dim = min(dims) - 1
+        self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
+
+    def _first_trace(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
+        """`_trace`, with the errors of somebody else's code told in a sentence."""
+        try:
+            return self._trace(x, args, kwargs)
+        except BadInput:
+            raise
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            guide_ran = any(frame.name == "replay" or "replay" in frame.filename for frame in frames)
+            who = self.model_name if guide_ran else self.guide_name
+            raise BadInput(f"{who} fails on {len(x)} images: {describe(error)}") from error
+
+    def _trace(
+        self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int | None = None
+    ) -> Traces:
+        """The guide's trace and the model's replayed against it; `num_samples` draws under a plate outside all
+        others, if given."""
+        guide, model = self.guide, self.model
+        if num_samples is not None:
+            plate = pyro.plate("_samples", num_samples, dim=self._sample_dim)
+            guide, model = plate(guide), plate(model)
+        guide_trace = poutine.trace(guide).get_trace(x, *_accepted(self.guide, args), **kwargs)
+        model = poutine.replay(model, trace=guide_trace)
+        return guide_trace, poutine.trace(model).get_trace(x, *_accepted(self.model, args), **kwargs)
+
+    def _can_vectorize(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether an outer plate draws independent samples and changes no density.
+
+        A function that reshapes by the batch size, or that has fixed shapes in it, fails under an outer plate, or
+        is silently wrong. So two samples of three images are drawn together, and each is scored again on its own.
+        """
+        x, args, kwargs = take(torch.arange(3, device=x.device) % len(x), x, args, kwargs)
+        try:
+            traces = self._trace(x, args, kwargs, num_samples=2)
+            together = self._terms(traces, 2, 3)
+            for sample in range(2):
+                values = {name: self._left_aligned(traces[0].nodes[name])[sample] for name in self.latent}
+                guide, model = (poutine.condition(f, values) for f in (self.guide, self.model))
+                alone = self._terms(
+                    (
+                        poutine.trace(guide).get_trace(x, *_accepted(self.guide, args), **kwargs),
+                        poutine.trace(model).get_trace(x, *_accepted(self.model, args), **kwargs),
+                    ),
+                    1,
+                    3,
+                )
+                for name in ("log_likelihood", "log_prior", "log_guide"):
+                    one, many = getattr(alone, name)[0], getattr(together, name)[sample]
+                    if not torch.allclose(one, many, rtol=1e-4, atol=1e-3, equal_nan=True):
+                        return False
+        except Exception:  # whatever a function that does not broadcast stumbles on
+            return False
+        return True
+
+    # From traces to numbers ------------------------------------------------------------------------------------
+
+    def _terms(self, traces: Traces, num_samples: int, count: int, analytic_kl: bool = False) -> Terms:
+        guide_trace, model_trace = traces
+        shape = (num_samples, count)
+
+        def total(trace: poutine.Trace, names: list[str]) -> Tensor:
+            parts = [self._per_image(trace.nodes[name], _log_prob(trace.nodes[name])) for name in names]
+            return sum(parts[1:], parts[0]).reshape(shape)
+
+        kl = None
+        if analytic_kl:
+            try:
+                for name in self.latent:
+                    q, p = guide_trace.nodes[name], model_trace.nodes[name]
+                    part = scale_and_mask(torch.distributions.kl_divergence(q["fn"], p["fn"]), mask=q["mask"])
+                    part = self._per_image(q, part).reshape(shape)
+                    kl = part if kl is None else kl + part
+            except NotImplementedError:
+                kl = None
+        latents = {}
+        for name in self.latent:
+            site = guide_trace.nodes[name]
+            if not site["fn"].has_enumerate_support:
+                value = self._left_aligned(site)
+                value = value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 1)
+                latents[name] = value.reshape(*shape, *value.shape[2:])
+        return Terms(
+            total(model_trace, self.observed),
+            total(model_trace, self.latent),
+            total(guide_trace, self.latent),
+            kl,
+            latents,
+        )
+
+    def _per_image(self, site: Site, log_prob: Tensor) -> Tensor:
+        """Sum over every plate but those of samples and images, counting each element of a plate."""
+        shape = [1] * -self._sample_dim
+        for frame in site["cond_indep_stack"]:
+            shape[frame.dim] = frame.size
+        log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(shape)))
+        others = [d for d in range(-log_prob.dim(), 0) if d not in (self._sample_dim, self.plate.dim)]
+        return log_prob.sum(others) if others else log_prob
+
+    def _left_aligned(self, site: Site) -> Tensor:
+        """A latent's value with its batch dimensions padded up to that of the samples."""
+        value: Tensor = site["value"]
+        missing = site["fn"].event_dim - self._sample_dim - value.dim()
+        return value.reshape([1] * missing + list(value.shape))
+
+
+@contextmanager
+def evaluating(*modules: Any) -> Iterator[None]:
+    """Modules in eval mode, no gradients, Pyro's checks off, a parameter store of their own; all restored after."""
+    parts = [part for module in modules if isinstance(module, nn.Module) for part in module.modules()]
+    states = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    try:
+        with torch.no_grad(), pyro.validation_enabled(False), pyro.get_param_store().scope():
+            yield
+    finally:
+        for part, training in zip(parts, states, strict=True):
+            part.training = training
+
+
+def take(
+    rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The images at `rows`, and with them the rows of every argument that has one for each image."""
+
+    def pick(value: Any) -> Any:
+        follows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(x)
+        return value[rows] if follows else value
+
+    return x[rows], tuple(map(pick, args)), {name: pick(value) for name, value in (kwargs or {}).items()}
+
+
+def describe(error: BaseException) -> str:
+    """The error's first line, and the last place outside installed libraries that it came from."""
+    text = str(error).strip().splitlines()
+    message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _accepted(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As many of the arguments after x as the function takes by position."""
+    if not args:
+        return args
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return args
+    return args[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1]
+
+
+def _sites(trace: poutine.Trace) -> list[Site]:
+    """Sample statements, without the book-keeping of plates and `pyro.deterministic`."""
+    return [
+        site
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    ]
+
+
+def _log_prob(site: Site) -> Tensor:
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, mask=site["mask"])

@@ -1,0 +1,84 @@
+"""The variational autoencoder."""
+
+from typing import Literal, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.distributions import BernoulliVector
+from ppl_gen.errors import require
+from ppl_gen.nets import Activation, Network, decoder
+
+Likelihood = Literal["bernoulli", "continuous-bernoulli", "normal"]
+
+
+class VAE(nn.Module):
+    """p(z) = N(0, I) and p(x | z) = prod_d Bernoulli(x_d; decoder(z)_d): Kingma and Welling (2014), appendix C.
+
+    :param data_shape: shape of one image.
+    :param data_mean: mean training pixel [data_dim]; the output bias starts at its log-odds.
+    :param latent_dim: size of z.
+    :param hidden_dims: units of the encoder's hidden layers, in its order; the decoder has them in reverse.
+    :param activation: nonlinearity between layers.
+    :param network: mlp, or conv: stride-2 convolutions between the image and the hidden layers.
+    :param channels: features of each convolution, for the conv network.
+    :param likelihood: bernoulli for binary pixels; continuous-bernoulli (Loaiza-Ganem and Cunningham 2019) or normal,
+        with one learned standard deviation, are densities of grey pixels and need binarization none.
+    :param init_output_bias: start the output bias at the data's log-odds (for normal: its mean) rather than near 0.
+    """
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        data_mean: Tensor | None = None,
+        *,
+        latent_dim: int = 20,
+        hidden_dims: tuple[int, ...] = (512,),
+        activation: Activation = "relu",
+        network: Network = "mlp",
+        channels: tuple[int, ...] = (32, 64),
+        likelihood: Likelihood = "bernoulli",
+        init_output_bias: bool = True,
+    ):
+        require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")
+        require(min(hidden_dims, default=1) >= 1, "hidden_dims", hidden_dims, "every layer needs at least 1 unit")
+        require(likelihood in get_args(Likelihood), "likelihood", likelihood, f"choose from {get_args(Likelihood)}")
+        super().__init__()
+        self.hidden_dims, self.activation = hidden_dims, activation
+        self.network, self.channels, self.family = network, channels, likelihood
+        self.decoder, bias = decoder(
+            data_shape,
+            latent_dim,
+            hidden_dims=hidden_dims,
+            activation_name=activation,
+            network=network,
+            channels=channels,
+        )
+        if init_output_bias and data_mean is not None:
+            nn.init.zeros_(bias)
+            bias.data += data_mean if likelihood == "normal" else torch.logit(data_mean)
+        if likelihood == "normal":
+            self.log_scale = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("prior_scale", torch.ones(latent_dim), persistent=False)
+
+    def prior(self) -> dist.Distribution:
+        """p(z), event [latent_dim]."""
+        return dist.Normal(self.prior_loc, self.prior_scale).to_event(1)
+
+    def likelihood(self, z: Tensor) -> dist.Distribution:
+        """p(x | z) for z [..., latent_dim], event [data_dim]."""
+        output = self.decoder(z)
+        if self.family == "normal":
+            return dist.Normal(output, self.log_scale.exp()).to_event(1)
+        if self.family == "continuous-bernoulli":
+            return dist.ContinuousBernoulli(logits=output).to_event(1)
+        return BernoulliVector(output)
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        """p(x, z) over a plate of images; x [images, data_dim], or n images are drawn."""
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z), obs=x)

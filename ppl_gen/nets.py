@@ -1,0 +1,136 @@
+"""Encoder and decoder bodies. Every body maps [..., inputs] to [..., outputs] for any leading batch shape."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.errors import require
+
+Activation = Literal["relu", "tanh", "softplus", "sigmoid", "elu", "gelu", "silu", "leaky-relu"]
+Network = Literal["mlp", "conv"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky-relu": nn.LeakyReLU,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation of that name. Raises `BadInput` for an unknown one."""
+    require(name in _ACTIVATIONS, "activation", name, f"choose from {', '.join(get_args(Activation))}")
+    return _ACTIVATIONS[name]()
+
+
+def mlp(sizes: Sequence[int], activation_name: str) -> nn.Sequential:
+    """Linear layers of the given sizes, input and output included, with the activation between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs), activation(activation_name)]
+    return nn.Sequential(*layers[:-1])
+
+
+class ConvEncoder(nn.Module):
+    """Convolutions with stride 2 over an image of any size, then linear layers: [..., data_dim] to [..., outputs]."""
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        channels: Sequence[int],
+        hidden_dims: Sequence[int],
+        outputs: int,
+        activation_name: str,
+    ):
+        super().__init__()
+        self.sizes = _pyramid(data_shape, channels)
+        layers: list[nn.Module] = []
+        for (inputs, *_), (features, *_) in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+            layers += [nn.Conv2d(inputs, features, 3, stride=2, padding=1), activation(activation_name)]
+        self.convolutions = nn.Sequential(*layers)
+        self.head = mlp([math.prod(self.sizes[-1]), *hidden_dims, outputs], activation_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.convolutions(x.reshape(-1, *self.sizes[0]))
+        return self.head(features.flatten(1)).reshape(*x.shape[:-1], -1)
+
+
+class ConvDecoder(nn.Module):
+    """The mirror image of `ConvEncoder`: [..., inputs] to [..., data_dim], with a bias for each pixel."""
+
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        channels: Sequence[int],
+        hidden_dims: Sequence[int],
+        inputs: int,
+        activation_name: str,
+    ):
+        super().__init__()
+        self.sizes = _pyramid(data_shape, channels)[::-1]
+        self.head = mlp([inputs, *hidden_dims, math.prod(self.sizes[0])], activation_name)
+        layers: list[nn.Module] = []
+        for (features, *small), (outputs, *large) in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+            # A stride of 2 makes 2n - 1 pixels of n; the padding adds the last row or column of an even size.
+            padding = [big - (2 * little - 1) for little, big in zip(small, large, strict=True)]
+            layers += [
+                activation(activation_name),
+                nn.ConvTranspose2d(features, outputs, 3, stride=2, padding=1, output_padding=padding),
+            ]
+        self.convolutions = nn.Sequential(*layers)
+        self.bias = nn.Parameter(torch.zeros(math.prod(self.sizes[-1])))
+
+    def forward(self, z: Tensor) -> Tensor:
+        features = self.head(z).reshape(-1, *self.sizes[0])
+        return self.convolutions(features).reshape(*z.shape[:-1], -1) + self.bias
+
+
+def _pyramid(data_shape: tuple[int, ...], channels: Sequence[int]) -> list[tuple[int, ...]]:
+    """(channels, height, width) of the image and after each convolution with stride 2."""
+    require(len(data_shape) in (2, 3), "network", "conv", f"images must be [height, width], these are {data_shape}")
+    require(len(channels) > 0 and min(channels) > 0, "channels", channels, "one number of at least 1 per convolution")
+    sizes = [tuple(data_shape) if len(data_shape) == 3 else (1, *data_shape)]
+    for features in channels:
+        sizes.append((features, *((side + 1) // 2 for side in sizes[-1][1:])))
+    return sizes
+
+
+def encoder(
+    data_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    hidden_dims: Sequence[int],
+    activation_name: str,
+    network: str,
+    channels: Sequence[int],
+) -> nn.Module:
+    """A body from images [..., data_dim] to [..., outputs]."""
+    if network == "conv":
+        return ConvEncoder(data_shape, channels, hidden_dims, outputs, activation_name)
+    return mlp([math.prod(data_shape), *hidden_dims, outputs], activation_name)
+
+
+def decoder(
+    data_shape: tuple[int, ...],
+    inputs: int,
+    *,
+    hidden_dims: Sequence[int],
+    activation_name: str,
+    network: str,
+    channels: Sequence[int],
+) -> tuple[nn.Module, nn.Parameter]:
+    """A body from [..., inputs] to [..., data_dim], the mirror image of `encoder`, and its output bias [data_dim]."""
+    if network == "conv":
+        conv = ConvDecoder(data_shape, channels, hidden_dims[::-1], inputs, activation_name)
+        return conv, conv.bias
+    body = mlp([inputs, *hidden_dims[::-1], math.prod(data_shape)], activation_name)
+    last = body[-1]
+    assert isinstance(last, nn.Linear)
+    return body, last.bias
