@@ -61,6 +61,8 @@ class Pair:
 
     def __init__(self, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any):
         self.model, self.guide = getattr(model, "model", model), getattr(guide, "guide", guide)
+        if args:
+            self.model, self.guide = _accepting(self.model), _accepting(self.guide)
         self.model_name, self.guide_name = _name(model), _name(guide)
         if len(x) == 0:
             raise BadInput("there are no images")
@@ -91,7 +93,7 @@ class Pair:
         for count in (2, 3, 5):  # the plate whose size follows the number of images is the plate of images
             rows = torch.arange(count, device=x.device) % len(x)
             guide_trace, model_trace = self._first_trace(*take(rows, x, args, kwargs))
-            observed = [site for site in _sites(model_trace) if site["is_observed"]]
+            observed = [site for site in sample_sites(model_trace) if site["is_observed"]]
             if not observed:
                 raise BadInput(f"{self.model_name} observes nothing: give its image site obs=x")
             frames = set.intersection(*(set(site["cond_indep_stack"]) for site in observed))
@@ -104,8 +106,8 @@ class Pair:
             )
         self.plate = candidates[-1][names.pop()]
         self.observed = [site["name"] for site in observed]
-        self.latent = [site["name"] for site in _sites(model_trace) if not site["is_observed"]]
-        proposed = [site["name"] for site in _sites(guide_trace) if not site["is_observed"]]
+        self.latent = [site["name"] for site in sample_sites(model_trace) if not site["is_observed"]]
+        proposed = [site["name"] for site in sample_sites(guide_trace) if not site["is_observed"]]
         for name in self.latent:
             if name not in proposed:
                 raise BadInput(f"{self.guide_name} does not sample '{name}', a latent site of {self.model_name}")
@@ -126,9 +128,12 @@ class Pair:
                     f"{self.guide_name} does not fit {self.model_name}: site '{name}' has event shape {ours} in the "
                     f"guide and {theirs} in the model"
                 )
-        dims = [f.dim for t in (guide_trace, model_trace) for s in _sites(t) for f in s["cond_indep_stack"]]
+        dims = [f.dim for t in (guide_trace, model_trace) for s in sample_sites(t) for f in s["cond_indep_stack"]]
         self.max_plate_nesting = -min(dims)
         self._sample_dim = min(dims) - 1
+        supports = [model_trace.nodes[name]["fn"].support for name in self.observed]
+        self.discrete = all(support.is_discrete for support in supports)
+        """Whether p(x | z) is a probability, not a density."""
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
 
     def _first_trace(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
@@ -138,10 +143,8 @@ class Pair:
         except BadInput:
             raise
         except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            guide_ran = any(frame.name == "replay" or "replay" in frame.filename for frame in frames)
-            who = self.model_name if guide_ran else self.guide_name
-            raise BadInput(f"{who} fails on {len(x)} images: {describe(error)}") from error
+            pair = f"the model {self.model_name} and the guide {self.guide_name}"
+            raise BadInput(f"{pair} fail on {len(x)} images: {describe(error)}") from error
 
     def _trace(
         self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int | None = None
@@ -152,9 +155,9 @@ class Pair:
         if num_samples is not None:
             plate = pyro.plate("_samples", num_samples, dim=self._sample_dim)
             guide, model = plate(guide), plate(model)
-        guide_trace = poutine.trace(guide).get_trace(x, *_accepted(self.guide, args), **kwargs)
+        guide_trace = poutine.trace(guide).get_trace(x, *args, **kwargs)
         model = poutine.replay(model, trace=guide_trace)
-        return guide_trace, poutine.trace(model).get_trace(x, *_accepted(self.model, args), **kwargs)
+        return guide_trace, poutine.trace(model).get_trace(x, *args, **kwargs)
 
     def _can_vectorize(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether an outer plate draws independent samples and changes no density.
@@ -171,8 +174,8 @@ class Pair:
                 guide, model = (poutine.condition(f, values) for f in (self.guide, self.model))
                 alone = self._terms(
                     (
-                        poutine.trace(guide).get_trace(x, *_accepted(self.guide, args), **kwargs),
-                        poutine.trace(model).get_trace(x, *_accepted(self.model, args), **kwargs),
+                        poutine.trace(guide).get_trace(x, *args, **kwargs),
+                        poutine.trace(model).get_trace(x, *args, **kwargs),
                     ),
                     1,
                     3,
@@ -275,17 +278,16 @@ def _name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _accepted(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """As many of the arguments after x as the function takes by position."""
-    if not args:
-        return args
+def _accepting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called with as many of the positional arguments as it takes."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return args
-    return args[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1]
+        return function
+    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return lambda *args, **kwargs: function(*args[:count], **kwargs)
 
 
-def _sites(trace: poutine.Trace) -> list[Site]:
+def sample_sites(trace: poutine.Trace) -> list[Site]:
     """Sample statements, without the book-keeping of plates and `pyro.deterministic`."""
     return [
         site

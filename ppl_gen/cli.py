@@ -1,0 +1,69 @@
+"""The command line: options from dataclasses by tyro, errors in one line, exit statuses.
+
+0: done. 2: bad input, in one line on standard error. 1: failure: a loss that is not finite, or an interrupt.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from ppl_gen.errors import BadInput
+
+T = TypeVar("T")
+
+
+def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
+    """Options from a dataclass. Raises `BadInput` in place of tyro's box of several lines."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(options, args=arguments, prog=program, description=description)
+    except SystemExit as exit:
+        if exit.code in (0, None):
+            raise  # --help
+        raise BadInput(_one_line(errors.getvalue()) + f" (see {program} --help)") from None
+
+
+def _one_line(box: str) -> str:
+    """The message in a box of tyro's: the text above its first rule, and what it thinks was meant."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rows = [row.strip(" │╭╮╰╯") for row in text.splitlines()[1:]]
+    paragraphs: list[list[str]] = [[]]
+    for row in rows:
+        if row and not row.strip("─"):
+            paragraphs.append([])
+        elif row.strip("─"):
+            paragraphs[-1].append(row)
+    message = " ".join(paragraphs[0])
+    for paragraph in paragraphs[1:]:
+        if paragraph and paragraph[0].startswith("Perhaps you meant"):
+            message += f"; did you mean {paragraph[1].split()[0]}?" if len(paragraph) > 1 else ""
+    return message or "the command line cannot be read"
+
+
+def main(command: Callable[[list[str]], Any]) -> NoReturn:
+    """Run a command on `sys.argv` and exit as promised above."""
+    try:
+        command(sys.argv[1:])
+        sys.stdout.flush()
+    except BadInput as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if type(error).__name__ != "Diverged":
+            raise  # a traceback is for our bugs
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)

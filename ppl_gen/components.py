@@ -1,0 +1,159 @@
+"""Finding model and guide classes by name, and their options by signature.
+
+A class in `ppl_gen.models` or `ppl_gen.guides` is known by its name in kebab-case; any other is named as
+`file.py:Class` or `package.module:Class`. There is no list to edit and no base class to inherit: a public class with
+a method `model` (or `guide`) is one.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from ppl_gen.errors import BadInput, near_miss
+from ppl_gen.inference.traces import describe
+
+Kind = Literal["model", "guide"]
+SUPPLIED = {
+    "model": ("data_shape", "data_dim", "data_mean"),
+    "guide": ("data_shape", "data_dim", "data_mean", "latent_dim", "latent_name", "model"),
+}
+"""What a constructor is given if it asks for it by name; all its other arguments are options."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword argument of a constructor, as an option of the command line."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def kebab_case(name: str) -> str:
+    """`BeliefNet` to `belief-net`, `VAE` to `vae`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+
+
+def is_external(reference: str) -> bool:
+    """Whether a reference names code outside the package."""
+    return ":" in reference
+
+
+def known(kind: Kind) -> dict[str, type]:
+    """The package's own classes of a kind, by name."""
+    package = importlib.import_module(f"ppl_gen.{kind}s")
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name, cls in inspect.getmembers(module, inspect.isclass):
+            if cls.__module__ == module.__name__ and not name.startswith("_") and callable(getattr(cls, kind, None)):
+                found[kebab_case(name)] = cls
+    return found
+
+
+def find(kind: Kind, reference: str) -> type:
+    """The class that a reference on the command line names. Raises `BadInput` where there is none."""
+    if not is_external(reference):
+        classes = known(kind)
+        if reference not in classes:
+            hint = near_miss(reference, classes)
+            raise BadInput(f"unknown {kind} '{reference}'{hint} (your own: file.py:Class)")
+        return classes[reference]
+    where, _, name = reference.rpartition(":")
+    module = _import(kind, where)
+    cls = getattr(module, name, None)
+    if not inspect.isclass(cls):
+        classes_there = [n for n, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+        raise BadInput(f"{kind} '{reference}': {where} has no class '{name}'{near_miss(name, classes_there)}")
+    if not callable(getattr(cls, kind, None)):
+        raise BadInput(f"{kind} '{reference}': the class has no method '{kind}(self, x, ...)'")
+    return cls
+
+
+def _import(kind: Kind, where: str) -> ModuleType:
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        path = Path(where)
+        if not path.is_file():
+            raise BadInput(f"{kind} '{where}': no such file")
+        name = "_user_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # type annotations are looked up there
+        spec.loader.exec_module(module)
+        return module
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{kind} '{where}': cannot be imported: {describe(error)}") from error
+
+
+def fingerprint(reference: str) -> str | None:
+    """SHA-256 of the file that an external reference names; None for a module or a class of the package."""
+    path = Path(reference.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
+
+
+def options(kind: Kind, cls: type) -> list[Option]:
+    """The options in a class's signature: every argument that the package does not supply.
+
+    :raises BadInput: for an argument with no type or no default, which cannot be one.
+    """
+    try:
+        hints = typing.get_type_hints(cls.__init__)
+    except NameError as error:
+        raise BadInput(f"{kind} {cls.__name__}: a type in its signature is not defined: {error}") from None
+    helps = _parameter_help(cls)
+    found = []
+    for name, parameter in list(inspect.signature(cls).parameters.items()):
+        if name in SUPPLIED[kind] or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name not in hints or parameter.default is parameter.empty:
+            raise BadInput(
+                f"{kind} {cls.__name__}: its argument '{name}' needs a type and a default to be an option "
+                f"(supplied by name are {', '.join(SUPPLIED[kind])})"
+            )
+        found.append(Option(name, hints[name], parameter.default, helps.get(name, "")))
+    return found
+
+
+def _parameter_help(cls: type) -> dict[str, str]:
+    import docstring_parser
+
+    text = "\n\n".join(inspect.cleandoc(doc) for doc in (cls.__doc__, cls.__init__.__doc__) if doc)
+    return {
+        parameter.arg_name: " ".join((parameter.description or "").split())
+        for parameter in docstring_parser.parse(text).params
+    }
+
+
+def construct(kind: Kind, cls: type, supplied: Mapping[str, Any], chosen: Mapping[str, Any]) -> Any:
+    """An instance, given what it asks for by name and the options that were chosen.
+
+    :raises BadInput: for an option that the class does not have, or a constructor that fails.
+    """
+    names = inspect.signature(cls).parameters
+    option_names = [option.name for option in options(kind, cls)]
+    for name in chosen:
+        if name not in option_names:
+            flag = f"--guide.{name}" if kind == "guide" else f"--{name}"
+            raise BadInput(f"{flag.replace('_', '-')}: {cls.__name__} has no such option{near_miss(name, option_names)}")
+    try:
+        return cls(**{name: value for name, value in supplied.items() if name in names}, **chosen)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{kind} {cls.__name__} cannot be constructed: {describe(error)}") from error

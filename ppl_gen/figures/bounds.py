@@ -1,0 +1,52 @@
+"""How far the bound is from log p(x)."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def bound_against_k(summary: dict[str, Any]) -> Figure:
+    """The IWAE bound against k, from the ELBO at k = 1 to log p(x) at k = S, from an `evaluation.json`."""
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    log_px = summary["log_px"]
+    points = {int(k): entry["mean"] for k, entry in summary["iwae"].items()} | {log_px["num_samples"]: log_px["mean"]}
+    k = sorted(points)
+    axes.plot(k, [points[each] for each in k], "o-", color="black")
+    axes.axhline(log_px["mean"], linestyle="--", color="0.4", linewidth=1)
+    axes.annotate(
+        f"ELBO {summary['elbo']['mean']:.2f}", (1, points[1]), xytext=(8, -3), textcoords="offset points", va="top"
+    )
+    axes.annotate(
+        f"log p(x) ≥ {log_px['mean']:.2f}, S = {log_px['num_samples']}",
+        (1, log_px["mean"]),
+        xytext=(8, -4),
+        textcoords="offset points",
+        va="top",
+    )
+    axes.set_xscale("log")
+    axes.margins(y=0.15)
+    axes.set_xlabel("k, importance samples in the bound")
+    axes.set_ylabel("nats per image")
+    axes.set_title(f"IWAE bound, {summary['num_images']} {summary['split']} images of {summary['data']}")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def gap_histogram(gap: np.ndarray, untrusted: np.ndarray) -> Figure:
+    """Histogram over images of log p(x) - ELBO in nats; images whose k-hat is too high are hatched."""
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    bins = np.histogram_bin_edges(gap, bins=min(60, max(5, len(gap) // 10)))
+    groups = [gap[untrusted], gap[~untrusted]]
+    labels = [f"k-hat too high: at least ({untrusted.mean():.1%})", "trusted"]
+    _, _, bars = axes.hist(groups, bins=bins, stacked=True, label=labels, color=["white", "0.6"], edgecolor="black", linewidth=0.4)
+    for bar in bars[0]:
+        bar.set_hatch("////")
+    axes.axvline(gap.mean(), color="black", linestyle="--", label=f"mean {gap.mean():.2f}")
+    axes.set_xlabel("gap: log p(x) - ELBO, nats")
+    axes.set_ylabel("images")
+    axes.set_title("What the bound leaves out, image by image")
+    axes.legend()
+    return figure

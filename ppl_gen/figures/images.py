@@ -1,0 +1,44 @@
+"""Images in a grid, and originals beside reconstructions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def _show(axes: object, image: np.ndarray) -> None:
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")  # type: ignore[attr-defined]
+    axes.set_xticks([])  # type: ignore[attr-defined]
+    axes.set_yticks([])  # type: ignore[attr-defined]
+
+
+def _mosaic(images: np.ndarray, columns: int) -> np.ndarray:
+    """[n, height, width] as one picture with white lines between the images."""
+    rows = -(-len(images) // columns)
+    padded = np.zeros((rows * columns, *(side + 2 for side in images.shape[1:])))
+    padded[: len(images), 1:-1, 1:-1] = images
+    height, width = padded.shape[1:]
+    return padded.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+
+
+def samples(means: np.ndarray, draws: np.ndarray, columns: int = 5) -> Figure:
+    """Samples from the prior: E[x | z] beside draws x ~ p(x | z) of the same z, both [n, height, width]."""
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    for axes, images, title in zip(
+        figure.subplots(1, 2), (means, draws), ("mean E[x | z], z ~ p(z)", "draw x ~ p(x | z), same z"), strict=True
+    ):
+        _show(axes, _mosaic(images, columns))
+        axes.set_title(title)
+    figure.suptitle("Samples from the model")
+    return figure
+
+
+def reconstructions(originals: np.ndarray, means: np.ndarray, split: str) -> Figure:
+    """Originals above E[x | z], z ~ q(z | x); both [n, height, width]."""
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    rows: Sequence[tuple[np.ndarray, str]] = ((originals, "x"), (means, "E[x | z]"))
+    for axes, (images, label) in zip(figure.subplots(2, 1), rows, strict=True):
+        _show(axes, _mosaic(images, len(images)))
+        axes.set_ylabel(label, rotation=0, ha="right", va="center")
+    figure.suptitle(f"{split.capitalize()} images and their reconstructions, z ~ q(z | x)")
+    return figure

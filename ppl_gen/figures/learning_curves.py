@@ -1,0 +1,30 @@
+"""The ELBO and its two terms through training."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
+    """Train and validation curves from the lines of `metrics.jsonl`, in nats per image.
+
+    The first point, before training, is left out of the axes where it would flatten the rest, and said in the title.
+    """
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    shown = metrics[1:] if len(metrics) > 2 else metrics
+    titles = {"elbo": "ELBO", "reconstruction": "reconstruction: E[log p(x | z)]", "kl": "KL: E[log q(z | x) - log p(z)]"}
+    for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for split, style in (("train", "-"), ("validation", "--")):
+            points = [(line["epoch"], line[split][key]) for line in shown if split in line]
+            if points:
+                marker = "o" if len(points) < 3 else ""
+                axes.plot(*zip(*points, strict=True), style, color="black", marker=marker, label=split)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("nats per image")
+    figure.axes[0].legend()
+    before = metrics[0].get("validation", metrics[0]["train"])["elbo"]
+    figure.suptitle(f"Learning curves (before training the ELBO is {before:.1f})", fontsize=11)
+    return figure

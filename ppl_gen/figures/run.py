@@ -1,0 +1,60 @@
+"""All pictures of a run, into its `figures/`."""
+
+import sys
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_gen.data import Data
+from ppl_gen.figures.bounds import bound_against_k, gap_histogram
+from ppl_gen.figures.images import reconstructions, samples
+from ppl_gen.figures.learning_curves import learning_curves
+from ppl_gen.inference.traces import Pair, describe, evaluating
+from ppl_gen.runs import Run
+
+
+def draw_training(run: Run, model: nn.Module, guide: nn.Module, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
+    """Learning curves, samples and reconstructions."""
+    _save(run, "learning_curves", learning_curves(run.metrics()))
+    side = data.shape[-2:] if len(data.shape) > 1 else (1, *data.shape)
+
+    def images(values: Tensor) -> np.ndarray:
+        """The first channel of each image."""
+        pictures = values.detach().cpu().reshape(len(values), -1, *side)[:, 0]
+        return pictures.clamp(0, 1).numpy()
+
+    with evaluating(model, guide), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
+        torch.manual_seed(0)
+        try:
+            site = poutine.trace(pair.model).get_trace(n=25).nodes[pair.observed[0]]
+            _save(run, "samples", samples(images(site["fn"].mean), images(site["value"])))
+        except Exception as error:  # a user's model need not draw images, but then it says so
+            print(f"warning: no picture of samples: model(n=25) fails: {describe(error)}", file=sys.stderr)
+        split = "test"
+        x = data.targets(split)[:10]
+        labels = data.split(split).labels
+        args = (labels[:10],) if len(batch) > 1 and labels is not None else ()
+        guide_trace = poutine.trace(pair.guide).get_trace(x, *args)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
+        means = model_trace.nodes[pair.observed[0]]["fn"].mean
+        _save(run, "reconstructions", reconstructions(images(x), images(means), split))
+
+
+def draw_evaluation(run: Run) -> None:
+    """The bound against k and the histogram of the gap, from the run's evaluation."""
+    import xarray
+
+    summary = run.read_json("evaluation.json")
+    assert summary is not None
+    with xarray.open_dataset(run.path / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
+        gap, khat = dataset["gap"].values, dataset["khat"].values
+    threshold = summary.get("khat", {}).get("threshold", np.inf)
+    _save(run, "bound_against_k", bound_against_k(summary))
+    _save(run, "gap_histogram", gap_histogram(gap, khat > threshold))
+
+
+def _save(run: Run, name: str, figure: Figure) -> None:
+    run.write_file(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=120))

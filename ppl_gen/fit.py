@@ -1,0 +1,312 @@
+"""`python -m ppl_gen.fit MODEL`: train, evaluate, draw."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from ppl_gen import cli, components
+from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.errors import BadInput, require
+from ppl_gen.evaluate import EvaluationOptions, evaluate, table
+from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.loading import Config, assemble, changed_files, config_of, read_pair
+from ppl_gen.runs import Run, check_new
+from ppl_gen.training import TrainingOptions, resolve_device, train
+
+PROGRAM = "python -m ppl_gen.fit"
+
+
+def fit(config: Config, out: str | Path | None = None, *, quiet: bool = False) -> Run:
+    """Train a model and a guide, evaluate them and draw the pictures.
+
+    :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
+    :param quiet: print nothing.
+    :raises BadInput: before anything is written, if the configuration cannot work.
+    """
+    out = None if out is None else Path(out)
+    check_new(out)
+    data, model, guide, pair, batch = _prepare(config, quiet)
+    _check_binarization(pair, data)
+    stem = "-".join(_short(name) for name in (config.model, config.guide, data.name))
+    run = Run.create(out, stem, config.to_json(data))
+    _finish(run, config, data, model, guide, pair, batch, quiet)
+    return run
+
+
+def resume(path: str | Path, *, model: str | None = None, guide: str | None = None, quiet: bool = False) -> Run:
+    """Continue an interrupted run to the numbers it would have had; a finished one is drawn again.
+
+    :param model: the `file.py:Class` of a model of your own, named again.
+    :param guide: likewise for a guide.
+    """
+    run = Run.open(Path(path))
+    config = config_of(run, model=model, guide=guide)
+    for file in changed_files(run, config):
+        print(f"warning: {file} has changed since the run was started", file=sys.stderr)
+    _finish(run, config, *_prepare(config, quiet), quiet)
+    return run
+
+
+def dry_run(config: Config) -> str:
+    """Check a pair on 8 images: data, sites, shapes, densities, and a gradient for every parameter.
+
+    :returns: a report.
+    :raises BadInput: if the pair cannot be fitted.
+    """
+    data, model, guide, pair, batch = _prepare(config, True)
+    _check_binarization(pair, data)
+    lines = [f"{len(batch[0])} images of {data.name}, {data.shape}, binarization {data.binarization}"]
+    lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
+    lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]
+    lines.append("samples of z are drawn " + ("in one call" if pair.vectorized else "by repeating the batch"))
+    missing = _without_gradient(config, model, guide, pair, batch)
+    counted = sum(1 for _ in nn.ModuleDict({"model": model, "guide": guide}).parameters())
+    lines.append(f"{counted - len(missing)} of {counted} parameters have a gradient")
+    lines += [f"  no gradient: {name}" for name in missing]
+    return "\n".join(lines)
+
+
+# Steps of a fit ------------------------------------------------------------------------------------------------
+
+
+def _prepare(config: Config, quiet: bool) -> tuple[Data, nn.Module, nn.Module, Pair, tuple[Tensor, ...]]:
+    """Data, model and guide, checked against each other."""
+    require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
+    device = resolve_device(config.training.device)
+    data = load_data(config.data)
+    if data.notice and not quiet:
+        print(f"*** {data.notice} ***", flush=True)
+    data = data.to(device)
+    model, guide = assemble(config, data)
+    pair, batch = read_pair(model, guide, data)
+    _check_contract(model, guide, pair, batch)
+    with evaluating(model, guide):
+        objective(config.training.objective, pair, *batch, num_particles=config.training.num_particles)
+    missing = _without_gradient(config, model, guide, pair, batch)
+    if missing and not quiet:
+        print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
+    return data, model, guide, pair, batch
+
+
+def _finish(
+    run: Run,
+    config: Config,
+    data: Data,
+    model: nn.Module,
+    guide: nn.Module,
+    pair: Pair,
+    batch: tuple[Tensor, ...],
+    quiet: bool,
+) -> None:
+    """Whatever of training, evaluation and pictures the run does not have yet."""
+    from ppl_gen.figures.run import draw_evaluation, draw_training
+
+    if not quiet:
+        splits = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} images"
+        print(f"run: {run.path}\ndata: {data.name}, train / validation / test {splits}", flush=True)
+    try:
+        train(model, guide, data, config.training, run, quiet)
+        summary = run.read_json("evaluation.json")
+        if summary is None:
+            options = EvaluationOptions(device=config.training.device)
+            summary = evaluate(run, config, model, guide, data, options, quiet)
+    except KeyboardInterrupt:
+        again = "".join(
+            f" --{kind} {name}"
+            for kind, name in (("model", config.model), ("guide", config.guide))
+            if components.is_external(name)
+        )
+        raise KeyboardInterrupt(f"continue with: {PROGRAM} --resume {run.path}{again}") from None
+    draw_training(run, model, guide, data, pair, batch)
+    draw_evaluation(run)
+    if not quiet:
+        print(f"\n{table(summary)}\n\npictures in {run.path / 'figures'}")
+
+
+def _check_binarization(pair: Pair, data: Data) -> None:
+    if not pair.discrete and data.binarization != "none":
+        raise BadInput(
+            f"--binarization {data.binarization}: {pair.model_name} has a density of grey pixels, not a probability of "
+            "binary ones; add --binarization none"
+        )
+
+
+def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...]) -> None:
+    """`prior()` and `likelihood(z)` say what `model` does, and `posterior(encode(x))` what `guide` does, or the fit is
+    refused: other parts of the package use the one where these use the other."""
+    if len(pair.latent) != 1 or len(batch) > 1:
+        return
+    x, name = batch[0], pair.latent[0]
+    with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        terms = pair.terms(x)
+        z = terms.latents.get(name)
+        if z is None:
+            return
+        z = z[0]
+        checks = []
+        if hasattr(model, "prior") and hasattr(model, "likelihood"):
+            joint = model.prior().log_prob(z) + model.likelihood(z).log_prob(x)
+            checks.append((joint, terms.log_prior + terms.log_likelihood, "prior() and likelihood(z)", "model", model))
+        if hasattr(guide, "encode") and hasattr(guide, "posterior"):
+            checks.append((guide.posterior(guide.encode(x)).log_prob(z), terms.log_guide, "posterior(encode(x))", "guide", guide))
+    for ours, theirs, what, kind, owner in checks:
+        if ours.shape != theirs[0].shape or not torch.allclose(ours, theirs[0], rtol=1e-4, atol=1e-3):
+            raise BadInput(f"{kind} {type(owner).__name__}: {what} and {kind}() disagree on the log-density of 8 images")
+
+
+def _without_gradient(
+    config: Config, model: nn.Module, guide: nn.Module, pair: Pair, batch: tuple[Tensor, ...]
+) -> list[str]:
+    """Names of the trainable parameters that one step of the objective would leave where they are.
+
+    Raises `BadInput` for parameters that are not a module's own: they would be neither trained nor saved.
+    """
+    import pyro
+    from pyro import poutine
+
+    modules = nn.ModuleDict({"model": model, "guide": guide})
+    own = {id(parameter) for parameter in modules.parameters()}
+    with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
+        elbo = objective(config.training.objective, pair, *batch, num_particles=config.training.num_particles)
+        with poutine.trace(param_only=True) as trace, pyro.validation_enabled(False):
+            loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
+        for name, site in trace.trace.nodes.items():
+            if site["type"] == "param" and id(site["value"].unconstrained()) not in own:
+                raise BadInput(f"pyro.param('{name}') belongs to no module: make it an nn.Parameter of model or guide")
+        if not loss.isfinite():
+            raise BadInput(f"the objective is {float(loss)} on {len(batch[0])} images before training")
+        named = [(name, parameter) for name, parameter in modules.named_parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+    return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _short(reference: str) -> str:
+    return components.kebab_case(reference.rpartition(":")[2])
+
+
+# The command line ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What comes after training, and where it goes."""
+
+    num_samples: int = 1000
+    """Importance samples of z per image for log p(x) after training."""
+    out: Path | None = None
+    """The run directory itself; by default runs/<model>-<guide>-<data>-<number>."""
+    dry_run: bool = False
+    """Only check model, guide and data on 8 images."""
+
+
+@dataclass(frozen=True)
+class ResumeCommand:
+    resume: Path
+    """The run directory."""
+    model: str | None = None
+    """file.py:Class of the model, again, if it is your own."""
+    guide: str | None = None
+    """file.py:Class of the guide, again, if it is your own."""
+
+
+def options_class(kind: components.Kind, cls: type) -> type:
+    """A dataclass of the options in the signature of a model or guide class."""
+    return make_dataclass(
+        f"{cls.__name__}Options",
+        [
+            (option.name, Annotated[option.type, tyro.conf.arg(help=option.help)], field(default=option.default))
+            for option in components.options(kind, cls)
+        ],
+        frozen=True,
+    )
+
+
+def command_class(model: str, guide: str) -> type:
+    """The options of `fit` for a model and a guide: their own, and those that all share."""
+    parts: dict[str, type] = {
+        "model_options": options_class("model", components.find("model", model)),
+        "data": DataOptions,
+        "training": TrainingOptions,
+        "output": OutputOptions,
+    }
+    taken: dict[str, str] = {}
+    for part, cls in parts.items():
+        for option in fields(cls):
+            if option.name in taken:
+                raise BadInput(f"model {model}: its option '{option.name}' is already one of every fit; rename it")
+            taken[option.name] = part
+    flat = [
+        (part, Annotated[cls, tyro.conf.arg(name="")], field(default_factory=cls)) for part, cls in parts.items()
+    ]
+    guide_options = options_class("guide", components.find("guide", guide))
+    return make_dataclass(
+        "FitCommand",
+        [
+            *flat,
+            ("guide", Annotated[str, tyro.conf.arg(help=f"one of {', '.join(components.known('guide'))}, or file.py:Class")], field(default="normal")),
+            ("guide_options", Annotated[guide_options, tyro.conf.arg(name="guide")], field(default_factory=guide_options)),
+        ],
+        frozen=True,
+    )  # fmt: skip
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    """The last value of `--flag value` or `--flag=value`."""
+    found = None
+    for index, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+        elif argument == flag and index + 1 < len(arguments):
+            found = arguments[index + 1]
+    return found
+
+
+def _asdict(options: Any) -> Mapping[str, Any]:
+    return {option.name: getattr(options, option.name) for option in fields(options)}
+
+
+def command(arguments: list[str]) -> None:
+    resuming = _value_of("--resume", arguments) is not None
+    named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
+    if resuming:
+        rest = ["--model", *arguments] if named else arguments
+        given = cli.parse(ResumeCommand, rest, PROGRAM, "Continue an interrupted run; its options are its own.")
+        resume(given.resume, model=given.model, guide=given.guide)
+        return
+    models = ", ".join(components.known("model"))
+    asks_help = "-h" in arguments or "--help" in arguments
+    if not named and not asks_help:
+        raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
+    model = named[0] if named else "vae"
+    guide = _value_of("--guide", arguments) or "normal"
+    description = (
+        f"Train {model}, compare its ELBO with importance-sampled log p(x), draw pictures. Models: {models}, or "
+        f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
+    )
+    chosen: Any = cli.parse(
+        command_class(model, guide), arguments[len(named) :], f"{PROGRAM} {model if named else 'MODEL'}", description
+    )
+    config = Config(
+        model=model,
+        model_options=_asdict(chosen.model_options),
+        guide=chosen.guide,
+        guide_options=_asdict(chosen.guide_options),
+        data=chosen.data,
+        training=chosen.training,
+        num_samples=chosen.output.num_samples,
+    )
+    if chosen.output.dry_run:
+        print(dry_run(config))
+    else:
+        fit(config, chosen.output.out)
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,218 @@
+"""From a configuration, or the directory of a run, to a model, a guide and data."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from ppl_gen import components
+from ppl_gen.components import construct, find, is_external
+from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.runs import Run
+from ppl_gen.training import TrainingOptions, load_weights, prefixed, takes_labels
+
+Checkpoint = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run. Model and guide are names of the package's own, or `file.py:Class`."""
+
+    model: str = "vae"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    guide: str = "normal"
+    guide_options: Mapping[str, Any] = field(default_factory=dict)
+    data: DataOptions = field(default_factory=DataOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    num_samples: int = 1000
+    """Importance samples per image for log p(x) after training."""
+
+    def to_json(self, data: Data) -> dict[str, Any]:
+        """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
+        model_options = _resolved("model", find("model", self.model), self.model_options)
+        guide_options = _resolved("guide", find("guide", self.guide), self.guide_options)
+        return {
+            "model": self.model,
+            "model_options": model_options,
+            "model_sha256": components.fingerprint(self.model),
+            "guide": self.guide,
+            "guide_options": guide_options,
+            "guide_sha256": components.fingerprint(self.guide),
+            # The data set that it became, so that nothing is left to what is on disk next time.
+            "data": asdict(self.data) | {"data": data.name if self.data.data == "auto" else self.data.data},
+            "data_name": data.name,
+            "data_notice": data.notice,
+            "training": asdict(self.training),
+            "num_samples": self.num_samples,
+            "versions": {name: version(name) for name in ("ppl_gen", "torch", "pyro-ppl", "numpy")}
+            | {"python": platform.python_version()},
+            "num_threads": torch.get_num_threads(),
+            "git_commit": _git_commit(),
+            "command": sys.argv,
+        }
+
+
+class Loaded(NamedTuple):
+    """What `load` returns."""
+
+    model: nn.Module
+    guide: nn.Module
+    data: Data
+    config: dict[str, Any]
+
+
+def _resolved(kind: components.Kind, cls: type, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    return {option.name: chosen.get(option.name, option.default) for option in components.options(kind, cls)}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the package runs from, if it does."""
+    folder = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+        return run.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
+    """Model and guide with the weights that training starts from, on the data's device.
+
+    :raises BadInput: for classes, options or shapes that do not fit one another.
+    """
+    model_class, guide_class = find("model", config.model), find("guide", config.guide)
+    device = data.train.images.device
+    supplied: dict[str, Any] = {"data_shape": data.shape, "data_dim": data.dim, "data_mean": data.mean().cpu()}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.training.seed)
+        model = construct("model", model_class, supplied, config.model_options)
+        name, shape = _latent_site(model)
+        supplied |= {"model": model, "latent_name": name, "latent_dim": shape[0] if shape else 1}
+        guide = construct("guide", guide_class, supplied, config.guide_options)
+    for part, kind in ((model, "model"), (guide, "guide")):
+        if not isinstance(part, nn.Module):
+            raise BadInput(f"{kind} {type(part).__name__} must be a torch.nn.Module")
+    return model.to(device), guide.to(device)
+
+
+def _latent_site(model: Any) -> tuple[str | None, tuple[int, ...]]:
+    """Name and event shape of the model's one latent site; no name if there are several."""
+    from pyro import poutine
+
+    from ppl_gen.inference.traces import describe, sample_sites
+
+    try:
+        with evaluating(model), torch.random.fork_rng([]):
+            sites = sample_sites(poutine.trace(model.model).get_trace())
+    except Exception as error:  # somebody else's code
+        raise BadInput(f"model {type(model).__name__} cannot be sampled with model(): {describe(error)}") from error
+    latents = [site for site in sites if not site["is_observed"] and site["name"] != "x"]
+    if len(latents) != 1:
+        return None, ()
+    return latents[0]["name"], tuple(latents[0]["fn"].event_shape)
+
+
+def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) -> tuple[Pair, tuple[Any, ...]]:
+    """The pair as read on the first few training images, and these images with their labels."""
+    index = torch.arange(min(count, len(data.train)), device=data.train.images.device)
+    labels = data.train.labels if takes_labels(model, guide) else None
+    batch = (data.targets("train")[index], *(() if labels is None else (labels[index],)))
+    with evaluating(model, guide):
+        return Pair(model, guide, *batch), batch
+
+
+def load(
+    run: str | Path,
+    guide: str | None = None,
+    *,
+    model: str | None = None,
+    checkpoint: Checkpoint = "last",
+    device: str = "cpu",
+) -> Loaded:
+    """Model, guide, data and configuration of a run.
+
+    :param guide: the `file.py:Class` of a run that was fitted with a guide of your own. It must be named again: code
+        is never run because a run directory points to it.
+    :param model: likewise for a model of your own.
+    :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
+    :raises BadInput: for a directory that is no run, a damaged checkpoint, or one that does not match its config.
+    """
+    opened = Run.open(Path(run))
+    config = config_of(opened, model=model, guide=guide)
+    data = load_data(config.data).to(device)
+    pair = assemble(config, data)
+    load_checkpoint(opened, *pair, checkpoint)
+    return Loaded(*pair, data, opened.config)
+
+
+def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the weights of a run into a model and a guide."""
+    content = run.load_checkpoint()
+    if content is None:
+        raise BadInput(f"{run.path}: has no checkpoint; train it with --resume {run.path}")
+    tensors = prefixed(content[0], f"{checkpoint}.")
+    if not tensors:
+        raise BadInput(f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split")
+    load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
+
+
+def config_of(run: Run, *, model: str | None = None, guide: str | None = None) -> Config:
+    """The configuration of a run. Raises `BadInput` where code outside the package is not named again by the user."""
+    content = run.config
+    try:
+        named: dict[components.Kind, str] = {"model": content["model"], "guide": content["guide"]}
+        for kind, given in (("model", model), ("guide", guide)):
+            recorded = named[kind]  # type: ignore[index]
+            if given is None:
+                if is_external(recorded):
+                    how = f"--{kind} {recorded}"
+                    raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; name it again: {how}")
+            elif given.rpartition(":")[2] != recorded.rpartition(":")[2]:
+                raise BadInput(f"--{kind} {given}: {run.path} was fitted with {recorded}")
+            else:
+                named[kind] = given  # type: ignore[index]
+        return Config(
+            model=named["model"],
+            model_options=_tuples(content["model_options"]),
+            guide=named["guide"],
+            guide_options=_tuples(content["guide_options"]),
+            data=DataOptions(**content["data"]),
+            training=TrainingOptions(**content["training"]),
+            num_samples=content["num_samples"],
+        )
+    except BadInput:
+        raise
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{run.path / 'config.json'}: damaged: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def changed_files(run: Run, config: Config) -> list[str]:
+    """External files that are not what they were when the run was made."""
+    pairs = (("model", config.model), ("guide", config.guide))
+    return [
+        reference
+        for kind, reference in pairs
+        if is_external(reference) and components.fingerprint(reference) != run.config.get(f"{kind}_sha256")
+    ]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists are the signatures' tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

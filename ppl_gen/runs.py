@@ -1,0 +1,215 @@
+"""The run directory: everything of a run that is written to or read from disk.
+
+Every file but `metrics.jsonl` is written under a temporary name and renamed, so that a run killed at any moment holds
+whole files only. `metrics.jsonl` is appended to, and cut back to the checkpoint on resuming. Nothing that is read
+here can run code.
+"""
+
+import itertools
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_gen.errors import BadInput
+
+FORMAT = 1
+"""Version of the layout. A run from a later version is refused."""
+
+
+class Run:
+    """A directory with the files of one run."""
+
+    def __init__(self, path: Path, config: dict[str, Any]):
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, out: Path | None, stem: str, config: dict[str, Any]) -> "Run":
+        """A new run directory, complete with its `config.json` from the first moment that it exists.
+
+        :param out: the directory; if None, `runs/<stem>-<number>` with the first number that is free.
+        :raises BadInput: if it exists or cannot be written.
+        """
+        parent = Path("runs") if out is None else out.parent
+        check_new(out)
+        config = {"format": FORMAT, **config}
+        scratch = parent / f".{stem.replace('/', '-')}-{os.getpid()}.tmp"
+        with _told(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            scratch.mkdir()
+            try:
+                _write(scratch / "config.json", _json(config))
+                path = out or next(p for n in itertools.count(1) if not (p := parent / f"{stem}-{n}").exists())
+                os.rename(scratch, path)  # fails on a directory that another process has filled meanwhile
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """An existing run. Raises `BadInput` if it is none, is damaged, or is from a later version."""
+        file = path / "config.json"
+        if not path.is_dir():
+            raise BadInput(f"{path}: no such run directory")
+        if not file.is_file():
+            raise BadInput(f"{path}: not a run directory: it has no config.json")
+        try:
+            config = json.loads(file.read_text())
+            version = config["format"]
+            if not isinstance(version, int):
+                raise TypeError("format is no number")
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{file}: damaged, or not written by ppl_gen ({error})") from None
+        if version > FORMAT:
+            raise BadInput(f"{path}: from a later version of ppl_gen (format {version}, this one reads {FORMAT}); upgrade")
+        return cls(path, config)
+
+    # JSON, arrays and pictures ---------------------------------------------------------------------------------
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        with _told(self.path):
+            _write(self.path / name, _json(content))
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text())  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise BadInput(f"{path}: damaged ({error}); delete it and evaluate again") from None
+
+    def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Let `write` make the file under a temporary name, then put it in place."""
+        final = self.path / name
+        scratch = final.with_name(f".{final.name}.tmp{final.suffix}")
+        with _told(self.path):
+            final.parent.mkdir(exist_ok=True)
+            try:
+                write(scratch)
+                os.replace(scratch, final)
+            finally:
+                scratch.unlink(missing_ok=True)
+
+    # Metrics ---------------------------------------------------------------------------------------------------
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        with _told(self.path), open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(_finite(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of `metrics.jsonl`; a line cut off by a kill ends the list."""
+        lines = []
+        try:
+            for text in (self.path / "metrics.jsonl").read_text().splitlines():
+                lines.append(json.loads(text))
+        except (FileNotFoundError, ValueError):
+            pass
+        return lines
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop what was measured after `step`."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        with _told(self.path):
+            _write(self.path / "metrics.jsonl", "".join(kept).encode())
+
+    # Checkpoint ------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        """Tensors by name, and a JSON object of everything else."""
+        from safetensors.torch import save
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {"state": json.dumps(state), "crc32": str(_checksum(tensors))}
+        with _told(self.path):
+            _write(self.checkpoint_path, save(tensors, metadata))
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save_checkpoint` wrote; None if nothing was. Raises `BadInput` if it is damaged."""
+        from safetensors import safe_open
+
+        path = self.checkpoint_path
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = json.loads(metadata["state"])
+            intact = metadata["crc32"] == str(_checksum(tensors))
+        except Exception as error:  # safetensors has no one error of its own
+            raise BadInput(f"{path}: damaged, or no checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
+        if not intact:
+            raise BadInput(f"{path}: damaged: its checksum does not match")
+        return tensors, state
+
+
+def check_new(out: Path | None) -> None:
+    """Raise `BadInput` early if a run directory exists, or cannot be made."""
+    if out is None:
+        return
+    if out.exists():
+        raise BadInput(f"--out {out}: exists already; name a new directory, or continue it with --resume {out}")
+    parent = next(folder for folder in (out.parent, *out.parent.parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput(f"--out {out}: cannot be written: no permission in {parent}, or not a directory")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A full disk or a missing permission, told in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"{error.filename or path}: cannot be written: {error.strerror or error}; what was saved before is intact"
+        ) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(_finite(content), indent=2) + "\n").encode()
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no NaN: a number that does not exist is null, and a term that does not exist is absent."""
+    if isinstance(content, dict):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        checksum = zlib.crc32(content, zlib.crc32(name.encode(), checksum))
+    return checksum

@@ -1,0 +1,398 @@
+"""The one training loop.
+
+`SVI` steps a Pyro pair on batches of images. The plate of images is unscaled and the loss is divided by the batch
+size, so that the loss is nats per image and no scale enters the log-weights of any objective.
+
+A checkpoint holds everything that the next step depends on: weights, optimizer, step, and the state of the random
+number generators. The order of the images in an epoch depends on the seed and the epoch alone. A resumed run thus ends
+with the same weights, bit for bit, as one that was never interrupted, on the same machine and number of threads.
+"""
+
+import inspect
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.infer import SVI
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ppl_gen.data import Data
+from ppl_gen.errors import BadInput, require
+from ppl_gen.inference.importance import elbo_terms
+from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
+from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.runs import Run
+
+_MONITOR_IMAGES = 10_000  # of the training split, to be measured as the validation split is
+_MONITOR_SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
+
+_NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train."""
+
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step."""
+    learning_rate: float = 1e-3
+    """Of Adam; the peak of a schedule."""
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    """cosine: falls to 0; one-cycle: rises for 30 % of the steps, then falls to 0, both as a cosine."""
+    clip_grad_norm: float | None = None
+    """Scale gradients whose norm is larger down to this."""
+    objective: str = "elbo"
+    """elbo: every term sampled; elbo-analytic-kl: the KL term in closed form."""
+    num_particles: int = 1
+    """Samples of z per image in each step."""
+    kl_warmup: int = 0
+    """Epochs over which the weight of the KL term rises from 0 to 1; 0: none."""
+    seed: int = 0
+    """Of weights, order of images and noise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products in training: highest is float32; high and medium allow TF32 and bfloat16, where
+    the hardware has them. Evaluation always uses highest."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "num_particles", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be above 0")
+        require(self.kl_warmup >= 0, "kl_warmup", self.kl_warmup, "must be at least 0")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+        if self.clip_grad_norm is not None:
+            require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of step `step` of `total`."""
+        done = step / total
+        if self.schedule == "cosine":
+            return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        if self.schedule == "one-cycle":
+            rising = done < 0.3
+            phase = done / 0.3 - 1 if rising else (done - 0.3) / 0.7
+            low = 0.04 if rising else 0.0
+            return self.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * phase)) / 2)
+        return self.learning_rate
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite. The last checkpoint is kept."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` names here. Raises `BadInput` for cuda where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: torch finds no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+class _OneOptimizer(PyroOptim):
+    """One fused Adam over all parameters, behind Pyro's interface, which would make one per parameter.
+
+    SVI hands over the parameters that it saw as a set; the order of a set of tensors varies between processes, so the
+    optimizer is built once from the modules' named parameters.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], options: TrainingOptions):
+        self.parameters = parameters
+        self.adam = torch.optim.Adam(parameters, lr=options.learning_rate, fused=True)
+        self.clip_grad_norm = options.clip_grad_norm
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
+        self.adam.step()
+        self.adam.zero_grad()
+
+
+def train(
+    model: nn.Module, guide: nn.Module, data: Data, options: TrainingOptions, run: Run, quiet: bool = False
+) -> None:
+    """Train a pair from the run's checkpoint, or from the start if there is none, to the last epoch.
+
+    The first signal of an interrupt finishes the step, writes a checkpoint and raises `KeyboardInterrupt`.
+
+    :param data: on the device of the modules.
+    :param quiet: no progress on standard error.
+    :raises Diverged: when the loss is not finite.
+    :raises BadInput: for a pair or an objective that cannot be trained, or a checkpoint that does not fit.
+    """
+    device = data.train.images.device
+    precision = torch.get_float32_matmul_precision()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        torch.set_float32_matmul_precision(options.matmul_precision)
+        with pyro.get_param_store().scope(), torch.random.fork_rng(devices), _interrupts() as interrupted:
+            torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
+            _train(model, guide, data, options, run, interrupted, quiet)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _train(
+    model: nn.Module,
+    guide: nn.Module,
+    data: Data,
+    options: TrainingOptions,
+    run: Run,
+    interrupted: threading.Event,
+    quiet: bool,
+) -> None:
+    count, size = len(data.train), options.batch_size
+    steps_per_epoch = math.ceil(count / size)
+    total = options.epochs * steps_per_epoch
+
+    modules = nn.ModuleDict({"model": model, "guide": guide})
+    parameters = [parameter for _, parameter in modules.named_parameters() if parameter.requires_grad]
+    if not parameters:
+        raise BadInput("neither model nor guide has a parameter to train")
+    optimizer = _OneOptimizer(parameters, options)
+    labels = data.train.labels if takes_labels(model, guide) else None
+    first = torch.arange(min(8, count), device=data.train.images.device)
+    args = () if labels is None else (labels[first],)
+    with evaluating(model, guide):
+        pair = Pair(model, guide, data.batch(first), *args)
+        elbo = objective(options.objective, pair, data.batch(first), *args, num_particles=options.num_particles)
+    warmup = ScaleLatents()
+    loss, loss_and_grads = _losses(elbo)
+    functions = [scaled(f, warmup) if options.kl_warmup else f for f in (pair.model, pair.guide)]
+    svi = SVI(*functions, optimizer, loss=loss, loss_and_grads=loss_and_grads)
+
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "loss_sum": 0.0, "seconds": 0.0, "best": None}
+    best: dict[str, Tensor] = {}
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        tensors, state = checkpoint
+        best = {name: tensor for name, tensor in tensors.items() if name.startswith("best.")}
+        _restore(modules, optimizer.adam, tensors, run)
+    run.cut_metrics(state["step"] if checkpoint is not None else -1)
+    started = time.perf_counter() - state["seconds"]
+
+    def save() -> None:
+        state["seconds"] = time.perf_counter() - started
+        run.save_checkpoint(_snapshot(modules, optimizer.adam) | best, state)
+
+    monitored = {"train": _targets(data, "train", _MONITOR_IMAGES, labels is not None)}
+    if len(data.validation):
+        monitored["validation"] = _targets(data, "validation", len(data.validation), labels is not None)
+
+    def measure(mean_loss: float | None) -> dict[str, Any]:
+        nonlocal best
+        line: dict[str, Any] = {
+            "epoch": state["epoch"],
+            "step": state["step"],
+            "seconds": time.perf_counter() - started,
+            "learning_rate": options.rate(state["step"], total),
+        }
+        if mean_loss is not None:
+            line["loss"] = mean_loss
+        for name, arguments in monitored.items():
+            line[name] = elbo_terms(model, guide, pair, *arguments, seed=_MONITOR_SEED)
+            if not math.isfinite(line[name]["elbo"]):
+                raise Diverged(_diverged(state["step"], run))
+        if "validation" in line and (state["best"] is None or line["validation"]["elbo"] > state["best"]["elbo"]):
+            state["best"] = {"epoch": state["epoch"], "elbo": line["validation"]["elbo"]}
+            best = {f"best.{name}": tensor.clone() for name, tensor in tensors_of(modules).items()}
+        run.append_metrics(line)
+        return line
+
+    with _Progress(total, state["step"], options.epochs, quiet) as progress:
+        if checkpoint is None:
+            progress.epoch(measure(None))
+            save()
+        while state["epoch"] < options.epochs:
+            order = _order(count, options.seed, state["epoch"]).to(first.device)
+            for index in order.split(size)[state["step"] - state["epoch"] * steps_per_epoch :]:
+                for group in optimizer.adam.param_groups:
+                    group["lr"] = options.rate(state["step"], total)
+                if options.kl_warmup:
+                    warmup.scale = min(1.0, state["step"] / (options.kl_warmup * steps_per_epoch))
+                args = () if labels is None else (labels[index],)
+                with pyro.validation_enabled(False):
+                    value = svi.step(data.batch(index), *args)
+                state["step"] += 1
+                if not math.isfinite(value):
+                    raise Diverged(_diverged(state["step"], run))
+                state["loss_sum"] += value * len(index)
+                progress.step()
+                if interrupted.is_set() and state["step"] % steps_per_epoch:
+                    save()
+                    raise KeyboardInterrupt
+            state["epoch"] += 1
+            mean_loss, state["loss_sum"] = state["loss_sum"] / count, 0.0
+            progress.epoch(measure(mean_loss))
+            if state["epoch"] % options.checkpoint_every == 0 or state["epoch"] == options.epochs or interrupted.is_set():
+                save()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+
+
+def _losses(elbo: Any) -> tuple[Any, Any]:
+    """Loss, and loss with its gradient, in nats per image. Pyro's own `loss_and_grads` looks for parameters in the
+    trace and is slower; these are the modules' own."""
+
+    def loss(model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
+        return elbo.differentiable_loss(model, guide, x, *args) / len(x)
+
+    def loss_and_grads(model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
+        value = loss(model, guide, x, *args)
+        value.backward()
+        return value
+
+    return loss, loss_and_grads
+
+
+def takes_labels(model: Any, guide: Any) -> bool:
+    """Whether the signature of either function has `y`."""
+    functions = (getattr(model, "model", model), getattr(guide, "guide", guide))
+    return any("y" in inspect.signature(function).parameters for function in functions)
+
+
+def _targets(data: Data, name: str, count: int, with_labels: bool) -> tuple[Tensor, ...]:
+    x, labels = data.targets(name)[:count], data.split(name).labels
+    return (x, labels[:count]) if with_labels and labels is not None else (x,)
+
+
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(count, generator=generator)
+
+
+def _diverged(step: int, run: Run) -> str:
+    return (
+        f"the loss is not finite at step {step}; the last good checkpoint is kept in {run.path}. "
+        "A lower --learning-rate or --clip-grad-norm may help"
+    )
+
+
+# State ---------------------------------------------------------------------------------------------------------
+
+
+def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer once, under the first of its names."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in modules.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: Run) -> None:
+    """Copy weights by name into model and guide. Raises `BadInput` if they are not those that the config describes."""
+    own = tensors_of(modules)
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
+            raise BadInput(f"{run.checkpoint_path}: does not match the run's config.json at '{name}'")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def _snapshot(modules: nn.ModuleDict, adam: torch.optim.Adam) -> dict[str, Tensor]:
+    tensors = {f"last.{name}": tensor for name, tensor in tensors_of(modules).items()}
+    for index, values in adam.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{key}": value for key, value in values.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if next(modules.parameters()).is_cuda:
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _restore(modules: nn.ModuleDict, adam: torch.optim.Adam, tensors: dict[str, Tensor], run: Run) -> None:
+    load_weights(modules, prefixed(tensors, "last."), run)
+    content = adam.state_dict()
+    for name, tensor in prefixed(tensors, "adam.").items():
+        index, _, key = name.partition(".")
+        content["state"].setdefault(int(index), {})[key] = tensor
+    adam.load_state_dict(content)
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and next(modules.parameters()).is_cuda:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with the prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def set_event(number: int, frame: FrameType | None) -> None:
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, set_event)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Progress ------------------------------------------------------------------------------------------------------
+
+
+class _Progress:
+    """A bar where standard error is a terminal, else a line per epoch."""
+
+    def __init__(self, total: int, step: int, epochs: int, quiet: bool):
+        self.plain = not quiet and not sys.stderr.isatty()
+        self.total, self.first, self.done, self.epochs = total, step, step, epochs
+        self.start = time.perf_counter()
+        self.bar = tqdm(
+            total=total, initial=step, unit="step", disable=quiet or self.plain, dynamic_ncols=True, leave=False
+        )
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def step(self) -> None:
+        self.done += 1
+        self.bar.update()
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """Show the ELBOs of an epoch."""
+        figures = "  ".join(f"{name} ELBO {line[name]['elbo']:.2f}" for name in ("train", "validation") if name in line)
+        if self.plain:
+            elapsed = time.perf_counter() - self.start
+            left = elapsed / max(self.done - self.first, 1) * (self.total - self.done)
+            text = f"epoch {line['epoch']:>{len(str(self.epochs))}}/{self.epochs}  {figures}"
+            if self.done > self.first:
+                text += f"  {line['seconds']:.0f} s, {left:.0f} s left"
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.bar.set_description(f"epoch {line['epoch']}/{self.epochs}")
+            self.bar.set_postfix_str(figures)
+
