@@ -113,7 +113,7 @@ def options(kind: Kind, cls: type) -> list[Option]:
     :raises BadInput: for an argument with no type or no default, which cannot be one.
     """
     try:
-        hints = typing.get_type_hints(cls.__init__)
+        hints = typing.get_type_hints(getattr(cls, "__init__"))  # noqa: B009
     except NameError as error:
         raise BadInput(f"{kind} {cls.__name__}: a type in its signature is not defined: {error}") from None
     helps = _parameter_help(cls)
@@ -133,7 +133,11 @@ def options(kind: Kind, cls: type) -> list[Option]:
 def _parameter_help(cls: type) -> dict[str, str]:
     import docstring_parser
 
-    text = "\n\n".join(inspect.cleandoc(doc) for doc in (cls.__doc__, cls.__init__.__doc__) if doc)
+    text = "\n\n".join(
+        inspect.cleandoc(doc)
+        for doc in (cls.__doc__, getattr(cls, "__init__").__doc__)  # noqa: B009
+        if doc
+    )
     return {
         parameter.arg_name: " ".join((parameter.description or "").split())
         for parameter in docstring_parser.parse(text).params
@@ -150,7 +154,9 @@ def construct(kind: Kind, cls: type, supplied: Mapping[str, Any], chosen: Mappin
     for name in chosen:
         if name not in option_names:
             flag = f"--guide.{name}" if kind == "guide" else f"--{name}"
-            raise BadInput(f"{flag.replace('_', '-')}: {cls.__name__} has no such option{near_miss(name, option_names)}")
+            raise BadInput(
+                f"{flag.replace('_', '-')}: {cls.__name__} has no such option{near_miss(name, option_names)}"
+            )
     try:
         return cls(**{name: value for name, value in supplied.items() if name in names}, **chosen)
     except BadInput:

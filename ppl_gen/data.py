@@ -119,7 +119,10 @@ class Data:
 
     def to(self, device: torch.device | str) -> "Data":
         return replace(
-            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
         )
 
 
@@ -127,6 +130,7 @@ def load_data(options: DataOptions) -> Data:
     """Load, split and binarize. Raises `BadInput` for a data set that is unknown, missing, truncated or foreign,
     for pixels outside [0, 1], and for a `train_size` that the data set cannot give."""
     name, notice = options.data, ""
+    shape: tuple[int, ...]
     if name == "auto":
         try:
             loaded = _torchvision("mnist")
@@ -150,7 +154,9 @@ def load_data(options: DataOptions) -> Data:
         shape, pool, test, sizes = _numpy_file(Path(name))
     else:
         known = ("auto", "digits", "binarized-mnist", *_TORCHVISION)
-        raise BadInput(f"--data {name}: not a data set, nor a file ending in .npy, .npz or .amat{near_miss(name, known)}")
+        raise BadInput(
+            f"--data {name}: not a data set, nor a file ending in .npy, .npz or .amat{near_miss(name, known)}"
+        )
 
     count = sizes[0] if options.train_size is None else options.train_size
     require(1 <= count <= len(pool), "train_size", count, f"{name} has 1 to {len(pool)} images for training")
@@ -322,11 +328,15 @@ def _amat(name: str) -> tuple[tuple[int, int], Split, Split]:
     for part, count in (("train", 50_000), ("valid", 10_000), ("test", 10_000)):
         path = folder / f"binarized_mnist_{part}.amat"
         if not path.is_file():
-            raise BadInput(f"--data {name}: {path} is missing; all three of binarized_mnist_{{train,valid,test}}.amat are needed")
+            raise BadInput(
+                f"--data {name}: {path} is missing; all three of binarized_mnist_{{train,valid,test}}.amat are needed"
+            )
         digits = np.frombuffer(path.read_bytes(), np.uint8)
         digits = digits[digits > ord(" ")] - ord("0")
         if digits.size != count * 784 or digits.max() > 1:
-            raise BadInput(f"--data {name}: {path} is truncated or foreign: expected {count} lines of 784 zeros and ones")
+            raise BadInput(
+                f"--data {name}: {path} is truncated or foreign: expected {count} lines of 784 zeros and ones"
+            )
         parts.append(torch.from_numpy(digits.reshape(count, 784).copy()))
     return (28, 28), Split(torch.cat(parts[:2])), Split(parts[2])
 
@@ -358,7 +368,9 @@ def _numpy_file(path: Path) -> tuple[tuple[int, ...], Split, Split, tuple[int, i
             )
     # Bytes are 0..255 unless no split has more than 1.
     scale = 255 if dtype == np.uint8 and any(arrays[name].max(initial=0) > 1 for name in given) else 1
-    splits = {name: _from_array(f"{path} [{name}]", arrays[name], arrays.get(f"{name}_labels"), scale) for name in given}
+    splits = {
+        name: _from_array(f"{path} [{name}]", arrays[name], arrays.get(f"{name}_labels"), scale) for name in given
+    }
 
     whole = splits["train"]
     missing = [name for name in ("test", "validation") if name not in splits]

@@ -1,6 +1,6 @@
 """Distributions of binary vectors that are cheap to evaluate."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -19,7 +19,7 @@ class BernoulliVector(dist.TorchDistribution):
     :param logits: log-odds, [..., pixels].
     """
 
-    arg_constraints = {"logits": constraints.real_vector}
+    arg_constraints: ClassVar = {"logits": constraints.real_vector}
     support = constraints.independent(constraints.boolean, 1)
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
@@ -48,4 +48,4 @@ class BernoulliVector(dist.TorchDistribution):
         """log p(value) in nats, [...], for value [..., pixels]."""
         # Above the threshold softplus(l) is taken as l: beyond 40 that is exact in float64 too.
         softplus = F.softplus(self.logits, threshold=40)
-        return torch.addcmul(softplus, value, self.logits, value=-1).sum(-1).neg()
+        return softplus.addcmul_(value, self.logits, value=-1).sum(-1).neg()

@@ -1,5 +1,6 @@
 """`python -m ppl_gen.evaluate RUN`: the bound against log p(x)."""
 
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -9,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 import tyro
 from torch import nn
-from tqdm import tqdm
 
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import require
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
 from ppl_gen.loading import Checkpoint, Config, assemble, changed_files, config_of, load_checkpoint, read_pair
+from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
 from ppl_gen.training import resolve_device, takes_labels
 
@@ -85,11 +86,17 @@ def evaluate(
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with _bar(count, quiet) as bar, torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with (
+            Progress(count, "image", quiet=quiet) as progress,
+            torch.random.fork_rng([x.device] if x.is_cuda else []),
+        ):
             torch.manual_seed(options.seed)
-            estimates = log_marginal_likelihood(
-                model, guide, x, *args, num_samples=num_samples, progress=lambda done, _: bar.update(done - bar.n)
-            )
+
+            def advance(images: int) -> None:
+                progress.advance(images)
+                progress.note("log p(x)", f"{num_samples} samples per image", every=10)
+
+            estimates = log_marginal_likelihood(model, guide, x, *args, num_samples=num_samples, progress=advance)
     finally:
         torch.set_float32_matmul_precision(precision)
     pair, _ = read_pair(model, guide, data)
@@ -113,15 +120,6 @@ def evaluate(
     run.write_file("evaluation.nc", lambda path: per_image.to_netcdf(path, group=GROUP, engine="h5netcdf"))
     run.write_json("evaluation.json", summary)  # last: it says that the evaluation is complete
     return summary
-
-
-def _bar(count: int, quiet: bool) -> tqdm:
-    plain = not sys.stderr.isatty()
-    # Where there is no terminal, tqdm's own line is printed now and then instead of being redrawn.
-    return tqdm(
-        total=count, desc="log p(x)", unit="image", disable=quiet, leave=False, mininterval=15 if plain else 0.2,
-        dynamic_ncols=not plain, ascii=plain,
-    )  # fmt: skip
 
 
 def summarize(estimates: Estimates) -> dict[str, Any]:
@@ -190,7 +188,11 @@ def dataset(estimates: Estimates, labels: torch.Tensor | None, summary: dict[str
         variables[f"{name}_mc_se"] = (
             "image", variance.sqrt().numpy(), {"long_name": f"Monte Carlo standard error of {title}", "units": "nats"},
         )  # fmt: skip
-    variables["ess"] = ("image", estimates.ess.numpy(), {"long_name": "effective sample size", "units": "samples"})
+    variables["ess"] = (
+        "image",
+        estimates.ess.numpy(),
+        {"long_name": "effective sample size", "units": "samples"},
+    )
     variables["khat"] = ("image", estimates.khat.numpy(), {"long_name": "Pareto k-hat", "units": "1"})
     iwae = torch.stack(list(estimates.iwae.values()), 1).numpy()
     variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
@@ -205,11 +207,11 @@ def dataset(estimates: Estimates, labels: torch.Tensor | None, summary: dict[str
 def table(summary: dict[str, Any]) -> str:
     """The summary as a person reads it."""
     s, log_px = summary, summary["log_px"]
-    at_least = "at least " if s["gap"]["at_least"] else ""
+    at_least = "at least" if s["gap"]["at_least"] else ""
 
     def row(name: str, key: dict[str, Any], note: str = "", prefix: str = "") -> str:
-        value = f"{key['mean']:10.2f}" + (f" ± {key['se']:.2f}" if key["se"] is not None else "")
-        return f"  {name:<22}{value:<22}{prefix}{note}".rstrip()
+        value = f"{prefix:>9}{key['mean']:9.2f}" + (f" ± {key['se']:.2f}" if math.isfinite(key["se"] or 0) else "")
+        return f"  {name:<22}{value:<28}{note}".rstrip()
 
     rows = [
         f"{s['model']}, guide {s['guide']}: {s['num_images']} {s['split']} images of {s['data']}, "
@@ -222,12 +224,13 @@ def table(summary: dict[str, Any]) -> str:
         row(
             "log p(x)",
             log_px,
-            f"importance sampling, S = {log_px['num_samples']}; Monte Carlo error {_small(log_px['mc_se'])}, "
-            f"bias {_small(log_px['bias'])}",
+            f"S = {log_px['num_samples']} importance samples; Monte Carlo error {_small(log_px['mc_se'])}, "
+            f"estimated bias {_small(log_px['bias'])}",
             at_least,
         ),
         row("gap: log p(x) - ELBO", s["gap"], "", at_least),
-        f"  effective sample size  median {s['ess']['median']:.1f}, least {s['ess']['min']:.1f} of {log_px['num_samples']}",
+        f"  effective sample size  median {s['ess']['median']:.1f}, least {s['ess']['min']:.1f} "
+        f"of {log_px['num_samples']}",
     ]
     if "khat" in s:
         rows.append(
@@ -251,7 +254,10 @@ def _small(value: float | None) -> str:
 
 def command(arguments: list[str]) -> None:
     given = cli.parse(
-        Command, arguments, "python -m ppl_gen.evaluate", "ELBO, IWAE bounds and importance-sampled log p(x) of a run."
+        Command,
+        arguments,
+        "python -m ppl_gen.evaluate",
+        "ELBO, IWAE bounds and importance-sampled log p(x) of a run.",
     )
     run = Run.open(given.run)
     config = config_of(run, model=given.model, guide=given.guide)

@@ -155,10 +155,20 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
             joint = model.prior().log_prob(z) + model.likelihood(z).log_prob(x)
             checks.append((joint, terms.log_prior + terms.log_likelihood, "prior() and likelihood(z)", "model", model))
         if hasattr(guide, "encode") and hasattr(guide, "posterior"):
-            checks.append((guide.posterior(guide.encode(x)).log_prob(z), terms.log_guide, "posterior(encode(x))", "guide", guide))
+            checks.append(
+                (
+                    guide.posterior(guide.encode(x)).log_prob(z),
+                    terms.log_guide,
+                    "posterior(encode(x))",
+                    "guide",
+                    guide,
+                )
+            )
     for ours, theirs, what, kind, owner in checks:
         if ours.shape != theirs[0].shape or not torch.allclose(ours, theirs[0], rtol=1e-4, atol=1e-3):
-            raise BadInput(f"{kind} {type(owner).__name__}: {what} and {kind}() disagree on the log-density of 8 images")
+            raise BadInput(
+                f"{kind} {type(owner).__name__}: {what} and {kind}() disagree on the log-density of 8 images"
+            )
 
 
 def _without_gradient(
@@ -221,7 +231,11 @@ def options_class(kind: components.Kind, cls: type) -> type:
     return make_dataclass(
         f"{cls.__name__}Options",
         [
-            (option.name, Annotated[option.type, tyro.conf.arg(help=option.help)], field(default=option.default))
+            (
+                option.name,
+                Annotated[option.type, tyro.conf.arg(help=option.help)],
+                field(default=option.default),
+            )
             for option in components.options(kind, cls)
         ],
         frozen=True,
@@ -242,19 +256,17 @@ def command_class(model: str, guide: str) -> type:
             if option.name in taken:
                 raise BadInput(f"model {model}: its option '{option.name}' is already one of every fit; rename it")
             taken[option.name] = part
-    flat = [
-        (part, Annotated[cls, tyro.conf.arg(name="")], field(default_factory=cls)) for part, cls in parts.items()
-    ]
+    flat = [(part, Annotated[cls, tyro.conf.arg(name="")], field(default_factory=cls)) for part, cls in parts.items()]
     guide_options = options_class("guide", components.find("guide", guide))
-    return make_dataclass(
-        "FitCommand",
-        [
-            *flat,
-            ("guide", Annotated[str, tyro.conf.arg(help=f"one of {', '.join(components.known('guide'))}, or file.py:Class")], field(default="normal")),
-            ("guide_options", Annotated[guide_options, tyro.conf.arg(name="guide")], field(default_factory=guide_options)),
-        ],
-        frozen=True,
-    )  # fmt: skip
+    guide_name = Annotated[
+        str, tyro.conf.arg(help=f"of q(z | x): {', '.join(components.known('guide'))}, or file.py:Class")
+    ]
+    guide_part = Annotated[guide_options, tyro.conf.arg(name="guide")]
+    guide_fields = [
+        ("guide", guide_name, field(default="normal")),
+        ("guide_options", guide_part, field(default_factory=guide_options)),
+    ]
+    return make_dataclass("FitCommand", [*flat, *guide_fields], frozen=True)
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -291,7 +303,10 @@ def command(arguments: list[str]) -> None:
         f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
     )
     chosen: Any = cli.parse(
-        command_class(model, guide), arguments[len(named) :], f"{PROGRAM} {model if named else 'MODEL'}", description
+        command_class(model, guide),
+        arguments[len(named) :],
+        f"{PROGRAM} {model if named else 'MODEL'}",
+        description,
     )
     config = Config(
         model=model,

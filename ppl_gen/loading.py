@@ -79,7 +79,11 @@ def _git_commit() -> str | None:
     folder = Path(__file__).parent
     try:
         run = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
         return run.stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -93,7 +97,11 @@ def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
     """
     model_class, guide_class = find("model", config.model), find("guide", config.guide)
     device = data.train.images.device
-    supplied: dict[str, Any] = {"data_shape": data.shape, "data_dim": data.dim, "data_mean": data.mean().cpu()}
+    supplied: dict[str, Any] = {
+        "data_shape": data.shape,
+        "data_dim": data.dim,
+        "data_mean": data.mean().cpu(),
+    }
     with torch.random.fork_rng([]):
         torch.manual_seed(config.training.seed)
         model = construct("model", model_class, supplied, config.model_options)

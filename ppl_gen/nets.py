@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -33,7 +34,7 @@ def activation(name: str) -> nn.Module:
 def mlp(sizes: Sequence[int], activation_name: str) -> nn.Sequential:
     """Linear layers of the given sizes, input and output included, with the activation between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), activation(activation_name)]
     return nn.Sequential(*layers[:-1])
 
@@ -52,7 +53,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.sizes = _pyramid(data_shape, channels)
         layers: list[nn.Module] = []
-        for (inputs, *_), (features, *_) in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+        for (inputs, *_), (features, *_) in pairwise(self.sizes):
             layers += [nn.Conv2d(inputs, features, 3, stride=2, padding=1), activation(activation_name)]
         self.convolutions = nn.Sequential(*layers)
         self.head = mlp([math.prod(self.sizes[-1]), *hidden_dims, outputs], activation_name)
@@ -77,12 +78,12 @@ class ConvDecoder(nn.Module):
         self.sizes = _pyramid(data_shape, channels)[::-1]
         self.head = mlp([inputs, *hidden_dims, math.prod(self.sizes[0])], activation_name)
         layers: list[nn.Module] = []
-        for (features, *small), (outputs, *large) in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+        for (features, *small), (outputs, *large) in pairwise(self.sizes):
             # A stride of 2 makes 2n - 1 pixels of n; the padding adds the last row or column of an even size.
-            padding = [big - (2 * little - 1) for little, big in zip(small, large, strict=True)]
+            height, width = (big - (2 * little - 1) for little, big in zip(small, large, strict=True))
             layers += [
                 activation(activation_name),
-                nn.ConvTranspose2d(features, outputs, 3, stride=2, padding=1, output_padding=padding),
+                nn.ConvTranspose2d(features, outputs, 3, stride=2, padding=1, output_padding=(height, width)),
             ]
         self.convolutions = nn.Sequential(*layers)
         self.bias = nn.Parameter(torch.zeros(math.prod(self.sizes[-1])))
@@ -94,8 +95,18 @@ class ConvDecoder(nn.Module):
 
 def _pyramid(data_shape: tuple[int, ...], channels: Sequence[int]) -> list[tuple[int, ...]]:
     """(channels, height, width) of the image and after each convolution with stride 2."""
-    require(len(data_shape) in (2, 3), "network", "conv", f"images must be [height, width], these are {data_shape}")
-    require(len(channels) > 0 and min(channels) > 0, "channels", channels, "one number of at least 1 per convolution")
+    require(
+        len(data_shape) in (2, 3),
+        "network",
+        "conv",
+        f"images must be [height, width], these are {data_shape}",
+    )
+    require(
+        len(channels) > 0 and min(channels) > 0,
+        "channels",
+        channels,
+        "one number of at least 1 per convolution",
+    )
     sizes = [tuple(data_shape) if len(data_shape) == 3 else (1, *data_shape)]
     for features in channels:
         sizes.append((features, *((side + 1) // 2 for side in sizes[-1][1:])))

@@ -70,7 +70,9 @@ class Run:
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{file}: damaged, or not written by ppl_gen ({error})") from None
         if version > FORMAT:
-            raise BadInput(f"{path}: from a later version of ppl_gen (format {version}, this one reads {FORMAT}); upgrade")
+            raise BadInput(
+                f"{path}: from a later version of ppl_gen (format {version}, this one reads {FORMAT}); upgrade"
+            )
         return cls(path, config)
 
     # JSON, arrays and pictures ---------------------------------------------------------------------------------
@@ -83,7 +85,7 @@ class Run:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
-            return json.loads(path.read_text())  # type: ignore[no-any-return]
+            return json.loads(path.read_text())
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -211,5 +213,5 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     checksum = 0
     for name in sorted(tensors):
         content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
-        checksum = zlib.crc32(content, zlib.crc32(name.encode(), checksum))
+        checksum = zlib.crc32(content.data, zlib.crc32(name.encode(), checksum))
     return checksum

@@ -11,7 +11,6 @@ with the same weights, bit for bit, as one that was never interrupted, on the sa
 import inspect
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,13 +24,13 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
 from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
 
 _MONITOR_IMAGES = 10_000  # of the training split, to be measured as the validation split is
@@ -215,9 +214,9 @@ def _train(
         run.append_metrics(line)
         return line
 
-    with _Progress(total, state["step"], options.epochs, quiet) as progress:
+    with Progress(total, "step", done=state["step"], quiet=quiet) as progress:
         if checkpoint is None:
-            progress.epoch(measure(None))
+            _show(progress, measure(None), options.epochs)
             save()
         while state["epoch"] < options.epochs:
             order = _order(count, options.seed, state["epoch"]).to(first.device)
@@ -233,14 +232,18 @@ def _train(
                 if not math.isfinite(value):
                     raise Diverged(_diverged(state["step"], run))
                 state["loss_sum"] += value * len(index)
-                progress.step()
+                progress.advance()
                 if interrupted.is_set() and state["step"] % steps_per_epoch:
                     save()
                     raise KeyboardInterrupt
             state["epoch"] += 1
             mean_loss, state["loss_sum"] = state["loss_sum"] / count, 0.0
-            progress.epoch(measure(mean_loss))
-            if state["epoch"] % options.checkpoint_every == 0 or state["epoch"] == options.epochs or interrupted.is_set():
+            _show(progress, measure(mean_loss), options.epochs)
+            if (
+                state["epoch"] % options.checkpoint_every == 0
+                or state["epoch"] == options.epochs
+                or interrupted.is_set()
+            ):
                 save()
             if interrupted.is_set():
                 raise KeyboardInterrupt
@@ -358,41 +361,6 @@ def _interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-# Progress ------------------------------------------------------------------------------------------------------
-
-
-class _Progress:
-    """A bar where standard error is a terminal, else a line per epoch."""
-
-    def __init__(self, total: int, step: int, epochs: int, quiet: bool):
-        self.plain = not quiet and not sys.stderr.isatty()
-        self.total, self.first, self.done, self.epochs = total, step, step, epochs
-        self.start = time.perf_counter()
-        self.bar = tqdm(
-            total=total, initial=step, unit="step", disable=quiet or self.plain, dynamic_ncols=True, leave=False
-        )
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def step(self) -> None:
-        self.done += 1
-        self.bar.update()
-
-    def epoch(self, line: dict[str, Any]) -> None:
-        """Show the ELBOs of an epoch."""
-        figures = "  ".join(f"{name} ELBO {line[name]['elbo']:.2f}" for name in ("train", "validation") if name in line)
-        if self.plain:
-            elapsed = time.perf_counter() - self.start
-            left = elapsed / max(self.done - self.first, 1) * (self.total - self.done)
-            text = f"epoch {line['epoch']:>{len(str(self.epochs))}}/{self.epochs}  {figures}"
-            if self.done > self.first:
-                text += f"  {line['seconds']:.0f} s, {left:.0f} s left"
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self.bar.set_description(f"epoch {line['epoch']}/{self.epochs}")
-            self.bar.set_postfix_str(figures)
-
+def _show(progress: Progress, line: dict[str, Any], epochs: int) -> None:
+    figures = "  ".join(f"{name} ELBO {line[name]['elbo']:.2f}" for name in ("train", "validation") if name in line)
+    progress.note(f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}", figures)

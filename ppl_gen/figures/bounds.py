@@ -16,7 +16,11 @@ def bound_against_k(summary: dict[str, Any]) -> Figure:
     axes.plot(k, [points[each] for each in k], "o-", color="black")
     axes.axhline(log_px["mean"], linestyle="--", color="0.4", linewidth=1)
     axes.annotate(
-        f"ELBO {summary['elbo']['mean']:.2f}", (1, points[1]), xytext=(8, -3), textcoords="offset points", va="top"
+        f"ELBO {summary['elbo']['mean']:.2f}",
+        (1, points[1]),
+        xytext=(8, -3),
+        textcoords="offset points",
+        va="top",
     )
     axes.annotate(
         f"log p(x) ≥ {log_px['mean']:.2f}, S = {log_px['num_samples']}",
@@ -39,11 +43,12 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray) -> Figure:
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
     bins = np.histogram_bin_edges(gap, bins=min(60, max(5, len(gap) // 10)))
-    groups = [gap[untrusted], gap[~untrusted]]
-    labels = [f"k-hat too high: at least ({untrusted.mean():.1%})", "trusted"]
-    _, _, bars = axes.hist(groups, bins=bins, stacked=True, label=labels, color=["white", "0.6"], edgecolor="black", linewidth=0.4)
-    for bar in bars[0]:
-        bar.set_hatch("////")
+    trusted, _ = np.histogram(gap[~untrusted], bins)
+    rest, _ = np.histogram(gap[untrusted], bins)
+    style: dict[str, Any] = {"width": np.diff(bins), "align": "edge", "edgecolor": "black", "linewidth": 0.4}
+    axes.bar(bins[:-1], trusted, color="0.6", label="trusted", **style)
+    label = f"k-hat too high: at least ({untrusted.mean():.1%})"
+    axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
     axes.axvline(gap.mean(), color="black", linestyle="--", label=f"mean {gap.mean():.2f}")
     axes.set_xlabel("gap: log p(x) - ELBO, nats")
     axes.set_ylabel("images")

@@ -12,7 +12,11 @@ def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     shown = metrics[1:] if len(metrics) > 2 else metrics
-    titles = {"elbo": "ELBO", "reconstruction": "reconstruction: E[log p(x | z)]", "kl": "KL: E[log q(z | x) - log p(z)]"}
+    titles = {
+        "elbo": "ELBO",
+        "reconstruction": "reconstruction: E[log p(x | z)]",
+        "kl": "KL: E[log q(z | x) - log p(z)]",
+    }
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for split, style in (("train", "-"), ("validation", "--")):
             points = [(line["epoch"], line[split][key]) for line in shown if split in line]

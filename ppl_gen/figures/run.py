@@ -16,7 +16,9 @@ from ppl_gen.inference.traces import Pair, describe, evaluating
 from ppl_gen.runs import Run
 
 
-def draw_training(run: Run, model: nn.Module, guide: nn.Module, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
+def draw_training(
+    run: Run, model: nn.Module, guide: nn.Module, data: Data, pair: Pair, batch: tuple[Tensor, ...]
+) -> None:
     """Learning curves, samples and reconstructions."""
     _save(run, "learning_curves", learning_curves(run.metrics()))
     side = data.shape[-2:] if len(data.shape) > 1 else (1, *data.shape)

@@ -47,9 +47,9 @@ class Normal(nn.Module):
             data_shape,
             2 * latent_dim,
             hidden_dims=hidden_dims,
-            activation_name=activation or getattr(model, "activation", "relu"),
-            network=network or getattr(model, "network", "mlp"),
-            channels=channels or getattr(model, "channels", (32, 64)),
+            activation_name=activation or str(getattr(model, "activation", "relu")),
+            network=network or str(getattr(model, "network", "mlp")),
+            channels=channels or tuple(getattr(model, "channels", (32, 64))),
         )
 
     def encode(self, x: Tensor) -> Tensor:

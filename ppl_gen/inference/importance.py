@@ -29,8 +29,8 @@ from ppl_gen.inference.traces import Pair, Terms, evaluating, take
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and their total."""
+Progress = Callable[[int], None]
+"""Called with the number of images just done."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,13 @@ def _mean_se(values: Tensor) -> str:
 
 
 def log_weights(
-    model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, chunk_size: int = CHUNK_SIZE, **kwargs: Any
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    *args: Any,
+    num_samples: int,
+    chunk_size: int = CHUNK_SIZE,
+    **kwargs: Any,
 ) -> Tensor:
     """log p(x, z) - log q(z | x) for z ~ q(z | x), in nats, [num_samples, images].
 
@@ -150,10 +156,10 @@ def log_marginal_likelihood(
     with evaluating(model, guide):
         pair = Pair(model, guide, x, *args, **kwargs)
         parts = []
-        for done, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, True):
+        for count, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, True):
             parts.append(_summarize(chunks))
             if progress is not None:
-                progress(done, len(x))
+                progress(count)
     return _concatenate(num_samples, parts)
 
 
@@ -196,7 +202,7 @@ def _blocks(
     chunk_size: int,
     analytic_kl: bool,
 ) -> Iterator[tuple[int, list[Terms]]]:
-    """All samples of a few images at a time, as a list of chunks over the samples."""
+    """All samples of a few images at a time: the number of images, and chunks over the samples."""
     size = max(1, min(_IMAGES_PER_BLOCK, chunk_size))
     for rows in torch.arange(len(x), device=x.device).split(size):
         batch, batch_args, batch_kwargs = take(rows, x, args, kwargs)
@@ -211,7 +217,7 @@ def _blocks(
             )
             for start in range(0, num_samples, step)
         ]
-        yield int(rows[-1]) + 1, chunks
+        yield len(rows), chunks
 
 
 def block_bounds(log_weights: Tensor, k: int) -> Tensor:
@@ -241,6 +247,7 @@ def khat(log_weights: Tensor) -> Tensor:
 
 def _summarize(chunks: list[Terms]) -> dict[str, Any]:
     """Everything in `Estimates`, for one block of images."""
+    undefined = torch.full((chunks[0].log_prior.shape[1],), math.nan, dtype=torch.float64)
     likelihood, prior, guide = (
         torch.cat([getattr(terms, name) for terms in chunks]).double().cpu()
         for name in ("log_likelihood", "log_prior", "log_guide")
@@ -256,13 +263,13 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         "elbo": log_w.mean(0),
         "reconstruction": likelihood.mean(0),
         "kl": (guide - prior).mean(0),
-        "elbo_mc_var": log_w.var(0) / count if count > 1 else torch.full_like(log_px, math.nan),
+        "elbo_mc_var": log_w.var(0) / count if count > 1 else undefined,
         "kl_analytic": None,
         "iwae": {k: block_bounds(log_w, k) for k in powers_of_ten(count)},
         "log_px": log_px,
-        # var(w) / (S mean(w)^2), with the unbiased variance
-        "log_px_mc_var": (1 / ess - 1 / count) * count / (count - 1) if count > 1 else torch.full_like(log_px, math.nan),
-        "log_px_bias": (count - 1) * left_out.mean(0) if count > 1 else torch.full_like(log_px, math.nan),
+        # var(w) / (S mean(w)^2)
+        "log_px_mc_var": (1 / ess - 1 / count) * count / (count - 1) if count > 1 else undefined,
+        "log_px_bias": (count - 1) * left_out.mean(0) if count > 1 else undefined,
         "ess": ess,
         "khat": khat(log_w),
     }

@@ -70,9 +70,7 @@ class Pair:
             self._read(x, args, kwargs)
             self.vectorized = self._can_vectorize(x, args, kwargs)
 
-    def terms(
-        self, x: Tensor, *args: Any, num_samples: int = 1, analytic_kl: bool = False, **kwargs: Any
-    ) -> Terms:
+    def terms(self, x: Tensor, *args: Any, num_samples: int = 1, analytic_kl: bool = False, **kwargs: Any) -> Terms:
         """Draw `num_samples` of z for each image and return their log-densities. Differentiable.
 
         Masks are applied, scales are not: a plate that scales its batch to the data set, or KL warm-up, changes what

@@ -44,7 +44,12 @@ class VAE(nn.Module):
     ):
         require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")
         require(min(hidden_dims, default=1) >= 1, "hidden_dims", hidden_dims, "every layer needs at least 1 unit")
-        require(likelihood in get_args(Likelihood), "likelihood", likelihood, f"choose from {get_args(Likelihood)}")
+        require(
+            likelihood in get_args(Likelihood),
+            "likelihood",
+            likelihood,
+            f"choose from {get_args(Likelihood)}",
+        )
         super().__init__()
         self.hidden_dims, self.activation = hidden_dims, activation
         self.network, self.channels, self.family = network, channels, likelihood

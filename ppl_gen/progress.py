@@ -1,0 +1,56 @@
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts what is done of a long work and says how long the rest will take.
+
+    :param total: units of work.
+    :param done: units that an earlier process has done.
+    :param quiet: say nothing.
+    """
+
+    def __init__(self, total: int, unit: str, *, done: int = 0, quiet: bool = False):
+        self._plain = not quiet and not sys.stderr.isatty()
+        self._total, self._first, self._done = total, done, done
+        self._unit = unit
+        self._start = self._last_line = time.perf_counter()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=unit,
+            disable=quiet or self._plain,
+            dynamic_ncols=True,
+            leave=False,
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def advance(self, units: int = 1) -> None:
+        self._done += units
+        self._bar.update(units)
+
+    def note(self, heading: str, text: str = "", *, every: float = 0.0) -> None:
+        """Show a line: beside the bar, or, if `every` seconds have passed since the last, on a line of its own."""
+        if not self._plain:
+            self._bar.set_description(heading, refresh=False)
+            self._bar.set_postfix_str(text)
+            return
+        now = time.perf_counter()
+        if now - self._last_line < every:
+            return
+        self._last_line = now
+        units = self._done - self._first
+        left = ""
+        if units:
+            elapsed = now - self._start
+            left = f"{elapsed:.0f} s, {elapsed / units * (self._total - self._done):.0f} s left"
+        print("  ".join(part for part in (heading, text, left) if part), file=sys.stderr, flush=True)
