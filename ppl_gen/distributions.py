@@ -48,4 +48,6 @@ class BernoulliVector(dist.TorchDistribution):
         """log p(value) in nats, [...], for value [..., pixels]."""
         # Above the threshold softplus(l) is taken as l: beyond 40 that is exact in float64 too.
         softplus = F.softplus(self.logits, threshold=40)
-        return softplus.addcmul_(value, self.logits, value=-1).sum(-1).neg()
+        if torch.broadcast_shapes(value.shape, self.logits.shape) == softplus.shape:
+            return softplus.addcmul_(value, self.logits, value=-1).sum(-1).neg()  # without another large array
+        return torch.addcmul(softplus, value, self.logits, value=-1).sum(-1).neg()

@@ -149,7 +149,7 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
         z = terms.latents.get(name)
         if z is None:
             return
-        z = z[0]
+        z = z[0].reshape(len(x), *pair.event_shapes[name])
         checks = []
         if hasattr(model, "prior") and hasattr(model, "likelihood"):
             joint = model.prior().log_prob(z) + model.likelihood(z).log_prob(x)
@@ -261,7 +261,7 @@ def command_class(model: str, guide: str) -> type:
     guide_name = Annotated[
         str, tyro.conf.arg(help=f"of q(z | x): {', '.join(components.known('guide'))}, or file.py:Class")
     ]
-    guide_part = Annotated[guide_options, tyro.conf.arg(name="guide")]
+    guide_part = Annotated[guide_options, tyro.conf.arg(name="guide")]  # type: ignore[valid-type]
     guide_fields = [
         ("guide", guide_name, field(default="normal")),
         ("guide_options", guide_part, field(default_factory=guide_options)),

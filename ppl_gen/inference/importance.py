@@ -12,6 +12,7 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
   min(1 - 1/log10 S, 0.7) the estimate is not to be trusted, and log p(x) is at least what is reported.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ppl_gen.inference.traces import Pair, Terms, evaluating, take
 # Pyro's handlers do not show.
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
+_ROUNDING = 1e-6  # log weights that differ by less are equal
 
 Progress = Callable[[int], None]
 """Called with the number of images just done."""
@@ -58,7 +60,7 @@ class Estimates:
     khat: Tensor
     """Not a number where all weights of an image are equal, or fewer than 25: then there is no tail to fit."""
     latent_mean: dict[str, Tensor]
-    """E[z | x] under the guide by the mean of the samples, [images, ...] for each continuous latent site."""
+    """E[z | x] under the guide by the mean of the samples, [images, units] for each continuous latent site."""
     latent_mc_var: dict[str, Tensor]
     """Monte Carlo variance of `latent_mean`."""
 
@@ -74,8 +76,9 @@ class Estimates:
 
     @property
     def untrusted(self) -> Tensor:
-        """Images whose k-hat is above the threshold, bool [images]."""
-        return self.khat > self.khat_threshold
+        """Images whose k-hat is above the threshold, or unknown though the weights differ; bool [images]."""
+        unequal = self.ess < self.num_samples * (1 - _ROUNDING)
+        return ~(self.khat <= self.khat_threshold) & unequal if self.num_samples > 1 else torch.ones_like(unequal)
 
     @property
     def active_units(self) -> int:
@@ -221,7 +224,7 @@ def _blocks(
 
 
 def block_bounds(log_weights: Tensor, k: int) -> Tensor:
-    """The IWAE bound L_k per image [images], averaged over the floor(S/k) disjoint blocks of log weights [S, images]."""
+    """The IWAE bound L_k [images], averaged over the floor(S/k) disjoint blocks of log weights [S, images]."""
     blocks = log_weights[: len(log_weights) // k * k].reshape(-1, k, log_weights.shape[1])
     return (blocks.logsumexp(1) - math.log(k)).mean(0)
 
@@ -238,10 +241,9 @@ def khat(log_weights: Tensor) -> Tensor:
     result = np.full(log_weights.shape[1], np.nan)
     if len(log_weights) >= 25:
         for image, weights in enumerate(log_weights.double().cpu().numpy().T):
-            try:
-                result[image] = array_stats.psislw(-weights)[1]
-            except ValueError:  # all values in the tail are the same
-                continue
+            if np.ptp(weights) > _ROUNDING:
+                with contextlib.suppress(ValueError):  # all values in the tail are the same
+                    result[image] = array_stats.psislw(-weights)[1]
     return torch.from_numpy(result)
 
 

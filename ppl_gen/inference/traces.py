@@ -6,6 +6,7 @@ as each is local to the plate of images. What cannot be handled is refused with 
 """
 
 import inspect
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class Terms:
     kl: Tensor | None
     """Analytic KL(q(z | x) || p(z)), where Pyro has one for every latent site and it was asked for."""
     latents: dict[str, Tensor]
-    """Values [samples, images, ...] of the continuous latent sites."""
+    """Values [samples, images, units] of the continuous latent sites."""
 
     @property
     def log_weight(self) -> Tensor:
@@ -119,13 +120,7 @@ class Pair:
                         f"{who}: site '{name}' is outside the plate '{self.plate.name}'; weights of single images "
                         "need latents that are local to an image"
                     )
-        for name in self.latent:
-            ours, theirs = (tuple(trace.nodes[name]["fn"].event_shape) for trace in (guide_trace, model_trace))
-            if ours != theirs:
-                raise BadInput(
-                    f"{self.guide_name} does not fit {self.model_name}: site '{name}' has event shape {ours} in the "
-                    f"guide and {theirs} in the model"
-                )
+        self._check_shapes(guide_trace, model_trace)
         dims = [f.dim for t in (guide_trace, model_trace) for s in sample_sites(t) for f in s["cond_indep_stack"]]
         self.max_plate_nesting = -min(dims)
         self._sample_dim = min(dims) - 1
@@ -134,15 +129,30 @@ class Pair:
         """Whether p(x | z) is a probability, not a density."""
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
 
+    def _check_shapes(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+        for site in sample_sites(guide_trace):
+            name = site["name"]
+            if name in model_trace.nodes:
+                ours, theirs = (tuple(each["fn"].event_shape) for each in (site, model_trace.nodes[name]))
+                if ours != theirs:
+                    raise BadInput(
+                        f"{self.guide_name} does not fit {self.model_name}: site '{name}' has event shape {ours} in "
+                        f"the guide and {theirs} in the model"
+                    )
+
     def _first_trace(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
         """`_trace`, with the errors of somebody else's code told in a sentence."""
+        who = self.guide_name
         try:
+            guide_trace = poutine.trace(self.guide).get_trace(x, *args, **kwargs)
+            who = self.model_name
+            # Not replayed at first: a model that fails on the guide's values still has shapes to compare.
+            self._check_shapes(guide_trace, poutine.trace(self.model).get_trace(x, *args, **kwargs))
             return self._trace(x, args, kwargs)
         except BadInput:
             raise
         except Exception as error:
-            pair = f"the model {self.model_name} and the guide {self.guide_name}"
-            raise BadInput(f"{pair} fail on {len(x)} images: {describe(error)}") from error
+            raise BadInput(f"{who} fails on {len(x)} images: {describe(error)}") from error
 
     def _trace(
         self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int | None = None
@@ -212,7 +222,8 @@ class Pair:
             if not site["fn"].has_enumerate_support:
                 value = self._left_aligned(site)
                 value = value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 1)
-                latents[name] = value.reshape(*shape, *value.shape[2:])
+                value = value.reshape(*shape, *value.shape[2:])
+                latents[name] = value.flatten(2) if value.dim() > 2 else value.unsqueeze(2)
         return Terms(
             total(model_trace, self.observed),
             total(model_trace, self.latent),
@@ -268,7 +279,12 @@ def describe(error: BaseException) -> str:
     """The error's first line, and the last place outside installed libraries that it came from."""
     text = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    standard = sysconfig.get_path("stdlib")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and not frame.filename.startswith((standard, "<"))
+    ]
     return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
 
 

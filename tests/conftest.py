@@ -1,0 +1,40 @@
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppl_gen import cli
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without data sets or runs, and no data folder named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PPL_GEN_DATA", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command as its module does; returns exit status, standard output and standard error."""
+
+    def run(command: Callable[[list[str]], Any], *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ppl_gen", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.main(command)
+        out, err = capsys.readouterr()
+        assert isinstance(exit.value.code, int)
+        return exit.value.code, out, err
+
+    return run

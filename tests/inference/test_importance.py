@@ -1,0 +1,321 @@
+"""Importance sampling against log p(x) in closed form and by quadrature."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite
+from torch import Tensor, nn
+
+import ppl_gen
+from ppl_gen.errors import BadInput
+from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.importance import block_bounds, elbo_terms, khat
+from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.models.vae import VAE
+
+
+@pytest.fixture
+def linear() -> LinearGaussian:
+    return LinearGaussian()
+
+
+def _data(model: LinearGaussian, count: int) -> Tensor:
+    return model.model(n=count).detach()
+
+
+def test_exact_posterior_gives_constant_weights(linear: LinearGaussian) -> None:
+    x = _data(linear, 7)
+    weights = ppl_gen.log_weights(linear, ExactGuide(linear), x, num_samples=50)
+    assert weights.shape == (50, 7)
+    torch.testing.assert_close(weights, linear.log_px(x).expand(50, 7), rtol=0, atol=1e-12)
+    estimates = ppl_gen.log_marginal_likelihood(linear, ExactGuide(linear), x, num_samples=50)
+    torch.testing.assert_close(estimates.gap, torch.zeros(7, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(estimates.ess, torch.full((7,), 50.0, dtype=torch.float64))
+    assert not estimates.untrusted.any()
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_agrees_with_quadrature(latent_dim: int) -> None:
+    """Within 4 Monte Carlo standard errors plus the O(1/S) bias. False-alarm rate per image 6e-5, of the test 1e-3."""
+    torch.manual_seed(latent_dim)
+    model = VAE((4, 3), latent_dim=latent_dim, hidden_dims=(8,), activation="tanh").double()
+    guide = Normal((4, 3), latent_dim, "z", model).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # a posterior that is not the prior
+        x = model.model(n=16)
+        exact = gauss_hermite(model, x, latent_dim)
+    estimates = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20_000)
+    allowed = 4 * estimates.log_px_mc_var.sqrt() + estimates.log_px_bias.abs()
+    assert (estimates.log_px - exact).abs().le(allowed).all()
+    assert estimates.log_px_mc_var.sqrt().max() < 0.05  # or the comparison says nothing
+    assert (estimates.elbo < exact).all()
+
+
+def test_coverage_of_the_interval(linear: LinearGaussian) -> None:
+    """The 95 % interval covers at a rate in [0.91, 0.98] over 200 repetitions (binomial tails below 1 %)."""
+    x = _data(linear, 1)
+    repeated = x.expand(200, -1)
+    estimates = ppl_gen.log_marginal_likelihood(linear, ExactGuide(linear, 1.3), repeated, num_samples=400)
+    error = (estimates.log_px - linear.log_px(x)).abs()
+    covered = (error < 1.96 * estimates.log_px_mc_var.sqrt()).double().mean()
+    assert 0.91 <= covered <= 0.98
+
+
+def test_jackknife_estimates_the_bias(linear: LinearGaussian) -> None:
+    """Against the bias itself over 20,000 repetitions at S = 10, within 5 standard errors."""
+    x = _data(linear, 1).expand(20_000, -1)
+    estimates = ppl_gen.log_marginal_likelihood(linear, ExactGuide(linear, 1.5), x, num_samples=10)
+    corrected = estimates.log_px - estimates.log_px_bias
+    bias = estimates.log_px.mean() - linear.log_px(x[:1])
+    left = corrected.mean() - linear.log_px(x[:1])
+    se = estimates.log_px.std() / math.sqrt(20_000)
+    assert bias < -5 * se
+    assert left.abs() < bias.abs() / 5 + 5 * se
+
+
+def test_bounds_increase_with_k(linear: LinearGaussian) -> None:
+    """In expectation: the mean over 400 images, each step paired and larger than 3 standard errors."""
+    x = _data(linear, 400)
+    estimates = ppl_gen.log_marginal_likelihood(linear, ExactGuide(linear, 2.0), x, num_samples=1000)
+    bounds = [estimates.elbo, *(estimates.iwae[k] for k in (10, 100, 1000))]
+    torch.testing.assert_close(estimates.elbo, estimates.iwae[1])
+    torch.testing.assert_close(estimates.log_px, estimates.iwae[1000])
+    for lower, higher in zip(bounds[:2], bounds[1:3], strict=True):
+        difference = higher - lower
+        assert difference.mean() > 3 * difference.std() / 20
+    difference = bounds[3] - bounds[2]
+    assert difference.mean() > -3 * difference.std() / 20
+    assert (bounds[3] - linear.log_px(x)).mean().abs() < 0.02
+
+
+def test_analytic_and_sampled_kl_agree() -> None:
+    """In expectation, within 4 standard errors per image (false-alarm rate of the test 1e-3)."""
+    model = VAE((4, 3), latent_dim=3, hidden_dims=(8,)).double()
+    guide = Normal((4, 3), 3, "z", model).double()
+    x = torch.bernoulli(torch.full((16, 12), 0.5, dtype=torch.float64))
+    estimates = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=5000)
+    with evaluating(model, guide):
+        terms = Pair(model, guide, x).terms(x, num_samples=5000)
+        kl = terms.log_guide - terms.log_prior
+        exact = torch.distributions.kl_divergence(guide.posterior(guide.encode(x)), model.prior())
+    assert estimates.kl_analytic is not None
+    torch.testing.assert_close(estimates.kl_analytic, exact)
+    assert ((estimates.kl - exact).abs() < 4 * kl.std(0) / math.sqrt(5000)).all()
+    torch.testing.assert_close(estimates.elbo, estimates.reconstruction - estimates.kl)
+
+
+def test_several_sites_and_plates() -> None:
+    """Two latent sites under other names, a plate of pixels, the images' plate under another name."""
+    pair = TwoLayers()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    estimates = ppl_gen.log_marginal_likelihood(pair.model, pair.guide, x, num_samples=20_000)
+    allowed = 4 * estimates.log_px_mc_var.sqrt() + estimates.log_px_bias.abs()
+    assert ((estimates.log_px - pair.log_px(x)).abs() < allowed).all()
+    assert set(estimates.latent_mean) == {"upper", "lower"}
+    assert estimates.latent_mean["lower"].shape == (6, 1)
+
+
+class _FixedShape(LinearGaussian):
+    """Does not broadcast: it fails, or silently mixes images, under an outer plate."""
+
+    def __init__(self, silent: bool):
+        super().__init__()
+        self.silent = silent
+
+    def likelihood(self, z: Tensor) -> dist.Distribution:
+        z = z - z.mean(0) * 0.3 if self.silent and z.dim() > 2 else z
+        if not self.silent:
+            z = z.view(-1, 2) if z.dim() == 2 else z.view(len(z), -1)
+        return super().likelihood(z)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_pairs_that_do_not_broadcast(silent: bool) -> None:
+    model = _FixedShape(silent)
+    x = LinearGaussian.model(model, n=5).detach()
+    with evaluating():
+        assert not Pair(model, ExactGuide(model), x).vectorized
+    weights = ppl_gen.log_weights(model, ExactGuide(model), x, num_samples=8)
+    torch.testing.assert_close(weights, model.log_px(x).expand(8, 5), rtol=0, atol=1e-12)
+
+
+def test_masks_apply_and_scales_do_not(linear: LinearGaussian) -> None:
+    x = _data(linear, 4)
+    mask = torch.tensor([True, False, True, True])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 1000, subsample_size=len(x)), pyro.poutine.scale(scale=3.0):
+            z = pyro.sample("z", linear.prior())
+            pyro.sample("x", linear.likelihood(z).mask(mask if len(x) == 4 else True), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 1000, subsample_size=len(x)):
+            pyro.sample("z", linear.posterior(x))
+
+    with evaluating():
+        terms = Pair(model, guide, x).terms(x, num_samples=3)
+    assert (terms.log_likelihood[:, 1] == 0).all()
+    expected = linear.log_px(x)[mask].expand(3, 3)
+    torch.testing.assert_close(terms.log_weight[:, mask], expected, rtol=0, atol=1e-10)
+
+
+def test_labels_go_along(linear: LinearGaussian) -> None:
+    """Arguments with a row per image are cut with them; a function that takes fewer is given fewer."""
+    x, y = _data(linear, 40), torch.arange(40, dtype=torch.float64)
+
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", linear.prior())
+            pyro.sample("x", linear.likelihood(z), obs=x - y[:, None])
+
+    class Guide(nn.Module):
+        def guide(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", linear.posterior(x - 1))
+
+    weights = ppl_gen.log_weights(model, Guide(), x, y, num_samples=500)
+    exact = linear.log_px(x[1] - 1)
+    torch.testing.assert_close(weights[:, 1], exact.expand(500), rtol=0, atol=1e-10)
+
+
+def test_chunks_change_nothing_but_the_noise(linear: LinearGaussian) -> None:
+    x = _data(linear, 40)
+    for chunk_size in (1, 7, 100_000):
+        weights = ppl_gen.log_weights(linear, ExactGuide(linear), x, num_samples=5, chunk_size=chunk_size)
+        torch.testing.assert_close(weights, linear.log_px(x).expand(5, 40), rtol=0, atol=1e-12)
+
+
+def test_nothing_global_is_left_behind(linear: LinearGaussian) -> None:
+    guide = ExactGuide(linear)
+    guide.train()
+    before = (torch.is_grad_enabled(), pyro.settings.get(), sorted(pyro.get_param_store().keys()))
+    ppl_gen.log_weights(linear, guide, _data(linear, 3), num_samples=2)
+    assert (torch.is_grad_enabled(), pyro.settings.get(), sorted(pyro.get_param_store().keys())) == before
+    assert guide.training
+
+
+def test_khat_of_known_tails() -> None:
+    """exp of an exponential variable with mean k is Pareto with shape k; equal weights have no tail."""
+    exponential = torch.distributions.Exponential(torch.tensor(1.0, dtype=torch.float64)).sample((20_000, 3))
+    for shape in (0.3, 0.8):
+        assert khat(exponential * shape).sub(shape).abs().max() < 0.12
+    assert khat(torch.zeros(100, 2)).isnan().all()
+    assert khat(torch.randn(10, 2)).isnan().all()
+
+
+def test_block_bounds_leave_out_the_rest() -> None:
+    weights = torch.randn(10, 2, dtype=torch.float64)
+    expected = torch.stack([weights[i : i + 3].logsumexp(0) - math.log(3) for i in (0, 3, 6)]).mean(0)
+    torch.testing.assert_close(block_bounds(weights, 3), expected)
+
+
+def test_elbo_terms_match_and_keep_the_generator(linear: LinearGaussian) -> None:
+    x, guide = _data(linear, 50), ExactGuide(linear)
+    with evaluating():
+        pair = Pair(linear, guide, x)
+    state = torch.get_rng_state()
+    terms = elbo_terms(linear, guide, pair, x, seed=3, batch_size=7)
+    assert torch.equal(state, torch.get_rng_state())
+    assert terms["elbo"] == pytest.approx(linear.log_px(x).mean().item(), abs=1e-10)
+    assert terms["elbo"] == terms["reconstruction"] - terms["kl"]
+
+
+def test_active_units() -> None:
+    """A unit whose posterior mean moves with x is active; one that is the prior is not, despite Monte Carlo noise."""
+    model = LinearGaussian(data_dim=3, latent_dim=2)
+    with torch.no_grad():
+        model.weight[:, 1] = 0
+    x = _data(model, 200)
+    assert ppl_gen.log_marginal_likelihood(model, ExactGuide(model), x, num_samples=20).active_units == 1
+
+
+# Pairs that are refused ----------------------------------------------------------------------------------------
+
+
+def _plain(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def _plain_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x, 1.0))
+
+
+def _global_latent(x: Tensor) -> None:
+    w = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+
+def _global_guide(x: Tensor) -> None:
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def _sequential(x: Tensor) -> None:
+    for i in pyro.plate("data", len(x)):
+        z = pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
+        pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
+
+
+def _sequential_guide(x: Tensor) -> None:
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"z{i}", dist.Normal(x[i], 1.0))
+
+
+def _nothing(x: Tensor) -> None:
+    pass
+
+
+def _extra_guide(x: Tensor) -> None:
+    _plain_guide(x)
+    with pyro.plate("more", len(x)):
+        pyro.sample("u", dist.Normal(x, 1.0))
+
+
+def _wide_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.unsqueeze(-1).expand(-1, 2), 1.0).to_event(1))
+
+
+def _failing(x: Tensor) -> None:
+    raise KeyError("lost")
+
+
+def _no_observation(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "words"),
+    [
+        (_global_latent, _global_guide, "outside the plate 'data'"),
+        (_sequential, _sequential_guide, "vectorized"),
+        (_plain, _nothing, "does not sample 'z'"),
+        (_plain, _extra_guide, "samples 'u'"),
+        (_plain, _wide_guide, "does not fit"),
+        (_plain, _failing, "KeyError: 'lost'"),
+        (_no_observation, _plain_guide, "observes nothing"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Found .* in guide but not model:UserWarning")
+def test_refused_with_a_sentence(model: object, guide: object, words: str) -> None:
+    with pytest.raises(BadInput) as error:
+        ppl_gen.log_weights(model, guide, torch.randn(4), num_samples=2)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_images_and_no_samples() -> None:
+    with pytest.raises(BadInput, match="no images"):
+        ppl_gen.log_weights(_plain, _plain_guide, torch.randn(0), num_samples=2)
+    with pytest.raises(BadInput, match="at least 1"):
+        ppl_gen.log_weights(_plain, _plain_guide, torch.randn(3), num_samples=0)
+    weights = ppl_gen.log_weights(_plain, _plain_guide, torch.randn(1), num_samples=2)
+    assert weights.shape == (2, 1)

@@ -1,0 +1,92 @@
+"""Pyro pairs whose log p(x) is known."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+
+class LinearGaussian(nn.Module):
+    """p(z) = N(0, I), p(x | z) = N(W z, noise^2 I), in float64; log p(x) and p(z | x) in closed form."""
+
+    def __init__(self, data_dim: int = 5, latent_dim: int = 2, noise: float = 0.7):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.randn(data_dim, latent_dim, generator=generator, dtype=torch.float64))
+        self.noise = noise
+
+    def prior(self) -> dist.Distribution:
+        return dist.Normal(torch.zeros(self.weight.shape[1], dtype=torch.float64), 1.0).to_event(1)
+
+    def likelihood(self, z: Tensor) -> dist.Distribution:
+        return dist.Normal(z @ self.weight.T, self.noise).to_event(1)
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z), obs=x)
+
+    def log_px(self, x: Tensor) -> Tensor:
+        covariance = self.weight @ self.weight.T + self.noise**2 * torch.eye(len(self.weight), dtype=torch.float64)
+        return dist.MultivariateNormal(torch.zeros(len(self.weight), dtype=torch.float64), covariance).log_prob(x)
+
+    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        precision = torch.eye(self.weight.shape[1], dtype=torch.float64) + self.weight.T @ self.weight / self.noise**2
+        covariance = torch.linalg.inv(precision)
+        return dist.MultivariateNormal(x @ self.weight @ covariance / self.noise**2, covariance)
+
+
+class ExactGuide(nn.Module):
+    """The posterior of a `LinearGaussian`, flattened by `widen`."""
+
+    def __init__(self, model: LinearGaussian, widen: float = 1.0):
+        super().__init__()
+        self.target, self.widen = model, widen
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def posterior(self, context: Tensor) -> dist.Distribution:
+        exact = self.target.posterior(context)
+        return dist.MultivariateNormal(exact.loc, exact.covariance_matrix * self.widen**2)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.encode(x)))
+
+
+class TwoLayers(nn.Module):
+    """z2 ~ N(0, 1), z1 ~ N(z2, 1), x ~ N(z1, 1): p(x) = N(0, 3), with a pixel plate for good measure."""
+
+    pixels = 3
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> None:
+        zero = torch.zeros((), dtype=torch.float64)
+        with pyro.plate("images", n if x is None else len(x), dim=-1):
+            upper = pyro.sample("upper", dist.Normal(zero, 1))
+            lower = pyro.sample("lower", dist.Normal(upper, 1))
+            with pyro.plate("pixels", self.pixels, dim=-2):
+                pyro.sample("x", dist.Normal(lower, 1), obs=None if x is None else x.T)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x), dim=-1):
+            lower = pyro.sample("lower", dist.Normal(x.mean(1) * 0.8, 0.8))
+            pyro.sample("upper", dist.Normal(lower / 2, 1.0))
+
+    def log_px(self, x: Tensor) -> Tensor:
+        covariance = torch.eye(self.pixels, dtype=torch.float64) + 2
+        return dist.MultivariateNormal(torch.zeros(self.pixels, dtype=torch.float64), covariance).log_prob(x)
+
+
+def gauss_hermite(model: nn.Module, x: Tensor, latent_dim: int, nodes: int = 100) -> Tensor:
+    """log p(x) of a model with p(z) = N(0, I) by quadrature on a grid."""
+    import numpy as np
+
+    points, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
+    grid = torch.cartesian_prod(*[points] * latent_dim).reshape(-1, latent_dim)
+    log_weights = torch.cartesian_prod(*[weights.log() - math.log(2 * math.pi) / 2] * latent_dim)
+    log_weights = log_weights.reshape(-1, latent_dim).sum(1)
+    log_px: Tensor = (model.likelihood(grid[:, None]).log_prob(x) + log_weights[:, None]).logsumexp(0)  # type: ignore[operator]
+    return log_px
