@@ -35,6 +35,8 @@ SplitName = Literal["train", "validation", "test"]
 _POOL_SEED, _TEST_SEED, _SHUFFLE_SEED = 1, 2, 3
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 _DOWNLOAD_SECONDS = 10.0
+_MNIST_COUNTS, _MNIST_SPLIT = (60_000, 10_000), (50_000, 10_000)  # on disk, train and test; and how train is split
+_AMAT_COUNTS = (50_000, 10_000, 10_000)
 
 
 @dataclass(frozen=True)
@@ -142,13 +144,13 @@ def load_data(options: DataOptions) -> Data:
         loaded = _torchvision(name)
     if name in _TORCHVISION:
         shape, pool, test = loaded
-        sizes = (50_000, 10_000)
+        sizes = _MNIST_SPLIT
     elif name == "digits":
         shape, pool, test = _digits()
         sizes = (1_197, 300)
     elif name == "binarized-mnist" or name.endswith(".amat"):
         shape, pool, test = _amat(name)
-        sizes = (len(pool) - 10_000, 10_000)
+        sizes = _AMAT_COUNTS[:2]
         name = "binarized-mnist"
     elif Path(name).suffix in (".npy", ".npz"):
         shape, pool, test, sizes = _numpy_file(Path(name))
@@ -245,7 +247,7 @@ def _torchvision(name: str) -> tuple[tuple[int, int], Split, Split]:
         _download(name, dataset, folder)
 
     splits = []
-    for train, count in ((True, 60_000), (False, 10_000)):
+    for train, count in zip((True, False), _MNIST_COUNTS, strict=True):
         try:
             part = dataset(str(folder), train=train)
             images, labels = part.data, part.targets
@@ -325,7 +327,7 @@ def _amat(name: str) -> tuple[tuple[int, int], Split, Split]:
     else:
         folder = Path(name).parent
     parts = []
-    for part, count in (("train", 50_000), ("valid", 10_000), ("test", 10_000)):
+    for part, count in zip(("train", "valid", "test"), _AMAT_COUNTS, strict=True):
         path = folder / f"binarized_mnist_{part}.amat"
         if not path.is_file():
             raise BadInput(
@@ -350,8 +352,9 @@ def _numpy_file(path: Path) -> tuple[tuple[int, ...], Split, Split, tuple[int, i
     if not path.is_file():
         raise BadInput(f"--data {path}: no such file")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"train": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"train": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except Exception as error:  # zipfile, pickle, EOF and value errors all mean the same here
         raise BadInput(f"--data {path}: truncated, or not a NumPy file of numbers ({error})") from None
     if "train" not in arrays and len(arrays) == 1:

@@ -26,7 +26,7 @@ class VAE(nn.Module):
     :param channels: features of each convolution, for the conv network.
     :param likelihood: bernoulli for binary pixels; continuous-bernoulli (Loaiza-Ganem and Cunningham 2019) or normal,
         with one learned standard deviation, are densities of grey pixels and need binarization none.
-    :param init_output_bias: start the output bias at the data's log-odds (for normal: its mean) rather than near 0.
+    :param init_output_bias: start the output bias at the data's log-odds (for normal: its mean) rather than at 0.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class VAE(nn.Module):
             channels=channels,
         )
         if init_output_bias and data_mean is not None:
-            nn.init.zeros_(bias)
-            bias.data += data_mean if likelihood == "normal" else torch.logit(data_mean)
+            with torch.no_grad():
+                bias.copy_(data_mean if likelihood == "normal" else torch.logit(data_mean))
         if likelihood == "normal":
             self.log_scale = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)

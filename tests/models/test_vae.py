@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+
+from ppl_gen.errors import BadInput
+from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.importance import elbo_terms
+from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.models.vae import VAE
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "normal"])
+def test_model_is_prior_times_likelihood(network: str, likelihood: str) -> None:
+    model = VAE((4, 5), latent_dim=3, hidden_dims=(6,), channels=(2,), network=network, likelihood=likelihood)  # type: ignore[arg-type]
+    guide = Normal((4, 5), 3, "z", model, hidden_dims=(6,))
+    x = torch.bernoulli(torch.full((5, 20), 0.5))
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x)
+        terms = pair.terms(x, num_samples=4)
+        z = terms.latents["z"]
+        torch.testing.assert_close(terms.log_likelihood, model.likelihood(z).log_prob(x))
+        torch.testing.assert_close(terms.log_prior, model.prior().log_prob(z))
+        torch.testing.assert_close(terms.log_guide, guide.posterior(guide.encode(x)).log_prob(z))
+    assert pair.vectorized
+    assert pair.discrete == (likelihood == "bernoulli")
+    assert model.model(n=6).shape == (6, 20)
+
+
+def test_starts_as_independent_pixels() -> None:
+    """Before training the ELBO is -784 log 2 = -543.4 with a zero bias, and that of the pixel means otherwise, less
+    the KL of a guide that knows nothing."""
+    x = torch.bernoulli(torch.full((50, 784), 0.2))
+    mean = x.mean(0).clamp(0.01, 0.99)
+    p = mean.expand_as(x)
+    for model, expected in (
+        (VAE((28, 28), mean, init_output_bias=False), -784 * math.log(2)),
+        (VAE((28, 28), mean), torch.distributions.Bernoulli(p).log_prob(x).sum(1).mean().item()),
+    ):
+        guide = Normal((28, 28), 20, "z", model)
+        with evaluating(model, guide):
+            pair = Pair(model, guide, x)
+        terms = elbo_terms(model, guide, pair, x, seed=0)
+        assert terms["reconstruction"] == pytest.approx(expected, rel=1e-5)
+        assert -1 < terms["kl"] < 3
+
+
+def test_mirrored_by_its_guide() -> None:
+    model = VAE((4, 4), latent_dim=2, hidden_dims=(8, 5), activation="tanh")
+    guide = Normal((4, 4), 2, "z", model)
+    sizes = [layer.out_features for layer in guide.encoder if hasattr(layer, "out_features")]
+    assert sizes == [8, 5, 4]
+    assert [layer.out_features for layer in model.decoder if hasattr(layer, "out_features")] == [5, 8, 16]
+    assert any(isinstance(layer, torch.nn.Tanh) for layer in guide.encoder)
+
+
+def test_input_dropout_only_in_training() -> None:
+    model = VAE((4, 4), latent_dim=2, hidden_dims=(8,))
+    guide = Normal((4, 4), 2, "z", model, input_dropout=0.5)
+    x = torch.ones(1, 16)
+    assert not torch.equal(guide.encode(x), guide.encode(x))
+    guide.eval()
+    assert torch.equal(guide.encode(x), guide.encode(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"latent_dim": 0}, "--latent-dim 0"),
+        ({"hidden_dims": (3, 0)}, "--hidden-dims"),
+        ({"activation": "swish"}, "--activation swish"),
+        ({"likelihood": "poisson"}, "--likelihood poisson"),
+        ({"network": "conv", "channels": ()}, "--channels"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        VAE((4, 4), **options)  # type: ignore[arg-type]

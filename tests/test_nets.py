@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from ppl_gen.errors import BadInput
+from ppl_gen.nets import activation, decoder, encoder
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+@pytest.mark.parametrize("shape", [(28, 28), (8, 8), (5, 7), (3, 6, 9), (1, 1)])
+@pytest.mark.parametrize("batch", [(), (2,), (4, 2)])
+def test_shapes(network: str, shape: tuple[int, ...], batch: tuple[int, ...]) -> None:
+    options = {"hidden_dims": (7, 6), "activation_name": "tanh", "network": network, "channels": (2, 3)}
+    pixels = torch.Size(shape).numel()
+    down = encoder(shape, 5, **options)  # type: ignore[arg-type]
+    up, bias = decoder(shape, 5, **options)  # type: ignore[arg-type]
+    x = torch.rand(*batch, pixels)
+    assert down(x).shape == (*batch, 5)
+    assert bias.shape == (pixels,)
+    with torch.no_grad():
+        bias += torch.arange(pixels)
+    out = up(down(x))
+    assert out.shape == (*batch, pixels)
+    torch.testing.assert_close(out, torch.arange(pixels).float().expand_as(out))  # the output layer starts at zero
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_leading_dimensions_do_not_mix(network: str) -> None:
+    options = {"hidden_dims": (7,), "activation_name": "relu", "network": network, "channels": (2,)}
+    down = encoder((6, 6), 4, **options)  # type: ignore[arg-type]
+    up, _ = decoder((6, 6), 4, **options)  # type: ignore[arg-type]
+    for parameter in up.parameters():
+        torch.nn.init.normal_(parameter)
+    for net, size in ((down, 36), (up, 4)):
+        x = torch.randn(3, 2, size)
+        torch.testing.assert_close(net(x)[1, 1], net(x[1, 1]))
+
+
+def test_linear_without_hidden_layers() -> None:
+    net = encoder((2, 2), 3, hidden_dims=(), activation_name="relu", network="mlp", channels=())
+    assert sum(p.numel() for p in net.parameters()) == 4 * 3 + 3
+
+
+def test_unknown_activation_and_shape() -> None:
+    with pytest.raises(BadInput, match="--activation swish: choose from relu"):
+        activation("swish")
+    with pytest.raises(BadInput, match="--network conv"):
+        encoder((16,), 3, hidden_dims=(), activation_name="relu", network="conv", channels=(2,))
