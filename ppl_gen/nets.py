@@ -136,18 +136,13 @@ def decoder(
     activation_name: str,
     network: str,
     channels: Sequence[int],
-) -> tuple[nn.Module, nn.Parameter]:
-    """A body from [..., inputs] to [..., data_dim], the mirror image of `encoder`, and its output bias [data_dim].
-
-    The output layer starts at zero, so that the output is its bias whatever the input: a generative model starts as
-    one of independent pixels.
-    """
+) -> tuple[nn.Module, nn.Module, nn.Parameter]:
+    """A body from [..., inputs] to [..., data_dim], the mirror image of `encoder`; its output layer; and the bias
+    [data_dim] of the output."""
     if network == "conv":
         conv = ConvDecoder(data_shape, channels, hidden_dims[::-1], inputs, activation_name)
-        body, layers, bias = conv, conv.convolutions, conv.bias
-    else:
-        layers = body = mlp([inputs, *hidden_dims[::-1], math.prod(data_shape)], activation_name)
-        bias = layers[-1].bias
-    for parameter in layers[-1].parameters():
-        nn.init.zeros_(parameter)
-    return body, bias
+        return conv, conv.convolutions[-1], conv.bias
+    body = mlp([inputs, *hidden_dims[::-1], math.prod(data_shape)], activation_name)
+    last = body[-1]
+    assert isinstance(last, nn.Linear)
+    return body, last, last.bias

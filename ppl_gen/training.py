@@ -13,6 +13,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,7 +141,14 @@ def train(
     devices = [device] if device.type == "cuda" else []
     try:
         torch.set_float32_matmul_precision(options.matmul_precision)
-        with pyro.get_param_store().scope(), torch.random.fork_rng(devices), _interrupts() as interrupted:
+        with (
+            pyro.get_param_store().scope(),
+            torch.random.fork_rng(devices),
+            _interrupts() as interrupted,
+            warnings.catch_warnings(),
+        ):
+            # Of a loss that is not finite Pyro warns; here it ends the run with a sentence.
+            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
             torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
             _train(model, guide, data, options, run, interrupted, quiet)
     finally:

@@ -26,7 +26,8 @@ class VAE(nn.Module):
     :param channels: features of each convolution, for the conv network.
     :param likelihood: bernoulli for binary pixels; continuous-bernoulli (Loaiza-Ganem and Cunningham 2019) or normal,
         with one learned standard deviation, are densities of grey pixels and need binarization none.
-    :param init_output_bias: start the output bias at the data's log-odds (for normal: its mean) rather than at 0.
+    :param init_output_bias: start the output bias at the data's log-odds (for normal: its mean); else the whole output
+        layer starts at 0, every pixel at probability 1/2.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class VAE(nn.Module):
         super().__init__()
         self.hidden_dims, self.activation = hidden_dims, activation
         self.network, self.channels, self.family = network, channels, likelihood
-        self.decoder, bias = decoder(
+        self.decoder, output_layer, bias = decoder(
             data_shape,
             latent_dim,
             hidden_dims=hidden_dims,
@@ -61,8 +62,11 @@ class VAE(nn.Module):
             network=network,
             channels=channels,
         )
-        if init_output_bias and data_mean is not None:
-            with torch.no_grad():
+        with torch.no_grad():
+            if not init_output_bias:
+                for parameter in output_layer.parameters():
+                    parameter.zero_()
+            elif data_mean is not None:
                 bias.copy_(data_mean if likelihood == "normal" else torch.logit(data_mean))
         if likelihood == "normal":
             self.log_scale = nn.Parameter(torch.tensor(0.0))

@@ -1,0 +1,359 @@
+"""The commands, end to end, as a user has them."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ppl_gen
+from ppl_gen import evaluate, fit
+from ppl_gen.data import DataOptions
+from ppl_gen.loading import Config
+from ppl_gen.training import TrainingOptions
+
+Call = Callable[..., tuple[int, str, str]]
+QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "2", "--num-samples", "50", "--hidden-dims", "16")
+
+GUIDE = '''
+import pyro, torch
+import pyro.distributions as dist
+from torch import nn
+
+
+class MyGuide(nn.Module):
+    """A guide of one's own.
+
+    :param scale: standard deviation of everything.
+    """
+
+    def __init__(self, data_dim, latent_dim, *, scale: float = 0.5, wide: bool = False):
+        super().__init__()
+        self.loc = nn.Linear(data_dim, latent_dim)
+        self.scale = scale * (2 if wide else 1)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc(x), self.scale).to_event(1))
+'''
+
+MODEL = '''
+import pyro, torch
+import pyro.distributions as dist
+from torch import nn
+
+
+class Two(nn.Module):
+    """Two latent sites, neither called z, conditioned on the label."""
+
+    def __init__(self, data_dim, *, width: int = 4):
+        super().__init__()
+        self.net = nn.Linear(width, data_dim)
+        self.embed = nn.Embedding(10, width)
+        self.width = width
+
+    def model(self, x=None, y=None, *, n=1):
+        count = n if x is None else len(x)
+        y = torch.zeros(count, dtype=torch.long) if y is None else y
+        with pyro.plate("images", count):
+            a = pyro.sample("a", dist.Normal(torch.zeros(self.width), 1.0).to_event(1))
+            b = pyro.sample("b", dist.Normal(a, 1.0).to_event(1))
+            logits = self.net(b + self.embed(y))
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+class TwoGuide(nn.Module):
+    def __init__(self, data_dim, model):
+        super().__init__()
+        self.net = nn.Linear(data_dim, 2 * model.width)
+
+    def guide(self, x):
+        a, b = self.net(x).chunk(2, -1)
+        with pyro.plate("images", len(x)):
+            pyro.sample("a", dist.Normal(a, 0.5).to_event(1))
+            pyro.sample("b", dist.Normal(b, 0.5).to_event(1))
+'''
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the default pair, fitted from Python."""
+    config = Config(
+        model_options={"hidden_dims": (16,)},
+        data=DataOptions(data="digits", train_size=200),
+        training=TrainingOptions(epochs=2),
+        num_samples=50,
+    )
+    return fit.fit(config, tmp_path_factory.mktemp("runs") / "run", quiet=True).path
+
+
+def test_the_directory_of_a_run(finished: Path) -> None:
+    assert sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "evaluation.json",
+        "evaluation.nc",
+        "figures/bound_against_k.png",
+        "figures/gap_histogram.png",
+        "figures/learning_curves.png",
+        "figures/reconstructions.png",
+        "figures/samples.png",
+        "metrics.jsonl",
+    ]
+    config = json.loads((finished / "config.json").read_text())
+    assert config["model_options"]["latent_dim"] == 20 and config["guide_options"]["input_dropout"] == 0.0
+    assert config["training"]["seed"] == 0 and config["versions"]["torch"] == torch.__version__
+
+
+def test_the_evaluation_of_a_run(finished: Path) -> None:
+    summary = json.loads((finished / "evaluation.json").read_text())
+    assert summary["log_px"]["estimator"] == "importance" and summary["log_px"]["num_samples"] == 50
+    assert list(summary["iwae"]) == ["1", "10"]
+    assert summary["num_images"] == 300 and summary["binarization"] == "dynamic" and summary["split"] == "test"
+    assert summary["elbo"]["mean"] == pytest.approx(summary["reconstruction"]["mean"] - summary["kl"]["mean"])
+    assert summary["gap"]["mean"] == pytest.approx(summary["log_px"]["mean"] - summary["elbo"]["mean"])
+    assert summary["elbo"]["mean"] < summary["iwae"]["10"]["mean"] < summary["log_px"]["mean"]
+    assert summary["num_parameters"] == 64 * 16 + 16 + 16 * 40 + 40 + 20 * 16 + 16 + 16 * 64 + 64
+    for key in ("ess", "khat", "active_units", "seconds", "seed"):
+        assert key in summary
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_evaluation_nc_in_xarray_and_arviz(finished: Path) -> None:
+    import arviz
+    import xarray
+
+    summary = json.loads((finished / "evaluation.json").read_text())
+    with xarray.open_dataset(finished / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
+        assert dataset.sizes == {"image": 300, "k": 2}
+        assert dataset.attrs["estimator"] == "importance" and dataset["label"].shape == (300,)
+        for name in ("elbo", "log_px", "kl", "reconstruction", "gap"):
+            assert float(dataset[name].mean()) == pytest.approx(summary[name]["mean"])
+            assert dataset[name].attrs["units"] == "nats"
+            assert float(dataset[name].std(ddof=1)) / math.sqrt(300) == pytest.approx(summary[name]["se"])
+        assert float(dataset["iwae"].sel(k=10).mean()) == pytest.approx(summary["iwae"]["10"]["mean"])
+    tree = arviz.from_netcdf(finished / "evaluation.nc")
+    assert "log_px" in tree["evaluation"]
+
+
+def test_load_gives_the_pair_that_was_evaluated(finished: Path) -> None:
+    model, guide, data, config = ppl_gen.load(finished)
+    assert config["model"] == "vae" and data.name == "digits"
+    summary = json.loads((finished / "evaluation.json").read_text())
+    torch.manual_seed(0)
+    result = ppl_gen.log_marginal_likelihood(model, guide, data.targets("test"), num_samples=50)
+    assert result.log_px.mean().item() == summary["log_px"]["mean"]
+    assert "by importance sampling, S = 50" in str(result)
+
+
+def test_evaluate_command(finished: Path, call: Call) -> None:
+    before = json.loads((finished / "evaluation.json").read_text())
+    arguments = (finished, "--split", "validation", "--num-images", "40", "--num-samples", "25", "--checkpoint", "best")
+    status, out, _ = call(evaluate.command, *arguments)
+    assert status == 0
+    summary = json.loads((finished / "evaluation.json").read_text())
+    assert (summary["split"], summary["num_images"], summary["checkpoint"]) == ("validation", 40, "best")
+    assert summary["log_px"]["num_samples"] == 25
+    for words in ("ELBO", "log p(x)", "gap", "k-hat", "40 validation images of digits", "±"):
+        assert words in out
+    assert call(evaluate.command, finished)[0] == 0
+    again = json.loads((finished / "evaluation.json").read_text())
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
+
+
+def test_auto_falls_back_and_says_so(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppl_gen import data
+
+    data.import_torchvision()
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    status, out, err = call(fit.command, "vae", "--data", "auto", *QUICK[2:], "--out", "run")
+    assert status == 0
+    assert "using scikit-learn's 8x8 digits instead" in out
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["data"]["data"] == "digits" and "MNIST is not on disk" in config["data_notice"]
+    # Standard error is no terminal here: plain lines with the time left.
+    assert "epoch 1/2  train ELBO" in err and "s left" in err and "\r" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--network", "conv", "--channels", "4", "8", "--activation", "tanh"),
+        ("--objective", "elbo-analytic-kl", "--num-particles", "3", "--kl-warmup", "1"),
+        ("--binarization", "static", "--schedule", "one-cycle", "--clip-grad-norm", "10"),
+        ("--binarization", "threshold", "--latent-dim", "1", "--no-init-output-bias", "--guide.input-dropout", "0.1"),
+        ("--binarization", "none"),
+        ("--binarization", "none", "--likelihood", "continuous-bernoulli"),
+        ("--binarization", "none", "--likelihood", "normal", "--guide.hidden-dims", "8", "8"),
+        ("--train-size", "1497"),
+        ("--hidden-dims",),
+    ],
+)
+def test_options(elsewhere: Path, call: Call, arguments: tuple[str, ...]) -> None:
+    status, out, err = call(fit.command, "vae", *QUICK, *arguments, "--out", "run")
+    assert status == 0, err
+    summary = json.loads(Path("run/evaluation.json").read_text())
+    assert math.isfinite(summary["log_px"]["mean"])
+    grey = "none" in arguments
+    kind = "density" if "--likelihood" in arguments else "cross-entropy" if grey else "probability"
+    assert summary["observation"] == kind
+    assert ("no bound on a log-probability" in out) == (kind == "cross-entropy")
+    assert ("not comparable with probabilities" in out) == (kind == "density")
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert all(("validation" in line) == ("1497" not in arguments) for line in lines)
+
+
+# Somebody's own classes ----------------------------------------------------------------------------------------
+
+
+def test_a_guide_in_a_file(elsewhere: Path, call: Call) -> None:
+    Path("my_guide.py").write_text(GUIDE)
+    reference = "my_guide.py:MyGuide"
+    options = ("--guide", reference, "--guide.scale", "0.25", "--guide.wide")
+    assert call(fit.command, "vae", *options, *QUICK, "--out", "run")[0] == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["guide"] == reference and config["guide_options"] == {"scale": 0.25, "wide": True}
+    first = json.loads(Path("run/evaluation.json").read_text())
+
+    for command, arguments in ((evaluate.command, ["run"]), (fit.command, ["--resume", "run"])):
+        status, _, err = call(command, *arguments)
+        assert status == 2
+        assert err == f"error: run: was fitted with the guide {reference}; name it again: --guide {reference}\n"
+        status, _, err = call(command, *arguments, "--guide", "normal")
+        assert status == 2 and "was fitted with my_guide.py:MyGuide" in err
+        status, _, err = call(command, *arguments, "--guide", reference)
+        assert status == 0 and "has changed" not in err
+    again = json.loads(Path("run/evaluation.json").read_text())
+    assert again["elbo"] == first["elbo"]
+    assert type(ppl_gen.load("run", guide=reference).guide).__name__ == "MyGuide"
+    with pytest.raises(ppl_gen.BadInput, match="name it again"):
+        ppl_gen.load("run")
+
+    Path("elsewhere.py").write_text(GUIDE + "\n# changed\n")
+    status, _, err = call(evaluate.command, "run", "--guide", "elsewhere.py:MyGuide")
+    assert status == 0 and "warning: elsewhere.py:MyGuide has changed since the run was fitted" in err
+
+
+def test_help_shows_a_guides_own_options(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_guide.py").write_text(GUIDE)
+    with pytest.raises(SystemExit):
+        fit.command(["vae", "--guide", "my_guide.py:MyGuide", "--help"])
+    out = capsys.readouterr().out
+    assert "--guide.scale FLOAT" in out and "standard deviation of everything" in out and "--guide.wide" in out
+    assert "--guide.input-dropout" not in out and "--latent-dim" in out and "--batch-size" in out
+
+
+def test_a_run_directory_cannot_name_code(elsewhere: Path, finished: Path, call: Call) -> None:
+    """Not even with an edited config.json: a file is run only if the user names it."""
+    import shutil
+
+    shutil.copytree(finished, "run")
+    Path("evil.py").write_text("open('ran', 'w')")
+    original = Path("run/config.json").read_text()
+    for kind in ("model", "guide"):
+        Path("run/config.json").write_text(json.dumps(json.loads(original) | {kind: "evil.py:Code"}))
+        status, _, err = call(evaluate.command, "run")
+        assert status == 2 and f"name it again: --{kind} evil.py:Code" in err
+    assert not Path("ran").exists()
+
+
+def test_a_model_with_several_sites_and_labels(elsewhere: Path, call: Call) -> None:
+    Path("two.py").write_text(MODEL)
+    # Its only option, and the common ones.
+    arguments = [a for a in QUICK if a not in ("--hidden-dims", "16")]
+    pair = ("two.py:Two", "--guide", "two.py:TwoGuide")
+    status, out, err = call(fit.command, *pair, *arguments, "--width", "3", "--dry-run")
+    assert status == 0, err
+    assert "latent 'a', event shape (3,)" in out and "plate of images 'images'" in out
+    assert "5 of 5 parameters have a gradient" in out
+    status, out, err = call(fit.command, *pair, *arguments, "--width", "3", "--out", "run")
+    assert status == 0, err
+    named = ("--model", "two.py:Two", "--guide", "two.py:TwoGuide")
+    assert call(evaluate.command, "run", *named)[0] == 0
+    assert call(fit.command, "two.py:Two", "--resume", "run", *named[2:])[0] == 0
+
+
+def test_dry_run_writes_nothing(elsewhere: Path, call: Call) -> None:
+    status, out, _ = call(fit.command, "vae", "--data", "digits", "--dry-run")
+    assert status == 0 and "8 of 8 parameters have a gradient" in out
+    assert list(elsewhere.iterdir()) == []
+
+
+# As processes --------------------------------------------------------------------------------------------------
+
+
+def _process(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_exit_status_of_the_modules(elsewhere: Path) -> None:
+    done = _process("ppl_gen.fit", "vae", *QUICK, "--out", "run", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    done = _process("ppl_gen.evaluate", "run", "--num-images", "5", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    done = _process("ppl_gen.evaluate", "nowhere", cwd=elsewhere)
+    assert done.returncode == 2 and done.stderr == "error: nowhere: no such run directory\n" and done.stdout == ""
+
+
+def test_importing_the_package_is_light_and_changes_nothing() -> None:
+    code = (
+        "import sys, ppl_gen; assert 'torch' not in sys.modules and 'pyro' not in sys.modules;"
+        "import torch, pyro; before = (torch.get_rng_state().tolist(), pyro.settings.get(), torch.get_num_threads());"
+        "import ppl_gen.fit, ppl_gen.evaluate;"
+        "assert before == (torch.get_rng_state().tolist(), pyro.settings.get(), torch.get_num_threads());"
+        "heavy = {'matplotlib', 'arviz', 'torchvision', 'sklearn', 'xarray', 'pandas'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def _seconds_left_out(path: Path) -> list[Any]:
+    text = path.read_text()
+    entries = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(elsewhere: Path) -> None:
+    """SIGKILL at any moment leaves a run that resumes to the same weights, metrics and evaluation."""
+    arguments = ["--data", "digits", "--epochs", "40", "--num-samples", "300", "--seed", "4"]
+    assert _process("ppl_gen.fit", "vae", *arguments, "--out", "whole", cwd=elsewhere).returncode == 0
+
+    rng = np.random.default_rng(5)
+    kills = 0
+    start = ["ppl_gen.fit", "vae", *arguments, "--out", "cut"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    while kills < 10:
+        assert not (elsewhere / "cut" / "evaluation.json").exists(), f"finished after {kills} kills: too fast to test"
+        resumable = (elsewhere / "cut").exists()
+        command = ["ppl_gen.fit", "--resume", "cut"] if resumable else start
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=elsewhere, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()  # "run: …": start-up is over
+        try:
+            process.wait(rng.uniform(0, 0.35))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.communicate()
+    done = _process("ppl_gen.fit", "--resume", "cut", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    for name in ("evaluation.json", "metrics.jsonl"):
+        assert _seconds_left_out(elsewhere / "whole" / name) == _seconds_left_out(elsewhere / "cut" / name)
+    from safetensors.torch import load_file
+
+    ours, theirs = (load_file(elsewhere / name / "checkpoint.safetensors") for name in ("whole", "cut"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppl_gen import runs
+from ppl_gen.errors import BadInput
+from ppl_gen.runs import Run
+
+
+def test_numbered_by_default(elsewhere: Path) -> None:
+    paths = [Run.create(None, "vae-normal-digits", {}).path for _ in range(3)]
+    assert [str(path) for path in paths] == [f"runs/vae-normal-digits-{n}" for n in (1, 2, 3)]
+    assert not list(Path("runs").glob(".*"))
+
+
+def test_opens_what_it_created(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "deep" / "run", "x", {"seed": 3})
+    assert Run.open(run.path).config == {"format": runs.FORMAT, "seed": 3}
+    assert run.read_json("evaluation.json") is None and run.load_checkpoint() is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]),
+)
+def test_checkpoint_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], dtype: torch.dtype
+) -> None:
+    run = Run.create(tmp_path_factory.mktemp("runs") / "run", "x", {})
+    tensors = {f"t{i}": (torch.randn(shape) * 3).to(dtype) for i, shape in enumerate(shapes)}
+    state = {"step": 3, "best": None, "text": "ü", "value": 0.1}
+    run.save_checkpoint(tensors, state)
+    loaded = run.load_checkpoint()
+    assert loaded is not None and loaded[1] == state
+    assert loaded[0].keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[0][name].dtype == dtype and torch.equal(loaded[0][name], tensor)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "empty"])
+def test_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
+    run = Run.create(tmp_path / "run", "x", {})
+    run.save_checkpoint({"weight": torch.randn(100)}, {})
+    content = bytearray(run.checkpoint_path.read_bytes())
+    if damage == "flipped":
+        content[-50] ^= 1
+    else:
+        content = {"truncated": content[:-100], "text": bytearray(b"hello"), "empty": bytearray()}[damage]
+    run.checkpoint_path.write_bytes(content)
+    with pytest.raises(BadInput, match="damaged"):
+        run.load_checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "damaged"),
+        ("{}", "damaged"),
+        ('{"format": "x"}', "damaged"),
+        ('{"format": 99}', "later version"),
+        ("[]", "damaged"),
+    ],
+)
+def test_not_a_run(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(BadInput, match="no such run"):
+        Run.open(tmp_path / "none")
+    with pytest.raises(BadInput, match="not a run directory"):
+        Run.open(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(BadInput, match=words):
+        Run.open(tmp_path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path / "run", "x", {})
+    run.save_checkpoint({"weight": torch.ones(3)}, {"step": 1})
+    run.write_json("evaluation.json", {"a": 1})
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "fsync", full)
+        for write in (
+            lambda: run.save_checkpoint({"weight": torch.zeros(3)}, {"step": 2}),
+            lambda: run.write_json("evaluation.json", {"a": 2}),
+            lambda: run.append_metrics({"step": 0}),
+        ):
+            with pytest.raises(BadInput, match="No space left on device"):
+                write()
+        with pytest.raises(BadInput, match="No space left on device"):
+            Run.create(tmp_path / "other", "x", {})
+    loaded = run.load_checkpoint()
+    assert loaded is not None and loaded[1] == {"step": 1} and loaded[0]["weight"].sum() == 3
+    assert run.read_json("evaluation.json") == {"a": 1}
+    assert not (tmp_path / "other").exists()
+    assert sorted(path.name for path in run.path.iterdir()) == sorted(
+        ["checkpoint.safetensors", "config.json", "evaluation.json", "metrics.jsonl"]
+    )
+
+
+def test_write_file_is_all_or_nothing(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", "x", {})
+
+    def half(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        run.write_file("figures/a.png", half)
+    assert list((run.path / "figures").iterdir()) == []
+    run.write_file("figures/a.png", lambda path: path.write_text("whole"))
+    assert [path.name for path in (run.path / "figures").iterdir()] == ["a.png"]
+
+
+def test_no_tensor_file_can_run_code() -> None:
+    """Nothing in the package unpickles."""
+    folder = Path(runs.__file__).parent
+    for path in folder.rglob("*.py"):
+        text = path.read_text()
+        assert "torch.load(" not in text and "pickle.load" not in text and "allow_pickle=True" not in text, path
+
+
+def test_config_is_readable_json(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", "x", {"a": (1, 2)})
+    assert json.loads((run.path / "config.json").read_text())["a"] == [1, 2]

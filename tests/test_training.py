@@ -1,0 +1,336 @@
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+
+from ppl_gen import training
+from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
+from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.loading import Config, assemble, load_checkpoint
+from ppl_gen.runs import Run
+from ppl_gen.training import Diverged, TrainingOptions, tensors_of, train
+
+SMALL = TrainingOptions(epochs=3, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load_data(DataOptions(data="digits", train_size=200))
+
+
+def _config(options: TrainingOptions = SMALL, **guide_options: Any) -> Config:
+    return Config(
+        model_options={"latent_dim": 3, "hidden_dims": (16,)},
+        guide_options=guide_options,
+        data=DataOptions(data="digits", train_size=200),
+        training=options,
+    )
+
+
+def _fit(path: Path, data: Data, options: TrainingOptions = SMALL, **guide_options: Any) -> tuple[Run, nn.ModuleDict]:
+    model, guide = assemble(_config(options, **guide_options), data)
+    run = Run.create(path, "run", {}) if not path.exists() else Run.open(path)
+    train(model, guide, data, options, run, quiet=True)
+    return run, nn.ModuleDict({"model": model, "guide": guide})
+
+
+def _without_times(run: Run) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()]
+
+
+def _same(one: nn.ModuleDict, other: nn.ModuleDict) -> bool:
+    ours, theirs = tensors_of(one), tensors_of(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_every_parameter_moves_twice_in_one_process(tmp_path: Path, data: Data) -> None:
+    for attempt in range(2):
+        model, guide = assemble(_config(), data)
+        modules = nn.ModuleDict({"model": model, "guide": guide})
+        before = {name: tensor.clone() for name, tensor in tensors_of(modules).items()}
+        train(model, guide, data, SMALL, Run.create(tmp_path / str(attempt), "run", {}), quiet=True)
+        for name, tensor in tensors_of(modules).items():
+            assert not torch.equal(tensor, before[name]), name
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_settings_and_generators_are_left_as_they_were(tmp_path: Path, data: Data) -> None:
+    before = (torch.get_rng_state(), torch.get_float32_matmul_precision(), pyro.settings.get())
+    handlers = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    _fit(tmp_path / "run", data, replace(SMALL, epochs=1, matmul_precision="medium"))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (torch.get_float32_matmul_precision(), pyro.settings.get())
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_same_seed_same_run_and_other_seed_other_run(tmp_path: Path, data: Data) -> None:
+    first, ours = _fit(tmp_path / "a", data)
+    second, theirs = _fit(tmp_path / "b", data)
+    assert _same(ours, theirs) and _without_times(first) == _without_times(second)
+    assert not _same(ours, _fit(tmp_path / "c", data, replace(SMALL, seed=1))[1])
+
+
+def test_learns(tmp_path: Path, data: Data) -> None:
+    run, _ = _fit(tmp_path / "run", data, replace(SMALL, epochs=60, batch_size=20, learning_rate=3e-3))
+    lines = run.metrics()
+    assert [line["epoch"] for line in lines] == list(range(61))
+    assert lines[-1]["train"]["elbo"] > lines[0]["train"]["elbo"] + 1.0
+    for line in lines:
+        for split in ("train", "validation"):
+            terms = line[split]
+            assert terms["elbo"] == pytest.approx(terms["reconstruction"] - terms["kl"])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_particles": 4}, {"objective": "elbo-analytic-kl"}])
+def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) -> None:
+    """The first step equals stock Pyro's, with `pyro.module` and `pyro.optim.Adam`, on the same noise."""
+    chosen = TrainingOptions(**options)
+    model, guide = assemble(_config(), data)
+    x = data.targets("train")[:64]
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x[:8])
+        elbo = objective(chosen.objective, pair, x[:8], num_particles=chosen.num_particles)
+    modules = nn.ModuleDict({"model": model, "guide": guide})
+    loss, loss_and_grads = training._losses(elbo)
+    optimizer = training._OneOptimizer(list(modules.parameters()), chosen)
+    torch.manual_seed(5)
+    ours = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads).step(x)
+
+    other_model, other_guide = assemble(_config(), data)
+
+    def stock_model(x: Tensor) -> None:
+        pyro.module("model", other_model)
+        other_model.model(x)  # type: ignore[operator]
+
+    def stock_guide(x: Tensor) -> None:
+        pyro.module("guide", other_guide)
+        other_guide.guide(x)  # type: ignore[operator]
+
+    with pyro.get_param_store().scope():
+        torch.manual_seed(5)
+        theirs = SVI(stock_model, stock_guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step(x) / len(x)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    for (name, one), other in zip(
+        modules.named_parameters(), [*other_model.parameters(), *other_guide.parameters()], strict=True
+    ):
+        # Adam's first step is the sign of the gradient: entries whose gradient is rounding are free.
+        assert (one - other).abs().gt(1e-5).double().mean() < 0.02, name
+
+
+def test_particles_average_the_elbo(data: Data) -> None:
+    model, guide = assemble(_config(), data)
+    x = data.targets("train")[:64]
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x[:8])
+        elbo = objective("elbo", pair, x[:8], num_particles=2000)
+        estimate = -elbo.differentiable_loss(pair.model, pair.guide, x) / 64
+        terms = pair.terms(x, num_samples=2000)
+        se = terms.log_weight.std(0).square().mean().sqrt() / math.sqrt(64 * 2000)
+        # Both are estimates: the difference has twice the variance. 4 standard errors: false-alarm rate 6e-5.
+        assert (estimate - terms.log_weight.mean()).abs() < 4 * math.sqrt(2) * se
+
+
+@pytest.mark.parametrize("name", ["elbo", "elbo-analytic-kl"])
+def test_warmup_scales_the_kl_term_alone(data: Data, name: str) -> None:
+    model, guide = assemble(_config(), data)
+    x = data.targets("train")[:64]
+    warmup = ScaleLatents()
+    values = {}
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x[:8])
+        elbo = objective(name, pair, x[:8])
+        for scale in (0.0, 0.5, 1.0):
+            warmup.scale = scale
+            torch.manual_seed(1)
+            values[scale] = elbo.differentiable_loss(scaled(pair.model, warmup), scaled(pair.guide, warmup), x).item()
+        torch.manual_seed(1)
+        terms = pair.terms(x, analytic_kl=True)
+    torch.manual_seed(1)
+    kl = (terms.log_guide - terms.log_prior).sum().item() if name == "elbo" else terms.kl.sum().item()  # type: ignore[union-attr]
+    assert values[1.0] - values[0.0] == pytest.approx(kl, rel=1e-3)
+    assert values[0.5] - values[0.0] == pytest.approx(kl / 2, rel=1e-3)
+
+
+def test_analytic_kl_is_refused_where_there_is_none(data: Data) -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.StudentT(3.0, torch.zeros(3), torch.ones(3)).to_event(1))
+
+    model, _ = assemble(_config(), data)
+    x = data.targets("train")[:8]
+    with evaluating(model):
+        pair = Pair(model, guide, x)
+        assert isinstance(objective("elbo", pair, x), Trace_ELBO)
+        with pytest.raises(BadInput, match="no closed-form KL"):
+            objective("elbo-analytic-kl", pair, x)
+
+
+def test_schedules() -> None:
+    rates = {
+        name: [TrainingOptions(learning_rate=2.0, schedule=name).rate(step, 100) for step in range(100)]  # type: ignore[arg-type]
+        for name in ("constant", "cosine", "one-cycle")
+    }
+    assert set(rates["constant"]) == {2.0}
+    assert rates["cosine"][0] == 2 and rates["cosine"][50] == pytest.approx(1) and rates["cosine"][-1] < 0.001
+    cycle = rates["one-cycle"]
+    assert cycle[0] == pytest.approx(0.08) and cycle[30] == 2 and cycle[-1] < 0.01
+    assert cycle[:31] == sorted(cycle[:31]) and cycle[30:] == sorted(cycle[30:], reverse=True)
+
+
+def test_clipping_bounds_the_gradient(data: Data) -> None:
+    model, guide = assemble(_config(), data)
+    parameters = [*model.parameters(), *guide.parameters()]
+    optimizer = training._OneOptimizer(parameters, TrainingOptions(clip_grad_norm=0.5))
+    norms: list[Tensor] = []
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    step = optimizer.adam.step
+    optimizer.adam.step = lambda: norms.append(nn.utils.get_total_norm([p.grad for p in parameters])) or step()  # type: ignore[assignment,func-returns-value,misc]
+    optimizer(set())
+    assert norms[0].item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: Data) -> None:
+    with pytest.raises(Diverged, match=r"not finite at step \d+"):
+        _fit(tmp_path / "run", data, replace(SMALL, learning_rate=1e20))
+    content = Run.open(tmp_path / "run").load_checkpoint()
+    assert content is not None and all(t.isfinite().all() for name, t in content[0].items() if name.startswith("last."))
+
+
+# Resuming ------------------------------------------------------------------------------------------------------
+
+
+def _interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a Ctrl-C during a later step."""
+    batch, count = Data.batch, 0
+
+    def counting(self: Data, index: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        if count == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(self, index)
+
+    monkeypatch.setattr(Data, "batch", counting)
+
+
+@pytest.mark.parametrize("steps", [3, 6, 9])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"schedule": "one-cycle", "clip_grad_norm": 5.0}, {"kl_warmup": 2, "num_particles": 2, "checkpoint_every": 2}],
+)
+def test_interrupted_and_resumed_equals_undisturbed(
+    tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch, steps: int, options: dict[str, Any]
+) -> None:
+    chosen = replace(SMALL, **options)
+    whole, weights = _fit(tmp_path / "whole", data, chosen, input_dropout=0.2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _interrupt_after(steps, patch)
+        _fit(tmp_path / "cut", data, chosen, input_dropout=0.2)
+    cut, resumed = _fit(tmp_path / "cut", data, chosen, input_dropout=0.2)
+    assert _same(weights, resumed)
+    assert _without_times(whole) == _without_times(cut)
+    ours, theirs = whole.load_checkpoint(), cut.load_checkpoint()
+    assert ours is not None and theirs is not None
+    assert ours[0].keys() == theirs[0].keys() and all(torch.equal(ours[0][k], theirs[0][k]) for k in ours[0])
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, data: Data) -> None:
+    whole, _ = _fit(tmp_path / "whole", data)
+    content = whole.load_checkpoint()
+    partial = Run.create(tmp_path / "partial", "run", {})
+    # As after a kill between the metrics and the checkpoint of the last epoch, in the middle of a line.
+    lines = whole.metrics()
+    for line in lines:
+        partial.append_metrics(line)
+    with open(partial.path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "st')
+    assert len(partial.metrics()) == len(lines)
+    partial.cut_metrics(lines[1]["step"])
+    assert partial.metrics() == lines[:2]
+    assert content is not None and content[1]["epoch"] == 3
+
+
+def test_best_on_validation_is_kept(tmp_path: Path, data: Data) -> None:
+    run, modules = _fit(tmp_path / "run", data, replace(SMALL, epochs=12, learning_rate=0.03))
+    content = run.load_checkpoint()
+    assert content is not None
+    validation = [line["validation"]["elbo"] for line in run.metrics()]
+    best = max(validation)
+    assert content[1]["best"] == {"epoch": validation.index(best), "elbo": best}
+    assert validation[-1] < best  # or the test says nothing
+    model, guide = assemble(_config(), data)
+    load_checkpoint(run, model, guide, "best")
+    with evaluating(model, guide):
+        pair = Pair(model, guide, data.targets("validation")[:8])
+    terms = training.elbo_terms(model, guide, pair, data.targets("validation"), seed=training._MONITOR_SEED)
+    assert terms["elbo"] == best
+    load_checkpoint(run, model, guide, "last")
+    assert _same(nn.ModuleDict({"model": model, "guide": guide}), modules)
+
+
+def test_shared_parameters_are_saved_and_trained_once(tmp_path: Path, data: Data) -> None:
+    model, guide = assemble(_config(), data)
+    guide.shared = model  # type: ignore[assignment]
+    modules = nn.ModuleDict({"model": model, "guide": guide})
+    names = tensors_of(modules)
+    assert len(names) == len(list(modules.parameters()))
+    run = Run.create(tmp_path / "run", "run", {})
+    train(model, guide, data, replace(SMALL, epochs=1), run, quiet=True)
+    content = run.load_checkpoint()
+    assert content is not None
+    assert sorted(k.removeprefix("last.") for k in content[0] if k.startswith("last.")) == sorted(names)
+
+
+def test_labels_reach_a_pair_that_takes_them(tmp_path: Path, data: Data) -> None:
+    seen: list[Tensor] = []
+    model, _ = assemble(_config(), data)
+
+    class Guide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, 3)
+
+        def guide(self, x: Tensor, y: Tensor) -> None:
+            seen.append(y)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.table(y), 1.0).to_event(1))
+
+    train(model, Guide(), data, replace(SMALL, epochs=1), Run.create(tmp_path / "run", "run", {}), quiet=True)
+    assert all(y.dtype == torch.int64 for y in seen)
+
+
+def test_no_interrupts_are_caught_outside_the_main_thread(tmp_path: Path, data: Data) -> None:
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _fit(tmp_path / "run", data, replace(SMALL, epochs=1))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not errors
+
+
+def test_metrics_hold_no_nan(tmp_path: Path, call: Callable[..., Any]) -> None:
+    run = Run.create(tmp_path / "run", "run", {"x": float("nan")})
+    run.append_metrics({"step": 0, "elbo": float("inf")})
+    for name in ("config.json", "metrics.jsonl"):
+        json.loads((run.path / name).read_text(), parse_constant=lambda text: pytest.fail(text))
