@@ -33,13 +33,13 @@ def parse(options: Callable[..., T], arguments: list[str], program: str, descrip
 def _one_line(box: str) -> str:
     """The message in a box of tyro's: the text above its first rule, and what it thinks was meant."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rows = [row.strip(" │╭╮╰╯") for row in text.splitlines()[1:]]
     paragraphs: list[list[str]] = [[]]
-    for row in rows:
-        if row and not row.strip("─"):
-            paragraphs.append([])
-        elif row.strip("─"):
+    for line in text.splitlines()[1:]:  # the first has the title
+        row = line.strip(" │╰╯|+")  # drawn in ASCII where the terminal has no other characters
+        if row.strip("─-"):
             paragraphs[-1].append(row)
+        elif paragraphs[-1]:
+            paragraphs.append([])
     message = " ".join(paragraphs[0])
     for paragraph in paragraphs[1:]:
         if paragraph and paragraph[0].startswith("Perhaps you meant"):

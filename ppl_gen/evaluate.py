@@ -55,7 +55,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Command:
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     options: Annotated[EvaluationOptions, tyro.conf.arg(name="")] = field(default_factory=EvaluationOptions)
     model: str | None = None

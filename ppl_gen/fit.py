@@ -218,7 +218,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class ResumeCommand:
-    resume: Path
+    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     model: str | None = None
     """file.py:Class of the model, again, if it is your own."""
@@ -285,7 +285,7 @@ def _asdict(options: Any) -> Mapping[str, Any]:
 
 
 def command(arguments: list[str]) -> None:
-    resuming = _value_of("--resume", arguments) is not None
+    resuming = any(argument.partition("=")[0] == "--resume" for argument in arguments)
     named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
     if resuming:
         rest = ["--model", *arguments] if named else arguments

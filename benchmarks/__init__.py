@@ -1,0 +1,1 @@
+"""Speed, side by side with named references, interleaved in one process: `python -m benchmarks`."""

@@ -1,0 +1,15 @@
+import argparse
+import platform
+
+import torch
+
+from benchmarks import importance, vae_step
+
+parser = argparse.ArgumentParser(prog="python -m benchmarks", description=vae_step.__doc__)
+parser.add_argument("--rounds", type=int, default=400, help="calls of each candidate (default 400)")
+rounds = parser.parse_args().rounds
+print(
+    f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians of interleaved calls"
+)
+vae_step.main(rounds)
+importance.main(rounds)

@@ -1,0 +1,68 @@
+"""Importance sampling of the default VAE against the bare matrix products of its decoder, and against stock Pyro."""
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from benchmarks.timing import medians, show
+from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.importance import CHUNK_SIZE, log_marginal_likelihood, log_weights
+from ppl_gen.models.vae import VAE
+
+
+def main(rounds: int, num_images: int = 64, num_samples: int = 1000) -> None:
+    torch.manual_seed(0)
+    model = VAE((28, 28))
+    guide = Normal((28, 28), 20, "z", model)
+    x = torch.bernoulli(torch.rand(num_images, 784))
+    layers = [layer for layer in model.decoder.modules() if isinstance(layer, torch.nn.Linear)]
+
+    def products() -> None:
+        """The decoder's matrix products alone, in chunks of the same size."""
+        with torch.no_grad():
+            hidden, z = torch.randn(CHUNK_SIZE, 512), torch.randn(CHUNK_SIZE, 20)
+            for _ in range(num_images * num_samples // CHUNK_SIZE):
+                z @ layers[0].weight.T
+                hidden @ layers[1].weight.T
+
+    def stock() -> Tensor:
+        """`vectorized_importance_weights` written out image by image, with `Bernoulli.to_event(1)`."""
+
+        def stock_model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", model.prior())
+                logits = model.decoder(z)
+                pyro.sample("x", pyro.distributions.Bernoulli(logits=logits).to_event(1), obs=x)
+
+        weights = []
+        with torch.no_grad():
+            for image in x.split(1):
+                with pyro.plate("samples", num_samples, dim=-2):
+                    guide_trace = poutine.trace(guide.guide).get_trace(image)
+                    model_trace = poutine.trace(poutine.replay(stock_model, trace=guide_trace)).get_trace(image)
+                for trace in (guide_trace, model_trace):
+                    trace.compute_log_prob()
+                weights.append(
+                    model_trace.nodes["x"]["log_prob"] + model_trace.nodes["z"]["log_prob"]
+                    - guide_trace.nodes["z"]["log_prob"]
+                )  # fmt: skip
+        return torch.cat(weights, 1)
+
+    seconds = medians(
+        {
+            "the decoder's matrix products": products,
+            "ppl_gen.log_weights": lambda: log_weights(model, guide, x, num_samples=num_samples),
+            "ppl_gen.log_marginal_likelihood, with k-hat": lambda: log_marginal_likelihood(
+                model, guide, x, num_samples=num_samples
+            ),
+            "stock Pyro, one image at a time": stock,
+        },
+        rounds=max(3, rounds // 40),
+        warmup=1,
+    )
+    show(
+        f"importance sampling, {num_images} images x {num_samples} samples, default VAE",
+        seconds,
+        "the decoder's matrix products",
+    )
