@@ -117,6 +117,8 @@ def _finish(
         if summary is None:
             options = EvaluationOptions(device=config.training.device)
             summary = evaluate(run, config, model, guide, data, options, quiet)
+        draw_training(run, model, guide, data, pair, batch)
+        draw_evaluation(run)
     except KeyboardInterrupt:
         again = "".join(
             f" --{kind} {name}"
@@ -124,8 +126,6 @@ def _finish(
             if components.is_external(name)
         )
         raise KeyboardInterrupt(f"continue with: {PROGRAM} --resume {run.path}{again}") from None
-    draw_training(run, model, guide, data, pair, batch)
-    draw_evaluation(run)
     if not quiet:
         print(f"\n{table(summary)}\n\npictures in {run.path / 'figures'}")
 

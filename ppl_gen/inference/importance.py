@@ -158,12 +158,9 @@ def log_marginal_likelihood(
     _check(num_samples)
     with evaluating(model, guide):
         pair = Pair(model, guide, x, *args, **kwargs)
-        parts = []
-        for count, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, True):
-            parts.append(_summarize(chunks))
-            if progress is not None:
-                progress(count)
-    return _concatenate(num_samples, parts)
+        blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
+        parts = ((count, _summarize(chunks)) for count, chunks in blocks)
+        return _gather(num_samples, parts, len(x), progress)
 
 
 def elbo_terms(
@@ -274,24 +271,42 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         "log_px_bias": (count - 1) * left_out.mean(0) if count > 1 else undefined,
         "ess": ess,
         "khat": khat(log_w),
+        "latent_mean": {},
+        "latent_mc_var": {},
     }
     if chunks[0].kl is not None:
         result["kl_analytic"] = torch.cat([terms.kl for terms in chunks if terms.kl is not None]).double().mean(0).cpu()
-    means, variances = {}, {}
     for name in chunks[0].latents:
-        value = torch.cat([terms.latents[name] for terms in chunks]).double().cpu()
-        means[name] = value.mean(0)
-        variances[name] = value.var(0) / count if count > 1 else torch.zeros_like(means[name])
-    return result | {"latent_mean": means, "latent_mc_var": variances}
+        values = [terms.latents[name].double() for terms in chunks]
+        mean = torch.stack([value.sum(0) for value in values]).sum(0) / count
+        squares = torch.stack([(value - mean).square().sum(0) for value in values]).sum(0)
+        result["latent_mean"][name] = mean.cpu()
+        result["latent_mc_var"][name] = squares.cpu() / (count * max(count - 1, 1))
+    return result
 
 
-def _concatenate(num_samples: int, parts: list[dict[str, Any]]) -> Estimates:
-    def join(key: str) -> Any:
-        first = parts[0][key]
-        if first is None:
-            return None
-        if isinstance(first, dict):
-            return {name: torch.cat([part[key][name] for part in parts]) for name in first}
-        return torch.cat([part[key] for part in parts])
+def _gather(
+    num_samples: int, parts: Iterator[tuple[int, dict[str, Any]]], total: int, progress: Progress | None
+) -> Estimates:
+    """All blocks in one tensor each, made before the first: a small tensor kept from every block would pin the memory
+    between them."""
+    whole: dict[str, Any] = {}
+    start = 0
 
-    return Estimates(num_samples, **{key: join(key) for key in parts[0]})
+    def put(target: dict[Any, Any], part: dict[Any, Any]) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                put(target.setdefault(key, {}), value)
+            elif value is None:
+                target[key] = None
+            else:
+                if key not in target:
+                    target[key] = value.new_empty(total, *value.shape[1:])
+                target[key][start : start + len(value)] = value
+
+    for count, part in parts:
+        put(whole, part)
+        start += count
+        if progress is not None:
+            progress(count)
+    return Estimates(num_samples, **whole)

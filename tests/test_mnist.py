@@ -1,0 +1,46 @@
+"""What is known of MNIST itself, where it is on disk."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from ppl_gen import fit
+from ppl_gen.data import DataOptions, load_data
+from ppl_gen.loading import Config
+from ppl_gen.training import TrainingOptions
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path(os.environ.get("PPL_GEN_DATA", ROOT / "data")).resolve()
+
+pytestmark = pytest.mark.skipif(not (FOLDER / "MNIST" / "raw").is_dir(), reason="MNIST is not on disk")
+
+
+@pytest.fixture(autouse=True)
+def _data(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPL_GEN_DATA", str(FOLDER))
+
+
+def test_splits() -> None:
+    data = load_data(DataOptions())
+    assert data.name == "mnist" and data.notice == ""
+    assert (len(data.train), len(data.validation), len(data.test)) == (50_000, 10_000, 10_000)
+    grey = load_data(DataOptions(data="mnist", binarization="none", train_size=60_000))
+    assert grey.mean().mean().item() == pytest.approx(0.1307, abs=1e-4)  # the mean pixel of the training images
+    assert data.test.labels is not None and data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_the_bound_at_the_start_and_after_an_epoch(tmp_path: Path) -> None:
+    """From -784 log 2 = -543.4, less the KL, to above -174."""
+    config = Config(
+        model_options={"init_output_bias": False},
+        data=DataOptions(data="mnist", binarization="none"),
+        training=TrainingOptions(epochs=1),
+        num_samples=1,
+    )
+    run = fit.fit(config, tmp_path / "run", quiet=True)
+    start, end = (line["validation"] for line in run.metrics())
+    assert start["reconstruction"] == pytest.approx(-784 * math.log(2), abs=1e-2)
+    assert -545 < start["elbo"] < -543
+    assert end["elbo"] > -174

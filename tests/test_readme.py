@@ -1,0 +1,101 @@
+"""The commands and code of README and docs, run reduced, in their order, in an empty directory."""
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ppl_gen import evaluate, fit
+
+ROOT = Path(__file__).parents[1]
+Call = Callable[..., tuple[int, str, str]]
+REDUCED = {"--data": "digits", "--train-size": "150", "--epochs": "1", "--num-samples": "30"}
+
+
+def _blocks(page: str) -> list[tuple[str, str]]:
+    """Fenced blocks of a page, as (language, text)."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def _commands(text: str) -> list[list[str]]:
+    """`python -m ppl_gen.…` in each line, as arguments."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            if words[:1] and words[0].endswith("python") and words[1:2] == ["-m"]:
+                found.append(words[2:])
+    return found
+
+
+def _reduce(arguments: list[str]) -> list[str]:
+    for flag, value in REDUCED.items():
+        if flag in arguments:
+            arguments[arguments.index(flag) + 1] = value
+        else:
+            arguments += [flag, value]
+    return arguments
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides.md", "docs/runs.md"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = 0
+    for language, text in _blocks(page):
+        if language == "python":
+            name = re.match(r"# (\w+\.py)\n", text)
+            if name:
+                Path(name[1]).write_text(text)
+            else:
+                out = io.StringIO()
+                with contextlib.redirect_stdout(out):
+                    exec(compile(text, page, "exec"), {})
+                assert out.getvalue()
+            continue
+        assert language == "bash"
+        for module, *arguments in _commands(text):
+            if module == "pytest":
+                continue  # that is this
+            command = {"ppl_gen.fit": fit.command, "ppl_gen.evaluate": evaluate.command}[module]
+            if command is fit.command and not {"--resume", "--help"} & set(arguments):
+                arguments = _reduce(arguments)
+            elif command is evaluate.command:
+                arguments = [*arguments, "--num-images", "10"]
+            status, out_text, err = call(command, *arguments)
+            assert status == 0, f"{arguments}: {err}"
+            assert out_text
+            ran += 1
+    assert ran >= 4
+
+
+def test_results_are_commands_that_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes of work each: only their options are read."""
+    configs = []
+    monkeypatch.setattr(fit, "fit", lambda config, out: configs.append(config))
+    count = 0
+    for language, text in _blocks("docs/results.md"):
+        if language == "bash":
+            for module, *arguments in _commands(text):
+                count += 1
+                if module == "ppl_gen.fit":
+                    fit.command(arguments)
+    assert len(configs) >= 4 and count >= len(configs)
+
+
+def test_the_two_commands_install_and_run() -> None:
+    """Each is one line that makes an environment, installs with the tested versions, and runs."""
+    first, second = (text.strip() for _, text in _blocks("README.md")[:2])
+    for command, ending in ((first, "-m ppl_gen.fit vae"), (second, "-m pytest")):
+        assert "\n" not in command and command.endswith(ending)
+        assert "python3 -m venv .venv" in command and "pip install -c constraints.txt -e" in command
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "runs" / "README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"
