@@ -19,8 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from ppl_gen.errors import BadInput, near_miss
-from ppl_gen.inference.traces import describe
+from ppl_gen.errors import BadInput, describe, near_miss
 
 Kind = Literal["model", "guide"]
 SUPPLIED = {

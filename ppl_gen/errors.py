@@ -1,6 +1,8 @@
-"""The one error that a person is shown without a traceback."""
+"""Errors as a person is shown them: one sentence, no traceback."""
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable
 
 
@@ -19,3 +21,16 @@ def require(condition: bool, option: str, value: object, rule: str) -> None:
     """Raise `BadInput` naming the command-line option unless `condition` holds."""
     if not condition:
         raise BadInput(f"--{option.replace('_', '-')} {value}: {rule}")
+
+
+def describe(error: BaseException) -> str:
+    """The error's first line, and the last place outside installed libraries that it came from."""
+    text = str(error).strip().splitlines()
+    message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    standard = sysconfig.get_path("stdlib")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and not frame.filename.startswith((standard, "<"))
+    ]
+    return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message

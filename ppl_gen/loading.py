@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pyro import poutine
 from torch import nn
 
+import ppl_gen
 from ppl_gen import components
 from ppl_gen.components import construct, find, is_external
 from ppl_gen.data import Data, DataOptions, load_data
-from ppl_gen.errors import BadInput
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.errors import BadInput, describe
+from ppl_gen.inference.traces import Pair, evaluating, sample_sites
 from ppl_gen.runs import Run
 from ppl_gen.training import TrainingOptions, load_weights, prefixed, takes_labels
 
@@ -53,8 +55,8 @@ class Config:
             "data_notice": data.notice,
             "training": asdict(self.training),
             "num_samples": self.num_samples,
-            "versions": {name: version(name) for name in ("ppl_gen", "torch", "pyro-ppl", "numpy")}
-            | {"python": platform.python_version()},
+            "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
+            | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
             "num_threads": torch.get_num_threads(),
             "git_commit": _git_commit(),
             "command": sys.argv,
@@ -116,9 +118,6 @@ def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
 
 def _latent_site(model: Any) -> tuple[str | None, tuple[int, ...]]:
     """Name and event shape of the model's one latent site; no name if there are several."""
-    from pyro import poutine
-
-    from ppl_gen.inference.traces import describe, sample_sites
 
     try:
         with evaluating(model), torch.random.fork_rng([]):

@@ -164,7 +164,8 @@ def _train(
     interrupted: threading.Event,
     quiet: bool,
 ) -> None:
-    count, size = len(data.train), options.batch_size
+    count = len(data.train)
+    size = min(options.batch_size, count)
     steps_per_epoch = math.ceil(count / size)
     total = options.epochs * steps_per_epoch
 

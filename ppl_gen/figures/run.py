@@ -9,10 +9,11 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_gen.data import Data
+from ppl_gen.errors import describe
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.images import reconstructions, samples
 from ppl_gen.figures.learning_curves import learning_curves
-from ppl_gen.inference.traces import Pair, describe, evaluating
+from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.runs import Run
 
 

@@ -6,8 +6,6 @@ as each is local to the plate of images. What cannot be handled is refused with 
 """
 
 import inspect
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput
+from ppl_gen.errors import BadInput, describe
 
 Site = dict[str, Any]
 Traces = tuple[poutine.Trace, poutine.Trace]
@@ -273,19 +271,6 @@ def take(
         return value[rows] if follows else value
 
     return x[rows], tuple(map(pick, args)), {name: pick(value) for name, value in (kwargs or {}).items()}
-
-
-def describe(error: BaseException) -> str:
-    """The error's first line, and the last place outside installed libraries that it came from."""
-    text = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-    standard = sysconfig.get_path("stdlib")
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and not frame.filename.startswith((standard, "<"))
-    ]
-    return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
 
 
 def _name(function: Any) -> str:

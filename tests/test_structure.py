@@ -1,0 +1,49 @@
+"""Imports point down only: commands -> (training, inference, figures) -> (models, guides) -> (distributions, nets)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ppl_gen
+
+ROOT = Path(ppl_gen.__file__).parent
+BASE = {"errors"}
+ALLOWED = {
+    "models/": {"distributions", "nets", *BASE},
+    "guides/": {"distributions", "nets", *BASE},
+    "inference/": {"inference", *BASE},
+    "figures/": {"figures", "inference", "data", "runs", *BASE},
+    "nets.py": BASE,
+    "distributions.py": BASE,
+    "data.py": BASE,
+    "runs.py": BASE,
+    "errors.py": set(),
+    "progress.py": set(),
+    "cli.py": BASE,
+    "components.py": BASE,
+    "training.py": {"data", "inference", "progress", "runs", *BASE},
+    "loading.py": {"components", "data", "inference", "runs", "training", *BASE},
+}
+COMMANDS = {"fit.py", "evaluate.py", "__init__.py"}
+
+
+def _imports(path: Path) -> set[str]:
+    """The package's modules that a file imports, by the first name below the package."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ppl_gen"):
+            names += [
+                f"{node.module}.{alias.name}" if node.module == "ppl_gen" else node.module for alias in node.names
+            ]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name.startswith("ppl_gen.")]
+    return {name.split(".")[1] for name in names}
+
+
+@pytest.mark.parametrize("path", [str(p.relative_to(ROOT)) for p in sorted(ROOT.rglob("*.py"))])
+def test_imports(path: str) -> None:
+    if path in COMMANDS:
+        return
+    allowed = next(rooms for start, rooms in ALLOWED.items() if path.startswith(start))
+    assert _imports(ROOT / path) <= allowed
