@@ -31,6 +31,7 @@ from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
 from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.memory import keep_freed_memory
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
 
@@ -136,6 +137,7 @@ def train(
     :raises Diverged: when the loss is not finite.
     :raises BadInput: for a pair or an objective that cannot be trained, or a checkpoint that does not fit.
     """
+    keep_freed_memory()
     device = data.train.images.device
     precision = torch.get_float32_matmul_precision()
     devices = [device] if device.type == "cuda" else []
@@ -169,7 +171,7 @@ def _train(
     steps_per_epoch = math.ceil(count / size)
     total = options.epochs * steps_per_epoch
 
-    modules = nn.ModuleDict({"model": model, "guide": guide})
+    modules = nn.ModuleDict({"model": model, "guide": guide}).train()
     parameters = [parameter for _, parameter in modules.named_parameters() if parameter.requires_grad]
     if not parameters:
         raise BadInput("neither model nor guide has a parameter to train")
@@ -196,6 +198,8 @@ def _train(
     started = time.perf_counter() - state["seconds"]
 
     def save() -> None:
+        if not all(parameter.isfinite().all() for parameter in parameters):
+            raise Diverged(_diverged(state["step"], run))  # the loss was finite, the step after it was not
         state["seconds"] = time.perf_counter() - started
         run.save_checkpoint(_snapshot(modules, optimizer.adam) | best, state)
 

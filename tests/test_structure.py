@@ -12,7 +12,7 @@ BASE = {"errors"}
 ALLOWED = {
     "models/": {"distributions", "nets", *BASE},
     "guides/": {"distributions", "nets", *BASE},
-    "inference/": {"inference", *BASE},
+    "inference/": {"inference", "memory", *BASE},
     "figures/": {"figures", "inference", "data", "runs", *BASE},
     "nets.py": BASE,
     "distributions.py": BASE,
@@ -20,9 +20,10 @@ ALLOWED = {
     "runs.py": BASE,
     "errors.py": set(),
     "progress.py": set(),
+    "memory.py": set(),
     "cli.py": BASE,
     "components.py": BASE,
-    "training.py": {"data", "inference", "progress", "runs", *BASE},
+    "training.py": {"data", "inference", "memory", "progress", "runs", *BASE},
     "loading.py": {"components", "data", "inference", "runs", "training", *BASE},
 }
 COMMANDS = {"fit.py", "evaluate.py", "__init__.py"}

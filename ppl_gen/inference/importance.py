@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.traces import Pair, Terms, evaluating, take
+from ppl_gen.memory import keep_freed_memory
 
 # Pairs of image and sample per call: small enough for the decoder's output to stay in the cache, large enough that
 # Pyro's handlers do not show.
@@ -203,6 +204,7 @@ def _blocks(
     analytic_kl: bool,
 ) -> Iterator[tuple[int, list[Terms]]]:
     """All samples of a few images at a time: the number of images, and chunks over the samples."""
+    keep_freed_memory()
     size = max(1, min(_IMAGES_PER_BLOCK, chunk_size))
     for rows in torch.arange(len(x), device=x.device).split(size):
         batch, batch_args, batch_kwargs = take(rows, x, args, kwargs)
