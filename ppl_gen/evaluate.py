@@ -194,6 +194,8 @@ def dataset(estimates: Estimates, labels: torch.Tensor | None, summary: dict[str
         {"long_name": "effective sample size", "units": "samples"},
     )
     variables["khat"] = ("image", estimates.khat.numpy(), {"long_name": "Pareto k-hat", "units": "1"})
+    untrusted = estimates.untrusted.to(torch.int8).numpy()
+    variables["untrusted"] = ("image", untrusted, {"long_name": "k-hat too high or unknown: at least"})
     iwae = torch.stack(list(estimates.iwae.values()), 1).numpy()
     variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
     coordinates: dict[str, Any] = {"image": range(len(estimates.elbo)), "k": list(estimates.iwae)}

@@ -134,6 +134,8 @@ def test_evaluation_nc_in_xarray_and_arviz(finished: Path) -> None:
     with xarray.open_dataset(finished / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
         assert dataset.sizes == {"image": 300, "k": 2}
         assert dataset.attrs["estimator"] == "importance" and dataset["label"].shape == (300,)
+        assert set(dataset["untrusted"].values.tolist()) <= {0, 1}
+        assert bool(dataset["untrusted"].any()) == summary["gap"]["at_least"]
         for name in ("elbo", "log_px", "kl", "reconstruction", "gap"):
             assert float(dataset[name].mean()) == pytest.approx(summary[name]["mean"])
             assert dataset[name].attrs["units"] == "nats"

@@ -53,10 +53,9 @@ def draw_evaluation(run: Run) -> None:
     summary = run.read_json("evaluation.json")
     assert summary is not None
     with xarray.open_dataset(run.path / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
-        gap, khat = dataset["gap"].values, dataset["khat"].values
-    threshold = summary.get("khat", {}).get("threshold", np.inf)
+        gap, untrusted = dataset["gap"].values, dataset["untrusted"].values.astype(bool)
     _save(run, "bound_against_k", bound_against_k(summary))
-    _save(run, "gap_histogram", gap_histogram(gap, khat > threshold))
+    _save(run, "gap_histogram", gap_histogram(gap, untrusted))
 
 
 def _save(run: Run, name: str, figure: Figure) -> None:
