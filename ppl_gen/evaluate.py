@@ -12,7 +12,7 @@ import tyro
 from torch import nn
 
 from ppl_gen import cli
-from ppl_gen.data import Data, SplitName
+from ppl_gen.data import Data, SplitName, load_data
 from ppl_gen.errors import require
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
 from ppl_gen.loading import Checkpoint, Config, assemble, changed_files, config_of, load_checkpoint, read_pair
@@ -264,7 +264,6 @@ def command(arguments: list[str]) -> None:
     run = Run.open(given.run)
     config = config_of(run, model=given.model, guide=given.guide)
     device = resolve_device(given.options.device)
-    from ppl_gen.data import load_data
     from ppl_gen.figures.run import draw_evaluation
 
     for file in changed_files(run, config):

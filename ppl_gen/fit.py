@@ -33,7 +33,6 @@ def fit(config: Config, out: str | Path | None = None, *, quiet: bool = False) -
     out = None if out is None else Path(out)
     check_new(out)
     data, model, guide, pair, batch = _prepare(config, quiet)
-    _check_binarization(pair, data)
     stem = "-".join(_short(name) for name in (config.model, config.guide, data.name))
     run = Run.create(out, stem, config.to_json(data))
     _finish(run, config, data, model, guide, pair, batch, quiet)
@@ -61,7 +60,6 @@ def dry_run(config: Config) -> str:
     :raises BadInput: if the pair cannot be fitted.
     """
     data, model, guide, pair, batch = _prepare(config, True)
-    _check_binarization(pair, data)
     lines = [f"{len(batch[0])} images of {data.name}, {data.shape}, binarization {data.binarization}"]
     lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
     lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]
@@ -86,9 +84,8 @@ def _prepare(config: Config, quiet: bool) -> tuple[Data, nn.Module, nn.Module, P
     data = data.to(device)
     model, guide = assemble(config, data)
     pair, batch = read_pair(model, guide, data)
+    _check_binarization(pair, data)
     _check_contract(model, guide, pair, batch)
-    with evaluating(model, guide):
-        objective(config.training.objective, pair, *batch, num_particles=config.training.num_particles)
     missing = _without_gradient(config, model, guide, pair, batch)
     if missing and not quiet:
         print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
