@@ -1,5 +1,11 @@
-"""Distributions of binary vectors that are cheap to evaluate."""
+"""Distributions of binary vectors that are cheap to evaluate, under a plate and under enumeration.
 
+Both are `dist.Bernoulli(logits=...).to_event(1)` with less to do. Pyro broadcasts a distribution's parameters to the
+plate and to the enumerated states, and `Bernoulli.log_prob` then visits every state, image and pixel. Here `expand`
+leaves the parameters as they are, and `log_prob` sums over pixels before it broadcasts.
+"""
+
+import math
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -8,46 +14,246 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
+# Up to here a float32 matrix product of logits and pixels is as exact as the sum over pixels needs to be; beyond, terms
+# that cancel are kept apart.
+_LARGE_LOGIT = 50.0
+_CHUNK_BYTES = 2**19  # of the logits of states that are in work at once: the cache's size
+_MAX_UNITS = 30
+
 
 class BernoulliVector(dist.TorchDistribution):
-    """Independent Bernoulli pixels as one vector: `dist.Bernoulli(logits=logits).to_event(1)`, with less to do.
+    """Independent Bernoulli pixels as one vector: `dist.Bernoulli(logits=logits).to_event(1)`.
 
-    log p(x) = sum_d [x_d l_d - softplus(l_d)], pixel by pixel, so that logits of any size cancel before the sum.
-    `expand` is a view, so that a plate costs nothing. Values in (0, 1) are accepted, since course notes use grey
-    values as targets; what results is a cross-entropy and no log-probability.
+    log p(x) = sum_d [x_d l_d - softplus(l_d)] = x . l - sum_d softplus(l_d). Where images and logits have the same
+    batch shape, the terms are added pixel by pixel. Where they broadcast against each other, as K enumerated components
+    do against N images, the first term is a matrix product and the second one number per row of logits: no array of
+    components x images x pixels is made.
+
+    `expand` is a view, so that a plate costs nothing. Values in (0, 1) are accepted unless validation is on, since
+    course notes use grey values as targets; what results is a cross-entropy and no log-probability.
 
     :param logits: log-odds, [..., pixels].
     """
 
     arg_constraints: ClassVar = {"logits": constraints.real_vector}
     support = constraints.independent(constraints.boolean, 1)
+    has_enumerate_support = True
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
-        self.logits = logits
+        self._logits = logits
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+
+    @property
+    def logits(self) -> Tensor:
+        """Log-odds, [..., pixels]; without the batch dimensions that `expand` added."""
+        return self._logits
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "BernoulliVector":
         batch_shape = torch.Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self
-        return type(self)(self.logits.expand(batch_shape + self.event_shape), validate_args=False)
+        torch.broadcast_shapes(self.batch_shape, batch_shape)  # an error for what cannot be
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = batch_shape
+        return new
 
     @property
     def mean(self) -> Tensor:
-        return self.logits.sigmoid()
+        return self.logits.sigmoid().expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> Tensor:
         return self.mean * (1 - self.mean)
 
+    @property
+    def num_states(self) -> int:
+        """2^pixels, the number of vectors that `enumerate_support` lists."""
+        return 2 ** self.event_shape[0]
+
+    def select(self, pixels: Tensor) -> "BernoulliVector":
+        """The distribution of some pixels: an index or a mask, [pixels]."""
+        return BernoulliVector(self.logits[..., pixels], validate_args=False).expand(self.batch_shape)
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             return torch.bernoulli(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
 
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All binary vectors, [2^pixels, ..., pixels]; bit m of the index of a state is its pixel m.
+
+        :raises NotImplementedError: for more than 30 pixels.
+        """
+        pixels = self.event_shape[0]
+        if pixels > _MAX_UNITS:
+            raise NotImplementedError(f"2^{pixels} states cannot be enumerated")
+        states = binary_states(pixels, self._like().dtype, self._like().device)
+        states = states.reshape(-1, *(1 for _ in self.batch_shape), pixels)
+        return states.expand(-1, *self.batch_shape, -1) if expand else states
+
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, [...], for value [..., pixels]."""
+        if self._validate_args:
+            self._validate_sample(value)
+        logits = self.logits
         # Above the threshold softplus(l) is taken as l: beyond 40 that is exact in float64 too.
-        softplus = F.softplus(self.logits, threshold=40)
-        if torch.broadcast_shapes(value.shape, self.logits.shape) == softplus.shape:
-            return softplus.addcmul_(value, self.logits, value=-1).sum(-1).neg()  # without another large array
-        return torch.addcmul(softplus, value, self.logits, value=-1).sum(-1).neg()
+        softplus = F.softplus(logits, threshold=40)
+        if torch.broadcast_shapes(value.shape, logits.shape) == logits.shape:
+            result = softplus.addcmul_(value, logits, value=-1).sum(-1).neg()  # without another large array
+        elif logits.detach().abs().amax() < _LARGE_LOGIT:
+            result = _contract(value, logits) - softplus.sum(-1)
+        else:  # x l - softplus(l) = -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))]: nothing large cancels
+            small = F.softplus(-logits.abs(), threshold=40).sum(-1)
+            result = -(_contract(value, F.relu(-logits)) + _contract(1 - value, F.relu(logits)) + small)
+        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+
+    def _like(self) -> Tensor:
+        """A tensor of this distribution's dtype and device."""
+        return self._logits
+
+
+class LinearBernoulliVector(BernoulliVector):
+    """`BernoulliVector(z @ weight + bias)`, for which the sum over all 2^M binary z costs O(2^M (D + N)).
+
+    With logits l(z) = z W + c, for N images of D pixels,
+
+        log p(x | z) = x . l(z) - sum_d softplus(l_d(z))
+                     = z . (W x) + c . x - s(z),    s(z) = sum_d softplus(l_d(z)).
+
+    W x is one matrix product of N D M operations, made once for all states. What is left for each state is s(z), which
+    knows nothing of the images: D operations for each of 2^M states; and the product of z with W x, which knows nothing
+    of the pixels: N for each state (times M as a matrix product, which is not what it takes the time for). Together
+    O(N D M + 2^M (D + N)), where summing over pixels for every state and image is O(2^M N D), and O(2^M N D M) if the
+    logits are made anew for each.
+
+    The logits of 2^M states are never held: they are l(z) = l(low bits of z) + l(high bits of z), made for one block of
+    low bits at a time and made again in the backward pass, in `softplus_over_states`.
+
+    This path is taken where z is `enumerate_support()` of M binary units, which is verified; any other z goes the way
+    of `BernoulliVector`.
+
+    :param z: [..., M].
+    :param weight: [M, pixels].
+    :param bias: [pixels].
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, z: Tensor, weight: Tensor, bias: Tensor, validate_args: bool | None = None):
+        self.z, self.weight, self.bias = z, weight, bias
+        dist.TorchDistribution.__init__(self, z.shape[:-1], bias.shape, validate_args=validate_args)
+        if self._validate_args and not all(part.isfinite().all() for part in (z, weight, bias)):
+            raise ValueError("LinearBernoulliVector: z, weight and bias must be finite")
+
+    @property
+    def logits(self) -> Tensor:
+        return self.z @ self.weight + self.bias
+
+    def select(self, pixels: Tensor) -> "LinearBernoulliVector":
+        part = LinearBernoulliVector(self.z, self.weight[:, pixels], self.bias[pixels], validate_args=False)
+        return part.expand(self.batch_shape)  # type: ignore[return-value]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats, [...], for value [..., pixels]."""
+        if not self._is_support(value):
+            return super().log_prob(value)
+        if self._validate_args:
+            self._validate_sample(value)
+        states = self.z.reshape(self.z.shape[0], -1)
+        batch = value.shape[:-1]
+        pixels = value.reshape(-1, value.shape[-1])
+        # Both in place: neither product needs its output again.
+        result = states @ (pixels @ self.weight.T).T
+        result += pixels @ self.bias
+        result -= softplus_over_states(self.weight, self.bias).unsqueeze(-1)
+        ones = (1,) * (self.z.dim() - 2 - len(batch))
+        result = result.reshape(self.z.shape[0], *ones, *batch)
+        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+
+    def _is_support(self, value: Tensor) -> bool:
+        """Whether z is `enumerate_support()`, in a dimension to the left of all of the value's."""
+        units = self.z.shape[-1]
+        return (
+            units <= _MAX_UNITS
+            and not self.z.requires_grad
+            and self.z.shape[:1] == (2**units,)
+            and self.z.numel() == 2**units * units
+            and value.dim() < self.z.dim()
+            and torch.equal(self.z.reshape(-1, units), binary_states(units, self.z.dtype, self.z.device))
+        )
+
+    def _like(self) -> Tensor:
+        return self.bias
+
+
+def _contract(value: Tensor, logits: Tensor) -> Tensor:
+    """Sum over pixels of the product, as a matrix product where batch dimensions broadcast against each other."""
+    return torch.einsum("...d,...d->...", value, logits)
+
+
+def binary_states(units: int, dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
+    """All binary vectors [2^units, units]; bit m of the index of a state is its unit m."""
+    index, unit = torch.arange(2**units, device=device), torch.arange(units, device=device)
+    return (index.unsqueeze(-1) >> unit & 1).to(dtype)
+
+
+def softplus_over_states(weight: Tensor, bias: Tensor, chunk_bytes: int | None = None) -> Tensor:
+    """sum_d softplus((z @ weight + bias)_d) for all binary z, [2^M] in the order of `binary_states`. Differentiable.
+
+    Holds the logits of a few states at a time, in both directions.
+
+    :param weight: [M, pixels].
+    :param bias: [pixels].
+    :param chunk_bytes: size of the logits in work at once.
+    """
+    if chunk_bytes is None:
+        chunk_bytes = _CHUNK_BYTES if not weight.is_cuda else 2**27
+    rows = max(1, chunk_bytes // (bias.numel() * bias.element_size()))
+    result: Tensor = _SoftplusOverStates.apply(weight, bias, min(len(weight), int(math.log2(rows))))
+    return result
+
+
+class _SoftplusOverStates(torch.autograd.Function):
+    """The logits of state (high, low) are those of its low bits plus the part of its high bits."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, low_bits: int) -> Tensor:
+        ctx.save_for_backward(weight, bias)
+        ctx.low_bits = low_bits
+        low, high = _parts(weight, bias, low_bits)
+        result = bias.new_empty(len(high), len(low))
+        for out, offset in zip(result, high, strict=True):
+            torch.sum(F.softplus(low + offset, threshold=40), -1, out=out)
+        return result.reshape(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, bias = ctx.saved_tensors
+        low, high = _parts(weight, bias, ctx.low_bits)
+        grad = gradients[0].reshape(len(high), len(low))
+        # d softplus(l) = sigmoid(l) dl, added up for each low part over the high ones, and the other way round.
+        grad_low, grad_high = torch.zeros_like(low), torch.empty_like(high)
+        for each, offset, out in zip(grad, high, grad_high, strict=True):
+            slope = (low + offset).sigmoid_()
+            torch.mv(slope.T, each, out=out)
+            grad_low.addcmul_(slope, each.unsqueeze(-1))
+        states_low, states_high = (
+            binary_states(bits, weight.dtype, weight.device) for bits in (ctx.low_bits, len(weight) - ctx.low_bits)
+        )
+        grad_weight = torch.cat([states_low.T @ grad_low, states_high.T @ grad_high])
+        return grad_weight, grad_low.sum(0), None
+
+
+def _parts(weight: Tensor, bias: Tensor, low_bits: int) -> tuple[Tensor, Tensor]:
+    low, high = (
+        binary_states(len(part), weight.dtype, weight.device) @ part for part in (weight[:low_bits], weight[low_bits:])
+    )
+    return low + bias, high
+
+
+@dist.kl.register_kl(BernoulliVector, BernoulliVector)
+def _kl(q: BernoulliVector, p: BernoulliVector) -> Tensor:
+    """KL(q || p) in nats, closed form."""
+    difference = q.mean * (q.logits - p.logits) - F.softplus(q.logits, threshold=40) + F.softplus(p.logits, threshold=40)
+    return difference.sum(-1)

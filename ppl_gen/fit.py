@@ -239,8 +239,19 @@ def options_class(kind: components.Kind, cls: type) -> type:
     )
 
 
+def default_guide(model: str) -> str:
+    """The guide of a model where none is named: the class's own `default_guide`, or `normal`."""
+    return str(getattr(components.find("model", model), "default_guide", "normal"))
+
+
+def training_defaults(model: str) -> dict[str, Any]:
+    """Defaults of `TrainingOptions` for a model: the class's own `training_defaults`."""
+    return dict(getattr(components.find("model", model), "training_defaults", {}))
+
+
 def command_class(model: str, guide: str) -> type:
     """The options of `fit` for a model and a guide: their own, and those that all share."""
+    defaults = TrainingOptions(**training_defaults(model))
     parts: dict[str, type] = {
         "model_options": options_class("model", components.find("model", model)),
         "data": DataOptions,
@@ -253,14 +264,21 @@ def command_class(model: str, guide: str) -> type:
             if option.name in taken:
                 raise BadInput(f"model {model}: its option '{option.name}' is already one of every fit; rename it")
             taken[option.name] = part
-    flat = [(part, Annotated[cls, tyro.conf.arg(name="")], field(default_factory=cls)) for part, cls in parts.items()]
+    flat = [
+        (
+            part,
+            Annotated[cls, tyro.conf.arg(name="")],
+            field(default=defaults) if cls is TrainingOptions else field(default_factory=cls),
+        )
+        for part, cls in parts.items()
+    ]
     guide_options = options_class("guide", components.find("guide", guide))
     guide_name = Annotated[
         str, tyro.conf.arg(help=f"of q(z | x): {', '.join(components.known('guide'))}, or file.py:Class")
     ]
     guide_part = Annotated[guide_options, tyro.conf.arg(name="guide")]  # type: ignore[valid-type]
     guide_fields = [
-        ("guide", guide_name, field(default="normal")),
+        ("guide", guide_name, field(default=default_guide(model))),
         ("guide_options", guide_part, field(default_factory=guide_options)),
     ]
     return make_dataclass("FitCommand", [*flat, *guide_fields], frozen=True)
@@ -294,7 +312,7 @@ def command(arguments: list[str]) -> None:
     if not named and not asks_help:
         raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
     model = named[0] if named else "vae"
-    guide = _value_of("--guide", arguments) or "normal"
+    guide = _value_of("--guide", arguments) or default_guide(model)
     description = (
         f"Train {model}, compare its ELBO with importance-sampled log p(x), draw pictures. Models: {models}, or "
         f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."

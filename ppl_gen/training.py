@@ -56,7 +56,8 @@ class TrainingOptions:
     clip_grad_norm: float | None = None
     """Scale gradients whose norm is larger down to this."""
     objective: str = "elbo"
-    """elbo: every term sampled; elbo-analytic-kl: the KL term in closed form."""
+    """elbo: every term sampled, or -log p(x) where the model is enumerated; elbo-analytic-kl: the KL term in closed
+    form; vimco, rws: bounds of several samples for guides of discrete z."""
     num_particles: int = 1
     """Samples of z per image in each step."""
     kl_warmup: int = 0
@@ -182,6 +183,8 @@ def _train(
     with evaluating(model, guide):
         pair = Pair(model, guide, data.batch(first), *args)
         elbo = objective(options.objective, pair, data.batch(first), *args, num_particles=options.num_particles)
+    if options.kl_warmup and (pair.enumerated or options.objective in ("vimco", "rws")):
+        raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
     warmup = ScaleLatents()
     loss, loss_and_grads = _losses(elbo)
     functions = [scaled(f, warmup) if options.kl_warmup else f for f in (pair.model, pair.guide)]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput
+from ppl_gen.inference.enumeration import exact_blocks
 from ppl_gen.inference.traces import Pair, Terms, evaluating, take
 from ppl_gen.memory import keep_freed_memory
 
@@ -168,6 +169,7 @@ def elbo_terms(
     model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, seed: int, batch_size: int = 1000
 ) -> dict[str, float]:
     """The mean over images of the ELBO and its two terms from one sample each, in nats: cheap enough for every epoch.
+    Where the model is enumerated, the ELBO alone, which is log p(x).
 
     Draws its own noise from `seed`, in float32 whatever the precision of training, and leaves the generators as they
     were.
@@ -177,6 +179,8 @@ def elbo_terms(
     torch.set_float32_matmul_precision("highest")
     try:
         with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+            if pair.enumerated:
+                return {"elbo": float(torch.cat(list(exact_blocks(model, guide, pair, x, *args))).mean())}
             torch.manual_seed(seed)
             for rows in torch.arange(len(x), device=x.device).split(batch_size):
                 batch, batch_args, _ = take(rows, x, args)

@@ -2,12 +2,13 @@
 
 Everything that judges a pair goes through here: two traces, the guide's and the model's replayed against it, are
 reduced to log-densities per sample and image. The pair may have any number of latent sites under any names, as long
-as each is local to the plate of images. What cannot be handled is refused with a sentence.
+as each is local to the plate of images. A guide may leave all of them to the model, to be summed out by enumeration
+(`ppl_gen.inference.enumeration`); samples then come from the prior. What cannot be handled is refused with a sentence.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
@@ -69,18 +71,28 @@ class Pair:
             self._read(x, args, kwargs)
             self.vectorized = self._can_vectorize(x, args, kwargs)
 
-    def terms(self, x: Tensor, *args: Any, num_samples: int = 1, analytic_kl: bool = False, **kwargs: Any) -> Terms:
+    def terms(
+        self,
+        x: Tensor,
+        *args: Any,
+        num_samples: int = 1,
+        analytic_kl: bool = False,
+        detach: bool = False,
+        **kwargs: Any,
+    ) -> Terms:
         """Draw `num_samples` of z for each image and return their log-densities. Differentiable.
 
         Masks are applied, scales are not: a plate that scales its batch to the data set, or KL warm-up, changes what
         is optimized but not p(x, z).
+
+        :param detach: cut the path from z back to the parameters that it was drawn with.
         """
         count = len(x)
         if self.vectorized:
-            traces = self._trace(x, args, kwargs, num_samples)
+            traces = self._trace(x, args, kwargs, num_samples, detach)
         else:  # the batch is repeated instead: sample s of image i is row s * count + i
             rows = torch.arange(count, device=x.device).repeat(num_samples)
-            traces = self._trace(*take(rows, x, args, kwargs))
+            traces = self._trace(*take(rows, x, args, kwargs), detach=detach)
         return self._terms(traces, num_samples, count, analytic_kl)
 
     # Reading the pair ------------------------------------------------------------------------------------------
@@ -105,15 +117,19 @@ class Pair:
         self.observed = [site["name"] for site in observed]
         self.latent = [site["name"] for site in sample_sites(model_trace) if not site["is_observed"]]
         proposed = [site["name"] for site in sample_sites(guide_trace) if not site["is_observed"]]
-        for name in self.latent:
+        marked = [n for n in self.latent if model_trace.nodes[n]["infer"].get("enumerate") == "parallel"]
+        self.enumerated = bool(self.latent) and not proposed and marked == self.latent
+        """Whether the guide leaves every latent site to enumeration in the model."""
+        for name in [] if self.enumerated else self.latent:
             if name not in proposed:
-                raise BadInput(f"{self.guide_name} does not sample '{name}', a latent site of {self.model_name}")
+                hint = "; a guide samples all latent sites, or none if all are enumerated" if name in marked else ""
+                raise BadInput(f"{self.guide_name} does not sample '{name}', a latent site of {self.model_name}{hint}")
         for name in proposed:
             if name not in self.latent:
                 raise BadInput(f"{self.guide_name} samples '{name}', which is no latent site of {self.model_name}")
         for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
             for name in self.latent:
-                if self.plate.name not in [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]:
+                if name in trace.nodes and self.plate.name not in [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]:
                     raise BadInput(
                         f"{who}: site '{name}' is outside the plate '{self.plate.name}'; weights of single images "
                         "need latents that are local to an image"
@@ -126,6 +142,9 @@ class Pair:
         self.discrete = all(support.is_discrete for support in supports)
         """Whether p(x | z) is a probability, not a density."""
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
+        self.num_states = _num_states([model_trace.nodes[name]["fn"] for name in self.latent])
+        """How many values the latent sites of an image have together; None if any has no finite support."""
+        self.reparametrized = all(guide_trace.nodes[name]["fn"].has_rsample for name in proposed)
 
     def _check_shapes(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
         for site in sample_sites(guide_trace):
@@ -153,7 +172,12 @@ class Pair:
             raise BadInput(f"{who} fails on {len(x)} images: {describe(error)}") from error
 
     def _trace(
-        self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int | None = None
+        self,
+        x: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        num_samples: int | None = None,
+        detach: bool = False,
     ) -> Traces:
         """The guide's trace and the model's replayed against it; `num_samples` draws under a plate outside all
         others, if given."""
@@ -161,7 +185,8 @@ class Pair:
         if num_samples is not None:
             plate = pyro.plate("_samples", num_samples, dim=self._sample_dim)
             guide, model = plate(guide), plate(model)
-        guide_trace = poutine.trace(guide).get_trace(x, *args, **kwargs)
+        with _Detach() if detach else nullcontext():
+            guide_trace = poutine.trace(guide).get_trace(x, *args, **kwargs)
         model = poutine.replay(model, trace=guide_trace)
         return guide_trace, poutine.trace(model).get_trace(x, *args, **kwargs)
 
@@ -176,7 +201,7 @@ class Pair:
             traces = self._trace(x, args, kwargs, num_samples=2)
             together = self._terms(traces, 2, 3)
             for sample in range(2):
-                values = {name: self._left_aligned(traces[0].nodes[name])[sample] for name in self.latent}
+                values = {n: self._left_aligned(self._proposal(traces).nodes[n])[sample] for n in self.latent}
                 guide, model = (poutine.condition(f, values) for f in (self.guide, self.model))
                 alone = self._terms(
                     (
@@ -197,11 +222,11 @@ class Pair:
     # From traces to numbers ------------------------------------------------------------------------------------
 
     def _terms(self, traces: Traces, num_samples: int, count: int, analytic_kl: bool = False) -> Terms:
-        guide_trace, model_trace = traces
+        guide_trace, model_trace = self._proposal(traces), traces[1]
         shape = (num_samples, count)
 
         def total(trace: poutine.Trace, names: list[str]) -> Tensor:
-            parts = [self._per_image(trace.nodes[name], _log_prob(trace.nodes[name])) for name in names]
+            parts = [self._per_image(trace.nodes[name], masked_log_prob(trace.nodes[name])) for name in names]
             return sum(parts[1:], parts[0]).reshape(shape)
 
         kl = None
@@ -230,6 +255,10 @@ class Pair:
             latents,
         )
 
+    def _proposal(self, traces: Traces) -> poutine.Trace:
+        """The trace that the latent values were drawn in."""
+        return traces[1] if self.enumerated else traces[0]
+
     def _per_image(self, site: Site, log_prob: Tensor) -> Tensor:
         """Sum over every plate but those of samples and images, counting each element of a plate."""
         shape = [1] * -self._sample_dim
@@ -244,6 +273,11 @@ class Pair:
         value: Tensor = site["value"]
         missing = site["fn"].event_dim - self._sample_dim - value.dim()
         return value.reshape([1] * missing + list(value.shape))
+
+
+class _Detach(Messenger):
+    def _pyro_post_sample(self, message: Any) -> None:
+        message["value"] = message["value"].detach()
 
 
 @contextmanager
@@ -295,6 +329,17 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
     ]
 
 
-def _log_prob(site: Site) -> Tensor:
+def _num_states(distributions: list[Any]) -> int | None:
+    total = 1
+    for distribution in distributions:
+        if not distribution.has_enumerate_support:
+            return None
+        known = getattr(distribution, "num_states", None)  # spares the list of 2^M states
+        total *= known if known is not None else len(distribution.enumerate_support(expand=False))
+    return total
+
+
+def masked_log_prob(site: Site) -> Tensor:
+    """The log-density of a site with its mask and without its scale, before any sum."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, mask=site["mask"])

@@ -1,0 +1,86 @@
+"""The factorized Bernoulli guide, for binary latent vectors."""
+
+from typing import Any, Literal, get_args
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.distributions import BernoulliVector
+from ppl_gen.errors import require
+from ppl_gen.nets import Activation, mlp
+
+Baseline = Literal["none", "constant", "network"]
+
+
+class Bernoulli(nn.Module):
+    """q(z | x) = prod_m Bernoulli(z_m; encoder(x)_m): Mnih and Gregor (2014), section 2.
+
+    A binary z cannot be reparametrized, and the score-function gradient of the encoder is noisy. Its variance falls when
+    a baseline, which predicts the learning signal log p(x, z) - log q(z | x) from the image, is subtracted from it
+    (section 2.3). The baseline is used by the objective `elbo` (Pyro's `TraceGraph_ELBO`) alone: `vimco` has its own and
+    `rws` needs none.
+
+    :param data_dim: pixels of one image.
+    :param data_mean: mean training pixel [data_dim], subtracted from the images.
+    :param latent_dim: number of units M.
+    :param latent_name: name of the model's latent site.
+    :param hidden_dims: units of each hidden layer; without any, the encoder is linear.
+    :param activation: nonlinearity between layers.
+    :param baseline: network: learned for each image; constant: learned, the same for all; none.
+    :param baseline_dim: hidden units of the baseline's network.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        data_mean: Tensor,
+        latent_dim: int,
+        latent_name: str,
+        *,
+        hidden_dims: tuple[int, ...] = (),
+        activation: Activation = "tanh",
+        baseline: Baseline = "network",
+        baseline_dim: int = 100,
+    ):
+        require(min(hidden_dims, default=1) >= 1, "guide.hidden_dims", hidden_dims, "every layer needs at least 1 unit")
+        require(baseline in get_args(Baseline), "guide.baseline", baseline, f"choose from {get_args(Baseline)}")
+        require(baseline_dim >= 1, "guide.baseline_dim", baseline_dim, "must be at least 1")
+        super().__init__()
+        self.latent_name = latent_name
+        self.register_buffer("data_mean", data_mean.clone(), persistent=False)
+        self.encoder = mlp([data_dim, *hidden_dims, latent_dim], activation)
+        self.baseline: nn.Module | None = None
+        if baseline != "none":
+            self.baseline = _Baseline(data_dim, baseline_dim if baseline == "network" else 0)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Context [images, latent_dim] of images [images, data_dim]: the log-odds of each unit."""
+        return self.encoder(x - self.data_mean)
+
+    def posterior(self, context: Tensor) -> BernoulliVector:
+        """q(z | context), event [latent_dim]."""
+        return BernoulliVector(context)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z | x) over a plate of images [images, data_dim]."""
+        infer: dict[str, Any] = {}
+        if self.baseline is not None:
+            infer["baseline"] = {"nn_baseline": self.baseline, "nn_baseline_input": x - self.data_mean}
+        with pyro.plate("data", len(x)):
+            pyro.sample(self.latent_name, self.posterior(self.encode(x)), infer=infer)
+
+
+class _Baseline(nn.Module):
+    """Learning signal in nats, [images]. The output is in units of the number of pixels: the signal is of that order, and
+    a weight that moves by a learning rate of 1e-3 at a step would take long to get there."""
+
+    def __init__(self, data_dim: int, hidden_dim: int):
+        super().__init__()
+        self.scale = float(data_dim)
+        self.level = nn.Parameter(torch.tensor(0.0))
+        self.network = mlp([data_dim, hidden_dim, 1], "tanh") if hidden_dim else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = self.level if self.network is None else self.level + self.network(x).squeeze(-1)
+        return (self.scale * level).expand(x.shape[:-1])

@@ -1,0 +1,149 @@
+"""log p(x) of a model whose latent sites all have finite support, exactly, image by image.
+
+Every latent site is enumerated in parallel, each in a dimension of its own; what remains is
+
+    log p(x) = log sum_z exp(log p(z) + log p(x | z)),
+
+with the sum over one site after the other, each over the product of those factors alone that depend on it (variable
+elimination), in log space with the factors added before the maximum is taken. Pyro's `TraceEnum_ELBO` shifts each factor
+by its own maximum, and loses the sum in float32 where the state that explains x is 90 nats less probable a priori than
+another; `TraceEnum` here is that class with the sum replaced.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from torch import Tensor
+
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, take
+from ppl_gen.memory import keep_freed_memory
+
+MAX_STATES = 2**20
+"""Beyond this `exact_log_px` is not tried unless asked for."""
+_STATES_IMAGES = 2**26  # states x images that are held at once
+
+
+def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """log p(x) in nats, [images], differentiable.
+
+    Masks are applied, scales are not. Plates inside that of the images are allowed, nested in each other.
+
+    :param pair: read from the model; says which plate holds the images.
+    :param model: Pyro function, as the pair's or under further handlers.
+    :raises BadInput: for a latent site without finite support, and for `pyro.markov`.
+    """
+    outermost = -1 - pair.max_plate_nesting
+    enumerated = poutine.enum(config_enumerate(model, "parallel"), first_available_dim=outermost)
+    trace = poutine.trace(enumerated).get_trace(x, *args, **kwargs)
+    factors: dict[frozenset[int], list[Tensor]] = {frozenset(): []}
+    dims: dict[frozenset[int], list[int]] = {}
+    for site in sample_sites(trace):
+        plates = frozenset(f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != pair.plate.name)
+        log_prob = masked_log_prob(site)
+        sizes = [1] * -outermost + [1]
+        for frame in site["cond_indep_stack"]:
+            sizes[frame.dim] = frame.size
+        factors.setdefault(plates, []).append(log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes))))
+        if not site["is_observed"]:
+            dim = site["infer"].get("_enumerate_dim")
+            if dim is None or any(dim in others for others in dims.values()):
+                reason = "has no finite support" if dim is None else "is in a pyro.markov, which is not supported here"
+                raise BadInput(f"{pair.model_name}: latent site '{site['name']}' {reason}; it cannot be enumerated")
+            dims.setdefault(plates, []).append(dim)
+    for plates in sorted(factors, key=len, reverse=True):  # innermost first
+        remaining = factors[plates]
+        for dim in sorted(dims.get(plates, [])):  # the last site first
+            with_it = [f for f in remaining if f.dim() >= -dim and f.shape[dim] > 1]
+            without = [f for f in remaining if not any(f is other for other in with_it)]
+            remaining = [*without, *([_add(with_it).logsumexp(dim, keepdim=True)] if with_it else [])]
+        if plates:
+            parent = max((other for other in factors if other < plates), key=len)
+            factors[parent] += [f.sum(sorted(plates - parent), keepdim=True) for f in remaining]
+        else:
+            result = _add(remaining).movedim(pair.plate.dim, -1)
+            if result.numel() != result.shape[-1]:
+                raise BadInput(f"{pair.model_name}: its plates are not nested in each other; it cannot be enumerated")
+            return result.flatten()
+    raise AssertionError("the images' own plate is always among the factors")
+
+
+def _add(terms: list[Tensor]) -> Tensor:
+    return sum(terms[1:], terms[0])
+
+
+class TraceEnum(TraceEnum_ELBO):
+    """-log p(x), summed over the images: `TraceEnum_ELBO` of a model whose latent sites are all enumerated and a guide
+    that samples none, with the sum over states in one step."""
+
+    def __init__(self, pair: Pair):
+        super().__init__(max_plate_nesting=pair.max_plate_nesting)
+        self.pair = pair
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return -log_marginal(self.pair, model, *args, **kwargs).sum()
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+
+def exact_blocks(
+    model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any
+) -> Iterator[Tensor]:
+    """log p(x) in nats in float64 on the CPU, for as many images at a time as memory allows, in their order."""
+    assert pair.num_states is not None
+    keep_freed_memory()
+    size = max(1, min(1000, _STATES_IMAGES // pair.num_states))
+    with evaluating(model, guide):
+        for rows in torch.arange(len(x), device=x.device).split(size):
+            batch, batch_args, batch_kwargs = take(rows, x, args, kwargs)
+            yield log_marginal(pair, pair.model, batch, *batch_args, **batch_kwargs).double().cpu()
+
+
+def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """log p(x) in nats, float64 [images] on the CPU, by enumeration of every latent value.
+
+    Works on any Pyro model with a plate of images whose latent sites have finite support. Memory is bounded by the
+    number of states, not by the number of images.
+
+    :param model: a module with a method `model(x, ...)`, or a Pyro function.
+    :param x: images [N, ...].
+    :param args: further positional arguments; tensors with N rows go along with the images.
+    :raises BadInput: for a latent site that cannot be enumerated.
+    """
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        """The guide of an enumerated model."""
+
+    marked = config_enumerate(getattr(model, "model", model), "parallel")
+    with evaluating(model):
+        pair = Pair(marked, nothing, x, *args, **kwargs)
+    if pair.num_states is None:
+        raise BadInput(f"{pair.model_name}: a latent site has no finite support; it cannot be enumerated")
+    return torch.cat(list(exact_blocks(model, nothing, pair, x, *args, **kwargs)))
+
+
+def state_posterior(model: Any, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """p(z | x) of a model with one enumerable latent site: all values of z [states, ...], and probabilities
+    [states, images].
+
+    :param model: with methods `prior()` and `likelihood(z)`.
+    :param x: images [images, pixels].
+    :param visible: mask or index of the pixels that are given; all by default. The others are summed out.
+    """
+    prior = model.prior()
+    states = prior.enumerate_support(expand=False)
+    likelihood = model.likelihood(states.unsqueeze(1))
+    if visible is not None:
+        likelihood, x = likelihood.select(visible), x[:, visible]
+    log_joint = likelihood.log_prob(x) + prior.log_prob(states).unsqueeze(-1)
+    return states, log_joint.softmax(0)
