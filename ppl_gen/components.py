@@ -23,8 +23,8 @@ from ppl_gen.errors import BadInput, describe, near_miss
 
 Kind = Literal["model", "guide"]
 SUPPLIED = {
-    "model": ("data_shape", "data_dim", "data_mean"),
-    "guide": ("data_shape", "data_dim", "data_mean", "latent_dim", "latent_name", "model"),
+    "model": ("data_shape", "data_dim", "data_mean", "data_examples"),
+    "guide": ("data_shape", "data_dim", "data_mean", "data_examples", "latent_dim", "latent_name", "model"),
 }
 """What a constructor is given if it asks for it by name; all its other arguments are options."""
 

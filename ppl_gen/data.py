@@ -112,6 +112,12 @@ class Data:
             return _draw(split, _POOL_SEED).pixels(index)
         return split.pixels(index)
 
+    def examples(self, seed: int, count: int = 2000) -> Tensor:
+        """Grey values [at most count, data_dim] of training images chosen at random."""
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.randperm(len(self.train), generator=generator)[:count]
+        return self.train.pixels(index.to(self.train.images.device))
+
     def mean(self) -> Tensor:
         """Mean training pixel [data_dim] in float32, smoothed by half an observation so that it is inside (0, 1)."""
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.train.images.device)

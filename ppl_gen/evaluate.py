@@ -13,8 +13,10 @@ from torch import nn
 
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName, load_data
-from ppl_gen.errors import require
+from ppl_gen.errors import BadInput, require
+from ppl_gen.inference.enumeration import MAX_STATES, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
+from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Checkpoint, Config, assemble, changed_files, config_of, load_checkpoint, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
@@ -37,8 +39,9 @@ class EvaluationOptions:
     """The first N of the split; all by default."""
     num_samples: int | None = None
     """Importance samples of z per image; by default as many as after training. The literature's is 5000."""
-    estimator: Literal["auto", "importance"] = "auto"
-    """Of log p(x). auto: the best that the model has."""
+    estimator: Literal["auto", "exact", "importance"] = "auto"
+    """Of log p(x). auto: exact where every latent value can be enumerated, else importance. What else there is to
+    have stands beside it."""
     checkpoint: Checkpoint = "last"
     """The last weights, or those of the epoch with the best validation ELBO."""
     seed: int = 0
@@ -79,6 +82,8 @@ def evaluate(
     require(count <= len(split), "num_images", count, f"the {options.split} split has {len(split)}")
     num_samples = options.num_samples or config.num_samples
     x = data.targets(options.split)[:count]
+    pair, _ = read_pair(model, guide, data)
+    exactly, sampled = _estimators(pair, options.estimator, x.device)
     labels = None if split.labels is None else split.labels[:count]
     args = (labels,) if labels is not None and takes_labels(model, guide) else ()
 
@@ -86,20 +91,23 @@ def evaluate(
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with (
-            Progress(count, "image", quiet=quiet) as progress,
-            torch.random.fork_rng([x.device] if x.is_cuda else []),
-        ):
-            torch.manual_seed(options.seed)
+        exact = _exact(model, guide, pair, x, args, quiet) if exactly else None
+        estimates = None
+        if sampled:
+            with (
+                Progress(count, "image", quiet=quiet) as progress,
+                torch.random.fork_rng([x.device] if x.is_cuda else []),
+            ):
+                torch.manual_seed(options.seed)
 
-            def advance(images: int) -> None:
-                progress.advance(images)
-                progress.note("log p(x)", f"{num_samples} samples per image", every=10)
+                def advance(images: int) -> None:
+                    progress.advance(images)
+                    progress.note("log p(x)", f"{num_samples} samples per image", every=10)
 
-            estimates = log_marginal_likelihood(model, guide, x, *args, num_samples=num_samples, progress=advance)
+                estimates = log_marginal_likelihood(model, guide, x, *args, num_samples=num_samples, progress=advance)
+        in_use = _in_use(model, pair, x)
     finally:
         torch.set_float32_matmul_precision(precision)
-    pair, _ = read_pair(model, guide, data)
     binary = bool(((x == 0) | (x == 1)).all())
     summary = {
         "model": config.model,
@@ -112,18 +120,57 @@ def evaluate(
         "seed": options.seed,
         "training_seed": config.training.seed,
         "checkpoint": options.checkpoint,
-        **summarize(estimates),
+        **summarize(estimates, exact, prefer_exact=options.estimator != "importance"),
+        **({"proposal": "prior"} if pair.enumerated and sampled else {}),
+        **({"components": {"in_use": in_use, "of": pair.num_states}} if in_use is not None else {}),
         "num_parameters": sum(p.numel() for p in nn.ModuleDict({"model": model, "guide": guide}).parameters()),
         "seconds": time.perf_counter() - started,
     }
-    per_image = dataset(estimates, None if labels is None else labels.cpu(), summary)
+    per_image = dataset(estimates, exact, None if labels is None else labels.cpu(), summary)
     run.write_file("evaluation.nc", lambda path: per_image.to_netcdf(path, group=GROUP, engine="h5netcdf"))
     run.write_json("evaluation.json", summary)  # last: it says that the evaluation is complete
     return summary
 
 
-def summarize(estimates: Estimates) -> dict[str, Any]:
-    """The means over images, in nats, for `evaluation.json`."""
+def _estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
+    """Whether to enumerate, and whether to draw importance samples."""
+    states = pair.num_states
+    if states is None:
+        if asked == "exact":
+            raise BadInput(f"--estimator exact: a latent site of {pair.model_name} has no finite support; use importance")
+        return False, True
+    exactly = asked == "exact" or states <= MAX_STATES or (pair.enumerated and asked == "auto")
+    if exactly:
+        require_memory(pair, 1, device=device)
+    return exactly, asked == "importance" or not pair.enumerated
+
+
+def _exact(
+    model: nn.Module, guide: nn.Module, pair: Pair, x: torch.Tensor, args: tuple[torch.Tensor, ...], quiet: bool
+) -> torch.Tensor:
+    blocks = []
+    with Progress(len(x), "image", quiet=quiet) as progress:
+        for block in exact_blocks(model, guide, pair, x, *args):
+            blocks.append(block)
+            progress.advance(len(block))
+            progress.note("log p(x)", f"exact, {pair.num_states:,} states", every=10)
+    return torch.cat(blocks)
+
+
+def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
+    """How many values of a categorical z explain an image's worth of x; None for other models."""
+    if pair.num_states is None or list(pair.event_shapes.values()) != [()] or not hasattr(model, "prior"):
+        return None
+    with evaluating(model):
+        return int((sum(state_posterior(model, block)[1].sum(1) for block in x.split(1000)) >= 1).sum())
+
+
+def summarize(estimates: Estimates | None, exact: torch.Tensor | None, *, prefer_exact: bool = True) -> dict[str, Any]:
+    """The means over images, in nats, for `evaluation.json`.
+
+    :param estimates: from importance samples, if there are any.
+    :param exact: log p(x) [images], if it is known.
+    """
 
     def entry(values: torch.Tensor, **more: Any) -> dict[str, Any]:
         mean, se = mean_se(values)
@@ -132,6 +179,9 @@ def summarize(estimates: Estimates) -> dict[str, Any]:
     def mc_se(variance: torch.Tensor) -> float:
         return float(variance.sum().sqrt() / len(variance))
 
+    if estimates is None:
+        assert exact is not None
+        return {"elbo": entry(exact), "log_px": entry(exact, estimator="exact")}
     khat = estimates.khat[estimates.khat.isfinite()]
     result: dict[str, Any] = {
         "elbo": entry(estimates.elbo, mc_se=mc_se(estimates.elbo_mc_var)),
@@ -141,18 +191,22 @@ def summarize(estimates: Estimates) -> dict[str, Any]:
     if estimates.kl_analytic is not None:
         result["kl_analytic"] = entry(estimates.kl_analytic)
         result["elbo_analytic_kl"] = entry(estimates.reconstruction - estimates.kl_analytic)
-    result |= {
-        "iwae": {str(k): entry(values) for k, values in estimates.iwae.items()},
-        "log_px": entry(
-            estimates.log_px,
-            mc_se=mc_se(estimates.log_px_mc_var),
-            bias=float(estimates.log_px_bias.mean()),
-            estimator="importance",
-            num_samples=estimates.num_samples,
-        ),
-        "gap": entry(estimates.gap, at_least=bool(estimates.untrusted.any())),
-        "ess": {"median": float(estimates.ess.median()), "min": float(estimates.ess.min())},
-    }
+    importance = entry(
+        estimates.log_px,
+        mc_se=mc_se(estimates.log_px_mc_var),
+        bias=float(estimates.log_px_bias.mean()),
+        estimator="importance",
+        num_samples=estimates.num_samples,
+    )
+    result["iwae"] = {str(k): entry(values) for k, values in estimates.iwae.items()}
+    if exact is None:
+        result |= {"log_px": importance, "gap": entry(estimates.gap, at_least=bool(estimates.untrusted.any()))}
+    else:
+        both = {"importance": importance, "exact": entry(exact, estimator="exact")}
+        first, second = ("exact", "importance") if prefer_exact else ("importance", "exact")
+        result |= {"log_px": both[first], f"log_px_{second}": both[second]}
+        result["gap"] = entry(exact - estimates.elbo, at_least=False)
+    result["ess"] = {"median": float(estimates.ess.median()), "min": float(estimates.ess.min())}
     if len(khat):
         result["khat"] = {
             "median": float(khat.median()),
@@ -165,51 +219,61 @@ def summarize(estimates: Estimates) -> dict[str, Any]:
     return result
 
 
-def dataset(estimates: Estimates, labels: torch.Tensor | None, summary: dict[str, Any]) -> "xarray.Dataset":
-    """Everything per image, labelled."""
+def dataset(
+    estimates: Estimates | None, exact: torch.Tensor | None, labels: torch.Tensor | None, summary: dict[str, Any]
+) -> "xarray.Dataset":
+    """Everything per image, labelled. `log_px` is what the summary's is; `log_px_exact` is there wherever it is known."""
     import xarray
 
-    names = {
-        "elbo": "ELBO",
-        "reconstruction": "E[log p(x|z)]",
-        "kl": "E[log q(z|x) - log p(z)]",
-        "kl_analytic": "KL(q(z|x) || p(z))",
-        "log_px": "log p(x)",
-        "log_px_bias": "jackknife estimate of the bias of log p(x)",
-        "gap": "log p(x) - ELBO",
-    }
     variables: dict[str, Any] = {}
-    for name, title in names.items():
-        values = getattr(estimates, name)
-        if values is not None:
-            variables[name] = ("image", values.numpy(), {"long_name": title, "units": "nats"})
-    for name, title in (("elbo", "ELBO"), ("log_px", "log p(x)")):
-        variance = getattr(estimates, f"{name}_mc_var")
-        variables[f"{name}_mc_se"] = (
-            "image", variance.sqrt().numpy(), {"long_name": f"Monte Carlo standard error of {title}", "units": "nats"},
-        )  # fmt: skip
-    variables["ess"] = (
-        "image",
-        estimates.ess.numpy(),
-        {"long_name": "effective sample size", "units": "samples"},
-    )
-    variables["khat"] = ("image", estimates.khat.numpy(), {"long_name": "Pareto k-hat", "units": "1"})
-    untrusted = estimates.untrusted.to(torch.int8).numpy()
-    variables["untrusted"] = ("image", untrusted, {"long_name": "k-hat too high or unknown: at least"})
-    iwae = torch.stack(list(estimates.iwae.values()), 1).numpy()
-    variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
-    coordinates: dict[str, Any] = {"image": range(len(estimates.elbo)), "k": list(estimates.iwae)}
+    coordinates: dict[str, Any] = {}
+
+    def add(name: str, values: torch.Tensor, title: str, units: str = "nats") -> None:
+        variables[name] = ("image", values.numpy(), {"long_name": title, "units": units})
+
+    estimator = summary["log_px"]["estimator"]
+    if exact is not None:
+        add("log_px_exact", exact, "log p(x), exact")
+    if estimates is None:
+        assert exact is not None
+        add("elbo", exact, "ELBO")
+        add("log_px", exact, "log p(x)")
+    else:
+        log_px = exact if exact is not None and estimator == "exact" else estimates.log_px
+        add("elbo", estimates.elbo, "ELBO")
+        add("reconstruction", estimates.reconstruction, "E[log p(x|z)]")
+        add("kl", estimates.kl, "E[log q(z|x) - log p(z)]")
+        if estimates.kl_analytic is not None:
+            add("kl_analytic", estimates.kl_analytic, "KL(q(z|x) || p(z))")
+        add("log_px", log_px, "log p(x)")
+        add("log_px_importance", estimates.log_px, "log p(x) by importance sampling")
+        add("log_px_bias", estimates.log_px_bias, "jackknife estimate of the bias of log p(x) by importance sampling")
+        add("gap", (estimates.log_px if exact is None else exact) - estimates.elbo, "log p(x) - ELBO")
+        add("elbo_mc_se", estimates.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO")
+        title = "Monte Carlo standard error of log p(x) by importance sampling"
+        add("log_px_mc_se", estimates.log_px_mc_var.sqrt(), title)
+        add("ess", estimates.ess, "effective sample size", "samples")
+        add("khat", estimates.khat, "Pareto k-hat", "1")
+        add("untrusted", estimates.untrusted.to(torch.int8), "k-hat too high or unknown: at least", "1")
+        iwae = torch.stack(list(estimates.iwae.values()), 1).numpy()
+        variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
+        coordinates["k"] = list(estimates.iwae)
+    coordinates["image"] = range(len(variables["elbo"][1]))
     if labels is not None:
         coordinates["label"] = ("image", labels.numpy())
     plain = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
-    attributes = plain | {"estimator": "importance", "num_samples": estimates.num_samples}
+    attributes = plain | {"estimator": estimator}
+    if estimates is not None:
+        attributes["num_samples"] = estimates.num_samples
     return xarray.Dataset(variables, coordinates, attributes)
 
 
 def table(summary: dict[str, Any]) -> str:
     """The summary as a person reads it."""
-    s, log_px = summary, summary["log_px"]
-    at_least = "at least" if s["gap"]["at_least"] else ""
+    s = summary
+    importance = s["log_px"] if s["log_px"]["estimator"] == "importance" else s.get("log_px_importance")
+    exact = s["log_px"] if s["log_px"]["estimator"] == "exact" else s.get("log_px_exact")
+    at_least = "at least" if "gap" in s and s["gap"]["at_least"] else ""
 
     def row(name: str, key: dict[str, Any], note: str = "", prefix: str = "") -> str:
         value = f"{prefix:>9}{key['mean']:9.2f}" + (f" ± {key['se']:.2f}" if math.isfinite(key["se"] or 0) else "")
@@ -219,21 +283,30 @@ def table(summary: dict[str, Any]) -> str:
         f"{s['model']}, guide {s['guide']}: {s['num_images']} {s['split']} images of {s['data']}, "
         f"binarization {s['binarization']}",
         "nats per image ± standard error over images; larger is better",
-        row("ELBO", s["elbo"], f"mean of {log_px['num_samples']} samples"),
-        row("  reconstruction", s["reconstruction"]),
-        row("  KL", s["kl"], f"analytic {s['kl_analytic']['mean']:.2f}" if "kl_analytic" in s else ""),
-        *(row(f"IWAE bound, k = {k}", entry) for k, entry in s["iwae"].items() if k != "1"),
-        row(
-            "log p(x)",
-            log_px,
-            f"S = {log_px['num_samples']} importance samples; Monte Carlo error {_small(log_px['mc_se'])}, "
-            f"estimated bias {_small(log_px['bias'])}",
-            at_least,
-        ),
-        row("gap: log p(x) - ELBO", s["gap"], "", at_least),
-        f"  effective sample size  median {s['ess']['median']:.1f}, least {s['ess']['min']:.1f} "
-        f"of {log_px['num_samples']}",
     ]
+    if importance is not None:
+        rows += [
+            row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
+            row("  reconstruction", s["reconstruction"]),
+            row("  KL", s["kl"], f"analytic {s['kl_analytic']['mean']:.2f}" if "kl_analytic" in s else ""),
+            *(row(f"IWAE bound, k = {k}", entry) for k, entry in s["iwae"].items() if k != "1"),
+            row(
+                "log p(x)",
+                importance,
+                f"S = {importance['num_samples']} importance samples"
+                f"{' from the prior' if s.get('proposal') == 'prior' else ''}; Monte Carlo error "
+                f"{_small(importance['mc_se'])}, estimated bias {_small(importance['bias'])}",
+                at_least,
+            ),
+        ]
+    if exact is not None:
+        rows.append(row("log p(x)", exact, "exact, by enumeration"))
+    if importance is not None:
+        rows.append(row("gap: log p(x) - ELBO", s["gap"], "", at_least))
+        rows.append(
+            f"  effective sample size  median {s['ess']['median']:.1f}, least {s['ess']['min']:.1f} "
+            f"of {importance['num_samples']}"
+        )
     if "khat" in s:
         rows.append(
             f"  Pareto k-hat           median {s['khat']['median']:.2f}; above {s['khat']['threshold']:.2f}, not to be "
@@ -241,6 +314,10 @@ def table(summary: dict[str, Any]) -> str:
         )
     if "active_units" in s:
         rows.append(f"  active latent units    {s['active_units']}")
+    if "components" in s:
+        used, of = s["components"]["in_use"], s["components"]["of"]
+        empty = f"; {of - used} explain less than one of these images each" if used < of else ""
+        rows.append(f"  components in use      {used} of {of}{empty}")
     rows.append(f"  parameters             {s['num_parameters']:,}")
     rows.append(f"  evaluation took        {s['seconds']:.0f} s")
     if s["observation"] == "cross-entropy":
@@ -259,7 +336,7 @@ def command(arguments: list[str]) -> None:
         Command,
         arguments,
         "python -m ppl_gen.evaluate",
-        "ELBO, IWAE bounds and importance-sampled log p(x) of a run.",
+        "ELBO, IWAE bounds and log p(x) of a run.",
     )
     run = Run.open(given.run)
     config = config_of(run, model=given.model, guide=given.guide)

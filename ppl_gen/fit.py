@@ -1,11 +1,14 @@
 """`python -m ppl_gen.fit MODEL`: train, evaluate, draw."""
 
+import math
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyro
 import torch
 import tyro
 from torch import Tensor, nn
@@ -14,11 +17,12 @@ from ppl_gen import cli, components
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
+from ppl_gen.inference.enumeration import memory_needed, require_memory
 from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Config, assemble, changed_files, config_of, read_pair
 from ppl_gen.runs import Run, check_new
-from ppl_gen.training import TrainingOptions, resolve_device, train
+from ppl_gen.training import TrainingOptions, resolve_device, takes_labels, train
 
 PROGRAM = "python -m ppl_gen.fit"
 
@@ -60,7 +64,8 @@ def dry_run(config: Config) -> str:
     :raises BadInput: if the pair cannot be fitted.
     """
     data, model, guide, pair, batch = _prepare(config, True)
-    lines = [f"{len(batch[0])} images of {data.name}, {data.shape}, binarization {data.binarization}"]
+    lines = [] if not pair.enumerated else [_enumeration_cost(config, data, model, guide, pair)]
+    lines += [f"{len(batch[0])} images of {data.name}, {data.shape}, binarization {data.binarization}"]
     lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
     lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]
     lines.append("samples of z are drawn " + ("in one call" if pair.vectorized else "by repeating the batch"))
@@ -86,6 +91,10 @@ def _prepare(config: Config, quiet: bool) -> tuple[Data, nn.Module, nn.Module, P
     pair, batch = read_pair(model, guide, data)
     _check_binarization(pair, data)
     _check_contract(model, guide, pair, batch)
+    if pair.enumerated:
+        cost = _enumeration_cost(config, data, model, guide, pair)
+        if not quiet:
+            print(cost, flush=True)
     missing = _without_gradient(config, model, guide, pair, batch)
     if missing and not quiet:
         print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
@@ -168,6 +177,58 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
             )
 
 
+_TIMED_STATES = 2**13
+
+
+def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Module, pair: Pair) -> str:
+    """What a step costs, in a sentence. Measured on a step; for many states, on one of the same model with fewer latent
+    units.
+
+    :raises BadInput: for more memory than is free, or more time than `max_hours`.
+    """
+    assert pair.num_states is not None
+    training = config.training
+    size = min(training.batch_size, len(data.train))
+    device = data.train.images.device
+    require_memory(pair, size, gradients=True, device=device)
+    timed, ratio = model, 1.0
+    units = max(math.prod(shape) for shape in pair.event_shapes.values())
+    spare = math.ceil(math.log2(pair.num_states / _TIMED_STATES))
+    options = dict(config.model_options)
+    if spare > 0 and "latent_dim" in [o.name for o in components.options("model", type(model))] and units > spare:
+        timed, _ = assemble(replace(config, model_options=options | {"latent_dim": units - spare}), data)
+    index = torch.arange(size, device=device)
+    labels = data.train.labels if takes_labels(model, guide) else None
+    batch = (data.targets("train", index), *(() if labels is None else (labels[index],)))
+    with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with evaluating(timed, guide):
+            smaller = Pair(timed, guide, *batch)
+        assert smaller.num_states is not None
+        ratio = pair.num_states / smaller.num_states
+        elbo = objective(training.objective, smaller, *batch, num_particles=training.num_particles)
+        parameters = [parameter for parameter in timed.parameters() if parameter.requires_grad]
+        seconds = math.inf
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            with pyro.validation_enabled(False):
+                loss = elbo.differentiable_loss(smaller.model, smaller.guide, *batch)
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+            float(loss.detach())
+            seconds = min(seconds, (time.perf_counter() - start) * ratio)
+    hours = seconds * training.epochs * math.ceil(len(data.train) / size) / 3600
+    needed = memory_needed(pair, size, gradients=True)
+    cost = (
+        f"a step sums {pair.num_states:,} latent states for {size} images: about {seconds:.2g} s and "
+        f"{needed / 1e9:.2g} GB; {training.epochs} epochs about {f'{hours:.1f} h' if hours > 1 else f'{hours * 60:.1f} min'}"
+    )
+    if hours > training.max_hours:
+        raise BadInput(
+            f"{cost}, more than --max-hours {training.max_hours:g}; use fewer latent units, or a guide that samples, "
+            "such as bernoulli"
+        )
+    return cost
+
+
 def _without_gradient(
     config: Config, model: nn.Module, guide: nn.Module, pair: Pair, batch: tuple[Tensor, ...]
 ) -> list[str]:
@@ -175,7 +236,6 @@ def _without_gradient(
 
     Raises `BadInput` for parameters that are not a module's own: they would be neither trained nor saved.
     """
-    import pyro
     from pyro import poutine
 
     modules = nn.ModuleDict({"model": model, "guide": guide})

@@ -103,6 +103,7 @@ def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
         "data_shape": data.shape,
         "data_dim": data.dim,
         "data_mean": data.mean().cpu(),
+        "data_examples": data.examples(config.training.seed).cpu(),
     }
     with torch.random.fork_rng([]):
         torch.manual_seed(config.training.seed)

@@ -71,6 +71,8 @@ class TrainingOptions:
     the hardware has them. Evaluation always uses highest."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    max_hours: float = 24.0
+    """Refuse training by enumeration that is estimated to take longer."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "num_particles", "checkpoint_every"):
@@ -80,6 +82,8 @@ class TrainingOptions:
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
         if self.clip_grad_norm is not None:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
+
+        require(self.max_hours > 0, "max_hours", self.max_hours, "must be above 0")
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of step `step` of `total`."""

@@ -10,25 +10,18 @@ def bound_against_k(summary: dict[str, Any]) -> Figure:
     """The IWAE bound against k, from the ELBO at k = 1 to log p(x) at k = S, from an `evaluation.json`."""
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
-    log_px = summary["log_px"]
-    points = {int(k): entry["mean"] for k, entry in summary["iwae"].items()} | {log_px["num_samples"]: log_px["mean"]}
+    exact = summary["log_px"] if summary["log_px"]["estimator"] == "exact" else summary.get("log_px_exact")
+    importance = summary.get("log_px_importance", summary["log_px"])
+    points = {int(k): entry["mean"] for k, entry in summary["iwae"].items()}
+    points[importance["num_samples"]] = importance["mean"]
     k = sorted(points)
     axes.plot(k, [points[each] for each in k], "o-", color="black")
-    axes.axhline(log_px["mean"], linestyle="--", color="0.4", linewidth=1)
-    axes.annotate(
-        f"ELBO {summary['elbo']['mean']:.2f}",
-        (1, points[1]),
-        xytext=(8, -3),
-        textcoords="offset points",
-        va="top",
-    )
-    axes.annotate(
-        f"log p(x) ≥ {log_px['mean']:.2f}, S = {log_px['num_samples']}",
-        (1, log_px["mean"]),
-        xytext=(8, -4),
-        textcoords="offset points",
-        va="top",
-    )
+    level, label = importance["mean"], f"log p(x) ≥ {importance['mean']:.2f}, S = {importance['num_samples']}"
+    if exact is not None:
+        level, label = exact["mean"], f"log p(x) = {exact['mean']:.2f}, exact"
+    axes.axhline(level, linestyle="--", color="0.4", linewidth=1)
+    axes.annotate(f"ELBO {summary['elbo']['mean']:.2f}", (1, points[1]), xytext=(8, -3), textcoords="offset points", va="top")
+    axes.annotate(label, (1, level), xytext=(8, -4), textcoords="offset points", va="top")
     axes.set_xscale("log")
     axes.margins(y=0.15)
     axes.set_xlabel("k, importance samples in the bound")

@@ -17,7 +17,10 @@ def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
         "reconstruction": "reconstruction: E[log p(x | z)]",
         "kl": "KL: E[log q(z | x) - log p(z)]",
     }
-    for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+    if "kl" not in metrics[0]["train"]:
+        titles = {"elbo": "log p(x), exact: all latent values are summed out"}
+        figure.set_size_inches(6.4, 3.4)
+    for axes, (key, title) in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True):
         for split, style in (("train", "-"), ("validation", "--")):
             points = [(line["epoch"], line[split][key]) for line in shown if split in line]
             if points:
@@ -30,5 +33,5 @@ def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
     figure.axes[0].set_ylabel("nats per image")
     figure.axes[0].legend()
     before = metrics[0].get("validation", metrics[0]["train"])["elbo"]
-    figure.suptitle(f"Learning curves (before training the ELBO is {before:.1f})", fontsize=11)
+    figure.suptitle(f"Learning curves (before training {before:.1f})", fontsize=11)
     return figure

@@ -13,6 +13,8 @@ from ppl_gen.errors import describe
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.images import reconstructions, samples
 from ppl_gen.figures.learning_curves import learning_curves
+from ppl_gen.figures.parts import parts, unit_marginals
+from ppl_gen.inference.enumeration import state_posterior
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.runs import Run
 
@@ -20,7 +22,7 @@ from ppl_gen.runs import Run
 def draw_training(
     run: Run, model: nn.Module, guide: nn.Module, data: Data, pair: Pair, batch: tuple[Tensor, ...]
 ) -> None:
-    """Learning curves, samples and reconstructions."""
+    """Learning curves, samples, reconstructions, and the pictures that the model has of its own."""
     _save(run, "learning_curves", learning_curves(run.metrics()))
     side = data.shape[-2:] if len(data.shape) > 1 else (1, *data.shape)
 
@@ -40,10 +42,25 @@ def draw_training(
         x = data.targets(split)[:10]
         labels = data.split(split).labels
         args = (labels[:10],) if len(batch) > 1 and labels is not None else ()
-        guide_trace = poutine.trace(pair.guide).get_trace(x, *args)
-        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
-        means = model_trace.nodes[pair.observed[0]]["fn"].mean
-        _save(run, "reconstructions", reconstructions(images(x), images(means), split))
+        if not pair.enumerated:
+            guide_trace = poutine.trace(pair.guide).get_trace(x, *args)
+            model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
+            means = model_trace.nodes[pair.observed[0]]["fn"].mean
+            _save(run, "reconstructions", reconstructions(images(x), images(means), split))
+        if hasattr(model, "pictures"):
+            for name, (title, pictures, captions) in model.pictures().items():
+                values = pictures.detach().cpu().reshape(len(pictures), -1, *side)[:, 0].numpy()
+                _save(run, name, parts(values, captions, title))
+        shapes = list(pair.event_shapes.values())
+        binary = len(shapes) == 1 and len(shapes[0]) == 1 and hasattr(model, "prior") and hasattr(model, "likelihood")
+        if binary and pair.num_states is not None and pair.num_states <= 2**16:
+            states, probabilities = state_posterior(model, x[:5])
+            exact = (probabilities.T @ states).cpu().numpy()
+            own = None
+            if hasattr(guide, "encode") and hasattr(guide, "posterior"):
+                own = guide.posterior(guide.encode(x[:5])).mean.cpu().numpy()  # type: ignore[operator]
+            prior = model.prior().mean.cpu().numpy()  # type: ignore[operator]
+            _save(run, "posterior", unit_marginals(images(x[:5]), exact, own, prior))
 
 
 def draw_evaluation(run: Run) -> None:
@@ -52,6 +69,8 @@ def draw_evaluation(run: Run) -> None:
 
     summary = run.read_json("evaluation.json")
     assert summary is not None
+    if "iwae" not in summary:
+        return
     with xarray.open_dataset(run.path / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
         gap, untrusted = dataset["gap"].values, dataset["untrusted"].values.astype(bool)
     _save(run, "bound_against_k", bound_against_k(summary))

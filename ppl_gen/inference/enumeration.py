@@ -10,6 +10,7 @@ by its own maximum, and loses the sum in float32 where the state that explains x
 another; `TraceEnum` here is that class with the sum replaced.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, take
-from ppl_gen.memory import keep_freed_memory
+from ppl_gen.memory import free_memory, keep_freed_memory
 
 MAX_STATES = 2**20
 """Beyond this `exact_log_px` is not tried unless asked for."""
@@ -94,6 +95,31 @@ class TraceEnum(TraceEnum_ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return loss.item()
+
+
+def require_memory(
+    pair: Pair, num_images: int, gradients: bool = False, device: torch.device | str = "cpu"
+) -> None:
+    """Refuse an enumeration that does not fit into the memory that is free.
+
+    :param gradients: whether it is a training step.
+    :raises BadInput: with the memory that it needs and the memory that there is.
+    """
+    needed, free = memory_needed(pair, num_images, gradients), free_memory(device)
+    if needed > free:
+        raise BadInput(
+            f"{pair.model_name} has {pair.num_states:,} latent states: a sum over all of them for {num_images} images "
+            f"takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; use fewer latent units or smaller "
+            "batches, or a guide that samples, such as bernoulli"
+        )
+
+
+def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
+    """Bytes of an enumeration in float32: the states themselves, and arrays [states, images] of their log-joints: three
+    at a time forwards (two factors and their sum), and two more backwards."""
+    assert pair.num_states is not None
+    units = sum(math.prod(shape) for shape in pair.event_shapes.values())
+    return 4 * pair.num_states * (4 * units + num_images * (5 if gradients else 3))
 
 
 def exact_blocks(

@@ -53,6 +53,11 @@ class BeliefNet(nn.Module):
         """p(x | z) for z [..., latent_dim], event [data_dim]."""
         return LinearBernoulliVector(z, self.weight, self.bias)
 
+    def pictures(self) -> dict[str, tuple[str, Tensor, list[str]]]:
+        """The weights w_m [M, data_dim] of each unit, with p(z_m = 1)."""
+        captions = [f"{p:.2f}" for p in self.prior().mean]
+        return {"weights": ("What each unit adds to the pixels' log-odds, with p(z = 1)", self.weight, captions)}
+
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """p(x, z) over a plate of images; x [images, data_dim], or n images are drawn."""
         with pyro.plate("data", n if x is None else len(x)):

@@ -1,0 +1,63 @@
+"""What a model is made of, one image each: the components of a mixture, the weights of a unit."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_MOST = 60
+
+
+def parts(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:
+    """Images [n, height, width] with a caption each, the first 60. In [0, 1], black is 1; where some are negative, grey
+    is 0, black the largest positive value and white its negative."""
+    shown = images[:_MOST]
+    signed = bool(images.min() < 0)
+    limit = float(np.abs(shown).max()) or 1.0
+    low, high = (-limit, limit) if signed else (0.0, 1.0)
+    columns = min(10, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(max(5.0, 0.92 * columns + 0.6), 1.08 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    picture = None
+    for index, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if index < len(shown):
+            picture = axes.imshow(shown[index], cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+            axes.set_title(captions[index], fontsize=7, pad=2)
+    assert picture is not None
+    label = "log-odds" if signed else "probability"
+    figure.colorbar(picture, ax=grid, label=label, fraction=0.03, aspect=30)
+    more = f", {_MOST} of {len(images)}" if len(images) > _MOST else ""
+    figure.suptitle(title + more, fontsize=10)
+    return figure
+
+
+def unit_marginals(
+    images: np.ndarray, exact: np.ndarray, guide: np.ndarray | None, prior: np.ndarray
+) -> Figure:
+    """Posterior probabilities of binary units beside the images they are of.
+
+    :param images: [n, height, width].
+    :param exact: [n, units], by enumeration.
+    :param guide: [n, units] of the guide, if there is one.
+    :param prior: [units].
+    """
+    count, units = exact.shape
+    figure = Figure(figsize=(8, 1.15 * count + 0.9), layout="constrained")
+    grid = figure.subplots(count, 2, squeeze=False, width_ratios=[1, 7], sharex="col")
+    where = np.arange(units)
+    for row, (left, axes) in enumerate(grid):
+        left.imshow(images[row], cmap="gray_r", vmin=0, vmax=1)
+        left.set_axis_off()
+        axes.bar(where, exact[row], 0.8, color="0.75", edgecolor="black", linewidth=0.4, label="exact p(z = 1 | x)")
+        if guide is not None:
+            axes.plot(where, guide[row], "kx", markersize=5, label="guide q(z = 1 | x)")
+        axes.plot(where, prior, "k_", markersize=7, label="prior p(z = 1)")
+        axes.set_ylim(-0.05, 1.05)
+        axes.set_yticks([0, 0.5, 1])
+    grid[-1, 1].set_xlabel("unit")
+    grid[-1, 1].xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*grid[0, 1].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=8)
+    figure.suptitle(f"Posterior of the {units} units", x=0.02, ha="left", fontsize=10)
+    return figure
