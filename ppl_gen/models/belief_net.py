@@ -26,7 +26,7 @@ class BeliefNet(nn.Module):
     """
 
     default_guide: ClassVar = "enumerated"
-    training_defaults: ClassVar[dict[str, Any]] = {}
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 0.01, "schedule": "cosine"}
 
     def __init__(
         self,
