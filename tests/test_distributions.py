@@ -1,12 +1,37 @@
 import itertools
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_gen.distributions import BernoulliVector
+from ppl_gen.distributions import BernoulliVector, LinearBernoulliVector, binary_states, softplus_over_states
+
+F64 = torch.float64
+SCALES = st.sampled_from([0.1, 3.0, 60.0, 1e4])
+
+
+def _bits(*shape: int, dtype: torch.dtype = F64) -> Tensor:
+    return torch.bernoulli(torch.full(shape, 0.5, dtype=dtype))
+
+
+class _Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(each, Tensor):
+                self.numel = max(self.numel, each.untyped_storage().nbytes() // each.element_size())
+        return result
 
 
 @settings(max_examples=60, deadline=None)
@@ -14,20 +39,21 @@ from ppl_gen.distributions import BernoulliVector
     pixels=st.integers(1, 9),
     batch=st.lists(st.integers(1, 4), max_size=2),
     samples=st.lists(st.integers(1, 3), max_size=2),
-    scale=st.sampled_from([0.1, 3.0, 60.0, 1e4]),
+    scale=SCALES,
     seed=st.integers(0, 2**32),
 )
 def test_is_a_vector_of_bernoullis(pixels: int, batch: list[int], samples: list[int], scale: float, seed: int) -> None:
     """Values and gradients to float64 precision, at every broadcast and for logits of any size."""
     torch.manual_seed(seed)
-    logits = (torch.randn(*batch, pixels, dtype=torch.float64) * scale).requires_grad_()
-    x = torch.bernoulli(torch.full((*samples, *batch, pixels), 0.5, dtype=torch.float64))
+    logits = (torch.randn(*batch, pixels, dtype=F64) * scale).requires_grad_()
+    x = _bits(*samples, *batch, pixels)
     ours, theirs = BernoulliVector(logits), dist.Bernoulli(logits=logits).to_event(1)
     assert ours.batch_shape == theirs.batch_shape and ours.event_shape == theirs.event_shape
     expected = theirs.log_prob(x)
     # Softplus rounds at the size of the logits.
     torch.testing.assert_close(ours.log_prob(x), expected, rtol=1e-12, atol=1e-15 * scale * pixels + 1e-13)
     wide = ours.expand(torch.Size([*samples, *batch]))
+    assert wide.batch_shape == (*samples, *batch) and wide.logits is ours.logits
     torch.testing.assert_close(wide.log_prob(x), ours.log_prob(x), rtol=0, atol=0)
     gradients = [torch.autograd.grad(d.log_prob(x).sum(), logits)[0] for d in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
@@ -36,17 +62,136 @@ def test_is_a_vector_of_bernoullis(pixels: int, batch: list[int], samples: list[
     assert ours.sample(torch.Size(samples)).shape == (*samples, *batch, pixels)
 
 
-def test_sums_to_one() -> None:
-    logits = torch.randn(3, 8, dtype=torch.float64) * 4
-    x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=8)), dtype=torch.float64)
-    total = BernoulliVector(logits).log_prob(x[:, None]).logsumexp(0)
-    torch.testing.assert_close(total, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
+@settings(max_examples=60, deadline=None)
+@given(
+    pixels=st.integers(1, 9),
+    states=st.integers(1, 5),
+    plates=st.lists(st.integers(1, 4), min_size=1, max_size=2),
+    scale=SCALES,
+    seed=st.integers(0, 2**32),
+)
+def test_enumerated_against_images(pixels: int, states: int, plates: list[int], scale: float, seed: int) -> None:
+    """Parameters [states, 1, …], images [plates, …]: the broadcast of Pyro's parallel enumeration."""
+    torch.manual_seed(seed)
+    logits = (torch.randn(states, *(1 for _ in plates), pixels, dtype=F64) * scale).requires_grad_()
+    x = _bits(*plates, pixels)
+    ours = BernoulliVector(logits).expand([states, *plates])
+    theirs = dist.Bernoulli(logits=logits).to_event(1)
+    expected = theirs.log_prob(x)
+    assert ours.log_prob(x).shape == expected.shape == (states, *plates)
+    torch.testing.assert_close(ours.log_prob(x), expected, rtol=1e-11, atol=1e-13 * (1 + min(scale, 60) * pixels))
+    gradients = [torch.autograd.grad(d.log_prob(x).sum(), logits)[0] for d in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-def test_float32_is_stable() -> None:
-    logits = torch.tensor([[1e4, -1e4, 0.0, 30.0]])
-    x = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
-    assert BernoulliVector(logits).log_prob(x).item() == pytest.approx(-0.6931472, rel=1e-6)
+@settings(max_examples=60, deadline=None)
+@given(
+    units=st.integers(1, 7),
+    pixels=st.integers(1, 9),
+    plates=st.lists(st.integers(1, 4), min_size=1, max_size=2),
+    scale=SCALES,
+    chunk=st.sampled_from([1, 200, 2**19]),
+    seed=st.integers(0, 2**32),
+)
+def test_linear_logits_over_all_states(
+    units: int, pixels: int, plates: list[int], scale: float, chunk: int, seed: int
+) -> None:
+    """The fast path, its gradients, and any chunk of states, against `Bernoulli` with all logits written out."""
+    torch.manual_seed(seed)
+    weight = (torch.randn(units, pixels, dtype=F64) * scale).requires_grad_()
+    bias = torch.randn(pixels, dtype=F64).requires_grad_()
+    support = BernoulliVector(torch.zeros(units, dtype=F64)).expand(plates).enumerate_support(expand=False)
+    assert support.shape == (2**units, *(1 for _ in plates), units)
+    x = _bits(*plates, pixels)
+    ours = LinearBernoulliVector(support, weight, bias).expand([2**units, *plates])
+    theirs = dist.Bernoulli(logits=support @ weight + bias).to_event(1)
+    assert ours._is_support(x)
+    size = scale * units * pixels
+    torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x), rtol=1e-11, atol=1e-14 * size + 1e-12)
+    g = torch.randn(2**units, *plates, dtype=F64)
+    gradients = [torch.autograd.grad((d.log_prob(x) * g).sum(), (weight, bias)) for d in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    total = softplus_over_states(weight, bias, chunk)
+    whole = torch.nn.functional.softplus(binary_states(units, F64) @ weight + bias, threshold=40).sum(-1)
+    torch.testing.assert_close(total, whole, rtol=1e-12, atol=1e-12)
+    chunked, unchunked = (torch.autograd.grad(s.pow(2).sum(), (weight, bias)) for s in (total, whole))
+    torch.testing.assert_close(chunked, unchunked, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 5, 3), (8, 1, 3), (3,)])
+def test_linear_logits_of_any_other_z(shape: tuple[int, ...]) -> None:
+    """Samples, and even 2^M states in another order, go the general way."""
+    weight, bias = torch.randn(3, 6, dtype=F64), torch.randn(6, dtype=F64)
+    z, x = _bits(*shape), _bits(5, 6)
+    if shape == (8, 1, 3):
+        z = binary_states(3, F64).flip(0).unsqueeze(1)
+    ours = LinearBernoulliVector(z, weight, bias)
+    assert not ours._is_support(x)
+    expected = dist.Bernoulli(logits=z @ weight + bias).to_event(1).log_prob(x)
+    torch.testing.assert_close(ours.log_prob(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.mean, (z @ weight + bias).sigmoid())
+
+
+def test_no_array_of_states_images_pixels() -> None:
+    states, images, pixels, units = 2**10, 50, 40, 10
+    x = _bits(images, pixels, dtype=torch.float32)
+    z = binary_states(units).unsqueeze(1)
+    weight, bias = torch.randn(units, pixels, requires_grad=True), torch.zeros(pixels)
+    logits = torch.randn(states, 1, pixels, requires_grad=True)
+    for distribution, parameter in (
+        (LinearBernoulliVector(z, weight, bias), weight),
+        (BernoulliVector(logits).expand([states, images]), logits),
+    ):
+        with _Largest() as largest:
+            distribution.log_prob(x).sum().backward()
+        assert parameter.grad is not None
+        assert states * images <= largest.numel < 2 * states * images
+
+
+@pytest.mark.parametrize("pixels", [1, 4])
+def test_support(pixels: int) -> None:
+    """All vectors once, bit m of the index being pixel m; probabilities that sum to one; expanded like Pyro's own."""
+    distribution = BernoulliVector(torch.randn(3, pixels, dtype=F64) * 4)
+    narrow, wide = distribution.enumerate_support(expand=False), distribution.enumerate_support()
+    assert narrow.shape == (2**pixels, 1, pixels) and wide.shape == (2**pixels, 3, pixels)
+    index = (narrow[:, 0] * 2 ** torch.arange(pixels)).sum(-1)
+    assert index.tolist() == list(range(2**pixels)) and distribution.num_states == 2**pixels
+    torch.testing.assert_close(distribution.log_prob(narrow).logsumexp(0), torch.zeros(3, dtype=F64))
+    assert distribution.has_enumerate_support
+    with pytest.raises(NotImplementedError, match=r"2\^40"):
+        BernoulliVector(torch.zeros(40)).enumerate_support()
+
+
+def test_select() -> None:
+    """The distribution of some pixels is the others summed out."""
+    weight, bias, z = torch.randn(2, 5, dtype=F64), torch.randn(5, dtype=F64), _bits(3, 2)
+    x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5)), dtype=F64)
+    given_pixels = torch.tensor([0, 3])
+    same = (x[:, given_pixels] == torch.tensor([1.0, 0.0])).all(-1)
+    for distribution in (BernoulliVector(z @ weight + bias), LinearBernoulliVector(z, weight, bias)):
+        summed = distribution.log_prob(x[same][:, None]).logsumexp(0)
+        torch.testing.assert_close(distribution.select(given_pixels).log_prob(x[same][0, given_pixels]), summed)
+
+
+def test_kl() -> None:
+    q, p = BernoulliVector(torch.randn(3, 4, dtype=F64)), BernoulliVector(torch.randn(4, dtype=F64))
+    z = q.enumerate_support()
+    expected = (q.log_prob(z).exp() * (q.log_prob(z) - p.log_prob(z))).sum(0)
+    torch.testing.assert_close(torch.distributions.kl_divergence(q, p), expected)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_float32_is_stable(sign: float) -> None:
+    """Logits of 1e4 and -1e4, which the image agrees with, leave the one fair coin: log 1/2, by every path."""
+    logits = torch.tensor([[1e4, -1e4, 0.0, 30.0]]) * sign
+    x = torch.tensor([[1.0, 0.0, 1.0, 1.0]]) if sign > 0 else torch.tensor([[0.0, 1.0, 1.0, 0.0]])
+    for distribution in (BernoulliVector(logits), BernoulliVector(logits.expand(2, 1, 4))):
+        torch.testing.assert_close(distribution.log_prob(x).flatten()[:1], torch.tensor([-0.6931472]))
+    pixels = torch.full((784,), 1e4) * sign  # a sum of 784 terms of 1e4, less another
+    value = torch.full((3, 784), float(sign > 0))
+    torch.testing.assert_close(BernoulliVector(pixels.expand(2, 1, 784)).log_prob(value), torch.zeros(2, 3))
+    wrong = BernoulliVector(pixels.expand(2, 1, 784)).log_prob(1 - value)
+    torch.testing.assert_close(wrong, torch.full((2, 3), -7.84e6))
 
 
 def test_sample_has_the_mean() -> None:
@@ -60,3 +205,20 @@ def test_sample_has_the_mean() -> None:
 def test_validation() -> None:
     with pytest.raises(ValueError, match="logits"):
         BernoulliVector(torch.tensor([float("nan")]), validate_args=True)
+    with pytest.raises(ValueError, match="finite"):
+        LinearBernoulliVector(torch.zeros(2), torch.full((2, 3), float("inf")), torch.zeros(3), validate_args=True)
+    checked = BernoulliVector(torch.zeros(3), validate_args=True)
+    with pytest.raises(ValueError, match="support"):
+        checked.log_prob(torch.tensor([0.5, 0.0, 1.0]))
+    with pytest.raises(RuntimeError):
+        BernoulliVector(torch.zeros(4, 3)).expand(torch.Size([5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_dtype_is_kept(dtype: torch.dtype) -> None:
+    weight, bias = torch.randn(3, 5, dtype=dtype), torch.zeros(5, dtype=dtype)
+    prior = BernoulliVector(torch.zeros(3, dtype=dtype))
+    z = prior.expand([4]).enumerate_support(expand=False)
+    x = LinearBernoulliVector(z[:, 0], weight, bias).sample()
+    assert z.dtype == x.dtype == prior.sample().dtype == dtype
+    assert LinearBernoulliVector(z, weight, bias).log_prob(x[:4]).dtype == dtype

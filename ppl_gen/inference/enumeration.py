@@ -147,15 +147,12 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     :raises BadInput: for a latent site that cannot be enumerated.
     """
 
-    def nothing(*args: Any, **kwargs: Any) -> None:
-        """The guide of an enumerated model."""
+    def no_guide(*args: Any, **kwargs: Any) -> None: ...
 
     marked = config_enumerate(getattr(model, "model", model), "parallel")
     with evaluating(model):
-        pair = Pair(marked, nothing, x, *args, **kwargs)
-    if pair.num_states is None:
-        raise BadInput(f"{pair.model_name}: a latent site has no finite support; it cannot be enumerated")
-    return torch.cat(list(exact_blocks(model, nothing, pair, x, *args, **kwargs)))
+        pair = Pair(marked, no_guide, x, *args, **kwargs)
+    return torch.cat(list(exact_blocks(model, no_guide, pair, x, *args, **kwargs)))
 
 
 def state_posterior(model: Any, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:

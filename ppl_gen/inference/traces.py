@@ -121,6 +121,11 @@ class Pair:
         self.enumerated = bool(self.latent) and not proposed and marked == self.latent
         """Whether the guide leaves every latent site to enumeration in the model."""
         for name in [] if self.enumerated else self.latent:
+            if not proposed:
+                raise BadInput(
+                    f"{self.guide_name} does not sample '{name}' of {self.model_name}, and it is not enumerated: that takes "
+                    'finite support and infer={"enumerate": "parallel"}'
+                )
             if name not in proposed:
                 hint = "; a guide samples all latent sites, or none if all are enumerated" if name in marked else ""
                 raise BadInput(f"{self.guide_name} does not sample '{name}', a latent site of {self.model_name}{hint}")
