@@ -151,7 +151,7 @@ class LinearBernoulliVector(BernoulliVector):
 
     def select(self, pixels: Tensor) -> "LinearBernoulliVector":
         part = LinearBernoulliVector(self.z, self.weight[:, pixels], self.bias[pixels], validate_args=False)
-        return part.expand(self.batch_shape)  # type: ignore[return-value]
+        return part.expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, [...], for value [..., pixels]."""
@@ -255,5 +255,7 @@ def _parts(weight: Tensor, bias: Tensor, low_bits: int) -> tuple[Tensor, Tensor]
 @dist.kl.register_kl(BernoulliVector, BernoulliVector)
 def _kl(q: BernoulliVector, p: BernoulliVector) -> Tensor:
     """KL(q || p) in nats, closed form."""
-    difference = q.mean * (q.logits - p.logits) - F.softplus(q.logits, threshold=40) + F.softplus(p.logits, threshold=40)
+    difference = (
+        q.mean * (q.logits - p.logits) - F.softplus(q.logits, threshold=40) + F.softplus(p.logits, threshold=40)
+    )
     return difference.sum(-1)

@@ -137,7 +137,9 @@ def _estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, boo
     states = pair.num_states
     if states is None:
         if asked == "exact":
-            raise BadInput(f"--estimator exact: a latent site of {pair.model_name} has no finite support; use importance")
+            raise BadInput(
+                f"--estimator exact: a latent site of {pair.model_name} has no finite support; use importance"
+            )
         return False, True
     exactly = asked == "exact" or states <= MAX_STATES or (pair.enumerated and asked == "auto")
     if exactly:
@@ -162,7 +164,8 @@ def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
     if pair.num_states is None or list(pair.event_shapes.values()) != [()] or not hasattr(model, "prior"):
         return None
     with evaluating(model):
-        return int((sum(state_posterior(model, block)[1].sum(1) for block in x.split(1000)) >= 1).sum())
+        totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(1000)]).sum(0)
+    return int((totals >= 1).sum())
 
 
 def summarize(estimates: Estimates | None, exact: torch.Tensor | None, *, prefer_exact: bool = True) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def summarize(estimates: Estimates | None, exact: torch.Tensor | None, *, prefer
 def dataset(
     estimates: Estimates | None, exact: torch.Tensor | None, labels: torch.Tensor | None, summary: dict[str, Any]
 ) -> "xarray.Dataset":
-    """Everything per image, labelled. `log_px` is what the summary's is; `log_px_exact` is there wherever it is known."""
+    """Everything per image, labelled. `log_px` is what the summary's is; `log_px_exact` is there where known."""
     import xarray
 
     variables: dict[str, Any] = {}

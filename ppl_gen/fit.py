@@ -18,7 +18,6 @@ from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
 from ppl_gen.inference.enumeration import memory_needed, require_memory
-from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Config, assemble, changed_files, config_of, read_pair
 from ppl_gen.runs import Run, check_new
@@ -152,10 +151,7 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
     x, name = batch[0], pair.latent[0]
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         terms = pair.terms(x)
-        z = terms.latents.get(name)
-        if z is None:
-            return
-        z = z[0].reshape(len(x), *pair.event_shapes[name])
+        z = terms.latents[name][0].reshape(len(x), *pair.event_shapes[name])
         checks = []
         if hasattr(model, "prior") and hasattr(model, "likelihood"):
             joint = model.prior().log_prob(z) + model.likelihood(z).log_prob(x)
@@ -205,7 +201,7 @@ def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Mo
             smaller = Pair(timed, guide, *batch)
         assert smaller.num_states is not None
         ratio = pair.num_states / smaller.num_states
-        elbo = objective(training.objective, smaller, *batch, num_particles=training.num_particles)
+        elbo = training.objective_for(smaller, *batch)
         parameters = [parameter for parameter in timed.parameters() if parameter.requires_grad]
         seconds = math.inf
         for _ in range(2):  # the first warms up
@@ -217,9 +213,10 @@ def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Mo
             seconds = min(seconds, (time.perf_counter() - start) * ratio)
     hours = seconds * training.epochs * math.ceil(len(data.train) / size) / 3600
     needed = memory_needed(pair, size, gradients=True)
+    duration = f"{hours:.1f} h" if hours > 1 else f"{hours * 60:.1f} min"
     cost = (
         f"a step sums {pair.num_states:,} latent states for {size} images: about {seconds:.2g} s and "
-        f"{needed / 1e9:.2g} GB; {training.epochs} epochs about {f'{hours:.1f} h' if hours > 1 else f'{hours * 60:.1f} min'}"
+        f"{needed / 1e9:.2g} GB; {training.epochs} epochs about {duration}"
     )
     if hours > training.max_hours:
         raise BadInput(
@@ -241,7 +238,7 @@ def _without_gradient(
     modules = nn.ModuleDict({"model": model, "guide": guide})
     own = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
-        elbo = objective(config.training.objective, pair, *batch, num_particles=config.training.num_particles)
+        elbo = config.training.objective_for(pair, *batch)
         with poutine.trace(param_only=True) as trace, pyro.validation_enabled(False):
             loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
         for name, site in trace.trace.nodes.items():

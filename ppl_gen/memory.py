@@ -33,7 +33,9 @@ def free_memory(device: torch.device | str = "cpu") -> int:
     limit = _lines("/sys/fs/cgroup/memory.max")
     if limit and limit[0].isdigit():
         used = int(_lines("/sys/fs/cgroup/memory.current")[0])
-        cache = [int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("inactive_file ")]
+        cache = [
+            int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("inactive_file ")
+        ]
         free.append(int(limit[0]) - used + sum(cache))
     return min(free)
 

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.elbo import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
@@ -84,6 +85,16 @@ class TrainingOptions:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
 
         require(self.max_hours > 0, "max_hours", self.max_hours, "must be above 0")
+
+    def objective_for(self, pair: Pair, *batch: Tensor) -> ELBO:
+        """The Pyro ELBO that these options mean for a pair, tried on a few images.
+
+        :raises BadInput: if the pair cannot have it.
+        """
+        elbo = objective(self.objective, pair, *batch, num_particles=self.num_particles)
+        if self.kl_warmup and not isinstance(elbo, Trace_ELBO | TraceMeanField_ELBO | TraceGraph_ELBO):
+            raise BadInput(f"--kl-warmup {self.kl_warmup}: scales the KL term, which this objective does not have")
+        return elbo
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of step `step` of `total`."""
@@ -186,9 +197,7 @@ def _train(
     args = () if labels is None else (labels[first],)
     with evaluating(model, guide):
         pair = Pair(model, guide, data.batch(first), *args)
-        elbo = objective(options.objective, pair, data.batch(first), *args, num_particles=options.num_particles)
-    if options.kl_warmup and (pair.enumerated or options.objective in ("vimco", "rws")):
-        raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
+        elbo = options.objective_for(pair, data.batch(first), *args)
     warmup = ScaleLatents()
     loss, loss_and_grads = _losses(elbo)
     functions = [scaled(f, warmup) if options.kl_warmup else f for f in (pair.model, pair.guide)]

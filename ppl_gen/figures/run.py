@@ -1,12 +1,13 @@
 """All pictures of a run, into its `figures/`."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_gen.data import Data
 from ppl_gen.errors import describe
@@ -19,9 +20,7 @@ from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.runs import Run
 
 
-def draw_training(
-    run: Run, model: nn.Module, guide: nn.Module, data: Data, pair: Pair, batch: tuple[Tensor, ...]
-) -> None:
+def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
     """Learning curves, samples, reconstructions, and the pictures that the model has of its own."""
     _save(run, "learning_curves", learning_curves(run.metrics()))
     side = data.shape[-2:] if len(data.shape) > 1 else (1, *data.shape)
@@ -58,8 +57,8 @@ def draw_training(
             exact = (probabilities.T @ states).cpu().numpy()
             own = None
             if hasattr(guide, "encode") and hasattr(guide, "posterior"):
-                own = guide.posterior(guide.encode(x[:5])).mean.cpu().numpy()  # type: ignore[operator]
-            prior = model.prior().mean.cpu().numpy()  # type: ignore[operator]
+                own = guide.posterior(guide.encode(x[:5])).mean.cpu().numpy()
+            prior = model.prior().mean.cpu().numpy()
             _save(run, "posterior", unit_marginals(images(x[:5]), exact, own, prior))
 
 

@@ -16,10 +16,10 @@ Baseline = Literal["none", "constant", "network"]
 class Bernoulli(nn.Module):
     """q(z | x) = prod_m Bernoulli(z_m; encoder(x)_m): Mnih and Gregor (2014), section 2.
 
-    A binary z cannot be reparametrized, and the score-function gradient of the encoder is noisy. Its variance falls when
-    a baseline, which predicts the learning signal log p(x, z) - log q(z | x) from the image, is subtracted from it
-    (section 2.3). The baseline is used by the objective `elbo` (Pyro's `TraceGraph_ELBO`) alone: `vimco` has its own and
-    `rws` needs none.
+    A binary z cannot be reparametrized, and the score-function gradient of the encoder is noisy. Its variance falls
+    when a baseline, which predicts the learning signal log p(x, z) - log q(z | x) from the image, is subtracted from it
+    (section 2.3). The baseline is used by the objective `elbo` (Pyro's `TraceGraph_ELBO`) alone: `vimco` has its own
+    and `rws` needs none.
 
     :param data_dim: pixels of one image.
     :param data_mean: mean training pixel [data_dim], subtracted from the images.
@@ -30,6 +30,8 @@ class Bernoulli(nn.Module):
     :param baseline: network: learned for each image; constant: learned, the same for all; none.
     :param baseline_dim: hidden units of the baseline's network.
     """
+
+    data_mean: Tensor
 
     def __init__(
         self,
@@ -72,8 +74,8 @@ class Bernoulli(nn.Module):
 
 
 class _Baseline(nn.Module):
-    """Learning signal in nats, [images]. The output is in units of the number of pixels: the signal is of that order, and
-    a weight that moves by a learning rate of 1e-3 at a step would take long to get there."""
+    """Learning signal in nats, [images]. The output is in units of the number of pixels: the signal is of that order,
+    and a weight that moves by a learning rate of 1e-3 at a step would take long to get there."""
 
     def __init__(self, data_dim: int, hidden_dim: int):
         super().__init__()

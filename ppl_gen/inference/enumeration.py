@@ -5,9 +5,9 @@ Every latent site is enumerated in parallel, each in a dimension of its own; wha
     log p(x) = log sum_z exp(log p(z) + log p(x | z)),
 
 with the sum over one site after the other, each over the product of those factors alone that depend on it (variable
-elimination), in log space with the factors added before the maximum is taken. Pyro's `TraceEnum_ELBO` shifts each factor
-by its own maximum, and loses the sum in float32 where the state that explains x is 90 nats less probable a priori than
-another; `TraceEnum` here is that class with the sum replaced.
+elimination), in log space with the factors added before the maximum is taken. Pyro's `TraceEnum_ELBO` shifts each
+factor by its own maximum, and loses the sum in float32 where the state that explains x is 90 nats less probable a
+priori than another; `TraceEnum` here is that class with the sum replaced.
 """
 
 import math
@@ -97,9 +97,7 @@ class TraceEnum(TraceEnum_ELBO):
         return loss.item()
 
 
-def require_memory(
-    pair: Pair, num_images: int, gradients: bool = False, device: torch.device | str = "cpu"
-) -> None:
+def require_memory(pair: Pair, num_images: int, gradients: bool = False, device: torch.device | str = "cpu") -> None:
     """Refuse an enumeration that does not fit into the memory that is free.
 
     :param gradients: whether it is a training step.
@@ -122,9 +120,7 @@ def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
     return 4 * pair.num_states * (4 * units + num_images * (5 if gradients else 3))
 
 
-def exact_blocks(
-    model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any
-) -> Iterator[Tensor]:
+def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
     """log p(x) in nats in float64 on the CPU, for as many images at a time as memory allows, in their order."""
     assert pair.num_states is not None
     keep_freed_memory()

@@ -62,7 +62,8 @@ class Estimates:
     khat: Tensor
     """Not a number where all weights of an image are equal, or fewer than 25: then there is no tail to fit."""
     latent_mean: dict[str, Tensor]
-    """E[z | x] under the guide by the mean of the samples, [images, units] for each continuous latent site."""
+    """E[z | x] under the guide by the mean of the samples, [images, units] for each latent site but those with finite
+    support."""
     latent_mc_var: dict[str, Tensor]
     """Monte Carlo variance of `latent_mean`."""
 
@@ -283,7 +284,7 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
     }
     if chunks[0].kl is not None:
         result["kl_analytic"] = torch.cat([terms.kl for terms in chunks if terms.kl is not None]).double().mean(0).cpu()
-    for name in chunks[0].latents:
+    for name in chunks[0].latents.keys() - chunks[0].finite:
         values = [terms.latents[name].double() for terms in chunks]
         mean = torch.stack([value.sum(0) for value in values]).sum(0) / count
         squares = torch.stack([(value - mean).square().sum(0) for value in values]).sum(0)

@@ -1,9 +1,9 @@
 """Objectives by name.
 
 - `elbo`: E_q[log p(x, z) - log q(z | x)] with every term sampled (Kingma and Welling 2014, eq. 6), by the gradient that
-  the pair allows: reparametrized (`Trace_ELBO`); for a guide with a site that cannot be, score function with the baseline
-  that the site names, if any (`TraceGraph_ELBO`; Mnih and Gregor 2014); and for a guide that leaves all latent sites to
-  enumeration in the model, none of this is needed, since the bound is log p(x) itself (`TraceEnum_ELBO`).
+  the pair allows: reparametrized (`Trace_ELBO`); for a guide with a site that cannot be, score function with the
+  baseline that the site names, if any (`TraceGraph_ELBO`; Mnih and Gregor 2014); and for a guide that leaves all latent
+  sites to enumeration in the model, none of this is needed: the bound is log p(x) itself (`TraceEnum_ELBO`).
 - `elbo-analytic-kl`: `TraceMeanField_ELBO`, E_q[log p(x | z)] - KL(q(z | x) || p(z)) with the second term in closed
   form (eq. 7). Refused where Pyro has no closed form, since Pyro would sample it without a word.
 - `vimco`, `rws`: bounds of several samples, image by image, for guides of discrete z. Pyro's `RenyiELBO` gives such a
@@ -135,9 +135,9 @@ class VIMCO(_PerImage):
 
 
 class ReweightedWakeSleep(_PerImage):
-    """Reweighted wake-sleep with the wake phase for the guide (Bornschein and Bengio 2015, equations 4 and 6): model and
-    guide each climb the log-probability of the samples, weighted by w~_k = w_k / sum w. The model's gradient is that of
-    L_K; the guide's lowers KL(p(z | x) || q(z | x)) instead of raising a bound, and both are biased at finite K."""
+    """Reweighted wake-sleep with the wake phase for the guide (Bornschein and Bengio 2015, equations 4 and 6): model
+    and guide each climb the log-probability of the samples, weighted by w~_k = w_k / sum w. The model's gradient is
+    that of L_K; the guide's lowers KL(p(z | x) || q(z | x)) instead of raising a bound, and both are biased at finite K."""
 
     def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
         share = terms.log_weight.detach().softmax(0)

@@ -40,7 +40,9 @@ class Terms:
     kl: Tensor | None
     """Analytic KL(q(z | x) || p(z)), where Pyro has one for every latent site and it was asked for."""
     latents: dict[str, Tensor]
-    """Values [samples, images, units] of the continuous latent sites."""
+    """Values [samples, images, units] of the latent sites."""
+    finite: frozenset[str]
+    """Names of the latent sites with finite support."""
 
     @property
     def log_weight(self) -> Tensor:
@@ -123,8 +125,8 @@ class Pair:
         for name in [] if self.enumerated else self.latent:
             if not proposed:
                 raise BadInput(
-                    f"{self.guide_name} does not sample '{name}' of {self.model_name}, and it is not enumerated: that takes "
-                    'finite support and infer={"enumerate": "parallel"}'
+                    f"{self.guide_name} does not sample '{name}' of {self.model_name}, and it is not enumerated: that "
+                    'takes finite support and infer={"enumerate": "parallel"}'
                 )
             if name not in proposed:
                 hint = "; a guide samples all latent sites, or none if all are enumerated" if name in marked else ""
@@ -134,7 +136,9 @@ class Pair:
                 raise BadInput(f"{self.guide_name} samples '{name}', which is no latent site of {self.model_name}")
         for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
             for name in self.latent:
-                if name in trace.nodes and self.plate.name not in [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]:
+                if name in trace.nodes and self.plate.name not in [
+                    frame.name for frame in trace.nodes[name]["cond_indep_stack"]
+                ]:
                     raise BadInput(
                         f"{who}: site '{name}' is outside the plate '{self.plate.name}'; weights of single images "
                         "need latents that are local to an image"
@@ -160,6 +164,15 @@ class Pair:
                     raise BadInput(
                         f"{self.guide_name} does not fit {self.model_name}: site '{name}' has event shape {ours} in "
                         f"the guide and {theirs} in the model"
+                    )
+                kinds = [
+                    "discrete" if each["fn"].support.is_discrete else "continuous"
+                    for each in (site, model_trace.nodes[name])
+                ]
+                if kinds[0] != kinds[1]:
+                    raise BadInput(
+                        f"{self.guide_name} does not fit {self.model_name}: site '{name}' is {kinds[0]} in the guide "
+                        f"and {kinds[1]} in the model"
                     )
 
     def _first_trace(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
@@ -247,17 +260,17 @@ class Pair:
         latents = {}
         for name in self.latent:
             site = guide_trace.nodes[name]
-            if not site["fn"].has_enumerate_support:
-                value = self._left_aligned(site)
-                value = value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 1)
-                value = value.reshape(*shape, *value.shape[2:])
-                latents[name] = value.flatten(2) if value.dim() > 2 else value.unsqueeze(2)
+            value = self._left_aligned(site)
+            value = value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 1)
+            value = value.reshape(*shape, *value.shape[2:])
+            latents[name] = value.flatten(2) if value.dim() > 2 else value.unsqueeze(2)
         return Terms(
             total(model_trace, self.observed),
             total(model_trace, self.latent),
             total(guide_trace, self.latent),
             kl,
             latents,
+            frozenset(name for name in self.latent if guide_trace.nodes[name]["fn"].has_enumerate_support),
         )
 
     def _proposal(self, traces: Traces) -> poutine.Trace:

@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 

@@ -14,8 +14,8 @@ from ppl_gen.errors import require
 class Mixture(nn.Module):
     """p(z) = Categorical(softmax(b)) and p(x_d = 1 | z = k) = sigmoid(w_kd + c_d): Bishop (2006), section 9.3.3.
 
-    The sum over z is exact: log p(x) = log sum_k exp(log p(z = k) + x . l_k - sum_d softplus(l_kd)), with l = w + c. The
-    first product is a matrix product of images and components, the second is one number for each component.
+    The sum over z is exact: log p(x) = log sum_k exp(log p(z = k) + x . l_k - sum_d softplus(l_kd)), with l = w + c.
+    The first product is a matrix product of images and components, the second is one number for each component.
 
     A component that explains no image better than another gets no gradient and stays empty. So every component starts
     near an image of its own, faintly: w_k is `init_scale` times that image less the mean image, and the log-likelihood

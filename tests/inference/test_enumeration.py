@@ -129,7 +129,9 @@ class _Several(nn.Module):
             z = pyro.sample("z", dist.Categorical(table[y.long()]))
             with pyro.plate("halves", 2, dim=-2):
                 w = pyro.sample("w", dist.Bernoulli(torch.tensor([[0.4], [0.9]], dtype=F64)))
-                each = logits[z.unsqueeze(-1), w.unsqueeze(-1).long()].expand(*torch.broadcast_shapes(w.shape, z.shape), 2)
+                each = logits[z.unsqueeze(-1), w.unsqueeze(-1).long()].expand(
+                    *torch.broadcast_shapes(w.shape, z.shape), 2
+                )
                 halves = torch.stack([x[:, :2], x[:, 2:]])
                 return pyro.sample("x", BernoulliVector(each), obs=halves)
 
@@ -167,7 +169,7 @@ def test_what_cannot_be_enumerated() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(BadInput, match="'z' of continuous.* takes finite support"):
+    with pytest.raises(BadInput, match=r"'z' of continuous.* takes finite support"):
         exact_log_px(continuous, torch.zeros(3))
 
     def half(x: Tensor) -> None:
@@ -180,7 +182,7 @@ def test_what_cannot_be_enumerated() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(BadInput, match="'k'.*samples all latent sites, or none"):
+    with pytest.raises(BadInput, match=r"'k'.*samples all latent sites, or none"):
         Pair(half, samples_z, torch.zeros(3))
     with pytest.raises(BadInput, match="does not sample 'z'"):
         Pair(continuous, Enumerated(), torch.zeros(3))
@@ -272,8 +274,8 @@ def test_prior_is_the_proposal_of_an_enumerated_pair() -> None:
 
 def test_importance_sampling_covers_the_exact_value() -> None:
     """M = 8 units and an untrained guide: the 95 % interval of log p(x), S = 1,000, covers the exact value at a rate in
-    [0.91, 0.98] over 200 repetitions (binomial tails below 1 %), once the estimated bias is taken off. What bias is left
-    is smaller than a fifth of the standard error."""
+    [0.91, 0.98] over 200 repetitions (binomial tails below 1 %), once the estimated bias is taken off. What bias is
+    left is smaller than a fifth of the standard error."""
     model = _belief_net(12, units=8)
     with torch.no_grad():
         model.weight.mul_(0.5)
