@@ -20,7 +20,9 @@ def bound_against_k(summary: dict[str, Any]) -> Figure:
     if exact is not None:
         level, label = exact["mean"], f"log p(x) = {exact['mean']:.2f}, exact"
     axes.axhline(level, linestyle="--", color="0.4", linewidth=1)
-    axes.annotate(f"ELBO {summary['elbo']['mean']:.2f}", (1, points[1]), xytext=(8, -3), textcoords="offset points", va="top")
+    axes.annotate(
+        f"ELBO {summary['elbo']['mean']:.2f}", (1, points[1]), xytext=(8, -3), textcoords="offset points", va="top"
+    )
     axes.annotate(label, (1, level), xytext=(8, -4), textcoords="offset points", va="top")
     axes.set_xscale("log")
     axes.margins(y=0.15)

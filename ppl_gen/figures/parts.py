@@ -33,9 +33,7 @@ def parts(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:
     return figure
 
 
-def unit_marginals(
-    images: np.ndarray, exact: np.ndarray, guide: np.ndarray | None, prior: np.ndarray
-) -> Figure:
+def unit_marginals(images: np.ndarray, exact: np.ndarray, guide: np.ndarray | None, prior: np.ndarray) -> Figure:
     """Posterior probabilities of binary units beside the images they are of.
 
     :param images: [n, height, width].

@@ -137,7 +137,8 @@ class VIMCO(_PerImage):
 class ReweightedWakeSleep(_PerImage):
     """Reweighted wake-sleep with the wake phase for the guide (Bornschein and Bengio 2015, equations 4 and 6): model
     and guide each climb the log-probability of the samples, weighted by w~_k = w_k / sum w. The model's gradient is
-    that of L_K; the guide's lowers KL(p(z | x) || q(z | x)) instead of raising a bound, and both are biased at finite K."""
+    that of L_K; the guide's lowers KL(p(z | x) || q(z | x)) instead of raising a bound, and both are biased at finite
+    K."""
 
     def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
         share = terms.log_weight.detach().softmax(0)
