@@ -33,7 +33,7 @@ class BeliefNet(nn.Module):
         data_mean: Tensor | None = None,
         *,
         latent_dim: int = 8,
-        init_scale: float = 0.1,
+        init_scale: float = 0.01,
         init_output_bias: bool = True,
     ):
         require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")

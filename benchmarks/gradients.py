@@ -1,0 +1,63 @@
+"""How noisy each gradient estimator of a Bernoulli guide is: `python -m benchmarks.gradients RUN`.
+
+For a fitted pair and one batch: the signal-to-noise ratio of the gradient with respect to the encoder's parameters,
+|mean| / sqrt(total variance), over repeated draws, and the milliseconds of one. Each estimator climbs a bound of its
+own (RWS: none), so that the ratio, not the variance, compares them.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+import ppl_gen
+from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.traces import Pair
+
+
+def signal_to_noise(pair: Pair, guide: Any, x: Tensor, name: str, k: int, draws: int) -> tuple[float, float]:
+    """Signal-to-noise ratio of the encoder's gradient and seconds of one, for objective `name` with k samples."""
+    parameters = list(guide.encoder.parameters())
+    elbo = objective(name, pair, x, num_particles=k)
+    mean, squares = torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64), 0.0
+    start = time.perf_counter()
+    for _ in range(draws):
+        with pyro.validation_enabled(False):
+            loss = elbo.differentiable_loss(pair.model, pair.guide, x) / len(x)
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
+        mean += gradient / draws
+        squares += float(gradient.square().sum()) / draws
+    seconds = (time.perf_counter() - start) / draws
+    total = float(mean.square().sum())
+    variance = (squares - total) * draws / (draws - 1)
+    signal = max(total - variance / draws, 0.0)  # the mean's own noise taken off
+    return (signal / variance) ** 0.5, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients", description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("--draws", type=int, default=200)
+    given = parser.parse_args()
+    model, loaded, data, _ = ppl_gen.load(given.run)
+    guide: Any = loaded
+    x = data.targets("train")[:128]
+    pair = Pair(model, guide, x)
+    print(f"{given.run}: encoder's gradient on 128 training images, {given.draws} draws")
+    print("estimator                         signal / noise   ms a draw")
+    baseline = guide.baseline
+    torch.manual_seed(0)
+    for name, k in (("elbo", 1), ("vimco", 2), ("vimco", 10), ("vimco", 50), ("rws", 10), ("rws", 50)):
+        for used in (None, baseline) if name == "elbo" else (baseline,):
+            guide.baseline = used
+            ratio, seconds = signal_to_noise(pair, guide, x, name, k, given.draws)
+            what = f"score function, {'no' if used is None else 'with its'} baseline" if name == "elbo" else name
+            print(f"{f'{what}, K = {k}':<34}{ratio:14.3f}{seconds * 1e3:12.1f}", flush=True)
+    guide.baseline = baseline
+
+
+if __name__ == "__main__":
+    main()
