@@ -140,6 +140,9 @@ class LinearBernoulliVector(BernoulliVector):
     arg_constraints: ClassVar = {}
 
     def __init__(self, z: Tensor, weight: Tensor, bias: Tensor, validate_args: bool | None = None):
+        if weight.dim() != 2 or bias.shape != weight.shape[1:] or z.shape[-1:] != weight.shape[:1]:
+            shapes = ", ".join(str(tuple(part.shape)) for part in (z, weight, bias))
+            raise ValueError(f"z [..., M], weight [M, pixels] and bias [pixels] expected, not {shapes}")
         self.z, self.weight, self.bias = z, weight, bias
         dist.TorchDistribution.__init__(self, z.shape[:-1], bias.shape, validate_args=validate_args)
         if self._validate_args and not all(part.isfinite().all() for part in (z, weight, bias)):

@@ -207,6 +207,8 @@ def test_validation() -> None:
         BernoulliVector(torch.tensor([float("nan")]), validate_args=True)
     with pytest.raises(ValueError, match="finite"):
         LinearBernoulliVector(torch.zeros(2), torch.full((2, 3), float("inf")), torch.zeros(3), validate_args=True)
+    with pytest.raises(ValueError, match=r"not \(4, 2\), \(2, 3\), \(4, 3\)"):
+        LinearBernoulliVector(torch.zeros(4, 2), torch.zeros(2, 3), torch.zeros(4, 3))
     checked = BernoulliVector(torch.zeros(3), validate_args=True)
     with pytest.raises(ValueError, match="support"):
         checked.log_prob(torch.tensor([0.5, 0.0, 1.0]))

@@ -1,9 +1,11 @@
 """The commands and code of README and docs, run reduced, in their order, in an empty directory."""
 
 import contextlib
+import importlib
 import io
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,10 @@ from ppl_gen import evaluate, fit
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
+BENCHMARKS = {
+    "benchmarks.gap": ["--units", "2", "3", "--data", "digits", "--epochs", "1", "--num-samples", "30", "--runs", "gap", "--out", "gap.png"],
+    "benchmarks.wall": ["--max-units", "2", "--out", "wall.png"],
+}
 REDUCED = {"--data": "digits", "--train-size": "150", "--epochs": "1", "--num-samples": "30"}
 
 
@@ -41,7 +47,7 @@ def _reduce(arguments: list[str]) -> list[str]:
     return arguments
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guides.md", "docs/runs.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guides.md", "docs/runs.md", "docs/enumeration.md"])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = 0
@@ -62,7 +68,12 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
         for module, *arguments in _commands(text):
             if module == "pytest":
                 continue  # that is this
-            command = {"ppl_gen.fit": fit.command, "ppl_gen.evaluate": evaluate.command}[module]
+            if module.startswith("benchmarks."):
+                monkeypatch.setattr(sys, "argv", [module, *arguments, *BENCHMARKS[module]])
+                importlib.import_module(module).main()
+                ran += 1
+                continue
+            command = importlib.import_module(module).command
             if command is fit.command and not {"--resume", "--help"} & set(arguments):
                 arguments = _reduce(arguments)
             elif command is evaluate.command:

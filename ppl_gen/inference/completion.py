@@ -1,0 +1,165 @@
+"""The hidden pixels of an image given its visible ones, under a model with one latent site and independent pixels given z.
+
+For x = (x_v, x_h), visible and hidden, p(x | z) = p(x_v | z) p(x_h | z), so that hidden pixels are summed out by leaving
+them away, and
+
+    p(z | x_v) is proportional to p(z) p(x_v | z),
+    E[x_h | x_v] = sum_z p(z | x_v) E[x_h | z],
+    x_h ~ p(x_h | x_v):  z ~ p(z | x_v), then x_h ~ p(x_h | z),
+    log p(x_h | x_v) = log p(x) - log p(x_v).
+
+Where z has few values all of this is exact, by enumeration. Elsewhere z_s ~ q(z | x~), s = 1 … S, from an amortized
+guide on x~, the image with its hidden pixels replaced by a filler, with weights w_s = p(z_s) p(x_v | z_s) / q(z_s | x~)
+(Rezende, Mohamed and Wierstra 2014, section 4.3 and appendix F, iterate such a step instead): expectations are
+self-normalized sums, samples are resampled by weight (Rubin 1988), and log p(x_v) is the mean weight's logarithm, as
+log p(x) is in `ppl_gen.inference.importance`. Both are biased low, so their difference is biased either way: low by the
+bias of log p(x), high by that of log p(x_v).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.enumeration import exact_log_px
+from ppl_gen.inference.importance import CHUNK_SIZE, Estimates, log_marginal_likelihood
+from ppl_gen.inference.traces import Pair, evaluating
+
+_STATES_IMAGES = 2**24  # states x images that are held at once
+_STATES_PIXELS = 2**24  # states x pixels, likewise
+
+Progress = Callable[[int], None]
+"""Called with the number of images just done."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What is known of the hidden pixels. Log-probabilities are per image in nats, float64 [images] on the CPU."""
+
+    log_px: Tensor
+    """log p(x)."""
+    log_px_visible: Tensor
+    """log p(x_v)."""
+    mean: Tensor
+    """The images with E[x_h | x_v] in place of their hidden pixels, [images, pixels]."""
+    draws: Tensor
+    """The images with x_h ~ p(x_h | x_v) in place of their hidden pixels, [draws, images, pixels]."""
+    importance: tuple[Estimates, Estimates] | None = None
+    """Of log p(x) and of log p(x_v), with their diagnostics, where they are not exact."""
+
+    @property
+    def log_prob(self) -> Tensor:
+        """log p(x_h | x_v)."""
+        return self.log_px - self.log_px_visible
+
+
+def exact_completion(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1) -> Completion:
+    """By enumeration of every value of z.
+
+    :param model: with methods `model`, `prior()` and `likelihood(z)`, and one latent site with finite support.
+    :param x: images [images, pixels].
+    :param visible: which pixels are given, bool [pixels].
+    :param num_draws: samples of the hidden pixels per image.
+    :raises BadInput: for a latent site that cannot be enumerated, and for pixels that are not independent given z.
+    """
+    with evaluating(model):
+        log_px = exact_log_px(model, x)
+        log_px_visible = exact_log_px(_visible_model(model, visible), x)
+        prior = model.prior()
+        states = prior.enumerate_support(expand=False)
+        size = max(1, _STATES_IMAGES // len(states))
+        blocks = [_exactly(model, prior, states, block, visible, num_draws) for block in x.split(size)]
+    mean, draws = (torch.cat(parts, dim) for parts, dim in zip(zip(*blocks, strict=True), (0, 1), strict=True))
+    return Completion(log_px, log_px_visible, mean, draws)
+
+
+def _exactly(
+    model: Any, prior: Any, states: Tensor, x: Tensor, visible: Tensor, num_draws: int
+) -> tuple[Tensor, Tensor]:
+    seen, pixels = visible_part(model.likelihood(states.unsqueeze(1)), x, visible)
+    posterior = (seen.log_prob(pixels) + prior.log_prob(states).unsqueeze(-1)).softmax(0)  # [states, images]
+    rows = max(1, _STATES_PIXELS // x.shape[1])
+    mean = torch.zeros_like(x)
+    for weights, z in zip(posterior.split(rows), states.split(rows), strict=True):
+        mean += weights.T @ model.likelihood(z).mean
+    chosen = torch.multinomial(posterior.T, num_draws, replacement=True).T  # [draws, images]
+    draws = model.likelihood(states[chosen]).sample()
+    return torch.where(visible, x, mean), torch.where(visible, x, draws)
+
+
+def importance_completion(
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    visible: Tensor,
+    filler: Tensor,
+    num_samples: int,
+    num_draws: int = 1,
+    progress: Progress | None = None,
+) -> Completion:
+    """By importance sampling from the guide.
+
+    :param model: with methods `model`, `prior()` and `likelihood(z)`, and one latent site.
+    :param guide: with methods `guide`, `encode(x)` and `posterior(context)`.
+    :param x: images [images, pixels].
+    :param visible: which pixels are given, bool [pixels].
+    :param filler: what the guide is shown in place of hidden pixels, [pixels], such as the mean training image.
+    :param num_samples: S, samples of z per image.
+    :param num_draws: samples of the hidden pixels per image.
+    :raises BadInput: for pixels that are not independent given z.
+    """
+
+    def visible_guide(x: Tensor) -> None:
+        """q(z | x~)."""
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", guide.posterior(guide.encode(torch.where(visible, x, filler))))
+
+    visible_model = _visible_model(model, visible)
+    with evaluating(model, guide):
+        seen = log_marginal_likelihood(visible_model, visible_guide, x, num_samples=num_samples)
+        whole = log_marginal_likelihood(model, guide, x, num_samples=num_samples)
+        pair = Pair(visible_model, visible_guide, x)
+        means, draws = [], []
+        for block in x.split(max(1, CHUNK_SIZE // num_samples)):
+            terms = pair.terms(block, num_samples=num_samples)
+            z = terms.latents["z"].reshape(num_samples, len(block), *pair.event_shapes["z"])
+            weights = terms.log_weight.softmax(0)  # [samples, images]
+            mean = torch.einsum("si,sid->id", weights, model.likelihood(z).mean)
+            chosen = torch.multinomial(weights.T, num_draws, replacement=True).T  # [draws, images]
+            drawn = model.likelihood(z[chosen, torch.arange(len(block), device=x.device)]).sample()
+            means.append(torch.where(visible, block, mean))
+            draws.append(torch.where(visible, block, drawn))
+            if progress is not None:
+                progress(len(block))
+    return Completion(whole.log_px, seen.log_px, torch.cat(means), torch.cat(draws, 1), (whole, seen))
+
+
+def _visible_model(model: Any, visible: Tensor) -> Callable[[Tensor], None]:
+    def visible_model(x: Tensor) -> None:
+        """p(x_v, z)."""
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", model.prior())
+            seen, pixels = visible_part(model.likelihood(z), x, visible)
+            pyro.sample("x", seen, obs=pixels)
+
+    return visible_model
+
+
+def visible_part(likelihood: Any, x: Tensor, visible: Tensor) -> tuple[Any, Tensor]:
+    """p(x_v | z), and the value [images, …] of the images to score under it.
+
+    :raises BadInput: where the pixels are not independent given z, or not known to be.
+    """
+    if hasattr(likelihood, "select"):
+        return likelihood.select(visible), x[:, visible]
+    if isinstance(likelihood, dist.Independent) and not likelihood.base_dist.event_shape:
+        return likelihood.base_dist.mask(visible).to_event(likelihood.reinterpreted_batch_ndims), x
+    raise BadInput(
+        f"pixels can be hidden where they are independent given z: a {type(likelihood).__name__} from likelihood(z) is "
+        "neither to_event(1) nor has it a method select(pixels)"
+    )
