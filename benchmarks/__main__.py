@@ -3,7 +3,7 @@ import platform
 
 import torch
 
-from benchmarks import importance, vae_step
+from benchmarks import enumeration, importance, vae_step
 from ppl_gen.memory import keep_freed_memory
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=vae_step.__doc__)
@@ -15,3 +15,4 @@ print(
 keep_freed_memory()  # for all candidates alike: training and evaluation do the same
 vae_step.main(rounds)
 importance.main(rounds)
+enumeration.main(rounds)

@@ -14,7 +14,7 @@ from torch import nn
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName, load_data
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.enumeration import MAX_STATES, exact_blocks, require_memory, state_posterior
+from ppl_gen.inference.enumeration import MAX_STATES, block_size, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Checkpoint, Config, assemble, changed_files, config_of, load_checkpoint, read_pair
@@ -143,7 +143,7 @@ def _estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, boo
         return False, True
     exactly = asked == "exact" or states <= MAX_STATES or (pair.enumerated and asked == "auto")
     if exactly:
-        require_memory(pair, 1, device=device)
+        require_memory(pair, block_size(pair), device=device)
     return exactly, asked == "importance" or not pair.enumerated
 
 

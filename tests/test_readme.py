@@ -16,8 +16,8 @@ from ppl_gen import evaluate, fit
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
 BENCHMARKS = {
-    "benchmarks.gap": ["--units", "2", "3", "--data", "digits", "--epochs", "1", "--num-samples", "30", "--runs", "gap", "--out", "gap.png"],
-    "benchmarks.wall": ["--max-units", "2", "--out", "wall.png"],
+    "benchmarks.gap": shlex.split("--units 2 3 --data digits --epochs 1 --num-samples 30 --runs gap --out gap.png"),
+    "benchmarks.wall": shlex.split("--max-units 2 --out wall.png"),
 }
 REDUCED = {"--data": "digits", "--train-size": "150", "--epochs": "1", "--num-samples": "30"}
 

@@ -11,7 +11,7 @@ priori than another; `TraceEnum` here is that class with the sum replaced.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -76,16 +76,10 @@ def _add(terms: list[Tensor]) -> Tensor:
     return sum(terms[1:], terms[0])
 
 
-class TraceEnum(TraceEnum_ELBO):
-    """-log p(x), summed over the images: `TraceEnum_ELBO` of a model whose latent sites are all enumerated and a guide
-    that samples none, with the sum over states in one step."""
+class DifferentiableLoss:
+    """The rest of an `ELBO` that defines `differentiable_loss`."""
 
-    def __init__(self, pair: Pair):
-        super().__init__(max_plate_nesting=pair.max_plate_nesting)
-        self.pair = pair
-
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return -log_marginal(self.pair, model, *args, **kwargs).sum()
+    differentiable_loss: Callable[..., Tensor]
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         with torch.no_grad():
@@ -95,6 +89,18 @@ class TraceEnum(TraceEnum_ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return loss.item()
+
+
+class TraceEnum(DifferentiableLoss, TraceEnum_ELBO):
+    """-log p(x), summed over the images: `TraceEnum_ELBO` of a model whose latent sites are all enumerated and a guide
+    that samples none, with the sum over states in one step."""
+
+    def __init__(self, pair: Pair):
+        super().__init__(max_plate_nesting=pair.max_plate_nesting)
+        self.pair = pair
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return -log_marginal(self.pair, model, *args, **kwargs).sum()
 
 
 def require_memory(pair: Pair, num_images: int, gradients: bool = False, device: torch.device | str = "cpu") -> None:
@@ -120,11 +126,16 @@ def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
     return 4 * pair.num_states * (4 * units + num_images * (5 if gradients else 3))
 
 
+def block_size(pair: Pair) -> int:
+    """How many images are summed over at a time."""
+    assert pair.num_states is not None
+    return max(1, min(1000, _STATES_IMAGES // pair.num_states))
+
+
 def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
     """log p(x) in nats in float64 on the CPU, for as many images at a time as memory allows, in their order."""
-    assert pair.num_states is not None
     keep_freed_memory()
-    size = max(1, min(1000, _STATES_IMAGES // pair.num_states))
+    size = block_size(pair)
     with evaluating(model, guide):
         for rows in torch.arange(len(x), device=x.device).split(size):
             batch, batch_args, batch_kwargs = take(rows, x, args, kwargs)

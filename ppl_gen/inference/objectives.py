@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, near_miss, require
-from ppl_gen.inference.enumeration import TraceEnum
+from ppl_gen.inference.enumeration import DifferentiableLoss, TraceEnum
 from ppl_gen.inference.traces import Pair, Terms, evaluating
 
 Objective = Literal["elbo", "elbo-analytic-kl", "vimco", "rws"]
@@ -81,7 +81,7 @@ class ScoreFunction(TraceGraph_ELBO):
         return _surrogate(-elbo, surrogate)
 
 
-class _PerImage(ELBO):
+class _PerImage(DifferentiableLoss, ELBO):
     """-L_K summed over the images: L_K = log (1/K) sum_k w_k, with w_k = p(x, z_k) / q(z_k | x) and z_k ~ q(z | x)
     (Burda et al. 2016, equation 8), and a gradient to be given. Masks are applied, scales are not.
 
@@ -103,15 +103,6 @@ class _PerImage(ELBO):
         terms = self.pair.terms(*args, num_samples=self.num_particles, detach=True, **kwargs)
         bound = terms.log_weight.logsumexp(0) - math.log(self.num_particles)
         return _surrogate(-bound.sum(), -self.surrogate(terms, bound).sum())
-
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        with torch.no_grad():
-            return float(self.differentiable_loss(model, guide, *args, **kwargs))
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
-        return loss.item()
 
 
 class VIMCO(_PerImage):

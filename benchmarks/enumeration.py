@@ -1,0 +1,157 @@
+"""Training steps of the two models with an exact likelihood, against hand-written PyTorch and stock Pyro."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.infer import SVI, TraceEnum_ELBO
+from torch import Tensor, nn
+
+from benchmarks.timing import medians, show
+from ppl_gen.distributions import binary_states
+from ppl_gen.guides.enumerated import Enumerated
+from ppl_gen.inference.enumeration import exact_log_px
+from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.traces import Pair
+from ppl_gen.models.belief_net import BeliefNet
+from ppl_gen.models.mixture import Mixture
+from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
+
+
+def no_guide(x: Tensor) -> None: ...
+
+
+def hand_written(model: Mixture, x: Tensor) -> Callable[[], Tensor]:
+    """-log p(x) of a mixture in plain PyTorch."""
+
+    def loss() -> Tensor:
+        logits = model.weight + model.bias
+        log_px_given_z = x @ logits.T - F.softplus(logits).sum(-1)
+        return -(log_px_given_z + (0.1 * model.level).log_softmax(-1)).logsumexp(-1).sum()
+
+    return loss
+
+
+def stock_mixture(model: Mixture, x: Tensor) -> Callable[[], Tensor]:
+    """-log p(x) as in Pyro's tutorials: an array of components x images x pixels."""
+
+    def function(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(logits=0.1 * model.level), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Bernoulli(logits=(model.weight + model.bias)[z]).to_event(1), obs=x)
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    return lambda: elbo.differentiable_loss(function, no_guide, x)
+
+
+def ours(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """-log p(x) as the training loop has it."""
+    pair = Pair(model, Enumerated(), x[:8])
+    elbo = objective("elbo", pair, x[:8])
+    return lambda: elbo.differentiable_loss(pair.model, pair.guide, x)
+
+
+def broadcast(model: BeliefNet, x: Tensor) -> Callable[[], Tensor]:
+    """-log p(x) of a belief net with one site whose support is all 2^M states, summed pixel by pixel for every state
+    and image."""
+    states = binary_states(len(model.weight), x.dtype)
+
+    def function(x: Tensor) -> None:
+        prior = dist.Bernoulli(logits=model.logits).to_event(1)
+        with pyro.plate("data", len(x)):
+            # A categorical over the states: its logits are the log-probabilities of the vectors.
+            index = pyro.sample("z", dist.Categorical(logits=prior.log_prob(states)), infer={"enumerate": "parallel"})
+            logits = states[index] @ model.weight + model.bias
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    return lambda: elbo.differentiable_loss(function, no_guide, x)
+
+
+def separate_sites(model: BeliefNet, x: Tensor) -> Callable[[], Tensor]:
+    """-log p(x) of a belief net with M sites, each enumerated in a dimension of its own."""
+
+    def function(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            logits = model.bias
+            for unit, (prior, weight) in enumerate(zip(model.logits, model.weight, strict=True)):
+                z = pyro.sample(f"z{unit}", dist.Bernoulli(logits=prior), infer={"enumerate": "parallel"})
+                logits = logits + z.unsqueeze(-1) * weight
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    return lambda: elbo.differentiable_loss(function, no_guide, x)
+
+
+def floor(model: BeliefNet, x: Tensor) -> Callable[[], None]:
+    """One softplus and one sigmoid for every state and pixel, in the cache: what no sum over states can do without."""
+    block = torch.randn(128, x.shape[1])
+
+    def call() -> None:
+        for _ in range(2 ** len(model.weight) // 128):
+            F.softplus(block)
+            block.sigmoid()
+
+    return call
+
+
+def _gradient(loss: Callable[[], Tensor], model: nn.Module) -> Callable[[], object]:
+    parameters = list(model.parameters())
+    return lambda: torch.autograd.grad(loss(), parameters)
+
+
+def _step(loss: Callable[[], Tensor], model: nn.Module) -> Callable[[], object]:
+    """With one fused Adam, the loss read at every step."""
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def step() -> float:
+        value = loss()
+        value.backward()
+        adam.step()
+        adam.zero_grad()
+        return value.item()
+
+    return step
+
+
+def _svi(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    """As the training loop does it."""
+    pair = Pair(model, Enumerated(), x[:8])
+    loss, loss_and_grads = _losses(objective("elbo", pair, x[:8]))
+    optimizer = _OneOptimizer(list(model.parameters()), TrainingOptions())
+    svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
+    return lambda: svi.step(x)
+
+
+def main(rounds: int) -> None:
+    torch.manual_seed(0)
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        for components, images in ((20, 1000), (500, 500)):
+            x = torch.bernoulli(torch.rand(images, 784))
+            models = [Mixture(784, num_components=components) for _ in range(3)]
+            candidates = {
+                "hand-written PyTorch, fused Adam": _step(hand_written(models[0], x), models[0]),
+                "ppl_gen": _svi(models[1], x),
+            }
+            if components * images <= 20_000:  # else arrays of 784 MB each
+                candidates["stock Pyro, fused Adam"] = _step(stock_mixture(models[2], x), models[2])
+            seconds = medians(candidates, rounds=max(3, rounds // 20), warmup=2)
+            show(f"mixture step, K = {components}, N = {images}", seconds, "hand-written PyTorch, fused Adam")
+        x = torch.bernoulli(torch.rand(100, 784))
+        model = BeliefNet(784, latent_dim=12, init_scale=0.1)
+        reference = "floor: a softplus and a sigmoid per state, pixel"
+        candidates = {
+            reference: floor(model, x),
+            "ppl_gen": _gradient(ours(model, x), model),
+        }
+        seconds = medians(candidates, rounds=max(3, rounds // 20), warmup=2)
+        seconds |= medians({"stock Pyro, broadcasting": _gradient(broadcast(model, x), model)}, rounds=2, warmup=1)
+        show("belief net, gradient of -log p(x), M = 12, N = 100", seconds, reference)
+        model = BeliefNet(784, latent_dim=16, init_scale=0.1)
+        seconds = medians({reference: floor(model, x), "ppl_gen": _gradient(ours(model, x), model)}, rounds=5, warmup=1)
+        show("belief net, gradient of -log p(x), M = 16, N = 100", seconds, reference)
+        many = torch.bernoulli(torch.rand(10_000, 784))
+        seconds = medians({"ppl_gen.exact_log_px": lambda: exact_log_px(model, many)}, rounds=2, warmup=0)
+        show("belief net, exact log p(x) of 10,000 images, M = 16", seconds, "ppl_gen.exact_log_px")
