@@ -1,7 +1,6 @@
 """`python -m ppl_gen.evaluate RUN`: the bound against log p(x)."""
 
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,15 @@ import tyro
 from torch import nn
 
 from ppl_gen import cli
-from ppl_gen.data import Data, SplitName, load_data
+from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.enumeration import MAX_STATES, block_size, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
-from ppl_gen.inference.traces import Pair, evaluating
-from ppl_gen.loading import Checkpoint, Config, assemble, changed_files, config_of, load_checkpoint, read_pair
+from ppl_gen.inference.traces import Pair
+from ppl_gen.loading import Checkpoint, Config, estimating, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
-from ppl_gen.training import resolve_device, takes_labels
+from ppl_gen.training import takes_labels
 
 if TYPE_CHECKING:
     import xarray
@@ -83,31 +82,15 @@ def evaluate(
     num_samples = options.num_samples or config.num_samples
     x = data.targets(options.split)[:count]
     pair, _ = read_pair(model, guide, data)
-    exactly, sampled = _estimators(pair, options.estimator, x.device)
+    exactly, sampled = estimators(pair, options.estimator, x.device)
     labels = None if split.labels is None else split.labels[:count]
     args = (labels,) if labels is not None and takes_labels(model, guide) else ()
 
     started = time.perf_counter()
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        exact = _exact(model, guide, pair, x, args, quiet) if exactly else None
-        estimates = None
-        if sampled:
-            with (
-                Progress(count, "image", quiet=quiet) as progress,
-                torch.random.fork_rng([x.device] if x.is_cuda else []),
-            ):
-                torch.manual_seed(options.seed)
-
-                def advance(images: int) -> None:
-                    progress.advance(images)
-                    progress.note("log p(x)", f"{num_samples} samples per image", every=10)
-
-                estimates = log_marginal_likelihood(model, guide, x, *args, num_samples=num_samples, progress=advance)
+    with estimating(model, guide, data, options.seed):
+        exact = by_enumeration(model, guide, pair, x, args, quiet) if exactly else None
+        estimates = by_sampling(model, guide, x, args, num_samples, quiet) if sampled else None
         in_use = _in_use(model, pair, x)
-    finally:
-        torch.set_float32_matmul_precision(precision)
     binary = bool(((x == 0) | (x == 1)).all())
     summary = {
         "model": config.model,
@@ -132,7 +115,7 @@ def evaluate(
     return summary
 
 
-def _estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
+def estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
     """Whether to enumerate, and whether to draw importance samples."""
     states = pair.num_states
     if states is None:
@@ -147,9 +130,10 @@ def _estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, boo
     return exactly, asked == "importance" or not pair.enumerated
 
 
-def _exact(
+def by_enumeration(
     model: nn.Module, guide: nn.Module, pair: Pair, x: torch.Tensor, args: tuple[torch.Tensor, ...], quiet: bool
 ) -> torch.Tensor:
+    """Exact log p(x) [images], with progress."""
     blocks = []
     with Progress(len(x), "image", quiet=quiet) as progress:
         for block in exact_blocks(model, guide, pair, x, *args):
@@ -159,12 +143,24 @@ def _exact(
     return torch.cat(blocks)
 
 
+def by_sampling(
+    model: nn.Module, guide: nn.Module, x: torch.Tensor, args: tuple[torch.Tensor, ...], num_samples: int, quiet: bool
+) -> Estimates:
+    """Importance sampling, with progress."""
+    with Progress(len(x), "image", quiet=quiet) as progress:
+
+        def advance(images: int) -> None:
+            progress.advance(images)
+            progress.note("log p(x)", f"{num_samples} samples per image", every=10)
+
+        return log_marginal_likelihood(model, guide, x, *args, num_samples=num_samples, progress=advance)
+
+
 def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
     """How many values of a categorical z explain an image's worth of x; None for other models."""
     if pair.num_states is None or list(pair.event_shapes.values()) != [()] or not hasattr(model, "prior"):
         return None
-    with evaluating(model):
-        totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(1000)]).sum(0)
+    totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(1000)]).sum(0)
     return int((totals >= 1).sum())
 
 
@@ -341,17 +337,13 @@ def command(arguments: list[str]) -> None:
         "python -m ppl_gen.evaluate",
         "ELBO, IWAE bounds and log p(x) of a run.",
     )
-    run = Run.open(given.run)
-    config = config_of(run, model=given.model, guide=given.guide)
-    device = resolve_device(given.options.device)
     from ppl_gen.figures.run import draw_evaluation
 
-    for file in changed_files(run, config):
-        print(f"warning: {file} has changed since the run was fitted", file=sys.stderr)
-    data = load_data(config.data).to(device)
-    model, guide = assemble(config, data)
-    load_checkpoint(run, model, guide, given.options.checkpoint)
-    summary = evaluate(run, config, model, guide, data, given.options)
+    options = given.options
+    run, config, model, guide, data = open_fitted(
+        given.run, model=given.model, guide=given.guide, checkpoint=options.checkpoint, device=options.device
+    )
+    summary = evaluate(run, config, model, guide, data, options)
     draw_evaluation(run)
     print(table(summary))
     print(f"written to {run.path / 'evaluation.json'} and evaluation.nc")

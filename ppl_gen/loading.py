@@ -3,7 +3,8 @@
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference.traces import Pair, evaluating, sample_sites
 from ppl_gen.runs import Run
-from ppl_gen.training import TrainingOptions, load_weights, prefixed, takes_labels
+from ppl_gen.training import TrainingOptions, load_weights, prefixed, resolve_device, takes_labels
 
 Checkpoint = Literal["last", "best"]
 
@@ -162,6 +163,47 @@ def load(
     pair = assemble(config, data)
     load_checkpoint(opened, *pair, checkpoint)
     return Loaded(*pair, data, opened.config)
+
+
+def open_fitted(
+    path: Path,
+    *,
+    model: str | None = None,
+    guide: str | None = None,
+    checkpoint: Checkpoint = "last",
+    device: str = "auto",
+) -> tuple[Run, Config, nn.Module, nn.Module, Data]:
+    """A run as a command works on it, with its configuration, model, guide and data on the device.
+
+    Warns on standard error of external files that have changed since.
+
+    :param model: as for `load`; so are `guide` and `checkpoint`.
+    :param device: auto, cpu or cuda.
+    :raises BadInput: as `load` does, and for a device that is not there.
+    """
+    run = Run.open(path)
+    config = config_of(run, model=model, guide=guide)
+    where = resolve_device(device)
+    for file in changed_files(run, config):
+        print(f"warning: {file} has changed since the run was fitted", file=sys.stderr)
+    data = load_data(config.data).to(where)
+    pair = assemble(config, data)
+    load_checkpoint(run, *pair, checkpoint)
+    return run, config, *pair, data
+
+
+@contextmanager
+def estimating(model: nn.Module, guide: nn.Module, data: Data, seed: int) -> Iterator[None]:
+    """`evaluating`, with products in full float32 and noise from `seed`; all restored after."""
+    images = data.train.images
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with evaluating(model, guide), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> None:

@@ -47,7 +47,7 @@ def _reduce(arguments: list[str]) -> list[str]:
     return arguments
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guides.md", "docs/runs.md", "docs/enumeration.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guides.md", "docs/runs.md", "docs/enumeration.md", "docs/uses.md"])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = 0

@@ -5,11 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-
-def _show(axes: object, image: np.ndarray) -> None:
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")  # type: ignore[attr-defined]
-    axes.set_xticks([])  # type: ignore[attr-defined]
-    axes.set_yticks([])  # type: ignore[attr-defined]
+from ppl_gen.figures.canvas import show
 
 
 def _mosaic(images: np.ndarray, columns: int) -> np.ndarray:
@@ -30,7 +26,7 @@ def samples(means: np.ndarray, draws: np.ndarray, columns: int = 5) -> Figure:
         ("mean E[x | z], z ~ p(z)", "draw x ~ p(x | z), same z"),
         strict=True,
     ):
-        _show(axes, _mosaic(images, columns))
+        show(axes, _mosaic(images, columns))
         axes.set_title(title)
     figure.suptitle("Samples from the model")
     return figure
@@ -41,7 +37,7 @@ def reconstructions(originals: np.ndarray, means: np.ndarray, split: str) -> Fig
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     rows: Sequence[tuple[np.ndarray, str]] = ((originals, "x"), (means, "E[x | z]"))
     for axes, (images, label) in zip(figure.subplots(2, 1), rows, strict=True):
-        _show(axes, _mosaic(images, len(images)))
+        show(axes, _mosaic(images, len(images)))
         axes.set_ylabel(label, rotation=0, ha="right", va="center")
     figure.suptitle(f"{split.capitalize()} images and their reconstructions, z ~ q(z | x)")
     return figure

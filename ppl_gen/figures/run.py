@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.data import Data
 from ppl_gen.errors import describe
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
+from ppl_gen.figures.canvas import pictures, save
 from ppl_gen.figures.images import reconstructions, samples
 from ppl_gen.figures.learning_curves import learning_curves
 from ppl_gen.figures.parts import parts, unit_marginals
@@ -22,19 +22,16 @@ from ppl_gen.runs import Run
 
 def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
     """Learning curves, samples, reconstructions, and the pictures that the model has of its own."""
-    _save(run, "learning_curves", learning_curves(run.metrics()))
-    side = data.shape[-2:] if len(data.shape) > 1 else (1, *data.shape)
+    save(run, "learning_curves", learning_curves(run.metrics()))
 
     def images(values: Tensor) -> np.ndarray:
-        """The first channel of each image."""
-        pictures = values.detach().cpu().reshape(len(values), -1, *side)[:, 0]
-        return pictures.clamp(0, 1).numpy()
+        return pictures(values.clamp(0, 1), data.shape)
 
     with evaluating(model, guide), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
         torch.manual_seed(0)
         try:
             site = poutine.trace(pair.model).get_trace(n=25).nodes[pair.observed[0]]
-            _save(run, "samples", samples(images(site["fn"].mean), images(site["value"])))
+            save(run, "samples", samples(images(site["fn"].mean), images(site["value"])))
         except Exception as error:  # a user's model need not draw images, but then it says so
             print(f"warning: no picture of samples: model(n=25) fails: {describe(error)}", file=sys.stderr)
         split = "test"
@@ -45,11 +42,10 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
             guide_trace = poutine.trace(pair.guide).get_trace(x, *args)
             model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
             means = model_trace.nodes[pair.observed[0]]["fn"].mean
-            _save(run, "reconstructions", reconstructions(images(x), images(means), split))
+            save(run, "reconstructions", reconstructions(images(x), images(means), split))
         if hasattr(model, "pictures"):
-            for name, (title, pictures, captions) in model.pictures().items():
-                values = pictures.detach().cpu().reshape(len(pictures), -1, *side)[:, 0].numpy()
-                _save(run, name, parts(values, captions, title))
+            for name, (title, values, captions) in model.pictures().items():
+                save(run, name, parts(pictures(values, data.shape), captions, title))
         shapes = list(pair.event_shapes.values())
         binary = len(shapes) == 1 and len(shapes[0]) == 1 and hasattr(model, "prior") and hasattr(model, "likelihood")
         if binary and pair.num_states is not None and pair.num_states <= 2**16:
@@ -59,7 +55,7 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
             if hasattr(guide, "encode") and hasattr(guide, "posterior"):
                 own = guide.posterior(guide.encode(x[:5])).mean.cpu().numpy()
             prior = model.prior().mean.cpu().numpy()
-            _save(run, "posterior", unit_marginals(images(x[:5]), exact, own, prior))
+            save(run, "posterior", unit_marginals(images(x[:5]), exact, own, prior))
 
 
 def draw_evaluation(run: Run) -> None:
@@ -72,9 +68,5 @@ def draw_evaluation(run: Run) -> None:
         return
     with xarray.open_dataset(run.path / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
         gap, untrusted = dataset["gap"].values, dataset["untrusted"].values.astype(bool)
-    _save(run, "bound_against_k", bound_against_k(summary))
-    _save(run, "gap_histogram", gap_histogram(gap, untrusted))
-
-
-def _save(run: Run, name: str, figure: Figure) -> None:
-    run.write_file(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=120))
+    save(run, "bound_against_k", bound_against_k(summary))
+    save(run, "gap_histogram", gap_histogram(gap, untrusted))

@@ -1,0 +1,37 @@
+"""Images whose hidden pixels are filled in."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ppl_gen.figures.canvas import show
+
+
+def completions(
+    originals: np.ndarray, visible: np.ndarray, means: np.ndarray, draws: np.ndarray, captions: list[str]
+) -> Figure:
+    """Originals, what is visible of them, and their expected and drawn completions, a row each.
+
+    :param originals: [n, height, width].
+    :param visible: bool [height, width]; hidden pixels are shown in mid-grey.
+    :param means: [n, height, width].
+    :param draws: [draws, n, height, width].
+    :param captions: log p(hidden | visible) of each image.
+    """
+    count = len(originals)
+    rows = [
+        ("original", originals),
+        ("visible", np.where(visible, originals, 0.5)),
+        ("expected", means),
+        *((f"sample {number}", images) for number, images in enumerate(draws, 1)),
+    ]
+    figure = Figure(figsize=(max(4.5, 0.85 * count + 1.3), 0.85 * len(rows) + 1.0), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for line, (label, images) in zip(grid, rows, strict=True):
+        for axes, image in zip(line, images, strict=True):
+            show(axes, image)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for axes, caption in zip(grid[-1], captions, strict=True):
+        axes.set_xlabel(caption, fontsize=9)
+    figure.suptitle("Hidden pixels given the visible ones", fontsize=11)
+    figure.supxlabel("log p(hidden pixels | visible pixels) in nats", fontsize=9)
+    return figure

@@ -1,0 +1,69 @@
+"""Which components of a mixture explain which images."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ppl_gen.figures.canvas import show
+
+MOST = 40
+"""Components that are shown at most."""
+
+
+def components_by_label(counts: np.ndarray, labels: list[str], names: list[str], means: np.ndarray, of: int) -> Figure:
+    """A row for each component: its mean image, and how many images of each label it is the most responsible for, on a
+    background as dark as their share of its images.
+
+    :param counts: [components, labels].
+    :param names: of the components.
+    :param means: [components, height, width].
+    :param of: how many components there are, if not all are shown.
+    """
+    components, columns = counts.shape
+    figure = Figure(figsize=(0.55 * columns + 2.6, 0.3 * components + 1.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[0.3, 0.55 * columns])
+    side = max(means.shape[1:])  # every picture on a square of its own, with a white line below
+    tiles = np.zeros((components, side + 2, side))
+    tiles[:, 1 : 1 + means.shape[1], : means.shape[2]] = means
+    left.imshow(tiles.reshape(-1, side), cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=(0, 1, components, 0))
+    left.set_xticks([])
+    left.set_yticks(np.arange(components) + 0.5, names, fontsize=7)
+    more = f"; the {components} most probable of {of}" if of > components else ""
+    left.set_ylabel(f"component k, with p(z = k){more}")
+    left.set_title("mean", fontsize=9)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    picture = right.imshow(shares, cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=(0, columns, components, 0))
+    for row, column in np.argwhere(counts > 0):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        text = f"{counts[row, column]}"
+        right.text(column + 0.5, row + 0.5, text, color=color, fontsize=7, ha="center", va="center")
+    right.set_xticks(np.arange(columns) + 0.5, labels)
+    right.set_yticks([])
+    right.set_xlabel("label")
+    right.set_title("images the component is most responsible for", fontsize=9)
+    figure.colorbar(picture, ax=right, label="share of the component's images", fraction=0.05, aspect=30)
+    return figure
+
+
+def examples(images: np.ndarray, means: np.ndarray, probabilities: np.ndarray, names: list[list[str]]) -> Figure:
+    """Images with the components that are most responsible for them, and p(z = k | x) under each.
+
+    :param images: [n, height, width]; the first half any, the second half the least certain.
+    :param means: [n, components, height, width].
+    :param probabilities: [n, components].
+    :param names: of the components.
+    """
+    count, most = probabilities.shape
+    figure = Figure(figsize=(0.95 * (most + 1) * 2 + 0.6, 1.15 * (count // 2) + 0.8), layout="constrained")
+    halves = figure.subfigures(1, 2, squeeze=False, wspace=0.06)[0]
+    titles = ("the first images", "the least certain images")
+    for part, rows, title in zip(halves, np.arange(count).reshape(2, -1), titles, strict=True):
+        part.suptitle(title, fontsize=10)
+        for line, row in zip(part.subplots(len(rows), most + 1, squeeze=False), rows, strict=True):
+            show(line[0], images[row])
+            line[0].set_xlabel("x", fontsize=8, labelpad=2)
+            for axes, mean, probability, name in zip(line[1:], means[row], probabilities[row], names[row], strict=True):
+                show(axes, mean)
+                value = f"{probability:.3f}" if probability >= 0.001 else "< 0.001"
+                axes.set_xlabel(f"{name}: {value}", fontsize=8, labelpad=2)
+    figure.supxlabel("x, and the means of the components most responsible for it, with k: p(z = k | x)", fontsize=9)
+    return figure
