@@ -126,7 +126,8 @@ def draw(results: dict[str, Any]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.margins(x=0.12)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="upper left")
+        axes.legend(fontsize=7, loc="lower right")
+        axes.set_ylim(bottom=axes.get_ylim()[0] / 8)  # room for the legend
     figure.suptitle("The 2^M wall: exact gradient of -log p(x), N = 100 images of D = 784 pixels", fontsize=11)
     figure.supxlabel(
         "Cost: stock Pyro, both ways, O(2^M N D), in time and memory.   ppl_gen: time O(N D M + 2^M (D + N)), memory "

@@ -216,7 +216,7 @@ def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Mo
     duration = f"{hours:.1f} h" if hours > 1 else f"{hours * 60:.1f} min"
     cost = (
         f"a step sums {pair.num_states:,} latent states for {size} images: about {seconds:.2g} s and "
-        f"{needed / 1e9:.2g} GB; {training.epochs} epochs about {duration}"
+        f"{needed / 1e9:.2g} GB; the steps of {training.epochs} epochs about {duration}"
     )
     if hours > training.max_hours:
         raise BadInput(
