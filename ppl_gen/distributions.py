@@ -38,6 +38,8 @@ class BernoulliVector(dist.TorchDistribution):
     arg_constraints: ClassVar = {"logits": constraints.real_vector}
     support = constraints.independent(constraints.boolean, 1)
     has_enumerate_support = True
+    sums_pixels_first = True
+    """That `log_prob` makes no array of states x images x pixels."""
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
         self._logits = logits

@@ -13,7 +13,7 @@ from torch import nn
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.enumeration import MAX_STATES, block_size, exact_blocks, require_memory, state_posterior
+from ppl_gen.inference.enumeration import block_size, cheap, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, estimating, open_fitted, read_pair
@@ -117,14 +117,13 @@ def evaluate(
 
 def estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
     """Whether to enumerate, and whether to draw importance samples."""
-    states = pair.num_states
-    if states is None:
+    if pair.num_states is None:
         if asked == "exact":
             raise BadInput(
                 f"--estimator exact: a latent site of {pair.model_name} has no finite support; use importance"
             )
         return False, True
-    exactly = asked == "exact" or states <= MAX_STATES or (pair.enumerated and asked == "auto")
+    exactly = asked == "exact" or cheap(pair) or (pair.enumerated and asked == "auto")
     if exactly:
         require_memory(pair, block_size(pair), device=device)
     return exactly, asked == "importance" or not pair.enumerated
@@ -158,7 +157,9 @@ def by_sampling(
 
 def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
     """How many values of a categorical z explain an image's worth of x; None for other models."""
-    if pair.num_states is None or list(pair.event_shapes.values()) != [()] or not hasattr(model, "prior"):
+    if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
+        return None
+    if not (hasattr(model, "prior") and hasattr(model, "likelihood") and cheap(pair)):
         return None
     totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(1000)]).sum(0)
     return int((totals >= 1).sum())

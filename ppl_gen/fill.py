@@ -14,7 +14,7 @@ from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, near_miss, require
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
-from ppl_gen.inference.enumeration import MAX_STATES, require_memory
+from ppl_gen.inference.enumeration import cheap, require_memory
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, estimating, open_fitted, read_pair
@@ -113,7 +113,7 @@ def complete(
     """
     if len(pair.latent) != 1 or not (hasattr(model, "prior") and hasattr(model, "likelihood")):
         raise BadInput(f"{pair.model_name}: filling in takes one latent site and the methods prior() and likelihood(z)")
-    if pair.num_states is not None and (pair.num_states <= MAX_STATES or pair.enumerated):
+    if cheap(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
         return exact_completion(model, x, visible, _DRAWS)
     if not (hasattr(guide, "encode") and hasattr(guide, "posterior")):

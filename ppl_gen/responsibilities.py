@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.enumeration import MAX_STATES, require_memory, state_posterior
+from ppl_gen.inference.enumeration import cheap, require_memory, state_posterior
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, estimating, open_fitted, read_pair
@@ -175,8 +175,7 @@ def explain(
 
 def _is_mixture(model: nn.Module, pair: Pair) -> bool:
     return (
-        pair.num_states is not None
-        and pair.num_states <= MAX_STATES
+        cheap(pair)
         and list(pair.event_shapes.values()) == [()]
         and hasattr(model, "prior")
         and hasattr(model, "likelihood")

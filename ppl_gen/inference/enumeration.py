@@ -23,9 +23,8 @@ from ppl_gen.errors import BadInput
 from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, take
 from ppl_gen.memory import free_memory, keep_freed_memory
 
-MAX_STATES = 2**20
-"""Beyond this `exact_log_px` is not tried unless asked for."""
-_STATES_IMAGES = 2**26  # states x images that are held at once
+_MOST_STATES = 2**20  # x width: for an image, unless asked for
+_STATES_IMAGES = 2**26  # states x images x width that are held at once
 
 
 def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -120,16 +119,23 @@ def require_memory(pair: Pair, num_images: int, gradients: bool = False, device:
 
 def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
     """Bytes of an enumeration in float32: the states themselves, and arrays [states, images] of their log-joints: three
-    at a time forwards (two factors and their sum), and two more backwards."""
+    at a time forwards (two factors and their sum), and two more backwards. Where the likelihood broadcasts before it
+    sums over pixels, these have its pixels too."""
     assert pair.num_states is not None
     units = sum(math.prod(shape) for shape in pair.event_shapes.values())
-    return 4 * pair.num_states * (4 * units + num_images * (5 if gradients else 3))
+    return 4 * pair.num_states * (4 * units + num_images * pair.width * (5 if gradients else 3))
+
+
+def cheap(pair: Pair) -> bool:
+    """Whether log p(x) of many images can be enumerated in minutes: up to 2^20 states, fewer where the likelihood
+    broadcasts before it sums over pixels."""
+    return pair.num_states is not None and pair.num_states * pair.width <= _MOST_STATES
 
 
 def block_size(pair: Pair) -> int:
     """How many images are summed over at a time."""
     assert pair.num_states is not None
-    return max(1, min(1000, _STATES_IMAGES // pair.num_states))
+    return max(1, min(1000, _STATES_IMAGES // (pair.num_states * pair.width)))
 
 
 def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[Tensor]:

@@ -153,6 +153,9 @@ class Pair:
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
         self.num_states = _num_states([model_trace.nodes[name]["fn"] for name in self.latent])
         """How many values the latent sites of an image have together; None if any has no finite support."""
+        self.width = max(_width(model_trace.nodes[name]["fn"]) // self.plate.size for name in self.observed)
+        """Numbers that the log-density of an image takes for each latent state: its pixels, or 1 where the observed
+        distributions sum over them before they broadcast."""
         self.reparametrized = all(guide_trace.nodes[name]["fn"].has_rsample for name in proposed)
 
     def _check_shapes(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
@@ -345,6 +348,11 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
         for site in trace.nodes.values()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     ]
+
+
+def _width(distribution: Any) -> int:
+    pixels = 1 if getattr(distribution, "sums_pixels_first", False) else distribution.event_shape.numel()
+    return int(distribution.batch_shape.numel() * pixels)
 
 
 def _num_states(distributions: list[Any]) -> int | None:

@@ -244,6 +244,30 @@ def test_a_guide_of_ones_own_is_enumerated_too(elsewhere: Path) -> None:
     assert summary is not None and summary["log_px"]["estimator"] == "exact" and summary["gap"]["mean"] > 0
 
 
+def test_a_likelihood_that_broadcasts_pixels_is_enumerated_in_small_blocks() -> None:
+    """Stock Bernoullis make an array of states x images x pixels: fewer states are cheap, and blocks are smaller."""
+    import pyro.distributions as dist
+    from torch import Tensor
+
+    from ppl_gen.inference.enumeration import block_size, cheap, memory_needed
+
+    net = BeliefNet(784, latent_dim=12)
+
+    class Stock(BeliefNet):
+        def likelihood(self, z: Tensor) -> Any:
+            return dist.Bernoulli(logits=z @ self.weight + self.bias).to_event(1)
+
+    stock = Stock(784, latent_dim=12)
+    stock.load_state_dict(net.state_dict())
+    x = torch.bernoulli(torch.full((3, 784), 0.2))
+    ours, theirs = (Pair(model, Enumerated(), x) for model in (net, stock))
+    assert (ours.width, theirs.width) == (1, 784)
+    assert cheap(ours) and not cheap(theirs)
+    assert block_size(ours) == 1000 and block_size(theirs) == 20
+    assert memory_needed(theirs, 100) > 100 * memory_needed(ours, 100)
+    torch.testing.assert_close(exact_log_px(stock, x), exact_log_px(net, x))
+
+
 def test_cost_is_refused_in_a_sentence() -> None:
     with pytest.raises(BadInput, match="must be at least 1"):
         BeliefNet(5, latent_dim=0)
