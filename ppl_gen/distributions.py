@@ -79,7 +79,10 @@ class BernoulliVector(dist.TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
-            return torch.bernoulli(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
+            mean = self.logits.sigmoid()
+            # A quarter of the time of torch.bernoulli.
+            uniform = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=mean.dtype, device=mean.device)
+            return torch.lt(uniform, mean, out=uniform)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All binary vectors, [2^pixels, ..., pixels]; bit m of the index of a state is its pixel m.

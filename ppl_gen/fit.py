@@ -19,7 +19,7 @@ from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
 from ppl_gen.inference.enumeration import memory_needed, require_memory
 from ppl_gen.inference.traces import Pair, evaluating
-from ppl_gen.loading import Config, assemble, changed_files, config_of, read_pair
+from ppl_gen.loading import Config, assemble, changed_files, config_of, read_pair, start_from
 from ppl_gen.runs import Run, check_new
 from ppl_gen.training import TrainingOptions, resolve_device, takes_labels, train
 
@@ -52,6 +52,8 @@ def resume(path: str | Path, *, model: str | None = None, guide: str | None = No
     config = config_of(run, model=model, guide=guide)
     for file in changed_files(run, config):
         print(f"warning: {file} has changed since the run was started", file=sys.stderr)
+    if run.checkpoint_path.exists():
+        config = replace(config, init_from=None)  # the run that it started from may be gone by now
     _finish(run, config, *_prepare(config, quiet), quiet)
     return run
 
@@ -87,6 +89,10 @@ def _prepare(config: Config, quiet: bool) -> tuple[Data, nn.Module, nn.Module, P
         print(f"*** {data.notice} ***", flush=True)
     data = data.to(device)
     model, guide = assemble(config, data)
+    if config.init_from is not None:
+        start = start_from(config.init_from, model, guide)
+        if not quiet:
+            print(start, flush=True)
     pair, batch = read_pair(model, guide, data)
     _check_binarization(pair, data)
     _check_contract(model, guide, pair, batch)
@@ -259,9 +265,11 @@ def _short(reference: str) -> str:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
-    """What comes after training, and where it goes."""
+class RunOptions:
+    """Where training starts from, what comes after it, and where it goes."""
 
+    init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Start from the last weights of this run: its model, and what fits of its guide."""
     num_samples: int = 1000
     """Importance samples of z per image for log p(x) after training."""
     out: Path | None = None
@@ -313,7 +321,7 @@ def command_class(model: str, guide: str) -> type:
         "model_options": options_class("model", components.find("model", model)),
         "data": DataOptions,
         "training": TrainingOptions,
-        "output": OutputOptions,
+        "run": RunOptions,
     }
     taken: dict[str, str] = {}
     for part, cls in parts.items():
@@ -387,12 +395,13 @@ def command(arguments: list[str]) -> None:
         guide_options=_asdict(chosen.guide_options),
         data=chosen.data,
         training=chosen.training,
-        num_samples=chosen.output.num_samples,
+        num_samples=chosen.run.num_samples,
+        init_from=chosen.run.init_from,
     )
-    if chosen.output.dry_run:
+    if chosen.run.dry_run:
         print(dry_run(config))
     else:
-        fit(config, chosen.output.out)
+        fit(config, chosen.run.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference.traces import Pair, evaluating, sample_sites
 from ppl_gen.runs import Run
-from ppl_gen.training import TrainingOptions, load_weights, prefixed, resolve_device, takes_labels
+from ppl_gen.training import TrainingOptions, load_weights, prefixed, resolve_device, takes_labels, tensors_of
 
 Checkpoint = Literal["last", "best"]
 
@@ -38,6 +38,8 @@ class Config:
     training: TrainingOptions = field(default_factory=TrainingOptions)
     num_samples: int = 1000
     """Importance samples per image for log p(x) after training."""
+    init_from: str | None = None
+    """Directory of the run whose last weights training starts from."""
 
     def to_json(self, data: Data) -> dict[str, Any]:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
@@ -56,6 +58,7 @@ class Config:
             "data_notice": data.notice,
             "training": asdict(self.training),
             "num_samples": self.num_samples,
+            "init_from": self.init_from,
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
             | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
             "num_threads": torch.get_num_threads(),
@@ -217,6 +220,30 @@ def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Ch
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
 
 
+def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
+    """Copy the last weights of a run into a model and a guide about to be trained: all of the model's, and of the
+    guide's those that have the name and the shape of one here, so that a model can be given another guide.
+
+    :returns: what was taken, in a sentence.
+    :raises BadInput: for a directory that is no run, has no weights, or whose model is another.
+    """
+    run = Run.open(Path(path))
+    content = run.load_checkpoint()
+    if content is None:
+        raise BadInput(f"--init-from {path}: has no checkpoint")
+    theirs = prefixed(content[0], "last.")
+    own = tensors_of(nn.ModuleDict({"model": model, "guide": guide}))
+    fits = {name for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape}
+    for name in sorted(theirs.keys() | own.keys()):
+        if name.startswith("model.") and name not in fits:
+            raise BadInput(f"--init-from {path}: its model is another: '{name}' is not in both, of one shape")
+    for name in fits:
+        own[name].copy_(theirs[name])
+    guides = sum(name.startswith("guide.") for name in own)
+    taken = sum(name.startswith("guide.") for name in fits)
+    return f"starts from {run.path}: its model, and {taken} of the {guides} tensors of the guide"
+
+
 def config_of(run: Run, *, model: str | None = None, guide: str | None = None) -> Config:
     """The configuration of a run. Raises `BadInput` where code outside the package is not named again by the user."""
     content = run.config
@@ -240,6 +267,7 @@ def config_of(run: Run, *, model: str | None = None, guide: str | None = None) -
             data=DataOptions(**content["data"]),
             training=TrainingOptions(**content["training"]),
             num_samples=content["num_samples"],
+            init_from=content.get("init_from"),
         )
     except BadInput:
         raise

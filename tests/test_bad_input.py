@@ -251,6 +251,19 @@ def test_evaluate(
     assert Path("run/evaluation.json").read_bytes() == before
 
 
+def test_starting_from_a_run_that_does_not_fit(here: Path, small_run: Path, call: Call) -> None:
+    shutil.copytree(small_run, "run")
+    for arguments, words in (
+        (("--init-from", "there", "--hidden-dims", "4"), ["there", "not a run directory"]),
+        (("--init-from", "run", "--hidden-dims", "5"), ["--init-from run", "its model is another", "'model.decoder."]),
+    ):
+        status, _, err = call(fit.command, "vae", "--latent-dim", "2", *arguments, *DIGITS, "--out", "new")
+        assert status == 2 and err.count("\n") == 1 and all(word in err for word in words), err
+    Path("run/checkpoint.safetensors").unlink()
+    status, _, err = call(fit.command, "vae", "--init-from", "run", *DIGITS, "--out", "new")
+    assert status == 2 and "--init-from run: has no checkpoint" in err and not Path("new").exists()
+
+
 def test_a_disk_that_fills_up_in_training(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run keeps its last checkpoint, and continues once there is space."""
     fsync, count = runs.os.fsync, 0

@@ -170,6 +170,40 @@ def test_evaluate_command(finished: Path, call: Call) -> None:
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
 
 
+def test_starting_from_another_run(elsewhere: Path, finished: Path, call: Call) -> None:
+    """Epoch 0 is where the other run ended, with the same guide; with another guide only the model is taken."""
+    import shutil
+
+    shutil.copytree(finished, "first")
+    last = json.loads(Path("first/metrics.jsonl").read_text().splitlines()[-1])
+    arguments = ("--init-from", "first", *QUICK, "--out", "second")
+    status, out, _ = call(fit.command, "vae", *arguments, "--objective", "elbo-analytic-kl")
+    assert status == 0 and "starts from first: its model, and 4 of the 4 tensors of the guide" in out
+    lines = [json.loads(line) for line in Path("second/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["validation"] == last["validation"] and lines[1]["validation"] != last["validation"]
+
+    shutil.rmtree("first")  # a run that has started does not need it
+    Path("second/evaluation.json").unlink()
+    assert call(fit.command, "--resume", "second")[0] == 0
+    Path("second/checkpoint.safetensors").unlink()
+    status, _, err = call(fit.command, "--resume", "second")
+    assert status == 2 and "first: no such run directory" in err
+
+    Path("my_guide.py").write_text(GUIDE)
+    config = Config(
+        model_options={"hidden_dims": (16,)},
+        guide="my_guide.py:MyGuide",
+        data=DataOptions(data="digits", train_size=200),
+        training=TrainingOptions(epochs=1, learning_rate=1e-30),
+        num_samples=1,
+        init_from=str(finished),
+    )
+    run = fit.fit(config, "third", quiet=True)
+    ours, theirs = (ppl_gen.load(path, guide) for path, guide in ((run.path, config.guide), (finished, None)))
+    for name, tensor in ours.model.state_dict().items():
+        assert torch.equal(tensor, theirs.model.state_dict()[name])
+
+
 def test_auto_falls_back_and_says_so(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from ppl_gen import data
 
