@@ -1,13 +1,14 @@
 """What the benchmarks compare is the same number."""
 
+import copy
+import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 
 from benchmarks import em, enumeration, wall
 from ppl_gen.inference.enumeration import exact_log_px
@@ -25,30 +26,70 @@ def test_ways_to_sum_over_a_belief_net() -> None:
 def test_ways_to_sum_over_a_mixture() -> None:
     model = enumeration.Mixture(9, num_components=4).double()
     x = torch.bernoulli(torch.full((5, 9), 0.5, dtype=torch.float64))
-    with pyro.validation_enabled(False):
-        losses = [way(model, x)() for way in (enumeration.hand_written, enumeration.stock_mixture, enumeration.ours)]
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        stock = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+            enumeration.stock_mixture(model), enumeration.no_guide, x
+        )
+        losses = [stock, *(way(model, x)() for way in (enumeration.hand_written, enumeration.ours))]
     for loss in losses:
         torch.testing.assert_close(loss, -exact_log_px(model, x).sum(), rtol=1e-8, atol=0)  # softplus from 20 on is l
 
 
-def test_wall(tmp_path: Path) -> None:
-    """One process of its own, the slope of made-up doublings, and the figure."""
-    root = Path(__file__).parents[1]
-    made = subprocess.run(
-        [sys.executable, "-m", "benchmarks.wall", "--measure", "ours", "2"],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        check=True,
-    )
-    measured = json.loads(made.stdout)
+def test_mixture_steps() -> None:
+    """Each optimizer moves its own copy of the model to the same place."""
+    x = torch.bernoulli(torch.full((5, 9), 0.5))
+    first = enumeration.Mixture(9, num_components=4)
+    models = [copy.deepcopy(first) for _ in range(3)]
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        enumeration._step(enumeration.hand_written(models[0], x), models[0])()
+        enumeration._svi(models[1], x)()
+        enumeration._stock_svi(models[2], x)()
+    for model in models:
+        assert not torch.equal(model.weight, first.weight)
+        torch.testing.assert_close(model.weight, models[0].weight, rtol=0, atol=1e-5)
+
+
+def test_wall_in_its_own_process() -> None:
+    measured = wall._in_own_process("ours", 2)
     assert measured["seconds"] > 0 and measured["bytes"] >= 0
-    points = [{"units": m, "seconds": 3 * 2.0**m, "bytes": 4.0**m} for m in range(1, 8)]
-    assert wall.slope(points, "seconds") == pytest.approx(1) and wall.slope(points, "bytes") == pytest.approx(2)
-    assert wall.slope(points[:2], "seconds") is None
-    figure = wall.draw({"ours": {"points": points, "stop": "10 GB"}, "sites": {"points": [], "stop": "error"}})
-    figure.savefig(tmp_path / "wall.png")
-    assert (tmp_path / "wall.png").stat().st_size > 1000
+    with pytest.raises(RuntimeError, match="ValueError: invalid literal"):
+        wall._in_own_process("ours", "two")  # type: ignore[arg-type]
+
+
+def test_wall(tmp_path: Path) -> None:
+    """All ways up to M = 3 on tiny images, their figure, and the figure of what was written down."""
+    results = {way: wall.climb(way, 3, lambda way, units: wall.measure(way, units, 4, 9)) for way in wall.WAYS}
+    assert [len(result["points"]) for result in results.values()] == [3] * 4
+    (tmp_path / "wall.json").write_text(json.dumps(results))
+    wall.main(["--draw-only", str(tmp_path / "wall.json"), "--out", str(tmp_path / "figures" / "wall.png")])
+    assert (tmp_path / "figures" / "wall.png").stat().st_size > 1000
+
+
+def test_where_the_wall_stops() -> None:
+    def memory(way: str, units: int) -> dict[str, float]:
+        return {"seconds": 0.1, "bytes": 1e9 * 2**units}
+
+    def slow(way: str, units: int) -> dict[str, float]:
+        return {"seconds": 20.0 * 2**units, "bytes": 0}
+
+    def failing(way: str, units: int) -> dict[str, float]:
+        raise RuntimeError("only tensors with up to 64 dims are supported")
+
+    stopped = [wall.climb("ours", 5, measured) for measured in (memory, slow, failing)]
+    assert [len(each["points"]) for each in stopped] == [3, 2, 0]
+    assert [each["stop"] for each in stopped] == [
+        "memory: M = 4 would take 16.0 GB",
+        "time: M = 2 took 80 s",
+        "M = 1: only tensors with up to 64 dims are supported",
+    ]
+    wall.draw(dict(zip(wall.WAYS, stopped, strict=False))).savefig(io.BytesIO())
+
+
+def test_slope_of_the_wall() -> None:
+    points = [{"units": m, "seconds": 1 + 3 * 2.0**m, "bytes": 4.0**m} for m in range(1, 12)]
+    assert wall.slope(points, "seconds") == pytest.approx(1, abs=0.01)
+    assert wall.slope(points, "bytes") == pytest.approx(2)
+    assert wall.slope(points[:4], "bytes") is None
 
 
 def test_em_climbs() -> None:
