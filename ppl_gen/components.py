@@ -1,8 +1,8 @@
 """Finding model and guide classes by name, and their options by signature.
 
-A class in `ppl_gen.models` or `ppl_gen.guides` is known by its name in kebab-case; any other is named as
-`file.py:Class` or `package.module:Class`. There is no list to edit and no base class to inherit: a public class with
-a method `model` (or `guide`) is one.
+A class in `ppl_gen.models`, `ppl_gen.guides` or `ppl_gen.priors` is known by its name in kebab-case; any other is named
+as `file.py:Class` or `package.module:Class`. There is no list to edit and no base class to inherit: a public class with
+a method `model` (or `guide`, or `prior`) is one.
 """
 
 import hashlib
@@ -21,10 +21,12 @@ from typing import Any, Literal
 
 from ppl_gen.errors import BadInput, describe, near_miss
 
-Kind = Literal["model", "guide"]
+Kind = Literal["model", "guide", "prior"]
+_OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples")
 SUPPLIED = {
-    "model": ("data_shape", "data_dim", "data_mean", "data_examples"),
-    "guide": ("data_shape", "data_dim", "data_mean", "data_examples", "latent_dim", "latent_name", "model"),
+    "model": _OF_DATA,
+    "guide": (*_OF_DATA, "latent_dim", "latent_name", "model"),
+    "prior": (*_OF_DATA, "latent_dim", "guide"),
 }
 """What a constructor is given if it asks for it by name; all its other arguments are options."""
 
@@ -56,7 +58,8 @@ def known(kind: Kind) -> dict[str, type]:
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, cls in inspect.getmembers(module, inspect.isclass):
-            if cls.__module__ == module.__name__ and not name.startswith("_") and callable(getattr(cls, kind, None)):
+            ours = cls.__module__ == module.__name__ and not name.startswith("_") and not inspect.isabstract(cls)
+            if ours and callable(getattr(cls, kind, None)):
                 found[kebab_case(name)] = cls
     return found
 
@@ -106,40 +109,65 @@ def fingerprint(reference: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
 
 
+def _constructors(cls: type) -> list[Any]:
+    """The constructor of a class, and those that it passes its `**kwargs` on to, by way of its bases."""
+    found = []
+    for base in cls.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is not None:
+            found.append(constructor)
+            parameters = inspect.signature(constructor).parameters.values()
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+    return [each for each in found if not getattr(each, "__module__", "builtins").startswith(("torch.", "builtins"))]
+
+
+def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """What a class is constructed with: parameters and their types, with the bases' keyword arguments where the
+    constructor takes `**kwargs`."""
+    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for depth, constructor in enumerate(_constructors(cls)):
+        hints = typing.get_type_hints(constructor)
+        for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
+            own = depth == 0 and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if name not in found and (own or parameter.kind is parameter.KEYWORD_ONLY):
+                found[name] = (parameter, hints.get(name))
+    return found
+
+
 def options(kind: Kind, cls: type) -> list[Option]:
-    """The options in a class's signature: every argument that the package does not supply.
+    """The options in a class's signature: every argument that the package does not supply. Where a constructor takes
+    `**kwargs`, the keyword arguments of its bases are options too.
 
     :raises BadInput: for an argument with no type or no default, which cannot be one.
     """
     try:
-        hints = typing.get_type_hints(getattr(cls, "__init__"))  # noqa: B009
+        parameters = _parameters(cls)
     except NameError as error:
         raise BadInput(f"{kind} {cls.__name__}: a type in its signature is not defined: {error}") from None
     helps = _parameter_help(cls)
     found = []
-    for name, parameter in list(inspect.signature(cls).parameters.items()):
-        if name in SUPPLIED[kind] or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+    for name, (parameter, hint) in parameters.items():
+        if name in SUPPLIED[kind]:
             continue
-        if name not in hints or parameter.default is parameter.empty:
+        if hint is None or parameter.default is parameter.empty:
             raise BadInput(
                 f"{kind} {cls.__name__}: its argument '{name}' needs a type and a default to be an option "
                 f"(supplied by name are {', '.join(SUPPLIED[kind])})"
             )
-        found.append(Option(name, hints[name], parameter.default, helps.get(name, "")))
+        found.append(Option(name, hint, parameter.default, helps.get(name, "")))
     return found
 
 
 def _parameter_help(cls: type) -> dict[str, str]:
     import docstring_parser
 
-    text = "\n\n".join(
-        inspect.cleandoc(doc)
-        for doc in (cls.__doc__, getattr(cls, "__init__").__doc__)  # noqa: B009
-        if doc
-    )
+    bases = [base for base in reversed(cls.__mro__) if not base.__module__.startswith(("torch.", "builtins", "abc"))]
+    documented = [part for base in bases for part in (base, vars(base).get("__init__")) if part]
     return {
         parameter.arg_name: " ".join((parameter.description or "").split())
-        for parameter in docstring_parser.parse(text).params
+        for part in documented
+        for parameter in docstring_parser.parse(inspect.cleandoc(part.__doc__ or "")).params
     }
 
 
@@ -148,11 +176,11 @@ def construct(kind: Kind, cls: type, supplied: Mapping[str, Any], chosen: Mappin
 
     :raises BadInput: for an option that the class does not have, or a constructor that fails.
     """
-    names = inspect.signature(cls).parameters
+    names = _parameters(cls)
     option_names = [option.name for option in options(kind, cls)]
     for name in chosen:
         if name not in option_names:
-            flag = f"--guide.{name}" if kind == "guide" else f"--{name}"
+            flag = f"--{name}" if kind == "model" else f"--{kind}.{name}"
             raise BadInput(
                 f"{flag.replace('_', '-')}: {cls.__name__} has no such option{near_miss(name, option_names)}"
             )

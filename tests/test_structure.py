@@ -11,10 +11,12 @@ ROOT = Path(ppl_gen.__file__).parent
 BASE = {"errors"}
 ALLOWED = {
     "models/": {"distributions", "nets", *BASE},
-    "guides/": {"distributions", "nets", *BASE},
+    "guides/": {"guides", "distributions", "flows", "nets", *BASE},
+    "priors/": {"flows", *BASE},
     "inference/": {"inference", "memory", *BASE},
     "figures/": {"figures", "inference", "data", "runs", *BASE},
     "nets.py": BASE,
+    "flows.py": BASE,
     "distributions.py": BASE,
     "data.py": BASE,
     "runs.py": BASE,

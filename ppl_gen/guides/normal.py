@@ -1,67 +1,22 @@
 """The diagonal Gaussian guide."""
 
-import pyro
+from typing import Any
+
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_gen.errors import require
-from ppl_gen.nets import Activation, Network, encoder
+from ppl_gen.guides.amortized import Amortized
 
 
-class Normal(nn.Module):
-    """q(z | x) = N(mu(x), diag sigma(x)^2), one network with two heads: Kingma and Welling (2014), equation 9.
-
-    Options left at None are the model's own, so that encoder and decoder mirror each other.
-
-    :param data_shape: shape of one image.
-    :param latent_dim: size of z.
-    :param latent_name: name of the model's latent site.
-    :param model: the model whose posterior this approximates.
-    :param hidden_dims: units of each hidden layer.
-    :param activation: nonlinearity between layers.
-    :param network: mlp, or conv: stride-2 convolutions before the hidden layers.
-    :param channels: features of each convolution, for the conv network.
-    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
-    """
+class Normal(Amortized):
+    """q(z | x) = N(mu(x), diag sigma(x)^2), one network with two heads: Kingma and Welling (2014), equation 9."""
 
     def __init__(
-        self,
-        data_shape: tuple[int, ...],
-        latent_dim: int,
-        latent_name: str,
-        model: nn.Module,
-        *,
-        hidden_dims: tuple[int, ...] | None = None,
-        activation: Activation | None = None,
-        network: Network | None = None,
-        channels: tuple[int, ...] | None = None,
-        input_dropout: float = 0.0,
+        self, data_shape: tuple[int, ...], latent_dim: int, latent_name: str | None, model: nn.Module, **body: Any
     ):
-        require(0 <= input_dropout < 1, "guide.input_dropout", input_dropout, "must be in [0, 1)")
-        super().__init__()
-        self.latent_name = latent_name
-        hidden_dims = getattr(model, "hidden_dims", (512,)) if hidden_dims is None else hidden_dims
-        require(min(hidden_dims, default=1) >= 1, "guide.hidden_dims", hidden_dims, "every layer needs at least 1 unit")
-        self.dropout = nn.Dropout(input_dropout)
-        self.encoder = encoder(
-            data_shape,
-            2 * latent_dim,
-            hidden_dims=hidden_dims,
-            activation_name=activation or str(getattr(model, "activation", "relu")),
-            network=network or str(getattr(model, "network", "mlp")),
-            channels=channels or tuple(getattr(model, "channels", (32, 64))),
-        )
+        super().__init__(data_shape, latent_name, model, 2 * latent_dim, **body)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Context [images, 2 latent_dim] of images [images, data_dim]: mu beside log sigma."""
-        return self.encoder(self.dropout(x))
-
-    def posterior(self, context: Tensor) -> dist.Distribution:
-        """q(z | context), event [latent_dim]."""
+    def posterior(self, context: Tensor) -> dist.TorchDistribution:
+        """Of mu beside log sigma."""
         loc, log_scale = context.chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
-
-    def guide(self, x: Tensor) -> None:
-        """q(z | x) over a plate of images [images, data_dim]."""
-        with pyro.plate("data", len(x)):
-            pyro.sample(self.latent_name, self.posterior(self.encode(x)))

@@ -1,0 +1,40 @@
+"""The guide of the hierarchical VAE."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppl_gen.errors import BadInput
+from ppl_gen.nets import mlp
+
+
+class Hierarchical(nn.Module):
+    """q(z_1 | x) q(z_2 | z_1) …, each a diagonal Gaussian made by two hidden layers, from the image upwards: Burda et
+    al. (2016), section 5. Sizes and activation are the model's.
+
+    :param data_dim: pixels of an image.
+    :param model: a `HierarchicalVAE`, or any model with its `latent_dims`, `hidden_dims` and `activation`.
+    """
+
+    def __init__(self, data_dim: int, model: nn.Module):
+        super().__init__()
+        shape: Any = model
+        if not hasattr(model, "latent_dims"):
+            raise BadInput(
+                f"the guide hierarchical needs a model with latent_dims, which {type(model).__name__} has not"
+            )
+        sizes = (data_dim, *shape.latent_dims)
+        self.layers = nn.ModuleList(
+            mlp([lower, hidden, hidden, 2 * upper], shape.activation)
+            for lower, upper, hidden in zip(sizes, shape.latent_dims, shape.hidden_dims, strict=False)
+        )
+
+    def guide(self, x: Tensor) -> None:
+        """q(z_1, …, z_L | x) over a plate of images [images, data_dim]."""
+        value = x
+        with pyro.plate("data", len(x)):
+            for number, layer in enumerate(self.layers, 1):
+                loc, log_scale = layer(value).chunk(2, -1)
+                value = pyro.sample(f"z{number}", dist.Normal(loc, log_scale.exp()).to_event(1))
