@@ -58,9 +58,14 @@ class TrainingOptions:
     """Scale gradients whose norm is larger down to this."""
     objective: str = "elbo"
     """elbo: every term sampled, or -log p(x) where the model is enumerated; elbo-analytic-kl: the KL term in closed
-    form; vimco, rws: bounds of several samples for guides of discrete z."""
+    form; stl, dreg: ELBO and IWAE bound with gradients of less noise; iwae, renyi: bounds of several samples; vimco,
+    rws, wake-sleep: likewise, for guides of discrete z; beta: the KL term weighted."""
     num_particles: int = 1
-    """Samples of z per image in each step."""
+    """Samples of z per image in each step: K of iwae, dreg, renyi, vimco, rws; the others average over them."""
+    alpha: float | None = None
+    """Order of the objective renyi; 0.5 by default."""
+    beta: float | None = None
+    """Weight of the KL term in the objective beta; 4 by default."""
     kl_warmup: int = 0
     """Epochs over which the weight of the KL term rises from 0 to 1; 0: none."""
     seed: int = 0
@@ -91,7 +96,9 @@ class TrainingOptions:
 
         :raises BadInput: if the pair cannot have it.
         """
-        elbo = objective(self.objective, pair, *batch, num_particles=self.num_particles)
+        elbo = objective(
+            self.objective, pair, *batch, num_particles=self.num_particles, alpha=self.alpha, beta=self.beta
+        )
         if self.kl_warmup and not isinstance(elbo, Trace_ELBO | TraceMeanField_ELBO | TraceGraph_ELBO):
             raise BadInput(f"--kl-warmup {self.kl_warmup}: scales the KL term, which this objective does not have")
         return elbo

@@ -1,41 +1,75 @@
 """Objectives by name.
 
+Of one sample, or the mean over several:
+
 - `elbo`: E_q[log p(x, z) - log q(z | x)] with every term sampled (Kingma and Welling 2014, eq. 6), by the gradient that
   the pair allows: reparametrized (`Trace_ELBO`); for a guide with a site that cannot be, score function with the
   baseline that the site names, if any (`TraceGraph_ELBO`; Mnih and Gregor 2014); and for a guide that leaves all latent
   sites to enumeration in the model, none of this is needed: the bound is log p(x) itself (`TraceEnum_ELBO`).
 - `elbo-analytic-kl`: `TraceMeanField_ELBO`, E_q[log p(x | z)] - KL(q(z | x) || p(z)) with the second term in closed
   form (eq. 7). Refused where Pyro has no closed form, since Pyro would sample it without a word.
-- `vimco`, `rws`: bounds of several samples, image by image, for guides of discrete z. Pyro's `RenyiELBO` gives such a
-  guide no gradient at alpha = 0, and its `ReweightedWakeSleep` forms one weight for a whole batch.
+- `stl`: the ELBO, "sticking the landing" (Roeder et al. 2017).
+- `beta`: E_q[log p(x | z)] - beta KL (Higgins et al. 2017), by `Trace_ELBO` with the latent sites scaled. A lower bound
+  on log p(x) for beta >= 1 only.
+
+Of K samples, image by image:
+
+- `iwae`: L_K (Burda et al. 2016); `dreg`: the same with the doubly reparametrized gradient (Tucker et al. 2019).
+- `renyi`: the Rényi bound of order alpha (Li and Turner 2016).
+- `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any.
+
+Pyro's `RenyiELBO` is the bound of each image only where one unscaled plate covers every site, has no
+`differentiable_loss`, and gives a guide of discrete z no gradient at alpha = 0; its `ReweightedWakeSleep` forms one
+weight for a whole batch. Here every weight is an image's own, masks are applied and scales are not; a pair with scales
+of its own is refused.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput, near_miss, require
 from ppl_gen.inference.enumeration import DifferentiableLoss, TraceEnum
 from ppl_gen.inference.traces import Pair, Terms, evaluating
 
-Objective = Literal["elbo", "elbo-analytic-kl", "vimco", "rws"]
+Objective = Literal["elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi", "vimco", "rws", "wake-sleep"]
+_REPARAMETRIZED = ("elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi")
+_TRY = {"iwae": 50, "dreg": 50, "renyi": 50, "vimco": 50, "rws": 10}
+"""Numbers of samples to suggest for objectives that need more than one."""
 
 
-def objective(name: str, pair: Pair, x: Tensor, *args: Any, num_particles: int = 1) -> ELBO:
+def objective(
+    name: str,
+    pair: Pair,
+    x: Tensor,
+    *args: Any,
+    num_particles: int = 1,
+    alpha: float | None = None,
+    beta: float | None = None,
+) -> ELBO:
     """The Pyro ELBO of that name for a pair, its particles drawn in one call where the pair allows it.
 
     :param x: a few images to try it on.
+    :param alpha: order of `renyi`, and of no other; 0.5 by default.
+    :param beta: weight of the KL term in `beta`, and in no other; 4 by default.
     :raises BadInput: for an unknown objective, or one that the pair cannot have.
     """
     if name not in get_args(Objective):
         raise BadInput(f"--objective {name}: unknown{near_miss(name, get_args(Objective))}")
     require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
+    require(alpha is None or name == "renyi", "alpha", alpha, f"belongs to the objective renyi, not {name}")
+    require(beta is None or name == "beta", "beta", beta, f"belongs to the objective beta, not {name}")
+    for site, scale in pair.scales.items():
+        raise BadInput(
+            f"site '{site}' has the scale {float(scale):g}: the objectives are nats per image, unscaled; leave it out, "
+            "or use --kl-warmup or --objective beta"
+        )
     if pair.enumerated:
         if name != "elbo" or num_particles > 1:
             raise BadInput(
@@ -43,13 +77,22 @@ def objective(name: str, pair: Pair, x: Tensor, *args: Any, num_particles: int =
                 "enumeration, where the loss is -log p(x) and nothing is sampled; use elbo with 1 particle"
             )
         return TraceEnum(pair)
-    if name in ("vimco", "rws"):
-        least = "at least 2 samples; try 50" if name == "vimco" else "at least 2 samples; try 10"
-        require(num_particles >= 2, "num_particles", num_particles, f"{name} needs {least}")
-        return {"vimco": VIMCO, "rws": ReweightedWakeSleep}[name](pair, num_particles)
+    if name in _REPARAMETRIZED and not pair.reparametrized:
+        raise BadInput(f"--objective {name}: {pair.guide_name} cannot be reparametrized; use elbo, vimco or rws")
+    if name in _TRY and num_particles < 2:
+        require(False, "num_particles", num_particles, f"{name} needs at least 2 samples; try {_TRY[name]}")
+    if name in ("stl", "dreg"):
+        _check_frozen(name, pair)
+        return (StickingTheLanding if name == "stl" else DoublyReparametrized)(pair, num_particles)
+    if name == "renyi":
+        return Renyi(pair, num_particles, 0.5 if alpha is None else alpha)
+    if name == "wake-sleep":
+        with evaluating():
+            pair.dream(x, *args)
+    if name in ("iwae", "vimco", "rws", "wake-sleep"):
+        classes = {"iwae": IWAE, "vimco": VIMCO, "rws": ReweightedWakeSleep, "wake-sleep": WakeSleep}
+        return classes[name](pair, num_particles)
     if name == "elbo-analytic-kl":
-        if not pair.reparametrized:
-            raise BadInput(f"--objective {name}: {pair.guide_name} cannot be reparametrized; use elbo, vimco or rws")
         with evaluating():
             if pair.terms(x, *args, analytic_kl=True).kl is None:
                 raise BadInput(
@@ -59,12 +102,21 @@ def objective(name: str, pair: Pair, x: Tensor, *args: Any, num_particles: int =
     if not pair.reparametrized:
         return ScoreFunction(num_particles=num_particles, max_plate_nesting=pair.max_plate_nesting)
     vectorized = num_particles > 1 and pair.vectorized
-    cls = TraceMeanField_ELBO if name == "elbo-analytic-kl" else Trace_ELBO
-    return cls(
-        num_particles=num_particles,
-        vectorize_particles=vectorized,
-        max_plate_nesting=pair.max_plate_nesting if vectorized else float("inf"),
-    )
+    options: dict[str, Any] = {
+        "num_particles": num_particles,
+        "vectorize_particles": vectorized,
+        "max_plate_nesting": pair.max_plate_nesting if vectorized else float("inf"),
+    }
+    if name == "beta":
+        return Beta(4.0 if beta is None else beta, **options)
+    return (TraceMeanField_ELBO if name == "elbo-analytic-kl" else Trace_ELBO)(**options)
+
+
+def _check_frozen(name: str, pair: Pair) -> None:
+    """log q is evaluated a second time: noise in it besides z would be another."""
+    modules = pair.guide_module.modules() if isinstance(pair.guide_module, nn.Module) else ()
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules):
+        raise BadInput(f"--objective {name}: {pair.guide_name} has dropout, a noise besides z; use elbo or iwae")
 
 
 def _surrogate(value: Tensor, surrogate: Tensor) -> Tensor:
@@ -88,6 +140,9 @@ class _PerImage(DifferentiableLoss, ELBO):
     :param pair: the model and the guide; those given to `SVI` are not looked at again.
     """
 
+    drawn: ClassVar[dict[str, bool]] = {}
+    """How `Pair.terms` draws z: from discrete or reparametrized sites, under live or detached parameters."""
+
     def __init__(self, pair: Pair, num_particles: int):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.pair = pair
@@ -95,25 +150,82 @@ class _PerImage(DifferentiableLoss, ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("the pair makes the traces")
 
+    def bound(self, log_weight: Tensor) -> Tensor:
+        """[images], of log weights [samples, images]."""
+        return log_weight.logsumexp(0) - math.log(len(log_weight))
+
     def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
-        """What is differentiated, to be maximized, [images]; z_k is detached."""
-        raise NotImplementedError
+        """What is differentiated, to be maximized, [images]."""
+        return bound
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        terms = self.pair.terms(*args, num_samples=self.num_particles, detach=True, **kwargs)
-        bound = terms.log_weight.logsumexp(0) - math.log(self.num_particles)
+        options: dict[str, Any] = {"num_samples": self.num_particles, **self.drawn, **kwargs}
+        terms = self.pair.terms(*args, **options)
+        bound = self.bound(terms.log_weight)
         return _surrogate(-bound.sum(), -self.surrogate(terms, bound).sum())
 
 
+class IWAE(_PerImage):
+    """The gradient of L_K along reparametrized samples (Burda et al. 2016, equation 13). The signal-to-noise ratio of
+    the guide's falls as 1 / sqrt(K) (Rainforth et al. 2018)."""
+
+
+class Renyi(_PerImage):
+    """The variational Rényi bound, 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha), along reparametrized samples (Li
+    and Turner 2016, equation 13): L_K at alpha = 0, and the ELBO in the limit alpha = 1. With infinite K it is a lower
+    bound on log p(x) for alpha > 0 and an upper one for alpha < 0; with finite K it is lower than that."""
+
+    def __init__(self, pair: Pair, num_particles: int, alpha: float):
+        require(math.isfinite(alpha) and alpha != 1, "alpha", alpha, "must be a number other than 1, which is elbo")
+        super().__init__(pair, num_particles)
+        self.alpha = alpha
+
+    def bound(self, log_weight: Tensor) -> Tensor:
+        return super().bound((1 - self.alpha) * log_weight) / (1 - self.alpha)
+
+
+class StickingTheLanding(_PerImage):
+    """The mean of K ELBOs, with the guide's gradient along z only: the score of q, whose mean is zero, is left out. Its
+    variance vanishes where the guide is the posterior (Roeder et al. 2017, equation 8)."""
+
+    drawn: ClassVar[dict[str, bool]] = {"frozen_guide": True}
+
+    def bound(self, log_weight: Tensor) -> Tensor:
+        return log_weight.mean(0)
+
+
+class DoublyReparametrized(_PerImage):
+    """L_K, with the model's gradient sum_k w~_k grad log w_k and the guide's along z only,
+
+        sum_k w~_k^2 (d log w_k / d z_k) (d z_k / d phi)    (Tucker et al. 2019, equation 8),
+
+    unbiased as `IWAE`'s is; its signal-to-noise ratio rises as sqrt(K). With several latent sites d z_k is that of all,
+    along every path in the guide.
+    """
+
+    drawn: ClassVar[dict[str, bool]] = {"frozen_guide": True}
+
+    def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
+        share = terms.log_weight.detach().softmax(0)
+        for name, value in terms.values.items():
+            if value.requires_grad:
+                value.register_hook(
+                    self.pair.spread(share, name, value).mul
+                )  # the second factor, on the way to the guide
+        return (share * terms.log_weight).sum(0)
+
+
 class VIMCO(_PerImage):
-    """An unbiased gradient of L_K for discrete z (Mnih and Rezende 2016): the score function of each sample times what
-    that sample adds to the bound,
+    """An unbiased gradient of L_K without a path through z (Mnih and Rezende 2016): the score function of each sample
+    times what that sample adds to the bound,
 
         sum_k (L - L_-k) grad log q(z_k | x) + sum_k w~_k grad log w_k    (equations 4, 5 and 7 to 10),
 
     with normalized weights w~, and L_-k the bound with log w_k replaced by the mean of the other log weights, which
     does not depend on z_k.
     """
+
+    drawn: ClassVar[dict[str, bool]] = {"detach": True}
 
     def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
         log_w = terms.log_weight
@@ -126,14 +238,45 @@ class VIMCO(_PerImage):
 
 
 class ReweightedWakeSleep(_PerImage):
-    """Reweighted wake-sleep with the wake phase for the guide (Bornschein and Bengio 2015, equations 4 and 6): model
-    and guide each climb the log-probability of the samples, weighted by w~_k = w_k / sum w. The model's gradient is
-    that of L_K; the guide's lowers KL(p(z | x) || q(z | x)) instead of raising a bound, and both are biased at finite
-    K."""
+    """Reweighted wake-sleep with the wake phase for the guide, "wake-wake" (Bornschein and Bengio 2015, equations 4 and
+    6): model and guide each climb the log-probability of the samples, weighted by w~_k = w_k / sum w. The model's
+    gradient is that of L_K; the guide's lowers KL(p(z | x) || q(z | x)) instead of raising a bound, and both are biased
+    at finite K."""
+
+    drawn: ClassVar[dict[str, bool]] = {"detach": True}
 
     def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
         share = terms.log_weight.detach().softmax(0)
         return (share * (terms.log_likelihood + terms.log_prior + terms.log_guide)).sum(0)
+
+
+class WakeSleep(_PerImage):
+    """Reweighted wake-sleep with the sleep phase for the guide (Bornschein and Bengio 2015, equations 4 and 7; with one
+    sample, Hinton et al. 1995): the guide climbs log q(z | x) of z and x drawn from the model, as many as the batch."""
+
+    drawn: ClassVar[dict[str, bool]] = {"detach": True}
+
+    def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
+        share = terms.log_weight.detach().softmax(0)
+        return (share * (terms.log_likelihood + terms.log_prior)).sum(0)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        dreamt = self.pair.dream(*args, **kwargs).sum()
+        return super().differentiable_loss(model, guide, *args, **kwargs) + _surrogate(dreamt * 0, -dreamt)
+
+
+class Beta(Trace_ELBO):
+    """`Trace_ELBO` with the log-densities of latent sites, in model and guide, times beta (Higgins et al. 2017,
+    equation 4)."""
+
+    def __init__(self, beta: float, **options: Any):
+        require(0 < beta < math.inf, "beta", beta, "must be above 0")
+        super().__init__(**options)
+        self.scale = ScaleLatents()
+        self.scale.scale = beta
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
+        return super()._get_traces(scaled(model, self.scale), scaled(guide, self.scale), args, kwargs)
 
 
 class ScaleLatents(Messenger):

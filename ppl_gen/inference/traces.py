@@ -9,7 +9,7 @@ as each is local to the plate of images. A guide may leave all of them to the mo
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -43,6 +43,9 @@ class Terms:
     """Values [samples, images, units] of the latent sites."""
     finite: frozenset[str]
     """Names of the latent sites with finite support."""
+    values: dict[str, Tensor] = field(default_factory=dict)
+    """With `frozen_guide`: what the densities above were evaluated at, in the shape that the sites have. The guide's
+    own path from one latent site to another does not lead through them."""
 
     @property
     def log_weight(self) -> Tensor:
@@ -66,6 +69,7 @@ class Pair:
         self.model, self.guide = getattr(model, "model", model), getattr(guide, "guide", guide)
         if args:
             self.model, self.guide = _accepting(self.model), _accepting(self.guide)
+        self.guide_module = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
         self.model_name, self.guide_name = _name(model), _name(guide)
         if len(x) == 0:
             raise BadInput("there are no images")
@@ -80,6 +84,7 @@ class Pair:
         num_samples: int = 1,
         analytic_kl: bool = False,
         detach: bool = False,
+        frozen_guide: bool = False,
         **kwargs: Any,
     ) -> Terms:
         """Draw `num_samples` of z for each image and return their log-densities. Differentiable.
@@ -88,14 +93,48 @@ class Pair:
         is optimized but not p(x, z).
 
         :param detach: cut the path from z back to the parameters that it was drawn with.
+        :param frozen_guide: leave the guide's parameters out of log q(z | x) but for their path through z, by replaying
+            the guide under detached parameters (Roeder et al. 2017).
         """
         count = len(x)
+        if not self.vectorized:  # the batch is repeated instead: sample s of image i is row s * count + i
+            x, args, kwargs = take(torch.arange(count, device=x.device).repeat(num_samples), x, args, kwargs)
+        samples = num_samples if self.vectorized else None
+        if frozen_guide:
+            *traces, values = self._frozen_traces(x, args, kwargs, samples)
+            return replace(self._terms((traces[0], traces[1]), num_samples, count), values=values)
+        return self._terms(self._trace(x, args, kwargs, samples, detach), num_samples, count, analytic_kl)
+
+    def spread(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
+        """Weights [samples, images] in a shape that broadcasts with a value of the latent site `name`."""
+        shape = [1] * -self._sample_dim
         if self.vectorized:
-            traces = self._trace(x, args, kwargs, num_samples, detach)
-        else:  # the batch is repeated instead: sample s of image i is row s * count + i
-            rows = torch.arange(count, device=x.device).repeat(num_samples)
-            traces = self._trace(*take(rows, x, args, kwargs), detach=detach)
-        return self._terms(traces, num_samples, count, analytic_kl)
+            shape[self._sample_dim], shape[self.plate.dim] = weights.shape
+        else:
+            shape[self.plate.dim] = weights.numel()
+        shape += [1] * len(self.event_shapes[name])
+        return weights.reshape(shape[len(shape) - value.dim() :])
+
+    def dream(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """log q(z | x') [images] for z and x' drawn from the model, as many as x. Differentiable with respect to the
+        guide.
+
+        :raises BadInput: for a model that does not draw images.
+        """
+        try:
+            with torch.no_grad():
+                drawn = poutine.trace(self.model).get_trace(None, *args, n=len(x), **kwargs)
+            images = drawn.nodes[self.observed[0]]["value"]
+        except Exception as error:
+            raise BadInput(f"{self.model_name} draws no images: model(x=None, n=2): {describe(error)}") from error
+        if len(self.observed) > 1 or images.shape != x.shape:
+            raise BadInput(
+                f"{self.model_name}: its one observed site must be the images {tuple(x.shape)}, to be drawn from it; "
+                f"it is {', '.join(self.observed)} {tuple(images.shape)}"
+            )
+        trace = poutine.trace(poutine.replay(self.guide, trace=drawn)).get_trace(images, *args, **kwargs)
+        parts = [self._per_image(trace.nodes[name], masked_log_prob(trace.nodes[name])) for name in self.latent]
+        return sum(parts[1:], parts[0]).flatten()
 
     # Reading the pair ------------------------------------------------------------------------------------------
 
@@ -157,6 +196,13 @@ class Pair:
         """Numbers that the log-density of an image takes for each latent state: its pixels, or 1 where the observed
         distributions sum over them before they broadcast."""
         self.reparametrized = all(guide_trace.nodes[name]["fn"].has_rsample for name in proposed)
+        self.scales = {
+            site["name"]: site["scale"]
+            for trace in (guide_trace, model_trace)
+            for site in sample_sites(trace)
+            if isinstance(site["scale"], Tensor) or site["scale"] != 1
+        }
+        """Sites with a scale, which no log weight has."""
 
     def _check_shapes(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
         for site in sample_sites(guide_trace):
@@ -202,14 +248,35 @@ class Pair:
     ) -> Traces:
         """The guide's trace and the model's replayed against it; `num_samples` draws under a plate outside all
         others, if given."""
-        guide, model = self.guide, self.model
-        if num_samples is not None:
-            plate = pyro.plate("_samples", num_samples, dim=self._sample_dim)
-            guide, model = plate(guide), plate(model)
         with _Detach() if detach else nullcontext():
-            guide_trace = poutine.trace(guide).get_trace(x, *args, **kwargs)
-        model = poutine.replay(model, trace=guide_trace)
+            guide_trace = poutine.trace(self._many(self.guide, num_samples)).get_trace(x, *args, **kwargs)
+        model = poutine.replay(self._many(self.model, num_samples), trace=guide_trace)
         return guide_trace, poutine.trace(model).get_trace(x, *args, **kwargs)
+
+    def _many(self, function: Callable[..., Any], num_samples: int | None) -> Callable[..., Any]:
+        """The function under a plate of samples outside all others, if a number is given."""
+        return function if num_samples is None else pyro.plate("_samples", num_samples, dim=self._sample_dim)(function)
+
+    def _frozen_traces(
+        self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int | None
+    ) -> tuple[poutine.Trace, poutine.Trace, dict[str, Tensor]]:
+        """The guide's trace under detached parameters and the model's, both at clones of the values that the guide has
+        drawn; and the clones."""
+        drawn = poutine.trace(self._many(self.guide, num_samples)).get_trace(x, *args, **kwargs).copy()
+        values = {}
+        for name in self.latent:
+            values[name] = drawn.nodes[name]["value"].clone()
+            drawn.nodes[name] = drawn.nodes[name] | {"value": values[name]}
+        guide, model = (poutine.replay(self._many(f, num_samples), trace=drawn) for f in (self.guide, self.model))
+        with _DetachParameters():
+            if isinstance(self.guide_module, nn.Module):
+                parameters = {f"module.{n}": p.detach() for n, p in self.guide_module.named_parameters()}
+                tracer = poutine.trace(guide)
+                torch.func.functional_call(_Call(self.guide_module, tracer), parameters, (x, *args), kwargs)
+                guide_trace = tracer.trace
+            else:
+                guide_trace = poutine.trace(guide).get_trace(x, *args, **kwargs)
+        return guide_trace, poutine.trace(model).get_trace(x, *args, **kwargs), values
 
     def _can_vectorize(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether an outer plate draws independent samples and changes no density.
@@ -299,6 +366,24 @@ class Pair:
 class _Detach(Messenger):
     def _pyro_post_sample(self, message: Any) -> None:
         message["value"] = message["value"].detach()
+
+
+class _DetachParameters(Messenger):
+    """For a guide with `pyro.param` statements; the parameters of a module are replaced in it."""
+
+    def _pyro_post_param(self, message: Any) -> None:
+        message["value"] = message["value"].detach()
+
+
+class _Call(nn.Module):
+    """A function that uses a module, as a module: `torch.func.functional_call` takes no other."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]):
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
 
 
 @contextmanager

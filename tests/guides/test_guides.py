@@ -201,5 +201,5 @@ def test_steps_of_the_semi_amortized_guide_raise_the_bound() -> None:
 def test_bad_options_are_named(name: str, chosen: dict[str, Any]) -> None:
     supplied = {"data_shape": (PIXELS,), "latent_dim": 2, "latent_name": "z", "model": nn.Linear(1, 1)}
     (option,) = chosen
-    with pytest.raises(BadInput, match=f"--guide.{option.replace('_', '-')}"):
+    with pytest.raises(BadInput, match=rf"--guide\.{option.replace('_', '-')}"):
         construct("guide", find("guide", name), supplied, chosen)
