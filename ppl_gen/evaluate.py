@@ -16,7 +16,7 @@ from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.enumeration import block_size, cheap, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Checkpoint, Config, estimating, open_fitted, read_pair
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
 from ppl_gen.training import takes_labels
@@ -60,10 +60,7 @@ class Command:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     options: Annotated[EvaluationOptions, tyro.conf.arg(name="")] = field(default_factory=EvaluationOptions)
-    model: str | None = None
-    """file.py:Class of the model, again, if the run was fitted with your own."""
-    guide: str | None = None
-    """file.py:Class of the guide, again, if the run was fitted with your own."""
+    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
 
 def evaluate(
@@ -95,6 +92,7 @@ def evaluate(
     summary = {
         "model": config.model,
         "guide": config.guide,
+        **({} if config.prior is None else {"prior": config.prior}),
         "data": data.name,
         "split": options.split,
         "num_images": count,
@@ -280,7 +278,8 @@ def table(summary: dict[str, Any]) -> str:
         return f"  {name:<22}{value:<28}{note}".rstrip()
 
     rows = [
-        f"{s['model']}, guide {s['guide']}: {s['num_images']} {s['split']} images of {s['data']}, "
+        f"{s['model']}, guide {s['guide']}{f', prior {s["prior"]}' if 'prior' in s else ''}: "
+        f"{s['num_images']} {s['split']} images of {s['data']}, "
         f"binarization {s['binarization']}",
         "nats per image ± standard error over images; larger is better",
     ]
@@ -342,7 +341,7 @@ def command(arguments: list[str]) -> None:
 
     options = given.options
     run, config, model, guide, data = open_fitted(
-        given.run, model=given.model, guide=given.guide, checkpoint=options.checkpoint, device=options.device
+        given.run, given.named, checkpoint=options.checkpoint, device=options.device
     )
     summary = evaluate(run, config, model, guide, data, options)
     draw_evaluation(run)

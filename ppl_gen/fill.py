@@ -1,7 +1,7 @@
 """`python -m ppl_gen.fill RUN`: the hidden pixels of an image given its visible ones."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from ppl_gen.inference.completion import PASSES, Completion, exact_completion, i
 from ppl_gen.inference.enumeration import cheap, require_memory
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Checkpoint, Config, estimating, open_fitted, read_pair
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
 from ppl_gen.training import takes_labels
@@ -45,10 +45,7 @@ class FillOptions:
     """Of the samples and of a random mask."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    model: str | None = None
-    """file.py:Class of the model, again, if the run was fitted with your own."""
-    guide: str | None = None
-    """file.py:Class of the guide, again, if the run was fitted with your own."""
+    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
     def __post_init__(self) -> None:
         for name in ("num_images", "num_samples"):
@@ -256,7 +253,7 @@ def command(arguments: list[str]) -> None:
         FillOptions, arguments, "python -m ppl_gen.fill", "The hidden pixels of an image given its visible ones."
     )
     fitted = open_fitted(
-        options.run, model=options.model, guide=options.guide, checkpoint=options.checkpoint, device=options.device
+        options.run, options.named, checkpoint=options.checkpoint, device=options.device
     )
     print(table(fill(*fitted, options)))
     print(f"written to {options.run / 'fill.json'} and figures/fill.png")

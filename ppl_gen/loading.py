@@ -1,5 +1,6 @@
 """From a configuration, or the directory of a run, to a model, a guide and data."""
 
+import inspect
 import platform
 import subprocess
 import sys
@@ -34,17 +35,23 @@ class Config:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     guide: str = "normal"
     guide_options: Mapping[str, Any] = field(default_factory=dict)
+    prior: str | None = None
+    """In the place of the model's own."""
+    prior_options: Mapping[str, Any] = field(default_factory=dict)
     data: DataOptions = field(default_factory=DataOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     num_samples: int = 1000
     """Importance samples per image for log p(x) after training."""
     init_from: str | None = None
     """Directory of the run whose last weights training starts from."""
+    fixed_model: bool = False
+    """Train the guide alone."""
 
     def to_json(self, data: Data) -> dict[str, Any]:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
         model_options = _resolved("model", find("model", self.model), self.model_options)
         guide_options = _resolved("guide", find("guide", self.guide), self.guide_options)
+        prior = None if self.prior is None else find("prior", self.prior)
         return {
             "model": self.model,
             "model_options": model_options,
@@ -52,6 +59,9 @@ class Config:
             "guide": self.guide,
             "guide_options": guide_options,
             "guide_sha256": components.fingerprint(self.guide),
+            "prior": self.prior,
+            "prior_options": {} if prior is None else _resolved("prior", prior, self.prior_options),
+            "prior_sha256": None if self.prior is None else components.fingerprint(self.prior),
             # The data set that it became, so that nothing is left to what is on disk next time.
             "data": asdict(self.data) | {"data": data.name if self.data.data == "auto" else self.data.data},
             "data_name": data.name,
@@ -59,12 +69,26 @@ class Config:
             "training": asdict(self.training),
             "num_samples": self.num_samples,
             "init_from": self.init_from,
+            "fixed_model": self.fixed_model,
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
             | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
             "num_threads": torch.get_num_threads(),
             "git_commit": _git_commit(),
             "command": sys.argv,
         }
+
+
+@dataclass(frozen=True)
+class Named:
+    """Classes of a run that are not the package's own. They must be named again whenever it is read: code is never run
+    because a run directory points to it."""
+
+    model: str | None = None
+    """file.py:Class of the model, again, if the run was fitted with your own."""
+    guide: str | None = None
+    """file.py:Class of the guide, again, if the run was fitted with your own."""
+    prior: str | None = None
+    """file.py:Class of the prior, again, if the run was fitted with your own."""
 
 
 class Loaded(NamedTuple):
@@ -115,10 +139,33 @@ def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
         name, shape = _latent_site(model)
         supplied |= {"model": model, "latent_name": name, "latent_dim": shape[0] if shape else 1}
         guide = construct("guide", guide_class, supplied, config.guide_options)
+        if config.prior is not None:
+            _swap_prior(model, config, supplied | {"guide": guide})
     for part, kind in ((model, "model"), (guide, "guide")):
         if not isinstance(part, nn.Module):
             raise BadInput(f"{kind} {type(part).__name__} must be a torch.nn.Module")
+    if config.fixed_model:
+        model.requires_grad_(False)
     return model.to(device), guide.to(device)
+
+
+def _swap_prior(model: Any, config: Config, supplied: Mapping[str, Any]) -> None:
+    """Let another prior answer for the model's `prior()`, and be trained and saved with it."""
+    assert config.prior is not None
+    cls = find("prior", config.prior)
+    if not hasattr(model, "prior") or supplied["latent_name"] is None:
+        raise BadInput(f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site to swap")
+    if config.fixed_model and "guide" in inspect.signature(cls).parameters:
+        raise BadInput(f"--prior {config.prior}: is made of the guide, which can't be refitted without it")
+    prior = construct("prior", cls, supplied, config.prior_options)
+    if not isinstance(prior, nn.Module):
+        raise BadInput(f"prior {type(prior).__name__} must be a torch.nn.Module")
+    model.add_module("swapped_prior", prior)
+    model.prior = prior.prior
+    try:
+        model.prior()
+    except Exception as error:  # somebody else's code, or a prior and a guide that are made of each other
+        raise BadInput(f"--prior {config.prior}: prior() fails: {describe(error)}") from error
 
 
 def _latent_site(model: Any) -> tuple[str | None, tuple[int, ...]]:
@@ -149,6 +196,7 @@ def load(
     guide: str | None = None,
     *,
     model: str | None = None,
+    prior: str | None = None,
     checkpoint: Checkpoint = "last",
     device: str = "cpu",
 ) -> Loaded:
@@ -157,11 +205,12 @@ def load(
     :param guide: the `file.py:Class` of a run that was fitted with a guide of your own. It must be named again: code
         is never run because a run directory points to it.
     :param model: likewise for a model of your own.
+    :param prior: likewise for a prior.
     :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
     :raises BadInput: for a directory that is no run, a damaged checkpoint, or one that does not match its config.
     """
     opened = Run.open(Path(run))
-    config = config_of(opened, model=model, guide=guide)
+    config = config_of(opened, Named(model, guide, prior))
     data = load_data(config.data).to(device)
     pair = assemble(config, data)
     load_checkpoint(opened, *pair, checkpoint)
@@ -169,23 +218,18 @@ def load(
 
 
 def open_fitted(
-    path: Path,
-    *,
-    model: str | None = None,
-    guide: str | None = None,
-    checkpoint: Checkpoint = "last",
-    device: str = "auto",
+    path: Path, named: Named, *, checkpoint: Checkpoint = "last", device: str = "auto"
 ) -> tuple[Run, Config, nn.Module, nn.Module, Data]:
     """A run as a command works on it, with its configuration, model, guide and data on the device.
 
     Warns on standard error of external files that have changed since.
 
-    :param model: as for `load`; so are `guide` and `checkpoint`.
+    :param checkpoint: as for `load`.
     :param device: auto, cpu or cuda.
     :raises BadInput: as `load` does, and for a device that is not there.
     """
     run = Run.open(path)
-    config = config_of(run, model=model, guide=guide)
+    config = config_of(run, named)
     where = resolve_device(device)
     for file in changed_files(run, config):
         print(f"warning: {file} has changed since the run was fitted", file=sys.stderr)
@@ -244,30 +288,34 @@ def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
     return f"starts from {run.path}: its model, and {taken} of the {guides} tensors of the guide"
 
 
-def config_of(run: Run, *, model: str | None = None, guide: str | None = None) -> Config:
+def config_of(run: Run, named: Named) -> Config:
     """The configuration of a run. Raises `BadInput` where code outside the package is not named again by the user."""
     content = run.config
     try:
-        named: dict[components.Kind, str] = {"model": content["model"], "guide": content["guide"]}
-        for kind, given in (("model", model), ("guide", guide)):
-            recorded = named[kind]  # type: ignore[index]
+        classes: dict[str, str | None] = {}
+        for kind, given in asdict(named).items():
+            recorded = classes[kind] = content.get("prior") if kind == "prior" else content[kind]
             if given is None:
-                if is_external(recorded):
+                if recorded is not None and is_external(recorded):
                     how = f"--{kind} {recorded}"
                     raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; name it again: {how}")
-            elif given.rpartition(":")[2] != recorded.rpartition(":")[2]:
-                raise BadInput(f"--{kind} {given}: {run.path} was fitted with {recorded}")
+            elif recorded is None or given.rpartition(":")[2] != recorded.rpartition(":")[2]:
+                raise BadInput(f"--{kind} {given}: {run.path} was fitted with {recorded or 'none'}")
             else:
-                named[kind] = given  # type: ignore[index]
+                classes[kind] = given
+        assert classes["model"] is not None and classes["guide"] is not None
         return Config(
-            model=named["model"],
+            model=classes["model"],
             model_options=_tuples(content["model_options"]),
-            guide=named["guide"],
+            guide=classes["guide"],
             guide_options=_tuples(content["guide_options"]),
+            prior=classes["prior"],
+            prior_options=_tuples(content.get("prior_options", {})),
             data=DataOptions(**content["data"]),
             training=TrainingOptions(**content["training"]),
             num_samples=content["num_samples"],
             init_from=content.get("init_from"),
+            fixed_model=content.get("fixed_model", False),
         )
     except BadInput:
         raise
@@ -281,12 +329,17 @@ def _reason(error: Exception) -> str:
 
 def changed_files(run: Run, config: Config) -> list[str]:
     """External files that are not what they were when the run was made."""
-    pairs = (("model", config.model), ("guide", config.guide))
     return [
         reference
-        for kind, reference in pairs
-        if is_external(reference) and components.fingerprint(reference) != run.config.get(f"{kind}_sha256")
+        for kind, reference in externals(config).items()
+        if components.fingerprint(reference) != run.config.get(f"{kind}_sha256")
     ]
+
+
+def externals(config: Config) -> dict[str, str]:
+    """Those of model, guide and prior that are not the package's own, by kind."""
+    classes = {"model": config.model, "guide": config.guide, "prior": config.prior}
+    return {kind: name for kind, name in classes.items() if name is not None and is_external(name)}
 
 
 def _tuples(value: Any) -> Any:

@@ -5,7 +5,7 @@ seen no label; purity and normalized mutual information say how much its compone
 Schütze 2008, section 16.3).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.enumeration import cheap, require_memory, state_posterior
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Checkpoint, Config, estimating, open_fitted, read_pair
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
 from ppl_gen.training import takes_labels
@@ -45,10 +45,7 @@ class ResponsibilityOptions:
     """Of the shuffled labels that chance is estimated from."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    model: str | None = None
-    """file.py:Class of the model, again, if the run was fitted with your own."""
-    guide: str | None = None
-    """file.py:Class of the guide, again, if the run was fitted with your own."""
+    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
     def __post_init__(self) -> None:
         least = 2 * _EXAMPLES
@@ -257,7 +254,7 @@ def command(arguments: list[str]) -> None:
         "Which component of a mixture explains which image, and what the labels say.",
     )
     fitted = open_fitted(
-        options.run, model=options.model, guide=options.guide, checkpoint=options.checkpoint, device=options.device
+        options.run, options.named, checkpoint=options.checkpoint, device=options.device
     )
     print(table(explain(*fitted, options)))
     print(f"written to {options.run / 'responsibilities.json'} and figures/")

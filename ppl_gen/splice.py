@@ -5,7 +5,7 @@ the data, the whole is not.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import by_enumeration, by_sampling, estimators
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Checkpoint, Config, estimating, open_fitted, read_pair
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
 from ppl_gen.runs import Run
 from ppl_gen.training import takes_labels
 
@@ -52,10 +52,7 @@ class SpliceOptions:
     """Of the choice of images, the samples and the batches."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    model: str | None = None
-    """file.py:Class of the model, again, if the run was fitted with your own."""
-    guide: str | None = None
-    """file.py:Class of the guide, again, if the run was fitted with your own."""
+    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
     def __post_init__(self) -> None:
         for name, least in (("num_images", _SHOWN), ("num_samples", 1), ("num_batches", 1)):
@@ -287,7 +284,7 @@ def command(arguments: list[str]) -> None:
         "Does log p(x) tell spliced digits from natural ones?",
     )
     fitted = open_fitted(
-        options.run, model=options.model, guide=options.guide, checkpoint=options.checkpoint, device=options.device
+        options.run, options.named, checkpoint=options.checkpoint, device=options.device
     )
     print(table(detect(*fitted, options)))
     print(f"written to {options.run / 'splice.json'}, figures/spliced.png and figures/splice_power.png")

@@ -1,0 +1,46 @@
+"""A normalizing flow as prior."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.errors import require
+from ppl_gen.flows import Autoregressive
+
+
+class Flow(nn.Module):
+    """p(z) is the distribution of z = f(e), e ~ N(0, I), with f composed of spline couplings (Durkan et al. 2019): a
+    density and a sample each take one pass or two.
+
+    :param latent_dim: size of z.
+    :param num_transforms: how many couplings; the half that is transformed alternates.
+    :param transform_dims: units of each hidden layer of the networks in a coupling.
+    :param num_bins: of a spline, which covers [-5, 5].
+    """
+
+    zeros: Tensor
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        num_transforms: int = 4,
+        transform_dims: tuple[int, ...] = (128, 128),
+        num_bins: int = 8,
+    ):
+        require(num_transforms >= 1, "prior.num_transforms", num_transforms, "must be at least 1")
+        require(min(transform_dims, default=1) >= 1, "prior.transform_dims", transform_dims, "at least 1 unit each")
+        require(num_bins >= 2, "prior.num_bins", num_bins, "must be at least 2")
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
+        self.transforms = nn.ModuleList(
+            Autoregressive(
+                latent_dim, 0, reverse=bool(index % 2), passes=2, num_bins=num_bins, hidden_dims=transform_dims
+            )
+            for index in range(num_transforms)
+        )
+
+    def prior(self) -> dist.TorchDistribution:
+        """p(z), event [latent_dim]."""
+        base = dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
+        return dist.TransformedDistribution(base, [transform().inv for transform in self.transforms])

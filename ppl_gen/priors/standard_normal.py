@@ -1,0 +1,24 @@
+"""The prior that most models have of their own."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+
+class StandardNormal(nn.Module):
+    """p(z) = N(0, I).
+
+    :param latent_dim: size of z.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int):
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def prior(self) -> dist.TorchDistribution:
+        """p(z), event [latent_dim]."""
+        return dist.Normal(self.loc, self.scale).to_event(1)
