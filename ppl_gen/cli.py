@@ -1,6 +1,7 @@
 """The command line: options from dataclasses by tyro, errors in one line, exit statuses.
 
-0: done. 2: bad input, in one line on standard error. 1: failure: a loss that is not finite, a run of a sweep, or an interrupt.
+0: done. 2: bad input, in one line on standard error. 1: failure: a loss that is not
+finite, a failed run of a sweep, or an interrupt.
 """
 
 import contextlib
