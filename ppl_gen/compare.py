@@ -37,7 +37,7 @@ _LIFTED = {"model", "guide", "prior", "objective", "seeds", "S", "params", "epoc
 
 @dataclass(frozen=True)
 class CompareOptions:
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")] = ()
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN …]")] = ()
     """Run directories, each with its evaluation."""
     format: Literal["text", "markdown", "csv", "json"] = "text"
     """Of the table on standard output."""

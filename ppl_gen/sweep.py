@@ -4,6 +4,7 @@ Each run is a process of `ppl_gen.fit` of its own. Finished runs are not run aga
 so that the same command picks up where it stopped.
 """
 
+import fcntl
 import itertools
 import os
 import shlex
@@ -146,11 +147,12 @@ class _Running(NamedTuple):
     start: float
 
 
-def run(todo: Sequence[Planned], jobs: int, threads: int) -> dict[str, str]:
+def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str, str]:
     """Run processes of `fit`, with a line on standard error as each starts and ends.
 
     :param jobs: how many at a time.
     :param threads: of each.
+    :param lock: a file descriptor that they hold, from `locked`.
     :returns: of each that failed, by name, how.
     :raises KeyboardInterrupt: when interrupted, once all have written their checkpoints.
     """
@@ -166,7 +168,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int) -> dict[str, str]:
                     _say(f"interrupted: waiting for {len(running)} runs to write their checkpoints")
                     _interrupt(running)
                 while waiting and len(running) < jobs and not stopping:
-                    running.append(_start(waiting.pop(0), threads))
+                    running.append(_start(waiting.pop(0), threads, lock))
                 for each in [each for each in running if each.process.poll() is not None]:
                     running.remove(each)
                     name, took = each.planned.name, time.perf_counter() - each.start
@@ -188,7 +190,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int) -> dict[str, str]:
     return failures
 
 
-def _start(planned: Planned, threads: int) -> _Running:
+def _start(planned: Planned, threads: int, lock: int) -> _Running:
     own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     _say(f"{'continue' if planned.path.exists() else 'start':<10}{planned.name}")
     with open(planned.log, "ab") as log:
@@ -201,8 +203,26 @@ def _start(planned: Planned, threads: int) -> _Running:
             # Else the terminal's Ctrl-C would reach it too, and the one from here would be its second, which does not
             # wait for a checkpoint.
             start_new_session=True,
+            pass_fds=[lock],
         )
     return _Running(planned, process, time.perf_counter())
+
+
+def locked(out: Path) -> int:
+    """A new directory, or one that is there, locked for as long as any process has the file descriptor returned: this
+    one, and the runs that it starts, which live on if it is killed.
+
+    :raises BadInput: if it cannot be written, or is locked.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"--out {out}: a sweep, or a run that one has left behind, is at work there") from None
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
+    return lock
 
 
 def _interrupt(running: Sequence[_Running]) -> None:
@@ -242,10 +262,7 @@ def command(arguments: list[str]) -> None:
     )
     planned = plan(options, arguments[cut + 1 :])
     todo = remaining(planned)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {options.out}: cannot be written: {error.strerror}") from None
+    lock = locked(options.out)
     # As if none were finished: a run that is continued gets the threads that it began with, and the same numbers.
     jobs = min(options.jobs or cores(), len(planned))
     threads = max(1, cores() // jobs)
@@ -254,7 +271,10 @@ def command(arguments: list[str]) -> None:
         f"{len(planned)} runs: {len(planned) - len(todo)} finished before, {begun} to continue, {len(todo) - begun} to "
         f"start; {jobs} at a time, {threads} thread{'s' if threads > 1 else ''} each"
     )
-    failures = run(todo, jobs, threads)
+    try:
+        failures = run(todo, jobs, threads, lock)
+    finally:
+        os.close(lock)
     for name, how in failures.items():
         _say(f"{name}: {how}")
     if failures:

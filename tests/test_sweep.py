@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -148,6 +149,20 @@ def test_ctrl_c(fake: Any, call: Call, elsewhere: Path) -> None:
     ]
     stopped = {path.name: path.read_text() for path in Path("out").glob("*.interrupted")}
     assert stopped == {f"vae-normal-elbo-{seed}.interrupted": "once " for seed in (0, 1)}
+
+
+def test_one_at_a_time(fake: Any, call: Call) -> None:
+    """Refused while another sweep, or a run that it left behind, has the directory."""
+    fake(False)
+    lock = sweep.locked(Path("out"))
+    status, _, err = call(sweep.command, *SEEDS, *REST)
+    assert status == 2 and err.count("\n") == 1 and "--out out: a sweep, or a run that one has left behind" in err
+    left_behind = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    os.close(lock)
+    assert call(sweep.command, *SEEDS, *REST)[0] == 2
+    left_behind.kill()
+    left_behind.wait()
+    assert "done      vae-normal-elbo-0" in call(sweep.command, *SEEDS, *REST)[2]
 
 
 @pytest.mark.parametrize(
