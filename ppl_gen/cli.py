@@ -1,6 +1,7 @@
 """The command line: options from dataclasses by tyro, errors in one line, exit statuses.
 
-0: done. 2: bad input, in one line on standard error. 1: failure: a loss that is not finite, or an interrupt.
+0: done. 2: bad input, in one line on standard error. 1: failure: a loss that is not
+finite, a failed run of a sweep, or an interrupt.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from ppl_gen.errors import BadInput
+from ppl_gen.errors import BadInput, Failed
 
 T = TypeVar("T")
 
@@ -61,9 +62,7 @@ def main(command: Callable[[list[str]], Any]) -> NoReturn:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception as error:
-        if type(error).__name__ != "Diverged":
-            raise  # a traceback is for our bugs
+    except Failed as error:  # anything else keeps its traceback: that is for our bugs
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)

@@ -10,6 +10,10 @@ class BadInput(ValueError):
     """What a user gave cannot be used. One sentence that names it and says what to do; exit status 2."""
 
 
+class Failed(RuntimeError):
+    """A work that was begun and cannot be finished. One sentence that says why and what is kept; exit status 1."""
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where a known name is close, else the list of known names."""
     known = sorted(known)

@@ -364,15 +364,13 @@ def _asdict(options: Any) -> Mapping[str, Any]:
     return {option.name: getattr(options, option.name) for option in fields(options)}
 
 
-def command(arguments: list[str]) -> None:
-    resuming = any(argument.partition("=")[0] == "--resume" for argument in arguments)
-    named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
-    if resuming:
-        rest = ["--model", *arguments] if named else arguments
-        given = cli.parse(ResumeCommand, rest, PROGRAM, "Continue an interrupted run; its options are its own.")
-        resume(given.resume, model=given.model, guide=given.guide)
-        return
+def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
+    """The configuration that a command line `MODEL [options]` means, and where its run goes.
+
+    :raises BadInput: for a command line that cannot be read, and for a model or guide that is not there.
+    """
     models = ", ".join(components.known("model"))
+    named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
     asks_help = "-h" in arguments or "--help" in arguments
     if not named and not asks_help:
         raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
@@ -398,10 +396,20 @@ def command(arguments: list[str]) -> None:
         num_samples=chosen.run.num_samples,
         init_from=chosen.run.init_from,
     )
-    if chosen.run.dry_run:
+    return config, chosen.run
+
+
+def command(arguments: list[str]) -> None:
+    if any(argument.partition("=")[0] == "--resume" for argument in arguments):
+        rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
+        given = cli.parse(ResumeCommand, rest, PROGRAM, "Continue an interrupted run; its options are its own.")
+        resume(given.resume, model=given.model, guide=given.guide)
+        return
+    config, options = parse(arguments)
+    if options.dry_run:
         print(dry_run(config))
     else:
-        fit(config, chosen.run.out)
+        fit(config, options.out)
 
 
 if __name__ == "__main__":

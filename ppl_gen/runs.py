@@ -14,12 +14,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ppl_gen.errors import BadInput
+
+if TYPE_CHECKING:  # who only reads JSON need not wait for torch
+    from torch import Tensor
 
 FORMAT = 1
 """Version of the layout. A run from a later version is refused."""
@@ -47,7 +47,7 @@ class Run:
             parent.mkdir(parents=True, exist_ok=True)
             scratch.mkdir()
             try:
-                _write(scratch / "config.json", _json(config))
+                _write(scratch / "config.json", to_json(config).encode())
                 path = out or next(p for n in itertools.count(1) if not (p := parent / f"{stem}-{n}").exists())
                 os.rename(scratch, path)  # fails on a directory that another process has filled meanwhile
             finally:
@@ -79,7 +79,7 @@ class Run:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         with _told(self.path):
-            _write(self.path / name, _json(content))
+            _write(self.path / name, to_json(content).encode())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
@@ -93,15 +93,7 @@ class Run:
 
     def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let `write` make the file under a temporary name, then put it in place."""
-        final = self.path / name
-        scratch = final.with_name(f".{final.name}.tmp{final.suffix}")
-        with _told(self.path):
-            final.parent.mkdir(exist_ok=True)
-            try:
-                write(scratch)
-                os.replace(scratch, final)
-            finally:
-                scratch.unlink(missing_ok=True)
+        write_file(self.path / name, write)
 
     # Metrics ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +125,7 @@ class Run:
     def checkpoint_path(self) -> Path:
         return self.path / "checkpoint.safetensors"
 
-    def save_checkpoint(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+    def save_checkpoint(self, tensors: "Mapping[str, Tensor]", state: dict[str, Any]) -> None:
         """Tensors by name, and a JSON object of everything else."""
         from safetensors.torch import save
 
@@ -142,7 +134,7 @@ class Run:
         with _told(self.path):
             _write(self.checkpoint_path, save(tensors, metadata))
 
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
         """What `save_checkpoint` wrote; None if nothing was. Raises `BadInput` if it is damaged."""
         from safetensors import safe_open
 
@@ -160,6 +152,18 @@ class Run:
         if not intact:
             raise BadInput(f"{path}: damaged: its checksum does not match")
         return tensors, state
+
+
+def write_file(final: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file under a temporary name, then put it in place."""
+    scratch = final.with_name(f".{final.name}.tmp{final.suffix}")
+    with _told(final.parent):
+        final.parent.mkdir(exist_ok=True)
+        try:
+            write(scratch)
+            os.replace(scratch, final)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def check_new(out: Path | None) -> None:
@@ -196,8 +200,9 @@ def _write(path: Path, content: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def _json(content: Any) -> bytes:
-    return (json.dumps(_finite(content), indent=2) + "\n").encode()
+def to_json(content: Any) -> str:
+    """Indented JSON, as in the files of a run."""
+    return json.dumps(_finite(content), indent=2) + "\n"
 
 
 def _finite(content: Any) -> Any:
@@ -209,7 +214,9 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
+def _checksum(tensors: "Mapping[str, Tensor]") -> int:
+    import torch
+
     checksum = 0
     for name in sorted(tensors):
         content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -28,7 +28,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from ppl_gen.data import Data
-from ppl_gen.errors import BadInput, require
+from ppl_gen.errors import BadInput, Failed, require
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
 from ppl_gen.inference.traces import Pair, evaluating
@@ -116,7 +116,7 @@ class TrainingOptions:
         return self.learning_rate
 
 
-class Diverged(RuntimeError):
+class Diverged(Failed):
     """The loss is not finite. The last checkpoint is kept."""
 
 
@@ -169,7 +169,7 @@ def train(
         with (
             pyro.get_param_store().scope(),
             torch.random.fork_rng(devices),
-            _interrupts() as interrupted,
+            interrupts() as interrupted,
             warnings.catch_warnings(),
         ):
             # Of a loss that is not finite Pyro warns; here it ends the run with a sentence.
@@ -375,7 +375,7 @@ def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
+def interrupts() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; the second acts as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

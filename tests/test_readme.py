@@ -1,6 +1,7 @@
 """The commands and code of README and docs, run reduced, in their order, in an empty directory."""
 
 import contextlib
+import glob
 import importlib
 import io
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ppl_gen import evaluate, fit
+from ppl_gen import evaluate, fit, sweep
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
@@ -47,7 +48,16 @@ def _reduce(arguments: list[str]) -> list[str]:
     return arguments
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guides.md", "docs/runs.md", "docs/enumeration.md", "docs/uses.md"])
+def _reduce_sweep(arguments: list[str]) -> list[str]:
+    """The first seed of each combination, with reduced options of fit."""
+    cut, seeds = arguments.index("--"), arguments.index("--seeds") + 1
+    after = next(i for i in range(seeds, cut) if arguments[i].startswith("--"))
+    return [*arguments[: seeds + 1], *arguments[after:cut], "--", *_reduce(arguments[cut + 1 :])]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guides.md", "docs/runs.md", "docs/enumeration.md", "docs/uses.md", "docs/compare.md"]
+)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = 0
@@ -73,9 +83,12 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
                 importlib.import_module(module).main()
                 ran += 1
                 continue
+            arguments = [name for word in arguments for name in (sorted(glob.glob(word)) if "*" in word else [word])]
             command = importlib.import_module(module).command
             if command is fit.command and not {"--resume", "--help"} & set(arguments):
                 arguments = _reduce(arguments)
+            elif command is sweep.command:
+                arguments = _reduce_sweep(arguments)
             elif command is evaluate.command:
                 arguments = [*arguments, "--num-images", "10"]
             status, out_text, err = call(command, *arguments)

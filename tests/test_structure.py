@@ -28,7 +28,16 @@ ALLOWED = {
     "training.py": {"data", "inference", "memory", "progress", "runs", *BASE},
     "loading.py": {"components", "data", "inference", "runs", "training", *BASE},
 }
-COMMANDS = {"fit.py", "evaluate.py", "splice.py", "fill.py", "responsibilities.py", "__init__.py"}
+COMMANDS = {
+    "fit.py",
+    "evaluate.py",
+    "splice.py",
+    "fill.py",
+    "responsibilities.py",
+    "compare.py",
+    "sweep.py",
+    "__init__.py",
+}
 
 
 def _imports(path: Path) -> set[str]:

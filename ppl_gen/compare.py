@@ -1,0 +1,483 @@
+"""`python -m ppl_gen.compare RUN RUN …`: which run is better, by how many nats, and is that more than chance?
+
+Only the directories are read, no model is built. Runs that differ in the seed alone are one row. Differences are
+paired, image by image: all runs saw the same images, and what makes an image hard for all of them cancels.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import tyro
+
+from ppl_gen import cli
+from ppl_gen.errors import BadInput, require
+from ppl_gen.runs import Run, to_json, write_file
+
+PROGRAM = "python -m ppl_gen.compare"
+_IMAGES = ("data", "split", "num_images", "binarization", "observation")
+_NOT_THE_RUN = {
+    # Where it was made. And the samples after training: what counts is how many the evaluation took.
+    *("format", "command", "versions", "git_commit", "out", "num_threads", "data_notice", "num_samples"),
+    *("training.seed", "training.device", "training.checkpoint_every", "training.max_hours"),
+}
+_IN_COLUMNS = {
+    *("model", "guide", "prior", "data_name", "data.data", "evaluation.estimator", "evaluation.num_samples"),
+    *("training.objective", "training.num_particles", "training.kl_warmup", "training.epochs"),
+}
+_LIFTED = {"model", "guide", "prior", "objective", "seeds", "S", "params", "epochs"}
+"""Columns that are said once, above the table, where all rows agree."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN …]")] = ()
+    """Run directories, each with its evaluation."""
+    format: Literal["text", "markdown", "csv", "json"] = "text"
+    """Of the table on standard output."""
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Draw each row's ELBO and log p(x) into this .png too."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise BadInput(f"name at least one run: {PROGRAM} RUN RUN …")
+        if self.figure is not None:
+            require(self.figure.suffix == ".png", "figure", self.figure, "must end in .png")
+            require(self.figure.parent.is_dir(), "figure", self.figure, "is in no directory that exists")
+
+
+class Evaluated(NamedTuple):
+    """A run and its evaluation, as its directory has them."""
+
+    path: Path
+    config: dict[str, Any]
+    """What makes the run but for its seed, by dotted name."""
+    summary: dict[str, Any]
+    elbo: np.ndarray
+    """In nats [images]; so is `log_px`."""
+    log_px: np.ndarray
+    iwae: dict[int, np.ndarray]
+    """The bound L_k [images] of each k."""
+    labels: np.ndarray | None
+    last: dict[str, Any]
+    """The last line of `metrics.jsonl`; empty if there is none."""
+
+    @property
+    def seed(self) -> int:
+        return self.summary["training_seed"]
+
+
+# Reading -------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Evaluated:
+    """A run's configuration and evaluation.
+
+    :raises BadInput: for a directory that is no run, has no evaluation, or one that is damaged or not whole.
+    """
+    import xarray
+
+    run = Run.open(path)
+    named = [f" --{kind} {run.config.get(kind)}" for kind in ("model", "guide") if ":" in str(run.config.get(kind))]
+    again = f"evaluate it: python -m ppl_gen.evaluate {path}{''.join(named)}"
+    summary = run.read_json("evaluation.json")
+    file = path / "evaluation.nc"
+    if summary is None or not file.is_file():
+        raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else file.name}; {again}")
+    try:
+        with xarray.open_dataset(file, group="evaluation", engine="h5netcdf") as dataset:
+            dataset.load()
+        elbo, log_px = dataset["elbo"].values, dataset["log_px"].values
+        bounds = dataset.get("iwae", None)
+        iwae = {} if bounds is None else {int(k): bounds.sel(k=k).values for k in bounds["k"].values}
+        labels = dataset["label"].values if "label" in dataset.coords else None
+    except Exception as error:  # h5netcdf, xarray and h5py have no one error for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{file}: damaged ({reason}); {again}") from None
+    try:
+        where = _strangeness(summary, dict(dataset.attrs), {"elbo": elbo, "log_px": log_px})
+        chosen = {"evaluation": _estimator(summary) | {"checkpoint": summary["checkpoint"]}}
+        for key in ("model", "guide", "observation", "num_parameters", "training_seed"):
+            summary[key]  # that it is there
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
+    if where:
+        raise BadInput(f"{file}: does not belong to the evaluation.json beside it, which has another {where}; {again}")
+    config = {name: value for name, value in flat(run.config | chosen).items() if value is not None}
+    config = {name: value for name, value in config.items() if not {name, name.partition(".")[0]} & _NOT_THE_RUN}
+    return Evaluated(path, config, summary, elbo, log_px, iwae, labels, (run.metrics() or [{}])[-1])
+
+
+def _strangeness(summary: dict[str, Any], attributes: dict[str, Any], values: dict[str, np.ndarray]) -> str:
+    """In what the values per image are not those of a summary; empty if they are."""
+    importance = summary.get("log_px_importance", summary["log_px"])
+    said = {key: summary[key] for key in (*_IMAGES, "seed", "training_seed", "checkpoint")}
+    said |= {"estimator": summary["log_px"]["estimator"], "num_samples": importance.get("num_samples")}
+    for key, value in said.items():
+        if attributes.get(key) != value:
+            return key
+    for name, each in values.items():
+        if each.shape != (summary["num_images"],):
+            return "num_images"
+        mean = summary[name]["mean"]
+        if mean is not None and not math.isclose(float(each.mean()), mean, rel_tol=1e-6, abs_tol=1e-6):
+            return f"mean {name}"
+    return ""
+
+
+def _estimator(summary: dict[str, Any]) -> dict[str, Any]:
+    """How log p(x) was estimated: `estimator`, and `num_samples` of importance sampling."""
+    return {key: summary["log_px"][key] for key in ("estimator", "num_samples") if key in summary["log_px"]}
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return result
+
+
+def check_same_images(runs: Sequence[Evaluated]) -> None:
+    """Raise `BadInput` unless all runs were evaluated on the same images, and as the same kind of thing."""
+    first = runs[0]
+    for run in runs[1:]:
+        pairs = {key: (first.summary[key], run.summary[key]) for key in _IMAGES}
+        for name in sorted(first.config.keys() | run.config.keys()):
+            # The test images do not depend on how many images there were to train on.
+            if name.startswith("data.") and (name != "data.train_size" or first.summary["split"] != "test"):
+                pairs[name] = (first.config.get(name), run.config.get(name))
+        if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
+            pairs["labels"] = ("one", "other labels")
+        for name, (ours, theirs) in pairs.items():
+            if ours != theirs:
+                raise BadInput(
+                    f"{first.path} and {run.path} cannot be compared: {name.removeprefix('data.')} is {ours} in the "
+                    f"one and {theirs} in the other"
+                )
+
+
+def group(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
+    """Runs that differ in the seed alone, together. Raises `BadInput` where not even that differs."""
+    groups: dict[str, dict[int, Evaluated]] = {}
+    for run in runs:
+        seeds = groups.setdefault(json.dumps(run.config, sort_keys=True), {})
+        other = seeds.setdefault(run.seed, run)
+        if other is not run:
+            raise BadInput(
+                f"{other.path} and {run.path}: have one configuration and one seed, {run.seed}; leave one out"
+            )
+    return [list(seeds.values()) for seeds in groups.values()]
+
+
+# Numbers -------------------------------------------------------------------------------------------------------
+
+
+def estimate(values: np.ndarray) -> dict[str, float | None]:
+    """Mean, its standard error over images, and that over seeds, of values [seeds, images]. What is not finite, or
+    would need a second image or seed, is None."""
+    return _entry(values.mean(0), float(values.mean()), _variance_over_seeds(values))
+
+
+def difference(values: np.ndarray, best: np.ndarray) -> dict[str, float | None]:
+    """Paired difference of values [seeds, images] to others [other seeds, images], each averaged over its seeds; as
+    `estimate`. The error over seeds needs two seeds on either side."""
+    per_image = values.mean(0) - best.mean(0)
+    return _entry(per_image, float(per_image.mean()), _variance_over_seeds(values) + _variance_over_seeds(best))
+
+
+def _variance_over_seeds(values: np.ndarray) -> float:
+    """Of the mean of values [seeds, images]; not a number for one seed."""
+    return float(values.mean(1).var(ddof=1)) / len(values) if len(values) > 1 else math.nan
+
+
+def _entry(per_image: np.ndarray, mean: float, variance: float) -> dict[str, float | None]:
+    se = float(per_image.std(ddof=1)) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
+    found = {"mean": mean, "se": se, "se_seeds": math.sqrt(variance)}
+    return {key: value if math.isfinite(value) else None for key, value in found.items()}
+
+
+def compare(paths: Sequence[Path]) -> dict[str, Any]:
+    """Everything that the table says: `images`, `rows` with the best mean log p(x) first, and `notes`.
+
+    :raises BadInput: for runs without a whole evaluation, or that are not of the same images.
+    """
+    runs = [read(path) for path in paths]
+    check_same_images(runs)
+    groups = sorted(group(runs), key=_mean_log_px, reverse=True)
+    shared = set.intersection(*([set(run.iwae) for run in runs if run.iwae] or [set()]))
+    least = min((run.summary["log_px"].get("num_samples", math.inf) for run in runs), default=math.inf)
+    k = max((k for k in shared if 1 < k < least), default=None)
+    with np.errstate(invalid="ignore"):  # log p(x) of an image may be -inf
+        rows = [_row(each, groups, k) for each in groups]
+    return {
+        "images": {key: runs[0].summary[key] for key in _IMAGES},
+        "rows": rows,
+        "notes": _notes(rows, runs[0].summary["observation"]),
+    }
+
+
+def _mean_log_px(runs: list[Evaluated]) -> float:
+    mean = float(np.mean([run.log_px.mean() for run in runs]))
+    return mean if math.isfinite(mean) else -math.inf
+
+
+def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) -> dict[str, Any]:
+    """A row of the comparison; a term that some of its runs do not have is None."""
+    first, best = runs[0], groups[0]
+    summaries = [run.summary for run in runs]
+
+    def mean(*keys: str) -> float | None:
+        found: list[Any] = []
+        for summary in summaries:
+            value: Any = summary
+            for key in keys:
+                value = value.get(key) if isinstance(value, dict) else None
+            found.append(value)
+        return None if None in found else float(np.mean(found))
+
+    def stacked(values: Callable[[Evaluated], np.ndarray], which: list[Evaluated] = runs) -> np.ndarray:
+        return np.stack([values(run) for run in which])
+
+    def elbo(run: Evaluated) -> np.ndarray:
+        return run.elbo
+
+    def log_px(run: Evaluated) -> np.ndarray:
+        return run.log_px
+
+    nothing = dict.fromkeys(("mean", "se", "se_seeds"))
+    at_least = any(summary.get("gap", {}).get("at_least", False) for summary in summaries)
+    bounded = k is not None and all(k in run.iwae for run in runs)
+    seconds: list[Any]
+    epochs: list[Any]
+    seconds, epochs = ([run.last.get(key) for run in runs] for key in ("seconds", "epoch"))
+    return {
+        "model": _named(first.config["model"]),
+        "guide": _named(first.config["guide"]),
+        "prior": first.config.get("prior"),
+        "objective": _objective(first.config),
+        "options": _options(first, [other[0] for other in groups]),
+        "seeds": [run.seed for run in runs],
+        "runs": [str(run.path) for run in runs],
+        "elbo": estimate(stacked(elbo)),
+        "iwae": {"k": k} | (estimate(stacked(lambda run: run.iwae[k or 0])) if bounded else nothing),
+        "log_px": estimate(stacked(log_px))
+        | {"num_samples": None}
+        | _estimator(first.summary)
+        | {"at_least": at_least},
+        "log_px_difference": nothing if runs is best else difference(stacked(log_px), stacked(log_px, best)),
+        "elbo_difference": nothing if runs is best else difference(stacked(elbo), stacked(elbo, best)),
+        "gap": {"mean": mean("gap", "mean"), "at_least": at_least},
+        "khat_median": mean("khat", "median"),
+        "ess_median": mean("ess", "median"),
+        "active_units": mean("active_units"),
+        "num_parameters": first.summary["num_parameters"],
+        "seconds": None if None in seconds else float(np.mean(seconds)),
+        "epochs": None if None in epochs else float(np.mean(epochs)),
+    }
+
+
+def _named(reference: str) -> str:
+    """`folder/file.py:Class` without its folder."""
+    return reference.rpartition("/")[2]
+
+
+def _objective(config: dict[str, Any]) -> str:
+    """The objective with what differs from the defaults of one particle and no warm-up: `vimco-50`."""
+    particles, warmup = config.get("training.num_particles", 1), config.get("training.kl_warmup", 0)
+    name = f"{config.get('training.objective', '')}{f'-{particles}' if particles != 1 else ''}"
+    return name + (f" kl_warmup={warmup}" if warmup else "")
+
+
+def _options(run: Evaluated, others: Sequence[Evaluated]) -> dict[str, Any]:
+    """The options that tell a row from the others and are in no column: from those with the same model, whose defaults
+    are the same; and those of a guide or prior, from rows that have it too. Data and checkpoint, from all."""
+    found = {}
+    for name in sorted(set().union(*(other.config for other in others)) - _IN_COLUMNS):
+        part = next((part for part in ("guide", "prior") if name.startswith(f"{part}_")), "")
+        alike = () if name.startswith(("data.", "evaluation.")) else ("model", part) if part else ("model",)
+        peers = [o.config for o in others if all(o.config.get(key) == run.config.get(key) for key in alike)]
+        if any(peer.get(name) != run.config.get(name) for peer in peers):
+            section, _, short = name.rpartition(".")
+            shown = f"{part}.{short}" if part and section else short
+            value = run.config.get(name)
+            found[shown] = value[:8] if name.endswith("_sha256") and value is not None else value
+    return found
+
+
+def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
+    """What a reader must know, a sentence each."""
+    notes = ["± standard error over images, with the weights as they are"]
+    k = rows[0]["iwae"]["k"]
+    if any(len(row["seeds"]) > 1 for row in rows):
+        notes.append(
+            "a second ± is the standard error of a row's mean over its seeds: how far other seeds would move it; "
+            "all numbers of a row are means over its seeds"
+        )
+    if len(rows) > 1:
+        notes.append("Δ: the same images, paired: mean of this row minus the first, with the errors of that mean")
+    if any(row["log_px"]["at_least"] for row in rows):
+        notes.append("≥ at least: k-hat of some images is too high to trust their importance samples")
+    if k is not None:
+        notes.append(f"L_{k}: IWAE bound, the largest k that all runs with such bounds share below S")
+    if len({row["log_px"]["num_samples"] for row in rows} - {None}) > 1:
+        notes.append("importance-sampled log p(x) with different S are not comparable: the more samples, the higher")
+    if len({row["log_px"]["estimator"] for row in rows}) > 1:
+        notes.append("importance-sampled log p(x) is biased low, exact log p(x) is not")
+    if observation == "cross-entropy":
+        notes.append("grey values under a Bernoulli: these figures are no bound on a log-probability of any data")
+    if observation == "density":
+        notes.append("densities of grey pixels: not comparable with probabilities of binary ones")
+    return notes
+
+
+# Writing -------------------------------------------------------------------------------------------------------
+
+
+def columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Cells by heading, as a person reads them; blank where a term does not exist."""
+
+    def numbers(key: str, form: str) -> list[str]:
+        return ["" if row[key] is None else format(row[key], form) for row in rows]
+
+    def estimates(key: str, sign: str = "", errors: bool = True) -> list[str]:
+        small = [e for row in rows for e in (row[key].get("se"), row[key].get("se_seeds")) if e]
+        digits = 3 if errors and small and min(small) < 0.0095 else 2
+        cells = []
+        for row in rows:
+            entry = row[key]
+            parts = [entry["mean"], *([entry["se"], entry["se_seeds"]] if errors else [])]
+            shown = [format(v, f"{sign if i == 0 else ''}.{digits}f") for i, v in enumerate(parts) if v is not None]
+            cells.append(("≥ " if shown and entry.get("at_least") else "") + " ± ".join(shown))
+        return cells
+
+    return {
+        "model": [row["model"] for row in rows],
+        "guide": [row["guide"] for row in rows],
+        "prior": [row["prior"] or "-" for row in rows],
+        "objective": [row["objective"] for row in rows],
+        "options": [_written(row["options"]) for row in rows],
+        "seeds": [str(len(row["seeds"])) for row in rows],
+        "ELBO": estimates("elbo", errors=False),
+        f"L_{rows[0]['iwae']['k']}": estimates("iwae", errors=False),
+        "log p(x)": estimates("log_px"),
+        "S": [str(row["log_px"]["num_samples"] or row["log_px"]["estimator"]) for row in rows],
+        "Δ log p(x)": estimates("log_px_difference", "+"),
+        "Δ ELBO": estimates("elbo_difference", "+"),
+        "gap": estimates("gap", errors=False),
+        "k-hat": numbers("khat_median", ".2f"),
+        "ESS": numbers("ess_median", ".1f"),
+        "units": numbers("active_units", ".3g"),
+        "params": numbers("num_parameters", ",d"),
+        "seconds": numbers("seconds", ".0f"),
+        "epochs": numbers("epochs", "g"),
+    }
+
+
+def _written(options: dict[str, Any]) -> str:
+    def value(of: Any) -> str:
+        return "none" if of is None else ",".join(map(str, of)) if isinstance(of, list) else str(of)
+
+    return " ".join(f"{name}={value(of)}" for name, of in options.items())
+
+
+def layout(rows: list[dict[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """What all rows have in common, by heading; and the columns that are left, without those that are blank."""
+    common, left = {}, {}
+    for heading, cells in columns(rows).items():
+        if set(cells) <= {"", "-"}:
+            continue
+        if len(rows) > 1 and heading in _LIFTED and len(set(cells)) == 1:
+            common[heading] = cells[0]
+        else:
+            left[heading] = cells
+    return common, left
+
+
+def labels(rows: list[dict[str, Any]]) -> list[str]:
+    """What tells each row from the others, for a figure."""
+    _, left = layout(rows)
+    telling = [left[heading] for heading in ("model", "guide", "prior", "objective", "options") if heading in left]
+    names = [", ".join(cell for cell in cells if cell not in ("", "-")) for cells in zip(*telling, strict=True)]
+    names = names or [row["model"] for row in rows]
+    return [
+        f"{name} ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else name
+        for name, row in zip(names, rows, strict=True)
+    ]
+
+
+def table(compared: dict[str, Any], markdown: bool = False) -> str:
+    """The comparison as a person reads it."""
+    images, rows = compared["images"], compared["rows"]
+    common, left = layout(rows)
+    lines = [
+        f"{images['num_images']} {images['split']} images of {images['data']}, binarization {images['binarization']}; "
+        "nats per image, larger is better"
+    ]
+    if common:
+        lines.append("all rows: " + ", ".join(f"{heading} {cell}" for heading, cell in common.items()))
+    texts = {"model", "guide", "prior", "objective", "options"}
+    grid = [[heading, *cells] for heading, cells in left.items()]
+    if markdown:
+        grid = [[cell.replace("|", "\\|") for cell in cells] for cells in grid]
+    widths = [max(map(len, cells)) for cells in grid]
+    padded = [
+        [cell.ljust(width) if cells[0] in texts else cell.rjust(width) for cell in cells]
+        for cells, width in zip(grid, widths, strict=True)
+    ]
+    by_row = list(zip(*padded, strict=True))
+    notes = compared["notes"]
+    if not markdown:
+        return "\n".join([*lines, *("  ".join(row).rstrip() for row in by_row), *(f"  {note}" for note in notes)])
+    rule = [
+        ("-" * width) if cells[0] in texts else "-" * (width - 1) + ":"
+        for cells, width in zip(grid, widths, strict=True)
+    ]
+    table_lines = [f"| {' | '.join(row)} |" for row in (by_row[0], rule, *by_row[1:])]
+    return "\n".join([*(f"{line}  " for line in lines), "", *table_lines, "", *(f"- {note}" for note in notes)])
+
+
+def as_csv(compared: dict[str, Any]) -> str:
+    """A line for each row, means and errors in columns of their own; blank where a term does not exist."""
+    lines = []
+    for row in compared["rows"]:
+        joined = {"options": _written(row["options"])}
+        joined |= {key: " ".join(map(str, row[key])) for key in ("seeds", "runs")}
+        lines.append(flat(row | joined))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue().rstrip("\n")
+
+
+def command(arguments: list[str]) -> None:
+    options = cli.parse(
+        CompareOptions,
+        arguments,
+        PROGRAM,
+        "ELBO and log p(x) of several runs in one table, the best first, with paired differences.",
+    )
+    compared = compare(options.runs)
+    if options.figure is not None:
+        from ppl_gen.figures.comparison import bounds_and_log_px
+
+        figure = bounds_and_log_px(compared, labels(compared["rows"]))
+        write_file(options.figure, lambda path: figure.savefig(path, dpi=120))
+    written = {
+        "text": lambda: table(compared),
+        "markdown": lambda: table(compared, markdown=True),
+        "csv": lambda: as_csv(compared),
+        "json": lambda: to_json(compared).rstrip("\n"),
+    }
+    print(written[options.format]())
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,294 @@
+"""`python -m ppl_gen.sweep MODEL … -- FIT OPTIONS…`: every guide with every objective, from every seed.
+
+Each run is a process of `ppl_gen.fit` of its own. Finished runs are not run again, and interrupted ones are continued,
+so that the same command picks up where it stopped.
+"""
+
+import fcntl
+import itertools
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from ppl_gen import cli, fit
+from ppl_gen.compare import flat
+from ppl_gen.components import is_external, kebab_case
+from ppl_gen.errors import BadInput, Failed, require
+from ppl_gen.loading import Config, changed_files, config_of
+from ppl_gen.runs import Run, check_new
+from ppl_gen.training import interrupts
+
+PROGRAM = "python -m ppl_gen.sweep"
+_OWN = ("--guide", "--objective", "--prior", "--seed", "--out", "--model", "--resume", "--dry-run", "--no-dry-run")
+"""Options of `fit` that a sweep sets, or that make no run."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """As for fit: a name, or file.py:Class."""
+    guides: tuple[str, ...]
+    """Names, or file.py:Class."""
+    objectives: tuple[str, ...]
+    """Names; with :K, of K particles, such as vimco:50."""
+    seeds: tuple[int, ...]
+    """Of weights, order of images and noise."""
+    out: Path
+    """Directory of the run directories and their logs."""
+    priors: tuple[str, ...] = ()
+    """Names, for models that let their prior be chosen."""
+    jobs: int | None = None
+    """Runs at a time, which share the cores; by default as many as there are cores."""
+
+    def __post_init__(self) -> None:
+        for name in ("guides", "objectives", "seeds"):
+            require(len(getattr(self, name)) > 0, name, "", "needs at least one")
+        require(self.jobs is None or self.jobs >= 1, "jobs", self.jobs, "must be at least 1")
+
+
+class Planned(NamedTuple):
+    """A run of the sweep."""
+
+    path: Path
+    config: Config
+    arguments: list[str]
+    """Of `fit`, to start it."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def log(self) -> Path:
+        return self.path.with_name(f"{self.name}.log")
+
+
+def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
+    """The runs of a sweep, in order.
+
+    :param rest: options of `fit` that all runs share.
+    :raises BadInput: for options that `fit` cannot read, or that the sweep sets itself.
+    """
+    for argument in rest:
+        flag = argument.partition("=")[0].replace("_", "-")
+        own = flag in _OWN or (flag == "--num-particles" and any(":" in name for name in options.objectives))
+        if own:
+            raise BadInput(f"{flag}: after -- stand options that all runs share, and the sweep sets this one itself")
+    planned: dict[str, Planned] = {}
+    for guide, prior, objective in itertools.product(options.guides, options.priors or (None,), options.objectives):
+        objective_name, _, particles = objective.partition(":")
+        chosen = ["--guide", guide, "--objective", objective_name]
+        chosen += ["--num-particles", particles] if ":" in objective else []
+        chosen += ["--prior", prior] if prior is not None else []
+        config, _ = fit.parse([options.model, *chosen, *rest])
+        for seed in options.seeds:
+            parts = (options.model, guide, *([] if prior is None else [prior]), objective.replace(":", "-"), str(seed))
+            name = "-".join(kebab_case(part.rpartition(":")[2]) for part in parts)
+            if name in planned:
+                raise BadInput(f"two runs would be called {name}; name every guide, objective, prior and seed once")
+            path = options.out / name
+            arguments = [options.model, *chosen, "--seed", str(seed), "--out", str(path), *rest]
+            planned[name] = Planned(path, replace(config, training=replace(config.training, seed=seed)), arguments)
+    return list(planned.values())
+
+
+def remaining(planned: Sequence[Planned]) -> list[Planned]:
+    """The runs that are not finished, with the arguments of `fit` that continue those that are there.
+
+    :raises BadInput: for a directory there that is no run, or a run with other options.
+    """
+    found = []
+    for run in planned:
+        if not run.path.exists():
+            check_new(run.path)
+            found.append(run)
+            continue
+        opened = Run.open(run.path)
+        _check_same(opened, run.config)
+        if not (run.path / "evaluation.json").exists():
+            again = ["--resume", str(run.path)]
+            for kind, reference in (("model", run.config.model), ("guide", run.config.guide)):
+                again += [f"--{kind}", reference] if is_external(reference) else []
+            found.append(run._replace(arguments=again))
+    return found
+
+
+def _check_same(run: Run, config: Config) -> None:
+    there = config_of(run, model=config.model, guide=config.guide)
+    if config.data.data == "auto":  # the run has the name of what it became
+        config = replace(config, data=replace(config.data, data=there.data.data))
+    ours, theirs = flat(asdict(config)), flat(asdict(there))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            option = name.rpartition(".")[2]
+            raise BadInput(
+                f"{run.path}: is there with other options: {option} is {theirs.get(name)}, not {ours.get(name)}; name "
+                "another --out, or delete it"
+            )
+    for file in changed_files(run, config):
+        raise BadInput(f"{run.path}: {file} has changed since it was started; name another --out, or delete it")
+
+
+# Running -------------------------------------------------------------------------------------------------------
+
+
+class _Running(NamedTuple):
+    planned: Planned
+    process: "subprocess.Popen[bytes]"
+    start: float
+
+
+def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str, str]:
+    """Run processes of `fit`, with a line on standard error as each starts and ends.
+
+    :param jobs: how many at a time.
+    :param threads: of each.
+    :param lock: a file descriptor that they hold, from `locked`.
+    :returns: of each that failed, by name, how.
+    :raises KeyboardInterrupt: when interrupted, once all have written their checkpoints.
+    """
+    waiting, running = list(todo), list[_Running]()
+    failures: dict[str, str] = {}
+    seconds: list[float] = []
+    stopping = False
+    with interrupts() as interrupted:
+        try:
+            while running or (waiting and not stopping):
+                if interrupted.is_set() and not stopping:
+                    stopping = True
+                    _say(f"interrupted: waiting for {len(running)} runs to write their checkpoints")
+                    _interrupt(running)
+                while waiting and len(running) < jobs and not stopping:
+                    running.append(_start(waiting.pop(0), threads, lock))
+                for each in [each for each in running if each.process.poll() is not None]:
+                    running.remove(each)
+                    name, took = each.planned.name, time.perf_counter() - each.start
+                    left = len(waiting) + len(running)
+                    if each.process.returncode == 0:
+                        seconds.append(took)
+                        rest = f", about {_duration(sum(seconds) / len(seconds) * left / jobs)}" if left else ""
+                        _say(f"done      {name} in {_duration(took)}; {left} left{rest}")
+                    elif not stopping:
+                        failures[name] = _last_line(each.planned, each.process.returncode)
+                        _say(f"failed    {name} after {_duration(took)}; {left} left")
+                time.sleep(0.1)
+        finally:  # after a second interrupt there are some left, and it is their second too
+            _interrupt(running)
+            for each in running:
+                each.process.wait()
+    if stopping:
+        raise KeyboardInterrupt("the same command continues")
+    return failures
+
+
+def _start(planned: Planned, threads: int, lock: int) -> _Running:
+    own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    _say(f"{'continue' if planned.path.exists() else 'start':<10}{planned.name}")
+    with open(planned.log, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ppl_gen.fit", *planned.arguments],
+            env=os.environ | own,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Else the terminal's Ctrl-C would reach it too, and the one from here would be its second, which does not
+            # wait for a checkpoint.
+            start_new_session=True,
+            pass_fds=[lock],
+        )
+    return _Running(planned, process, time.perf_counter())
+
+
+def locked(out: Path) -> int:
+    """A new directory, or one that is there, locked for as long as any process has the file descriptor returned: this
+    one, and the runs that it starts, which live on if it is killed.
+
+    :raises BadInput: if it cannot be written, or is locked.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"--out {out}: a sweep, or a run that one has left behind, is at work there") from None
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
+    return lock
+
+
+def _interrupt(running: Sequence[_Running]) -> None:
+    for each in running:
+        each.process.send_signal(signal.SIGINT)
+
+
+def _last_line(planned: Planned, status: int) -> str:
+    lines = planned.log.read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"killed by signal {-status}; its last line: {last}" if status < 0 else last
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def command(arguments: list[str]) -> None:
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options = cli.parse(
+        SweepOptions,
+        arguments[:cut],
+        PROGRAM,
+        "Fit a model with every guide and objective, from every seed. After -- stand options of fit for all of them.",
+    )
+    planned = plan(options, arguments[cut + 1 :])
+    todo = remaining(planned)
+    lock = locked(options.out)
+    # As if none were finished: a run that is continued gets the threads that it began with, and the same numbers.
+    jobs = min(options.jobs or cores(), len(planned))
+    threads = max(1, cores() // jobs)
+    begun = sum(run.path.exists() for run in todo)
+    _say(
+        f"{len(planned)} runs: {len(planned) - len(todo)} finished before, {begun} to continue, {len(todo) - begun} to "
+        f"start; {jobs} at a time, {threads} thread{'s' if threads > 1 else ''} each"
+    )
+    try:
+        failures = run(todo, jobs, threads, lock)
+    finally:
+        os.close(lock)
+    for name, how in failures.items():
+        _say(f"{name}: {how}")
+    if failures:
+        raise Failed(
+            f"{len(failures)} of {len(planned)} runs failed; their logs are {options.out}/<name>.log; the same command "
+            "tries them again"
+        )
+    print(f"all {len(planned)} runs are finished; compare them: {_comparison(options.out)}")
+
+
+def _comparison(out: Path) -> str:
+    """The command that compares the runs of a sweep; their logs, beside them, are no directories."""
+    return f"python -m ppl_gen.compare {shlex.quote(str(out))}/*/"
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,366 @@
+"""`compare` against numbers worked out by hand, on runs written by hand and on one that was fitted."""
+
+import csv
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+
+from ppl_gen import compare, fit
+from ppl_gen.data import DataOptions
+from ppl_gen.errors import BadInput
+from ppl_gen.loading import Config
+from ppl_gen.training import TrainingOptions
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> Path:
+    """A run directory with these values per image. `changes` go by dotted name into config.json, those that start
+    with `evaluation.` into evaluation.json, and those that start with `nc.` into the attributes of evaluation.nc."""
+    path = Path(name)
+    path.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "format": 1,
+        "model": "vae",
+        "model_options": {"latent_dim": 2},
+        "guide": "normal",
+        "guide_options": {},
+        "data": {"data": "digits", "binarization": "static", "train_size": None},
+        "data_name": "digits",
+        "training": {"epochs": 3, "objective": "elbo", "num_particles": 1, "seed": 0, "matmul_precision": "highest"},
+        "num_samples": 100,
+        "command": [name],
+    }
+    bounds = {k: np.array(elbo) + math.log10(k) * 0.1 for k in (1, 10, 100)}
+    summary: dict[str, Any] = {
+        "model": "vae",
+        "guide": "normal",
+        "data": "digits",
+        "split": "test",
+        "num_images": len(elbo),
+        "binarization": "static",
+        "observation": "probability",
+        "seed": 0,
+        "training_seed": 0,
+        "checkpoint": "last",
+        "elbo": {"mean": float(np.mean(elbo))},
+        "log_px": {"mean": float(np.mean(log_px)), "estimator": "importance", "num_samples": 100},
+        "gap": {"mean": float(np.mean(log_px)) - float(np.mean(elbo)), "at_least": False},
+        "ess": {"median": 12.5, "min": 1.0},
+        "khat": {"median": 0.5},
+        "active_units": 2,
+        "num_parameters": 1234,
+    }
+    attributes: dict[str, Any] = {}
+    for key, value in changes.items():
+        part, _, rest = key.partition(".")
+        where, names = (
+            (summary, rest) if part == "evaluation" else (attributes, rest) if part == "nc" else (config, key)
+        )
+        *folders, last = names.split(".")
+        for folder in folders:
+            where = where.setdefault(folder, {})
+        where[last] = value
+    summary["training_seed"] = config["training"]["seed"]
+    exact = summary["log_px"]["estimator"] == "exact"
+    if exact:
+        for key in ("gap", "ess", "khat", "active_units"):
+            del summary[key]
+        del summary["log_px"]["num_samples"]
+    plain = {key: value for key, value in summary.items() if isinstance(value, str | int)}
+    plain |= {key: value for key, value in summary["log_px"].items() if key != "mean"}
+    variables: dict[str, Any] = {"elbo": ("image", elbo), "log_px": ("image", log_px)}
+    if not exact:
+        variables["iwae"] = (("image", "k"), np.stack(list(bounds.values()), 1))
+    coordinates: dict[str, Any] = {} if exact else {"k": list(bounds)}
+    coordinates["label"] = ("image", changes.get("labels", list(range(len(elbo)))))
+    dataset = xarray.Dataset(variables, coordinates, plain | attributes)
+    dataset.to_netcdf(path / "evaluation.nc", group="evaluation", engine="h5netcdf")
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "evaluation.json").write_text(json.dumps(summary))
+    lines = [{"epoch": 0, "seconds": 0.1}, {"epoch": 3, "seconds": 7.5}]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def compared(*paths: Path) -> dict[str, Any]:
+    return compare.compare(paths)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = Config(
+        model_options={"hidden_dims": (4,), "latent_dim": 2},
+        data=DataOptions(data="digits", train_size=60),
+        training=TrainingOptions(epochs=1),
+        num_samples=30,
+    )
+    return fit.fit(config, tmp_path_factory.mktemp("runs") / "run", quiet=True).path
+
+
+def test_paired_differences(elsewhere: Path) -> None:
+    """Of log p(x) -1, -2, -3, -2: mean -2, sd sqrt(2/3). Of the ELBO -1, 1, 1, -1: mean 0, sd sqrt(4/3)."""
+    worse = write("worse", [-11, -20, -30, -41], [-10, -20, -30, -40], guide="other")
+    better = write("better", [-10, -21, -31, -40], [-9, -18, -27, -38])
+    result = compared(worse, better)
+    first, second = result["rows"]
+    assert first["runs"] == ["better"] and second["runs"] == ["worse"]
+    assert first["log_px_difference"] == first["elbo_difference"] == {"mean": None, "se": None, "se_seeds": None}
+    assert second["log_px_difference"]["mean"] == pytest.approx(-2)
+    assert second["log_px_difference"]["se"] == pytest.approx(math.sqrt(2 / 3) / 2)
+    assert second["elbo_difference"]["mean"] == pytest.approx(0)
+    assert second["elbo_difference"]["se"] == pytest.approx(math.sqrt(4 / 3) / 2)
+    assert second["log_px_difference"]["se_seeds"] is None
+    # Far less than the errors of the two means, which have what is hard for both in them: sd sqrt(500 / 3).
+    assert second["log_px"]["mean"] == -25 and second["log_px"]["se"] == pytest.approx(math.sqrt(500 / 3) / 2)
+    assert second["gap"] == {"mean": pytest.approx(0.5), "at_least": False}
+    assert first["iwae"] == {
+        "k": 10,
+        "mean": pytest.approx(-25.4),
+        "se": pytest.approx(math.sqrt(167) / 2),
+        "se_seeds": None,
+    }
+    expected = {"khat_median": 0.5, "ess_median": 12.5, "active_units": 2, "num_parameters": 1234}
+    expected |= {"seconds": 7.5, "epochs": 3, "prior": None, "options": {}, "objective": "elbo"}
+    assert {key: first[key] for key in expected} == expected
+
+
+def test_seeds_are_one_row(elsewhere: Path) -> None:
+    """Means of log p(x) are -10 and -12 for a, over seeds -11 ± 1; -14, -15 and -16 for b, -15 ± 1/sqrt(3)."""
+    paths = [
+        *(write(f"b{s}", [-20, -20], [-13.0 - s, -15.0 - s], guide="other", **{"training.seed": s}) for s in range(3)),
+        write("a0", [-20, -20], [-10, -10]),
+        write("a1", [-22, -22], [-11, -13], **{"training.seed": 1, "num_threads": 9, "git_commit": "x"}),
+    ]
+    a, b = compared(*paths)["rows"]
+    assert (a["seeds"], b["seeds"]) == ([0, 1], [0, 1, 2])
+    assert a["runs"] == ["a0", "a1"]
+    # Averaged over seeds the images of a are at -10.5 and -11.5: sd sqrt(1/2), over sqrt(2).
+    assert a["log_px"]["mean"] == -11 and a["log_px"]["se"] == pytest.approx(0.5) and a["log_px"]["se_seeds"] == 1
+    assert a["elbo"] == {"mean": -21, "se": 0, "se_seeds": 1}
+    assert b["log_px"]["se_seeds"] == pytest.approx(1 / math.sqrt(3))
+    # b is at -14 and -16: differences -3.5 and -4.5.
+    assert b["log_px_difference"]["mean"] == -4 and b["log_px_difference"]["se"] == pytest.approx(0.5)
+    assert b["log_px_difference"]["se_seeds"] == pytest.approx(math.sqrt(1 + 1 / 3))
+    assert a["seconds"] == 7.5
+    text = compare.table(compared(*paths))
+    assert "-15.00 ± 1.00 ± 0.58" in text and "-4.00 ± 0.50 ± 1.15" in text and "over its seeds" in text
+    alone = compared(*paths[2:])["rows"][1]
+    assert alone["log_px"]["se_seeds"] is None and alone["log_px_difference"]["se_seeds"] is None
+
+
+def test_what_makes_a_row(elsewhere: Path) -> None:
+    """Anything but the seed does; the checkpoint and the number of samples too. The row says what."""
+    v = [-2.0, -1.0]
+    paths = [
+        write("plain", v, v),
+        write("again", v, v, **{"training.seed": 1, "num_samples": 5, "versions": {"torch": "9"}, "prior": None}),
+        write("precision", v, v, **{"training.matmul_precision": "high"}),
+        write("wide", v, v, **{"model_options.latent_dim": 7}),
+        write("particles", v, v, **{"training.num_particles": 50, "training.objective": "iwae"}),
+        write("warm", v, v, **{"training.kl_warmup": 4}),
+        write("flow", v, v, prior="flow", prior_options={"depth": 2}),
+        write("deep", v, v, prior="flow", prior_options={"depth": 3}),
+        write("small", v, v, **{"data.train_size": 50}),
+        write("best", v, v, **{"evaluation.checkpoint": "best"}),
+        write("more", v, v, **{"evaluation.log_px.num_samples": 1000}),
+    ]
+    result = compared(*paths)
+    rows = {row["runs"][0]: row for row in result["rows"]}
+    assert len(rows) == 10 and rows["plain"]["seeds"] == [0, 1]
+    assert rows["precision"]["options"]["matmul_precision"] == "high"
+    assert rows["wide"]["options"]["latent_dim"] == 7 and rows["plain"]["options"]["latent_dim"] == 2
+    assert rows["particles"]["objective"] == "iwae-50" and rows["warm"]["objective"] == "elbo kl_warmup=4"
+    assert rows["flow"]["prior"] == "flow" and rows["deep"]["options"]["prior.depth"] == 3
+    assert "prior.depth" not in rows["plain"]["options"]
+    assert rows["small"]["options"]["train_size"] == 50 and rows["plain"]["options"]["train_size"] is None
+    assert rows["best"]["options"]["checkpoint"] == "best"
+    assert rows["more"]["log_px"]["num_samples"] == 1000
+    assert any("different S are not comparable" in note for note in result["notes"])
+    assert rows["more"]["iwae"]["k"] == 10  # the largest below every S
+
+
+def test_a_term_that_does_not_exist_is_blank(elsewhere: Path, call: Call) -> None:
+    exact = write("exact", [-3, -5], [-3, -5], model="mixture", **{"evaluation.log_px.estimator": "exact"})
+    sampled = write("sampled", [-5, -6], [-4, -6], **{"evaluation.gap.at_least": True, "training.num_particles": 5})
+    status, out, _ = call(compare.command, exact, sampled, "--format", "csv")
+    first, second = csv.DictReader(io.StringIO(out))
+    assert status == 0
+    for key in (
+        "gap.mean",
+        "khat_median",
+        "ess_median",
+        "active_units",
+        "iwae.mean",
+        "log_px_difference.mean",
+        "prior",
+    ):
+        assert first[key] == ""
+    assert (first["log_px.estimator"], first["log_px.at_least"], first["runs"]) == ("exact", "False", "exact")
+    assert (second["log_px.num_samples"], second["log_px.at_least"], second["objective"]) == ("100", "True", "elbo-5")
+    assert float(second["log_px_difference.mean"]) == -1 and float(second["iwae.mean"]) == -5.4
+
+    result = json.loads(call(compare.command, exact, sampled, "--format", "json")[1], parse_constant=pytest.fail)
+    assert result["rows"][0]["gap"]["mean"] is None and result["images"]["num_images"] == 2
+    text = call(compare.command, exact, sampled)[1]
+    rows = text.splitlines()
+    assert "≥ -5.00 ± 1.00" in text and "≥ 0.50" in text and " 0.00 " not in rows[2]
+    assert "exact log p(x) is not" in text and "k-hat of some images" in text
+    assert len({line.index("S") for line in rows if " S " in line}) == 1
+
+    single = write("single", [-5], [-4])
+    (row,) = json.loads(call(compare.command, single, "--format", "json")[1], parse_constant=pytest.fail)["rows"]
+    assert row["log_px"]["se"] is None
+    infinite = write(
+        "infinite", [-math.inf, -1], [-math.inf, -2], **{"evaluation.elbo.mean": None, "evaluation.log_px.mean": None}
+    )
+    rows = json.loads(call(compare.command, infinite, exact, "--format", "json")[1], parse_constant=pytest.fail)["rows"]
+    assert rows[1]["runs"] == ["infinite"] and rows[1]["log_px"]["mean"] is None
+
+
+def test_markdown_is_a_table(elsewhere: Path, call: Call) -> None:
+    paths = [write("a", [-2, -1], [-2, -1], guide="f.py:A|B"), write("b", [-3, -1], [-2.5, -1])]
+    status, out, _ = call(compare.command, *paths, "--format", "markdown")
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert status == 0 and len(lines) == 4 and len(set(map(len, lines))) == 1
+    cells = [line.replace("\\|", "").strip("|").split("|") for line in lines]
+    assert len(set(map(len, cells))) == 1
+    assert all(set(cell.strip()) <= {"-", ":"} and "-" in cell for cell in cells[1])
+    assert out.index("all rows: model vae") < out.index("|")
+    block = out.split("\n\n")[1].splitlines()
+    assert block == lines  # one block, with a blank line before and after
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"evaluation.data": "mnist"}, ["data is digits in the one and mnist in the other"]),
+        ({"evaluation.split": "train"}, ["split is test in the one and train"]),
+        ({"evaluation.binarization": "dynamic"}, ["binarization is static in the one and dynamic"]),
+        ({"evaluation.observation": "density"}, ["observation is probability in the one and density"]),
+        ({"data.static_seed": 4}, ["static_seed is None in the one and 4"]),
+        ({"labels": [1, 0]}, ["labels is one in the one and other labels"]),
+        ({}, ["one configuration and one seed, 0"]),
+    ],
+)
+def test_not_the_same_images(elsewhere: Path, call: Call, changes: dict[str, Any], words: list[str]) -> None:
+    paths = [write("first", [-2, -1], [-2, -1]), write("second", [-2, -1], [-2, -1], **changes)]
+    status, out, err = call(compare.command, *paths, "--figure", "f.png")
+    assert status == 2 and out == "" and err.count("\n") == 1 and not Path("f.png").exists()
+    for word in ("error: first and second", *words):
+        assert word in err, err
+
+
+def test_a_training_size_matters_to_the_images_that_it_chooses(elsewhere: Path) -> None:
+    paths = [write("all", [-2, -1], [-2, -1], **{"evaluation.split": "validation"})]
+    paths += [write("few", [-2, -1], [-2, -1], **{"evaluation.split": "validation", "data.train_size": 5})]
+    with pytest.raises(BadInput, match="train_size is None in the one and 5"):
+        compared(*paths)
+    with pytest.raises(BadInput, match="num_images is 2 in the one and 3"):
+        compared(write("two", [-2, -1], [-2, -1]), write("three", [-2, -1, 0], [-2, -1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: (p / "evaluation.json").unlink(), ["no evaluation.json", "python -m ppl_gen.evaluate run"]),
+        (lambda p: (p / "evaluation.nc").unlink(), ["no evaluation.nc", "python -m ppl_gen.evaluate run"]),
+        (lambda p: (p / "config.json").unlink(), ["not a run directory"]),
+        (lambda p: shutil.rmtree(p), ["no such run directory"]),
+        (lambda p: (p / "evaluation.nc").write_bytes(b"hello"), ["evaluation.nc: damaged", "ppl_gen.evaluate run"]),
+        (
+            lambda p: (p / "evaluation.nc").write_bytes((p / "evaluation.nc").read_bytes()[:-3000]),
+            ["evaluation.nc: damaged"],
+        ),
+        (lambda p: (p / "evaluation.json").write_text("{"), ["evaluation.json: damaged"]),
+        (lambda p: (p / "evaluation.json").write_text("{}"), ["evaluation.json: damaged"]),
+        (lambda p: (p / "evaluation.json").write_text("[]"), ["evaluation.json: damaged"]),
+    ],
+)
+def test_damaged(elsewhere: Path, call: Call, damage: Callable[[Path], Any], words: list[str]) -> None:
+    damage(write("run", [-2, -1], [-2, -1]))
+    status, out, err = call(compare.command, "run")
+    assert status == 2 and out == "" and err.count("\n") == 1 and err.startswith("error: "), err
+    for word in words:
+        assert word in err, err
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"nc.num_images": 7}, "num_images"),
+        ({"nc.seed": 7}, "seed"),
+        ({"nc.num_samples": 7}, "num_samples"),
+        ({"evaluation.elbo.mean": -1.4}, "mean elbo"),
+    ],
+)
+def test_another_evaluation_s_values(elsewhere: Path, call: Call, changes: dict[str, Any], word: str) -> None:
+    status, _, err = call(compare.command, write("run", [-2, -1], [-2, -1], **changes))
+    assert status == 2 and "does not belong to the evaluation.json beside it" in err and f"another {word};" in err
+
+
+def test_bad_command_lines(elsewhere: Path, call: Call) -> None:
+    run = write("run", [-2, -1], [-2, -1], guide="mine.py:Mine")
+    for arguments, word in (
+        ((), "name at least one run"),
+        ((run, "--format", "html"), "--format"),
+        ((run, "--figure", "f.pdf"), "--figure f.pdf: must end in .png"),
+        ((run, "--figure", "no/f.png"), "--figure no/f.png"),
+    ):
+        status, out, err = call(compare.command, *arguments)
+        assert status == 2 and out == "" and word in err and err.count("\n") == 1, err
+    (run / "evaluation.nc").unlink()
+    assert "ppl_gen.evaluate run --guide mine.py:Mine" in call(compare.command, run)[2]
+
+
+def test_of_a_fitted_run(elsewhere: Path, fitted: Path, call: Call) -> None:
+    """The numbers are those of its evaluation.json, and a figure replaces another."""
+    summary = json.loads((fitted / "evaluation.json").read_text())
+    (row,) = compared(fitted)["rows"]
+    for key in ("elbo", "log_px"):
+        assert row[key]["mean"] == pytest.approx(summary[key]["mean"]) and row[key]["se"] == pytest.approx(
+            summary[key]["se"]
+        )
+    assert row["iwae"]["mean"] == pytest.approx(summary["iwae"]["10"]["mean"])
+    assert row["gap"] == {key: summary["gap"][key] for key in ("mean", "at_least")}
+    assert row["epochs"] == 1 and row["seconds"] > 0
+    Path("f.png").write_text("old")
+    status, out, err = call(compare.command, fitted, "--figure", "f.png")
+    assert status == 0 and err == "" and "300 test images of digits" in out
+    assert Path("f.png").read_bytes()[:4] == b"\x89PNG" and [path.name for path in elsewhere.iterdir()] == ["f.png"]
+
+
+def test_figure_of_several(elsewhere: Path, call: Call) -> None:
+    from ppl_gen.figures.comparison import bounds_and_log_px
+
+    paths = [
+        write("a", [-2, -1], [-2, -1], **{"evaluation.log_px.estimator": "exact"}),
+        write("b", [-4, -1], [-3, -1], guide="x/mine.py:Mine", **{"evaluation.gap.at_least": True}),
+        write("c", [-4, -1], [-4, 0], guide="x/mine.py:Mine", **{"training.seed": 1}),
+    ]
+    result = compared(*paths)
+    names = compare.labels(result["rows"])
+    assert names == ["normal", "mine.py:Mine (2 seeds)"]
+    axes = bounds_and_log_px(result, names).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == names
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the best on top
+    lines = [tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
+    assert (-2.5, -2.0) in lines
+    assert {">", "o"} <= {line.get_marker() for line in axes.lines}
+
+
+def test_starts_without_torch(elsewhere: Path) -> None:
+    run = write("run", [-2, -1], [-2, -1])
+    code = "import sys; from ppl_gen import compare; compare.command(sys.argv[1:]); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, str(run), "--figure", "f.png"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
