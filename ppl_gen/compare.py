@@ -84,7 +84,9 @@ def read(path: Path) -> Evaluated:
     import xarray
 
     run = Run.open(path)
-    named = [f" --{kind} {run.config.get(kind)}" for kind in ("model", "guide") if ":" in str(run.config.get(kind))]
+    named = [
+        f" --{kind} {run.config.get(kind)}" for kind in ("model", "guide", "prior") if ":" in str(run.config.get(kind))
+    ]
     again = f"evaluate it: python -m ppl_gen.evaluate {path}{''.join(named)}"
     summary = run.read_json("evaluation.json")
     file = path / "evaluation.nc"

@@ -273,13 +273,14 @@ def table(summary: dict[str, Any]) -> str:
     exact = s["log_px"] if s["log_px"]["estimator"] == "exact" else s.get("log_px_exact")
     at_least = "at least" if "gap" in s and s["gap"]["at_least"] else ""
 
+    prior = f", prior {s['prior']}" if "prior" in s else ""
+
     def row(name: str, key: dict[str, Any], note: str = "", prefix: str = "") -> str:
         value = f"{prefix:>9}{key['mean']:9.2f}" + (f" ± {key['se']:.2f}" if math.isfinite(key["se"] or 0) else "")
         return f"  {name:<22}{value:<28}{note}".rstrip()
 
     rows = [
-        f"{s['model']}, guide {s['guide']}{f', prior {s["prior"]}' if 'prior' in s else ''}: "
-        f"{s['num_images']} {s['split']} images of {s['data']}, "
+        f"{s['model']}, guide {s['guide']}{prior}: {s['num_images']} {s['split']} images of {s['data']}, "
         f"binarization {s['binarization']}",
         "nats per image ± standard error over images; larger is better",
     ]

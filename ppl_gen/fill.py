@@ -252,9 +252,7 @@ def command(arguments: list[str]) -> None:
     options = cli.parse(
         FillOptions, arguments, "python -m ppl_gen.fill", "The hidden pixels of an image given its visible ones."
     )
-    fitted = open_fitted(
-        options.run, options.named, checkpoint=options.checkpoint, device=options.device
-    )
+    fitted = open_fitted(options.run, options.named, checkpoint=options.checkpoint, device=options.device)
     print(table(fill(*fitted, options)))
     print(f"written to {options.run / 'fill.json'} and figures/fill.png")
 

@@ -19,7 +19,7 @@ from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
 from ppl_gen.inference.enumeration import memory_needed, require_memory
 from ppl_gen.inference.traces import Pair, evaluating
-from ppl_gen.loading import Config, assemble, changed_files, config_of, read_pair, start_from
+from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, externals, read_pair, start_from
 from ppl_gen.runs import Run, check_new
 from ppl_gen.training import TrainingOptions, resolve_device, takes_labels, train
 
@@ -42,14 +42,13 @@ def fit(config: Config, out: str | Path | None = None, *, quiet: bool = False) -
     return run
 
 
-def resume(path: str | Path, *, model: str | None = None, guide: str | None = None, quiet: bool = False) -> Run:
+def resume(path: str | Path, named: Named | None = None, *, quiet: bool = False) -> Run:
     """Continue an interrupted run to the numbers it would have had; a finished one is drawn again.
 
-    :param model: the `file.py:Class` of a model of your own, named again.
-    :param guide: likewise for a guide.
+    :param named: classes of your own, named again.
     """
     run = Run.open(Path(path))
-    config = config_of(run, model=model, guide=guide)
+    config = config_of(run, named or Named())
     for file in changed_files(run, config):
         print(f"warning: {file} has changed since the run was started", file=sys.stderr)
     if run.checkpoint_path.exists():
@@ -89,6 +88,8 @@ def _prepare(config: Config, quiet: bool) -> tuple[Data, nn.Module, nn.Module, P
         print(f"*** {data.notice} ***", flush=True)
     data = data.to(device)
     model, guide = assemble(config, data)
+    if config.fixed_model and config.init_from is None:
+        raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
     if config.init_from is not None:
         start = start_from(config.init_from, model, guide)
         if not quiet:
@@ -131,11 +132,7 @@ def _finish(
         draw_training(run, model, guide, data, pair, batch)
         draw_evaluation(run)
     except KeyboardInterrupt:
-        again = "".join(
-            f" --{kind} {name}"
-            for kind, name in (("model", config.model), ("guide", config.guide))
-            if components.is_external(name)
-        )
+        again = "".join(f" --{kind} {name}" for kind, name in externals(config).items())
         raise KeyboardInterrupt(f"continue with: {PROGRAM} --resume {run.path}{again}") from None
     if not quiet:
         print(f"\n{table(summary)}\n\npictures in {run.path / 'figures'}")
@@ -269,7 +266,10 @@ class RunOptions:
     """Where training starts from, what comes after it, and where it goes."""
 
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Start from the last weights of this run: its model, and what fits of its guide."""
+    """Start from the last weights of this run: its model, prior and data, and what fits of its guide. They need not be
+    named again, but for classes of your own."""
+    refit_guide: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Train this guide alone, as --guide names one, against the model of --init-from, which stays as it is."""
     num_samples: int = 1000
     """Importance samples of z per image for log p(x) after training."""
     out: Path | None = None
@@ -282,10 +282,7 @@ class RunOptions:
 class ResumeCommand:
     resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
-    model: str | None = None
-    """file.py:Class of the model, again, if it is your own."""
-    guide: str | None = None
-    """file.py:Class of the guide, again, if it is your own."""
+    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
 
 def options_class(kind: components.Kind, cls: type) -> type:
@@ -314,39 +311,41 @@ def training_defaults(model: str) -> dict[str, Any]:
     return dict(getattr(components.find("model", model), "training_defaults", {}))
 
 
-def command_class(model: str, guide: str) -> type:
-    """The options of `fit` for a model and a guide: their own, and those that all share."""
-    defaults = TrainingOptions(**training_defaults(model))
-    parts: dict[str, type] = {
-        "model_options": options_class("model", components.find("model", model)),
-        "data": DataOptions,
-        "training": TrainingOptions,
-        "run": RunOptions,
-    }
-    taken: dict[str, str] = {}
-    for part, cls in parts.items():
-        for option in fields(cls):
+def command_class(base: Config) -> type:
+    """The options of `fit` for a model, a guide and a prior: their own, and those that all share. The defaults are
+    those of `base`."""
+    options = {"model": base.model_options, "guide": base.guide_options, "prior": base.prior_options}
+    names: dict[components.Kind, str | None] = {"model": base.model, "guide": base.guide, "prior": base.prior}
+    classes: dict[str, type] = {"data": DataOptions, "training": TrainingOptions, "run": RunOptions}
+    defaults: dict[str, Any] = {"data": base.data, "training": base.training, "run": RunOptions(base.init_from)}
+    for kind, name in names.items():
+        cls = type("NoPrior", (), {}) if name is None else components.find(kind, name)
+        classes[f"{kind}_options"] = options_class(kind, cls)
+        defaults[f"{kind}_options"] = classes[f"{kind}_options"](**options[kind])
+    taken: dict[str, str] = dict.fromkeys(("guide", "prior"), "run")
+    for part in ("data", "training", "run", "model_options"):
+        for option in fields(classes[part]):
             if option.name in taken:
-                raise BadInput(f"model {model}: its option '{option.name}' is already one of every fit; rename it")
+                raise BadInput(f"model {base.model}: its option '{option.name}' is already one of every fit; rename it")
             taken[option.name] = part
-    flat = [
-        (
-            part,
-            Annotated[cls, tyro.conf.arg(name="")],
-            field(default=defaults) if cls is TrainingOptions else field(default_factory=cls),
-        )
-        for part, cls in parts.items()
+    about: dict[components.Kind, str] = {"guide": "of q(z | x)", "prior": "in the place of the model's own"}
+    parts: list[Any] = [
+        (part, Annotated[classes[part], tyro.conf.arg(name="")], field(default=defaults[part]))
+        for part in ("model_options", "data", "training", "run")
     ]
-    guide_options = options_class("guide", components.find("guide", guide))
-    guide_name = Annotated[
-        str, tyro.conf.arg(help=f"of q(z | x): {', '.join(components.known('guide'))}, or file.py:Class")
-    ]
-    guide_part = Annotated[guide_options, tyro.conf.arg(name="guide")]  # type: ignore[valid-type]
-    guide_fields = [
-        ("guide", guide_name, field(default=default_guide(model))),
-        ("guide_options", guide_part, field(default_factory=guide_options)),
-    ]
-    return make_dataclass("FitCommand", [*flat, *guide_fields], frozen=True)
+    for kind, text in about.items():
+        help = f"{text}: {', '.join(components.known(kind))}, or file.py:Class"
+        kind_of_name: Any = str if kind == "guide" else str | None
+        options_of = classes[f"{kind}_options"]
+        parts += [
+            (kind, Annotated[kind_of_name, tyro.conf.arg(help=help)], field(default=names[kind])),
+            (
+                f"{kind}_options",
+                Annotated[options_of, tyro.conf.arg(name=kind)],
+                field(default=defaults[f"{kind}_options"]),
+            ),
+        ]
+    return make_dataclass("FitCommand", parts, frozen=True)
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -365,45 +364,57 @@ def _asdict(options: Any) -> Mapping[str, Any]:
 
 
 def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
-    """The configuration that a command line `MODEL [options]` means, and where its run goes.
+    """The configuration that a command line `[MODEL] [options]` means, and where its run goes.
 
-    :raises BadInput: for a command line that cannot be read, and for a model or guide that is not there.
+    :raises BadInput: for a command line that cannot be read, and for a model, guide or prior that is not there.
     """
-    models = ", ".join(components.known("model"))
     named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
-    asks_help = "-h" in arguments or "--help" in arguments
-    if not named and not asks_help:
-        raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
-    model = named[0] if named else "vae"
-    guide = _value_of("--guide", arguments) or default_guide(model)
+    base = _defaults(named[0] if named else None, arguments)
+    models = ", ".join(components.known("model"))
     description = (
-        f"Train {model}, compare its ELBO with importance-sampled log p(x), draw pictures. Models: {models}, or "
+        f"Train {base.model}, compare its ELBO with importance-sampled log p(x), draw pictures. Models: {models}, or "
         f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
     )
-    chosen: Any = cli.parse(
-        command_class(model, guide),
-        arguments[len(named) :],
-        f"{PROGRAM} {model if named else 'MODEL'}",
-        description,
-    )
-    config = Config(
-        model=model,
+    rest = arguments[len(named) :]
+    chosen: Any = cli.parse(command_class(base), rest, f"{PROGRAM} {base.model if named else 'MODEL'}", description)
+    config = replace(
+        base,
         model_options=_asdict(chosen.model_options),
-        guide=chosen.guide,
         guide_options=_asdict(chosen.guide_options),
+        prior_options=_asdict(chosen.prior_options),
         data=chosen.data,
         training=chosen.training,
         num_samples=chosen.run.num_samples,
         init_from=chosen.run.init_from,
+        fixed_model=chosen.run.refit_guide is not None,
     )
     return config, chosen.run
+
+
+def _defaults(model: str | None, arguments: list[str]) -> Config:
+    """The configuration of which options are chosen: classes as the command line names them, or as the run does that it
+    starts from; options as they have them."""
+    given = {flag: _value_of(f"--{flag}", arguments) for flag in ("init-from", "refit-guide", "guide", "prior")}
+    if given["refit-guide"] is not None and given["guide"] is not None:
+        raise BadInput("--refit-guide: names the guide; leave --guide out")
+    guide, prior = given["refit-guide"] or given["guide"], given["prior"]
+    if given["init-from"] is not None:
+        there = config_of(Run.open(Path(given["init-from"])), Named(model, guide, prior), swap=True)
+        training = TrainingOptions(**training_defaults(there.model))
+        return replace(there, training=training, init_from=given["init-from"])
+    if model is None and not {"-h", "--help"} & set(arguments):
+        models = ", ".join(components.known("model"))
+        raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
+    model = model or "vae"
+    training = TrainingOptions(**training_defaults(model))
+    return Config(model=model, guide=guide or default_guide(model), prior=prior, training=training)
 
 
 def command(arguments: list[str]) -> None:
     if any(argument.partition("=")[0] == "--resume" for argument in arguments):
         rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
         given = cli.parse(ResumeCommand, rest, PROGRAM, "Continue an interrupted run; its options are its own.")
-        resume(given.resume, model=given.model, guide=given.guide)
+        resume(given.resume, given.named)
         return
     config, options = parse(arguments)
     if options.dry_run:

@@ -288,29 +288,36 @@ def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
     return f"starts from {run.path}: its model, and {taken} of the {guides} tensors of the guide"
 
 
-def config_of(run: Run, named: Named) -> Config:
-    """The configuration of a run. Raises `BadInput` where code outside the package is not named again by the user."""
+def config_of(run: Run, named: Named, *, swap: bool = False) -> Config:
+    """The configuration of a run.
+
+    :param swap: let a class that is named take the place of another, with its default options.
+    :raises BadInput: where code outside the package is not named again by the user, or another class is named.
+    """
     content = run.config
     try:
         classes: dict[str, str | None] = {}
+        options = {kind: _tuples(content.get(f"{kind}_options", {})) for kind in ("model", "guide", "prior")}
         for kind, given in asdict(named).items():
             recorded = classes[kind] = content.get("prior") if kind == "prior" else content[kind]
             if given is None:
                 if recorded is not None and is_external(recorded):
                     how = f"--{kind} {recorded}"
                     raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; name it again: {how}")
-            elif recorded is None or given.rpartition(":")[2] != recorded.rpartition(":")[2]:
-                raise BadInput(f"--{kind} {given}: {run.path} was fitted with {recorded or 'none'}")
             else:
                 classes[kind] = given
+                if recorded is None or given.rpartition(":")[2] != recorded.rpartition(":")[2]:
+                    if not swap:
+                        raise BadInput(f"--{kind} {given}: {run.path} was fitted with {recorded or 'none'}")
+                    options[kind] = {}
         assert classes["model"] is not None and classes["guide"] is not None
         return Config(
             model=classes["model"],
-            model_options=_tuples(content["model_options"]),
+            model_options=options["model"],
             guide=classes["guide"],
-            guide_options=_tuples(content["guide_options"]),
+            guide_options=options["guide"],
             prior=classes["prior"],
-            prior_options=_tuples(content.get("prior_options", {})),
+            prior_options=options["prior"],
             data=DataOptions(**content["data"]),
             training=TrainingOptions(**content["training"]),
             num_samples=content["num_samples"],

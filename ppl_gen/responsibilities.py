@@ -253,9 +253,7 @@ def command(arguments: list[str]) -> None:
         "python -m ppl_gen.responsibilities",
         "Which component of a mixture explains which image, and what the labels say.",
     )
-    fitted = open_fitted(
-        options.run, options.named, checkpoint=options.checkpoint, device=options.device
-    )
+    fitted = open_fitted(options.run, options.named, checkpoint=options.checkpoint, device=options.device)
     print(table(explain(*fitted, options)))
     print(f"written to {options.run / 'responsibilities.json'} and figures/")
 

@@ -283,9 +283,7 @@ def command(arguments: list[str]) -> None:
         "python -m ppl_gen.splice",
         "Does log p(x) tell spliced digits from natural ones?",
     )
-    fitted = open_fitted(
-        options.run, options.named, checkpoint=options.checkpoint, device=options.device
-    )
+    fitted = open_fitted(options.run, options.named, checkpoint=options.checkpoint, device=options.device)
     print(table(detect(*fitted, options)))
     print(f"written to {options.run / 'splice.json'}, figures/spliced.png and figures/splice_power.png")
 

@@ -21,14 +21,25 @@ import tyro
 
 from ppl_gen import cli, fit
 from ppl_gen.compare import flat
-from ppl_gen.components import is_external, kebab_case
+from ppl_gen.components import kebab_case
 from ppl_gen.errors import BadInput, Failed, require
-from ppl_gen.loading import Config, changed_files, config_of
+from ppl_gen.loading import Config, Named, changed_files, config_of, externals
 from ppl_gen.runs import Run, check_new
 from ppl_gen.training import interrupts
 
 PROGRAM = "python -m ppl_gen.sweep"
-_OWN = ("--guide", "--objective", "--prior", "--seed", "--out", "--model", "--resume", "--dry-run", "--no-dry-run")
+_OWN = (
+    "--guide",
+    "--refit-guide",
+    "--objective",
+    "--prior",
+    "--seed",
+    "--out",
+    "--model",
+    "--resume",
+    "--dry-run",
+    "--no-dry-run",
+)
 """Options of `fit` that a sweep sets, or that make no run."""
 
 
@@ -45,7 +56,7 @@ class SweepOptions:
     out: Path
     """Directory of the run directories and their logs."""
     priors: tuple[str, ...] = ()
-    """Names, for models that let their prior be chosen."""
+    """Names, or file.py:Class; by default the model's own."""
     jobs: int | None = None
     """Runs at a time, which share the cores; by default as many as there are cores."""
 
@@ -116,14 +127,14 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
         _check_same(opened, run.config)
         if not (run.path / "evaluation.json").exists():
             again = ["--resume", str(run.path)]
-            for kind, reference in (("model", run.config.model), ("guide", run.config.guide)):
-                again += [f"--{kind}", reference] if is_external(reference) else []
+            for kind, reference in externals(run.config).items():
+                again += [f"--{kind}", reference]
             found.append(run._replace(arguments=again))
     return found
 
 
 def _check_same(run: Run, config: Config) -> None:
-    there = config_of(run, model=config.model, guide=config.guide)
+    there = config_of(run, Named(config.model, config.guide, config.prior))
     if config.data.data == "auto":  # the run has the name of what it became
         config = replace(config, data=replace(config.data, data=there.data.data))
     ours, theirs = flat(asdict(config)), flat(asdict(there))

@@ -24,7 +24,9 @@ class Vamp(nn.Module):
         require(num_components >= 1, "prior.num_components", num_components, "must be at least 1")
         super().__init__()
         if not (hasattr(guide, "encode") and hasattr(guide, "posterior")):
-            raise BadInput(f"the prior vamp needs encode(x) and posterior(context), which {type(guide).__name__} has not")
+            raise BadInput(
+                f"the prior vamp needs encode(x) and posterior(context), which {type(guide).__name__} has not"
+            )
         self.guide = guide
         images = data_examples[torch.arange(num_components) % len(data_examples)]
         self.pseudo_inputs = nn.Parameter(torch.logit(0.05 + 0.9 * images) + 0.1 * torch.randn_like(images))
