@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -233,61 +233,46 @@ def _mean_log_px(runs: list[Evaluated]) -> float:
 def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) -> dict[str, Any]:
     """A row of the comparison; a term that some of its runs do not have is None."""
     first, best = runs[0], groups[0]
-    summaries = [run.summary for run in runs]
-
-    def mean(*keys: str) -> float | None:
-        found: list[Any] = []
-        for summary in summaries:
-            value: Any = summary
-            for key in keys:
-                value = value.get(key) if isinstance(value, dict) else None
-            found.append(value)
-        return None if None in found else float(np.mean(found))
-
-    def stacked(values: Callable[[Evaluated], np.ndarray], which: list[Evaluated] = runs) -> np.ndarray:
-        return np.stack([values(run) for run in which])
-
-    def elbo(run: Evaluated) -> np.ndarray:
-        return run.elbo
-
-    def log_px(run: Evaluated) -> np.ndarray:
-        return run.log_px
-
+    summaries, last = [run.summary for run in runs], [run.last for run in runs]
     nothing = dict.fromkeys(("mean", "se", "se_seeds"))
+    bound = [run.iwae[k] for run in runs if k is not None and k in run.iwae]
+    elbo, log_px = np.stack([run.elbo for run in runs]), np.stack([run.log_px for run in runs])
+    differences = {"log_px_difference": nothing, "elbo_difference": nothing}
+    if runs is not best:
+        differences = {
+            "log_px_difference": difference(log_px, np.stack([run.log_px for run in best])),
+            "elbo_difference": difference(elbo, np.stack([run.elbo for run in best])),
+        }
     at_least = any(summary.get("gap", {}).get("at_least", False) for summary in summaries)
-    bounded = k is not None and all(k in run.iwae for run in runs)
-    seconds: list[Any]
-    epochs: list[Any]
-    seconds, epochs = ([run.last.get(key) for run in runs] for key in ("seconds", "epoch"))
+    how = {"num_samples": None} | _estimator(first.summary) | {"at_least": at_least}
     return {
-        "model": _named(first.config["model"]),
-        "guide": _named(first.config["guide"]),
+        "model": first.summary["model"],
+        "guide": first.summary["guide"],
         "prior": first.config.get("prior"),
         "objective": _objective(first.config),
         "options": _options(first, [other[0] for other in groups]),
         "seeds": [run.seed for run in runs],
         "runs": [str(run.path) for run in runs],
-        "elbo": estimate(stacked(elbo)),
-        "iwae": {"k": k} | (estimate(stacked(lambda run: run.iwae[k or 0])) if bounded else nothing),
-        "log_px": estimate(stacked(log_px))
-        | {"num_samples": None}
-        | _estimator(first.summary)
-        | {"at_least": at_least},
-        "log_px_difference": nothing if runs is best else difference(stacked(log_px), stacked(log_px, best)),
-        "elbo_difference": nothing if runs is best else difference(stacked(elbo), stacked(elbo, best)),
-        "gap": {"mean": mean("gap", "mean"), "at_least": at_least},
-        "khat_median": mean("khat", "median"),
-        "ess_median": mean("ess", "median"),
-        "active_units": mean("active_units"),
+        "elbo": estimate(elbo),
+        "iwae": {"k": k} | (estimate(np.stack(bound)) if len(bound) == len(runs) else nothing),
+        "log_px": estimate(log_px) | how,
+        **differences,
+        "gap": {"mean": _mean(summaries, "gap", "mean"), "at_least": at_least},
+        "khat_median": _mean(summaries, "khat", "median"),
+        "ess_median": _mean(summaries, "ess", "median"),
+        "active_units": _mean(summaries, "active_units"),
         "num_parameters": first.summary["num_parameters"],
-        "seconds": None if None in seconds else float(np.mean(seconds)),
-        "epochs": None if None in epochs else float(np.mean(epochs)),
+        "seconds": _mean(last, "seconds"),
+        "epochs": _mean(last, "epoch"),
     }
 
 
-def _named(reference: str) -> str:
-    """`folder/file.py:Class` without its folder."""
-    return reference.rpartition("/")[2]
+def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:
+    """Mean of what stands under nested keys; None unless all have it."""
+    found: list[Any] = list(contents)
+    for key in keys:
+        found = [None if each is None else each.get(key) for each in found]
+    return None if None in found else float(np.mean(found))
 
 
 def _objective(config: dict[str, Any]) -> str:

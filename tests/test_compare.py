@@ -71,7 +71,7 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
         for folder in folders:
             where = where.setdefault(folder, {})
         where[last] = value
-    summary["training_seed"] = config["training"]["seed"]
+    summary |= {key: config[key] for key in ("model", "guide")} | {"training_seed": config["training"]["seed"]}
     exact = summary["log_px"]["estimator"] == "exact"
     if exact:
         for key in ("gap", "ess", "khat", "active_units"):
@@ -350,7 +350,7 @@ def test_figure_of_several(elsewhere: Path, call: Call) -> None:
     ]
     result = compared(*paths)
     names = compare.labels(result["rows"])
-    assert names == ["normal", "mine.py:Mine (2 seeds)"]
+    assert names == ["normal", "x/mine.py:Mine (2 seeds)"]
     axes = bounds_and_log_px(result, names).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == names
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the best on top
