@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.enumeration import block_size, cheap, exact_blocks, require_memory, state_posterior
+from ppl_gen.inference.gaps import Gaps, Search, gaps, weights_of_posterior
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
@@ -43,6 +44,12 @@ class EvaluationOptions:
     have stands beside it."""
     checkpoint: Checkpoint = "last"
     """The last weights, or those of the epoch with the best validation ELBO."""
+    gaps: bool = False
+    """Split log p(x) - ELBO into approximation and amortization gap instead, on 100 images and with 5000 samples if not
+    told otherwise; into gaps.json."""
+    gap_copies: int = 3
+    """Images whose gaps are also split with a copy, for each, of the weights of a guide whose posterior(context) has
+    weights of its own, such as a flow."""
     seed: int = 0
     """Of the samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -52,6 +59,7 @@ class EvaluationOptions:
         for name in ("num_images", "num_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
+        require(self.gap_copies >= 0, "gap_copies", self.gap_copies, "must be at least 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
 
@@ -327,6 +335,111 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def split_gap(
+    run: Run,
+    config: Config,
+    model: nn.Module,
+    guide: Any,
+    data: Data,
+    options: EvaluationOptions,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """The gap and its two parts (`ppl_gen.inference.gaps`): written to `gaps.json`, and returned."""
+    if takes_labels(model, guide):
+        raise BadInput(f"--gaps: {config.model} or its guide takes labels, which a search of contexts has not")
+    split = data.targets(options.split)
+    count = min(100, len(split)) if options.num_images is None else options.num_images
+    require(count <= len(split), "num_images", count, f"the {options.split} split has {len(split)}")
+    num_samples = options.num_samples or 5000
+    x, search = split[:count], Search()
+    started = time.perf_counter()
+    with estimating(model, guide, data, options.seed):
+        copies = 0
+        if hasattr(guide, "encode") and hasattr(guide, "posterior"):
+            copies = min(options.gap_copies, count) if weights_of_posterior(guide, guide.encode(x[:1])) else 0
+        with Progress(count + copies, "image", quiet=quiet) as progress:
+
+            def advance(images: int) -> None:
+                progress.advance(images)
+                progress.note("gaps", f"{search.num_samples} samples a step, {num_samples} after", every=10)
+
+            found = gaps(model, guide, x, num_samples=num_samples, search=search, progress=advance)
+            own = None
+            if copies:
+                own = gaps(
+                    model, guide, x[:copies], num_samples=num_samples, search=search, own_weights=True, progress=advance
+                )
+    summary = {
+        "model": config.model,
+        "guide": config.guide,
+        "data": data.name,
+        "split": options.split,
+        "binarization": data.binarization,
+        "seed": options.seed,
+        "training_seed": config.training.seed,
+        "checkpoint": options.checkpoint,
+        "num_samples": num_samples,
+        "search": asdict(search),
+        "contexts": _parts(found),
+        **({} if own is None else {"copies": _parts(own), "contexts_of_these": _parts(found, copies)}),
+        "seconds": time.perf_counter() - started,
+    }
+    run.write_json("gaps.json", summary)
+    return summary
+
+
+def _parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
+    """The means over the first images, and every image's, in nats."""
+    values = {
+        name: getattr(found, name)[:count] for name in ("log_px", "elbo", "best_elbo", "approximation", "amortization")
+    }
+    means = {name: dict(zip(("mean", "se"), mean_se(each), strict=True)) for name, each in values.items()}
+    return {
+        "num_images": len(values["elbo"]),
+        **means,
+        "mc_se": float(found.mc_var[:count].sum().sqrt() / len(values["elbo"])),
+        "at_least": bool(found.untrusted[:count].any()),
+        "fraction_settled": float(found.settled[:count].double().mean()),
+        "per_image": {name: each.tolist() for name, each in values.items()},
+    }
+
+
+def gap_table(summary: dict[str, Any]) -> str:
+    """The gaps as a person reads them."""
+    s = summary
+    rows = [
+        f"{s['model']}, guide {s['guide']}: gaps of {s['contexts']['num_images']} {s['split']} images of {s['data']}, "
+        f"binarization {s['binarization']}",
+        f"nats per image ± standard error over images; log p(x) and bounds from {s['num_samples']} samples",
+    ]
+    titles = {
+        "contexts": "",
+        "contexts_of_these": "the first {} of these",
+        "copies": "the same, and a copy of the weights of posterior(context) for each image",
+    }
+    for key, title in titles.items():
+        if key not in s:
+            continue
+        part = s[key]
+        at_least = "at least " if part["at_least"] else ""
+        rows += [title.format(part["num_images"])] if title else []
+        for name, label in (
+            ("log_px", "log p(x), importance sampling"),
+            ("best_elbo", "ELBO, best context of each image"),
+            ("elbo", "ELBO, the encoder's context"),
+            ("approximation", "approximation gap"),
+            ("amortization", "amortization gap"),
+        ):
+            bounded = at_least if name in ("log_px", "approximation") else ""
+            se = part[name]["se"]
+            error = f" ± {se:.2f}" if math.isfinite(se) else ""
+            rows.append(f"  {label:<34}{bounded:>9}{part[name]['mean']:8.2f}{error}")
+        if part["fraction_settled"] < 1:
+            rows.append(f"  {1 - part['fraction_settled']:.0%} of the searches were still gaining when they were ended")
+    rows.append(f"  this took {s['seconds']:.0f} s")
+    return "\n".join(rows)
+
+
 def _small(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.2f}"
 
@@ -344,6 +457,10 @@ def command(arguments: list[str]) -> None:
     run, config, model, guide, data = open_fitted(
         given.run, given.named, checkpoint=options.checkpoint, device=options.device
     )
+    if options.gaps:
+        print(gap_table(split_gap(run, config, model, guide, data, options)))
+        print(f"written to {run.path / 'gaps.json'}")
+        return
     summary = evaluate(run, config, model, guide, data, options)
     draw_evaluation(run)
     print(table(summary))

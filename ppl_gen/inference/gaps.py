@@ -1,0 +1,208 @@
+"""Why is there a gap between the ELBO and log p(x)? Cremer, Li and Duvenaud (2018), section 3.
+
+    log p(x) - ELBO = (log p(x) - ELBO*)  +  (ELBO* - ELBO)
+                       approximation gap     amortization gap
+
+ELBO* is that of the best member of the guide's family {posterior(c)} for each image, found by optimizing the context c
+of the image, from the encoder's. What is left is what the family cannot represent. A family whose `posterior` has
+weights of its own, such as a flow, has members that no context reaches: `own_weights` optimizes a copy of the weights,
+too, for each image.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
+from ppl_gen.inference.traces import Pair, evaluating
+
+_IMAGES_PER_BLOCK = 20
+Progress = Callable[[int], None]
+"""Called with the number of images just done."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the best context of an image is looked for. The defaults are those of Cremer et al.: Adam, until the mean
+    bound of a window of steps has not risen above its best for some windows."""
+
+    learning_rate: float = 1e-3
+    num_samples: int = 50
+    """Samples of z per image and step."""
+    window: int = 100
+    """Steps."""
+    patience: int = 10
+    """Windows without gain."""
+    most_windows: int = 200
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Per image, in nats, float64 on the CPU; every tensor is [images]."""
+
+    log_px: Tensor
+    """By importance sampling with the encoder's contexts, or with the best ones, whichever has the larger mean."""
+    elbo: Tensor
+    """With the encoder's contexts."""
+    best_elbo: Tensor
+    """With the best contexts."""
+    mc_var: Tensor
+    """Monte Carlo variance of `best_elbo`."""
+    settled: Tensor
+    """Whether the search ended by itself, not at its last window; bool."""
+    untrusted: Tensor
+    """Whether k-hat of `log_px` is too high: the approximation gap is then at least what is reported; bool."""
+
+    @property
+    def approximation(self) -> Tensor:
+        return self.log_px - self.best_elbo
+
+    @property
+    def amortization(self) -> Tensor:
+        return self.best_elbo - self.elbo
+
+
+class _At(nn.Module):
+    """A guide of given contexts [images, …], one for each image."""
+
+    def __init__(self, posterior: Any, pair: Pair):
+        super().__init__()
+        self.posterior, self.name, self.plate = posterior, pair.latent[0], pair.plate
+
+    def guide(self, x: Tensor, context: Tensor) -> None:
+        with pyro.plate(self.plate.name, len(x), dim=self.plate.dim):
+            pyro.sample(self.name, self.posterior(context))
+
+
+def gaps(
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    *,
+    num_samples: int = 5000,
+    search: Search | None = None,
+    own_weights: bool = False,
+    progress: Progress | None = None,
+) -> Gaps:
+    """The two gaps of each image.
+
+    :param model: a module with a method `model(x)`.
+    :param guide: a module with methods `encode(x)` and `posterior(context)`, of one latent site that can be
+        reparametrized.
+    :param x: images [N, data_dim].
+    :param num_samples: samples of z per image for the bounds and log p(x), after the search.
+    :param own_weights: give each image a copy of the weights that `posterior` has, and optimize it too.
+    :raises BadInput: for another kind of guide.
+    """
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x)
+        if not (hasattr(guide, "encode") and hasattr(guide, "posterior")) or len(pair.latent) != 1:
+            raise BadInput(
+                f"{pair.guide_name}: the gaps take a guide of one latent site, with the methods encode(x), from images "
+                "to contexts, and posterior(context)"
+            )
+        if not pair.reparametrized:
+            raise BadInput(
+                f"{pair.guide_name}: the gaps take a guide that can be reparametrized, to optimize its contexts"
+            )
+        parts = []
+        for block in x.split(1 if own_weights else _IMAGES_PER_BLOCK):
+            parts.append(_block(model, guide, pair, block, num_samples, search or Search(), own_weights))
+            if progress is not None:
+                progress(len(block))
+    amortized, best, settled = zip(*parts, strict=True)
+
+    def all_of(estimates: Any, name: str) -> Tensor:
+        return torch.cat([getattr(each, name) for each in estimates])
+
+    better = best if all_of(best, "log_px").mean() > all_of(amortized, "log_px").mean() else amortized
+    return Gaps(
+        log_px=all_of(better, "log_px"),
+        elbo=all_of(amortized, "elbo"),
+        best_elbo=all_of(best, "elbo"),
+        mc_var=all_of(best, "elbo_mc_var"),
+        settled=torch.cat(settled).cpu(),
+        untrusted=all_of(better, "untrusted"),
+    )
+
+
+def _block(
+    model: Any, guide: Any, pair: Pair, x: Tensor, num_samples: int, search: Search, own_weights: bool
+) -> tuple[Estimates, Estimates, Tensor]:
+    """For a few images: estimates with the encoder's contexts, with the best ones, and whether the search settled."""
+    amortized = log_marginal_likelihood(model, guide, x, num_samples=num_samples)
+    start = guide.encode(x).detach()
+    local = copy.deepcopy(guide) if own_weights else guide
+    at = _At(local.posterior, pair)
+    with _frozen(model, guide), torch.enable_grad():
+        context, settled = _climb(
+            model, at, x, start, weights_of_posterior(local, start) if own_weights else [], search
+        )
+    return amortized, log_marginal_likelihood(model, at, x, context, num_samples=num_samples), settled
+
+
+@contextmanager
+def _frozen(*modules: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient, which saves half of the work; restored after."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:
+    """The parameters that `posterior` has of its own."""
+    with torch.enable_grad():
+        parameters = [parameter.requires_grad_() for parameter in guide.parameters()]
+        posterior = guide.posterior(context.detach().requires_grad_())
+        z = posterior.rsample()
+        gradients = torch.autograd.grad((posterior.log_prob(z) + z.sum(-1)).sum(), parameters, allow_unused=True)
+    return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+
+def _climb(
+    model: Any, at: _At, x: Tensor, start: Tensor, weights: list[nn.Parameter], search: Search
+) -> tuple[Tensor, Tensor]:
+    """The contexts that climb the ELBO of their images, averaged over the best window of each, and whether each has
+    settled. Adam moves every element by itself, so that images do not interact; `weights`, of one image, move along."""
+    moving = [start.clone().requires_grad_(), *weights]
+    adam = torch.optim.Adam(moving, lr=search.learning_rate)
+    pair = Pair(model, at, x, start)
+    kept = [each.detach().clone() for each in moving]
+    best = torch.full_like(x[:, 0], -math.inf)
+    waited = torch.zeros_like(best)
+    for _ in range(search.most_windows):
+        bound = torch.zeros_like(best)
+        averages = [torch.zeros_like(each) for each in kept]
+        for _ in range(search.window):
+            elbo = pair.terms(x, moving[0], num_samples=search.num_samples).log_weight.mean(0)
+            bound += elbo.detach() / search.window
+            for average, each in zip(averages, moving, strict=True):
+                average += each.detach() / search.window
+            adam.zero_grad()
+            (-elbo.sum()).backward(inputs=moving)
+            adam.step()
+        gained = bound > best
+        best, waited = torch.where(gained, bound, best), torch.where(gained, 0, waited + 1)
+        chosen = gained.reshape(-1, *[1] * (start.dim() - 1))
+        kept[0] = torch.where(chosen, averages[0], kept[0])
+        if bool(gained.all()):  # of one image
+            kept[1:] = averages[1:]
+        if bool((waited >= search.patience).all()):
+            break
+    with torch.no_grad():
+        for weight, value in zip(weights, kept[1:], strict=True):
+            weight.copy_(value)
+    return kept[0], waited >= search.patience
