@@ -51,9 +51,8 @@ def resume(path: str | Path, named: Named | None = None, *, quiet: bool = False)
     config = config_of(run, named or Named())
     for file in changed_files(run, config):
         print(f"warning: {file} has changed since the run was started", file=sys.stderr)
-    if run.checkpoint_path.exists():
-        config = replace(config, init_from=None)  # the run that it started from may be gone by now
-    _finish(run, config, *_prepare(config, quiet), quiet)
+    # The run that it started from may be gone by now.
+    _finish(run, config, *_prepare(config, quiet, start=not run.checkpoint_path.exists()), quiet)
     return run
 
 
@@ -79,8 +78,13 @@ def dry_run(config: Config) -> str:
 # Steps of a fit ------------------------------------------------------------------------------------------------
 
 
-def _prepare(config: Config, quiet: bool) -> tuple[Data, nn.Module, nn.Module, Pair, tuple[Tensor, ...]]:
-    """Data, model and guide, checked against each other."""
+def _prepare(
+    config: Config, quiet: bool, *, start: bool = True
+) -> tuple[Data, nn.Module, nn.Module, Pair, tuple[Tensor, ...]]:
+    """Data, model and guide, checked against each other.
+
+    :param start: put the weights into them that training starts from.
+    """
     require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
     device = resolve_device(config.training.device)
     data = load_data(config.data)
@@ -88,12 +92,12 @@ def _prepare(config: Config, quiet: bool) -> tuple[Data, nn.Module, nn.Module, P
         print(f"*** {data.notice} ***", flush=True)
     data = data.to(device)
     model, guide = assemble(config, data)
-    if config.fixed_model and config.init_from is None:
+    if start and config.fixed_model and config.init_from is None:
         raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
-    if config.init_from is not None:
-        start = start_from(config.init_from, model, guide)
+    if start and config.init_from is not None:
+        taken = start_from(config.init_from, model, guide)
         if not quiet:
-            print(start, flush=True)
+            print(taken, flush=True)
     pair, batch = read_pair(model, guide, data)
     _check_binarization(pair, data)
     _check_contract(model, guide, pair, batch)

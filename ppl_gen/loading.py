@@ -163,7 +163,8 @@ def _swap_prior(model: Any, config: Config, supplied: Mapping[str, Any]) -> None
     model.add_module("swapped_prior", prior)
     model.prior = prior.prior
     try:
-        model.prior()
+        with evaluating(model):
+            model.prior()
     except Exception as error:  # somebody else's code, or a prior and a guide that are made of each other
         raise BadInput(f"--prior {config.prior}: prior() fails: {describe(error)}") from error
 

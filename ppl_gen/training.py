@@ -195,6 +195,8 @@ def _train(
     total = options.epochs * steps_per_epoch
 
     modules = nn.ModuleDict({"model": model, "guide": guide}).train()
+    # One that stays as it is has no dropout.
+    model.train(any(parameter.requires_grad for parameter in model.parameters()))
     parameters = [parameter for _, parameter in modules.named_parameters() if parameter.requires_grad]
     if not parameters:
         raise BadInput("neither model nor guide has a parameter to train")

@@ -170,6 +170,28 @@ def test_evaluate_command(finished: Path, call: Call) -> None:
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
 
 
+PRIOR = """
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+
+class Wide(nn.Module):
+    \'\'\'A wide Gaussian.
+
+    :param scale: standard deviation.
+    \'\'\'
+
+    def __init__(self, latent_dim, *, scale: float = 1.5):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.scale = scale
+
+    def prior(self):
+        return dist.Normal(self.loc, self.scale).to_event(1)
+"""
+
+
 def test_starting_from_another_run(elsewhere: Path, finished: Path, call: Call) -> None:
     """Epoch 0 is where the other run ended, with the same guide; with another guide only the model is taken."""
     import shutil
@@ -202,6 +224,75 @@ def test_starting_from_another_run(elsewhere: Path, finished: Path, call: Call) 
     ours, theirs = (ppl_gen.load(path, guide) for path, guide in ((run.path, config.guide), (finished, None)))
     for name, tensor in ours.model.state_dict().items():
         assert torch.equal(tensor, theirs.model.state_dict()[name])
+
+
+def test_refitting_the_guide(elsewhere: Path, finished: Path, call: Call) -> None:
+    """The model, with its data and prior, is the other run's, and stays as it was to the last bit; the guide moves."""
+    import shutil
+
+    shutil.copytree(finished, "first")
+    arguments = ("--init-from", "first", "--refit-guide", "multivariate-normal", "--epochs", "1", "--num-samples", "20")
+    status, out, err = call(fit.command, *arguments, "--out", "second")
+    assert status == 0, err
+    assert "starts from first: its model, and 2 of the 4 tensors of the guide" in out
+    before, after = ppl_gen.load("first"), ppl_gen.load("second")
+    assert after.config["guide"] == "multivariate-normal" and after.config["data"] == before.config["data"]
+    for name, tensor in before.model.state_dict().items():
+        assert torch.equal(tensor, after.model.state_dict()[name])
+    hidden = "encoder.0.weight"
+    assert not torch.equal(before.guide.state_dict()[hidden], after.guide.state_dict()[hidden])
+    lines = [json.loads(line) for line in Path("second/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["validation"]["elbo"] > lines[0]["validation"]["elbo"]
+    Path("second/evaluation.json").unlink()
+    status, _, err = call(fit.command, "--resume", "second")
+    assert status == 0, err
+
+    for wrong, words in (
+        (("vae", "--refit-guide", "normal"), "--init-from names"),
+        (("--init-from", "first", "--refit-guide", "normal", "--guide", "flow"), "leave --guide out"),
+        (("--init-from", "first", "--refit-guide", "norml"), "did you mean 'normal'"),
+        (("--init-from", "first", "--refit-guide", "normal", "--prior", "flow"), "its model is another"),
+    ):
+        status, _, err = call(fit.command, *wrong, "--out", "third")
+        assert status == 2 and words in err, err
+    assert not Path("third").exists()
+
+
+def test_a_prior_of_ones_own(elsewhere: Path, call: Call) -> None:
+    """From a file, with options; named again to be evaluated, never imported otherwise."""
+    Path("my_prior.py").write_text(PRIOR)
+    named = ("--prior", "my_prior.py:Wide")
+    status, out, err = call(fit.command, "vae", *named, "--help")
+    assert status == 0 and "--prior.scale" in out and "standard deviation" in out
+    status, out, err = call(fit.command, "vae", *named, "--prior.scale", "2", *QUICK, "--out", "run")
+    assert status == 0, err
+    assert "prior my_prior.py:Wide" in out
+    assert json.loads(Path("run/evaluation.json").read_text())["prior"] == "my_prior.py:Wide"
+    status, _, err = call(evaluate.command, "run")
+    assert status == 2 and "name it again: --prior my_prior.py:Wide" in err
+    assert call(evaluate.command, "run", *named)[0] == 0
+    status, _, err = call(evaluate.command, "run", "--prior", "flow")
+    assert status == 2 and "was fitted with my_prior.py:Wide" in err
+
+
+def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppl_gen.inference import gaps
+
+    monkeypatch.setattr(evaluate, "Search", lambda: gaps.Search(window=3, patience=1, most_windows=4))
+    before = (finished / "evaluation.json").read_text()
+    arguments = (finished, "--gaps", "--num-images", "5", "--num-samples", "50")
+    status, out, _ = call(evaluate.command, *arguments)
+    assert status == 0 and "approximation gap" in out and "amortization gap" in out
+    assert (finished / "evaluation.json").read_text() == before
+    found = json.loads((finished / "gaps.json").read_text())["contexts"]
+    whole = found["log_px"]["mean"] - found["elbo"]["mean"]
+    assert found["approximation"]["mean"] + found["amortization"]["mean"] == pytest.approx(whole)
+    assert len(found["per_image"]["elbo"]) == found["num_images"] == 5
+    assert call(fit.command, "--init-from", finished, "--guide", "flow", *QUICK[2:], "--out", "flow")[0] == 0
+    assert call(evaluate.command, "flow", *arguments[1:], "--gap-copies", "2")[0] == 0
+    parts = json.loads(Path("flow/gaps.json").read_text())
+    assert parts["copies"]["num_images"] == parts["contexts_of_these"]["num_images"] == 2
+    assert parts["contexts_of_these"]["per_image"]["elbo"] == parts["contexts"]["per_image"]["elbo"][:2]
 
 
 def test_auto_falls_back_and_says_so(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,102 @@
+"""Every prior, put to the same tests; float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.components import construct, find, known
+from ppl_gen.data import DataOptions, load_data
+from ppl_gen.errors import BadInput
+from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.traces import evaluating
+from ppl_gen.loading import Config, assemble, read_pair
+from ppl_gen.models.vae import VAE
+
+PIXELS = 6
+CHOSEN: dict[str, dict[str, Any]] = {
+    "standard-normal": {},
+    "vamp": {"num_components": 7},
+    "flow": {"num_transforms": 2, "transform_dims": (16,)},
+}
+
+
+def make(name: str, latent_dim: int) -> Any:
+    torch.manual_seed(0)
+    model = VAE((PIXELS,), latent_dim=latent_dim, hidden_dims=(8,))
+    guide = Normal((PIXELS,), latent_dim, "z", model)
+    supplied = {"latent_dim": latent_dim, "guide": guide, "data_examples": torch.rand(5, PIXELS)}
+    prior = construct("prior", find("prior", name), supplied, CHOSEN[name]).double()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return prior
+
+
+def test_all_priors_are_here() -> None:
+    assert set(known("prior")) == set(CHOSEN)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_density_is_that_of_the_samples(name: str) -> None:
+    """On a grid in two dimensions: it integrates to 1, and gives the samples' mean of a bounded function within 4.5
+    standard errors (false alarms of 7e-6)."""
+    prior = make(name, 2)
+    t = torch.linspace(-4, 4, 501, dtype=torch.float64)
+    z, w = t.sinh(), t.cosh() * (t[1] - t[0])
+    points, weights = torch.cartesian_prod(z, z), torch.cartesian_prod(w, w).prod(1)
+
+    def bounded(z: Tensor) -> Tensor:
+        return (z[..., 0] + 2 * z[..., 1]).sin() + z[..., 0].tanh()
+
+    with torch.no_grad():
+        density = prior.prior().log_prob(points).exp() * weights
+        samples = bounded(prior.prior().expand([20_000]).sample())
+    assert float(density.sum()) == pytest.approx(1, abs=1e-3)
+    error = float(samples.std()) / len(samples) ** 0.5
+    assert abs(float(samples.mean() - (density * bounded(points)).sum())) < 4.5 * error + 1e-3
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_model_uses_it(name: str) -> None:
+    """`model()` and `prior()` of a VAE both do, its parameters are the model's, and saved with it."""
+    data = load_data(DataOptions("digits", train_size=50))
+    config = Config(
+        model_options={"latent_dim": 3, "hidden_dims": (8,)},
+        prior=name,
+        prior_options=CHOSEN[name],
+        data=DataOptions("digits"),
+    )
+    model, guide = assemble(config, data)
+    with evaluating(model, guide):
+        pair, batch = read_pair(model, guide, data)
+        terms = pair.terms(*batch)
+        values: Any = model
+        torch.testing.assert_close(
+            terms.log_prior[0], values.prior().log_prob(terms.latents["z"][0]), rtol=1e-4, atol=1e-4
+        )
+        standard = torch.distributions.Normal(0.0, 1.0).log_prob(terms.latents["z"][0]).sum(-1)
+    assert torch.allclose(terms.log_prior[0], standard) is (name == "standard-normal")
+    for parameter, _ in model.named_parameters():
+        assert parameter.startswith(("decoder.", "swapped_prior."))
+    again, _ = assemble(config, data)
+    again.load_state_dict(model.state_dict())
+
+
+def test_what_cannot_be_swapped() -> None:
+    data = load_data(DataOptions("digits", train_size=50))
+    layered = Config(model="hierarchical-vae", guide="hierarchical", prior="flow")
+    with pytest.raises(BadInput, match=r"no prior\(\) of one latent site to swap"):
+        assemble(layered, data)
+    endless = Config(guide="semi-amortized", prior="vamp", model_options={"hidden_dims": (8,)})
+    with pytest.raises(BadInput, match=r"--prior vamp: prior\(\) fails: RecursionError"):
+        assemble(endless, data)
+    fixed = Config(prior="vamp", fixed_model=True, model_options={"hidden_dims": (8,)})
+    with pytest.raises(BadInput, match="made of the guide"):
+        assemble(fixed, data)
+    supplied = {"guide": nn.Linear(1, 1), "data_examples": torch.rand(5, PIXELS), "latent_dim": 2}
+    with pytest.raises(BadInput, match="needs encode"):
+        construct("prior", find("prior", "vamp"), supplied, {})
+    with pytest.raises(BadInput, match=r"--prior\.num-components 0"):
+        construct("prior", find("prior", "vamp"), supplied, {"num_components": 0})
