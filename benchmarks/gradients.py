@@ -1,4 +1,4 @@
-"""How noisy each gradient estimator of a Bernoulli guide is: `python -m benchmarks.gradients RUN`.
+"""How noisy each gradient estimator of a guide is: `python -m benchmarks.gradients RUN`.
 
 For a fitted pair and one batch: the signal-to-noise ratio of the gradient with respect to the encoder's parameters,
 |mean| / sqrt(total variance), over repeated draws, and the milliseconds of one. Each estimator climbs a bound of its
@@ -48,13 +48,17 @@ def main() -> None:
     pair = Pair(model, guide, x)
     print(f"{given.run}: encoder's gradient on 128 training images, {given.draws} draws")
     print("estimator                         signal / noise   ms a draw")
-    baseline = guide.baseline
+    baseline = getattr(guide, "baseline", None)
+    several = ("iwae", "dreg", "vimco") if pair.reparametrized else ("vimco", "rws")
+    estimators = [("elbo", 1), *([("stl", 1)] if pair.reparametrized else [])]
+    estimators += [(name, k) for name in several for k in (2, 10, 50)]
     torch.manual_seed(0)
-    for name, k in (("elbo", 1), ("vimco", 2), ("vimco", 10), ("vimco", 50), ("rws", 10), ("rws", 50)):
-        for used in (None, baseline) if name == "elbo" else (baseline,):
+    for name, k in estimators:
+        for used in dict.fromkeys((None, baseline)) if name == "elbo" else (baseline,):
             guide.baseline = used
             ratio, seconds = signal_to_noise(pair, guide, x, name, k, given.draws)
-            what = f"score function, {'no' if used is None else 'with its'} baseline" if name == "elbo" else name
+            score = name == "elbo" and not pair.reparametrized
+            what = f"score function, {'no' if used is None else 'with its'} baseline" if score else name
             print(f"{f'{what}, K = {k}':<34}{ratio:14.3f}{seconds * 1e3:12.1f}", flush=True)
     guide.baseline = baseline
 

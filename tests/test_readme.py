@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
 BENCHMARKS = {
     "benchmarks.gap": shlex.split("--units 2 3 --data digits --epochs 1 --num-samples 30 --runs gap --out gap.png"),
+    "benchmarks.gradients": ["--draws", "3"],
     "benchmarks.wall": shlex.split("--max-units 2 --out wall.png"),
 }
 REDUCED = {"--data": "digits", "--train-size": "150", "--epochs": "1", "--num-samples": "30"}
@@ -55,11 +56,16 @@ def _reduce_sweep(arguments: list[str]) -> list[str]:
     return [*arguments[: seeds + 1], *arguments[after:cut], "--", *_reduce(arguments[cut + 1 :])]
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/guides.md", "docs/runs.md", "docs/enumeration.md", "docs/uses.md", "docs/compare.md"]
-)
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("guides", "objectives", "runs", "enumeration", "uses", "compare")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "Search", lambda: Search(window=2, patience=1, most_windows=2))
     ran = 0
     for language, text in _blocks(page):
         if language == "text":
@@ -67,6 +73,7 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
         if language == "python":
             name = re.match(r"# (\w+\.py)\n", text)
             if name:
+                assert len(text.splitlines()) <= 30  # a skeleton
                 Path(name[1]).write_text(text)
             else:
                 out = io.StringIO()
