@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ppl_gen import evaluate, fit, sweep
+from ppl_gen.inference.gaps import Search
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
