@@ -67,6 +67,8 @@ class Evaluated(NamedTuple):
     labels: np.ndarray | None
     last: dict[str, Any]
     """The last line of `metrics.jsonl`; empty if there is none."""
+    gaps: dict[str, Any]
+    """The means of `gaps.json`, which `ppl_gen.evaluate --gaps` writes; empty if there is none."""
 
     @property
     def seed(self) -> int:
@@ -113,7 +115,8 @@ def read(path: Path) -> Evaluated:
         raise BadInput(f"{file}: does not belong to the evaluation.json beside it, which has another {where}; {again}")
     config = {name: value for name, value in flat(run.config | chosen).items() if value is not None}
     config = {name: value for name, value in config.items() if not {name, name.partition(".")[0]} & _NOT_THE_RUN}
-    return Evaluated(path, config, summary, elbo, log_px, iwae, labels, (run.metrics() or [{}])[-1])
+    gaps = (run.read_json("gaps.json") or {}).get("contexts", {})
+    return Evaluated(path, config, summary, elbo, log_px, iwae, labels, (run.metrics() or [{}])[-1], gaps)
 
 
 def _strangeness(summary: dict[str, Any], attributes: dict[str, Any], values: dict[str, np.ndarray]) -> str:
@@ -317,6 +320,9 @@ def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
         notes.append("importance-sampled log p(x) with different S are not comparable: the more samples, the higher")
     if len({row["log_px"]["estimator"] for row in rows}) > 1:
         notes.append("importance-sampled log p(x) is biased low, exact log p(x) is not")
+    split = {row["approximation"]["num_images"] for row in rows} - {None}
+    if split:
+        notes.append(f"approximation and amortization gap: of the first {' or '.join(map(str, sorted(split)))} images")
     if observation == "cross-entropy":
         notes.append("grey values under a Bernoulli: these figures are no bound on a log-probability of any data")
     if observation == "density":
@@ -358,6 +364,8 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         "Δ log p(x)": estimates("log_px_difference", "+"),
         "Δ ELBO": estimates("elbo_difference", "+"),
         "gap": estimates("gap", errors=False),
+        "approx.": estimates("approximation", errors=False),
+        "amort.": estimates("amortization", errors=False),
         "k-hat": numbers("khat_median", ".2f"),
         "ESS": numbers("ess_median", ".1f"),
         "units": numbers("active_units", ".3g"),

@@ -364,3 +364,21 @@ def test_starts_without_torch(elsewhere: Path) -> None:
     code = "import sys; from ppl_gen import compare; compare.command(sys.argv[1:]); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, str(run), "--figure", "f.png"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
+    """Means over seeds, of a row whose runs all have them; blank for the others."""
+    for seed, approximation in ((0, 1.0), (1, 2.0)):
+        path = write(f"run-{seed}", [-10.0, -11.0], [-8.0, -9.0], **{"training.seed": seed})
+        parts = {"approximation": {"mean": approximation}, "amortization": {"mean": 0.5}}
+        contexts = parts | {"num_images": 100, "at_least": seed == 1}
+        (path / "gaps.json").write_text(json.dumps({"contexts": contexts}))
+    write("other", [-10.0, -11.0], [-9.0, -9.5], guide="flow")
+    result = compared(Path("run-0"), Path("run-1"), Path("other"))
+    first, second = result["rows"]
+    assert first["approximation"] == {"mean": 1.5, "num_images": 100, "at_least": True}
+    assert first["amortization"] == {"mean": 0.5, "num_images": 100, "at_least": False}
+    assert second["approximation"]["mean"] is None
+    text = compare.table(result)
+    assert "≥ 1.50" in text and "approx." in text and "of the first 100 images" in text
+    assert "approx." not in compare.table(compared(Path("other")))
