@@ -261,6 +261,7 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
         "log_px": estimate(log_px) | how,
         **differences,
         "gap": {"mean": _mean(summaries, "gap", "mean"), "at_least": at_least},
+        **{name: _gap(runs, name) for name in ("approximation", "amortization")},
         "khat_median": _mean(summaries, "khat", "median"),
         "ess_median": _mean(summaries, "ess", "median"),
         "active_units": _mean(summaries, "active_units"),
@@ -268,6 +269,13 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
         "seconds": _mean(last, "seconds"),
         "epochs": _mean(last, "epoch"),
     }
+
+
+def _gap(runs: Sequence[Evaluated], name: str) -> dict[str, Any]:
+    """One of the two gaps and of how many images, where every run has it."""
+    gaps = [run.gaps for run in runs]
+    bounded = name == "approximation" and any(each.get("at_least", False) for each in gaps)
+    return {"mean": _mean(gaps, name, "mean"), "num_images": _mean(gaps, "num_images"), "at_least": bounded}
 
 
 def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:
@@ -322,7 +330,9 @@ def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
         notes.append("importance-sampled log p(x) is biased low, exact log p(x) is not")
     split = {row["approximation"]["num_images"] for row in rows} - {None}
     if split:
-        notes.append(f"approximation and amortization gap: of the first {' or '.join(map(str, sorted(split)))} images")
+        notes.append(
+            f"approximation and amortization gap: of the first {' or '.join(f'{n:g}' for n in sorted(split))} images"
+        )
     if observation == "cross-entropy":
         notes.append("grey values under a Bernoulli: these figures are no bound on a log-probability of any data")
     if observation == "density":

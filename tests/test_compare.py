@@ -376,8 +376,8 @@ def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
     write("other", [-10.0, -11.0], [-9.0, -9.5], guide="flow")
     result = compared(Path("run-0"), Path("run-1"), Path("other"))
     first, second = result["rows"]
-    assert first["approximation"] == {"mean": 1.5, "num_images": 100, "at_least": True}
-    assert first["amortization"] == {"mean": 0.5, "num_images": 100, "at_least": False}
+    assert first["approximation"] == {"mean": 1.5, "num_images": 100.0, "at_least": True}
+    assert first["amortization"] == {"mean": 0.5, "num_images": 100.0, "at_least": False}
     assert second["approximation"]["mean"] is None
     text = compare.table(result)
     assert "≥ 1.50" in text and "approx." in text and "of the first 100 images" in text
