@@ -73,6 +73,19 @@ def ours(x: Tensor, analytic_kl: bool = False) -> Callable[[], object]:
     return lambda: svi.step(x)
 
 
+def at_medium(step: Callable[[], object]) -> Callable[[], object]:
+    """The step as with `--matmul-precision medium`."""
+
+    def call() -> object:
+        torch.set_float32_matmul_precision("medium")
+        try:
+            return step()
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    return call
+
+
 def main(rounds: int) -> None:
     torch.manual_seed(0)
     x = torch.bernoulli(torch.rand(128, 784))
@@ -81,6 +94,7 @@ def main(rounds: int) -> None:
             {
                 "hand-written PyTorch, fused Adam": hand_written(x),
                 "ppl_gen, elbo": ours(x),
+                "ppl_gen, elbo, --matmul-precision medium": at_medium(ours(x)),
                 "ppl_gen, elbo-analytic-kl": ours(x, analytic_kl=True),
                 "stock Pyro": stock_pyro(x),
             },
