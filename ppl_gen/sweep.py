@@ -48,7 +48,7 @@ class SweepOptions:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """As for fit: a name, or file.py:Class."""
     guides: tuple[str, ...]
-    """Names, or file.py:Class."""
+    """Names, or file.py:Class; with options, such as flow,transform=iaf."""
     objectives: tuple[str, ...]
     """Names; with :K, of K particles, such as vimco:50."""
     seeds: tuple[int, ...]
@@ -91,19 +91,23 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
     """
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
-        own = flag in _OWN or (flag == "--num-particles" and any(":" in name for name in options.objectives))
-        if own:
+        taken = flag in _OWN or (flag == "--num-particles" and any(":" in name for name in options.objectives))
+        if taken:
             raise BadInput(f"{flag}: after -- stand options that all runs share, and the sweep sets this one itself")
     planned: dict[str, Planned] = {}
-    for guide, prior, objective in itertools.product(options.guides, options.priors or (None,), options.objectives):
+    for spec, prior, objective in itertools.product(options.guides, options.priors or (None,), options.objectives):
         objective_name, _, particles = objective.partition(":")
-        chosen = ["--guide", guide, "--objective", objective_name]
+        guide, *own = spec.split(",")
+        if not all("=" in option for option in own):
+            raise BadInput(f"--guides {spec}: after the comma stand options of the guide, as in flow,transform=iaf")
+        chosen = ["--guide", guide, *(f"--guide.{option}" for option in own), "--objective", objective_name]
         chosen += ["--num-particles", particles] if ":" in objective else []
         chosen += ["--prior", prior] if prior is not None else []
         config, _ = fit.parse([options.model, *chosen, *rest])
         for seed in options.seeds:
-            parts = (options.model, guide, *([] if prior is None else [prior]), objective.replace(":", "-"), str(seed))
-            name = "-".join(kebab_case(part.rpartition(":")[2]) for part in parts)
+            values = [option.partition("=")[2] for option in own]
+            parts = (options.model, guide, *values, *([] if prior is None else [prior]), objective.replace(":", "-"))
+            name = "-".join(kebab_case(part.rpartition(":")[2]) for part in (*parts, str(seed)))
             if name in planned:
                 raise BadInput(f"two runs would be called {name}; name every guide, objective, prior and seed once")
             path = options.out / name

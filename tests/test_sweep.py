@@ -183,6 +183,9 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
         (("vae", *SEEDS[1:4], "elbo", "elbo", *SEEDS[5:]), ["two runs would be called vae-normal-elbo-0"]),
         (("vea", *SEEDS[1:]), ["unknown model 'vea'"]),
         (("vae", "--guides", "nrmal", *SEEDS[3:]), ["unknown guide 'nrmal'", "did you mean 'normal'"]),
+        (("vae", "--guides", "flow,spline", *SEEDS[3:]), ["--guides flow,spline", "as in flow,transform=iaf"]),
+        (("vae", "--guides", "flow,transfrm=iaf", *SEEDS[3:]), ["--guide.transfrm", "did you mean --guide.transform"]),
+        (("vae", *SEEDS[1:4], "elbow", *SEEDS[5:]), ["--objective elbow: unknown", "did you mean 'elbo'"]),
         ((*SEEDS[:-1], "/proc/out"), ["--out /proc/out", "cannot be written"]),
     ],
 )
@@ -207,3 +210,12 @@ def test_a_plan(elsewhere: Path) -> None:
         config, where = fit.parse(run.arguments)
         assert config == run.config and where.out == run.path
     assert planned[0].config.training.num_particles == 50 and planned[0].config.training.objective == "vimco"
+
+
+def test_a_plan_of_guides_with_options(elsewhere: Path) -> None:
+    guides = ("flow,transform=iaf,num-transforms=2", "flow,transform=planar")
+    planned = sweep.plan(sweep.SweepOptions("vae", guides, ("elbo",), (0,), Path("out"), priors=("flow",)), [])
+    assert [run.name for run in planned] == ["vae-flow-iaf-2-flow-elbo-0", "vae-flow-planar-flow-elbo-0"]
+    assert [run.config.guide_options["transform"] for run in planned] == ["iaf", "planar"]
+    assert planned[0].config.guide_options["num_transforms"] == 2 and planned[0].config.prior == "flow"
+    assert fit.parse(planned[0].arguments)[0] == planned[0].config

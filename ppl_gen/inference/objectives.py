@@ -60,8 +60,7 @@ def objective(
     :param beta: weight of the KL term in `beta`, and in no other; 4 by default.
     :raises BadInput: for an unknown objective, or one that the pair cannot have.
     """
-    if name not in get_args(Objective):
-        raise BadInput(f"--objective {name}: unknown{near_miss(name, get_args(Objective))}")
+    check_name(name)
     require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
     require(alpha is None or name == "renyi", "alpha", alpha, f"belongs to the objective renyi, not {name}")
     require(beta is None or name == "beta", "beta", beta, f"belongs to the objective beta, not {name}")
@@ -110,6 +109,12 @@ def objective(
     if name == "beta":
         return Beta(4.0 if beta is None else beta, **options)
     return (TraceMeanField_ELBO if name == "elbo-analytic-kl" else Trace_ELBO)(**options)
+
+
+def check_name(name: str) -> None:
+    """Raise `BadInput` for an unknown objective."""
+    if name not in get_args(Objective):
+        raise BadInput(f"--objective {name}: unknown{near_miss(name, get_args(Objective))}")
 
 
 def _check_frozen(name: str, pair: Pair) -> None:
