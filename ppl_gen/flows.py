@@ -89,7 +89,7 @@ class PlanarTransform(ConditionedPlanar):
             target - slope.abs() - 1,
             target + slope.abs() + 1,
             n=60,
-            phi=(slope, b),
+            phi=[each for each in (slope, b) if each.requires_grad],
         )
         x = y - u * (a + b).tanh()
         self._call(x)  # Pyro's takes the log-determinant of the last call for that of this pair

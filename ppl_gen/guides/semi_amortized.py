@@ -47,8 +47,8 @@ class SemiAmortized(Normal):
 
     def encode(self, x: Tensor) -> Tensor:
         """Context [images, 2 latent_dim]: mu beside log sigma."""
-        learning = torch.is_grad_enabled()
         context = super().encode(x)
+        learning = context.requires_grad
         with torch.enable_grad():
             if not learning:
                 context = context.detach().requires_grad_()

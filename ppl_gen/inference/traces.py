@@ -271,12 +271,23 @@ class Pair:
         with _DetachParameters():
             if isinstance(self.guide_module, nn.Module):
                 parameters = {f"module.{n}": p.detach() for n, p in self.guide_module.named_parameters()}
-                tracer = poutine.trace(guide)
-                torch.func.functional_call(_Call(self.guide_module, tracer), parameters, (x, *args), kwargs)
-                guide_trace = tracer.trace
+                score = _Call(self.guide_module, self._scored(guide))
+                guide_trace = torch.func.functional_call(score, parameters, (x, *args), kwargs)
             else:
-                guide_trace = poutine.trace(guide).get_trace(x, *args, **kwargs)
+                guide_trace = self._scored(guide)(x, *args, **kwargs)
         return guide_trace, poutine.trace(model).get_trace(x, *args, **kwargs), values
+
+    def _scored(self, guide: Callable[..., Any]) -> Callable[..., poutine.Trace]:
+        """The guide's trace with the log-densities in it: some distributions, such as flows, look their parameters up
+        when these are asked for, and not when they are made."""
+
+        def trace(*args: Any, **kwargs: Any) -> poutine.Trace:
+            made = poutine.trace(guide).get_trace(*args, **kwargs)
+            for name in self.latent:
+                made.nodes[name]["masked_log_prob"] = masked_log_prob(made.nodes[name])
+            return made
+
+        return trace
 
     def _can_vectorize(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether an outer plate draws independent samples and changes no density.
@@ -452,5 +463,7 @@ def _num_states(distributions: list[Any]) -> int | None:
 
 def masked_log_prob(site: Site) -> Tensor:
     """The log-density of a site with its mask and without its scale, before any sum."""
+    if "masked_log_prob" in site:
+        return site["masked_log_prob"]
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, mask=site["mask"])

@@ -167,6 +167,27 @@ def test_every_parameter_has_a_gradient(family: str) -> None:
     assert [name for name, parameter in guide.named_parameters() if parameter.grad is None] == []
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_density_under_detached_parameters(family: str) -> None:
+    """For `stl` and `dreg` the guide is replayed: the same density, and no gradient but through z."""
+    model, guide = make(family, 3)
+    x = images(4)
+    pair = Pair(model, guide, x)
+    torch.manual_seed(1)
+    live = pair.terms(x, num_samples=2)
+    torch.manual_seed(1)
+    frozen = pair.terms(x, num_samples=2, frozen_guide=True)
+    torch.testing.assert_close(frozen.log_guide, live.log_guide, rtol=1e-7, atol=1e-7)
+    # Cut at z, nothing of the guide is left in it.
+    inputs = [frozen.values["z"], *(p for p in guide.parameters() if p.requires_grad)]
+    by_z, *_ = torch.autograd.grad(frozen.log_guide.sum(), inputs, allow_unused=True, retain_graph=True)
+    through_z = torch.autograd.grad(frozen.values["z"], inputs[1:], by_z, allow_unused=True, retain_graph=True)
+    whole = torch.autograd.grad(frozen.log_guide.sum(), inputs[1:], allow_unused=True)
+    for ours, all_of_it in zip(through_z, whole, strict=True):
+        if ours is not None or all_of_it is not None:
+            torch.testing.assert_close(ours, all_of_it)
+
+
 @pytest.mark.parametrize("name", ["normal", "flow", "mixture"])
 def test_options_of_the_encoder_are_the_familys_too(name: str) -> None:
     found = {option.name: option for option in options("guide", find("guide", name))}
