@@ -35,9 +35,6 @@ class Config:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     guide: str = "normal"
     guide_options: Mapping[str, Any] = field(default_factory=dict)
-    prior: str | None = None
-    """In the place of the model's own."""
-    prior_options: Mapping[str, Any] = field(default_factory=dict)
     data: DataOptions = field(default_factory=DataOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
     num_samples: int = 1000
@@ -46,6 +43,9 @@ class Config:
     """Directory of the run whose last weights training starts from."""
     fixed_model: bool = False
     """Train the guide alone."""
+    prior: str | None = None
+    """In the place of the model's own."""
+    prior_options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self, data: Data) -> dict[str, Any]:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
