@@ -11,6 +11,9 @@ Binarization belongs to the identity of a data set (Salakhutdinov and Murray 200
 - `threshold`: x = 1 where pixel > 0.5.
 - `none`: grey values as they are. Under a Bernoulli likelihood the resulting figure is no bound on a
   log-probability.
+- `dequantized`: a density in place of the probabilities of L grey levels: x = (level + u) / L, u uniform in [0, 1)
+  (Theis et al. 2016), drawn anew for training, once for validation and test. x is in [0, 1] and so is the density's
+  unit: it is L^data_dim times that of level + u.
 """
 
 import os
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from ppl_gen.errors import BadInput, near_miss, require
 
-Binarization = Literal["dynamic", "static", "threshold", "none"]
+Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
 SplitName = Literal["train", "validation", "test"]
 
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
@@ -48,7 +51,7 @@ class DataOptions:
     auto is MNIST where it is on disk or can be downloaded, else scikit-learn's 8x8 digits."""
     binarization: Binarization = "dynamic"
     """dynamic: redrawn at every use in training, one fixed draw for validation and test; static: one fixed draw;
-    threshold: pixel > 0.5; none: grey values."""
+    threshold: pixel > 0.5; none: grey values; dequantized: grey values with uniform noise of one level."""
     train_size: int | None = None
     """Number of training images: the first N. All 60000 of MNIST leaves no validation split."""
 
@@ -68,6 +71,12 @@ class Split:
         """Grey values in [0, 1] of the images at `index` (a slice or an index tensor), float32 [n, data_dim]."""
         images = self.images[index]
         return images / self.scale if self.scale != 1 else images.float()
+
+    def dequantized(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Grey values [n, data_dim] with noise: uniform in the interval of each pixel's level."""
+        return (pixels * self.scale + torch.rand(pixels.shape, generator=generator, device=pixels.device)) / (
+            self.scale + 1
+        )
 
     def to(self, device: torch.device | str) -> "Split":
         labels = None if self.labels is None else self.labels.to(device)
@@ -102,14 +111,18 @@ class Data:
     def batch(self, index: Tensor) -> Tensor:
         """Training targets float32 [n, data_dim] at `index`; drawn anew from torch's generator if `dynamic`."""
         pixels = self.train.pixels(index)
-        return torch.bernoulli(pixels) if self.binarization == "dynamic" else pixels
+        if self.binarization == "dynamic":
+            return torch.bernoulli(pixels)
+        return self.train.dequantized(pixels) if self.binarization == "dequantized" else pixels
 
     def targets(self, name: str, index: Any = slice(None)) -> Tensor:
-        """Fixed targets float32 [n, data_dim] of a split: what an evaluation sees. The `dynamic` training split
-        has one fixed draw for this purpose too."""
+        """Fixed targets float32 [n, data_dim] of a split: what an evaluation sees. The training split of `dynamic` and
+        `dequantized` data has one fixed draw for this purpose too."""
         split = self.split(name)
         if name == "train" and self.binarization == "dynamic":
-            return _draw(split, _POOL_SEED).pixels(index)
+            split = _draw(split, _POOL_SEED)
+        elif name == "train" and self.binarization == "dequantized":
+            split = _dequantize(split, _POOL_SEED)
         return split.pixels(index)
 
     def examples(self, seed: int, count: int = 2000) -> Tensor:
@@ -172,11 +185,15 @@ def load_data(options: DataOptions) -> Data:
         pool, test = _draw(pool, _POOL_SEED), _draw(test, _TEST_SEED)
     elif options.binarization == "threshold":
         pool, test = _threshold(pool), _threshold(test)
+    if options.binarization == "dequantized" and pool.scale == 1:
+        raise BadInput(f"--binarization dequantized: {name} has no grey levels, its pixels are binary or real numbers")
     # Validation is the end of the pool, and gives way only to a training split that asks for more than its share.
     start = max(sizes[0], count)
     train, validation = _cut(pool, 0, count), _cut(pool, start, len(pool))
     if options.binarization == "dynamic":
         validation, test = _cut(_draw(pool, _POOL_SEED), start, len(pool)), _draw(test, _TEST_SEED)
+    elif options.binarization == "dequantized":
+        validation, test = _cut(_dequantize(pool, _POOL_SEED), start, len(pool)), _dequantize(test, _TEST_SEED)
     return Data(name, shape, options.binarization, train, validation, test, notice)
 
 
@@ -194,6 +211,12 @@ def _draw(split: Split, seed: int) -> Split:
     ]
     images = torch.cat(blocks) if blocks else split.images.cpu()
     return Split(images.to(split.images.device), split.labels, 1)
+
+
+def _dequantize(split: Split, seed: int) -> Split:
+    """One draw of the noise of every image, on the CPU so that it is the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return Split(split.dequantized(split.pixels().cpu(), generator).to(split.images.device), split.labels, 1)
 
 
 def _threshold(split: Split) -> Split:

@@ -13,7 +13,7 @@ from torch import nn
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.enumeration import block_size, cheap, exact_blocks, require_memory, state_posterior
+from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.gaps import Gaps, Search, gaps, weights_of_posterior
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
 from ppl_gen.inference.traces import Pair
@@ -40,8 +40,8 @@ class EvaluationOptions:
     num_samples: int | None = None
     """Importance samples of z per image; by default as many as after training. The literature's is 5000."""
     estimator: Literal["auto", "exact", "importance"] = "auto"
-    """Of log p(x). auto: exact where every latent value can be enumerated, else importance. What else there is to
-    have stands beside it."""
+    """Of log p(x). auto: exact where every latent value can be enumerated, or the model has a closed form, else
+    importance. What else there is to have stands beside it."""
     checkpoint: Checkpoint = "last"
     """The last weights, or those of the epoch with the best validation ELBO."""
     gaps: bool = False
@@ -87,13 +87,13 @@ def evaluate(
     num_samples = options.num_samples or config.num_samples
     x = data.targets(options.split)[:count]
     pair, _ = read_pair(model, guide, data)
-    exactly, sampled = estimators(pair, options.estimator, x.device)
+    exactly, sampled = estimators(model, pair, options.estimator, x.device)
     labels = None if split.labels is None else split.labels[:count]
     args = (labels,) if labels is not None and takes_labels(model, guide) else ()
 
     started = time.perf_counter()
     with estimating(model, guide, data, options.seed):
-        exact = by_enumeration(model, guide, pair, x, args, quiet) if exactly else None
+        exact = exactly_known(model, guide, pair, x, args, quiet) if exactly else None
         estimates = by_sampling(model, guide, x, args, num_samples, quiet) if sampled else None
         in_use = _in_use(model, pair, x)
     binary = bool(((x == 0) | (x == 1)).all())
@@ -121,12 +121,15 @@ def evaluate(
     return summary
 
 
-def estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
-    """Whether to enumerate, and whether to draw importance samples."""
+def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
+    """Whether to take the exact value, and whether to draw importance samples."""
+    if closed_form(model):
+        return True, True
     if pair.num_states is None:
         if asked == "exact":
             raise BadInput(
-                f"--estimator exact: a latent site of {pair.model_name} has no finite support; use importance"
+                f"--estimator exact: a latent site of {pair.model_name} has no finite support, and the model no "
+                "log_px(x); use importance"
             )
         return False, True
     exactly = asked == "exact" or cheap(pair) or (pair.enumerated and asked == "auto")
@@ -135,7 +138,7 @@ def estimators(pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool
     return exactly, asked == "importance" or not pair.enumerated
 
 
-def by_enumeration(
+def exactly_known(
     model: nn.Module, guide: nn.Module, pair: Pair, x: torch.Tensor, args: tuple[torch.Tensor, ...], quiet: bool
 ) -> torch.Tensor:
     """Exact log p(x) [images], with progress."""
@@ -144,7 +147,8 @@ def by_enumeration(
         for block in exact_blocks(model, guide, pair, x, *args):
             blocks.append(block)
             progress.advance(len(block))
-            progress.note("log p(x)", f"exact, {pair.num_states:,} states", every=10)
+            states = "" if pair.num_states is None else f", {pair.num_states:,} states"
+            progress.note("log p(x)", f"exact{states}", every=10)
     return torch.cat(blocks)
 
 
@@ -308,7 +312,7 @@ def table(summary: dict[str, Any]) -> str:
             ),
         ]
     if exact is not None:
-        rows.append(row("log p(x)", exact, "exact, by enumeration"))
+        rows.append(row("log p(x)", exact, "exact"))
     if importance is not None:
         rows.append(row("gap: log p(x) - ELBO", s["gap"], "", at_least))
         rows.append(

@@ -143,11 +143,13 @@ def _finish(
 
 
 def _check_binarization(pair: Pair, data: Data) -> None:
-    if not pair.discrete and data.binarization != "none":
+    if not pair.discrete and data.binarization not in ("none", "dequantized"):
         raise BadInput(
             f"--binarization {data.binarization}: {pair.model_name} has a density of grey pixels, not a probability of "
-            "binary ones; add --binarization none"
+            "binary ones; use dequantized, or none"
         )
+    if pair.discrete and data.binarization == "dequantized":
+        raise BadInput(f"--binarization dequantized: {pair.model_name} has no density of grey pixels; use another")
 
 
 def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...]) -> None:
@@ -315,6 +317,11 @@ def training_defaults(model: str) -> dict[str, Any]:
     return dict(getattr(components.find("model", model), "training_defaults", {}))
 
 
+def data_defaults(model: str) -> dict[str, Any]:
+    """Defaults of `DataOptions` for a model: the class's own `data_defaults`."""
+    return dict(getattr(components.find("model", model), "data_defaults", {}))
+
+
 def command_class(base: Config) -> type:
     """The options of `fit` for a model, a guide and a prior: their own, and those that all share. The defaults are
     those of `base`."""
@@ -411,7 +418,8 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
         raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
     model = model or "vae"
     training = TrainingOptions(**training_defaults(model))
-    return Config(model=model, guide=guide or default_guide(model), prior=prior, training=training)
+    data = DataOptions(**data_defaults(model))
+    return Config(model=model, guide=guide or default_guide(model), prior=prior, data=data, training=training)
 
 
 def command(arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
-from ppl_gen.evaluate import by_enumeration, by_sampling, estimators
+from ppl_gen.evaluate import by_sampling, estimators, exactly_known
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
@@ -98,8 +98,8 @@ def log_px(
 
     :raises BadInput: for `exact` where a latent site has no finite support, or where memory does not suffice.
     """
-    if estimator != "importance" and estimators(pair, estimator, x.device)[0]:
-        return by_enumeration(model, guide, pair, x, (), quiet), {"estimator": "exact"}
+    if estimator != "importance" and estimators(model, pair, estimator, x.device)[0]:
+        return exactly_known(model, guide, pair, x, (), quiet), {"estimator": "exact"}
     found = by_sampling(model, guide, x, (), num_samples, quiet)
     untrusted = float(found.untrusted.double().mean())
     return found.log_px, {"estimator": "importance", "num_samples": num_samples, "untrusted": untrusted}

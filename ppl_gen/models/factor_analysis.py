@@ -1,0 +1,104 @@
+"""Probabilistic PCA and factor analysis: a continuous latent with log p(x) in closed form."""
+
+from typing import Any, ClassVar, Literal, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.errors import require
+
+Noise = Literal["diagonal", "isotropic"]
+
+
+class FactorAnalysis(nn.Module):
+    """p(z) = N(0, I) and p(x | z) = N(W^T z + mu, diag psi): factor analysis, or with psi the same for every pixel
+    probabilistic PCA (Tipping and Bishop 1999, equations 1 to 6). p(x) = N(mu, W^T W + diag psi), a density.
+
+    W is psi^(1/2) times the parameter, so that a pixel's loadings and its noise move together: psi differs between
+    pixels by many orders of magnitude.
+
+    :param data_dim: pixels of an image.
+    :param data_examples: training images [n, data_dim] that the parameters start from, by PCA.
+    :param data_mean: mean training pixel [data_dim].
+    :param latent_dim: size of z.
+    :param noise: diagonal: psi for each pixel; isotropic: one psi.
+    """
+
+    default_guide = "exact-gaussian"
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 0.03,
+        "schedule": "cosine",
+        "batch_size": 500,
+        "epochs": 30,
+    }
+    data_defaults: ClassVar[dict[str, Any]] = {"binarization": "dequantized"}
+
+    def __init__(
+        self,
+        data_dim: int,
+        data_examples: Tensor | None = None,
+        data_mean: Tensor | None = None,
+        *,
+        latent_dim: int = 20,
+        noise: Noise = "diagonal",
+    ):
+        require(
+            1 <= latent_dim < data_dim, "latent_dim", latent_dim, f"must be at least 1 and below {data_dim}, the pixels"
+        )
+        require(noise in get_args(Noise), "noise", noise, f"choose from {get_args(Noise)}")
+        super().__init__()
+        examples = torch.randn(2 * data_dim, data_dim) if data_examples is None else data_examples
+        loadings, psi = _pca(examples, latent_dim)
+        if noise == "isotropic":
+            psi = psi.mean().reshape(1)
+        self.scaled_weight = nn.Parameter(loadings / psi.sqrt())
+        self.log_psi = nn.Parameter(psi.log())
+        self.loc = nn.Parameter(examples.mean(0) if data_mean is None else data_mean.clone())
+        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("prior_scale", torch.ones(latent_dim), persistent=False)
+
+    prior_loc: Tensor
+    prior_scale: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """W [latent_dim, data_dim]."""
+        return self.scaled_weight * (self.log_psi / 2).exp()
+
+    @property
+    def psi(self) -> Tensor:
+        """Noise variance of each pixel [data_dim]."""
+        return self.log_psi.exp().expand(len(self.loc))
+
+    def prior(self) -> dist.TorchDistribution:
+        """p(z), event [latent_dim]."""
+        return dist.Normal(self.prior_loc, self.prior_scale).to_event(1)
+
+    def likelihood(self, z: Tensor) -> dist.TorchDistribution:
+        """p(x | z) for z [..., latent_dim], event [data_dim]."""
+        return dist.Normal(z @ self.weight + self.loc, (self.log_psi / 2).exp()).to_event(1)
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        """p(x, z) over a plate of images; x [images, data_dim], or n images are drawn."""
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z), obs=x)
+
+    def log_px(self, x: Tensor) -> Tensor:
+        """log p(x) in nats [images], in float64, of images [images, data_dim]."""
+        weight, psi, loc = self.weight.double(), self.psi.double(), self.loc.double()
+        return dist.LowRankMultivariateNormal(loc, weight.T, psi).log_prob(x.double())
+
+
+def _pca(examples: Tensor, latent_dim: int) -> tuple[Tensor, Tensor]:
+    """Loadings [latent_dim, data_dim], probabilistic PCA's most likely W (Tipping and Bishop 1999, equations 7 and 8),
+    and the variance that they leave to each pixel [data_dim]."""
+    centered = (examples - examples.mean(0)).double()
+    variances, axes = torch.linalg.eigh(centered.T @ centered / len(examples))  # ascending
+    rest = variances[:-latent_dim].mean()
+    loadings = (axes[:, -latent_dim:] * (variances[-latent_dim:] - rest).clamp(min=1e-6).sqrt()).T
+    # Pixels that never vary would start at zero variance, from which log psi does not come back.
+    psi = (centered.square().mean(0) - loadings.square().sum(0)).clamp(min=1e-4)
+    return loadings.float(), psi.float()

@@ -1,0 +1,151 @@
+"""Factor analysis and probabilistic PCA against their closed forms and scikit-learn's."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import decomposition
+from torch import Tensor
+
+from ppl_gen import evaluate, fit
+from ppl_gen.components import construct, find
+from ppl_gen.data import DataOptions, load_data
+from ppl_gen.errors import BadInput
+from ppl_gen.guides.exact_gaussian import ExactGaussian
+from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
+from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.traces import Pair
+from ppl_gen.models.factor_analysis import FactorAnalysis
+
+Call = Callable[..., tuple[int, str, str]]
+PIXELS, UNITS = 6, 2
+
+
+def _model(noise: Any = "diagonal") -> tuple[FactorAnalysis, Tensor]:
+    torch.manual_seed(0)
+    model = FactorAnalysis(PIXELS, latent_dim=UNITS, noise=noise).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+        return model, model.model(n=5)
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "isotropic"])
+def test_closed_forms(noise: str) -> None:
+    """log p(x) is that of N(mu, W^T W + psi); with the exact guide every weight is log p(x), and so is its gradient."""
+    model, x = _model(noise)
+    guide = ExactGaussian("z", model)
+    whole = model.weight.T @ model.weight + model.psi.diag()
+    truth = torch.distributions.MultivariateNormal(model.loc, whole).log_prob(x)
+    torch.testing.assert_close(model.log_px(x), truth)
+    weights = log_weights(model, guide, x, num_samples=20)
+    torch.testing.assert_close(weights, truth.detach().expand(20, -1), rtol=1e-10, atol=1e-10)
+    pair = Pair(model, guide, x)
+    loss = objective("elbo", pair, x).differentiable_loss(pair.model, pair.guide, x)
+    parameters = list(model.parameters())
+    for ours, true in zip(
+        torch.autograd.grad(-loss, parameters), torch.autograd.grad(truth.sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, true, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "isotropic"])
+def test_scikit_learns_parameters_give_its_scores(noise: str) -> None:
+    x = np.random.default_rng(0).normal(size=(200, UNITS)) @ np.random.default_rng(1).normal(size=(UNITS, PIXELS))
+    x += np.random.default_rng(2).normal(size=x.shape) * np.linspace(0.3, 1, PIXELS)
+    model = FactorAnalysis(PIXELS, latent_dim=UNITS, noise=noise).double()  # type: ignore[arg-type]
+    if noise == "diagonal":
+        theirs = decomposition.FactorAnalysis(UNITS, svd_method="lapack").fit(x)
+        weight, psi = theirs.components_, theirs.noise_variance_
+    else:
+        theirs = decomposition.PCA(UNITS).fit(x)
+        psi = np.array([theirs.noise_variance_])
+        weight = np.sqrt(theirs.explained_variance_ - psi)[:, None] * theirs.components_
+    with torch.no_grad():
+        model.scaled_weight.copy_(torch.from_numpy(weight / np.sqrt(psi)))
+        model.log_psi.copy_(torch.from_numpy(psi).log())
+        model.loc.copy_(torch.from_numpy(theirs.mean_))
+        ours = model.log_px(torch.from_numpy(x))
+    torch.testing.assert_close(ours, torch.from_numpy(theirs.score_samples(x)), rtol=1e-9, atol=1e-9)
+
+
+def test_gap_of_the_linear_vae() -> None:
+    """A diagonal Gaussian guide: the gap is its divergence from the posterior, within 4 standard errors."""
+    model, x = _model()
+    guide = Normal((PIXELS,), UNITS, "z", model, hidden_dims=()).double()
+    found = log_marginal_likelihood(model, guide, x, num_samples=4000)
+    with torch.no_grad():
+        exact = ExactGaussian("z", model)
+        q: Any = guide.posterior(guide.encode(x)).base_dist  # type: ignore[attr-defined]
+        ours = torch.distributions.MultivariateNormal(q.loc, torch.diag_embed(q.scale.square()))
+        kl = torch.distributions.kl_divergence(ours, exact.posterior(exact.encode(x)))
+        gap = model.log_px(x) - found.elbo
+    assert bool(((gap - kl).abs() < 4 * found.elbo_mc_var.sqrt()).all())
+
+
+def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
+    """On the digits: the exact value beside equal bounds, and within 0.1 nats of maximum likelihood on the training
+    images. The noise of the dequantization is another at every epoch."""
+    arguments = (
+        "--data",
+        "digits",
+        "--latent-dim",
+        "5",
+        "--epochs",
+        "150",
+        "--batch-size",
+        "300",
+        "--num-samples",
+        "20",
+    )
+    status, out, err = call(fit.command, "factor-analysis", *arguments, "--out", "run")
+    assert status == 0, err
+    assert "densities of grey pixels" in out and "exact" in out
+    summary = json.loads(Path("run/evaluation.json").read_text())
+    assert summary["log_px"]["estimator"] == "exact" and summary["binarization"] == "dequantized"
+    assert abs(summary["gap"]["mean"]) < 1e-3
+    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    x = load_data(DataOptions("digits", "dequantized")).targets("train").double().numpy()
+    best = decomposition.FactorAnalysis(5, svd_method="lapack", tol=1e-6, max_iter=3000).fit(x).score(x)
+    assert last["train"]["elbo"] == pytest.approx(best, abs=0.1)
+    assert call(evaluate.command, "run", "--estimator", "importance", "--num-images", "20")[0] == 0
+    assert json.loads(Path("run/evaluation.json").read_text())["log_px"]["estimator"] == "importance"
+
+    for wrong, words in (
+        (("factor-analysis", "--binarization", "static"), "use dequantized, or none"),
+        (("vae", "--binarization", "dequantized"), "no density of grey pixels"),
+        (("vae", "--guide", "exact-gaussian"), "is that of factor-analysis"),
+        (("factor-analysis", "--latent-dim", "64"), "--latent-dim 64"),
+        (("factor-analysis", "--noise", "loud"), "--noise"),
+    ):
+        status, _, err = call(fit.command, *wrong, "--data", "digits", "--out", "other")
+        assert status == 2 and words in err, err
+
+
+def test_dequantized_pixels(elsewhere: Path) -> None:
+    """(level + u) / levels: uniform within the level of the pixel; one draw for tests, another at every use in training."""
+    data = load_data(DataOptions("digits", "dequantized"))
+    grey = load_data(DataOptions("digits", "none"))
+    for name in ("train", "validation", "test"):
+        levels = grey.targets(name) * 16
+        x = data.targets(name)
+        torch.testing.assert_close((x * 17).floor(), levels)
+        assert torch.equal(x, data.targets(name))
+        noise = x * 17 - levels
+        assert abs(float(noise.mean()) - 0.5) < 5 / (12 * noise.numel()) ** 0.5  # false alarms of 6e-7
+    index = torch.arange(20)
+    assert not torch.equal(data.batch(index), data.batch(index))
+    with pytest.raises(BadInput, match="no grey levels"):
+        np.save("real.npy", np.random.default_rng(0).random((50, 4)).astype("float32"))
+        load_data(DataOptions("real.npy", "dequantized"))
+
+
+def test_sizes() -> None:
+    for chosen in ({"latent_dim": 0}, {"latent_dim": PIXELS}):
+        with pytest.raises(BadInput, match="--latent-dim"):
+            construct("model", find("model", "factor-analysis"), {"data_dim": PIXELS}, chosen)
