@@ -14,7 +14,7 @@ from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
-from ppl_gen.inference.gaps import Gaps, Search, gaps, weights_of_posterior
+from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, mean_se
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
@@ -96,7 +96,6 @@ def evaluate(
         exact = exactly_known(model, guide, pair, x, args, quiet) if exactly else None
         estimates = by_sampling(model, guide, x, args, num_samples, quiet) if sampled else None
         in_use = _in_use(model, pair, x)
-    binary = bool(((x == 0) | (x == 1)).all())
     summary = {
         "model": config.model,
         "guide": config.guide,
@@ -105,7 +104,7 @@ def evaluate(
         "split": options.split,
         "num_images": count,
         "binarization": data.binarization,
-        "observation": ("probability" if binary else "cross-entropy") if pair.discrete else "density",
+        "observation": _observation(pair, x),
         "seed": options.seed,
         "training_seed": config.training.seed,
         "checkpoint": options.checkpoint,
@@ -119,6 +118,21 @@ def evaluate(
     run.write_file("evaluation.nc", lambda path: per_image.to_netcdf(path, group=GROUP, engine="h5netcdf"))
     run.write_json("evaluation.json", summary)  # last: it says that the evaluation is complete
     return summary
+
+
+def _observation(pair: Pair, x: torch.Tensor) -> str:
+    """What p(x) is of these images."""
+    if not pair.discrete:
+        return "density"
+    return "probability" if bool(((x == 0) | (x == 1)).all()) else "cross-entropy"
+
+
+def _warnings(observation: str) -> list[str]:
+    if observation == "cross-entropy":
+        return ["  grey values under a Bernoulli: these figures are no bound on a log-probability of any data"]
+    if observation == "density":
+        return ["  densities of grey pixels: not comparable with probabilities of binary ones"]
+    return []
 
 
 def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
@@ -285,14 +299,12 @@ def table(summary: dict[str, Any]) -> str:
     exact = s["log_px"] if s["log_px"]["estimator"] == "exact" else s.get("log_px_exact")
     at_least = "at least" if "gap" in s and s["gap"]["at_least"] else ""
 
-    prior = f", prior {s['prior']}" if "prior" in s else ""
-
     def row(name: str, key: dict[str, Any], note: str = "", prefix: str = "") -> str:
         value = f"{prefix:>9}{key['mean']:9.2f}" + (f" ± {key['se']:.2f}" if math.isfinite(key["se"] or 0) else "")
         return f"  {name:<22}{value:<28}{note}".rstrip()
 
     rows = [
-        f"{s['model']}, guide {s['guide']}{prior}: {s['num_images']} {s['split']} images of {s['data']}, "
+        f"{s['model']}, guide {s['guide']}{_of_prior(s)}: {s['num_images']} {s['split']} images of {s['data']}, "
         f"binarization {s['binarization']}",
         "nats per image ± standard error over images; larger is better",
     ]
@@ -332,11 +344,7 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(f"  components in use      {used} of {of}{empty}")
     rows.append(f"  parameters             {s['num_parameters']:,}")
     rows.append(f"  evaluation took        {s['seconds']:.0f} s")
-    if s["observation"] == "cross-entropy":
-        rows.append("  grey values under a Bernoulli: these figures are no bound on a log-probability of any data")
-    if s["observation"] == "density":
-        rows.append("  densities of grey pixels: not comparable with probabilities of binary ones")
-    return "\n".join(rows)
+    return "\n".join(rows + _warnings(s["observation"]))
 
 
 def split_gap(
@@ -356,11 +364,11 @@ def split_gap(
     require(count <= len(split), "num_images", count, f"the {options.split} split has {len(split)}")
     num_samples = options.num_samples or 5000
     x, search = split[:count], Search()
+    pair, _ = read_pair(model, guide, data)
+    check_guide(pair, guide)
     started = time.perf_counter()
     with estimating(model, guide, data, options.seed):
-        copies = 0
-        if hasattr(guide, "encode") and hasattr(guide, "posterior"):
-            copies = min(options.gap_copies, count) if weights_of_posterior(guide, guide.encode(x[:1])) else 0
+        copies = min(options.gap_copies, count) if has_own_weights(guide, x) else 0
         with Progress(count + copies, "image", quiet=quiet) as progress:
 
             def advance(images: int) -> None:
@@ -376,9 +384,11 @@ def split_gap(
     summary = {
         "model": config.model,
         "guide": config.guide,
+        **({} if config.prior is None else {"prior": config.prior}),
         "data": data.name,
         "split": options.split,
         "binarization": data.binarization,
+        "observation": _observation(pair, x),
         "seed": options.seed,
         "training_seed": config.training.seed,
         "checkpoint": options.checkpoint,
@@ -397,11 +407,14 @@ def _parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
     values = {
         name: getattr(found, name)[:count] for name in ("log_px", "elbo", "best_elbo", "approximation", "amortization")
     }
-    means = {name: dict(zip(("mean", "se"), mean_se(each), strict=True)) for name, each in values.items()}
+    means: dict[str, dict[str, float]] = {}
+    for name, each in values.items():
+        mean, se = mean_se(each)
+        variance = getattr(found, f"{name}_mc_var")[:count]
+        means[name] = {"mean": mean, "se": se, "mc_se": float(variance.sum().sqrt() / len(each))}
     return {
         "num_images": len(values["elbo"]),
         **means,
-        "mc_se": float(found.mc_var[:count].sum().sqrt() / len(values["elbo"])),
         "at_least": bool(found.untrusted[:count].any()),
         "fraction_settled": float(found.settled[:count].double().mean()),
         "per_image": {name: each.tolist() for name, each in values.items()},
@@ -412,9 +425,10 @@ def gap_table(summary: dict[str, Any]) -> str:
     """The gaps as a person reads them."""
     s = summary
     rows = [
-        f"{s['model']}, guide {s['guide']}: gaps of {s['contexts']['num_images']} {s['split']} images of {s['data']}, "
-        f"binarization {s['binarization']}",
+        f"{s['model']}, guide {s['guide']}{_of_prior(s)}: gaps of {s['contexts']['num_images']} {s['split']} images of "
+        f"{s['data']}, binarization {s['binarization']}",
         f"nats per image ± standard error over images; log p(x) and bounds from {s['num_samples']} samples",
+        f"{'Monte Carlo error':>72}",
     ]
     titles = {
         "contexts": "",
@@ -437,11 +451,16 @@ def gap_table(summary: dict[str, Any]) -> str:
             bounded = at_least if name in ("log_px", "approximation") else ""
             se = part[name]["se"]
             error = f" ± {se:.2f}" if math.isfinite(se) else ""
-            rows.append(f"  {label:<34}{bounded:>9}{part[name]['mean']:8.2f}{error}")
+            value = f"{bounded:>9}{part[name]['mean']:8.2f}{error}"
+            rows.append(f"  {label:<34}{value:<28}{_small(part[name]['mc_se'])}")
         if part["fraction_settled"] < 1:
             rows.append(f"  {1 - part['fraction_settled']:.0%} of the searches were still gaining when they were ended")
     rows.append(f"  this took {s['seconds']:.0f} s")
-    return "\n".join(rows)
+    return "\n".join(rows + _warnings(s["observation"]))
+
+
+def _of_prior(summary: dict[str, Any]) -> str:
+    return f", prior {summary['prior']}" if "prior" in summary else ""
 
 
 def _small(value: float | None) -> str:

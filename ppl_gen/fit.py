@@ -92,6 +92,8 @@ def _prepare(
         print(f"*** {data.notice} ***", flush=True)
     data = data.to(device)
     model, guide = assemble(config, data)
+    if not any(parameter.requires_grad for part in (model, guide) for parameter in part.parameters()):
+        raise BadInput("neither model nor guide has a parameter to train")
     if start and config.fixed_model and config.init_from is None:
         raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
     if start and config.init_from is not None:
@@ -162,9 +164,12 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
         terms = pair.terms(x)
         z = terms.latents[name][0].reshape(len(x), *pair.event_shapes[name])
         checks = []
-        if hasattr(model, "prior") and hasattr(model, "likelihood"):
-            joint = model.prior().log_prob(z) + model.likelihood(z).log_prob(x)
-            checks.append((joint, terms.log_prior + terms.log_likelihood, "prior() and likelihood(z)", "model", model))
+        if hasattr(model, "prior"):
+            ours, theirs, what = model.prior().log_prob(z), terms.log_prior, "prior()"
+            if hasattr(model, "likelihood"):
+                ours, theirs = ours + model.likelihood(z).log_prob(x), theirs + terms.log_likelihood
+                what = "prior() and likelihood(z)"
+            checks.append((ours, theirs, what, "model", model))
         if hasattr(guide, "encode") and hasattr(guide, "posterior"):
             checks.append(
                 (
@@ -176,7 +181,7 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
                 )
             )
     for ours, theirs, what, kind, owner in checks:
-        if ours.shape != theirs[0].shape or not torch.allclose(ours, theirs[0], rtol=1e-4, atol=1e-3):
+        if ours.shape != theirs[0].shape or not torch.allclose(ours, theirs[0], rtol=1e-4, atol=1e-3, equal_nan=True):
             raise BadInput(
                 f"{kind} {type(owner).__name__}: {what} and {kind}() disagree on the log-density of 8 images"
             )
@@ -363,10 +368,12 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
     """The last value of `--flag value` or `--flag=value`."""
     found = None
     for index, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            found = argument.partition("=")[2]
-        elif argument == flag and index + 1 < len(arguments):
-            found = arguments[index + 1]
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == flag:
+            if equals:
+                found = value
+            elif index + 1 < len(arguments):
+                found = arguments[index + 1]
     return found
 
 

@@ -5,11 +5,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 import zuko
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from torch import Tensor, nn
 from torch.distributions import Transform
+
+
+class Flowing(dist.TransformedDistribution):
+    """Pyro's, but for `sample`, which computes gradients and cuts them at the sample: torch's own would have the
+    transforms remember a base sample without any, and the density of z would then have none of theirs."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.rsample(torch.Size(sample_shape)).detach()
 
 
 class _Remembering(zuko.transforms.AutoregressiveTransform):

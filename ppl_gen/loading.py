@@ -160,13 +160,22 @@ def _swap_prior(model: Any, config: Config, supplied: Mapping[str, Any]) -> None
     prior = construct("prior", cls, supplied, config.prior_options)
     if not isinstance(prior, nn.Module):
         raise BadInput(f"prior {type(prior).__name__} must be a torch.nn.Module")
+    before = model.prior()
     model.add_module("swapped_prior", prior)
     model.prior = prior.prior
     try:
         with evaluating(model):
-            model.prior()
+            after = model.prior()
+            kinds = [_kind(each) for each in (after, before)]
     except Exception as error:  # somebody else's code, or a prior and a guide that are made of each other
         raise BadInput(f"--prior {config.prior}: prior() fails: {describe(error)}") from error
+    if kinds[0] != kinds[1]:
+        raise BadInput(f"--prior {config.prior}: is {kinds[0]}, and the latent of {type(model).__name__} {kinds[1]}")
+
+
+def _kind(distribution: Any) -> str:
+    kind = "discrete" if distribution.support.is_discrete else "continuous"
+    return f"{kind} with event shape {tuple(distribution.event_shape)}"
 
 
 def _latent_site(model: Any) -> tuple[str | None, tuple[int, ...]]:
@@ -280,6 +289,8 @@ def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
     own = tensors_of(nn.ModuleDict({"model": model, "guide": guide}))
     fits = {name for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape}
     for name in sorted(theirs.keys() | own.keys()):
+        if name.startswith("model.swapped_prior.") and name not in fits:
+            raise BadInput(f"--init-from {path}: has another --prior, which is part of its model")
         if name.startswith("model.") and name not in fits:
             raise BadInput(f"--init-from {path}: its model is another: '{name}' is not in both, of one shape")
     for name in fits:

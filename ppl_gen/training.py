@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.objectives import ScaleLatents, check_name, objective, scaled
+from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
+from ppl_gen.inference.objectives import check as check_objective
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.progress import Progress
@@ -83,7 +84,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "num_particles", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        check_name(self.objective)
+        check_objective(self.objective, self.num_particles, self.alpha, self.beta)
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be above 0")
         require(self.kl_warmup >= 0, "kl_warmup", self.kl_warmup, "must be at least 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")

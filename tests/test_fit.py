@@ -192,6 +192,28 @@ class Wide(nn.Module):
 """
 
 
+DEAF = """
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+
+class Deaf(nn.Module):
+    def __init__(self, data_dim):
+        super().__init__()
+        self.net = nn.Linear(3, data_dim)
+
+    def prior(self):
+        return dist.Normal(torch.zeros(3), 1.0).to_event(1)
+
+    def model(self, x=None, *, n=1):
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            return pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=x)
+"""
+
+
 def test_starting_from_another_run(elsewhere: Path, finished: Path, call: Call) -> None:
     """Epoch 0 is where the other run ended, with the same guide; with another guide only the model is taken."""
     import shutil
@@ -251,7 +273,8 @@ def test_refitting_the_guide(elsewhere: Path, finished: Path, call: Call) -> Non
         (("vae", "--refit-guide", "normal"), "--init-from names"),
         (("--init-from", "first", "--refit-guide", "normal", "--guide", "flow"), "leave --guide out"),
         (("--init-from", "first", "--refit-guide", "norml"), "did you mean 'normal'"),
-        (("--init-from", "first", "--refit-guide", "normal", "--prior", "flow"), "its model is another"),
+        (("--init-from", "first", "--refit-guide", "normal", "--prior", "flow"), "has another --prior"),
+        (("--init_from", "first", "--refit_guide", "normal", "--guide", "flow"), "leave --guide out"),
     ):
         status, _, err = call(fit.command, *wrong, "--out", "third")
         assert status == 2 and words in err, err
@@ -273,6 +296,21 @@ def test_a_prior_of_ones_own(elsewhere: Path, call: Call) -> None:
     assert call(evaluate.command, "run", *named)[0] == 0
     status, _, err = call(evaluate.command, "run", "--prior", "flow")
     assert status == 2 and "was fitted with my_prior.py:Wide" in err
+
+
+def test_a_prior_that_the_model_ignores(elsewhere: Path, call: Call) -> None:
+    Path("deaf.py").write_text(DEAF)
+    status, _, err = call(fit.command, "deaf.py:Deaf", "--prior", "flow", *QUICK[:-2], "--out", "run")
+    assert status == 2 and "prior() and model() disagree" in err and err.count("\n") == 1
+
+
+def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
+    net = ("belief-net", "--guide", "bernoulli", "--latent-dim", "3", *QUICK[:-2], "--binarization", "static")
+    assert call(fit.command, *net, "--out", "net")[0] == 0
+    status, _, err = call(evaluate.command, "net", "--gaps")
+    assert status == 2 and "can be reparametrized" in err and err.count("\n") == 1
+    status, _, err = call(fit.command, "--init-from", "net", "--refit-guide", "enumerated", "--out", "other")
+    assert status == 2 and "neither model nor guide has a parameter to train" in err
 
 
 def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

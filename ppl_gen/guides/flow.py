@@ -9,7 +9,7 @@ from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
 from ppl_gen.errors import require
-from ppl_gen.flows import Autoregressive, PlanarTransform
+from ppl_gen.flows import Autoregressive, Flowing, PlanarTransform
 from ppl_gen.guides.amortized import Amortized
 
 Kind = Literal["iaf", "spline", "spline-coupling", "planar"]
@@ -77,4 +77,4 @@ class Flow(Amortized):
             parts = [PlanarTransform(each) for each in rest.chunk(self.num_transforms, -1)]
         parts.append(AffineTransform(loc, log_scale.exp(), event_dim=1, cache_size=1))
         base = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
-        return dist.TransformedDistribution(base, parts)
+        return Flowing(base, parts)

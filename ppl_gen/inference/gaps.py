@@ -54,8 +54,10 @@ class Gaps:
     """With the encoder's contexts."""
     best_elbo: Tensor
     """With the best contexts."""
-    mc_var: Tensor
-    """Monte Carlo variance of `best_elbo`."""
+    log_px_mc_var: Tensor
+    """Monte Carlo variance of `log_px`; so of the next two."""
+    elbo_mc_var: Tensor
+    best_elbo_mc_var: Tensor
     settled: Tensor
     """Whether the search ended by itself, not at its last window; bool."""
     untrusted: Tensor
@@ -68,6 +70,15 @@ class Gaps:
     @property
     def amortization(self) -> Tensor:
         return self.best_elbo - self.elbo
+
+    @property
+    def approximation_mc_var(self) -> Tensor:
+        """At most: samples that both estimates share make it less."""
+        return self.log_px_mc_var + self.best_elbo_mc_var
+
+    @property
+    def amortization_mc_var(self) -> Tensor:
+        return self.best_elbo_mc_var + self.elbo_mc_var
 
 
 class _At(nn.Module):
@@ -104,15 +115,7 @@ def gaps(
     """
     with evaluating(model, guide):
         pair = Pair(model, guide, x)
-        if not (hasattr(guide, "encode") and hasattr(guide, "posterior")) or len(pair.latent) != 1:
-            raise BadInput(
-                f"{pair.guide_name}: the gaps take a guide of one latent site, with the methods encode(x), from images "
-                "to contexts, and posterior(context)"
-            )
-        if not pair.reparametrized:
-            raise BadInput(
-                f"{pair.guide_name}: the gaps take a guide that can be reparametrized, to optimize its contexts"
-            )
+        check_guide(pair, guide)
         parts = []
         for block in x.split(1 if own_weights else _IMAGES_PER_BLOCK):
             parts.append(_block(model, guide, pair, block, num_samples, search or Search(), own_weights))
@@ -128,10 +131,29 @@ def gaps(
         log_px=all_of(better, "log_px"),
         elbo=all_of(amortized, "elbo"),
         best_elbo=all_of(best, "elbo"),
-        mc_var=all_of(best, "elbo_mc_var"),
+        log_px_mc_var=all_of(better, "log_px_mc_var"),
+        elbo_mc_var=all_of(amortized, "elbo_mc_var"),
+        best_elbo_mc_var=all_of(best, "elbo_mc_var"),
         settled=torch.cat(settled).cpu(),
         untrusted=all_of(better, "untrusted"),
     )
+
+
+def check_guide(pair: Pair, guide: Any) -> None:
+    """Raise `BadInput` for a guide whose context cannot be optimized."""
+    if not (hasattr(guide, "encode") and hasattr(guide, "posterior")) or len(pair.latent) != 1:
+        raise BadInput(
+            f"{pair.guide_name}: the gaps take a guide of one latent site, with the methods encode(x), from images to "
+            "contexts, and posterior(context)"
+        )
+    if not pair.reparametrized:
+        raise BadInput(f"{pair.guide_name}: the gaps take a guide that can be reparametrized, to move its contexts")
+
+
+def has_own_weights(guide: Any, x: Tensor) -> bool:
+    """Whether the `posterior` of a guide has parameters of its own, beside the context."""
+    with evaluating(guide):
+        return bool(_weights_of_posterior(copy.deepcopy(guide), guide.encode(x[:1])))
 
 
 def _block(
@@ -142,11 +164,14 @@ def _block(
     start = guide.encode(x).detach()
     local = copy.deepcopy(guide) if own_weights else guide
     at = _At(local.posterior, pair)
+
+    def alone(x: Tensor, context: Tensor) -> Any:  # the context is not the model's
+        return pair.model(x)
+
     with _frozen(model, guide), torch.enable_grad():
-        context, settled = _climb(
-            model, at, x, start, weights_of_posterior(local, start) if own_weights else [], search
-        )
-    return amortized, log_marginal_likelihood(model, at, x, context, num_samples=num_samples), settled
+        weights = _weights_of_posterior(local, start) if own_weights else []
+        context, settled = _climb(alone, at, x, start, weights, search)
+    return amortized, log_marginal_likelihood(alone, at, x, context, num_samples=num_samples), settled
 
 
 @contextmanager
@@ -162,13 +187,14 @@ def _frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:
-    """The parameters that `posterior` has of its own."""
+def _weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:
+    """The parameters that `posterior` has of its own; all of the guide's ask for a gradient afterwards."""
+    parameters = [parameter.requires_grad_() for parameter in guide.parameters()]
     with torch.enable_grad():
-        parameters = [parameter.requires_grad_() for parameter in guide.parameters()]
         posterior = guide.posterior(context.detach().requires_grad_())
         z = posterior.rsample()
-        gradients = torch.autograd.grad((posterior.log_prob(z) + z.sum(-1)).sum(), parameters, allow_unused=True)
+        value = (posterior.log_prob(z) + z.sum(-1)).sum()
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True) if parameters else ()
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 

@@ -7,7 +7,8 @@ Of one sample, or the mean over several:
   baseline that the site names, if any (`TraceGraph_ELBO`; Mnih and Gregor 2014); and for a guide that leaves all latent
   sites to enumeration in the model, none of this is needed: the bound is log p(x) itself (`TraceEnum_ELBO`).
 - `elbo-analytic-kl`: `TraceMeanField_ELBO`, E_q[log p(x | z)] - KL(q(z | x) || p(z)) with the second term in closed
-  form (eq. 7). Refused where Pyro has no closed form, since Pyro would sample it without a word.
+  form (eq. 7). Refused where Pyro has no closed form, since Pyro would sample it without a word, and with several
+  latent sites, where the sum of Pyro's divergences is none.
 - `stl`: the ELBO, "sticking the landing" (Roeder et al. 2017).
 - `beta`: E_q[log p(x | z)] - beta KL (Higgins et al. 2017), by `Trace_ELBO` with the latent sites scaled. A lower bound
   on log p(x) for beta >= 1 only.
@@ -60,10 +61,7 @@ def objective(
     :param beta: weight of the KL term in `beta`, and in no other; 4 by default.
     :raises BadInput: for an unknown objective, or one that the pair cannot have.
     """
-    check_name(name)
-    require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
-    require(alpha is None or name == "renyi", "alpha", alpha, f"belongs to the objective renyi, not {name}")
-    require(beta is None or name == "beta", "beta", beta, f"belongs to the objective beta, not {name}")
+    check(name, num_particles, alpha, beta)
     for site, scale in pair.scales.items():
         raise BadInput(
             f"site '{site}' has the scale {float(scale):g}: the objectives are nats per image, unscaled; leave it out, "
@@ -78,8 +76,6 @@ def objective(
         return TraceEnum(pair)
     if name in _REPARAMETRIZED and not pair.reparametrized:
         raise BadInput(f"--objective {name}: {pair.guide_name} cannot be reparametrized; use elbo, vimco or rws")
-    if name in _TRY and num_particles < 2:
-        require(False, "num_particles", num_particles, f"{name} needs at least 2 samples; try {_TRY[name]}")
     if name in ("stl", "dreg"):
         _check_frozen(name, pair)
         return (StickingTheLanding if name == "stl" else DoublyReparametrized)(pair, num_particles)
@@ -96,7 +92,7 @@ def objective(
             if pair.terms(x, *args, analytic_kl=True).kl is None:
                 raise BadInput(
                     f"--objective {name}: no closed-form KL divergence between {pair.guide_name} and the prior of "
-                    f"{pair.model_name}; use elbo"
+                    f"{pair.model_name}{', which have several latent sites' if len(pair.latent) > 1 else ''}; use elbo"
                 )
     if not pair.reparametrized:
         return ScoreFunction(num_particles=num_particles, max_plate_nesting=pair.max_plate_nesting)
@@ -111,10 +107,17 @@ def objective(
     return (TraceMeanField_ELBO if name == "elbo-analytic-kl" else Trace_ELBO)(**options)
 
 
-def check_name(name: str) -> None:
-    """Raise `BadInput` for an unknown objective."""
+def check(name: str, num_particles: int, alpha: float | None, beta: float | None) -> None:
+    """Raise `BadInput` for an unknown objective, and for what it cannot have with any pair."""
     if name not in get_args(Objective):
         raise BadInput(f"--objective {name}: unknown{near_miss(name, get_args(Objective))}")
+    require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
+    least = f"{name} needs at least 2 samples; try {_TRY.get(name)}"
+    require(name not in _TRY or num_particles > 1, "num_particles", num_particles, least)
+    require(alpha is None or name == "renyi", "alpha", alpha, f"belongs to the objective renyi, not {name}")
+    require(alpha != 1, "alpha", alpha, "must be a number other than 1, which is elbo")
+    require(beta is None or name == "beta", "beta", beta, f"belongs to the objective beta, not {name}")
+    require(beta is None or 0 < beta < math.inf, "beta", beta, "must be above 0")
 
 
 def _check_frozen(name: str, pair: Pair) -> None:
@@ -181,7 +184,6 @@ class Renyi(_PerImage):
     bound on log p(x) for alpha > 0 and an upper one for alpha < 0; with finite K it is lower than that."""
 
     def __init__(self, pair: Pair, num_particles: int, alpha: float):
-        require(math.isfinite(alpha) and alpha != 1, "alpha", alpha, "must be a number other than 1, which is elbo")
         super().__init__(pair, num_particles)
         self.alpha = alpha
 
@@ -242,22 +244,11 @@ class VIMCO(_PerImage):
         return bound + ((bound.detach() - without) * terms.log_guide).sum(0)
 
 
-class ReweightedWakeSleep(_PerImage):
-    """Reweighted wake-sleep with the wake phase for the guide, "wake-wake" (Bornschein and Bengio 2015, equations 4 and
-    6): model and guide each climb the log-probability of the samples, weighted by w~_k = w_k / sum w. The model's
-    gradient is that of L_K; the guide's lowers KL(p(z | x) || q(z | x)) instead of raising a bound, and both are biased
-    at finite K."""
-
-    drawn: ClassVar[dict[str, bool]] = {"detach": True}
-
-    def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
-        share = terms.log_weight.detach().softmax(0)
-        return (share * (terms.log_likelihood + terms.log_prior + terms.log_guide)).sum(0)
-
-
 class WakeSleep(_PerImage):
     """Reweighted wake-sleep with the sleep phase for the guide (Bornschein and Bengio 2015, equations 4 and 7; with one
-    sample, Hinton et al. 1995): the guide climbs log q(z | x) of z and x drawn from the model, as many as the batch."""
+    sample, Hinton et al. 1995). The model climbs the log-probability of the samples, weighted by w~_k = w_k / sum w:
+    the gradient of L_K, biased at finite K. The guide climbs log q(z | x) of z and x drawn from the model, as many as
+    the batch."""
 
     drawn: ClassVar[dict[str, bool]] = {"detach": True}
 
@@ -270,12 +261,23 @@ class WakeSleep(_PerImage):
         return super().differentiable_loss(model, guide, *args, **kwargs) + _surrogate(dreamt * 0, -dreamt)
 
 
+class ReweightedWakeSleep(_PerImage):
+    """The same with the wake phase for the guide, "wake-wake" (equations 4 and 6): it climbs log q(z | x) of the
+    samples, weighted. That lowers KL(p(z | x) || q(z | x)) instead of raising a bound, and is biased at finite K
+    too."""
+
+    drawn: ClassVar[dict[str, bool]] = {"detach": True}
+
+    def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
+        share = terms.log_weight.detach().softmax(0)
+        return (share * (terms.log_likelihood + terms.log_prior + terms.log_guide)).sum(0)
+
+
 class Beta(Trace_ELBO):
     """`Trace_ELBO` with the log-densities of latent sites, in model and guide, times beta (Higgins et al. 2017,
     equation 4)."""
 
     def __init__(self, beta: float, **options: Any):
-        require(0 < beta < math.inf, "beta", beta, "must be above 0")
         super().__init__(**options)
         self.scale = ScaleLatents()
         self.scale.scale = beta

@@ -8,7 +8,7 @@ as each is local to the plate of images. A guide may leave all of them to the mo
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,7 +38,8 @@ class Terms:
     log_guide: Tensor
     """log q(z | x)."""
     kl: Tensor | None
-    """Analytic KL(q(z | x) || p(z)), where Pyro has one for every latent site and it was asked for."""
+    """Analytic KL(q(z | x) || p(z)), where there is one latent site, Pyro has it, and it was asked for. With several,
+    the divergence of one given a sample of another is not a term of KL(q || p)."""
     latents: dict[str, Tensor]
     """Values [samples, images, units] of the latent sites."""
     finite: frozenset[str]
@@ -329,15 +330,11 @@ class Pair:
             return sum(parts[1:], parts[0]).reshape(shape)
 
         kl = None
-        if analytic_kl:
-            try:
-                for name in self.latent:
-                    q, p = guide_trace.nodes[name], model_trace.nodes[name]
-                    part = scale_and_mask(torch.distributions.kl_divergence(q["fn"], p["fn"]), mask=q["mask"])
-                    part = self._per_image(q, part).reshape(shape)
-                    kl = part if kl is None else kl + part
-            except NotImplementedError:
-                kl = None
+        if analytic_kl and len(self.latent) == 1:
+            q, p = guide_trace.nodes[self.latent[0]], model_trace.nodes[self.latent[0]]
+            with suppress(NotImplementedError):
+                kl = scale_and_mask(torch.distributions.kl_divergence(q["fn"], p["fn"]), mask=q["mask"])
+                kl = self._per_image(q, kl).reshape(shape)
         latents = {}
         for name in self.latent:
             site = guide_trace.nodes[name]

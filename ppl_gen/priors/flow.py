@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.errors import require
-from ppl_gen.flows import Autoregressive
+from ppl_gen.flows import Autoregressive, Flowing
 
 
 class Flow(nn.Module):
@@ -43,4 +43,4 @@ class Flow(nn.Module):
     def prior(self) -> dist.TorchDistribution:
         """p(z), event [latent_dim]."""
         base = dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
-        return dist.TransformedDistribution(base, [transform().inv for transform in self.transforms])
+        return Flowing(base, [transform().inv for transform in self.transforms])

@@ -168,6 +168,22 @@ def test_every_parameter_has_a_gradient(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_score_of_a_sample(family: str) -> None:
+    """The density of a sample that was drawn without gradients has all the gradients of that of its copy."""
+    _, guide = make(family, 3)
+    q = guide.posterior(guide.encode(images(4)))
+    z = q.expand([5, 4]).sample()
+    assert not z.requires_grad
+    parameters = list(guide.parameters())
+    for ours, true in zip(
+        torch.autograd.grad(q.log_prob(z).sum(), parameters, retain_graph=True),
+        torch.autograd.grad(q.log_prob(z.clone()).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, true)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_density_under_detached_parameters(family: str) -> None:
     """For `stl` and `dreg` the guide is replayed: the same density, and no gradient but through z."""
     model, guide = make(family, 3)

@@ -128,7 +128,7 @@ def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
 
 
 def test_dequantized_pixels(elsewhere: Path) -> None:
-    """(level + u) / levels: uniform within the level of the pixel; one draw for tests, another at every use in training."""
+    """(level + u) / levels: uniform in the level of the pixel; one draw for tests, another at every use in training."""
     data = load_data(DataOptions("digits", "dequantized"))
     grey = load_data(DataOptions("digits", "none"))
     for name in ("train", "validation", "test"):

@@ -57,6 +57,16 @@ def test_any_number_of_layers(latent_dims: tuple[int, ...]) -> None:
         assert all(bool((g != 0).any()) for g in torch.autograd.grad(loss, parameters)), name
 
 
+def test_the_kl_term_is_sampled() -> None:
+    """Pyro has a divergence for each site; that of z_1 at a sample of z_2 is not a term of KL(q || p), whose mean it
+    misses. So there is none, and the objective that needs one is refused."""
+    model, guide, x = _make((2, 2))
+    assert Pair(model, guide, x).terms(x, analytic_kl=True).kl is None
+    assert log_marginal_likelihood(model, guide, x, num_samples=30).kl_analytic is None
+    with pytest.raises(BadInput, match="several latent sites; use elbo"):
+        objective("elbo-analytic-kl", Pair(model, guide, x), x)
+
+
 def test_other_sizes_are_refused() -> None:
     for chosen, option in (({"latent_dims": ()}, "latent-dims"), ({"hidden_dims": (3,)}, "hidden-dims")):
         with pytest.raises(BadInput, match=f"--{option}"):

@@ -95,6 +95,9 @@ def test_what_cannot_be_swapped() -> None:
     fixed = Config(prior="vamp", fixed_model=True, model_options={"hidden_dims": (8,)})
     with pytest.raises(BadInput, match="made of the guide"):
         assemble(fixed, data)
+    discrete = Config(model="belief-net", guide="bernoulli", prior="flow", model_options={"latent_dim": 3})
+    with pytest.raises(BadInput, match=r"is continuous .* and the latent of BeliefNet discrete"):
+        assemble(discrete, data)
     supplied = {"guide": nn.Linear(1, 1), "data_examples": torch.rand(5, PIXELS), "latent_dim": 2}
     with pytest.raises(BadInput, match="needs encode"):
         construct("prior", find("prior", "vamp"), supplied, {})
