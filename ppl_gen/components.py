@@ -123,14 +123,16 @@ def _constructors(cls: type) -> list[Any]:
 
 
 def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """What a class is constructed with: parameters and their types, with the bases' keyword arguments where the
-    constructor takes `**kwargs`."""
+    """What a class is constructed with: parameters and their types; where the constructor takes `**kwargs`, the bases'
+    keyword arguments and what they are given by name."""
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
     for depth, constructor in enumerate(_constructors(cls)):
         hints = typing.get_type_hints(constructor)
         for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
-            own = depth == 0 and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            if name not in found and (own or parameter.kind is parameter.KEYWORD_ONLY):
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            passed_on = parameter.kind is parameter.KEYWORD_ONLY or any(name in names for names in SUPPLIED.values())
+            if name not in found and (depth == 0 or passed_on):
                 found[name] = (parameter, hints.get(name))
     return found
 

@@ -32,38 +32,36 @@ class Flow(Amortized):
 
     def __init__(
         self,
-        data_shape: tuple[int, ...],
-        latent_dim: int,
-        latent_name: str | None,
-        model: nn.Module,
-        *,
+        *supplied: Any,
         transform: Kind = "iaf",
         num_transforms: int = 3,
         transform_dims: tuple[int, ...] = (128, 128),
         num_features: int = 64,
         num_bins: int = 8,
-        **body: Any,
+        **amortized: Any,
     ):
         require(transform in get_args(Kind), "guide.transform", transform, f"choose from {get_args(Kind)}")
         require(num_transforms >= 1, "guide.num_transforms", num_transforms, "must be at least 1")
         require(min(transform_dims, default=1) >= 1, "guide.transform_dims", transform_dims, "at least 1 unit each")
         require(num_features >= 1, "guide.num_features", num_features, "must be at least 1")
         require(num_bins >= 2, "guide.num_bins", num_bins, "must be at least 2")
-        planar = transform == "planar"
-        rest = num_transforms * (2 * latent_dim + 1) if planar else num_features
-        super().__init__(data_shape, latent_name, model, 2 * latent_dim + rest, **body)
-        self.latent_dim, self.num_transforms = latent_dim, num_transforms
+        self.transform, self.num_transforms, self.num_features = transform, num_transforms, num_features
+        super().__init__(*supplied, **amortized)
         self.transforms = nn.ModuleList(
             Autoregressive(
-                latent_dim,
+                self.latent_dim,
                 num_features,
                 reverse=bool(index % 2),
-                passes=2 if transform == "spline-coupling" else latent_dim,
+                passes=2 if transform == "spline-coupling" else self.latent_dim,
                 num_bins=None if transform == "iaf" else num_bins,
                 hidden_dims=transform_dims,
             )
-            for index in range(0 if planar else num_transforms)
+            for index in range(0 if transform == "planar" else num_transforms)
         )
+
+    def context_dim(self) -> int:
+        planar = self.num_transforms * (2 * self.latent_dim + 1)
+        return 2 * self.latent_dim + (planar if self.transform == "planar" else self.num_features)
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
         """Of mu, log sigma, and h or the parameters of the planar transforms."""

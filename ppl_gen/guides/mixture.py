@@ -4,7 +4,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_gen.errors import require
 from ppl_gen.guides.amortized import Amortized
@@ -16,19 +16,13 @@ class Mixture(Amortized):
     :param num_components: K.
     """
 
-    def __init__(
-        self,
-        data_shape: tuple[int, ...],
-        latent_dim: int,
-        latent_name: str | None,
-        model: nn.Module,
-        *,
-        num_components: int = 5,
-        **body: Any,
-    ):
+    def __init__(self, *supplied: Any, num_components: int = 5, **amortized: Any):
         require(num_components >= 1, "guide.num_components", num_components, "must be at least 1")
-        self.latent_dim, self.num_components = latent_dim, num_components
-        super().__init__(data_shape, latent_name, model, num_components * (2 * latent_dim + 1), **body)
+        self.num_components = num_components
+        super().__init__(*supplied, **amortized)
+
+    def context_dim(self) -> int:
+        return self.num_components * (2 * self.latent_dim + 1)
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
         """Of the logits of pi, then mu_k and log sigma_k of every component."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_gen.errors import require
 from ppl_gen.guides.amortized import Amortized
@@ -18,24 +18,18 @@ class MultivariateNormal(Amortized):
     :param rank: columns of F; 0 for L.
     """
 
-    def __init__(
-        self,
-        data_shape: tuple[int, ...],
-        latent_dim: int,
-        latent_name: str | None,
-        model: nn.Module,
-        *,
-        rank: int = 0,
-        **body: Any,
-    ):
-        require(rank >= 0, "guide.rank", rank, "must be at least 0")
-        covariances = latent_dim * rank if rank else latent_dim * (latent_dim - 1) // 2
-        super().__init__(data_shape, latent_name, model, 2 * latent_dim + covariances, **body)
-        self.latent_dim, self.rank = latent_dim, rank
-        below = torch.tril_indices(latent_dim, latent_dim, -1)
-        self.register_buffer("below", below[0] * latent_dim + below[1], persistent=False)
-
     below: Tensor
+
+    def __init__(self, *supplied: Any, rank: int = 0, **amortized: Any):
+        require(rank >= 0, "guide.rank", rank, "must be at least 0")
+        self.rank = rank
+        super().__init__(*supplied, **amortized)
+        below = torch.tril_indices(self.latent_dim, self.latent_dim, -1)
+        self.register_buffer("below", below[0] * self.latent_dim + below[1], persistent=False)
+
+    def context_dim(self) -> int:
+        covariances = self.latent_dim * self.rank if self.rank else self.latent_dim * (self.latent_dim - 1) // 2
+        return 2 * self.latent_dim + covariances
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
         """Of mu, log sigma or the logarithm of the diagonal of L, and the entries of F or of L below its diagonal.

@@ -1,9 +1,7 @@
 """The diagonal Gaussian guide."""
 
-from typing import Any
-
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_gen.guides.amortized import Amortized
 
@@ -11,10 +9,8 @@ from ppl_gen.guides.amortized import Amortized
 class Normal(Amortized):
     """q(z | x) = N(mu(x), diag sigma(x)^2), one network with two heads: Kingma and Welling (2014), equation 9."""
 
-    def __init__(
-        self, data_shape: tuple[int, ...], latent_dim: int, latent_name: str | None, model: nn.Module, **body: Any
-    ):
-        super().__init__(data_shape, latent_name, model, 2 * latent_dim, **body)
+    def context_dim(self) -> int:
+        return 2 * self.latent_dim
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
         """Of mu beside log sigma."""

@@ -32,12 +32,12 @@ class SemiAmortized(Normal):
         num_steps: int = 3,
         step_size: float = 0.3,
         num_noise: int = 4,
-        **body: Any,
+        **amortized: Any,
     ):
         require(num_steps >= 0, "guide.num_steps", num_steps, "must be at least 0")
         require(step_size > 0, "guide.step_size", step_size, "must be above 0")
         require(num_noise >= 2, "guide.num_noise", num_noise, "must be at least 2")
-        super().__init__(data_shape, latent_dim, latent_name, model, **body)
+        super().__init__(data_shape, latent_dim, latent_name, model, **amortized)
         if not (hasattr(model, "prior") and hasattr(model, "likelihood")):
             raise BadInput(f"SemiAmortized needs prior() and likelihood(z), which {type(model).__name__} has not")
         self.model = model

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_gen.errors import require
 from ppl_gen.guides.amortized import Amortized
@@ -16,19 +16,13 @@ class StudentT(Amortized):
     :param df: degrees of freedom; the smaller, the heavier the tails. A variance exists above 2.
     """
 
-    def __init__(
-        self,
-        data_shape: tuple[int, ...],
-        latent_dim: int,
-        latent_name: str | None,
-        model: nn.Module,
-        *,
-        df: float = 5.0,
-        **body: Any,
-    ):
+    def __init__(self, *supplied: Any, df: float = 5.0, **amortized: Any):
         require(df > 0, "guide.df", df, "must be above 0")
-        super().__init__(data_shape, latent_name, model, 2 * latent_dim, **body)
+        super().__init__(*supplied, **amortized)
         self.df = df
+
+    def context_dim(self) -> int:
+        return 2 * self.latent_dim
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
         """Of mu beside log sigma."""

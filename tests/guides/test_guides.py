@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ppl_gen.components import construct, find, known, options
 from ppl_gen.errors import BadInput
+from ppl_gen.guides.amortized import Amortized
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.models.vae import VAE
 
@@ -209,6 +211,32 @@ def test_options_of_the_encoder_are_the_familys_too(name: str) -> None:
     found = {option.name: option for option in options("guide", find("guide", name))}
     assert found["hidden_dims"].help.startswith("units of each hidden layer")
     assert "context_dim" not in found
+
+
+class Laplace(Amortized):
+    """:param widen: factor on the scale."""
+
+    def __init__(self, *supplied: Any, widen: float = 1.0, **amortized: Any):
+        super().__init__(*supplied, **amortized)
+        self.widen = widen
+
+    def context_dim(self) -> int:
+        return 2 * self.latent_dim
+
+    def posterior(self, context: Tensor) -> dist.TorchDistribution:
+        loc, log_scale = context.chunk(2, -1)
+        return dist.Laplace(loc, self.widen * log_scale.exp()).to_event(1)
+
+
+def test_a_family_of_ones_own() -> None:
+    found = {option.name: option for option in options("guide", Laplace)}
+    assert found["widen"].help == "factor on the scale." and found["hidden_dims"].help.startswith("units of each")
+    supplied = {"data_shape": (PIXELS,), "latent_dim": 3, "latent_name": "z", "model": make("normal", 3)[0]}
+    guide = construct("guide", Laplace, supplied, {"widen": 2.0, "hidden_dims": (5,)})
+    assert guide.encoder[0].out_features == 5
+    assert guide.posterior(guide.encode(images(4).float())).rsample().shape == (4, 3)
+    with pytest.raises(BadInput, match=r"--guide\.widn: Laplace has no such option"):
+        construct("guide", Laplace, supplied, {"widn": 2.0})
 
 
 def test_steps_of_the_semi_amortized_guide_raise_the_bound() -> None:
