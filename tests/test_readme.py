@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from ppl_gen import evaluate, fit, sweep
+from ppl_gen.data import DataOptions, load_data
 from ppl_gen.inference.gaps import Search
+from ppl_gen.loading import Config
+from ppl_gen.runs import Run
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
@@ -106,10 +109,16 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     assert ran >= 3
 
 
-def test_results_are_commands_that_parse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Minutes of work each: only their options are read."""
+def test_results_are_commands_that_parse(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes of work each: only their options are read. Their runs have a configuration, for others to start from."""
     configs = []
-    monkeypatch.setattr(fit, "fit", lambda config, out: configs.append(config))
+    data = load_data(DataOptions("digits"))
+
+    def note(config: Config, out: Path) -> None:
+        configs.append(config)
+        Run.create(out, "run", config.to_json(data))
+
+    monkeypatch.setattr(fit, "fit", note)
     count = 0
     for language, text in _blocks("docs/results.md"):
         if language == "bash":
