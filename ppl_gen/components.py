@@ -137,6 +137,11 @@ def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
     return found
 
 
+def takes(cls: type, name: str) -> bool:
+    """Whether a constructor asks for something by this name."""
+    return name in _parameters(cls)
+
+
 def options(kind: Kind, cls: type) -> list[Option]:
     """The options in a class's signature: every argument that the package does not supply. Where a constructor takes
     `**kwargs`, the keyword arguments of its bases are options too.

@@ -1,6 +1,5 @@
 """From a configuration, or the directory of a run, to a model, a guide and data."""
 
-import inspect
 import platform
 import subprocess
 import sys
@@ -155,7 +154,7 @@ def _swap_prior(model: Any, config: Config, supplied: Mapping[str, Any]) -> None
     cls = find("prior", config.prior)
     if not hasattr(model, "prior") or supplied["latent_name"] is None:
         raise BadInput(f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site to swap")
-    if config.fixed_model and "guide" in inspect.signature(cls).parameters:
+    if config.fixed_model and components.takes(cls, "guide"):
         raise BadInput(f"--prior {config.prior}: is made of the guide, which can't be refitted without it")
     prior = construct("prior", cls, supplied, config.prior_options)
     if not isinstance(prior, nn.Module):
@@ -163,6 +162,8 @@ def _swap_prior(model: Any, config: Config, supplied: Mapping[str, Any]) -> None
     before = model.prior()
     model.add_module("swapped_prior", prior)
     model.prior = prior.prior
+    if hasattr(model, "log_px"):
+        model.log_px = None  # the closed form was that of the model's own prior
     try:
         with evaluating(model):
             after = model.prior()

@@ -82,7 +82,7 @@ class TrainingOptions:
     """Refuse training by enumeration that is estimated to take longer."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "num_particles", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         check_objective(self.objective, self.num_particles, self.alpha, self.beta)
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be above 0")

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from ppl_gen.components import construct, find, known
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.errors import BadInput
+from ppl_gen.evaluate import estimators
 from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.enumeration import closed_form
 from ppl_gen.inference.traces import evaluating
 from ppl_gen.loading import Config, assemble, read_pair
 from ppl_gen.models.vae import VAE
@@ -82,6 +84,18 @@ def test_a_model_uses_it(name: str) -> None:
         assert parameter.startswith(("decoder.", "swapped_prior."))
     again, _ = assemble(config, data)
     again.load_state_dict(model.state_dict())
+
+
+def test_a_closed_form_ends_with_the_prior_that_it_was_of() -> None:
+    """log p(x) of factor analysis is known for its own prior alone; under another it is estimated."""
+    data = load_data(DataOptions("digits", "dequantized", train_size=50))
+    for prior, known_exactly in ((None, True), ("flow", False)):
+        config = Config(model="factor-analysis", guide="normal", prior=prior, model_options={"latent_dim": 3})
+        model, guide = assemble(config, data)
+        with evaluating(model, guide):
+            pair, (x,) = read_pair(model, guide, data)
+        assert closed_form(model) is known_exactly
+        assert estimators(model, pair, "auto", x.device) == (known_exactly, True)
 
 
 def test_what_cannot_be_swapped() -> None:
