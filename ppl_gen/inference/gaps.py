@@ -24,7 +24,7 @@ from ppl_gen.errors import BadInput
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.traces import Pair, evaluating
 
-_IMAGES_PER_BLOCK = 20
+_IMAGES_PER_BLOCK = 50
 Progress = Callable[[int], None]
 """Called with the number of images just done."""
 
@@ -198,36 +198,51 @@ def _weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
+def _fewer(adam: torch.optim.Adam, contexts: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen rows of the contexts, with their moments, in place of all of them."""
+    fewer = contexts.detach()[chosen].requires_grad_()
+    state = adam.state.pop(contexts)
+    adam.state[fewer] = {name: value[chosen] if value.dim() else value for name, value in state.items()}
+    adam.param_groups[0]["params"][0] = fewer
+    return fewer
+
+
 def _climb(
     model: Any, at: _At, x: Tensor, start: Tensor, weights: list[nn.Parameter], search: Search
 ) -> tuple[Tensor, Tensor]:
     """The contexts that climb the ELBO of their images, averaged over the best window of each, and whether each has
-    settled. Adam moves every element by itself, so that images do not interact; `weights`, of one image, move along."""
+    settled. Adam moves every element by itself, so that images do not interact, and those that have settled are left
+    out; `weights`, of one image, move along."""
     moving = [start.clone().requires_grad_(), *weights]
     adam = torch.optim.Adam(moving, lr=search.learning_rate)
     pair = Pair(model, at, x, start)
     kept = [each.detach().clone() for each in moving]
     best = torch.full_like(x[:, 0], -math.inf)
     waited = torch.zeros_like(best)
+    rows = torch.arange(len(x), device=x.device)  # still climbing
     for _ in range(search.most_windows):
-        bound = torch.zeros_like(best)
-        averages = [torch.zeros_like(each) for each in kept]
+        bound = torch.zeros_like(rows, dtype=x.dtype)
+        averages = [torch.zeros_like(each) for each in moving]
         for _ in range(search.window):
-            elbo = pair.terms(x, moving[0], num_samples=search.num_samples).log_weight.mean(0)
+            elbo = pair.terms(x[rows], moving[0], num_samples=search.num_samples).log_weight.mean(0)
             bound += elbo.detach() / search.window
             for average, each in zip(averages, moving, strict=True):
                 average += each.detach() / search.window
             adam.zero_grad()
             (-elbo.sum()).backward(inputs=moving)
             adam.step()
-        gained = bound > best
-        best, waited = torch.where(gained, bound, best), torch.where(gained, 0, waited + 1)
-        chosen = gained.reshape(-1, *[1] * (start.dim() - 1))
-        kept[0] = torch.where(chosen, averages[0], kept[0])
-        if bool(gained.all()):  # of one image
+        gained = bound > best[rows]
+        best[rows[gained]] = bound[gained]
+        waited[rows] = torch.where(gained, 0, waited[rows] + 1)
+        kept[0][rows[gained]] = averages[0][gained]
+        if weights and bool(gained):
             kept[1:] = averages[1:]
-        if bool((waited >= search.patience).all()):
+        climbing = waited[rows] < search.patience
+        if not climbing.any():
             break
+        if not climbing.all():
+            rows = rows[climbing]
+            moving[0] = _fewer(adam, moving[0], climbing)
     with torch.no_grad():
         for weight, value in zip(weights, kept[1:], strict=True):
             weight.copy_(value)
