@@ -11,8 +11,7 @@ too, for each image.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair, evaluating, frozen
 
 _IMAGES_PER_BLOCK = 50
 Progress = Callable[[int], None]
@@ -168,23 +167,10 @@ def _block(
     def alone(x: Tensor, context: Tensor) -> Any:  # the context is not the model's
         return pair.model(x)
 
-    with _frozen(model, guide), torch.enable_grad():
+    with frozen(model, guide), torch.enable_grad():
         weights = _weights_of_posterior(local, start) if own_weights else []
         context, settled = _climb(alone, at, x, start, weights, search)
     return amortized, log_marginal_likelihood(alone, at, x, context, num_samples=num_samples), settled
-
-
-@contextmanager
-def _frozen(*modules: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient, which saves half of the work; restored after."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 def _weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:

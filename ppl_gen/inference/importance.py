@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput
+from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.enumeration import exact_blocks
 from ppl_gen.inference.traces import Pair, Terms, evaluating, take
 from ppl_gen.memory import keep_freed_memory
@@ -38,21 +38,10 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Estimates:
-    """Per image, in nats, float64 on the CPU; every tensor is [images]."""
+class LogPx:
+    """log p(x) from importance samples, per image, in nats, float64 on the CPU; every tensor is [images]."""
 
     num_samples: int
-    elbo: Tensor
-    reconstruction: Tensor
-    """E[log p(x | z)] under the guide."""
-    kl: Tensor
-    """E[log q(z | x) - log p(z)]; elbo = reconstruction - kl."""
-    elbo_mc_var: Tensor
-    """Monte Carlo variance of `elbo`."""
-    kl_analytic: Tensor | None
-    """KL(q(z | x) || p(z)) in closed form, where Pyro has one for every latent site."""
-    iwae: dict[int, Tensor]
-    """L_k for k = 1, 10, 100, … up to `num_samples`."""
     log_px: Tensor
     log_px_mc_var: Tensor
     """Monte Carlo variance of `log_px`, by the delta method."""
@@ -61,16 +50,6 @@ class Estimates:
     ess: Tensor
     khat: Tensor
     """Not a number where all weights of an image are equal, or fewer than 25: then there is no tail to fit."""
-    latent_mean: dict[str, Tensor]
-    """E[z | x] under the guide by the mean of the samples, [images, units] for each latent site but those with finite
-    support."""
-    latent_mc_var: dict[str, Tensor]
-    """Monte Carlo variance of `latent_mean`."""
-
-    @property
-    def gap(self) -> Tensor:
-        """log p(x) - ELBO: KL(q(z | x) || p(z | x)), up to the estimates' errors."""
-        return self.log_px - self.elbo
 
     @property
     def khat_threshold(self) -> float:
@@ -82,6 +61,33 @@ class Estimates:
         """Images whose k-hat is above the threshold, or unknown though the weights differ; bool [images]."""
         unequal = self.ess < self.num_samples * (1 - _ROUNDING)
         return ~(self.khat <= self.khat_threshold) & unequal if self.num_samples > 1 else torch.ones_like(unequal)
+
+
+@dataclass(frozen=True)
+class Estimates(LogPx):
+    """The same from samples of the guide, with the bounds."""
+
+    elbo: Tensor
+    reconstruction: Tensor
+    """E[log p(x | z)] under the guide."""
+    kl: Tensor
+    """E[log q(z | x) - log p(z)]; elbo = reconstruction - kl."""
+    elbo_mc_var: Tensor
+    """Monte Carlo variance of `elbo`."""
+    kl_analytic: Tensor | None
+    """KL(q(z | x) || p(z)) in closed form, where Pyro has one for every latent site."""
+    iwae: dict[int, Tensor]
+    """L_k for k = 1, 10, 100, … up to `num_samples`."""
+    latent_mean: dict[str, Tensor]
+    """E[z | x] under the guide by the mean of the samples, [images, units] for each latent site but those with finite
+    support."""
+    latent_mc_var: dict[str, Tensor]
+    """Monte Carlo variance of `latent_mean`."""
+
+    @property
+    def gap(self) -> Tensor:
+        """log p(x) - ELBO: KL(q(z | x) || p(z | x)), up to the estimates' errors."""
+        return self.log_px - self.elbo
 
     @property
     def active_units(self) -> int:
@@ -227,10 +233,59 @@ def _blocks(
         yield len(rows), chunks
 
 
+def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log (1/S) sum_s w_s of log weights [S, images]; its Monte Carlo variance by the delta method, its bias by the
+    delete-1 jackknife, and the effective sample size: each [images]. Variance and bias of a single weight are not
+    numbers."""
+    count = len(log_w)
+    total = log_w.logsumexp(0)
+    share = (log_w - total).exp()  # normalized weights
+    ess = 1 / share.square().sum(0)
+    if count == 1:
+        variance = bias = torch.full_like(total, math.nan)
+    else:
+        variance = (1 / ess - 1 / count) * count / (count - 1)  # var(w) / (S mean(w)^2)
+        # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1)).
+        left_out = torch.log1p(-share.clamp(max=1 - 1e-12)) + math.log(count / (count - 1))
+        bias = (count - 1) * left_out.mean(0)
+    return total - math.log(count), variance, bias, ess
+
+
 def block_bounds(log_weights: Tensor, k: int) -> Tensor:
     """The IWAE bound L_k [images], averaged over the floor(S/k) disjoint blocks of log weights [S, images]."""
     blocks = log_weights[: len(log_weights) // k * k].reshape(-1, k, log_weights.shape[1])
     return (blocks.logsumexp(1) - math.log(k)).mean(0)
+
+
+def jackknife_bounds(log_weights: Tensor, k: int, order: int = 1) -> Tensor:
+    """The jackknife-corrected L_k [images] of log weights [S, images], averaged over the floor(S/k) disjoint blocks:
+    sum_j c(k, order, j) mean_A L_A, A the subsets of k - j of a block's samples and c Sharot's coefficients (Nowozin
+    2018, equations 18 and 19). Its distance from log p(x) goes as k^-(order + 1), where that of L_k goes as 1/k; it is
+    neither a bound nor, above order 1, cheap: it looks at every subset.
+
+    :param order: 0, L_k itself, 1 or 2.
+    :raises BadInput: for another order, or k <= order.
+    """
+    require(order in (0, 1, 2), "order", order, "0, 1 or 2")
+    require(order < k <= len(log_weights), "k", k, f"above the order and at most the {len(log_weights)} samples")
+    blocks = log_weights[: len(log_weights) // k * k].reshape(-1, k, log_weights.shape[1]).double()
+    result = torch.zeros(log_weights.shape[1], dtype=torch.float64, device=log_weights.device)
+    total = blocks.logsumexp(1, keepdim=True)
+    share = (blocks - total).exp()
+    for left_out in range(order + 1):
+        if left_out == 0:
+            missing = torch.zeros_like(total)
+        elif left_out == 1:
+            missing = share
+        else:
+            first, second = torch.triu_indices(k, k, 1)
+            missing = share[:, first] + share[:, second]
+        rest = total + torch.log1p(-missing.clamp(max=1 - 1e-12)) - math.log(k - left_out)
+        coefficient = (
+            (-1) ** left_out * (k - left_out) ** order / (math.factorial(order - left_out) * math.factorial(left_out))
+        )
+        result += coefficient * rest.mean((0, 1))
+    return result
 
 
 def powers_of_ten(num_samples: int) -> list[int]:
@@ -252,6 +307,12 @@ def khat(log_weights: Tensor) -> Tensor:
     return torch.from_numpy(result)
 
 
+def reduced(log_w: Tensor) -> dict[str, Tensor]:
+    """The fields of `LogPx` but the first, from log weights [S, images] in float64."""
+    log_px, variance, bias, ess = log_mean_exp(log_w)
+    return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess, "khat": khat(log_w)}
+
+
 def _summarize(chunks: list[Terms]) -> dict[str, Any]:
     """Everything in `Estimates`, for one block of images."""
     undefined = torch.full((chunks[0].log_prior.shape[1],), math.nan, dtype=torch.float64)
@@ -261,11 +322,6 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
     )
     log_w = likelihood + prior - guide
     count = len(log_w)
-    log_px = log_w.logsumexp(0) - math.log(count)
-    share = (log_w - log_w.logsumexp(0)).exp()  # normalized weights
-    ess = 1 / share.square().sum(0)
-    # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1)).
-    left_out = torch.log1p(-share.clamp(max=1 - 1e-12)) + math.log(count / max(count - 1, 1))
     result: dict[str, Any] = {
         "elbo": log_w.mean(0),
         "reconstruction": likelihood.mean(0),
@@ -273,12 +329,7 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         "elbo_mc_var": log_w.var(0) / count if count > 1 else undefined,
         "kl_analytic": None,
         "iwae": {k: block_bounds(log_w, k) for k in powers_of_ten(count)},
-        "log_px": log_px,
-        # var(w) / (S mean(w)^2)
-        "log_px_mc_var": (1 / ess - 1 / count) * count / (count - 1) if count > 1 else undefined,
-        "log_px_bias": (count - 1) * left_out.mean(0) if count > 1 else undefined,
-        "ess": ess,
-        "khat": khat(log_w),
+        **reduced(log_w),
         "latent_mean": {},
         "latent_mc_var": {},
     }
@@ -317,4 +368,4 @@ def _gather(
         start += count
         if progress is not None:
             progress(count)
-    return Estimates(num_samples, **whole)
+    return Estimates(num_samples=num_samples, **whole)

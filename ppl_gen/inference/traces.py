@@ -98,13 +98,47 @@ class Pair:
             the guide under detached parameters (Roeder et al. 2017).
         """
         count = len(x)
-        if not self.vectorized:  # the batch is repeated instead: sample s of image i is row s * count + i
-            x, args, kwargs = take(torch.arange(count, device=x.device).repeat(num_samples), x, args, kwargs)
+        x, args, kwargs = self._rows(x, args, kwargs, num_samples)
         samples = num_samples if self.vectorized else None
         if frozen_guide:
             *traces, values = self._frozen_traces(x, args, kwargs, samples)
             return replace(self._terms((traces[0], traces[1]), num_samples, count), values=values)
         return self._terms(self._trace(x, args, kwargs, samples, detach), num_samples, count, analytic_kl)
+
+    def draw(
+        self,
+        x: Tensor,
+        *args: Any,
+        num_samples: int,
+        prior: bool = False,
+        move: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Values of the latent sites, from the guide or from the prior, in the shapes that the sites have; and log
+        p(x | z) and log p(z) there, [samples, images].
+
+        :param move: what to make of the guide's values before the model sees them.
+        """
+        count, samples = len(x), num_samples if self.vectorized else None
+        x, args, kwargs = self._rows(x, args, kwargs, num_samples)
+        model = self._many(self.model, samples)
+        if not prior:
+            drawn = poutine.trace(self._many(self.guide, samples)).get_trace(x, *args, **kwargs)
+            values = {name: drawn.nodes[name]["value"] for name in self.latent}
+            model = poutine.condition(model, values if move is None else move(values))
+        trace = poutine.trace(model).get_trace(x, *args, **kwargs)
+        values = {name: trace.nodes[name]["value"] for name in self.latent}
+        likelihood, log_prior = (
+            self._total(trace, names, (num_samples, count)) for names in (self.observed, self.latent)
+        )
+        return values, likelihood, log_prior
+
+    def log_guide(self, values: dict[str, Tensor], x: Tensor, *args: Any, num_samples: int, **kwargs: Any) -> Tensor:
+        """log q(z | x) [samples, images] at values that `draw` made."""
+        count, samples = len(x), num_samples if self.vectorized else None
+        x, args, kwargs = self._rows(x, args, kwargs, num_samples)
+        guide = poutine.condition(self._many(self.guide, samples), values)
+        return self._total(poutine.trace(guide).get_trace(x, *args, **kwargs), self.latent, (num_samples, count))
 
     def spread(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
         """Weights [samples, images] in a shape that broadcasts with a value of the latent site `name`."""
@@ -193,6 +227,8 @@ class Pair:
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
         self.num_states = _num_states([model_trace.nodes[name]["fn"] for name in self.latent])
         """How many values the latent sites of an image have together; None if any has no finite support."""
+        self.unbounded = all(unbounded(model_trace.nodes[name]["fn"]) for name in self.latent)
+        """Whether the latent sites are continuous and take any value."""
         self.width = max(_width(model_trace.nodes[name]["fn"]) // self.plate.size for name in self.observed)
         """Numbers that the log-density of an image takes for each latent state: its pixels, or 1 where the observed
         distributions sum over them before they broadcast."""
@@ -321,13 +357,23 @@ class Pair:
 
     # From traces to numbers ------------------------------------------------------------------------------------
 
+    def _rows(
+        self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int
+    ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call for many samples. Where the pair is not vectorized the batch is repeated: sample s of
+        image i is row s * count + i."""
+        if self.vectorized:
+            return x, args, kwargs
+        return take(torch.arange(len(x), device=x.device).repeat(num_samples), x, args, kwargs)
+
+    def _total(self, trace: poutine.Trace, names: list[str], shape: tuple[int, int]) -> Tensor:
+        """The log-density [samples, images] of some sites."""
+        parts = [self._per_image(trace.nodes[name], masked_log_prob(trace.nodes[name])) for name in names]
+        return sum(parts[1:], parts[0]).reshape(shape)
+
     def _terms(self, traces: Traces, num_samples: int, count: int, analytic_kl: bool = False) -> Terms:
         guide_trace, model_trace = self._proposal(traces), traces[1]
         shape = (num_samples, count)
-
-        def total(trace: poutine.Trace, names: list[str]) -> Tensor:
-            parts = [self._per_image(trace.nodes[name], masked_log_prob(trace.nodes[name])) for name in names]
-            return sum(parts[1:], parts[0]).reshape(shape)
 
         kl = None
         if analytic_kl and len(self.latent) == 1:
@@ -343,9 +389,9 @@ class Pair:
             value = value.reshape(*shape, *value.shape[2:])
             latents[name] = value.flatten(2) if value.dim() > 2 else value.unsqueeze(2)
         return Terms(
-            total(model_trace, self.observed),
-            total(model_trace, self.latent),
-            total(guide_trace, self.latent),
+            self._total(model_trace, self.observed, shape),
+            self._total(model_trace, self.latent, shape),
+            self._total(guide_trace, self.latent, shape),
             kl,
             latents,
             frozenset(name for name in self.latent if guide_trace.nodes[name]["fn"].has_enumerate_support),
@@ -409,6 +455,20 @@ def evaluating(*modules: Any) -> Iterator[None]:
             part.training = training
 
 
+@contextmanager
+def frozen(*modules: Any) -> Iterator[None]:
+    """No parameter asks for a gradient, which saves half of the work; restored after."""
+    parts = [module for module in modules if isinstance(module, nn.Module)]
+    parameters = [p for module in parts for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
 def take(
     rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
 ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -441,6 +501,14 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
         for site in trace.nodes.values()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     ]
+
+
+def unbounded(distribution: Any) -> bool:
+    """Whether a distribution is of continuous values without bounds."""
+    if distribution.support.is_discrete:
+        return False
+    far = torch.full_like(distribution.sample(), 1e4)
+    return all(bool(distribution.support.check(value).all()) for value in (far, -far))
 
 
 def _width(distribution: Any) -> int:

@@ -1,0 +1,164 @@
+"""log p(x) by importance sampling from other distributions than the guide alone, image by image.
+
+All of them share one estimate. Of S samples, n_h come from the h-th proposal q_h, and
+
+    log w_s = log p(x, z_s) - log sum_h (n_h / S) q_h(z_s | x)
+
+whichever z_s came from: the balance heuristic (Veach and Guibas 1995, section 3.3). (1/S) sum w_s is unbiased for p(x).
+
+- *Several guides* of one model: where one has no mass another may have.
+- *The prior among them*, a defensive mixture (Hesterberg 1995; Owen and Zhou 2000): no weight is above p(x | z) S / n_prior,
+  so that the variance is finite where the likelihood is bounded, whatever the guide.
+- *The prior alone*, log (1/S) sum p(x | z_s): what amortized guides spare one.
+- *A temperature* above 1 spreads a guide: z becomes c + temperature (z - c), with c the mean of samples that are used
+  for nothing else.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_gen.errors import BadInput, require
+from ppl_gen.inference.importance import CHUNK_SIZE, LogPx, Progress, reduced
+from ppl_gen.inference.traces import Pair, evaluating, take
+from ppl_gen.memory import keep_freed_memory
+
+_IMAGES_PER_BLOCK = 16
+_CENTER_SAMPLES = 100
+Values = dict[str, Tensor]
+
+
+def proposal_log_px(
+    model: Any,
+    guides: Sequence[Any],
+    x: Tensor,
+    *args: Any,
+    num_samples: int = 1000,
+    prior_share: float = 0.0,
+    temperature: float = 1.0,
+    chunk_size: int = CHUNK_SIZE,
+    progress: Progress | None = None,
+    **kwargs: Any,
+) -> LogPx:
+    """log p(x) by importance sampling from a mixture of guides and the prior.
+
+    The errors are those of independent samples from the mixture; fixed numbers from each proposal make the true ones no
+    larger.
+
+    :param model: a module with a method `model(x, ...)`, or a Pyro function.
+    :param guides: of the same latent sites; they share what `prior_share` leaves in equal parts. May be empty if that is
+        everything.
+    :param x: images [N, ...].
+    :param args: further positional arguments; tensors with N rows go along with the images.
+    :param prior_share: of the samples, rounded to a whole number of them.
+    :param temperature: of the guides, for latents that are continuous and unbounded.
+    :raises BadInput: for guides that do not fit, or that there are no samples for.
+    """
+    require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
+    require(0 <= prior_share <= 1, "prior_share", prior_share, "must be from 0 to 1")
+    require(temperature > 0, "temperature", temperature, "must be above 0")
+    guides = guides if prior_share < 1 else []
+    from_prior = round(prior_share * num_samples)
+    counts = [(num_samples - from_prior + i) // len(guides) for i in range(len(guides))]
+    if min(counts, default=1) < 1 or (prior_share > 0 and from_prior < 1) or from_prior + sum(counts) < num_samples:
+        raise BadInput(f"--num-samples {num_samples}: too few for every proposal to have one")
+
+    parts = []
+    keep_freed_memory()
+    with evaluating(model, *guides):
+        pairs = [Pair(model, guide, x, *args, **kwargs) for guide in guides]
+        if not pairs:
+            pairs, counts = [Pair(*_from_prior(model), x, *args, **kwargs)], [0]
+        _check(pairs, temperature)
+        for rows in torch.arange(len(x), device=x.device).split(max(1, min(_IMAGES_PER_BLOCK, chunk_size))):
+            mixture = _Mixture(pairs, counts, from_prior, temperature, take(rows, x, args, kwargs))
+            parts.append(reduced(mixture.log_weights(chunk_size)))
+            if progress is not None:
+                progress(len(rows))
+    return LogPx(num_samples, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def _from_prior(model: Any) -> tuple[Any, Callable[..., Any]]:
+    """The model, and as its guide the latent sites of the model itself."""
+    function = getattr(model, "model", model)
+
+    @functools.wraps(function)
+    def prior(*args: Any, **kwargs: Any) -> None:
+        poutine.block(function, hide_fn=lambda site: site.get("is_observed", False))(*args, **kwargs)
+
+    return model, prior
+
+
+def _check(pairs: list[Pair], temperature: float) -> None:
+    if not all(pair.vectorized for pair in pairs) or len({pair.max_plate_nesting for pair in pairs}) > 1:
+        for pair in pairs:  # so that one can score another's values
+            pair.vectorized = False
+    if temperature == 1:
+        return
+    for pair in pairs:
+        if not pair.vectorized:
+            raise BadInput(f"--temperature {temperature}: takes a pair that can be run under a plate of samples")
+        if not pair.unbounded:
+            raise BadInput(f"--temperature {temperature}: takes latent sites that are continuous and unbounded")
+
+
+class _Mixture:
+    """The proposals for a few images."""
+
+    def __init__(
+        self,
+        pairs: list[Pair],
+        counts: list[int],
+        from_prior: int,
+        temperature: float,
+        data: tuple[Tensor, tuple[Any, ...], dict[str, Any]],
+    ):
+        self.pairs, self.counts, self.from_prior, self.temperature = pairs, counts, from_prior, temperature
+        self.x, self.args, self.kwargs = data
+        self.centers = [self._center(pair) for pair in pairs] if temperature != 1 else None
+
+    def log_weights(self, chunk_size: int) -> Tensor:
+        """[samples, images] in float64 on the CPU, one proposal after the other."""
+        total = self.from_prior + sum(self.counts)
+        step = max(1, chunk_size // len(self.x))
+        chunks = []
+        for index, count in enumerate([*self.counts, self.from_prior]):
+            prior = index == len(self.counts)
+            for start in range(0, count, step):
+                size = min(step, count - start)
+                values, likelihood, log_prior = self.pairs[0 if prior else index].draw(
+                    self.x,
+                    *self.args,
+                    num_samples=size,
+                    prior=prior,
+                    move=functools.partial(self._move, index, self.temperature) if self.centers else None,
+                    **self.kwargs,
+                )
+                shares = [(log_prior, self.from_prior)] if self.from_prior else []
+                shares += [(self._log_guide(i, values, size), n) for i, n in enumerate(self.counts) if n]
+                proposed = torch.stack([density.double() + math.log(n / total) for density, n in shares]).logsumexp(0)
+                chunks.append((likelihood.double() + log_prior.double() - proposed).cpu())
+        return torch.cat(chunks)
+
+    def _log_guide(self, index: int, values: Values, size: int) -> Tensor:
+        spread = 0.0
+        if self.centers:
+            values = self._move(index, 1 / self.temperature, values)
+            numbers = sum(value.numel() for value in values.values()) / (size * len(self.x))
+            spread = numbers * math.log(self.temperature)
+        density = self.pairs[index].log_guide(values, self.x, *self.args, num_samples=size, **self.kwargs)
+        return density - spread
+
+    def _move(self, index: int, factor: float, values: Values) -> Values:
+        assert self.centers is not None
+        center = self.centers[index]
+        return {name: center[name] + factor * (value - center[name]) for name, value in values.items()}
+
+    def _center(self, pair: Pair) -> Values:
+        values, *_ = pair.draw(self.x, *self.args, num_samples=_CENTER_SAMPLES, **self.kwargs)
+        return {name: value.mean(0, keepdim=True) for name, value in values.items()}

@@ -1,0 +1,172 @@
+"""Annealed importance sampling and bidirectional Monte Carlo against log p(x) in closed form and by quadrature;
+float64."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite
+from torch import Tensor, nn
+
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.annealed import Annealing, annealed_log_px, sandwich
+from ppl_gen.models.belief_net import BeliefNet
+from ppl_gen.models.vae import VAE
+
+F64 = torch.float64
+
+
+@pytest.fixture
+def linear() -> LinearGaussian:
+    return LinearGaussian().requires_grad_(False)
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "sigmoid", "linear"])
+def test_schedules_rise_from_0_to_1(schedule: str) -> None:
+    betas = Annealing(20, schedule=schedule).betas()  # type: ignore[arg-type]
+    assert betas.shape == (21,)
+    assert betas[0] == 0
+    assert betas[-1] == 1
+    assert bool((betas.diff() > 0).all())
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "sigmoid", "linear"])
+def test_mean_weight_is_unbiased(schedule: str) -> None:
+    """Even with 4 temperatures: p-hat / p(x) has mean 1 over 10,000 images, within 4 standard errors; so has its inverse
+    backwards, from images of the model."""
+    linear = LinearGaussian(noise=2.0).requires_grad_(False)
+    annealing = Annealing(4, num_chains=2, leapfrog_steps=3, schedule=schedule)  # type: ignore[arg-type]
+    x = linear.model(n=1)
+    found = annealed_log_px(linear, x.expand(10_000, -1), annealing=annealing)
+    between = sandwich(linear, 10_000, annealing=annealing)
+    for ratio in ((found.log_px - linear.log_px(x)).exp(), (linear.log_px(between.x) - between.upper).exp()):
+        error = float(ratio.std()) / 100
+        assert abs(float(ratio.mean()) - 1) < 4 * error
+        assert error < 0.02  # or it says nothing
+
+
+@pytest.mark.parametrize("latent_dim", [2, 5, 10])
+def test_within_its_error_of_the_closed_form(latent_dim: int) -> None:
+    """Within 4 Monte Carlo standard errors plus the O(1/S) bias: false-alarm rate per image 6e-5."""
+    model = LinearGaussian(8, latent_dim).requires_grad_(False)
+    x = model.model(n=16)
+    found = annealed_log_px(model, x, annealing=Annealing(300, num_chains=32, leapfrog_steps=5))
+    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
+    assert bool(((found.log_px - model.log_px(x)).abs() < allowed).all())
+    assert float(found.log_px_mc_var.sqrt().max()) < 0.3  # or the comparison says nothing
+
+
+def test_within_its_error_of_quadrature() -> None:
+    torch.manual_seed(2)
+    model = VAE((4, 3), latent_dim=2, hidden_dims=(8,), activation="tanh").double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # a posterior that is not the prior
+        x = model.model(n=16)
+        exact = gauss_hermite(model, x, 2)
+    found = annealed_log_px(model, x, annealing=Annealing(100, num_chains=100, leapfrog_steps=3))
+    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
+    assert bool(((found.log_px - exact).abs() < allowed).all())
+    assert float(found.log_px_mc_var.sqrt().max()) < 0.05
+
+
+def test_sandwich_holds_and_narrows() -> None:
+    """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors; widened by 2 of its Monte Carlo
+    errors the interval holds the exact value in 95; the mean width falls with the temperatures; no bound is off by more
+    than 10 nats, which has probability 1e-4 each."""
+    model = LinearGaussian(8, 4).requires_grad_(False)
+    widths = []
+    for count in (10, 40, 160):
+        found = sandwich(model, 100, annealing=Annealing(count, num_chains=8, leapfrog_steps=3))
+        exact = model.log_px(found.x)
+        low, high = found.lower - exact, found.upper - exact
+        assert float(low.mean()) < 3 * float(low.std()) / 10
+        assert float(high.mean()) > -3 * float(high.std()) / 10
+        assert float(low.max()) < 10
+        assert float(high.min()) > -10
+        widths.append(float(found.width.mean()))
+        if count == 160:
+            inside = (low < 2 * found.lower_mc_var.sqrt()) & (high > -2 * found.upper_mc_var.sqrt())
+            assert int(inside.sum()) >= 95
+    assert widths[0] > 2 * widths[1] > 4 * widths[2] > 0
+
+
+def test_from_the_exact_posterior_weights_are_constant(linear: LinearGaussian) -> None:
+    x = linear.model(n=5)
+    annealing = Annealing(7, num_chains=3, leapfrog_steps=2, start="guide")
+    found = annealed_log_px(linear, x, guide=ExactGuide(linear), annealing=annealing)
+    torch.testing.assert_close(found.log_px, linear.log_px(x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.ess, torch.full((5,), 3.0, dtype=F64))
+    between = sandwich(linear, 5, guide=ExactGuide(linear), annealing=annealing)
+    torch.testing.assert_close(between.lower, linear.log_px(between.x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(between.width, torch.zeros(5, dtype=F64), rtol=0, atol=1e-9)
+
+
+def test_from_a_wide_guide_it_is_still_right(linear: LinearGaussian) -> None:
+    x = linear.model(n=16)
+    annealing = Annealing(100, num_chains=32, leapfrog_steps=3, start="guide")
+    found = annealed_log_px(linear, x, guide=ExactGuide(linear, 2.0), annealing=annealing)
+    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
+    assert bool(((found.log_px - linear.log_px(x)).abs() < allowed).all())
+
+
+def test_steps_are_adapted(linear: LinearGaussian) -> None:
+    for target in (0.5, 0.8):
+        annealing = Annealing(400, num_chains=32, leapfrog_steps=5, acceptance=target)
+        found = annealed_log_px(linear, linear.model(n=8), annealing=annealing)
+        assert float(found.acceptance.mean()) == pytest.approx(target, abs=0.1)
+
+
+def test_chains_do_not_depend_on_other_images(linear: LinearGaussian) -> None:
+    """An image far from the rest has steps and temperatures of its own, and does not spoil theirs."""
+    x = torch.cat([linear.model(n=4), torch.full((1, 5), 30.0, dtype=F64)])
+    found = annealed_log_px(linear, x, annealing=Annealing(300, num_chains=16, leapfrog_steps=5))
+    assert float((found.log_px - linear.log_px(x))[:4].abs().max()) < 0.5
+
+
+def test_one_temperature_is_sampling_from_the_prior(linear: LinearGaussian) -> None:
+    x = linear.model(n=3)
+    found = annealed_log_px(linear, x, annealing=Annealing(1, num_chains=4000))
+    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
+    assert bool(((found.log_px - linear.log_px(x)).abs() < allowed).all())
+    assert bool(found.acceptance.isnan().all())  # nothing was proposed
+
+
+def test_progress_adds_up_and_modules_are_left_alone() -> None:
+    model = LinearGaussian()
+    passed: list[int] = []
+    annealing = Annealing(5, num_chains=700, leapfrog_steps=1)  # blocks of 2 images
+    annealed_log_px(model, torch.zeros(5, 5, dtype=F64), annealing=annealing, progress=passed.append)
+    assert sum(passed) == 5 * annealing.work
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+class _Bounded(LinearGaussian):
+    def prior(self) -> dist.Distribution:
+        return dist.Beta(torch.ones(2, dtype=F64), 2).to_event(1)
+
+
+class _PosteriorOnly(nn.Module):
+    def guide(self, x: Tensor) -> None: ...
+
+
+def test_other_models_are_refused(linear: LinearGaussian) -> None:
+    x = torch.zeros(2, 5, dtype=F64)
+    with pytest.raises(BadInput, match="continuous and unbounded"):
+        annealed_log_px(_Bounded(), x)
+    with pytest.raises(BadInput, match="continuous and unbounded"):
+        annealed_log_px(BeliefNet(5, latent_dim=2), x)
+    with pytest.raises(BadInput, match="one latent site"):
+        annealed_log_px(TwoLayers(), x)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="start guide"):
+        annealed_log_px(linear, x, guide=_PosteriorOnly(), annealing=Annealing(start="guide"))
+    for wrong in ({"num_temperatures": 0}, {"num_chains": 0}, {"leapfrog_steps": 0}, {"acceptance": 1.0}):
+        with pytest.raises(BadInput, match="--annealed"):
+            Annealing(**wrong)  # type: ignore[arg-type]
+
+
+def test_single_chain_has_no_error(linear: LinearGaussian) -> None:
+    found = annealed_log_px(linear, linear.model(n=2), annealing=Annealing(5, num_chains=1))
+    assert bool(found.log_px.isfinite().all())
+    assert all(math.isnan(value) for value in found.log_px_mc_var.tolist())
