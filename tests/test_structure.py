@@ -26,6 +26,7 @@ ALLOWED = {
     "cli.py": BASE,
     "components.py": BASE,
     "training.py": {"data", "inference", "memory", "progress", "runs", *BASE},
+    "summaries.py": {"inference", *BASE},
     "loading.py": {"components", "data", "inference", "runs", "training", *BASE},
 }
 COMMANDS = {

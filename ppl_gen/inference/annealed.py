@@ -177,8 +177,8 @@ def _block_size(annealing: Annealing) -> int:
 
 @dataclass
 class _Point:
-    """A state of all chains [chains, images, …], and at it log f_0 and log p(x, z) - log f_0 [chains, images] with their
-    gradients: what any temperature takes."""
+    """A state of all chains [chains, images, …], and at it log f_0 and log p(x, z) - log f_0 [chains, images] with
+    their gradients: what any temperature takes."""
 
     z: Tensor
     base: Tensor
@@ -274,9 +274,7 @@ class _Path:
         if self.annealing.schedule == "adaptive":
             lengths = torch.stack(speeds).clamp(min=1e-6) * tried.diff().unsqueeze(1)
             passed = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(0)])
-            position = torch.linspace(
-                0, 1, self.annealing.num_temperatures + 1, dtype=passed.dtype, device=passed.device
-            )
+            position = torch.linspace(0, 1, self.annealing.num_temperatures + 1).to(passed)
             betas = _interpolate(position.unsqueeze(1) * passed[-1], passed, tried.unsqueeze(1).expand_as(passed))
         else:
             betas = self.annealing.betas().to(tried.device).unsqueeze(1).expand(-1, len(self.x))

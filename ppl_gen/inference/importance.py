@@ -281,10 +281,8 @@ def jackknife_bounds(log_weights: Tensor, k: int, order: int = 1) -> Tensor:
             first, second = torch.triu_indices(k, k, 1)
             missing = share[:, first] + share[:, second]
         rest = total + torch.log1p(-missing.clamp(max=1 - 1e-12)) - math.log(k - left_out)
-        coefficient = (
-            (-1) ** left_out * (k - left_out) ** order / (math.factorial(order - left_out) * math.factorial(left_out))
-        )
-        result += coefficient * rest.mean((0, 1))
+        sharot = (-1) ** left_out * (k - left_out) ** order
+        result += sharot * rest.mean((0, 1)) / (math.factorial(order - left_out) * math.factorial(left_out))
     return result
 
 

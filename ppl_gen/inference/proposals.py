@@ -7,8 +7,8 @@ All of them share one estimate. Of S samples, n_h come from the h-th proposal q_
 whichever z_s came from: the balance heuristic (Veach and Guibas 1995, section 3.3). (1/S) sum w_s is unbiased for p(x).
 
 - *Several guides* of one model: where one has no mass another may have.
-- *The prior among them*, a defensive mixture (Hesterberg 1995; Owen and Zhou 2000): no weight is above p(x | z) S / n_prior,
-  so that the variance is finite where the likelihood is bounded, whatever the guide.
+- *The prior among them*, a defensive mixture (Hesterberg 1995; Owen and Zhou 2000): no weight is above p(x | z)
+  S / n_prior, so that the variance is finite where the likelihood is bounded, whatever the guide.
 - *The prior alone*, log (1/S) sum p(x | z_s): what amortized guides spare one.
 - *A temperature* above 1 spreads a guide: z becomes c + temperature (z - c), with c the mean of samples that are used
   for nothing else.
@@ -51,8 +51,8 @@ def proposal_log_px(
     larger.
 
     :param model: a module with a method `model(x, ...)`, or a Pyro function.
-    :param guides: of the same latent sites; they share what `prior_share` leaves in equal parts. May be empty if that is
-        everything.
+    :param guides: of the same latent sites; they share what `prior_share` leaves in equal parts. May be empty if that
+        is nothing.
     :param x: images [N, ...].
     :param args: further positional arguments; tensors with N rows go along with the images.
     :param prior_share: of the samples, rounded to a whole number of them.

@@ -33,8 +33,8 @@ def test_schedules_rise_from_0_to_1(schedule: str) -> None:
 
 @pytest.mark.parametrize("schedule", ["adaptive", "sigmoid", "linear"])
 def test_mean_weight_is_unbiased(schedule: str) -> None:
-    """Even with 4 temperatures: p-hat / p(x) has mean 1 over 10,000 images, within 4 standard errors; so has its inverse
-    backwards, from images of the model."""
+    """Even with 4 temperatures: p-hat / p(x) has mean 1 over 10,000 images, within 4 standard errors; so has its
+    inverse backwards, from images of the model."""
     linear = LinearGaussian(noise=2.0).requires_grad_(False)
     annealing = Annealing(4, num_chains=2, leapfrog_steps=3, schedule=schedule)  # type: ignore[arg-type]
     x = linear.model(n=1)
@@ -72,9 +72,9 @@ def test_within_its_error_of_quadrature() -> None:
 
 
 def test_sandwich_holds_and_narrows() -> None:
-    """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors; widened by 2 of its Monte Carlo
-    errors the interval holds the exact value in 95; the mean width falls with the temperatures; no bound is off by more
-    than 10 nats, which has probability 1e-4 each."""
+    """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors; widened by 2 of its Monte
+    Carlo errors the interval holds the exact value in 95; the mean width falls with the temperatures; no bound is
+    off by more than 10 nats, which has probability 1e-4 each."""
     model = LinearGaussian(8, 4).requires_grad_(False)
     widths = []
     for count in (10, 40, 160):

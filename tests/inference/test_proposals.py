@@ -56,7 +56,7 @@ CASES: dict[str, tuple[list[tuple[float, float]], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_mean_weight_is_unbiased(linear: LinearGaussian, case: str) -> None:
-    """p-hat / p(x) has mean 1 at S = 10, over 4,000 repetitions, within 4 standard errors: false-alarm rate 6e-5 each."""
+    """p-hat / p(x) has mean 1 at S = 10, over 4,000 repetitions, within 4 standard errors: false alarms at 6e-5."""
     guides, options = CASES[case]
     x = _repeated(linear, 4000)
     found = proposal_log_px(linear, [Shifted(linear, *each) for each in guides], x, num_samples=10, **options)

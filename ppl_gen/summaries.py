@@ -1,0 +1,400 @@
+"""What an evaluation found: as JSON, per image, and as a person reads it."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_gen.inference.annealed import Annealed, Sandwich
+from ppl_gen.inference.gaps import Gaps
+from ppl_gen.inference.importance import Estimates, LogPx, mean_se
+from ppl_gen.inference.traces import Pair
+
+if TYPE_CHECKING:
+    import xarray
+
+GROUP = "evaluation"
+"""Group of `evaluation.nc` that holds the variables."""
+_NAMES = ("exact", "importance", "mixed", "prior", "annealed")
+
+
+def observation(pair: Pair, x: Tensor) -> str:
+    """What p(x) is of these images."""
+    if not pair.discrete:
+        return "density"
+    return "probability" if bool(((x == 0) | (x == 1)).all()) else "cross-entropy"
+
+
+def _warnings(observation: str) -> list[str]:
+    if observation == "cross-entropy":
+        return ["  grey values under a Bernoulli: these figures are no bound on a log-probability of any data"]
+    if observation == "density":
+        return ["  densities of grey pixels: not comparable with probabilities of binary ones"]
+    return []
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was estimated for the same images; None is what was not."""
+
+    exact: Tensor | None = None
+    """log p(x) [images]."""
+    importance: Estimates | None = None
+    """From samples of the guide, or, where the model is enumerated, of the prior."""
+    mixed: LogPx | None = None
+    """From samples of the guide and others."""
+    prior: LogPx | None = None
+    annealed: Annealed | None = None
+    sandwich: Sandwich | None = None
+
+
+def first_of(found: Found, asked: str) -> str:
+    """The name in `Found` of what the evaluation's log p(x) is."""
+    if asked in ("prior", "annealed"):
+        return asked
+    if found.exact is not None and (asked != "importance" or found.importance is None):
+        return "exact"
+    return "importance" if found.mixed is None else "mixed"
+
+
+def _entry(values: Tensor, **more: Any) -> dict[str, Any]:
+    mean, se = mean_se(values)
+    return {"mean": mean, "se": se, **more}
+
+
+def _mc_se(variance: Tensor) -> float:
+    return float(variance.sum().sqrt() / len(variance))
+
+
+def _log_px(found: Found, proposal: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every estimate of log p(x) that there is, by its name in `Found`."""
+    entries = {} if found.exact is None else {"exact": _entry(found.exact, estimator="exact")}
+    sampled: dict[str, tuple[LogPx | Annealed | None, dict[str, Any]]] = {
+        "importance": (found.importance, {"estimator": "importance"}),
+        "mixed": (found.mixed, {"estimator": "importance", "proposal": proposal}),
+        "prior": (found.prior, {"estimator": "prior"}),
+        "annealed": (found.annealed, {"estimator": "annealed"}),
+    }
+    for name, (estimates, more) in sampled.items():
+        if estimates is None:
+            continue
+        entries[name] = _entry(
+            estimates.log_px,
+            mc_se=_mc_se(estimates.log_px_mc_var),
+            bias=float(estimates.log_px_bias.mean()),
+            **more,
+        )
+        if isinstance(estimates, Annealed):
+            acceptance = float(estimates.acceptance.mean())
+            entries[name] |= asdict(estimates.annealing) | {"accepted": acceptance, **_ess(estimates.ess)}
+        else:
+            entries[name]["num_samples"] = estimates.num_samples
+            if name != "importance":
+                untrusted = float(estimates.untrusted.double().mean())
+                entries[name] |= {**_ess(estimates.ess), "fraction_above_threshold": untrusted}
+    return entries
+
+
+def _ess(ess: Tensor) -> dict[str, dict[str, float]]:
+    return {"ess": {"median": float(ess.median()), "min": float(ess.min())}}
+
+
+def _at_least(found: Found, first: str) -> bool:
+    """Whether log p(x) is likely above what is reported: k-hat is too high for an image, or two bounds on data from the
+    model are more than 0.1 nats apart, or not there."""
+    if first == "exact":
+        return False
+    if first == "annealed":
+        return found.sandwich is None or float(found.sandwich.width.mean()) > 0.1
+    return bool(getattr(found, first).untrusted.any())
+
+
+def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, Any]:
+    """The means over images, in nats, for `evaluation.json`.
+
+    :param first: the name in `Found` of the evaluation's log p(x).
+    :param proposal: what `found.mixed` was drawn from.
+    """
+    log_px = _log_px(found, proposal)
+    entries = {"log_px": log_px.pop(first), **{f"log_px_{name}": entry for name, entry in log_px.items()}}
+    if found.sandwich is not None:
+        between = found.sandwich
+        entries["sandwich"] = {
+            "num_images": len(between.x),
+            "lower": _entry(between.lower, mc_se=_mc_se(between.lower_mc_var)),
+            "upper": _entry(between.upper, mc_se=_mc_se(between.upper_mc_var)),
+            "width": _entry(between.width),
+        }
+    estimates = found.importance
+    if estimates is None:
+        assert found.exact is not None
+        return {"elbo": _entry(found.exact), **entries}
+    if found.annealed is not None:
+        difference, apart = disagreement(found.annealed, estimates)
+        entries["disagreement"] = _entry(difference, fraction_beyond_errors=float(apart.double().mean()))
+    khat = estimates.khat[estimates.khat.isfinite()]
+    result: dict[str, Any] = {
+        "elbo": _entry(estimates.elbo, mc_se=_mc_se(estimates.elbo_mc_var)),
+        "reconstruction": _entry(estimates.reconstruction),
+        "kl": _entry(estimates.kl),
+    }
+    if estimates.kl_analytic is not None:
+        result["kl_analytic"] = _entry(estimates.kl_analytic)
+        result["elbo_analytic_kl"] = _entry(estimates.reconstruction - estimates.kl_analytic)
+    result["iwae"] = {str(k): _entry(values) for k, values in estimates.iwae.items()}
+    best = _best(found, first)
+    gap = _values(found, best) - estimates.elbo
+    result |= entries | {"gap": _entry(gap, at_least=_at_least(found, best)), **_ess(estimates.ess)}
+    if len(khat):
+        result["khat"] = {
+            "median": float(khat.median()),
+            "fraction_above_0.7": float((estimates.khat > 0.7).double().mean()),
+            "threshold": estimates.khat_threshold,
+            "fraction_above_threshold": float(estimates.untrusted.double().mean()),
+        }
+    if estimates.latent_mean and len(estimates.elbo) > 1:
+        result["active_units"] = estimates.active_units
+    return result
+
+
+def _best(found: Found, first: str) -> str:
+    """The name of the estimate that the gap is taken of. Samples of the prior are none to judge a guide by."""
+    if found.exact is not None:
+        return "exact"
+    return "importance" if first == "prior" else first
+
+
+def _values(found: Found, name: str) -> Tensor:
+    """log p(x) [images] by an estimate of `Found`."""
+    values = getattr(found, name)
+    return values if isinstance(values, Tensor) else values.log_px
+
+
+def disagreement(annealed: Annealed, importance: Estimates) -> tuple[Tensor, Tensor]:
+    """log p(x) by annealing less that by importance sampling, in nats [images]; and where that is beyond 4 of their
+    Monte Carlo errors and the biases that they know of, bool [images]."""
+    difference = annealed.log_px - importance.log_px
+    error = (annealed.log_px_mc_var + importance.log_px_mc_var).sqrt()
+    allowed = 4 * error + annealed.log_px_bias.abs() + importance.log_px_bias.abs()
+    return difference, ~(difference.abs() <= allowed)
+
+
+def dataset(found: Found, labels: Tensor | None, summary: dict[str, Any]) -> "xarray.Dataset":
+    """Everything per image, labelled. `log_px` is what the summary's is; `log_px_exact` is there where known."""
+    import xarray
+
+    variables: dict[str, Any] = {}
+    coordinates: dict[str, Any] = {}
+
+    def add(name: str, values: Tensor, title: str, units: str = "nats") -> None:
+        variables[name] = ("image", values.numpy(), {"long_name": title, "units": units})
+
+    def add_sampled(name: str, estimates: LogPx | Annealed, how: str) -> None:
+        add(f"log_px_{name}", estimates.log_px, f"log p(x) by {how}")
+        add(f"log_px_{name}_mc_se", estimates.log_px_mc_var.sqrt(), f"Monte Carlo standard error of log p(x) by {how}")
+        add(f"log_px_{name}_bias", estimates.log_px_bias, f"jackknife estimate of the bias of log p(x) by {how}")
+
+    estimator = summary["log_px"]["estimator"]
+    first = next(name for name in _NAMES if f"log_px_{name}" not in summary and getattr(found, name) is not None)
+    estimates = found.importance
+    if found.exact is not None:
+        add("log_px_exact", found.exact, "log p(x), exact")
+    if estimates is None:
+        assert found.exact is not None
+        add("elbo", found.exact, "ELBO")
+    else:
+        add("elbo", estimates.elbo, "ELBO")
+        add("reconstruction", estimates.reconstruction, "E[log p(x|z)]")
+        add("kl", estimates.kl, "E[log q(z|x) - log p(z)]")
+        if estimates.kl_analytic is not None:
+            add("kl_analytic", estimates.kl_analytic, "KL(q(z|x) || p(z))")
+        add("log_px_importance", estimates.log_px, "log p(x) by importance sampling")
+        add("log_px_bias", estimates.log_px_bias, "jackknife estimate of the bias of log p(x) by importance sampling")
+        add("gap", _values(found, _best(found, first)) - estimates.elbo, "log p(x) - ELBO")
+        add("elbo_mc_se", estimates.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO")
+        title = "Monte Carlo standard error of log p(x) by importance sampling"
+        add("log_px_mc_se", estimates.log_px_mc_var.sqrt(), title)
+        add("ess", estimates.ess, "effective sample size", "samples")
+        add("khat", estimates.khat, "Pareto k-hat", "1")
+        add("untrusted", estimates.untrusted.to(torch.int8), "k-hat too high or unknown: at least", "1")
+        iwae = torch.stack(list(estimates.iwae.values()), 1).numpy()
+        variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
+        coordinates["k"] = list(estimates.iwae)
+    add("log_px", _values(found, first), "log p(x)")
+    if found.mixed is not None:
+        add_sampled("mixed", found.mixed, "importance sampling from several proposals")
+        add("khat_mixed", found.mixed.khat, "Pareto k-hat of importance sampling from several proposals", "1")
+    if found.prior is not None:
+        add_sampled("prior", found.prior, "importance sampling from the prior")
+        add("khat_prior", found.prior.khat, "Pareto k-hat of importance sampling from the prior", "1")
+    if found.annealed is not None:
+        add_sampled("annealed", found.annealed, "annealed importance sampling")
+        add("ess_annealed", found.annealed.ess, "effective number of chains", "chains")
+        if estimates is not None:
+            apart = disagreement(found.annealed, estimates)[1].to(torch.int8)
+            add("disagrees", apart, "annealing and importance sampling differ beyond their errors", "1")
+    coordinates["image"] = range(len(variables["elbo"][1]))
+    if labels is not None:
+        coordinates["label"] = ("image", labels.numpy())
+    plain = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
+    attributes = plain | {"estimator": estimator}
+    if estimates is not None:
+        attributes["num_samples"] = estimates.num_samples
+    return xarray.Dataset(variables, coordinates, attributes)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a person reads it."""
+    s = summary
+    first = s["log_px"]["estimator"]
+    own = "log_px" if first == "importance" and "proposal" not in s["log_px"] else "log_px_importance"
+    importance, exact = s.get(own), s["log_px"] if first == "exact" else s.get("log_px_exact")
+    at_least = "at least" if "gap" in s and s["gap"]["at_least"] else ""
+
+    def row(name: str, key: dict[str, Any], note: str = "", prefix: str = "") -> str:
+        value = f"{prefix:>9}{key['mean']:9.2f}" + (f" ± {key['se']:.2f}" if math.isfinite(key["se"] or 0) else "")
+        return f"  {name:<22}{value:<28}{note}".rstrip()
+
+    rows = [
+        f"{s['model']}, guide {s['guide']}{_of_prior(s)}: {s['num_images']} {s['split']} images of {s['data']}, "
+        f"binarization {s['binarization']}",
+        "nats per image ± standard error over images; larger is better",
+    ]
+    if importance is not None:
+        rows += [
+            row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
+            row("  reconstruction", s["reconstruction"]),
+            row("  KL", s["kl"], f"analytic {s['kl_analytic']['mean']:.2f}" if "kl_analytic" in s else ""),
+            *(row(f"IWAE bound, k = {k}", entry) for k, entry in s["iwae"].items() if k != "1"),
+            row(
+                "log p(x)",
+                importance,
+                f"S = {importance['num_samples']} importance samples"
+                f"{' from the prior' if s.get('proposal') == 'prior' else ''}; Monte Carlo error "
+                f"{_small(importance['mc_se'])}, estimated bias {_small(importance['bias'])}",
+                "at least" if s.get("khat", {}).get("fraction_above_threshold") else at_least,
+            ),
+        ]
+    if exact is not None:
+        rows.append(row("log p(x)", exact, "exact"))
+    for entry in (s["log_px"], s.get("log_px_mixed"), s.get("log_px_prior"), s.get("log_px_annealed")):
+        if entry is not None and entry not in (importance, exact):
+            distrusted = entry.get("fraction_above_threshold", 0) > 0 or (at_least and entry is s["log_px"])
+            rows.append(row("log p(x)", entry, _how(entry), "at least" if distrusted else ""))
+    if "sandwich" in s:
+        between = s["sandwich"]
+        rows.append(
+            f"  the same settings on {between['num_images']} images from the model: log p(x) between "
+            f"{between['lower']['mean']:.2f} and {between['upper']['mean']:.2f}, "
+            f"{between['width']['mean']:.3f} ± {between['width']['se']:.3f} apart"
+        )
+    if "disagreement" in s:
+        apart = s["disagreement"]
+        rows.append(
+            f"  annealing - importance {apart['mean']:9.2f} ± {apart['se']:.2f}{'':<14}beyond their errors: "
+            f"{apart['fraction_beyond_errors']:.1%} of images"
+        )
+    if importance is not None:
+        rows.append(row("gap: log p(x) - ELBO", s["gap"], "", at_least))
+        rows.append(
+            f"  effective sample size  median {s['ess']['median']:.1f}, least {s['ess']['min']:.1f} "
+            f"of {importance['num_samples']}"
+        )
+    if "khat" in s:
+        rows.append(
+            f"  Pareto k-hat           median {s['khat']['median']:.2f}; above {s['khat']['threshold']:.2f}, not to be "
+            f"trusted: {s['khat']['fraction_above_threshold']:.1%} of images"
+        )
+    if "active_units" in s:
+        rows.append(f"  active latent units    {s['active_units']}")
+    if "components" in s:
+        used, of = s["components"]["in_use"], s["components"]["of"]
+        empty = f"; {of - used} explain less than one of these images each" if used < of else ""
+        rows.append(f"  components in use      {used} of {of}{empty}")
+    rows.append(f"  parameters             {s['num_parameters']:,}")
+    rows.append(f"  evaluation took        {s['seconds']:.0f} s")
+    return "\n".join(rows + _warnings(s["observation"]))
+
+
+def _how(entry: dict[str, Any]) -> str:
+    """The estimator of an entry, with its errors."""
+    errors = f"; Monte Carlo error {_small(entry['mc_se'])}, estimated bias {_small(entry['bias'])}"
+    if entry["estimator"] == "annealed":
+        chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
+        return f"annealed, {chains} from the {entry['start']}{errors}"
+    samples = f"S = {entry['num_samples']} importance samples"
+    ess = f"; effective {entry['ess']['median']:.1f}"
+    if entry["estimator"] == "prior":
+        return f"{samples} from the prior{ess}{errors}"
+    proposal = entry["proposal"]
+    parts = [", ".join(proposal["guides"]) if len(proposal["guides"]) > 1 else "guide"]
+    parts += [f"temperature {proposal['temperature']:g}"] if proposal["temperature"] != 1 else []
+    parts += [f"{proposal['prior_share']:.0%} prior"] if proposal["prior_share"] else []
+    return f"{samples} from {', '.join(parts)}{ess}{errors}"
+
+
+def gap_parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
+    """The means over the first images, and every image's, in nats."""
+    values = {
+        name: getattr(found, name)[:count] for name in ("log_px", "elbo", "best_elbo", "approximation", "amortization")
+    }
+    means: dict[str, dict[str, float]] = {}
+    for name, each in values.items():
+        mean, se = mean_se(each)
+        variance = getattr(found, f"{name}_mc_var")[:count]
+        means[name] = {"mean": mean, "se": se, "mc_se": float(variance.sum().sqrt() / len(each))}
+    return {
+        "num_images": len(values["elbo"]),
+        **means,
+        "at_least": bool(found.untrusted[:count].any()),
+        "fraction_settled": float(found.settled[:count].double().mean()),
+        "per_image": {name: each.tolist() for name, each in values.items()},
+    }
+
+
+def gap_table(summary: dict[str, Any]) -> str:
+    """The gaps as a person reads them."""
+    s = summary
+    rows = [
+        f"{s['model']}, guide {s['guide']}{_of_prior(s)}: gaps of {s['contexts']['num_images']} {s['split']} images of "
+        f"{s['data']}, binarization {s['binarization']}",
+        f"nats per image ± standard error over images; log p(x) and bounds from {s['num_samples']} samples",
+        f"{'Monte Carlo error':>72}",
+    ]
+    titles = {
+        "contexts": "",
+        "contexts_of_these": "the first {} of these",
+        "copies": "the same, and a copy of the weights of posterior(context) for each image",
+    }
+    for key, title in titles.items():
+        if key not in s:
+            continue
+        part = s[key]
+        at_least = "at least " if part["at_least"] else ""
+        rows += [title.format(part["num_images"])] if title else []
+        for name, label in (
+            ("log_px", "log p(x), importance sampling"),
+            ("best_elbo", "ELBO, best context of each image"),
+            ("elbo", "ELBO, the encoder's context"),
+            ("approximation", "approximation gap"),
+            ("amortization", "amortization gap"),
+        ):
+            bounded = at_least if name in ("log_px", "approximation") else ""
+            se = part[name]["se"]
+            error = f" ± {se:.2f}" if math.isfinite(se) else ""
+            value = f"{bounded:>9}{part[name]['mean']:8.2f}{error}"
+            rows.append(f"  {label:<34}{value:<28}{_small(part[name]['mc_se'])}")
+        if part["fraction_settled"] < 1:
+            rows.append(f"  {1 - part['fraction_settled']:.0%} of the searches were still gaining when they were ended")
+    rows.append(f"  this took {s['seconds']:.0f} s")
+    return "\n".join(rows + _warnings(s["observation"]))
+
+
+def _of_prior(summary: dict[str, Any]) -> str:
+    return f", prior {summary['prior']}" if "prior" in summary else ""
+
+
+def _small(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.2f}"

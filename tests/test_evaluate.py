@@ -1,0 +1,163 @@
+"""The estimators of log p(x) on the command line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray
+
+from ppl_gen import evaluate, fit
+from ppl_gen.data import DataOptions
+from ppl_gen.loading import Config
+from ppl_gen.training import TrainingOptions
+
+Call = Callable[..., tuple[int, str, str]]
+QUICK = ("--data", "digits", "--train-size", "300", "--epochs", "3", "--num-samples", "50")
+ANNEALED = ("--estimator", "annealed", "--annealed.num-temperatures", "30", "--annealed.leapfrog-steps", "3")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that no test changes."""
+    config = Config(
+        "vae",
+        {"hidden_dims": (16,), "latent_dim": 2},
+        data=DataOptions("digits", train_size=300),
+        training=TrainingOptions(epochs=3, learning_rate=0.01),
+        num_samples=50,
+    )
+    return fit.fit(config, tmp_path_factory.mktemp("runs") / "vae", quiet=True).path
+
+
+@pytest.fixture
+def vae(elsewhere: Path, fitted: Path) -> Path:
+    return Path(shutil.copytree(fitted, elsewhere / "vae"))
+
+
+def _evaluation(run: Path) -> tuple[dict[str, Any], xarray.Dataset]:
+    with xarray.open_dataset(run / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
+        return json.loads((run / "evaluation.json").read_text()), dataset.load()
+
+
+def test_annealing_stands_beside_importance_sampling(vae: Path, call: Call) -> None:
+    """A fit of two latent units is easy for both: they differ by no more than their errors on most images."""
+    status, out, err = call(evaluate.command, "vae", "--num-images", "60", "--num-samples", "500", *ANNEALED)
+    assert status == 0, err
+    summary, images = _evaluation(vae)
+    annealed, importance = summary["log_px"], summary["log_px_importance"]
+    assert annealed["estimator"] == "annealed"
+    assert annealed["num_temperatures"] == 30
+    assert importance["num_samples"] == 500
+    assert abs(annealed["mean"] - importance["mean"]) < 0.2
+    assert summary["sandwich"]["num_images"] == 100
+    assert -0.1 < summary["sandwich"]["width"]["mean"] < 1
+    assert summary["disagreement"]["mean"] == pytest.approx(annealed["mean"] - importance["mean"])
+    assert summary["disagreement"]["fraction_beyond_errors"] < 0.1
+    assert summary["gap"]["mean"] == pytest.approx(annealed["mean"] - summary["elbo"]["mean"])
+    assert float(images["log_px"].mean()) == pytest.approx(annealed["mean"])
+    assert float(images["log_px_importance"].mean()) == pytest.approx(importance["mean"])
+    assert float(images["disagrees"].mean()) == pytest.approx(summary["disagreement"]["fraction_beyond_errors"])
+    assert images.attrs["estimator"] == "annealed"
+    for said in (
+        "annealed, 16 chains x 30 temperatures from the prior",
+        "on 100 images from the model",
+        "beyond their",
+    ):
+        assert said in out
+
+
+def test_annealing_from_the_guide_without_bounds(vae: Path, call: Call) -> None:
+    more = ("--annealed.start", "guide", "--annealed.schedule", "linear", "--sandwich", "0")
+    status, out, err = call(evaluate.command, "vae", "--num-images", "5", *ANNEALED, *more)
+    assert status == 0, err
+    summary, _ = _evaluation(vae)
+    assert "sandwich" not in summary
+    assert summary["gap"]["at_least"]  # nothing vouches for it
+    assert "temperatures from the guide" in out
+
+
+def test_prior(vae: Path, call: Call) -> None:
+    status, out, err = call(
+        evaluate.command, "vae", "--num-images", "60", "--num-samples", "4000", "--estimator", "prior"
+    )
+    assert status == 0, err
+    summary, images = _evaluation(vae)
+    assert summary["log_px"]["estimator"] == "prior"
+    assert summary["log_px"]["mean"] == pytest.approx(summary["log_px_importance"]["mean"], abs=0.2)
+    assert float(images["log_px_prior"].mean()) == pytest.approx(summary["log_px"]["mean"])
+    assert summary["gap"]["mean"] == pytest.approx(summary["log_px_importance"]["mean"] - summary["elbo"]["mean"])
+    assert "importance samples from the prior" in out
+
+
+def test_proposals(vae: Path, call: Call) -> None:
+    refit = (
+        "--init-from",
+        "vae",
+        "--refit-guide",
+        "student-t",
+        "--epochs",
+        "1",
+        "--num-samples",
+        "20",
+        "--out",
+        "other",
+    )
+    assert call(fit.command, *refit)[0] == 0
+    more = ("--prior-share", "0.1", "--temperature", "1.2", "--proposals", "other")
+    status, out, err = call(evaluate.command, "vae", "--num-images", "60", "--num-samples", "1000", *more)
+    assert status == 0, err
+    summary, images = _evaluation(vae)
+    proposal = {"prior_share": 0.1, "temperature": 1.2, "guides": ["own", "other"]}
+    assert summary["log_px"]["estimator"] == "importance"
+    assert summary["log_px"]["proposal"] == proposal
+    assert summary["log_px"]["mean"] == pytest.approx(summary["log_px_importance"]["mean"], abs=0.1)
+    assert float(images["log_px_mixed"].mean()) == pytest.approx(summary["log_px"]["mean"])
+    assert "from own, other, temperature 1.2, 10% prior" in out
+
+
+def test_closed_form_beside_the_others(elsewhere: Path, call: Call) -> None:
+    assert call(fit.command, "factor-analysis", *QUICK, "--latent-dim", "3", "--out", "fa")[0] == 0
+    status, out, err = call(evaluate.command, "fa", "--num-images", "20", *ANNEALED)
+    assert status == 0, err
+    summary, _ = _evaluation(elsewhere / "fa")
+    assert summary["log_px"]["estimator"] == "annealed"
+    exact = summary["log_px_exact"]["mean"]
+    assert summary["log_px_importance"]["mean"] == pytest.approx(exact, abs=1e-3)
+    assert summary["gap"]["mean"] == pytest.approx(exact - summary["elbo"]["mean"])
+    assert out.index("exact") < out.index("annealed, 16 chains")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--estimator", "annealed", "--prior-share", "0.1"), "--prior-share, --temperature and --proposals are of"),
+        (("--prior-share", "2"), "--prior-share 2.0: must be from 0 to 1"),
+        (("--temperature", "0"), "--temperature 0.0: must be above 0"),
+        (("--proposals", "nowhere"), "nowhere"),
+        (("--sandwich", "-1"), "--sandwich -1"),
+        (("--annealed.num-chains", "0"), "--annealed.num-chains 0"),
+        (("--annealed.acceptance", "1"), "--annealed.acceptance 1.0: must be between 0 and 1"),
+        (("--num-samples", "2", "--prior-share", "0.1"), "too few"),
+    ],
+)
+def test_bad_options(vae: Path, call: Call, options: tuple[str, ...], message: str) -> None:
+    before = (vae / "evaluation.json").read_bytes()
+    status, _, err = call(evaluate.command, "vae", *options)
+    assert status == 2
+    assert message in err
+    assert (vae / "evaluation.json").read_bytes() == before
+
+
+def test_annealing_needs_one_continuous_latent(elsewhere: Path, call: Call) -> None:
+    assert call(fit.command, "mixture", *QUICK, "--num-components", "3", "--out", "mixture")[0] == 0
+    status, _, err = call(evaluate.command, "mixture", "--estimator", "annealed")
+    assert status == 2
+    assert "continuous and unbounded" in err
+    two = ("hierarchical-vae", *QUICK, "--latent-dims", "3", "2", "--hidden-dims", "8", "8", "--out", "two")
+    assert call(fit.command, *two)[0] == 0
+    status, _, err = call(evaluate.command, "two", "--estimator", "annealed")
+    assert status == 2
+    assert "one latent site" in err
