@@ -37,6 +37,7 @@ COMMANDS = {
     "responsibilities.py",
     "compare.py",
     "sweep.py",
+    "calibrate.py",
     "__init__.py",
 }
 
