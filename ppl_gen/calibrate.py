@@ -74,7 +74,7 @@ class Row:
     """For 1,000 estimates."""
 
 
-class _Marginals(nn.Module):
+class Marginals(nn.Module):
     """The product of the exact posterior's marginals: as good as a factorized guide gets without training."""
 
     def __init__(self, model: Any):
@@ -200,7 +200,7 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
     yield f"prior, S = {count}", proposed([], prior_share=1)
     if isinstance(model, Mixture):
         return  # its posterior is not to be factorized
-    guide = _Marginals(model)
+    guide = Marginals(model)
     yield f"importance, S = {count}", importance
     yield f"importance, S = {count}, less the jackknife's bias", jackknife
     yield f"importance, S = {count}, 10% from the prior", proposed([guide], prior_share=0.1)

@@ -1,0 +1,129 @@
+"""Estimators of log p(x) on probabilistic PCA, where it is known: `python -m benchmarks.closed_form`.
+
+The models are principal components of training images, which are the most likely parameters; nothing is trained.
+
+1. Prior sampling, and importance sampling from a factorized guide, on test images: how far below log p(x) they are,
+   against the number of samples and of latent units.
+2. Bidirectional Monte Carlo on images from the model: how far the lower and the upper bound are from log p(x), against
+   the number of temperatures and of latent units.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ppl_gen.calibrate import Marginals
+from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.inference.annealed import Annealing, sandwich
+from ppl_gen.inference.proposals import proposal_log_px
+from ppl_gen.models.factor_analysis import FactorAnalysis
+
+LINES = ("ko-", "ks--", "k^-.", "kv:", "kx-", "kd--")
+Curves = dict[int, dict[int, tuple[float, float]]]
+"""latent size -> samples or temperatures -> two figures, in nats."""
+
+
+def principal_components(data: Data, latent_dim: int) -> FactorAnalysis:
+    """Along axes turned at random: along their own the posterior is factorized, and so would be the guide."""
+    model = FactorAnalysis(data.dim, data.examples(0), data.mean(), latent_dim=latent_dim, noise="isotropic")
+    turn, _ = torch.linalg.qr(torch.randn(latent_dim, latent_dim, generator=torch.Generator().manual_seed(0)))
+    model.requires_grad_(False).scaled_weight.copy_(turn @ model.scaled_weight)
+    return model
+
+
+def misses(model: FactorAnalysis, x: Tensor, num_samples: int) -> tuple[float, float]:
+    """Mean of log p(x) less its estimate, from the prior and from the guide."""
+    exact = model.log_px(x)
+    prior = proposal_log_px(model, [], x, num_samples=num_samples, prior_share=1)
+    guide = proposal_log_px(model, [Marginals(model)], x, num_samples=num_samples)
+    return float((exact - prior.log_px).mean()), float((exact - guide.log_px).mean())
+
+
+def bounds(model: FactorAnalysis, num_images: int, num_temperatures: int) -> tuple[float, float]:
+    """Mean of the lower and the upper bound, less log p(x)."""
+    found = sandwich(model, num_images, annealing=Annealing(num_temperatures))
+    exact = model.log_px(found.x)
+    return float((found.lower - exact).mean()), float((found.upper - exact).mean())
+
+
+def draw_misses(curves: Curves, title: str) -> Figure:
+    figure = Figure(figsize=(8.6, 4.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for index, (axes, name) in enumerate(zip(panels, ("the prior", "a factorized guide"), strict=True)):
+        for (units, points), line in zip(curves.items(), LINES, strict=False):
+            values = [max(each[index], 1e-4) for each in points.values()]
+            axes.plot(list(points), values, line, label=f"{units} latent units", markersize=5)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("S, importance samples")
+        axes.set_title(f"z from {name}", fontsize=10)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("exact log p(x) - estimate, nats per image")
+    panels[1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def draw_bounds(curves: Curves, title: str) -> Figure:
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (units, points), line in zip(curves.items(), LINES, strict=False):
+        for index in (0, 1):
+            values = [each[index] for each in points.values()]
+            label = f"{units} latent units" if index else None
+            axes.plot(list(points), values, line, label=label, markersize=5)
+    axes.axhline(0, color="0.5", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_xlabel("temperatures; 16 chains, 10 leapfrog steps")
+    axes.set_ylabel("bound - exact log p(x), nats per image")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.closed_form", description=__doc__)
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--units", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50], help="latent sizes")
+    parser.add_argument("--num-samples", type=int, nargs="*", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--num-temperatures", type=int, nargs="*", default=[10, 30, 100, 300, 1000])
+    parser.add_argument("--num-images", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=Path("docs/figures"))
+    given = parser.parse_args()
+    data = load_data(DataOptions(given.data, "dequantized"))
+    x = data.targets("test")[: given.num_images]
+    for title, name, counts, columns in (
+        ("Prior sampling and importance sampling", "prior_sampling", given.num_samples, ("prior", "guide")),
+        ("Annealing between two bounds", "annealing_bounds", given.num_temperatures, ("lower", "upper")),
+    ):
+        samples = name == "prior_sampling"
+        print(
+            f"{title}, nats per image\nunits  {'S' if samples else 'T':>6}  {columns[0]:>10}  {columns[1]:>10}  seconds"
+        )
+        curves: Curves = {}
+        for units in given.units:
+            model = principal_components(data, units)
+            curves[units] = {}
+            for count in counts:
+                torch.manual_seed(0)
+                started = time.perf_counter()
+                with torch.no_grad():
+                    two = misses(model, x, count) if samples else bounds(model, len(x), count)
+                curves[units][count] = two
+                seconds = time.perf_counter() - started
+                print(f"{units:5}  {count:6}  {two[0]:10.3f}  {two[1]:10.3f}  {seconds:7.1f}", flush=True)
+        if counts:
+            images = f"{len(x)} {'test images of' if samples else 'images of a model of'} {data.name}"
+            draw = draw_misses if samples else draw_bounds
+            given.out.mkdir(parents=True, exist_ok=True)
+            draw(curves, f"{title}: probabilistic PCA, {images}").savefig(given.out / f"{name}.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
