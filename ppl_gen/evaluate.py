@@ -56,7 +56,7 @@ class EvaluationOptions:
     """The last weights, or those of the epoch with the best validation ELBO."""
     gaps: bool = False
     """Split log p(x) - ELBO into approximation and amortization gap instead, on 100 images and with 5000 samples if not
-    told otherwise; into gaps.json."""
+    told otherwise; into gaps.json. With --estimator annealed, log p(x) is annealed where that is the larger."""
     gap_copies: int = 3
     """Images whose gaps are also split with a copy, for each, of the weights of a guide whose posterior(context) has
     weights of its own, such as a flow."""
@@ -293,6 +293,10 @@ def split_gap(
                 own = gaps(
                     model, guide, x[:copies], num_samples=num_samples, search=search, own_weights=True, progress=advance
                 )
+        if options.estimator == "annealed":
+            annealed, _ = _annealed(model, guide, x, (), replace(options, sandwich=0), quiet)
+            found = found.at_least(annealed.log_px, annealed.log_px_mc_var)
+            own = own and own.at_least(annealed.log_px[:copies], annealed.log_px_mc_var[:copies])
     summary = {
         "model": config.model,
         "guide": config.guide,
@@ -305,6 +309,7 @@ def split_gap(
         "training_seed": config.training.seed,
         "checkpoint": options.checkpoint,
         "num_samples": num_samples,
+        **({"annealed": asdict(options.annealed)} if options.estimator == "annealed" else {}),
         "search": asdict(search),
         "contexts": gap_parts(found),
         **({} if own is None else {"copies": gap_parts(own), "contexts_of_these": gap_parts(found, copies)}),

@@ -375,7 +375,7 @@ def gap_table(summary: dict[str, Any]) -> str:
         at_least = "at least " if part["at_least"] else ""
         rows += [title.format(part["num_images"])] if title else []
         for name, label in (
-            ("log_px", "log p(x), importance sampling"),
+            ("log_px", "log p(x), the larger estimate" if "annealed" in s else "log p(x), importance sampling"),
             ("best_elbo", "ELBO, best context of each image"),
             ("elbo", "ELBO, the encoder's context"),
             ("approximation", "approximation gap"),
