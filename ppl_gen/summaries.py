@@ -144,6 +144,7 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
         result["kl_analytic"] = _entry(estimates.kl_analytic)
         result["elbo_analytic_kl"] = _entry(estimates.reconstruction - estimates.kl_analytic)
     result["iwae"] = {str(k): _entry(values) for k, values in estimates.iwae.items()}
+    result["iwae_jackknife"] = {str(k): _entry(values) for k, values in estimates.iwae_jackknife.items()}
     best = _best(found, first)
     gap = _values(found, best) - estimates.elbo
     result |= entries | {"gap": _entry(gap, at_least=_at_least(found, best)), **_ess(estimates.ess)}
@@ -267,7 +268,11 @@ def table(summary: dict[str, Any]) -> str:
             row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
             row("  reconstruction", s["reconstruction"]),
             row("  KL", s["kl"], f"analytic {s['kl_analytic']['mean']:.2f}" if "kl_analytic" in s else ""),
-            *(row(f"IWAE bound, k = {k}", entry) for k, entry in s["iwae"].items() if k != "1"),
+            *(
+                row(f"IWAE bound, k = {k}", entry, f"by the jackknife {s['iwae_jackknife'][k]['mean']:.2f}")
+                for k, entry in s["iwae"].items()
+                if k != "1"
+            ),
             row(
                 "log p(x)",
                 importance,

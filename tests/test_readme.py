@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ppl_gen import evaluate, fit, sweep
+from ppl_gen import calibrate, cli, evaluate, fit, sweep
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.inference.gaps import Search
 from ppl_gen.loading import Config
@@ -21,10 +21,14 @@ from ppl_gen.runs import Run
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
 BENCHMARKS = {
+    "benchmarks.closed_form": shlex.split(
+        "--data digits --units 1 2 --num-samples 10 --num-temperatures 3 --num-images 3 --out figures"
+    ),
     "benchmarks.gap": shlex.split("--units 2 3 --data digits --epochs 1 --num-samples 30 --runs gap --out gap.png"),
     "benchmarks.gradients": ["--draws", "3"],
     "benchmarks.wall": shlex.split("--max-units 2 --out wall.png"),
 }
+QUICK_ANNEALING = shlex.split("--annealed.num-temperatures 4 --annealed.leapfrog-steps 2 --sandwich 3")
 REDUCED = {"--data": "digits", "--train-size": "150", "--epochs": "1", "--num-samples": "30"}
 
 
@@ -62,7 +66,7 @@ def _reduce_sweep(arguments: list[str]) -> list[str]:
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("guides", "objectives", "runs", "enumeration", "uses", "compare")),
+    *(f"docs/{name}.md" for name in ("guides", "objectives", "estimates", "runs", "enumeration", "uses", "compare")),
 ]
 
 
@@ -101,7 +105,9 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
             elif command is sweep.command:
                 arguments = _reduce_sweep(arguments)
             elif command is evaluate.command:
-                arguments = [*arguments, "--num-images", "10"]
+                arguments = [*arguments, "--num-images", "10", *QUICK_ANNEALING]
+            elif command is calibrate.command:
+                arguments += shlex.split("--repetitions 2 --num-images 1 --num-samples 25 --num-temperatures 3")
             status, out_text, err = call(command, *arguments)
             assert status == 0, f"{arguments}: {err}"
             assert out_text
@@ -126,6 +132,8 @@ def test_results_are_commands_that_parse(elsewhere: Path, monkeypatch: pytest.Mo
                 count += 1
                 if module == "ppl_gen.fit":
                     fit.command(arguments)
+                elif module == "ppl_gen.evaluate":
+                    cli.parse(evaluate.Command, arguments, module, "")
     assert len(configs) >= 4 and count >= len(configs)
 
 

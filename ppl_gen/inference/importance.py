@@ -78,6 +78,8 @@ class Estimates(LogPx):
     """KL(q(z | x) || p(z)) in closed form, where Pyro has one for every latent site."""
     iwae: dict[int, Tensor]
     """L_k for k = 1, 10, 100, … up to `num_samples`."""
+    iwae_jackknife: dict[int, Tensor]
+    """The same for k = 10, 100, …, corrected by the jackknife of order 1: no bounds, but less biased."""
     latent_mean: dict[str, Tensor]
     """E[z | x] under the guide by the mean of the samples, [images, units] for each latent site but those with finite
     support."""
@@ -327,6 +329,7 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         "elbo_mc_var": log_w.var(0) / count if count > 1 else undefined,
         "kl_analytic": None,
         "iwae": {k: block_bounds(log_w, k) for k in powers_of_ten(count)},
+        "iwae_jackknife": {k: jackknife_bounds(log_w, k) for k in powers_of_ten(count)[1:]},
         **reduced(log_w),
         "latent_mean": {},
         "latent_mc_var": {},
