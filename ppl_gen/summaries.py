@@ -253,6 +253,7 @@ def table(summary: dict[str, Any]) -> str:
     own = "log_px" if first == "importance" and "proposal" not in s["log_px"] else "log_px_importance"
     importance, exact = s.get(own), s["log_px"] if first == "exact" else s.get("log_px_exact")
     at_least = "at least" if "gap" in s and s["gap"]["at_least"] else ""
+    corrected = s.get("iwae_jackknife")  # which earlier versions did not write
 
     def row(name: str, key: dict[str, Any], note: str = "", prefix: str = "") -> str:
         value = f"{prefix:>9}{key['mean']:9.2f}" + (f" ± {key['se']:.2f}" if math.isfinite(key["se"] or 0) else "")
@@ -269,7 +270,7 @@ def table(summary: dict[str, Any]) -> str:
             row("  reconstruction", s["reconstruction"]),
             row("  KL", s["kl"], f"analytic {s['kl_analytic']['mean']:.2f}" if "kl_analytic" in s else ""),
             *(
-                row(f"IWAE bound, k = {k}", entry, f"by the jackknife {s['iwae_jackknife'][k]['mean']:.2f}")
+                row(f"IWAE bound, k = {k}", entry, f"by the jackknife {corrected[k]['mean']:.2f}" if corrected else "")
                 for k, entry in s["iwae"].items()
                 if k != "1"
             ),
