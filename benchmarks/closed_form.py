@@ -120,10 +120,10 @@ def main() -> None:
                 seconds = time.perf_counter() - started
                 print(f"{units:5}  {count:6}  {two[0]:10.3f}  {two[1]:10.3f}  {seconds:7.1f}", flush=True)
         if counts:
-            images = f"{len(x)} {'test images of' if samples else 'images of a model of'} {data.name}"
+            images = f"{len(x)} {'test images of' if samples else 'images from models of'} {data.name}"
             draw = draw_misses if samples else draw_bounds
             given.out.mkdir(parents=True, exist_ok=True)
-            draw(curves, f"{title}: probabilistic PCA, {images}").savefig(given.out / f"{name}.png", dpi=120)
+            draw(curves, f"{title}: probabilistic PCA\n{images}").savefig(given.out / f"{name}.png", dpi=120)
 
 
 if __name__ == "__main__":
