@@ -1,8 +1,8 @@
 """Factor analysis and probabilistic PCA beside scikit-learn's: `python -m benchmarks.factor_analysis`.
 
 scikit-learn's PCA is exact; its FactorAnalysis climbs the likelihood by expectation maximization, here with a
-randomized singular value decomposition: the exact one takes seconds an iteration on 50,000 images. It is given one draw of the
-uniform noise; the fit here draws anew at every epoch. Fits that are there already are not made again.
+randomized singular value decomposition: the exact one takes seconds an iteration on 50,000 images. It is given one
+draw of the uniform noise; the fit here draws anew at every epoch. Fits that are there already are not made again.
 """
 
 import argparse
