@@ -17,6 +17,7 @@ from ppl_gen import cli, components
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
+from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.enumeration import memory_needed, require_memory
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, externals, read_pair, start_from
@@ -133,7 +134,7 @@ def _finish(
         train(model, guide, data, config.training, run, quiet)
         summary = run.read_json("evaluation.json")
         if summary is None:
-            options = EvaluationOptions(device=config.training.device)
+            options = _evaluation_options(config, model)
             summary = evaluate(run, config, model, guide, data, options, quiet)
         draw_training(run, model, guide, data, pair, batch)
         draw_evaluation(run)
@@ -142,6 +143,13 @@ def _finish(
         raise KeyboardInterrupt(f"continue with: {PROGRAM} --resume {run.path}{again}") from None
     if not quiet:
         print(f"\n{table(summary)}\n\npictures in {run.path / 'figures'}")
+
+
+def _evaluation_options(config: Config, model: nn.Module) -> EvaluationOptions:
+    """How a fit is evaluated: as its class's own `evaluation_defaults` say."""
+    chosen = dict(getattr(type(model), "evaluation_defaults", {}))
+    annealing = Annealing(**chosen.pop("annealed", {}))
+    return EvaluationOptions(device=config.training.device, annealed=annealing, **chosen)
 
 
 def _check_binarization(pair: Pair, data: Data) -> None:

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require
+from ppl_gen.inference.annealed import fit_scale
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
+from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, scaled
 from ppl_gen.inference.objectives import check as check_objective
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.memory import keep_freed_memory
@@ -38,6 +39,7 @@ from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
 
 _MONITOR_IMAGES = 10_000  # of the training split, to be measured as the validation split is
+_SCALE_IMAGES = 50  # to choose the noise of a density on
 _MONITOR_SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
 
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
@@ -55,6 +57,8 @@ class TrainingOptions:
     """Of Adam; the peak of a schedule."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     """cosine: falls to 0; one-cycle: rises for 30 % of the steps, then falls to 0, both as a cosine."""
+    adam_beta1: float = 0.9
+    """Of Adam: the decay of its mean gradient."""
     clip_grad_norm: float | None = None
     """Scale gradients whose norm is larger down to this."""
     objective: str = "elbo"
@@ -85,6 +89,7 @@ class TrainingOptions:
         for name in ("epochs", "batch_size", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         check_objective(self.objective, self.num_particles, self.alpha, self.beta)
+        require(0 <= self.adam_beta1 < 1, "adam_beta1", self.adam_beta1, "must be at least 0 and below 1")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be above 0")
         require(self.kl_warmup >= 0, "kl_warmup", self.kl_warmup, "must be at least 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
@@ -140,7 +145,9 @@ class _OneOptimizer(PyroOptim):
 
     def __init__(self, parameters: list[nn.Parameter], options: TrainingOptions):
         self.parameters = parameters
-        self.adam = torch.optim.Adam(parameters, lr=options.learning_rate, fused=True)
+        self.adam = torch.optim.Adam(
+            parameters, lr=options.learning_rate, betas=(options.adam_beta1, 0.999), fused=True
+        )
         self.clip_grad_norm = options.clip_grad_norm
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -209,6 +216,7 @@ def _train(
     with evaluating(model, guide):
         pair = Pair(model, guide, data.batch(first), *args)
         elbo = options.objective_for(pair, data.batch(first), *args)
+    adversarial = isinstance(elbo, Adversarial)
     warmup = ScaleLatents()
     loss, loss_and_grads = _losses(elbo)
     functions = [scaled(f, warmup) if options.kl_warmup else f for f in (pair.model, pair.guide)]
@@ -234,6 +242,11 @@ def _train(
     if len(data.validation):
         monitored["validation"] = _targets(data, "validation", len(data.validation), labels is not None)
 
+    def terms(arguments: tuple[Tensor, ...]) -> dict[str, float]:
+        if adversarial:
+            return _adversarial_terms(model, *arguments)
+        return elbo_terms(model, guide, pair, *arguments, seed=_MONITOR_SEED)
+
     def measure(mean_loss: float | None) -> dict[str, Any]:
         nonlocal best
         line: dict[str, Any] = {
@@ -245,10 +258,12 @@ def _train(
         if mean_loss is not None:
             line["loss"] = mean_loss
         for name, arguments in monitored.items():
-            line[name] = elbo_terms(model, guide, pair, *arguments, seed=_MONITOR_SEED)
-            if not math.isfinite(line[name]["elbo"]):
+            line[name] = terms(arguments)
+            if not all(math.isfinite(value) for value in line[name].values()):
                 raise Diverged(_diverged(state["step"], run))
-        if "validation" in line and (state["best"] is None or line["validation"]["elbo"] > state["best"]["elbo"]):
+        if "elbo" in line.get("validation", {}) and (
+            state["best"] is None or line["validation"]["elbo"] > state["best"]["elbo"]
+        ):
             state["best"] = {"epoch": state["epoch"], "elbo": line["validation"]["elbo"]}
             best = {f"best.{name}": tensor.clone() for name, tensor in tensors_of(modules).items()}
         run.append_metrics(line)
@@ -278,6 +293,8 @@ def _train(
                     raise KeyboardInterrupt
             state["epoch"] += 1
             mean_loss, state["loss_sum"] = state["loss_sum"] / count, 0.0
+            if adversarial and state["epoch"] == options.epochs:
+                _choose_scale(model, data)
             _show(progress, measure(mean_loss), options.epochs)
             if (
                 state["epoch"] % options.checkpoint_every == 0
@@ -287,6 +304,21 @@ def _train(
                 save()
             if interrupted.is_set():
                 raise KeyboardInterrupt
+
+
+def _adversarial_terms(model: Any, x: Tensor) -> dict[str, float]:
+    """What the model says of its two losses, with its own noise."""
+    with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(_MONITOR_SEED)
+        result: dict[str, float] = model.monitor(x)
+    return result
+
+
+def _choose_scale(model: Any, data: Data) -> None:
+    """The noise of a density that was not trained, on validation images."""
+    split = "validation" if len(data.validation) else "train"
+    with torch.random.fork_rng([data.train.images.device] if data.train.images.is_cuda else []):
+        fit_scale(model, data.targets(split)[:_SCALE_IMAGES])
 
 
 def _losses(elbo: Any) -> tuple[Any, Any]:
@@ -402,5 +434,10 @@ def interrupts() -> Iterator[threading.Event]:
 
 
 def _show(progress: Progress, line: dict[str, Any], epochs: int) -> None:
-    figures = "  ".join(f"{name} ELBO {line[name]['elbo']:.2f}" for name in ("train", "validation") if name in line)
+    splits = [name for name in ("train", "validation") if name in line]
+    if "elbo" in line["train"]:
+        figures = "  ".join(f"{name} ELBO {line[name]['elbo']:.2f}" for name in splits)
+    else:
+        told = "V {value:.3f}, D(x) {d_real:.3f}, D(G(z)) {d_fake:.3f}"
+        figures = "  ".join(f"{name} {told.format(**line[name])}" for name in splits)
     progress.note(f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}", figures)

@@ -26,7 +26,7 @@ def parts(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:
             picture = axes.imshow(shown[index], cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
             axes.set_title(captions[index], fontsize=7, pad=2)
     assert picture is not None
-    label = "log-odds" if signed else "probability"
+    label = "log-odds" if signed else "mean of the pixel"
     figure.colorbar(picture, ax=grid, label=label, fraction=0.03, aspect=30)
     more = f", {_MOST} of {len(images)}" if len(images) > _MOST else ""
     figure.suptitle(title + more, fontsize=10)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_gen.data import Data
 from ppl_gen.errors import describe
+from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import pictures, save
 from ppl_gen.figures.images import reconstructions, samples
@@ -22,7 +23,9 @@ from ppl_gen.runs import Run
 
 def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
     """Learning curves, samples, reconstructions, and the pictures that the model has of its own."""
-    save(run, "learning_curves", learning_curves(run.metrics()))
+    metrics = run.metrics()
+    curves = learning_curves if "elbo" in metrics[0]["train"] else adversarial_curves
+    save(run, "learning_curves", curves(metrics))
 
     def images(values: Tensor) -> np.ndarray:
         return pictures(values.clamp(0, 1), data.shape)

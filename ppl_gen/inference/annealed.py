@@ -126,7 +126,7 @@ def annealed_log_px(
     with evaluating(model, guide), frozen(model, guide):
         for block in x.split(_block_size(annealing)):
             path = _Path(model, guide, block, annealing)
-            log_w, acceptance = path.forward(*path.adapt(progress), progress)
+            log_w, acceptance, _ = path.forward(*path.adapt(progress), progress)
             parts.append((*log_mean_exp(log_w.cpu()), acceptance.mean(0).cpu()))
     log_px, variance, bias, ess, acceptance = (torch.cat(each) for each in zip(*parts, strict=True))
     return Annealed(annealing, log_px, variance, bias, ess, acceptance.double())
@@ -155,6 +155,25 @@ def sandwich(
             inverse, upper_variance, *_ = log_mean_exp(-path.backward(z[rows], *adapted, progress).cpu())
             parts.append((lower, -inverse, lower_variance, upper_variance))
     return Sandwich(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds: int = 8) -> None:
+    """Set `model.log_scale`, the noise of p(x | z) = N(mean(z), scale^2 I), to what makes images most probable, and
+    nothing else: expectation maximization, with annealed samples of p(z | x) under their weights.
+
+    :param model: as for `annealed_log_px`, with a parameter `log_scale` and a normal `likelihood(z)`.
+    :param x: images [N, data_dim].
+    """
+    annealing = annealing or Annealing(num_temperatures=30, num_chains=8, leapfrog_steps=5)
+    with evaluating(model), frozen(model):
+        for _ in range(rounds):
+            squares = torch.zeros((), dtype=torch.float64)
+            for block in x.split(_block_size(annealing)):
+                path = _Path(model, None, block, annealing)
+                log_w, _, z = path.forward(*path.adapt(None), None)
+                error = (model.likelihood(z).mean - block).double().square().mean(-1)
+                squares += (log_w.softmax(0) * error).sum().cpu()
+            model.log_scale.fill_(float(squares / len(x)) ** 0.5).log_()
 
 
 def _check(model: Any, guide: Any, annealing: Annealing) -> None:
@@ -281,8 +300,8 @@ class _Path:
         at = tried[1:].unsqueeze(1).expand(-1, len(self.x)).contiguous()
         return betas, _interpolate(betas[1:-1], at, torch.stack(sizes)).exp().to(now.rise.dtype)
 
-    def forward(self, betas: Tensor, step_sizes: Tensor, progress: Progress | None) -> tuple[Tensor, Tensor]:
-        """log w [chains, images] in float64, and the mean acceptance [chains, images]."""
+    def forward(self, betas: Tensor, step_sizes: Tensor, progress: Progress | None) -> tuple[Tensor, Tensor, Tensor]:
+        """log w [chains, images] in float64, the mean acceptance [chains, images], and where the chains end."""
         now = self.start()
         log_w = torch.zeros_like(now.rise, dtype=torch.float64)
         acceptance = torch.zeros_like(now.rise)
@@ -293,7 +312,9 @@ class _Path:
                 acceptance += accepted
             if progress is not None:
                 progress(len(self.x))
-        return log_w, acceptance / (len(betas) - 2) if len(betas) > 2 else torch.full_like(acceptance, math.nan)
+        # With one temperature nothing was proposed.
+        share = acceptance / (len(betas) - 2) if len(betas) > 2 else torch.full_like(acceptance, math.nan)
+        return log_w, share, now.z
 
     def backward(self, z: Tensor, betas: Tensor, step_sizes: Tensor, progress: Progress | None) -> Tensor:
         """log w [chains, images] in float64 of chains that begin at z [images, …], drawn from p(z | x)."""

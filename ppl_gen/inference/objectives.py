@@ -19,6 +19,8 @@ Of K samples, image by image:
 - `renyi`: the Rényi bound of order alpha (Li and Turner 2016).
 - `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any.
 
+And `adversarial`, no bound on log p(x): the two losses of a model with `adversarial_losses(x)`.
+
 Pyro's `RenyiELBO` is the bound of each image only where one unscaled plate covers every site, has no
 `differentiable_loss`, and gives a guide of discrete z no gradient at alpha = 0; its `ReweightedWakeSleep` forms one
 weight for a whole batch. Here every weight is an image's own, masks are applied and scales are not; a pair with scales
@@ -39,7 +41,9 @@ from ppl_gen.errors import BadInput, near_miss, require
 from ppl_gen.inference.enumeration import DifferentiableLoss, TraceEnum
 from ppl_gen.inference.traces import Pair, Terms, evaluating
 
-Objective = Literal["elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi", "vimco", "rws", "wake-sleep"]
+Objective = Literal[
+    "elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi", "vimco", "rws", "wake-sleep", "adversarial"
+]
 _REPARAMETRIZED = ("elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi")
 _TRY = {"iwae": 50, "dreg": 50, "renyi": 50, "vimco": 50, "rws": 10}
 """Numbers of samples to suggest for objectives that need more than one."""
@@ -67,6 +71,11 @@ def objective(
             f"site '{site}' has the scale {float(scale):g}: the objectives are nats per image, unscaled; leave it out, "
             "or use --kl-warmup or --objective beta"
         )
+    if name == "adversarial":
+        model = getattr(pair.model, "__self__", None)
+        if not hasattr(model, "adversarial_losses"):
+            raise BadInput(f"--objective adversarial: {pair.model_name} has no adversarial_losses(x), as gan has")
+        return Adversarial(model)
     if pair.enumerated:
         if name != "elbo" or num_particles > 1:
             raise BadInput(
@@ -271,6 +280,24 @@ class ReweightedWakeSleep(_PerImage):
     def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
         share = terms.log_weight.detach().softmax(0)
         return (share * (terms.log_likelihood + terms.log_prior + terms.log_guide)).sum(0)
+
+
+class Adversarial(DifferentiableLoss, ELBO):
+    """Sum of the generator's and the discriminator's loss, times the images: no bound, and no guide takes part.
+
+    :param model: with a method `adversarial_losses(x)`; the functions given to `SVI` are not looked at.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("there are no traces")
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        generator, discriminator = self.model.adversarial_losses(args[0])
+        return (generator + discriminator) * len(args[0])
 
 
 class Beta(Trace_ELBO):
