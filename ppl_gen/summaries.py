@@ -27,11 +27,12 @@ def observation(pair: Pair, x: Tensor) -> str:
     return "probability" if bool(((x == 0) | (x == 1)).all()) else "cross-entropy"
 
 
-def _warnings(observation: str) -> list[str]:
+def warnings(observation: str) -> list[str]:
+    """What a reader of the figures must know of p(x)."""
     if observation == "cross-entropy":
-        return ["  grey values under a Bernoulli: these figures are no bound on a log-probability of any data"]
+        return ["grey values under a Bernoulli: these figures are no bound on a log-probability of any data"]
     if observation == "density":
-        return ["  densities of grey pixels: not comparable with probabilities of binary ones"]
+        return ["densities of grey pixels: not comparable with probabilities of binary ones"]
     return []
 
 
@@ -246,82 +247,125 @@ def dataset(found: Found, labels: Tensor | None, summary: dict[str, Any]) -> "xa
     return xarray.Dataset(variables, coordinates, attributes)
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as a person reads it."""
+# For a reader --------------------------------------------------------------------------------------------------
+
+UNITS = "nats per image ± standard error over images; larger is better"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a figure with its standard error and a note, or words alone."""
+
+    label: str
+    """Indented where it is a term of the row above."""
+    mean: str = ""
+    se: str = ""
+    note: str = ""
+    at_least: bool = False
+
+
+def pair(summary: dict[str, Any]) -> str:
+    """Model, guide and prior, of a summary or of a configuration."""
+    prior = summary.get("prior")
+    return f"{summary['model']}, guide {summary['guide']}{f', prior {prior}' if prior else ''}"
+
+
+def images(summary: dict[str, Any]) -> str:
+    """What images an `evaluation.json` or `gaps.json` is of."""
+    s = summary
+    count = s["num_images"] if "num_images" in s else s["contexts"]["num_images"]
+    return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}"
+
+
+def rows(summary: dict[str, Any]) -> list[Row]:
+    """The figures of an `evaluation.json`, with their errors."""
     s = summary
     first = s["log_px"]["estimator"]
     own = "log_px" if first == "importance" and "proposal" not in s["log_px"] else "log_px_importance"
     importance, exact = s.get(own), s["log_px"] if first == "exact" else s.get("log_px_exact")
-    at_least = "at least" if "gap" in s and s["gap"]["at_least"] else ""
+    at_least = bool("gap" in s and s["gap"]["at_least"])
     corrected = s.get("iwae_jackknife")  # which earlier versions did not write
-
-    def row(name: str, key: dict[str, Any], note: str = "", prefix: str = "") -> str:
-        value = f"{prefix:>9}{key['mean']:9.2f}" + (f" ± {key['se']:.2f}" if math.isfinite(key["se"] or 0) else "")
-        return f"  {name:<22}{value:<28}{note}".rstrip()
-
-    rows = [
-        f"{s['model']}, guide {s['guide']}{_of_prior(s)}: {s['num_images']} {s['split']} images of {s['data']}, "
-        f"binarization {s['binarization']}",
-        "nats per image ± standard error over images; larger is better",
-    ]
+    found = []
     if importance is not None:
-        rows += [
-            row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
-            row("  reconstruction", s["reconstruction"]),
-            row("  KL", s["kl"], f"analytic {s['kl_analytic']['mean']:.2f}" if "kl_analytic" in s else ""),
+        found += [
+            _row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
+            _row("  reconstruction", s["reconstruction"]),
+            _row("  KL", s["kl"], f"analytic {_fixed(s['kl_analytic']['mean'])}" if "kl_analytic" in s else ""),
             *(
-                row(f"IWAE bound, k = {k}", entry, f"by the jackknife {corrected[k]['mean']:.2f}" if corrected else "")
+                _row(
+                    f"IWAE bound, k = {k}",
+                    entry,
+                    f"by the jackknife {_fixed(corrected[k]['mean'])}" if corrected else "",
+                )
                 for k, entry in s["iwae"].items()
                 if k != "1"
             ),
-            row(
+            _row(
                 "log p(x)",
                 importance,
                 f"S = {importance['num_samples']} importance samples"
                 f"{' from the prior' if s.get('proposal') == 'prior' else ''}; Monte Carlo error "
                 f"{_small(importance['mc_se'])}, estimated bias {_small(importance['bias'])}",
-                "at least" if s.get("khat", {}).get("fraction_above_threshold") else at_least,
+                bool(s.get("khat", {}).get("fraction_above_threshold")) or at_least,
             ),
         ]
     if exact is not None:
-        rows.append(row("log p(x)", exact, "exact"))
+        found.append(_row("log p(x)", exact, "exact"))
     for entry in (s["log_px"], s.get("log_px_mixed"), s.get("log_px_prior"), s.get("log_px_annealed")):
         if entry is not None and entry not in (importance, exact):
             distrusted = entry.get("fraction_above_threshold", 0) > 0 or (at_least and entry is s["log_px"])
-            rows.append(row("log p(x)", entry, _how(entry), "at least" if distrusted else ""))
+            found.append(_row("log p(x)", entry, _how(entry), distrusted))
     if "sandwich" in s:
         between = s["sandwich"]
-        rows.append(
-            f"  the same settings on {between['num_images']} images from the model: log p(x) between "
-            f"{between['lower']['mean']:.2f} and {between['upper']['mean']:.2f}, "
-            f"{between['width']['mean']:.3f} ± {between['width']['se']:.3f} apart"
+        lower, upper = (_fixed(between[side]["mean"]) for side in ("lower", "upper"))
+        width = " ± ".join(_fixed(between["width"][key], 3) for key in ("mean", "se"))
+        found.append(
+            Row(
+                f"the same settings on {between['num_images']} images from the model:",
+                note=f"log p(x) between {lower} and {upper}, {width} apart",
+            )
         )
     if "disagreement" in s:
         apart = s["disagreement"]
-        rows.append(
-            f"  annealing - importance {apart['mean']:9.2f} ± {apart['se']:.2f}{'':<14}beyond their errors: "
-            f"{apart['fraction_beyond_errors']:.1%} of images"
-        )
+        beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
+        found.append(_row("annealing - importance", apart, beyond))
     if importance is not None:
-        rows.append(row("gap: log p(x) - ELBO", s["gap"], "", at_least))
-        rows.append(
-            f"  effective sample size  median {s['ess']['median']:.1f}, least {s['ess']['min']:.1f} "
-            f"of {importance['num_samples']}"
-        )
+        found.append(_row("gap: log p(x) - ELBO", s["gap"], "", at_least))
+        ess = f"median {_fixed(s['ess']['median'], 1)}, least {_fixed(s['ess']['min'], 1)}"
+        found.append(Row("effective sample size", note=f"{ess} of {importance['num_samples']}"))
     if "khat" in s:
-        rows.append(
-            f"  Pareto k-hat           median {s['khat']['median']:.2f}; above {s['khat']['threshold']:.2f}, not to be "
-            f"trusted: {s['khat']['fraction_above_threshold']:.1%} of images"
-        )
+        khat = s["khat"]
+        untrusted = f"not to be trusted: {khat['fraction_above_threshold']:.1%} of images"
+        above = f"above {khat['threshold']:.2f}, {untrusted}"
+        found.append(Row("Pareto k-hat", note=f"median {_fixed(khat['median'])}; {above}"))
     if "active_units" in s:
-        rows.append(f"  active latent units    {s['active_units']}")
+        found.append(Row("active latent units", note=str(s["active_units"])))
     if "components" in s:
         used, of = s["components"]["in_use"], s["components"]["of"]
         empty = f"; {of - used} explain less than one of these images each" if used < of else ""
-        rows.append(f"  components in use      {used} of {of}{empty}")
-    rows.append(f"  parameters             {s['num_parameters']:,}")
-    rows.append(f"  evaluation took        {s['seconds']:.0f} s")
-    return "\n".join(rows + _warnings(s["observation"]))
+        found.append(Row("components in use", note=f"{used} of {of}{empty}"))
+    found.append(Row("parameters", note=f"{s['num_parameters']:,}"))
+    found.append(Row("evaluation took", note=f"{s['seconds']:.0f} s"))
+    return found
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a person reads it."""
+    lines = [f"{pair(summary)}: {images(summary)}", UNITS, *map(_line, rows(summary))]
+    return "\n".join([*lines, *(f"  {warning}" for warning in warnings(summary["observation"]))])
+
+
+def _row(label: str, entry: dict[str, Any], note: str = "", at_least: bool = False) -> Row:
+    se = entry["se"]
+    return Row(label, _fixed(entry["mean"]), _fixed(se) if se is not None and math.isfinite(se) else "", note, at_least)
+
+
+def _line(row: Row, width: int = 22, value: str = "{:>9}{:>9}{}") -> str:
+    """A row as text, with the label `width` wide."""
+    if not row.mean:
+        return f"  {row.label:<{width}} {row.note}".rstrip()
+    written = value.format("at least" if row.at_least else "", row.mean, f" ± {row.se}" if row.se else "")
+    return f"  {row.label:<{width}}{written:<28}{row.note}".rstrip()
 
 
 def _how(entry: dict[str, Any]) -> str:
@@ -360,47 +404,60 @@ def gap_parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
     }
 
 
-def gap_table(summary: dict[str, Any]) -> str:
-    """The gaps as a person reads them."""
+def gap_rows(summary: dict[str, Any]) -> list[tuple[str, list[Row]]]:
+    """The figures of a `gaps.json` in parts, each with its title; a note is the Monte Carlo error."""
     s = summary
-    rows = [
-        f"{s['model']}, guide {s['guide']}{_of_prior(s)}: gaps of {s['contexts']['num_images']} {s['split']} images of "
-        f"{s['data']}, binarization {s['binarization']}",
-        f"nats per image ± standard error over images; log p(x) and bounds from {s['num_samples']} samples",
-        f"{'Monte Carlo error':>72}",
-    ]
     titles = {
         "contexts": "",
         "contexts_of_these": "the first {} of these",
         "copies": "the same, and a copy of the weights of posterior(context) for each image",
     }
-    for key, title in titles.items():
+    labels = {
+        "log_px": "log p(x), the larger estimate" if "annealed" in s else "log p(x), importance sampling",
+        "best_elbo": "ELBO, best context of each image",
+        "elbo": "ELBO, the encoder's context",
+        "approximation": "approximation gap",
+        "amortization": "amortization gap",
+    }
+    bounded = {"log_px", "approximation"}
+    parts = []
+    for key, of in titles.items():
         if key not in s:
             continue
         part = s[key]
-        at_least = "at least " if part["at_least"] else ""
-        rows += [title.format(part["num_images"])] if title else []
-        for name, label in (
-            ("log_px", "log p(x), the larger estimate" if "annealed" in s else "log p(x), importance sampling"),
-            ("best_elbo", "ELBO, best context of each image"),
-            ("elbo", "ELBO, the encoder's context"),
-            ("approximation", "approximation gap"),
-            ("amortization", "amortization gap"),
-        ):
-            bounded = at_least if name in ("log_px", "approximation") else ""
-            se = part[name]["se"]
-            error = f" ± {se:.2f}" if math.isfinite(se) else ""
-            value = f"{bounded:>9}{part[name]['mean']:8.2f}{error}"
-            rows.append(f"  {label:<34}{value:<28}{_small(part[name]['mc_se'])}")
+        found = [
+            _row(label, part[name], _small(part[name].get("mc_se")), part["at_least"] and name in bounded)
+            for name, label in labels.items()
+        ]
         if part["fraction_settled"] < 1:
-            rows.append(f"  {1 - part['fraction_settled']:.0%} of the searches were still gaining when they were ended")
-    rows.append(f"  this took {s['seconds']:.0f} s")
-    return "\n".join(rows + _warnings(s["observation"]))
+            gaining = 1 - part["fraction_settled"]
+            found.append(Row(f"{gaining:.0%} of the searches were still gaining when they were ended"))
+        parts.append((of.format(part["num_images"]), found))
+    return parts
 
 
-def _of_prior(summary: dict[str, Any]) -> str:
-    return f", prior {summary['prior']}" if "prior" in summary else ""
+def gap_units(summary: dict[str, Any]) -> str:
+    """What the figures of a `gaps.json` are in."""
+    samples = summary["num_samples"]
+    return f"nats per image ± standard error over images; log p(x) and bounds from {samples} samples"
+
+
+def gap_table(summary: dict[str, Any]) -> str:
+    """The gaps as a person reads them."""
+    lines = [f"{pair(summary)}: gaps of {images(summary)}", gap_units(summary), f"{'Monte Carlo error':>72}"]
+    for of, found in gap_rows(summary):
+        lines += [of] if of else []
+        lines += [_line(row, 34, "{:<9}{:>8}{}") for row in found]
+    lines.append(f"  this took {summary['seconds']:.0f} s")
+    return "\n".join([*lines, *(f"  {warning}" for warning in warnings(summary["observation"]))])
 
 
 def _small(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}" if abs(value) < 0.01 else f"{value:.2f}"
+    if value is None or math.isnan(value):
+        return "unknown"
+    return f"{value:.4f}" if abs(value) < 0.01 else f"{value:.2f}"
+
+
+def _fixed(value: float | None, digits: int = 2) -> str:
+    """What is not finite is null in JSON."""
+    return f"{math.nan if value is None else value:.{digits}f}"

@@ -63,7 +63,7 @@ def bounded(z: Tensor) -> Tensor:
 
 
 def test_all_families_are_here() -> None:
-    others = {"bernoulli", "enumerated", "exact-gaussian", "hierarchical"}
+    others = {"bernoulli", "enumerated", "exact-gaussian", "prior", "hierarchical"}
     assert set(known("guide")) == {name for name, _ in FAMILIES.values()} | others
 
 
