@@ -1,9 +1,14 @@
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# One thread for each of the processes that share the tests, and for the commands that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from ppl_gen import cli
