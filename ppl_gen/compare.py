@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from ppl_gen import cli
+from ppl_gen import cli, report
 from ppl_gen.errors import BadInput, require
 from ppl_gen.runs import Run, to_json, write_file
 
@@ -33,6 +33,13 @@ _IN_COLUMNS = {
 }
 _LIFTED = {"model", "guide", "prior", "objective", "seeds", "S", "params", "epochs"}
 """Columns that are said once, above the table, where all rows agree."""
+_WORDS = {"model", "guide", "prior", "objective", "options"}
+"""Columns that are no numbers."""
+_WARNINGS = {
+    "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",
+    "density": "densities of grey pixels: not comparable with probabilities of binary ones",
+}
+"""By what p(x) is of the images."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,18 @@ class CompareOptions:
     """Of the table on standard output."""
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Draw each row's ELBO and log p(x) into this .png too."""
+    report: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write all of it into this .html too, with the figure: one page that needs no other file."""
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise BadInput(f"name at least one run: {PROGRAM} RUN RUN …")
-        if self.figure is not None:
-            require(self.figure.suffix == ".png", "figure", self.figure, "must end in .png")
-            require(self.figure.parent.is_dir(), "figure", self.figure, "is in no directory that exists")
+        for option, suffix in (("figure", ".png"), ("report", ".html")):
+            file = getattr(self, option)
+            if file is not None:
+                require(file.suffix == suffix, option, file, f"must end in {suffix}")
+                require(file.parent.is_dir(), option, file, "is in no directory that exists")
+                require(not file.is_dir(), option, file, "is a directory")
 
 
 class Evaluated(NamedTuple):
@@ -86,10 +98,7 @@ def read(path: Path) -> Evaluated:
     import xarray
 
     run = Run.open(path)
-    named = [
-        f" --{kind} {run.config.get(kind)}" for kind in ("model", "guide", "prior") if ":" in str(run.config.get(kind))
-    ]
-    again = f"evaluate it: python -m ppl_gen.evaluate {path}{''.join(named)}"
+    again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *report.named_again(run.config)])}"
     summary = run.read_json("evaluation.json")
     file = path / "evaluation.nc"
     if summary is None or not file.is_file():
@@ -333,11 +342,7 @@ def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
         notes.append(
             f"approximation and amortization gap: of the first {' or '.join(f'{n:g}' for n in sorted(split))} images"
         )
-    if observation == "cross-entropy":
-        notes.append("grey values under a Bernoulli: these figures are no bound on a log-probability of any data")
-    if observation == "density":
-        notes.append("densities of grey pixels: not comparable with probabilities of binary ones")
-    return notes
+    return notes + ([_WARNINGS[observation]] if observation in _WARNINGS else [])
 
 
 # Writing -------------------------------------------------------------------------------------------------------
@@ -427,13 +432,12 @@ def table(compared: dict[str, Any], markdown: bool = False) -> str:
     ]
     if common:
         lines.append("all rows: " + ", ".join(f"{heading} {cell}" for heading, cell in common.items()))
-    texts = {"model", "guide", "prior", "objective", "options"}
     grid = [[heading, *cells] for heading, cells in left.items()]
     if markdown:
         grid = [[cell.replace("|", "\\|") for cell in cells] for cells in grid]
     widths = [max(map(len, cells)) for cells in grid]
     padded = [
-        [cell.ljust(width) if cells[0] in texts else cell.rjust(width) for cell in cells]
+        [cell.ljust(width) if cells[0] in _WORDS else cell.rjust(width) for cell in cells]
         for cells, width in zip(grid, widths, strict=True)
     ]
     by_row = list(zip(*padded, strict=True))
@@ -441,7 +445,7 @@ def table(compared: dict[str, Any], markdown: bool = False) -> str:
     if not markdown:
         return "\n".join([*lines, *("  ".join(row).rstrip() for row in by_row), *(f"  {note}" for note in notes)])
     rule = [
-        ("-" * width) if cells[0] in texts else "-" * (width - 1) + ":"
+        ("-" * width) if cells[0] in _WORDS else "-" * (width - 1) + ":"
         for cells, width in zip(grid, widths, strict=True)
     ]
     table_lines = [f"| {' | '.join(row)} |" for row in (by_row[0], rule, *by_row[1:])]
@@ -462,6 +466,15 @@ def as_csv(compared: dict[str, Any]) -> str:
     return out.getvalue().rstrip("\n")
 
 
+def _page(compared: dict[str, Any], png: bytes, options: CompareOptions) -> str:
+    """The comparison as a page, with its picture."""
+    command = [*PROGRAM.split(), *map(str, options.runs), "--report", str(options.report)]
+    observation = compared["images"]["observation"]
+    warnings = [_WARNINGS[observation]] if observation in _WARNINGS else []
+    rows = compared["rows"]
+    return report.comparison(compared, labels(rows), *layout(rows), _WORDS, warnings, png, command)
+
+
 def command(arguments: list[str]) -> None:
     options = cli.parse(
         CompareOptions,
@@ -470,11 +483,15 @@ def command(arguments: list[str]) -> None:
         "ELBO and log p(x) of several runs in one table, the best first, with paired differences.",
     )
     compared = compare(options.runs)
-    if options.figure is not None:
+    if options.figure is not None or options.report is not None:
         from ppl_gen.figures.comparison import bounds_and_log_px
 
-        figure = bounds_and_log_px(compared, labels(compared["rows"]))
-        write_file(options.figure, lambda path: figure.savefig(path, dpi=120))
+        png = io.BytesIO()
+        bounds_and_log_px(compared, labels(compared["rows"])).savefig(png, dpi=120)
+        if options.figure is not None:
+            write_file(options.figure, lambda path: path.write_bytes(png.getvalue()))
+        if options.report is not None:
+            write_file(options.report, report.saving(_page(compared, png.getvalue(), options)))
     written = {
         "text": lambda: table(compared),
         "markdown": lambda: table(compared, markdown=True),

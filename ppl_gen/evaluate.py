@@ -22,6 +22,7 @@ from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
 from ppl_gen.progress import Progress
+from ppl_gen.report import write_report
 from ppl_gen.runs import Run
 from ppl_gen.summaries import GROUP, Found, dataset, first_of, gap_parts, gap_table, observation, summarize, table
 from ppl_gen.training import takes_labels
@@ -333,11 +334,14 @@ def command(arguments: list[str]) -> None:
         given.run, given.named, checkpoint=options.checkpoint, device=options.device
     )
     if options.gaps:
-        print(gap_table(split_gap(run, config, model, guide, data, options)))
+        found = split_gap(run, config, model, guide, data, options)
+        write_report(run)
+        print(gap_table(found))
         print(f"written to {run.path / 'gaps.json'}")
         return
     summary = evaluate(run, config, model, guide, data, options, others=other_guides(options, given.named))
     draw_evaluation(run)
+    write_report(run)
     print(table(summary))
     print(f"written to {run.path / 'evaluation.json'} and evaluation.nc")
 

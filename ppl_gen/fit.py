@@ -21,6 +21,7 @@ from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.enumeration import memory_needed, require_memory
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, externals, read_pair, start_from
+from ppl_gen.report import write_report
 from ppl_gen.runs import Run, check_new
 from ppl_gen.training import TrainingOptions, resolve_device, takes_labels, train
 
@@ -138,11 +139,12 @@ def _finish(
             summary = evaluate(run, config, model, guide, data, options, quiet)
         draw_training(run, model, guide, data, pair, batch)
         draw_evaluation(run)
+        write_report(run)
     except KeyboardInterrupt:
         again = "".join(f" --{kind} {name}" for kind, name in externals(config).items())
         raise KeyboardInterrupt(f"continue with: {PROGRAM} --resume {run.path}{again}") from None
     if not quiet:
-        print(f"\n{table(summary)}\n\npictures in {run.path / 'figures'}")
+        print(f"\n{table(summary)}\n\npictures in {run.path / 'figures'}, all of it in {run.path / 'report.html'}")
 
 
 def _evaluation_options(config: Config, model: nn.Module) -> EvaluationOptions:

@@ -106,6 +106,7 @@ def test_the_directory_of_a_run(finished: Path) -> None:
         "figures/reconstructions.png",
         "figures/samples.png",
         "metrics.jsonl",
+        "report.html",
     ]
     config = json.loads((finished / "config.json").read_text())
     assert config["model_options"]["latent_dim"] == 20 and config["guide_options"]["input_dropout"] == 0.0

@@ -27,6 +27,7 @@ ALLOWED = {
     "components.py": BASE,
     "training.py": {"data", "inference", "memory", "progress", "runs", *BASE},
     "summaries.py": {"inference", *BASE},
+    "report.py": {"runs", "summaries", *BASE},
     "loading.py": {"components", "data", "inference", "runs", "training", *BASE},
 }
 COMMANDS = {
