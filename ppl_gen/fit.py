@@ -148,8 +148,9 @@ def _finish(
 
 
 def _evaluation_options(config: Config, model: nn.Module) -> EvaluationOptions:
-    """How a fit is evaluated: as its class's own `evaluation_defaults` say."""
-    chosen = dict(getattr(type(model), "evaluation_defaults", {}))
+    """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide."""
+    own = config.guide == default_guide(config.model)
+    chosen = dict(getattr(type(model), "evaluation_defaults", {})) if own else {}
     annealing = Annealing(**chosen.pop("annealed", {}))
     return EvaluationOptions(device=config.training.device, annealed=annealing, **chosen)
 
@@ -428,7 +429,10 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
     guide, prior = given["refit-guide"] or given["guide"], given["prior"]
     if given["init-from"] is not None:
         there = config_of(Run.open(Path(given["init-from"])), Named(model, guide, prior), swap=True)
-        training = TrainingOptions(**training_defaults(there.model))
+        defaults = training_defaults(there.model)
+        if given["refit-guide"] is not None:
+            defaults.pop("objective", None)  # it was the model's, which stays as it is
+        training = TrainingOptions(**defaults)
         return replace(there, training=training, init_from=given["init-from"])
     if model is None and not {"-h", "--help"} & set(arguments):
         models = ", ".join(components.known("model"))

@@ -16,6 +16,7 @@ from ppl_gen import calibrate, cli, evaluate, fit, sweep
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.inference.gaps import Search
 from ppl_gen.loading import Config
+from ppl_gen.models.gan import GAN
 from ppl_gen.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -66,13 +67,18 @@ def _reduce_sweep(arguments: list[str]) -> list[str]:
 
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("guides", "objectives", "estimates", "runs", "enumeration", "uses", "compare")),
+    *(
+        f"docs/{name}.md"
+        for name in ("guides", "objectives", "estimates", "gan", "runs", "enumeration", "uses", "compare")
+    ),
 ]
 
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"num_temperatures": 4, "leapfrog_steps": 2}
+    monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | {"sandwich": 3, "annealed": few})
     monkeypatch.setattr(evaluate, "Search", lambda: Search(window=2, patience=1, most_windows=2))
     ran = 0
     for language, text in _blocks(page):

@@ -157,23 +157,32 @@ def sandwich(
     return Sandwich(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds: int = 8) -> None:
+def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds: int = 20) -> None:
     """Set `model.log_scale`, the noise of p(x | z) = N(mean(z), scale^2 I), to what makes images most probable, and
-    nothing else: expectation maximization, with annealed samples of p(z | x) under their weights.
+    nothing else: expectation maximization, with chains of p(z | x) that begin where annealing has ended. The mean of
+    the second half of the rounds counts.
 
     :param model: as for `annealed_log_px`, with a parameter `log_scale` and a normal `likelihood(z)`.
-    :param x: images [N, data_dim].
+    :param x: images [N, data_dim], as many as are to be held at once.
     """
     annealing = annealing or Annealing(num_temperatures=30, num_chains=8, leapfrog_steps=5)
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+    found = []
     with evaluating(model), frozen(model):
+        path = _Path(model, None, x, annealing)
+        betas, step_sizes = path.adapt(None)
+        log_w, _, z = path.forward(betas, step_sizes, None)
+        chosen = log_w.softmax(0).T.multinomial(len(z), replacement=True).T
+        now = path.at(z[chosen, torch.arange(len(x), device=x.device)])
+        log_size = step_sizes[-1].double().log() if len(step_sizes) else torch.full_like(log_w[0], math.log(0.1))
         for _ in range(rounds):
-            squares = torch.zeros((), dtype=torch.float64)
-            for block in x.split(_block_size(annealing)):
-                path = _Path(model, None, block, annealing)
-                log_w, _, z = path.forward(*path.adapt(None), None)
-                error = (model.likelihood(z).mean - block).double().square().mean(-1)
-                squares += (log_w.softmax(0) * error).sum().cpu()
-            model.log_scale.fill_(float(squares / len(x)) ** 0.5).log_()
+            for _ in range(3):
+                now, accepted = path.step(now, one, log_size.exp().to(one.dtype))
+                log_size = log_size + (accepted.double().mean(0) - annealing.acceptance) / 2
+            found.append(float((model.likelihood(now.z).mean - x).double().square().mean()))
+            model.log_scale.fill_(math.log(found[-1]) / 2)
+            now = path.at(now.z)  # the noise is another
+    model.log_scale.data.fill_(math.log(sum(found[rounds // 2 :]) / len(found[rounds // 2 :])) / 2)
 
 
 def _check(model: Any, guide: Any, annealing: Annealing) -> None:
