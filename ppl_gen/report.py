@@ -281,7 +281,7 @@ def _options(config: dict[str, Any]) -> list[Html]:
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return shlex.join(map(str, value))
     return "none" if value in (None, "") else str(value)
 
