@@ -22,6 +22,19 @@ def _seeded() -> Iterator[None]:
 
 
 @pytest.fixture
+def all_pictures() -> None:
+    """Fits draw the latent space, too."""
+
+
+@pytest.fixture(autouse=True)
+def _few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the latent space takes longer than the small fits themselves: no test has it but those that ask for it,
+    or share a run of their module."""
+    if "all_pictures" not in request.fixturenames:
+        monkeypatch.setattr("ppl_gen.figures.run.draw_latent", lambda *arguments: None)
+
+
+@pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory without data sets or runs, and no data folder named."""
     monkeypatch.chdir(tmp_path)

@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from ppl_gen.figures.canvas import show
 
 
-def _mosaic(images: np.ndarray, columns: int) -> np.ndarray:
-    """[n, height, width] as one picture with white lines between the images."""
+def mosaic(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
+    """[n, height, width] as one picture with white borders around the images."""
     rows = -(-len(images) // columns)
-    padded = np.zeros((rows * columns, *(side + 2 for side in images.shape[1:])))
-    padded[: len(images), 1:-1, 1:-1] = images
+    padded = np.zeros((rows * columns, *(side + 2 * border for side in images.shape[1:])))
+    height, width = images.shape[1:]
+    padded[: len(images), border : border + height, border : border + width] = images
     height, width = padded.shape[1:]
     return padded.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
 
@@ -26,7 +27,7 @@ def samples(means: np.ndarray, draws: np.ndarray, columns: int = 5) -> Figure:
         ("mean E[x | z], z ~ p(z)", "draw x ~ p(x | z), same z"),
         strict=True,
     ):
-        show(axes, _mosaic(images, columns))
+        show(axes, mosaic(images, columns))
         axes.set_title(title)
     figure.suptitle("Samples from the model")
     return figure
@@ -37,7 +38,7 @@ def reconstructions(originals: np.ndarray, means: np.ndarray, split: str) -> Fig
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     rows: Sequence[tuple[np.ndarray, str]] = ((originals, "x"), (means, "E[x | z]"))
     for axes, (images, label) in zip(figure.subplots(2, 1), rows, strict=True):
-        show(axes, _mosaic(images, len(images)))
+        show(axes, mosaic(images, len(images)))
         axes.set_ylabel(label, rotation=0, ha="right", va="center")
     figure.suptitle(f"{split.capitalize()} images and their reconstructions, z ~ q(z | x)")
     return figure

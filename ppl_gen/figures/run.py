@@ -14,11 +14,15 @@ from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import pictures, save
 from ppl_gen.figures.images import reconstructions, samples
+from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
 from ppl_gen.figures.learning_curves import learning_curves
 from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.enumeration import state_posterior
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.runs import Run
+
+_POSTERIOR_SAMPLES = 32  # for its mean and standard deviation
+_PAIRS, _STEPS, _GRID, _UNITS = 5, 25, 20, 10
 
 
 def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
@@ -41,7 +45,7 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
         x = data.targets(split)[:10]
         labels = data.split(split).labels
         args = (labels[:10],) if len(batch) > 1 and labels is not None else ()
-        if not pair.enumerated:
+        if not pair.enumerated and curves is learning_curves:
             guide_trace = poutine.trace(pair.guide).get_trace(x, *args)
             model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
             means = model_trace.nodes[pair.observed[0]]["fn"].mean
@@ -49,6 +53,7 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
         if hasattr(model, "pictures"):
             for name, (title, values, captions) in model.pictures().items():
                 save(run, name, parts(pictures(values, data.shape), captions, title))
+        draw_latent(run, model, guide, data, pair)
         shapes = list(pair.event_shapes.values())
         binary = len(shapes) == 1 and len(shapes[0]) == 1 and hasattr(model, "prior") and hasattr(model, "likelihood")
         if binary and pair.num_states is not None and pair.num_states <= 2**16:
@@ -59,6 +64,53 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
                 own = guide.posterior(guide.encode(x[:5])).mean.cpu().numpy()
             prior = model.prior().mean.cpu().numpy()
             save(run, "posterior", unit_marginals(images(x[:5]), exact, own, prior))
+
+
+def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> None:
+    """Pictures of one continuous latent site of a model with `prior()` and `likelihood(z)`, and of a guide's posterior
+    there, if it has `encode` and `posterior`."""
+    shapes = list(pair.event_shapes.values())
+    if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
+        return
+    if not (hasattr(model, "prior") and hasattr(model, "likelihood")):
+        return
+    size = shapes[0][0]
+
+    def images(z: Tensor) -> np.ndarray:
+        return pictures(model.likelihood(z).mean.clamp(0, 1), data.shape)
+
+    def posterior(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = guide.posterior(guide.encode(x)).sample((_POSTERIOR_SAMPLES,))
+        return z[0], z.mean(0), z.std(0)
+
+    has_posterior = hasattr(guide, "encode") and hasattr(guide, "posterior")
+    order = list(range(size))  # the most active units first
+    if has_posterior:
+        one, mean, _ = posterior(data.targets("test")[:2000])
+        order = mean.var(0).argsort(descending=True).tolist()
+        ends = mean[: 2 * _PAIRS][: len(mean) // 2 * 2].unflatten(0, (2, -1))
+        share = torch.linspace(0, 1, _STEPS, device=mean.device)[:, None, None]
+        save(run, "interpolations", interpolations(images(torch.lerp(ends[0], ends[1], share)).swapaxes(0, 1)))
+        shown = order[:_UNITS]
+        prior = model.prior().sample((len(one),))
+        ours, theirs = one[:, shown].cpu().numpy(), prior[:, shown].cpu().numpy()
+        save(run, "aggregate_posterior", aggregate_posterior(ours, theirs, shown))
+    if size == 1:
+        return
+    units = sorted(order[:2])
+    if has_posterior:
+        points = {}
+        for name in ("train", "validation", "test"):
+            x, labels = data.targets(name)[:1000], data.split(name).labels
+            if len(x):
+                means, scales = (each[:, units].cpu().numpy() for each in posterior(x)[1:])
+                points[name] = Points(means, scales, None if labels is None else labels[:1000].cpu().numpy())
+        save(run, "latent_space", latent_space(points, units))
+    steps = (torch.arange(_GRID, device=data.train.images.device) + 0.5) / _GRID
+    quantiles = model.prior().sample((10_000,))[:, units].quantile(steps, dim=0)
+    grid = torch.zeros(_GRID, _GRID, size, device=quantiles.device)
+    grid[..., units[0]], grid[..., units[1]] = quantiles[:, 0], quantiles[:, 1:]
+    save(run, "manifold", manifold(images(grid), units, size > 2))
 
 
 def draw_evaluation(run: Run) -> None:

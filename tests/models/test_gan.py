@@ -143,14 +143,14 @@ def test_only_a_model_with_two_losses_is_trained_by_them() -> None:
             _gan(**wrong)
 
 
-def test_a_fit(elsewhere: Path, call: Call) -> None:
+def test_a_fit(elsewhere: Path, all_pictures: None, call: Call) -> None:
     """Curves and pictures of its own, a chosen noise, and an annealed log p(x); then a guide for its generator."""
     quick = ("--data", "digits", "--epochs", "3", "--latent-dim", "3", "--hidden-dims", "16", "--num-samples", "30")
     status, out, err = call(fit.command, "gan", *quick, "--out", "gan")
     assert status == 0, err
     assert "V -" in err and "D(G(z))" in err
     run = elsewhere / "gan"
-    for name in ("learning_curves", "samples", "interpolation", "reconstructions"):
+    for name in ("learning_curves", "samples", "interpolation", "manifold"):
         assert (run / "figures" / f"{name}.png").exists()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1, 2, 3]

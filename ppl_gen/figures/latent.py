@@ -1,0 +1,103 @@
+"""Pictures of a continuous latent space."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+
+from ppl_gen.figures.canvas import show
+from ppl_gen.figures.images import mosaic
+
+_MOST_POINTS = 800
+_MOST_ELLIPSES = 60
+
+
+@dataclass(frozen=True)
+class Points:
+    """Posterior means and standard deviations [n, 2] of images, and their labels [n] if they have any."""
+
+    means: np.ndarray
+    scales: np.ndarray
+    labels: np.ndarray | None
+
+
+def manifold(images: np.ndarray, units: Sequence[int], others: bool) -> Figure:
+    """E[x | z] on a grid over two units of z, in equal steps of prior mass.
+
+    :param images: [rows, columns, height, width]; the first unit rises to the right, the second upwards.
+    :param units: numbers of the two.
+    :param others: whether there are further ones, which are 0.
+    """
+    figure = Figure(figsize=(7, 7.3), layout="constrained")
+    axes = figure.subplots()
+    rows, columns = images.shape[:2]
+    show(axes, mosaic(images[::-1].reshape(rows * columns, *images.shape[2:]), columns, border=0))
+    axes.set_xlabel(f"z[{units[0]}] →")
+    axes.set_ylabel(f"z[{units[1]}] →")
+    rest = "; the other units are 0" if others else ""
+    axes.set_title(f"E[x | z] over two units of z, in steps of equal prior mass{rest}", fontsize=10)
+    return figure
+
+
+def interpolations(images: np.ndarray) -> Figure:
+    """E[x | z] in equal steps from one posterior mean to another, [pairs, steps, height, width]."""
+    pairs, steps = images.shape[:2]
+    figure = Figure(figsize=(10, 0.5 + 0.45 * pairs), layout="constrained")
+    axes = figure.subplots()
+    show(axes, mosaic(images.reshape(pairs * steps, *images.shape[2:]), steps))
+    axes.set_title(
+        f"E[x | z] in {steps} steps from the posterior mean of one test image to that of another", fontsize=10
+    )
+    return figure
+
+
+def latent_space(splits: Mapping[str, Points], units: Sequence[int]) -> Figure:
+    """Posterior means over two units, each drawn as its label, and ellipses of one posterior standard deviation."""
+    figure = Figure(figsize=(4.4 * len(splits), 4.7), layout="constrained")
+    panels = figure.subplots(1, len(splits), squeeze=False, sharex=True, sharey=True)[0]
+    reach = 1.05 * max(float(np.abs(points.means).max()) for points in splits.values()) or 1.0
+    for axes, (name, points) in zip(panels, splits.items(), strict=True):
+        shown = points.means[:_MOST_POINTS]
+        if points.labels is None:
+            axes.plot(*shown.T, "k.", markersize=3)
+        else:
+            kinds = np.unique(points.labels)
+            for kind in kinds:
+                here = shown[points.labels[:_MOST_POINTS] == kind]
+                colour = f"C{int(np.searchsorted(kinds, kind)) % 10}"
+                axes.plot(*here.T, linestyle="none", marker=f"${kind}$", markersize=5, color=colour, label=str(kind))
+        for mean, scale in zip(points.means[:_MOST_ELLIPSES], points.scales[:_MOST_ELLIPSES], strict=True):
+            axes.add_patch(Ellipse(mean, *(2 * scale), fill=False, color="0.3", linewidth=0.6))
+        axes.set_title(f"{len(shown)} {name} images", fontsize=10)
+        axes.set_xlabel(f"z[{units[0]}]")
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(-reach, reach)
+        axes.set_aspect("equal")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"z[{units[1]}]")
+    figure.suptitle("Posterior means, and ellipses of one posterior standard deviation", fontsize=11)
+    return figure
+
+
+def aggregate_posterior(posterior: np.ndarray, prior: np.ndarray, units: Sequence[int]) -> Figure:
+    """Histograms of z ~ q(z | x) over test images and of z ~ p(z), both [n, units], for each unit that is shown."""
+    columns = min(5, len(units))
+    rows = -(-len(units) // columns)
+    figure = Figure(figsize=(2.1 * columns + 0.4, 1.8 * rows + 0.7), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(units) :]:
+        axes.set_axis_off()
+    for index, (axes, unit) in enumerate(zip(grid.flat, units, strict=False)):
+        both = np.concatenate([posterior[:, index], prior[:, index]])
+        low, high = np.quantile(both, [0.001, 0.999])
+        bins = np.linspace(low, high, 40)
+        axes.hist(posterior[:, index], bins, density=True, color="0.7", label="q(z | x) over test images")
+        axes.hist(prior[:, index], bins, density=True, histtype="step", color="black", label="p(z)")
+        axes.set_title(f"z[{unit}]", fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.set_yticks([])
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    figure.suptitle("The aggregate posterior beside the prior, most active units first", fontsize=10)
+    return figure

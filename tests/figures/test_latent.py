@@ -1,0 +1,74 @@
+"""Pictures of the latent space: which models have them, and what is in them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from ppl_gen import fit
+from ppl_gen.figures.images import mosaic
+from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
+
+Call = Callable[..., tuple[int, str, str]]
+QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "1", "--num-samples", "30", "--out", "run")
+ALL = {"aggregate_posterior", "interpolations", "latent_space", "manifold"}
+
+
+@pytest.mark.parametrize(
+    ("options", "pictures"),
+    [
+        (("vae", "--latent-dim", "2"), ALL),
+        (("vae", "--latent-dim", "1"), ALL - {"latent_space", "manifold"}),
+        (("vae", "--latent-dim", "3", "--guide", "flow", "--prior", "flow"), ALL),
+        (("factor-analysis", "--latent-dim", "4"), ALL),
+        (("hierarchical-vae", "--latent-dims", "3", "2", "--hidden-dims", "8", "8"), set()),
+        (("mixture", "--num-components", "3"), set()),
+    ],
+)
+def test_which_there_are(
+    elsewhere: Path, all_pictures: None, call: Call, options: tuple[str, ...], pictures: set[str]
+) -> None:
+    status, _, err = call(fit.command, *options, *QUICK)
+    assert status == 0, err
+    drawn = {path.stem for path in (elsewhere / "run" / "figures").iterdir()}
+    assert drawn & ALL == pictures
+
+
+def _picture(figure: Figure) -> np.ndarray:
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+def test_manifold_rises_to_the_right_and_upwards() -> None:
+    images = np.arange(6).reshape(2, 3, 1, 1) / 10.0
+    np.testing.assert_allclose(_picture(manifold(images, (4, 7), others=True)), [[0.3, 0.4, 0.5], [0.0, 0.1, 0.2]])
+    figure = manifold(images, (4, 7), others=True)
+    assert figure.axes[0].get_xlabel() == "z[4] →"
+    assert "other units are 0" in figure.axes[0].get_title()
+
+
+def test_interpolations_go_from_left_to_right() -> None:
+    images = np.arange(6).reshape(2, 3, 1, 1) / 10.0
+    np.testing.assert_allclose(_picture(interpolations(images))[1::3, 1::3], images[..., 0, 0])
+
+
+def test_mosaic_fills_up_with_white() -> None:
+    np.testing.assert_allclose(mosaic(np.ones((3, 1, 1)), 2, border=0), [[1, 1], [1, 0]])
+
+
+def test_points_and_ellipses() -> None:
+    means, scales = np.zeros((5, 2)), np.full((5, 2), 0.5)
+    labels = np.array([0, 1, 0, 1, 2])
+    figure = latent_space({"train": Points(means, scales, labels), "test": Points(means, scales, None)}, (0, 1))
+    left, right = figure.axes
+    assert [line.get_label() for line in left.lines] == ["0", "1", "2"]
+    assert len(right.lines) == 1
+    ellipse: Any = left.patches[0]
+    assert (ellipse.width, ellipse.height) == (1, 1)  # one standard deviation to either side
+
+
+def test_a_panel_for_each_unit() -> None:
+    figure = aggregate_posterior(np.random.default_rng(0).normal(size=(50, 7)), np.zeros((50, 7)), range(7))
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [f"z[{unit}]" for unit in range(7)]
