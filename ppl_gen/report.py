@@ -50,7 +50,8 @@ figcaption { padding-top: .3rem; font-size: .9rem }
 pre { margin: 0; padding: .8rem; border: 1px solid var(--rule); background: var(--soft); font-size: .9rem;
   white-space: pre-wrap; overflow-x: auto }
 pre span { white-space: nowrap }
-@media print { body { max-width: none; padding: 0 } .scroll { overflow: visible } figure, tr { break-inside: avoid } }
+@media print { body { max-width: none; padding: 0 } .scroll { overflow: visible } h2 { break-after: avoid }
+  figure, table { break-inside: avoid } }
 """
 
 # Of the package's own pictures: a caption, and what is to be seen.
@@ -71,6 +72,22 @@ _PICTURES = {
     "reconstructions": (
         "Images, and the means that the model gives for z from the guide",
         "Two rows of ten images: images of the test split above, their reconstructions below",
+    ),
+    "interpolations": (
+        "On the way from one image's z to another's",
+        "Rows of images that go over from one into another in equal steps of z",
+    ),
+    "manifold": (
+        "The images of a plane of z, in equal steps of prior mass",
+        "A grid of images E[x | z], which change little from one to the next",
+    ),
+    "latent_space": (
+        "Where the guide puts images; ellipses are of one posterior standard deviation",
+        "Scatter plots of posterior means over two latent units, for each split, each point drawn as its label",
+    ),
+    "aggregate_posterior": (
+        "z of the guide over all test images, and of the prior: where the two differ, samples are not like images",
+        "Histograms of each latent unit, most active first: the guide's in grey, the prior's as an outline",
     ),
     "components": (
         "Components, the most probable first",
