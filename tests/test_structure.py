@@ -39,6 +39,7 @@ COMMANDS = {
     "compare.py",
     "sweep.py",
     "calibrate.py",
+    "sample.py",
     "__init__.py",
 }
 

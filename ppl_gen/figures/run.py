@@ -14,7 +14,15 @@ from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import pictures, save
 from ppl_gen.figures.images import reconstructions, samples
-from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
+from ppl_gen.figures.latent import (
+    Points,
+    aggregate_posterior,
+    equal_mass_grid,
+    has_plane,
+    interpolations,
+    latent_space,
+    manifold,
+)
 from ppl_gen.figures.learning_curves import learning_curves
 from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.enumeration import state_posterior
@@ -69,12 +77,9 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
 def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> None:
     """Pictures of one continuous latent site of a model with `prior()` and `likelihood(z)`, and of a guide's posterior
     there, if it has `encode` and `posterior`."""
-    shapes = list(pair.event_shapes.values())
-    if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
+    size = has_plane(model, pair)
+    if not size:
         return
-    if not (hasattr(model, "prior") and hasattr(model, "likelihood")):
-        return
-    size = shapes[0][0]
 
     def images(z: Tensor) -> np.ndarray:
         return pictures(model.likelihood(z).mean.clamp(0, 1), data.shape)
@@ -106,10 +111,7 @@ def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> Non
                 means, scales = (each[:, units].cpu().numpy() for each in posterior(x)[1:])
                 points[name] = Points(means, scales, None if labels is None else labels[:1000].cpu().numpy())
         save(run, "latent_space", latent_space(points, units))
-    steps = (torch.arange(_GRID, device=data.train.images.device) + 0.5) / _GRID
-    quantiles = model.prior().sample((10_000,))[:, units].quantile(steps, dim=0)
-    grid = torch.zeros(_GRID, _GRID, size, device=quantiles.device)
-    grid[..., units[0]], grid[..., units[1]] = quantiles[:, 0], quantiles[:, 1:]
+    grid = equal_mass_grid(model, units, size, _GRID)
     save(run, "manifold", manifold(images(grid), units, size > 2))
 
 
