@@ -38,8 +38,8 @@ thead th { border-bottom: 2px solid; vertical-align: bottom }
 .term { padding-left: 1.2rem }
 .note { min-width: 13rem }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start }
-figure { flex: var(--aspect) 1 calc(var(--aspect) * 17rem); margin: 0; 
-  max-width: min(100%, var(--width), var(--aspect) * 26rem) }
+figure { flex: var(--aspect) 1 max(26rem, var(--aspect) * 17rem); margin: 0;
+  max-width: min(100%, var(--width), max(38rem, var(--aspect) * 26rem)) }
 img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--rule) }
 figcaption { padding-top: .3rem; font-size: .9rem }
 .options { columns: 20rem; column-gap: 2rem }
@@ -86,7 +86,7 @@ _PICTURES = {
         "Scatter plots of posterior means over two latent units, for each split, each point drawn as its label",
     ),
     "aggregate_posterior": (
-        "z of the guide over all test images, and of the prior: where the two differ, samples are not like images",
+        "z of the guide over test images, beside z of the prior",
         "Histograms of each latent unit, most active first: the guide's in grey, the prior's as an outline",
     ),
     "components": (
