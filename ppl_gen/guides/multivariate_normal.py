@@ -4,10 +4,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_gen.errors import require
 from ppl_gen.guides.amortized import Amortized
+
+
+_START = 0.01
 
 
 class MultivariateNormal(Amortized):
@@ -26,6 +29,11 @@ class MultivariateNormal(Amortized):
         super().__init__(*supplied, **amortized)
         below = torch.tril_indices(self.latent_dim, self.latent_dim, -1)
         self.register_buffer("below", below[0] * self.latent_dim + below[1], persistent=False)
+        # The many entries off the diagonal start near 0: at the scale of the others they would drown it in noise.
+        last = [module for module in self.encoder.modules() if isinstance(module, nn.Linear)][-1]
+        with torch.no_grad():
+            for parameter in last.parameters():
+                parameter[2 * self.latent_dim :] *= _START
 
     def context_dim(self) -> int:
         covariances = self.latent_dim * self.rank if self.rank else self.latent_dim * (self.latent_dim - 1) // 2
