@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ppl_gen.errors import require
 from ppl_gen.guides.amortized import Amortized
 
-
 _START = 0.01
 
 
