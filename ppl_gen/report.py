@@ -69,6 +69,10 @@ _PICTURES = {
         "Images from the model, of z from the prior",
         "Two grids of 25 images: on the left the means E[x | z], on the right images drawn given the same z",
     ),
+    "through_training": (
+        "The same z before, half-way through and after training",
+        "Three rows of ten images E[x | z]: before training, half-way, and at its end",
+    ),
     "reconstructions": (
         "Images, and the means that the model gives for z from the guide",
         "Two rows of ten images: images of the test split above, their reconstructions below",

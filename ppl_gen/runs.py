@@ -10,11 +10,14 @@ import json
 import math
 import os
 import shutil
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ppl_gen.errors import BadInput
 
@@ -94,6 +97,19 @@ class Run:
     def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let `write` make the file under a temporary name, then put it in place."""
         write_file(self.path / name, write)
+
+    def add_array(self, name: str, key: str, values: "np.ndarray") -> None:
+        """Put an array into an .npz file of the run, in the place of one with its key."""
+        arrays = self.arrays(name) | {key: values}
+        self.write_file(name, lambda path: np.savez_compressed(path, **arrays))  # type: ignore[arg-type]
+
+    def arrays(self, name: str) -> "dict[str, np.ndarray]":
+        """The arrays of an .npz file of the run; none if there is no such file, or it is damaged."""
+        try:
+            with np.load(self.path / name) as file:
+                return dict(file)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return {}
 
     # Metrics ---------------------------------------------------------------------------------------------------
 

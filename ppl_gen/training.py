@@ -15,13 +15,14 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.optim import PyroOptim
@@ -39,6 +40,9 @@ from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
 
 _MONITOR_IMAGES = 10_000  # of the training split, to be measured as the validation split is
+SAMPLES = "samples.npz"
+"""What a run keeps of its samples through training: arrays `epoch_<number>` [samples, data_dim]."""
+_SAMPLES_KEPT = 10
 _SCALE_IMAGES = 50  # to choose the noise of a density on
 _MONITOR_SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
 
@@ -247,6 +251,8 @@ def _train(
             return _adversarial_terms(model, *arguments)
         return elbo_terms(model, guide, pair, *arguments, seed=_MONITOR_SEED)
 
+    shown = {0, (options.epochs + 1) // 2, options.epochs}
+
     def measure(mean_loss: float | None) -> dict[str, Any]:
         nonlocal best
         line: dict[str, Any] = {
@@ -267,6 +273,8 @@ def _train(
             state["best"] = {"epoch": state["epoch"], "elbo": line["validation"]["elbo"]}
             best = {f"best.{name}": tensor.clone() for name, tensor in tensors_of(modules).items()}
         run.append_metrics(line)
+        if state["epoch"] in shown:
+            _keep_samples(run, model, pair, state["epoch"])
         return line
 
     with Progress(total, "step", done=state["step"], quiet=quiet) as progress:
@@ -304,6 +312,16 @@ def _train(
                 save()
             if interrupted.is_set():
                 raise KeyboardInterrupt
+
+
+def _keep_samples(run: Run, model: Any, pair: Pair, epoch: int) -> None:
+    """Means of p(x | z) for the same few z ~ p(z) at every epoch, for the pictures; a model need not draw images."""
+    device = next(model.parameters()).device
+    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(_MONITOR_SEED)
+        with suppress(Exception):  # somebody else's code, which is told when pictures are drawn
+            site = poutine.trace(pair.model).get_trace(n=_SAMPLES_KEPT).nodes[pair.observed[0]]
+            run.add_array(SAMPLES, f"epoch_{epoch}", site["fn"].mean.cpu().numpy())
 
 
 def _adversarial_terms(model: Any, x: Tensor) -> dict[str, float]:

@@ -109,8 +109,10 @@ def test_the_directory_of_a_run(finished: Path) -> None:
         "figures/manifold.png",
         "figures/reconstructions.png",
         "figures/samples.png",
+        "figures/through_training.png",
         "metrics.jsonl",
         "report.html",
+        "samples.npz",
     ]
     config = json.loads((finished / "config.json").read_text())
     assert config["model_options"]["latent_dim"] == 20 and config["guide_options"]["input_dropout"] == 0.0

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -247,6 +248,9 @@ def test_interrupted_and_resumed_equals_undisturbed(
     ours, theirs = whole.load_checkpoint(), cut.load_checkpoint()
     assert ours is not None and theirs is not None
     assert ours[0].keys() == theirs[0].keys() and all(torch.equal(ours[0][k], theirs[0][k]) for k in ours[0])
+    kept, again = whole.arrays("samples.npz"), cut.arrays("samples.npz")
+    assert set(kept) == set(again) == {"epoch_0", "epoch_2", "epoch_3"}
+    assert all(np.array_equal(kept[key], again[key]) for key in kept)
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, data: Data) -> None:

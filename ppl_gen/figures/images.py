@@ -33,6 +33,16 @@ def samples(means: np.ndarray, draws: np.ndarray, columns: int = 5) -> Figure:
     return figure
 
 
+def through_training(images: dict[int, np.ndarray]) -> Figure:
+    """E[x | z] of the same z after some epochs, {epoch: [n, height, width]}, the first on top."""
+    figure = Figure(figsize=(8, 0.5 + 0.85 * len(images)), layout="constrained")
+    for axes, (epoch, row) in zip(figure.subplots(len(images), 1, squeeze=False)[:, 0], images.items(), strict=True):
+        show(axes, mosaic(row, len(row)))
+        axes.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
+    figure.suptitle("The same z through training: mean E[x | z]")
+    return figure
+
+
 def reconstructions(originals: np.ndarray, means: np.ndarray, split: str) -> Figure:
     """Originals above E[x | z], z ~ q(z | x); both [n, height, width]."""
     figure = Figure(figsize=(8, 2.6), layout="constrained")

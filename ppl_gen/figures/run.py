@@ -13,7 +13,7 @@ from ppl_gen.errors import describe
 from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import pictures, save
-from ppl_gen.figures.images import reconstructions, samples
+from ppl_gen.figures.images import reconstructions, samples, through_training
 from ppl_gen.figures.latent import (
     Points,
     aggregate_posterior,
@@ -49,6 +49,10 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
             save(run, "samples", samples(images(site["fn"].mean), images(site["value"])))
         except Exception as error:  # a user's model need not draw images, but then it says so
             print(f"warning: no picture of samples: model(n=25) fails: {describe(error)}", file=sys.stderr)
+        kept = {int(name.removeprefix("epoch_")): values for name, values in run.arrays("samples.npz").items()}
+        if kept:
+            strips = {epoch: images(torch.from_numpy(kept[epoch])) for epoch in sorted(kept)}
+            save(run, "through_training", through_training(strips))
         split = "test"
         x = data.targets(split)[:10]
         labels = data.split(split).labels
