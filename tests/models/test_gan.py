@@ -9,9 +9,11 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from test_training import _interrupt_after as interrupt_after
 from torch import Tensor, nn
 
 from ppl_gen import fit
+from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.prior import Prior
 from ppl_gen.inference.annealed import Annealing, fit_scale
@@ -19,8 +21,10 @@ from ppl_gen.inference.importance import log_marginal_likelihood
 from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.loading import Config
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE
+from ppl_gen.training import TrainingOptions
 
 Call = Callable[..., tuple[int, str, str]]
 F64 = torch.float64
@@ -165,3 +169,27 @@ def test_a_fit(elsewhere: Path, all_pictures: None, call: Call) -> None:
     refit = ("--init-from", "gan", "--refit-guide", "normal", "--epochs", "1", "--num-samples", "20", "--out", "refit")
     assert call(fit.command, *refit)[0] == 0
     assert json.loads((elsewhere / "refit" / "evaluation.json").read_text())["log_px"]["estimator"] == "importance"
+
+
+def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments of batch normalization, both players, and the noise that is chosen at the end."""
+    monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
+    config = Config(
+        "gan",
+        {"latent_dim": 2, "hidden_dims": (8,)},
+        "prior",
+        data=DataOptions("digits", "dequantized", train_size=300),
+        training=TrainingOptions(**fit.training_defaults("gan") | {"epochs": 3}),
+        num_samples=30,
+    )
+    whole = fit.fit(config, tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(7, patch)
+        fit.fit(config, tmp_path / "cut", quiet=True)
+    cut = fit.resume(tmp_path / "cut", quiet=True)
+    ours, theirs = whole.load_checkpoint(), cut.load_checkpoint()
+    assert ours is not None and theirs is not None
+    assert ours[0].keys() == theirs[0].keys() and all(torch.equal(ours[0][k], theirs[0][k]) for k in ours[0])
+    assert any("running_mean" in name for name in ours[0])
+    summaries = [json.loads((run.path / "evaluation.json").read_text()) | {"seconds": 0} for run in (whole, cut)]
+    assert summaries[0] == summaries[1]
