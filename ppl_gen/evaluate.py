@@ -1,5 +1,6 @@
 """`python -m ppl_gen.evaluate RUN`: the bound against log p(x)."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,13 +14,14 @@ from torch import nn
 from ppl_gen import cli
 from ppl_gen.components import is_external
 from ppl_gen.data import Data, SplitName
-from ppl_gen.errors import BadInput, require
+from ppl_gen.errors import BadInput, describe, require
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich, annealed_log_px, sandwich
+from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.proposals import proposal_log_px
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
@@ -71,7 +73,7 @@ class EvaluationOptions:
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
         require(0 <= self.prior_share <= 1, "prior_share", self.prior_share, "must be from 0 to 1")
-        require(self.temperature > 0, "temperature", self.temperature, "must be above 0")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "must be a number above 0")
         require(self.sandwich >= 0, "sandwich", self.sandwich, "must be at least 0")
         if self.mixes and self.estimator not in ("auto", "importance"):
             raise BadInput(
@@ -114,6 +116,8 @@ def evaluate(
     num_samples = options.num_samples or config.num_samples
     x = data.targets(options.split)[:count]
     pair, _ = read_pair(model, guide, data)
+    if options.estimator == "annealed":
+        _check_annealing(model, guide, pair, x, options)
     exactly, sampled = estimators(model, pair, options.estimator, x.device)
     labels = None if split.labels is None else split.labels[:count]
     args = (labels,) if labels is not None and takes_labels(model, guide) else ()
@@ -171,7 +175,7 @@ def _proposal(options: EvaluationOptions) -> dict[str, Any]:
     return {
         "prior_share": options.prior_share,
         "temperature": options.temperature,
-        "guides": ["own", *(path.name for path in options.proposals)],
+        "guides": ["own", *map(str, options.proposals)],
     }
 
 
@@ -179,8 +183,6 @@ def _annealed(
     model: nn.Module, guide: nn.Module, x: torch.Tensor, args: tuple[Any, ...], options: EvaluationOptions, quiet: bool
 ) -> tuple[Annealed, Sandwich | None]:
     """log p(x) by annealing, and between two bounds on data from the model with the same settings."""
-    if args:
-        raise BadInput("--estimator annealed: takes a model and a guide without labels")
     annealing = options.annealed
     work = len(x) * annealing.work + options.sandwich * (annealing.work + annealing.num_temperatures)
     with Progress(work, "image x temperature", quiet=quiet) as progress:
@@ -190,6 +192,28 @@ def _annealed(
         if not options.sandwich:
             return found, None
         return found, sandwich(model, options.sandwich, guide=guide, annealing=annealing, progress=advance)
+
+
+def _check_annealing(model: Any, guide: Any, pair: Pair, x: torch.Tensor, options: EvaluationOptions) -> None:
+    """Raise `BadInput` for a model that cannot be annealed, or that its `prior()` and `likelihood(z)` do not tell all
+    of, before any work is done."""
+    if takes_labels(model, guide):
+        raise BadInput("--estimator annealed: takes a model and a guide without labels")
+    if len(pair.latent) != 1 or len(pair.observed) != 1:
+        raise BadInput(f"--estimator annealed: takes one latent site; {pair.model_name} has {', '.join(pair.latent)}")
+    with evaluating(model, guide):
+        check_annealing(model, guide, options.annealed)
+        z = model.prior().sample((2, min(3, len(x))))
+        try:
+            together = model.likelihood(z).log_prob(x[:3])
+            alone = torch.stack([model.likelihood(each).log_prob(x[:3]) for each in z])
+            same = together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
+        except Exception as error:  # somebody else's code
+            raise BadInput(f"{pair.model_name}: likelihood(z) fails on chains of images: {describe(error)}") from error
+        if not same:
+            raise BadInput(
+                f"{pair.model_name}: likelihood(z) of z [chains, images, ...] is not that of each chain alone"
+            )
 
 
 def _noting(progress: Progress, text: str) -> Callable[[int], None]:
@@ -270,6 +294,8 @@ def split_gap(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """The gap and its two parts (`ppl_gen.inference.gaps`): written to `gaps.json`, and returned."""
+    if options.mixes or options.estimator in ("prior", "exact"):
+        raise BadInput("--gaps: takes --estimator importance or annealed, and samples of the guide alone")
     if takes_labels(model, guide):
         raise BadInput(f"--gaps: {config.model} or its guide takes labels, which a search of contexts has not")
     split = data.targets(options.split)
@@ -279,6 +305,8 @@ def split_gap(
     x, search = split[:count], Search()
     pair, _ = read_pair(model, guide, data)
     check_guide(pair, guide)
+    if options.estimator == "annealed":
+        _check_annealing(model, guide, pair, x, options)
     started = time.perf_counter()
     with estimating(model, guide, data, options.seed):
         copies = min(options.gap_copies, count) if has_own_weights(guide, x) else 0

@@ -135,7 +135,9 @@ def test_closed_form_beside_the_others(elsewhere: Path, call: Call) -> None:
     [
         (("--estimator", "annealed", "--prior-share", "0.1"), "--prior-share, --temperature and --proposals are of"),
         (("--prior-share", "2"), "--prior-share 2.0: must be from 0 to 1"),
-        (("--temperature", "0"), "--temperature 0.0: must be above 0"),
+        (("--temperature", "0"), "--temperature 0.0: must be a number above 0"),
+        (("--temperature", "inf"), "--temperature inf: must be a number above 0"),
+        (("--gaps", "--prior-share", "0.5"), "--gaps: takes --estimator importance or annealed"),
         (("--proposals", "nowhere"), "nowhere"),
         (("--sandwich", "-1"), "--sandwich -1"),
         (("--annealed.num-chains", "0"), "--annealed.num-chains 0"),
@@ -156,6 +158,9 @@ def test_annealing_needs_one_continuous_latent(elsewhere: Path, call: Call) -> N
     status, _, err = call(evaluate.command, "mixture", "--estimator", "annealed")
     assert status == 2
     assert "continuous and unbounded" in err
+    status, _, err = call(evaluate.command, "mixture", "--prior-share", "0.2")
+    assert status == 2
+    assert "samples no z" in err
     two = ("hierarchical-vae", *QUICK, "--latent-dims", "3", "2", "--hidden-dims", "8", "8", "--out", "two")
     assert call(fit.command, *two)[0] == 0
     status, _, err = call(evaluate.command, "two", "--estimator", "annealed")

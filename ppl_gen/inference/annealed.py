@@ -91,18 +91,18 @@ class Annealed:
 
 @dataclass(frozen=True)
 class Sandwich:
-    """Two estimates of log p(x) for images from the model, in nats, float64 on the CPU; every tensor is [images].
+    """Two estimates of log p(x) for images from the model, in nats, float64 on the CPU, [images].
 
     In expectation lower <= log p(x) <= upper, and for each image P(lower > log p(x) + b) <= exp(-b), and likewise of
     the upper."""
 
     annealing: Annealing
     x: Tensor
-    """The images, [images, data_dim]."""
+    """The images, [images, data_dim], as the model draws them."""
     lower: Tensor
     upper: Tensor
     lower_mc_var: Tensor
-    upper_mc_var: Tensor
+    """Monte Carlo variance of `lower`. The upper's is not known: the chains of an image begin at one z."""
 
     @property
     def width(self) -> Tensor:
@@ -120,7 +120,7 @@ def annealed_log_px(
     :raises BadInput: for a model or a guide without these methods.
     """
     annealing = annealing or Annealing()
-    _check(model, guide, annealing)
+    check(model, guide, annealing)
     parts = []
     keep_freed_memory()
     with evaluating(model, guide), frozen(model, guide):
@@ -142,7 +142,7 @@ def sandwich(
 ) -> Sandwich:
     """Bidirectional Monte Carlo on images drawn from the model; arguments as for `annealed_log_px`."""
     annealing = annealing or Annealing()
-    _check(model, guide, annealing)
+    check(model, guide, annealing)
     parts = []
     keep_freed_memory()
     with evaluating(model, guide), frozen(model, guide):
@@ -152,8 +152,8 @@ def sandwich(
             path = _Path(model, guide, x[rows], annealing)
             adapted = path.adapt(progress)
             lower, lower_variance, *_ = log_mean_exp(path.forward(*adapted, progress)[0].cpu())
-            inverse, upper_variance, *_ = log_mean_exp(-path.backward(z[rows], *adapted, progress).cpu())
-            parts.append((lower, -inverse, lower_variance, upper_variance))
+            inverse, *_ = log_mean_exp(-path.backward(z[rows], *adapted, progress).cpu())
+            parts.append((lower, -inverse, lower_variance))
     return Sandwich(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
@@ -185,12 +185,14 @@ def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds:
     model.log_scale.data.fill_(math.log(sum(found[rounds // 2 :]) / len(found[rounds // 2 :])) / 2)
 
 
-def _check(model: Any, guide: Any, annealing: Annealing) -> None:
+def check(model: Any, guide: Any, annealing: Annealing) -> None:
+    """Raise `BadInput` for a model or a guide that cannot be annealed."""
     name = type(model).__name__
     if not (hasattr(model, "prior") and hasattr(model, "likelihood")):
         raise BadInput(f"{name}: annealing takes a model of one latent site, with prior() and likelihood(z)")
-    if not unbounded(model.prior()):
-        raise BadInput(f"{name}: annealing takes a latent that is continuous and unbounded")
+    prior = model.prior()
+    if not unbounded(prior) or prior.batch_shape:
+        raise BadInput(f"{name}: annealing takes a latent that is continuous and unbounded, and one prior() for all")
     if annealing.start == "guide" and not (hasattr(guide, "encode") and hasattr(guide, "posterior")):
         raise BadInput("--annealed.start guide: takes a guide with encode(x) and posterior(context)")
 
@@ -293,7 +295,8 @@ class _Path:
         now = self.start()
         tried = self.annealing.betas(count).to(log_size.device)
         for beta in tried[1:].to(now.rise.dtype):
-            speeds.append(now.rise.double().std(0) if len(now.rise) > 1 else torch.ones_like(log_size))
+            speed = now.rise.double().std(0) if len(now.rise) > 1 else torch.ones_like(log_size)
+            speeds.append(speed.nan_to_num(1, 1, 1))  # a chain where x is impossible
             now, accepted = self.step(now, beta, log_size.exp().to(now.rise.dtype))
             log_size = log_size + (accepted.double().mean(0) - self.annealing.acceptance) / 2
             sizes.append(log_size)

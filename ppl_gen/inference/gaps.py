@@ -64,7 +64,7 @@ class Gaps:
 
     def at_least(self, log_px: Tensor, mc_var: Tensor) -> "Gaps":
         """With another estimate of log p(x), if its mean is the larger: each is low in expectation."""
-        if log_px.mean() <= self.log_px.mean():
+        if not log_px.mean() > self.log_px.mean():
             return self
         return replace(self, log_px=log_px, log_px_mc_var=mc_var, untrusted=torch.ones_like(self.untrusted))
 

@@ -59,7 +59,7 @@ class LogPx:
     @property
     def untrusted(self) -> Tensor:
         """Images whose k-hat is above the threshold, or unknown though the weights differ; bool [images]."""
-        unequal = self.ess < self.num_samples * (1 - _ROUNDING)
+        unequal = ~(self.ess >= self.num_samples * (1 - _ROUNDING))  # where the weights are no numbers, too
         return ~(self.khat <= self.khat_threshold) & unequal if self.num_samples > 1 else torch.ones_like(unequal)
 
 

@@ -61,7 +61,7 @@ def proposal_log_px(
     """
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
     require(0 <= prior_share <= 1, "prior_share", prior_share, "must be from 0 to 1")
-    require(temperature > 0, "temperature", temperature, "must be above 0")
+    require(0 < temperature < math.inf, "temperature", temperature, "must be a number above 0")
     guides = guides if prior_share < 1 else []
     from_prior = round(prior_share * num_samples)
     counts = [(num_samples - from_prior + i) // len(guides) for i in range(len(guides))]
@@ -95,6 +95,9 @@ def _from_prior(model: Any) -> tuple[Any, Callable[..., Any]]:
 
 
 def _check(pairs: list[Pair], temperature: float) -> None:
+    for pair in pairs:
+        if pair.enumerated:
+            raise BadInput(f"{pair.guide_name} samples no z, and cannot be a proposal; use --estimator prior")
     if not all(pair.vectorized for pair in pairs) or len({pair.max_plate_nesting for pair in pairs}) > 1:
         for pair in pairs:  # so that one can score another's values
             pair.vectorized = False
@@ -103,6 +106,8 @@ def _check(pairs: list[Pair], temperature: float) -> None:
     for pair in pairs:
         if not pair.vectorized:
             raise BadInput(f"--temperature {temperature}: takes a pair that can be run under a plate of samples")
+        if pair.masked:
+            raise BadInput(f"--temperature {temperature}: takes latent sites without a mask")
         if not pair.unbounded:
             raise BadInput(f"--temperature {temperature}: takes latent sites that are continuous and unbounded")
 

@@ -227,6 +227,7 @@ class Pair:
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
         self.num_states = _num_states([model_trace.nodes[name]["fn"] for name in self.latent])
         """How many values the latent sites of an image have together; None if any has no finite support."""
+        self.masked = any(site["mask"] is not None for site in sample_sites(model_trace) if site["name"] in self.latent)
         self.unbounded = all(unbounded(model_trace.nodes[name]["fn"]) for name in self.latent)
         """Whether the latent sites are continuous and take any value."""
         self.width = max(_width(model_trace.nodes[name]["fn"]) // self.plate.size for name in self.observed)

@@ -10,7 +10,7 @@ from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite
 from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.annealed import Annealing, annealed_log_px, sandwich
+from ppl_gen.inference.annealed import Annealing, _Path, annealed_log_px, sandwich
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.vae import VAE
 
@@ -46,7 +46,7 @@ def test_mean_weight_is_unbiased(schedule: str) -> None:
         assert error < 0.02  # or it says nothing
 
 
-@pytest.mark.parametrize("latent_dim", [2, 5, 10])
+@pytest.mark.parametrize("latent_dim", [2, 5])
 def test_within_its_error_of_the_closed_form(latent_dim: int) -> None:
     """Within 4 Monte Carlo standard errors plus the O(1/S) bias: false-alarm rate per image 6e-5."""
     model = LinearGaussian(8, latent_dim).requires_grad_(False)
@@ -72,8 +72,8 @@ def test_within_its_error_of_quadrature() -> None:
 
 
 def test_sandwich_holds_and_narrows() -> None:
-    """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors; widened by 2 of its Monte
-    Carlo errors the interval holds the exact value in 95; the mean width falls with the temperatures; no bound is
+    """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors; widened by 2 of its standard
+    errors the interval holds the exact value in 95; the mean width falls with the temperatures; no bound is
     off by more than 10 nats, which has probability 1e-4 each."""
     model = LinearGaussian(8, 4).requires_grad_(False)
     widths = []
@@ -87,7 +87,8 @@ def test_sandwich_holds_and_narrows() -> None:
         assert float(high.min()) > -10
         widths.append(float(found.width.mean()))
         if count == 160:
-            inside = (low < 2 * found.lower_mc_var.sqrt()) & (high > -2 * found.upper_mc_var.sqrt())
+            # The upper's error is not known for a single image; over these it is their standard deviation.
+            inside = (low < 2 * found.lower_mc_var.sqrt()) & (high > -2 * high.std())
             assert int(inside.sum()) >= 95
     assert widths[0] > 2 * widths[1] > 4 * widths[2] > 0
 
@@ -170,3 +171,10 @@ def test_single_chain_has_no_error(linear: LinearGaussian) -> None:
     found = annealed_log_px(linear, linear.model(n=2), annealing=Annealing(5, num_chains=1))
     assert bool(found.log_px.isfinite().all())
     assert all(math.isnan(value) for value in found.log_px_mc_var.tolist())
+
+
+def test_adapted_temperatures_rise_from_0_to_1(linear: LinearGaussian) -> None:
+    betas, step_sizes = _Path(linear, None, linear.model(n=3), Annealing(20)).adapt(None)
+    assert betas.shape == (21, 3) and step_sizes.shape == (19, 3)
+    assert bool((betas[0] == 0).all()) and bool((betas[-1] == 1).all())
+    assert bool((betas.diff(dim=0) > 0).all()) and bool((step_sizes > 0).all())
