@@ -98,7 +98,7 @@ def test_commands(elsewhere: Path, call: Call) -> None:
     assert not {"kl", "gap", "iwae", "khat"} & summary.keys()
     assert summary["components"]["of"] == 5
     names = {path.name for path in Path("m/figures").iterdir()}
-    assert names == {"learning_curves.png", "samples.png", "components.png"}
+    assert names == {"learning_curves.png", "samples.png", "through_training.png", "components.png"}
     config = json.loads(Path("m/config.json").read_text())
     assert config["guide"] == "enumerated" and config["training"]["learning_rate"] == 0.2
     first = json.loads(Path("m/metrics.jsonl").read_text().splitlines()[0])
