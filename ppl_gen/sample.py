@@ -71,12 +71,12 @@ def sample(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOption
     """
     with estimating(model, guide, data, options.seed):
         likelihood = {"prior": _from_prior, "image": _from_image, "grid": _on_grid}[options.source](
-            model, data, pair, options
+            model, guide, data, pair, options
         )
         return (likelihood.sample() if options.draws else likelihood.mean).reshape(-1, data.dim)
 
 
-def _from_prior(model: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
+def _from_prior(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
     try:
         trace = poutine.trace(pair.model).get_trace(n=options.num_images)
         return trace.nodes[pair.observed[0]]["fn"]
@@ -84,20 +84,20 @@ def _from_prior(model: Any, data: Data, pair: Pair, options: SampleOptions) -> A
         raise BadInput(f"{pair.model_name} draws no images: model(x=None, n=2): {describe(error)}") from error
 
 
-def _from_image(model: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
+def _from_image(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
     images = data.targets(options.split)
     require(options.image < len(images), "image", options.image, f"the {options.split} split has {len(images)}")
     if pair.enumerated:
         raise BadInput(f"--source image: {pair.guide_name} samples no z; use prior")
     rows = torch.full((options.num_images,), options.image, device=images.device)
     labels = data.split(options.split).labels
-    args = (labels[rows],) if labels is not None and takes_labels(pair.model, pair.guide) else ()
+    args = (labels[rows],) if labels is not None and takes_labels(model, guide) else ()
     drawn = poutine.trace(pair.guide).get_trace(images[rows], *args)
     trace = poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(images[rows], *args)
     return trace.nodes[pair.observed[0]]["fn"]
 
 
-def _on_grid(model: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
+def _on_grid(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
     from ppl_gen.figures.latent import equal_mass_grid, has_plane
 
     size = has_plane(model, pair)

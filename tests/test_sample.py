@@ -94,6 +94,48 @@ def test_bad_options(vae: Path, call: Call, options: tuple[str, ...], message: s
     assert message in err
 
 
+LABELLED = """
+import pyro, torch
+import pyro.distributions as dist
+from torch import nn
+
+
+class Labelled(nn.Module):
+    def __init__(self, data_dim):
+        super().__init__()
+        self.net = nn.Linear(12, data_dim)
+
+    def model(self, x=None, y=None, *, n=1):
+        count = n if x is None else len(x)
+        y = torch.zeros(count, dtype=torch.long) if y is None else y
+        with pyro.plate("data", count):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = self.net(torch.cat([z, nn.functional.one_hot(y, 10)], -1))
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+class Guide(nn.Module):
+    def __init__(self, data_dim):
+        super().__init__()
+        self.net = nn.Linear(data_dim, 2)
+
+    def guide(self, x, y):
+        assert y.shape == x.shape[:1]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x), 1.0).to_event(1))
+"""
+
+
+def test_an_image_goes_with_its_label(elsewhere: Path, call: Call) -> None:
+    (elsewhere / "own.py").write_text(LABELLED)
+    named = ("--guide", "own.py:Guide")
+    quick = ("--data", "digits", "--train-size", "200", "--epochs", "1", "--num-samples", "30", "--out", "run")
+    status, _, err = call(fit.command, "own.py:Labelled", *named, *quick)
+    assert status == 0, err
+    status, _, err = call(sample.command, "run", "--model", "own.py:Labelled", *named, "--source", "image")
+    assert status == 0, err
+
+
 def test_other_models(elsewhere: Path, call: Call) -> None:
     quick = ("--data", "digits", "--train-size", "200", "--epochs", "1")
     assert call(fit.command, "mixture", *quick, "--num-components", "3", "--out", "mixture")[0] == 0
