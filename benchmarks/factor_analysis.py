@@ -1,24 +1,37 @@
 """Factor analysis and probabilistic PCA beside scikit-learn's: `python -m benchmarks.factor_analysis`.
 
-scikit-learn's PCA is exact; its FactorAnalysis climbs the likelihood by expectation maximization, here with a
-randomized singular value decomposition: the exact one takes seconds an iteration on 50,000 images. It is given one
-draw of the uniform noise; the fit here draws anew at every epoch. Fits that are there already are not made again.
+scikit-learn's PCA is exact; its FactorAnalysis climbs the likelihood by expectation maximization. With its randomized
+singular value decomposition it stops 1.2 nats early on MNIST, and the exact one takes seconds an iteration on 50,000
+images; but the likelihood depends on them by their mean and covariance alone, and so it is given fewer rows that have
+the same. Both are given one draw of the uniform noise; the fit here draws anew at every epoch. Fits that are there
+already are not made again, and one that was interrupted goes on.
 """
 
 import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
 
 import ppl_gen
 from ppl_gen.data import DataOptions
-from ppl_gen.fit import fit, training_defaults
+from ppl_gen.fit import fit, resume, training_defaults
 from ppl_gen.loading import Config
 from ppl_gen.runs import Run
 from ppl_gen.training import TrainingOptions
+
+
+def _by_covariance(images: np.ndarray, latent_dim: int) -> ScikitFactorAnalysis:
+    """Fitted to rows with the mean and covariance of images [N, pixels], of which there are more."""
+    mean = images.mean(0)
+    root: np.ndarray = np.linalg.qr(images - mean, mode="r")  # type: ignore[assignment]
+    rows = np.concatenate([root, -root]) * np.sqrt(len(root) / len(images))
+    fitted = ScikitFactorAnalysis(latent_dim, max_iter=1000, tol=1e-3, svd_method="lapack").fit(rows)
+    fitted.mean_ = mean
+    return fitted
 
 
 def main() -> None:
@@ -37,7 +50,10 @@ def main() -> None:
             options = {"latent_dim": given.latent_dim, "noise": noise}
             data_options = DataOptions(given.data, "dequantized")
             config = Config("factor-analysis", options, "exact-gaussian", {}, data=data_options, training=training)
-            fit(config, path, quiet=True)
+            if path.exists():
+                resume(path, quiet=True)
+            else:
+                fit(config, path, quiet=True)
         model, _, data, _ = ppl_gen.load(path)
         train, test = data.targets("train"), data.targets("test")
         with torch.no_grad():
@@ -46,7 +62,7 @@ def main() -> None:
         if noise == "isotropic":
             theirs = PCA(given.latent_dim).fit(train.double().numpy())
         else:
-            theirs = ScikitFactorAnalysis(given.latent_dim, max_iter=500, random_state=0).fit(train.double().numpy())
+            theirs = _by_covariance(train.double().numpy(), given.latent_dim)
         seconds = time.perf_counter() - started
         scores = [torch.from_numpy(theirs.score_samples(x.double().numpy())) for x in (train, test)]
         trained = Run.open(path).metrics()[-1]["seconds"]

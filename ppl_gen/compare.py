@@ -31,6 +31,8 @@ _IN_COLUMNS = {
     *("model", "guide", "prior", "data_name", "data.data", "evaluation.estimator", "evaluation.num_samples"),
     *("training.objective", "training.num_particles", "training.kl_warmup", "training.epochs"),
 }
+_FOUND = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
+"""What of an entry of log p(x) is no setting."""
 _LIFTED = {"model", "guide", "prior", "objective", "seeds", "S", "params", "epochs"}
 """Columns that are said once, above the table, where all rows agree."""
 _WORDS = {"model", "guide", "prior", "objective", "options"}
@@ -146,8 +148,8 @@ def _strangeness(summary: dict[str, Any], attributes: dict[str, Any], values: di
 
 
 def _estimator(summary: dict[str, Any]) -> dict[str, Any]:
-    """How log p(x) was estimated: `estimator`, and `num_samples` of importance sampling."""
-    return {key: summary["log_px"][key] for key in ("estimator", "num_samples") if key in summary["log_px"]}
+    """How log p(x) was estimated: `estimator`, and its `num_samples` or options of annealing."""
+    return {key: value for key, value in summary["log_px"].items() if key not in _FOUND}
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -255,8 +257,7 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
             "log_px_difference": difference(log_px, np.stack([run.log_px for run in best])),
             "elbo_difference": difference(elbo, np.stack([run.elbo for run in best])),
         }
-    at_least = any(summary.get("gap", {}).get("at_least", False) for summary in summaries)
-    how = {"num_samples": None} | _estimator(first.summary) | {"at_least": at_least}
+    how = {"num_samples": None} | _estimator(first.summary)
     return {
         "model": first.summary["model"],
         "guide": first.summary["guide"],
@@ -267,9 +268,9 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
         "runs": [str(run.path) for run in runs],
         "elbo": estimate(elbo),
         "iwae": {"k": k} | (estimate(np.stack(bound)) if len(bound) == len(runs) else nothing),
-        "log_px": estimate(log_px) | how,
+        "log_px": estimate(log_px) | how | {"at_least": _any(summaries, "log_px")},
         **differences,
-        "gap": {"mean": _mean(summaries, "gap", "mean"), "at_least": at_least},
+        "gap": {"mean": _mean(summaries, "gap", "mean"), "at_least": _any(summaries, "gap")},
         **{name: _gap(runs, name) for name in ("approximation", "amortization")},
         "khat_median": _mean(summaries, "khat", "median"),
         "ess_median": _mean(summaries, "ess", "median"),
@@ -285,6 +286,11 @@ def _gap(runs: Sequence[Evaluated], name: str) -> dict[str, Any]:
     gaps = [run.gaps for run in runs]
     bounded = name == "approximation" and any(each.get("at_least", False) for each in gaps)
     return {"mean": _mean(gaps, name, "mean"), "num_images": _mean(gaps, "num_images"), "at_least": bounded}
+
+
+def _any(summaries: Sequence[dict[str, Any]], key: str) -> bool:
+    """Whether an entry of any summary is at least what it says."""
+    return any(summary.get(key, {}).get("at_least", False) for summary in summaries)
 
 
 def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:
@@ -329,14 +335,17 @@ def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
         )
     if len(rows) > 1:
         notes.append("Δ: the same images, paired: mean of this row minus the first, with the errors of that mean")
-    if any(row["log_px"]["at_least"] for row in rows):
+    doubted = {row["log_px"]["estimator"] for row in rows if row["log_px"]["at_least"]}
+    if doubted - {"annealed"}:
         notes.append("≥ at least: k-hat of some images is too high to trust their importance samples")
+    if "annealed" in doubted:
+        notes.append("≥ at least: two bounds on images from the model may be over 0.1 nats apart, or were not made")
     if k is not None:
         notes.append(f"L_{k}: IWAE bound, the largest k that all runs with such bounds share below S")
     if len({row["log_px"]["num_samples"] for row in rows} - {None}) > 1:
         notes.append("importance-sampled log p(x) with different S are not comparable: the more samples, the higher")
     if len({row["log_px"]["estimator"] for row in rows}) > 1:
-        notes.append("importance-sampled log p(x) is biased low, exact log p(x) is not")
+        notes.append("a sampled log p(x) is biased low, an exact one is not")
     split = {row["approximation"]["num_images"] for row in rows} - {None}
     if split:
         notes.append(

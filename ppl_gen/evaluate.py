@@ -51,6 +51,8 @@ class EvaluationOptions:
     proposals: tuple[Path, ...] = ()
     """Further runs whose guides share the importance samples with this run's; of the same model, as --refit-guide makes
     them."""
+    proposal_guides: tuple[str, ...] = ()
+    """file.py:Class of the guides of --proposals, again, that are your own and not this run's."""
     annealed: Annealing = field(default_factory=Annealing)
     sandwich: int = 100
     """With --estimator annealed: images drawn from the model, whose log p(x) is bounded from both sides with the same
@@ -75,6 +77,8 @@ class EvaluationOptions:
         require(0 <= self.prior_share <= 1, "prior_share", self.prior_share, "must be from 0 to 1")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "must be a number above 0")
         require(self.sandwich >= 0, "sandwich", self.sandwich, "must be at least 0")
+        if self.estimator != "annealed" and (self.annealed != Annealing() or self.sandwich != 100):
+            raise BadInput(f"--estimator {self.estimator}: --annealed.* and --sandwich are of --estimator annealed")
         if self.mixes and self.estimator not in ("auto", "importance"):
             raise BadInput(
                 f"--estimator {self.estimator}: --prior-share, --temperature and --proposals are of importance sampling"
@@ -175,7 +179,7 @@ def _proposal(options: EvaluationOptions) -> dict[str, Any]:
     return {
         "prior_share": options.prior_share,
         "temperature": options.temperature,
-        "guides": ["own", *map(str, options.proposals)],
+        "guides": [] if options.prior_share == 1 else ["own", *map(str, options.proposals)],
     }
 
 
@@ -184,7 +188,7 @@ def _annealed(
 ) -> tuple[Annealed, Sandwich | None]:
     """log p(x) by annealing, and between two bounds on data from the model with the same settings."""
     annealing = options.annealed
-    work = len(x) * annealing.work + options.sandwich * (annealing.work + annealing.num_temperatures)
+    work = len(x) * annealing.work + options.sandwich * annealing.sandwich_work
     with Progress(work, "image x temperature", quiet=quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
         advance = _noting(progress, what)
@@ -228,10 +232,23 @@ def other_guides(options: EvaluationOptions, named: Named) -> list[nn.Module]:
     """The guides of `options.proposals`."""
     guides = []
     for path in options.proposals:
-        recorded = Run.open(path).config
-        again = {kind: name for kind, name in asdict(named).items() if is_external(str(recorded.get(kind)))}
+        recorded = {kind: str(Run.open(path).config.get(kind)) for kind in asdict(named)}
+        again = {kind: name for kind, name in asdict(named).items() if is_external(recorded[kind])}
+        if is_external(recorded["guide"]):
+            alike = [name for name in options.proposal_guides if _class_name(name) == _class_name(recorded["guide"])]
+            if alike:
+                again["guide"] = alike[0]
+            elif _class_name(str(named.guide)) != _class_name(recorded["guide"]):
+                raise BadInput(
+                    f"{path}: was fitted with the guide {recorded['guide']}; name it again: "
+                    f"--proposal-guides {recorded['guide']}"
+                )
         guides.append(open_fitted(path, Named(**again), device=options.device)[3])
     return guides
+
+
+def _class_name(reference: str) -> str:
+    return reference.rpartition(":")[2]
 
 
 def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
@@ -324,8 +341,8 @@ def split_gap(
                 )
         if options.estimator == "annealed":
             annealed, _ = _annealed(model, guide, x, (), replace(options, sandwich=0), quiet)
-            found = found.at_least(annealed.log_px, annealed.log_px_mc_var)
-            own = own and own.at_least(annealed.log_px[:copies], annealed.log_px_mc_var[:copies])
+            found = found.at_least(annealed.log_px, annealed.log_px_mc_var, "annealed")
+            own = own and own.at_least(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], "annealed")
     summary = {
         "model": config.model,
         "guide": config.guide,

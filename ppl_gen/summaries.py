@@ -71,7 +71,7 @@ def _mc_se(variance: Tensor) -> float:
 
 def _log_px(found: Found, proposal: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every estimate of log p(x) that there is, by its name in `Found`."""
-    entries = {} if found.exact is None else {"exact": _entry(found.exact, estimator="exact")}
+    entries = {} if found.exact is None else {"exact": _entry(found.exact, estimator="exact", at_least=False)}
     sampled: dict[str, tuple[LogPx | Annealed | None, dict[str, Any]]] = {
         "importance": (found.importance, {"estimator": "importance"}),
         "mixed": (found.mixed, {"estimator": "importance", "proposal": proposal}),
@@ -85,6 +85,7 @@ def _log_px(found: Found, proposal: dict[str, Any]) -> dict[str, dict[str, Any]]
             estimates.log_px,
             mc_se=_mc_se(estimates.log_px_mc_var),
             bias=float(estimates.log_px_bias.mean()),
+            at_least=_at_least(found, name),
             **more,
         )
         if isinstance(estimates, Annealed):
@@ -102,17 +103,15 @@ def _ess(ess: Tensor) -> dict[str, dict[str, float]]:
     return {"ess": {"median": float(ess.median()), "min": float(ess.min())}}
 
 
-def _at_least(found: Found, first: str) -> bool:
-    """Whether log p(x) is likely above what is reported: k-hat is too high for an image, or two bounds on data from the
-    model may be more than 0.1 nats apart, by 2 standard errors, or are not there."""
-    if first == "exact":
-        return False
-    if first == "annealed":
+def _at_least(found: Found, name: str) -> bool:
+    """Whether log p(x) is likely above an estimate of `Found`: k-hat is too high for an image, or two bounds on data
+    from the model may be more than 0.1 nats apart, by 2 standard errors, or are not there."""
+    if name == "annealed":
         if found.sandwich is None:
             return True
         width, se = mean_se(found.sandwich.width)
         return not width + 2 * se <= 0.1
-    return bool(getattr(found, first).untrusted.any())
+    return bool(getattr(found, name).untrusted.any())
 
 
 def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +150,7 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
     result["iwae_jackknife"] = {str(k): _entry(values) for k, values in estimates.iwae_jackknife.items()}
     best = _best(found, first)
     gap = _values(found, best) - estimates.elbo
-    result |= entries | {"gap": _entry(gap, at_least=_at_least(found, best)), **_ess(estimates.ess)}
+    result |= entries | {"gap": _entry(gap, at_least=best != "exact" and _at_least(found, best)), **_ess(estimates.ess)}
     if len(khat):
         result["khat"] = {
             "median": float(khat.median()),
@@ -196,16 +195,21 @@ def dataset(found: Found, labels: Tensor | None, summary: dict[str, Any]) -> "xa
     def add(name: str, values: Tensor, title: str, units: str = "nats") -> None:
         variables[name] = ("image", values.numpy(), {"long_name": title, "units": units})
 
-    def add_sampled(name: str, estimates: LogPx | Annealed, how: str) -> None:
-        add(f"log_px_{name}", estimates.log_px, f"log p(x) by {how}")
-        add(f"log_px_{name}_mc_se", estimates.log_px_mc_var.sqrt(), f"Monte Carlo standard error of log p(x) by {how}")
-        add(f"log_px_{name}_bias", estimates.log_px_bias, f"jackknife estimate of the bias of log p(x) by {how}")
+    def add_log_px(name: str, estimates: Tensor | LogPx | Annealed, how: str) -> None:
+        """An estimate with its errors, under a name of its own and, if it is the first, as log p(x)."""
+        for prefix in (f"log_px_{name}", *(["log_px"] if name == first else [])):
+            if isinstance(estimates, Tensor):
+                add(prefix, estimates, f"log p(x), {how}")
+                continue
+            add(prefix, estimates.log_px, f"log p(x) by {how}")
+            add(f"{prefix}_mc_se", estimates.log_px_mc_var.sqrt(), f"Monte Carlo standard error of log p(x) by {how}")
+            add(f"{prefix}_bias", estimates.log_px_bias, f"jackknife estimate of the bias of log p(x) by {how}")
 
     estimator = summary["log_px"]["estimator"]
     first = next(name for name in _NAMES if f"log_px_{name}" not in summary and getattr(found, name) is not None)
     estimates = found.importance
     if found.exact is not None:
-        add("log_px_exact", found.exact, "log p(x), exact")
+        add_log_px("exact", found.exact, "exact")
     if estimates is None:
         assert found.exact is not None
         add("elbo", found.exact, "ELBO")
@@ -215,27 +219,26 @@ def dataset(found: Found, labels: Tensor | None, summary: dict[str, Any]) -> "xa
         add("kl", estimates.kl, "E[log q(z|x) - log p(z)]")
         if estimates.kl_analytic is not None:
             add("kl_analytic", estimates.kl_analytic, "KL(q(z|x) || p(z))")
-        add("log_px_importance", estimates.log_px, "log p(x) by importance sampling")
-        add("log_px_bias", estimates.log_px_bias, "jackknife estimate of the bias of log p(x) by importance sampling")
-        add("gap", _values(found, _best(found, first)) - estimates.elbo, "log p(x) - ELBO")
+        add_log_px("importance", estimates, "importance sampling")
+        best = getattr(found, _best(found, first))
+        gap = _values(found, _best(found, first)) - estimates.elbo
+        untrusted = best.untrusted if isinstance(best, LogPx) else torch.zeros_like(gap)
+        add("gap", gap, "log p(x) - ELBO")
+        add("untrusted", untrusted.to(torch.int8), "gap at least: k-hat of its log p(x) too high or unknown", "1")
         add("elbo_mc_se", estimates.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO")
-        title = "Monte Carlo standard error of log p(x) by importance sampling"
-        add("log_px_mc_se", estimates.log_px_mc_var.sqrt(), title)
-        add("ess", estimates.ess, "effective sample size", "samples")
-        add("khat", estimates.khat, "Pareto k-hat", "1")
-        add("untrusted", estimates.untrusted.to(torch.int8), "k-hat too high or unknown: at least", "1")
+        add("ess", estimates.ess, "effective sample size of importance sampling", "samples")
+        add("khat", estimates.khat, "Pareto k-hat of importance sampling", "1")
         iwae = torch.stack(list(estimates.iwae.values()), 1).numpy()
         variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
         coordinates["k"] = list(estimates.iwae)
-    add("log_px", _values(found, first), "log p(x)")
     if found.mixed is not None:
-        add_sampled("mixed", found.mixed, "importance sampling from several proposals")
+        add_log_px("mixed", found.mixed, "importance sampling from several proposals")
         add("khat_mixed", found.mixed.khat, "Pareto k-hat of importance sampling from several proposals", "1")
     if found.prior is not None:
-        add_sampled("prior", found.prior, "importance sampling from the prior")
+        add_log_px("prior", found.prior, "importance sampling from the prior")
         add("khat_prior", found.prior.khat, "Pareto k-hat of importance sampling from the prior", "1")
     if found.annealed is not None:
-        add_sampled("annealed", found.annealed, "annealed importance sampling")
+        add_log_px("annealed", found.annealed, "annealed importance sampling")
         add("ess_annealed", found.annealed.ess, "effective number of chains", "chains")
         if estimates is not None:
             apart = disagreement(found.annealed, estimates)[1].to(torch.int8)
@@ -286,7 +289,6 @@ def rows(summary: dict[str, Any]) -> list[Row]:
     first = s["log_px"]["estimator"]
     own = "log_px" if first == "importance" and "proposal" not in s["log_px"] else "log_px_importance"
     importance, exact = s.get(own), s["log_px"] if first == "exact" else s.get("log_px_exact")
-    at_least = bool("gap" in s and s["gap"]["at_least"])
     corrected = s.get("iwae_jackknife")  # which earlier versions did not write
     found = []
     if importance is not None:
@@ -309,15 +311,14 @@ def rows(summary: dict[str, Any]) -> list[Row]:
                 f"S = {importance['num_samples']} importance samples"
                 f"{' from the prior' if s.get('proposal') == 'prior' else ''}; Monte Carlo error "
                 f"{_small(importance['mc_se'])}, estimated bias {_small(importance['bias'])}",
-                bool(s.get("khat", {}).get("fraction_above_threshold")) or at_least,
+                importance["at_least"],
             ),
         ]
     if exact is not None:
         found.append(_row("log p(x)", exact, "exact"))
     for entry in (s["log_px"], s.get("log_px_mixed"), s.get("log_px_prior"), s.get("log_px_annealed")):
         if entry is not None and entry not in (importance, exact):
-            distrusted = entry.get("fraction_above_threshold", 0) > 0 or (at_least and entry is s["log_px"])
-            found.append(_row("log p(x)", entry, _how(entry), distrusted))
+            found.append(_row("log p(x)", entry, _how(entry), entry["at_least"]))
     if "sandwich" in s:
         between = s["sandwich"]
         lower, upper = (_fixed(between[side]["mean"]) for side in ("lower", "upper"))
@@ -333,7 +334,7 @@ def rows(summary: dict[str, Any]) -> list[Row]:
         beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
         found.append(_row("annealing - importance", apart, beyond))
     if importance is not None:
-        found.append(_row("gap: log p(x) - ELBO", s["gap"], "", at_least))
+        found.append(_row("gap: log p(x) - ELBO", s["gap"], "", s["gap"]["at_least"]))
         ess = f"median {_fixed(s['ess']['median'], 1)}, least {_fixed(s['ess']['min'], 1)}"
         found.append(Row("effective sample size", note=f"{ess} of {importance['num_samples']}"))
     if "khat" in s:
@@ -379,9 +380,9 @@ def _how(entry: dict[str, Any]) -> str:
         return f"annealed, {chains} from the {entry['start']}{errors}"
     samples = f"S = {entry['num_samples']} importance samples"
     ess = f"; effective {entry['ess']['median']:.1f}"
-    if entry["estimator"] == "prior":
+    proposal = entry.get("proposal")
+    if proposal is None or not proposal["guides"]:
         return f"{samples} from the prior{ess}{errors}"
-    proposal = entry["proposal"]
     parts = [", ".join(proposal["guides"]) if len(proposal["guides"]) > 1 else "guide"]
     parts += [f"temperature {proposal['temperature']:g}"] if proposal["temperature"] != 1 else []
     parts += [f"{proposal['prior_share']:.0%} prior"] if proposal["prior_share"] else []
@@ -401,6 +402,7 @@ def gap_parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
     return {
         "num_images": len(values["elbo"]),
         **means,
+        "estimator": found.estimator,
         "at_least": bool(found.untrusted[:count].any()),
         "fraction_settled": float(found.settled[:count].double().mean()),
         "per_image": {name: each.tolist() for name, each in values.items()},
@@ -416,7 +418,7 @@ def gap_rows(summary: dict[str, Any]) -> list[tuple[str, list[Row]]]:
         "copies": "the same, and a copy of the weights of posterior(context) for each image",
     }
     labels = {
-        "log_px": "log p(x), the larger estimate" if "annealed" in s else "log p(x), importance sampling",
+        "log_px": "log p(x)",
         "best_elbo": "ELBO, best context of each image",
         "elbo": "ELBO, the encoder's context",
         "approximation": "approximation gap",
@@ -428,8 +430,15 @@ def gap_rows(summary: dict[str, Any]) -> list[tuple[str, list[Row]]]:
         if key not in s:
             continue
         part = s[key]
+        estimators = {"importance": "importance sampling", "annealed": "annealed"}
+        of_log_px = {"log_px": f", {estimators[part['estimator']]}"}
         found = [
-            _row(label, part[name], _small(part[name].get("mc_se")), part["at_least"] and name in bounded)
+            _row(
+                label + of_log_px.get(name, ""),
+                part[name],
+                _small(part[name].get("mc_se")),
+                part["at_least"] and name in bounded,
+            )
             for name, label in labels.items()
         ]
         if part["fraction_settled"] < 1:

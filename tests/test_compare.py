@@ -78,7 +78,7 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
             del summary[key]
         del summary["log_px"]["num_samples"]
     plain = {key: value for key, value in summary.items() if isinstance(value, str | int)}
-    plain |= {key: value for key, value in summary["log_px"].items() if key != "mean"}
+    plain |= {key: summary["log_px"][key] for key in ("estimator", "num_samples") if key in summary["log_px"]}
     variables: dict[str, Any] = {"elbo": ("image", elbo), "log_px": ("image", log_px)}
     if not exact:
         variables["iwae"] = (("image", "k"), np.stack(list(bounds.values()), 1))
@@ -192,7 +192,8 @@ def test_what_makes_a_row(elsewhere: Path) -> None:
 
 def test_a_term_that_does_not_exist_is_blank(elsewhere: Path, call: Call) -> None:
     exact = write("exact", [-3, -5], [-3, -5], model="mixture", **{"evaluation.log_px.estimator": "exact"})
-    sampled = write("sampled", [-5, -6], [-4, -6], **{"evaluation.gap.at_least": True, "training.num_particles": 5})
+    doubted = {"evaluation.log_px.at_least": True, "evaluation.gap.at_least": True}
+    sampled = write("sampled", [-5, -6], [-4, -6], **doubted, **{"training.num_particles": 5})
     status, out, _ = call(compare.command, exact, sampled, "--format", "csv")
     first, second = csv.DictReader(io.StringIO(out))
     assert status == 0
@@ -215,7 +216,7 @@ def test_a_term_that_does_not_exist_is_blank(elsewhere: Path, call: Call) -> Non
     text = call(compare.command, exact, sampled)[1]
     rows = text.splitlines()
     assert "≥ -5.00 ± 1.00" in text and "≥ 0.50" in text and " 0.00 " not in rows[2]
-    assert "exact log p(x) is not" in text and "k-hat of some images" in text
+    assert "an exact one is not" in text and "k-hat of some images" in text
     assert len({line.index("S") for line in rows if " S " in line}) == 1
 
     single = write("single", [-5], [-4])
@@ -340,12 +341,33 @@ def test_of_a_fitted_run(elsewhere: Path, fitted: Path, call: Call) -> None:
     assert Path("f.png").read_bytes()[:4] == b"\x89PNG" and [path.name for path in elsewhere.iterdir()] == ["f.png"]
 
 
+def test_what_was_estimated_otherwise_is_another_row(elsewhere: Path, call: Call) -> None:
+    """Seeds are merged only if log p(x) was estimated with the same settings; each row says whether it is at least
+    what it says, and why."""
+    annealed = {"evaluation.log_px.estimator": "annealed", "evaluation.log_px.num_temperatures": 100}
+    others = (
+        write("long", [-4, -3], [-2, -1], **annealed),
+        write("short", [-4, -3], [-2, -2], **annealed | {"evaluation.log_px.num_temperatures": 10, "training.seed": 1}),
+        write("mixed", [-4, -3], [-3, -2], **{"evaluation.log_px.proposal": {"prior_share": 0.1}, "training.seed": 2}),
+        write("again", [-4, -3], [-2, -2.5], **annealed | {"evaluation.log_px.accepted": 0.6, "training.seed": 3}),
+        write("plain", [-4, -3], [-3, -3], **{"evaluation.gap.at_least": True}),
+    )
+    result = compared(*others)
+    assert [row["seeds"] for row in result["rows"]] == [[0, 3], [1], [2], [0]]
+    assert [row["options"]["num_temperatures"] for row in result["rows"]] == [100, 10, None, None]
+    assert not any(row["log_px"]["at_least"] for row in result["rows"])
+    assert result["rows"][3]["gap"]["at_least"]
+    assert "num_temperatures=10" in call(compare.command, *others)[1]
+    doubted = write("doubted", [-4, -3], [-2, -1], **annealed | {"evaluation.log_px.at_least": True})
+    assert any("two bounds on images from the model" in note for note in compared(doubted)["notes"])
+
+
 def test_figure_of_several(elsewhere: Path, call: Call) -> None:
     from ppl_gen.figures.comparison import bounds_and_log_px
 
     paths = [
         write("a", [-2, -1], [-2, -1], **{"evaluation.log_px.estimator": "exact"}),
-        write("b", [-4, -1], [-3, -1], guide="x/mine.py:Mine", **{"evaluation.gap.at_least": True}),
+        write("b", [-4, -1], [-3, -1], guide="x/mine.py:Mine", **{"evaluation.log_px.at_least": True}),
         write("c", [-4, -1], [-4, 0], guide="x/mine.py:Mine", **{"training.seed": 1}),
     ]
     result = compared(*paths)

@@ -1,6 +1,7 @@
 """The estimators of log p(x) on the command line."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,11 +57,17 @@ def test_annealing_stands_beside_importance_sampling(vae: Path, call: Call) -> N
     assert -0.1 < summary["sandwich"]["width"]["mean"] < 1
     assert summary["disagreement"]["mean"] == pytest.approx(annealed["mean"] - importance["mean"])
     assert summary["disagreement"]["fraction_beyond_errors"] < 0.1
+    assert annealed["at_least"] == summary["gap"]["at_least"]
+    assert importance["at_least"] == bool((images["khat"] > min(1 - 1 / math.log10(500), 0.7)).any())
     assert summary["gap"]["mean"] == pytest.approx(annealed["mean"] - summary["elbo"]["mean"])
     assert float(images["log_px"].mean()) == pytest.approx(annealed["mean"])
     assert float(images["log_px_importance"].mean()) == pytest.approx(importance["mean"])
     assert float(images["disagrees"].mean()) == pytest.approx(summary["disagreement"]["fraction_beyond_errors"])
     assert images.attrs["estimator"] == "annealed"
+    for name, of in (("mc_se", "log_px_annealed"), ("bias", "log_px_annealed")):
+        assert images[f"log_px_{name}"].values.tolist() == images[f"{of}_{name}"].values.tolist()
+        assert images[f"log_px_{name}"].values.tolist() != images[f"log_px_importance_{name}"].values.tolist()
+    assert not images["untrusted"].any()  # k-hat says nothing of chains
     for said in (
         "annealed, 16 chains x 30 temperatures from the prior",
         "on 100 images from the model",
@@ -90,6 +97,11 @@ def test_prior(vae: Path, call: Call) -> None:
     assert float(images["log_px_prior"].mean()) == pytest.approx(summary["log_px"]["mean"])
     assert summary["gap"]["mean"] == pytest.approx(summary["log_px_importance"]["mean"] - summary["elbo"]["mean"])
     assert "importance samples from the prior" in out
+    again = ("--num-images", "5", "--num-samples", "500", "--prior-share", "1")
+    status, out, err = call(evaluate.command, "vae", *again)
+    assert status == 0, err
+    assert "S = 500 importance samples from the prior" in out
+    assert _evaluation(vae)[0]["log_px"]["proposal"]["guides"] == []
 
 
 def test_proposals(vae: Path, call: Call) -> None:
@@ -118,6 +130,34 @@ def test_proposals(vae: Path, call: Call) -> None:
     assert "from own, other, temperature 1.2, 10% prior" in out
 
 
+OWN_GUIDE = """
+from ppl_gen.guides.normal import Normal
+
+
+class {name}(Normal):
+    pass
+"""
+
+
+def test_proposals_with_guides_of_ones_own(vae: Path, call: Call) -> None:
+    """Two classes in two files; each must be named again."""
+    for name in ("One", "Other"):
+        Path(f"{name.lower()}.py").write_text(OWN_GUIDE.format(name=name))
+        refit = ("--init-from", "vae", "--refit-guide", f"{name.lower()}.py:{name}", "--epochs", "1")
+        status, _, err = call(fit.command, *refit, "--num-samples", "20", "--out", name.lower())
+        assert status == 0, err
+    more = ("--guide", "one.py:One", "--num-images", "10", "--proposals", "other")
+    status, _, err = call(evaluate.command, "one", *more)
+    assert status == 2
+    assert "name it again: --proposal-guides other.py:Other" in err
+    status, out, err = call(evaluate.command, "one", *more, "--proposal-guides", "other.py:Other")
+    assert status == 0, err
+    assert "from own, other" in out
+    # Nor does a run with a guide of the package's own need --guide.
+    status, out, err = call(evaluate.command, "vae", *more[2:], "--proposal-guides", "other.py:Other")
+    assert status == 0, err
+
+
 def test_closed_form_beside_the_others(elsewhere: Path, call: Call) -> None:
     assert call(fit.command, "factor-analysis", *QUICK, "--latent-dim", "3", "--out", "fa")[0] == 0
     status, out, err = call(evaluate.command, "fa", "--num-images", "20", *ANNEALED)
@@ -140,6 +180,8 @@ def test_closed_form_beside_the_others(elsewhere: Path, call: Call) -> None:
         (("--gaps", "--prior-share", "0.5"), "--gaps: takes --estimator importance or annealed"),
         (("--proposals", "nowhere"), "nowhere"),
         (("--sandwich", "-1"), "--sandwich -1"),
+        (("--sandwich", "7"), "--annealed.* and --sandwich are of --estimator annealed"),
+        (("--annealed.num-chains", "8"), "--annealed.* and --sandwich are of --estimator annealed"),
         (("--annealed.num-chains", "0"), "--annealed.num-chains 0"),
         (("--annealed.acceptance", "1"), "--annealed.acceptance 1.0: must be between 0 and 1"),
         (("--num-samples", "2", "--prior-share", "0.1"), "too few"),

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.importance import CHUNK_SIZE, log_mean_exp
+from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
 from ppl_gen.inference.traces import evaluating, frozen, unbounded
 from ppl_gen.memory import keep_freed_memory
 
@@ -60,9 +60,19 @@ class Annealing:
         require(0 < self.acceptance < 1, "annealed.acceptance", self.acceptance, "must be between 0 and 1")
 
     @property
+    def groups(self) -> list[int]:
+        """The chains of an image in as many groups as bound the memory."""
+        return [min(CHUNK_SIZE, self.num_chains - begun) for begun in range(0, self.num_chains, CHUNK_SIZE)]
+
+    @property
     def work(self) -> int:
-        """Temperatures that an image passes, those of adaptation included."""
-        return self.num_temperatures + _adaptation(self.num_temperatures)
+        """Temperatures that an image passes, those of adaptation included, as `Progress` counts them."""
+        return _adaptation(self.num_temperatures) + self.num_temperatures * len(self.groups)
+
+    @property
+    def sandwich_work(self) -> int:
+        """Likewise forwards and backwards."""
+        return self.work + self.num_temperatures * len(self.groups)
 
     def betas(self, count: int | None = None) -> Tensor:
         """beta_0 … beta_T in float64, with T = `count` or the number of temperatures; before they are adapted."""
@@ -121,15 +131,20 @@ def annealed_log_px(
     """
     annealing = annealing or Annealing()
     check(model, guide, annealing)
-    parts = []
     keep_freed_memory()
+
+    def block(x: Tensor) -> dict[str, Tensor]:
+        path = _Path(model, guide, x, annealing)
+        adapted = path.adapt(progress)
+        groups = [path.forward(path.start(count), *adapted, progress) for count in annealing.groups]
+        log_w, acceptance = (torch.cat([group[i] for group in groups]).cpu() for i in (0, 1))
+        log_px, variance, bias, ess = log_mean_exp(log_w)
+        found = {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess}
+        return found | {"acceptance": acceptance.double().mean(0)}
+
     with evaluating(model, guide), frozen(model, guide):
-        for block in x.split(_block_size(annealing)):
-            path = _Path(model, guide, block, annealing)
-            log_w, acceptance, _ = path.forward(*path.adapt(progress), progress)
-            parts.append((*log_mean_exp(log_w.cpu()), acceptance.mean(0).cpu()))
-    log_px, variance, bias, ess, acceptance = (torch.cat(each) for each in zip(*parts, strict=True))
-    return Annealed(annealing, log_px, variance, bias, ess, acceptance.double())
+        parts = ((len(part), block(part)) for part in x.split(_block_size(annealing)))
+        return Annealed(annealing, **gathered(parts, len(x)))
 
 
 def sandwich(
@@ -151,8 +166,11 @@ def sandwich(
         for rows in torch.arange(num_images, device=z.device).split(_block_size(annealing)):
             path = _Path(model, guide, x[rows], annealing)
             adapted = path.adapt(progress)
-            lower, lower_variance, *_ = log_mean_exp(path.forward(*adapted, progress)[0].cpu())
-            inverse, *_ = log_mean_exp(-path.backward(z[rows], *adapted, progress).cpu())
+            groups, ends = annealing.groups, z[rows]
+            forward = [path.forward(path.start(count), *adapted, progress)[0] for count in groups]
+            backward = [path.backward(ends.expand(count, *ends.shape), *adapted, progress) for count in groups]
+            lower, lower_variance, *_ = log_mean_exp(torch.cat(forward).cpu())
+            inverse, *_ = log_mean_exp(-torch.cat(backward).cpu())
             parts.append((lower, -inverse, lower_variance))
     return Sandwich(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
 
@@ -171,7 +189,7 @@ def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds:
     with evaluating(model), frozen(model):
         path = _Path(model, None, x, annealing)
         betas, step_sizes = path.adapt(None)
-        log_w, _, z = path.forward(betas, step_sizes, None)
+        log_w, _, z = path.forward(path.start(annealing.num_chains), betas, step_sizes, None)
         chosen = log_w.softmax(0).T.multinomial(len(z), replacement=True).T
         now = path.at(z[chosen, torch.arange(len(x), device=x.device)])
         log_size = step_sizes[-1].double().log() if len(step_sizes) else torch.full_like(log_w[0], math.log(0.1))
@@ -234,9 +252,9 @@ class _Path:
         self.first = guide.posterior(guide.encode(x)) if annealing.start == "guide" else None
         self.events = tuple(range(-len(self.prior.event_shape), 0))
 
-    def start(self) -> _Point:
-        shape: tuple[int, ...] = (self.annealing.num_chains,)
-        return self.at(self.prior.sample((*shape, len(self.x))) if self.first is None else self.first.sample(shape))
+    def start(self, chains: int) -> _Point:
+        z = self.prior.sample((chains, len(self.x))) if self.first is None else self.first.sample((chains,))
+        return self.at(z)
 
     @torch.enable_grad()
     def at(self, z: Tensor) -> _Point:
@@ -292,7 +310,7 @@ class _Path:
         count = _adaptation(self.annealing.num_temperatures)
         log_size = torch.full((len(self.x),), math.log(0.3), dtype=torch.float64, device=self.x.device)
         sizes, speeds = [], []
-        now = self.start()
+        now = self.start(self.annealing.groups[0])
         tried = self.annealing.betas(count).to(log_size.device)
         for beta in tried[1:].to(now.rise.dtype):
             speed = now.rise.double().std(0) if len(now.rise) > 1 else torch.ones_like(log_size)
@@ -312,9 +330,11 @@ class _Path:
         at = tried[1:].unsqueeze(1).expand(-1, len(self.x)).contiguous()
         return betas, _interpolate(betas[1:-1], at, torch.stack(sizes)).exp().to(now.rise.dtype)
 
-    def forward(self, betas: Tensor, step_sizes: Tensor, progress: Progress | None) -> tuple[Tensor, Tensor, Tensor]:
-        """log w [chains, images] in float64, the mean acceptance [chains, images], and where the chains end."""
-        now = self.start()
+    def forward(
+        self, now: _Point, betas: Tensor, step_sizes: Tensor, progress: Progress | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of chains that begin here: log w [chains, images] in float64, the mean acceptance [chains, images], and where
+        they end."""
         log_w = torch.zeros_like(now.rise, dtype=torch.float64)
         acceptance = torch.zeros_like(now.rise)
         for index in range(1, len(betas)):
@@ -329,8 +349,8 @@ class _Path:
         return log_w, share, now.z
 
     def backward(self, z: Tensor, betas: Tensor, step_sizes: Tensor, progress: Progress | None) -> Tensor:
-        """log w [chains, images] in float64 of chains that begin at z [images, …], drawn from p(z | x)."""
-        now = self.at(z.expand(self.annealing.num_chains, *z.shape))
+        """log w [chains, images] in float64 of chains that begin at z [chains, images, …], drawn from p(z | x)."""
+        now = self.at(z)
         log_w = torch.zeros_like(now.rise, dtype=torch.float64)
         for index in range(len(betas) - 1, 0, -1):
             log_w += (betas[index] - betas[index - 1]) * now.rise.double()

@@ -61,12 +61,15 @@ class Gaps:
     """Whether the search ended by itself, not at its last window; bool."""
     untrusted: Tensor
     """Whether k-hat of `log_px` is too high: the approximation gap is then at least what is reported; bool."""
+    estimator: str = "importance"
+    """Of `log_px`."""
 
-    def at_least(self, log_px: Tensor, mc_var: Tensor) -> "Gaps":
+    def at_least(self, log_px: Tensor, mc_var: Tensor, estimator: str) -> "Gaps":
         """With another estimate of log p(x), if its mean is the larger: each is low in expectation."""
         if not log_px.mean() > self.log_px.mean():
             return self
-        return replace(self, log_px=log_px, log_px_mc_var=mc_var, untrusted=torch.ones_like(self.untrusted))
+        untrusted = torch.ones_like(self.untrusted)
+        return replace(self, log_px=log_px, log_px_mc_var=mc_var, untrusted=untrusted, estimator=estimator)
 
     @property
     def approximation(self) -> Tensor:

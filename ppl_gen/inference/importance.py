@@ -171,7 +171,7 @@ def log_marginal_likelihood(
         pair = Pair(model, guide, x, *args, **kwargs)
         blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
-        return _gather(num_samples, parts, len(x), progress)
+        return Estimates(num_samples=num_samples, **gathered(parts, len(x), progress))
 
 
 def elbo_terms(
@@ -345,9 +345,9 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
     return result
 
 
-def _gather(
-    num_samples: int, parts: Iterator[tuple[int, dict[str, Any]]], total: int, progress: Progress | None
-) -> Estimates:
+def gathered(
+    parts: Iterator[tuple[int, dict[str, Any]]], total: int, progress: Progress | None = None
+) -> dict[str, Any]:
     """All blocks in one tensor each, made before the first: a small tensor kept from every block would pin the memory
     between them."""
     whole: dict[str, Any] = {}
@@ -369,4 +369,4 @@ def _gather(
         start += count
         if progress is not None:
             progress(count)
-    return Estimates(num_samples=num_samples, **whole)
+    return whole

@@ -24,7 +24,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.importance import CHUNK_SIZE, LogPx, Progress, reduced
+from ppl_gen.inference.importance import CHUNK_SIZE, LogPx, Progress, gathered, reduced
 from ppl_gen.inference.traces import Pair, evaluating, take
 from ppl_gen.memory import keep_freed_memory
 
@@ -68,19 +68,19 @@ def proposal_log_px(
     if min(counts, default=1) < 1 or (prior_share > 0 and from_prior < 1) or from_prior + sum(counts) < num_samples:
         raise BadInput(f"--num-samples {num_samples}: too few for every proposal to have one")
 
-    parts = []
     keep_freed_memory()
     with evaluating(model, *guides):
         pairs = [Pair(model, guide, x, *args, **kwargs) for guide in guides]
         if not pairs:
             pairs, counts = [Pair(*_from_prior(model), x, *args, **kwargs)], [0]
         _check(pairs, temperature)
-        for rows in torch.arange(len(x), device=x.device).split(max(1, min(_IMAGES_PER_BLOCK, chunk_size))):
-            mixture = _Mixture(pairs, counts, from_prior, temperature, take(rows, x, args, kwargs))
-            parts.append(reduced(mixture.log_weights(chunk_size)))
-            if progress is not None:
-                progress(len(rows))
-    return LogPx(num_samples, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        blocks = torch.arange(len(x), device=x.device).split(max(1, min(_IMAGES_PER_BLOCK, chunk_size)))
+        mixtures = (
+            (len(rows), _Mixture(pairs, counts, from_prior, temperature, take(rows, x, args, kwargs)))
+            for rows in blocks
+        )
+        parts = ((count, reduced(mixture.log_weights(chunk_size))) for count, mixture in mixtures)
+        return LogPx(num_samples, **gathered(parts, len(x), progress))
 
 
 def _from_prior(model: Any) -> tuple[Any, Callable[..., Any]]:

@@ -31,15 +31,37 @@ def test_schedules_rise_from_0_to_1(schedule: str) -> None:
     assert bool((betas.diff() > 0).all())
 
 
-@pytest.mark.parametrize("schedule", ["adaptive", "sigmoid", "linear"])
-def test_mean_weight_is_unbiased(schedule: str) -> None:
+def test_sigmoid_schedule() -> None:
+    """Grosse et al. 2015: equal steps of a logistic function's argument from -4 to 4, brought to [0, 1]."""
+    low, middle = 1 / (1 + math.exp(4)), 1 / (1 + math.exp(2))
+    quarter = (middle - low) / (1 - 2 * low)
+    expected = torch.tensor([0, quarter, 0.5, 1 - quarter, 1], dtype=F64)
+    torch.testing.assert_close(Annealing(4, schedule="sigmoid").betas(), expected)
+
+
+def test_adapted_temperatures_are_worth_it() -> None:
+    """At the same cost, bounds on a posterior far narrower than the prior are less than half as far apart as from
+    equally spaced temperatures, beyond 2 standard errors."""
+    model = LinearGaussian(8, 4, noise=0.1).requires_grad_(False)
+    widths = {}
+    for schedule in ("adaptive", "linear"):
+        annealing = Annealing(60, num_chains=8, leapfrog_steps=3, schedule=schedule)  # type: ignore[arg-type]
+        widths[schedule] = sandwich(model, 50, annealing=annealing).width
+    difference = widths["linear"] / 2 - widths["adaptive"]
+    assert float(difference.mean()) > 2 * float(difference.std()) / math.sqrt(50)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start"), [("adaptive", "prior"), ("sigmoid", "prior"), ("linear", "prior"), ("adaptive", "guide")]
+)
+def test_mean_weight_is_unbiased(schedule: str, start: str) -> None:
     """Even with 4 temperatures: p-hat / p(x) has mean 1 over 10,000 images, within 4 standard errors; so has its
-    inverse backwards, from images of the model."""
+    inverse backwards, from images of the model. The guide is half as wide again as the posterior."""
     linear = LinearGaussian(noise=2.0).requires_grad_(False)
-    annealing = Annealing(4, num_chains=2, leapfrog_steps=3, schedule=schedule)  # type: ignore[arg-type]
-    x = linear.model(n=1)
-    found = annealed_log_px(linear, x.expand(10_000, -1), annealing=annealing)
-    between = sandwich(linear, 10_000, annealing=annealing)
+    annealing = Annealing(4, 2, leapfrog_steps=3, schedule=schedule, start=start)  # type: ignore[arg-type]
+    x, guide = linear.model(n=1), ExactGuide(linear, 1.5)
+    found = annealed_log_px(linear, x.expand(10_000, -1), guide=guide, annealing=annealing)
+    between = sandwich(linear, 10_000, guide=guide, annealing=annealing)
     for ratio in ((found.log_px - linear.log_px(x)).exp(), (linear.log_px(between.x) - between.upper).exp()):
         error = float(ratio.std()) / 100
         assert abs(float(ratio.mean()) - 1) < 4 * error
@@ -110,6 +132,24 @@ def test_from_a_wide_guide_it_is_still_right(linear: LinearGaussian) -> None:
     found = annealed_log_px(linear, x, guide=ExactGuide(linear, 2.0), annealing=annealing)
     allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
     assert bool(((found.log_px - linear.log_px(x)).abs() < allowed).all())
+
+
+def test_groups_of_chains_are_chains(linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 chains in groups of at most 5: all of them count, and nothing else changes."""
+    monkeypatch.setattr("ppl_gen.inference.annealed.CHUNK_SIZE", 5)
+    x, passed = linear.model(n=3), []
+    annealing = Annealing(100, num_chains=32, leapfrog_steps=3)
+    assert annealing.groups == [5, 5, 5, 5, 5, 5, 2]
+    found = annealed_log_px(linear, x, annealing=annealing, progress=passed.append)
+    assert sum(passed) == 3 * annealing.work
+    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
+    assert bool(((found.log_px - linear.log_px(x)).abs() < allowed).all())
+    assert float(found.ess.min()) > 5  # of all the groups
+    exact = Annealing(3, num_chains=12, leapfrog_steps=1, start="guide")
+    guide, passed = ExactGuide(linear), []
+    between = sandwich(linear, 2, guide=guide, annealing=exact, progress=passed.append)
+    assert sum(passed) == 2 * exact.sandwich_work
+    torch.testing.assert_close(between.width, torch.zeros(2, dtype=F64), rtol=0, atol=1e-9)
 
 
 def test_steps_are_adapted(linear: LinearGaussian) -> None:

@@ -15,7 +15,8 @@ import ppl_gen
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.enumeration import exact_log_px
 from ppl_gen.inference.importance import jackknife_bounds
-from ppl_gen.inference.proposals import proposal_log_px
+from ppl_gen.inference.proposals import _Mixture, proposal_log_px
+from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 
@@ -88,10 +89,21 @@ def test_temperature_makes_a_narrow_guide_right(linear: LinearGaussian) -> None:
 
 
 def test_defense_bounds_the_weights(linear: LinearGaussian) -> None:
-    """However bad the guide, no weight is above max p(x | z) / share: log p-hat within 0.5 nats here, where the guide
-    alone is off by more."""
+    """However bad the guide, no weight is above max p(x | z) / share, which the guide's own weights pass; log p-hat is
+    within 0.5 nats here, where the guide alone is off by more."""
     x = linear.model(n=20)
     bad = Shifted(linear, 3.0, 0.3)
+    best = torch.linalg.lstsq(linear.weight, x.T).solution.T
+    bound = linear.likelihood(best).log_prob(x)
+    wide = ExactGuide(linear, 0.4)  # its weights grow without bound away from its centre
+    for share in (0.1, 0.5):
+        count = round(share * 2000)
+        pair = Pair(linear, wide, x)
+        with evaluating(linear, wide):
+            log_w = _Mixture([pair], [2000 - count], count, 1.0, (x, (), {})).log_weights(1000)
+            alone = _Mixture([pair], [2000], 0, 1.0, (x, (), {})).log_weights(1000)
+        assert bool((log_w <= bound - math.log(share) + 1e-9).all())
+        assert bool((alone > bound - math.log(share)).any())
     alone = proposal_log_px(linear, [bad], x, num_samples=2000)
     defended = proposal_log_px(linear, [bad], x, num_samples=2000, prior_share=0.5)
     exact = linear.log_px(x)
