@@ -111,7 +111,7 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
             elif command is sweep.command:
                 arguments = _reduce_sweep(arguments)
             elif command is evaluate.command:
-                arguments = [*arguments, "--num-images", "10", *QUICK_ANNEALING]
+                arguments = [*arguments, "--num-images", "10", *(QUICK_ANNEALING if "annealed" in arguments else [])]
             elif command is calibrate.command:
                 arguments += shlex.split("--repetitions 2 --num-images 1 --num-samples 25 --num-temperatures 3")
             status, out_text, err = call(command, *arguments)
