@@ -1,12 +1,14 @@
 """Invertible transforms for guides and priors: Zuko's and Pyro's, which remember what they have just computed, so that
 a sample and its density take one pass together."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 import zuko
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from torch import Tensor, nn
@@ -38,6 +40,25 @@ class _Remembering(zuko.transforms.AutoregressiveTransform):
         return log_det if x is last_x and y is last_y else super().log_abs_det_jacobian(x, y)
 
 
+class _Spline(zuko.transforms.MonotonicRQSTransform):
+    """Zuko's, but that what is to sum to one is divided by its sum: the parameters are bounded, and a softmax over a
+    few bins took half the time of the flow."""
+
+    def __init__(self, widths: Tensor, heights: Tensor, derivatives: Tensor):
+        Transform.__init__(self)
+        bound, least = 5.0, math.log(1e-3)  # Zuko's defaults
+        self.horizontal, self.vertical = (bound * (2 * _knots(each, least) - 1) for each in (widths, heights))
+        slopes = derivatives / (1 + (derivatives / least).abs())
+        self.derivatives = F.pad(slopes, (1, 1)).exp()
+
+
+def _knots(sizes: Tensor, least: float) -> Tensor:
+    """0 … 1 [..., bins + 1] from the unconstrained logarithms of what lies between."""
+    sizes = (sizes / (1 + (2 * sizes / least).abs())).exp()
+    passed = sizes.cumsum(-1)
+    return F.pad(passed / passed[..., -1:], (1, 0))
+
+
 class Autoregressive(nn.Module):
     """y_i = f(x_i; x_1 … x_{i-1}, h): one pass from x to y, `passes` passes back. f is affine (Kingma et al. 2016), or
     a monotonic rational-quadratic spline on [-5, 5] (Durkan et al. 2019).
@@ -64,7 +85,7 @@ class Autoregressive(nn.Module):
         order = torch.arange(dim)
         spline: dict[str, Any] = {}
         if num_bins is not None:
-            spline["univariate"] = zuko.transforms.MonotonicRQSTransform
+            spline["univariate"] = _Spline
             spline["shapes"] = [(num_bins,), (num_bins,), (num_bins - 1,)]
         self.lazy = zuko.flows.MaskedAutoregressiveTransform(
             dim, num_features, passes, order.flip(0) if reverse else order, hidden_features=tuple(hidden_dims), **spline
