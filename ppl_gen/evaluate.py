@@ -22,7 +22,7 @@ from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.traces import Pair, evaluating
-from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair, restricted
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run
@@ -232,18 +232,17 @@ def other_guides(options: EvaluationOptions, named: Named) -> list[nn.Module]:
     """The guides of `options.proposals`."""
     guides = []
     for path in options.proposals:
-        recorded = {kind: str(Run.open(path).config.get(kind)) for kind in asdict(named)}
-        again = {kind: name for kind, name in asdict(named).items() if is_external(recorded[kind])}
-        if is_external(recorded["guide"]):
-            alike = [name for name in options.proposal_guides if _class_name(name) == _class_name(recorded["guide"])]
+        other = Run.open(path)
+        again, recorded = restricted(other, named), str(other.config.get("guide"))
+        if is_external(recorded):
+            alike = [name for name in options.proposal_guides if _class_name(name) == _class_name(recorded)]
             if alike:
-                again["guide"] = alike[0]
-            elif _class_name(str(named.guide)) != _class_name(recorded["guide"]):
+                again = replace(again, guide=alike[0])
+            elif _class_name(str(named.guide)) != _class_name(recorded):
                 raise BadInput(
-                    f"{path}: was fitted with the guide {recorded['guide']}; name it again: "
-                    f"--proposal-guides {recorded['guide']}"
+                    f"{path}: was fitted with the guide {recorded}; name it again: --proposal-guides {recorded}"
                 )
-        guides.append(open_fitted(path, Named(**again), device=options.device)[3])
+        guides.append(open_fitted(path, again, device=options.device)[3])
     return guides
 
 

@@ -250,6 +250,12 @@ def open_fitted(
     return run, config, *pair, data
 
 
+def restricted(run: Run, named: Named) -> Named:
+    """Those of the classes that a run was fitted with a class of one's own in the place of: for commands that take
+    several runs."""
+    return Named(**{kind: name for kind, name in asdict(named).items() if is_external(str(run.config.get(kind)))})
+
+
 @contextmanager
 def estimating(model: nn.Module, guide: nn.Module, data: Data, seed: int) -> Iterator[None]:
     """`evaluating`, with products in full float32 and noise from `seed`; all restored after."""

@@ -114,6 +114,14 @@ _PICTURES = {
         "Which components explain which images",
         "Images, each beside the components most responsible for it and their probabilities",
     ),
+    "sample_classes": (
+        "The classes that a classifier sees in the samples, beside those of the test images",
+        "Bars of the share of each class, in pairs: of the samples, and of the test images",
+    ),
+    "neighbours": (
+        "Samples, and below each the training image that is nearest to it",
+        "Two rows of ten images: samples above, their nearest training images below, with the distances",
+    ),
     "spliced": (
         "Natural and spliced images, with log p(x) in nats",
         "A row of images as they are, and a row of images put together from halves of two, log p(x) below each",
@@ -242,16 +250,21 @@ def report(run: Run) -> str:
         content.append(tag("p", f"{summaries.images(gaps)}; {gaps['checkpoint']} weights; {gaps['seconds']:.0f} s"))
         for title, rows in summaries.gap_rows(gaps):
             content.append(_figures(title or summaries.gap_units(gaps), rows, "Monte Carlo error"))
+    quality = run.read_json("quality.json")
+    if quality:
+        content.append(tag("h2", "Samples, to a classifier"))
+        content.append(tag("p", f"{summaries.quality_images(quality)}; {quality['checkpoint']} weights"))
+        content.append(_figures(summaries.QUALITY_UNITS, summaries.quality_rows(quality), "", "value"))
     pictures = _pictures(run, summary or {}, metrics)
     if pictures:
         content += [tag("h2", "Pictures"), tag("div", *pictures, class_="pictures")]
     content += [tag("h2", "Options"), tag("div", *_options(config), class_="options")]
-    content += [tag("h2", "Make it again"), _commands(_again(run, summary, gaps))]
+    content += [tag("h2", "Make it again"), _commands(_again(run, summary, gaps, quality))]
     prominent = [_warning(text) for text in dict.fromkeys(warnings) if text]
     return page(f"{summaries.pair(config)}, on {config['data_name']}", tag("p", lead), *prominent, *content)
 
 
-def _figures(caption: str, rows: "Iterable[Row]", note: str) -> Html:
+def _figures(caption: str, rows: "Iterable[Row]", note: str, units: str = "nats") -> Html:
     """Rows of `summaries`, as a table."""
     lines = []
     for row in rows:
@@ -262,7 +275,7 @@ def _figures(caption: str, rows: "Iterable[Row]", note: str) -> Html:
             figures = (f"{'at least ' if row.at_least else ''}{row.mean}", f"± {row.se}" if row.se else "")
             cells = [*(tag("td", each, class_="number") for each in figures), tag("td", row.note, class_="note")]
         lines.append(tag("tr", label, *cells))
-    return grid(caption, ("quantity", "nats", "± s.e.", note), lines, ("nats", "± s.e."))
+    return grid(caption, ("quantity", units, "± s.e.", note), lines, (units, "± s.e."))
 
 
 def _pictures(run: Run, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[Html]:
@@ -336,7 +349,7 @@ def fit_command(config: dict[str, Any]) -> list[str]:
 
 
 def _again(
-    run: Run, summary: dict[str, Any] | None, gaps: dict[str, Any] | None
+    run: Run, summary: dict[str, Any] | None, gaps: dict[str, Any] | None, quality: dict[str, Any] | None
 ) -> Iterator[tuple[str, Sequence[str]]]:
     named, made = named_again(run.config), fit_command(run.config)
     yield "the run, where there is none yet" if made else "the run was made from Python", made
@@ -345,6 +358,11 @@ def _again(
     for text, found in (("these numbers", summary), ("these gaps", gaps)):
         if found:
             yield text, ["python", "-m", "ppl_gen.evaluate", str(run.path), *named, *_evaluation(found)]
+    if quality:
+        options = {key.replace("_", "-"): quality[key] for key in ("num_images", "images", "checkpoint", "seed")}
+        options["classifier-steps"] = quality["classifier"]["steps"]
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        yield "these scores of samples", ["python", "-m", "ppl_gen.quality", str(run.path), *named, *words]
 
 
 def _evaluation(summary: dict[str, Any]) -> list[str]:

@@ -464,6 +464,48 @@ def gap_table(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {warning}" for warning in warnings(summary["observation"]))])
 
 
+QUALITY_UNITS = "± standard error; in brackets, as many training images in the place of the samples"
+
+
+def quality_rows(summary: dict[str, Any]) -> list[Row]:
+    """The figures of a `quality.json`."""
+    s, floor = summary, summary["training_images"]
+
+    def score(label: str, key: str, digits: int) -> Row:
+        mean, se, of_training = (_fixed(each, digits) for each in (s[key]["mean"], s[key]["se"], floor[key]["mean"]))
+        return Row(label, mean, se, f"({of_training})")
+
+    classes, distance = s["classes"], s["nearest"]
+    seen = ", ".join(f"{share:.1%}" for share in classes["share"])
+    return [
+        score("Fréchet distance", "frechet", 2),
+        score("kernel distance", "kernel", 3),
+        score("precision", "precision", 3),
+        score("recall", "recall", 3),
+        Row("classes covered", note=f"{classes['covered']} of {classes['of']}"),
+        Row("their shares", note=f"{seen}; KL to the data's {classes['divergence']:.3f} nats"),
+        Row(
+            "nearest training image",
+            note=f"median distance {distance['samples']:.2f}; of test images {distance['test']:.2f}",
+        ),
+        Row("classifier", note=f"right on {s['classifier']['accuracy']:.1%} of the test images"),
+        Row("this took", note=f"{s['seconds']:.0f} s, and the classifier's training"),
+    ]
+
+
+def quality_images(summary: dict[str, Any]) -> str:
+    """What a `quality.json` compares."""
+    what = {"draws": "draws x ~ p(x)", "means": "means E[x | z]"}[summary["images"]]
+    against = f"binarization {summary['binarization']}" if summary["images"] == "draws" else "grey values"
+    return f"{summary['num_images']} {what} against as many test images of {summary['data']}, {against}"
+
+
+def quality_table(summary: dict[str, Any]) -> str:
+    """The scores of samples as a person reads them."""
+    lines = [f"{pair(summary)}: {quality_images(summary)}", QUALITY_UNITS]
+    return "\n".join([*lines, *(_line(row, 24, "{:>1}{:>8}{}") for row in quality_rows(summary))])
+
+
 def _small(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "unknown"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ppl_gen import calibrate, cli, evaluate, fit, sweep
+from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.inference.gaps import Search
 from ppl_gen.loading import Config
@@ -65,13 +65,7 @@ def _reduce_sweep(arguments: list[str]) -> list[str]:
     return [*arguments[: seeds + 1], *arguments[after:cut], "--", *_reduce(arguments[cut + 1 :])]
 
 
-PAGES = [
-    "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("guides", "objectives", "estimates", "gan", "runs", "enumeration", "uses", "compare")
-    ),
-]
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "results")]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -112,6 +106,8 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
                 arguments = _reduce_sweep(arguments)
             elif command is evaluate.command:
                 arguments = [*arguments, "--num-images", "10", *(QUICK_ANNEALING if "annealed" in arguments else [])]
+            elif command is quality.command:
+                arguments += shlex.split("--num-images 30 --classifier-steps 20")
             elif command is calibrate.command:
                 arguments += shlex.split("--repetitions 2 --num-images 1 --num-samples 25 --num-temperatures 3")
             status, out_text, err = call(command, *arguments)

@@ -40,6 +40,7 @@ COMMANDS = {
     "sweep.py",
     "calibrate.py",
     "sample.py",
+    "quality.py",
     "__init__.py",
 }
 

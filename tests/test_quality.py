@@ -1,0 +1,116 @@
+"""Scores of samples, on the bundled digits."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_gen import fit, quality
+from ppl_gen.data import DataOptions, load_data
+from ppl_gen.loading import Config
+from ppl_gen.training import TrainingOptions
+
+Call = Callable[..., tuple[int, str, str]]
+FEW = ("--num-images", "60", "--classifier-steps", "150")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = Config(
+        "mixture",
+        {"num_components": 20},
+        "enumerated",
+        data=DataOptions("digits", "static"),
+        training=TrainingOptions(epochs=5, learning_rate=0.05),
+        num_samples=30,
+    )
+    return fit.fit(config, tmp_path_factory.mktemp("runs") / "mixture", quiet=True).path
+
+
+@pytest.fixture
+def mixture(elsewhere: Path, fitted: Path) -> Path:
+    return Path(shutil.copytree(fitted, elsewhere / "mixture"))
+
+
+def test_a_run(mixture: Path, call: Call) -> None:
+    status, out, err = call(quality.command, "mixture", *FEW)
+    assert status == 0, err
+    found = json.loads((mixture / "quality.json").read_text())
+    assert found["images"] == "draws" and found["num_images"] == 60
+    assert found["classifier"]["accuracy"] > 0.7
+    for part in (found, found["training_images"]):
+        assert sum(part["classes"]["share"]) == pytest.approx(1)
+        assert all(part[key]["se"] >= 0 for key in ("frechet", "kernel", "precision", "recall"))
+    assert found["frechet"]["mean"] > found["training_images"]["frechet"]["mean"] > 0
+    assert "Fréchet distance" in out and f"{found['frechet']['mean']:.2f} ± {found['frechet']['se']:.2f}" in out
+    page = (mixture / "report.html").read_text()
+    assert "Samples, to a classifier" in page and f"{found['recall']['mean']:.3f}" in page
+    assert "ppl_gen.quality" in page
+    for name in ("sample_classes", "neighbours"):
+        assert (mixture / "figures" / f"{name}.png").stat().st_size > 5000
+    assert call(quality.command, "mixture", *FEW)[0] == 0
+    again = json.loads((mixture / "quality.json").read_text())
+    assert again | {"seconds": 0} == found | {"seconds": 0}
+
+
+def test_means_against_grey_values_and_several_runs(mixture: Path, elsewhere: Path, call: Call) -> None:
+    quick = ("--data", "digits", "--epochs", "1", "--train-size", "200", "--latent-dim", "3", "--hidden-dims", "16")
+    assert call(fit.command, "gan", *quick, "--out", "gan")[0] == 0
+    status, out, err = call(quality.command, "gan", "mixture", "--images", "means", *FEW)
+    assert status == 0, err
+    assert out.count("60 means E[x | z] against as many test images of digits, grey values") == 2
+    status, out, err = call(quality.command, "gan", *FEW)
+    assert status == 0, err
+    assert json.loads((elsewhere / "gan" / "quality.json").read_text())["images"] == "means"
+
+
+def test_scores_know_a_collapse_and_copies() -> None:
+    """Training images are as good as it gets, and are found to be copies; of one class alone, one is covered."""
+    data = load_data(DataOptions("digits", "none"))
+    judge = quality.train_judge(data, 300, quality.QualityOptions(classifier_steps=300), quiet=True)
+    assert judge.accuracy > 0.9
+    copies = data.targets("train")[:300]
+    good = judge.scores(copies)
+    assert good["classes"]["covered"] == good["classes"]["of"] == 10
+    assert good["frechet"]["mean"] < 2 * judge.floor["frechet"]["mean"]
+    assert float(quality.nearest(copies, judge.train)[0].max()) < 0.01
+    assert data.train.labels is not None
+    zeros = data.targets("train")[data.train.labels == 0]
+    collapsed = judge.scores(zeros[torch.arange(300) % len(zeros)])
+    assert collapsed["classes"]["covered"] == 1
+    assert collapsed["classes"]["divergence"] > 2
+    assert collapsed["recall"]["mean"] < 0.2 < 0.8 < good["recall"]["mean"]
+    assert collapsed["frechet"]["mean"] > 10 * good["frechet"]["mean"]
+
+
+def test_own_images_without_labels_are_refused(elsewhere: Path, call: Call) -> None:
+    rng = np.random.default_rng(0)
+    np.save("mine.npy", rng.random((400, 5, 5)))
+    options = ("--data", "mine.npy", "--epochs", "1", "--num-components", "2", "--out", "mine")
+    assert call(fit.command, "mixture", *options)[0] == 0
+    status, _, err = call(quality.command, "mine", "--num-images", "20")
+    assert status == 2
+    assert "has no labels to train a classifier on" in err
+    assert not (elsewhere / "mine" / "quality.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name at least one run"),
+        (("mixture", "--num-images", "10"), "--num-images 10: must be at least 20"),
+        (("mixture", "--num-images", "301"), "--num-images 301: the test split has 300"),
+        (("mixture", "--classifier-steps", "0"), "--classifier-steps 0"),
+        (("mixture", "--seed", "-1"), "--seed -1"),
+        (("nowhere",), "nowhere"),
+    ],
+)
+def test_bad_options(mixture: Path, call: Call, arguments: tuple[str, ...], message: str) -> None:
+    status, _, err = call(quality.command, *arguments)
+    assert status == 2
+    assert message in err
+    assert not (mixture / "quality.json").exists()
