@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -54,15 +55,24 @@ def main(command: Callable[[list[str]], Any]) -> NoReturn:
         command(sys.argv[1:])
         sys.stdout.flush()
     except BadInput as error:
+        _let_the_first_speak()
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
+        _let_the_first_speak()
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Failed as error:  # anything else keeps its traceback: that is for our bugs
+        _let_the_first_speak()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def _let_the_first_speak() -> None:
+    """Of several processes that fail for one reason, the first says why, and torchrun ends the others meanwhile."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+        time.sleep(5)

@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import nn
 
-from ppl_gen import cli
+from ppl_gen import cli, parallel
 from ppl_gen.components import is_external
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, describe, require
@@ -118,16 +118,21 @@ def evaluate(
     count = len(split) if options.num_images is None else options.num_images
     require(count <= len(split), "num_images", count, f"the {options.split} split has {len(split)}")
     num_samples = options.num_samples or config.num_samples
-    x = data.targets(options.split)[:count]
+    whole = data.targets(options.split)[:count]
+    require(count >= parallel.size(), "num_images", count, f"there are {parallel.size()} processes")
+    rows = parallel.share(torch.arange(count, device=whole.device))
+    x = whole[rows]
     pair, _ = read_pair(model, guide, data)
     if options.estimator == "annealed":
         _check_annealing(model, guide, pair, x, options)
+        between_images = len(parallel.share(torch.arange(options.sandwich)))
+        options = replace(options, sandwich=between_images)
     exactly, sampled = estimators(model, pair, options.estimator, x.device)
     labels = None if split.labels is None else split.labels[:count]
-    args = (labels,) if labels is not None and takes_labels(model, guide) else ()
+    args = (labels[rows],) if labels is not None and takes_labels(model, guide) else ()
 
     started = time.perf_counter()
-    with estimating(model, guide, data, options.seed):
+    with estimating(model, guide, data, options.seed + parallel.rank()):
         found = Found(
             exact=exactly_known(model, guide, pair, x, args, quiet) if exactly else None,
             importance=by_sampling(model, guide, x, args, num_samples, quiet) if sampled else None,
@@ -149,7 +154,8 @@ def evaluate(
         if options.estimator == "annealed":
             annealed, between = _annealed(model, guide, x, args, options, quiet)
             found = replace(found, annealed=annealed, sandwich=between)
-        in_use = _in_use(model, pair, x)
+        in_use = _in_use(model, pair, whole)
+    found = parallel.gathered(found)
     summary = {
         "model": config.model,
         "guide": config.guide,
@@ -158,7 +164,7 @@ def evaluate(
         "split": options.split,
         "num_images": count,
         "binarization": data.binarization,
-        "observation": observation(pair, x),
+        "observation": observation(pair, whole),
         "seed": options.seed,
         "training_seed": config.training.seed,
         "checkpoint": options.checkpoint,
@@ -373,21 +379,28 @@ def command(arguments: list[str]) -> None:
     )
     from ppl_gen.figures.run import draw_evaluation
 
+    parallel.join()
     options = given.options
     run, config, model, guide, data = open_fitted(
         given.run, given.named, checkpoint=options.checkpoint, device=options.device
     )
+    run.writes = parallel.rank() == 0
     if options.gaps:
+        if parallel.size() > 1:
+            raise BadInput("--gaps: takes one process")
         found = split_gap(run, config, model, guide, data, options)
         write_report(run)
         print(gap_table(found))
         print(f"written to {run.path / 'gaps.json'}")
         return
-    summary = evaluate(run, config, model, guide, data, options, others=other_guides(options, given.named))
-    draw_evaluation(run)
-    write_report(run)
-    print(table(summary))
-    print(f"written to {run.path / 'evaluation.json'} and evaluation.nc")
+    others = other_guides(options, given.named)
+    summary = evaluate(run, config, model, guide, data, options, quiet=not run.writes, others=others)
+    parallel.leave()
+    if run.writes:
+        draw_evaluation(run)
+        write_report(run)
+        print(table(summary))
+        print(f"written to {run.path / 'evaluation.json'} and evaluation.nc")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ppl_gen import cli, components
+from ppl_gen import cli, components, parallel
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
@@ -36,10 +36,15 @@ def fit(config: Config, out: str | Path | None = None, *, quiet: bool = False) -
     :raises BadInput: before anything is written, if the configuration cannot work.
     """
     out = None if out is None else Path(out)
-    check_new(out)
+    quiet = quiet or parallel.rank() > 0
+    if parallel.rank() == 0:
+        check_new(out)
     data, model, guide, pair, batch = _prepare(config, quiet)
     stem = "-".join(_short(name) for name in (config.model, config.guide, data.name))
-    run = Run.create(out, stem, config.to_json(data))
+    content = config.to_json(data)
+    path = parallel.of_the_first(Run.create(out, stem, content).path if parallel.rank() == 0 else None)
+    assert path is not None
+    run = Run(path, content, writes=parallel.rank() == 0)
     _finish(run, config, data, model, guide, pair, batch, quiet)
     return run
 
@@ -49,7 +54,9 @@ def resume(path: str | Path, named: Named | None = None, *, quiet: bool = False)
 
     :param named: classes of your own, named again.
     """
+    quiet = quiet or parallel.rank() > 0
     run = Run.open(Path(path))
+    run.writes = parallel.rank() == 0
     config = config_of(run, named or Named())
     for file in changed_files(run, config):
         print(f"warning: {file} has changed since the run was started", file=sys.stderr)
@@ -89,7 +96,8 @@ def _prepare(
     """
     require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
     device = resolve_device(config.training.device)
-    data = load_data(config.data)
+    with parallel.one_first():
+        data = load_data(config.data)
     if data.notice and not quiet:
         print(f"*** {data.notice} ***", flush=True)
     data = data.to(device)
@@ -137,6 +145,8 @@ def _finish(
         if summary is None:
             options = _evaluation_options(config, model)
             summary = evaluate(run, config, model, guide, data, options, quiet)
+        if not run.writes:
+            return
         draw_training(run, model, guide, data, pair, batch)
         draw_evaluation(run)
         write_report(run)
@@ -444,16 +454,18 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
 
 
 def command(arguments: list[str]) -> None:
+    parallel.join()
     if any(argument.partition("=")[0] == "--resume" for argument in arguments):
         rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
         given = cli.parse(ResumeCommand, rest, PROGRAM, "Continue an interrupted run; its options are its own.")
         resume(given.resume, given.named)
-        return
-    config, options = parse(arguments)
-    if options.dry_run:
-        print(dry_run(config))
     else:
-        fit(config, options.out)
+        config, options = parse(arguments)
+        if options.dry_run:
+            print(dry_run(config))
+        else:
+            fit(config, options.out)
+    parallel.leave()
 
 
 if __name__ == "__main__":

@@ -31,9 +31,11 @@ FORMAT = 1
 class Run:
     """A directory with the files of one run."""
 
-    def __init__(self, path: Path, config: dict[str, Any]):
+    def __init__(self, path: Path, config: dict[str, Any], *, writes: bool = True):
         self.path = path
         self.config = config
+        self.writes = writes
+        """Whether anything is: of several processes, one does."""
 
     @classmethod
     def create(cls, out: Path | None, stem: str, config: dict[str, Any]) -> "Run":
@@ -81,8 +83,12 @@ class Run:
     # JSON, arrays and pictures ---------------------------------------------------------------------------------
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        with _told(self.path):
-            _write(self.path / name, to_json(content).encode())
+        self._write(name, to_json(content).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        if self.writes:
+            with _told(self.path):
+                _write(self.path / name, content)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
@@ -96,7 +102,8 @@ class Run:
 
     def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let `write` make the file under a temporary name, then put it in place."""
-        write_file(self.path / name, write)
+        if self.writes:
+            write_file(self.path / name, write)
 
     def add_array(self, name: str, key: str, values: "np.ndarray") -> None:
         """Put an array into an .npz file of the run, in the place of one with its key."""
@@ -114,6 +121,8 @@ class Run:
     # Metrics ---------------------------------------------------------------------------------------------------
 
     def append_metrics(self, line: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         with _told(self.path), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(_finite(line)) + "\n")
             file.flush()
@@ -132,8 +141,7 @@ class Run:
     def cut_metrics(self, step: int) -> None:
         """Drop what was measured after `step`."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-        with _told(self.path):
-            _write(self.path / "metrics.jsonl", "".join(kept).encode())
+        self._write("metrics.jsonl", "".join(kept).encode())
 
     # Checkpoint ------------------------------------------------------------------------------------------------
 
@@ -143,12 +151,13 @@ class Run:
 
     def save_checkpoint(self, tensors: "Mapping[str, Tensor]", state: dict[str, Any]) -> None:
         """Tensors by name, and a JSON object of everything else."""
+        if not self.writes:
+            return
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"state": json.dumps(state), "crc32": str(_checksum(tensors))}
-        with _told(self.path):
-            _write(self.checkpoint_path, save(tensors, metadata))
+        self._write(self.checkpoint_path.name, save(tensors, metadata))
 
     def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
         """What `save_checkpoint` wrote; None if nothing was. Raises `BadInput` if it is damaged."""

@@ -6,6 +6,10 @@ size, so that the loss is nats per image and no scale enters the log-weights of 
 A checkpoint holds everything that the next step depends on: weights, optimizer, step, and the state of the random
 number generators. The order of the images in an epoch depends on the seed and the epoch alone. A resumed run thus ends
 with the same weights, bit for bit, as one that was never interrupted, on the same machine and number of threads.
+
+Of several processes each takes its share of every batch, with noise that depends on the seed, the step and the
+process. Their gradients are averaged by images before each step, so that all hold the same weights; the first measures
+and saves.
 """
 
 import inspect
@@ -28,6 +32,7 @@ from pyro.infer.elbo import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from ppl_gen import parallel
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require
 from ppl_gen.inference.annealed import fit_scale
@@ -223,8 +228,9 @@ def _train(
     adversarial = isinstance(elbo, Adversarial)
     warmup = ScaleLatents()
     loss, loss_and_grads = _losses(elbo)
+    together = None if parallel.size() == 1 else _Together(loss, parameters, interrupted)
     functions = [scaled(f, warmup) if options.kl_warmup else f for f in (pair.model, pair.guide)]
-    svi = SVI(*functions, optimizer, loss=loss, loss_and_grads=loss_and_grads)
+    svi = SVI(*functions, optimizer, loss=loss, loss_and_grads=together or loss_and_grads)
 
     state: dict[str, Any] = {"epoch": 0, "step": 0, "loss_sum": 0.0, "seconds": 0.0, "best": None}
     best: dict[str, Tensor] = {}
@@ -234,6 +240,7 @@ def _train(
         best = {name: tensor for name, tensor in tensors.items() if name.startswith("best.")}
         _restore(modules, optimizer.adam, tensors, run)
     run.cut_metrics(state["step"] if checkpoint is not None else -1)
+    parallel.wait()  # until all have read what is about to be written
     started = time.perf_counter() - state["seconds"]
 
     def save() -> None:
@@ -253,8 +260,10 @@ def _train(
 
     shown = {0, (options.epochs + 1) // 2, options.epochs}
 
-    def measure(mean_loss: float | None) -> dict[str, Any]:
+    def measure(mean_loss: float | None) -> None:
         nonlocal best
+        if parallel.rank() > 0:
+            return
         line: dict[str, Any] = {
             "epoch": state["epoch"],
             "step": state["step"],
@@ -275,11 +284,11 @@ def _train(
         run.append_metrics(line)
         if state["epoch"] in shown:
             _keep_samples(run, model, pair, state["epoch"])
-        return line
+        _show(progress, line, options.epochs)
 
     with Progress(total, "step", done=state["step"], quiet=quiet) as progress:
         if checkpoint is None:
-            _show(progress, measure(None), options.epochs)
+            measure(None)
             save()
         while state["epoch"] < options.epochs:
             order = _order(count, options.seed, state["epoch"]).to(first.device)
@@ -289,29 +298,34 @@ def _train(
                 if options.kl_warmup:
                     warmup.scale = min(1.0, state["step"] / (options.kl_warmup * steps_per_epoch))
                 args = () if labels is None else (labels[index],)
+                if together:
+                    torch.manual_seed(_step_seed(options.seed, state["step"]))
+                    together.whole, index = len(index), parallel.share(index)
+                    args = () if labels is None else (labels[index],)
                 with pyro.validation_enabled(False):
                     value = svi.step(data.batch(index), *args)
+                stop = together.stop if together else interrupted.is_set()
                 state["step"] += 1
                 if not math.isfinite(value):
                     raise Diverged(_diverged(state["step"], run))
-                state["loss_sum"] += value * len(index)
+                state["loss_sum"] += value * (together.whole if together else len(index))
                 progress.advance()
-                if interrupted.is_set() and state["step"] % steps_per_epoch:
+                if stop and state["step"] % steps_per_epoch:
                     save()
                     raise KeyboardInterrupt
             state["epoch"] += 1
             mean_loss, state["loss_sum"] = state["loss_sum"] / count, 0.0
             if adversarial and state["epoch"] == options.epochs:
                 _choose_scale(model, data)
-            _show(progress, measure(mean_loss), options.epochs)
-            if (
-                state["epoch"] % options.checkpoint_every == 0
-                or state["epoch"] == options.epochs
-                or interrupted.is_set()
-            ):
+            measure(mean_loss)
+            if together is None:
+                stop = interrupted.is_set()  # measuring takes a while
+            if state["epoch"] % options.checkpoint_every == 0 or state["epoch"] == options.epochs or stop:
                 save()
-            if interrupted.is_set():
+            if stop:
                 raise KeyboardInterrupt
+    # Statistics of batches, and what was chosen after the last step, are each process's own.
+    parallel.made_equal(list(tensors_of(modules).values()))
 
 
 def _keep_samples(run: Run, model: Any, pair: Pair, epoch: int) -> None:
@@ -352,6 +366,37 @@ def _losses(elbo: Any) -> tuple[Any, Any]:
         return value
 
     return loss, loss_and_grads
+
+
+class _Together:
+    """Loss with its gradient where several processes each have some images of a batch: the sums over processes, as
+    one of them would have for all images. An interrupt that one was sent reaches all with it, after the same step."""
+
+    def __init__(self, loss: Any, parameters: list[nn.Parameter], interrupted: threading.Event):
+        self.loss, self.parameters, self.interrupted = loss, parameters, interrupted
+        self.whole = 0
+        """Images of the batch of all processes."""
+        self.stop = False
+
+    def __call__(self, model: Any, guide: Any, x: Tensor, *args: Any) -> float:
+        told = self.parameters[0].new_zeros(2)
+        if len(x):
+            value = self.loss(model, guide, x, *args) * (len(x) / self.whole)
+            value.backward()
+            told[0] = value.detach()
+        told[1] = float(self.interrupted.is_set())
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        parallel.summed(*(parameter.grad for parameter in self.parameters if parameter.grad is not None), told)
+        value, stop = told.tolist()
+        self.stop = stop > 0
+        return value
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Of the noise of one process in one step."""
+    return ((seed * 1_000_003 + step) * 65_537 + parallel.rank() + _NOISE_STREAM) % 2**63
 
 
 def takes_labels(model: Any, guide: Any) -> bool:
@@ -439,8 +484,9 @@ def interrupts() -> Iterator[threading.Event]:
 
     def set_event(number: int, frame: FrameType | None) -> None:
         event.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if parallel.size() == 1:  # torchrun passes on what a terminal has sent to all already
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     for number in before:
         signal.signal(number, set_event)

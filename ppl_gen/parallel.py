@@ -1,0 +1,116 @@
+"""Several processes that do one job: those that torchrun starts, or the one that there is.
+
+Each has the whole model and a share of the images. They need a file system in common; only the first writes and
+speaks. Torch's `DistributedDataParallel` wraps a module's `forward`, which a Pyro pair has not: gradients are averaged
+here, once per step, in one message.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def join() -> None:
+    """Meet the other processes, if torchrun has started any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+
+
+def leave() -> None:
+    """Part from the others."""
+    if size() > 1:
+        distributed.destroy_process_group()
+
+
+def size() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this one; the first is 0."""
+    return distributed.get_rank() if size() > 1 else 0
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's part of some rows, in their order; none if there are fewer than processes."""
+    return rows.tensor_split(size())[rank()]
+
+
+def of_the_first(value: T) -> T:
+    """A picklable value of the first process, in all."""
+    if size() == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def wait() -> None:
+    """Until all have come here."""
+    if size() > 1:
+        distributed.barrier()
+
+
+@contextmanager
+def one_first() -> Iterator[None]:
+    """Let one process of each machine do this before its others, which find what it has left on disk."""
+    begins = int(os.environ.get("LOCAL_RANK", "0")) == 0 or size() == 1
+    if not begins:
+        wait()
+    yield
+    if begins:
+        wait()
+
+
+def summed(*tensors: Tensor) -> None:
+    """Replace tensors of one type and device by their sums over the processes."""
+    if size() == 1:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    distributed.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def made_equal(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by those of the first process."""
+    if size() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
+
+
+def gathered(part: T) -> T:
+    """The parts of all processes as one, in all: tensors are put one after another, also those in dictionaries and
+    dataclasses; of what is no tensor, the first's. A process whose part is None has none."""
+    if size() == 1:
+        return part
+    parts: list[Any] = [None] * size()
+    distributed.all_gather_object(parts, part)
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    parts = [part for part in parts if part is not None]
+    if not parts:
+        return None
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part.to(first.device) for part in parts])
+    if isinstance(first, dict):
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    if is_dataclass(first) and not isinstance(first, type):
+        return replace(first, **{f.name: _joined([getattr(part, f.name) for part in parts]) for f in fields(first)})
+    return first
