@@ -29,8 +29,9 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Part from the others."""
+    """Part from the others, when all have come here: gloo aborts where one is gone before the other has heard all."""
     if size() > 1:
+        distributed.barrier()
         distributed.destroy_process_group()
 
 

@@ -27,6 +27,7 @@ BENCHMARKS = {
     ),
     "benchmarks.gap": shlex.split("--units 2 3 --data digits --epochs 1 --num-samples 30 --runs gap --out gap.png"),
     "benchmarks.gradients": ["--draws", "3"],
+    "benchmarks.processes": shlex.split("--batch-sizes 10 --rounds 2"),
     "benchmarks.wall": shlex.split("--max-units 2 --out wall.png"),
 }
 QUICK_ANNEALING = shlex.split("--annealed.num-temperatures 4 --annealed.leapfrog-steps 2 --sandwich 3")
@@ -39,13 +40,13 @@ def _blocks(page: str) -> list[tuple[str, str]]:
 
 
 def _commands(text: str) -> list[list[str]]:
-    """`python -m ppl_gen.…` in each line, as arguments."""
+    """`python -m ppl_gen.…` in each line, as arguments; what torchrun would start, too (`test_parallel.py` does)."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         for part in line.split("&&"):
             words = shlex.split(part, comments=True)
-            if words[:1] and words[0].endswith("python") and words[1:2] == ["-m"]:
-                found.append(words[2:])
+            if words[:1] and words[0].endswith(("python", "torchrun")) and "-m" in words:
+                found.append(words[words.index("-m") + 1 :])
     return found
 
 
