@@ -78,10 +78,12 @@ function explore(place, data) {
   const name = (unit) => `z[${unit}]`, clip = (unit, value) => Math.min(high[unit], Math.max(low[unit], value));
 
   // What is seen
-  const image = element("canvas", { class: "image", width: data.width, height: data.height, role: "img", "aria-label": "E[x | z]" });
+  const { width, height } = data;
+  const image = element("canvas", { class: "image", width, height, role: "img", "aria-label": "E[x | z]" });
   const status = element("p", { class: "status", role: "status" });
   const map = element("canvas", { "aria-hidden": "true" });
-  const handle = element("div", { class: "handle", role: "slider", tabindex: "0", "aria-roledescription": "point in a plane" });
+  const handle = element("div", { class: "handle", role: "slider", tabindex: "0" });
+  handle.setAttribute("aria-roledescription", "point in a plane");
   const plane = element("div", { class: "plane" }, map, handle);
   const selects = units.map((_, axis) => {
     const select = element("select", {}, ...order.map((unit) => element("option", { value: unit }, name(unit))));
@@ -92,7 +94,8 @@ function explore(place, data) {
     const input = element("input", { type: "range", min: low[unit], max: high[unit], step: 0.01 });
     input.addEventListener("input", () => move(unit, Number(input.value)));
     const value = element("span", { class: "number", "aria-hidden": "true" });
-    return { unit, input, value, row: element("label", { class: "unit" }, element("span", {}, name(unit)), input, value) };
+    const row = element("label", { class: "unit" }, element("span", {}, name(unit)), input, value);
+    return { unit, input, value, row };
   });
   const rows = sliders.map(({ row }) => row);
   const rest = element("details", {}, element("summary", {}, "more units"), ...rows.slice(12));
@@ -110,7 +113,8 @@ function explore(place, data) {
     element("div", { class: "seen" }, image, status),
     element("div", {}, plane, element("div", { class: "axes" },
       element("label", {}, "across ", selects[0]), element("label", {}, "up ", selects[1]))),
-    element("div", {}, element("div", { class: "buttons" }, ...buttons), ...rows.slice(0, 12), ...(size > 12 ? [rest] : [])),
+    element("div", {},
+      element("div", { class: "buttons" }, ...buttons), ...rows.slice(0, 12), ...(size > 12 ? [rest] : [])),
   );
 
   // What moves it
@@ -155,7 +159,7 @@ function explore(place, data) {
   }
   function draw() {
     waiting = false;
-    const context = image.getContext("2d"), pixels = context.createImageData(data.width, data.height);
+    const context = image.getContext("2d"), pixels = context.createImageData(width, height);
     decode(z).forEach((value, index) => {  // ink on paper; the array rounds to bytes and clamps
       const grey = 255 - 255 * value;
       pixels.data.set([grey, grey, grey, 255], 4 * index);
@@ -181,9 +185,11 @@ function explore(place, data) {
     return { index, distance: Math.sqrt(least) };
   }
   function tell() {
-    const { index, distance } = nearest(), label = labels ? ` (${labels[index]})` : "";
-    const length = Math.hypot(...z).toFixed(2);
-    status.textContent = `|z| = ${length}` + (means ? `; the nearest posterior mean, of test image ${index}${label}, is ${distance.toFixed(2)} away` : "");
+    const { index, distance } = nearest(), which = labels ? `${index} (${labels[index]})` : index;
+    status.textContent = `|z| = ${Math.hypot(...z).toFixed(2)}`;
+    if (means) {
+      status.append(`; the nearest posterior mean, of test image ${which}, is ${distance.toFixed(2)} away`);
+    }
   }
 
   // What follows from the plane's units, and from size and colours of the page

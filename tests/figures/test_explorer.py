@@ -245,7 +245,7 @@ const result = cases.map(({ layers, z }) => {
 def test_the_script_decodes_as_python_does(
     described: dict[str, tuple[nn.Module, dict[str, Any]]], tmp_path: Path, engine: str
 ) -> None:
-    """The same rounded weights, in float64 here and there, to 1e-6; a grey level is 1/255."""
+    """The same rounded weights, in float64 here and there, to 1e-9; a grey level is 1/255."""
     z = 2 * torch.randn(20, SIZE)
     z[0] = 0
     cases = json.dumps([{"layers": content["layers"], "z": z.tolist()} for _, content in described.values()])
@@ -258,7 +258,7 @@ def test_the_script_decodes_as_python_does(
         result = json.loads(in_browser(f'<!DOCTYPE html><pre id="result"></pre>{scripts}', tmp_path))
     for (name, (_, content)), images in zip(described.items(), result, strict=True):
         ours = mean_image(read_layers(content["layers"]), z)
-        assert (torch.tensor(images, dtype=torch.float64) - ours).abs().max() < 1e-6, name
+        assert (torch.tensor(images, dtype=torch.float64) - ours).abs().max() < 1e-9, name
         assert ours.std() > 0.1  # so that there is something to agree on
 
 
@@ -354,7 +354,7 @@ def test_a_page_by_hand(elsewhere: Path, all_pictures: None, call: Call, tmp_pat
     assert seen["zero"]["z"] == [0, 0, 0, 0]
     for name, cloud in (("prior", "draws"), ("nearest", "means"), ("start", "means")):
         distances = (_cloud(content[cloud]) - torch.tensor(seen[name]["z"], dtype=torch.float64)).norm(dim=1)
-        assert distances.min() < 1e-6, name
+        assert distances.min() < 1e-9, name
     drawn = torch.tensor(seen["prior"]["z"], dtype=torch.float64)
     means = _cloud(content["means"])
     torch.testing.assert_close(
