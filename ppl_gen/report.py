@@ -1,8 +1,10 @@
 """A run, or several side by side, as one page of HTML: numbers, pictures, options, and the commands that make it again.
 
-A page is whole in itself: its style and its pictures are in it, it loads nothing and runs nothing.
+A page is whole in itself: its style and its pictures are in it. It loads nothing, and runs nothing but `explorer.js`,
+which is in it too.
 """
 
+import json
 import shlex
 import struct
 from base64 import b64encode
@@ -50,6 +52,30 @@ figcaption { padding-top: .3rem; font-size: .9rem }
 pre { margin: 0; padding: .8rem; border: 1px solid var(--rule); background: var(--soft); font-size: .9rem;
   white-space: pre-wrap; overflow-x: auto }
 pre span { white-space: nowrap }
+.explorer { display: grid; grid-template-columns: minmax(0, 16rem) minmax(0, 24rem) minmax(15rem, 1fr); gap: 1.5rem;
+  align-items: start; overflow-wrap: normal }
+.explorer canvas { display: block; width: 100%; border: 1px solid var(--rule) }
+.explorer .image { background: #fff; image-rendering: pixelated }
+.explorer .status { min-height: 3lh; margin: .5rem 0; font-size: .9rem }
+.plane { position: relative; cursor: crosshair; touch-action: none; user-select: none }
+.plane canvas { aspect-ratio: 1 }
+.handle { position: absolute; width: 1.5rem; height: 1.5rem; margin: 0 0 -.75rem -.75rem; border: 3px solid var(--ink);
+  border-radius: 50%; outline: 2px solid var(--paper); cursor: grab }
+.handle:focus-visible { outline: 3px solid Highlight; outline-offset: 2px }
+.axes, .buttons { display: flex; flex-wrap: wrap; gap: .5rem; margin: .5rem 0; font-size: .9rem }
+.buttons { margin-top: 0 }
+.explorer button, .explorer select { padding: .3rem .5rem; border: 1px solid var(--rule); border-radius: .3rem;
+  font: inherit; color: inherit; background: var(--soft); cursor: pointer }
+.unit { display: grid; grid-template-columns: 3.2rem minmax(0, 1fr) 3.2rem; gap: .5rem; align-items: center;
+  padding: .15rem 0; font-size: .9rem; font-variant-numeric: tabular-nums }
+.unit[hidden] { display: none }
+.unit input { width: 100%; margin: 0; accent-color: var(--ink) }
+@media (max-width: 62rem) { .explorer { grid-template-columns: minmax(0, 16rem) minmax(0, 24rem) }
+  .explorer > :last-child { grid-column: 1 / -1 } }
+@media (max-width: 40rem) { .explorer { grid-template-columns: minmax(0, 1fr) }
+  .seen { position: sticky; top: 0; z-index: 1; display: flex; gap: 1rem; padding: .5rem 0; background: var(--paper) }
+  .explorer .image { flex: 0 0 8rem; width: 8rem; align-self: start } }
+@media print { .explored { display: none } }
 @media print { body { max-width: none; padding: 0 } .scroll { overflow: visible } h2 { break-after: avoid }
   figure, table { break-inside: avoid } }
 """
@@ -147,6 +173,8 @@ _LINES = {
     "title",
     "style",
     "head",
+    "script",
+    "section",
 }  # that end a line of the source
 _ANNEALING = ("num_temperatures", "num_chains", "leapfrog_steps", "schedule", "start", "acceptance")
 
@@ -255,6 +283,9 @@ def report(run: Run) -> str:
         content.append(tag("h2", "Samples, to a classifier"))
         content.append(tag("p", f"{summaries.quality_images(quality)}; {quality['checkpoint']} weights"))
         content.append(_figures(summaries.QUALITY_UNITS, summaries.quality_rows(quality), "", "value"))
+    explored = run.read_json("explorer.json")
+    if explored:
+        content.append(_explorer(explored))
     pictures = _pictures(run, summary or {}, metrics)
     if pictures:
         content += [tag("h2", "Pictures"), tag("div", *pictures, class_="pictures")]
@@ -276,6 +307,32 @@ def _figures(caption: str, rows: "Iterable[Row]", note: str, units: str = "nats"
             cells = [*(tag("td", each, class_="number") for each in figures), tag("td", row.note, class_="note")]
         lines.append(tag("tr", label, *cells))
     return grid(caption, ("quantity", units, "± s.e.", note), lines, (units, "± s.e."))
+
+
+def _explorer(explored: dict[str, Any]) -> Html:
+    """`explorer.json` of a run, and the script that shows it."""
+    rounding = explored["rounding"]
+    cloud = "samples from the prior"
+    if "means" in explored:
+        cloud = "posterior means of test images" + (", each as its label" if explored["labels"] else "")
+    text = (
+        "The image is E[x | z]. Drag the point, or move it with the arrow keys, over the plane of two units of z; "
+        f"the others have sliders. In the plane are {cloud}. The decoder's weights are rounded to 8 bits: over "
+        f"{rounding['images']:,} images, that moves a pixel by at most {rounding['largest']:.2g}/255, and by "
+        f"{rounding['mean']:.2g}/255 on average."
+    )
+    # An element's end within a string of the data would end the script.
+    data = Html(json.dumps(explored, separators=(",", ":")).replace("<", "\\u003c"))
+    return tag(
+        "section",
+        tag("h2", "Explore the latent space"),
+        tag("p", text),
+        tag("noscript", tag("p", "It needs JavaScript, which is off in this browser.")),
+        tag("div", id="explorer", class_="explorer"),
+        tag("script", data, type="application/json", id="explorer-data"),
+        tag("script", Html(Path(__file__).with_name("explorer.js").read_text(encoding="utf-8"))),
+        class_="explored",
+    )
 
 
 def _pictures(run: Run, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[Html]:

@@ -104,14 +104,20 @@ def _ess(ess: Tensor) -> dict[str, dict[str, float]]:
 
 
 def _at_least(found: Found, name: str) -> bool:
-    """Whether log p(x) is likely above an estimate of `Found`: k-hat is too high for an image, or two bounds on data
-    from the model may be more than 0.1 nats apart, by 2 standard errors, or are not there."""
+    """Whether log p(x) is likely above an estimate of `Found`: k-hat is too high for an image, or annealing, which is
+    low in expectation as well, is above it beyond their errors; of annealing, if two bounds on data from the model may
+    be more than 0.1 nats apart, by 2 standard errors, or are not there."""
     if name == "annealed":
         if found.sandwich is None:
             return True
         width, se = mean_se(found.sandwich.width)
         return not width + 2 * se <= 0.1
-    return bool(getattr(found, name).untrusted.any())
+    estimates: LogPx = getattr(found, name)
+    if found.annealed is not None:
+        difference, apart = disagreement(found.annealed, estimates)
+        if bool((difference[apart] > 0).any()):
+            return True
+    return bool(estimates.untrusted.any())
 
 
 def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +182,7 @@ def _values(found: Found, name: str) -> Tensor:
     return values if isinstance(values, Tensor) else values.log_px
 
 
-def disagreement(annealed: Annealed, importance: Estimates) -> tuple[Tensor, Tensor]:
+def disagreement(annealed: Annealed, importance: LogPx) -> tuple[Tensor, Tensor]:
     """log p(x) by annealing less that by importance sampling, in nats [images]; and where that is beyond 4 of their
     Monte Carlo errors and the biases that they know of, bool [images]."""
     difference = annealed.log_px - importance.log_px

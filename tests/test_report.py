@@ -104,7 +104,8 @@ def page_of(run: Path) -> Page:
 def check(page: Page) -> None:
     """What every page keeps to."""
     tags = [tag for tag, _ in page.elements]
-    assert not {"script", "link", "iframe", "object", "b"} & set(tags)
+    assert not {"link", "iframe", "object", "b"} & set(tags)
+    assert not any({"src", "onload", "onclick"} & set(attributes) for tag, attributes in page.elements if tag != "img")
     assert tags.count("h1") == tags.count("title") == tags.count("main") == 1
     assert page.of("meta")[0] == {"charset": "utf-8"} and "width=device-width" in str(page.of("meta")[1]["content"])
     for picture in page.of("img"):
@@ -138,6 +139,25 @@ def test_the_page_of_a_run(run: Path) -> None:
     assert f"from {summary['elbo']['mean']:.2f} nats at k = 1 to {summary['log_px']['mean']:.2f} at k = 50" in alts
     assert page.warnings() == []
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
+
+
+def test_the_explorer_is_in_it(run: Path) -> None:
+    """Its data and its one script, which no text of the data can end; without the data, no script at all."""
+    page, content = page_of(run), json.loads((run / "explorer.json").read_text())
+    assert page.of("script") == [{"type": "application/json", "id": "explorer-data"}, {}]
+    script = Path(evaluate.__file__).with_name("explorer.js").read_text()
+    assert json.loads(page.texts["script"].removesuffix(script)) == content
+    rounding = content["rounding"]
+    assert f"over {rounding['images']} images, that moves a pixel by at most {rounding['largest']:.2g}/255" in " ".join(
+        page.texts["p"].split()
+    )
+    (run / "explorer.json").write_text(json.dumps(content | {"more": "</script><b>&lt;<!--"}))
+    page = Page(report(Run.open(run)))
+    check(page)
+    assert json.loads(page.texts["script"].removesuffix(script))["more"] == "</script><b>&lt;<!--"
+    (run / "explorer.json").unlink()
+    page = Page(report(Run.open(run)))
+    assert page.of("script") == [] and "Explore" not in page.texts["h2"]
 
 
 def test_its_numbers_are_those_of_the_evaluation(run: Path) -> None:

@@ -13,6 +13,7 @@ from ppl_gen.errors import describe
 from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import pictures, save
+from ppl_gen.figures.explorer import explorer
 from ppl_gen.figures.images import reconstructions, samples, through_training
 from ppl_gen.figures.latent import (
     Points,
@@ -80,7 +81,7 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
 
 def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> None:
     """Pictures of one continuous latent site of a model with `prior()` and `likelihood(z)`, and of a guide's posterior
-    there, if it has `encode` and `posterior`."""
+    there, if it has `encode` and `posterior`; and what the page's explorer needs."""
     size = has_plane(model, pair)
     if not size:
         return
@@ -117,6 +118,9 @@ def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> Non
         save(run, "latent_space", latent_space(points, units))
     grid = equal_mass_grid(model, units, size, _GRID)
     save(run, "manifold", manifold(images(grid), units, size > 2))
+    explored = explorer(model, data.shape, order, mean if has_posterior else None, data.test.labels)
+    if explored is not None:
+        run.write_json("explorer.json", explored)
 
 
 def draw_evaluation(run: Run) -> None:

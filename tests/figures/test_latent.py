@@ -35,6 +35,7 @@ def test_which_there_are(
     assert status == 0, err
     drawn = {path.stem for path in (elsewhere / "run" / "figures").iterdir()}
     assert drawn & ALL == pictures
+    assert (elsewhere / "run" / "explorer.json").exists() == ("manifold" in pictures)
 
 
 def _picture(figure: Figure) -> np.ndarray:
