@@ -1,4 +1,4 @@
-"""Deep generative models as Pyro model/guide pairs, judged by how far the bound is from log p(x).
+"""Deep generative models as Pyro model/guide pairs, judged by how far the bound is from log p(x)::
 
     import ppl_gen
 
