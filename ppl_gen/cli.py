@@ -49,9 +49,14 @@ def _one_line(box: str) -> str:
     return message or "the command line cannot be read"
 
 
-def main(command: Callable[[list[str]], Any]) -> NoReturn:
-    """Run a command on `sys.argv` and exit as promised above."""
+def main(command: Callable[[list[str]], Any], *, together: bool = False) -> NoReturn:
+    """Run a command on `sys.argv` and exit as promised above.
+
+    :param together: whether several processes can share its work.
+    """
     try:
+        if _others() and not together:
+            raise BadInput("torchrun: only fit and evaluate can share their work among processes")
         command(sys.argv[1:])
         sys.stdout.flush()
     except BadInput as error:
@@ -60,7 +65,8 @@ def main(command: Callable[[list[str]], Any]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt as error:
         _let_the_first_speak()
-        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        if _is_first():
+            print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,5 +80,14 @@ def main(command: Callable[[list[str]], Any]) -> NoReturn:
 
 def _let_the_first_speak() -> None:
     """Of several processes that fail for one reason, the first says why, and torchrun ends the others meanwhile."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+    if not _is_first():
         time.sleep(5)
+
+
+def _others() -> bool:
+    """Whether torchrun has started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _is_first() -> bool:
+    return not _others() or os.environ.get("RANK", "0") == "0"

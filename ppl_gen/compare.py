@@ -148,8 +148,12 @@ def _strangeness(summary: dict[str, Any], attributes: dict[str, Any], values: di
 
 
 def _estimator(summary: dict[str, Any]) -> dict[str, Any]:
-    """How log p(x) was estimated: `estimator`, and its `num_samples` or options of annealing."""
-    return {key: value for key, value in summary["log_px"].items() if key not in _FOUND}
+    """How log p(x) was estimated: `estimator`, and its `num_samples` or options of annealing. Of other runs' guides
+    among the proposals, how many there were: each seed may have its own."""
+    found = {key: value for key, value in summary["log_px"].items() if key not in _FOUND}
+    if "proposal" in found:
+        found["proposal"] = found["proposal"] | {"guides": len(found["proposal"].get("guides", ()))}
+    return found
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -290,7 +294,10 @@ def _gap(runs: Sequence[Evaluated], name: str) -> dict[str, Any]:
 
 def _any(summaries: Sequence[dict[str, Any]], key: str) -> bool:
     """Whether an entry of any summary is at least what it says."""
-    return any(summary.get(key, {}).get("at_least", False) for summary in summaries)
+    # Earlier evaluations said it of the gap alone.
+    return any(
+        summary.get(key, {}).get("at_least", summary.get("gap", {}).get("at_least", False)) for summary in summaries
+    )
 
 
 def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:

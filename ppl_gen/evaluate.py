@@ -83,6 +83,10 @@ class EvaluationOptions:
             raise BadInput(
                 f"--estimator {self.estimator}: --prior-share, --temperature and --proposals are of importance sampling"
             )
+        if self.prior_share == 1 and (self.proposals or self.temperature != 1):
+            raise BadInput("--prior-share 1: leaves no sample for --proposals, or to spread by --temperature")
+        if self.proposal_guides and not self.proposals:
+            raise BadInput("--proposal-guides: are of --proposals")
         require(self.gap_copies >= 0, "gap_copies", self.gap_copies, "must be at least 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
@@ -132,7 +136,7 @@ def evaluate(
     args = (labels[rows],) if labels is not None and takes_labels(model, guide) else ()
 
     started = time.perf_counter()
-    with estimating(model, guide, data, options.seed + parallel.rank()):
+    with estimating(model, guide, data, parallel.seed(options.seed)):
         found = Found(
             exact=exactly_known(model, guide, pair, x, args, quiet) if exactly else None,
             importance=by_sampling(model, guide, x, args, num_samples, quiet) if sampled else None,
@@ -237,18 +241,25 @@ def _noting(progress: Progress, text: str) -> Callable[[int], None]:
 def other_guides(options: EvaluationOptions, named: Named) -> list[nn.Module]:
     """The guides of `options.proposals`."""
     guides = []
+    unused = set(options.proposal_guides)
     for path in options.proposals:
         other = Run.open(path)
         again, recorded = restricted(other, named), str(other.config.get("guide"))
         if is_external(recorded):
             alike = [name for name in options.proposal_guides if _class_name(name) == _class_name(recorded)]
             if alike:
-                again = replace(again, guide=alike[0])
+                chosen = recorded if recorded in alike else alike[0]
+                if chosen != recorded and len(alike) > 1:
+                    raise BadInput(f"--proposal-guides {' '.join(alike)}: which of them is {recorded}, of {path}?")
+                again = replace(again, guide=chosen)
+                unused.discard(chosen)
             elif _class_name(str(named.guide)) != _class_name(recorded):
                 raise BadInput(
                     f"{path}: was fitted with the guide {recorded}; name it again: --proposal-guides {recorded}"
                 )
         guides.append(open_fitted(path, again, device=options.device)[3])
+    if unused:
+        raise BadInput(f"--proposal-guides {' '.join(sorted(unused))}: no run of --proposals was fitted with that")
     return guides
 
 
@@ -404,4 +415,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(command)
+    cli.main(command, together=True)

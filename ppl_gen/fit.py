@@ -36,9 +36,9 @@ def fit(config: Config, out: str | Path | None = None, *, quiet: bool = False) -
     :raises BadInput: before anything is written, if the configuration cannot work.
     """
     out = None if out is None else Path(out)
+    parallel.join()
     quiet = quiet or parallel.rank() > 0
-    if parallel.rank() == 0:
-        check_new(out)
+    check_new(out)  # by all, before the data are loaded, where they meet
     data, model, guide, pair, batch = _prepare(config, quiet)
     stem = "-".join(_short(name) for name in (config.model, config.guide, data.name))
     content = config.to_json(data)
@@ -54,6 +54,7 @@ def resume(path: str | Path, named: Named | None = None, *, quiet: bool = False)
 
     :param named: classes of your own, named again.
     """
+    parallel.join()
     quiet = quiet or parallel.rank() > 0
     run = Run.open(Path(path))
     run.writes = parallel.rank() == 0
@@ -98,6 +99,8 @@ def _prepare(
     device = resolve_device(config.training.device)
     with parallel.one_first():
         data = load_data(config.data)
+    if parallel.of_the_first(data.name) != data.name:
+        raise BadInput(f"--data {config.data.data}: is {data.name} here, and another for the first process")
     if data.notice and not quiet:
         print(f"*** {data.notice} ***", flush=True)
     data = data.to(device)
@@ -454,7 +457,6 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
 
 
 def command(arguments: list[str]) -> None:
-    parallel.join()
     if any(argument.partition("=")[0] == "--resume" for argument in arguments):
         rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
         given = cli.parse(ResumeCommand, rest, PROGRAM, "Continue an interrupted run; its options are its own.")
@@ -469,4 +471,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(command)
+    cli.main(command, together=True)

@@ -9,23 +9,33 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from ppl_gen.errors import BadInput
+
 T = TypeVar("T")
 
 
 def join() -> None:
-    """Meet the other processes, if torchrun has started any."""
+    """Meet the other processes, if torchrun has started any.
+
+    :raises BadInput: if there are GPUs, but not one for each.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         return
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if here > gpus:
+            raise BadInput(f"{here} processes on a machine with {gpus} GPUs; hide them with CUDA_VISIBLE_DEVICES=''")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # They may meet hours after they have parted: one of them evaluates faster, or draws pictures.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
 
 
 def leave() -> None:
@@ -71,9 +81,16 @@ def one_first() -> Iterator[None]:
     begins = int(os.environ.get("LOCAL_RANK", "0")) == 0 or size() == 1
     if not begins:
         wait()
-    yield
-    if begins:
-        wait()
+    try:
+        yield
+    finally:  # where it fails, the others are to find the same
+        if begins:
+            wait()
+
+
+def seed(first: int) -> int:
+    """Of this process's noise, given that of the first."""
+    return (first + rank() * 0x1E3779B97F4A7C15) % 2**63
 
 
 def summed(*tensors: Tensor) -> None:
@@ -84,6 +101,15 @@ def summed(*tensors: Tensor) -> None:
     distributed.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
+
+
+def any_of(mine: bool) -> bool:
+    """Whether any process says so."""
+    if size() == 1:
+        return mine
+    said: list[bool] = [False] * size()
+    distributed.all_gather_object(said, mine)
+    return any(said)
 
 
 def made_equal(tensors: Sequence[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 Fréchet and kernel distance, precision and recall in the classifier's last hidden layer, which is scaled to a mean
 square of 1 on the test images; the classes that it sees in the samples; and the training images that are nearest to
-them. As many training images stand beside the samples: what they reach is as good as it gets with so many.
+them. What as many other real images reach, which the classifier has not seen, stands beside it.
 """
 
 import time
@@ -33,6 +33,7 @@ Images = Literal["draws", "means"]
 _SHOWN = 10
 _FEATURES = 128
 _BATCH = 1000
+_LEAST, _MOST = 20, 10_000
 _PRESENT = 0.1  # of its share in the data, for a class to count as covered
 
 
@@ -53,7 +54,12 @@ class QualityOptions:
     """auto: cuda where there is one."""
 
     def __post_init__(self) -> None:
-        require(self.num_images is None or self.num_images >= 20, "num_images", self.num_images, "must be at least 20")
+        require(
+            self.num_images is None or self.num_images >= _LEAST,
+            "num_images",
+            self.num_images,
+            f"must be at least {_LEAST}",
+        )
         require(self.classifier_steps >= 1, "classifier_steps", self.classifier_steps, "must be at least 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
@@ -100,9 +106,11 @@ class Judge:
     """Training images [N, data_dim]."""
     test: Tensor
     labels: Tensor
-    """Of the test images."""
-    floor: dict[str, Any]
-    """`scores` of training images that are not the model's."""
+    """Of the test images, as numbers of classes."""
+    classes: list[Any]
+    """The label of each class."""
+    real: dict[str, Any]
+    """`scores` of validation images, or of training images that were kept from the classifier."""
 
     def scores(self, samples: Tensor) -> dict[str, Any]:
         """How samples [images, data_dim] differ from the test images."""
@@ -123,6 +131,7 @@ class Judge:
             "precision": dict(zip(keys, precision, strict=True)),
             "recall": dict(zip(keys, recall, strict=True)),
             "classes": {
+                "labels": self.classes,
                 "share": share.tolist(),
                 "of_the_data": expected.tolist(),
                 "covered": int(((share >= _PRESENT * expected) & there).sum()),
@@ -144,27 +153,42 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
     :raises BadInput: for images without labels.
     """
     train, test = data.targets("train"), data.targets("test")[:count]
-    labels, test_labels = data.train.labels, data.test.labels
-    if labels is None or test_labels is None:
-        raise BadInput(f"{data.name}: has no labels to train a classifier on")
+    assert data.train.labels is not None and data.test.labels is not None
+    classes, numbers = torch.cat([data.train.labels, data.test.labels]).unique(return_inverse=True)
+    labels, test_labels = numbers[: len(train)], numbers[len(train) :][:count].cpu()
+    seen, others = len(train), data.targets("validation")[:count] if len(data.validation) >= count else None
+    if others is None:
+        seen, others = len(train) - count, train[len(train) - count :]
     device = train.device
     with torch.random.fork_rng([device] if train.is_cuda else []), torch.enable_grad():
         torch.manual_seed(options.seed)
-        classifier = Classifier(data.shape, int(max(labels.max(), test_labels.max())) + 1).to(device)
+        classifier = Classifier(data.shape, len(classes)).to(device)
         optimizer = torch.optim.Adam(classifier.parameters(), 1e-3)
         with Progress(options.classifier_steps, "step", quiet=quiet) as progress:
             for _ in range(options.classifier_steps):
-                rows = torch.randint(len(train), (128,), device=device)
-                loss = F.cross_entropy(classifier(train[rows]), labels[rows].long())
+                rows = torch.randint(seen, (128,), device=device)
+                loss = F.cross_entropy(classifier(train[rows]), labels[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 progress.advance()
                 progress.note("classifier", "training", every=10)
-        others = train[torch.randperm(len(train), device=device)[:count]]
-    judge = Judge(classifier.eval(), options.classifier_steps, 0.0, train, test, test_labels[:count].cpu().long(), {})
+    judge = Judge(classifier.eval(), options.classifier_steps, 0.0, train, test, test_labels, classes.tolist(), {})
     right = judge._seen(test)[1].argmax(1) == judge.labels
-    return replace(judge, accuracy=float(right.double().mean()), floor=judge.scores(others))
+    return replace(judge, accuracy=float(right.double().mean()), real=judge.scores(others))
+
+
+def check(data: Data, count: int) -> None:
+    """Raise `BadInput` for images that no judge can be made of, before any work is done."""
+    require(count <= len(data.test), "num_images", count, f"the test split has {len(data.test)}")
+    require(count >= _LEAST, "num_images", count, f"must be at least {_LEAST}")
+    labels = data.train.labels
+    if labels is None or data.test.labels is None:
+        raise BadInput(f"{data.name}: has no labels to train a classifier on")
+    if len(labels.unique()) > len(labels) / 2:
+        raise BadInput(f"{data.name}: has {len(labels.unique())} different labels of {len(labels)} images, no classes")
+    if len(data.validation) < count and len(data.train) < 2 * count:
+        raise BadInput(f"--num-images {count}: leaves no training images; there are {len(data.train)}, some kept apart")
 
 
 def judged(run: Run, model: Any, guide: Any, data: Data, kind: Images, judge: Judge, options: QualityOptions) -> Any:
@@ -194,11 +218,12 @@ def judged(run: Run, model: Any, guide: Any, data: Data, kind: Images, judge: Ju
             "samples": float(distances.median()),
             "test": float(nearest(judge.test, judge.train)[0].median()),
         },
-        "training_images": judge.floor,
+        "real_images": judge.real,
         "seconds": time.perf_counter() - started,
     }
     classes = scores["classes"]
-    save(run, "sample_classes", class_shares(np.array(classes["share"]), np.array(classes["of_the_data"])))
+    share, of_the_data = (np.array(classes[key]) for key in ("share", "of_the_data"))
+    save(run, "sample_classes", class_shares(share, of_the_data, [f"{label:g}" for label in classes["labels"]]))
     ours, theirs = (pictures(each, data.shape) for each in (samples[:_SHOWN], judge.train[which[:_SHOWN]]))
     save(run, "neighbours", neighbours(ours, theirs, distances[:_SHOWN].tolist()))
     run.write_json("quality.json", summary)
@@ -209,8 +234,7 @@ def quality(
     paths: Sequence[Path], options: QualityOptions, named: Named | None = None, quiet: bool = False
 ) -> list[dict[str, Any]]:
     """The content of the `quality.json` that each run is given."""
-    judges: dict[Any, Judge] = {}
-    found = []
+    opened = []
     for path in paths:
         again = restricted(Run.open(path), named or Named())
         run, config, model, guide, data = open_fitted(path, again, checkpoint=options.checkpoint, device=options.device)
@@ -219,13 +243,17 @@ def quality(
         seen = data
         if kind == "means":
             seen = load_data(replace(config.data, binarization="none")).to(data.train.images.device)
-        count = min(len(seen.test), 10_000) if options.num_images is None else options.num_images
-        require(count <= len(seen.test), "num_images", count, f"the test split has {len(seen.test)}")
+        count = min(len(seen.test), _MOST) if options.num_images is None else options.num_images
+        check(seen, count)
         key = (replace(config.data, binarization=seen.binarization), count)
+        opened.append((key, seen, kind, (run, model, guide, data)))
+    judges: dict[Any, Judge] = {}
+    found = []
+    for key, seen, kind, parts in opened:
         if key not in judges:
-            judges[key] = train_judge(seen, count, options, quiet)
-        found.append(judged(run, model, guide, data, kind, judges[key], options))
-        write_report(run)
+            judges[key] = train_judge(seen, key[1], options, quiet)
+        found.append(judged(*parts, kind, judges[key], options))
+        write_report(parts[0])
     return found
 
 

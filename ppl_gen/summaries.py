@@ -297,6 +297,11 @@ def rows(summary: dict[str, Any]) -> list[Row]:
     importance, exact = s.get(own), s["log_px"] if first == "exact" else s.get("log_px_exact")
     corrected = s.get("iwae_jackknife")  # which earlier versions did not write
     found = []
+
+    def at_least(entry: dict[str, Any]) -> bool:
+        """As the entry says; earlier versions said it of the gap alone."""
+        return bool(entry.get("at_least", s.get("gap", {}).get("at_least", False)))
+
     if importance is not None:
         found += [
             _row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
@@ -317,14 +322,14 @@ def rows(summary: dict[str, Any]) -> list[Row]:
                 f"S = {importance['num_samples']} importance samples"
                 f"{' from the prior' if s.get('proposal') == 'prior' else ''}; Monte Carlo error "
                 f"{_small(importance['mc_se'])}, estimated bias {_small(importance['bias'])}",
-                importance["at_least"],
+                at_least(importance),
             ),
         ]
     if exact is not None:
         found.append(_row("log p(x)", exact, "exact"))
     for entry in (s["log_px"], s.get("log_px_mixed"), s.get("log_px_prior"), s.get("log_px_annealed")):
         if entry is not None and entry not in (importance, exact):
-            found.append(_row("log p(x)", entry, _how(entry), entry["at_least"]))
+            found.append(_row("log p(x)", entry, _how(entry), at_least(entry)))
     if "sandwich" in s:
         between = s["sandwich"]
         lower, upper = (_fixed(between[side]["mean"]) for side in ("lower", "upper"))
@@ -437,7 +442,7 @@ def gap_rows(summary: dict[str, Any]) -> list[tuple[str, list[Row]]]:
             continue
         part = s[key]
         estimators = {"importance": "importance sampling", "annealed": "annealed"}
-        of_log_px = {"log_px": f", {estimators[part['estimator']]}"}
+        of_log_px = {"log_px": f", {estimators[part.get('estimator', 'importance')]}"}
         found = [
             _row(
                 label + of_log_px.get(name, ""),
@@ -470,16 +475,17 @@ def gap_table(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {warning}" for warning in warnings(summary["observation"]))])
 
 
-QUALITY_UNITS = "± standard error; in brackets, as many training images in the place of the samples"
+QUALITY_UNITS = "± standard error; in brackets, as many other real images in the place of the samples"
 
 
 def quality_rows(summary: dict[str, Any]) -> list[Row]:
     """The figures of a `quality.json`."""
-    s, floor = summary, summary["training_images"]
+    s = summary
 
     def score(label: str, key: str, digits: int) -> Row:
-        mean, se, of_training = (_fixed(each, digits) for each in (s[key]["mean"], s[key]["se"], floor[key]["mean"]))
-        return Row(label, mean, se, f"({of_training})")
+        ours, real = s[key], s["real_images"][key]
+        mean, se, of_real, its_se = (_fixed(each[name], digits) for each in (ours, real) for name in ("mean", "se"))
+        return Row(label, mean, se, f"({of_real} ± {its_se})")
 
     classes, distance = s["classes"], s["nearest"]
     seen = ", ".join(f"{share:.1%}" for share in classes["share"])

@@ -241,6 +241,7 @@ def _train(
         _restore(modules, optimizer.adam, tensors, run)
     run.cut_metrics(state["step"] if checkpoint is not None else -1)
     parallel.wait()  # until all have read what is about to be written
+    parallel.made_equal(list(tensors_of(modules).values()))  # whatever a class draws its first weights from
     started = time.perf_counter() - state["seconds"]
 
     def save() -> None:
@@ -318,8 +319,7 @@ def _train(
             if adversarial and state["epoch"] == options.epochs:
                 _choose_scale(model, data)
             measure(mean_loss)
-            if together is None:
-                stop = interrupted.is_set()  # measuring takes a while
+            stop = parallel.any_of(interrupted.is_set())  # measuring takes a while
             if state["epoch"] % options.checkpoint_every == 0 or state["epoch"] == options.epochs or stop:
                 save()
             if stop:

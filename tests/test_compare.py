@@ -350,7 +350,7 @@ def test_what_was_estimated_otherwise_is_another_row(elsewhere: Path, call: Call
         write("short", [-4, -3], [-2, -2], **annealed | {"evaluation.log_px.num_temperatures": 10, "training.seed": 1}),
         write("mixed", [-4, -3], [-3, -2], **{"evaluation.log_px.proposal": {"prior_share": 0.1}, "training.seed": 2}),
         write("again", [-4, -3], [-2, -2.5], **annealed | {"evaluation.log_px.accepted": 0.6, "training.seed": 3}),
-        write("plain", [-4, -3], [-3, -3], **{"evaluation.gap.at_least": True}),
+        write("plain", [-4, -3], [-3, -3], **{"evaluation.gap.at_least": True, "evaluation.log_px.at_least": False}),
     )
     result = compared(*others)
     assert [row["seeds"] for row in result["rows"]] == [[0, 3], [1], [2], [0]]

@@ -142,6 +142,72 @@ def test_interrupted_with_two_and_resumed_with_one(elsewhere: Path) -> None:
     _same_curves("one", "two")
 
 
+ANYHOW = '''
+import os
+
+import numpy as np
+import torch
+
+from ppl_gen.models.vae import VAE
+
+
+class Anyhow(VAE):
+    """First weights that no seed of torch decides; writes down what its processes hold at each step."""
+
+    def __init__(self, data_shape, data_mean=None):
+        super().__init__(data_shape, data_mean, latent_dim=2, hidden_dims=(4,))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.from_numpy(np.random.default_rng().normal(0, 0.1, tuple(parameter.shape))))
+
+    def model(self, x=None, *, n=1):
+        if self.training:
+            with open(f"weights-{os.environ['RANK']}", "a") as file:
+                file.write(f"{sum(p.double().sum().item() for p in self.parameters())!r}\\n")
+        return super().model(x, n=n)
+'''
+
+
+@pytest.mark.slow
+def test_all_hold_the_same_weights(elsewhere: Path) -> None:
+    Path("anyhow.py").write_text(ANYHOW)
+    options = ("anyhow.py:Anyhow", "--data", "digits", "--train-size", "300", "--epochs", "2", "--num-samples", "30")
+    done = _run("ppl_gen.fit", *options, "--out", "two")
+    assert done.returncode == 0, done.stderr
+    held = [Path(f"weights-{rank}").read_text().splitlines()[-6:] for rank in (0, 1)]
+    assert held[0] == held[1]
+    assert len(set(held[0])) == 6  # that move
+
+
+@pytest.mark.slow
+def test_annealing_is_shared(elsewhere: Path) -> None:
+    options = ("vae", *MIXTURE[:-2], "--latent-dim", "2", "--hidden-dims", "8", "--epochs", "1", "--num-samples", "50")
+    fit.command([*options, "--out", "run"])
+    annealing = ("--estimator", "annealed", "--num-images", "7", "--sandwich", "3", "--annealed.num-temperatures", "20")
+    done = _run("ppl_gen.evaluate", "run", *annealing)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(Path("run/evaluation.json").read_text())
+    assert summary["num_images"] == 7 and summary["sandwich"]["num_images"] == 3
+    evaluate.command(["run", *annealing])
+    alone, shared = json.loads(Path("run/evaluation.json").read_text())["log_px"], summary["log_px"]
+    allowed = 4 * (alone["mc_se"] ** 2 + shared["mc_se"] ** 2) ** 0.5 - alone["bias"] - shared["bias"]
+    assert abs(alone["mean"] - shared["mean"]) < allowed
+    assert done.stdout.count("annealed, 16 chains x 20 temperatures") == 1
+
+
+@pytest.mark.slow
+def test_what_is_refused_is_refused_in_one_line(elsewhere: Path) -> None:
+    Path("there").mkdir()
+    for arguments, message in (
+        (("ppl_gen.fit", "mixture", *MIXTURE, "--out", "there"), "--out there: exists already"),
+        (("ppl_gen.fit", "mixture", "--data", "nosuch"), "nosuch"),
+        (("ppl_gen.compare", "there"), "only fit and evaluate can share their work"),
+    ):
+        done = _run(*arguments)
+        assert done.returncode != 0
+        assert done.stderr.count("error: ") == 1 and message in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_a_rank_that_fails_ends_all(elsewhere: Path) -> None:
     Path("failing.py").write_text(FAILING)

@@ -15,7 +15,7 @@ from ppl_gen.loading import Config
 from ppl_gen.training import TrainingOptions
 
 Call = Callable[..., tuple[int, str, str]]
-FEW = ("--num-images", "60", "--classifier-steps", "150")
+FEW = ("--num-images", "300", "--classifier-steps", "150")
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,12 @@ def test_a_run(mixture: Path, call: Call) -> None:
     status, out, err = call(quality.command, "mixture", *FEW)
     assert status == 0, err
     found = json.loads((mixture / "quality.json").read_text())
-    assert found["images"] == "draws" and found["num_images"] == 60
+    assert found["images"] == "draws" and found["num_images"] == 300
     assert found["classifier"]["accuracy"] > 0.7
-    for part in (found, found["training_images"]):
+    for part in (found, found["real_images"]):
         assert sum(part["classes"]["share"]) == pytest.approx(1)
         assert all(part[key]["se"] >= 0 for key in ("frechet", "kernel", "precision", "recall"))
-    assert found["frechet"]["mean"] > found["training_images"]["frechet"]["mean"] > 0
+    assert found["frechet"]["mean"] > found["real_images"]["frechet"]["mean"] > 0
     assert "Fréchet distance" in out and f"{found['frechet']['mean']:.2f} ± {found['frechet']['se']:.2f}" in out
     page = (mixture / "report.html").read_text()
     assert "Samples, to a classifier" in page and f"{found['recall']['mean']:.3f}" in page
@@ -62,7 +62,7 @@ def test_means_against_grey_values_and_several_runs(mixture: Path, elsewhere: Pa
     assert call(fit.command, "gan", *quick, "--out", "gan")[0] == 0
     status, out, err = call(quality.command, "gan", "mixture", "--images", "means", *FEW)
     assert status == 0, err
-    assert out.count("60 means E[x | z] against as many test images of digits, grey values") == 2
+    assert out.count("300 means E[x | z] against as many test images of digits, grey values") == 2
     status, out, err = call(quality.command, "gan", *FEW)
     assert status == 0, err
     assert json.loads((elsewhere / "gan" / "quality.json").read_text())["images"] == "means"
@@ -76,7 +76,7 @@ def test_scores_know_a_collapse_and_copies() -> None:
     copies = data.targets("train")[:300]
     good = judge.scores(copies)
     assert good["classes"]["covered"] == good["classes"]["of"] == 10
-    assert good["frechet"]["mean"] < 2 * judge.floor["frechet"]["mean"]
+    assert good["frechet"]["mean"] < 2 * judge.real["frechet"]["mean"]
     assert float(quality.nearest(copies, judge.train)[0].max()) < 0.01
     assert data.train.labels is not None
     zeros = data.targets("train")[data.train.labels == 0]
@@ -96,6 +96,33 @@ def test_own_images_without_labels_are_refused(elsewhere: Path, call: Call) -> N
     assert status == 2
     assert "has no labels to train a classifier on" in err
     assert not (elsewhere / "mine" / "quality.json").exists()
+
+
+def test_labels_of_any_kind(elsewhere: Path, call: Call) -> None:
+    """Classes are what labels differ in; nothing is done for several runs if one of them cannot be judged."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([-1, 7], [120, 120])
+    images = (rng.random((240, 4, 4)) < np.where(labels == 7, 0.8, 0.2)[:, None, None]).astype(float)
+    shuffled = rng.permutation(240)
+    images, labels = images[shuffled], labels[shuffled]
+    parts = {"train": slice(0, 180), "test": slice(180, 240)}
+    for name, numbers in (("two", labels), ("all", np.arange(240))):
+        arrays = {key: images[part] for key, part in parts.items()}
+        np.savez(f"{name}.npz", **arrays, **{f"{key}_labels": numbers[part] for key, part in parts.items()})
+        options = ("--data", f"{name}.npz", "--binarization", "static", "--epochs", "1", "--num-components", "2")
+        status, _, err = call(fit.command, "mixture", *options, "--out", name)
+        assert status == 0, err
+    few = ("--num-images", "40", "--classifier-steps", "60")
+    status, _, err = call(quality.command, "two", "all", *few)
+    assert status == 2 and "different labels of" in err and not Path("two/quality.json").exists()
+    assert call(quality.command, "two", "nowhere", *few)[0] == 2 and not Path("two/quality.json").exists()
+    status, _, err = call(quality.command, "two", *few)
+    assert status == 0, err
+    found = json.loads(Path("two/quality.json").read_text())
+    assert found["classes"]["labels"] == [-1, 7]
+    assert found["classifier"]["accuracy"] > 0.9
+    status, _, err = call(quality.command, "two", "--num-images", "60", "--classifier-steps", "5")
+    assert status == 0, err  # 60 of the training images are kept from the classifier
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ from matplotlib.figure import Figure
 from ppl_gen.figures.canvas import show
 
 
-def class_shares(samples: np.ndarray, data: np.ndarray) -> Figure:
-    """The share of each class [classes] in samples, as the classifier sees it, beside that in the data."""
+def class_shares(samples: np.ndarray, data: np.ndarray, labels: Sequence[str]) -> Figure:
+    """The share of each class [classes] in samples, as the classifier sees it, beside that in the data, with its
+    label."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axes = figure.subplots()
     position = np.arange(len(samples))
     axes.bar(position - 0.2, samples, 0.4, color="0.35", edgecolor="black", label="samples, by the classifier")
     axes.bar(position + 0.2, data, 0.4, color="white", edgecolor="black", hatch="///", label="test images, by label")
-    axes.set_xticks(position)
+    axes.set_xticks(position, labels)
     axes.set_xlabel("class")
     axes.set_ylabel("share")
     axes.margins(y=0.25)
