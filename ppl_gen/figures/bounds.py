@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+_LEAST = 0.02  # nats that an axis shows: closer than that is rounding
+
 
 def bound_against_k(summary: dict[str, Any]) -> Figure:
     """The IWAE bound against k, from the ELBO at k = 1 to log p(x) at k = S, from an `evaluation.json`."""
@@ -17,15 +19,21 @@ def bound_against_k(summary: dict[str, Any]) -> Figure:
     k = sorted(points)
     axes.plot(k, [points[each] for each in k], "o-", color="black")
     level, label = importance["mean"], f"log p(x) ≥ {importance['mean']:.2f}, S = {importance['num_samples']}"
+    if summary["log_px"]["estimator"] == "annealed":
+        level = summary["log_px"]["mean"]
+        label = f"log p(x) ≥ {level:.2f}, annealed"
     if exact is not None:
         level, label = exact["mean"], f"log p(x) = {exact['mean']:.2f}, exact"
     axes.axhline(level, linestyle="--", color="0.4", linewidth=1)
     axes.annotate(
         f"ELBO {summary['elbo']['mean']:.2f}", (1, points[1]), xytext=(8, -3), textcoords="offset points", va="top"
     )
-    axes.annotate(label, (1, level), xytext=(8, -4), textcoords="offset points", va="top")
+    axes.annotate(label, (1, level), xytext=(8, 3), textcoords="offset points", va="bottom")
     axes.set_xscale("log")
-    axes.margins(y=0.15)
+    low, high = min(*points.values(), level), max(*points.values(), level)
+    pad = max(0.15 * (high - low), _LEAST / 2)
+    axes.set_ylim(low - pad, high + pad)
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("k, importance samples in the bound")
     axes.set_ylabel("nats per image")
     axes.set_title(f"IWAE bound, {summary['num_images']} {summary['split']} images of {summary['data']}")
@@ -37,7 +45,8 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray) -> Figure:
     """Histogram over images of log p(x) - ELBO in nats; images whose k-hat is too high are hatched."""
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
-    bins = np.histogram_bin_edges(gap, bins=min(60, max(5, len(gap) // 10)))
+    spread = (gap.min(), max(gap.max(), gap.min() + _LEAST))
+    bins = np.histogram_bin_edges(gap, bins=min(60, max(5, len(gap) // 10)), range=spread)
     trusted, _ = np.histogram(gap[~untrusted], bins)
     rest, _ = np.histogram(gap[untrusted], bins)
     style: dict[str, Any] = {"width": np.diff(bins), "align": "edge", "edgecolor": "black", "linewidth": 0.4}
