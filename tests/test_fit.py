@@ -100,6 +100,7 @@ def test_the_directory_of_a_run(finished: Path) -> None:
         "config.json",
         "evaluation.json",
         "evaluation.nc",
+        "explorer.json",
         "figures/aggregate_posterior.png",
         "figures/bound_against_k.png",
         "figures/gap_histogram.png",
