@@ -90,7 +90,7 @@ def one_first() -> Iterator[None]:
 
 def seed(first: int) -> int:
     """Of this process's noise, given that of the first."""
-    return (first + rank() * 0x1E3779B97F4A7C15) % 2**63
+    return (first + rank() * 0x2545F4914F6CDD1D) % 2**63
 
 
 def summed(*tensors: Tensor) -> None:

@@ -109,6 +109,8 @@ class Judge:
     """Of the test images, as numbers of classes."""
     classes: list[Any]
     """The label of each class."""
+    nearest: float
+    """Median distance of a test image to the nearest training image."""
     real: dict[str, Any]
     """`scores` of validation images, or of training images that were kept from the classifier."""
 
@@ -143,8 +145,8 @@ class Judge:
     def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of images, on the CPU."""
         with torch.no_grad():
-            parts = [(self.classifier.features(each), self.classifier(each)) for each in images.split(_BATCH)]
-        return torch.cat([part[0] for part in parts]).cpu(), torch.cat([part[1] for part in parts]).cpu()
+            features = torch.cat([self.classifier.features(each) for each in images.split(_BATCH)])
+            return features.cpu(), self.classifier.head(features).cpu()
 
 
 def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = False) -> Judge:
@@ -173,7 +175,9 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
                 optimizer.step()
                 progress.advance()
                 progress.note("classifier", "training", every=10)
-    judge = Judge(classifier.eval(), options.classifier_steps, 0.0, train, test, test_labels, classes.tolist(), {})
+    apart = float(nearest(test, train)[0].median())
+    steps = options.classifier_steps
+    judge = Judge(classifier.eval(), steps, 0.0, train, test, test_labels, classes.tolist(), apart, {})
     right = judge._seen(test)[1].argmax(1) == judge.labels
     return replace(judge, accuracy=float(right.double().mean()), real=judge.scores(others))
 
@@ -214,10 +218,7 @@ def judged(run: Run, model: Any, guide: Any, data: Data, kind: Images, judge: Ju
         "checkpoint": options.checkpoint,
         "classifier": {"steps": judge.steps, "accuracy": judge.accuracy},
         **scores,
-        "nearest": {
-            "samples": float(distances.median()),
-            "test": float(nearest(judge.test, judge.train)[0].median()),
-        },
+        "nearest": {"samples": float(distances.median()), "test": judge.nearest},
         "real_images": judge.real,
         "seconds": time.perf_counter() - started,
     }

@@ -300,7 +300,9 @@ def _train(
                     warmup.scale = min(1.0, state["step"] / (options.kl_warmup * steps_per_epoch))
                 args = () if labels is None else (labels[index],)
                 if together:
-                    torch.manual_seed(_step_seed(options.seed, state["step"]))
+                    # Any number of processes may go on from here: their streams are not in the checkpoint.
+                    first_seed = options.seed * 1_000_003 + state["step"] + _NOISE_STREAM
+                    torch.manual_seed(parallel.seed(first_seed))
                     together.whole, index = len(index), parallel.share(index)
                     args = () if labels is None else (labels[index],)
                 with pyro.validation_enabled(False):
@@ -392,11 +394,6 @@ class _Together:
         value, stop = told.tolist()
         self.stop = stop > 0
         return value
-
-
-def _step_seed(seed: int, step: int) -> int:
-    """Of the noise of one process in one step."""
-    return ((seed * 1_000_003 + step) * 65_537 + parallel.rank() + _NOISE_STREAM) % 2**63
 
 
 def takes_labels(model: Any, guide: Any) -> bool:
