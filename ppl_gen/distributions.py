@@ -17,7 +17,10 @@ from torch.distributions import constraints
 # Up to here a float32 matrix product of logits and pixels is as exact as the sum over pixels needs to be; beyond, terms
 # that cancel are kept apart.
 _LARGE_LOGIT = 50.0
-_CHUNK_BYTES = 2**19  # of the logits of states that are in work at once: the cache's size
+_CHUNK_BYTES = (
+    2**21
+)  # of the logits of states that are in work at once: smaller ones wait for threads more than for memory
+_FOLDS = 2  # beyond, what is left of the logarithms costs no more than the products
 _MAX_UNITS = 30
 
 
@@ -173,7 +176,7 @@ class LinearBernoulliVector(BernoulliVector):
         # Both in place: neither product needs its output again.
         result = states @ (pixels @ self.weight.T).T
         result += pixels @ self.bias
-        result -= softplus_over_states(self.weight, self.bias).unsqueeze(-1)
+        result += softplus_over_states(self.weight, self.bias).neg().unsqueeze(-1)  # a difference's gradient is larger
         ones = (1,) * (self.z.dim() - 2 - len(batch))
         result = result.reshape(self.z.shape[0], *ones, *batch)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
@@ -201,8 +204,11 @@ def _contract(value: Tensor, logits: Tensor) -> Tensor:
 
 def binary_states(units: int, dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
     """All binary vectors [2^units, units]; bit m of the index of a state is its unit m."""
-    index, unit = torch.arange(2**units, device=device), torch.arange(units, device=device)
-    return (index.unsqueeze(-1) >> unit & 1).to(dtype)
+    states = torch.zeros(2**units, units, dtype=dtype, device=device)
+    for unit in range(units):
+        known, following = states[: 2**unit], states[2**unit : 2 ** (unit + 1)]
+        following.copy_(known)[:, unit] = 1
+    return states
 
 
 def softplus_over_states(weight: Tensor, bias: Tensor, chunk_bytes: int | None = None) -> Tensor:
@@ -222,28 +228,41 @@ def softplus_over_states(weight: Tensor, bias: Tensor, chunk_bytes: int | None =
 
 
 class _SoftplusOverStates(torch.autograd.Function):
-    """The logits of state (high, low) are those of its low bits plus the part of its high bits."""
+    """The logits of state (high, low) are those of its low bits plus the part of its high bits, so its odds exp(l) are a
+    product. sum_d log(1 + exp(l_d)) is the logarithm of a product as well: of as many pixels as cannot overflow."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, low_bits: int) -> Tensor:
         ctx.save_for_backward(weight, bias)
         ctx.low_bits = low_bits
-        low, high = _parts(weight, bias, low_bits)
+        low, high, folds = _parts(weight, bias, low_bits)
         result = bias.new_empty(len(high), len(low))
-        for out, offset in zip(result, high, strict=True):
-            torch.sum(F.softplus(low + offset, threshold=40), -1, out=out)
+        terms = torch.empty_like(low)
+        for out, part in zip(result, high, strict=True):
+            if folds is None:
+                torch.sum(F.softplus(low + part, threshold=40), -1, out=out)
+                continue
+            factors = torch.mul(low, part, out=terms).add_(1)
+            for _ in range(folds):
+                left, right = factors.chunk(2, -1)
+                factors = left.mul_(right)
+            torch.sum(factors.log_(), -1, out=out)
         return result.reshape(-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         weight, bias = ctx.saved_tensors
-        low, high = _parts(weight, bias, ctx.low_bits)
+        low, high, folds = _parts(weight, bias, ctx.low_bits)
         grad = gradients[0].reshape(len(high), len(low))
         # d softplus(l) = sigmoid(l) dl, added up for each low part over the high ones, and the other way round.
         grad_low, grad_high = torch.zeros_like(low), torch.empty_like(high)
-        for each, offset, out in zip(grad, high, grad_high, strict=True):
-            slope = (low + offset).sigmoid_()
+        slope, more = torch.empty_like(low), torch.empty_like(low)
+        for each, part, out in zip(grad, high, grad_high, strict=True):
+            if folds is None:
+                torch.add(low, part, out=slope).sigmoid_()
+            else:
+                torch.mul(low, part, out=slope).div_(torch.add(slope, 1, out=more))
             torch.mv(slope.T, each, out=out)
             grad_low.addcmul_(slope, each.unsqueeze(-1))
         states_low, states_high = (
@@ -253,11 +272,25 @@ class _SoftplusOverStates(torch.autograd.Function):
         return grad_weight, grad_low.sum(0), None
 
 
-def _parts(weight: Tensor, bias: Tensor, low_bits: int) -> tuple[Tensor, Tensor]:
+def _parts(weight: Tensor, bias: Tensor, low_bits: int) -> tuple[Tensor, Tensor, int | None]:
+    """The odds of all low states with the bias, and of all high states; and how often the pixels can be multiplied by
+    halves without overflow. Where odds themselves could, the logits instead, and None."""
     low, high = (
         binary_states(len(part), weight.dtype, weight.device) @ part for part in (weight[:low_bits], weight[low_bits:])
     )
-    return low + bias, high
+    low = low + bias
+    largest = math.log(torch.finfo(low.dtype).max) - 2
+    if not max(low.abs().amax(), high.abs().amax()) < largest:
+        return low, high, None
+    bound = F.softplus(bias + weight.relu().sum(0))  # over all states
+    folds = 0
+    while (
+        folds < _FOLDS
+        and len(bound) % 2 == 0
+        and (bound := bound[: len(bound) // 2] + bound[len(bound) // 2 :]).max() < largest
+    ):
+        folds += 1
+    return low.exp_(), high.exp_(), folds
 
 
 @dist.kl.register_kl(BernoulliVector, BernoulliVector)

@@ -1,4 +1,5 @@
 import itertools
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_gen import distributions
 from ppl_gen.distributions import BernoulliVector, LinearBernoulliVector, binary_states, softplus_over_states
 
 F64 = torch.float64
@@ -116,6 +118,33 @@ def test_linear_logits_over_all_states(
     torch.testing.assert_close(total, whole, rtol=1e-12, atol=1e-12)
     chunked, unchunked = (torch.autograd.grad(s.pow(2).sum(), (weight, bias)) for s in (total, whole))
     torch.testing.assert_close(chunked, unchunked, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "factors"),
+    [
+        (F64, 1.0, 4),
+        (F64, 80.0, 2),
+        (F64, 140.0, 1),
+        (F64, 300.0, None),
+        (torch.float32, 10.0, 2),
+        (torch.float32, 30.0, None),
+    ],
+)
+def test_as_many_factors_as_cannot_overflow(dtype: torch.dtype, scale: float, factors: int | None) -> None:
+    """Odds are multiplied, of two and four pixels where they are sure to be finite; where they are not, logits are
+    added. Relative to one float32 rounding of each of 8 terms."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(6, 8, dtype=dtype) * scale, torch.randn(8, dtype=dtype)
+    weight.requires_grad_()
+    folds = distributions._parts(weight.detach(), bias, 3)[2]
+    assert folds == (None if factors is None else int(math.log2(factors)))
+    total = softplus_over_states(weight, bias, 3 * 8 * weight.element_size())
+    truth = torch.nn.functional.softplus(binary_states(6, F64) @ weight.double() + bias.double(), threshold=40).sum(-1)
+    rtol = 1e-12 if dtype == F64 else 1e-6
+    torch.testing.assert_close(total.double(), truth, rtol=rtol, atol=8 * rtol)
+    gradients = [torch.autograd.grad(s.sum(), weight)[0] for s in (total, truth)]
+    torch.testing.assert_close(*gradients, rtol=10 * rtol, atol=10 * rtol)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 5, 3), (8, 1, 3), (3,)])
