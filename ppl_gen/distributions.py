@@ -228,8 +228,8 @@ def softplus_over_states(weight: Tensor, bias: Tensor, chunk_bytes: int | None =
 
 
 class _SoftplusOverStates(torch.autograd.Function):
-    """The logits of state (high, low) are those of its low bits plus the part of its high bits, so its odds exp(l) are a
-    product. sum_d log(1 + exp(l_d)) is the logarithm of a product as well: of as many pixels as cannot overflow."""
+    """The logits of state (high, low) are those of its low bits plus the part of its high bits, so its odds exp(l) are
+    a product. sum_d log(1 + exp(l_d)) is the logarithm of a product as well: of as many pixels as cannot overflow."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, low_bits: int) -> Tensor:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ppl_gen import nets
 from ppl_gen.errors import BadInput
 from ppl_gen.nets import activation, decoder, encoder
 
@@ -45,3 +46,31 @@ def test_unknown_activation_and_shape() -> None:
         activation("swish")
     with pytest.raises(BadInput, match="--network conv"):
         encoder((16,), 3, hidden_dims=(), activation_name="relu", network="conv", channels=(2,))
+
+
+def test_products_are_rounded_to_bfloat16_only_where_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, gradient and second derivative are those of the rounded numbers, to the rounding of a product: 2^-8 of
+    its size; at any other precision, and in float64, exactly those of `nn.Linear`."""
+    monkeypatch.setattr(nets, "_products_of_bfloat16", lambda: True)
+    layer = nets.Linear(6, 4)
+    x = torch.randn(5, 6, requires_grad=True)
+
+    def results() -> list[torch.Tensor]:
+        out = layer(x).square().sum()
+        first = torch.autograd.grad(out, [x, *layer.parameters()], create_graph=True)
+        return [out.sqrt(), *first, *torch.autograd.grad(first[0].square().sum(), [x, layer.weight])]
+
+    exact = results()
+    assert all(torch.equal(*pair) for pair in zip(results(), exact, strict=True))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        for rounded, whole in zip(results(), exact, strict=True):
+            assert rounded.dtype == torch.float32 and not torch.equal(rounded, whole)
+            assert (rounded - whole).abs().max() < 4 * 2**-8 * whole.abs().max()  # four products, one after the other
+        layer.double()
+        x = x.detach().double()
+        plain = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        assert torch.equal(layer(x), plain)
+    finally:
+        torch.set_float32_matmul_precision(before)
