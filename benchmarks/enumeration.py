@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor, nn
 
-from benchmarks.timing import medians, show
+from benchmarks.steps import training_step
+from benchmarks.timing import Comparison, medians, show
 from ppl_gen.distributions import binary_states
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.enumeration import exact_log_px
@@ -17,7 +18,7 @@ from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
-from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
+from ppl_gen.training import TrainingOptions
 
 
 def no_guide(x: Tensor) -> None: ...
@@ -86,7 +87,8 @@ def separate_sites(model: BeliefNet, x: Tensor) -> Callable[[], Tensor]:
 
 
 def floor(model: BeliefNet, x: Tensor) -> Callable[[], None]:
-    """One softplus and one sigmoid for every state and pixel, in the cache: what no sum over states can do without."""
+    """One softplus and one sigmoid for every state and pixel, in the cache: what a gradient takes that makes each
+    logit's own, without the sums over them and without the images."""
     block = torch.randn(128, x.shape[1])
 
     def call() -> None:
@@ -122,16 +124,8 @@ def _stock_svi(model: Mixture, x: Tensor) -> Callable[[], object]:
     return lambda: svi.step(x)
 
 
-def _svi(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    """As the training loop does it."""
-    pair = Pair(model, Enumerated(), x[:8])
-    loss, loss_and_grads = _losses(objective("elbo", pair, x[:8]))
-    optimizer = _OneOptimizer(list(model.parameters()), TrainingOptions())
-    svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
-    return lambda: svi.step(x)
-
-
-def main(rounds: int) -> None:
+def main(rounds: int) -> list[Comparison]:
+    shown = []
     torch.manual_seed(0)
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         for components, images in ((20, 1000), (500, 500)):
@@ -139,27 +133,29 @@ def main(rounds: int) -> None:
             models = [Mixture(784, num_components=components) for _ in range(3)]
             candidates = {
                 "hand-written PyTorch, fused Adam": _step(hand_written(models[0], x), models[0]),
-                "ppl_gen": _svi(models[1], x),
+                "ppl_gen": training_step(models[1], Enumerated(), x, TrainingOptions()),
             }
             stock = {"stock Pyro": _stock_svi(models[2], x)}
             small = components * images <= 20_000  # else each array of components x images x pixels has 784 MB
             seconds = medians(candidates | (stock if small else {}), rounds=max(3, rounds // 20), warmup=2)
             if not small:
                 seconds |= medians(stock, rounds=2, warmup=1)
-            show(f"mixture step, K = {components}, N = {images}", seconds, "hand-written PyTorch, fused Adam")
+            title = f"mixture step, K = {components}, N = {images}"
+            shown.append(show(title, seconds, "hand-written PyTorch, fused Adam"))
         x = torch.bernoulli(torch.rand(100, 784))
         model = BeliefNet(784, latent_dim=12, init_scale=0.1)
-        reference = "floor: a softplus and a sigmoid per state, pixel"
+        reference = "a softplus and a sigmoid per state and pixel"
         candidates = {
             reference: floor(model, x),
             "ppl_gen": _gradient(ours(model, x), model),
         }
         seconds = medians(candidates, rounds=max(3, rounds // 20), warmup=2)
         seconds |= medians({"stock Pyro, broadcasting": _gradient(broadcast(model, x), model)}, rounds=2, warmup=1)
-        show("belief net, gradient of -log p(x), M = 12, N = 100", seconds, reference)
+        shown.append(show("belief net, gradient of -log p(x), M = 12, N = 100", seconds, reference))
         model = BeliefNet(784, latent_dim=16, init_scale=0.1)
         seconds = medians({reference: floor(model, x), "ppl_gen": _gradient(ours(model, x), model)}, rounds=5, warmup=1)
-        show("belief net, gradient of -log p(x), M = 16, N = 100", seconds, reference)
+        shown.append(show("belief net, gradient of -log p(x), M = 16, N = 100", seconds, reference))
         many = torch.bernoulli(torch.rand(10_000, 784))
         seconds = medians({"ppl_gen.exact_log_px": lambda: exact_log_px(model, many)}, rounds=2, warmup=0)
-        show("belief net, exact log p(x) of 10,000 images, M = 16", seconds, "ppl_gen.exact_log_px")
+        shown.append(show("belief net, exact log p(x) of 10,000 images, M = 16", seconds, "ppl_gen.exact_log_px"))
+    return shown

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 _TURN = 5
 
@@ -25,8 +26,21 @@ def medians(candidates: dict[str, Callable[[], object]], *, rounds: int, warmup:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def show(title: str, seconds: dict[str, float], reference: str) -> None:
-    """A table of milliseconds and ratios to the reference."""
+class Comparison(NamedTuple):
+    """Median seconds of several candidates, one of which the others are compared with."""
+
+    title: str
+    seconds: dict[str, float]
+    reference: str
+
+    def ratios(self) -> dict[str, float]:
+        return {name: value / self.seconds[self.reference] for name, value in self.seconds.items()}
+
+
+def show(title: str, seconds: dict[str, float], reference: str) -> Comparison:
+    """Print a table of milliseconds and ratios to the reference."""
+    comparison = Comparison(title, seconds, reference)
     print(f"\n{title}")
-    for name, value in seconds.items():
-        print(f"  {name:<44}{value * 1e3:10.2f} ms  {value / seconds[reference]:6.2f} x")
+    for name, ratio in comparison.ratios().items():
+        print(f"  {name:<48}{seconds[name] * 1e3:10.2f} ms  {ratio:7.2f} x", flush=True)
+    return comparison

@@ -6,14 +6,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from benchmarks.timing import medians, show
+from benchmarks.steps import training_step
+from benchmarks.timing import Comparison, medians, show
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.traces import Pair
 from ppl_gen.models.vae import VAE
-from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
+from ppl_gen.training import TrainingOptions
 
 
 def _nets() -> tuple[nn.Module, nn.Module]:
@@ -62,15 +62,10 @@ def stock_pyro(x: Tensor) -> Callable[[], object]:
     return lambda: svi.step(x)
 
 
-def ours(x: Tensor, analytic_kl: bool = False) -> Callable[[], object]:
+def ours(x: Tensor, objective: str = "elbo") -> Callable[[], object]:
     """A step of the training loop."""
     model = VAE((28, 28))
-    guide = Normal((28, 28), 20, "z", model)
-    pair = Pair(model, guide, x[:8])
-    loss, loss_and_grads = _losses(TraceMeanField_ELBO() if analytic_kl else Trace_ELBO())
-    optimizer = _OneOptimizer([*model.parameters(), *guide.parameters()], TrainingOptions())
-    svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
-    return lambda: svi.step(x)
+    return training_step(model, Normal((28, 28), 20, "z", model), x, TrainingOptions(objective=objective))
 
 
 def at_medium(step: Callable[[], object]) -> Callable[[], object]:
@@ -86,7 +81,7 @@ def at_medium(step: Callable[[], object]) -> Callable[[], object]:
     return call
 
 
-def main(rounds: int) -> None:
+def main(rounds: int) -> list[Comparison]:
     torch.manual_seed(0)
     x = torch.bernoulli(torch.rand(128, 784))
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
@@ -95,9 +90,9 @@ def main(rounds: int) -> None:
                 "hand-written PyTorch, fused Adam": hand_written(x),
                 "ppl_gen, elbo": ours(x),
                 "ppl_gen, elbo, --matmul-precision medium": at_medium(ours(x)),
-                "ppl_gen, elbo-analytic-kl": ours(x, analytic_kl=True),
+                "ppl_gen, elbo-analytic-kl": ours(x, "elbo-analytic-kl"),
                 "stock Pyro": stock_pyro(x),
             },
             rounds=rounds,
         )
-    show("VAE training step, 784-512-20, batch 128, float32", seconds, "hand-written PyTorch, fused Adam")
+    return [show("VAE training step, 784-512-20, batch 128, float32", seconds, "hand-written PyTorch, fused Adam")]

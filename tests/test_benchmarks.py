@@ -10,8 +10,13 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
 
-from benchmarks import em, enumeration, wall
+from benchmarks import em, enumeration, growth, profiles, wall
+from benchmarks.__main__ import draw, markdown
+from benchmarks.steps import training_step
+from benchmarks.timing import Comparison, medians
+from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.enumeration import exact_log_px
+from ppl_gen.training import TrainingOptions
 
 
 def test_ways_to_sum_over_a_belief_net() -> None:
@@ -42,7 +47,7 @@ def test_mixture_steps() -> None:
     models = [copy.deepcopy(first) for _ in range(3)]
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         enumeration._step(enumeration.hand_written(models[0], x), models[0])()
-        enumeration._svi(models[1], x)()
+        training_step(models[1], Enumerated(), x, TrainingOptions())()
         enumeration._stock_svi(models[2], x)()
     for model in models:
         assert not torch.equal(model.weight, first.weight)
@@ -97,3 +102,55 @@ def test_em_climbs() -> None:
     x = torch.bernoulli(torch.tensor([[0.9] * 4 + [0.1] * 4, [0.1] * 4 + [0.9] * 4])[torch.arange(200) % 2])
     bounds = [em.log_joint(x, *em.fit(x, 2, n)).logsumexp(-1).mean() for n in (0, 1, 5, 20)]
     assert bounds == sorted(bounds) and bounds[-1] > bounds[0] + 0.5
+
+
+def test_slope_of_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert growth.slope({n: 1e-3 + 1e-5 * n for n in (1, 10, 1000, 10_000, 100_000)}) == pytest.approx(1, abs=0.05)
+    assert growth.slope({n: 1.0 * n * n for n in (1, 2, 4, 8)}) == pytest.approx(2)
+    assert growth.slope(dict.fromkeys((1, 2, 4, 8), 1.0)) is None
+    few = {
+        name: (meaning, title, lambda _: {1: lambda: None, 2: lambda: None})
+        for name, (meaning, title, _) in growth.KINDS.items()
+    }
+    monkeypatch.setattr(growth, "KINDS", few)
+    growth.main(["--rounds", "2", "--out", str(tmp_path / "figures" / "growth.png")])
+    assert (tmp_path / "figures" / "growth.png").stat().st_size > 1000
+    assert capsys.readouterr().out.count("slope") == 5
+
+
+@pytest.mark.parametrize("model", ["vae", "mixture", "belief-net", "factor-analysis", "gan"])
+def test_steps_that_are_measured(model: str) -> None:
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        first, second = growth.step_of(model, 20, (6, 6)), growth.step_of(model, 20, (6, 6))
+        assert all(isinstance(step(), float) for step in (first, second, first))
+
+
+def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    """The kinds are told apart, and an optimizer's matrix products are the optimizer's."""
+    parameter = torch.nn.Parameter(torch.randn(300, 300))
+    optimizer = torch.optim.Adam([parameter])
+
+    def call() -> None:
+        (parameter @ torch.randn(300, 300)).exp().sum().backward()
+        optimizer.step()
+
+    seconds, parts = profiles.shares(call, 5)
+    assert seconds > 0 and set(parts) == {*profiles.KINDS, "Python"}
+    assert all(parts[name] > 0 for name in profiles.KINDS)
+    profiles.main(["--only", "mixture", "--calls", "2"])
+    assert "mixture, N = 500" in capsys.readouterr().out
+
+
+def test_table_and_figure_of_the_ratios() -> None:
+    shown = [Comparison("step", {"plain": 0.002, "ours": 0.003}, "plain")]
+    assert shown[0].ratios() == {"plain": 1.0, "ours": pytest.approx(1.5)}
+    assert markdown(shown).splitlines()[2:] == ["| plain | 2.00 | 1.00 |", "| ours | 3.00 | 1.50 |"]
+    draw(shown).savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize(("rounds", "calls"), [(3, 3 + 2), (60, (12 + 1) * 6)])
+def test_calls_in_turns(rounds: int, calls: int) -> None:
+    """Of many rounds five calls in a turn, after one that is not counted; one turn is for warming up."""
+    called = []
+    medians({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=rounds, warmup=2)
+    assert called.count("a") == called.count("b") == calls

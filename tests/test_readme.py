@@ -2,7 +2,7 @@
 
 import contextlib
 import glob
-import importlib
+import importlib.util
 import io
 import re
 import shlex
@@ -68,7 +68,11 @@ def _reduce_sweep(arguments: list[str]) -> list[str]:
 
 PAGES = [
     "README.md",
-    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")) if page.stem not in ("index", "results")),
+    *(
+        f"docs/{page.name}"
+        for page in sorted((ROOT / "docs").glob("*.md"))
+        if page.stem not in ("index", "testing", "results", "speed")
+    ),
 ]
 
 
@@ -132,7 +136,7 @@ def test_results_are_commands_that_parse(elsewhere: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(fit, "fit", note)
     count = 0
-    for language, text in _blocks("docs/results.md"):
+    for language, text in _blocks("docs/results.md") + _blocks("docs/speed.md"):
         if language == "bash":
             for module, *arguments in _commands(text):
                 count += 1
@@ -140,6 +144,8 @@ def test_results_are_commands_that_parse(elsewhere: Path, monkeypatch: pytest.Mo
                     fit.command(arguments)
                 elif module == "ppl_gen.evaluate":
                     cli.parse(evaluate.Command, arguments, module, "")
+                else:
+                    assert importlib.util.find_spec(module), module
     assert len(configs) >= 4 and count >= len(configs)
 
 

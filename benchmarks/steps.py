@@ -1,0 +1,39 @@
+"""Training steps as the training loop makes them, on noise in the shape of images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import SVI
+from torch import Tensor, nn
+
+from ppl_gen.data import Data, Split
+from ppl_gen.fit import default_guide, training_defaults
+from ppl_gen.inference.traces import Pair
+from ppl_gen.loading import Config, assemble
+from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
+
+
+def noise(num_images: int, shape: tuple[int, int] = (28, 28)) -> Data:
+    """As many images of independent pixels, each split of them."""
+    split = Split(torch.bernoulli(torch.full((num_images, shape[0] * shape[1]), 0.2)))
+    return Data("noise", shape, "threshold", split, split, split)
+
+
+def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: TrainingOptions) -> Callable[[], object]:
+    """A step of SVI on the same images; to be called within `pyro.get_param_store().scope()`."""
+    pair = Pair(model, guide, x[:8])
+    loss, loss_and_grads = _losses(options.objective_for(pair, x[:8]))
+    optimizer = _OneOptimizer([*model.parameters(), *guide.parameters()], options)
+    svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
+    return lambda: svi.step(x)
+
+
+def step_of(
+    model: str, num_images: int, shape: tuple[int, int] = (28, 28), guide: str | None = None, **model_options: Any
+) -> Callable[[], object]:
+    """The same of a model by its name, with its default guide and options unless told otherwise."""
+    data = noise(num_images, shape)
+    options = TrainingOptions(**training_defaults(model))
+    config = Config(model=model, model_options=model_options, guide=guide or default_guide(model), training=options)
+    return training_step(*assemble(config, data), data.train.images, options)
