@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
 
-from benchmarks import em, enumeration, growth, profiles, wall
+from benchmarks import em, enumeration, growth, profiles, remake, wall
 from benchmarks.__main__ import draw, markdown
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians
@@ -154,3 +154,19 @@ def test_calls_in_turns(rounds: int, calls: int) -> None:
     called = []
     medians({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=rounds, warmup=2)
     assert called.count("a") == called.count("b") == calls
+
+
+def test_tables_are_made_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands under a heading, until one fails; a heading that is none, or several, is refused."""
+    every = remake.sections()
+    assert every["The default VAE"][0] == "python -m ppl_gen.fit vae --data mnist --out runs/default"
+    assert all(line.startswith(("python -m ", "torchrun ")) for commands in every.values() for line in commands)
+    monkeypatch.setattr(
+        remake, "sections", lambda: {"One": ["python -c 1", "python -c 2 --no"], "Two": ["false", "true"]}
+    )
+    assert remake.main(["one"]) == 0 and capsys.readouterr().out.count("$ python -c") == 2
+    assert remake.main(["two"]) == 1 and "true" not in capsys.readouterr().out
+    assert remake.main(["two", "--dry-run"]) == 0 and "$ true" in capsys.readouterr().out
+    assert remake.main([]) == 0 and capsys.readouterr().out == "One\nTwo\n"
+    for title in ("Three", ""):
+        assert remake.main([title]) == 2 and "there are: One, Two" in capsys.readouterr().err

@@ -392,6 +392,12 @@ def test_options(elsewhere: Path, call: Call, arguments: tuple[str, ...]) -> Non
     assert all(("validation" in line) == ("1497" not in arguments) for line in lines)
 
 
+def test_pictures_where_no_validation_split_is_left(elsewhere: Path, call: Call, all_pictures: None) -> None:
+    status, _, err = call(fit.command, "vae", *QUICK, "--train-size", "1497", "--latent-dim", "2", "--out", "run")
+    assert status == 0, err
+    assert Path("run/figures/latent_space.png").exists() and Path("run/report.html").exists()
+
+
 # Somebody's own classes ----------------------------------------------------------------------------------------
 
 

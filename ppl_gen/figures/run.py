@@ -110,11 +110,11 @@ def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> Non
     units = sorted(order[:2])
     if has_posterior:
         points = {}
-        for name in ("train", "validation", "test"):
+        names = ("train", "validation", "test") if len(data.validation) else ("train", "test")
+        for name in names:
             x, labels = data.targets(name)[:1000], data.split(name).labels
-            if len(x):
-                means, scales = (each[:, units].cpu().numpy() for each in posterior(x)[1:])
-                points[name] = Points(means, scales, None if labels is None else labels[:1000].cpu().numpy())
+            means, scales = (each[:, units].cpu().numpy() for each in posterior(x)[1:])
+            points[name] = Points(means, scales, None if labels is None else labels[:1000].cpu().numpy())
         save(run, "latent_space", latent_space(points, units))
     grid = equal_mass_grid(model, units, size, _GRID)
     save(run, "manifold", manifold(images(grid), units, size > 2))

@@ -1,0 +1,57 @@
+"""Make a table of the documentation again from nothing: `python -m benchmarks.remake "A plane of digits"`.
+
+Runs the commands that stand under a heading of docs/results.md or docs/speed.md, one after the other, in their order.
+"""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def sections() -> dict[str, list[str]]:
+    """The commands under each heading that has any."""
+    found: dict[str, list[str]] = {}
+    for page in ("results.md", "speed.md"):
+        for part in re.split(r"^## ", (DOCS / page).read_text(), flags=re.MULTILINE)[1:]:
+            title = part.splitlines()[0]
+            blocks = re.findall(r"^```bash\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
+            if commands := [line for block in blocks for line in block.splitlines() if line]:
+                found[title] = commands
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.remake", description=__doc__)
+    parser.add_argument("title", nargs="?", help="a heading, or the start of one; without it, all headings are listed")
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands")
+    given = parser.parse_args(arguments)
+    every = sections()
+    if given.title is None:
+        print("\n".join(every))
+        return 0
+    chosen = [title for title in every if title.lower().startswith(given.title.lower())]
+    if len(chosen) != 1:
+        print(f"'{given.title}' begins {len(chosen)} headings; there are: {', '.join(every)}", file=sys.stderr)
+        return 2
+    for command in every[chosen[0]]:
+        print(f"$ {command}", flush=True)
+        if not given.dry_run:
+            started = time.perf_counter()
+            words = shlex.split(command)
+            if words[0] == "python":
+                words[0] = sys.executable
+            if status := subprocess.run(words).returncode:
+                print(f"ended with status {status}", file=sys.stderr)
+                return 1
+            print(f"{time.perf_counter() - started:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
