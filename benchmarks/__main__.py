@@ -29,7 +29,7 @@ def markdown(comparisons: list[Comparison]) -> str:
 def draw(comparisons: list[Comparison]) -> Figure:
     """The ratios to each reference, on a logarithmic scale."""
     rows: list[tuple[str, float | None]] = []
-    for comparison in comparisons:
+    for comparison in (each for each in comparisons if len(each.seconds) > 1):
         rows.append((comparison.title, None))
         rows += [(name, ratio) for name, ratio in comparison.ratios().items() if name != comparison.reference]
     figure = Figure(figsize=(10, 0.26 * len(rows) + 1), layout="constrained")
@@ -41,7 +41,7 @@ def draw(comparisons: list[Comparison]) -> Figure:
             axes.annotate(f"{ratio:.2f}", (ratio, -position), (6, -3), textcoords="offset points", fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.margins(x=0.1)
+    axes.margins(x=0.12, y=0.02)
     axes.set_yticks([-position for position in range(len(rows))], [name for name, _ in rows], fontsize=8)
     for label, (_, ratio) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if ratio is None else "normal")

@@ -7,7 +7,6 @@ that of log time against log size over the sizes that take more than three times
 """
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,15 +68,18 @@ KINDS = {
 def slope(times: Times) -> float | None:
     """Of log time against log size over the sizes beyond the constant; None for fewer than three such sizes."""
     least = min(times.values())
-    upper = [(math.log(size), math.log(seconds)) for size, seconds in times.items() if seconds > 3 * least]
-    return float(np.polyfit(*zip(*upper, strict=True), 1)[0]) if len(upper) >= 3 else None
+    upper = [(size, seconds) for size, seconds in times.items() if seconds > 3 * least]
+    if len(upper) < 3:
+        return None
+    sizes, seconds = np.log(np.array(upper)).T
+    return float(np.polyfit(sizes, seconds, 1)[0])
 
 
 def draw(measured: dict[str, Times]) -> Figure:
     """Milliseconds against each size, both on logarithmic scales, beside a line of slope 1."""
     figure = Figure(figsize=(11, 6.4), layout="constrained")
-    panels = figure.subplots(2, 3).flat
-    for axes, (name, times) in zip(panels, measured.items(), strict=False):
+    panels = iter(figure.subplots(2, 3).flat)
+    for (name, times), axes in zip(measured.items(), panels, strict=False):
         meaning, title, _ = KINDS[name]
         sizes, fitted = list(times), slope(times)
         axes.plot(sizes, [1e3 * times[size] for size in sizes], "ko-", markersize=4)
@@ -105,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         for name, (meaning, title, candidates) in KINDS.items():
             calls = {str(size): call for size, call in candidates(given.scale).items()}
-            times = medians(calls, rounds=given.rounds, warmup=2)
+            times = medians(calls, rounds=given.rounds, warmup=3, in_turn=3)
             measured[name] = {int(size): seconds for size, seconds in times.items()}
             fitted = slope(measured[name])
             print(f"{title}, against {name}, {meaning}; slope {'unknown' if fitted is None else f'{fitted:.2f}'}")

@@ -24,7 +24,8 @@ def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: Traini
     """A step of SVI on the same images; to be called within `pyro.get_param_store().scope()`."""
     pair = Pair(model, guide, x[:8])
     loss, loss_and_grads = _losses(options.objective_for(pair, x[:8]))
-    optimizer = _OneOptimizer([*model.parameters(), *guide.parameters()], options)
+    shared_once = nn.ModuleDict({"model": model, "guide": guide}).parameters()
+    optimizer = _OneOptimizer([p for p in shared_once if p.requires_grad], options)
     svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
     return lambda: svi.step(x)
 

@@ -8,14 +8,19 @@ from typing import NamedTuple
 _TURN = 5
 
 
-def medians(candidates: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 5) -> dict[str, float]:
+def medians(
+    candidates: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 5, in_turn: int | None = None
+) -> dict[str, float]:
     """Median seconds of a call of each candidate.
 
     Each has some calls in turn, the first of which is not counted: it finds the caches full of the others' numbers, as
-    no call in a loop of its own does. Of few rounds every call is a turn.
+    no call in a loop of its own does.
+
+    :param in_turn: calls that count in a turn; by default 5, or 1 of few rounds, where every call counts.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    in_turn = _TURN if rounds >= 10 * _TURN else 1
+    if in_turn is None:
+        in_turn = _TURN if rounds >= 10 * _TURN else 1
     for turn in range(-(-warmup // in_turn) + -(-rounds // in_turn)):
         for name, call in candidates.items():
             for number in range(in_turn + (in_turn > 1)):

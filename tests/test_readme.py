@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep
+from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep, training
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.inference.gaps import Search
 from ppl_gen.loading import Config
@@ -25,10 +25,10 @@ BENCHMARKS = {
     "benchmarks.closed_form": shlex.split(
         "--data digits --units 1 2 --num-samples 10 --num-temperatures 3 --num-images 3 --out figures"
     ),
-    "benchmarks.gap": shlex.split("--units 2 3 --data digits --epochs 1 --num-samples 30 --runs gap --out gap.png"),
+    "benchmarks.gap": shlex.split("--units 2 --data digits --epochs 1 --num-samples 30 --runs gap --out gap.png"),
     "benchmarks.gradients": ["--draws", "3"],
     "benchmarks.processes": shlex.split("--batch-sizes 10 --rounds 2"),
-    "benchmarks.wall": shlex.split("--max-units 2 --out wall.png"),
+    "benchmarks.wall": shlex.split("--max-units 1 --out wall.png"),
 }
 QUICK_ANNEALING = shlex.split("--annealed.num-temperatures 4 --annealed.leapfrog-steps 2 --sandwich 3")
 REDUCED = {"--data": "digits", "--train-size": "150", "--epochs": "1", "--num-samples": "30"}
@@ -60,10 +60,11 @@ def _reduce(arguments: list[str]) -> list[str]:
 
 
 def _reduce_sweep(arguments: list[str]) -> list[str]:
-    """The first seed of each combination, with reduced options of fit."""
+    """The first seed of each combination, with reduced options of fit. A plane of latents would be drawn."""
     cut, seeds = arguments.index("--"), arguments.index("--seeds") + 1
     after = next(i for i in range(seeds, cut) if arguments[i].startswith("--"))
-    return [*arguments[: seeds + 1], *arguments[after:cut], "--", *_reduce(arguments[cut + 1 :])]
+    line = ["--latent-dim", "1"] if "vae" in arguments else []
+    return [*arguments[: seeds + 1], *arguments[after:cut], "--", *_reduce(arguments[cut + 1 :]), *line]
 
 
 PAGES = [
@@ -81,6 +82,7 @@ PAGES = [
 def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {"num_temperatures": 4, "leapfrog_steps": 2}
     monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | {"sandwich": 3, "annealed": few})
+    monkeypatch.setattr(training, "_SCALE_IMAGES", 4)
     monkeypatch.setattr(evaluate, "Search", lambda: Search(window=2, patience=1, most_windows=2))
     ran = 0
     for language, text in _blocks(page):

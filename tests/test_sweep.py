@@ -71,7 +71,8 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     """Two guides; then nothing; then one run that lost its evaluation and one of another seed; then none at all."""
     Path("mine.py").write_text(GUIDE)
     arguments = ("vae", "--guides", "normal", "mine.py:Mine", "--objectives", "elbo", "--out", "out", "--seeds", "0")
-    status, out, err = call(sweep.command, *arguments, *REST)
+    rest = (*REST, "--latent-dim", "1")  # no plane to be drawn
+    status, out, err = call(sweep.command, *arguments, *rest)
     assert status == 0, err
     names = ["vae-mine-elbo-0", "vae-normal-elbo-0"]
     assert sorted(path.name for path in Path("out").iterdir() if path.is_dir()) == names
@@ -83,13 +84,13 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     assert "; 1 left, about " in err and lines[-1].endswith("; 0 left")
     assert all("log p(x)" in Path(f"out/{name}.log").read_text() for name in names)
 
-    status, out, err = call(sweep.command, *arguments, *REST)
+    status, out, err = call(sweep.command, *arguments, *rest)
     assert status == 0 and err.startswith("2 runs: 2 finished before") and err.count("\n") == 1
 
     lost = Path("out/vae-mine-elbo-0/evaluation.json")
     before = json.loads(lost.read_text())
     lost.unlink()
-    status, out, err = call(sweep.command, "vae", "--guides", "mine.py:Mine", *arguments[4:], "1", *REST)
+    status, out, err = call(sweep.command, "vae", "--guides", "mine.py:Mine", *arguments[4:], "1", *rest)
     assert status == 0 and "2 runs: 0 finished before, 1 to continue, 1 to start" in err
     assert sorted(line for line in err.splitlines()[1:] if "done" not in line) == [
         "continue  vae-mine-elbo-0",
@@ -100,13 +101,13 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     assert sorted((row["guide"], *row["seeds"]) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
 
     status, out, err = call(sweep.command, *arguments, *REST, "--latent-dim", "3")
-    assert status == 2 and "out/vae-normal-elbo-0: is there with other options: latent_dim is 20, not 3" in err
+    assert status == 2 and "out/vae-normal-elbo-0: is there with other options: latent_dim is 1, not 3" in err
     Path("mine.py").write_text(GUIDE.replace("0.5", "0.6"))
-    status, out, err = call(sweep.command, *arguments, *REST)
+    status, out, err = call(sweep.command, *arguments, *rest)
     assert status == 2 and "out/vae-mine-elbo-0: mine.py has changed since it was started" in err.replace(":Mine", "")
     shutil.rmtree("out/vae-mine-elbo-0")
     Path("out/vae-mine-elbo-0").mkdir()
-    status, out, err = call(sweep.command, *arguments, *REST)
+    status, out, err = call(sweep.command, *arguments, *rest)
     assert status == 2 and "out/vae-mine-elbo-0: not a run directory" in err and err.count("\n") == 1
 
 
