@@ -54,10 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=_ABOUT)
     parser.add_argument("--rounds", type=int, default=400, help="calls of each candidate (default 400)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where speed.md, speed.json and speed.png go")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the hand-written step as well")
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians")
     keep_freed_memory()  # for all candidates alike: training and evaluation do the same
-    shown = [each for part in (vae_step, importance, enumeration) for each in part.main(given.rounds)]
+    shown = vae_step.main(given.rounds, given.compile)
+    shown += importance.main(given.rounds) + enumeration.main(given.rounds)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / "speed.md").write_text(markdown(shown))

@@ -135,7 +135,7 @@ class LinearBernoulliVector(BernoulliVector):
     logits are made anew for each.
 
     The logits of 2^M states are never held: they are l(z) = l(low bits of z) + l(high bits of z), made for one block of
-    low bits at a time and made again in the backward pass, in `softplus_over_states`.
+    low bits at a time, as odds, and made again in the backward pass, in `softplus_over_states`.
 
     This path is taken where z is `enumerate_support()` of M binary units, which is verified; any other z goes the way
     of `BernoulliVector`.

@@ -354,7 +354,9 @@ def rows(summary: dict[str, Any]) -> list[Row]:
         above = f"above {khat['threshold']:.2f}, {untrusted}"
         found.append(Row("Pareto k-hat", note=f"median {_fixed(khat['median'])}; {above}"))
     if "active_units" in s:
-        found.append(Row("active latent units", note=str(s["active_units"])))
+        collapsed = "; z is not used, the guide has become the prior: --kl-warmup may prevent that"
+        active = s["active_units"]
+        found.append(Row("active latent units", note=f"{active}{collapsed if active == 0 else ''}"))
     if "components" in s:
         used, of = s["components"]["in_use"], s["components"]["of"]
         empty = f"; {of - used} explain less than one of these images each" if used < of else ""

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ppl_gen
-from ppl_gen import evaluate, fit
+from ppl_gen import evaluate, fit, summaries
 from ppl_gen.data import DataOptions
 from ppl_gen.loading import Config
 from ppl_gen.training import TrainingOptions
@@ -134,6 +134,12 @@ def test_the_evaluation_of_a_run(finished: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("units", [0, 3])
+def test_a_collapsed_posterior_is_told(finished: Path, units: int) -> None:
+    summary = json.loads((finished / "evaluation.json").read_text()) | {"active_units": units}
+    assert ("z is not used, the guide has become the prior: --kl-warmup" in summaries.table(summary)) == (units == 0)
+
+
 def test_evaluation_nc_in_xarray_and_arviz(finished: Path) -> None:
     import arviz
     import xarray
