@@ -61,6 +61,9 @@ def resume(path: str | Path, named: Named | None = None, *, quiet: bool = False)
     config = config_of(run, named or Named())
     for file in changed_files(run, config):
         print(f"warning: {file} has changed since the run was started", file=sys.stderr)
+    lines = run.metrics()
+    if lines and lines[-1]["epoch"] >= config.training.epochs and not quiet:
+        print("training was finished before; its evaluation:", file=sys.stderr)
     # The run that it started from may be gone by now.
     _finish(run, config, *_prepare(config, quiet, start=not run.checkpoint_path.exists()), quiet)
     return run

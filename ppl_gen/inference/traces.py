@@ -210,12 +210,13 @@ class Pair:
                 raise BadInput(f"{self.guide_name} samples '{name}', which is no latent site of {self.model_name}")
         for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
             for name in self.latent:
-                if name in trace.nodes and self.plate.name not in [
-                    frame.name for frame in trace.nodes[name]["cond_indep_stack"]
-                ]:
+                plates = [f.name for f in trace.nodes[name]["cond_indep_stack"]] if name in trace.nodes else []
+                if name in trace.nodes and self.plate.name not in plates:
+                    where = f", in '{plates[0]}'" if plates else ""
                     raise BadInput(
-                        f"{who}: site '{name}' is outside the plate '{self.plate.name}'; weights of single images "
-                        "need latents that are local to an image"
+                        f"{who}: site '{name}' is outside the plate '{self.plate.name}'{where}; weights of single "
+                        "images need latents that are local to an image, and model and guide one name for their "
+                        f"plate: with pyro.plate('{self.plate.name}', len(x))"
                     )
         self._check_shapes(guide_trace, model_trace)
         dims = [f.dim for t in (guide_trace, model_trace) for s in sample_sites(t) for f in s["cond_indep_stack"]]
@@ -274,7 +275,9 @@ class Pair:
         except BadInput:
             raise
         except Exception as error:
-            raise BadInput(f"{who} fails on {len(x)} images: {describe(error)}") from error
+            told = describe(error)
+            hint = "; a vector per image is one event: .to_event(1)" if "Shape mismatch inside plate" in told else ""
+            raise BadInput(f"{who} fails on {len(x)} images: {told}{hint}") from error
 
     def _trace(
         self,

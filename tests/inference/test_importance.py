@@ -283,6 +283,16 @@ def _wide_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x.unsqueeze(-1).expand(-1, 2), 1.0).to_event(1))
 
 
+def _misnamed_guide(x: Tensor) -> None:
+    with pyro.plate("images", len(x)):
+        pyro.sample("z", dist.Normal(x, 1.0))
+
+
+def _no_event_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.unsqueeze(-1).expand(-1, 2), 1.0))
+
+
 def _failing(x: Tensor) -> None:
     raise KeyError("lost")
 
@@ -296,6 +306,9 @@ def _no_observation(x: Tensor) -> None:
     ("model", "guide", "words"),
     [
         (_global_latent, _global_guide, "outside the plate 'data'"),
+        (_plain, _misnamed_guide, "outside the plate 'data', in 'images';"),
+        (_plain, _misnamed_guide, "with pyro.plate('data', len(x))"),
+        (_plain, _no_event_guide, ".to_event(1)"),
         (_sequential, _sequential_guide, "vectorized"),
         (_plain, _nothing, "does not sample 'z'"),
         (_plain, _extra_guide, "samples 'u'"),
