@@ -8,6 +8,7 @@ autograd's and torch's dispatch.
 
 import argparse
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -92,8 +93,6 @@ def start_up(runs: int = 5) -> dict[str, float]:
 
 
 def _children() -> float:
-    import resource
-
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -42,7 +42,8 @@ def _products_of_bfloat16() -> bool:
 
 class Linear(nn.Linear):
     """`nn.Linear` that does what `torch.set_float32_matmul_precision("medium")` allows on more processors than torch:
-    products of numbers rounded to bfloat16, added up in float32, here and in the gradients. The bias is not rounded."""
+    products of numbers rounded to bfloat16, whose sums, in float32, are rounded to it as well, here and in the
+    gradients. The bias is not rounded."""
 
     def forward(self, x: Tensor) -> Tensor:
         if (

@@ -91,7 +91,7 @@ class TrainingOptions:
     """auto: cuda where there is one."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Of float32 matrix products in training: highest is float32; high and medium allow TF32 and bfloat16, where
-    the hardware has them (on CPUs, bfloat16 in encoders and decoders). Evaluation always uses highest."""
+    the hardware has them (on CPUs, medium alone: bfloat16). Evaluation always uses highest."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     max_hours: float = 24.0
@@ -107,7 +107,6 @@ class TrainingOptions:
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
         if self.clip_grad_norm is not None:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
-
         if self.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
             raise BadInput(f"--optimizer muon: torch {torch.__version__} has none; it came with torch 2.9")
         require(self.max_hours > 0, "max_hours", self.max_hours, "must be above 0")

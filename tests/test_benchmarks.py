@@ -109,7 +109,7 @@ def test_slope_of_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert growth.slope({n: 1.0 * n * n for n in (1, 2, 4, 8)}) == pytest.approx(2)
     assert growth.slope(dict.fromkeys((1, 2, 4, 8), 1.0)) is None
     few = {
-        name: (meaning, title, lambda _: {1: lambda: None, 2: lambda: None})
+        name: (meaning, title, lambda: {1: lambda: None, 2: lambda: None})
         for name, (meaning, title, _) in growth.KINDS.items()
     }
     monkeypatch.setattr(growth, "KINDS", few)

@@ -85,13 +85,14 @@ def test_same_seed_same_run_and_other_seed_other_run(tmp_path: Path, data: Data)
     assert not _same(ours, _fit(tmp_path / "c", data, replace(SMALL, seed=1))[1])
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("adam", 3e-3), ("muon", 3e-3)])
-def test_learns(tmp_path: Path, data: Data, optimizer: Literal["adam", "muon"], rate: float) -> None:
-    options = replace(SMALL, epochs=60, batch_size=20, learning_rate=rate, optimizer=optimizer)
+@pytest.mark.parametrize(("optimizer", "gain"), [("adam", 1.0), ("muon", 0.75)])
+def test_learns(tmp_path: Path, data: Data, optimizer: Literal["adam", "muon"], gain: float) -> None:
+    """More than the 0.56 nats that pixels on their own gain, without z."""
+    options = replace(SMALL, epochs=60, batch_size=20, learning_rate=3e-3, optimizer=optimizer)
     run, _ = _fit(tmp_path / "run", data, options)
     lines = run.metrics()
     assert [line["epoch"] for line in lines] == list(range(61))
-    assert lines[-1]["train"]["elbo"] > lines[0]["train"]["elbo"] + 0.75  # 0.56 is what a model without z gains
+    assert lines[-1]["train"]["elbo"] > lines[0]["train"]["elbo"] + gain
     for line in lines:
         for split in ("train", "validation"):
             terms = line[split]

@@ -209,9 +209,9 @@ class Pair:
             if name not in self.latent:
                 raise BadInput(f"{self.guide_name} samples '{name}', which is no latent site of {self.model_name}")
         for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
-            for name in self.latent:
-                plates = [f.name for f in trace.nodes[name]["cond_indep_stack"]] if name in trace.nodes else []
-                if name in trace.nodes and self.plate.name not in plates:
+            for name in (name for name in self.latent if name in trace.nodes):
+                plates = [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]
+                if self.plate.name not in plates:
                     where = f", in '{plates[0]}'" if plates else ""
                     raise BadInput(
                         f"{who}: site '{name}' is outside the plate '{self.plate.name}'{where}; weights of single "
