@@ -175,6 +175,9 @@ def check_same_images(runs: Sequence[Evaluated]) -> None:
                 pairs[name] = (first.config.get(name), run.config.get(name))
         if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
             pairs["labels"] = ("one", "other labels")
+        contents = [each.summary.get("images_sha256") for each in (first, run)]
+        if None not in contents:  # not of an earlier version
+            pairs["the images' SHA-256"] = (contents[0][:8], contents[1][:8])
         for name, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise BadInput(

@@ -16,6 +16,7 @@ Binarization belongs to the identity of a data set (Salakhutdinov and Murray 200
   unit: it is L^data_dim times that of level + u.
 """
 
+import hashlib
 import os
 import socket
 import tempfile
@@ -195,6 +196,12 @@ def load_data(options: DataOptions) -> Data:
     elif options.binarization == "dequantized":
         validation, test = _cut(_dequantize(pool, _POOL_SEED), start, len(pool)), _dequantize(test, _TEST_SEED)
     return Data(name, shape, options.binarization, train, validation, test, notice)
+
+
+def fingerprint(name: str) -> str | None:
+    """SHA-256 of a file of images; None for a data set with a name, which does not change."""
+    path = Path(name)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _cut(split: Split, start: int, stop: int) -> Split:

@@ -1,5 +1,6 @@
 """`python -m ppl_gen.evaluate RUN`: the bound against log p(x)."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -167,6 +168,7 @@ def evaluate(
         "data": data.name,
         "split": options.split,
         "num_images": count,
+        "images_sha256": hashlib.sha256(whole.cpu().numpy().tobytes()).hexdigest(),
         "binarization": data.binarization,
         "observation": observation(pair, whole),
         "seed": options.seed,

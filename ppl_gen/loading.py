@@ -17,7 +17,7 @@ from torch import nn
 import ppl_gen
 from ppl_gen import components
 from ppl_gen.components import construct, find, is_external
-from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.data import Data, DataOptions, fingerprint, load_data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference.traces import Pair, evaluating, sample_sites
 from ppl_gen.runs import Run
@@ -64,6 +64,7 @@ class Config:
             # The data set that it became, so that nothing is left to what is on disk next time.
             "data": asdict(self.data) | {"data": data.name if self.data.data == "auto" else self.data.data},
             "data_name": data.name,
+            "data_sha256": fingerprint(self.data.data),
             "data_notice": data.notice,
             "training": asdict(self.training),
             "num_samples": self.num_samples,
@@ -355,11 +356,10 @@ def _reason(error: Exception) -> str:
 
 def changed_files(run: Run, config: Config) -> list[str]:
     """External files that are not what they were when the run was made."""
-    return [
-        reference
-        for kind, reference in externals(config).items()
-        if components.fingerprint(reference) != run.config.get(f"{kind}_sha256")
-    ]
+    found = {kind: (name, components.fingerprint(name)) for kind, name in externals(config).items()}
+    if run.config.get("data_sha256") is not None:
+        found["data"] = config.data.data, fingerprint(config.data.data)
+    return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]
 
 
 def externals(config: Config) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ppl_gen
-from ppl_gen import evaluate, fit, summaries
+from ppl_gen import compare, evaluate, fit, summaries
 from ppl_gen.data import DataOptions
 from ppl_gen.loading import Config
 from ppl_gen.training import TrainingOptions
@@ -435,6 +435,24 @@ def test_a_guide_in_a_file(elsewhere: Path, call: Call) -> None:
     Path("elsewhere.py").write_text(GUIDE + "\n# changed\n")
     status, _, err = call(evaluate.command, "run", "--guide", "elsewhere.py:MyGuide")
     assert status == 0 and "warning: elsewhere.py:MyGuide has changed since the run was fitted" in err
+
+
+def test_a_file_of_images_is_known_by_its_content(elsewhere: Path, call: Call) -> None:
+    """Another draw under the same name: evaluating says so, and what was evaluated on either cannot be compared."""
+    images = np.random.default_rng(0).random((2, 60, 12)) < 0.3
+    np.save("mine.npy", images[0])
+    mixture = ("mixture", "--data", "mine.npy", "--epochs", "1", "--num-components", "2")
+    assert call(fit.command, *mixture, "--out", "first")[0] == 0
+    status, _, err = call(evaluate.command, "first")
+    assert status == 0 and "has changed" not in err
+    assert call(fit.command, *mixture, "--num-components", "3", "--out", "second")[0] == 0
+    assert call(compare.command, "first", "second")[0] == 0
+
+    np.save("mine.npy", images[1])
+    assert call(evaluate.command, "second")[2].startswith("warning: mine.npy has changed since the run was fitted\n")
+    assert "warning: mine.npy has changed since the run was started" in call(fit.command, "--resume", "second")[2]
+    status, _, err = call(compare.command, "first", "second")
+    assert status == 2 and "first and second cannot be compared: the images' SHA-256 is" in err
 
 
 def test_help_shows_a_guides_own_options(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,8 @@ def _commands(text: str) -> list[list[str]]:
 
 def _reduce(arguments: list[str]) -> list[str]:
     for flag, value in REDUCED.items():
+        if flag == "--data" and any(word.endswith(".npz") for word in arguments):
+            continue  # what the page has made
         if flag in arguments:
             arguments[arguments.index(flag) + 1] = value
         else:
