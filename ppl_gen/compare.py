@@ -97,8 +97,6 @@ def read(path: Path) -> Evaluated:
 
     :raises BadInput: for a directory that is no run, has no evaluation, or one that is damaged or not whole.
     """
-    import xarray
-
     run = Run.open(path)
     again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *report.named_again(run.config)])}"
     summary = run.read_json("evaluation.json")
@@ -106,8 +104,7 @@ def read(path: Path) -> Evaluated:
     if summary is None or not file.is_file():
         raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else file.name}; {again}")
     try:
-        with xarray.open_dataset(file, group="evaluation", engine="h5netcdf") as dataset:
-            dataset.load()
+        dataset = run.per_image()
         elbo, log_px = dataset["elbo"].values, dataset["log_px"].values
         bounds = dataset.get("iwae", None)
         iwae = {} if bounds is None else {int(k): bounds.sel(k=k).values for k in bounds["k"].values}
@@ -175,9 +172,8 @@ def check_same_images(runs: Sequence[Evaluated]) -> None:
                 pairs[name] = (first.config.get(name), run.config.get(name))
         if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
             pairs["labels"] = ("one", "other labels")
-        contents = [each.summary.get("images_sha256") for each in (first, run)]
-        if None not in contents:  # not of an earlier version
-            pairs["the images' SHA-256"] = (contents[0][:8], contents[1][:8])
+        if "images_sha256" in first.summary and "images_sha256" in run.summary:  # evaluations of old have none
+            pairs["the images' SHA-256"] = (first.summary["images_sha256"][:8], run.summary["images_sha256"][:8])
         for name, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise BadInput(

@@ -90,12 +90,19 @@ def _import(kind: Kind, where: str) -> ModuleType:
         path = Path(where)
         if not path.is_file():
             raise BadInput(f"{kind} '{where}': no such file")
-        name = "_user_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        content = path.read_bytes()
+        name = "_user_" + hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()[:12]
+        if name in sys.modules:  # a model and a guide of one file are of one module
+            return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # type annotations are looked up there
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
         return module
     except BadInput:
         raise

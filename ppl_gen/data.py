@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, near_miss, require
+from ppl_gen.errors import BadInput, near_miss, require, require_choices
 
 Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
 SplitName = Literal["train", "validation", "test"]
@@ -56,6 +56,9 @@ class DataOptions:
     train_size: int | None = None
     """Number of training images: the first N. All 60000 of MNIST leaves no validation split."""
 
+    def __post_init__(self) -> None:
+        require_choices(self)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -71,7 +74,10 @@ class Split:
     def pixels(self, index: Any = slice(None)) -> Tensor:
         """Grey values in [0, 1] of the images at `index` (a slice or an index tensor), float32 [n, data_dim]."""
         images = self.images[index]
-        return images / self.scale if self.scale != 1 else images.float()
+        if self.scale == 1:
+            return images.float()
+        # Not by a number, which CUDA multiplies by the reciprocal of: grey values are the same on every device.
+        return images / torch.full((), float(self.scale), device=images.device)
 
     def dequantized(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Grey values [n, data_dim] with noise: uniform in the interval of each pixel's level."""
@@ -424,6 +430,9 @@ def _numpy_file(path: Path) -> tuple[tuple[int, ...], Split, Split, tuple[int, i
         splits[name] = _cut(whole, len(whole) - tenth, len(whole))
         whole = _cut(whole, 0, len(whole) - tenth)
     validation = splits["validation"]
+    labelled = [name for name in ("train", "validation", "test") if splits[name].labels is not None]
+    if len(labelled) not in (0, 3):
+        raise BadInput(f"--data {path}: only {', '.join(labelled)} with labels; give all splits labels, or none")
     labels = None
     if whole.labels is not None and validation.labels is not None:
         labels = torch.cat([whole.labels, validation.labels])
@@ -440,5 +449,7 @@ def _from_array(where: str, array: np.ndarray, labels: np.ndarray | None, scale:
         raise BadInput(f"--data {where}: pixels lie in [{low}, {high}], outside [0, 1]; scale them first")
     if labels is not None and labels.shape != (len(array),):
         raise BadInput(f"--data {where}: {labels.shape} labels for {len(array)} images")
+    if labels is not None and labels.dtype.kind not in "bui":
+        raise BadInput(f"--data {where}: labels must be integers, these are {labels.dtype}")
     flat = flat.astype(np.uint8 if flat.dtype.kind in "bui" else np.float32)
     return Split(torch.from_numpy(flat), None if labels is None else torch.from_numpy(labels), scale)

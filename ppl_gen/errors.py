@@ -4,6 +4,7 @@ import difflib
 import sysconfig
 import traceback
 from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class BadInput(ValueError):
@@ -25,6 +26,15 @@ def require(condition: bool, option: str, value: object, rule: str) -> None:
     """Raise `BadInput` naming the command-line option unless `condition` holds."""
     if not condition:
         raise BadInput(f"--{option.replace('_', '-')} {value}: {rule}")
+
+
+def require_choices(options: Any, prefix: str = "") -> None:
+    """Raise `BadInput` where a field of a dataclass whose type is a `Literal` has another value: the command line
+    refuses it by itself, Python does not."""
+    for name, hint in get_type_hints(type(options)).items():
+        if get_origin(hint) is Literal:
+            known, value = get_args(hint), getattr(options, name)
+            require(value in known, prefix + name, value, f"choose from {', '.join(known)}")
 
 
 def describe(error: BaseException) -> str:

@@ -15,19 +15,29 @@ from torch import nn
 from ppl_gen import cli, parallel
 from ppl_gen.components import is_external
 from ppl_gen.data import Data, SplitName
-from ppl_gen.errors import BadInput, describe, require
+from ppl_gen.errors import BadInput, describe, require, require_choices
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
+from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.traces import Pair, evaluating
-from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair, restricted
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair, restricted
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
-from ppl_gen.runs import Run
-from ppl_gen.summaries import GROUP, Found, dataset, first_of, gap_parts, gap_table, observation, summarize, table
+from ppl_gen.runs import GROUP, Run
+from ppl_gen.summaries import (
+    Found,
+    dataset,
+    first_of,
+    gap_parts,
+    gap_table,
+    observation,
+    summarize,
+    table,
+)
 from ppl_gen.training import takes_labels
 
 
@@ -48,7 +58,7 @@ class EvaluationOptions:
     prior_share: float = 0.0
     """Of the importance samples, this share is drawn from the prior in place of the guide."""
     temperature: float = 1.0
-    """Above 1, importance samples are spread about the guide's mean by this factor."""
+    """Importance samples are spread about the guide's mean by this factor; below 1, drawn together."""
     proposals: tuple[Path, ...] = ()
     """Further runs whose guides share the importance samples with this run's; of the same model, as --refit-guide makes
     them."""
@@ -72,6 +82,7 @@ class EvaluationOptions:
     """auto: cuda where there is one."""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("num_images", "num_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
@@ -136,23 +147,28 @@ def evaluate(
     labels = None if split.labels is None else split.labels[:count]
     args = (labels[rows],) if labels is not None and takes_labels(model, guide) else ()
 
+    mixed_of: list[nn.Module] | None = None
+    shares: dict[str, Any] = {}
+    if options.mixes or options.estimator == "prior":
+        mixed_of, share = ([], 1.0) if options.estimator == "prior" else ([guide, *others], options.prior_share)
+        shares = {"num_samples": num_samples, "prior_share": share, "temperature": options.temperature}
+        with estimating(model, guide, data, 0):
+            check_proposals(model, mixed_of, x[:8], *(each[:8] for each in args), **shares)
+
     started = time.perf_counter()
     with estimating(model, guide, data, parallel.seed(options.seed)):
         found = Found(
             exact=exactly_known(model, guide, pair, x, args, quiet) if exactly else None,
             importance=by_sampling(model, guide, x, args, num_samples, quiet) if sampled else None,
         )
-        if options.mixes or options.estimator == "prior":
-            guides, share = ([], 1.0) if options.estimator == "prior" else ([guide, *others], options.prior_share)
+        if mixed_of is not None:
             with Progress(len(x), "image", quiet=quiet) as progress:
                 mixed = proposal_log_px(
                     model,
-                    guides,
+                    mixed_of,
                     x,
                     *args,
-                    num_samples=num_samples,
-                    prior_share=share,
-                    temperature=options.temperature,
+                    **shares,
                     progress=_noting(progress, f"{num_samples} samples of other proposals"),
                 )
             found = replace(found, prior=mixed) if options.estimator == "prior" else replace(found, mixed=mixed)
@@ -162,18 +178,10 @@ def evaluate(
         in_use = _in_use(model, pair, whole)
     found = parallel.gathered(found)
     summary = {
-        "model": config.model,
-        "guide": config.guide,
-        **({} if config.prior is None else {"prior": config.prior}),
-        "data": data.name,
-        "split": options.split,
+        **heading(config, data, options),
         "num_images": count,
         "images_sha256": hashlib.sha256(whole.cpu().numpy().tobytes()).hexdigest(),
-        "binarization": data.binarization,
         "observation": observation(pair, whole),
-        "seed": options.seed,
-        "training_seed": config.training.seed,
-        "checkpoint": options.checkpoint,
         **summarize(found, first_of(found, options.estimator), _proposal(options)),
         **({"proposal": "prior"} if pair.enumerated and sampled else {}),
         **({"components": {"in_use": in_use, "of": pair.num_states}} if in_use is not None else {}),
@@ -315,7 +323,7 @@ def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
         return None
     if not (hasattr(model, "prior") and hasattr(model, "likelihood") and cheap(pair)):
         return None
-    totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(1000)]).sum(0)
+    totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(block_size(pair))]).sum(0)
     return int((totals >= 1).sum())
 
 
@@ -362,16 +370,8 @@ def split_gap(
             found = found.at_least(annealed.log_px, annealed.log_px_mc_var, "annealed")
             own = own and own.at_least(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], "annealed")
     summary = {
-        "model": config.model,
-        "guide": config.guide,
-        **({} if config.prior is None else {"prior": config.prior}),
-        "data": data.name,
-        "split": options.split,
-        "binarization": data.binarization,
+        **heading(config, data, options),
         "observation": observation(pair, x),
-        "seed": options.seed,
-        "training_seed": config.training.seed,
-        "checkpoint": options.checkpoint,
         "num_samples": num_samples,
         **({"annealed": asdict(options.annealed)} if options.estimator == "annealed" else {}),
         "search": asdict(search),

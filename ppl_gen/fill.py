@@ -10,15 +10,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ppl_gen import cli
+from ppl_gen import cli, summaries
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, near_miss, require
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
 from ppl_gen.inference.enumeration import cheap, require_memory
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.progress import Progress
+from ppl_gen.report import write_report
 from ppl_gen.runs import Run
 from ppl_gen.training import takes_labels
 
@@ -156,7 +157,6 @@ def fill(
         found = complete(model, guide, pair, x, visible, data.mean(), num_samples, quiet)
 
     hidden = int((~visible).sum())
-    binary = bool(((x == 0) | (x == 1)).all())
 
     def entry(values: Tensor, **more: Any) -> dict[str, Any]:
         mean, se = mean_se(values)
@@ -166,15 +166,9 @@ def fill(
         return dict(zip(("mean", "se"), mean_se(values), strict=True))
 
     summary: dict[str, Any] = {
-        "model": config.model,
-        "guide": config.guide,
-        "data": data.name,
-        "split": options.split,
+        **heading(config, data, options),
         "num_images": len(x),
-        "binarization": data.binarization,
-        "observation": ("probability" if binary else "cross-entropy") if pair.discrete else "density",
-        "checkpoint": options.checkpoint,
-        "seed": options.seed,
+        "observation": summaries.observation(pair, x),
         "hide": options.hide,
         "hidden_pixels": hidden,
         "pixels": data.dim,
@@ -223,8 +217,8 @@ def table(summary: dict[str, Any]) -> str:
         return f"  {name:<34}{value:<20}{bits:>8}  {note}".rstrip()
 
     rows = [
-        f"{s['model']}, guide {s['guide']}: {s['num_images']} {s['split']} images of {s['data']}, binarization "
-        f"{s['binarization']}; hidden: {s['hide']}, {s['hidden_pixels']} of {s['pixels']} pixels",
+        f"{summaries.title(s)}: {summaries.images(s)}; hidden: {s['hide']}, {s['hidden_pixels']} of {s['pixels']} "
+        "pixels",
         "nats per image ± standard error over images; bits per hidden pixel",
         row("log p(x)", "log_px"),
         row("log p(visible)", "log_px_visible"),
@@ -241,11 +235,7 @@ def table(summary: dict[str, Any]) -> str:
             f"{s['ess']['min']:.1f}; k-hat too high or unknown, not to be trusted: "
             f"{s['untrusted']:.1%} of images",
         ]
-    if s["observation"] == "cross-entropy":
-        rows.append("  grey values under a Bernoulli: these figures are no log-probabilities of any data")
-    if s["observation"] == "density":
-        rows.append("  densities of grey pixels: not comparable with probabilities of binary ones")
-    return "\n".join(rows)
+    return "\n".join([*rows, *(f"  {warning}" for warning in summaries.warnings(s["observation"]))])
 
 
 def command(arguments: list[str]) -> None:
@@ -254,6 +244,7 @@ def command(arguments: list[str]) -> None:
     )
     fitted = open_fitted(options.run, options.named, checkpoint=options.checkpoint, device=options.device)
     print(table(fill(*fitted, options)))
+    write_report(fitted[0])
     print(f"written to {options.run / 'fill.json'} and figures/fill.png")
 
 

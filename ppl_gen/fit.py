@@ -371,7 +371,7 @@ def command_class(base: Config) -> type:
             if option.name in taken:
                 raise BadInput(f"model {base.model}: its option '{option.name}' is already one of every fit; rename it")
             taken[option.name] = part
-    about: dict[components.Kind, str] = {"guide": "of q(z | x)", "prior": "in the place of the model's own"}
+    about: dict[components.Kind, str] = {"guide": "Family of q(z | x)", "prior": "p(z) in place of the model's own"}
     parts: list[Any] = [
         (part, Annotated[classes[part], tyro.conf.arg(name="")], field(default=defaults[part]))
         for part in ("model_options", "data", "training", "run")

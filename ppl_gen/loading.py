@@ -278,7 +278,9 @@ def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Ch
         raise BadInput(f"{run.path}: has no checkpoint; train it with --resume {run.path}")
     tensors = prefixed(content[0], f"{checkpoint}.")
     if not tensors:
-        raise BadInput(f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split")
+        raise BadInput(
+            f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split or no ELBO in training"
+        )
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
 
 
@@ -352,6 +354,24 @@ def config_of(run: Run, named: Named, *, swap: bool = False) -> Config:
 
 def _reason(error: Exception) -> str:
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def heading(config: Config, data: Data, options: Any) -> dict[str, Any]:
+    """What every summary begins with: of which pair it is, and of which images.
+
+    :param options: with `split`, `checkpoint` and `seed`.
+    """
+    return {
+        "model": config.model,
+        "guide": config.guide,
+        **({} if config.prior is None else {"prior": config.prior}),
+        "data": data.name,
+        "split": options.split,
+        "binarization": data.binarization,
+        "checkpoint": options.checkpoint,
+        "seed": options.seed,
+        "training_seed": config.training.seed,
+    }
 
 
 def changed_files(run: Run, config: Config) -> list[str]:

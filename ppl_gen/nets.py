@@ -149,6 +149,7 @@ def encoder(
     channels: Sequence[int],
 ) -> nn.Module:
     """A body from images [..., data_dim] to [..., outputs]."""
+    require(network in get_args(Network), "network", network, f"choose from {', '.join(get_args(Network))}")
     if network == "conv":
         return ConvEncoder(data_shape, channels, hidden_dims, outputs, activation_name)
     return mlp([math.prod(data_shape), *hidden_dims, outputs], activation_name)
@@ -165,6 +166,7 @@ def decoder(
 ) -> tuple[nn.Module, nn.Module, nn.Parameter]:
     """A body from [..., inputs] to [..., data_dim], the mirror image of `encoder`; its output layer; and the bias
     [data_dim] of the output."""
+    require(network in get_args(Network), "network", network, f"choose from {', '.join(get_args(Network))}")
     if network == "conv":
         conv = ConvDecoder(data_shape, channels, hidden_dims[::-1], inputs, activation_name)
         return conv, conv.convolutions[-1], conv.bias

@@ -17,7 +17,6 @@ class Progress:
     def __init__(self, total: int, unit: str, *, done: int = 0, quiet: bool = False):
         self._plain = not quiet and not sys.stderr.isatty()
         self._total, self._first, self._done = total, done, done
-        self._unit = unit
         self._start = self._last_line = time.perf_counter()
         self._bar = tqdm(
             total=total,

@@ -292,7 +292,7 @@ def report(run: Run) -> str:
     content += [tag("h2", "Options"), tag("div", *_options(config), class_="options")]
     content += [tag("h2", "Make it again"), _commands(_again(run, summary, gaps, quality))]
     prominent = [_warning(text) for text in dict.fromkeys(warnings) if text]
-    return page(f"{summaries.pair(config)}, on {config['data_name']}", tag("p", lead), *prominent, *content)
+    return page(f"{summaries.title(config)}, on {config['data_name']}", tag("p", lead), *prominent, *content)
 
 
 def _figures(caption: str, rows: "Iterable[Row]", note: str, units: str = "nats") -> Html:

@@ -14,21 +14,21 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ppl_gen import cli
+from ppl_gen import cli, summaries
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.enumeration import cheap, require_memory, state_posterior
+from ppl_gen.inference.enumeration import block_size, cheap, require_memory, state_posterior
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.progress import Progress
+from ppl_gen.report import write_report
 from ppl_gen.runs import Run
 from ppl_gen.training import takes_labels
 
 _SHUFFLES = 100
 _EXAMPLES, _MOST = 5, 4  # images of either kind, and components of each
 _ROWS = 20  # of the table that are printed
-_STATES_IMAGES = 2**24  # states x images that are held at once
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def explain(
     """Compute the responsibilities, draw, write `responsibilities.json`, and return its content."""
     split = data.split(options.split)
     count = len(split) if options.num_images is None else options.num_images
-    require(count <= len(split), "num_images", count, f"the {options.split} split has {len(split)}")
+    rule = f"the {options.split} split has {len(split)}, and at least {2 * _EXAMPLES} are needed"
+    require(2 * _EXAMPLES <= count <= len(split), "num_images", count, rule)
     if takes_labels(model, guide):
         raise BadInput(
             f"{config.model}: its model or guide takes labels; responsibilities are of models of images alone"
@@ -141,14 +142,8 @@ def explain(
     ]
     mean, se = mean_se(entropy)
     summary: dict[str, Any] = {
-        "model": config.model,
-        "guide": config.guide,
-        "data": data.name,
-        "split": options.split,
+        **heading(config, data, options),
         "num_images": count,
-        "binarization": data.binarization,
-        "checkpoint": options.checkpoint,
-        "seed": options.seed,
         "entropy": {"mean": mean, "se": se},
         "components": {"in_use": int((probabilities.sum(0) >= 1).sum()), "of": len(weights)},
     }
@@ -184,7 +179,7 @@ def _responsibilities(model: nn.Module, pair: Pair, x: Tensor, quiet: bool) -> T
     assert pair.num_states is not None
     blocks = []
     with Progress(len(x), "image", quiet=quiet) as progress:
-        for block in x.split(max(1, min(1000, _STATES_IMAGES // pair.num_states))):
+        for block in x.split(block_size(pair)):
             blocks.append(state_posterior(model, block)[1].T.double().cpu())
             progress.advance(len(block))
             progress.note("responsibilities", f"{pair.num_states:,} components", every=10)
@@ -225,7 +220,7 @@ def table(summary: dict[str, Any]) -> str:
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]
     rows = [
-        f"{s['model']}: {s['num_images']} {s['split']} images of {s['data']}, binarization {s['binarization']}",
+        f"{summaries.title(s)}: {summaries.images(s)}",
         f"  components in use       {used} of {of}",
         f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, exact",
     ]
@@ -255,6 +250,7 @@ def command(arguments: list[str]) -> None:
     )
     fitted = open_fitted(options.run, options.named, checkpoint=options.checkpoint, device=options.device)
     print(table(explain(*fitted, options)))
+    write_report(fitted[0])
     print(f"written to {options.run / 'responsibilities.json'} and figures/")
 
 

@@ -22,10 +22,13 @@ import numpy as np
 from ppl_gen.errors import BadInput
 
 if TYPE_CHECKING:  # who only reads JSON need not wait for torch
+    import xarray
     from torch import Tensor
 
 FORMAT = 1
 """Version of the layout. A run from a later version is refused."""
+GROUP = "evaluation"
+"""Group of `evaluation.nc` that holds the variables."""
 
 
 class Run:
@@ -99,6 +102,13 @@ class Run:
             return None
         except ValueError as error:
             raise BadInput(f"{path}: damaged ({error}); delete it and evaluate again") from None
+
+    def per_image(self) -> "xarray.Dataset":
+        """The content of `evaluation.nc`. Whatever its libraries raise where it is damaged is for the caller."""
+        import xarray
+
+        with xarray.open_dataset(self.path / "evaluation.nc", group=GROUP, engine="h5netcdf") as dataset:
+            return dataset.load()
 
     def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let `write` make the file under a temporary name, then put it in place."""

@@ -14,13 +14,14 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ppl_gen import cli
+from ppl_gen import cli, summaries
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import by_sampling, estimators, exactly_known
 from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Checkpoint, Config, Named, estimating, open_fitted, read_pair
+from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
+from ppl_gen.report import write_report
 from ppl_gen.runs import Run
 from ppl_gen.training import takes_labels
 
@@ -39,7 +40,7 @@ class SpliceOptions:
     num_samples: int | None = None
     """Importance samples of z per image; by default as many as after training."""
     estimator: Literal["auto", "exact", "importance"] = "auto"
-    """Of log p(x). auto: exact where every latent value can be enumerated, else importance."""
+    """Of log p(x). auto: exact where every z can be enumerated or there is a closed form, else importance."""
     false_alarm_rate: float = 0.05
     """Of the two-sample test: the share of natural batches that it may call unnatural."""
     num_batches: int = 500
@@ -220,20 +221,13 @@ def detect(
         values, estimated = log_px(model, guide, pair, images, options.estimator, num_samples, quiet)
     natural, spliced = values[: 2 * count], values[2 * count :]
     auc, auc_se = roc_auc(natural.numpy(), spliced.numpy())
-    binary = bool(((x == 0) | (x == 1)).all())
     means = {
         name: dict(zip(("mean", "se"), mean_se(part), strict=True))
         for name, part in (("natural", natural), ("spliced", spliced))
     }
     summary = {
-        "model": config.model,
-        "guide": config.guide,
-        "data": data.name,
-        "split": options.split,
-        "binarization": data.binarization,
-        "observation": ("probability" if binary else "cross-entropy") if pair.discrete else "density",
-        "checkpoint": options.checkpoint,
-        "seed": options.seed,
+        **heading(config, data, options),
+        "observation": summaries.observation(pair, x),
         "num_natural": 2 * count,
         "num_spliced": count,
         **estimated,
@@ -254,11 +248,11 @@ def detect(
 def table(summary: dict[str, Any]) -> str:
     """The summary as a person reads it."""
     s, test = summary, summary["two_sample_test"]
-    how = "exact, by enumeration"
+    how = "exact"
     if s["estimator"] == "importance":
         how = f"S = {s['num_samples']} importance samples; k-hat too high or unknown: {s['untrusted']:.1%} of images"
     rows = [
-        f"{s['model']}, guide {s['guide']}: {s['num_spliced']} spliced and {s['num_natural']} natural {s['split']} "
+        f"{summaries.title(s)}: {s['num_spliced']} spliced and {s['num_natural']} natural {s['split']} "
         f"images of {s['data']}, binarization {s['binarization']}",
         f"log p(x) in nats per image ± standard error over images, {how}",
         *(f"  {name:<10}{entry['mean']:9.2f} ± {entry['se']:.2f}" for name, entry in s["log_px"].items()),
@@ -273,7 +267,7 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(
             f"  {size:>17}   {power['mean']:.3f} ± {power['se']:.3f}   {alarms['mean']:.3f} ± {alarms['se']:.3f}"
         )
-    return "\n".join(rows)
+    return "\n".join([*rows, *(f"  {warning}" for warning in summaries.warnings(s["observation"]))])
 
 
 def command(arguments: list[str]) -> None:
@@ -285,6 +279,7 @@ def command(arguments: list[str]) -> None:
     )
     fitted = open_fitted(options.run, options.named, checkpoint=options.checkpoint, device=options.device)
     print(table(detect(*fitted, options)))
+    write_report(fitted[0])
     print(f"written to {options.run / 'splice.json'}, figures/spliced.png and figures/splice_power.png")
 
 

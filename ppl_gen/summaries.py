@@ -15,8 +15,6 @@ from ppl_gen.inference.traces import Pair
 if TYPE_CHECKING:
     import xarray
 
-GROUP = "evaluation"
-"""Group of `evaluation.nc` that holds the variables."""
 _NAMES = ("exact", "importance", "mixed", "prior", "annealed")
 
 
@@ -276,7 +274,7 @@ class Row:
     at_least: bool = False
 
 
-def pair(summary: dict[str, Any]) -> str:
+def title(summary: dict[str, Any]) -> str:
     """Model, guide and prior, of a summary or of a configuration."""
     prior = summary.get("prior")
     return f"{summary['model']}, guide {summary['guide']}{f', prior {prior}' if prior else ''}"
@@ -368,7 +366,7 @@ def rows(summary: dict[str, Any]) -> list[Row]:
 
 def table(summary: dict[str, Any]) -> str:
     """The summary as a person reads it."""
-    lines = [f"{pair(summary)}: {images(summary)}", UNITS, *map(_line, rows(summary))]
+    lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(_line, rows(summary))]
     return "\n".join([*lines, *(f"  {warning}" for warning in warnings(summary["observation"]))])
 
 
@@ -469,7 +467,7 @@ def gap_units(summary: dict[str, Any]) -> str:
 
 def gap_table(summary: dict[str, Any]) -> str:
     """The gaps as a person reads them."""
-    lines = [f"{pair(summary)}: gaps of {images(summary)}", gap_units(summary), f"{'Monte Carlo error':>72}"]
+    lines = [f"{title(summary)}: gaps of {images(summary)}", gap_units(summary), f"{'Monte Carlo error':>72}"]
     for of, found in gap_rows(summary):
         lines += [of] if of else []
         lines += [_line(row, 34, "{:<9}{:>8}{}") for row in found]
@@ -516,7 +514,7 @@ def quality_images(summary: dict[str, Any]) -> str:
 
 def quality_table(summary: dict[str, Any]) -> str:
     """The scores of samples as a person reads them."""
-    lines = [f"{pair(summary)}: {quality_images(summary)}", QUALITY_UNITS]
+    lines = [f"{title(summary)}: {quality_images(summary)}", QUALITY_UNITS]
     return "\n".join([*lines, *(_line(row, 24, "{:>1}{:>8}{}") for row in quality_rows(summary))])
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ppl_gen import parallel
 from ppl_gen.data import Data
-from ppl_gen.errors import BadInput, Failed, require
+from ppl_gen.errors import BadInput, Failed, require, require_choices
 from ppl_gen.inference.annealed import fit_scale
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, scaled
@@ -98,6 +98,7 @@ class TrainingOptions:
     """Refuse training by enumeration that is estimated to take longer."""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("epochs", "batch_size", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         check_objective(self.objective, self.num_particles, self.alpha, self.beta)
@@ -109,7 +110,7 @@ class TrainingOptions:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
         if self.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
             raise BadInput(f"--optimizer muon: torch {torch.__version__} has none; it came with torch 2.9")
-        require(self.max_hours > 0, "max_hours", self.max_hours, "must be above 0")
+        require(0 < self.max_hours < math.inf, "max_hours", self.max_hours, "must be above 0, and finite")
 
     def objective_for(self, pair: Pair, *batch: Tensor) -> ELBO:
         """The Pyro ELBO that these options mean for a pair, tried on a few images.

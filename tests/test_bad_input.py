@@ -12,7 +12,11 @@ import torch
 
 from ppl_gen import data as data_module
 from ppl_gen import evaluate, fit, runs
+from ppl_gen.errors import BadInput
+from ppl_gen.evaluate import EvaluationOptions
+from ppl_gen.inference.annealed import Annealing
 from ppl_gen.loading import Config, DataOptions, TrainingOptions
+from ppl_gen.models.vae import VAE
 
 Call = Callable[..., tuple[int, str, str]]
 DIGITS = ("--data", "digits")
@@ -150,6 +154,7 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--kl-warmup", "-1", *DIGITS), ["--kl-warmup -1"]),
         (("vae", "--clip-grad-norm", "0", *DIGITS), ["--clip-grad-norm 0"]),
         (("vae", "--checkpoint-every", "0", *DIGITS), ["--checkpoint-every 0"]),
+        (("vae", "--max-hours", "inf", *DIGITS), ["--max-hours inf", "finite"]),
         # where it goes
         (("vae", "--out", "there", *DIGITS), ["--out there", "exists already"]),
         (("vae", "--out", "file/run", *DIGITS), ["--out file/run", "cannot be written"]),
@@ -168,6 +173,23 @@ def test_fit(here: Path, call: Call, arguments: tuple[str, ...], words: list[str
     for word in words:
         assert word in err
     assert sorted(path.name for path in here.rglob("*") if "pycache" not in str(path)) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TrainingOptions(schedule="cosin"), ["--schedule cosin", "cosine"]),
+        (lambda: DataOptions(binarization="treshold"), ["--binarization treshold", "threshold"]),
+        (lambda: EvaluationOptions(estimator="exakt"), ["--estimator exakt", "exact"]),
+        (lambda: Annealing(schedule="liner"), ["--annealed.schedule liner", "linear"]),
+        (lambda: VAE(4, (2, 2), network="cnv"), ["--network cnv", "conv"]),
+    ],
+)
+def test_choices_from_python(make: Callable[[], Any], words: list[str]) -> None:
+    """What the command line's parser refuses by itself."""
+    with pytest.raises(BadInput) as error:
+        make()
+    assert all(word in str(error.value) for word in words)
 
 
 def test_no_cuda(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

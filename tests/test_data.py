@@ -159,6 +159,23 @@ def test_npz_with_splits_and_labels(tmp_path: Path) -> None:
         assert labels is not None and labels.tolist() == list(range(len(images)))
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"train": np.array(["a"] * 9)}, "must be integers"),
+        ({"train": np.arange(8)}, "8.* labels for 9 images"),
+        ({"train": np.arange(9), "test": np.arange(5)}, "only train, test with labels"),
+        ({"validation": np.arange(4)}, "only validation with labels"),
+    ],
+)
+def test_labels_that_cannot_be_used(tmp_path: Path, labels: dict[str, np.ndarray], words: str) -> None:
+    """None are dropped in silence: a model that is given labels would be trained without."""
+    parts = {name: np.zeros((n, 2, 3)) for name, n in (("train", 9), ("validation", 4), ("test", 5))}
+    np.savez(tmp_path / "images.npz", **parts, **{f"{name}_labels": each for name, each in labels.items()})
+    with pytest.raises(BadInput, match=words):
+        load_data(DataOptions(data=str(tmp_path / "images.npz")))
+
+
 def test_fixed_binarization(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_module, "_AMAT_COUNTS", (50, 20, 10))
     folder = elsewhere / "data" / "BinarizedMNIST"

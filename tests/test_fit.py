@@ -320,6 +320,25 @@ def test_a_prior_that_the_model_ignores(elsewhere: Path, call: Call) -> None:
     assert status == 2 and "prior() and model() disagree" in err and err.count("\n") == 1
 
 
+WRONG = (
+    DEAF.replace(
+        "        with pyro.plate",
+        "        self.seen = True\n        with pyro.plate",
+    )
+    + """
+    def likelihood(self, z):
+        return dist.Bernoulli(logits=2 * self.net(z)).to_event(1)
+"""
+)
+
+
+def test_a_likelihood_that_is_not_the_models(elsewhere: Path, call: Call) -> None:
+    Path("wrong.py").write_text(WRONG)
+    status, _, err = call(fit.command, "wrong.py:Deaf", *QUICK[:-2], "--out", "run")
+    assert status == 2 and "prior() and likelihood(z) and model() disagree" in err and err.count("\n") == 1
+    assert not Path("run").exists()
+
+
 def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
     net = ("belief-net", "--guide", "bernoulli", "--latent-dim", "3", *QUICK[:-2], "--binarization", "static")
     assert call(fit.command, *net, "--out", "net")[0] == 0
@@ -435,6 +454,59 @@ def test_a_guide_in_a_file(elsewhere: Path, call: Call) -> None:
     Path("elsewhere.py").write_text(GUIDE + "\n# changed\n")
     status, _, err = call(evaluate.command, "run", "--guide", "elsewhere.py:MyGuide")
     assert status == 0 and "warning: elsewhere.py:MyGuide has changed since the run was fitted" in err
+
+
+PAIR = """
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+
+class Unseen(nn.Module):
+    def __init__(self, data_dim):
+        super().__init__()
+        self.net = nn.Linear(3, data_dim)
+
+    def prior(self):
+        return dist.Normal(torch.zeros(3), 1.0).to_event(1)
+
+    def likelihood(self, z):
+        return dist.TransformedDistribution(dist.Normal(self.net(z), 1.0).to_event(1), [])  # has no mean
+
+    def model(self, x=None, *, n=1):
+        with pyro.plate("data", n if x is None else len(x)):
+            return pyro.sample("x", self.likelihood(pyro.sample("z", self.prior())), obs=x)
+
+
+class Guide(nn.Module):
+    def __init__(self, data_dim, model):
+        super().__init__()
+        assert isinstance(model, Unseen)
+        self.net = nn.Linear(data_dim, 3)
+
+    def encode(self, x):
+        return self.net(x)
+
+    def posterior(self, context):
+        return dist.Normal(context, 1.0).to_event(1)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.encode(x)))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*grey values under")
+def test_a_pair_of_one_file_that_cannot_be_drawn(elsewhere: Path, call: Call, all_pictures: None) -> None:
+    """Both classes are of one module; and what cannot be drawn is said, not the end of the run."""
+    Path("pair.py").write_text(PAIR)
+    named = ("pair.py:Unseen", "--guide", "pair.py:Guide")
+    status, _, err = call(fit.command, *named, *QUICK[:-2], "--binarization", "dequantized", "--out", "run")
+    assert status == 0, err
+    for what in ("samples", "reconstructions", "the latent space"):
+        assert f"warning: no picture of {what}: " in err
+    assert Path("run/report.html").is_file() and Path("run/figures/gap_histogram.png").is_file()
 
 
 def test_a_file_of_images_is_known_by_its_content(elsewhere: Path, call: Call) -> None:

@@ -32,7 +32,7 @@ def test_splits() -> None:
 
 
 def test_the_bound_at_the_start_and_after_an_epoch(tmp_path: Path) -> None:
-    """From -784 log 2 = -543.4, less the KL, to above -174."""
+    """From -784 log 2 = -543.4, less the KL, to -129 or so: 5 nats are left for other orders of the sums."""
     config = Config(
         model_options={"init_output_bias": False},
         data=DataOptions(data="mnist", binarization="none"),
@@ -43,4 +43,4 @@ def test_the_bound_at_the_start_and_after_an_epoch(tmp_path: Path) -> None:
     start, end = (line["validation"] for line in run.metrics())
     assert start["reconstruction"] == pytest.approx(-784 * math.log(2), abs=1e-2)
     assert -545 < start["elbo"] < -543
-    assert end["elbo"] > -174
+    assert -140 < end["elbo"] < -120

@@ -1,17 +1,20 @@
 """The commands and code of README and docs, run reduced, in their order, in an empty directory."""
 
+import argparse
 import contextlib
 import glob
-import importlib.util
+import importlib
 import io
 import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks import wall
 from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep, training
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.inference.gaps import Search
@@ -28,6 +31,7 @@ BENCHMARKS = {
     "benchmarks.gap": shlex.split("--units 2 --data digits --epochs 1 --num-samples 30 --runs gap --out gap.png"),
     "benchmarks.gradients": ["--draws", "3"],
     "benchmarks.processes": shlex.split("--batch-sizes 10 --rounds 2"),
+    "benchmarks.questions": shlex.split("--data digits --fits 3 --epochs 1 --out figures"),
     "benchmarks.wall": shlex.split("--max-units 1 --out wall.png"),
 }
 QUICK_ANNEALING = shlex.split("--annealed.num-temperatures 4 --annealed.leapfrog-steps 2 --sandwich 3")
@@ -85,6 +89,8 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     few = {"num_temperatures": 4, "leapfrog_steps": 2}
     monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | {"sandwich": 3, "annealed": few})
     monkeypatch.setattr(training, "_SCALE_IMAGES", 4)
+    # Its processes of their own are tested in test_benchmarks.py.
+    monkeypatch.setattr(wall.climb, "__defaults__", (lambda way, units: wall.measure(way, units, 4, 9),))
     monkeypatch.setattr(evaluate, "Search", lambda: Search(window=2, patience=1, most_windows=2))
     ran = 0
     for language, text in _blocks(page):
@@ -129,7 +135,39 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     assert ran >= 3
 
 
-def test_results_are_commands_that_parse(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class _Parsed(Exception):
+    """Raised in the place of what a command would do."""
+
+
+@pytest.fixture
+def only_parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], None]:
+    """Of a command, up to its options."""
+    parse, parse_args = cli.parse, argparse.ArgumentParser.parse_args
+
+    def parsed(*arguments: Any) -> None:
+        parse(*arguments)
+        raise _Parsed
+
+    def parsed_args(parser: argparse.ArgumentParser, arguments: Any = None) -> None:
+        parse_args(parser, arguments)
+        raise _Parsed
+
+    def only(module: str, arguments: list[str]) -> None:
+        with monkeypatch.context() as patched, pytest.raises(_Parsed):
+            patched.setattr(cli, "parse", parsed)
+            patched.setattr(argparse.ArgumentParser, "parse_args", parsed_args)
+            patched.setattr(sys, "argv", [module, *arguments])
+            if module.startswith("ppl_gen."):
+                importlib.import_module(module).command(arguments)
+            else:
+                importlib.import_module("benchmarks.__main__" if module == "benchmarks" else module).main()
+
+    return only
+
+
+def test_results_are_commands_that_parse(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, only_parse: Callable[[str, list[str]], None]
+) -> None:
     """Minutes of work each: only their options are read. Their runs have a configuration, for others to start from."""
     configs = []
     data = load_data(DataOptions("digits"))
@@ -146,10 +184,10 @@ def test_results_are_commands_that_parse(elsewhere: Path, monkeypatch: pytest.Mo
                 count += 1
                 if module == "ppl_gen.fit":
                     fit.command(arguments)
-                elif module == "ppl_gen.evaluate":
-                    cli.parse(evaluate.Command, arguments, module, "")
-                else:
-                    assert importlib.util.find_spec(module), module
+                    continue
+                only_parse(module, arguments)
+                if module == "ppl_gen.sweep":
+                    fit.parse(["vae", *arguments[arguments.index("--") + 1 :]])
     assert len(configs) >= 4 and count >= len(configs)
 
 
@@ -161,8 +199,23 @@ def test_the_two_commands_install_and_run() -> None:
         assert "python3 -m venv .venv" in command and "pip install -c constraints.txt -e" in command
 
 
+def _anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub and the site have them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = [re.sub(r"[`*]|\]\(.*?\)|\[", "", title) for title in re.findall(r"^#+ (.*)", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "runs" / "README.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    """To a file, and to a heading of it where one is named."""
+    pages = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
+    anchored = 0
+    for page in (*pages, ROOT / "runs" / "README.md"):
+        for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)\s]*))?\)", page.read_text()):
             if "://" not in target:
-                assert (page.parent / target).exists(), f"{page}: {target}"
+                file = page.parent / target if target else page
+                assert file.exists(), f"{page}: {target}"
+                if anchor:
+                    assert anchor in _anchors(file), f"{page}: {target}#{anchor}"
+                    anchored += 1
+    assert anchored > 10

@@ -16,7 +16,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_gen import training
+from ppl_gen import fit, training
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
@@ -69,6 +69,19 @@ def test_every_parameter_moves_twice_in_one_process(tmp_path: Path, data: Data) 
     assert len(pyro.get_param_store()) == 0
 
 
+def test_parameters_that_nothing_depends_on_are_told(data: Data) -> None:
+    """And those that model and guide share are counted once."""
+    config = _config()
+    assert "8 of 8 parameters have a gradient" in fit.dry_run(config)
+    model, guide = assemble(config, data)
+    guide.shared, model.unused = model.decoder, nn.Linear(2, 3)
+    pair = Pair(model, guide, data.targets("train")[:8])
+    missing = fit._without_gradient(config, model, guide, pair, (data.targets("train")[:8],))
+    assert missing == ["model.unused.weight", "model.unused.bias"]
+    modules = nn.ModuleDict({"model": model, "guide": guide})
+    assert sum(1 for _ in modules.parameters()) == 10
+
+
 def test_settings_and_generators_are_left_as_they_were(tmp_path: Path, data: Data) -> None:
     before = (torch.get_rng_state(), torch.get_float32_matmul_precision(), pyro.settings.get())
     handlers = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
@@ -101,7 +114,7 @@ def test_learns(tmp_path: Path, data: Data, optimizer: Literal["adam", "muon"], 
 
 @pytest.mark.parametrize("options", [{}, {"num_particles": 4}, {"objective": "elbo-analytic-kl"}])
 def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) -> None:
-    """The first step equals stock Pyro's, with `pyro.module` and `pyro.optim.Adam`, on the same noise."""
+    """Gradients and the first step equal stock Pyro's, with `pyro.module` and `pyro.optim.Adam`, on the same noise."""
     chosen = TrainingOptions(**options)
     model, guide = assemble(_config(), data)
     x = data.targets("train")[:64]
@@ -111,6 +124,10 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
     modules = nn.ModuleDict({"model": model, "guide": guide})
     loss, loss_and_grads = training._losses(elbo)
     optimizer = training._OneOptimizer(list(modules.parameters()), chosen)
+    torch.manual_seed(5)
+    loss_and_grads(pair.model, pair.guide, x)
+    gradients = [parameter.grad.clone() for parameter in modules.parameters() if parameter.grad is not None]
+    modules.zero_grad()
     torch.manual_seed(5)
     ours = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads).step(x)
 
@@ -124,13 +141,18 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
         pyro.module("guide", other_guide)
         other_guide.guide(x)  # type: ignore[operator]
 
+    others = [*other_model.parameters(), *other_guide.parameters()]
     with pyro.get_param_store().scope():
+        torch.manual_seed(5)
+        elbo.loss_and_grads(stock_model, stock_guide, x)
+        for one, parameter in zip(gradients, others, strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(one, parameter.grad / len(x), rtol=1e-4, atol=1e-6)
+            parameter.grad = None
         torch.manual_seed(5)
         theirs = SVI(stock_model, stock_guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step(x) / len(x)
     assert ours == pytest.approx(theirs, rel=1e-5)
-    for (name, one), other in zip(
-        modules.named_parameters(), [*other_model.parameters(), *other_guide.parameters()], strict=True
-    ):
+    for (name, one), other in zip(modules.named_parameters(), others, strict=True):
         # Adam's first step is the sign of the gradient: entries whose gradient is rounding are free.
         assert (one - other).abs().gt(1e-5).double().mean() < 0.02, name
 
@@ -322,8 +344,16 @@ def test_shared_parameters_are_saved_and_trained_once(tmp_path: Path, data: Data
     assert sorted(k.removeprefix("last.") for k in content[0] if k.startswith("last.")) == sorted(names)
 
 
-def test_labels_reach_a_pair_that_takes_them(tmp_path: Path, data: Data) -> None:
-    seen: list[Tensor] = []
+def test_labels_reach_a_pair_that_takes_them(tmp_path: Path) -> None:
+    """Each beside its own image, in every batch, which is shuffled: labels that can be told from the pixels."""
+
+    def told(x: Tensor) -> Tensor:
+        return x.sum(-1).long() % 10
+
+    data = load_data(DataOptions("digits", "threshold", train_size=200))
+    splits = {name: data.split(name) for name in ("train", "validation", "test")}
+    data = replace(data, **{name: replace(split, labels=told(split.pixels())) for name, split in splits.items()})
+    seen = 0
     model, _ = assemble(_config(), data)
 
     class Guide(nn.Module):
@@ -332,12 +362,14 @@ def test_labels_reach_a_pair_that_takes_them(tmp_path: Path, data: Data) -> None
             self.table = nn.Embedding(10, 3)
 
         def guide(self, x: Tensor, y: Tensor) -> None:
-            seen.append(y)
+            nonlocal seen
+            assert torch.equal(y, told(x)) and y.dtype == torch.int64
+            seen += len(set(y.tolist())) > 1
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(self.table(y), 1.0).to_event(1))
 
     train(model, Guide(), data, replace(SMALL, epochs=1), Run.create(tmp_path / "run", "run", {}), quiet=True)
-    assert all(y.dtype == torch.int64 for y in seen)
+    assert seen >= 4  # batches of training images
 
 
 def test_no_interrupts_are_caught_outside_the_main_thread(tmp_path: Path, data: Data) -> None:

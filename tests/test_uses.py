@@ -336,6 +336,7 @@ def test_fill(here: Path, call: Call, name: str, hide: str) -> None:
     assert found["log_p_hidden"]["bits_per_hidden_pixel"] == pytest.approx(bits)
     assert found["independent_pixels"]["mean"] < 0
     assert Path(f"{name}/figures/fill.png").is_file()
+    assert "Hidden pixels" in Path(f"{name}/report.html").read_text()
 
 
 def test_responsibilities(here: Path, call: Call) -> None:

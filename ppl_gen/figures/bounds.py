@@ -42,7 +42,11 @@ def bound_against_k(summary: dict[str, Any]) -> Figure:
 
 
 def gap_histogram(gap: np.ndarray, untrusted: np.ndarray) -> Figure:
-    """Histogram over images of log p(x) - ELBO in nats; images whose k-hat is too high are hatched."""
+    """Histogram over images of log p(x) - ELBO in nats; images whose k-hat is too high are hatched. An infinite gap is
+    not in it, but counted in the title."""
+    finite = np.isfinite(gap)
+    infinite = int((~finite).sum())
+    gap, untrusted = (gap[finite], untrusted[finite]) if finite.any() else (np.zeros(1), np.zeros(1, bool))
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
     spread = (gap.min(), max(gap.max(), gap.min() + _LEAST))
@@ -56,6 +60,6 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray) -> Figure:
     axes.axvline(gap.mean(), color="black", linestyle="--", label=f"mean {gap.mean():.2f}")
     axes.set_xlabel("gap: log p(x) - ELBO, nats")
     axes.set_ylabel("images")
-    axes.set_title("What the bound leaves out, image by image")
+    axes.set_title("What the bound leaves out, image by image" + (f"; {infinite} infinite" if infinite else ""))
     axes.legend()
     return figure

@@ -1,6 +1,8 @@
 """All pictures of a run, into its `figures/`."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,15 @@ _POSTERIOR_SAMPLES = 32  # for its mean and standard deviation
 _PAIRS, _STEPS, _GRID, _UNITS = 5, 25, 20, 10
 
 
+@contextmanager
+def _drawing(what: str) -> Iterator[None]:
+    """A user's model or guide need not draw everything, but then it says so, and the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        print(f"warning: no picture of {what}: {describe(error)}", file=sys.stderr)
+
+
 def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
     """Learning curves, samples, reconstructions, and the pictures that the model has of its own."""
     metrics = run.metrics()
@@ -45,11 +56,9 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
 
     with evaluating(model, guide), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
         torch.manual_seed(0)
-        try:
+        with _drawing("samples: model(n=25) fails"):
             site = poutine.trace(pair.model).get_trace(n=25).nodes[pair.observed[0]]
             save(run, "samples", samples(images(site["fn"].mean), images(site["value"])))
-        except Exception as error:  # a user's model need not draw images, but then it says so
-            print(f"warning: no picture of samples: model(n=25) fails: {describe(error)}", file=sys.stderr)
         kept = {int(name.removeprefix("epoch_")): values for name, values in run.arrays("samples.npz").items()}
         if kept:
             strips = {epoch: images(torch.from_numpy(kept[epoch])) for epoch in sorted(kept)}
@@ -59,24 +68,35 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
         labels = data.split(split).labels
         args = (labels[:10],) if len(batch) > 1 and labels is not None else ()
         if not pair.enumerated and curves is learning_curves:
-            guide_trace = poutine.trace(pair.guide).get_trace(x, *args)
-            model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
-            means = model_trace.nodes[pair.observed[0]]["fn"].mean
-            save(run, "reconstructions", reconstructions(images(x), images(means), split))
+            with _drawing("reconstructions"):
+                guide_trace = poutine.trace(pair.guide).get_trace(x, *args)
+                model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
+                means = model_trace.nodes[pair.observed[0]]["fn"].mean
+                save(run, "reconstructions", reconstructions(images(x), images(means), split))
         if hasattr(model, "pictures"):
-            for name, (title, values, captions) in model.pictures().items():
-                save(run, name, parts(pictures(values, data.shape), captions, title))
-        draw_latent(run, model, guide, data, pair)
-        shapes = list(pair.event_shapes.values())
-        binary = len(shapes) == 1 and len(shapes[0]) == 1 and hasattr(model, "prior") and hasattr(model, "likelihood")
-        if binary and pair.num_states is not None and pair.num_states <= 2**16:
-            states, probabilities = state_posterior(model, x[:5])
-            exact = (probabilities.T @ states).cpu().numpy()
-            own = None
-            if hasattr(guide, "encode") and hasattr(guide, "posterior"):
-                own = guide.posterior(guide.encode(x[:5])).mean.cpu().numpy()
-            prior = model.prior().mean.cpu().numpy()
-            save(run, "posterior", unit_marginals(images(x[:5]), exact, own, prior))
+            with _drawing("the model's own: pictures() fails"):
+                for name, (title, values, captions) in model.pictures().items():
+                    save(run, name, parts(pictures(values, data.shape), captions, title))
+        with _drawing("the latent space"):
+            draw_latent(run, model, guide, data, pair)
+        with _drawing("the posterior of the units"):
+            draw_units(run, model, guide, data, pair, x[:5])
+
+
+def draw_units(run: Run, model: Any, guide: Any, data: Data, pair: Pair, x: Tensor) -> None:
+    """p(z_m = 1 | x) of a few images, exact, and the guide's: of one latent site of up to 16 binary units, of a model
+    with `prior()` and `likelihood(z)`."""
+    shapes = list(pair.event_shapes.values())
+    binary = len(shapes) == 1 and len(shapes[0]) == 1 and hasattr(model, "prior") and hasattr(model, "likelihood")
+    if not binary or pair.num_states is None or pair.num_states > 2**16:
+        return
+    states, probabilities = state_posterior(model, x)
+    exact = (probabilities.T @ states).cpu().numpy()
+    own = None
+    if hasattr(guide, "encode") and hasattr(guide, "posterior"):
+        own = guide.posterior(guide.encode(x)).mean.cpu().numpy()
+    prior = model.prior().mean.cpu().numpy()
+    save(run, "posterior", unit_marginals(pictures(x.clamp(0, 1), data.shape), exact, own, prior))
 
 
 def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> None:
@@ -125,13 +145,11 @@ def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> Non
 
 def draw_evaluation(run: Run) -> None:
     """The bound against k and the histogram of the gap, from the run's evaluation."""
-    import xarray
-
     summary = run.read_json("evaluation.json")
     assert summary is not None
     if "iwae" not in summary:
         return
-    with xarray.open_dataset(run.path / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
-        gap, untrusted = dataset["gap"].values, dataset["untrusted"].values.astype(bool)
+    images = run.per_image()
+    gap, untrusted = images["gap"].values, images["untrusted"].values.astype(bool)
     save(run, "bound_against_k", bound_against_k(summary))
     save(run, "gap_histogram", gap_histogram(gap, untrusted))

@@ -12,7 +12,7 @@ from ppl_gen.errors import BadInput
 
 class ExactGaussian(nn.Module):
     """q(z | x) = p(z | x) = N(A^-1 V psi^(-1/2) (x - mu), A^-1), A = I + V V^T, of a model with W = V psi^(1/2):
-    Tipping and Bishop (1999), equation 10 (with W there the transpose of W here). It has no parameters of its own. log
+    Tipping and Bishop (1999), equation 6 (with W there the transpose of W here). It has no parameters of its own. log
     p(x, z) - log q(z | x) is log p(x) for every z.
 
     :param latent_name: name of the model's latent site.

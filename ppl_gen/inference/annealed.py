@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, require
+from ppl_gen.errors import BadInput, require, require_choices
 from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
 from ppl_gen.inference.traces import evaluating, frozen, unbounded
 from ppl_gen.memory import keep_freed_memory
@@ -40,7 +40,7 @@ class Annealing:
     """How log p(x) is annealed."""
 
     num_temperatures: int = 1000
-    """T."""
+    """T, between the start and p(x, z): the more, the less low log p(x) is."""
     num_chains: int = 16
     """Chains per image."""
     leapfrog_steps: int = 10
@@ -55,6 +55,7 @@ class Annealing:
     """The share of proposals to be accepted, which step sizes are adapted to before the chains that count."""
 
     def __post_init__(self) -> None:
+        require_choices(self, "annealed.")
         for name in ("num_temperatures", "num_chains", "leapfrog_steps"):
             require(getattr(self, name) >= 1, f"annealed.{name}", getattr(self, name), "must be at least 1")
         require(0 < self.acceptance < 1, "annealed.acceptance", self.acceptance, "must be between 0 and 1")

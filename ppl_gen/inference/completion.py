@@ -30,12 +30,11 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.enumeration import exact_log_px
+from ppl_gen.inference.enumeration import block_size, enumerated_pair, exact_log_px
 from ppl_gen.inference.importance import CHUNK_SIZE, Estimates, log_marginal_likelihood
 from ppl_gen.inference.traces import Pair, evaluating
 
-_STATES_IMAGES = 2**24  # states x images that are held at once
-_STATES_PIXELS = 2**24  # states x pixels, likewise
+_STATES_PIXELS = 2**24  # states x pixels that are held at once
 _STEPS, _STEP_SIZE, _PARTICLES = 100, 0.05, 4  # of the refinement of a proposal
 _REFINED = 100  # images that are refined together
 
@@ -79,7 +78,7 @@ def exact_completion(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1)
         log_px_visible = exact_log_px(_visible_model(model, visible), x)
         prior = model.prior()
         states = prior.enumerate_support(expand=False)
-        size = max(1, _STATES_IMAGES // len(states))
+        size = block_size(enumerated_pair(model, x[:1]))
         blocks = [_exactly(model, prior, states, block, visible, num_draws) for block in x.split(size)]
     mean, draws = (torch.cat(parts, dim) for parts, dim in zip(zip(*blocks, strict=True), (0, 1), strict=True))
     return Completion(log_px, log_px_visible, mean, draws)

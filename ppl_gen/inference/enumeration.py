@@ -170,12 +170,21 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     :raises BadInput: for a latent site that cannot be enumerated.
     """
 
-    def no_guide(*args: Any, **kwargs: Any) -> None: ...
+    pair = enumerated_pair(model, x, *args, **kwargs)
+    return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
 
+
+def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
+    """A model without a guide, as it is read from a few images x [N, ...], every latent site to be enumerated.
+
+    :raises BadInput: for a model that cannot be read.
+    """
     marked = config_enumerate(getattr(model, "model", model), "parallel")
     with evaluating(model):
-        pair = Pair(marked, no_guide, x, *args, **kwargs)
-    return torch.cat(list(exact_blocks(model, no_guide, pair, x, *args, **kwargs)))
+        return Pair(marked, _no_guide, x, *args, **kwargs)
+
+
+def _no_guide(*args: Any, **kwargs: Any) -> None: ...
 
 
 def state_posterior(model: Any, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ class Estimates(LogPx):
     elbo_mc_var: Tensor
     """Monte Carlo variance of `elbo`."""
     kl_analytic: Tensor | None
-    """KL(q(z | x) || p(z)) in closed form, where Pyro has one for every latent site."""
+    """KL(q(z | x) || p(z)) in closed form, where there is one latent site and Pyro has one for it."""
     iwae: dict[int, Tensor]
     """L_k for k = 1, 10, 100, … up to `num_samples`."""
     iwae_jackknife: dict[int, Tensor]

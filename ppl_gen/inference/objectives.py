@@ -19,7 +19,8 @@ Of K samples, image by image:
 - `renyi`: the Rényi bound of order alpha (Li and Turner 2016).
 - `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any.
 
-And `adversarial`, no bound on log p(x): the two losses of a model with `adversarial_losses(x)`.
+And `adversarial`, no bound on log p(x): the two losses of a model with `adversarial_losses(x)`, which also has
+`monitor(x)`, what is to be written down of them, and a density: `prior()`, `likelihood(z)` and its `log_scale`.
 
 Pyro's `RenyiELBO` is the bound of each image only where one unscaled plate covers every site, has no
 `differentiable_loss`, and gives a guide of discrete z no gradient at alpha = 0; its `ReweightedWakeSleep` forms one
@@ -45,6 +46,8 @@ Objective = Literal[
     "elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi", "vimco", "rws", "wake-sleep", "adversarial"
 ]
 _REPARAMETRIZED = ("elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi")
+_ADVERSARIAL = ("adversarial_losses", "monitor", "log_scale", "prior", "likelihood")
+"""What training, its metrics and the choice of the noise after it ask of a model."""
 _TRY = {"iwae": 50, "dreg": 50, "renyi": 50, "vimco": 50, "rws": 10}
 """Numbers of samples to suggest for objectives that need more than one."""
 
@@ -73,8 +76,9 @@ def objective(
         )
     if name == "adversarial":
         model = getattr(pair.model, "__self__", None)
-        if not hasattr(model, "adversarial_losses"):
-            raise BadInput(f"--objective adversarial: {pair.model_name} has no adversarial_losses(x), as gan has")
+        for needed in _ADVERSARIAL:
+            if not hasattr(model, needed):
+                raise BadInput(f"--objective adversarial: {pair.model_name} has no {needed}, as gan has")
         return Adversarial(model)
     if pair.enumerated:
         if name != "elbo" or num_particles > 1:

@@ -59,24 +59,14 @@ def proposal_log_px(
     :param temperature: of the guides, for latents that are continuous and unbounded.
     :raises BadInput: for guides that do not fit, or that there are no samples for.
     """
-    require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
-    require(0 <= prior_share <= 1, "prior_share", prior_share, "must be from 0 to 1")
-    require(0 < temperature < math.inf, "temperature", temperature, "must be a number above 0")
     guides = guides if prior_share < 1 else []
-    from_prior = round(prior_share * num_samples)
-    counts = [(num_samples - from_prior + i) // len(guides) for i in range(len(guides))]
-    if min(counts, default=1) < 1 or (prior_share > 0 and from_prior < 1) or from_prior + sum(counts) < num_samples:
-        raise BadInput(f"--num-samples {num_samples}: too few for every proposal to have one")
-
+    counts, from_prior = _counts(len(guides), num_samples, prior_share)
     keep_freed_memory()
     with evaluating(model, *guides):
-        pairs = [Pair(model, guide, x, *args, **kwargs) for guide in guides]
-        if not pairs:
-            pairs, counts = [Pair(*_from_prior(model), x, *args, **kwargs)], [0]
-        _check(pairs, temperature)
+        pairs = _pairs(model, guides, temperature, x, *args, **kwargs)
         blocks = torch.arange(len(x), device=x.device).split(max(1, min(_IMAGES_PER_BLOCK, chunk_size)))
         mixtures = (
-            (len(rows), _Mixture(pairs, counts, from_prior, temperature, take(rows, x, args, kwargs)))
+            (len(rows), _Mixture(pairs, counts or [0], from_prior, temperature, take(rows, x, args, kwargs)))
             for rows in blocks
         )
         parts = ((count, reduced(mixture.log_weights(chunk_size))) for count, mixture in mixtures)
@@ -94,22 +84,53 @@ def _from_prior(model: Any) -> tuple[Any, Callable[..., Any]]:
     return model, prior
 
 
-def _check(pairs: list[Pair], temperature: float) -> None:
+def check(
+    model: Any,
+    guides: Sequence[Any],
+    x: Tensor,
+    *args: Any,
+    num_samples: int,
+    prior_share: float = 0.0,
+    temperature: float = 1.0,
+) -> None:
+    """Raise what `proposal_log_px` would, for a few images x, before other work is done."""
+    guides = guides if prior_share < 1 else []
+    _counts(len(guides), num_samples, prior_share)
+    with evaluating(model, *guides):
+        _pairs(model, guides, temperature, x, *args)
+
+
+def _counts(num_guides: int, num_samples: int, prior_share: float) -> tuple[list[int], int]:
+    """Samples of each guide, and of the prior."""
+    require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
+    require(0 <= prior_share <= 1, "prior_share", prior_share, "must be from 0 to 1")
+    from_prior = round(prior_share * num_samples)
+    counts = [(num_samples - from_prior + i) // num_guides for i in range(num_guides)]
+    if min(counts, default=1) < 1 or (prior_share > 0 and from_prior < 1) or from_prior + sum(counts) < num_samples:
+        raise BadInput(f"--num-samples {num_samples}: too few for every proposal to have one")
+    return counts, from_prior
+
+
+def _pairs(model: Any, guides: Sequence[Any], temperature: float, x: Tensor, *args: Any, **kwargs: Any) -> list[Pair]:
+    """The model with each guide, or, if there is none, with its own prior."""
+    require(0 < temperature < math.inf, "temperature", temperature, "must be a number above 0")
+    pairs = [Pair(model, guide, x, *args, **kwargs) for guide in guides]
+    if not pairs:
+        return [Pair(*_from_prior(model), x, *args, **kwargs)]
     for pair in pairs:
         if pair.enumerated:
             raise BadInput(f"{pair.guide_name} samples no z, and cannot be a proposal; use --estimator prior")
     if not all(pair.vectorized for pair in pairs) or len({pair.max_plate_nesting for pair in pairs}) > 1:
         for pair in pairs:  # so that one can score another's values
             pair.vectorized = False
-    if temperature == 1:
-        return
-    for pair in pairs:
+    for pair in pairs if temperature != 1 else ():
         if not pair.vectorized:
             raise BadInput(f"--temperature {temperature}: takes a pair that can be run under a plate of samples")
         if pair.masked:
             raise BadInput(f"--temperature {temperature}: takes latent sites without a mask")
         if not pair.unbounded:
             raise BadInput(f"--temperature {temperature}: takes latent sites that are continuous and unbounded")
+    return pairs
 
 
 class _Mixture:

@@ -25,7 +25,7 @@ class VAE(nn.Module):
     :param network: mlp, or conv: stride-2 convolutions between the image and the hidden layers.
     :param channels: features of each convolution, for the conv network.
     :param likelihood: bernoulli for binary pixels; continuous-bernoulli (Loaiza-Ganem and Cunningham 2019) or normal,
-        with one learned standard deviation, are densities of grey pixels and need binarization none.
+        with one learned standard deviation, are densities of grey pixels and need --binarization none or dequantized.
     :param init_output_bias: start the output bias at the data's log-odds (for normal: its mean); else the whole output
         layer starts at 0, every pixel at probability 1/2.
     """
