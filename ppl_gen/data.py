@@ -39,6 +39,7 @@ SplitName = Literal["train", "validation", "test"]
 _POOL_SEED, _TEST_SEED, _SHUFFLE_SEED = 1, 2, 3
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 _DOWNLOAD_SECONDS = 10.0
+_DRAWN = 10_000  # images whose binarization is drawn at a time, in their order
 _MNIST_COUNTS, _MNIST_SPLIT = (60_000, 10_000), (50_000, 10_000)  # on disk, train and test; and how train is split
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
 
@@ -127,7 +128,9 @@ class Data:
         `dequantized` data has one fixed draw for this purpose too."""
         split = self.split(name)
         if name == "train" and self.binarization == "dynamic":
-            split = _draw(split, _POOL_SEED)
+            rows = torch.arange(len(split))[index if isinstance(index, slice) else index.cpu()]
+            needed = int(rows.max()) + 1 if len(rows) else 0
+            split = _draw(_cut(split, 0, -(-needed // _DRAWN) * _DRAWN), _POOL_SEED)
         elif name == "train" and self.binarization == "dequantized":
             split = _dequantize(split, _POOL_SEED)
         return split.pixels(index)
@@ -220,7 +223,7 @@ def _draw(split: Split, seed: int) -> Split:
     generator = torch.Generator().manual_seed(seed)
     blocks = [
         torch.bernoulli(split.pixels(block).cpu(), generator=generator).to(torch.uint8)
-        for block in torch.arange(len(split)).split(10_000)
+        for block in torch.arange(len(split)).split(_DRAWN)
     ]
     images = torch.cat(blocks) if blocks else split.images.cpu()
     return Split(images.to(split.images.device), split.labels, 1)

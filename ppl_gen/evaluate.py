@@ -200,6 +200,7 @@ def _proposal(options: EvaluationOptions) -> dict[str, Any]:
         "prior_share": options.prior_share,
         "temperature": options.temperature,
         "guides": [] if options.prior_share == 1 else ["own", *map(str, options.proposals)],
+        **({"named": list(options.proposal_guides)} if options.proposal_guides else {}),
     }
 
 
@@ -224,7 +225,8 @@ def _check_annealing(model: Any, guide: Any, pair: Pair, x: torch.Tensor, option
     if takes_labels(model, guide):
         raise BadInput("--estimator annealed: takes a model and a guide without labels")
     if len(pair.latent) != 1 or len(pair.observed) != 1:
-        raise BadInput(f"--estimator annealed: takes one latent site; {pair.model_name} has {', '.join(pair.latent)}")
+        has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
+        raise BadInput(f"--estimator annealed: takes one latent site and one observed; {pair.model_name} has {has}")
     with evaluating(model, guide):
         check_annealing(model, guide, options.annealed)
         z = model.prior().sample((2, min(3, len(x))))

@@ -447,8 +447,11 @@ def _evaluation(summary: dict[str, Any]) -> list[str]:
     if mixed:
         options |= {"prior-share": mixed["proposal"]["prior_share"], "temperature": mixed["proposal"]["temperature"]}
     words = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
-    others = mixed["proposal"]["guides"][1:] if mixed else []
-    return [*(["--gaps"] if "contexts" in s else []), *words, *(["--proposals", *others] if others else [])]
+    if mixed:
+        others, named = mixed["proposal"]["guides"][1:], mixed["proposal"].get("named", [])
+        words += ["--proposals", *others] if others else []
+        words += ["--proposal-guides", *named] if named else []
+    return [*(["--gaps"] if "contexts" in s else []), *words]
 
 
 # Several runs --------------------------------------------------------------------------------------------------

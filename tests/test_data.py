@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from ppl_gen import data as data_module
 from ppl_gen.data import DataOptions, load_data
@@ -92,6 +93,17 @@ def test_dynamic_is_redrawn_for_training_only(small_mnist: Path) -> None:
     grey = load_data(DataOptions(data="mnist", binarization="none"))
     error = (data.targets("test") - grey.targets("test")).mean().abs()
     assert error < 5 * 0.5 / (100 * 784) ** 0.5  # 5 standard errors at most: false-alarm rate 6e-7
+
+
+@pytest.mark.parametrize("index", [slice(None), slice(3), slice(40, None, 7), torch.tensor([71, 3, 3]), slice(0)])
+def test_part_of_a_fixed_draw_is_part_of_the_whole(
+    small_mnist: Path, monkeypatch: pytest.MonkeyPatch, index: slice | Tensor
+) -> None:
+    """Only as many blocks are drawn as are asked for."""
+    monkeypatch.setattr(data_module, "_DRAWN", 16)
+    for binarization in ("dynamic", "dequantized"):
+        data = load_data(DataOptions("mnist", binarization))
+        assert torch.equal(data.targets("train", index), data.targets("train")[index])
 
 
 def test_static_and_threshold(small_mnist: Path) -> None:

@@ -308,6 +308,26 @@ def test_several_proposals_are_in_the_command(run: Path, call: Call) -> None:
     assert (given.prior_share, given.temperature, given.estimator) == (0.25, 1.5, "importance")
     assert (given.num_images, given.num_samples) == (5, 30)
 
+    Path("mine.py").write_text("from ppl_gen.guides.normal import Normal\n\n\nclass Mine(Normal):\n    pass\n")
+    refit = (
+        "--init-from",
+        run,
+        "--refit-guide",
+        "mine.py:Mine",
+        "--epochs",
+        "1",
+        "--num-samples",
+        "5",
+        "--out",
+        "mine",
+    )
+    assert call(fit.command, *refit)[0] == 0
+    arguments = (run, "--num-images", "5", "--proposals", "mine", "--proposal-guides", "mine.py:Mine")
+    assert call(evaluate.command, *arguments)[0] == 0
+    (again,) = page_of(run).commands("evaluate")
+    given = cli.parse(evaluate.Command, again, "", "").options
+    assert given.proposals == (Path("mine"),) and given.proposal_guides == ("mine.py:Mine",)
+
 
 # Comparisons ---------------------------------------------------------------------------------------------------
 
