@@ -1,6 +1,7 @@
-"""Pyro pairs whose log p(x) is known."""
+"""Pyro pairs whose log p(x) is known, and how estimates are held to it."""
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -90,3 +91,23 @@ def gauss_hermite(model: nn.Module, x: Tensor, latent_dim: int, nodes: int = 100
     log_weights = log_weights.reshape(-1, latent_dim).sum(1)
     log_px: Tensor = (model.likelihood(grid[:, None]).log_prob(x) + log_weights[:, None]).logsumexp(0)  # type: ignore[operator]
     return log_px
+
+
+def within(found: Tensor, exact: Tensor, mc_var: Tensor, *, largest: float, bias: Tensor | float = 0.0) -> None:
+    """Every estimate is within 4 Monte Carlo standard errors, plus its stated bias, of what is exact: one that is right
+    is not with probability 6e-5, so that a test of 16 of them fails by chance at 1e-3.
+
+    :param mc_var: Monte Carlo variances of `found`.
+    :param largest: above every standard error and every bias, in the same units: an estimate that says that it knows
+        nothing is within its error of anything.
+    """
+    error, bias = mc_var.sqrt(), torch.as_tensor(bias).abs()
+    assert bool((error < largest).all()), f"standard errors up to {float(error.max()):.3g}"
+    assert bool((bias < largest).all()), f"biases up to {float(bias.max()):.3g}"
+    off = (found - exact).abs()
+    assert bool((off <= 4 * error + bias).all()), f"{float((off / error).max()):.1f} standard errors off"
+
+
+def log_px_within(found: Any, exact: Tensor, *, largest: float) -> None:
+    """`within` for log p(x), its variance and its bias, as every estimator of it returns them."""
+    within(found.log_px, exact, found.log_px_mc_var, largest=largest, bias=found.log_px_bias)

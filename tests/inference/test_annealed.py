@@ -6,7 +6,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite
+from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite, log_px_within, within
 from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput
@@ -55,28 +55,54 @@ def test_adapted_temperatures_are_worth_it() -> None:
     ("schedule", "start"), [("adaptive", "prior"), ("sigmoid", "prior"), ("linear", "prior"), ("adaptive", "guide")]
 )
 def test_mean_weight_is_unbiased(schedule: str, start: str) -> None:
-    """Even with 4 temperatures: p-hat / p(x) has mean 1 over 10,000 images, within 4 standard errors; so has its
-    inverse backwards, from images of the model. The guide is half as wide again as the posterior."""
+    """Even with 4 temperatures: p-hat / p(x) has mean 1 over 5,000 images, within 4 standard errors; so has its
+    inverse backwards, from images of the model. False alarms at 6e-5 each. The guide is half as wide again as the
+    posterior."""
     linear = LinearGaussian(noise=2.0).requires_grad_(False)
-    annealing = Annealing(4, 2, leapfrog_steps=3, schedule=schedule, start=start)  # type: ignore[arg-type]
+    annealing = Annealing(4, 2, leapfrog_steps=2, schedule=schedule, start=start)  # type: ignore[arg-type]
     x, guide = linear.model(n=1), ExactGuide(linear, 1.5)
-    found = annealed_log_px(linear, x.expand(10_000, -1), guide=guide, annealing=annealing)
-    between = sandwich(linear, 10_000, guide=guide, annealing=annealing)
+    found = annealed_log_px(linear, x.expand(5000, -1), guide=guide, annealing=annealing)
+    between = sandwich(linear, 5000, guide=guide, annealing=annealing)
     for ratio in ((found.log_px - linear.log_px(x)).exp(), (linear.log_px(between.x) - between.upper).exp()):
-        error = float(ratio.std()) / 100
+        error = float(ratio.std()) / math.sqrt(5000)
         assert abs(float(ratio.mean()) - 1) < 4 * error
         assert error < 0.02  # or it says nothing
 
 
+def test_bounds_pass_log_px_as_rarely_as_they_promise() -> None:
+    """P(lower > log p(x) + b) <= exp(-b), and P(upper < log p(x) - b): over 10,000 images, 3 temperatures and one
+    chain, within 4 standard errors, false alarms below 3e-5 for each of 6. Bounds that were off by 1.5 nats would not
+    hold: the promise is not an empty one here."""
+    model = LinearGaussian(2, 1, noise=0.5).requires_grad_(False)
+    found = sandwich(model, 10_000, annealing=Annealing(3, num_chains=1, leapfrog_steps=2))
+    exact = model.log_px(found.x)
+    levels = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
+    allowed = (-levels).exp() + 4 * ((-levels).exp() * (1 - (-levels).exp()) / 10_000).sqrt()
+    for beyond in (found.lower - exact, exact - found.upper):
+        assert bool(((beyond > levels[:, None]).double().mean(1) <= allowed).all())
+        assert bool(((beyond + 1.5 > levels[:, None]).double().mean(1) > allowed).any())
+
+
+def test_coverage_of_the_interval() -> None:
+    """log p-hat plus and minus 1.96 of its standard errors covers log p(x) in 93 to 94 % of many runs of 30
+    temperatures and 32 chains; in 89 to 97.75 % of 400, false alarms at 6e-4."""
+    linear = LinearGaussian(noise=1.0).requires_grad_(False)
+    x = linear.model(n=1)
+    annealing = Annealing(30, num_chains=32, leapfrog_steps=2)
+    found = annealed_log_px(linear, x.expand(400, -1), annealing=annealing)
+    error = found.log_px_mc_var.sqrt()
+    covered = ((found.log_px - linear.log_px(x)).abs() < 1.96 * error).double().mean()
+    assert 0.89 <= float(covered) <= 0.9775
+    assert float(error.max()) < 0.3
+
+
 @pytest.mark.parametrize("latent_dim", [2, 5])
 def test_within_its_error_of_the_closed_form(latent_dim: int) -> None:
-    """Within 4 Monte Carlo standard errors plus the O(1/S) bias: false-alarm rate per image 6e-5."""
+    """Within the errors of estimates of 16 images."""
     model = LinearGaussian(8, latent_dim).requires_grad_(False)
     x = model.model(n=16)
     found = annealed_log_px(model, x, annealing=Annealing(300, num_chains=32, leapfrog_steps=5))
-    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
-    assert bool(((found.log_px - model.log_px(x)).abs() < allowed).all())
-    assert float(found.log_px_mc_var.sqrt().max()) < 0.3  # or the comparison says nothing
+    log_px_within(found, model.log_px(x), largest=0.3)
 
 
 def test_within_its_error_of_quadrature() -> None:
@@ -88,15 +114,14 @@ def test_within_its_error_of_quadrature() -> None:
         x = model.model(n=16)
         exact = gauss_hermite(model, x, 2)
     found = annealed_log_px(model, x, annealing=Annealing(100, num_chains=100, leapfrog_steps=3))
-    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
-    assert bool(((found.log_px - exact).abs() < allowed).all())
-    assert float(found.log_px_mc_var.sqrt().max()) < 0.05
+    log_px_within(found, exact, largest=0.05)
 
 
 def test_sandwich_holds_and_narrows() -> None:
-    """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors; widened by 2 of its standard
-    errors the interval holds the exact value in 95; the mean width falls with the temperatures; no bound is
-    off by more than 10 nats, which has probability 1e-4 each."""
+    """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors, at 3 numbers of temperatures:
+    false alarms at most 1.3e-3 for each of 6; the mean width falls with the temperatures; no bound is off by more than
+    10 nats, which has probability 5e-5 each. With the most temperatures the lower bound is within 2 of its own errors
+    of the exact value for 75 to 97 of the images, 88 in the mean of others: false alarms at 1e-3."""
     model = LinearGaussian(8, 4).requires_grad_(False)
     widths = []
     for count in (10, 40, 160):
@@ -109,9 +134,9 @@ def test_sandwich_holds_and_narrows() -> None:
         assert float(high.min()) > -10
         widths.append(float(found.width.mean()))
         if count == 160:
-            # The upper's error is not known for a single image; over these it is their standard deviation.
-            inside = (low < 2 * found.lower_mc_var.sqrt()) & (high > -2 * high.std())
-            assert int(inside.sum()) >= 95
+            # The upper's error is not known for a single image.
+            assert 75 <= int((low.abs() < 2 * found.lower_mc_var.sqrt()).sum()) <= 97
+            assert float(low.std()) < 0.6 and float(high.std()) < 0.6  # or their means say nothing
     assert widths[0] > 2 * widths[1] > 4 * widths[2] > 0
 
 
@@ -130,8 +155,7 @@ def test_from_a_wide_guide_it_is_still_right(linear: LinearGaussian) -> None:
     x = linear.model(n=16)
     annealing = Annealing(100, num_chains=32, leapfrog_steps=3, start="guide")
     found = annealed_log_px(linear, x, guide=ExactGuide(linear, 2.0), annealing=annealing)
-    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
-    assert bool(((found.log_px - linear.log_px(x)).abs() < allowed).all())
+    log_px_within(found, linear.log_px(x), largest=0.15)
 
 
 def test_groups_of_chains_are_chains(linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +166,7 @@ def test_groups_of_chains_are_chains(linear: LinearGaussian, monkeypatch: pytest
     assert annealing.groups == [5, 5, 5, 5, 5, 5, 2]
     found = annealed_log_px(linear, x, annealing=annealing, progress=passed.append)
     assert sum(passed) == 3 * annealing.work
-    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
-    assert bool(((found.log_px - linear.log_px(x)).abs() < allowed).all())
+    log_px_within(found, linear.log_px(x), largest=0.15)
     assert float(found.ess.min()) > 5  # of all the groups
     exact = Annealing(3, num_chains=12, leapfrog_steps=1, start="guide")
     guide, passed = ExactGuide(linear), []
@@ -160,17 +183,18 @@ def test_steps_are_adapted(linear: LinearGaussian) -> None:
 
 
 def test_chains_do_not_depend_on_other_images(linear: LinearGaussian) -> None:
-    """An image far from the rest has steps and temperatures of its own, and does not spoil theirs."""
+    """An image far from the rest has steps and temperatures of its own, and does not spoil theirs: within the errors
+    of estimates of 4 images."""
     x = torch.cat([linear.model(n=4), torch.full((1, 5), 30.0, dtype=F64)])
     found = annealed_log_px(linear, x, annealing=Annealing(300, num_chains=16, leapfrog_steps=5))
-    assert float((found.log_px - linear.log_px(x))[:4].abs().max()) < 0.5
+    log_px, mc_var, bias = (each[:4] for each in (found.log_px, found.log_px_mc_var, found.log_px_bias))
+    within(log_px, linear.log_px(x)[:4], mc_var, largest=0.1, bias=bias)
 
 
 def test_one_temperature_is_sampling_from_the_prior(linear: LinearGaussian) -> None:
     x = linear.model(n=3)
     found = annealed_log_px(linear, x, annealing=Annealing(1, num_chains=4000))
-    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
-    assert bool(((found.log_px - linear.log_px(x)).abs() < allowed).all())
+    log_px_within(found, linear.log_px(x), largest=0.1)
     assert bool(found.acceptance.isnan().all())  # nothing was proposed
 
 

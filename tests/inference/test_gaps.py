@@ -19,7 +19,7 @@ from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 
 F64 = torch.float64
-SEARCH = Search(learning_rate=0.02, num_samples=20, window=50, patience=5)
+SEARCH = Search(learning_rate=0.05, num_samples=20, window=50, patience=3)
 
 
 class MeanField(nn.Module):
@@ -42,12 +42,28 @@ class MeanField(nn.Module):
             pyro.sample("z", self.posterior(self.encode(x)))
 
 
+def _correlated(closeness: float) -> LinearGaussian:
+    """Both latents move the pixels in nearly the same direction, and the noise is small: a posterior in which they are
+    correlated by 0.8 or more."""
+    model = LinearGaussian(noise=0.3)
+    with torch.no_grad():
+        model.weight[:, 1] = model.weight[:, 0] + model.weight[:, 1] / closeness
+        model.weight /= 2
+    return model
+
+
 def test_parts_are_those_in_closed_form() -> None:
-    """The best diagonal Gaussian has the posterior's mean and the inverse diagonal of its precision. The search may end
-    short of it, by no more than 0.02 nats here; errors of the Monte Carlo bounds within 4 of their own."""
-    model = LinearGaussian()
-    guide, x = MeanField(), model.model(n=6).detach()
-    found = gaps(model, guide, x, num_samples=4000, search=SEARCH)
+    """The best diagonal Gaussian has the posterior's mean and the inverse diagonal of its precision: it leaves half a
+    nat to a posterior so correlated, and this encoder another 1.3. The mean of each part is found to 10 %: no false
+    alarm at 60 other seeds. Each image's is too, within 4 errors of the Monte Carlo bounds and 0.02 nats by which the
+    search may end short; at 7 of the 60 an error was above 0.1, where log p(x) was by chance the larger from the best
+    contexts, whose weights have a heavy tail. The encoder is wide, and its weights have none."""
+    model, guide = _correlated(1 / 1.3), MeanField()
+    x = model.model(n=8).detach()
+    with torch.no_grad():
+        guide.loc.copy_(0.96 * model.posterior(torch.eye(5, dtype=F64)).loc.T)
+        guide.log_scale.copy_(model.posterior(x[:1]).variance[0].log() / 2 + 0.1)
+    found = gaps(model, guide, x, num_samples=3000, search=SEARCH)
     with torch.no_grad():
         posterior = model.posterior(x)
         q: Any = guide.posterior(guide.encode(x)).base_dist
@@ -55,17 +71,20 @@ def test_parts_are_those_in_closed_form() -> None:
         precision = torch.linalg.inv(posterior.covariance_matrix)
         best = dist.MultivariateNormal(posterior.loc, torch.diag_embed(1 / precision.diagonal(dim1=-2, dim2=-1)))
         approximation = kl_divergence(best, posterior)
-        whole = kl_divergence(amortized, posterior)
-    error = 4 * found.approximation_mc_var.sqrt()
-    assert bool(found.settled.all())
-    assert bool(((found.approximation - approximation).abs() < error + 0.02).all())
-    assert (
-        float(found.approximation.mean() - approximation.mean())
-        > -4 * float(found.approximation_mc_var.sum().sqrt()) / 6
-    )
+        amortization = kl_divergence(amortized, posterior) - approximation
+    assert bool(found.settled.all()) and not found.untrusted.any()
+    for part, mc_var, exact in (
+        (found.approximation, found.approximation_mc_var, approximation),
+        (found.amortization, found.amortization_mc_var, amortization),
+    ):
+        assert float(exact.mean()) > 0.5
+        assert float(part.mean()) == pytest.approx(float(exact.mean()), rel=0.1)
+        assert float(mc_var.sqrt().max()) < 0.1
+        assert bool(((part - exact).abs() < 4 * mc_var.sqrt() + 0.02).all())
+    # No context has a bound above the best one's.
+    over = found.best_elbo - (model.log_px(x).detach() - approximation)
+    assert float(over.mean()) < 4 * float(found.best_elbo_mc_var.sum().sqrt()) / 8
     torch.testing.assert_close(found.log_px - found.elbo, found.approximation + found.amortization)
-    assert float((found.log_px - found.elbo).mean()) == pytest.approx(float(whole.mean()), rel=0.1)
-    assert float(found.amortization.mean()) > 0.5 > 10 * float(approximation.mean()) > 0
 
 
 def test_nothing_is_left_of_the_exact_posterior() -> None:
@@ -90,19 +109,24 @@ def test_modules_are_left_as_they_were() -> None:
 
 
 def test_weights_of_its_own_help_a_flow() -> None:
-    """A copy of the flow for each image reaches further than contexts do, and leaves the guide alone."""
+    """A small flow as it was made has no member near a posterior so correlated: contexts alone leave 0.4 nats an image.
+    A copy of its weights for each image reaches it to 0.1, and leaves the guide alone. Both against the exact log p(x),
+    and far beyond the errors of the bounds, 0.02."""
     torch.manual_seed(0)
-    model = LinearGaussian()
+    model = _correlated(1 / 0.8)
     guide = Flow((5,), 2, "z", model, transform_dims=(8,), num_features=2, hidden_dims=(4,)).double()
     x = model.model(n=2).detach()
     before = {name: value.clone() for name, value in guide.state_dict().items()}
-    search = Search(learning_rate=0.02, num_samples=20, window=50, patience=2, most_windows=15)
-    contexts = gaps(model, guide, x, num_samples=4000, search=search)
-    copies = gaps(model, guide, x, num_samples=4000, search=search, own_weights=True)
-    slack = 4 * (contexts.best_elbo_mc_var + copies.best_elbo_mc_var).sum().sqrt() / 2
-    assert float(contexts.amortization.mean()) > 1
-    assert float(copies.best_elbo.mean()) > float(contexts.best_elbo.mean() - slack)
-    assert float(copies.approximation.mean()) < 0.2
+    search = Search(learning_rate=0.05, num_samples=20, window=50, patience=2, most_windows=12)
+    contexts = gaps(model, guide, x, num_samples=2000, search=search)
+    copies = gaps(model, guide, x, num_samples=2000, search=search, own_weights=True)
+    for found in (contexts, copies):
+        assert float(found.amortization.mean()) > 1
+        assert float(found.best_elbo_mc_var.sqrt().max()) < 0.03
+    left = [model.log_px(x) - found.best_elbo for found in (contexts, copies)]
+    assert bool((left[0] > 0.3).all()) and bool((left[1].abs() < 0.1).all())
+    assert bool((copies.best_elbo > contexts.best_elbo + 0.2).all())
+    assert float(contexts.approximation.mean()) > 0.3 and float(copies.approximation.mean()) < 0.1
     assert all(torch.equal(before[name], value) for name, value in guide.state_dict().items())
 
 

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ExactGuide, LinearGaussian, TwoLayers
+from pairs import ExactGuide, LinearGaussian, TwoLayers, log_px_within
 from torch import Tensor, nn
 
 import ppl_gen
@@ -57,13 +57,14 @@ CASES: dict[str, tuple[list[tuple[float, float]], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_mean_weight_is_unbiased(linear: LinearGaussian, case: str) -> None:
-    """p-hat / p(x) has mean 1 at S = 10, over 4,000 repetitions, within 4 standard errors: false alarms at 6e-5."""
+    """p-hat / p(x) has mean 1 at S = 10, over 2,000 repetitions, within 4 standard errors: false alarms at 6e-5."""
     guides, options = CASES[case]
-    x = _repeated(linear, 4000)
+    x = _repeated(linear, 2000)
     found = proposal_log_px(linear, [Shifted(linear, *each) for each in guides], x, num_samples=10, **options)
     ratio = (found.log_px - linear.log_px(x[:1])).exp()
-    assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(4000)
-    assert float(ratio.std()) / math.sqrt(4000) < 0.05  # or it says nothing
+    error = float(ratio.std()) / math.sqrt(2000)
+    assert abs(float(ratio.mean()) - 1) < 4 * error
+    assert error < 0.03  # or it says nothing
 
 
 def test_guide_alone_is_importance_sampling(linear: LinearGaussian) -> None:
@@ -111,17 +112,16 @@ def test_defense_bounds_the_weights(linear: LinearGaussian) -> None:
 
 
 def test_several_sites_and_plates() -> None:
-    """Within 4 Monte Carlo standard errors plus the stated bias; false-alarm rate of the test 1e-3."""
+    """Within the errors of estimates of 6 images; false-alarm rate of the test 1e-3."""
     pair = TwoLayers()
     x = torch.randn(6, 3, dtype=F64)
     for options in ({"prior_share": 0.3}, {"temperature": 1.2}, {"prior_share": 1.0}):
         found = proposal_log_px(pair.model, [pair.guide], x, num_samples=10_000, **options)
-        allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
-        assert bool(((found.log_px - pair.log_px(x)).abs() < allowed).all())
+        log_px_within(found, pair.log_px(x), largest=0.02)
 
 
 def test_functions_that_do_not_broadcast(linear: LinearGaussian) -> None:
-    """They are given a larger batch instead."""
+    """They are given a larger batch instead: within the errors of estimates of 5 images."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -130,19 +130,20 @@ def test_functions_that_do_not_broadcast(linear: LinearGaussian) -> None:
 
     x = linear.model(n=5)
     found = proposal_log_px(model, [ExactGuide(linear)], x, num_samples=4000, prior_share=0.3)
-    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs() + 1e-9
-    assert bool(((found.log_px - linear.log_px(x)).abs() < allowed).all())
+    log_px_within(found, linear.log_px(x), largest=0.01)
     with pytest.raises(BadInput, match="--temperature 2: takes a pair"):
         proposal_log_px(model, [ExactGuide(linear)], x, num_samples=10, temperature=2)
 
 
 @pytest.mark.parametrize("model", [BeliefNet(6, latent_dim=3), Mixture(6, num_components=4)])
 def test_prior_of_a_discrete_latent(model: Any) -> None:
-    model = model.double()
+    """Within the errors of estimates of 5 images, whose probability depends on z: the weights are not as they begin."""
+    model = model.double().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_()
     x = torch.bernoulli(torch.full((5, 6), 0.5, dtype=F64))
     found = proposal_log_px(model, [], x, num_samples=20_000, prior_share=1)
-    allowed = 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()
-    assert bool(((found.log_px - exact_log_px(model, x)).abs() < allowed).all())
+    log_px_within(found, exact_log_px(model, x), largest=0.05)
 
 
 def test_what_cannot_be_is_refused(linear: LinearGaussian) -> None:

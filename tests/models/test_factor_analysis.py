@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pairs import within
 from sklearn import decomposition
 from torch import Tensor
 
@@ -75,17 +76,25 @@ def test_scikit_learns_parameters_give_its_scores(noise: str) -> None:
 
 
 def test_gap_of_the_linear_vae() -> None:
-    """A diagonal Gaussian guide: the gap is its divergence from the posterior, within 4 standard errors."""
+    """A diagonal Gaussian guide whose mean falls short: the gap is its divergence from the posterior, within the errors
+    of the ELBO of 5 images."""
     model, x = _model()
     guide = Normal((PIXELS,), UNITS, "z", model, hidden_dims=()).double()
+    exact = ExactGaussian("z", model)
+    (layer,) = (module for module in guide.modules() if isinstance(module, torch.nn.Linear))
+    with torch.no_grad():
+        mean = exact.encode(torch.eye(PIXELS, dtype=torch.float64) + model.loc).T
+        scale = exact.posterior(exact.encode(x[:1])).variance[0].sqrt()
+        layer.weight.copy_(torch.cat([0.7 * mean, torch.zeros_like(mean)]))
+        layer.bias.copy_(torch.cat([-0.7 * mean @ model.loc, scale.log()]))
     found = log_marginal_likelihood(model, guide, x, num_samples=4000)
     with torch.no_grad():
-        exact = ExactGaussian("z", model)
         q: Any = guide.posterior(guide.encode(x)).base_dist  # type: ignore[attr-defined]
         ours = torch.distributions.MultivariateNormal(q.loc, torch.diag_embed(q.scale.square()))
         kl = torch.distributions.kl_divergence(ours, exact.posterior(exact.encode(x)))
         gap = model.log_px(x) - found.elbo
-    assert bool(((gap - kl).abs() < 4 * found.elbo_mc_var.sqrt()).all())
+    assert bool((kl > 0.1).all())
+    within(gap, kl, found.elbo_mc_var, largest=0.03)
 
 
 def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
@@ -97,9 +106,9 @@ def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
         "--latent-dim",
         "5",
         "--epochs",
-        "150",
+        "30",
         "--batch-size",
-        "300",
+        "100",
         "--num-samples",
         "20",
     )
