@@ -110,6 +110,11 @@ def _import(kind: Kind, where: str) -> ModuleType:
         raise BadInput(f"{kind} '{where}': cannot be imported: {describe(error)}") from error
 
 
+def class_name(reference: str) -> str:
+    """The class in `file.py:Class`, or a name of the package's own."""
+    return reference.rpartition(":")[2]
+
+
 def fingerprint(reference: str) -> str | None:
     """SHA-256 of the file that an external reference names; None for a module or a class of the package."""
     path = Path(reference.rpartition(":")[0])

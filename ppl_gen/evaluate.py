@@ -13,7 +13,7 @@ import tyro
 from torch import nn
 
 from ppl_gen import cli, parallel
-from ppl_gen.components import is_external
+from ppl_gen.components import class_name, is_external
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, describe, require, require_choices
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich, annealed_log_px, sandwich
@@ -23,7 +23,7 @@ from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import proposal_log_px
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair, evaluating, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair, restricted
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
@@ -258,14 +258,14 @@ def other_guides(options: EvaluationOptions, named: Named) -> list[nn.Module]:
         other = Run.open(path)
         again, recorded = restricted(other, named), str(other.config.get("guide"))
         if is_external(recorded):
-            alike = [name for name in options.proposal_guides if _class_name(name) == _class_name(recorded)]
+            alike = [name for name in options.proposal_guides if class_name(name) == class_name(recorded)]
             if alike:
                 chosen = recorded if recorded in alike else alike[0]
                 if chosen != recorded and len(alike) > 1:
                     raise BadInput(f"--proposal-guides {' '.join(alike)}: which of them is {recorded}, of {path}?")
                 again = replace(again, guide=chosen)
                 unused.discard(chosen)
-            elif _class_name(str(named.guide)) != _class_name(recorded):
+            elif class_name(str(named.guide)) != class_name(recorded):
                 raise BadInput(
                     f"{path}: was fitted with the guide {recorded}; name it again: --proposal-guides {recorded}"
                 )
@@ -273,10 +273,6 @@ def other_guides(options: EvaluationOptions, named: Named) -> list[nn.Module]:
     if unused:
         raise BadInput(f"--proposal-guides {' '.join(sorted(unused))}: no run of --proposals was fitted with that")
     return guides
-
-
-def _class_name(reference: str) -> str:
-    return reference.rpartition(":")[2]
 
 
 def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
@@ -323,7 +319,7 @@ def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
     """How many values of a categorical z explain an image's worth of x; None for other models."""
     if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
         return None
-    if not (hasattr(model, "prior") and hasattr(model, "likelihood") and cheap(pair)):
+    if not (tells_density(model) and cheap(pair)):
         return None
     totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(block_size(pair))]).sum(0)
     return int((totals >= 1).sum())

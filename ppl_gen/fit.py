@@ -19,7 +19,7 @@ from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.enumeration import memory_needed, require_memory
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair, amortized, evaluating
 from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, externals, read_pair, start_from
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run, check_new
@@ -197,7 +197,7 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
                 ours, theirs = ours + model.likelihood(z).log_prob(x), theirs + terms.log_likelihood
                 what = "prior() and likelihood(z)"
             checks.append((ours, theirs, what, "model", model))
-        if hasattr(guide, "encode") and hasattr(guide, "posterior"):
+        if amortized(guide):
             checks.append(
                 (
                     guide.posterior(guide.encode(x)).log_prob(z),
@@ -293,7 +293,7 @@ def _without_gradient(
 
 
 def _short(reference: str) -> str:
-    return components.kebab_case(reference.rpartition(":")[2])
+    return components.kebab_case(components.class_name(reference))
 
 
 # The command line ----------------------------------------------------------------------------------------------

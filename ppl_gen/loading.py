@@ -16,7 +16,7 @@ from torch import nn
 
 import ppl_gen
 from ppl_gen import components
-from ppl_gen.components import construct, find, is_external
+from ppl_gen.components import class_name, construct, find, is_external
 from ppl_gen.data import Data, DataOptions, fingerprint, load_data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference.traces import Pair, evaluating, sample_sites
@@ -328,7 +328,7 @@ def config_of(run: Run, named: Named, *, swap: bool = False) -> Config:
                     raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; name it again: {how}")
             else:
                 classes[kind] = given
-                if recorded is None or given.rpartition(":")[2] != recorded.rpartition(":")[2]:
+                if recorded is None or class_name(given) != class_name(recorded):
                     if not swap:
                         raise BadInput(f"--{kind} {given}: {run.path} was fitted with {recorded or 'none'}")
                     options[kind] = {}

@@ -19,7 +19,7 @@ from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.enumeration import block_size, cheap, require_memory, state_posterior
 from ppl_gen.inference.importance import mean_se
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.traces import Pair, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
@@ -166,12 +166,7 @@ def explain(
 
 
 def _is_mixture(model: nn.Module, pair: Pair) -> bool:
-    return (
-        cheap(pair)
-        and list(pair.event_shapes.values()) == [()]
-        and hasattr(model, "prior")
-        and hasattr(model, "likelihood")
-    )
+    return cheap(pair) and list(pair.event_shapes.values()) == [()] and tells_density(model)
 
 
 def _responsibilities(model: nn.Module, pair: Pair, x: Tensor, quiet: bool) -> Tensor:

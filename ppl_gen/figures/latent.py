@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_gen.figures.canvas import show
 from ppl_gen.figures.images import mosaic
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.traces import Pair, tells_density
 
 _MOST_POINTS = 800
 _MOST_ELLIPSES = 60
@@ -33,7 +33,7 @@ def has_plane(model: Any, pair: Pair) -> int:
     shapes = list(pair.event_shapes.values())
     if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
         return 0
-    return shapes[0][0] if hasattr(model, "prior") and hasattr(model, "likelihood") else 0
+    return shapes[0][0] if tells_density(model) else 0
 
 
 def equal_mass_grid(model: Any, units: Sequence[int], size: int, side: int) -> Tensor:

@@ -29,7 +29,7 @@ from ppl_gen.figures.latent import (
 from ppl_gen.figures.learning_curves import learning_curves
 from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.enumeration import state_posterior
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair, amortized, evaluating, tells_density
 from ppl_gen.runs import Run
 
 _POSTERIOR_SAMPLES = 32  # for its mean and standard deviation
@@ -87,13 +87,13 @@ def draw_units(run: Run, model: Any, guide: Any, data: Data, pair: Pair, x: Tens
     """p(z_m = 1 | x) of a few images, exact, and the guide's: of one latent site of up to 16 binary units, of a model
     with `prior()` and `likelihood(z)`."""
     shapes = list(pair.event_shapes.values())
-    binary = len(shapes) == 1 and len(shapes[0]) == 1 and hasattr(model, "prior") and hasattr(model, "likelihood")
+    binary = len(shapes) == 1 and len(shapes[0]) == 1 and tells_density(model)
     if not binary or pair.num_states is None or pair.num_states > 2**16:
         return
     states, probabilities = state_posterior(model, x)
     exact = (probabilities.T @ states).cpu().numpy()
     own = None
-    if hasattr(guide, "encode") and hasattr(guide, "posterior"):
+    if amortized(guide):
         own = guide.posterior(guide.encode(x)).mean.cpu().numpy()
     prior = model.prior().mean.cpu().numpy()
     save(run, "posterior", unit_marginals(pictures(x.clamp(0, 1), data.shape), exact, own, prior))
@@ -113,7 +113,7 @@ def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> Non
         z = guide.posterior(guide.encode(x)).sample((_POSTERIOR_SAMPLES,))
         return z[0], z.mean(0), z.std(0)
 
-    has_posterior = hasattr(guide, "encode") and hasattr(guide, "posterior")
+    has_posterior = amortized(guide)
     order = list(range(size))  # the most active units first
     if has_posterior:
         one, mean, _ = posterior(data.targets("test")[:2000])

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ppl_gen.errors import BadInput, require, require_choices
 from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
-from ppl_gen.inference.traces import evaluating, frozen, unbounded
+from ppl_gen.inference.traces import amortized, evaluating, frozen, tells_density, unbounded
 from ppl_gen.memory import keep_freed_memory
 
 Progress = Callable[[int], None]
@@ -207,12 +207,12 @@ def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds:
 def check(model: Any, guide: Any, annealing: Annealing) -> None:
     """Raise `BadInput` for a model or a guide that cannot be annealed."""
     name = type(model).__name__
-    if not (hasattr(model, "prior") and hasattr(model, "likelihood")):
+    if not tells_density(model):
         raise BadInput(f"{name}: annealing takes a model of one latent site, with prior() and likelihood(z)")
     prior = model.prior()
     if not unbounded(prior) or prior.batch_shape:
         raise BadInput(f"{name}: annealing takes a latent that is continuous and unbounded, and one prior() for all")
-    if annealing.start == "guide" and not (hasattr(guide, "encode") and hasattr(guide, "posterior")):
+    if annealing.start == "guide" and not amortized(guide):
         raise BadInput("--annealed.start guide: takes a guide with encode(x) and posterior(context)")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
-from ppl_gen.inference.traces import Pair, evaluating, frozen
+from ppl_gen.inference.traces import Pair, amortized, evaluating, frozen
 
 _IMAGES_PER_BLOCK = 50
 Progress = Callable[[int], None]
@@ -149,7 +149,7 @@ def gaps(
 
 def check_guide(pair: Pair, guide: Any) -> None:
     """Raise `BadInput` for a guide whose context cannot be optimized."""
-    if not (hasattr(guide, "encode") and hasattr(guide, "posterior")) or len(pair.latent) != 1:
+    if not amortized(guide) or len(pair.latent) != 1:
         raise BadInput(
             f"{pair.guide_name}: the gaps take a guide of one latent site, with the methods encode(x), from images to "
             "contexts, and posterior(context)"

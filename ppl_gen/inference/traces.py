@@ -507,6 +507,16 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
     ]
 
 
+def amortized(guide: Any) -> bool:
+    """Whether a guide splits `encode(x)`, from images to contexts, from `posterior(context)`, the distribution of z."""
+    return hasattr(guide, "encode") and hasattr(guide, "posterior")
+
+
+def tells_density(model: Any) -> bool:
+    """Whether a model of one latent site offers `prior()` and `likelihood(z)`, its two distributions."""
+    return hasattr(model, "prior") and hasattr(model, "likelihood")
+
+
 def unbounded(distribution: Any) -> bool:
     """Whether a distribution is of continuous values without bounds."""
     if distribution.support.is_discrete:
