@@ -518,7 +518,8 @@ def interrupts() -> Iterator[threading.Event]:
 def _show(progress: Progress, line: dict[str, Any], epochs: int) -> None:
     splits = [name for name in ("train", "validation") if name in line]
     if "elbo" in line["train"]:
-        figures = "  ".join(f"{name} ELBO {line[name]['elbo']:.2f}" for name in splits)
+        what = "ELBO" if "kl" in line["train"] else "log p(x)"  # without a KL term it is exact
+        figures = "  ".join(f"{name} {what} {line[name]['elbo']:.2f}" for name in splits)
     else:
         told = "V {value:.3f}, D(x) {d_real:.3f}, D(G(z)) {d_fake:.3f}"
         figures = "  ".join(f"{name} {told.format(**line[name])}" for name in splits)

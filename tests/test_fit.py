@@ -389,6 +389,8 @@ def test_auto_falls_back_and_says_so(elsewhere: Path, call: Call, monkeypatch: p
     assert config["data"]["data"] == "digits" and "MNIST is not on disk" in config["data_notice"]
     # Standard error is no terminal here: plain lines with the time left.
     assert "epoch 1/2  train ELBO" in err and "s left" in err and "\r" not in err
+    exact = ("mixture", "--data", "digits", "--epochs", "1", "--num-components", "2", "--out", "exact")
+    assert "epoch 1/1  train log p(x) -" in call(fit.command, *exact)[2]
 
 
 @pytest.mark.parametrize(
