@@ -6,6 +6,7 @@ leaves the parameters as they are, and `log_prob` sums over pixels before it bro
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -173,10 +174,8 @@ class LinearBernoulliVector(BernoulliVector):
         states = self.z.reshape(self.z.shape[0], -1)
         batch = value.shape[:-1]
         pixels = value.reshape(-1, value.shape[-1])
-        # Both in place: neither product needs its output again.
-        result = states @ (pixels @ self.weight.T).T
-        result += pixels @ self.bias
-        result += softplus_over_states(self.weight, self.bias).neg().unsqueeze(-1)  # a difference's gradient is larger
+        products = pixels @ torch.cat([self.weight, self.bias.unsqueeze(0)]).T
+        result = _Scores.apply(states, products.T, softplus_over_states(self.weight, self.bias))
         ones = (1,) * (self.z.dim() - 2 - len(batch))
         result = result.reshape(self.z.shape[0], *ones, *batch)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
@@ -195,6 +194,37 @@ class LinearBernoulliVector(BernoulliVector):
 
     def _like(self) -> Tensor:
         return self.bias
+
+
+class _Scores(torch.autograd.Function):
+    """z . v + v_0 - s(z) [states, images] for all states z [states, M] at once, from v and v_0 [M + 1, images] and s
+    [states]: a few rows at a time, so that the array passes through memory once in either direction."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, products: Tensor, offset: Tensor) -> Tensor:
+        ctx.save_for_backward(states, products)
+        result = products.new_empty(len(states), products.shape[-1])
+        for out, rows, each in zip(*_blocks(result, states, offset), strict=True):
+            torch.addmm(products[-1], rows, products[:-1], out=out).sub_(each.unsqueeze(-1))
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
+        states, products = ctx.saved_tensors
+        (grad,) = gradients
+        of_products, of_offset = torch.zeros_like(products), grad.new_empty(len(states))
+        for each, rows, out in zip(*_blocks(grad, states, of_offset), strict=True):
+            of_products[:-1].addmm_(rows.T, each)
+            of_products[-1] += each.sum(0)
+            torch.sum(each, -1, out=out)
+        return None, of_products, of_offset.neg_()
+
+
+def _blocks(array: Tensor, *others: Tensor) -> Iterator[Iterator[Tensor]]:
+    """All of them in as many rows at a time as the first has in a block of `_CHUNK_BYTES`, or on a GPU in one."""
+    size = len(array) if array.is_cuda else max(1, _CHUNK_BYTES // (4 * array.shape[-1]))
+    return (iter(each.split(size)) for each in (array, *others))
 
 
 def _contract(value: Tensor, logits: Tensor) -> Tensor:

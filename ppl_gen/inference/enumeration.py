@@ -11,7 +11,7 @@ priori than another; `TraceEnum` here is that class with the sum replaced.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_s
 from ppl_gen.memory import free_memory, keep_freed_memory
 
 _MOST_STATES = 2**20  # x width: for an image, unless asked for
+_LARGE = 2**19  # elements from which on a sum over states is taken in blocks
+_BLOCK = 2**18  # elements of a block
 _STATES_IMAGES = 2**26  # states x images x width that are held at once
 
 
@@ -59,7 +61,7 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
         for dim in sorted(dims.get(plates, [])):  # the last site first
             with_it = [f for f in remaining if f.dim() >= -dim and f.shape[dim] > 1]
             without = [f for f in remaining if not any(f is other for other in with_it)]
-            remaining = [*without, *([_add(with_it).logsumexp(dim, keepdim=True)] if with_it else [])]
+            remaining = [*without, *([_log_sum_exp(with_it, dim)] if with_it else [])]
         if plates:
             parent = max((other for other in factors if other < plates), key=len)
             factors[parent] += [f.sum(sorted(plates - parent), keepdim=True) for f in remaining]
@@ -69,6 +71,63 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
                 raise BadInput(f"{pair.model_name}: its plates are not nested in each other; it cannot be enumerated")
             return result.flatten()
     raise AssertionError("the images' own plate is always among the factors")
+
+
+def _log_sum_exp(factors: list[Tensor], dim: int) -> Tensor:
+    """log sum exp of the sum of factors over one dimension, which all of them have, and which is kept."""
+    shape = torch.broadcast_shapes(*(f.shape for f in factors))
+    if math.prod(shape) < _LARGE or factors[0].is_cuda:
+        return _add(factors).logsumexp(dim, keepdim=True)
+    result: Tensor = _LogSumExp.apply(dim, *factors)
+    return result
+
+
+class _LogSumExp(torch.autograd.Function):
+    """The same in blocks that fit into the cache: the sum and its exponentials are never held, and the one gradient of
+    all factors is made in one pass. What a factor repeats by an `expand` is added up at once."""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *factors: Tensor) -> Tensor:
+        parts = [_add(list(block)).logsumexp(dim, keepdim=True) for block in _in_blocks(factors, dim)]
+        result = torch.cat(parts, dim).logsumexp(dim, keepdim=True)
+        ctx.dim = dim
+        ctx.save_for_backward(result, *factors)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        result, *factors = ctx.saved_tensors
+        result = result.masked_fill(result == -math.inf, 0)  # where nothing is possible the gradient is zero
+        shape = torch.broadcast_shapes(*(f.shape for f in factors))
+        compact = [_without_repeats(f, ctx.dim) for f in factors]
+        whole = result.new_empty(shape)
+        grads = [whole if part.shape == shape else torch.empty_like(part) for part in compact]
+        for out, *parts in _in_blocks([whole, *compact, *grads], ctx.dim):
+            torch.sub(_add(parts[: len(factors)]), result, out=out).exp_().mul_(gradients[0])
+            for each in parts[len(factors) :]:
+                if each.shape != out.shape:
+                    each.copy_(out.sum_to_size(each.shape))
+        spread = (
+            (grad * (grad.numel() / f.numel())).expand(f.shape) if grad.shape != f.shape else grad
+            for grad, f in zip(grads, factors, strict=True)
+        )
+        return None, *spread
+
+
+def _without_repeats(factor: Tensor, but: int) -> Tensor:
+    """One of what an `expand` repeats, in all dimensions but one."""
+    for dim in range(-factor.dim(), 0):
+        if factor.stride(dim) == 0 and dim != but:
+            factor = factor.narrow(dim, 0, 1)
+    return factor
+
+
+def _in_blocks(factors: Sequence[Tensor], dim: int) -> Iterator[tuple[Tensor, ...]]:
+    """A few values of the enumerated dimension at a time, of all factors."""
+    shape = torch.broadcast_shapes(*(f.shape for f in factors))
+    rows = max(1, _BLOCK * shape[dim] // math.prod(shape))
+    return zip(*(f.split(rows, dim) for f in factors), strict=True)
 
 
 def _add(terms: list[Tensor]) -> Tensor:
