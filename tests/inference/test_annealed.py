@@ -120,8 +120,9 @@ def test_within_its_error_of_quadrature() -> None:
 def test_sandwich_holds_and_narrows() -> None:
     """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors, at 3 numbers of temperatures:
     false alarms at most 1.3e-3 for each of 6; the mean width falls with the temperatures; no bound is off by more than
-    10 nats, which has probability 5e-5 each. With the most temperatures the lower bound is within 2 of its own errors
-    of the exact value for 75 to 97 of the images, 88 in the mean of others: false alarms at 1e-3."""
+    10 nats, which has probability 5e-5 each. With the most temperatures the interval widened by 2 of its standard
+    errors holds the exact value of 95 images, and the lower bound alone is within 2 of its own errors of it for 75 to
+    97, 88 in the mean of others: false alarms at 1e-3."""
     model = LinearGaussian(8, 4).requires_grad_(False)
     widths = []
     for count in (10, 40, 160):
@@ -134,7 +135,9 @@ def test_sandwich_holds_and_narrows() -> None:
         assert float(high.min()) > -10
         widths.append(float(found.width.mean()))
         if count == 160:
-            # The upper's error is not known for a single image.
+            # The upper's error is not known for a single image; over these it is their standard deviation.
+            inside = (low < 2 * found.lower_mc_var.sqrt()) & (high > -2 * high.std())
+            assert int(inside.sum()) >= 95
             assert 75 <= int((low.abs() < 2 * found.lower_mc_var.sqrt()).sum()) <= 97
             assert float(low.std()) < 0.6 and float(high.std()) < 0.6  # or their means say nothing
     assert widths[0] > 2 * widths[1] > 4 * widths[2] > 0
