@@ -210,7 +210,7 @@ def load_data(options: DataOptions) -> Data:
 def fingerprint(name: str) -> str | None:
     """SHA-256 of a file of images; None for a data set with a name, which does not change."""
     path = Path(name)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix and path.is_file() else None
 
 
 def _cut(split: Split, start: int, stop: int) -> Split:

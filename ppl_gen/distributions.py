@@ -223,7 +223,7 @@ class _Scores(torch.autograd.Function):
 
 def _blocks(array: Tensor, *others: Tensor) -> Iterator[Iterator[Tensor]]:
     """All of them in as many rows at a time as the first has in a block of `_CHUNK_BYTES`, or on a GPU in one."""
-    size = len(array) if array.is_cuda else max(1, _CHUNK_BYTES // (4 * array.shape[-1]))
+    size = len(array) if array.is_cuda else max(1, _CHUNK_BYTES // (4 * max(1, array.shape[-1])))
     return (iter(each.split(size)) for each in (array, *others))
 
 

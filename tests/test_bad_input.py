@@ -286,6 +286,23 @@ def test_starting_from_a_run_that_does_not_fit(here: Path, small_run: Path, call
     assert status == 2 and "--init-from run: has no checkpoint" in err and not Path("new").exists()
 
 
+def test_a_disk_that_fills_up_in_drawing(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is no picture that a model cannot have."""
+    write = runs.write_file
+
+    def full(final: Path, content: Any) -> None:
+        def fails(path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+        write(final, fails if final.stem == "reconstructions" else content)
+
+    monkeypatch.setattr(runs, "write_file", full)
+    quick = ("--epochs", "1", "--num-samples", "5", "--hidden-dims", "4", "--out", "full")
+    status, _, err = call(fit.command, "vae", *DIGITS, *quick)
+    assert status == 2 and "No space left on device" in err.splitlines()[-1]
+    assert "no picture of" not in err
+
+
 def test_a_disk_that_fills_up_in_training(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run keeps its last checkpoint, and continues once there is space."""
     fsync, count = runs.os.fsync, 0

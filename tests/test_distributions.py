@@ -253,3 +253,14 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     x = LinearBernoulliVector(z[:, 0], weight, bias).sample()
     assert z.dtype == x.dtype == prior.sample().dtype == dtype
     assert LinearBernoulliVector(z, weight, bias).log_prob(x[:4]).dtype == dtype
+
+
+def test_linear_logits_over_all_states_of_no_image() -> None:
+    """As a process has that is left without any."""
+    weight = torch.randn(3, 5, requires_grad=True)
+    states = binary_states(3).unsqueeze(1)
+    vector = LinearBernoulliVector(states, weight, torch.zeros(5), validate_args=False)
+    found = vector.log_prob(torch.zeros(0, 5))
+    assert found.shape == (8, 0)
+    found.sum().backward()
+    assert weight.grad is not None and (weight.grad == 0).all()

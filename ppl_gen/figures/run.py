@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.data import Data
-from ppl_gen.errors import describe
+from ppl_gen.errors import BadInput, describe
 from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import pictures, save
@@ -41,6 +41,8 @@ def _drawing(what: str) -> Iterator[None]:
     """A user's model or guide need not draw everything, but then it says so, and the run goes on."""
     try:
         yield
+    except BadInput:  # a full disk
+        raise
     except Exception as error:
         print(f"warning: no picture of {what}: {describe(error)}", file=sys.stderr)
 
