@@ -18,11 +18,13 @@ from torch.distributions import constraints
 # Up to here a float32 matrix product of logits and pixels is as exact as the sum over pixels needs to be; beyond, terms
 # that cancel are kept apart.
 _LARGE_LOGIT = 50.0
-_CHUNK_BYTES = (
-    2**21
-)  # of the logits of states that are in work at once: smaller ones wait for threads more than for memory
-_FOLDS = 2  # beyond, what is left of the logarithms costs no more than the products
 _MAX_UNITS = 30
+# Sums over states:
+_GROUP = 4  # pixels; with more, the multiplications take longer than the logarithms that they save
+_FOLDS = 2  # beyond, what is left of the logarithms costs no more than the products
+_CHUNK_BYTES = 2**21  # in work at once: smaller pieces wait for threads more than for memory
+_LOW_UNITS = 7  # in a matrix product; more of them save nothing that still counts
+_LARGEST_SPREAD = 640.0  # of log-odds, so that exponentials in float64 do not underflow
 
 
 class BernoulliVector(dist.TorchDistribution):
@@ -109,7 +111,7 @@ class BernoulliVector(dist.TorchDistribution):
         softplus = F.softplus(logits, threshold=40)
         if torch.broadcast_shapes(value.shape, logits.shape) == logits.shape:
             result = softplus.addcmul_(value, logits, value=-1).sum(-1).neg()  # without another large array
-        elif logits.detach().abs().amax() < _LARGE_LOGIT:
+        elif max(abs(limit) for limit in logits.detach().aminmax()) < _LARGE_LOGIT:
             result = _contract(value, logits) - softplus.sum(-1)
         else:  # x l - softplus(l) = -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))]: nothing large cancels
             small = F.softplus(-logits.abs(), threshold=40).sum(-1)
@@ -135,11 +137,12 @@ class LinearBernoulliVector(BernoulliVector):
     O(N D M + 2^M (D + N)), where summing over pixels for every state and image is O(2^M N D), and O(2^M N D M) if the
     logits are made anew for each.
 
-    The logits of 2^M states are never held: they are l(z) = l(low bits of z) + l(high bits of z), made for one block of
-    low bits at a time, as odds, and made again in the backward pass, in `softplus_over_states`.
+    The logits of 2^M states are never made: they are l(z) = l(low bits of z) + l(high bits of z), and s(z) comes from
+    matrix products of either half's odds, `softplus_over_states`. The same split spares the array of states and images
+    where only its sum over states is asked for, `log_marginal`.
 
-    This path is taken where z is `enumerate_support()` of M binary units, which is verified; any other z goes the way
-    of `BernoulliVector`.
+    These paths are taken where z is `enumerate_support()` of M binary units, which is verified; any other z goes the
+    way of `BernoulliVector`.
 
     :param z: [..., M].
     :param weight: [M, pixels].
@@ -173,12 +176,50 @@ class LinearBernoulliVector(BernoulliVector):
             self._validate_sample(value)
         states = self.z.reshape(self.z.shape[0], -1)
         batch = value.shape[:-1]
-        pixels = value.reshape(-1, value.shape[-1])
-        products = pixels @ torch.cat([self.weight, self.bias.unsqueeze(0)]).T
-        result = _Scores.apply(states, products.T, softplus_over_states(self.weight, self.bias))
+        evidence, offset = self._evidence(value)
+        result = torch.addmm(offset, states, evidence)
+        result -= softplus_over_states(self.weight, self.bias).unsqueeze(-1)  # without another large array
         ones = (1,) * (self.z.dim() - 2 - len(batch))
         result = result.reshape(self.z.shape[0], *ones, *batch)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+
+    def sums_over(self, prior: Any) -> bool:
+        """Whether `log_marginal` can have that p(z): a `BernoulliVector`, the same for all images."""
+        return isinstance(prior, BernoulliVector) and prior.logits.dim() == 1 and self.z.shape[-1:] == prior.event_shape
+
+    def log_marginal(self, value: Tensor, prior: BernoulliVector) -> Tensor:
+        """log sum_z p(z) p(value | z) over all states, in nats, [images], for value [images, pixels].
+
+        With states of low and high units, -s(z) = t(high, low) and z . (W x + b) = u(low, x) + v(high, x), b the logits
+        of p(z), the sum over the low ones is a matrix product, sum_low exp(t) exp(u): there are exponentials of states,
+        and of halves of states and images, but not of states and images. In float64, where as many low units as are
+        taken cannot underflow.
+
+        :param prior: p(z), the same for all images.
+        :raises ValueError: where z is not `enumerate_support()`.
+        """
+        if not self._is_support(value):
+            raise ValueError("log_marginal: z must be all binary vectors, enumerate_support()")
+        evidence, offset = (part.double() for part in self._evidence(value))
+        logits = prior.logits.double()
+        evidence = evidence + logits.unsqueeze(-1)
+        # The term of the largest t is at most this much smaller than the product of the largest of either factor.
+        spread = evidence[:_LOW_UNITS].detach().abs().cumsum(0)
+        units = int((spread < _LARGEST_SPREAD).all(-1).sum())
+        t = -softplus_over_states(self.weight, self.bias).double().reshape(-1, 2**units)
+        u, v = (
+            binary_states(len(part), part.dtype, part.device) @ part for part in (evidence[:units], evidence[units:])
+        )
+        most_t, most_u = t.detach().amax(-1, keepdim=True), u.detach().amax(0)
+        total = (t - most_t).exp() @ (u - most_u).exp()
+        log_total = (total.log() + most_t + v).logsumexp(0) + most_u
+        return (log_total + offset - F.softplus(logits, threshold=40).sum()).to(value.dtype)
+
+    def _evidence(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """W x [M, images] and c . x [images]."""
+        pixels = value.reshape(-1, value.shape[-1])
+        products = (pixels @ torch.cat([self.weight, self.bias.unsqueeze(0)]).T).T
+        return products[:-1], products[-1]
 
     def _is_support(self, value: Tensor) -> bool:
         """Whether z is `enumerate_support()`, in a dimension to the left of all of the value's."""
@@ -196,37 +237,6 @@ class LinearBernoulliVector(BernoulliVector):
         return self.bias
 
 
-class _Scores(torch.autograd.Function):
-    """z . v + v_0 - s(z) [states, images] for all states z [states, M] at once, from v and v_0 [M + 1, images] and s
-    [states]: a few rows at a time, so that the array passes through memory once in either direction."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, products: Tensor, offset: Tensor) -> Tensor:
-        ctx.save_for_backward(states, products)
-        result = products.new_empty(len(states), products.shape[-1])
-        for out, rows, each in zip(*_blocks(result, states, offset), strict=True):
-            torch.addmm(products[-1], rows, products[:-1], out=out).sub_(each.unsqueeze(-1))
-        return result
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
-        states, products = ctx.saved_tensors
-        (grad,) = gradients
-        of_products, of_offset = torch.zeros_like(products), grad.new_empty(len(states))
-        for each, rows, out in zip(*_blocks(grad, states, of_offset), strict=True):
-            of_products[:-1].addmm_(rows.T, each)
-            of_products[-1] += each.sum(0)
-            torch.sum(each, -1, out=out)
-        return None, of_products, of_offset.neg_()
-
-
-def _blocks(array: Tensor, *others: Tensor) -> Iterator[Iterator[Tensor]]:
-    """All of them in as many rows at a time as the first has in a block of `_CHUNK_BYTES`, or on a GPU in one."""
-    size = len(array) if array.is_cuda else max(1, _CHUNK_BYTES // (4 * max(1, array.shape[-1])))
-    return (iter(each.split(size)) for each in (array, *others))
-
-
 def _contract(value: Tensor, logits: Tensor) -> Tensor:
     """Sum over pixels of the product, as a matrix product where batch dimensions broadcast against each other."""
     return torch.einsum("...d,...d->...", value, logits)
@@ -235,7 +245,10 @@ def _contract(value: Tensor, logits: Tensor) -> Tensor:
 def binary_states(units: int, dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
     """All binary vectors [2^units, units]; bit m of the index of a state is its unit m."""
     states = torch.zeros(2**units, units, dtype=dtype, device=device)
-    for unit in range(units):
+    few = min(units, 12)  # so that all their bits can be made at once
+    index, bits = (torch.arange(count, dtype=torch.int32, device=device) for count in (2**few, few))
+    states[: 2**few, :few] = (index.unsqueeze(-1) >> bits) & 1
+    for unit in range(few, units):
         known, following = states[: 2**unit], states[2**unit : 2 ** (unit + 1)]
         following.copy_(known)[:, unit] = 1
     return states
@@ -244,83 +257,121 @@ def binary_states(units: int, dtype: torch.dtype = torch.float32, device: Any = 
 def softplus_over_states(weight: Tensor, bias: Tensor, chunk_bytes: int | None = None) -> Tensor:
     """sum_d softplus((z @ weight + bias)_d) for all binary z, [2^M] in the order of `binary_states`. Differentiable.
 
-    Holds the logits of a few states at a time, in both directions.
+    Holds one number for each of a few states and groups of pixels at a time, in both directions; with logits so large
+    that products of odds would be no finite numbers, the logits of 2^(M/2) states.
 
     :param weight: [M, pixels].
     :param bias: [pixels].
-    :param chunk_bytes: size of the logits in work at once.
+    :param chunk_bytes: size of the numbers in work at once.
     """
     if chunk_bytes is None:
         chunk_bytes = _CHUNK_BYTES if not weight.is_cuda else 2**27
-    rows = max(1, chunk_bytes // (bias.numel() * bias.element_size()))
-    result: Tensor = _SoftplusOverStates.apply(weight, bias, min(len(weight), int(math.log2(rows))))
+    result: Tensor = _SoftplusOverStates.apply(weight, bias, chunk_bytes // bias.element_size())
     return result
 
 
 class _SoftplusOverStates(torch.autograd.Function):
-    """The logits of state (high, low) are those of its low bits plus the part of its high bits, so its odds exp(l) are
-    a product. sum_d log(1 + exp(l_d)) is the logarithm of a product as well: of as many pixels as cannot overflow."""
+    """The logits of state (high, low) are those of its low bits plus those of its high bits, so its odds exp(l) are a
+    product a b, and for a group of pixels
+
+        prod_d (1 + a_d b_d) = sum_S (prod_{d in S} a_d) (prod_{d in S} b_d)    over the subsets S of the group,
+
+    which for all states is a matrix product: 2^|group| multiplications instead of |group| exponentials, and the
+    logarithm of one number for each state and group."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, low_bits: int) -> Tensor:
-        ctx.save_for_backward(weight, bias)
-        ctx.low_bits = low_bits
-        low, high, folds = _parts(weight, bias, low_bits)
-        result = bias.new_empty(len(high), len(low))
-        terms = torch.empty_like(low)
-        for out, part in zip(result, high, strict=True):
-            if folds is None:
-                torch.sum(F.softplus(low + part, threshold=40), -1, out=out)
-                continue
-            factors = torch.mul(low, part, out=terms).add_(1)
-            for _ in range(folds):
-                left, right = factors.chunk(2, -1)
-                factors = left.mul_(right)
-            torch.sum(factors.log_(), -1, out=out)
-        return result.reshape(-1)
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, size: int) -> Tensor:
+        cut = (len(weight) + 1) // 2
+        states = [binary_states(len(part), weight.dtype, weight.device) for part in (weight[:cut], weight[cut:])]
+        low, high = torch.addmm(bias.unsqueeze(-1), weight[:cut].T, states[0].T), weight[cut:].T @ states[1].T
+        result = bias.new_zeros(len(states[1]), len(states[0]))
+        ctx.folds, ctx.size, ctx.pixels = _folds(low, high), size, len(bias)
+        if ctx.folds is None:
+            for out, part in zip(result, high.T, strict=True):
+                torch.sum(F.softplus(low + part.unsqueeze(-1), threshold=40), 0, out=out)
+        else:
+            low, high = _subsets(low), _subsets(high).mT
+            for groups, rows in _blocks(len(low), result, size):
+                factors = torch.bmm(high[groups, rows], low[groups])
+                for _ in range(ctx.folds):
+                    if len(factors) % 2 == 0:
+                        left, right = factors.chunk(2)
+                        factors = left.mul_(right)
+                result[rows] += factors.log_().sum(0)
+        ctx.save_for_backward(*states, low, high)
+        return result.flatten()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        weight, bias = ctx.saved_tensors
-        low, high, folds = _parts(weight, bias, ctx.low_bits)
-        grad = gradients[0].reshape(len(high), len(low))
-        # d softplus(l) = sigmoid(l) dl, added up for each low part over the high ones, and the other way round.
-        grad_low, grad_high = torch.zeros_like(low), torch.empty_like(high)
-        slope, more = torch.empty_like(low), torch.empty_like(low)
-        for each, part, out in zip(grad, high, grad_high, strict=True):
-            if folds is None:
-                torch.add(low, part, out=slope).sigmoid_()
-            else:
-                torch.mul(low, part, out=slope).div_(torch.add(slope, 1, out=more))
-            torch.mv(slope.T, each, out=out)
-            grad_low.addcmul_(slope, each.unsqueeze(-1))
-        states_low, states_high = (
-            binary_states(bits, weight.dtype, weight.device) for bits in (ctx.low_bits, len(weight) - ctx.low_bits)
-        )
-        grad_weight = torch.cat([states_low.T @ grad_low, states_high.T @ grad_high])
-        return grad_weight, grad_low.sum(0), None
+        states_low, states_high, low, high = ctx.saved_tensors
+        grad = gradients[0].reshape(len(states_high), len(states_low))
+        grad_low, grad_high = torch.zeros_like(low), torch.zeros_like(high)
+        if ctx.folds is None:
+            # d softplus(l) = sigmoid(l) dl, added up for each low part over the high ones, and the other way round.
+            for each, part, out in zip(grad, high.T, grad_high.T, strict=True):
+                slope = (low + part.unsqueeze(-1)).sigmoid_()
+                out.copy_(slope @ each)
+                grad_low.addcmul_(slope, each)
+        else:
+            for groups, rows in _blocks(len(low), grad, ctx.size):
+                left, right = high[groups, rows], low[groups]
+                slope = torch.bmm(left, right)
+                torch.div(grad[rows], slope, out=slope)
+                grad_high[groups, rows] += torch.bmm(slope, right.mT)
+                grad_low[groups] += torch.bmm(left.mT, slope)
+            parts = grad_low.mul_(low), grad_high.mul_(high).mT
+            grad_low, grad_high = (_of_members(part)[: ctx.pixels] for part in parts)
+        return torch.cat([grad_low @ states_low, grad_high @ states_high], 1).T, grad_low.sum(1), None
 
 
-def _parts(weight: Tensor, bias: Tensor, low_bits: int) -> tuple[Tensor, Tensor, int | None]:
-    """The odds of all low states with the bias, and of all high states; and how often the pixels can be multiplied by
-    halves without overflow. Where odds themselves could, the logits instead, and None."""
-    low, high = (
-        binary_states(len(part), weight.dtype, weight.device) @ part for part in (weight[:low_bits], weight[low_bits:])
-    )
-    low = low + bias
-    largest = math.log(torch.finfo(low.dtype).max) - 2
-    if not max(low.abs().amax(), high.abs().amax()) < largest:
-        return low, high, None
-    bound = F.softplus(bias + weight.relu().sum(0))  # over all states
-    folds = 0
-    while (
-        folds < _FOLDS
-        and len(bound) % 2 == 0
-        and (bound := bound[: len(bound) // 2] + bound[len(bound) // 2 :]).max() < largest
-    ):
-        folds += 1
-    return low.exp_(), high.exp_(), folds
+def _grouped(array: Tensor, value: float) -> Tensor:
+    """[members, groups, ...] of [pixels, ...], filled up with a value. Pixels of a group are far from each other."""
+    groups = -(-len(array) // _GROUP)
+    missing = array.new_full((groups * _GROUP - len(array), *array.shape[1:]), value)
+    return torch.cat([array, missing]).unflatten(0, (_GROUP, groups))
+
+
+def _subsets(logits: Tensor) -> Tensor:
+    """exp of the sum of the logits [pixels, states] of each subset of each group, [groups, subsets, states]; bit m of
+    the index of a subset is its member m."""
+    odds = _grouped(logits, -math.inf).exp_().unsqueeze(2)
+    result = odds.new_ones(odds.shape[1], 2**_GROUP, logits.shape[1])
+    for member, each in enumerate(odds):
+        torch.mul(result[:, : 2**member], each, out=result[:, 2**member : 2 ** (member + 1)])
+    return result
+
+
+def _of_members(array: Tensor) -> Tensor:
+    """The sum over the subsets that a pixel is in, [pixels, states] of [groups, subsets, states]."""
+    members = binary_states(_GROUP, array.dtype, array.device).T @ array
+    return members.transpose(0, 1).flatten(0, 1)
+
+
+def _folds(low: Tensor, high: Tensor) -> int | None:
+    """How often the product of a group, over all states, can be multiplied by another's without overflow; None if the
+    product itself could, or that of a subset of low odds be lost that high ones make up for."""
+    limits = torch.finfo(low.dtype)
+    largest, least = math.log(limits.max) - 2, -math.log(limits.eps)
+    tops = [part.amax(1) for part in (low, high)]
+    parts = [_grouped(top.relu(), 0.0).sum(0).max() for top in tops]
+    whole = _grouped(F.softplus(tops[0] + tops[1]), 0.0).sum(0).max()
+    part, product = torch.stack([torch.maximum(*parts), whole]).tolist()
+    if not (part < largest - least and product < largest):
+        return None
+    return next(folds for folds in range(_FOLDS, -1, -1) if product * 2**folds < largest)
+
+
+def _blocks(groups: int, states: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of groups and of rows of states, with about as many numbers as `size` in all; of groups so many that they
+    can be folded."""
+    rows, columns = states.shape
+    high = min(rows, max(1, size // columns))
+    deep = max(1, size // (high * columns))
+    deep -= deep % 2**_FOLDS if deep > 2**_FOLDS else 0
+    for group in range(0, groups, deep):
+        for row in range(0, rows, high):
+            yield slice(group, group + deep), slice(row, row + high)
 
 
 @dist.kl.register_kl(BernoulliVector, BernoulliVector)

@@ -183,7 +183,8 @@ class _OneOptimizer(PyroOptim):
             nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
         for part in self.parts.values():
             part.step()
-            part.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def train(

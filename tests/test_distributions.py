@@ -1,5 +1,4 @@
 import itertools
-import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -121,30 +120,93 @@ def test_linear_logits_over_all_states(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scale", "factors"),
+    ("dtype", "scale", "pixels", "folds"),
     [
-        (F64, 1.0, 4),
-        (F64, 80.0, 2),
-        (F64, 140.0, 1),
-        (F64, 300.0, None),
-        (torch.float32, 10.0, 2),
-        (torch.float32, 30.0, None),
+        (F64, 1.0, 9, 2),
+        (F64, 25.0, 16, 1),
+        (F64, 80.0, 9, 0),
+        (F64, 200.0, 16, None),
+        (torch.float32, 1.0, 16, 2),
+        (torch.float32, 5.0, 9, 1),
+        (torch.float32, 5.0, 16, 0),
+        (torch.float32, 30.0, 9, None),
     ],
 )
-def test_as_many_factors_as_cannot_overflow(dtype: torch.dtype, scale: float, factors: int | None) -> None:
-    """Odds are multiplied, of two and four pixels where they are sure to be finite; where they are not, logits are
-    added. Relative to one float32 rounding of each of 8 terms."""
+def test_as_many_factors_as_cannot_overflow(
+    dtype: torch.dtype, scale: float, pixels: int, folds: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The odds of four pixels are multiplied out, and several such products by each other, where all are sure to be
+    finite; where they are not, logits are added. Relative to one float32 rounding of each term."""
     torch.manual_seed(0)
-    weight, bias = torch.randn(6, 8, dtype=dtype) * scale, torch.randn(8, dtype=dtype)
+    weight, bias = torch.randn(6, pixels, dtype=dtype) * scale, torch.randn(pixels, dtype=dtype)
     weight.requires_grad_()
-    folds = distributions._parts(weight.detach(), bias, 3)[2]
-    assert folds == (None if factors is None else int(math.log2(factors)))
-    total = softplus_over_states(weight, bias, 3 * 8 * weight.element_size())
+    used, find = [], distributions._folds
+
+    def noted(low: Tensor, high: Tensor) -> int | None:
+        used.append(find(low, high))
+        return used[0]
+
+    monkeypatch.setattr(distributions, "_folds", noted)
+    total = softplus_over_states(weight, bias)
+    assert used == [folds]
     truth = torch.nn.functional.softplus(binary_states(6, F64) @ weight.double() + bias.double(), threshold=40).sum(-1)
     rtol = 1e-12 if dtype == F64 else 1e-6
-    torch.testing.assert_close(total.double(), truth, rtol=rtol, atol=8 * rtol)
+    torch.testing.assert_close(total.double(), truth, rtol=rtol, atol=pixels * rtol)
     gradients = [torch.autograd.grad(s.sum(), weight)[0] for s in (total, truth)]
     torch.testing.assert_close(*gradients, rtol=10 * rtol, atol=10 * rtol)
+
+
+def test_odds_that_cancel() -> None:
+    """Low units that make a group of pixels impossible and high ones that make up for it: their odds, e^-88 and e^84, are
+    0 where a processor flushes what is below e^-87, and almost too large; nothing of e^-4 may be lost with them. Relative
+    to one float32 rounding."""
+    weight = torch.tensor([-22.0, 0.1, 21.0, -0.1]).unsqueeze(-1).expand(4, 8).clone().requires_grad_()
+    truth = torch.nn.functional.softplus(binary_states(4, F64) @ weight.double(), threshold=40).sum(-1)
+    expected = torch.autograd.grad(truth.sum(), weight)[0]
+    torch.set_flush_denormal(True)
+    try:
+        total = softplus_over_states(weight, torch.zeros(8))
+        torch.testing.assert_close(total.double(), truth, rtol=1e-6, atol=0)
+        torch.testing.assert_close(torch.autograd.grad(total.sum(), weight)[0], expected, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@given(
+    units=st.integers(1, 9),
+    pixels=st.integers(1, 9),
+    images=st.integers(1, 4),
+    scale=st.sampled_from([0.1, 1.0, 30.0, 200.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_marginal_is_the_sum_over_all_states(units: int, pixels: int, images: int, scale: float, seed: int) -> None:
+    """And its gradients are the sum's: of units whose evidence is a few nats, and thousands of them."""
+    torch.manual_seed(seed)
+    weight = (torch.randn(units, pixels, dtype=F64) * scale).requires_grad_()
+    bias, logits = (torch.randn(size, dtype=F64).requires_grad_() for size in (pixels, units))
+    x = _bits(images, pixels)
+    vector = LinearBernoulliVector(binary_states(units, F64).unsqueeze(1), weight, bias).expand([2**units, images])
+    prior = BernoulliVector(logits).expand([images])
+    assert vector.sums_over(prior)
+    found = vector.log_marginal(x, prior)
+    joint = BernoulliVector(logits).log_prob(binary_states(units, F64)).unsqueeze(-1) + vector.log_prob(x)
+    truth = joint.logsumexp(0)
+    torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-10)
+    gradients = [torch.autograd.grad(total.sum(), (weight, bias, logits)) for total in (found, truth)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
+
+
+def test_marginal_of_what_cannot_be_summed() -> None:
+    """A prior of each image's own, stock distributions, and z that is not all states."""
+    weight, bias = torch.randn(3, 5), torch.zeros(5)
+    vector = LinearBernoulliVector(binary_states(3).unsqueeze(1), weight, bias)
+    assert vector.sums_over(BernoulliVector(torch.zeros(3)))
+    assert not vector.sums_over(BernoulliVector(torch.zeros(4, 3)))
+    assert not vector.sums_over(BernoulliVector(torch.zeros(4)))
+    assert not vector.sums_over(dist.Bernoulli(logits=torch.zeros(3)).to_event(1))
+    samples = LinearBernoulliVector(_bits(4, 3).float(), weight, bias)
+    with pytest.raises(ValueError, match="all binary vectors"):
+        samples.log_marginal(_bits(4, 5).float(), BernoulliVector(torch.zeros(3)))
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 5, 3), (8, 1, 3), (3,)])
@@ -262,5 +324,7 @@ def test_linear_logits_over_all_states_of_no_image() -> None:
     vector = LinearBernoulliVector(states, weight, torch.zeros(5), validate_args=False)
     found = vector.log_prob(torch.zeros(0, 5))
     assert found.shape == (8, 0)
-    found.sum().backward()
+    summed = vector.log_marginal(torch.zeros(0, 5), BernoulliVector(torch.zeros(3)))
+    assert summed.shape == (0,)
+    (found.sum() + summed.sum()).backward()
     assert weight.grad is not None and (weight.grad == 0).all()

@@ -11,7 +11,7 @@ priori than another; `TraceEnum` here is that class with the sum replaced.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,12 +20,10 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, take
+from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, states_summed, take
 from ppl_gen.memory import free_memory, keep_freed_memory
 
 _MOST_STATES = 2**20  # x width: for an image, unless asked for
-_LARGE = 2**19  # elements from which on a sum over states is taken in blocks
-_BLOCK = 2**18  # elements of a block
 _STATES_IMAGES = 2**26  # states x images x width that are held at once
 
 
@@ -41,9 +39,14 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
     outermost = -1 - pair.max_plate_nesting
     enumerated = poutine.enum(config_enumerate(model, "parallel"), first_available_dim=outermost)
     trace = poutine.trace(enumerated).get_trace(x, *args, **kwargs)
+    sites = list(sample_sites(trace))
+    if states_summed(sites):
+        latent, observed = sorted(sites, key=lambda site: bool(site["is_observed"]))
+        result: Tensor = observed["fn"].log_marginal(observed["value"], latent["fn"])
+        return result
     factors: dict[frozenset[int], list[Tensor]] = {frozenset(): []}
     dims: dict[frozenset[int], list[int]] = {}
-    for site in sample_sites(trace):
+    for site in sites:
         plates = frozenset(f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != pair.plate.name)
         log_prob = masked_log_prob(site)
         sizes = [1] * -outermost + [1]
@@ -61,7 +64,7 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
         for dim in sorted(dims.get(plates, [])):  # the last site first
             with_it = [f for f in remaining if f.dim() >= -dim and f.shape[dim] > 1]
             without = [f for f in remaining if not any(f is other for other in with_it)]
-            remaining = [*without, *([_log_sum_exp(with_it, dim)] if with_it else [])]
+            remaining = [*without, *([_add(with_it).logsumexp(dim, keepdim=True)] if with_it else [])]
         if plates:
             parent = max((other for other in factors if other < plates), key=len)
             factors[parent] += [f.sum(sorted(plates - parent), keepdim=True) for f in remaining]
@@ -71,63 +74,6 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
                 raise BadInput(f"{pair.model_name}: its plates are not nested in each other; it cannot be enumerated")
             return result.flatten()
     raise AssertionError("the images' own plate is always among the factors")
-
-
-def _log_sum_exp(factors: list[Tensor], dim: int) -> Tensor:
-    """log sum exp of the sum of factors over one dimension, which all of them have, and which is kept."""
-    shape = torch.broadcast_shapes(*(f.shape for f in factors))
-    if math.prod(shape) < _LARGE or factors[0].is_cuda:
-        return _add(factors).logsumexp(dim, keepdim=True)
-    result: Tensor = _LogSumExp.apply(dim, *factors)
-    return result
-
-
-class _LogSumExp(torch.autograd.Function):
-    """The same in blocks that fit into the cache: the sum and its exponentials are never held, and the one gradient of
-    all factors is made in one pass. What a factor repeats by an `expand` is added up at once."""
-
-    @staticmethod
-    def forward(ctx: Any, dim: int, *factors: Tensor) -> Tensor:
-        parts = [_add(list(block)).logsumexp(dim, keepdim=True) for block in _in_blocks(factors, dim)]
-        result = torch.cat(parts, dim).logsumexp(dim, keepdim=True)
-        ctx.dim = dim
-        ctx.save_for_backward(result, *factors)
-        return result
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        result, *factors = ctx.saved_tensors
-        result = result.masked_fill(result == -math.inf, 0)  # where nothing is possible the gradient is zero
-        shape = torch.broadcast_shapes(*(f.shape for f in factors))
-        compact = [_without_repeats(f, ctx.dim) for f in factors]
-        whole = result.new_empty(shape)
-        grads = [whole if part.shape == shape else torch.empty_like(part) for part in compact]
-        for out, *parts in _in_blocks([whole, *compact, *grads], ctx.dim):
-            torch.sub(_add(parts[: len(factors)]), result, out=out).exp_().mul_(gradients[0])
-            for each in parts[len(factors) :]:
-                if each.shape != out.shape:
-                    each.copy_(out.sum_to_size(each.shape))
-        spread = (
-            (grad * (grad.numel() / f.numel())).expand(f.shape) if grad.shape != f.shape else grad
-            for grad, f in zip(grads, factors, strict=True)
-        )
-        return None, *spread
-
-
-def _without_repeats(factor: Tensor, but: int) -> Tensor:
-    """One of what an `expand` repeats, in all dimensions but one."""
-    for dim in range(-factor.dim(), 0):
-        if factor.stride(dim) == 0 and dim != but:
-            factor = factor.narrow(dim, 0, 1)
-    return factor
-
-
-def _in_blocks(factors: Sequence[Tensor], dim: int) -> Iterator[tuple[Tensor, ...]]:
-    """A few values of the enumerated dimension at a time, of all factors."""
-    shape = torch.broadcast_shapes(*(f.shape for f in factors))
-    rows = max(1, _BLOCK * shape[dim] // math.prod(shape))
-    return zip(*(f.split(rows, dim) for f in factors), strict=True)
 
 
 def _add(terms: list[Tensor]) -> Tensor:
@@ -179,16 +125,16 @@ def require_memory(pair: Pair, num_images: int, gradients: bool = False, device:
 def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
     """Bytes of an enumeration in float32: the states themselves, and arrays [states, images] of their log-joints: three
     at a time forwards (two factors and their sum), and two more backwards. Where the likelihood broadcasts before it
-    sums over pixels, these have its pixels too."""
+    sums over pixels, these have its pixels too; where it sums over states by itself, it holds a sixteenth of them."""
     assert pair.num_states is not None
     units = sum(math.prod(shape) for shape in pair.event_shapes.values())
-    return 4 * pair.num_states * (4 * units + num_images * pair.width * (5 if gradients else 3))
+    return int(4 * pair.num_states * (4 * units + num_images * pair.width * (5 if gradients else 3)))
 
 
 def cheap(pair: Pair) -> bool:
     """Whether log p(x) of many images can be enumerated in minutes: up to 2^20 states, fewer where the likelihood
     broadcasts before it sums over pixels."""
-    return pair.num_states is not None and pair.num_states * pair.width <= _MOST_STATES
+    return pair.num_states is not None and pair.num_states * max(1, pair.width) <= _MOST_STATES
 
 
 def closed_form(model: Any) -> bool:
@@ -199,7 +145,7 @@ def closed_form(model: Any) -> bool:
 def block_size(pair: Pair) -> int:
     """How many images are summed over at a time."""
     assert pair.num_states is not None
-    return max(1, min(1000, _STATES_IMAGES // (pair.num_states * pair.width)))
+    return max(1, min(1000, int(_STATES_IMAGES / (pair.num_states * pair.width))))
 
 
 def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[Tensor]:

@@ -231,9 +231,10 @@ class Pair:
         self.masked = any(site["mask"] is not None for site in sample_sites(model_trace) if site["name"] in self.latent)
         self.unbounded = all(unbounded(model_trace.nodes[name]["fn"]) for name in self.latent)
         """Whether the latent sites are continuous and take any value."""
-        self.width = max(_width(model_trace.nodes[name]["fn"]) // self.plate.size for name in self.observed)
-        """Numbers that the log-density of an image takes for each latent state: its pixels, or 1 where the observed
-        distributions sum over them before they broadcast."""
+        widths = (_width(model_trace.nodes[name]["fn"]) // self.plate.size for name in self.observed)
+        self.width = 1 / 16 if states_summed(sample_sites(model_trace)) else max(widths)
+        """Numbers, of 4 bytes, that the log-density of an image takes for each latent state: its pixels, or 1 where the
+        observed distributions sum over them before they broadcast, or a fraction where they sum over states too."""
         self.reparametrized = all(guide_trace.nodes[name]["fn"].has_rsample for name in proposed)
         self.scales = {
             site["name"]: site["scale"]
@@ -515,6 +516,15 @@ def amortized(guide: Any) -> bool:
 def tells_density(model: Any) -> bool:
     """Whether a model of one latent site offers `prior()` and `likelihood(z)`, its two distributions."""
     return hasattr(model, "prior") and hasattr(model, "likelihood")
+
+
+def states_summed(sites: list[Site]) -> bool:
+    """Whether there is one observed distribution, which can sum over all values of the one latent site by itself."""
+    if [site["is_observed"] for site in sites] not in ([False, True], [True, False]):
+        return False
+    latent, observed = sorted(sites, key=lambda site: bool(site["is_observed"]))
+    plain = all(site["mask"] is None and len(site["cond_indep_stack"]) == 1 for site in sites)
+    return plain and hasattr(observed["fn"], "sums_over") and bool(observed["fn"].sums_over(latent["fn"]))
 
 
 def unbounded(distribution: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_gen.distributions import BernoulliVector
@@ -60,7 +61,8 @@ class Mixture(nn.Module):
 
     def likelihood(self, z: Tensor) -> dist.Distribution:
         """p(x | z) for z [...], event [data_dim]."""
-        return BernoulliVector(self.weight[z] + self.bias)
+        # Indexing, self.weight[z], has a gradient of five times the time.
+        return BernoulliVector(F.embedding(z, self.weight) + self.bias)
 
     def pictures(self) -> dict[str, tuple[str, Tensor, list[str]]]:
         """The mean images p(x_d = 1 | z = k) [K, data_dim], the most probable component first, with p(z = k)."""

@@ -303,33 +303,3 @@ def test_bound_and_estimate_lie_below_the_exact_value(units: int) -> None:
     error = estimates.log_px_mc_var.sum().sqrt() / 50
     assert bounds[-1] < exact.mean() + 4 * error
     assert error < 0.03
-
-
-@pytest.mark.parametrize(("dim", "shape"), [(-3, (7, 1, 3)), (-2, (1, 5, 3))])
-def test_a_sum_in_blocks_is_the_sum(monkeypatch: pytest.MonkeyPatch, dim: int, shape: tuple[int, ...]) -> None:
-    """Values and gradients, of factors that broadcast, that repeat by an `expand`, and of states that are impossible.
-    Where all are, the gradient is zero, and not torch's NaN."""
-    torch.manual_seed(0)
-    whole = torch.randn(7, 5, 3, dtype=torch.float64, requires_grad=True)
-    repeated = torch.randn(7, 5, 1, dtype=torch.float64, requires_grad=True)
-    row = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    constant = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    leaves = (whole, repeated, row, constant)
-    with torch.no_grad():
-        whole[2, 1:] = -math.inf
-
-    def both() -> tuple[Tensor, tuple[Tensor, ...]]:
-        result = enumeration._log_sum_exp([whole, repeated.expand(7, 5, 3), row, constant.expand(7, 5, 3)], dim)
-        return result, torch.autograd.grad((result * torch.arange(3)).sum(), leaves)
-
-    expected, theirs = both()
-    monkeypatch.setattr(enumeration, "_LARGE", 0)
-    monkeypatch.setattr(enumeration, "_BLOCK", 31)
-    found, ours = both()
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-    with torch.no_grad():
-        whole[:, :, 1] = -math.inf
-    found, ours = both()
-    assert (found[..., 1] == -math.inf).all() and found[..., [0, 2]].isfinite().all()
-    assert all(each.isfinite().all() for each in ours)
