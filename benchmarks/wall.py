@@ -155,9 +155,9 @@ def draw(results: dict[str, Any]) -> Figure:
     figure.supxlabel(
         "Stock Pyro, as M enumerated sites or one site with 2^M states: every state meets every pixel of every image, "
         "O(2^M N D) time and memory\n(course notes, with logits made anew for each image: O(2^M N D M) time). "
-        "ppl_gen: images and weights are multiplied once; then states meet\nimages, and states meet pixels, apart, in matrix "
-        "products: O(N D M + 2^M (D + N)) time, O(2^M (M + N/128)) memory. Mixture: linear in K,\nO(K N D) time as one "
-        "matrix product, O(K (D + N)) memory. Grey lines: where a way of summing stops, 60 s and 10 GB.",
+        "ppl_gen: images and weights are multiplied once; then states meet\nimages, and states meet pixels, apart, in "
+        "matrix products: O(N D M + 2^M (D + N)) time, O(2^M (M + N/128)) memory. Mixture: linear in K,\nO(K N D) time "
+        "as one matrix product, O(K (D + N)) memory. Grey lines: where a way of summing stops, 60 s and 10 GB.",
         fontsize=9,
     )
     return figure

@@ -215,6 +215,7 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
 
 
 _TIMED_STATES = 2**13
+_MORE_TIMED_STATES = 2**16  # where images do not multiply them, and what does not grow with them would count as well
 
 
 def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Module, pair: Pair) -> str:
@@ -230,7 +231,7 @@ def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Mo
     require_memory(pair, size, gradients=True, device=device)
     timed, ratio = model, 1.0
     units = max(math.prod(shape) for shape in pair.event_shapes.values())
-    spare = math.ceil(math.log2(pair.num_states / _TIMED_STATES))
+    spare = math.ceil(math.log2(pair.num_states / (_MORE_TIMED_STATES if pair.width < 1 else _TIMED_STATES)))
     options = dict(config.model_options)
     if spare > 0 and "latent_dim" in [o.name for o in components.options("model", type(model))] and units > spare:
         timed, _ = assemble(replace(config, model_options=options | {"latent_dim": units - spare}), data)

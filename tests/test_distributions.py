@@ -157,9 +157,9 @@ def test_as_many_factors_as_cannot_overflow(
 
 
 def test_odds_that_cancel() -> None:
-    """Low units that make a group of pixels impossible and high ones that make up for it: their odds, e^-88 and e^84, are
-    0 where a processor flushes what is below e^-87, and almost too large; nothing of e^-4 may be lost with them. Relative
-    to one float32 rounding."""
+    """Low units that make a group of pixels impossible and high ones that make up for it: their odds, e^-88 and e^84,
+    are 0 where a processor flushes what is below e^-87, and almost too large; nothing of e^-4 may be lost with them.
+    Relative to one float32 rounding."""
     weight = torch.tensor([-22.0, 0.1, 21.0, -0.1]).unsqueeze(-1).expand(4, 8).clone().requires_grad_()
     truth = torch.nn.functional.softplus(binary_states(4, F64) @ weight.double(), threshold=40).sum(-1)
     expected = torch.autograd.grad(truth.sum(), weight)[0]
