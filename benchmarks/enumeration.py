@@ -143,19 +143,16 @@ def main(rounds: int) -> list[Comparison]:
             title = f"mixture step, K = {components}, N = {images}"
             shown.append(show(title, seconds, "hand-written PyTorch, fused Adam"))
         x = torch.bernoulli(torch.rand(100, 784))
-        model = BeliefNet(784, latent_dim=12, init_scale=0.1)
         reference = "a softplus and a sigmoid per state and pixel"
-        candidates = {
-            reference: floor(model, x),
-            "ppl_gen": _gradient(ours(model, x), model),
-        }
-        seconds = medians(candidates, rounds=max(3, rounds // 20), warmup=2)
-        seconds |= medians({"stock Pyro, broadcasting": _gradient(broadcast(model, x), model)}, rounds=2, warmup=1)
-        shown.append(show("belief net, gradient of -log p(x), M = 12, N = 100", seconds, reference))
-        model = BeliefNet(784, latent_dim=16, init_scale=0.1)
-        seconds = medians({reference: floor(model, x), "ppl_gen": _gradient(ours(model, x), model)}, rounds=5, warmup=1)
-        shown.append(show("belief net, gradient of -log p(x), M = 16, N = 100", seconds, reference))
-        many = torch.bernoulli(torch.rand(10_000, 784))
+        for units, calls in ((12, rounds // 4), (16, rounds // 40), (20, rounds // 200)):
+            model = BeliefNet(784, latent_dim=units, init_scale=0.1)
+            candidates = {reference: floor(model, x), "ppl_gen": _gradient(ours(model, x), model)}
+            seconds = medians(candidates, rounds=max(2, calls), warmup=1)
+            if units == 12:
+                stock = {"stock Pyro, broadcasting": _gradient(broadcast(model, x), model)}
+                seconds |= medians(stock, rounds=2, warmup=1)
+            shown.append(show(f"belief net, gradient of -log p(x), M = {units}, N = 100", seconds, reference))
+        model, many = BeliefNet(784, latent_dim=16, init_scale=0.1), torch.bernoulli(torch.rand(10_000, 784))
         seconds = medians({"ppl_gen.exact_log_px": lambda: exact_log_px(model, many)}, rounds=2, warmup=0)
         shown.append(show("belief net, exact log p(x) of 10,000 images, M = 16", seconds, "ppl_gen.exact_log_px"))
     return shown
