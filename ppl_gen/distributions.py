@@ -366,9 +366,9 @@ def _blocks(groups: int, states: Tensor, size: int) -> Iterator[tuple[slice, sli
     """Slices of groups and of rows of states, with about as many numbers as `size` in all; of groups so many that they
     can be folded."""
     rows, columns = states.shape
-    high = min(rows, max(1, size // columns))
-    deep = max(1, size // (high * columns))
-    deep -= deep % 2**_FOLDS if deep > 2**_FOLDS else 0
+    least = 2**_FOLDS
+    high = min(rows, max(1, size // (columns * least)))
+    deep = max(1, size // (high * columns * least)) * least
     for group in range(0, groups, deep):
         for row in range(0, rows, high):
             yield slice(group, group + deep), slice(row, row + high)
