@@ -321,7 +321,8 @@ def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
         return None
     if not (tells_density(model) and cheap(pair)):
         return None
-    totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(block_size(pair))]).sum(0)
+    size = block_size(pair, posterior=True)
+    totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(size)]).sum(0)
     return int((totals >= 1).sum())
 
 

@@ -174,7 +174,7 @@ def _responsibilities(model: nn.Module, pair: Pair, x: Tensor, quiet: bool) -> T
     assert pair.num_states is not None
     blocks = []
     with Progress(len(x), "image", quiet=quiet) as progress:
-        for block in x.split(block_size(pair)):
+        for block in x.split(block_size(pair, posterior=True)):
             blocks.append(state_posterior(model, block)[1].T.double().cpu())
             progress.advance(len(block))
             progress.note("responsibilities", f"{pair.num_states:,} components", every=10)

@@ -78,7 +78,7 @@ def exact_completion(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1)
         log_px_visible = exact_log_px(_visible_model(model, visible), x)
         prior = model.prior()
         states = prior.enumerate_support(expand=False)
-        size = block_size(enumerated_pair(model, x[:1]))
+        size = block_size(enumerated_pair(model, x[:1]), posterior=True)
         blocks = [_exactly(model, prior, states, block, visible, num_draws) for block in x.split(size)]
     mean, draws = (torch.cat(parts, dim) for parts, dim in zip(zip(*blocks, strict=True), (0, 1), strict=True))
     return Completion(log_px, log_px_visible, mean, draws)

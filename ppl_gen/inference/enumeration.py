@@ -142,10 +142,13 @@ def closed_form(model: Any) -> bool:
     return callable(getattr(model, "log_px", None))
 
 
-def block_size(pair: Pair) -> int:
-    """How many images are summed over at a time."""
+def block_size(pair: Pair, posterior: bool = False) -> int:
+    """How many images are summed over at a time.
+
+    :param posterior: whether each state of each image is asked for, and not only their sum.
+    """
     assert pair.num_states is not None
-    return max(1, min(1000, int(_STATES_IMAGES / (pair.num_states * pair.width))))
+    return max(1, min(1000, int(_STATES_IMAGES / (pair.num_states * max(pair.width, int(posterior))))))
 
 
 def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[Tensor]:

@@ -275,5 +275,7 @@ def test_a_likelihood_that_broadcasts_pixels_is_enumerated_in_small_blocks() -> 
     assert (ours.width, theirs.width) == (1 / 16, 784)
     assert cheap(ours) and not cheap(theirs)
     assert block_size(ours) == 1000 and block_size(theirs) == 20
+    large = Pair(BeliefNet(784, latent_dim=20), Enumerated(), x)
+    assert block_size(large) == 1000 and block_size(large, posterior=True) == 64
     assert memory_needed(theirs, 100) > 100 * memory_needed(ours, 100)
     torch.testing.assert_close(exact_log_px(stock, x), exact_log_px(net, x))
