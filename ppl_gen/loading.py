@@ -21,7 +21,8 @@ from ppl_gen.data import Data, DataOptions, fingerprint, load_data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference.traces import Pair, evaluating, sample_sites
 from ppl_gen.runs import Run
-from ppl_gen.training import TrainingOptions, load_weights, prefixed, resolve_device, takes_labels, tensors_of
+from ppl_gen.state import load_weights, prefixed, tensors_of
+from ppl_gen.training import TrainingOptions, resolve_device, takes_labels
 
 Checkpoint = Literal["last", "best"]
 

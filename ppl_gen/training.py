@@ -43,6 +43,7 @@ from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
+from ppl_gen.state import restore, snapshot, tensors_of
 
 _MONITOR_IMAGES = 10_000  # of the training split, to be measured as the validation split is
 SAMPLES = "samples.npz"
@@ -259,7 +260,7 @@ def _train(
     if checkpoint is not None:
         tensors, state = checkpoint
         best = {name: tensor for name, tensor in tensors.items() if name.startswith("best.")}
-        _restore(modules, optimizer, tensors, run)
+        restore(modules, optimizer.parts, tensors, run)
     run.cut_metrics(state["step"] if checkpoint is not None else -1)
     parallel.wait()  # until all have read what is about to be written
     parallel.made_equal(list(tensors_of(modules).values()))  # whatever a class draws its first weights from
@@ -269,7 +270,7 @@ def _train(
         if not all(parameter.isfinite().all() for parameter in parameters):
             raise Diverged(_diverged(state["step"], run))  # the loss was finite, the step after it was not
         state["seconds"] = time.perf_counter() - started
-        run.save_checkpoint(_snapshot(modules, optimizer) | best, state)
+        run.save_checkpoint(snapshot(modules, optimizer.parts) | best, state)
 
     monitored = {"train": _targets(data, "train", _MONITOR_IMAGES, labels is not None)}
     if len(data.validation):
@@ -437,59 +438,6 @@ def _diverged(step: int, run: Run) -> str:
         f"the loss is not finite at step {step}; the last good checkpoint is kept in {run.path}. "
         "A lower --learning-rate or --clip-grad-norm may help"
     )
-
-
-# State ---------------------------------------------------------------------------------------------------------
-
-
-def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
-    """Every parameter and persistent buffer once, under the first of its names."""
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in modules.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach()
-    return tensors
-
-
-def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: Run) -> None:
-    """Copy weights by name into model and guide. Raises `BadInput` if they are not those that the config describes."""
-    own = tensors_of(modules)
-    for name in sorted(own.keys() | tensors.keys()):
-        if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
-            raise BadInput(f"{run.checkpoint_path}: does not match the run's config.json at '{name}'")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
-
-
-def _snapshot(modules: nn.ModuleDict, optimizer: _OneOptimizer) -> dict[str, Tensor]:
-    tensors = {f"last.{name}": tensor for name, tensor in tensors_of(modules).items()}
-    for name, part in optimizer.parts.items():
-        for index, values in part.state_dict()["state"].items():
-            tensors |= {f"{name}.{index}.{key}": value for key, value in values.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if next(modules.parameters()).is_cuda:
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    return tensors
-
-
-def _restore(modules: nn.ModuleDict, optimizer: _OneOptimizer, tensors: dict[str, Tensor], run: Run) -> None:
-    load_weights(modules, prefixed(tensors, "last."), run)
-    for part_name, part in optimizer.parts.items():
-        content = part.state_dict()
-        for name, tensor in prefixed(tensors, f"{part_name}.").items():
-            index, _, key = name.partition(".")
-            content["state"].setdefault(int(index), {})[key] = tensor
-        part.load_state_dict(content)
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and next(modules.parameters()).is_cuda:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-
-
-def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with the prefix, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager

@@ -26,10 +26,11 @@ ALLOWED = {
     "parallel.py": BASE,
     "cli.py": BASE,
     "components.py": BASE,
-    "training.py": {"data", "inference", "memory", "parallel", "progress", "runs", *BASE},
+    "state.py": {"runs", *BASE},
+    "training.py": {"data", "inference", "memory", "parallel", "progress", "runs", "state", *BASE},
     "summaries.py": {"inference", *BASE},
     "report.py": {"runs", "summaries", *BASE},
-    "loading.py": {"components", "data", "inference", "runs", "training", *BASE},
+    "loading.py": {"components", "data", "inference", "runs", "state", "training", *BASE},
 }
 COMMANDS = {
     "fit.py",

@@ -23,7 +23,8 @@ from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Config, assemble, load_checkpoint
 from ppl_gen.runs import Run
-from ppl_gen.training import Diverged, TrainingOptions, tensors_of, train
+from ppl_gen.state import tensors_of
+from ppl_gen.training import Diverged, TrainingOptions, train
 
 SMALL = TrainingOptions(epochs=3, batch_size=64)
 

@@ -20,7 +20,6 @@ from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.inference.completion import exact_completion, importance_completion, visible_part
-from ppl_gen.inference.enumeration import state_posterior
 from ppl_gen.loading import Config
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
@@ -109,9 +108,11 @@ def test_exact_completion_is_the_sum_over_everything_hidden(name: str) -> None:
 @pytest.mark.parametrize("name", ["mixture", "belief-net"])
 def test_states_of_visible_pixels(name: str) -> None:
     model, x = _model(name), torch.bernoulli(torch.full((6, PIXELS), 0.5, dtype=F64))
-    _, probabilities = state_posterior(model, x, VISIBLE)
     found = exact_completion(model, x, VISIBLE)
-    states, _ = state_posterior(model, x)
+    states = model.prior().enumerate_support(expand=False)
+    likelihood = model.likelihood(states.unsqueeze(1)).select(VISIBLE)
+    log_joint = likelihood.log_prob(x[:, VISIBLE]) + model.prior().log_prob(states).unsqueeze(-1)
+    probabilities = log_joint.softmax(0)
     mean = torch.einsum("ki,kd->id", probabilities, model.likelihood(states).mean)
     torch.testing.assert_close(found.mean[:, ~VISIBLE], mean[:, ~VISIBLE])
 

@@ -195,18 +195,14 @@ def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
 def _no_guide(*args: Any, **kwargs: Any) -> None: ...
 
 
-def state_posterior(model: Any, x: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def state_posterior(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """p(z | x) of a model with one enumerable latent site: all values of z [states, ...], and probabilities
     [states, images].
 
     :param model: with methods `prior()` and `likelihood(z)`.
     :param x: images [images, pixels].
-    :param visible: mask or index of the pixels that are given; all by default. The others are summed out.
     """
     prior = model.prior()
     states = prior.enumerate_support(expand=False)
-    likelihood = model.likelihood(states.unsqueeze(1))
-    if visible is not None:
-        likelihood, x = likelihood.select(visible), x[:, visible]
-    log_joint = likelihood.log_prob(x) + prior.log_prob(states).unsqueeze(-1)
+    log_joint = model.likelihood(states.unsqueeze(1)).log_prob(x) + prior.log_prob(states).unsqueeze(-1)
     return states, log_joint.softmax(0)

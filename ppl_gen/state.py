@@ -1,0 +1,60 @@
+"""What a checkpoint holds, as tensors by name: of modules, optimizers and random number generators."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ppl_gen.errors import BadInput
+from ppl_gen.runs import Run
+
+
+def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer once, under the first of its names."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in modules.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: Run) -> None:
+    """Copy weights by name into model and guide. Raises `BadInput` if they are not those that the config describes."""
+    own = tensors_of(modules)
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
+            raise BadInput(f"{run.checkpoint_path}: does not match the run's config.json at '{name}'")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def snapshot(modules: nn.ModuleDict, optimizers: dict[str, Optimizer]) -> dict[str, Tensor]:
+    """What the next step depends on: weights, the optimizers' state, and that of the random number generators."""
+    tensors = {f"last.{name}": tensor for name, tensor in tensors_of(modules).items()}
+    for name, part in optimizers.items():
+        for index, values in part.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}.{key}": value for key, value in values.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if next(modules.parameters()).is_cuda:
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore(modules: nn.ModuleDict, optimizers: dict[str, Optimizer], tensors: dict[str, Tensor], run: Run) -> None:
+    """Put back what `snapshot` took. Raises `BadInput` as `load_weights` does."""
+    load_weights(modules, prefixed(tensors, "last."), run)
+    for part_name, part in optimizers.items():
+        content = part.state_dict()
+        for name, tensor in prefixed(tensors, f"{part_name}.").items():
+            index, _, key = name.partition(".")
+            content["state"].setdefault(int(index), {})[key] = tensor
+        part.load_state_dict(content)
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and next(modules.parameters()).is_cuda:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with the prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
