@@ -205,7 +205,7 @@ def test_the_same_numbers_after_an_interrupt(elsewhere: Path) -> None:
         (("mixture", "--kl-warmup", "2"), "--kl-warmup 2: scales the KL term"),
         (("belief-net", "--latent-dim", "0"), "--latent-dim 0: must be at least 1"),
         (("belief-net", "--latent-dim", "40"), "1,099,511,627,776 latent states.*GB are free.*bernoulli"),
-        (("belief-net", "--latent-dim", "14", "--max-hours", "0.00001"), "more than --max-hours 1e-09; use fewer"),
+        (("belief-net", "--latent-dim", "14", "--max-hours", "0.000000001"), "more than --max-hours 1e-09; use fewer"),
         (("belief-net", "--max-hours", "0"), "--max-hours 0.0: must be above 0"),
         (("belief-net", "--guide", "bernoulli", "--objective", "vimco"), "vimco needs at least 2"),
         (("belief-net", "--guide", "bernoulli", "--objective", "elbo-analytic-kl"), "cannot be reparametrized"),
