@@ -170,7 +170,7 @@ def _reason(stop: str, width: int = 40) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wall", description=__doc__)
-    parser.add_argument("--max-units", type=int, default=20, help="largest M (default 20)")
+    parser.add_argument("--max-units", type=int, default=24, help="largest M (default 24)")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/wall.png"))
     parser.add_argument("--json", type=Path, help="where the measurements go as well")
     parser.add_argument("--draw-only", type=Path, metavar="JSON", help="draw measurements made before")

@@ -22,6 +22,7 @@ _MAX_UNITS = 30
 # Sums over states:
 _GROUP = 4  # pixels; with more, the multiplications take longer than the logarithms that they save
 _FOLDS = 2  # beyond, what is left of the logarithms costs no more than the products
+_MOST_LOW = 9  # of either half's units; with more, adding up their gradient takes longer than the block that it is of
 _CHUNK_BYTES = 2**21  # in work at once: smaller pieces wait for threads more than for memory
 _LOW_UNITS = 7  # in a matrix product; more of them save nothing that still counts
 _LARGEST_SPREAD = 640.0  # of log-odds, so that exponentials in float64 do not underflow
@@ -281,7 +282,7 @@ class _SoftplusOverStates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, size: int) -> Tensor:
-        cut = (len(weight) + 1) // 2
+        cut = min(_MOST_LOW, (len(weight) + 1) // 2)
         states = [binary_states(len(part), weight.dtype, weight.device) for part in (weight[:cut], weight[cut:])]
         low, high = torch.addmm(bias.unsqueeze(-1), weight[:cut].T, states[0].T), weight[cut:].T @ states[1].T
         result = bias.new_zeros(len(states[1]), len(states[0]))
