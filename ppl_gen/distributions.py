@@ -25,7 +25,7 @@ _FOLDS = 2  # beyond, what is left of the logarithms costs no more than the prod
 _MOST_LOW = 9  # of either half's units; with more, adding up their gradient takes longer than the block that it is of
 _CHUNK_BYTES = 2**21  # in work at once: smaller pieces wait for threads more than for memory
 _LOW_UNITS = 7  # in a matrix product; more of them save nothing that still counts
-_LARGEST_SPREAD = 640.0  # of log-odds, so that exponentials in float64 do not underflow
+_LARGEST_SPREAD = 640.0  # of exponents, so that exponentials in float64 do not underflow
 
 
 class BernoulliVector(dist.TorchDistribution):
@@ -184,36 +184,37 @@ class LinearBernoulliVector(BernoulliVector):
         result = result.reshape(self.z.shape[0], *ones, *batch)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
-    def sums_over(self, prior: Any) -> bool:
-        """Whether `log_marginal` can have that p(z): a `BernoulliVector`, the same for all images."""
-        return isinstance(prior, BernoulliVector) and prior.logits.dim() == 1 and self.z.shape[-1:] == prior.event_shape
+    def sums_over(self, prior: Any, z: Tensor) -> bool:
+        """Whether `log_marginal` can sum z out, its p(z) a `BernoulliVector` that is the same for all images. Classes
+        of one's own may have another `log_prob`."""
+        plain = type(self) is LinearBernoulliVector and type(prior) is BernoulliVector
+        return plain and self.z is z and prior.logits.dim() == 1 and self.z.shape[-1:] == prior.event_shape
 
-    def log_marginal(self, value: Tensor, prior: BernoulliVector) -> Tensor:
-        """log sum_z p(z) p(value | z) over all states, in nats, [images], for value [images, pixels].
+    def log_marginal(self, value: Tensor, prior: BernoulliVector) -> Tensor | None:
+        """log sum_z p(z) p(value | z) over all states, in nats, [images], for value [images, pixels]. None where z is
+        not `enumerate_support()`.
 
         With states of low and high units, -s(z) = t(high, low) and z . (W x + b) = u(low, x) + v(high, x), b the logits
         of p(z), the sum over the low ones is a matrix product, sum_low exp(t) exp(u): there are exponentials of states,
-        and of halves of states and images, but not of states and images. In float64, where as many low units as are
+        and of parts of states and images, but not of states and images. In float64, where as many low units as are
         taken cannot underflow.
 
         :param prior: p(z), the same for all images.
-        :raises ValueError: where z is not `enumerate_support()`.
         """
+        if self._validate_args:
+            self._validate_sample(value)
         if not self._is_support(value):
-            raise ValueError("log_marginal: z must be all binary vectors, enumerate_support()")
+            return None
         evidence, offset = (part.double() for part in self._evidence(value))
         logits = prior.logits.double()
-        evidence = evidence + logits.unsqueeze(-1)
-        # The term of the largest t is at most this much smaller than the product of the largest of either factor.
-        spread = evidence[:_LOW_UNITS].detach().abs().cumsum(0)
-        units = int((spread < _LARGEST_SPREAD).all(-1).sum())
-        t = -softplus_over_states(self.weight, self.bias).double().reshape(-1, 2**units)
-        u, v = (
-            binary_states(len(part), part.dtype, part.device) @ part for part in (evidence[:units], evidence[units:])
+        t, evidence = _centred(
+            -softplus_over_states(self.weight, self.bias).double(), evidence + logits.unsqueeze(-1), _LOW_UNITS
         )
-        most_t, most_u = t.detach().amax(-1, keepdim=True), u.detach().amax(0)
-        total = (t - most_t).exp() @ (u - most_u).exp()
-        log_total = (total.log() + most_t + v).logsumexp(0) + most_u
+        most_t = t.detach().amax(-1, keepdim=True)
+        share = (t - most_t).exp()
+        # A few images at a time, where there are few low units.
+        blocks = evidence.split(max(1, _CHUNK_BYTES // len(t)), 1)
+        log_total = torch.cat([_over_states(share, most_t, block) for block in blocks], -1)
         return (log_total + offset - F.softplus(logits, threshold=40).sum()).to(value.dtype)
 
     def _evidence(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,6 +239,37 @@ class LinearBernoulliVector(BernoulliVector):
         return self.bias
 
 
+def _centred(scores: Tensor, evidence: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Scores [2^M] as [high, low] states of as many low units as can be summed in float64, and evidence [M, images],
+    with what is linear in the low units taken from the one and given to the other: the sum over states of
+    exp(score + z . evidence) is the same.
+
+    The term of a row's largest score has at least e^-spread of the product of either factor's largest, spread that of
+    the low units' evidence; the term of the largest evidence at least e^-range, range that of the row's scores."""
+    for units in range(min(most, len(evidence)), 0, -1):
+        states = binary_states(units, scores.dtype, scores.device)
+        t = scores.reshape(-1, 2**units)
+        slopes = t.detach() @ (2 * states - 1) / 2 ** (units - 1)  # mean difference that a unit makes
+        middle = (slopes.amax(0) + slopes.amin(0)) / 2
+        t, low = t - states @ middle, evidence[:units] + middle.unsqueeze(-1)
+        largest, least = t.detach().aminmax(dim=1)[::-1]
+        span = (largest - least).amax()
+        if low.numel():
+            span = torch.minimum(span, low.detach().abs().sum(0).amax())
+        if span < _LARGEST_SPREAD:
+            return t, torch.cat([low, evidence[units:]])
+    return scores.unsqueeze(-1), evidence
+
+
+def _over_states(share: Tensor, most: Tensor, evidence: Tensor) -> Tensor:
+    """log sum_z exp(log share + most + z . evidence) [images], of share [high, low] and most [high, 1]."""
+    units = int(math.log2(share.shape[1]))
+    u, v = (binary_states(len(part), part.dtype, part.device) @ part for part in (evidence[:units], evidence[units:]))
+    largest = u.detach().amax(0)
+    total = share @ (u - largest).exp()
+    return (total.log() + most + v).logsumexp(0) + largest
+
+
 def _contract(value: Tensor, logits: Tensor) -> Tensor:
     """Sum over pixels of the product, as a matrix product where batch dimensions broadcast against each other."""
     return torch.einsum("...d,...d->...", value, logits)
@@ -256,10 +288,10 @@ def binary_states(units: int, dtype: torch.dtype = torch.float32, device: Any = 
 
 
 def softplus_over_states(weight: Tensor, bias: Tensor, chunk_bytes: int | None = None) -> Tensor:
-    """sum_d softplus((z @ weight + bias)_d) for all binary z, [2^M] in the order of `binary_states`. Differentiable.
+    """sum_d softplus((z @ weight + bias)_d) for all binary z, [2^M] in the order of `binary_states`.
 
-    Holds one number for each of a few states and groups of pixels at a time, in both directions; with logits so large
-    that products of odds would be no finite numbers, the logits of 2^(M/2) states.
+    Holds 4 numbers for each pixel and state of half the units (of nine, and of the rest, beyond 18), and one for each
+    of a few states and groups of pixels at a time, in both directions. Differentiable once.
 
     :param weight: [M, pixels].
     :param bias: [pixels].
@@ -303,8 +335,9 @@ class _SoftplusOverStates(torch.autograd.Function):
         return result.flatten()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        if torch.is_grad_enabled():  # torch's own refusal is not heard where there is another path to the input
+            raise NotImplementedError("a sum over all states of a belief net has no second derivative here")
         states_low, states_high, low, high = ctx.saved_tensors
         grad = gradients[0].reshape(len(states_high), len(states_low))
         grad_low, grad_high = torch.zeros_like(low), torch.zeros_like(high)

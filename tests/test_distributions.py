@@ -1,4 +1,5 @@
 import itertools
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -185,10 +186,12 @@ def test_marginal_is_the_sum_over_all_states(units: int, pixels: int, images: in
     weight = (torch.randn(units, pixels, dtype=F64) * scale).requires_grad_()
     bias, logits = (torch.randn(size, dtype=F64).requires_grad_() for size in (pixels, units))
     x = _bits(images, pixels)
-    vector = LinearBernoulliVector(binary_states(units, F64).unsqueeze(1), weight, bias).expand([2**units, images])
+    states = binary_states(units, F64).unsqueeze(1)
+    vector = LinearBernoulliVector(states, weight, bias).expand([2**units, images])
     prior = BernoulliVector(logits).expand([images])
-    assert vector.sums_over(prior)
+    assert vector.sums_over(prior, states)
     found = vector.log_marginal(x, prior)
+    assert found is not None
     joint = BernoulliVector(logits).log_prob(binary_states(units, F64)).unsqueeze(-1) + vector.log_prob(x)
     truth = joint.logsumexp(0)
     torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-10)
@@ -197,16 +200,54 @@ def test_marginal_is_the_sum_over_all_states(units: int, pixels: int, images: in
 
 
 def test_marginal_of_what_cannot_be_summed() -> None:
-    """A prior of each image's own, stock distributions, and z that is not all states."""
-    weight, bias = torch.randn(3, 5), torch.zeros(5)
-    vector = LinearBernoulliVector(binary_states(3).unsqueeze(1), weight, bias)
-    assert vector.sums_over(BernoulliVector(torch.zeros(3)))
-    assert not vector.sums_over(BernoulliVector(torch.zeros(4, 3)))
-    assert not vector.sums_over(BernoulliVector(torch.zeros(4)))
-    assert not vector.sums_over(dist.Bernoulli(logits=torch.zeros(3)).to_event(1))
-    samples = LinearBernoulliVector(_bits(4, 3).float(), weight, bias)
-    with pytest.raises(ValueError, match="all binary vectors"):
-        samples.log_marginal(_bits(4, 5).float(), BernoulliVector(torch.zeros(3)))
+    """A prior of each image's own, stock distributions, classes of one's own, and z that is not all states."""
+
+    class Mine(LinearBernoulliVector): ...
+
+    class MyPrior(BernoulliVector): ...
+
+    weight, bias, states = torch.randn(3, 5), torch.zeros(5), binary_states(3).unsqueeze(1)
+    vector, prior = LinearBernoulliVector(states, weight, bias), BernoulliVector(torch.zeros(3))
+    assert vector.sums_over(prior, states)
+    assert not vector.sums_over(prior, states.clone())
+    assert not Mine(states, weight, bias).sums_over(prior, states)
+    for other in (BernoulliVector(torch.zeros(4, 3)), BernoulliVector(torch.zeros(4)), MyPrior(torch.zeros(3))):
+        assert not vector.sums_over(other, states)
+    assert not vector.sums_over(dist.Bernoulli(logits=torch.zeros(3)).to_event(1), states)
+    assert LinearBernoulliVector(_bits(4, 3).float(), weight, bias).log_marginal(_bits(4, 5).float(), prior) is None
+    checked = LinearBernoulliVector(states, weight, bias, validate_args=True)
+    with pytest.raises(ValueError, match="support"):
+        checked.log_marginal(torch.full((2, 5), 0.5), prior)
+
+
+def test_no_array_of_states_and_images() -> None:
+    """Of weights as large as a fit to inverted images makes them, whose evidence is hundreds of nats for each unit."""
+    torch.manual_seed(0)
+    units, images = 12, 300
+    weight = torch.randn(units, 784) + 1
+    states, x = binary_states(units).unsqueeze(1), torch.bernoulli(torch.full((images, 784), 0.8))
+    vector = LinearBernoulliVector(states, weight, torch.zeros(784))
+    with _Largest() as largest:
+        vector.log_marginal(x, BernoulliVector(torch.zeros(units)))
+    assert largest.numel < 2**units * images
+    exact = vector.log_prob(x).double().logsumexp(0) - units * math.log(2)
+    found = vector.log_marginal(x, BernoulliVector(torch.zeros(units)))
+    assert found is not None
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
+
+
+def test_no_second_derivative_is_wrong() -> None:
+    """It is refused, even where another path to the weights has one."""
+    weight, states = torch.randn(3, 5, dtype=F64), binary_states(3, F64).unsqueeze(1)
+
+    def total(weight: Tensor) -> Tensor:
+        vector = LinearBernoulliVector(states, weight, torch.zeros(5, dtype=F64))
+        found = vector.log_marginal(torch.ones(2, 5, dtype=F64), BernoulliVector(torch.zeros(3, dtype=F64)))
+        assert found is not None
+        return found.sum()
+
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        torch.autograd.functional.hessian(total, weight)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 5, 3), (8, 1, 3), (3,)])
@@ -325,6 +366,6 @@ def test_linear_logits_over_all_states_of_no_image() -> None:
     found = vector.log_prob(torch.zeros(0, 5))
     assert found.shape == (8, 0)
     summed = vector.log_marginal(torch.zeros(0, 5), BernoulliVector(torch.zeros(3)))
-    assert summed.shape == (0,)
+    assert summed is not None and summed.shape == (0,)
     (found.sum() + summed.sum()).backward()
     assert weight.grad is not None and (weight.grad == 0).all()

@@ -42,8 +42,9 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
     sites = list(sample_sites(trace))
     if states_summed(sites):
         latent, observed = sorted(sites, key=lambda site: bool(site["is_observed"]))
-        result: Tensor = observed["fn"].log_marginal(observed["value"], latent["fn"])
-        return result
+        summed: Tensor | None = observed["fn"].log_marginal(observed["value"], latent["fn"])
+        if summed is not None:
+            return summed.expand(observed["cond_indep_stack"][0].size)
     factors: dict[frozenset[int], list[Tensor]] = {frozenset(): []}
     dims: dict[frozenset[int], list[int]] = {}
     for site in sites:

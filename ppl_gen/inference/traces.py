@@ -524,7 +524,9 @@ def states_summed(sites: list[Site]) -> bool:
         return False
     latent, observed = sorted(sites, key=lambda site: bool(site["is_observed"]))
     plain = all(site["mask"] is None and len(site["cond_indep_stack"]) == 1 for site in sites)
-    return plain and hasattr(observed["fn"], "sums_over") and bool(observed["fn"].sums_over(latent["fn"]))
+    return (
+        plain and hasattr(observed["fn"], "sums_over") and bool(observed["fn"].sums_over(latent["fn"], latent["value"]))
+    )
 
 
 def unbounded(distribution: Any) -> bool:

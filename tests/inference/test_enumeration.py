@@ -13,7 +13,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 import ppl_gen
-from ppl_gen.distributions import BernoulliVector, binary_states
+from ppl_gen.distributions import BernoulliVector, LinearBernoulliVector, binary_states
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
@@ -304,3 +304,27 @@ def test_bound_and_estimate_lie_below_the_exact_value(units: int) -> None:
     error = estimates.log_px_mc_var.sum().sqrt() / 50
     assert bounds[-1] < exact.mean() + 4 * error
     assert error < 0.03
+
+
+@pytest.mark.parametrize("kind", ["as it is", "spins", "its own class"])
+def test_a_belief_net_of_another_kind_is_summed_too(kind: str) -> None:
+    """Where the likelihood cannot sum over states by itself, the sum is the one written out."""
+    torch.manual_seed(0)
+    weight, bias, logits = (torch.randn(size, dtype=F64) for size in ((3, 5), (5,), (3,)))
+    x = torch.bernoulli(torch.full((4, 5), 0.5, dtype=F64))
+
+    class Half(LinearBernoulliVector):
+        def log_prob(self, value: Tensor) -> Tensor:
+            return 0.5 * super().log_prob(value)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", BernoulliVector(logits), infer={"enumerate": "parallel"})
+            make = Half if kind == "its own class" else LinearBernoulliVector
+            pyro.sample("x", make(2 * z - 1 if kind == "spins" else z, weight, bias), obs=x)
+
+    states = binary_states(3, F64)
+    pixels = torch.distributions.Bernoulli(logits=(2 * states - 1 if kind == "spins" else states) @ weight + bias)
+    log_likelihood = pixels.log_prob(x.unsqueeze(1)).sum(-1) * (0.5 if kind == "its own class" else 1.0)
+    expected = (BernoulliVector(logits).log_prob(states) + log_likelihood).logsumexp(-1)
+    torch.testing.assert_close(exact_log_px(model, x), expected)
