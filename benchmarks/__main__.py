@@ -38,7 +38,10 @@ def draw(comparisons: list[Comparison]) -> Figure:
         if ratio is not None:
             axes.plot([1, ratio], [-position, -position], color="0.7", zorder=1)
             axes.plot([ratio], [-position], "ko", markersize=5)
-            axes.annotate(f"{ratio:.2f}", (ratio, -position), (6, -3), textcoords="offset points", fontsize=8)
+            side, align = (6, "left") if ratio >= 1 else (-6, "right")  # away from the line
+            axes.annotate(
+                f"{ratio:.2f}", (ratio, -position), (side, -3), textcoords="offset points", fontsize=8, ha=align
+            )
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.02)
