@@ -24,7 +24,7 @@ _GROUP = 4  # pixels; with more, the multiplications take longer than the logari
 _FOLDS = 2  # beyond, what is left of the logarithms costs no more than the products
 _MOST_LOW = 9  # of either half's units; with more, adding up their gradient takes longer than the block that it is of
 _CHUNK_BYTES = 2**21  # in work at once: smaller pieces wait for threads more than for memory
-_LOW_UNITS = 7  # in a matrix product; more of them save nothing that still counts
+_LOW_UNITS = 7  # of the sum's matrix product; more of them save nothing that still counts
 _LARGEST_SPREAD = 640.0  # of exponents, so that exponentials in float64 do not underflow
 
 
@@ -207,9 +207,8 @@ class LinearBernoulliVector(BernoulliVector):
             return None
         evidence, offset = (part.double() for part in self._evidence(value))
         logits = prior.logits.double()
-        t, evidence = _centred(
-            -softplus_over_states(self.weight, self.bias).double(), evidence + logits.unsqueeze(-1), _LOW_UNITS
-        )
+        scores = -softplus_over_states(self.weight, self.bias).double()
+        t, evidence = _centred(scores, evidence + logits.unsqueeze(-1))
         most_t = t.detach().amax(-1, keepdim=True)
         share = (t - most_t).exp()
         # A few images at a time, where there are few low units.
@@ -239,14 +238,14 @@ class LinearBernoulliVector(BernoulliVector):
         return self.bias
 
 
-def _centred(scores: Tensor, evidence: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def _centred(scores: Tensor, evidence: Tensor) -> tuple[Tensor, Tensor]:
     """Scores [2^M] as [high, low] states of as many low units as can be summed in float64, and evidence [M, images],
     with what is linear in the low units taken from the one and given to the other: the sum over states of
     exp(score + z . evidence) is the same.
 
     The term of a row's largest score has at least e^-spread of the product of either factor's largest, spread that of
     the low units' evidence; the term of the largest evidence at least e^-range, range that of the row's scores."""
-    for units in range(min(most, len(evidence)), 0, -1):
+    for units in range(min(_LOW_UNITS, len(evidence)), 0, -1):
         states = binary_states(units, scores.dtype, scores.device)
         t = scores.reshape(-1, 2**units)
         slopes = t.detach() @ (2 * states - 1) / 2 ** (units - 1)  # mean difference that a unit makes
