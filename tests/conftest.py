@@ -28,11 +28,12 @@ def all_pictures() -> None:
 
 @pytest.fixture(autouse=True)
 def _few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing the latent space takes longer than the small fits themselves, and so does finding room for labels: no
-    test has it but those that ask for it, share a run of their module, or are of figures."""
+    """Drawing the latent space takes longer than the small fits themselves, and so does finding room for labels, for
+    which all is drawn twice: no test has it but those that ask for it, share a run of their module, or are of
+    figures."""
     if "all_pictures" not in request.fixturenames and "figures" not in request.path.parts:
         monkeypatch.setattr("ppl_gen.figures.run.draw_latent", lambda *arguments: None)
-        monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *arguments: None)
+        monkeypatch.setattr("matplotlib.figure.Figure.get_layout_engine", lambda figure: None)
 
 
 @pytest.fixture

@@ -211,7 +211,7 @@ def test_no_network(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch, nam
     assert not Path("data").exists()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Config(
         model_options={"hidden_dims": (4,), "latent_dim": 2},

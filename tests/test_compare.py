@@ -97,7 +97,7 @@ def compared(*paths: Path) -> dict[str, Any]:
     return compare.compare(paths)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Config(
         model_options={"hidden_dims": (4,), "latent_dim": 2},

@@ -28,7 +28,7 @@ SHARPER = 8.0
 ANNEALED = ("--estimator", "annealed", "--annealed.num-temperatures", "30", "--annealed.leapfrog-steps", "3")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that no test changes, whose decoder has eight times the weights that it learned: posteriors that the guide
     is more than a nat away from, so that no estimate can be taken for another."""

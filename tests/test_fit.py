@@ -83,7 +83,7 @@ class TwoGuide(nn.Module):
 '''
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the default pair, fitted from Python."""
     config = Config(
@@ -581,9 +581,11 @@ def _process(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
-def test_exit_status_of_the_modules(elsewhere: Path) -> None:
-    done = _process("ppl_gen.fit", "vae", *QUICK, "--latent-dim", "1", "--out", "run", cwd=elsewhere)
-    assert done.returncode == 0, done.stderr
+def test_exit_status_of_the_modules(elsewhere: Path, call: Call) -> None:
+    status, _, err = call(fit.command, "vae", *QUICK, "--latent-dim", "1", "--out", "run")
+    assert status == 0, err
+    done = _process("ppl_gen.fit", "vae", *QUICK, "--out", "run", cwd=elsewhere)
+    assert done.returncode == 2 and done.stderr.startswith("error: --out run: exists already") and done.stdout == ""
     done = _process("ppl_gen.evaluate", "run", "--num-images", "5", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     done = _process("ppl_gen.evaluate", "nowhere", cwd=elsewhere)

@@ -95,6 +95,7 @@ def _same_curves(one: str, other: str) -> None:
         np.testing.assert_allclose(*curves, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_of_its_own_makes_one_curve_of_two(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair with the noise of each image given: training by two processes, on batches of uneven shares, is that of
     one, and so are their evaluations, image by image within 5 Monte Carlo errors (rate of false alarms 2e-4)."""

@@ -18,7 +18,7 @@ Call = Callable[..., tuple[int, str, str]]
 FEW = ("--num-images", "300", "--classifier-steps", "150")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Config(
         "mixture",

@@ -79,7 +79,7 @@ class Page(HTMLParser):
         return [attributes["class"] for attributes in self.of("p") if attributes.get("class") == "warning"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run made on a command line, whose directory's name has to be escaped."""
     folder = tmp_path_factory.mktemp("runs")

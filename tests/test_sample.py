@@ -19,7 +19,7 @@ from ppl_gen.training import TrainingOptions
 Call = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Config(
         "vae",

@@ -29,7 +29,7 @@ from ppl_gen.training import Diverged, TrainingOptions, train
 SMALL = TrainingOptions(epochs=3, batch_size=64)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data() -> Data:
     return load_data(DataOptions(data="digits", train_size=200))
 

@@ -63,7 +63,7 @@ def models() -> dict[str, nn.Module]:
     return {**made, "factor-analysis": FactorAnalysis(64, examples, examples.mean(0), latent_dim=SIZE)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def described() -> dict[str, tuple[nn.Module, dict[str, Any]]]:
     """Each model with what it would have in its page; the first has means and labels of test images, too."""
     torch.manual_seed(0)
