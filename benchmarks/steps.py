@@ -1,12 +1,14 @@
 """Training steps as the training loop makes them, on noise in the shape of images."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
+from ppl_gen.capture import Captured
 from ppl_gen.data import Data, Split
 from ppl_gen.fit import default_guide, training_defaults
 from ppl_gen.inference.traces import Pair
@@ -24,8 +26,11 @@ def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: Traini
     """A step of SVI on the same images; to be called within `pyro.get_param_store().scope()`."""
     pair = Pair(model, guide, x[:8])
     loss, loss_and_grads = _losses(options.objective_for(pair, x[:8]))
-    shared_once = nn.ModuleDict({"model": model, "guide": guide}).parameters()
-    optimizer = _OneOptimizer([p for p in shared_once if p.requires_grad], options)
+    modules = nn.ModuleDict({"model": model, "guide": guide})
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    if options.capture:
+        loss_and_grads = Captured(partial(loss, pair.model, pair.guide), modules, parameters, x)
+    optimizer = _OneOptimizer(parameters, options)
     svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
     return lambda: svi.step(x)
 

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, Literal
 
@@ -33,11 +34,12 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from ppl_gen import parallel
+from ppl_gen.capture import Captured
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require, require_choices
 from ppl_gen.inference.annealed import fit_scale
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, scaled
+from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
 from ppl_gen.inference.objectives import check as check_objective
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.memory import keep_freed_memory
@@ -93,6 +95,9 @@ class TrainingOptions:
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Of float32 matrix products in training: highest is float32; high and medium allow TF32 and bfloat16, where
     the hardware has them (on CPUs, medium alone: bfloat16). Evaluation always uses highest."""
+    capture: bool = False
+    """Record the operations of a step once, and run them without Pyro and autograd: the same numbers but for rounding,
+    in less time where layers are small. For pairs that do the same at every step, which is checked at every epoch."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     max_hours: float = 24.0
@@ -111,6 +116,10 @@ class TrainingOptions:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
         if self.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
             raise BadInput(f"--optimizer muon: torch {torch.__version__} has none; it came with torch 2.9")
+        if self.capture and self.kl_warmup:
+            raise BadInput(
+                f"--capture: the loss must be the same at every step, and --kl-warmup {self.kl_warmup} is not"
+            )
         require(0 < self.max_hours < math.inf, "max_hours", self.max_hours, "must be above 0, and finite")
 
     def objective_for(self, pair: Pair, *batch: Tensor) -> ELBO:
@@ -123,6 +132,10 @@ class TrainingOptions:
         )
         if self.kl_warmup and not isinstance(elbo, Trace_ELBO | TraceMeanField_ELBO | TraceGraph_ELBO):
             raise BadInput(f"--kl-warmup {self.kl_warmup}: scales the KL term, which this objective does not have")
+        if self.capture:
+            if parallel.size() > 1:
+                raise BadInput(f"--capture: takes one process, not {parallel.size()}")
+            return recordable(elbo, pair)
         return elbo
 
     def rate(self, step: int, total: int) -> float:
@@ -250,6 +263,7 @@ def _train(
     adversarial = isinstance(elbo, Adversarial)
     warmup = ScaleLatents()
     loss, loss_and_grads = _losses(elbo)
+    captured: Captured | None = None
     together = None if parallel.size() == 1 else _Together(loss, parameters, interrupted)
     functions = [scaled(f, warmup) if options.kl_warmup else f for f in (pair.model, pair.guide)]
     svi = SVI(*functions, optimizer, loss=loss, loss_and_grads=together or loss_and_grads)
@@ -315,6 +329,14 @@ def _train(
             save()
         while state["epoch"] < options.epochs:
             order = _order(count, options.seed, state["epoch"]).to(first.device)
+            if options.capture:
+                with torch.random.fork_rng([first.device] if first.is_cuda else []), pyro.validation_enabled(False):
+                    tried = (data.batch(order[:size]), *(() if labels is None else (labels[order[:size]],)))
+                    if captured is None:
+                        captured = Captured(partial(loss, pair.model, pair.guide), modules, parameters, *tried)
+                        svi.loss_and_grads = captured
+                    else:
+                        captured.check(*tried)
             for index in order.split(size)[state["step"] - state["epoch"] * steps_per_epoch :]:
                 optimizer.set_rate(options.rate(state["step"], total))
                 if options.kl_warmup:

@@ -286,6 +286,35 @@ class ReweightedWakeSleep(_PerImage):
         return (share * (terms.log_likelihood + terms.log_prior + terms.log_guide)).sum(0)
 
 
+class Recordable(DifferentiableLoss, ELBO):
+    """What `Trace_ELBO`, `TraceMeanField_ELBO` and `Beta` compute, without a look at any value on the way."""
+
+    def __init__(self, pair: Pair, num_particles: int, *, analytic_kl: bool = False, beta: float = 1.0):
+        super().__init__(num_particles=num_particles)
+        self.pair, self.analytic_kl, self.beta = pair, analytic_kl, beta
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("the pair makes the traces")
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        terms = self.pair.terms(*args, num_samples=self.num_particles, analytic_kl=self.analytic_kl, **kwargs)
+        kl = terms.kl if terms.kl is not None else terms.log_guide - terms.log_prior
+        return -(terms.log_likelihood - self.beta * kl).mean(0).sum()
+
+
+def recordable(elbo: ELBO, pair: Pair) -> ELBO:
+    """The same objective as one whose operations can be recorded.
+
+    :raises BadInput: for one that has a gradient of Pyro's own, or none of the pair's.
+    """
+    if isinstance(elbo, _PerImage):
+        return elbo
+    if not isinstance(elbo, Trace_ELBO):
+        raise BadInput("--capture: is not of enumeration, of a score function with a baseline, or of a GAN")
+    analytic, beta = isinstance(elbo, TraceMeanField_ELBO), elbo.scale.scale if isinstance(elbo, Beta) else 1.0
+    return Recordable(pair, elbo.num_particles, analytic_kl=analytic, beta=beta)
+
+
 class Adversarial(DifferentiableLoss, ELBO):
     """Sum of the generator's and the discriminator's loss, times the images: no bound, and no guide takes part.
 

@@ -1,0 +1,100 @@
+"""A step of training as a graph of torch's operations, recorded once and run without Pyro, distributions and autograd.
+
+On batches of one size a pair does the same operations at every step, unless its Python decides otherwise, and a small
+pair takes a good part of its time for finding out which. What reaches torch's kernels is recorded here, the backward
+pass included, and run again on other batches: with parameters and buffers as they are by then, and with new noise.
+Whatever else the Python does, such as counting steps, is not. So the pair is asked again at every epoch.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.errors import BadInput, Failed, describe
+
+_TOLERANCE = 1e-4  # of norms; the operations are the same, and their sums may be added up in another order
+
+
+class Captured:
+    """A loss with its gradient, as `SVI(loss_and_grads=…)` takes it. Batches of another shape than the first are not
+    run from the record.
+
+    :param loss: of a batch, differentiable, as a number; without a look at any value on the way.
+    :param modules: whose buffers trying leaves as they are.
+    :param parameters: whose gradients are wanted.
+    :param batch: to record the operations on.
+    :raises BadInput: for a loss that cannot be recorded.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor], modules: nn.Module, parameters: list[nn.Parameter], *batch: Tensor):
+        from torch.fx.experimental.proxy_tensor import make_fx  # half a second
+
+        self.loss, self.modules, self.parameters = loss, modules, parameters
+        self.shapes = [part.shape for part in batch]
+        try:
+            with self._undone():
+                self.graph = make_fx(self._with_gradients)(*batch)
+        except Exception as error:  # what a user's Python asks of a tensor, or torch of us
+            raise BadInput(f"--capture: the loss of this pair looks at values: {describe(error)}") from error
+        found = self.check(*batch)
+        # An optimizer reads a gradient in the order of its parameter, and may change it in place.
+        others = [*batch, *parameters, *modules.buffers()]
+        storages = [each.untyped_storage().data_ptr() for each in (*others, *found) if each is not None]
+        self.copied = [
+            each is not None
+            and (each.stride() != parameter.stride() or storages.count(each.untyped_storage().data_ptr()) > 1)
+            for each, parameter in zip(found, parameters, strict=True)
+        ]
+
+    def __call__(self, model: Any, guide: Any, *batch: Tensor) -> Tensor:
+        if [part.shape for part in batch] != self.shapes:
+            value = self.loss(*batch)
+            value.backward()
+            return value
+        with torch.no_grad():
+            value, *gradients = self.graph(*batch)
+            for parameter, gradient, copied in zip(self.parameters, gradients, self.copied, strict=True):
+                parameter.grad = torch.empty_like(parameter).copy_(gradient) if copied else gradient
+        return value
+
+    def check(self, *batch: Tensor) -> list[Tensor | None]:
+        """The gradients of the record, which are those of the pair.
+
+        :raises Failed: if they are not.
+        """
+        with self._undone():
+            value, *gradients = self._with_gradients(*batch)
+        with self._undone(), torch.no_grad():
+            again, *found = self.graph(*batch)
+        for ours, theirs in zip((again, *found), (value, *gradients), strict=True):
+            if ours is None or theirs is None:
+                same = ours is theirs
+            else:
+                same = bool(torch.linalg.vector_norm(ours - theirs) <= _TOLERANCE * torch.linalg.vector_norm(theirs))
+                same = same or not bool(theirs.isfinite().all())  # which the loop tells
+            if not same:
+                raise Failed(
+                    "--capture: the pair does not compute any more what was recorded of it: it depends on something "
+                    "besides images, weights and noise, such as a number of steps; train it without --capture"
+                )
+        return found
+
+    def _with_gradients(self, *batch: Tensor) -> tuple[Tensor | None, ...]:
+        value = self.loss(*batch)
+        return value.detach(), *torch.autograd.grad(value, self.parameters, allow_unused=True)
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """The same noise as there will be, and buffers as they were."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.modules.buffers()]
+        devices = [p.device for p in self.parameters[:1] if p.is_cuda]
+        try:
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)

@@ -1,0 +1,193 @@
+"""Recorded steps are the pair's own, and what a record cannot be of is told."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from test_training import SMALL, _config, _fit, _same, _without_times
+from torch import Tensor, nn
+
+from ppl_gen import fit
+from ppl_gen.capture import Captured
+from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.errors import BadInput, Failed
+from ppl_gen.inference.objectives import objective, recordable
+from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.loading import Config, assemble
+from ppl_gen.runs import Run
+from ppl_gen.training import train
+
+Call = Callable[..., tuple[int, str, str]]
+VAE = ("vae", {"latent_dim": 2, "hidden_dims": (8,)})
+
+
+@pytest.fixture(scope="session")
+def data() -> Data:
+    return load_data(DataOptions(data="digits", train_size=200))
+
+
+def _gradients(loss: Callable[..., Tensor], modules: nn.Module, x: Tensor, seed: int) -> list[Tensor | None]:
+    for parameter in modules.parameters():
+        parameter.grad = None
+    torch.manual_seed(seed)
+    loss(x).backward()  # type: ignore[no-untyped-call]
+    return [parameter.grad for parameter in modules.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "guide", "options"),
+    [
+        ("elbo", VAE, ("normal", {"input_dropout": 0.3}), {}),
+        ("elbo", VAE, ("flow", {"transform": "iaf"}), {"num_particles": 3}),
+        ("elbo", ("hierarchical-vae", {}), ("hierarchical", {}), {}),
+        ("elbo", ("factor-analysis", {"latent_dim": 2}), ("exact-gaussian", {}), {}),
+        ("elbo-analytic-kl", VAE, ("normal", {}), {"num_particles": 2}),
+        ("beta", VAE, ("normal", {}), {"beta": 3.0}),
+        ("stl", VAE, ("multivariate-normal", {}), {}),
+        ("dreg", VAE, ("normal", {}), {"num_particles": 4}),
+        ("vimco", VAE, ("normal", {}), {"num_particles": 4}),
+        ("wake-sleep", VAE, ("normal", {}), {"num_particles": 2}),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_objective(
+    data: Data, name: str, model: Any, guide: Any, options: dict[str, Any]
+) -> None:
+    """Of other images than it was recorded on, after the weights have moved, and of a batch of another size."""
+    modules = nn.ModuleDict(
+        dict(zip(("model", "guide"), assemble(Config(*model, *guide, data=data_options()), data), strict=True))
+    )
+    x = data.targets("train")
+    with evaluating(modules):
+        pair = Pair(modules["model"], modules["guide"], x[:8])
+        elbo = objective(name, pair, x[:8], **options)
+
+    def of(elbo: Any) -> Callable[..., Tensor]:
+        return lambda x: elbo.differentiable_loss(pair.model, pair.guide, x) / len(x)
+
+    parameters = list(modules.parameters())
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        before = [tensor.clone() for tensor in modules.state_dict().values()]
+        noise = torch.get_rng_state()
+        captured = Captured(of(recordable(elbo, pair)), modules, parameters, x[:20])
+        assert torch.equal(noise, torch.get_rng_state())
+        assert all(torch.equal(one, two) for one, two in zip(before, modules.state_dict().values(), strict=True))
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter += 0.03 * torch.randn_like(parameter)
+        for images in (x[20:40], x[40:60], x[60:67]):
+            gradients = _gradients(of(elbo), modules, images, seed=3)
+            torch.manual_seed(3)
+            expected = of(elbo)(images)
+            torch.manual_seed(3)
+            torch.testing.assert_close(captured(None, None, images), expected, rtol=1e-5, atol=1e-5)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is None:
+                    assert parameter.grad is None
+                else:
+                    assert parameter.grad is not None and parameter.grad.stride() == parameter.stride()
+                    limit = 1e-4 * float(gradient.norm())
+                    torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=limit + 1e-7)
+
+
+def data_options() -> DataOptions:
+    return DataOptions(data="digits", train_size=200)
+
+
+def test_gradients_are_an_optimizers_to_change() -> None:
+    """None is a view of another, of a weight or of the batch, or in another order than its parameter."""
+    a, b, c = (nn.Parameter(torch.randn(4, 3)) for _ in range(3))
+    c.data = torch.randn(3, 4).T
+
+    def loss(x: Tensor) -> Tensor:
+        return ((a + b) * x).sum() + a.sum() + (c * x).sum()
+
+    modules = nn.ParameterList([a, b, c])
+    x = torch.randn(4, 3)
+    captured = Captured(loss, modules, [a, b, c], torch.zeros(4, 3))
+    captured(None, None, x)
+    expected = (x + 1, x.clone(), x.clone())
+    for parameter, gradient in zip((a, b, c), expected, strict=True):
+        assert parameter.grad is not None and parameter.grad.stride() == parameter.stride()
+        torch.testing.assert_close(parameter.grad, gradient)
+        parameter.grad.zero_()
+    assert x.abs().min() > 0 and len({p.grad.data_ptr() for p in (a, b, c) if p.grad is not None}) == 3
+
+
+def test_moments_of_batches_move_with_steps_alone() -> None:
+    """Those of batch normalization: not when it is recorded or checked, and as without a record."""
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(3, 10, 3)
+    captured = Captured(lambda x: nets[0](x).square().mean(), nets[0], list(nets[0].parameters()), x[0])
+    captured.check(x[1])
+    for each in x:
+        captured(None, None, each)
+        nets[1](each)
+    for (name, one), two in zip(nets[0].state_dict().items(), nets[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, two, msg=name)
+
+
+def test_a_fit_interrupted_and_resumed(tmp_path: Path, data: Data) -> None:
+    """Ends with the same weights, bit for bit; and near those of a fit without a record, as far as rounding goes."""
+    options = replace(SMALL, capture=True)
+    whole, modules = _fit(tmp_path / "whole", data, options)
+    _fit(tmp_path / "cut", data, replace(options, epochs=2))
+    run, resumed = _fit(tmp_path / "cut", data, options)
+    assert _same(modules, resumed)
+    assert _without_times(whole) == _without_times(run)
+    plain, _ = _fit(tmp_path / "plain", data, SMALL)
+    for ours, theirs in zip(whole.metrics(), plain.metrics(), strict=True):
+        assert ours["train"]["elbo"] == pytest.approx(theirs["train"]["elbo"], abs=1e-3)
+
+
+class Counting(nn.Module):
+    """Shrinks its scale with every call."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__()
+        self.loc, self.calls = nn.Linear(data_dim, latent_dim), 0
+
+    def guide(self, x: Tensor) -> None:
+        self.calls += 1
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc(x), 0.99**self.calls).to_event(1))
+
+
+class Looking(Counting):
+    """Asks what a value is."""
+
+    def guide(self, x: Tensor) -> None:
+        loc = self.loc(x)
+        if loc.abs().max() < 1e9:
+            loc = 2 * loc
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+def test_what_does_not_do_the_same_at_every_step_is_told(tmp_path: Path, data: Data) -> None:
+    options = replace(SMALL, capture=True)
+    model, _ = assemble(_config(options), data)
+    guides = [cls(data.dim, 3) for cls in (Counting, Looking)]
+    run = Run.create(tmp_path / "run", "run", {})
+    with pytest.raises(Failed, match="does not compute any more what was recorded"):
+        train(model, guides[0], data, options, run, quiet=True)
+    with pytest.raises(BadInput, match=r"--capture: .* looks at values: .*test_capture\.py"):
+        train(model, guides[1], data, options, Run.create(tmp_path / "other", "run", {}), quiet=True)
+
+
+def test_what_cannot_be_recorded(elsewhere: Path, call: Call) -> None:
+    quick = ("--data", "digits", "--train-size", "50", "--epochs", "1", "--num-samples", "5", "--capture")
+    for arguments, words in (
+        (("mixture",), "--capture: is not of enumeration"),
+        (("gan",), "--capture: is not of enumeration"),
+        (("belief-net", "--guide", "bernoulli"), "--capture: is not of enumeration, of a score function"),
+        (("vae", "--kl-warmup", "1"), "the same at every step, and --kl-warmup 1 is not"),
+    ):
+        status, _, err = call(fit.command, *arguments, *quick, "--out", "run")
+        assert status == 2 and words in err and err.count("error:") == 1 and not Path("run").exists(), err
