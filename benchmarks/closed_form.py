@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ppl_gen import cli
 from ppl_gen.calibrate import Marginals
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.inference.annealed import Annealing, sandwich
@@ -127,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(lambda _: main())

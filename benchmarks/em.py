@@ -11,6 +11,7 @@ import time
 import torch
 from torch import Tensor
 
+from ppl_gen import cli
 from ppl_gen.data import DataOptions, load_data
 
 
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(lambda _: main())

@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
 
 import ppl_gen
+from ppl_gen import cli
 from ppl_gen.data import DataOptions
 from ppl_gen.fit import fit, resume, training_defaults
 from ppl_gen.loading import Config
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(lambda _: main())

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ppl_gen import cli
 from ppl_gen.data import DataOptions
 from ppl_gen.fit import fit, training_defaults
 from ppl_gen.loading import Config
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(lambda _: main())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import ppl_gen
+from ppl_gen import cli
 from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.traces import Pair
 
@@ -64,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(lambda _: main())

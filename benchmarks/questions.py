@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ppl_gen import cli
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.fit import fit, training_defaults
 from ppl_gen.loading import Config
@@ -126,4 +127,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(lambda _: main())

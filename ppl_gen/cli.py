@@ -42,7 +42,7 @@ def _one_line(box: str) -> str:
             paragraphs[-1].append(row)
         elif paragraphs[-1]:
             paragraphs.append([])
-    message = " ".join(paragraphs[0])
+    message = re.sub(r"^Error parsing (?:[A-Z]\w+: )?", "", " ".join(paragraphs[0]))
     for paragraph in paragraphs[1:]:
         if paragraph and paragraph[0].startswith("Perhaps you meant"):
             message += f"; did you mean {paragraph[1].split()[0]}?" if len(paragraph) > 1 else ""

@@ -82,7 +82,8 @@ class Evaluated(NamedTuple):
     last: dict[str, Any]
     """The last line of `metrics.jsonl`; empty if there is none."""
     gaps: dict[str, Any]
-    """The means of `gaps.json`, which `ppl_gen.evaluate --gaps` writes; empty if there is none."""
+    """The means of `gaps.json`, which `ppl_gen.evaluate --gaps` writes; empty if there is none of the same split and
+    weights."""
 
     @property
     def seed(self) -> int:
@@ -101,6 +102,8 @@ def read(path: Path) -> Evaluated:
     again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *report.named_again(run.config)])}"
     summary = run.read_json("evaluation.json")
     file = path / "evaluation.nc"
+    if summary is not None and run.stale(summary):
+        raise BadInput(f"{path}: was trained on since its evaluation; {again}")
     if summary is None or not file.is_file():
         raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else file.name}; {again}")
     try:
@@ -123,7 +126,9 @@ def read(path: Path) -> Evaluated:
         raise BadInput(f"{file}: does not belong to the evaluation.json beside it, which has another {where}; {again}")
     config = {name: value for name, value in flat(run.config | chosen).items() if value is not None}
     config = {name: value for name, value in config.items() if not {name, name.partition(".")[0]} & _NOT_THE_RUN}
-    gaps = (run.read_json("gaps.json") or {}).get("contexts", {})
+    split = run.read_json("gaps.json") or {}
+    same = all(split.get(key) == summary.get(key) for key in ("split", "checkpoint", "training_step"))
+    gaps = split.get("contexts", {}) if same else {}
     return Evaluated(path, config, summary, elbo, log_px, iwae, labels, (run.metrics() or [{}])[-1], gaps)
 
 
@@ -231,15 +236,25 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
     check_same_images(runs)
     groups = sorted(group(runs), key=_mean_log_px, reverse=True)
     shared = set.intersection(*([set(run.iwae) for run in runs if run.iwae] or [set()]))
-    least = min((run.summary["log_px"].get("num_samples", math.inf) for run in runs), default=math.inf)
+    sampled = [run.summary.get("log_px_importance", run.summary["log_px"]) for run in runs]
+    least = min((each.get("num_samples", math.inf) for each in sampled), default=math.inf)
     k = max((k for k in shared if 1 < k < least), default=None)
     with np.errstate(invalid="ignore"):  # log p(x) of an image may be -inf
         rows = [_row(each, groups, k) for each in groups]
     return {
         "images": {key: runs[0].summary[key] for key in _IMAGES},
         "rows": rows,
-        "notes": _notes(rows, runs[0].summary["observation"]),
+        "notes": [*_unfinished(runs), *_notes(rows, runs[0].summary["observation"])],
     }
+
+
+def _unfinished(runs: list[Evaluated]) -> list[str]:
+    counts = [(run.path, run.last.get("epoch"), run.config.get("training.epochs")) for run in runs]
+    return [
+        f"{path} stopped after {done} of {epochs} epochs"
+        for path, done, epochs in counts
+        if done is not None and epochs is not None and done < epochs
+    ]
 
 
 def _mean_log_px(runs: list[Evaluated]) -> float:

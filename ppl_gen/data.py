@@ -447,8 +447,10 @@ def _from_array(where: str, array: np.ndarray, labels: np.ndarray | None, scale:
     if array.ndim < 2 or 0 in array.shape or array.dtype.kind not in "buif":
         raise BadInput(f"--data {where}: expected numbers [images, height, width], got {array.dtype} {array.shape}")
     flat = np.ascontiguousarray(array.reshape(len(array), -1))
+    if missing := int((~np.isfinite(flat)).sum()):
+        raise BadInput(f"--data {where}: {missing} pixels are not finite numbers")
     low, high = flat.min(), flat.max()
-    if not (low >= 0 and high <= scale):  # also refuses NaN
+    if not (low >= 0 and high <= scale):
         raise BadInput(f"--data {where}: pixels lie in [{low}, {high}], outside [0, 1]; scale them first")
     if labels is not None and labels.shape != (len(array),):
         raise BadInput(f"--data {where}: {labels.shape} labels for {len(array)} images")

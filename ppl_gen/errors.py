@@ -41,6 +41,8 @@ def describe(error: BaseException) -> str:
     """The error's first line, and the last place outside installed libraries that it came from."""
     text = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    if "Shape mismatch inside plate" in message:
+        message += "; a vector per image is one event: .to_event(1)"
     standard = sysconfig.get_path("stdlib")
     frames = [
         frame

@@ -178,7 +178,7 @@ def evaluate(
         in_use = _in_use(model, pair, whole)
     found = parallel.gathered(found)
     summary = {
-        **heading(config, data, options),
+        **heading(run, config, data, options),
         "num_images": count,
         "images_sha256": hashlib.sha256(whole.cpu().numpy().tobytes()).hexdigest(),
         "observation": observation(pair, whole),
@@ -369,7 +369,7 @@ def split_gap(
             found = found.at_least(annealed.log_px, annealed.log_px_mc_var, "annealed")
             own = own and own.at_least(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], "annealed")
     summary = {
-        **heading(config, data, options),
+        **heading(run, config, data, options),
         "observation": observation(pair, x),
         "num_samples": num_samples,
         **({"annealed": asdict(options.annealed)} if options.estimator == "annealed" else {}),
@@ -406,13 +406,15 @@ def command(arguments: list[str]) -> None:
         print(f"written to {run.path / 'gaps.json'}")
         return
     others = other_guides(options, given.named)
+    before = run.read_json("evaluation.json")
     summary = evaluate(run, config, model, guide, data, options, quiet=not run.writes, others=others)
     parallel.leave()
     if run.writes:
         draw_evaluation(run)
         write_report(run)
         print(table(summary))
-        print(f"written to {run.path / 'evaluation.json'} and evaluation.nc")
+        replaced = "" if before is None else f", in the place of one of {before['num_images']} {before['split']} images"
+        print(f"written to {run.path / 'evaluation.json'} and evaluation.nc{replaced}")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def fill(
         return dict(zip(("mean", "se"), mean_se(values), strict=True))
 
     summary: dict[str, Any] = {
-        **heading(config, data, options),
+        **heading(run, config, data, options),
         "num_images": len(x),
         "observation": summaries.observation(pair, x),
         "hide": options.hide,

@@ -3,10 +3,11 @@
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pyro
 import torch
@@ -23,7 +24,7 @@ from ppl_gen.inference.traces import Pair, amortized, evaluating
 from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, externals, read_pair, start_from
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run, check_new
-from ppl_gen.training import TrainingOptions, resolve_device, takes_labels, train
+from ppl_gen.training import TrainingOptions, resolve_device, train
 
 PROGRAM = "python -m ppl_gen.fit"
 
@@ -39,13 +40,14 @@ def fit(config: Config, out: str | Path | None = None, *, quiet: bool = False) -
     parallel.join()
     quiet = quiet or parallel.rank() > 0
     check_new(out)  # by all, before the data are loaded, where they meet
-    data, model, guide, pair, batch = _prepare(config, quiet)
+    prepared = _prepare(config, quiet)
+    data = prepared.data
     stem = "-".join(_short(name) for name in (config.model, config.guide, data.name))
     content = config.to_json(data)
     path = parallel.of_the_first(Run.create(out, stem, content).path if parallel.rank() == 0 else None)
     assert path is not None
     run = Run(path, content, writes=parallel.rank() == 0)
-    _finish(run, config, data, model, guide, pair, batch, quiet)
+    _finish(run, config, prepared, quiet)
     return run
 
 
@@ -65,7 +67,7 @@ def resume(path: str | Path, named: Named | None = None, *, quiet: bool = False)
     if lines and lines[-1]["epoch"] >= config.training.epochs and not quiet:
         print("training was finished before; its evaluation:", file=sys.stderr)
     # The run that it started from may be gone by now.
-    _finish(run, config, *_prepare(config, quiet, start=not run.checkpoint_path.exists()), quiet)
+    _finish(run, config, _prepare(config, quiet, start=not run.checkpoint_path.exists()), quiet)
     return run
 
 
@@ -75,13 +77,12 @@ def dry_run(config: Config) -> str:
     :returns: a report.
     :raises BadInput: if the pair cannot be fitted.
     """
-    data, model, guide, pair, batch = _prepare(config, True)
-    lines = [] if not pair.enumerated else [_enumeration_cost(config, data, model, guide, pair)]
+    data, model, guide, pair, batch, cost, missing = _prepare(config, True)
+    lines = [] if cost is None else [cost]
     lines += [f"{len(batch[0])} images of {data.name}, {data.shape}, binarization {data.binarization}"]
     lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
     lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]
     lines.append("samples of z are drawn " + ("in one call" if pair.vectorized else "by repeating the batch"))
-    missing = _without_gradient(config, model, guide, pair, batch)
     counted = sum(1 for _ in nn.ModuleDict({"model": model, "guide": guide}).parameters())
     lines.append(f"{counted - len(missing)} of {counted} parameters have a gradient")
     lines += [f"  no gradient: {name}" for name in missing]
@@ -91,12 +92,22 @@ def dry_run(config: Config) -> str:
 # Steps of a fit ------------------------------------------------------------------------------------------------
 
 
-def _prepare(
-    config: Config, quiet: bool, *, start: bool = True
-) -> tuple[Data, nn.Module, nn.Module, Pair, tuple[Tensor, ...]]:
+class _Prepared(NamedTuple):
+    data: Data
+    model: nn.Module
+    guide: nn.Module
+    pair: Pair
+    batch: tuple[Tensor, ...]
+    cost: str | None
+    """Of enumeration, in a sentence."""
+    missing: list[str]
+    """Parameters without a gradient."""
+
+
+def _prepare(config: Config, quiet: bool, *, start: bool = True) -> _Prepared:
     """Data, model and guide, checked against each other.
 
-    :param start: put the weights into them that training starts from.
+    :param start: put the weights into them that training starts from, and refuse what would take too long.
     """
     require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
     device = resolve_device(config.training.device)
@@ -119,36 +130,27 @@ def _prepare(
     pair, batch = read_pair(model, guide, data)
     _check_binarization(pair, data)
     _check_contract(model, guide, pair, batch)
-    if pair.enumerated:
-        cost = _enumeration_cost(config, data, model, guide, pair)
-        if not quiet:
-            print(cost, flush=True)
+    cost = _enumeration_cost(config, data, model, guide, pair) if pair.enumerated and start else None
+    if cost is not None and not quiet:
+        print(cost, flush=True)
     missing = _without_gradient(config, model, guide, pair, batch)
     if missing and not quiet:
         print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
-    return data, model, guide, pair, batch
+    return _Prepared(data, model, guide, pair, batch, cost, missing)
 
 
-def _finish(
-    run: Run,
-    config: Config,
-    data: Data,
-    model: nn.Module,
-    guide: nn.Module,
-    pair: Pair,
-    batch: tuple[Tensor, ...],
-    quiet: bool,
-) -> None:
+def _finish(run: Run, config: Config, prepared: _Prepared, quiet: bool) -> None:
     """Whatever of training, evaluation and pictures the run does not have yet."""
     from ppl_gen.figures.run import draw_evaluation, draw_training
 
+    data, model, guide, pair, batch, *_ = prepared
     if not quiet:
         splits = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} images"
         print(f"run: {run.path}\ndata: {data.name}, train / validation / test {splits}", flush=True)
     try:
         train(model, guide, data, config.training, run, quiet)
         summary = run.read_json("evaluation.json")
-        if summary is None:
+        if summary is None or run.stale(summary):
             options = _evaluation_options(config, model)
             summary = evaluate(run, config, model, guide, data, options, quiet)
         if not run.writes:
@@ -187,9 +189,17 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
     if len(pair.latent) != 1 or len(batch) > 1:
         return
     x, name = batch[0], pair.latent[0]
+    if not hasattr(model, "prior") and not amortized(guide):
+        return
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         terms = pair.terms(x)
-        z = terms.latents[name][0].reshape(len(x), *pair.event_shapes[name])
+        z = terms.latents[name][0]
+        if z.numel() != len(x) * math.prod(pair.event_shapes[name]):
+            raise BadInput(
+                f"site '{name}' is in a plate within '{pair.plate.name}', and prior(), likelihood(z) and posterior(c) "
+                "are of one event per image: use .to_event(1) in place of that plate, or leave them out"
+            )
+        z = z.reshape(len(x), *pair.event_shapes[name])
         checks = []
         if hasattr(model, "prior"):
             ours, theirs, what = model.prior().log_prob(z), terms.log_prior, "prior()"
@@ -235,12 +245,8 @@ def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Mo
     options = dict(config.model_options)
     if spare > 0 and "latent_dim" in [o.name for o in components.options("model", type(model))] and units > spare:
         timed, _ = assemble(replace(config, model_options=options | {"latent_dim": units - spare}), data)
-    index = torch.arange(size, device=device)
-    labels = data.train.labels if takes_labels(model, guide) else None
-    batch = (data.targets("train", index), *(() if labels is None else (labels[index],)))
+    smaller, batch = read_pair(timed, guide, data, size)
     with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        with evaluating(timed, guide):
-            smaller = Pair(timed, guide, *batch)
         assert smaller.num_states is not None
         ratio = pair.num_states / smaller.num_states
         elbo = training.objective_for(smaller, *batch)
@@ -281,13 +287,28 @@ def _without_gradient(
     own = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
         elbo = config.training.objective_for(pair, *batch)
-        with poutine.trace(param_only=True) as trace, pyro.validation_enabled(False):
+        with (
+            poutine.trace(param_only=True) as trace,
+            pyro.validation_enabled(False),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # told below
             loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
         for name, site in trace.trace.nodes.items():
             if site["type"] == "param" and id(site["value"].unconstrained()) not in own:
                 raise BadInput(f"pyro.param('{name}') belongs to no module: make it an nn.Parameter of model or guide")
         if not loss.isfinite():
-            raise BadInput(f"the objective is {float(loss)} on {len(batch[0])} images before training")
+            terms = pair.terms(*batch)
+            parts = {
+                f"log p(x | z) of {pair.model_name}": terms.log_likelihood,
+                f"log p(z) of {pair.model_name}": terms.log_prior,
+                f"log q(z | x) of {pair.guide_name}": terms.log_guide,
+            }
+            which = [name for name, values in parts.items() if not values.isfinite().all()]
+            raise BadInput(
+                f"the objective is {float(loss.detach())} on {len(batch[0])} images before training"
+                + (f"; so is, or is infinite, {' and '.join(which)}" if which else "")
+            )
         named = [(name, parameter) for name, parameter in modules.named_parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
@@ -463,7 +484,8 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
 def command(arguments: list[str]) -> None:
     if any(argument.partition("=")[0] == "--resume" for argument in arguments):
         rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
-        given = cli.parse(ResumeCommand, rest, PROGRAM, "Continue an interrupted run; its options are its own.")
+        about = "Continue an interrupted run with its own options; to train longer, start another with --init-from."
+        given = cli.parse(ResumeCommand, rest, f"{PROGRAM} --resume RUN", about)
         resume(given.resume, given.named)
     else:
         config, options = parse(arguments)

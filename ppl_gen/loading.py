@@ -4,7 +4,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -137,7 +137,7 @@ def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
     with torch.random.fork_rng([]):
         torch.manual_seed(config.training.seed)
         model = construct("model", model_class, supplied, config.model_options)
-        name, shape = _latent_site(model)
+        name, shape = _latent_site(model, data)
         supplied |= {"model": model, "latent_name": name, "latent_dim": shape[0] if shape else 1}
         guide = construct("guide", guide_class, supplied, config.guide_options)
         if config.prior is not None:
@@ -181,15 +181,24 @@ def _kind(distribution: Any) -> str:
     return f"{kind} with event shape {tuple(distribution.event_shape)}"
 
 
-def _latent_site(model: Any) -> tuple[str | None, tuple[int, ...]]:
+def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
     """Name and event shape of the model's one latent site; no name if there are several."""
 
     try:
         with evaluating(model), torch.random.fork_rng([]):
             sites = sample_sites(poutine.trace(model.model).get_trace())
     except Exception as error:  # somebody else's code
-        raise BadInput(f"model {type(model).__name__} cannot be sampled with model(): {describe(error)}") from error
+        name, told = type(model).__name__, describe(error)
+        raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {told}") from error
     latents = [site for site in sites if not site["is_observed"] and site["name"] != "x"]
+    if len(latents) > 1:  # or labels, which are drawn where there are none
+        batch = [data.targets("train", slice(2)).cpu()]
+        if data.train.labels is not None and takes_labels(model, model):
+            batch.append(data.train.labels[:2].cpu())
+        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # told when the pair is read
+            seen = sample_sites(poutine.trace(model.model).get_trace(*batch))
+            observed = {site["name"] for site in seen if site["is_observed"]}
+            latents = [site for site in latents if site["name"] not in observed]
     if len(latents) != 1:
         return None, ()
     return latents[0]["name"], tuple(latents[0]["fn"].event_shape)
@@ -199,7 +208,7 @@ def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) ->
     """The pair as read on the first few training images, and these images with their labels."""
     index = torch.arange(min(count, len(data.train)), device=data.train.images.device)
     labels = data.train.labels if takes_labels(model, guide) else None
-    batch = (data.targets("train")[index], *(() if labels is None else (labels[index],)))
+    batch = (data.targets("train", index), *(() if labels is None else (labels[index],)))
     with evaluating(model, guide):
         return Pair(model, guide, *batch), batch
 
@@ -213,7 +222,8 @@ def load(
     checkpoint: Checkpoint = "last",
     device: str = "cpu",
 ) -> Loaded:
-    """Model, guide, data and configuration of a run.
+    """Model, guide, data and configuration of a run; model and guide as for evaluation, without dropout and with the
+    moments that batch normalization has learned, until `train()` is called.
 
     :param guide: the `file.py:Class` of a run that was fitted with a guide of your own. It must be named again: code
         is never run because a run directory points to it.
@@ -227,7 +237,7 @@ def load(
     data = load_data(config.data).to(device)
     pair = assemble(config, data)
     load_checkpoint(opened, *pair, checkpoint)
-    return Loaded(*pair, data, opened.config)
+    return Loaded(pair[0].eval(), pair[1].eval(), data, opened.config)
 
 
 def open_fitted(
@@ -248,7 +258,10 @@ def open_fitted(
         print(f"warning: {file} has changed since the run was fitted", file=sys.stderr)
     data = load_data(config.data).to(where)
     pair = assemble(config, data)
-    load_checkpoint(run, *pair, checkpoint)
+    state = load_checkpoint(run, *pair, checkpoint)
+    if state["epoch"] < config.training.epochs:
+        done = f"after {state['epoch']} of {config.training.epochs} epochs"
+        print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
     return run, config, *pair, data
 
 
@@ -272,8 +285,8 @@ def estimating(model: nn.Module, guide: nn.Module, data: Data, seed: int) -> Ite
         torch.set_float32_matmul_precision(precision)
 
 
-def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put the weights of a run into a model and a guide."""
+def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Put the weights of a run into a model and a guide. Returns how far its training is: `epoch`, `step`."""
     content = run.load_checkpoint()
     if content is None:
         raise BadInput(f"{run.path}: has no checkpoint; train it with --resume {run.path}")
@@ -283,6 +296,7 @@ def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Ch
             f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split or no ELBO in training"
         )
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
+    return content[1]
 
 
 def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
@@ -357,7 +371,7 @@ def _reason(error: Exception) -> str:
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def heading(config: Config, data: Data, options: Any) -> dict[str, Any]:
+def heading(run: Run, config: Config, data: Data, options: Any) -> dict[str, Any]:
     """What every summary begins with: of which pair it is, and of which images.
 
     :param options: with `split`, `checkpoint` and `seed`.
@@ -372,6 +386,7 @@ def heading(config: Config, data: Data, options: Any) -> dict[str, Any]:
         "checkpoint": options.checkpoint,
         "seed": options.seed,
         "training_seed": config.training.seed,
+        "training_step": run.step(),
     }
 
 

@@ -261,8 +261,9 @@ def report(run: Run) -> str:
     from ppl_gen import summaries
 
     config, metrics = run.config, run.metrics()
-    summary, gaps = run.read_json("evaluation.json"), run.read_json("gaps.json")
-    warnings = [config.get("data_notice", "")] + ([] if summary else ["not evaluated yet"])
+    names = ("evaluation.json", "gaps.json", "quality.json")
+    summary, gaps, quality = (None if found and run.stale(found) else found for found in map(run.read_json, names))
+    warnings = [config.get("data_notice", "")] + ([] if summary else ["not evaluated yet, as it is now"])
     content = []
     trained = f"{metrics[-1]['epoch']} epochs of training, {metrics[-1]['seconds']:.0f} s" if metrics else ""
     if summary:
@@ -278,7 +279,6 @@ def report(run: Run) -> str:
         content.append(tag("p", f"{summaries.images(gaps)}; {gaps['checkpoint']} weights; {gaps['seconds']:.0f} s"))
         for title, rows in summaries.gap_rows(gaps):
             content.append(_figures(title or summaries.gap_units(gaps), rows, "Monte Carlo error"))
-    quality = run.read_json("quality.json")
     if quality:
         content.append(tag("h2", "Samples, to a classifier"))
         content.append(tag("p", f"{summaries.quality_images(quality)}; {quality['checkpoint']} weights"))

@@ -142,7 +142,7 @@ def explain(
     ]
     mean, se = mean_se(entropy)
     summary: dict[str, Any] = {
-        **heading(config, data, options),
+        **heading(run, config, data, options),
         "num_images": count,
         "entropy": {"mean": mean, "se": se},
         "components": {"in_use": int((probabilities.sum(0) >= 1).sum()), "of": len(weights)},

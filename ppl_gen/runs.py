@@ -188,6 +188,22 @@ class Run:
             raise BadInput(f"{path}: damaged: its checksum does not match")
         return tensors, state
 
+    def step(self) -> int | None:
+        """Steps of training behind the weights in the checkpoint; None if there is none to be read."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(self.checkpoint_path, framework="np") as file:
+                step: int = json.loads(file.metadata()["state"])["step"]
+                return step
+        except Exception:  # safetensors has no one error of its own; whoever needs the weights is told
+            return None
+
+    def stale(self, found: dict[str, Any]) -> bool:
+        """Whether the weights that a summary is of were trained on since."""
+        now = self.step()
+        return now is not None and found.get("training_step", now) != now
+
 
 def write_file(final: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file under a temporary name, then put it in place."""

@@ -73,15 +73,20 @@ def sample(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOption
         likelihood = {"prior": _from_prior, "image": _from_image, "grid": _on_grid}[options.source](
             model, guide, data, pair, options
         )
-        return (likelihood.sample() if options.draws else likelihood.mean).reshape(-1, data.dim)
+        images = likelihood.sample() if options.draws else likelihood.mean
+        if images.shape[-1] != data.dim:
+            shape = tuple(images.shape)
+            raise BadInput(f"{pair.model_name}: site '{pair.image}' has the shape {shape}, not images [n, {data.dim}]")
+        return images.reshape(-1, data.dim)
 
 
 def _from_prior(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
     try:
         trace = poutine.trace(pair.model).get_trace(n=options.num_images)
-        return trace.nodes[pair.observed[0]]["fn"]
+        return trace.nodes[pair.image]["fn"]
     except Exception as error:  # somebody else's code
-        raise BadInput(f"{pair.model_name} draws no images: model(x=None, n=2): {describe(error)}") from error
+        call = f"model(x=None, n={options.num_images})"
+        raise BadInput(f"{pair.model_name} draws no images: {call}: {describe(error)}") from error
 
 
 def _from_image(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
@@ -94,7 +99,7 @@ def _from_image(model: Any, guide: Any, data: Data, pair: Pair, options: SampleO
     args = (labels[rows],) if labels is not None and takes_labels(model, guide) else ()
     drawn = poutine.trace(pair.guide).get_trace(images[rows], *args)
     trace = poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(images[rows], *args)
-    return trace.nodes[pair.observed[0]]["fn"]
+    return trace.nodes[pair.image]["fn"]
 
 
 def _on_grid(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:

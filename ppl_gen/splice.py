@@ -226,7 +226,7 @@ def detect(
         for name, part in (("natural", natural), ("spliced", spliced))
     }
     summary = {
-        **heading(config, data, options),
+        **heading(run, config, data, options),
         "observation": summaries.observation(pair, x),
         "num_natural": 2 * count,
         "num_spliced": count,

@@ -162,7 +162,7 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
             "threshold": estimates.khat_threshold,
             "fraction_above_threshold": float(estimates.untrusted.double().mean()),
         }
-    if estimates.latent_mean and len(estimates.elbo) > 1:
+    if estimates.latent_mean and len(estimates.elbo) > 1 and estimates.active_units is not None:
         result["active_units"] = estimates.active_units
     return result
 

@@ -129,7 +129,8 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             continue
         opened = Run.open(run.path)
         _check_same(opened, run.config)
-        if not (run.path / "evaluation.json").exists():
+        evaluation, last = opened.read_json("evaluation.json"), (opened.metrics() or [{}])[-1]
+        if evaluation is None or opened.stale(evaluation) or last.get("epoch", 0) < run.config.training.epochs:
             again = ["--resume", str(run.path)]
             for kind, reference in externals(run.config).items():
                 again += [f"--{kind}", reference]

@@ -81,7 +81,8 @@ class TrainingOptions:
     form; stl, dreg: ELBO and IWAE bound with gradients of less noise; iwae, renyi: bounds of several samples; vimco,
     rws, wake-sleep: likewise, for guides of discrete z; beta: the KL term weighted."""
     num_particles: int = 1
-    """Samples of z per image in each step: K of iwae, dreg, renyi, vimco, rws; the others average over them."""
+    """Samples of z per image in each step: K of iwae, dreg, renyi, vimco, rws, wake-sleep; the others average over
+    them."""
     alpha: float | None = None
     """Order of the objective renyi; 0.5 by default."""
     beta: float | None = None
@@ -379,7 +380,7 @@ def _keep_samples(run: Run, model: Any, pair: Pair, epoch: int) -> None:
     with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(_MONITOR_SEED)
         with suppress(Exception):  # somebody else's code, which is told when pictures are drawn
-            site = poutine.trace(pair.model).get_trace(n=_SAMPLES_KEPT).nodes[pair.observed[0]]
+            site = poutine.trace(pair.model).get_trace(n=_SAMPLES_KEPT).nodes[pair.image]
             run.add_array(SAMPLES, f"epoch_{epoch}", site["fn"].mean.cpu().numpy())
 
 
@@ -446,7 +447,7 @@ def takes_labels(model: Any, guide: Any) -> bool:
 
 
 def _targets(data: Data, name: str, count: int, with_labels: bool) -> tuple[Tensor, ...]:
-    x, labels = data.targets(name)[:count], data.split(name).labels
+    x, labels = data.targets(name, slice(count)), data.split(name).labels
     return (x, labels[:count]) if with_labels and labels is not None else (x,)
 
 

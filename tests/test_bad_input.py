@@ -52,6 +52,40 @@ class OtherSite(Base):
             pyro.sample("w", self.posterior(self.net(x)))
 
 
+class Observes(Base):
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.net(x)), obs=self.net(x))
+
+
+class NegativeScale(Base):
+    def posterior(self, context):
+        return dist.Normal(context, -1.0, validate_args=False).to_event(1)
+
+
+class OtherPixels(nn.Module):
+    def __init__(self, *, latent_dim: int = 3):
+        super().__init__()
+        self.net = nn.Linear(latent_dim, 784)
+
+    def model(self, x=None, *, n=1):
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.net.in_features), 1.0).to_event(1))
+            return pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=x)
+
+
+class NoDefaults(OtherPixels):
+    def model(self, x):
+        return super().model(x)
+
+
+class NoEvent(OtherPixels):
+    def model(self, x=None, *, n=1):
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.net.in_features), 1.0))
+            return pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=x)
+
+
 class Fails(Base):
     def guide(self, x):
         raise RuntimeError("on purpose")
@@ -95,6 +129,7 @@ def here(elsewhere: Path) -> Path:
     Path("guides.py").write_text(GUIDES)
     Path("broken.py").write_text("def f(:\n")
     np.save("bright.npy", np.full((20, 4), 2.0))
+    np.save("missing.npy", np.where(np.eye(20, 4) == 1, np.nan, 0.5))
     Path("cut.npy").write_bytes(b"\x93NUMPY\x01")
     Path("text.txt").write_text("hello")
     Path("there").mkdir()
@@ -121,7 +156,12 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--guide", "guides.py:Nothing"), ["guides.py", "no class 'Nothing'"]),
         (("vae", "--guide", "broken.py:Guide"), ["broken.py", "SyntaxError"]),
         (("vae", "--guide", "guides.py:TooWide", *DIGITS), ["TooWide does not fit VAE", "(21,)", "(20,)"]),
-        (("vae", "--guide", "guides.py:OtherSite", *DIGITS), ["OtherSite", "'z'"]),
+        (("vae", "--guide", "guides.py:OtherSite", *DIGITS), ["OtherSite", "does not sample 'z'", "but 'w'"]),
+        (("vae", "--guide", "guides.py:Observes", *DIGITS), ["Observes observes 'z'", "without obs="]),
+        (("vae", "--guide", "guides.py:NegativeScale", *DIGITS), ["nan", "log q(z | x) of NegativeScale"]),
+        (("guides.py:OtherPixels", *DIGITS), ["OtherPixels: site 'x' has event shape (784,)", "(2, 64)", "data_dim"]),
+        (("guides.py:NoDefaults", *DIGITS), ["NoDefaults: model(self, x=None, *, n=1)", "argument: 'x'"]),
+        (("guides.py:NoEvent", *DIGITS), ["Shape mismatch inside plate", ".to_event(1)"]),
         (("vae", "--guide", "guides.py:Fails", *DIGITS), ["Fails", "RuntimeError: on purpose", "guides.py:"]),
         (("vae", "--guide", "guides.py:Disagrees", *DIGITS), ["Disagrees", "posterior(encode(x)) and guide()"]),
         (("vae", "--guide", "guides.py:Stored", *DIGITS), ["pyro.param('loc')", "nn.Parameter"]),
@@ -135,6 +175,7 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--data", "cut.npy"), ["cut.npy", "truncated"]),
         (("vae", "--data", "text.txt"), ["text.txt", ".npy"]),
         (("vae", "--data", "bright.npy"), ["bright.npy", "outside [0, 1]"]),
+        (("vae", "--data", "missing.npy"), ["missing.npy", "4 pixels are not finite numbers"]),
         (("vae", "--data", "binarized-mnist"), ["binarized_mnist_train.amat is missing"]),
         (("vae", "--train-size", "0", *DIGITS), ["--train-size 0", "1 to 1497"]),
         (("vae", "--train-size", "1498", *DIGITS), ["--train-size 1498"]),

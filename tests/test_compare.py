@@ -135,6 +135,15 @@ def test_paired_differences(elsewhere: Path) -> None:
     assert {key: first[key] for key in expected} == expected
 
 
+def test_the_bound_is_below_the_importance_samples(elsewhere: Path) -> None:
+    """Of an annealed log p(x), too: at k = S the bound is the importance-sampled log p(x) itself."""
+    annealed = {"mean": -8.0, "estimator": "annealed", "num_temperatures": 10, "at_least": False}
+    sampled = {"mean": -9.0, "estimator": "importance", "num_samples": 100}
+    found = {"evaluation.log_px": annealed, "evaluation.log_px_importance": sampled, "nc.num_samples": 100}
+    write("run", [-10, -11], [-8, -8], **found)
+    assert compared(Path("run"))["rows"][0]["iwae"]["k"] == 10
+
+
 def test_seeds_are_one_row(elsewhere: Path) -> None:
     """Means of log p(x) are -10 and -12 for a, over seeds -11 ± 1; -14, -15 and -16 for b, -15 ± 1/sqrt(3)."""
     paths = [
@@ -394,7 +403,8 @@ def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
         path = write(f"run-{seed}", [-10.0, -11.0], [-8.0, -9.0], **{"training.seed": seed})
         parts = {"approximation": {"mean": approximation}, "amortization": {"mean": 0.5}}
         contexts = parts | {"num_images": 100, "at_least": seed == 1}
-        (path / "gaps.json").write_text(json.dumps({"contexts": contexts}))
+        of = {"split": "test", "checkpoint": "last"}
+        (path / "gaps.json").write_text(json.dumps(of | {"contexts": contexts}))
     write("other", [-10.0, -11.0], [-9.0, -9.5], guide="flow")
     result = compared(Path("run-0"), Path("run-1"), Path("other"))
     first, second = result["rows"]
@@ -404,3 +414,6 @@ def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
     text = compare.table(result)
     assert "≥ 1.50" in text and "approx." in text and "of the first 100 images" in text
     assert "approx." not in compare.table(compared(Path("other")))
+    for other in ({"split": "train"}, {"checkpoint": "best"}, {"training_step": 3}):
+        (path / "gaps.json").write_text(json.dumps(of | other | {"contexts": contexts}))
+        assert "approx." not in compare.table(compared(Path("run-1")))

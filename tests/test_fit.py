@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import ppl_gen
 from ppl_gen import compare, evaluate, fit, summaries
 from ppl_gen.data import DataOptions
 from ppl_gen.loading import Config
+from ppl_gen.report import write_report
+from ppl_gen.runs import Run
 from ppl_gen.training import TrainingOptions
 
 Call = Callable[..., tuple[int, str, str]]
@@ -527,6 +530,71 @@ def test_a_file_of_images_is_known_by_its_content(elsewhere: Path, call: Call) -
     assert "warning: mine.npy has changed since the run was started" in call(fit.command, "--resume", "second")[2]
     status, _, err = call(compare.command, "first", "second")
     assert status == 2 and "first and second cannot be compared: the images' SHA-256 is" in err
+
+
+def test_what_was_found_before_more_training_is_found_again(
+    elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped, evaluated, and continued; the evaluation of a finished run stays."""
+    options = [*QUICK, "--latent-dim", "1", "--epochs", "4"]
+    assert call(fit.command, "vae", *options, "--out", "whole")[0] == 0
+    append = Run.append_metrics
+
+    def stop(run: Run, line: dict[str, Any]) -> None:
+        append(run, line)
+        if line["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "append_metrics", stop)
+        assert call(fit.command, "vae", *options, "--out", "run")[0] == 1
+    few = ("--num-images", "20", "--num-samples", "10")
+    status, out, err = call(evaluate.command, "run", *few)
+    assert status == 0 and "warning: training stopped after 2 of 4 epochs" in err and "in the place of" not in out
+    status, out, _ = call(compare.command, "run")
+    assert status == 0 and "run stopped after 2 of 4 epochs" in out
+    report = Path("run/report.html").read_text()
+    assert "20 test images" in report and "not evaluated yet" not in report
+
+    def stop_again(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit, "evaluate", stop_again)
+        assert call(fit.command, "--resume", "run")[0] == 1
+    status, _, err = call(compare.command, "run")
+    assert status == 2 and "run: was trained on since its evaluation; evaluate it" in err
+    write_report(Run.open(Path("run")))
+    report = Path("run/report.html").read_text()
+    assert "20 test images" not in report and "not evaluated yet, as it is now" in report
+
+    assert call(fit.command, "--resume", "run")[0] == 0
+    whole, again = (json.loads(Path(name, "evaluation.json").read_text()) for name in ("whole", "run"))
+    assert whole | {"seconds": 0} == again | {"seconds": 0} and again["training_step"] == 8
+    status, out, err = call(evaluate.command, "run", *few)
+    assert status == 0 and err.count("warning") == 0 and "in the place of one of 300 test images" in out
+    assert call(fit.command, "--resume", "run")[0] == 0
+    assert json.loads(Path("run/evaluation.json").read_text())["num_images"] == 20
+
+
+def test_no_stopwatch_keeps_a_run_from_going_on(elsewhere: Path, call: Call) -> None:
+    """What takes too long is refused before it starts, not on the way."""
+    options = ("belief-net", "--data", "digits", "--train-size", "60", "--epochs", "1", "--latent-dim", "2")
+    assert call(fit.command, *options, "--out", "run")[0] == 0
+    config = json.loads(Path("run/config.json").read_text())
+    config["training"]["max_hours"] = 1e-12
+    Path("run/config.json").write_text(json.dumps(config))
+    assert call(fit.command, "--resume", "run")[0] == 0
+
+
+def test_loaded_modules_are_for_evaluation(elsewhere: Path, call: Call) -> None:
+    """What the model makes of a z does not depend on the others of its batch."""
+    assert call(fit.command, "gan", "--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "5",
+                "--latent-dim", "1", "--hidden-dims", "8", "--out", "run")[0] == 0  # fmt: skip
+    model, guide, _, _ = ppl_gen.load("run")
+    assert not model.training and not guide.training
+    z = torch.randn(5, 1)
+    torch.testing.assert_close(model.likelihood(z).mean[:2], model.likelihood(z[:2]).mean)
 
 
 def test_help_shows_a_guides_own_options(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ def test_a_run(mixture: Path, call: Call) -> None:
     assert found["classifier"]["accuracy"] > 0.7
     for part in (found, found["real_images"]):
         assert sum(part["classes"]["share"]) == pytest.approx(1)
-        assert all(part[key]["se"] >= 0 for key in ("frechet", "kernel", "precision", "recall"))
+        assert all(part[key]["se"] > 0 for key in ("frechet", "kernel", "precision", "recall"))
     assert found["frechet"]["mean"] > found["real_images"]["frechet"]["mean"] > 0
     assert "Fréchet distance" in out and f"{found['frechet']['mean']:.2f} ± {found['frechet']['se']:.2f}" in out
     page = (mixture / "report.html").read_text()

@@ -59,12 +59,13 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
     with evaluating(model, guide), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
         torch.manual_seed(0)
         with _drawing("samples: model(n=25) fails"):
-            site = poutine.trace(pair.model).get_trace(n=25).nodes[pair.observed[0]]
+            site = poutine.trace(pair.model).get_trace(n=25).nodes[pair.image]
             save(run, "samples", samples(images(site["fn"].mean), images(site["value"])))
         kept = {int(name.removeprefix("epoch_")): values for name, values in run.arrays("samples.npz").items()}
         if kept:
-            strips = {epoch: images(torch.from_numpy(kept[epoch])) for epoch in sorted(kept)}
-            save(run, "through_training", through_training(strips))
+            with _drawing("samples through training"):
+                strips = {epoch: images(torch.from_numpy(kept[epoch])) for epoch in sorted(kept)}
+                save(run, "through_training", through_training(strips))
         split = "test"
         x = data.targets(split)[:10]
         labels = data.split(split).labels
@@ -73,7 +74,7 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
             with _drawing("reconstructions"):
                 guide_trace = poutine.trace(pair.guide).get_trace(x, *args)
                 model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
-                means = model_trace.nodes[pair.observed[0]]["fn"].mean
+                means = model_trace.nodes[pair.image]["fn"].mean
                 save(run, "reconstructions", reconstructions(images(x), images(means), split))
         if hasattr(model, "pictures"):
             with _drawing("the model's own: pictures() fails"):
@@ -153,5 +154,6 @@ def draw_evaluation(run: Run) -> None:
         return
     images = run.per_image()
     gap, untrusted = images["gap"].values, images["untrusted"].values.astype(bool)
-    save(run, "bound_against_k", bound_against_k(summary))
+    if all(entry["mean"] is not None for entry in (summary["log_px"], *summary["iwae"].values())):
+        save(run, "bound_against_k", bound_against_k(summary))
     save(run, "gap_histogram", gap_histogram(gap, untrusted))

@@ -42,7 +42,8 @@ class Amortized(nn.Module, ABC):
     ):
         require(0 <= input_dropout < 1, "guide.input_dropout", input_dropout, "must be in [0, 1)")
         if latent_name is None:
-            raise BadInput(f"{type(self).__name__} is a guide of one latent site, {type(model).__name__} has several")
+            name, other = type(self).__name__, type(model).__name__
+            raise BadInput(f"{name} is a guide of one latent site, {other} has several")
         super().__init__()
         self.latent_dim, self.latent_name = latent_dim, latent_name
         hidden_dims = getattr(model, "hidden_dims", (512,)) if hidden_dims is None else hidden_dims

@@ -31,7 +31,7 @@ from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
 from ppl_gen.inference.traces import amortized, evaluating, frozen, tells_density, unbounded
 from ppl_gen.memory import keep_freed_memory
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 """Called with the number of temperatures just passed, times images."""
 
 
@@ -67,7 +67,7 @@ class Annealing:
 
     @property
     def work(self) -> int:
-        """Temperatures that an image passes, those of adaptation included, as `Progress` counts them."""
+        """Temperatures that an image passes, those of adaptation included, as `Advance` counts them."""
         return _adaptation(self.num_temperatures) + self.num_temperatures * len(self.groups)
 
     @property
@@ -121,7 +121,7 @@ class Sandwich:
 
 
 def annealed_log_px(
-    model: Any, x: Tensor, *, guide: Any = None, annealing: Annealing | None = None, progress: Progress | None = None
+    model: Any, x: Tensor, *, guide: Any = None, annealing: Annealing | None = None, progress: Advance | None = None
 ) -> Annealed:
     """log p(x) of images by annealed importance sampling.
 
@@ -154,7 +154,7 @@ def sandwich(
     *,
     guide: Any = None,
     annealing: Annealing | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Sandwich:
     """Bidirectional Monte Carlo on images drawn from the model; arguments as for `annealed_log_px`."""
     annealing = annealing or Annealing()
@@ -303,7 +303,7 @@ class _Path:
     def _energy(self, point: _Point, momentum: Tensor, beta: Tensor) -> Tensor:
         return momentum.square().sum(self.events) / 2 - point.log_density(beta)
 
-    def adapt(self, progress: Progress | None) -> tuple[Tensor, Tensor]:
+    def adapt(self, progress: Advance | None) -> tuple[Tensor, Tensor]:
         """beta_0 … beta_T [T + 1, images], and step sizes for beta_1 … beta_(T-1), [T - 1, images].
 
         From chains of their own over fewer temperatures: at each the step grows or shrinks by how far the acceptance is
@@ -332,7 +332,7 @@ class _Path:
         return betas, _interpolate(betas[1:-1], at, torch.stack(sizes)).exp().to(now.rise.dtype)
 
     def forward(
-        self, now: _Point, betas: Tensor, step_sizes: Tensor, progress: Progress | None
+        self, now: _Point, betas: Tensor, step_sizes: Tensor, progress: Advance | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of chains that begin here: log w [chains, images] in float64, the mean acceptance [chains, images], and where
         they end."""
@@ -349,7 +349,7 @@ class _Path:
         share = acceptance / (len(betas) - 2) if len(betas) > 2 else torch.full_like(acceptance, math.nan)
         return log_w, share, now.z
 
-    def backward(self, z: Tensor, betas: Tensor, step_sizes: Tensor, progress: Progress | None) -> Tensor:
+    def backward(self, z: Tensor, betas: Tensor, step_sizes: Tensor, progress: Advance | None) -> Tensor:
         """log w [chains, images] in float64 of chains that begin at z [chains, images, …], drawn from p(z | x)."""
         now = self.at(z)
         log_w = torch.zeros_like(now.rise, dtype=torch.float64)

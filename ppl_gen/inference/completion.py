@@ -38,7 +38,7 @@ _STATES_PIXELS = 2**24  # states x pixels that are held at once
 _STEPS, _STEP_SIZE, _PARTICLES = 100, 0.05, 4  # of the refinement of a proposal
 _REFINED = 100  # images that are refined together
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 """Called with the number of images just done, in each of `PASSES` passes over them."""
 PASSES = 3
 
@@ -106,7 +106,7 @@ def importance_completion(
     filler: Tensor,
     num_samples: int,
     num_draws: int = 1,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Completion:
     """By importance sampling from the guide.
 

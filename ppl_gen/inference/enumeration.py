@@ -4,7 +4,8 @@ Every latent site is enumerated in parallel, each in a dimension of its own; wha
 
     log p(x) = log sum_z exp(log p(z) + log p(x | z)),
 
-with the sum over one site after the other, each over the product of those factors alone that depend on it (variable
+with the sum left to an observed distribution that can take it over all states at once (`LinearBernoulliVector`), or
+over one site after the other, each over the product of those factors alone that depend on it (variable
 elimination), in log space with the factors added before the maximum is taken. Pyro's `TraceEnum_ELBO` shifts each
 factor by its own maximum, and loses the sum in float32 where the state that explains x is 90 nats less probable a
 priori than another; `TraceEnum` here is that class with the sum replaced.
@@ -51,7 +52,7 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
         plates = frozenset(f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != pair.plate.name)
         log_prob = masked_log_prob(site)
         sizes = [1] * -outermost + [1]
-        for frame in site["cond_indep_stack"]:
+        for frame in (frame for frame in site["cond_indep_stack"] if frame.vectorized):
             sizes[frame.dim] = frame.size
         factors.setdefault(plates, []).append(log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes))))
         if not site["is_observed"]:

@@ -24,7 +24,7 @@ from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.traces import Pair, amortized, evaluating, frozen
 
 _IMAGES_PER_BLOCK = 50
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 """Called with the number of images just done."""
 
 
@@ -109,7 +109,7 @@ def gaps(
     num_samples: int = 5000,
     search: Search | None = None,
     own_weights: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Gaps:
     """The two gaps of each image.
 

@@ -33,7 +33,7 @@ CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 _ROUNDING = 1e-6  # log weights that differ by less are equal
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 """Called with the number of images just done."""
 
 
@@ -92,9 +92,11 @@ class Estimates(LogPx):
         return self.log_px - self.elbo
 
     @property
-    def active_units(self) -> int:
+    def active_units(self) -> int | None:
         """Latent units with Var_x(E[z | x]) > 0.01 (Burda et al. 2016, section 5.2), corrected for the noise of the
-        mean over samples."""
+        mean over samples; None of one sample, which does not tell the noise."""
+        if self.num_samples == 1:
+            return None
         active = 0
         for name, mean in self.latent_mean.items():
             if len(mean) > 1:
@@ -159,7 +161,7 @@ def log_marginal_likelihood(
     *args: Any,
     num_samples: int = 1000,
     chunk_size: int = CHUNK_SIZE,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     **kwargs: Any,
 ) -> Estimates:
     """log p(x) by importance sampling, with the ELBO, the IWAE bounds and diagnostics from the same samples.
@@ -341,12 +343,12 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         mean = torch.stack([value.sum(0) for value in values]).sum(0) / count
         squares = torch.stack([(value - mean).square().sum(0) for value in values]).sum(0)
         result["latent_mean"][name] = mean.cpu()
-        result["latent_mc_var"][name] = squares.cpu() / (count * max(count - 1, 1))
+        result["latent_mc_var"][name] = squares.cpu() / (count * (count - 1) if count > 1 else math.nan)
     return result
 
 
 def gathered(
-    parts: Iterator[tuple[int, dict[str, Any]]], total: int, progress: Progress | None = None
+    parts: Iterator[tuple[int, dict[str, Any]]], total: int, progress: Advance | None = None
 ) -> dict[str, Any]:
     """All blocks in one tensor each, made before the first: a small tensor kept from every block would pin the memory
     between them."""

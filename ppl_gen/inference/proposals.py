@@ -24,7 +24,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.importance import CHUNK_SIZE, LogPx, Progress, gathered, reduced
+from ppl_gen.inference.importance import CHUNK_SIZE, Advance, LogPx, gathered, reduced
 from ppl_gen.inference.traces import Pair, evaluating, take
 from ppl_gen.memory import keep_freed_memory
 
@@ -42,7 +42,7 @@ def proposal_log_px(
     prior_share: float = 0.0,
     temperature: float = 1.0,
     chunk_size: int = CHUNK_SIZE,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     **kwargs: Any,
 ) -> LogPx:
     """log p(x) by importance sampling from a mixture of guides and the prior.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -159,9 +160,11 @@ class Pair:
         try:
             with torch.no_grad():
                 drawn = poutine.trace(self.model).get_trace(None, *args, n=len(x), **kwargs)
-            images = drawn.nodes[self.observed[0]]["value"]
+            images = drawn.nodes[self.image]["value"]
         except Exception as error:
-            raise BadInput(f"{self.model_name} draws no images: model(x=None, n=2): {describe(error)}") from error
+            raise BadInput(
+                f"{self.model_name} draws no images: model(x=None, n={len(x)}): {describe(error)}"
+            ) from error
         if len(self.observed) > 1 or images.shape != x.shape:
             raise BadInput(
                 f"{self.model_name}: its one observed site must be the images {tuple(x.shape)}, to be drawn from it; "
@@ -191,6 +194,8 @@ class Pair:
             )
         self.plate = candidates[-1][names.pop()]
         self.observed = [site["name"] for site in observed]
+        self.image = "x" if "x" in self.observed else self.observed[0]
+        """Name of the observed site that is the images."""
         self.latent = [site["name"] for site in sample_sites(model_trace) if not site["is_observed"]]
         proposed = [site["name"] for site in sample_sites(guide_trace) if not site["is_observed"]]
         marked = [n for n in self.latent if model_trace.nodes[n]["infer"].get("enumerate") == "parallel"]
@@ -204,7 +209,10 @@ class Pair:
                 )
             if name not in proposed:
                 hint = "; a guide samples all latent sites, or none if all are enumerated" if name in marked else ""
-                raise BadInput(f"{self.guide_name} does not sample '{name}', a latent site of {self.model_name}{hint}")
+                raise BadInput(
+                    f"{self.guide_name} does not sample '{name}', a latent site of {self.model_name}, but "
+                    f"{', '.join(map(repr, proposed))}{hint}"
+                )
         for name in proposed:
             if name not in self.latent:
                 raise BadInput(f"{self.guide_name} samples '{name}', which is no latent site of {self.model_name}")
@@ -219,11 +227,13 @@ class Pair:
                         f"plate: with pyro.plate('{self.plate.name}', len(x))"
                     )
         self._check_shapes(guide_trace, model_trace)
-        dims = [f.dim for t in (guide_trace, model_trace) for s in sample_sites(t) for f in s["cond_indep_stack"]]
+        dims = [f.dim for t in (guide_trace, model_trace) for s in sample_sites(t) for f in _vectorized(s)]
         self.max_plate_nesting = -min(dims)
         self._sample_dim = min(dims) - 1
-        supports = [model_trace.nodes[name]["fn"].support for name in self.observed]
-        self.discrete = all(support.is_discrete for support in supports)
+        factors = [site["name"] for site in observed if isinstance(site["fn"], dist.Unit)]  # of pyro.factor
+        self.discrete = all(
+            model_trace.nodes[name]["fn"].support.is_discrete for name in self.observed if name not in factors
+        )
         """Whether p(x | z) is a probability, not a density."""
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
         self.num_states = _num_states([model_trace.nodes[name]["fn"] for name in self.latent])
@@ -269,16 +279,25 @@ class Pair:
         who = self.guide_name
         try:
             guide_trace = poutine.trace(self.guide).get_trace(x, *args, **kwargs)
+            for site in sample_sites(guide_trace):
+                if site["is_observed"]:
+                    raise BadInput(f"{self.guide_name} observes '{site['name']}': a guide samples, without obs=")
             who = self.model_name
             # Not replayed at first: a model that fails on the guide's values still has shapes to compare.
-            self._check_shapes(guide_trace, poutine.trace(self.model).get_trace(x, *args, **kwargs))
+            model_trace = poutine.trace(self.model).get_trace(x, *args, **kwargs)
+            self._check_shapes(guide_trace, model_trace)
+            for site in sample_sites(model_trace):
+                event = tuple(site["fn"].event_shape)
+                if site["is_observed"] and event and tuple(site["value"].shape[-len(event) :]) != event:
+                    raise BadInput(
+                        f"{self.model_name}: site '{site['name']}' has event shape {event}, and what it observes the "
+                        f"shape {tuple(site['value'].shape)}; a constructor is given data_dim and data_shape if it asks"
+                    )
             return self._trace(x, args, kwargs)
         except BadInput:
             raise
         except Exception as error:
-            told = describe(error)
-            hint = "; a vector per image is one event: .to_event(1)" if "Shape mismatch inside plate" in told else ""
-            raise BadInput(f"{who} fails on {len(x)} images: {told}{hint}") from error
+            raise BadInput(f"{who} fails on {len(x)} images: {describe(error)}") from error
 
     def _trace(
         self,
@@ -409,7 +428,7 @@ class Pair:
     def _per_image(self, site: Site, log_prob: Tensor) -> Tensor:
         """Sum over every plate but those of samples and images, counting each element of a plate."""
         shape = [1] * -self._sample_dim
-        for frame in site["cond_indep_stack"]:
+        for frame in _vectorized(site):
             shape[frame.dim] = frame.size
         log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(shape)))
         others = [d for d in range(-log_prob.dim(), 0) if d not in (self._sample_dim, self.plate.dim)]
@@ -506,6 +525,11 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
         for site in trace.nodes.values()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     ]
+
+
+def _vectorized(site: Site) -> list[Any]:
+    """The plates around a site that are dimensions: a loop over a plate is none."""
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
 def amortized(guide: Any) -> bool:

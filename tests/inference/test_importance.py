@@ -305,6 +305,8 @@ def test_active_units() -> None:
         model.weight[:, 1] = 0
     x = _data(model, 200)
     assert ppl_gen.log_marginal_likelihood(model, ExactGuide(model), x, num_samples=20).active_units == 1
+    one = ppl_gen.log_marginal_likelihood(model, ExactGuide(model), x, num_samples=1)
+    assert one.active_units is None and one.latent_mc_var["z"].isnan().all()  # whose noise is not known
 
 
 def _active(mean: Tensor, noise: Tensor) -> int:
