@@ -211,7 +211,7 @@ def test_fixed_binarization(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         (np.full((20, 4), 1.5), "outside"),
         (np.full((20, 4), -0.1), "outside"),
-        (np.full((20, 4), np.nan), "outside"),
+        (np.full((20, 4), np.nan), "80 pixels are not finite"),
         (np.zeros(20), "expected numbers"),
         (np.array([["a"] * 4] * 20), "expected numbers"),
         (np.zeros((2, 4)), "too few"),
