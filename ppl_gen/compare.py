@@ -18,7 +18,7 @@ import tyro
 
 from ppl_gen import cli, report
 from ppl_gen.errors import BadInput, require
-from ppl_gen.runs import Run, to_json, write_file
+from ppl_gen.runs import Run, to_json, warnings_of, write_file
 
 PROGRAM = "python -m ppl_gen.compare"
 _IMAGES = ("data", "split", "num_images", "binarization", "observation")
@@ -37,11 +37,6 @@ _LIFTED = {"model", "guide", "prior", "objective", "seeds", "S", "params", "epoc
 """Columns that are said once, above the table, where all rows agree."""
 _WORDS = {"model", "guide", "prior", "objective", "options"}
 """Columns that are no numbers."""
-_WARNINGS = {
-    "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",
-    "density": "densities of grey pixels: not comparable with probabilities of binary ones",
-}
-"""By what p(x) is of the images."""
 
 
 @dataclass(frozen=True)
@@ -372,7 +367,7 @@ def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
         notes.append(
             f"approximation and amortization gap: of the first {' or '.join(f'{n:g}' for n in sorted(split))} images"
         )
-    return notes + ([_WARNINGS[observation]] if observation in _WARNINGS else [])
+    return notes + warnings_of(observation)
 
 
 # Writing -------------------------------------------------------------------------------------------------------
@@ -499,9 +494,7 @@ def as_csv(compared: dict[str, Any]) -> str:
 def _page(compared: dict[str, Any], png: bytes, options: CompareOptions) -> str:
     """The comparison as a page, with its picture."""
     command = [*PROGRAM.split(), *map(str, options.runs), "--report", str(options.report)]
-    observation = compared["images"]["observation"]
-    warnings = [_WARNINGS[observation]] if observation in _WARNINGS else []
-    rows = compared["rows"]
+    warnings, rows = warnings_of(compared["images"]["observation"]), compared["rows"]
     return report.comparison(compared, labels(rows), *layout(rows), _WORDS, warnings, png, command)
 
 

@@ -20,7 +20,7 @@ from ppl_gen.inference.traces import Pair, amortized, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
-from ppl_gen.runs import Run
+from ppl_gen.runs import Run, warnings_of
 from ppl_gen.training import takes_labels
 
 SIDES = ("left", "right", "top", "bottom")
@@ -235,7 +235,7 @@ def table(summary: dict[str, Any]) -> str:
             f"{s['ess']['min']:.1f}; k-hat too high or unknown, not to be trusted: "
             f"{s['untrusted']:.1%} of images",
         ]
-    return "\n".join([*rows, *(f"  {warning}" for warning in summaries.warnings(s["observation"]))])
+    return "\n".join([*rows, *(f"  {warning}" for warning in warnings_of(s["observation"]))])
 
 
 def command(arguments: list[str]) -> None:

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.runs import Run
+from ppl_gen.runs import Run, warnings_of
 
 if TYPE_CHECKING:
     from ppl_gen.summaries import Row
@@ -267,14 +267,14 @@ def report(run: Run) -> str:
     content = []
     trained = f"{metrics[-1]['epoch']} epochs of training, {metrics[-1]['seconds']:.0f} s" if metrics else ""
     if summary:
-        warnings += summaries.warnings(summary["observation"])
+        warnings += warnings_of(summary["observation"])
         lead = f"{summaries.images(summary)}; {summary['checkpoint']} weights; {trained}"
         content.append(tag("h2", "Bound against log p(x)"))
         content.append(_figures(summaries.UNITS, summaries.rows(summary), "how"))
     else:
         lead = f"{config['data_name']}, binarization {config['data']['binarization']}; {trained}"
     if gaps:
-        warnings += summaries.warnings(gaps.get("observation", ""))
+        warnings += warnings_of(gaps.get("observation", ""))
         content.append(tag("h2", "Where the gap comes from"))
         content.append(tag("p", f"{summaries.images(gaps)}; {gaps['checkpoint']} weights; {gaps['seconds']:.0f} s"))
         for title, rows in summaries.gap_rows(gaps):

@@ -217,6 +217,15 @@ def write_file(final: Path, write: Callable[[Path], Any]) -> None:
             scratch.unlink(missing_ok=True)
 
 
+def warnings_of(observation: str) -> list[str]:
+    """What a reader of a summary must know of the p(x) in it."""
+    told = {
+        "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",
+        "density": "densities of grey pixels: not comparable with probabilities of binary ones",
+    }
+    return [told[observation]] if observation in told else []
+
+
 def check_new(out: Path | None) -> None:
     """Raise `BadInput` early if a run directory exists, or cannot be made."""
     if out is None:

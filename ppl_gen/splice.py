@@ -22,7 +22,7 @@ from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.report import write_report
-from ppl_gen.runs import Run
+from ppl_gen.runs import Run, warnings_of
 from ppl_gen.training import takes_labels
 
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100)
@@ -267,7 +267,7 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(
             f"  {size:>17}   {power['mean']:.3f} ± {power['se']:.3f}   {alarms['mean']:.3f} ± {alarms['se']:.3f}"
         )
-    return "\n".join([*rows, *(f"  {warning}" for warning in summaries.warnings(s["observation"]))])
+    return "\n".join([*rows, *(f"  {warning}" for warning in warnings_of(s["observation"]))])
 
 
 def command(arguments: list[str]) -> None:

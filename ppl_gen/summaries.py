@@ -11,6 +11,7 @@ from ppl_gen.inference.annealed import Annealed, Sandwich
 from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import Estimates, LogPx, mean_se
 from ppl_gen.inference.traces import Pair
+from ppl_gen.runs import warnings_of
 
 if TYPE_CHECKING:
     import xarray
@@ -23,15 +24,6 @@ def observation(pair: Pair, x: Tensor) -> str:
     if not pair.discrete:
         return "density"
     return "probability" if bool(((x == 0) | (x == 1)).all()) else "cross-entropy"
-
-
-def warnings(observation: str) -> list[str]:
-    """What a reader of the figures must know of p(x)."""
-    if observation == "cross-entropy":
-        return ["grey values under a Bernoulli: these figures are no bound on a log-probability of any data"]
-    if observation == "density":
-        return ["densities of grey pixels: not comparable with probabilities of binary ones"]
-    return []
 
 
 @dataclass(frozen=True)
@@ -367,7 +359,7 @@ def rows(summary: dict[str, Any]) -> list[Row]:
 def table(summary: dict[str, Any]) -> str:
     """The summary as a person reads it."""
     lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(_line, rows(summary))]
-    return "\n".join([*lines, *(f"  {warning}" for warning in warnings(summary["observation"]))])
+    return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
 
 
 def _row(label: str, entry: dict[str, Any], note: str = "", at_least: bool = False) -> Row:
@@ -472,7 +464,7 @@ def gap_table(summary: dict[str, Any]) -> str:
         lines += [of] if of else []
         lines += [_line(row, 34, "{:<9}{:>8}{}") for row in found]
     lines.append(f"  this took {summary['seconds']:.0f} s")
-    return "\n".join([*lines, *(f"  {warning}" for warning in warnings(summary["observation"]))])
+    return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
 
 
 QUALITY_UNITS = "± standard error; in brackets, as many other real images in the place of the samples"

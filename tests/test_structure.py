@@ -29,7 +29,7 @@ ALLOWED = {
     "capture.py": BASE,
     "state.py": {"runs", *BASE},
     "training.py": {"capture", "data", "inference", "memory", "parallel", "progress", "runs", "state", *BASE},
-    "summaries.py": {"inference", *BASE},
+    "summaries.py": {"inference", "runs", *BASE},
     "report.py": {"runs", "summaries", *BASE},
     "loading.py": {"components", "data", "inference", "runs", "state", "training", *BASE},
 }
