@@ -5,6 +5,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -62,6 +63,24 @@ def test_is_a_vector_of_bernoullis(pixels: int, batch: list[int], samples: list[
     torch.testing.assert_close(ours.mean, theirs.mean)
     torch.testing.assert_close(ours.variance, theirs.variance)
     assert ours.sample(torch.Size(samples)).shape == (*samples, *batch, pixels)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    samples=st.integers(1, 4), images=st.integers(1, 4), scale=SCALES, grey=st.booleans(), seed=st.integers(0, 2**32)
+)
+def test_many_samples_of_z(samples: int, images: int, scale: float, grey: bool, seed: int) -> None:
+    """Logits [samples, images, pixels] against images [images, pixels], as importance sampling has them, without
+    gradients; grey values, too."""
+    torch.manual_seed(seed)
+    logits = torch.randn(samples, images, 7, dtype=F64) * scale
+    x = torch.rand(images, 7, dtype=F64) if grey else _bits(images, 7)
+    expected = (x * logits - F.softplus(logits, threshold=700)).sum(-1)
+    found = BernoulliVector(logits).expand([samples, images]).log_prob(x)
+    with torch.no_grad():
+        again = BernoulliVector(logits).expand([samples, images]).log_prob(x)
+    for each in (found, again):
+        torch.testing.assert_close(each, expected, rtol=1e-12, atol=1e-15 * scale * 7 + 1e-13)
 
 
 @settings(max_examples=60, deadline=None)
