@@ -29,7 +29,7 @@ def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: Traini
     modules = nn.ModuleDict({"model": model, "guide": guide})
     parameters = [p for p in modules.parameters() if p.requires_grad]
     if options.capture:
-        loss_and_grads = Captured(partial(loss, pair.model, pair.guide), modules, parameters, x)
+        loss_and_grads = Captured(partial(loss, pair.model, pair.guide), modules, parameters, (x,), (x.flip(0),))
     optimizer = _OneOptimizer(parameters, options)
     svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
     return lambda: svi.step(x)

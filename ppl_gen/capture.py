@@ -3,7 +3,8 @@
 On batches of one size a pair does the same operations at every step, unless its Python decides otherwise, and a small
 pair takes a good part of its time for finding out which. What reaches torch's kernels is recorded here, the backward
 pass included, and run again on other batches: with parameters and buffers as they are by then, and with new noise.
-Whatever else the Python does, such as counting steps, is not. So the pair is asked again at every epoch.
+Whatever else the Python does, such as counting steps, is not. So the pair is asked again after every epoch, before
+anything of it is kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,22 +27,36 @@ class Captured:
     :param modules: whose buffers trying leaves as they are.
     :param parameters: whose gradients are wanted.
     :param batch: to record the operations on.
+    :param other: another one, of the same shapes, to check them on.
     :raises BadInput: for a loss that cannot be recorded.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], modules: nn.Module, parameters: list[nn.Parameter], *batch: Tensor):
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        modules: nn.Module,
+        parameters: list[nn.Parameter],
+        batch: tuple[Tensor, ...],
+        other: tuple[Tensor, ...],
+    ):
         from torch.fx.experimental.proxy_tensor import make_fx  # half a second
 
         self.loss, self.modules, self.parameters = loss, modules, parameters
         self.shapes = [part.shape for part in batch]
+        buffers = [id(buffer) for buffer in modules.buffers()]
         try:
             with self._undone():
                 self.graph = make_fx(self._with_gradients)(*batch)
         except Exception as error:  # what a user's Python asks of a tensor, or torch of us
             raise BadInput(f"--capture: the loss of this pair looks at values: {describe(error)}") from error
-        found = self.check(*batch)
+        if buffers != [id(buffer) for buffer in modules.buffers()]:
+            raise BadInput("--capture: a buffer is assigned anew in each step; change it in place")
+        try:
+            found = self.check(*other)
+        except Failed as error:
+            raise BadInput(str(error)) from error
         # An optimizer reads a gradient in the order of its parameter, and may change it in place.
-        others = [*batch, *parameters, *modules.buffers()]
+        others = [*other, *parameters, *modules.buffers()]
         storages = [each.untyped_storage().data_ptr() for each in (*others, *found) if each is not None]
         self.copied = [
             each is not None
@@ -77,8 +92,8 @@ class Captured:
                 same = same or not bool(theirs.isfinite().all())  # which the loop tells
             if not same:
                 raise Failed(
-                    "--capture: the pair does not compute any more what was recorded of it: it depends on something "
-                    "besides images, weights and noise, such as a number of steps; train it without --capture"
+                    "--capture: the pair does not compute what was recorded of it: it depends on something besides "
+                    "tensors, such as a number of steps, or on values as numbers; train it without --capture"
                 )
         return found
 
@@ -88,8 +103,9 @@ class Captured:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """The same noise as there will be, and buffers as they were."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.modules.buffers()]
+        """The same noise as there will be; buffers, and parameters that are not trained, as they were."""
+        frozen = [p for p in self.modules.parameters() if not p.requires_grad]
+        buffers = [(buffer, buffer.detach().clone()) for buffer in (*self.modules.buffers(), *frozen)]
         devices = [p.device for p in self.parameters[:1] if p.is_cuda]
         try:
             with torch.random.fork_rng(devices):

@@ -25,7 +25,7 @@ _IMAGES = ("data", "split", "num_images", "binarization", "observation")
 _NOT_THE_RUN = {
     # Where it was made. And the samples after training: what counts is how many the evaluation took.
     *("format", "command", "versions", "git_commit", "out", "num_threads", "data_notice", "num_samples"),
-    *("training.seed", "training.device", "training.checkpoint_every", "training.max_hours"),
+    *("training.seed", "training.device", "training.checkpoint_every", "training.max_hours", "training.capture"),
 }
 _IN_COLUMNS = {
     *("model", "guide", "prior", "data_name", "data.data", "evaluation.estimator", "evaluation.num_samples"),
@@ -122,7 +122,7 @@ def read(path: Path) -> Evaluated:
     config = {name: value for name, value in flat(run.config | chosen).items() if value is not None}
     config = {name: value for name, value in config.items() if not {name, name.partition(".")[0]} & _NOT_THE_RUN}
     split = run.read_json("gaps.json") or {}
-    same = all(split.get(key) == summary.get(key) for key in ("split", "checkpoint", "training_step"))
+    same = all(split.get(key) == summary[key] for key in ("split", "checkpoint")) and not run.stale(split)
     gaps = split.get("contexts", {}) if same else {}
     return Evaluated(path, config, summary, elbo, log_px, iwae, labels, (run.metrics() or [{}])[-1], gaps)
 

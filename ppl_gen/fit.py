@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,6 +16,7 @@ import tyro
 from torch import Tensor, nn
 
 from ppl_gen import cli, components, parallel
+from ppl_gen.capture import Captured
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
@@ -134,6 +136,8 @@ def _prepare(config: Config, quiet: bool, *, start: bool = True) -> _Prepared:
     if cost is not None and not quiet:
         print(cost, flush=True)
     missing = _without_gradient(config, model, guide, pair, batch)
+    if config.training.capture:
+        _try_capture(config, model, guide, pair, batch)
     if missing and not quiet:
         print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
     return _Prepared(data, model, guide, pair, batch, cost, missing)
@@ -312,6 +316,21 @@ def _without_gradient(
         named = [(name, parameter) for name, parameter in modules.named_parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _try_capture(config: Config, model: nn.Module, guide: nn.Module, pair: Pair, batch: tuple[Tensor, ...]) -> None:
+    """Raise `BadInput` for a pair whose step cannot be recorded."""
+    modules = nn.ModuleDict({"model": model, "guide": guide})
+    parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
+    elbo = config.training.objective_for(pair, *batch)
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        Captured(
+            partial(elbo.differentiable_loss, pair.model, pair.guide),
+            modules,
+            parameters,
+            batch,
+            tuple(part.flip(0) for part in batch),
+        )
 
 
 def _short(reference: str) -> str:

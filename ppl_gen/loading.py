@@ -296,6 +296,7 @@ def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Ch
             f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split or no ELBO in training"
         )
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
+    run.loaded = content[1]["step"]
     return content[1]
 
 
@@ -386,7 +387,7 @@ def heading(run: Run, config: Config, data: Data, options: Any) -> dict[str, Any
         "checkpoint": options.checkpoint,
         "seed": options.seed,
         "training_seed": config.training.seed,
-        "training_step": run.step(),
+        "training_step": run.step() if run.loaded is None else run.loaded,
     }
 
 

@@ -216,7 +216,7 @@ def judged(run: Run, model: Any, guide: Any, data: Data, kind: Images, judge: Ju
         "images": kind,
         "seed": options.seed,
         "checkpoint": options.checkpoint,
-        "training_step": run.step(),
+        "training_step": run.loaded,
         "classifier": {"steps": judge.steps, "accuracy": judge.accuracy},
         **scores,
         "nearest": {"samples": float(distances.median()), "test": judge.nearest},

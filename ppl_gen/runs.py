@@ -39,6 +39,8 @@ class Run:
         self.config = config
         self.writes = writes
         """Whether anything is: of several processes, one does."""
+        self.loaded: int | None = None
+        """Steps of training behind the weights that were loaded from it, if any were."""
 
     @classmethod
     def create(cls, out: Path | None, stem: str, config: dict[str, Any]) -> "Run":

@@ -98,7 +98,7 @@ class TrainingOptions:
     the hardware has them (on CPUs, medium alone: bfloat16). Evaluation always uses highest."""
     capture: bool = False
     """Record the operations of a step once, and run them without Pyro and autograd: the same numbers but for rounding,
-    in less time where layers are small. For pairs that do the same at every step, which is checked at every epoch."""
+    in less time where layers are small. For pairs that do the same at every step; each epoch ends with a check."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     max_hours: float = 24.0
@@ -296,6 +296,16 @@ def _train(
             return _adversarial_terms(model, *arguments)
         return elbo_terms(model, guide, pair, *arguments, seed=_MONITOR_SEED)
 
+    def tried(rows: Tensor) -> tuple[Tensor, ...]:
+        """A batch, without a change to the noise of the next."""
+        with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
+            return (data.batch(rows), *(() if labels is None else (labels[rows],)))
+
+    def verify(rows: Tensor) -> None:
+        if captured is not None:
+            with pyro.validation_enabled(False):
+                captured.check(*tried(rows))
+
     shown = {0, (options.epochs + 1) // 2, options.epochs}
 
     def measure(mean_loss: float | None) -> None:
@@ -330,14 +340,13 @@ def _train(
             save()
         while state["epoch"] < options.epochs:
             order = _order(count, options.seed, state["epoch"]).to(first.device)
-            if options.capture:
-                with torch.random.fork_rng([first.device] if first.is_cuda else []), pyro.validation_enabled(False):
-                    tried = (data.batch(order[:size]), *(() if labels is None else (labels[order[:size]],)))
-                    if captured is None:
-                        captured = Captured(partial(loss, pair.model, pair.guide), modules, parameters, *tried)
-                        svi.loss_and_grads = captured
-                    else:
-                        captured.check(*tried)
+            if options.capture and captured is None:
+                rows = order[:size], order[-size:].flip(0)  # flipped: another batch, even if there is but one
+                with pyro.validation_enabled(False):
+                    captured = Captured(
+                        partial(loss, pair.model, pair.guide), modules, parameters, *(tried(each) for each in rows)
+                    )
+                svi.loss_and_grads = captured
             for index in order.split(size)[state["step"] - state["epoch"] * steps_per_epoch :]:
                 optimizer.set_rate(options.rate(state["step"], total))
                 if options.kl_warmup:
@@ -358,8 +367,10 @@ def _train(
                 state["loss_sum"] += value * (together.whole if together else len(index))
                 progress.advance()
                 if stop and state["step"] % steps_per_epoch:
+                    verify(order[:size])
                     save()
                     raise KeyboardInterrupt
+            verify(order[:size])
             state["epoch"] += 1
             mean_loss, state["loss_sum"] = state["loss_sum"] / count, 0.0
             if adversarial and state["epoch"] == options.epochs:

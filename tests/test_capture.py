@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_those_of_the_objective(
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         before = [tensor.clone() for tensor in modules.state_dict().values()]
         noise = torch.get_rng_state()
-        captured = Captured(of(recordable(elbo, pair)), modules, parameters, x[:20])
+        captured = Captured(of(recordable(elbo, pair)), modules, parameters, (x[:20],), (x[60:80],))
         assert torch.equal(noise, torch.get_rng_state())
         assert all(torch.equal(one, two) for one, two in zip(before, modules.state_dict().values(), strict=True))
         with torch.no_grad():
@@ -108,7 +108,7 @@ def test_gradients_are_an_optimizers_to_change() -> None:
 
     modules = nn.ParameterList([a, b, c])
     x = torch.randn(4, 3)
-    captured = Captured(loss, modules, [a, b, c], torch.zeros(4, 3))
+    captured = Captured(loss, modules, [a, b, c], (torch.zeros(4, 3),), (torch.ones(4, 3),))
     captured(None, None, x)
     expected = (x + 1, x.clone(), x.clone())
     for parameter, gradient in zip((a, b, c), expected, strict=True):
@@ -124,7 +124,8 @@ def test_moments_of_batches_move_with_steps_alone() -> None:
     nets = [nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     x = torch.randn(3, 10, 3)
-    captured = Captured(lambda x: nets[0](x).square().mean(), nets[0], list(nets[0].parameters()), x[0])
+    parameters = list(nets[0].parameters())
+    captured = Captured(lambda x: nets[0](x).square().mean(), nets[0], parameters, (x[0],), (x[2],))
     captured.check(x[1])
     for each in x:
         captured(None, None, each)
@@ -170,15 +171,86 @@ class Looking(Counting):
             pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
 
-def test_what_does_not_do_the_same_at_every_step_is_told(tmp_path: Path, data: Data) -> None:
-    options = replace(SMALL, capture=True)
+class OutOfSight(Counting):
+    """Takes the values of an image past torch: they would be constants of the record."""
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc(torch.tensor(x.tolist())), 1.0).to_event(1))
+
+
+class Assigning(Counting):
+    """Keeps a mean in a new tensor at each step."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__(data_dim, latent_dim)
+        self.register_buffer("mean", torch.zeros(data_dim))
+
+    def guide(self, x: Tensor) -> None:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc(x - self.mean), 1.0).to_event(1))
+
+
+class Late(Counting):
+    """Does something else from one step of training on."""
+
+    def guide(self, x: Tensor) -> None:
+        self.calls += self.training and len(x) == SMALL.batch_size
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc(x), 0.5 if self.calls < 6 else 0.1).to_event(1))
+
+
+def _train(guide: nn.Module, data: Data, path: Path, **changes: Any) -> Run:
+    options = replace(SMALL, capture=True, **changes)
     model, _ = assemble(_config(options), data)
-    guides = [cls(data.dim, 3) for cls in (Counting, Looking)]
-    run = Run.create(tmp_path / "run", "run", {})
-    with pytest.raises(Failed, match="does not compute any more what was recorded"):
-        train(model, guides[0], data, options, run, quiet=True)
-    with pytest.raises(BadInput, match=r"--capture: .* looks at values: .*test_capture\.py"):
-        train(model, guides[1], data, options, Run.create(tmp_path / "other", "run", {}), quiet=True)
+    run = Run.create(path, "run", {})
+    train(model, guide, data, options, run, quiet=True)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (Counting, "does not compute what was recorded"),
+        (Looking, r"looks at values: .*test_capture\.py"),
+        (OutOfSight, "does not compute what was recorded"),
+        (Assigning, "a buffer is assigned anew"),
+    ],
+)
+def test_what_is_not_its_operations_is_refused(tmp_path: Path, data: Data, cls: Any, words: str) -> None:
+    with pytest.raises(BadInput, match=f"--capture: .*{words}"):
+        _train(cls(data.dim, 3), data, tmp_path / "run")
+
+
+def test_what_changes_on_the_way_is_told_before_it_is_kept(tmp_path: Path, data: Data) -> None:
+    """In the last epoch, too: four whole batches in each, and one that is checked."""
+    guide = Late(data.dim, 3)
+    with pytest.raises(Failed, match="does not compute what was recorded"):
+        _train(guide, data, tmp_path / "run", epochs=4)
+    run = Run.open(tmp_path / "run")
+    assert len(run.metrics() or []) < 5 and run.metrics()[-1]["step"] == run.step()
+
+
+def test_weights_that_are_not_trained_move_with_steps_alone() -> None:
+    """A running mean that is a parameter without a gradient."""
+    torch.manual_seed(0)
+    mean, weight = nn.Parameter(torch.zeros(3), requires_grad=False), nn.Parameter(torch.ones(3))
+    modules = nn.ParameterList([mean, weight])
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            mean.mul_(0.9).add_(0.1 * x.mean(0))
+        return ((x - mean) * weight).square().sum()
+
+    x = torch.randn(4, 5, 3)
+    captured = Captured(loss, modules, [weight], (x[0],), (x[1],))
+    captured.check(x[2])
+    assert mean.tolist() == [0, 0, 0]
+    for each in x:
+        captured(None, None, each)
+    expected = sum(0.1 * 0.9 ** (3 - step) * each.mean(0) for step, each in enumerate(x))
+    torch.testing.assert_close(mean.detach(), expected)
 
 
 def test_what_cannot_be_recorded(elsewhere: Path, call: Call) -> None:
