@@ -587,14 +587,10 @@ def test_no_stopwatch_keeps_a_run_from_going_on(elsewhere: Path, call: Call) -> 
     assert call(fit.command, "--resume", "run")[0] == 0
 
 
-def test_loaded_modules_are_for_evaluation(elsewhere: Path, call: Call) -> None:
-    """What the model makes of a z does not depend on the others of its batch."""
-    assert call(fit.command, "gan", "--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "5",
-                "--latent-dim", "1", "--hidden-dims", "8", "--out", "run")[0] == 0  # fmt: skip
-    model, guide, _, _ = ppl_gen.load("run")
-    assert not model.training and not guide.training
-    z = torch.randn(5, 1)
-    torch.testing.assert_close(model.likelihood(z).mean[:2], model.likelihood(z[:2]).mean)
+def test_loaded_modules_are_for_evaluation(finished: Path) -> None:
+    """Without dropout, and with the moments that batch normalization has learned."""
+    model, guide, _, _ = ppl_gen.load(finished)
+    assert not any(module.training for part in (model, guide) for module in part.modules())
 
 
 def test_help_shows_a_guides_own_options(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -656,8 +652,6 @@ def test_exit_status_of_the_modules(elsewhere: Path, call: Call) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: --out run: exists already") and done.stdout == ""
     done = _process("ppl_gen.evaluate", "run", "--num-images", "5", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    done = _process("ppl_gen.evaluate", "nowhere", cwd=elsewhere)
-    assert done.returncode == 2 and done.stderr == "error: nowhere: no such run directory\n" and done.stdout == ""
 
 
 def test_importing_the_package_is_light_and_changes_nothing() -> None:
