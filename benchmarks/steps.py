@@ -27,10 +27,9 @@ def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: Traini
     pair = Pair(model, guide, x[:8])
     loss, loss_and_grads = _losses(options.objective_for(pair, x[:8]))
     modules = nn.ModuleDict({"model": model, "guide": guide})
-    parameters = [p for p in modules.parameters() if p.requires_grad]
     if options.capture:
-        loss_and_grads = Captured(partial(loss, pair.model, pair.guide), modules, parameters, (x,), (x.flip(0),))
-    optimizer = _OneOptimizer(parameters, options)
+        loss_and_grads = Captured(partial(loss, pair.model, pair.guide), modules, (x,), (x.flip(0),))
+    optimizer = _OneOptimizer([p for p in modules.parameters() if p.requires_grad], options)
     svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
     return lambda: svi.step(x)
 

@@ -24,8 +24,7 @@ class Captured:
     run from the record.
 
     :param loss: of a batch, differentiable, as a number; without a look at any value on the way.
-    :param modules: whose buffers trying leaves as they are.
-    :param parameters: whose gradients are wanted.
+    :param modules: whose trainable parameters the gradient is of, and whose buffers trying leaves as they are.
     :param batch: to record the operations on.
     :param other: another one, of the same shapes, to check them on.
     :raises BadInput: for a loss that cannot be recorded.
@@ -35,13 +34,13 @@ class Captured:
         self,
         loss: Callable[..., Tensor],
         modules: nn.Module,
-        parameters: list[nn.Parameter],
         batch: tuple[Tensor, ...],
         other: tuple[Tensor, ...],
     ):
         from torch.fx.experimental.proxy_tensor import make_fx  # half a second
 
-        self.loss, self.modules, self.parameters = loss, modules, parameters
+        self.loss, self.modules = loss, modules
+        self.parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
         self.shapes = [part.shape for part in batch]
         buffers = [id(buffer) for buffer in modules.buffers()]
         try:
@@ -56,12 +55,12 @@ class Captured:
         except Failed as error:
             raise BadInput(str(error)) from error
         # An optimizer reads a gradient in the order of its parameter, and may change it in place.
-        others = [*other, *parameters, *modules.buffers()]
+        others = [*other, *self.parameters, *modules.buffers()]
         storages = [each.untyped_storage().data_ptr() for each in (*others, *found) if each is not None]
         self.copied = [
             each is not None
             and (each.stride() != parameter.stride() or storages.count(each.untyped_storage().data_ptr()) > 1)
-            for each, parameter in zip(found, parameters, strict=True)
+            for each, parameter in zip(found, self.parameters, strict=True)
         ]
 
     def __call__(self, model: Any, guide: Any, *batch: Tensor) -> Tensor:

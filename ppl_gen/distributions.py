@@ -110,16 +110,14 @@ class BernoulliVector(dist.TorchDistribution):
         logits = self.logits
         one_size = torch.broadcast_shapes(value.shape, logits.shape) == logits.shape
         many = one_size and value.numel() < logits.numel() and not torch.is_grad_enabled()
+        # Above the threshold softplus(l) is taken as l: beyond 40 that is exact in float64 too.
         if many and bool((value == value.square()).all()):
             # x l - softplus(l) = -softplus((1 - 2 x) l) for x of 0 and 1: half of the time, and nothing cancels.
             result = F.softplus(logits * (1 - 2 * value), threshold=40).sum(-1).neg()
-            return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
-        # Above the threshold softplus(l) is taken as l: beyond 40 that is exact in float64 too.
-        softplus = F.softplus(logits, threshold=40)
-        if one_size:
-            result = softplus.addcmul_(value, logits, value=-1).sum(-1).neg()  # without another large array
+        elif one_size:  # without another large array
+            result = F.softplus(logits, threshold=40).addcmul_(value, logits, value=-1).sum(-1).neg()
         elif max(abs(limit) for limit in logits.detach().aminmax()) < _LARGE_LOGIT:
-            result = _contract(value, logits) - softplus.sum(-1)
+            result = _contract(value, logits) - F.softplus(logits, threshold=40).sum(-1)
         else:  # x l - softplus(l) = -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))]: nothing large cancels
             small = F.softplus(-logits.abs(), threshold=40).sum(-1)
             result = -(_contract(value, F.relu(-logits)) + _contract(1 - value, F.relu(logits)) + small)

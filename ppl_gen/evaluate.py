@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -406,14 +407,17 @@ def command(arguments: list[str]) -> None:
         print(f"written to {run.path / 'gaps.json'}")
         return
     others = other_guides(options, given.named)
-    before = run.read_json("evaluation.json")
+    before: dict[str, Any] | None = None
+    with suppress(BadInput):  # a damaged one is replaced as well
+        before = run.read_json("evaluation.json")
     summary = evaluate(run, config, model, guide, data, options, quiet=not run.writes, others=others)
     parallel.leave()
     if run.writes:
         draw_evaluation(run)
         write_report(run)
         print(table(summary))
-        replaced = "" if before is None else f", in the place of one of {before['num_images']} {before['split']} images"
+        of = "" if before is None else f"{before.get('num_images')} {before.get('split')} images"
+        replaced = f", in the place of one of {of}" if of else ""
         print(f"written to {run.path / 'evaluation.json'} and evaluation.nc{replaced}")
 
 

@@ -132,7 +132,10 @@ def _prepare(config: Config, quiet: bool, *, start: bool = True) -> _Prepared:
     pair, batch = read_pair(model, guide, data)
     _check_binarization(pair, data)
     _check_contract(model, guide, pair, batch)
-    cost = _enumeration_cost(config, data, model, guide, pair) if pair.enumerated and start else None
+    cost = None
+    if pair.enumerated:
+        require_memory(pair, min(config.training.batch_size, len(data.train)), gradients=True, device=device)
+        cost = _enumeration_cost(config, data, model, guide, pair) if start else None
     if cost is not None and not quiet:
         print(cost, flush=True)
     missing = _without_gradient(config, model, guide, pair, batch)
@@ -236,13 +239,12 @@ def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Mo
     """What a step costs, in a sentence. Measured on a step; for many states, on one of the same model with fewer latent
     units.
 
-    :raises BadInput: for more memory than is free, or more time than `max_hours`.
+    :raises BadInput: for more time than `max_hours`.
     """
     assert pair.num_states is not None
     training = config.training
     size = min(training.batch_size, len(data.train))
     device = data.train.images.device
-    require_memory(pair, size, gradients=True, device=device)
     timed, ratio = model, 1.0
     units = max(math.prod(shape) for shape in pair.event_shapes.values())
     spare = math.ceil(math.log2(pair.num_states / (_MORE_TIMED_STATES if pair.width < 1 else _TIMED_STATES)))
@@ -320,17 +322,9 @@ def _without_gradient(
 
 def _try_capture(config: Config, model: nn.Module, guide: nn.Module, pair: Pair, batch: tuple[Tensor, ...]) -> None:
     """Raise `BadInput` for a pair whose step cannot be recorded."""
-    modules = nn.ModuleDict({"model": model, "guide": guide})
-    parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
-    elbo = config.training.objective_for(pair, *batch)
+    loss = partial(config.training.objective_for(pair, *batch).differentiable_loss, pair.model, pair.guide)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        Captured(
-            partial(elbo.differentiable_loss, pair.model, pair.guide),
-            modules,
-            parameters,
-            batch,
-            tuple(part.flip(0) for part in batch),
-        )
+        Captured(loss, nn.ModuleDict({"model": model, "guide": guide}), batch, tuple(part.flip(0) for part in batch))
 
 
 def _short(reference: str) -> str:

@@ -154,8 +154,9 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
             "threshold": estimates.khat_threshold,
             "fraction_above_threshold": float(estimates.untrusted.double().mean()),
         }
-    if estimates.latent_mean and len(estimates.elbo) > 1 and estimates.active_units is not None:
-        result["active_units"] = estimates.active_units
+    active = estimates.active_units
+    if estimates.latent_mean and len(estimates.elbo) > 1 and active is not None:
+        result["active_units"] = active
     return result
 
 

@@ -343,9 +343,7 @@ def _train(
             if options.capture and captured is None:
                 rows = order[:size], order[-size:].flip(0)  # flipped: another batch, even if there is but one
                 with pyro.validation_enabled(False):
-                    captured = Captured(
-                        partial(loss, pair.model, pair.guide), modules, parameters, *(tried(each) for each in rows)
-                    )
+                    captured = Captured(partial(loss, pair.model, pair.guide), modules, *map(tried, rows))
                 svi.loss_and_grads = captured
             for index in order.split(size)[state["step"] - state["epoch"] * steps_per_epoch :]:
                 optimizer.set_rate(options.rate(state["step"], total))

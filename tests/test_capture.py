@@ -23,12 +23,13 @@ from ppl_gen.runs import Run
 from ppl_gen.training import train
 
 Call = Callable[..., tuple[int, str, str]]
+DATA = DataOptions(data="digits", train_size=200)
 VAE = ("vae", {"latent_dim": 2, "hidden_dims": (8,)})
 
 
 @pytest.fixture(scope="session")
 def data() -> Data:
-    return load_data(DataOptions(data="digits", train_size=200))
+    return load_data(DATA)
 
 
 def _gradients(loss: Callable[..., Tensor], modules: nn.Module, x: Tensor, seed: int) -> list[Tensor | None]:
@@ -59,7 +60,7 @@ def test_loss_and_gradients_are_those_of_the_objective(
 ) -> None:
     """Of other images than it was recorded on, after the weights have moved, and of a batch of another size."""
     modules = nn.ModuleDict(
-        dict(zip(("model", "guide"), assemble(Config(*model, *guide, data=data_options()), data), strict=True))
+        dict(zip(("model", "guide"), assemble(Config(*model, *guide, data=DATA), data), strict=True))
     )
     x = data.targets("train")
     with evaluating(modules):
@@ -73,7 +74,7 @@ def test_loss_and_gradients_are_those_of_the_objective(
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         before = [tensor.clone() for tensor in modules.state_dict().values()]
         noise = torch.get_rng_state()
-        captured = Captured(of(recordable(elbo, pair)), modules, parameters, (x[:20],), (x[60:80],))
+        captured = Captured(of(recordable(elbo, pair)), modules, (x[:20],), (x[60:80],))
         assert torch.equal(noise, torch.get_rng_state())
         assert all(torch.equal(one, two) for one, two in zip(before, modules.state_dict().values(), strict=True))
         with torch.no_grad():
@@ -94,10 +95,6 @@ def test_loss_and_gradients_are_those_of_the_objective(
                     torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=limit + 1e-7)
 
 
-def data_options() -> DataOptions:
-    return DataOptions(data="digits", train_size=200)
-
-
 def test_gradients_are_an_optimizers_to_change() -> None:
     """None is a view of another, of a weight or of the batch, or in another order than its parameter."""
     a, b, c = (nn.Parameter(torch.randn(4, 3)) for _ in range(3))
@@ -108,7 +105,7 @@ def test_gradients_are_an_optimizers_to_change() -> None:
 
     modules = nn.ParameterList([a, b, c])
     x = torch.randn(4, 3)
-    captured = Captured(loss, modules, [a, b, c], (torch.zeros(4, 3),), (torch.ones(4, 3),))
+    captured = Captured(loss, modules, (torch.zeros(4, 3),), (torch.ones(4, 3),))
     captured(None, None, x)
     expected = (x + 1, x.clone(), x.clone())
     for parameter, gradient in zip((a, b, c), expected, strict=True):
@@ -124,8 +121,7 @@ def test_moments_of_batches_move_with_steps_alone() -> None:
     nets = [nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     x = torch.randn(3, 10, 3)
-    parameters = list(nets[0].parameters())
-    captured = Captured(lambda x: nets[0](x).square().mean(), nets[0], parameters, (x[0],), (x[2],))
+    captured = Captured(lambda x: nets[0](x).square().mean(), nets[0], (x[0],), (x[2],))
     captured.check(x[1])
     for each in x:
         captured(None, None, each)
@@ -244,7 +240,7 @@ def test_weights_that_are_not_trained_move_with_steps_alone() -> None:
         return ((x - mean) * weight).square().sum()
 
     x = torch.randn(4, 5, 3)
-    captured = Captured(loss, modules, [weight], (x[0],), (x[1],))
+    captured = Captured(loss, modules, (x[0],), (x[1],))
     captured.check(x[2])
     assert mean.tolist() == [0, 0, 0]
     for each in x:

@@ -573,22 +573,27 @@ def test_what_was_found_before_more_training_is_found_again(
     assert whole | {"seconds": 0} == again | {"seconds": 0} and again["training_step"] == 8
     status, out, err = call(evaluate.command, "run", *few)
     assert status == 0 and err.count("warning") == 0 and "in the place of one of 300 test images" in out
+    Path("run/evaluation.json").write_text("{")
+    assert call(evaluate.command, "run", *few)[0] == 0
     assert call(fit.command, "--resume", "run")[0] == 0
     assert json.loads(Path("run/evaluation.json").read_text())["num_images"] == 20
 
 
-def test_no_stopwatch_keeps_a_run_from_going_on(elsewhere: Path, call: Call) -> None:
-    """What takes too long is refused before it starts, not on the way."""
+def test_no_stopwatch_keeps_a_run_from_going_on(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes too long is refused before it starts, not on the way; what does not fit into memory, always."""
     options = ("belief-net", "--data", "digits", "--train-size", "60", "--epochs", "1", "--latent-dim", "2")
     assert call(fit.command, *options, "--out", "run")[0] == 0
     config = json.loads(Path("run/config.json").read_text())
     config["training"]["max_hours"] = 1e-12
     Path("run/config.json").write_text(json.dumps(config))
     assert call(fit.command, "--resume", "run")[0] == 0
+    monkeypatch.setattr("ppl_gen.inference.enumeration.free_memory", lambda device: 0)
+    status, _, err = call(fit.command, "--resume", "run")
+    assert status == 2 and "latent states" in err and "0.0 GB are free" in err, err
 
 
 def test_loaded_modules_are_for_evaluation(finished: Path) -> None:
-    """Without dropout, and with the moments that batch normalization has learned."""
+    """Not in training mode, whatever their parts do in it."""
     model, guide, _, _ = ppl_gen.load(finished)
     assert not any(module.training for part in (model, guide) for module in part.modules())
 
@@ -645,13 +650,13 @@ def _process(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
-def test_exit_status_of_the_modules(elsewhere: Path, call: Call) -> None:
-    status, _, err = call(fit.command, "vae", *QUICK, "--latent-dim", "1", "--out", "run")
-    assert status == 0, err
-    done = _process("ppl_gen.fit", "vae", *QUICK, "--out", "run", cwd=elsewhere)
-    assert done.returncode == 2 and done.stderr.startswith("error: --out run: exists already") and done.stdout == ""
+def test_exit_status_of_the_modules(elsewhere: Path) -> None:
+    done = _process("ppl_gen.fit", "vae", *QUICK, "--latent-dim", "1", "--out", "run", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
     done = _process("ppl_gen.evaluate", "run", "--num-images", "5", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
+    done = _process("ppl_gen.evaluate", "nowhere", cwd=elsewhere)
+    assert done.returncode == 2 and done.stderr == "error: nowhere: no such run directory\n" and done.stdout == ""
 
 
 def test_importing_the_package_is_light_and_changes_nothing() -> None:

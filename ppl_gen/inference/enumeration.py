@@ -21,7 +21,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, states_summed, take
+from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, states_summed, take, vectorized
 from ppl_gen.memory import free_memory, keep_freed_memory
 
 _MOST_STATES = 2**20  # x width: for an image, unless asked for
@@ -49,10 +49,10 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
     factors: dict[frozenset[int], list[Tensor]] = {frozenset(): []}
     dims: dict[frozenset[int], list[int]] = {}
     for site in sites:
-        plates = frozenset(f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != pair.plate.name)
+        plates = frozenset(frame.dim for frame in vectorized(site) if frame.name != pair.plate.name)
         log_prob = masked_log_prob(site)
         sizes = [1] * -outermost + [1]
-        for frame in (frame for frame in site["cond_indep_stack"] if frame.vectorized):
+        for frame in vectorized(site):
             sizes[frame.dim] = frame.size
         factors.setdefault(plates, []).append(log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes))))
         if not site["is_observed"]:

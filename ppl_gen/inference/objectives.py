@@ -286,15 +286,12 @@ class ReweightedWakeSleep(_PerImage):
         return (share * (terms.log_likelihood + terms.log_prior + terms.log_guide)).sum(0)
 
 
-class Recordable(DifferentiableLoss, ELBO):
+class Recordable(_PerImage):
     """What `Trace_ELBO`, `TraceMeanField_ELBO` and `Beta` compute, without a look at any value on the way."""
 
     def __init__(self, pair: Pair, num_particles: int, *, analytic_kl: bool = False, beta: float = 1.0):
-        super().__init__(num_particles=num_particles)
-        self.pair, self.analytic_kl, self.beta = pair, analytic_kl, beta
-
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("the pair makes the traces")
+        super().__init__(pair, num_particles)
+        self.analytic_kl, self.beta = analytic_kl, beta
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         terms = self.pair.terms(*args, num_samples=self.num_particles, analytic_kl=self.analytic_kl, **kwargs)

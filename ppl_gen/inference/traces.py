@@ -227,7 +227,7 @@ class Pair:
                         f"plate: with pyro.plate('{self.plate.name}', len(x))"
                     )
         self._check_shapes(guide_trace, model_trace)
-        dims = [f.dim for t in (guide_trace, model_trace) for s in sample_sites(t) for f in _vectorized(s)]
+        dims = [f.dim for t in (guide_trace, model_trace) for s in sample_sites(t) for f in vectorized(s)]
         self.max_plate_nesting = -min(dims)
         self._sample_dim = min(dims) - 1
         factors = [site["name"] for site in observed if isinstance(site["fn"], dist.Unit)]  # of pyro.factor
@@ -257,6 +257,8 @@ class Pair:
     def _check_shapes(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
         for site in sample_sites(guide_trace):
             name = site["name"]
+            if site["is_observed"]:
+                raise BadInput(f"{self.guide_name} observes '{name}': a guide samples, without obs=")
             if name in model_trace.nodes:
                 ours, theirs = (tuple(each["fn"].event_shape) for each in (site, model_trace.nodes[name]))
                 if ours != theirs:
@@ -274,25 +276,22 @@ class Pair:
                         f"and {kinds[1]} in the model"
                     )
 
+        for site in sample_sites(model_trace):
+            event = tuple(site["fn"].event_shape)
+            if site["is_observed"] and event and tuple(site["value"].shape[-len(event) :]) != event:
+                raise BadInput(
+                    f"{self.model_name}: site '{site['name']}' has event shape {event}, and what it observes the "
+                    f"shape {tuple(site['value'].shape)}; a constructor is given data_dim and data_shape if it asks"
+                )
+
     def _first_trace(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
         """`_trace`, with the errors of somebody else's code told in a sentence."""
         who = self.guide_name
         try:
             guide_trace = poutine.trace(self.guide).get_trace(x, *args, **kwargs)
-            for site in sample_sites(guide_trace):
-                if site["is_observed"]:
-                    raise BadInput(f"{self.guide_name} observes '{site['name']}': a guide samples, without obs=")
             who = self.model_name
             # Not replayed at first: a model that fails on the guide's values still has shapes to compare.
-            model_trace = poutine.trace(self.model).get_trace(x, *args, **kwargs)
-            self._check_shapes(guide_trace, model_trace)
-            for site in sample_sites(model_trace):
-                event = tuple(site["fn"].event_shape)
-                if site["is_observed"] and event and tuple(site["value"].shape[-len(event) :]) != event:
-                    raise BadInput(
-                        f"{self.model_name}: site '{site['name']}' has event shape {event}, and what it observes the "
-                        f"shape {tuple(site['value'].shape)}; a constructor is given data_dim and data_shape if it asks"
-                    )
+            self._check_shapes(guide_trace, poutine.trace(self.model).get_trace(x, *args, **kwargs))
             return self._trace(x, args, kwargs)
         except BadInput:
             raise
@@ -428,7 +427,7 @@ class Pair:
     def _per_image(self, site: Site, log_prob: Tensor) -> Tensor:
         """Sum over every plate but those of samples and images, counting each element of a plate."""
         shape = [1] * -self._sample_dim
-        for frame in _vectorized(site):
+        for frame in vectorized(site):
             shape[frame.dim] = frame.size
         log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(shape)))
         others = [d for d in range(-log_prob.dim(), 0) if d not in (self._sample_dim, self.plate.dim)]
@@ -527,7 +526,7 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
     ]
 
 
-def _vectorized(site: Site) -> list[Any]:
+def vectorized(site: Site) -> list[Any]:
     """The plates around a site that are dimensions: a loop over a plate is none."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
