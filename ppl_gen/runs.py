@@ -99,7 +99,10 @@ class Run:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
-            return json.loads(path.read_text())
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise ValueError("not an object")
+            return content
         except FileNotFoundError:
             return None
         except ValueError as error:

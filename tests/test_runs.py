@@ -98,6 +98,10 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     loaded = run.load_checkpoint()
     assert loaded is not None and loaded[1] == {"step": 1} and loaded[0]["weight"].sum() == 3
     assert run.read_json("evaluation.json") == {"a": 1}
+    (run.path / "evaluation.json").write_text("[1]")
+    with pytest.raises(BadInput, match="damaged"):
+        run.read_json("evaluation.json")
+    run.write_json("evaluation.json", {"a": 1})
     assert not (tmp_path / "other").exists()
     assert sorted(path.name for path in run.path.iterdir()) == sorted(
         ["checkpoint.safetensors", "config.json", "evaluation.json", "metrics.jsonl"]
