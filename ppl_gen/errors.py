@@ -15,6 +15,20 @@ class Failed(RuntimeError):
     """A work that was begun and cannot be finished. One sentence that says why and what is kept; exit status 1."""
 
 
+def warnings_of(observation: str) -> list[str]:
+    """What a reader of numbers must know of the p(x) in them, a sentence each.
+
+    :param observation: what p(x) is, as `Pair.check` says.
+    """
+    told = {
+        "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",
+        "density": "densities of grey pixels: not comparable with probabilities of binary ones",
+        "unchecked": "values outside of the likelihood's support, which validate_args=False lets through: these figures "
+        "are no log-probability of any data",
+    }
+    return [told[observation]] if observation in told else []
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where a known name is close, else the list of known names."""
     known = sorted(known)

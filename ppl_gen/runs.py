@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppl_gen.errors import BadInput
+from ppl_gen.errors import warnings_of as warnings_of
 
 if TYPE_CHECKING:  # who only reads JSON need not wait for torch
     import xarray
@@ -220,15 +221,6 @@ def write_file(final: Path, write: Callable[[Path], Any]) -> None:
             os.replace(scratch, final)
         finally:
             scratch.unlink(missing_ok=True)
-
-
-def warnings_of(observation: str) -> list[str]:
-    """What a reader of a summary must know of the p(x) in it."""
-    told = {
-        "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",
-        "density": "densities of grey pixels: not comparable with probabilities of binary ones",
-    }
-    return [told[observation]] if observation in told else []
 
 
 def check_new(out: Path | None) -> None:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, require
+from ppl_gen.errors import BadInput, require, warnings_of
+from ppl_gen.inference.callables import as_argument, as_images, whole_number
 from ppl_gen.inference.enumeration import exact_blocks
 from ppl_gen.inference.traces import Pair, Terms, evaluating, take
 from ppl_gen.memory import keep_freed_memory
@@ -85,6 +86,8 @@ class Estimates(LogPx):
     support."""
     latent_mc_var: dict[str, Tensor]
     """Monte Carlo variance of `latent_mean`."""
+    observation: str = "probability"
+    """What p(x) is, as `Pair.check` says: `probability`, `density`, `cross-entropy` or `unchecked`."""
 
     @property
     def gap(self) -> Tensor:
@@ -105,12 +108,13 @@ class Estimates(LogPx):
 
     def __str__(self) -> str:
         at_least = "at least " if self.untrusted.any() else ""
-        return (
-            f"{len(self.elbo)} images, nats per image ± standard error over images\n"
-            f"ELBO      {_mean_se(self.elbo)}\n"
-            f"log p(x)  {at_least}{_mean_se(self.log_px)} by importance sampling, S = {self.num_samples}\n"
-            f"gap       {at_least}{_mean_se(self.gap)}"
+        lines = (
+            f"{len(self.elbo)} images, nats per image ± standard error over images",
+            f"ELBO      {_mean_se(self.elbo)}",
+            f"log p(x)  {at_least}{_mean_se(self.log_px)} by importance sampling, S = {self.num_samples}",
+            f"gap       {at_least}{_mean_se(self.gap)}",
         )
+        return "\n".join([*lines, *warnings_of(self.observation)])
 
 
 def mean_se(values: Tensor) -> tuple[float, float]:
@@ -138,15 +142,18 @@ def log_weights(
 
     :param model: a module with a method `model(x, ...)`, or a Pyro function.
     :param guide: a module with a method `guide(x, ...)`, or a Pyro function.
-    :param x: images [N, ...].
+    :param x: images [N, ...]: a tensor, or an array or list, which becomes one of the parameters' dtype.
     :param args: further positional arguments; tensors with N rows go along with the images.
     :param num_samples: samples of z per image.
     :param chunk_size: pairs of image and sample that are held at once; bounds the memory.
     :raises BadInput: for a pair whose weights cannot be told apart image by image.
     """
-    _check(num_samples)
+    num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
+    x = as_images(x, model, guide)
+    args = tuple(as_argument(each, len(x)) for each in args)
     with evaluating(model, guide):
         pair = Pair(model, guide, x, *args, **kwargs)
+        pair.check(x, *args, **kwargs)
         blocks = [
             torch.cat([terms.log_weight for terms in chunks])
             for _, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, False)
@@ -168,12 +175,15 @@ def log_marginal_likelihood(
 
     Memory does not grow with `num_samples` times the number of images. Arguments as for `log_weights`.
     """
-    _check(num_samples)
+    num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
+    x = as_images(x, model, guide)
+    args = tuple(as_argument(each, len(x)) for each in args)
     with evaluating(model, guide):
         pair = Pair(model, guide, x, *args, **kwargs)
+        observation = pair.check(x, *args, **kwargs)
         blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
-        return Estimates(num_samples=num_samples, **gathered(parts, len(x), progress))
+        return Estimates(num_samples=num_samples, observation=observation, **gathered(parts, len(x), progress))
 
 
 def elbo_terms(
@@ -204,11 +214,6 @@ def elbo_terms(
     return {"elbo": means["reconstruction"] - means["kl"], **means}
 
 
-def _check(num_samples: int) -> None:
-    if num_samples < 1:
-        raise BadInput(f"--num-samples {num_samples}: must be at least 1")
-
-
 def _blocks(
     pair: Pair,
     x: Tensor,
@@ -234,7 +239,22 @@ def _blocks(
             )
             for start in range(0, num_samples, step)
         ]
+        for terms in chunks:
+            if terms.log_weight.isnan().any():
+                _tell_nan(pair, terms, int(rows[0]))
         yield len(rows), chunks
+
+
+def _tell_nan(pair: Pair, terms: Terms, first: int) -> None:
+    """Raise `BadInput` for log weights that are no numbers."""
+    image = int(terms.log_weight.isnan().any(0).nonzero()[0])
+    parts = {
+        f"log p(x | z) of {pair.model_name}": terms.log_likelihood,
+        f"log p(z) of {pair.model_name}": terms.log_prior,
+        f"log q(z | x) of {pair.guide_name}": terms.log_guide,
+    }
+    which = [name for name, values in parts.items() if values[:, image].isnan().any()] or ["inf - inf: the log weight"]
+    raise BadInput(f"{which[0]} is not a number for image {first + image}; look for a scale of 0 or an overflow there")
 
 
 def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

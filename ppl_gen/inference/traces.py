@@ -7,6 +7,8 @@ as each is local to the plate of images. A guide may leave all of them to the mo
 """
 
 import inspect
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -17,11 +19,18 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput, describe
+from ppl_gen.inference import supports
+from ppl_gen.inference.callables import evaluating as evaluating  # for all who read a pair
+from ppl_gen.inference.callables import modules_of, untouched_on_refusal
+from ppl_gen.inference.supports import is_discrete, support, within_support
+
+_CHECKED_TOGETHER = 500  # images
 
 Site = dict[str, Any]
 Traces = tuple[poutine.Trace, poutine.Trace]
@@ -73,10 +82,23 @@ class Pair:
             self.model, self.guide = _accepting(self.model), _accepting(self.guide)
         self.guide_module = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
         self.model_name, self.guide_name = _name(model), _name(guide)
+        self._parameters = pyro.get_param_store().get_state()
+        """What the parameter store held before the pair was read."""
         if len(x) == 0:
             raise BadInput("there are no images")
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        for module in modules_of(guide):
+            if isinstance(module, AutoGuide):
+                raise BadInput(
+                    f"{type(module).__name__} has parameters for each of the images that it was set up with, and none "
+                    "for others: write a guide that computes the parameters of q(z | x) from x"
+                )
+        with (
+            untouched_on_refusal(model, guide),
+            torch.random.fork_rng([x.device] if x.is_cuda else []),
+            _highest_precision(),
+        ):
             self._read(x, args, kwargs)
+            self._check_company(x, args, kwargs)
             self.vectorized = self._can_vectorize(x, args, kwargs)
 
     def terms(
@@ -129,17 +151,15 @@ class Pair:
             model = poutine.condition(model, values if move is None else move(values))
         trace = poutine.trace(model).get_trace(x, *args, **kwargs)
         values = {name: trace.nodes[name]["value"] for name in self.latent}
-        likelihood, log_prior = (
-            self._total(trace, names, (num_samples, count)) for names in (self.observed, self.latent)
-        )
-        return values, likelihood, log_prior
+        return values, *self._model_totals(trace, (num_samples, count))
 
     def log_guide(self, values: dict[str, Tensor], x: Tensor, *args: Any, num_samples: int, **kwargs: Any) -> Tensor:
-        """log q(z | x) [samples, images] at values that `draw` made."""
+        """log q(z | x) [samples, images] at values that `draw` made; -inf outside of the guide's support."""
         count, samples = len(x), num_samples if self.vectorized else None
         x, args, kwargs = self._rows(x, args, kwargs, num_samples)
         guide = poutine.condition(self._many(self.guide, samples), values)
-        return self._total(poutine.trace(guide).get_trace(x, *args, **kwargs), self.latent, (num_samples, count))
+        trace = poutine.trace(guide).get_trace(x, *args, **kwargs)
+        return self._total(trace, self.latent, (num_samples, count), set(self.latent))
 
     def spread(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
         """Weights [samples, images] in a shape that broadcasts with a value of the latent site `name`."""
@@ -171,8 +191,7 @@ class Pair:
                 f"it is {', '.join(self.observed)} {tuple(images.shape)}"
             )
         trace = poutine.trace(poutine.replay(self.guide, trace=drawn)).get_trace(images, *args, **kwargs)
-        parts = [self._per_image(trace.nodes[name], masked_log_prob(trace.nodes[name])) for name in self.latent]
-        return sum(parts[1:], parts[0]).flatten()
+        return self._total(trace, self.latent, (1, len(x)), set(self.latent)).flatten()
 
     # Reading the pair ------------------------------------------------------------------------------------------
 
@@ -180,7 +199,7 @@ class Pair:
         candidates = []
         for count in (2, 3, 5):  # the plate whose size follows the number of images is the plate of images
             rows = torch.arange(count, device=x.device) % len(x)
-            guide_trace, model_trace = self._first_trace(*take(rows, x, args, kwargs))
+            guide_trace, model_trace = self._first_trace(*take(rows, x, args, kwargs), whole=(x, args, kwargs))
             observed = [site for site in sample_sites(model_trace) if site["is_observed"]]
             if not observed:
                 raise BadInput(f"{self.model_name} observes nothing: give its image site obs=x")
@@ -230,9 +249,10 @@ class Pair:
         dims = [f.dim for t in (guide_trace, model_trace) for s in sample_sites(t) for f in vectorized(s)]
         self.max_plate_nesting = -min(dims)
         self._sample_dim = min(dims) - 1
+        self._check_dimensions(guide_trace, model_trace)
         factors = [site["name"] for site in observed if isinstance(site["fn"], dist.Unit)]  # of pyro.factor
         self.discrete = all(
-            model_trace.nodes[name]["fn"].support.is_discrete for name in self.observed if name not in factors
+            is_discrete(model_trace.nodes[name]["fn"]) for name in self.observed if name not in factors
         )
         """Whether p(x | z) is a probability, not a density."""
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
@@ -245,6 +265,9 @@ class Pair:
         self.width = 1 / 16 if states_summed(sample_sites(model_trace)) else max(widths)
         """Numbers, of 4 bytes, that the log-density of an image takes for each latent state: its pixels, or 1 where the
         observed distributions sum over them before they broadcast, or a fraction where they sum over states too."""
+        self.bounded = self._bounded_sites(guide_trace, model_trace, x, args, kwargs)
+        """Sites of the model whose value may be outside their support: latent ones that the guide may draw there, and
+        observed ones whose support depends on z."""
         self.reparametrized = all(guide_trace.nodes[name]["fn"].has_rsample for name in proposed)
         self.scales = {
             site["name"]: site["scale"]
@@ -259,6 +282,11 @@ class Pair:
             name = site["name"]
             if site["is_observed"]:
                 raise BadInput(f"{self.guide_name} observes '{name}': a guide samples, without obs=")
+            if supports.has_no_density(site["fn"]):
+                raise BadInput(
+                    f"{self.guide_name}: site '{name}' is a Delta, which has no density, so that there is no ELBO and no "
+                    "importance weight; use a distribution with a spread, such as Normal"
+                )
             if name in model_trace.nodes:
                 ours, theirs = (tuple(each["fn"].event_shape) for each in (site, model_trace.nodes[name]))
                 if ours != theirs:
@@ -266,11 +294,9 @@ class Pair:
                         f"{self.guide_name} does not fit {self.model_name}: site '{name}' has event shape {ours} in "
                         f"the guide and {theirs} in the model"
                     )
-                kinds = [
-                    "discrete" if each["fn"].support.is_discrete else "continuous"
-                    for each in (site, model_trace.nodes[name])
-                ]
-                if kinds[0] != kinds[1]:
+                both = (site["fn"], model_trace.nodes[name]["fn"])
+                kinds = ["discrete" if is_discrete(each) else "continuous" for each in both]
+                if kinds[0] != kinds[1] and all(support(each) is not None for each in both):
                     raise BadInput(
                         f"{self.guide_name} does not fit {self.model_name}: site '{name}' is {kinds[0]} in the guide "
                         f"and {kinds[1]} in the model"
@@ -284,8 +310,17 @@ class Pair:
                     f"shape {tuple(site['value'].shape)}; a constructor is given data_dim and data_shape if it asks"
                 )
 
-    def _first_trace(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
-        """`_trace`, with the errors of somebody else's code told in a sentence."""
+    def _first_trace(
+        self,
+        x: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        whole: tuple[Tensor, tuple[Any, ...], dict[str, Any]] | None = None,
+    ) -> Traces:
+        """`_trace`, with the errors of somebody else's code told in a sentence.
+
+        :param whole: the arguments that these are a few rows of.
+        """
         who = self.guide_name
         try:
             guide_trace = poutine.trace(self.guide).get_trace(x, *args, **kwargs)
@@ -296,7 +331,20 @@ class Pair:
         except BadInput:
             raise
         except Exception as error:
-            raise BadInput(f"{who} fails on {len(x)} images: {describe(error)}") from error
+            hint = "" if whole is None else self._hint_of_rows(who, *whole)
+            raise BadInput(f"{who} fails on {len(x)} images: {describe(error)}{hint}") from error
+
+    def _hint_of_rows(self, who: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Whether a function fails on a few images because it is made for all of them."""
+        try:
+            with pyro.get_param_store().scope(self._parameters):
+                poutine.trace(self.guide if who == self.guide_name else self.model).get_trace(x, *args, **kwargs)
+        except Exception:  # it fails on these as well
+            return ""
+        return (
+            f"; it runs on all {len(x)} images alone, such as with a parameter for each of them: compute what belongs to "
+            "an image from x"
+        )
 
     def _trace(
         self,
@@ -349,6 +397,153 @@ class Pair:
 
         return trace
 
+    def _check_dimensions(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+        """Refuse a site that has images, or numbers of an image, in a dimension left of all plates: two plates' worth of
+        densities, where one value's shape met another's."""
+        for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
+            for site in sample_sites(trace):
+                try:
+                    shape = tuple(masked_log_prob(site).shape)
+                except Exception as error:
+                    raise BadInput(f"{who}: site '{site['name']}' has no log-density: {describe(error)}") from error
+                if any(size > 1 for size in shape[: -self.max_plate_nesting]):
+                    raise BadInput(
+                        f"{who}: site '{site['name']}' has log-densities of shape {shape} in the plate of "
+                        f"{self.plate.size} images '{self.plate.name}': all that belongs to an image must be one event, "
+                        "by .to_event(n), or in a plate of its own"
+                    )
+
+    def _bounded_sites(
+        self,
+        guide_trace: poutine.Trace,
+        model_trace: poutine.Trace,
+        x: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> frozenset[str]:
+        latent = [
+            name
+            for name in self.latent
+            if name in guide_trace.nodes
+            and not supports.covers(model_trace.nodes[name]["fn"], guide_trace.nodes[name]["fn"])
+        ]
+        observed = [
+            name
+            for name in self.observed
+            if (s := support(model_trace.nodes[name]["fn"])) is not None and supports.bounds(s)
+        ]
+        if observed:  # is the support another for another z?
+            rows = torch.arange(self.plate.size, device=x.device) % len(x)
+            _, again = self._trace(*take(rows, x, args, kwargs))
+            supported = ((support(t.nodes[name]["fn"]) for t in (model_trace, again)) for name in observed)
+            observed = [name for name, both in zip(observed, supported, strict=True) if not supports.same(*both)]
+        return frozenset([*latent, *observed])
+
+    def _check_company(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a pair in which one image changes the log-densities of another: a batch is scored, and each of its
+        images again alone, with the same z."""
+        rows = torch.arange(3, device=x.device) % len(x)
+        arguments = take(rows, x, args, kwargs)
+        traces = self._trace(*arguments)
+        values = {name: self._proposal(traces).nodes[name] for name in self.latent}
+
+        def terms(rows: Tensor) -> Terms:
+            def of_rows(site: Site) -> Tensor:
+                dim = site["value"].dim() - site["fn"].event_dim + self.plate.dim
+                one = dim < 0 or site["value"].shape[dim] == 1
+                return site["value"] if one else site["value"].index_select(dim, rows)
+
+            known = {name: of_rows(site) for name, site in values.items()}
+            guide, model = (poutine.condition(f, known) for f in (self.guide, self.model))
+            of = take(rows, *arguments)
+            guide_trace = poutine.trace(guide).get_trace(of[0], *of[1], **of[2])
+            model_trace = poutine.trace(model).get_trace(of[0], *of[1], **of[2])
+            return self._terms((guide_trace, model_trace), 1, len(rows))
+
+        everyone = torch.arange(3, device=x.device)
+        together, again = terms(everyone), terms(everyone)
+        if not all(_alike(a, b) for a, b in zip(_parts(together), _parts(again), strict=True)):
+            return  # a noise besides z, which would be another for an image alone
+        for image in everyone:
+            try:
+                alone = terms(image.reshape(1))
+            except Exception as error:
+                raise BadInput(
+                    f"{self.model_name} and {self.guide_name} fail on one image alone: {describe(error)}"
+                ) from error
+            whats = ("log p(x | z)", "log p(z)", "log q(z | x)")
+            for what, one, many in zip(whats, _parts(alone), _parts(together), strict=True):
+                if not _alike(one[0, 0], many[0, image]):
+                    owner = self.guide_name if what == "log q(z | x)" else self.model_name
+                    raise BadInput(
+                        f"{owner}: images change each other's densities: {what} of image {int(image)} is "
+                        f"{float(one[0, 0]):.6g} alone and {float(many[0, image]):.6g} among three; let no statistic "
+                        f"or event, such as of batch normalization or .to_event(n), reach across the plate "
+                        f"'{self.plate.name}'"
+                    )
+
+    def check(self, x: Tensor, *args: Any, **kwargs: Any) -> str:
+        """Look at all images with Pyro's checks on, which are off where weights are computed.
+
+        :returns: what p(x) is: `probability`; `density`; `cross-entropy` of grey values under a Bernoulli; or
+            `unchecked`, where values are outside the likelihood's support, whose `validate_args=False` allows them.
+        :raises BadInput: for an argument that a distribution does not admit, and for an image that is impossible
+            whatever z is.
+        """
+        found = {"density" if not self.discrete else "probability"}
+        with torch.random.fork_rng([x.device] if x.is_cuda else []), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is told here as an error
+            for rows in torch.arange(len(x), device=x.device).split(_CHECKED_TOGETHER):
+                found |= self._check_block(int(rows[0]), *take(rows, x, args, kwargs))
+        return next(kind for kind in ("unchecked", "cross-entropy", "density", "probability") if kind in found)
+
+    def _check_block(self, first: int, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
+        who = self.guide_name
+        try:
+            with pyro.validation_enabled(True):
+                guide_trace = poutine.trace(self.guide).get_trace(x, *args, **kwargs)
+                who = self.model_name
+                # What a z of weight zero would make of the likelihood is none of the model's faults.
+                anywhere = bool(self.bounded.intersection(self.latent))
+                model = self.model if anywhere else poutine.replay(self.model, trace=guide_trace)
+                model_trace = poutine.trace(model).get_trace(x, *args, **kwargs)
+                lax = {name for name in self.observed if supports.unchecked(model_trace.nodes[name]["fn"])}
+        except Exception as error:
+            raise BadInput(f"{who}: {describe(error)}; found with Pyro's checks on, which say what it must be") from error
+        found = set()
+        for name in self.observed:
+            site = model_trace.nodes[name]
+            strictly = None if name in self.bounded else supports.inside(site)
+            if strictly is None or strictly.all():
+                continue
+            admitted = supports.inside(site, grey=True)
+            assert admitted is not None
+            if admitted.all():
+                found.add("cross-entropy")
+            elif name in lax:
+                found.add("unchecked")
+            else:
+                outside = self._per_image(site, (~admitted).to(x.dtype if x.is_floating_point() else torch.float32))
+                image = int(outside.flatten().nonzero()[0])
+                values = site["value"].detach()
+                raise BadInput(
+                    f"{self.model_name}: image {first + image} is impossible whatever z is: values of site '{name}' lie "
+                    f"in [{float(values.min()):g}, {float(values.max()):g}], and {_name(site['fn'])} has the support "
+                    f"{support(site['fn'])}; rescale x, or use another likelihood"
+                )
+        return found
+
+    def leaves_support(self, x: Tensor, *args: Any, num_samples: int = 100, **kwargs: Any) -> str | None:
+        """The name of a latent site that the guide draws where its prior has no mass; None if there is none."""
+        if not self.bounded.intersection(self.latent):
+            return None
+        traces = self._trace(*self._rows(x, args, kwargs, num_samples), num_samples if self.vectorized else None)
+        for name in self.bounded.intersection(self.latent):
+            found = supports.inside(traces[1].nodes[name])
+            if found is not None and not found.all():
+                return name
+        return None
+
     def _can_vectorize(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether an outer plate draws independent samples and changes no density.
 
@@ -389,10 +584,23 @@ class Pair:
             return x, args, kwargs
         return take(torch.arange(len(x), device=x.device).repeat(num_samples), x, args, kwargs)
 
-    def _total(self, trace: poutine.Trace, names: list[str], shape: tuple[int, int]) -> Tensor:
-        """The log-density [samples, images] of some sites."""
-        parts = [self._per_image(trace.nodes[name], masked_log_prob(trace.nodes[name])) for name in names]
+    def _total(
+        self, trace: poutine.Trace, names: list[str], shape: tuple[int, int], bounded: set[str] | frozenset[str]
+    ) -> Tensor:
+        """The log-density [samples, images] of some sites, -inf where one that may be is outside its support."""
+        parts = []
+        for name in names:
+            site = trace.nodes[name]
+            log_prob = masked_log_prob(site)
+            parts.append(self._per_image(site, within_support(site, log_prob) if name in bounded else log_prob))
         return sum(parts[1:], parts[0]).reshape(shape)
+
+    def _model_totals(self, trace: poutine.Trace, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and log p(z) [samples, images]."""
+        likelihood, prior = (self._total(trace, names, shape, self.bounded) for names in (self.observed, self.latent))
+        if self.bounded.intersection(self.latent):  # where p(z) = 0, p(x | z) may be anything, and counts for nothing
+            likelihood = likelihood.masked_fill((prior == -math.inf) & ~likelihood.isfinite(), 0.0)
+        return likelihood, prior
 
     def _terms(self, traces: Traces, num_samples: int, count: int, analytic_kl: bool = False) -> Terms:
         guide_trace, model_trace = self._proposal(traces), traces[1]
@@ -412,9 +620,8 @@ class Pair:
             value = value.reshape(*shape, *value.shape[2:])
             latents[name] = value.flatten(2) if value.dim() > 2 else value.unsqueeze(2)
         return Terms(
-            self._total(model_trace, self.observed, shape),
-            self._total(model_trace, self.latent, shape),
-            self._total(guide_trace, self.latent, shape),
+            *self._model_totals(model_trace, shape),
+            self._total(guide_trace, self.latent, shape, frozenset()),
             kl,
             latents,
             frozenset(name for name in self.latent if guide_trace.nodes[name]["fn"].has_enumerate_support),
@@ -464,21 +671,6 @@ class _Call(nn.Module):
 
 
 @contextmanager
-def evaluating(*modules: Any) -> Iterator[None]:
-    """Modules in eval mode, no gradients, Pyro's checks off, a parameter store of their own; all restored after."""
-    parts = [part for module in modules if isinstance(module, nn.Module) for part in module.modules()]
-    states = [part.training for part in parts]
-    for part in parts:
-        part.training = False
-    try:
-        with torch.no_grad(), pyro.validation_enabled(False), pyro.get_param_store().scope():
-            yield
-    finally:
-        for part, training in zip(parts, states, strict=True):
-            part.training = training
-
-
-@contextmanager
 def frozen(*modules: Any) -> Iterator[None]:
     """No parameter asks for a gradient, which saves half of the work; restored after."""
     parts = [module for module in modules if isinstance(module, nn.Module)]
@@ -490,6 +682,27 @@ def frozen(*modules: Any) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _highest_precision() -> Iterator[None]:
+    """Products in full float32: what is compared must differ by what it is, not by how it was rounded."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _parts(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+    return terms.log_likelihood, terms.log_prior, terms.log_guide
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether log-densities are the same but for rounding."""
+    exact = one.dtype is torch.float64
+    return torch.allclose(one, other, rtol=1e-9 if exact else 2e-5, atol=1e-8 if exact else 5e-4, equal_nan=True)
 
 
 def take(
@@ -554,10 +767,11 @@ def states_summed(sites: list[Site]) -> bool:
 
 def unbounded(distribution: Any) -> bool:
     """Whether a distribution is of continuous values without bounds."""
-    if distribution.support.is_discrete:
+    constraint = support(distribution)
+    if constraint is None or constraint.is_discrete:
         return False
     far = torch.full_like(distribution.sample(), 1e4)
-    return all(bool(distribution.support.check(value).all()) for value in (far, -far))
+    return all(bool(constraint.check(value).all()) for value in (far, -far))
 
 
 def _width(distribution: Any) -> int:
