@@ -285,7 +285,7 @@ def _without_gradient(
 ) -> list[str]:
     """Names of the trainable parameters that one step of the objective would leave where they are.
 
-    Raises `BadInput` for parameters that are not a module's own: they would be neither trained nor saved.
+    Raises `BadInput` for parameters that are not a module's: they would be neither trained nor saved.
     """
     from pyro import poutine
 
@@ -301,8 +301,12 @@ def _without_gradient(
             warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # told below
             loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
         for name, site in trace.trace.nodes.items():
-            if site["type"] == "param" and id(site["value"].unconstrained()) not in own:
-                raise BadInput(f"pyro.param('{name}') belongs to no module: make it an nn.Parameter of model or guide")
+            trained = site["type"] == "param" and site["value"].requires_grad
+            if trained and id(site["value"].unconstrained()) not in own:
+                raise BadInput(
+                    f"pyro.param('{name}') was not there when the pair was put together: make it an nn.Parameter of "
+                    "model or guide"
+                )
         if not loss.isfinite():
             terms = pair.terms(*batch)
             parts = {

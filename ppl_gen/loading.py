@@ -19,6 +19,7 @@ from ppl_gen import components
 from ppl_gen.components import class_name, construct, find, is_external
 from ppl_gen.data import Data, DataOptions, fingerprint, load_data
 from ppl_gen.errors import BadInput, describe
+from ppl_gen.inference.statements import adopt
 from ppl_gen.inference.traces import Pair, evaluating, sample_sites
 from ppl_gen.runs import Run
 from ppl_gen.state import load_weights, prefixed, tensors_of
@@ -145,6 +146,12 @@ def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
     for part, kind in ((model, "model"), (guide, "guide")):
         if not isinstance(part, nn.Module):
             raise BadInput(f"{kind} {type(part).__name__} must be a torch.nn.Module")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.training.seed)
+        rows = torch.arange(3) % len(data.train)
+        labels = data.train.labels if takes_labels(model, guide) else None
+        batch = (data.targets("train", rows).cpu(), *(() if labels is None else (labels[rows.to(labels.device)].cpu(),)))
+        adopt(model, guide, *batch)
     if config.fixed_model:
         model.requires_grad_(False)
     return model.to(device), guide.to(device)

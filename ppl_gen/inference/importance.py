@@ -322,10 +322,11 @@ def khat(log_weights: Tensor) -> Tensor:
     result = np.full(log_weights.shape[1], np.nan)
     if len(log_weights) >= 25:
         for image, weights in enumerate(log_weights.double().cpu().numpy().T):
-            if np.ptp(weights) > _ROUNDING:
-                # All values in the tail are the same, or most of them, as with few values of a discrete z.
-                with contextlib.suppress(ValueError), np.errstate(all="ignore"):
-                    result[image] = array_stats.psislw(-weights)[1]
+            with np.errstate(all="ignore"):
+                if np.ptp(weights) > _ROUNDING:
+                    # All values in the tail are the same, or most of them, as with few values of a discrete z.
+                    with contextlib.suppress(ValueError):
+                        result[image] = array_stats.psislw(-weights)[1]
     return torch.from_numpy(result)
 
 

@@ -88,13 +88,15 @@ def covers(prior: Any, guide: Any) -> bool:
 
 
 def _admits(constraint: Any, value: Tensor) -> Tensor:
-    """`constraint.check(value)` with a tolerance for the rounding of many float32 numbers, and integers alone for a
-    discrete one."""
+    """`constraint.check(value)`, with a tolerance for the rounding of many float32 numbers, with integers alone for a
+    discrete one, and without infinity."""
     if isinstance(_base(constraint), type(constraints.simplex)):
         tolerance = 1e-4 if value.dtype is not torch.float64 else 1e-6
         found: Tensor = (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < tolerance)
         return found
-    found = constraint.check(value)
+    found = value.isfinite() if everywhere(constraint) else constraint.check(value)
+    if everywhere(constraint) and constraint.event_dim:
+        found = found.flatten(-constraint.event_dim).all(-1)
     if constraint.is_discrete and value.is_floating_point():
         whole = value == value.round()
         found = found & (whole.flatten(-constraint.event_dim).all(-1) if constraint.event_dim else whole)

@@ -79,7 +79,7 @@ class Pair:
     def __init__(self, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any):
         self.model, self.guide = getattr(model, "model", model), getattr(guide, "guide", guide)
         if args:
-            self.model, self.guide = _accepting(self.model), _accepting(self.guide)
+            self.model, self.guide = accepting(self.model), accepting(self.guide)
         self.guide_module = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
         self.model_name, self.guide_name = _name(model), _name(guide)
         self._parameters = pyro.get_param_store().get_state()
@@ -721,7 +721,7 @@ def _name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _accepting(function: Callable[..., Any]) -> Callable[..., Any]:
+def accepting(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, called with as many of the positional arguments as it takes."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):

@@ -1,0 +1,131 @@
+"""`pyro.param` statements of a pair, as parameters of its modules.
+
+Pyro keeps the value of `pyro.param("scale", …)` in one store for the whole process. A run needs it in its checkpoint, on
+the device of its module, and apart from another run's value of the same name. So the statements of a model and a guide
+are found when the pair is put together, and answered from then on by parameters of the module that makes them.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.traces import accepting
+
+_METHODS = ("model", "guide", "prior", "likelihood", "encode", "posterior", "log_px", "pictures")
+"""What of a module may make statements."""
+
+
+class ParamStatements(nn.Module):
+    """The unconstrained values of `pyro.param` statements."""
+
+    def __init__(self, values: dict[str, Tensor]):
+        super().__init__()
+        for name, value in values.items():
+            self.register_parameter(_key(name), nn.Parameter(value))
+
+    def find(self, name: str) -> nn.Parameter | None:
+        return self._parameters.get(_key(name))
+
+
+def _key(name: str) -> str:
+    """A name as a module may have it: without dots."""
+    return name.replace(".", "/")
+
+
+class _Answer(Messenger):
+    """Answers statements in the place of Pyro's store."""
+
+    def __init__(self, owner: str, tables: list[ParamStatements]):
+        super().__init__()
+        self.owner, self.tables = owner, tables
+
+    def _pyro_param(self, message: Any) -> None:
+        name, initial = message["name"], message["args"][1] if len(message["args"]) > 1 else None
+        found = next((value for table in self.tables if (value := table.find(name)) is not None), None)
+        if found is not None:
+            value = transform_to(message["kwargs"].get("constraint", constraints.real))(found)
+        elif isinstance(initial, nn.Parameter):  # of pyro.module: the module's own
+            found = value = initial
+        elif initial is None:  # of a PyroModule, which has put its own into the store
+            return
+        else:
+            raise BadInput(
+                f"pyro.param('{name}') of {self.owner} was not there when the pair was put together: make all "
+                "statements at every call, or make it an nn.Parameter"
+            )
+        value.unconstrained = lambda: found  # which SVI asks for
+        message["value"] = value
+
+
+def adopt(model: nn.Module, guide: nn.Module, *batch: Tensor) -> None:
+    """Find the `pyro.param` statements of a pair by running it, and give its modules the parameters that answer them. A
+    statement of both is the model's. A pair without statements stays as it is.
+
+    :param batch: three images, and their labels where the functions take them.
+    :raises BadInput: for a parameter with a row for each image.
+    """
+    own = {id(parameter) for module in (model, guide) for parameter in module.parameters()}
+    tables: list[ParamStatements] = []
+    for module, function in ((model, model.model), (guide, guide.guide)):
+        with evaluating(model, guide):
+            of_two, of_three = (_statements(function, own, *(part[:count] for part in batch)) for count in (2, 3))
+        for name, value in of_two.items():
+            if name in of_three and of_three[name].shape != value.shape:
+                raise BadInput(
+                    f"pyro.param('{name}') of {type(module).__name__} has the shape {tuple(value.shape)} for 2 images "
+                    f"and {tuple(of_three[name].shape)} for 3: compute what belongs to an image from x"
+                )
+        new = {name: value for name, value in of_two.items() if all(table.find(name) is None for table in tables)}
+        if new:
+            tables.append(ParamStatements(new))
+            module.add_module("param_statements", tables[-1])
+    if tables:
+        prior = getattr(model, "swapped_prior", None)
+        for module in (model, guide) if prior is None else (model, guide, prior):
+            _answer_from(module, tables)
+        if prior is not None:
+            model.prior = prior.prior
+
+
+def _statements(function: Callable[..., Any], own: set[int], *batch: Tensor) -> dict[str, Tensor]:
+    """The unconstrained values that the statements of a function begin at, but for parameters that are a module's
+    own; none of a function that fails, which is told where the pair is read."""
+    with pyro.get_param_store().scope(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            trace = poutine.trace(accepting(function), param_only=True).get_trace(*batch)
+        except Exception:
+            return {}
+        values = {
+            name: site["value"].unconstrained() for name, site in trace.nodes.items() if site["type"] == "param"
+        }
+        return {name: value.detach().clone() for name, value in values.items() if id(value) not in own}
+
+
+def _answer_from(module: nn.Module, tables: list[ParamStatements]) -> None:
+    """Let the methods of a module be answered from tables, its own first. That takes a class derived from the module's,
+    so that a copy of the module is answered from the tables of the copy."""
+    own = module._modules.get("param_statements")
+    vars(module)["statement_tables"] = sorted(tables, key=lambda table: table is not own)
+    kind = type(module)
+    methods = {name: _answered(vars(base)[name]) for name in _METHODS for base in kind.__mro__[::-1] if callable(vars(base).get(name))}
+    module.__class__ = type(kind)(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
+
+
+def _answered(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _Answer(type(self).__name__, vars(self)["statement_tables"]):
+            return method(self, *args, **kwargs)
+
+    return call
