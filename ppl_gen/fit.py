@@ -131,6 +131,7 @@ def _prepare(config: Config, quiet: bool, *, start: bool = True) -> _Prepared:
             print(taken, flush=True)
     pair, batch = read_pair(model, guide, data)
     _check_binarization(pair, data)
+    _check_support(model, guide, pair, batch)
     _check_contract(model, guide, pair, batch)
     cost = None
     if pair.enumerated:
@@ -188,6 +189,19 @@ def _check_binarization(pair: Pair, data: Data) -> None:
         )
     if pair.discrete and data.binarization == "dequantized":
         raise BadInput(f"--binarization dequantized: {pair.model_name} has no density of grey pixels; use another")
+
+
+def _check_support(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...]) -> None:
+    """Refuse a guide that draws z where the prior has no mass: its ELBO is -inf."""
+    x = batch[0]
+    with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        site = pair.leaves_support(*batch)
+    if site is not None:
+        raise BadInput(
+            f"{pair.guide_name} draws '{site}' outside of the support of its prior in {pair.model_name}, where the ELBO is "
+            "-inf; give the guide a distribution of the same support, such as LogNormal for positive numbers"
+        )
 
 
 def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...]) -> None:

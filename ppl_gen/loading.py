@@ -217,7 +217,9 @@ def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) ->
     labels = data.train.labels if takes_labels(model, guide) else None
     batch = (data.targets("train", index), *(() if labels is None else (labels[index],)))
     with evaluating(model, guide):
-        return Pair(model, guide, *batch), batch
+        pair = Pair(model, guide, *batch)
+        pair.check(*batch)
+        return pair, batch
 
 
 def load(

@@ -100,7 +100,7 @@ class Run:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
-            content = json.loads(path.read_text())
+            content = _infinite(json.loads(path.read_text()))
             if not isinstance(content, dict):
                 raise ValueError("not an object")
             return content
@@ -149,14 +149,14 @@ class Run:
         lines = []
         try:
             for text in (self.path / "metrics.jsonl").read_text().splitlines():
-                lines.append(json.loads(text))
+                lines.append(_infinite(json.loads(text)))
         except (FileNotFoundError, ValueError):
             pass
         return lines
 
     def cut_metrics(self, step: int) -> None:
         """Drop what was measured after `step`."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        kept = [json.dumps(_finite(line)) + "\n" for line in self.metrics() if line["step"] <= step]
         self._write("metrics.jsonl", "".join(kept).encode())
 
     # Checkpoint ------------------------------------------------------------------------------------------------
@@ -262,13 +262,26 @@ def to_json(content: Any) -> str:
     return json.dumps(_finite(content), indent=2) + "\n"
 
 
+_INFINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}
+
+
 def _finite(content: Any) -> Any:
-    """JSON has no NaN: a number that does not exist is null, and a term that does not exist is absent."""
+    """JSON has neither NaN nor infinity: a number that does not exist is null, and an infinite one the string
+    "Infinity" or "-Infinity", which `float` reads. A term that does not exist is absent."""
     if isinstance(content, dict):
         return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    return _INFINITE.get(content) if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _infinite(content: Any) -> Any:
+    """What `_finite` was given, but for null."""
+    if isinstance(content, dict):
+        return {key: _infinite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_infinite(value) for value in content]
+    return float(content) if isinstance(content, str) and content in _INFINITE.values() else content
 
 
 def _checksum(tensors: "Mapping[str, Tensor]") -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_gen.inference.annealed import Annealed, Sandwich
 from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import Estimates, LogPx, mean_se
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.runs import warnings_of
 
 if TYPE_CHECKING:
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 _NAMES = ("exact", "importance", "mixed", "prior", "annealed")
 
 
-def observation(pair: Pair, x: Tensor) -> str:
-    """What p(x) is of these images."""
-    if not pair.discrete:
-        return "density"
-    return "probability" if bool(((x == 0) | (x == 1)).all()) else "cross-entropy"
+def observation(pair: Pair, x: Tensor, *args: Any) -> str:
+    """What p(x) is of these images, as `Pair.check` says."""
+    with evaluating(pair.model, pair.guide):
+        return pair.check(x, *args)
 
 
 @dataclass(frozen=True)

@@ -323,7 +323,7 @@ def _train(
         for name, arguments in monitored.items():
             line[name] = terms(arguments)
             if not all(math.isfinite(value) for value in line[name].values()):
-                raise Diverged(_diverged(state["step"], run))
+                raise Diverged(_diverged(state["step"], run, impossible=line[name].get("elbo") == -math.inf))
         if "elbo" in line.get("validation", {}) and (
             state["best"] is None or line["validation"]["elbo"] > state["best"]["elbo"]
         ):
@@ -465,11 +465,14 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def _diverged(step: int, run: Run) -> str:
-    return (
-        f"the loss is not finite at step {step}; the last good checkpoint is kept in {run.path}. "
-        "A lower --learning-rate or --clip-grad-norm may help"
-    )
+def _diverged(step: int, run: Run, impossible: bool = False) -> str:
+    kept = f"the last good checkpoint is kept in {run.path}. "
+    if impossible:
+        return (
+            f"the ELBO is -inf after step {step}: the guide draws z where p(x, z) = 0; {kept}"
+            "Give the guide a distribution of the prior's support"
+        )
+    return f"the loss is not finite at step {step}; {kept}A lower --learning-rate or --clip-grad-norm may help"
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_gen.errors import BadInput
+from ppl_gen.inference.callables import as_argument, as_images
+from ppl_gen.inference.supports import within_support
 from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, states_summed, take, vectorized
 from ppl_gen.memory import free_memory, keep_freed_memory
 
@@ -51,6 +53,8 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
     for site in sites:
         plates = frozenset(frame.dim for frame in vectorized(site) if frame.name != pair.plate.name)
         log_prob = masked_log_prob(site)
+        if site["name"] in pair.bounded:
+            log_prob = within_support(site, log_prob)
         sizes = [1] * -outermost + [1]
         for frame in vectorized(site):
             sizes[frame.dim] = frame.size
@@ -180,7 +184,11 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     :raises BadInput: for a latent site that cannot be enumerated.
     """
 
+    x = as_images(x, model)
+    args = tuple(as_argument(each, len(x)) for each in args)
     pair = enumerated_pair(model, x, *args, **kwargs)
+    with evaluating(model):
+        pair.check(x, *args, **kwargs)
     return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
 
 
