@@ -1,15 +1,17 @@
 """`python -m ppl_gen.compare RUN RUN …`: which run is better, by how many nats, and is that more than chance?
 
 Only the directories are read, no model is built. Runs that differ in the seed alone are one row. Differences are
-paired, image by image: all runs saw the same images, and what makes an image hard for all of them cancels.
+paired, image by image: all runs saw the same images, and what makes an image hard for all of them cancels. A method is
+repeated by its seeds, so an interval for the difference between two methods needs two seeds of each.
 """
 
 import csv
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,6 +20,7 @@ import tyro
 
 from ppl_gen import cli, report
 from ppl_gen.errors import BadInput, require
+from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
 from ppl_gen.runs import Run, to_json, warnings_of, write_file
 
 PROGRAM = "python -m ppl_gen.compare"
@@ -66,7 +69,7 @@ class Evaluated(NamedTuple):
 
     path: Path
     config: dict[str, Any]
-    """What makes the run but for its seed, by dotted name."""
+    """What makes the run but for its seed, by dotted name; None is an option that was left out on purpose."""
     summary: dict[str, Any]
     elbo: np.ndarray
     """In nats [images]; so is `log_px`."""
@@ -119,7 +122,7 @@ def read(path: Path) -> Evaluated:
         raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
     if where:
         raise BadInput(f"{file}: does not belong to the evaluation.json beside it, which has another {where}; {again}")
-    config = {name: value for name, value in flat(run.config | chosen).items() if value is not None}
+    config = flat(run.config | chosen)
     config = {name: value for name, value in config.items() if not {name, name.partition(".")[0]} & _NOT_THE_RUN}
     split = run.read_json("gaps.json") or {}
     same = all(split.get(key) == summary[key] for key in ("split", "checkpoint")) and not run.stale(split)
@@ -161,6 +164,49 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def with_defaults(runs: Sequence[Evaluated]) -> list[Evaluated]:
+    """The runs, with the default of today for every option that another run has and their own record lacks: it came
+    later. Options of classes outside the package stay absent, since their code is not run."""
+    named: dict[tuple[str, str | None], set[str]] = defaultdict(set)
+    for run in runs:
+        for name in run.config:
+            named[_owner(run.config, name)].add(name)
+    filled = []
+    for run in runs:
+        config = dict(run.config)
+        for part, of in {_owner(config, name) for name in config}:
+            if lacking := named[part, of] - config.keys():
+                defaults = _defaults(part, of)
+                config |= {name: defaults[name] for name in lacking & defaults.keys()}
+        filled.append(run._replace(config=config))
+    return filled
+
+
+def _owner(config: dict[str, Any], name: str) -> tuple[str, str | None]:
+    """The part of a configuration that an option is in, and the class that has the option, where it is not `Config`."""
+    part = name.partition(".")[0] if "." in name else ""
+    key = "evaluation.estimator" if part == "evaluation" else part.removesuffix("_options")
+    return part, config.get(key) if part and part not in ("training", "data") else None
+
+
+def _defaults(part: str, of: str | None) -> dict[str, Any]:
+    """The defaults of today of a part's options, by dotted name. Imports torch, which is slow to start."""
+    from ppl_gen import components
+    from ppl_gen.inference.annealed import Annealing
+    from ppl_gen.loading import Config
+
+    found: dict[str, Any] = {}
+    if part in ("", "training", "data"):
+        found = flat(asdict(Config()))
+    elif part == "evaluation":
+        found = flat(asdict(Annealing()), "evaluation.") if of == "annealed" else {}
+    elif of is not None and not components.is_external(of):
+        kind: Any = part.removesuffix("_options")
+        options = components.options(kind, cls) if (cls := components.known(kind).get(of)) else []
+        found = {f"{part}.{option.name}": option.default for option in options}
+    return json.loads(json.dumps(found))  # tuples are lists in a file
+
+
 def check_same_images(runs: Sequence[Evaluated]) -> None:
     """Raise `BadInput` unless all runs were evaluated on the same images, and as the same kind of thing."""
     first = runs[0]
@@ -186,7 +232,8 @@ def group(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
     """Runs that differ in the seed alone, together. Raises `BadInput` where not even that differs."""
     groups: dict[str, dict[int, Evaluated]] = {}
     for run in runs:
-        seeds = groups.setdefault(json.dumps(run.config, sort_keys=True), {})
+        chosen = {name: value for name, value in run.config.items() if value is not None}
+        seeds = groups.setdefault(json.dumps(chosen, sort_keys=True), {})
         other = seeds.setdefault(run.seed, run)
         if other is not run:
             raise BadInput(
@@ -201,25 +248,21 @@ def group(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
 def estimate(values: np.ndarray) -> dict[str, float | None]:
     """Mean, its standard error over images, and that over seeds, of values [seeds, images]. What is not finite, or
     would need a second image or seed, is None."""
-    return _entry(values.mean(0), float(values.mean()), _variance_over_seeds(values))
+    over_images, over_seeds = variance_over_images(values.mean(0)), variance_over_seeds(values)
+    return _finite(mean=values.mean(), se=np.sqrt(over_images), se_seeds=np.sqrt(over_seeds))
 
 
-def difference(values: np.ndarray, best: np.ndarray) -> dict[str, float | None]:
-    """Paired difference of values [seeds, images] to others [other seeds, images], each averaged over its seeds; as
-    `estimate`. The error over seeds needs two seeds on either side."""
-    per_image = values.mean(0) - best.mean(0)
-    return _entry(per_image, float(per_image.mean()), _variance_over_seeds(values) + _variance_over_seeds(best))
+def _difference(values: np.ndarray, best: np.ndarray, num_rows: int) -> dict[str, Any]:
+    """As `estimate`, of a paired difference; with its interval from `low` to `high`, and what it is a difference `of`:
+    methods, or, where either row has one seed, weights."""
+    found = difference(values, best, num_rows)
+    ends = {"low": found.mean - found.half_width, "high": found.mean + found.half_width}
+    entry = _finite(mean=found.mean, se=found.se, se_seeds=found.se_seeds, **ends)
+    return entry | {"of": "methods" if min(len(values), len(best)) > 1 else "weights"}
 
 
-def _variance_over_seeds(values: np.ndarray) -> float:
-    """Of the mean of values [seeds, images]; not a number for one seed."""
-    return float(values.mean(1).var(ddof=1)) / len(values) if len(values) > 1 else math.nan
-
-
-def _entry(per_image: np.ndarray, mean: float, variance: float) -> dict[str, float | None]:
-    se = float(per_image.std(ddof=1)) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
-    found = {"mean": mean, "se": se, "se_seeds": math.sqrt(variance)}
-    return {key: value if math.isfinite(value) else None for key, value in found.items()}
+def _finite(**values: Any) -> dict[str, float | None]:
+    return {key: float(value) if np.isfinite(value) else None for key, value in values.items()}
 
 
 def compare(paths: Sequence[Path]) -> dict[str, Any]:
@@ -227,7 +270,7 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
 
     :raises BadInput: for runs without a whole evaluation, or that are not of the same images.
     """
-    runs = [read(path) for path in paths]
+    runs = with_defaults([read(path) for path in paths])
     check_same_images(runs)
     groups = sorted(group(runs), key=_mean_log_px, reverse=True)
     shared = set.intersection(*([set(run.iwae) for run in runs if run.iwae] or [set()]))
@@ -264,11 +307,13 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
     nothing = dict.fromkeys(("mean", "se", "se_seeds"))
     bound = [run.iwae[k] for run in runs if k is not None and k in run.iwae]
     elbo, log_px = np.stack([run.elbo for run in runs]), np.stack([run.log_px for run in runs])
-    differences = {"log_px_difference": nothing, "elbo_difference": nothing}
+    differences = dict.fromkeys(
+        ("log_px_difference", "elbo_difference"), nothing | dict.fromkeys(("low", "high", "of"))
+    )
     if runs is not best:
         differences = {
-            "log_px_difference": difference(log_px, np.stack([run.log_px for run in best])),
-            "elbo_difference": difference(elbo, np.stack([run.elbo for run in best])),
+            "log_px_difference": _difference(log_px, np.stack([run.log_px for run in best]), len(groups)),
+            "elbo_difference": _difference(elbo, np.stack([run.elbo for run in best]), len(groups)),
         }
     how = {"num_samples": None} | _estimator(first.summary)
     return {
@@ -332,10 +377,10 @@ def _options(run: Evaluated, others: Sequence[Evaluated]) -> dict[str, Any]:
         part = next((part for part in ("guide", "prior") if name.startswith(f"{part}_")), "")
         alike = () if name.startswith(("data.", "evaluation.")) else ("model", part) if part else ("model",)
         peers = [o.config for o in others if all(o.config.get(key) == run.config.get(key) for key in alike)]
-        if any(peer.get(name) != run.config.get(name) for peer in peers):
+        if name in run.config and any(peer.get(name) != run.config[name] for peer in peers):
             section, _, short = name.rpartition(".")
             shown = f"{part}.{short}" if part and section else short
-            value = run.config.get(name)
+            value = run.config[name]
             found[shown] = value[:8] if name.endswith("_sha256") and value is not None else value
     return found
 
@@ -350,7 +395,7 @@ def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
             "all numbers of a row are means over its seeds"
         )
     if len(rows) > 1:
-        notes.append("Δ: the same images, paired: mean of this row minus the first, with the errors of that mean")
+        notes += _notes_on_differences(rows)
     doubted = {row["log_px"]["estimator"] for row in rows if row["log_px"]["at_least"]}
     if doubted - {"annealed"}:
         notes.append("≥ at least: k-hat of some images is too high to trust their importance samples")
@@ -370,6 +415,28 @@ def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
     return notes + warnings_of(observation)
 
 
+def _notes_on_differences(rows: list[dict[str, Any]]) -> list[str]:
+    notes = [
+        "Δ: the same images, paired: mean of this row minus the first, with the errors of that mean",
+        "[low, high]: 95 % interval of that mean; if 0 is in it, the difference may be chance",
+    ]
+    if len(rows) > 2:
+        notes.append(
+            f"all intervals of a column hold together with 95 %, whichever of the {len(rows)} rows came out best"
+        )
+    of = {row["log_px_difference"]["of"] for row in rows[1:]}
+    if "methods" in of:
+        where = "where this row and the first have several seeds, " if "weights" in of else ""
+        notes.append(f"{where}the interval is for two methods: for other seeds, and for other images of this kind")
+    if "weights" in of:
+        where = " in this row or in the first" if any(len(row["seeds"]) > 1 for row in rows) else ""
+        notes.append(
+            f"one seed{where}: a difference between two sets of weights, not between two methods; the interval is for "
+            "other images of this kind"
+        )
+    return notes
+
+
 # Writing -------------------------------------------------------------------------------------------------------
 
 
@@ -387,7 +454,10 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
             entry = row[key]
             parts = [entry["mean"], *([entry["se"], entry["se_seeds"]] if errors else [])]
             shown = [format(v, f"{sign if i == 0 else ''}.{digits}f") for i, v in enumerate(parts) if v is not None]
-            cells.append(("≥ " if shown and entry.get("at_least") else "") + " ± ".join(shown))
+            cell = ("≥ " if shown and entry.get("at_least") else "") + " ± ".join(shown)
+            if entry.get("low") is not None:
+                cell += f" [{entry['low']:+.{digits}f}, {entry['high']:+.{digits}f}]"
+            cells.append(cell)
         return cells
 
     return {

@@ -485,10 +485,15 @@ def comparison(
     for first, *rest in zip(*columns.values(), strict=True):
         cells = [tag("td", cell, class_=kind) for cell, kind in zip(rest, kinds[1:], strict=True)]
         rows.append(tag("tr", tag("th", first, scope="row"), *cells))
-    seen = [
-        f"{label}, from {_fixed(row['elbo']['mean'])} to {_fixed(row['log_px']['mean'])}"
-        for label, row in zip(labels, compared["rows"], strict=True)
-    ]
+    seen = []
+    for label, row in zip(labels, compared["rows"], strict=True):
+        difference = row["log_px_difference"]
+        low, high = (_fixed(difference[end]) for end in ("low", "high"))
+        interval = "" if difference["low"] is None else f", difference to the first row from {low} to {high}"
+        seen.append(f"{label}, from {_fixed(row['elbo']['mean'])} to {_fixed(row['log_px']['mean'])}{interval}")
+    caption = "A line for each row, from its ELBO to its log p(x)"
+    if len(compared["rows"]) > 1:
+        caption += "; below it the 95 % interval of its difference to the first row, whose log p(x) is dashed"
     alt = f"A line for each row: {'; '.join(seen)}"
     notes = [tag("li", note) for note in compared["notes"] if note not in warnings]
     notices = dict.fromkeys(run.config.get("data_notice", "") for run in runs)
@@ -505,7 +510,7 @@ def comparison(
         grid("Runs that differ in the seed alone are one row; best log p(x) first", list(columns), rows, numbers),
         tag("ul", *notes),
         tag("h2", "Picture"),
-        tag("div", figure(png, "A line for each row, from its ELBO to its log p(x)", alt), class_="pictures"),
+        tag("div", figure(png, caption, alt), class_="pictures"),
         tag("h2", "Make it again"),
         _commands(again),
     )

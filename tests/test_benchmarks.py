@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
 
-from benchmarks import em, enumeration, growth, profiles, remake, wall
+from benchmarks import em, enumeration, growth, null_comparisons, profiles, remake, wall
 from benchmarks.__main__ import draw, markdown
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians
@@ -170,3 +170,11 @@ def test_tables_are_made_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert remake.main([]) == 0 and capsys.readouterr().out == "One\nTwo\n"
     for title in ("Three", ""):
         assert remake.main([title]) == 2 and "there are: One, Two" in capsys.readouterr().err
+
+
+def test_null_comparisons(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of the size that it says, whose rates are percentages. What they are is a test of `differences`."""
+    null_comparisons.main(["--repetitions", "20"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 12
+    assert all(line.count("%") == 4 for line in lines[3:]) and "none of methods" in lines[2]

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray
+from scipy import stats
 
 from ppl_gen import compare, fit
 from ppl_gen.data import DataOptions
@@ -116,7 +118,8 @@ def test_paired_differences(elsewhere: Path) -> None:
     result = compared(worse, better)
     first, second = result["rows"]
     assert first["runs"] == ["better"] and second["runs"] == ["worse"]
-    assert first["log_px_difference"] == first["elbo_difference"] == {"mean": None, "se": None, "se_seeds": None}
+    nothing = dict.fromkeys(("mean", "se", "se_seeds", "low", "high", "of"))
+    assert first["log_px_difference"] == first["elbo_difference"] == nothing
     assert second["log_px_difference"]["mean"] == pytest.approx(-2)
     assert second["log_px_difference"]["se"] == pytest.approx(math.sqrt(2 / 3) / 2)
     assert second["elbo_difference"]["mean"] == pytest.approx(0)
@@ -167,6 +170,77 @@ def test_seeds_are_one_row(elsewhere: Path) -> None:
     assert "-15.00 ± 1.00 ± 0.58" in text and "-4.00 ± 0.50 ± 1.15" in text and "over its seeds" in text
     alone = compared(*paths[2:])["rows"][1]
     assert alone["log_px"]["se_seeds"] is None and alone["log_px_difference"]["se_seeds"] is None
+
+
+def test_intervals(elsewhere: Path, call: Call) -> None:
+    """Of two rows with two seeds each, a difference between methods: t of 1 degree of freedom over seeds, and of 3 over
+    images. Of a row with one seed, a difference between weights. Three rows are three pairs."""
+    paths = [
+        *(write(f"a{s}", [-9, -9, -9, -9], [-1 - s, -2, -3, -4 - s], **{"training.seed": s}) for s in range(2)),
+        *(write(f"b{s}", [-9, -9, -9, -9], [-3, -2, -5 - s, -6], guide="b", **{"training.seed": s}) for s in range(2)),
+        write("c", [-9, -9, -9, -9], [-7, -8, -9, -10], guide="c"),
+    ]
+    a, b, c = compared(*paths)["rows"]
+    assert [row["log_px_difference"]["of"] for row in (a, b, c)] == [None, "methods", "weights"]
+    # Run means -2.5 and -3 of a, -4 and -4.25 of b; per image -1.5, 0, -2.5 and -1.5 apart.
+    t1, t3 = (stats.t.isf(0.05 / 3 / 2, degrees) for degrees in (1, 3))
+    seeds, images = 0.5**2 / 4 + 0.25**2 / 4, np.var([-1.5, 0, -2.5, -1.5], ddof=1) / 4
+    half = math.sqrt(t1**2 * seeds + t3**2 * images)
+    mean = b["log_px_difference"]["mean"]
+    assert mean == pytest.approx(-1.375)
+    assert (b["log_px_difference"]["low"], b["log_px_difference"]["high"]) == pytest.approx((mean - half, mean + half))
+    assert b["elbo_difference"] == {"mean": 0, "se": 0, "se_seeds": 0, "low": 0, "high": 0, "of": "methods"}
+    # c is -5.5, -6, -6 and -5.5 from a.
+    half = t3 * math.sqrt(np.var([5.5, 6, 6, 5.5], ddof=1) / 4)
+    entry = c["log_px_difference"]
+    assert (entry["low"], entry["high"]) == pytest.approx((-5.75 - half, -5.75 + half)) and entry["se_seeds"] is None
+    text = call(compare.command, *paths)[1]
+    assert f"-5.75 ± 0.14 [{-5.75 - half:+.2f}, {-5.75 + half:+.2f}]" in text
+    one = "a difference between two sets of weights, not between two methods"
+    assert "whichever of the 3 rows came out best" in text and f"one seed in this row or in the first: {one}" in text
+    (row, _) = csv.DictReader(io.StringIO(call(compare.command, *paths[:4], "--format", "csv")[1]))
+    assert row["log_px_difference.low"] == row["log_px_difference.of"] == ""
+    text = call(compare.command, *paths[:4])[1]
+    assert "the interval is for two methods: for other seeds, and for other images" in text and one not in text
+    assert "may be chance" in text and "came out best" not in text
+    text = call(compare.command, paths[0], paths[4])[1]
+    assert f"one seed: {one}" in text and "two methods: for" not in text
+    assert "interval" not in call(compare.command, paths[0])[1]
+
+
+def test_an_option_that_came_later_has_its_default(elsewhere: Path, call: Call) -> None:
+    """Runs of before an option was there are no other method, and a row does not call it none. What a class of one's
+    own would say is not known."""
+    v = [-2.0, -1.0]
+    now = json.loads(json.dumps(asdict(TrainingOptions()))) | {"epochs": 3}
+    later = {f"training.{name}": value for name, value in now.items() if name not in ("seed", "epochs")}
+    later |= {"prior": None, "fixed_model": False, "init_from": None, "model_options.activation": "relu"}
+    annealed = {"evaluation.log_px.estimator": "annealed", "evaluation.log_px.num_temperatures": 9}
+    old = write("old", v, v, **annealed)
+    new = write("new", v, v, **later, **annealed, **{"evaluation.log_px.start": "prior", "training.seed": 1})
+    (row,) = compared(old, new)["rows"]
+    assert row["seeds"] == [0, 1]
+    changed = {"training.adam_beta1": 0.5, "training.clip_grad_norm": 1.0, "model_options.activation": "tanh"}
+    write("changed", v, v, **later | changed, **annealed)
+    rows = {row["runs"][0]: row["options"] for row in compared(old, Path("changed"))["rows"]}
+    assert rows == {
+        "old": {"activation": "relu", "adam_beta1": 0.9, "clip_grad_norm": None},
+        "changed": {"activation": "tanh", "adam_beta1": 0.5, "clip_grad_norm": 1.0},
+    }
+    mine = {"guide": "mine.py:Mine", "guide_options.width": 3}
+    paths = [write("mine", v, v, **mine), write("before", v, v, guide="mine.py:Mine")]
+    paths.append(write("left-out", v, v, guide="mine.py:Mine", **{"guide_options.width": None, "training.seed": 1}))
+    rows = {row["runs"][0]: row["options"] for row in compared(*paths)["rows"]}
+    assert rows == {"mine": {"guide.width": 3}, "before": {}}
+    text = call(compare.command, *paths)[1]
+    assert "guide.width=3" in text and "none" not in text
+
+
+def test_runs_of_today_need_no_torch(elsewhere: Path) -> None:
+    """Nor do those of different models."""
+    paths = [write("a", [-2, -1], [-2, -1]), write("b", [-2, -1], [-2, -1], model="mixture", model_options={"k": 2})]
+    code = "import sys; from ppl_gen import compare; compare.command(sys.argv[1:]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, capture_output=True)
 
 
 def test_what_makes_a_row(elsewhere: Path) -> None:
@@ -364,10 +438,11 @@ def test_what_was_estimated_otherwise_is_another_row(elsewhere: Path, call: Call
     )
     result = compared(*others)
     assert [row["seeds"] for row in result["rows"]] == [[0, 3], [1], [2], [0]]
-    assert [row["options"]["num_temperatures"] for row in result["rows"]] == [100, 10, None, None]
+    assert [row["options"].get("num_temperatures") for row in result["rows"]] == [100, 10, None, None]
     assert not any(row["log_px"]["at_least"] for row in result["rows"])
     assert result["rows"][3]["gap"]["at_least"]
-    assert "num_temperatures=10" in call(compare.command, *others)[1]
+    text = call(compare.command, *others)[1]
+    assert "num_temperatures=10" in text and "num_temperatures=none" not in text
     doubted = write("doubted", [-4, -3], [-2, -1], **annealed | {"evaluation.log_px.at_least": True})
     assert any("two bounds on images from the model" in note for note in compared(doubted)["notes"])
 
@@ -389,6 +464,34 @@ def test_figure_of_several(elsewhere: Path, call: Call) -> None:
     lines = [tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
     assert (-2.5, -2.0) in lines
     assert {">", "o"} <= {line.get_marker() for line in axes.lines}
+    # The intervals of the differences, where the first row's log p(x) is.
+    low, high = (-1.5 + result["rows"][1]["log_px_difference"][end] for end in ("low", "high"))
+    assert (low, high) in [pytest.approx(line) for line in lines] and (-1.5, -1.5) in lines
+    assert "between two sets of weights" in axes.figure.legends[0].get_texts()[-2].get_text()
+
+
+def test_figure_with_long_names_and_wide_intervals(elsewhere: Path) -> None:
+    """Twelve rows with two seeds each: intervals far wider than all else run out of the picture, which names of any
+    length do not crowd out."""
+    from ppl_gen.figures.comparison import bounds_and_log_px
+
+    paths = [
+        write(
+            f"{row}-{seed}",
+            [-9 - row, -8],
+            [-7 - row, -6 + 0.3 * seed + 0.1 * row * seed],
+            guide=f"{'folder/' * 30}mine.py:Mine{row}",
+            **{"training.seed": seed},
+        )
+        for row in range(12)
+        for seed in range(2)
+    ]
+    result = compared(*paths)
+    assert result["rows"][1]["log_px_difference"]["high"] > 50
+    figure = bounds_and_log_px(result, compare.labels(result["rows"]))
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert axes.get_window_extent().width > 0.3 * figure.bbox.width and axes.get_xlim()[1] < 20
 
 
 def test_starts_without_torch(elsewhere: Path) -> None:

@@ -1,40 +1,62 @@
 """Several runs side by side."""
 
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
+
+_INTERVALS = {
+    "methods": ("-", "95 % interval of the difference to the first row"),
+    "weights": (":", "95 % interval of the difference, between two sets of weights"),
+}
 
 
 def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
     """A line for each row from its ELBO to its log p(x), in nats per image, the best on top. The line is the gap.
 
+    Below it is the interval of the row's difference to the first row, added to the first row's log p(x): the
+    difference may be chance where the interval holds that value, which is dashed.
+
     :param compared: what `ppl_gen.compare.compare` returns.
     :param labels: of its rows.
     """
     images, rows = compared["images"], compared["rows"]
-    figure = Figure(figsize=(7.2, 1.7 + 0.36 * len(rows)), layout="constrained")
+    labels = [fill(label, 60) for label in labels]
+    height = sum(0.32 + 0.14 * (label.count("\n") + 1) for label in labels)
+    figure = Figure(figsize=(8.4, 1.9 + height), layout="constrained")
     axes = figure.subplots()
-    error = "se_seeds" if all(row["log_px"]["se_seeds"] is not None for row in rows) else "se"
+    best = rows[0]["log_px"]["mean"]
     style: dict[str, Any] = {"color": "black", "linestyle": "none", "markersize": 7}
     legend: dict[str, Any] = {}
-    for height, row in enumerate(rows):
+    ends: list[float] = []
+    intervals: list[float] = []
+    for position, row in enumerate(rows):
         elbo, log_px = row["elbo"]["mean"], row["log_px"]["mean"]
         if elbo is None or log_px is None:
             continue  # not finite
-        axes.plot([elbo, log_px], [height, height], color="0.55", linewidth=2, zorder=1)
-        bar = axes.errorbar(
-            log_px, height, xerr=row["log_px"][error] or 0.0, color="black", linestyle="none", capsize=4, linewidth=1
-        )
+        ends += [elbo, log_px]
+        axes.plot([elbo, log_px], [position, position], color="0.55", linewidth=2, zorder=1)
         marker, name = (">", "log p(x), at least") if row["log_px"]["at_least"] else ("o", "log p(x)")
-        (right,) = axes.plot(log_px, height, marker, **style)
+        (right,) = axes.plot(log_px, position, marker, **style)
         # Above the filled marker: where every z is summed out the two are one.
-        (left,) = axes.plot(elbo, height, "o", markerfacecolor="white", **style | {"markersize": 5})
-        legend |= {
-            "ELBO": left,
-            name: right,
-            "standard error over " + ("seeds" if error == "se_seeds" else "images"): bar,
-        }
-    axes.set_yticks(range(len(rows)), labels)
+        (left,) = axes.plot(elbo, position, "o", markerfacecolor="white", **style | {"markersize": 5})
+        legend |= {"ELBO": left, name: right}
+        difference = row["log_px_difference"]
+        if difference["low"] is not None:
+            interval = [best + difference["low"], best + difference["high"]]
+            line, name = _INTERVALS[difference["of"]]
+            (bar,) = axes.plot(interval, [position + 0.28] * 2, f"k{line}", marker="|", markersize=5, linewidth=1)
+            legend |= {name: bar}
+            intervals += interval
+    if intervals:
+        dashed = axes.axvline(best, color="black", linestyle="--", linewidth=0.7, zorder=0)
+        legend |= {"the first row: an interval across it may be chance": dashed}
+        # An interval from few seeds can be far wider than all else: it runs out of the picture.
+        span = max(ends) - min(ends)
+        low, high = max(min(intervals), min(ends) - span), min(max(intervals), max(ends) + span)
+        low, high = min(low, *ends), max(high, *ends)
+        axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+    axes.set_yticks(range(len(rows)), labels, fontsize=8.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("nats per image")
     figure.suptitle(
@@ -42,5 +64,5 @@ def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
         fontsize=10,
     )
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), fontsize=8)
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
