@@ -246,7 +246,7 @@ def group(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
 
 
 def estimate(values: np.ndarray) -> dict[str, float | None]:
-    """Mean, its standard error over images, and that over seeds, of values [seeds, images]. What is not finite, or
+    """Mean, its standard error over images, and that over seeds, of values [seeds, images]. What is not a number, or
     would need a second image or seed, is None."""
     over_images, over_seeds = variance_over_images(values.mean(0)), variance_over_seeds(values)
     return _finite(mean=values.mean(), se=np.sqrt(over_images), se_seeds=np.sqrt(over_seeds))
@@ -262,7 +262,7 @@ def _difference(values: np.ndarray, best: np.ndarray, num_rows: int) -> dict[str
 
 
 def _finite(**values: Any) -> dict[str, float | None]:
-    return {key: float(value) if np.isfinite(value) else None for key, value in values.items()}
+    return {key: None if np.isnan(value) else float(value) for key, value in values.items()}
 
 
 def compare(paths: Sequence[Path]) -> dict[str, Any]:

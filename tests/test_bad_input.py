@@ -98,9 +98,31 @@ class Disagrees(Base):
 
 class Stored(Base):
     def guide(self, x):
-        loc = pyro.param("loc", torch.zeros(20))
+        loc = pyro.param("loc", lambda: torch.zeros(len(x), 20))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(loc.expand(len(x), 20)))
+            pyro.sample("z", self.posterior(loc))
+
+
+class Certain(Base):
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(self.net(x)).to_event(1))
+
+
+class Batch(Base):
+    def __init__(self, data_dim):
+        super().__init__(data_dim)
+        self.norm = nn.BatchNorm1d(20, track_running_stats=False)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.norm(self.net(x))))
+
+
+class Total(Base):
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x) - self.net(x).mean(0), 1.0).to_event(1))
 
 
 class NoDefault(Base):
@@ -164,7 +186,10 @@ def here(elsewhere: Path) -> Path:
         (("guides.py:NoEvent", *DIGITS), ["Shape mismatch inside plate", ".to_event(1)"]),
         (("vae", "--guide", "guides.py:Fails", *DIGITS), ["Fails", "RuntimeError: on purpose", "guides.py:"]),
         (("vae", "--guide", "guides.py:Disagrees", *DIGITS), ["Disagrees", "posterior(encode(x)) and guide()"]),
-        (("vae", "--guide", "guides.py:Stored", *DIGITS), ["pyro.param('loc')", "nn.Parameter"]),
+        (("vae", "--guide", "guides.py:Stored", *DIGITS), ["pyro.param('loc')", "compute what belongs to an image"]),
+        (("vae", "--guide", "guides.py:Certain", *DIGITS), ["'z' is a Delta", "Normal"]),
+        (("vae", "--guide", "guides.py:Batch", *DIGITS), ["fail on one image alone"]),
+        (("vae", "--guide", "guides.py:Total", *DIGITS), ["images change each other's densities", "alone"]),
         (("vae", "--guide", "guides.py:NoDefault", *DIGITS), ["'width'", "a type and a default"]),
         (("vae", "--guide", "guides.py:Constructor", *DIGITS), ["Constructor", "no such width"]),
         (("vae", "--guide", "guides.py:NoModule", *DIGITS), ["NoModule", "torch.nn.Module"]),

@@ -1,5 +1,6 @@
 """Several runs side by side."""
 
+import math
 from textwrap import fill
 from typing import Any
 
@@ -32,8 +33,8 @@ def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
     intervals: list[float] = []
     for position, row in enumerate(rows):
         elbo, log_px = row["elbo"]["mean"], row["log_px"]["mean"]
-        if elbo is None or log_px is None:
-            continue  # not finite
+        if elbo is None or log_px is None or not math.isfinite(elbo) or not math.isfinite(log_px):
+            continue
         ends += [elbo, log_px]
         axes.plot([elbo, log_px], [position, position], color="0.55", linewidth=2, zorder=1)
         marker, name = (">", "log p(x), at least") if row["log_px"]["at_least"] else ("o", "log p(x)")

@@ -1,5 +1,6 @@
 """All pictures of a run, into its `figures/`."""
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,6 +155,7 @@ def draw_evaluation(run: Run) -> None:
         return
     images = run.per_image()
     gap, untrusted = images["gap"].values, images["untrusted"].values.astype(bool)
-    if all(entry["mean"] is not None for entry in (summary["log_px"], *summary["iwae"].values())):
+    means = [entry["mean"] for entry in (summary["log_px"], *summary["iwae"].values())]
+    if all(mean is not None and math.isfinite(mean) for mean in means):
         save(run, "bound_against_k", bound_against_k(summary))
     save(run, "gap_histogram", gap_histogram(gap, untrusted))
