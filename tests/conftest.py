@@ -9,9 +9,20 @@ import pytest
 # One thread for each of the processes that share the tests, and for the commands that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
+import matplotlib.font_manager  # builds its cache here, where HOME is empty, and not in a test: it says so on stderr
 import torch
 
 from ppl_gen import cli
+
+# How fast a machine is, and what it found on another day, decide nothing.
+hypothesis.settings.register_profile(
+    "anywhere",
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("anywhere")
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pixels=st.integers(1, 9),
     batch=st.lists(st.integers(1, 4), max_size=2),
@@ -65,7 +65,7 @@ def test_is_a_vector_of_bernoullis(pixels: int, batch: list[int], samples: list[
     assert ours.sample(torch.Size(samples)).shape == (*samples, *batch, pixels)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     samples=st.integers(1, 4), images=st.integers(1, 4), scale=SCALES, grey=st.booleans(), seed=st.integers(0, 2**32)
 )
@@ -84,7 +84,7 @@ def test_many_samples_of_z(samples: int, images: int, scale: float, grey: bool, 
         torch.testing.assert_close(each, expected, rtol=1e-12, atol=1e-15 * scale * 7 + 1e-13)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pixels=st.integers(1, 9),
     states=st.integers(1, 5),
@@ -106,7 +106,7 @@ def test_enumerated_against_images(pixels: int, states: int, plates: list[int], 
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     units=st.integers(1, 7),
     pixels=st.integers(1, 9),

@@ -23,7 +23,7 @@ def test_opens_what_it_created(tmp_path: Path) -> None:
     assert run.read_json("evaluation.json") is None and run.load_checkpoint() is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=4),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]),

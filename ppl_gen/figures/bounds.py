@@ -61,5 +61,5 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray) -> Figure:
     axes.set_xlabel("gap: log p(x) - ELBO, nats")
     axes.set_ylabel("images")
     axes.set_title("What the bound leaves out, image by image" + (f"; {infinite} infinite" if infinite else ""))
-    axes.legend()
+    axes.legend(loc="upper right")  # the place that is best is looked for too long where there are many bars
     return figure

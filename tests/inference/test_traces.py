@@ -1,0 +1,181 @@
+"""Pairs in which images are not apart from each other, and what looks like it."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ppl_gen
+from ppl_gen.errors import BadInput
+
+DECODER = nn.Linear(2, 6)
+
+
+class _Pair(nn.Module):
+    """z of two units, six binary pixels; what a subclass replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, track_running_stats=False)
+
+    def prior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z)).to_event(1)
+
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2], 1.0).to_event(1)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", self.prior(x))
+            pyro.sample("x", self.likelihood(z, x), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", self.posterior(x))
+
+
+class EventOfAll(_Pair):
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z)).to_event(2)
+
+
+class PriorOfAll(_Pair):
+    def prior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2] - x[:, :2].mean(0), 1.0).to_event(1)
+
+
+class BatchNormGuide(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(self.norm(x[:, :2]), 1.0).to_event(1)
+
+
+class FunctionalBatchNorm(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        padded = torch.cat([x[:, :2], torch.ones(1, 2)])  # so that one image alone does not fail
+        normed = nn.functional.batch_norm(padded, None, None, training=True)[:-1]
+        return dist.Normal(normed, 1.0).to_event(1)
+
+
+class MeanOfZ(_Pair):
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z - 0.1 * z.mean(-2, keepdim=True))).to_event(1)
+
+
+class Neighbour(_Pair):
+    """Each image is explained by the z of the one before."""
+
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z.roll(1, -2))).to_event(1)
+
+
+class Attention(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal((x @ x.T).softmax(-1) @ x[:, :2], 1.0).to_event(1)
+
+
+class Position(_Pair):
+    """Something for each row, whichever image stands there."""
+
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(torch.arange(2.0 * len(x)).reshape(len(x), 2), 1.0).to_event(1)
+
+
+class Size(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2], float(len(x))).to_event(1)
+
+
+class Ranks(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2].argsort(0).float(), 1.0).to_event(1)
+
+
+DEPENDENT = [EventOfAll, PriorOfAll, FunctionalBatchNorm, MeanOfZ, Neighbour, Attention, Position, Size, Ranks]
+
+
+@pytest.mark.parametrize("kind", DEPENDENT)
+def test_images_that_change_each_other(kind: type[_Pair]) -> None:
+    x = torch.bernoulli(torch.full((40, 6), 0.5))
+    x[:3] = torch.tensor([[0, 1, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 1]])
+    pair = kind()
+    with pytest.raises(BadInput, match="images change each other's densities: .* alone and .* among three"):
+        ppl_gen.log_marginal_likelihood(pair, pair, x, num_samples=10)
+
+
+def test_a_statistic_of_one_image() -> None:
+    pair = BatchNormGuide()
+    with pytest.raises(BadInput, match="fail on one image alone: .*Expected more than 1 value per channel"):
+        ppl_gen.log_marginal_likelihood(pair, pair, torch.randn(40, 6), num_samples=10)
+
+
+def test_images_that_do_not() -> None:
+    """The number of an image among others is its number alone, for the same noise."""
+    pair = _Pair()
+    x = torch.bernoulli(torch.full((17, 6), 0.5))
+    assert ppl_gen.log_weights(pair, pair, x, num_samples=10).isfinite().all()
+
+
+def test_noise_in_a_guide_besides_z() -> None:
+    """log p(x, z) - log q(z | x, noise) is a weight, too: the mean over noise and z is p(x). N(0, 2), 5 images, each
+    within 4 errors (false alarms 3e-4)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 0.2 * torch.randn_like(x), 0.8))
+
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20_000)
+    off = (found.log_px - dist.Normal(0.0, 2**0.5).log_prob(x)).abs()
+    assert bool((off < 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()).all()) and bool((off < 0.05).all())
+
+
+def _likelihood(shape: tuple[int, ...], events: int) -> Any:
+    decoder = nn.Linear(2, int(torch.Size(shape).numel()))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z).unflatten(-1, shape)).to_event(events), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+
+    return model, guide
+
+
+def test_events_of_too_few_dimensions() -> None:
+    """[N, 1, 20, 10] needs three: with two, every image would meet every other."""
+    x = torch.bernoulli(torch.full((5, 1, 20, 10), 0.5))
+    with pytest.raises(BadInput, match=r"log-densities of shape \(5, 5\).*\.to_event\(n\)"):
+        ppl_gen.log_weights(*_likelihood((1, 20, 10), 2), x, num_samples=2)
+    with pytest.raises(BadInput):
+        ppl_gen.log_weights(*_likelihood((1, 20, 10), 1), x, num_samples=2)
+    assert ppl_gen.log_weights(*_likelihood((1, 20, 10), 3), x, num_samples=2).shape == (2, 5)
+
+
+def test_a_column_of_images() -> None:
+    """x [N, 1] against a z of one number: N x N densities."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.8))
+
+    with pytest.raises(BadInput, match=r"log-densities of shape"):
+        ppl_gen.log_weights(model, guide, torch.randn(7, 1), num_samples=2)
