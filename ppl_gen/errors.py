@@ -23,8 +23,8 @@ def warnings_of(observation: str) -> list[str]:
     told = {
         "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",
         "density": "densities of grey pixels: not comparable with probabilities of binary ones",
-        "unchecked": "values outside of the likelihood's support, which validate_args=False lets through: these figures "
-        "are no log-probability of any data",
+        "unchecked": "values outside of the likelihood's support, which validate_args=False lets through: these "
+        "figures are no log-probability of any data",
     }
     return [told[observation]] if observation in told else []
 

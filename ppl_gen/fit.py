@@ -199,8 +199,8 @@ def _check_support(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...]
         site = pair.leaves_support(*batch)
     if site is not None:
         raise BadInput(
-            f"{pair.guide_name} draws '{site}' outside of the support of its prior in {pair.model_name}, where the ELBO is "
-            "-inf; give the guide a distribution of the same support, such as LogNormal for positive numbers"
+            f"{pair.guide_name} draws '{site}' outside of the support of its prior in {pair.model_name}, where the "
+            "ELBO is -inf; give the guide a distribution of the same support, such as LogNormal for positive numbers"
         )
 
 
@@ -313,6 +313,7 @@ def _without_gradient(
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # told below
+            warnings.filterwarnings("ignore", ".* was not registered in the param store")  # by design, for a moment
             loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
         for name, site in trace.trace.nodes.items():
             trained = site["type"] == "param" and site["value"].requires_grad

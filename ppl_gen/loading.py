@@ -150,7 +150,9 @@ def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
         torch.manual_seed(config.training.seed)
         rows = torch.arange(3) % len(data.train)
         labels = data.train.labels if takes_labels(model, guide) else None
-        batch = (data.targets("train", rows).cpu(), *(() if labels is None else (labels[rows.to(labels.device)].cpu(),)))
+        batch = [data.targets("train", rows).cpu()]
+        if labels is not None:
+            batch.append(labels[rows.to(labels.device)].cpu())
         adopt(model, guide, *batch)
     if config.fixed_model:
         model.requires_grad_(False)

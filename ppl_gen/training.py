@@ -228,6 +228,8 @@ def train(
         ):
             # Of a loss that is not finite Pyro warns; here it ends the run with a sentence.
             warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
+            # Of parameters that an objective or --refit-guide keeps as they are, pyro.module warns too.
+            warnings.filterwarnings("ignore", ".* was not registered in the param store")
             torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
             _train(model, guide, data, options, run, interrupted, quiet)
     finally:

@@ -10,7 +10,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
-import matplotlib.font_manager  # builds its cache here, where HOME is empty, and not in a test: it says so on stderr
+import matplotlib.font_manager  # noqa: F401  (its cache, which it tells of on stderr, is built here and in no test)
 import torch
 
 from ppl_gen import cli

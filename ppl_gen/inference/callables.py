@@ -21,7 +21,8 @@ def modules_of(*functions: Any) -> list[nn.Module]:
     closure, a `functools.partial` or a wrapper holds, and what a function names outside of itself, as a function of a
     notebook does."""
     found: dict[int, nn.Module] = {}
-    queue, seen = list(functions), set()
+    queue = list(functions)
+    seen: set[int] = set()
     while queue and len(seen) < _MOST_OBJECTS:
         each = queue.pop()
         if id(each) not in seen:
@@ -34,8 +35,8 @@ def modules_of(*functions: Any) -> list[nn.Module]:
 
 def _leads_to(each: Any) -> list[Any]:
     if isinstance(each, nn.Module):
-        hidden = [value for part in each.modules() for value in vars(part).values()]
-        return [value for value in hidden if isinstance(value, nn.Module | list | tuple | dict | FunctionType | MethodType)]
+        kinds = nn.Module | list | tuple | dict | FunctionType | MethodType
+        return [value for part in each.modules() for value in vars(part).values() if isinstance(value, kinds)]
     if isinstance(each, MethodType):
         return [each.__self__, each.__func__]
     if isinstance(each, functools.partial):
@@ -98,10 +99,10 @@ def untouched_on_refusal(*functions: Any) -> Iterator[None]:
         for part, (attributes, contents) in zip(parts, before, strict=True):
             vars(part).clear()
             vars(part).update(attributes)
-            for name, content in zip(tables, contents, strict=True):
-                if content or vars(part).get(name):
+            for name, table in zip(tables, contents, strict=True):
+                if table or vars(part).get(name):
                     vars(part)[name].clear()
-                    vars(part)[name].update(content)
+                    vars(part)[name].update(table)
         with torch.no_grad():
             for buffer, content in buffers:
                 buffer.copy_(content)
@@ -119,7 +120,7 @@ def as_images(x: Any, *functions: Any) -> Tensor:
     elif x.dtype is torch.bool:
         x = x.to(torch.get_default_dtype())
     if x.layout is not torch.strided or x.is_complex():
-        raise BadInput(f"x is a tensor of {x.dtype} and layout {x.layout}: give a dense tensor of real numbers [N, ...]")
+        raise BadInput(f"x is a tensor of {x.dtype}, {x.layout}: give a dense tensor of real numbers [N, ...]")
     if x.dim() == 0:
         raise BadInput("x is one number: give images [N, ...], one row an image")
     return x

@@ -1,8 +1,8 @@
 """`pyro.param` statements of a pair, as parameters of its modules.
 
-Pyro keeps the value of `pyro.param("scale", …)` in one store for the whole process. A run needs it in its checkpoint, on
-the device of its module, and apart from another run's value of the same name. So the statements of a model and a guide
-are found when the pair is put together, and answered from then on by parameters of the module that makes them.
+Pyro keeps the value of `pyro.param("scale", …)` in one store for the whole process. A run needs it in its checkpoint,
+on the device of its module, and apart from another run's value of the same name. So the statements of a model and a
+guide are found when the pair is put together, and answered from then on by parameters of the module that makes them.
 """
 
 import functools
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -50,6 +49,7 @@ class _Answer(Messenger):
         self.owner, self.tables = owner, tables
 
     def _pyro_param(self, message: Any) -> None:
+        value: Any
         name, initial = message["name"], message["args"][1] if len(message["args"]) > 1 else None
         found = next((value for table in self.tables if (value := table.find(name)) is not None), None)
         if found is not None:
@@ -67,7 +67,7 @@ class _Answer(Messenger):
         message["value"] = value
 
 
-def adopt(model: nn.Module, guide: nn.Module, *batch: Tensor) -> None:
+def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
     """Find the `pyro.param` statements of a pair by running it, and give its modules the parameters that answer them. A
     statement of both is the model's. A pair without statements stays as it is.
 
@@ -106,9 +106,7 @@ def _statements(function: Callable[..., Any], own: set[int], *batch: Tensor) -> 
             trace = poutine.trace(accepting(function), param_only=True).get_trace(*batch)
         except Exception:
             return {}
-        values = {
-            name: site["value"].unconstrained() for name, site in trace.nodes.items() if site["type"] == "param"
-        }
+        values = {name: site["value"].unconstrained() for name, site in trace.nodes.items() if site["type"] == "param"}
         return {name: value.detach().clone() for name, value in values.items() if id(value) not in own}
 
 
@@ -118,8 +116,9 @@ def _answer_from(module: nn.Module, tables: list[ParamStatements]) -> None:
     own = module._modules.get("param_statements")
     vars(module)["statement_tables"] = sorted(tables, key=lambda table: table is not own)
     kind = type(module)
-    methods = {name: _answered(vars(base)[name]) for name in _METHODS for base in kind.__mro__[::-1] if callable(vars(base).get(name))}
-    module.__class__ = type(kind)(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
+    methods = {name: _answered(getattr(kind, name)) for name in _METHODS if callable(getattr(kind, name, None))}
+    make: Any = type(kind)
+    module.__class__ = make(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
 
 
 def _answered(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -251,9 +251,7 @@ class Pair:
         self._sample_dim = min(dims) - 1
         self._check_dimensions(guide_trace, model_trace)
         factors = [site["name"] for site in observed if isinstance(site["fn"], dist.Unit)]  # of pyro.factor
-        self.discrete = all(
-            is_discrete(model_trace.nodes[name]["fn"]) for name in self.observed if name not in factors
-        )
+        self.discrete = all(is_discrete(model_trace.nodes[name]["fn"]) for name in self.observed if name not in factors)
         """Whether p(x | z) is a probability, not a density."""
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
         self.num_states = _num_states([model_trace.nodes[name]["fn"] for name in self.latent])
@@ -284,8 +282,8 @@ class Pair:
                 raise BadInput(f"{self.guide_name} observes '{name}': a guide samples, without obs=")
             if supports.has_no_density(site["fn"]):
                 raise BadInput(
-                    f"{self.guide_name}: site '{name}' is a Delta, which has no density, so that there is no ELBO and no "
-                    "importance weight; use a distribution with a spread, such as Normal"
+                    f"{self.guide_name}: site '{name}' is a Delta, which has no density, so that there is no ELBO "
+                    "and no importance weight; use a distribution with a spread, such as Normal"
                 )
             if name in model_trace.nodes:
                 ours, theirs = (tuple(each["fn"].event_shape) for each in (site, model_trace.nodes[name]))
@@ -342,8 +340,8 @@ class Pair:
         except Exception:  # it fails on these as well
             return ""
         return (
-            f"; it runs on all {len(x)} images alone, such as with a parameter for each of them: compute what belongs to "
-            "an image from x"
+            f"; it runs on all {len(x)} images alone, such as with a parameter for each of them: compute what belongs "
+            "to an image from x"
         )
 
     def _trace(
@@ -398,8 +396,8 @@ class Pair:
         return trace
 
     def _check_dimensions(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
-        """Refuse a site that has images, or numbers of an image, in a dimension left of all plates: two plates' worth of
-        densities, where one value's shape met another's."""
+        """Refuse a site with images in a dimension left of all plates: as many densities as there are pairs of images,
+        where the shape of a value met that of a distribution."""
         for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
             for site in sample_sites(trace):
                 try:
@@ -408,8 +406,8 @@ class Pair:
                     raise BadInput(f"{who}: site '{site['name']}' has no log-density: {describe(error)}") from error
                 if any(size > 1 for size in shape[: -self.max_plate_nesting]):
                     raise BadInput(
-                        f"{who}: site '{site['name']}' has log-densities of shape {shape} in the plate of "
-                        f"{self.plate.size} images '{self.plate.name}': all that belongs to an image must be one event, "
+                        f"{who}: site '{site['name']}' has log-densities of shape {shape} for {self.plate.size} images "
+                        f"in the plate '{self.plate.name}': all that belongs to an image must be one event, "
                         "by .to_event(n), or in a plate of its own"
                     )
 
@@ -509,7 +507,9 @@ class Pair:
                 model_trace = poutine.trace(model).get_trace(x, *args, **kwargs)
                 lax = {name for name in self.observed if supports.unchecked(model_trace.nodes[name]["fn"])}
         except Exception as error:
-            raise BadInput(f"{who}: {describe(error)}; found with Pyro's checks on, which say what it must be") from error
+            raise BadInput(
+                f"{who}: {describe(error)}; Pyro's checks, which are on here, say what it must be"
+            ) from error
         found = set()
         for name in self.observed:
             site = model_trace.nodes[name]
@@ -527,9 +527,9 @@ class Pair:
                 image = int(outside.flatten().nonzero()[0])
                 values = site["value"].detach()
                 raise BadInput(
-                    f"{self.model_name}: image {first + image} is impossible whatever z is: values of site '{name}' lie "
-                    f"in [{float(values.min()):g}, {float(values.max()):g}], and {_name(site['fn'])} has the support "
-                    f"{support(site['fn'])}; rescale x, or use another likelihood"
+                    f"{self.model_name}: image {first + image} is impossible whatever z is: values of site '{name}' "
+                    f"lie in [{float(values.min()):g}, {float(values.max()):g}], and {_name(site['fn'])} has the "
+                    f"support {support(site['fn'])}; rescale x, or use another likelihood"
                 )
         return found
 

@@ -104,13 +104,13 @@ def test_images_that_change_each_other(kind: type[_Pair]) -> None:
     x = torch.bernoulli(torch.full((40, 6), 0.5))
     x[:3] = torch.tensor([[0, 1, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 1]])
     pair = kind()
-    with pytest.raises(BadInput, match="images change each other's densities: .* alone and .* among three"):
+    with pytest.raises(BadInput, match=r"images change each other's densities: .* alone and .* among three"):
         ppl_gen.log_marginal_likelihood(pair, pair, x, num_samples=10)
 
 
 def test_a_statistic_of_one_image() -> None:
     pair = BatchNormGuide()
-    with pytest.raises(BadInput, match="fail on one image alone: .*Expected more than 1 value per channel"):
+    with pytest.raises(BadInput, match=r"fail on one image alone: .*Expected more than 1 value per channel"):
         ppl_gen.log_marginal_likelihood(pair, pair, torch.randn(40, 6), num_samples=10)
 
 
