@@ -67,9 +67,9 @@ def read(name: str, largest: int | None = None) -> Images:
     except BadInput:
         raise
     except Exception as error:  # a damaged file makes each parser raise what it stumbles on
-        kind = "text of numbers" if reader is _text else f"{_suffix(path) or 'IDX'} file of numbers"
+        kind = "an IDX file" if reader is _idx_files else f"a {_suffix(path)} file of numbers"
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"--data {name}: truncated, or not a {kind} ({reason})") from None
+        raise BadInput(f"--data {name}: truncated, or not {kind} ({reason})") from None
     return _arranged(name, found, largest)
 
 
@@ -267,11 +267,14 @@ def read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path.name} does not begin as an IDX file does")
     with _open(path) as file:
         start = file.read(4)
-        shape = np.frombuffer(file.read(4 * start[3]), ">u4").tolist()
+        header = file.read(4 * start[3])
+        if len(header) < 4 * start[3]:
+            raise ValueError(f"{path.name} ends within its header")
+        shape = np.frombuffer(header, ">u4").tolist()
         dtype = np.dtype(_IDX_TYPES[start[2]])
         size = math.prod(shape) * dtype.itemsize
         content = file.read(size + 1)
-    if len(shape) != start[3] or len(content) != size:
+    if len(content) != size:
         raise ValueError(f"{path.name} holds {len(content):,} bytes or more, where {tuple(shape)} needs {size:,}")
     return np.frombuffer(content, dtype).reshape(shape)
 
@@ -426,13 +429,13 @@ def _arranged(name: str, found: _Found, largest: int | None) -> Images:
 
     if first.ndim == 4:
         _, before, _, after = first.shape
-        if after <= _MOST_CHANNELS < before:
+        last = after <= _MOST_CHANNELS and after < before
+        if last:
             images = {split: np.moveaxis(array, -1, 1) for split, array in images.items()}
         channels, height, width = images["train"].shape[1:]
         if after <= _MOST_CHANNELS or before > _MOST_CHANNELS:
-            plural = "channel" if channels == 1 else "channels"
-            place = "last" if after <= _MOST_CHANNELS < before else "first"
-            notes.append(f"{channels} {plural} of {height}×{width}, the channels {place}")
+            axes = "height, width, channels" if last else "channels, height, width"
+            notes.append(f"axes are [images, {axes}]: {channels} × {height} × {width}")
     shape = images["train"].shape[1:] if found.shape is None else found.shape
     rows = {split: np.ascontiguousarray(array).reshape(len(array), -1) for split, array in images.items()}
     rows, scale = _scaled(name, rows, largest, notes)
@@ -463,8 +466,8 @@ def _scaled(name: str, rows: _Arrays, largest: int | None, notes: list[str]) -> 
     for split, (low, top) in ranges.items():
         lies = f"--data {name} [{split}]: pixels lie in [{low:g}, {top:g}], outside [0, 1]"
         if low < 0:
-            how = "save (x + 1) / 2" if low >= -1 and top <= 1 else "scale them first"
-            raise BadInput(f"{lies}; {how}")
+            signed = "save .view(np.uint8), they are bytes with a sign" if dtype == np.int8 else "scale them first"
+            raise BadInput(f"{lies}; {'save (x + 1) / 2' if low >= -1 and top <= 1 else signed}")
         if largest is None and (high > 255 or (1 < high < 128 and not whole) or (top > 1 and low == top)):
             raise BadInput(f"{lies}; scale them first, or name the value of white by --largest-pixel")
         if largest is not None and top > largest:
@@ -494,4 +497,4 @@ def _range(where: str, pixels: np.ndarray) -> tuple[float, float]:
 
 
 def _size(shape: Iterable[int]) -> str:
-    return "×".join(map(str, shape))
+    return " × ".join(map(str, shape))
