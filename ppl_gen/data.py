@@ -18,10 +18,12 @@ Binarization belongs to the identity of a data set (Salakhutdinov and Murray 200
 
 import hashlib
 import os
+import re
 import socket
 import tempfile
 import threading
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,11 +32,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_gen import sources
 from ppl_gen.errors import BadInput, near_miss, require, require_choices
 
 Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
 SplitName = Literal["train", "validation", "test"]
 
+_BINARY, _REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
 _POOL_SEED, _TEST_SEED, _SHUFFLE_SEED = 1, 2, 3
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -42,6 +46,7 @@ _DOWNLOAD_SECONDS = 10.0
 _DRAWN = 10_000  # images whose binarization is drawn at a time, in their order
 _MNIST_COUNTS, _MNIST_SPLIT = (60_000, 10_000), (50_000, 10_000)  # on disk, train and test; and how train is split
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
+_NAMES = ("auto", "digits", "binarized-mnist", *_TORCHVISION)
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,22 @@ class DataOptions:
     """Which images, and how they become targets."""
 
     data: str = "auto"
-    """auto, mnist, fashion-mnist, kmnist, digits, binarized-mnist, or a file of images (.npy, .npz, .amat).
+    """auto, mnist, fashion-mnist, kmnist, digits, binarized-mnist, or a file of images: .npy, .npz, .mat, .csv, or IDX
+    (MNIST's own format), each also as .gz; FILE:ARRAY names one array of an .npz or .mat file.
     auto is MNIST where it is on disk or can be downloaded, else scikit-learn's 8x8 digits."""
     binarization: Binarization = "dynamic"
     """dynamic: redrawn at every use in training, one fixed draw for validation and test; static: one fixed draw;
     threshold: pixel > 0.5; none: grey values; dequantized: grey values with uniform noise of one level."""
     train_size: int | None = None
     """Number of training images: the first N. All 60000 of MNIST leaves no validation split."""
+    largest_pixel: int | None = None
+    """Value of white in a file whose black is 0, such as 255 or 16. By default the pixels tell it: white is 1 where
+    none is larger, 255 where the largest is 128 to 255, else the largest."""
 
     def __post_init__(self) -> None:
         require_choices(self)
+        if self.largest_pixel is not None:
+            require(self.largest_pixel >= 1, "largest_pixel", self.largest_pixel, "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,32 @@ class Data:
     validation: Split
     test: Split
     notice: str = field(default="", compare=False)
-    """What a person must be told: for `auto`, which data set it became and why."""
+    """What a person must be told: for `auto`, which data set it became and why; for a file, how it was read where it
+    could be read otherwise."""
+
+    def __post_init__(self) -> None:
+        """Binarize, or dequantize, splits that are still grey. Those of `load_data` are as they must be.
+
+        :raises BadInput: for images of another shape, and for pixels outside [0, 1] where they are probabilities.
+        """
+        require_choices(self)
+        for name in ("train", "validation", "test"):
+            split = getattr(self, name)
+            if split.images.shape[1:] != (self.dim,):
+                what = f"images {list(split.images.shape)} of {name}, where shape {self.shape} needs [N, {self.dim}]"
+                raise BadInput(f"data {self.name}: {what}")
+            if self.binarization in _BINARY and not _in_range(split):
+                raise BadInput(f"data {self.name}: pixels of {name} lie outside [0, {split.scale}]")
+        if self.binarization == "dequantized" and self.train.scale == 1:
+            raise BadInput(f"data {self.name}: dequantized needs grey levels, and its scale is 1")
+        fixed = [self.validation] if self.binarization in _REDRAWN else [self.train, self.validation]
+        if not all(_is_fixed(split, self.binarization) for split in fixed):
+            pool, count = _fixed(_join(self.train, self.validation), self.binarization, _POOL_SEED), len(self.train)
+            object.__setattr__(self, "validation", _cut(pool, count, len(pool)))
+            if self.binarization not in _REDRAWN:
+                object.__setattr__(self, "train", _cut(pool, 0, count))
+        if not _is_fixed(self.test, self.binarization):
+            object.__setattr__(self, "test", _fixed(self.test, self.binarization, _TEST_SEED))
 
     @property
     def dim(self) -> int:
@@ -164,58 +200,84 @@ def load_data(options: DataOptions) -> Data:
     shape: tuple[int, ...]
     if name == "auto":
         try:
-            loaded = _torchvision("mnist")
+            shape, pool, test, notice = _torchvision("mnist")
             name = "mnist"
         except _Missing as error:  # a damaged MNIST is said, not replaced
             name = "digits"
             notice = f"MNIST is not on disk and {error.why}: using scikit-learn's 8x8 digits instead"
     elif name in _TORCHVISION:
-        loaded = _torchvision(name)
+        shape, pool, test, notice = _torchvision(name)
     if name in _TORCHVISION:
-        shape, pool, test = loaded
         sizes = _MNIST_SPLIT
     elif name == "digits":
         shape, pool, test = _digits()
         sizes = (1_197, 300)
-    elif name == "binarized-mnist" or name.endswith(".amat"):
+    elif name == "binarized-mnist" or re.fullmatch(r"binarized_mnist_(train|valid|test)\.amat", Path(name).name):
         shape, pool, test = _amat(name)
         sizes = _AMAT_COUNTS[:2]
         name = "binarized-mnist"
-    elif Path(name).suffix in (".npy", ".npz"):
-        shape, pool, test, sizes = _numpy_file(Path(name))
+    elif sources.readable(name):
+        shape, pool, test, sizes, notice = _file(name, options.largest_pixel)
     else:
-        known = ("auto", "digits", "binarized-mnist", *_TORCHVISION)
-        raise BadInput(
-            f"--data {name}: not a data set, nor a file ending in .npy, .npz or .amat{near_miss(name, known)}"
-        )
+        kinds = ".npy, .npz, .mat, .csv or IDX"
+        raise BadInput(f"--data {name}: not a data set, nor a file of images: {kinds}{near_miss(name, _NAMES)}")
+    if options.largest_pixel is not None and name in _NAMES:
+        raise BadInput(f"--largest-pixel {options.largest_pixel}: is for files, and {name} has a name")
 
     count = sizes[0] if options.train_size is None else options.train_size
     require(1 <= count <= len(pool), "train_size", count, f"{name} has 1 to {len(pool)} images for training")
-    if options.binarization == "static":
-        pool, test = _draw(pool, _POOL_SEED), _draw(test, _TEST_SEED)
-    elif options.binarization == "threshold":
-        pool, test = _threshold(pool), _threshold(test)
     if options.binarization == "dequantized" and pool.scale == 1:
         raise BadInput(f"--binarization dequantized: {name} has no grey levels, its pixels are binary or real numbers")
+    fixed, test = (_fixed(each, options.binarization, seed) for each, seed in ((pool, _POOL_SEED), (test, _TEST_SEED)))
     # Validation is the end of the pool, and gives way only to a training split that asks for more than its share.
     start = max(sizes[0], count)
-    train, validation = _cut(pool, 0, count), _cut(pool, start, len(pool))
-    if options.binarization == "dynamic":
-        validation, test = _cut(_draw(pool, _POOL_SEED), start, len(pool)), _draw(test, _TEST_SEED)
-    elif options.binarization == "dequantized":
-        validation, test = _cut(_dequantize(pool, _POOL_SEED), start, len(pool)), _dequantize(test, _TEST_SEED)
+    train = _cut(pool if options.binarization in _REDRAWN else fixed, 0, count)
+    validation = _cut(fixed, start, len(pool))
     return Data(name, shape, options.binarization, train, validation, test, notice)
 
 
 def fingerprint(name: str) -> str | None:
-    """SHA-256 of a file of images; None for a data set with a name, which does not change."""
-    path = Path(name)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix and path.is_file() else None
+    """SHA-256 of a file of images, with the files beside it that belong to it; None for a data set with a name, which
+    does not change."""
+    if name in _NAMES:
+        return None
+    paths = sources.files(name)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest() if paths[0].is_file() else None
 
 
 def _cut(split: Split, start: int, stop: int) -> Split:
     labels = None if split.labels is None else split.labels[start:stop]
     return replace(split, images=split.images[start:stop], labels=labels)
+
+
+def _join(first: Split, second: Split) -> Split:
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = torch.cat([first.labels, second.labels])
+    if first.scale == second.scale:
+        return Split(torch.cat([first.images, second.images]), labels, first.scale)
+    return Split(torch.cat([first.pixels(), second.pixels()]), labels)
+
+
+def _in_range(split: Split) -> bool:
+    return len(split) == 0 or bool((split.images.min() >= 0) & (split.images.max() <= split.scale))
+
+
+def _is_fixed(split: Split, binarization: Binarization) -> bool:
+    """Whether a split holds targets, not grey values that they are made of."""
+    if binarization not in _BINARY:
+        return binarization == "none" or split.scale == 1
+    images = split.images
+    return split.scale == 1 and (not images.is_floating_point() or bool(((images == 0) | (images == 1)).all()))
+
+
+def _fixed(split: Split, binarization: Binarization, seed: int) -> Split:
+    """The fixed targets that a binarization makes of grey values."""
+    if binarization in ("dynamic", "static"):
+        return _draw(split, seed)
+    if binarization == "dequantized":
+        return _dequantize(split, seed)
+    return _threshold(split) if binarization == "threshold" else split
 
 
 def _draw(split: Split, seed: int) -> Split:
@@ -276,36 +338,63 @@ def import_torchvision() -> Any:
     return torchvision
 
 
-def _torchvision(name: str) -> tuple[tuple[int, int], Split, Split]:
-    """MNIST or a data set of its format, through torchvision, from the first folder that has it."""
-    import_torchvision()
-    from torchvision import datasets
+def _torchvision(name: str) -> tuple[tuple[int, int], Split, Split, str]:
+    """MNIST or a data set of its format, from the first folder that has it in torchvision's layout, or has its files
+    itself; and a notice."""
+    notice = ""
+    found = next(_found(name), None)
+    if found is None:
+        import_torchvision()
+        from torchvision import datasets
 
-    dataset = getattr(datasets, _TORCHVISION[name])
-    files = [Path(file).stem for file, _ in dataset.resources]
-    raw = Path(_TORCHVISION[name]) / "raw"
-    for folder in _folders():
-        if all((folder / raw / file).is_file() for file in files):
-            break
-    else:
-        folder = _folders()[0]
-        _download(name, dataset, folder)
+        _download(name, getattr(datasets, _TORCHVISION[name]), _folders()[0])
+        found = next(_found(name))
+    raw, sure = found
+    if not sure:
+        notice = f"{name} is read from the files in {raw} itself, whose names do not say that they are of {name}"
 
     splits = []
-    for train, count in zip((True, False), _MNIST_COUNTS, strict=True):
+    for part, count in zip(("train", "t10k"), _MNIST_COUNTS, strict=True):
         try:
-            part = dataset(str(folder), train=train)
-            images, labels = part.data, part.targets
-            if images.shape != (count, 28, 28) or labels.shape != (count,):
-                raise ValueError(f"{tuple(images.shape)} is not ({count}, 28, 28)")
-        except Exception as error:  # torchvision raises whatever its parser stumbles on
+            images, labels = (
+                sources.read_idx(path)
+                for kind in ("images-idx3", "labels-idx1")
+                if (path := sources.plain_or_gz(raw / f"{part}-{kind}-ubyte")) is not None
+            )
+            if (images.shape, labels.shape) != ((count, 28, 28), (count,)) or images.dtype != np.uint8:
+                raise ValueError(f"{images.dtype} {images.shape} is not uint8 ({count}, 28, 28)")
+        except Exception as error:  # gzip, zlib and the file system have errors of their own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BadInput(
-                f"--data {name}: the {'training' if train else 'test'} files in {folder / raw} are truncated or "
-                f"foreign ({reason}); delete that folder to download them again"
+                f"--data {name}: the {'training' if part == 'train' else 'test'} files in {raw} are truncated or "
+                f"foreign ({reason}); delete them to download them again"
             ) from None
-        splits.append(Split(images.flatten(1).contiguous(), labels, 255))
-    return (28, 28), splits[0], splits[1]
+        pixels = torch.from_numpy(images.reshape(count, -1).copy())
+        splits.append(Split(pixels, torch.from_numpy(labels.astype(np.int64)), 255))
+    return (28, 28), splits[0], splits[1], notice
+
+
+def _found(name: str) -> Iterator[tuple[Path, bool]]:
+    """Folders that hold the four files of a data set, and whether it is certain that they are its own.
+
+    All these data sets have files of the same names. Those that are not in a folder of its own are MNIST's unless the
+    name of their folder, or of the one above, says otherwise.
+    """
+    files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    own = _TORCHVISION[name]
+    for folder in _folders():
+        for raw in (folder / own / "raw", folder / own, folder / "raw", folder):
+            if all(sources.plain_or_gz(raw / file) for file in files):
+                told = [_data_set_in(part) for part in reversed(raw.absolute().parts[-3:])]
+                said = next((each for each in told if each is not None), None)
+                if said == name or (said is None and name == "mnist"):
+                    yield raw, said == name
+
+
+def _data_set_in(folder: str) -> str | None:
+    """The data set that the name of a folder speaks of."""
+    told = re.search(r"fashion|kuzushiji|(?<![a-z])[ekq]mnist|mnist", folder.lower())
+    return None if told is None else {"fashion": "fashion-mnist", "kuzushiji": "kmnist"}.get(told[0], told[0])
 
 
 def _download(name: str, dataset: Any, folder: Path) -> None:
@@ -329,7 +418,7 @@ def _download(name: str, dataset: Any, folder: Path) -> None:
         why = f"cannot be downloaded ({failure[0]})"
         raise _Missing(
             f"--data {name}: not in {' or '.join(str(f) for f in _folders())} and {why}; "
-            "set PPL_GEN_DATA to the folder that holds it",
+            f"set PPL_GEN_DATA to the folder that holds {_TORCHVISION[name]}/",
             why,
         )
 
@@ -346,7 +435,8 @@ def _download(name: str, dataset: Any, folder: Path) -> None:
                 os.replace(Path(scratch) / dataset.__name__ / "raw" / Path(file).stem, final / Path(file).stem)
     except (OSError, RuntimeError) as error:
         why = f"cannot be downloaded ({str(error).strip().splitlines()[-1]})"
-        raise _Missing(f"--data {name}: {why}; set PPL_GEN_DATA to the folder that holds it", why) from None
+        where = f"set PPL_GEN_DATA to the folder that holds {_TORCHVISION[name]}/"
+        raise _Missing(f"--data {name}: {why}; {where}", why) from None
     finally:
         socket.setdefaulttimeout(before)
 
@@ -388,73 +478,36 @@ def _amat(name: str) -> tuple[tuple[int, int], Split, Split]:
     return (28, 28), Split(torch.cat(parts[:2])), Split(parts[2])
 
 
-def _numpy_file(path: Path) -> tuple[tuple[int, ...], Split, Split, tuple[int, int]]:
-    """A `.npy` array of images, or an `.npz` with `train` and optionally `validation`, `test` and `*_labels`.
+def _file(name: str, largest: int | None) -> tuple[tuple[int, ...], Split, Split, tuple[int, int], str]:
+    """The images of a file. A split that is not in it is a tenth of the training images, chosen with a fixed seed.
 
-    Images are [N, height, width] or [N, pixels]; uint8 in 0..255, bool, or floats in [0, 1]. Where a split is
-    not given, a tenth of the images, chosen with a fixed seed, serves.
+    :returns: shape, pool of training and validation images, test images, sizes of the two in the pool, and a notice.
     """
-    if not path.is_file():
-        raise BadInput(f"--data {path}: no such file")
-    try:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"train": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-    except Exception as error:  # zipfile, pickle, EOF and value errors all mean the same here
-        raise BadInput(f"--data {path}: truncated, or not a NumPy file of numbers ({error})") from None
-    if "train" not in arrays and len(arrays) == 1:
-        arrays = {"train": next(iter(arrays.values()))}
-    if "train" not in arrays:
-        raise BadInput(f"--data {path}: no array called 'train' among {', '.join(sorted(arrays))}")
-
-    given = [name for name in ("train", "validation", "test") if name in arrays]
-    shape, dtype = arrays["train"].shape[1:], arrays["train"].dtype
-    for name in given:
-        if (arrays[name].shape[1:], arrays[name].dtype) != (shape, dtype):
-            raise BadInput(
-                f"--data {path}: {name} is {arrays[name].dtype} {arrays[name].shape[1:]}, train is {dtype} {shape}"
-            )
-    # Bytes are 0..255 unless no split has more than 1.
-    scale = 255 if dtype == np.uint8 and any(arrays[name].max(initial=0) > 1 for name in given) else 1
+    found = sources.read(name, largest)
     splits = {
-        name: _from_array(f"{path} [{name}]", arrays[name], arrays.get(f"{name}_labels"), scale) for name in given
+        split: Split(
+            torch.from_numpy(images),
+            torch.from_numpy(found.labels[split]) if split in found.labels else None,
+            found.scale,
+        )
+        for split, images in found.splits.items()
     }
-
     whole = splits["train"]
-    missing = [name for name in ("test", "validation") if name not in splits]
+    missing = [split for split in ("test", "validation") if split not in splits]
     if missing:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
         labels = None if whole.labels is None else whole.labels[order]
         whole = replace(whole, images=whole.images[order], labels=labels)
-    tenth = max(1, len(splits["train"]) // 10)
+    tenth = max(1, len(whole) // 10)
     if len(whole) <= len(missing) * tenth:
-        raise BadInput(f"--data {path}: {len(whole)} images are too few to split")
-    for name in missing:
-        splits[name] = _cut(whole, len(whole) - tenth, len(whole))
+        raise BadInput(f"--data {name}: {len(whole)} images are too few to split")
+    if (whole.images == whole.images[0, 0]).all():
+        raise BadInput(
+            f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}, nothing can be learned from them"
+        )
+    for split in missing:
+        splits[split] = _cut(whole, len(whole) - tenth, len(whole))
         whole = _cut(whole, 0, len(whole) - tenth)
-    validation = splits["validation"]
-    labelled = [name for name in ("train", "validation", "test") if splits[name].labels is not None]
-    if len(labelled) not in (0, 3):
-        raise BadInput(f"--data {path}: only {', '.join(labelled)} with labels; give all splits labels, or none")
-    labels = None
-    if whole.labels is not None and validation.labels is not None:
-        labels = torch.cat([whole.labels, validation.labels])
-    pool = Split(torch.cat([whole.images, validation.images]), labels, whole.scale)
-    return shape, pool, splits["test"], (len(whole), len(validation))
-
-
-def _from_array(where: str, array: np.ndarray, labels: np.ndarray | None, scale: int) -> Split:
-    if array.ndim < 2 or 0 in array.shape or array.dtype.kind not in "buif":
-        raise BadInput(f"--data {where}: expected numbers [images, height, width], got {array.dtype} {array.shape}")
-    flat = np.ascontiguousarray(array.reshape(len(array), -1))
-    if missing := int((~np.isfinite(flat)).sum()):
-        raise BadInput(f"--data {where}: {missing} pixels are not finite numbers")
-    low, high = flat.min(), flat.max()
-    if not (low >= 0 and high <= scale):
-        raise BadInput(f"--data {where}: pixels lie in [{low}, {high}], outside [0, 1]; scale them first")
-    if labels is not None and labels.shape != (len(array),):
-        raise BadInput(f"--data {where}: {labels.shape} labels for {len(array)} images")
-    if labels is not None and labels.dtype.kind not in "bui":
-        raise BadInput(f"--data {where}: labels must be integers, these are {labels.dtype}")
-    flat = flat.astype(np.uint8 if flat.dtype.kind in "bui" else np.float32)
-    return Split(torch.from_numpy(flat), None if labels is None else torch.from_numpy(labels), scale)
+    pool = _join(whole, splits["validation"])
+    notice = f"{name}: {'; '.join(found.notes)}" if found.notes else ""
+    return found.shape, pool, splits["test"], (len(whole), len(splits["validation"])), notice

@@ -1,6 +1,7 @@
 """`python -m ppl_gen.fit MODEL`: train, evaluate, draw."""
 
 import math
+import re
 import sys
 import time
 import warnings
@@ -44,7 +45,8 @@ def fit(config: Config, out: str | Path | None = None, *, quiet: bool = False) -
     check_new(out)  # by all, before the data are loaded, where they meet
     prepared = _prepare(config, quiet)
     data = prepared.data
-    stem = "-".join(_short(name) for name in (config.model, config.guide, data.name))
+    kind = re.sub(r"[^\w.-]", "-", Path(data.name).name)  # a file may be in another folder
+    stem = "-".join([_short(config.model), _short(config.guide), kind])
     content = config.to_json(data)
     path = parallel.of_the_first(Run.create(out, stem, content).path if parallel.rank() == 0 else None)
     assert path is not None
@@ -80,7 +82,7 @@ def dry_run(config: Config) -> str:
     :raises BadInput: if the pair cannot be fitted.
     """
     data, model, guide, pair, batch, cost, missing = _prepare(config, True)
-    lines = [] if cost is None else [cost]
+    lines = [text for text in (data.notice, cost) if text]
     lines += [f"{len(batch[0])} images of {data.name}, {data.shape}, binarization {data.binarization}"]
     lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
     lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]

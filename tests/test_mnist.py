@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from ppl_gen import fit
 from ppl_gen.data import DataOptions, load_data
@@ -29,6 +30,15 @@ def test_splits() -> None:
     grey = load_data(DataOptions(data="mnist", binarization="none", train_size=60_000))
     assert grey.mean().mean().item() == pytest.approx(0.1307, abs=1e-4)  # the mean pixel of the training images
     assert data.test.labels is not None and data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_its_files_by_name() -> None:
+    """An IDX file, named itself, is read as the data set is, with what lies beside it."""
+    data = load_data(DataOptions(str(FOLDER / "MNIST" / "raw" / "train-images-idx3-ubyte"), "none"))
+    mnist = load_data(DataOptions("mnist", "none"))
+    assert (len(data.train), len(data.validation)) == (54_000, 6_000)
+    assert data.shape == (28, 28) and torch.equal(data.test.images, mnist.test.images)
+    assert data.test.labels is not None and torch.equal(data.test.labels, mnist.test.labels)
 
 
 def test_the_bound_at_the_start_and_after_an_epoch(tmp_path: Path) -> None:

@@ -1,0 +1,500 @@
+"""Files of images as people have them, read into arrays by stated rules.
+
+What a rule decides, and could decide wrongly, is put into words in `Images.notes`. Nothing in a file is executed.
+"""
+
+import gzip
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from ppl_gen.errors import BadInput
+
+SPLITS = ("train", "validation", "test")
+_Arrays = dict[str, np.ndarray]
+
+_KIND = r"x|images?|imgs?|data|pixels|y|labels?|targets?|class(?:es)?"
+_ROLE = re.compile(
+    rf"(?P<before>{_KIND})?[\W_]*(?P<split>train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)?"
+    rf"[\W_]*(?:set)?[\W_]*(?P<after>{_KIND})?",
+    re.IGNORECASE,
+)
+_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MOST_CHANNELS = 4
+_FEWEST_PIXELS = 16  # in a row of text, to be taken for a square image
+
+
+class Images(NamedTuple):
+    """What a file holds, by split: `train` at least."""
+
+    shape: tuple[int, ...]
+    """Of one image: [height, width], [channels, height, width] or [pixels]."""
+    splits: _Arrays
+    """[N, pixels], uint8 in 0..scale, or float32 in [0, 1] with scale 1."""
+    labels: _Arrays
+    """int64 [N]; of all the splits, or of none."""
+    scale: int
+    notes: list[str]
+
+
+class _Found(NamedTuple):
+    """Arrays as they are in a file, the images first."""
+
+    images: _Arrays
+    labels: _Arrays
+    notes: list[str]
+    shape: tuple[int, ...] | None = None
+    """Of one image, where it is not what the array's is."""
+
+
+def read(name: str, largest: int | None = None) -> Images:
+    """The images in a file: .npy, .npz, .mat, .csv, .amat or IDX, any of them also as .gz.
+
+    :param name: `FILE`, or `FILE:ARRAY` for one array of an .npz or .mat file.
+    :param largest: the value of a white pixel. By default it is read off the pixels, see `_scaled`.
+    :raises BadInput: for a file that is missing or damaged, and for one that no rule can read.
+    """
+    path, array = locate(name)
+    if not path.is_file():
+        raise BadInput(f"--data {name}: {'is a folder; name a file in it' if path.is_dir() else 'no such file'}")
+    reader = _READERS.get(_suffix(path), _idx_files)
+    try:
+        found = reader(path, array)
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file makes each parser raise what it stumbles on
+        kind = "an IDX file" if reader is _idx_files else f"a {_suffix(path)} file of numbers"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"--data {name}: truncated, or not {kind} ({reason})") from None
+    return _arranged(name, found, largest)
+
+
+def readable(name: str) -> bool:
+    """Whether a name is that of a file that `read` is for: by its suffix, or as IDX by its first bytes."""
+    path, _ = locate(name)
+    return _suffix(path) in _READERS or path.is_dir() or (path.is_file() and _is_idx(path))
+
+
+def files(name: str) -> list[Path]:
+    """The files that `read` reads for a name."""
+    path, _ = locate(name)
+    if _suffix(path) in _READERS or not path.is_file():
+        return [path]
+    return [path, *(beside for beside in _beside(path).values() if beside is not None)]
+
+
+def locate(name: str) -> tuple[Path, str | None]:
+    """The file that `FILE` or `FILE:ARRAY` names, and the array."""
+    file, _, array = name.rpartition(":")
+    if not Path(name).is_file() and _suffix(Path(file)) in (".npz", ".mat"):
+        return Path(file), array
+    return Path(name), None
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _open(path: Path) -> IO[bytes]:
+    """A file, decompressed if it is gzip's."""
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if compressed else open(path, "rb")  # type: ignore[return-value]
+
+
+# Named arrays --------------------------------------------------------------------------------------------------
+
+
+def _role(name: str) -> tuple[str | None, str] | None:
+    """Split (None if it is not said) and kind, `images` or `labels`, that an array's name tells: `x_train`,
+    `val_images`, `test`, `labels`. None for any other name."""
+    match = _ROLE.fullmatch(name)
+    if not name or match is None or (match["before"] and match["after"]):
+        return None
+    kind = (match["before"] or match["after"] or "x").lower()
+    starts = {"tr": "train", "va": "validation", "de": "validation", "te": "test"}
+    split = starts[match["split"][:2].lower()] if match["split"] else None
+    if split is None and not (match["before"] or match["after"]):
+        return None
+    return split, "labels" if kind[0] in "ylt" or kind.startswith("class") else "images"
+
+
+def _named(path: Path, names: Sequence[str], get: Callable[[str], Any], chosen: str | None) -> _Found:
+    """Which array is what, by its name. Raises `BadInput` where two claim to be the same, or none is `train`."""
+    roles: dict[tuple[str, str], str] = {}
+    if chosen is None:
+        for name in names:
+            if (role := _role(name)) is not None:
+                key = (role[0] or "train", role[1])
+                if key in roles:
+                    both = f"'{roles[key]}' and '{name}' can both be the {key[1]} of {key[0]}"
+                    raise BadInput(f"--data {path}: {both}; name the array of images: --data {path}:{name}")
+                roles[key] = name
+        unknown = [name for name in names if name not in roles.values()]
+        if ("train", "images") not in roles:
+            splits = [key for key in roles if key[1] == "images"]
+            if len(names) == 1 and len(splits) == 1:
+                roles.clear()
+                unknown = list(names)
+            if len(unknown) != 1 or any(key[1] == "images" for key in roles):
+                listed = ", ".join(sorted(names)) or "none"
+                how = f"; name one: --data {path}:{sorted(names)[0]}" if names else ""
+                raise BadInput(f"--data {path}: no array called 'train' among {listed}{how}")
+            roles["train", "images"] = unknown[0]
+    else:
+        if chosen not in names:
+            raise BadInput(f"--data {path}:{chosen}: no such array among {', '.join(sorted(names)) or 'none'}")
+        roles["train", "images"] = chosen
+        split = (_role(chosen) or (None, ""))[0]
+        told = [name for name in names if name != chosen and _role(name) == (split, "labels")]
+        if len(told) == 1:
+            roles["train", "labels"] = told[0]
+
+    images = {split: _array(path, name, get) for (split, kind), name in roles.items() if kind == "images"}
+    labels = {split: _array(path, name, get) for (split, kind), name in roles.items() if kind == "labels"}
+    if chosen is not None and "train" in labels and labels["train"].size not in images["train"].shape:
+        del labels["train"], roles["train", "labels"]  # of another array
+    for split in labels.keys() - images.keys():
+        del labels[split], roles[split, "labels"]
+    unused = [name for name in names if name not in roles.values()]
+    notes = []
+    plain = {(split, "images"): split for split in SPLITS} | {(split, "labels"): f"{split}_labels" for split in SPLITS}
+    if len(names) > 1 and any(name != plain[key] for key, name in roles.items()):
+        told = [f"'{roles[key]}' is {name.replace('_', ' ')}" for key, name in plain.items() if key in roles]
+        notes.append(", ".join(told))
+    if unused:
+        notes.append(f"not used: {', '.join(map(repr, unused))}")
+    return _Found(images, labels, notes)
+
+
+def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
+    array = get(name)
+    if not isinstance(array, np.ndarray):
+        raise BadInput(f"--data {path}: '{name}' is no array of numbers")
+    return array
+
+
+def _numpy(path: Path, chosen: str | None) -> _Found:
+    with _open(path) as file:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            found = _Found({"train": loaded}, {}, [])
+        else:
+            found = _named(path, loaded.files, loaded.__getitem__, chosen)
+    shape = found.images["train"].shape
+    if len(shape) > 2 and shape[-1] > max(shape[:-1]):
+        found.notes.append(f"{shape[0]} images of {_size(shape[1:])}, as the first axis says")
+    return found
+
+
+def _matlab(path: Path, chosen: str | None) -> _Found:
+    """A .mat file. MATLAB's own order has the images along the last axis: labels tell, or the longest axis."""
+    import scipy.io
+
+    with _open(path) as file:
+        start = file.read(128)
+        if b"MATLAB 7.3" in start or start.startswith(b"\x89HDF"):
+            file.seek(0)
+            found = _matlab_73(path, file, chosen)
+        else:
+            file.seek(0)
+            names = [name for name, _, _ in scipy.io.whosmat(file)]
+
+            def get(name: str) -> Any:
+                file.seek(0)
+                return scipy.io.loadmat(file, variable_names=[name])[name]
+
+            found = _named(path, names, get, chosen)
+
+    shape = found.images["train"].shape
+    if len(shape) < 2:
+        return found
+    count = found.labels["train"].size if "train" in found.labels else None
+    if (shape[0] == count) != (shape[-1] == count):
+        last = shape[-1] == count
+    elif len(shape) > 2:
+        last = shape[-1] > max(shape[:-1])
+    elif shape[0] < shape[1]:
+        raise BadInput(
+            f"--data {path}: {shape} may be an image a row or an image a column; save it as .npy with an image a row"
+        )
+    else:
+        last = False
+    if last:
+        found = found._replace(images={name: np.moveaxis(array, -1, 0) for name, array in found.images.items()})
+    shape = found.images["train"].shape
+    where = (
+        "column" if last and len(shape) == 2 else "row" if len(shape) == 2 else "last axis" if last else "first axis"
+    )
+    how = f"an image a {where}" if len(shape) == 2 else f"along the {where}"
+    found.notes.append(f"{shape[0]} images of {_size(shape[1:])}, {how}")
+    return found
+
+
+def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> _Found:
+    """MATLAB 7.3's files are HDF5, with the axes in reverse."""
+    import h5py
+
+    with h5py.File(file, "r") as content:
+        names = [name for name in content if isinstance(content.get(name, getlink=True), h5py.HardLink)]
+        names = [name for name in names if isinstance(content[name], h5py.Dataset)]
+
+        def get(name: str) -> Any:
+            return content[name][()].T if content[name].dtype.kind in "bui" + "f" and content[name].shape else None
+
+        return _named(path, names, get, chosen)
+
+
+# IDX, the format of MNIST's own files --------------------------------------------------------------------------
+
+
+def _is_idx(path: Path) -> bool:
+    try:
+        with _open(path) as file:
+            start = file.read(4)
+    except (OSError, EOFError):
+        return False
+    return len(start) == 4 and start[:2] == b"\0\0" and start[2] in _IDX_TYPES and 1 <= start[3] <= 4
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in an IDX file, or in one compressed by gzip. Raises `ValueError`, or what the file system does."""
+    if not _is_idx(path):
+        raise ValueError(f"{path.name} does not begin as an IDX file does")
+    with _open(path) as file:
+        start = file.read(4)
+        header = file.read(4 * start[3])
+        if len(header) < 4 * start[3]:
+            raise ValueError(f"{path.name} ends within its header")
+        shape = np.frombuffer(header, ">u4").tolist()
+        dtype = np.dtype(_IDX_TYPES[start[2]])
+        size = math.prod(shape) * dtype.itemsize
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"{path.name} holds {len(content):,} bytes or more, where {tuple(shape)} needs {size:,}")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def plain_or_gz(path: Path) -> Path | None:
+    """A file, or else the same under .gz."""
+    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
+
+
+def _beside(path: Path) -> dict[str, Path | None]:
+    """Files whose names correspond to those of a file of images: labels, and the same of the test images."""
+    name = path.name.removesuffix(".gz")
+
+    def other(name: str, word: str, replacement: str) -> Path | None:
+        found = name.replace(word, replacement)
+        return None if found == name else plain_or_gz(path.with_name(found))
+
+    def labels(of: Path | None) -> Path | None:
+        return None if of is None else other(of.name.removesuffix(".gz").replace("idx3", "idx1"), "images", "labels")
+
+    test = other(name, "train", "t10k") or other(name, "train", "test")
+    return {"train labels": labels(path), "test": test, "test labels": labels(test)}
+
+
+def _idx_files(path: Path, chosen: str | None) -> _Found:
+    images = {"train": read_idx(path)}
+    if images["train"].ndim == 1:
+        raise BadInput(f"--data {path}: holds one number for each image, as labels do; name the file of images")
+    beside = _beside(path)
+    labels = {split: read_idx(file) for split in ("train", "test") if (file := beside[f"{split} labels"]) is not None}
+    if beside["test"] is not None:
+        images["test"] = read_idx(beside["test"])
+    told = [f"{what} from {file.name}" for what, file in beside.items() if file is not None]
+    return _Found(images, labels, [", ".join(told)] if told else [])
+
+
+# Text ----------------------------------------------------------------------------------------------------------
+
+
+def _text(path: Path, chosen: str | None) -> _Found:
+    """Rows of numbers, an image each, with or without a header and a column of labels."""
+    import pandas
+
+    with _open(path) as file:
+        first = file.readline().decode("utf-8-sig").strip()
+    separator = next((mark for mark in ";\t," if mark in first), r"\s+")
+    cells = [cell.strip(" \"'") for cell in re.split(separator, first)]
+    numbers = [float(cell) for cell in cells if _is_number(cell)]
+    # Numbers in a header are those of the columns, as pandas writes them.
+    columns = len(numbers) >= _FEWEST_PIXELS and sorted(numbers)[0] in (0, 1) and set(np.diff(sorted(numbers))) == {1}
+    header = cells if columns or not numbers else None
+    if header is None and len(numbers) < len(cells):
+        raise BadInput(f"--data {path}: its first line is neither names of columns nor numbers")
+    with _open(path) as file:
+        table = pandas.read_csv(
+            file,
+            sep=separator,
+            header=None,
+            skiprows=0 if header is None else 1,
+            dtype=np.float32,
+            skipinitialspace=True,
+            encoding="utf-8-sig",
+        ).to_numpy()
+    if header is not None and len(header) != table.shape[1]:
+        raise BadInput(f"--data {path}: {len(header)} names and {table.shape[1]} columns")
+
+    notes: list[str] = []
+    pixels = list(range(table.shape[1]))
+    label = None
+    if header is not None:
+        pixels, label = _columns(path, header, notes)
+    elif _square(len(pixels) - 1) and not _square(len(pixels)):
+        label = next((column for column in (0, -1) if np.ptp(table[:, column]) > 0), None)
+        if label is not None and (table[:, label] == np.rint(table[:, label])).all():
+            pixels = pixels[1:] if label == 0 else pixels[:-1]
+            notes.append(f"the {'first' if label == 0 else 'last'} column is labels; a header line says otherwise")
+        else:
+            label = None
+    shape: tuple[int, ...] = (len(pixels),)
+    if _square(len(pixels)):
+        shape = (math.isqrt(len(pixels)),) * 2
+        notes.append(f"a row is an image of {_size(shape)}")
+    images = table[:, pixels]
+    with np.errstate(invalid="ignore"):
+        levels = images.astype(np.uint8)
+    if (levels == images).all():  # text has no types
+        images = levels
+    return _Found({"train": images}, {} if label is None else {"train": table[:, label]}, notes, shape)
+
+
+def _columns(path: Path, header: Sequence[str], notes: list[str]) -> tuple[list[int], int | None]:
+    """Columns of pixels, in the order of their numbers, and the one of labels. Pixels are the columns whose names are a
+    word, the same for most, and a number or two: `pixel0`, `1x1`, `0`."""
+    if twice := {name for name in header if header.count(name) > 1}:
+        raise BadInput(f"--data {path}: several columns are called '{min(twice)}'")
+    groups: dict[str, list[int]] = {}
+    for column, name in enumerate(header):
+        if match := re.fullmatch(r"(\D*)\d+(?:\D+\d+)?", name):
+            groups.setdefault(match[1].lower(), []).append(column)
+    if not groups:
+        raise BadInput(f"--data {path}: no column is called pixel0, 0 or 1x1: {', '.join(header[:5])}, …")
+    pixels = max(groups.values(), key=len)
+    told = [column for column, name in enumerate(header) if column not in pixels and _role(name) == (None, "labels")]
+    if len(told) > 1:
+        raise BadInput(f"--data {path}: labels are both in {' and in '.join(header[column] for column in told)}")
+    ordered = sorted(pixels, key=lambda column: [int(number) for number in re.findall(r"\d+", header[column])])
+    if ordered != pixels:
+        notes.append("columns are put in the order of their numbers")
+    if rest := [header[column] for column in range(len(header)) if column not in (*pixels, *told)]:
+        notes.append(f"not used: {', '.join(map(repr, rest[:5]))}{', …' if len(rest) > 5 else ''}")
+    return ordered, told[0] if told else None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _square(count: int) -> bool:
+    return count >= _FEWEST_PIXELS and math.isqrt(count) ** 2 == count
+
+
+_READERS: dict[str, Callable[[Path, str | None], _Found]] = {
+    **dict.fromkeys((".npy", ".npz"), _numpy),
+    ".mat": _matlab,
+    **dict.fromkeys((".csv", ".amat"), _text),
+}
+
+
+# From arrays to pixels -----------------------------------------------------------------------------------------
+
+
+def _arranged(name: str, found: _Found, largest: int | None) -> Images:
+    """Images as rows of pixels in [0, 1], or of levels, with their labels. Raises `BadInput` for what is neither."""
+    images, notes = found.images, list(found.notes)
+    first = images["train"]
+    for split, array in images.items():
+        if not 2 <= array.ndim <= 4 or 0 in array.shape or array.dtype.kind not in "buif":
+            what = f"{array.dtype} {array.shape}"
+            raise BadInput(f"--data {name} [{split}]: expected numbers [images, height, width], got {what}")
+        if array.shape[1:] != first.shape[1:] or array.dtype.newbyteorder("=") != first.dtype.newbyteorder("="):
+            raise BadInput(
+                f"--data {name}: {split} is {array.dtype} {array.shape[1:]}, train is {first.dtype} {first.shape[1:]}"
+            )
+    labels = {split: _labels(f"{name} [{split}]", array, len(images[split])) for split, array in found.labels.items()}
+    if len(labels) not in (0, len(images)):
+        told = ", ".join(split for split in SPLITS if split in labels)
+        raise BadInput(f"--data {name}: only {told} with labels; give all splits labels, or none")
+
+    if first.ndim == 4:
+        _, before, _, after = first.shape
+        last = after <= _MOST_CHANNELS and after < before
+        if last:
+            images = {split: np.moveaxis(array, -1, 1) for split, array in images.items()}
+        channels, height, width = images["train"].shape[1:]
+        if after <= _MOST_CHANNELS or before > _MOST_CHANNELS:
+            axes = "height, width, channels" if last else "channels, height, width"
+            notes.append(f"axes are [images, {axes}]: {channels} × {height} × {width}")
+    shape = images["train"].shape[1:] if found.shape is None else found.shape
+    rows = {split: np.ascontiguousarray(array).reshape(len(array), -1) for split, array in images.items()}
+    rows, scale = _scaled(name, rows, largest, notes)
+    return Images(shape, rows, labels, scale, notes)
+
+
+def _labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:
+    if labels.ndim == 2 and 1 in labels.shape:
+        labels = labels.ravel()
+    if labels.shape != (count,):
+        raise BadInput(f"--data {where}: {labels.shape} labels for {count} images; give one integer for each")
+    if labels.dtype.kind == "f" and (labels == np.rint(labels)).all() and (np.abs(labels) < 2**53).all():
+        return labels.astype(np.int64)  # MATLAB's numbers are floats
+    if labels.dtype.kind not in "bui" or int(labels.max()) >= 2**63:
+        raise BadInput(f"--data {where}: labels must be integers, these are {labels.dtype}")
+    return labels.astype(np.int64)
+
+
+def _scaled(name: str, rows: _Arrays, largest: int | None, notes: list[str]) -> tuple[_Arrays, int]:
+    """Pixels as levels 0..scale, or as real numbers in [0, 1].
+
+    The largest pixel of all splits says what white is: 1 where it is at most 1; 255 where it is 128 to 255; of whole
+    numbers up to 127, the largest itself.
+    """
+    ranges = {split: _range(f"{name} [{split}]", array) for split, array in rows.items()}
+    high, dtype = max(top for _, top in ranges.values()), rows["train"].dtype
+    whole = dtype.kind in "bui" or ((largest or high) > 1 and all((a == np.rint(a)).all() for a in rows.values()))
+    for split, (low, top) in ranges.items():
+        lies = f"--data {name} [{split}]: pixels lie in [{low:g}, {top:g}], outside [0, 1]"
+        if low < 0:
+            signed = "save .view(np.uint8), they are bytes with a sign" if dtype == np.int8 else "scale them first"
+            raise BadInput(f"{lies}; {'save (x + 1) / 2' if low >= -1 and top <= 1 else signed}")
+        if largest is None and (high > 255 or (1 < high < 128 and not whole) or (top > 1 and low == top)):
+            raise BadInput(f"{lies}; scale them first, or name the value of white by --largest-pixel")
+        if largest is not None and top > largest:
+            raise BadInput(f"{lies} and larger than --largest-pixel {largest}")
+        if largest is None and 2 * top <= high and high > 0:
+            other = next(each for each in ranges if ranges[each][1] == high)
+            raise BadInput(
+                f"--data {name}: pixels of {split} lie in [{low:g}, {top:g}], those of {other} in "
+                f"[{ranges[other][0]:g}, {high:g}]; scale them alike, or name the value of white by --largest-pixel"
+            )
+    if largest is not None and dtype.kind == "b" and largest != 1:
+        raise BadInput(f"--largest-pixel {largest}: {name} holds booleans, whose largest is 1")
+
+    scale = largest or (1 if high <= 1 else 255 if high >= 128 else int(high))
+    if largest is None and scale > 1 and (dtype != np.uint8 or scale != 255):
+        notes.append(f"{dtype.name} pixels 0…{high:g} are divided by {scale}; --largest-pixel says otherwise")
+    if not whole or scale > 255:
+        divided = {split: array if scale == 1 else array.astype(np.float64) / scale for split, array in rows.items()}
+        return {split: array.astype(np.float32) for split, array in divided.items()}, 1
+    return {split: array.astype(np.uint8) for split, array in rows.items()}, scale
+
+
+def _range(where: str, pixels: np.ndarray) -> tuple[float, float]:
+    if pixels.dtype.kind == "f" and (missing := int((~np.isfinite(pixels)).sum())):
+        raise BadInput(f"--data {where}: {missing} pixels are not finite numbers")
+    return pixels.min().item(), pixels.max().item()
+
+
+def _size(shape: Iterable[int]) -> str:
+    return " × ".join(map(str, shape))
