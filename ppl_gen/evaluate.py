@@ -23,7 +23,7 @@ from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_
 from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.proposals import check as check_proposals
-from ppl_gen.inference.proposals import proposal_log_px
+from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
 from ppl_gen.inference.traces import Pair, evaluating, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair, restricted
 from ppl_gen.progress import Progress
@@ -162,6 +162,9 @@ def evaluate(
             exact=exactly_known(model, guide, pair, x, args, quiet) if exactly else None,
             importance=by_sampling(model, guide, x, args, num_samples, quiet) if sampled else None,
         )
+        if found.importance is not None and found.exact is None:
+            opinion = {"num_samples": opinion_samples(num_samples), "seed": parallel.seed(options.seed)}
+            found = replace(found, second_opinion=second_opinion(model, guide, x, *args, **opinion))
         if mixed_of is not None:
             with Progress(len(x), "image", quiet=quiet) as progress:
                 mixed = proposal_log_px(

@@ -156,4 +156,4 @@ def draw_evaluation(run: Run) -> None:
     gap, untrusted = images["gap"].values, images["untrusted"].values.astype(bool)
     if all(entry["mean"] is not None for entry in (summary["log_px"], *summary["iwae"].values())):
         save(run, "bound_against_k", bound_against_k(summary))
-    save(run, "gap_histogram", gap_histogram(gap, untrusted))
+    save(run, "gap_histogram", gap_histogram(gap, untrusted, bool(summary["gap"]["at_least"])))

@@ -9,13 +9,15 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
   var(w) / (2 S p(x)^2) to first order. The delete-1 jackknife estimates that bias (Nowozin 2018, section 4);
 - the effective sample size is (sum w)^2 / sum w^2 (Kong 1992);
 - k-hat is the shape of a generalized Pareto distribution fitted to the largest weights (Vehtari et al. 2024). Above
-  min(1 - 1/log10 S, 0.7) the estimate is not to be trusted, and log p(x) is at least what is reported.
+  min(1 - 1/log10 S, 0.7) the estimate is not to be trusted, and log p(x) is at least what is reported. k-hat judges
+  the weights that were drawn. It cannot see a mode that the guide never visits: there k-hat is excellent, and the
+  estimate may be too low by any amount (`ppl_gen.inference.proposals.second_opinion` looks elsewhere).
 """
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from ppl_gen.memory import keep_freed_memory
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 _ROUNDING = 1e-6  # log weights that differ by less are equal
+_MISSED = 0.01  # share of p(x) that may be missing where k-hat is unknown: a hundredth of a nat
 
 Advance = Callable[[int], None]
 """Called with the number of images just done."""
@@ -49,7 +52,12 @@ class LogPx:
     """Jackknife estimate of the bias of `log_px`; negative."""
     ess: Tensor
     khat: Tensor
-    """Not a number where all weights of an image are equal, or fewer than 25: then there is no tail to fit."""
+    """Not a number where all weights of an image are equal, or fewer than 25, or those of the tail take few values:
+    then there is no tail to fit."""
+    seen_once: Tensor | None = field(default=None, kw_only=True)
+    """The share of the sum of weights that belongs to values drawn once. It estimates the share of p(x) that belongs to
+    values of z never drawn (Good 1953): E of the first is sum_z p(x, z) (1 - q(z))^(S-1) / p(x), of the second
+    sum_z p(x, z) (1 - q(z))^S / p(x). It is 1 for continuous z, whose weights all differ."""
 
     @property
     def khat_threshold(self) -> float:
@@ -57,10 +65,26 @@ class LogPx:
         return min(1 - 1 / math.log10(self.num_samples), 0.7) if self.num_samples > 1 else 0.0
 
     @property
+    def too_high(self) -> Tensor:
+        """Images whose k-hat is known and above the threshold; bool [images]."""
+        return (self.khat > self.khat_threshold) & ~self._equal
+
+    @property
+    def unknown(self) -> Tensor:
+        """Images without a k-hat for which nothing else speaks: their weights differ, and values drawn once hold more
+        than 1 % of their sum, so that the values never drawn may hold as much; bool [images]."""
+        settled = self._equal if self.seen_once is None else self._equal | (self.seen_once <= _MISSED)
+        return self.khat.isnan() & ~settled
+
+    @property
     def untrusted(self) -> Tensor:
-        """Images whose k-hat is above the threshold, or unknown though the weights differ; bool [images]."""
-        unequal = ~(self.ess >= self.num_samples * (1 - _ROUNDING))  # where the weights are no numbers, too
-        return ~(self.khat <= self.khat_threshold) & unequal if self.num_samples > 1 else torch.ones_like(unequal)
+        """Images whose k-hat is too high or unknown; bool [images]."""
+        return self.too_high | self.unknown
+
+    @property
+    def _equal(self) -> Tensor:
+        """Images whose weights are all equal, as those of the exact posterior are. One weight equals nothing."""
+        return (self.ess >= self.num_samples * (1 - _ROUNDING)) & (self.num_samples > 1)
 
 
 @dataclass(frozen=True)
@@ -309,10 +333,27 @@ def khat(log_weights: Tensor) -> Tensor:
     return torch.from_numpy(result)
 
 
+def seen_once(log_weights: Tensor) -> Tensor:
+    """The share [images] of the sum of weights that belongs to values drawn once, of log weights [S, images]."""
+    ordered = log_weights.double().sort(0).values
+    apart = torch.ones(1, ordered.shape[1], dtype=torch.bool, device=ordered.device)
+    # Equal z give log weights that are equal but for the rounding of float32.
+    differ = ~(ordered.diff(dim=0) <= _ROUNDING * ordered[1:].abs().clamp(min=1))
+    once = torch.cat([apart, differ]) & torch.cat([differ, apart])
+    return torch.where(once, ordered.softmax(0), 0).sum(0) + 0 * ordered.logsumexp(0)
+
+
 def reduced(log_w: Tensor) -> dict[str, Tensor]:
     """The fields of `LogPx` but the first, from log weights [S, images] in float64."""
     log_px, variance, bias, ess = log_mean_exp(log_w)
-    return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess, "khat": khat(log_w)}
+    return {
+        "log_px": log_px,
+        "log_px_mc_var": variance,
+        "log_px_bias": bias,
+        "ess": ess,
+        "khat": khat(log_w),
+        "seen_once": seen_once(log_w),
+    }
 
 
 def _summarize(chunks: list[Terms]) -> dict[str, Any]:
