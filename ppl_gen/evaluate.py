@@ -17,6 +17,7 @@ from ppl_gen import cli, parallel
 from ppl_gen.components import class_name, is_external
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, describe, require, require_choices
+from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
@@ -362,16 +363,18 @@ def split_gap(
                 progress.advance(images)
                 progress.note("gaps", f"{search.num_samples} samples a step, {num_samples} after", every=10)
 
-            found = gaps(model, guide, x, num_samples=num_samples, search=search, progress=advance)
+            settings = {"num_samples": num_samples, "search": search, "seed": options.seed, "progress": advance}
+            found = gaps(model, guide, x, **settings)
             own = None
             if copies:
-                own = gaps(
-                    model, guide, x[:copies], num_samples=num_samples, search=search, own_weights=True, progress=advance
-                )
+                own = gaps(model, guide, x[:copies], own_weights=True, **settings)
         if options.estimator == "annealed":
             annealed, _ = _annealed(model, guide, x, (), replace(options, sandwich=0), quiet)
-            found = found.at_least(annealed.log_px, annealed.log_px_mc_var, "annealed")
-            own = own and own.at_least(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], "annealed")
+            found = found.at_least(annealed, "annealed")
+            if own is not None:
+                own = own.at_least(
+                    bound(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], annealed.num_samples), "annealed"
+                )
     summary = {
         **heading(run, config, data, options),
         "observation": observation(pair, x),

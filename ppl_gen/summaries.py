@@ -116,7 +116,7 @@ def _lower(found: Found) -> dict[str, Low]:
     from the same samples on every image."""
     lower: dict[str, Low | None] = {
         "exact": None if found.exact is None else bound(found.exact),
-        "elbo": None if found.importance is None else bound(found.importance.elbo, found.importance.elbo_mc_var),
+        "elbo": None if found.importance is None else _elbo(found.importance),
         "importance": found.importance,
         "mixed": found.mixed,
         "prior": found.prior,
@@ -124,6 +124,10 @@ def _lower(found: Found) -> dict[str, Low]:
         "second_opinion": found.second_opinion,
     }
     return {name: each for name, each in lower.items() if each is not None}
+
+
+def _elbo(estimates: Estimates) -> Low:
+    return bound(estimates.elbo, estimates.elbo_mc_var, estimates.num_samples)
 
 
 def _below(found: Found, name: str) -> list[str]:
@@ -563,6 +567,8 @@ def gap_parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
         "estimator": found.estimator,
         "at_least": bool(found.untrusted[:count].any()),
         "fraction_settled": float(found.settled[:count].double().mean()),
+        **({} if found.missed is None else {"fraction_missed": _share(found.missed[:count])}),
+        **({} if found.blind is None else {"fraction_blind": _share(found.blind[:count])}),
         "per_image": {name: each.tolist() for name, each in values.items()},
     }
 
@@ -602,6 +608,11 @@ def gap_rows(summary: dict[str, Any]) -> list[tuple[str, list[Row]]]:
         if part["fraction_settled"] < 1:
             gaining = 1 - part["fraction_settled"]
             found.append(Row(f"{gaining:.0%} of the searches were still gaining when they were ended"))
+        if part.get("fraction_missed"):
+            of_images = f"{part['fraction_missed']:.0%} of images have a mode that the search did not reach:"
+            found += [Row(of_images), Row("how their gap splits is not known")]
+        if "fraction_blind" in part:
+            found.append(Row(f"blind to other modes than the encoder's: {part['fraction_blind']:.0%} of images"))
         parts.append((of.format(part["num_images"]), found))
     return parts
 

@@ -4,11 +4,12 @@ Importance sampling, annealing, the ELBO and the IWAE bounds are all low in expe
 expectation of at most p(x). The larger of two therefore shows that the other is too low, where it is larger by more
 than chance makes it. Two things tell:
 
-- the Monte Carlo errors of both, taken as normal, and the biases that both state;
+- the Monte Carlo errors of both, by Student's t of the smaller number of samples, and the biases that both state;
 - the larger estimate alone, by Markov's inequality: P(exp(estimate) > c p(x)) <= 1/c. It holds for any weights, and
-  takes no error of the larger estimate. Over independent images it holds for prod_i (1 - b + b exp(estimate_i) / p(x_i))
-  with any stake 0 <= b <= 1: a bet on "too low" whose expectation is at most 1 where nothing is. Such a product sees
-  many small differences, and few large ones, beside images of which the larger estimate knows nothing.
+  takes no error of the larger estimate. Over independent images it holds for the product over i of
+  1 - b + b exp(estimate_i) / p(x_i), with any stake 0 <= b <= 1. That is a bet on "too low", whose expectation is at
+  most 1 where no estimate is too low. The product sees many small differences, and few large ones, beside images of
+  which the larger estimate knows nothing.
 """
 
 import math
@@ -27,6 +28,8 @@ class Low(Protocol):
     """log p(x) of images, in nats, low in expectation; every tensor is [images]."""
 
     @property
+    def num_samples(self) -> float: ...
+    @property
     def log_px(self) -> Tensor: ...
     @property
     def log_px_mc_var(self) -> Tensor: ...
@@ -40,12 +43,13 @@ class Bound(NamedTuple):
     log_px: Tensor
     log_px_mc_var: Tensor
     log_px_bias: Tensor
+    num_samples: float = math.inf
 
 
-def bound(values: Tensor, mc_var: Tensor | None = None) -> Bound:
+def bound(values: Tensor, mc_var: Tensor | None = None, num_samples: float = math.inf) -> Bound:
     """A lower bound, or an exact log p(x), with the Monte Carlo variance that it has; it states no bias."""
     zero = torch.zeros_like(values)
-    return Bound(values, zero if mc_var is None else mc_var, zero)
+    return Bound(values, zero if mc_var is None else mc_var, zero, num_samples)
 
 
 class Above(NamedTuple):
@@ -68,8 +72,10 @@ def above(low: Low, high: Low) -> Above:
     bias = torch.minimum(low.log_px_bias.abs(), low.log_px_mc_var)
     variances, biases = low.log_px_mc_var + high.log_px_mc_var, bias + high.log_px_bias.abs()
     rate = FALSE_ALARMS / len(difference)
-    excess = difference - _errors(rate) * low.log_px_mc_var.sqrt() - bias
-    images = (difference > _errors(rate) * variances.sqrt() + biases) | (excess > -math.log(rate))
+    fewer = min(low.num_samples, high.num_samples)
+    excess = difference - _errors(rate, low.num_samples) * low.log_px_mc_var.sqrt() - bias
+    images = (difference > _errors(rate, fewer) * variances.sqrt() + biases) | (excess > -math.log(rate))
+    # The variances of many images add up to one that is known.
     mean = bool(difference.sum() > _errors(FALSE_ALARMS) * variances.sum().sqrt() + biases.sum())
     excess = excess.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     won = torch.stack([torch.logaddexp(excess + math.log(b), excess.new_tensor(math.log1p(-b))).sum() for b in _BETS])
@@ -82,6 +88,8 @@ def above_in_mean(low: Low, high: Low) -> bool:
     return bool((high.log_px - low.log_px).sum() > 4 * variance.sum().sqrt())
 
 
-def _errors(rate: float) -> float:
-    """How many standard errors a normal variable is above its mean at this rate."""
-    return -float(torch.special.ndtri(torch.tensor(rate, dtype=torch.float64)))
+def _errors(rate: float, num_samples: float = math.inf) -> float:
+    """How many of its standard errors a mean of `num_samples` is above what it should be at this rate."""
+    from scipy.stats import norm, t
+
+    return float(norm.isf(rate) if num_samples == math.inf else t.isf(rate, num_samples - 1))

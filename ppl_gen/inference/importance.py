@@ -320,14 +320,17 @@ def powers_of_ten(num_samples: int) -> list[int]:
 
 
 def khat(log_weights: Tensor) -> Tensor:
-    """PSIS k-hat per image [images] of log weights [S, images]: `arviz_stats`'s, which takes their negative."""
+    """PSIS k-hat per image [images] of log weights [S, images]: `arviz_stats`'s, which takes their negative. Not a number
+    where fewer than half of the weights in the tail differ, as with few values of a discrete z: no Pareto distribution
+    has ties, and a fit to them calls one enormous weight among equal ones harmless."""
     from arviz_stats.base import array_stats
 
     result = np.full(log_weights.shape[1], np.nan)
     if len(log_weights) >= 25:
         for image, weights in enumerate(log_weights.double().cpu().numpy().T):
-            if np.ptp(weights) > _ROUNDING:
-                # All values in the tail are the same, or most of them, as with few values of a discrete z.
+            tail = np.sort(weights)[-math.ceil(min(len(weights) / 5, 3 * math.sqrt(len(weights)))) :]
+            differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[1:]), 1)
+            if np.ptp(weights) > _ROUNDING and differ.mean() >= 0.5:
                 with contextlib.suppress(ValueError), np.errstate(all="ignore"):
                     result[image] = array_stats.psislw(-weights)[1]
     return torch.from_numpy(result)

@@ -111,9 +111,9 @@ def second_opinion(
     chunk_size: int = CHUNK_SIZE,
     **kwargs: Any,
 ) -> SecondOpinion | None:
-    """log p(x) of each image from few samples, half from the guide and half from the prior. It sees a mode that the guide
-    misses where the prior puts some of these samples into it. In many dimensions the prior does not, and then it says
-    nothing: those images are `blind`.
+    """log p(x) of each image from few samples, half from the guide and half from the prior. It sees a mode that the
+    guide misses where the prior puts some of these samples into it. In many dimensions the prior does not, and then it
+    says nothing: those images are `blind`.
 
     Draws its own noise from `seed`, and leaves the generators as they were. Arguments as for
     `ppl_gen.log_marginal_likelihood`.
