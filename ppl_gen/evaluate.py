@@ -74,7 +74,8 @@ class EvaluationOptions:
     """The last weights, or those of the epoch with the best validation ELBO."""
     gaps: bool = False
     """Split log p(x) - ELBO into approximation and amortization gap instead, on 100 images and with 5000 samples if not
-    told otherwise; into gaps.json. With --estimator annealed, log p(x) is annealed where that is the larger."""
+    told otherwise; into gaps.json. The search of contexts stays in the encoder's mode of p(z|x): gaps.json says where
+    samples of the prior find more elsewhere. With --estimator annealed, log p(x) is annealed where that is the larger."""
     gap_copies: int = 3
     """Images whose gaps are also split with a copy, for each, of the weights of a guide whose posterior(context) has
     weights of its own, such as a flow."""
@@ -363,7 +364,12 @@ def split_gap(
                 progress.advance(images)
                 progress.note("gaps", f"{search.num_samples} samples a step, {num_samples} after", every=10)
 
-            settings = {"num_samples": num_samples, "search": search, "seed": options.seed, "progress": advance}
+            settings: dict[str, Any] = {
+                "num_samples": num_samples,
+                "search": search,
+                "seed": options.seed,
+                "progress": advance,
+            }
             found = gaps(model, guide, x, **settings)
             own = None
             if copies:

@@ -200,8 +200,8 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
         result["elbo_analytic_kl"] = _entry(estimates.reconstruction - estimates.kl_analytic)
     result["iwae"] = {str(k): _entry(values) for k, values in estimates.iwae.items()}
     result["iwae_jackknife"] = {str(k): _entry(values) for k, values in estimates.iwae_jackknife.items()}
-    gap, others = _gap(found, first)
-    gap_entry = _entry(gap, at_least=others.at_least, of=others.name, fraction_of_others=_share(others.replaced))
+    gap, largest = _gap(found, first)
+    gap_entry = _entry(gap, at_least=largest.at_least, of=largest.name, fraction_of_others=_share(largest.replaced))
     result |= entries | {"gap": gap_entry, **_ess(estimates.ess), "khat": _khat(estimates)}
     result |= {f"khat_{name}": _khat(getattr(found, name)) for name in ("mixed", "prior") if name in sampled}
     active = estimates.active_units
@@ -336,8 +336,8 @@ def dataset(found: Found, labels: Tensor | None, summary: dict[str, Any]) -> "xa
         add("elbo_mc_se", estimates.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO")
         add("ess", estimates.ess, "effective sample size of importance sampling", "samples")
         add("khat", estimates.khat, "Pareto k-hat of importance sampling", "1")
-        if estimates.seen_once is not None:
-            add("seen_once", estimates.seen_once, "share of the importance weights that was drawn once", "1")
+        if estimates.largest is not None:
+            add("largest_weight", estimates.largest, "share of the sum of importance weights in the largest", "1")
         if found.second_opinion is not None:
             opinion = found.second_opinion
             add_log_px("second_opinion", opinion, "few samples, half of them from the prior")
@@ -455,7 +455,9 @@ def rows(summary: dict[str, Any]) -> list[Row]:
     if "second_opinion" in s:
         found.append(Row("second opinion", note=_second(s["second_opinion"])))
     for name, others in s.get("below", {}).items():
-        found.append(Row(f"{_ESTIMATES[name]} is too low:", note=f"below {', '.join(map(_ESTIMATES.get, others))}"))
+        found.append(
+            Row(f"{_ESTIMATES[name]} is too low:", note=f"below {', '.join(_ESTIMATES[other] for other in others)}")
+        )
     if importance is not None:
         found.append(_row("gap: log p(x) - ELBO", s["gap"], "", s["gap"]["at_least"]))
         ess = f"median {_fixed(s['ess']['median'], 1)}, least {_fixed(s['ess']['min'], 1)}"

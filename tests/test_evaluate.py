@@ -419,7 +419,7 @@ def test_unknown_khat_is_no_high_one() -> None:
     """Three kinds, three numbers; in the files of earlier versions two of them are one."""
     khat = torch.tensor([0.9] * 2 + [math.nan] * 10 + [0.1] * 8, dtype=torch.float64)
     once = torch.tensor([0.0] * 7 + [0.5] * 13, dtype=torch.float64)
-    estimates = replace(_importance(-10, -12), khat=khat, seen_once=once)
+    estimates = replace(_importance(-10, -12), khat=khat, largest=once)
     summary = summaries.summarize(Found(importance=estimates), "importance", {})
     kinds = [summary["khat"][f"fraction_{name}"] for name in ("above_threshold", "unknown", "fine")]
     assert kinds == [2 / 20, 5 / 20, 13 / 20]
@@ -427,7 +427,7 @@ def test_unknown_khat_is_no_high_one() -> None:
     for kind in ("unknown", "fine"):
         del summary["khat"][f"fraction_{kind}"]
     assert "those where it is unknown included" in _notes(summary)["Pareto k-hat"]
-    few = replace(estimates, khat=khat * math.nan, seen_once=once + 1)
+    few = replace(estimates, khat=khat * math.nan, largest=once + 1)
     summary = summaries.summarize(Found(importance=few), "importance", {})
     assert summary["khat"]["fraction_unknown"] == 1 and "median" not in summary["khat"]
     assert "median unknown" in _notes(summary)["Pareto k-hat"]
@@ -497,4 +497,4 @@ def test_the_default_evaluation_sees_the_mode_that_the_guide_misses(elsewhere: P
     assert lesser["gap"]["mean"] > greater["gap"]["mean"] + 1
     assert lesser["second_opinion"]["fraction_beyond_errors"] > 0.1
     assert "second opinion" in out and "above importance sampling by" in out and "blind to other modes" in out
-    assert {"log_px_second_opinion", "blind", "seen_once"} <= set(images)
+    assert {"log_px_second_opinion", "blind", "largest_weight"} <= set(images)

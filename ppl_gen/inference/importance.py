@@ -34,7 +34,7 @@ from ppl_gen.memory import keep_freed_memory
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 _ROUNDING = 1e-6  # log weights that differ by less are equal
-_MISSED = 0.01  # share of p(x) that may be missing where k-hat is unknown: a hundredth of a nat
+_LARGEST = 0.01  # share of the weights' sum that one of them may hold where k-hat is unknown: a hundredth of a nat
 
 Advance = Callable[[int], None]
 """Called with the number of images just done."""
@@ -54,10 +54,9 @@ class LogPx:
     khat: Tensor
     """Not a number where all weights of an image are equal, or fewer than 25, or those of the tail take few values:
     then there is no tail to fit."""
-    seen_once: Tensor | None = field(default=None, kw_only=True)
-    """The share of the sum of weights that belongs to values drawn once. It estimates the share of p(x) that belongs to
-    values of z never drawn (Good 1953): E of the first is sum_z p(x, z) (1 - q(z))^(S-1) / p(x), of the second
-    sum_z p(x, z) (1 - q(z))^S / p(x). It is 1 for continuous z, whose weights all differ."""
+    largest: Tensor | None = field(default=None, kw_only=True)
+    """The share of the sum of weights that the largest weight holds. Where the weights have no mean, it stays large
+    however many samples there are; with a tail of shape k it is about S^(k - 1)."""
 
     @property
     def khat_threshold(self) -> float:
@@ -71,9 +70,9 @@ class LogPx:
 
     @property
     def unknown(self) -> Tensor:
-        """Images without a k-hat for which nothing else speaks: their weights differ, and values drawn once hold more
-        than 1 % of their sum, so that the values never drawn may hold as much; bool [images]."""
-        settled = self._equal if self.seen_once is None else self._equal | (self.seen_once <= _MISSED)
+        """Images without a k-hat, whose weights differ and whose largest weight holds more than 1 % of their sum;
+        bool [images]. Below that, an image without a k-hat is fine: no draw counts for much."""
+        settled = self._equal if self.largest is None else self._equal | (self.largest <= _LARGEST)
         return self.khat.isnan() & ~settled
 
     @property
@@ -320,30 +319,22 @@ def powers_of_ten(num_samples: int) -> list[int]:
 
 
 def khat(log_weights: Tensor) -> Tensor:
-    """PSIS k-hat per image [images] of log weights [S, images]: `arviz_stats`'s, which takes their negative. Not a number
-    where fewer than half of the weights in the tail differ, as with few values of a discrete z: no Pareto distribution
-    has ties, and a fit to them calls one enormous weight among equal ones harmless."""
+    """PSIS k-hat per image [images] of log weights [S, images]: `arviz_stats`'s, which takes their negative. Not a
+    number where fewer than half of the weights in the tail differ, as with few values of a discrete z: no Pareto
+    distribution has ties, and a fit to them calls one enormous weight among equal ones harmless."""
     from arviz_stats.base import array_stats
 
     result = np.full(log_weights.shape[1], np.nan)
     if len(log_weights) >= 25:
         for image, weights in enumerate(log_weights.double().cpu().numpy().T):
             tail = np.sort(weights)[-math.ceil(min(len(weights) / 5, 3 * math.sqrt(len(weights)))) :]
-            differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[1:]), 1)
-            if np.ptp(weights) > _ROUNDING and differ.mean() >= 0.5:
+            with np.errstate(invalid="ignore"):  # infinite ones
+                differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[1:]), 1)
+                spread = np.ptp(weights) > _ROUNDING
+            if spread and differ.mean() >= 0.5:
                 with contextlib.suppress(ValueError), np.errstate(all="ignore"):
                     result[image] = array_stats.psislw(-weights)[1]
     return torch.from_numpy(result)
-
-
-def seen_once(log_weights: Tensor) -> Tensor:
-    """The share [images] of the sum of weights that belongs to values drawn once, of log weights [S, images]."""
-    ordered = log_weights.double().sort(0).values
-    apart = torch.ones(1, ordered.shape[1], dtype=torch.bool, device=ordered.device)
-    # Equal z give log weights that are equal but for the rounding of float32.
-    differ = ~(ordered.diff(dim=0) <= _ROUNDING * ordered[1:].abs().clamp(min=1))
-    once = torch.cat([apart, differ]) & torch.cat([differ, apart])
-    return torch.where(once, ordered.softmax(0), 0).sum(0) + 0 * ordered.logsumexp(0)
 
 
 def reduced(log_w: Tensor) -> dict[str, Tensor]:
@@ -355,7 +346,7 @@ def reduced(log_w: Tensor) -> dict[str, Tensor]:
         "log_px_bias": bias,
         "ess": ess,
         "khat": khat(log_w),
-        "seen_once": seen_once(log_w),
+        "largest": log_w.softmax(0).max(0).values,
     }
 
 
