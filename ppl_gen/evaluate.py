@@ -75,7 +75,8 @@ class EvaluationOptions:
     gaps: bool = False
     """Split log p(x) - ELBO into approximation and amortization gap instead, on 100 images and with 5000 samples if not
     told otherwise; into gaps.json. The search of contexts stays in the encoder's mode of p(z|x): gaps.json says where
-    samples of the prior find more elsewhere. With --estimator annealed, log p(x) is annealed where that is the larger."""
+    samples of the prior find more elsewhere. With --estimator annealed, log p(x) is annealed where that is the
+    larger."""
     gap_copies: int = 3
     """Images whose gaps are also split with a copy, for each, of the weights of a guide whose posterior(context) has
     weights of its own, such as a flow."""

@@ -17,6 +17,7 @@ from ppl_gen import evaluate, fit, summaries
 from ppl_gen.data import DataOptions
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich
+from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import Estimates, LogPx
 from ppl_gen.loading import Config
 from ppl_gen.models.vae import VAE
@@ -498,3 +499,16 @@ def test_the_default_evaluation_sees_the_mode_that_the_guide_misses(elsewhere: P
     assert lesser["second_opinion"]["fraction_beyond_errors"] > 0.1
     assert "second opinion" in out and "above importance sampling by" in out and "blind to other modes" in out
     assert {"log_px_second_opinion", "blind", "largest_weight"} <= set(images)
+
+
+def test_a_missed_mode_stands_below_the_gaps() -> None:
+    some = ONE.bool()
+    values = (-10 * ONE, -12 * ONE, -11 * ONE, 1e-4 * ONE, 1e-4 * ONE, 1e-4 * ONE)
+    found = Gaps(*values, some, some, missed=torch.arange(20) < 5, blind=torch.arange(20) < 2)
+    part = summaries.gap_parts(found)
+    assert part["fraction_missed"] == 0.25 and part["fraction_blind"] == 0.1 and part["at_least"]
+    said = [row.label for _, rows in summaries.gap_rows({"contexts": part}) for row in rows]
+    assert "25% of images have a mode that the search did not reach:" in said
+    assert "blind to other modes than the encoder's: 10% of images" in said
+    earlier = {key: value for key, value in part.items() if not key.startswith(("fraction_missed", "fraction_blind"))}
+    assert len(summaries.gap_rows({"contexts": earlier})[0][1]) == len(said) - 3
