@@ -81,7 +81,7 @@ def main() -> None:
     for units in given.units:
         s = summaries[units] = fitted(units, given.runs, given.data, given.epochs, given.num_samples)
         bounds = "  ".join(f"k = {k}: {entry['mean']:.2f}" for k, entry in s["iwae"].items() if k != "1")
-        khat = f"{s['khat']['median']:.2f}" if "khat" in s else "unknown"
+        khat = f"{s['khat']['median']:.2f}" if "median" in s.get("khat", {}) else "unknown"
         exact = f"{s['log_px']['mean']:8.2f} ± {s['log_px']['se']:.2f}"
         print(f"{units:4d}  {exact}  {s['elbo']['mean']:8.2f}  {bounds}  k-hat {khat}", flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,14 @@ from ppl_gen import cli, parallel
 from ppl_gen.components import class_name, is_external
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, describe, require, require_choices
+from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.proposals import check as check_proposals
-from ppl_gen.inference.proposals import proposal_log_px
+from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
 from ppl_gen.inference.traces import Pair, evaluating, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair, restricted
 from ppl_gen.progress import Progress
@@ -73,7 +74,9 @@ class EvaluationOptions:
     """The last weights, or those of the epoch with the best validation ELBO."""
     gaps: bool = False
     """Split log p(x) - ELBO into approximation and amortization gap instead, on 100 images and with 5000 samples if not
-    told otherwise; into gaps.json. With --estimator annealed, log p(x) is annealed where that is the larger."""
+    told otherwise; into gaps.json. The search of contexts stays in the encoder's mode of p(z|x): gaps.json says where
+    samples of the prior find more elsewhere. With --estimator annealed, log p(x) is annealed where that is the
+    larger."""
     gap_copies: int = 3
     """Images whose gaps are also split with a copy, for each, of the weights of a guide whose posterior(context) has
     weights of its own, such as a flow."""
@@ -162,6 +165,9 @@ def evaluate(
             exact=exactly_known(model, guide, pair, x, args, quiet) if exactly else None,
             importance=by_sampling(model, guide, x, args, num_samples, quiet) if sampled else None,
         )
+        if found.importance is not None and found.exact is None:
+            opinion = {"num_samples": opinion_samples(num_samples), "seed": parallel.seed(options.seed)}
+            found = replace(found, second_opinion=second_opinion(model, guide, x, *args, **opinion))
         if mixed_of is not None:
             with Progress(len(x), "image", quiet=quiet) as progress:
                 mixed = proposal_log_px(
@@ -359,16 +365,23 @@ def split_gap(
                 progress.advance(images)
                 progress.note("gaps", f"{search.num_samples} samples a step, {num_samples} after", every=10)
 
-            found = gaps(model, guide, x, num_samples=num_samples, search=search, progress=advance)
+            settings: dict[str, Any] = {
+                "num_samples": num_samples,
+                "search": search,
+                "seed": options.seed,
+                "progress": advance,
+            }
+            found = gaps(model, guide, x, **settings)
             own = None
             if copies:
-                own = gaps(
-                    model, guide, x[:copies], num_samples=num_samples, search=search, own_weights=True, progress=advance
-                )
+                own = gaps(model, guide, x[:copies], own_weights=True, **settings)
         if options.estimator == "annealed":
             annealed, _ = _annealed(model, guide, x, (), replace(options, sandwich=0), quiet)
-            found = found.at_least(annealed.log_px, annealed.log_px_mc_var, "annealed")
-            own = own and own.at_least(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], "annealed")
+            found = found.at_least(annealed, "annealed")
+            if own is not None:
+                own = own.at_least(
+                    bound(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], annealed.num_samples), "annealed"
+                )
     summary = {
         **heading(run, config, data, options),
         "observation": observation(pair, x),

@@ -88,7 +88,7 @@ _PICTURES = {
         "A line that rises",
     ),
     "gap_histogram": (
-        "What the bound leaves out, image by image; hatched where k-hat is too high and the gap at least this",
+        "What the bound leaves out, image by image; hatched where log p(x) is not settled and the gap at least this",
         "A histogram over images of log p(x) - ELBO",
     ),
     "samples": (

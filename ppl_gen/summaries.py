@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_gen.inference.agreement import Low, above, above_in_mean, bound
 from ppl_gen.inference.annealed import Annealed, Sandwich
 from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import Estimates, LogPx, mean_se
+from ppl_gen.inference.proposals import SecondOpinion
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.runs import warnings_of
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import xarray
 
 _NAMES = ("exact", "importance", "mixed", "prior", "annealed")
+_NARROW = 0.1  # nats by which annealing may be too low and still be trusted
 
 
 def observation(pair: Pair, x: Tensor, *args: Any) -> str:
@@ -38,6 +41,8 @@ class Found:
     prior: LogPx | None = None
     annealed: Annealed | None = None
     sandwich: Sandwich | None = None
+    second_opinion: SecondOpinion | None = None
+    """On `importance`, where there is no exact value."""
 
 
 def first_of(found: Found, asked: str) -> str:
@@ -83,8 +88,8 @@ def _log_px(found: Found, proposal: dict[str, Any]) -> dict[str, dict[str, Any]]
         else:
             entries[name]["num_samples"] = estimates.num_samples
             if name != "importance":
-                untrusted = float(estimates.untrusted.double().mean())
-                entries[name] |= {**_ess(estimates.ess), "fraction_above_threshold": untrusted}
+                too_high = float(estimates.too_high.double().mean())
+                entries[name] |= {**_ess(estimates.ess), "fraction_above_threshold": too_high}
     return entries
 
 
@@ -92,21 +97,66 @@ def _ess(ess: Tensor) -> dict[str, dict[str, float]]:
     return {"ess": {"median": float(ess.median()), "min": float(ess.min())}}
 
 
+def _khat(estimates: LogPx) -> dict[str, Any]:
+    """k-hat over the images, which are of three kinds: too high, unknown, and fine."""
+    known = estimates.khat[estimates.khat.isfinite()]
+    return {
+        **({"median": float(known.median())} if len(known) else {}),
+        "fraction_above_0.7": float((estimates.khat > 0.7).double().mean()),
+        "threshold": estimates.khat_threshold,
+        "fraction_above_threshold": float(estimates.too_high.double().mean()),
+        "fraction_unknown": float(estimates.unknown.double().mean()),
+        "fraction_fine": float((~estimates.untrusted).double().mean()),
+    }
+
+
+def _lower(found: Found) -> dict[str, Low]:
+    """What is known of log p(x) from below, by name. IWAE bounds are not among it: they are below importance sampling
+    from the same samples on every image."""
+    lower: dict[str, Low | None] = {
+        "exact": None if found.exact is None else bound(found.exact),
+        "elbo": None if found.importance is None else _elbo(found.importance),
+        "importance": found.importance,
+        "mixed": found.mixed,
+        "prior": found.prior,
+        "annealed": found.annealed,
+        "second_opinion": found.second_opinion,
+    }
+    return {name: each for name, each in lower.items() if each is not None}
+
+
+def _elbo(estimates: Estimates) -> Low:
+    return bound(estimates.elbo, estimates.elbo_mc_var, estimates.num_samples)
+
+
+def _below(found: Found, name: str) -> list[str]:
+    """The names of what shows that an estimate of `Found` is too low: all are low in expectation, and those are above
+    it beyond chance."""
+    lower = _lower(found)
+    return [other for other in lower if other != name and above(lower[name], lower[other]).any]
+
+
 def _at_least(found: Found, name: str) -> bool:
-    """Whether log p(x) is likely above an estimate of `Found`: k-hat is too high for an image, or annealing, which is
-    low in expectation as well, is above it beyond their errors; of annealing, if two bounds on data from the model may
-    be more than 0.1 nats apart, by 2 standard errors, or are not there."""
-    if name == "annealed":
-        if found.sandwich is None:
-            return True
-        width, se = mean_se(found.sandwich.width)
-        return not width + 2 * se <= 0.1
-    estimates: LogPx = getattr(found, name)
-    if found.annealed is not None:
-        difference, apart = disagreement(found.annealed, estimates)
-        if bool((difference[apart] > 0).any()):
-            return True
+    """Whether log p(x) is likely above an estimate of `Found`: another one is above it beyond chance, its error is not
+    known, k-hat is too high or unknown for an image; or, of annealing, nothing vouches for it on these images."""
+    estimates: LogPx | Annealed = getattr(found, name)
+    if bool(estimates.log_px_mc_var.isnan().any()) or _below(found, name):
+        return True
+    if isinstance(estimates, Annealed):
+        return found.exact is None and not _vouched(found, estimates)
     return bool(estimates.untrusted.any())
+
+
+def _vouched(found: Found, annealed: Annealed) -> bool:
+    """Whether annealing that nothing is above can be trusted. Two bounds on images from the model do not suffice, since
+    a share of the images that none of them is of may cost the mean any amount: importance sampling, too, has to be
+    trusted on every one of these images. Then two methods that fail for different reasons agree."""
+    if found.sandwich is None:
+        return False
+    width, se = mean_se(found.sandwich.width)
+    narrow = width + 2 * se <= _NARROW and float(annealed.log_px_bias.mean().abs()) <= _NARROW
+    others = [name for name in ("importance", "mixed") if getattr(found, name) is not None]
+    return narrow and any(not _at_least(found, name) for name in others)
 
 
 def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, Any]:
@@ -124,15 +174,21 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
             "lower": _entry(between.lower, mc_se=_mc_se(between.lower_mc_var)),
             "upper": _entry(between.upper),
             "width": _entry(between.width),
+            "wide": _wide(between),
         }
     estimates = found.importance
     if estimates is None:
         assert found.exact is not None
         return {"elbo": _entry(found.exact), **entries}
+    sampled = [name for name in _NAMES[1:] if getattr(found, name) is not None]
+    below = {name: others for name in sampled if (others := _below(found, name))}
+    if below:
+        entries["below"] = below
+    if found.second_opinion is not None:
+        entries["second_opinion"] = _opinion(found.second_opinion, estimates)
     if found.annealed is not None:
         difference, apart = disagreement(found.annealed, estimates)
         entries["disagreement"] = _entry(difference, fraction_beyond_errors=float(apart.double().mean()))
-    khat = estimates.khat[estimates.khat.isfinite()]
     result: dict[str, Any] = {
         "elbo": _entry(estimates.elbo, mc_se=_mc_se(estimates.elbo_mc_var)),
         "reconstruction": _entry(estimates.reconstruction),
@@ -143,33 +199,85 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
         result["elbo_analytic_kl"] = _entry(estimates.reconstruction - estimates.kl_analytic)
     result["iwae"] = {str(k): _entry(values) for k, values in estimates.iwae.items()}
     result["iwae_jackknife"] = {str(k): _entry(values) for k, values in estimates.iwae_jackknife.items()}
-    best = _best(found, first)
-    gap = _values(found, best) - estimates.elbo
-    result |= entries | {"gap": _entry(gap, at_least=best != "exact" and _at_least(found, best)), **_ess(estimates.ess)}
-    if len(khat):
-        result["khat"] = {
-            "median": float(khat.median()),
-            "fraction_above_0.7": float((estimates.khat > 0.7).double().mean()),
-            "threshold": estimates.khat_threshold,
-            "fraction_above_threshold": float(estimates.untrusted.double().mean()),
-        }
+    gap, largest = _gap(found, first)
+    gap_entry = _entry(gap, at_least=largest.at_least, of=largest.name, fraction_of_others=_share(largest.replaced))
+    result |= entries | {"gap": gap_entry, **_ess(estimates.ess), "khat": _khat(estimates)}
+    result |= {f"khat_{name}": _khat(getattr(found, name)) for name in ("mixed", "prior") if name in sampled}
     active = estimates.active_units
     if estimates.latent_mean and len(estimates.elbo) > 1 and active is not None:
         result["active_units"] = active
     return result
 
 
-def _best(found: Found, first: str) -> str:
-    """The name of the estimate that the gap is taken of. Samples of the prior are none to judge a guide by."""
-    if found.exact is not None:
-        return "exact"
-    return "importance" if first == "prior" else first
+def _share(chosen: Tensor) -> float:
+    return float(chosen.double().mean())
 
 
-def _values(found: Found, name: str) -> Tensor:
-    """log p(x) [images] by an estimate of `Found`."""
-    values = getattr(found, name)
-    return values if isinstance(values, Tensor) else values.log_px
+def _wide(between: Sandwich) -> dict[str, Any]:
+    """How many images of a sandwich have bounds more than a nat apart, and the share of the model's images that may
+    have, by the upper 95 % limit of Clopper and Pearson (1934): about 3/n where none of n has."""
+    from scipy.stats import beta
+
+    count, wide = len(between.x), int((~(between.width <= 1)).sum())
+    most = 1.0 if wide == count else float(beta.ppf(0.95, wide + 1, count - wide))
+    return {"above": 1.0, "num_images": wide, "fraction_at_most": most, "confidence": 0.95}
+
+
+def _opinion(opinion: SecondOpinion, estimates: Estimates) -> dict[str, Any]:
+    """What a second opinion says of importance sampling."""
+    found = above(estimates, opinion)
+    by = (opinion.log_px - estimates.log_px)[found.images]
+    return _entry(
+        opinion.log_px,
+        mc_se=_mc_se(opinion.log_px_mc_var),
+        num_samples=opinion.num_samples,
+        at_least=found.any,
+        fraction_beyond_errors=_share(found.images),
+        **({"nats_beyond_errors": float(by.mean())} if len(by) else {}),
+        together_beyond_errors=found.together,
+        fraction_blind=_share(opinion.blind),
+    )
+
+
+@dataclass(frozen=True)
+class _Largest:
+    """log p(x) that the gap is taken of."""
+
+    name: str
+    """In `Found`."""
+    values: Tensor
+    replaced: Tensor
+    """Images whose value is that of another estimate, which is above this one beyond chance; bool [images]."""
+    untrusted: Tensor
+    """Images whose value is at least that; bool [images]."""
+    at_least: bool
+
+
+def _gap(found: Found, first: str) -> tuple[Tensor, _Largest]:
+    """log p(x) - ELBO [images], and what log p(x) is: exact, or the first estimate. All others are low in expectation,
+    too: one whose mean is above its beyond their errors takes its place, the largest first; then, image by image, the
+    largest of those that are above it beyond chance. A maximum of all of them would be high by chance.
+    Samples of the prior alone are none to judge a guide by: there it begins with the guide's."""
+    assert found.importance is not None
+    lower = _lower(found)
+    name = "exact" if found.exact is not None else "importance" if first == "prior" else first
+    none = torch.zeros(len(lower[name].log_px), dtype=torch.bool)
+    if name == "exact":
+        largest = _Largest(name, lower[name].log_px, none, none, False)
+    else:
+        better = [other for other in lower if other != name and above_in_mean(lower[name], lower[other])]
+        name = max(better, key=lambda other: float(lower[other].log_px.mean()), default=name)
+        values, replaced = lower[name].log_px, none
+        for other in lower:
+            higher = above(lower[name], lower[other]).images
+            values = torch.where(higher, torch.maximum(values, lower[other].log_px), values)
+            replaced = replaced | higher
+        chosen = getattr(found, name, None)
+        untrusted = replaced | (chosen.untrusted if isinstance(chosen, LogPx) else none)
+        known = isinstance(chosen, LogPx | Annealed)
+        at_least = bool(replaced.any()) or not known or _at_least(found, name)
+        largest = _Largest(name, values, replaced, untrusted, at_least)
+    return largest.values - found.importance.elbo, largest
 
 
 def disagreement(annealed: Annealed, importance: LogPx) -> tuple[Tensor, Tensor]:
@@ -191,7 +299,7 @@ def dataset(found: Found, labels: Tensor | None, summary: dict[str, Any]) -> "xa
     def add(name: str, values: Tensor, title: str, units: str = "nats") -> None:
         variables[name] = ("image", values.numpy(), {"long_name": title, "units": units})
 
-    def add_log_px(name: str, estimates: Tensor | LogPx | Annealed, how: str) -> None:
+    def add_log_px(name: str, estimates: Tensor | LogPx | Annealed | SecondOpinion, how: str) -> None:
         """An estimate with its errors, under a name of its own and, if it is the first, as log p(x)."""
         for prefix in (f"log_px_{name}", *(["log_px"] if name == first else [])):
             if isinstance(estimates, Tensor):
@@ -216,14 +324,23 @@ def dataset(found: Found, labels: Tensor | None, summary: dict[str, Any]) -> "xa
         if estimates.kl_analytic is not None:
             add("kl_analytic", estimates.kl_analytic, "KL(q(z|x) || p(z))")
         add_log_px("importance", estimates, "importance sampling")
-        best = getattr(found, _best(found, first))
-        gap = _values(found, _best(found, first)) - estimates.elbo
-        untrusted = best.untrusted if isinstance(best, LogPx) else torch.zeros_like(gap)
+        gap, largest = _gap(found, first)
         add("gap", gap, "log p(x) - ELBO")
-        add("untrusted", untrusted.to(torch.int8), "gap at least: k-hat of its log p(x) too high or unknown", "1")
+        add(
+            "untrusted",
+            largest.untrusted.to(torch.int8),
+            "gap at least: k-hat of its log p(x) too high or unknown, or another estimate above it",
+            "1",
+        )
         add("elbo_mc_se", estimates.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO")
         add("ess", estimates.ess, "effective sample size of importance sampling", "samples")
         add("khat", estimates.khat, "Pareto k-hat of importance sampling", "1")
+        if estimates.largest is not None:
+            add("largest_weight", estimates.largest, "share of the sum of importance weights in the largest", "1")
+        if found.second_opinion is not None:
+            opinion = found.second_opinion
+            add_log_px("second_opinion", opinion, "few samples, half of them from the prior")
+            add("blind", opinion.blind.to(torch.int8), "the second opinion could not have seen another mode", "1")
         iwae = torch.stack(list(estimates.iwae.values()), 1).numpy()
         variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
         coordinates["k"] = list(estimates.iwae)
@@ -327,22 +444,25 @@ def rows(summary: dict[str, Any]) -> list[Row]:
         found.append(
             Row(
                 f"the same settings on {between['num_images']} images from the model:",
-                note=f"log p(x) between {lower} and {upper}, {width} apart",
+                note=f"log p(x) between {lower} and {upper}, {width} apart{_unseen(between)}",
             )
         )
     if "disagreement" in s:
         apart = s["disagreement"]
         beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
         found.append(_row("annealing - importance", apart, beyond))
+    if "second_opinion" in s:
+        found.append(Row("second opinion", note=_second(s["second_opinion"])))
+    for name, others in s.get("below", {}).items():
+        found.append(
+            Row(f"{_ESTIMATES[name]} is too low:", note=f"below {', '.join(_ESTIMATES[other] for other in others)}")
+        )
     if importance is not None:
         found.append(_row("gap: log p(x) - ELBO", s["gap"], "", s["gap"]["at_least"]))
         ess = f"median {_fixed(s['ess']['median'], 1)}, least {_fixed(s['ess']['min'], 1)}"
         found.append(Row("effective sample size", note=f"{ess} of {importance['num_samples']}"))
     if "khat" in s:
-        khat = s["khat"]
-        untrusted = f"not to be trusted: {khat['fraction_above_threshold']:.1%} of images"
-        above = f"above {khat['threshold']:.2f}, {untrusted}"
-        found.append(Row("Pareto k-hat", note=f"median {_fixed(khat['median'])}; {above}"))
+        found.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
     if "active_units" in s:
         collapsed = "; z is not used, the guide has become the prior: --kl-warmup may prevent that"
         active = s["active_units"]
@@ -354,6 +474,46 @@ def rows(summary: dict[str, Any]) -> list[Row]:
     found.append(Row("parameters", note=f"{s['num_parameters']:,}"))
     found.append(Row("evaluation took", note=f"{s['seconds']:.0f} s"))
     return found
+
+
+_ESTIMATES = {
+    "exact": "exact",
+    "elbo": "ELBO",
+    "importance": "importance sampling",
+    "mixed": "several proposals",
+    "prior": "prior sampling",
+    "annealed": "annealing",
+    "second_opinion": "second opinion",
+}
+
+
+def _unseen(between: dict[str, Any]) -> str:
+    """How many images of a sandwich are wide, and what that leaves open; earlier versions did not write it."""
+    if "wide" not in between:
+        return ""
+    wide = between["wide"]
+    count = f"{wide['num_images']} of {between['num_images']}" if wide["num_images"] else "none"
+    share = f"up to {wide['fraction_at_most']:.1%} of the model's images may be, at {wide['confidence']:.0%} confidence"
+    return f"; {count} more than {wide['above']:g} nat apart, so that {share}"
+
+
+def _second(opinion: dict[str, Any]) -> str:
+    """What a second opinion saw, and what it could not see."""
+    by = f" by {_fixed(opinion.get('nats_beyond_errors'))} nats" if opinion["fraction_beyond_errors"] else ""
+    share = f"{opinion['fraction_beyond_errors']:.1%} of images"
+    if opinion["together_beyond_errors"]:
+        share += ", and over all images together"
+    seen = f"above importance sampling{by}: {share}" if opinion["at_least"] else "above importance sampling: no image"
+    blind = f"; blind to other modes: {opinion['fraction_blind']:.1%} of images"
+    return f"{opinion['num_samples']} samples, half from the prior; {seen}{blind}"
+
+
+def _khat_note(khat: dict[str, Any]) -> str:
+    median = _fixed(khat["median"]) if khat.get("median") is not None else "unknown"
+    too_high = f"median {median}; above {khat['threshold']:.2f}: {khat['fraction_above_threshold']:.1%} of images"
+    if "fraction_unknown" not in khat:  # earlier versions counted these among the former
+        return f"{too_high}, those where it is unknown included"
+    return f"{too_high}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -408,6 +568,8 @@ def gap_parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
         "estimator": found.estimator,
         "at_least": bool(found.untrusted[:count].any()),
         "fraction_settled": float(found.settled[:count].double().mean()),
+        **({} if found.missed is None else {"fraction_missed": _share(found.missed[:count])}),
+        **({} if found.blind is None else {"fraction_blind": _share(found.blind[:count])}),
         "per_image": {name: each.tolist() for name, each in values.items()},
     }
 
@@ -447,6 +609,11 @@ def gap_rows(summary: dict[str, Any]) -> list[tuple[str, list[Row]]]:
         if part["fraction_settled"] < 1:
             gaining = 1 - part["fraction_settled"]
             found.append(Row(f"{gaining:.0%} of the searches were still gaining when they were ended"))
+        if part.get("fraction_missed"):
+            of_images = f"{part['fraction_missed']:.0%} of images have a mode that the search did not reach:"
+            found += [Row(of_images), Row("how their gap splits is not known")]
+        if "fraction_blind" in part:
+            found.append(Row(f"blind to other modes than the encoder's: {part['fraction_blind']:.0%} of images"))
         parts.append((of.format(part["num_images"]), found))
     return parts
 

@@ -81,6 +81,60 @@ class TwoLayers(nn.Module):
         return dist.MultivariateNormal(torch.zeros(self.pixels, dtype=torch.float64), covariance).log_prob(x)
 
 
+class TwoModes(nn.Module):
+    """z ~ N(0, I), x_1 ~ N((1 + z_1)^2, noise^2), x_i ~ N(z_i, noise^2): for x_1 = r^2 the posterior has a mode where
+    z_1 = r - 1, and another where z_1 = -r - 1, of exp(-2 r) times its probability. In float64."""
+
+    def __init__(self, latent_dim: int = 1, noise: float = 0.3):
+        super().__init__()
+        self.latent_dim, self.noise = latent_dim, noise
+
+    def prior(self) -> dist.Distribution:
+        return dist.Normal(torch.zeros(self.latent_dim, dtype=torch.float64), 1.0).to_event(1)
+
+    def likelihood(self, z: Tensor) -> dist.Distribution:
+        mean = torch.cat([(1 + z[..., :1]).square(), z[..., 1:]], -1)
+        return dist.Normal(mean, self.noise).to_event(1)
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z), obs=x)
+
+    def log_px_by_quadrature(self, x: Tensor) -> Tensor:
+        """By a fine grid over z_1; the other coordinates are normal."""
+        z = torch.linspace(-12, 12, 20001, dtype=torch.float64)[:, None]
+        joint = dist.Normal((1 + z).square(), self.noise).log_prob(x[:, 0]) + dist.Normal(0.0, 1.0).log_prob(z)
+        rest = dist.Normal(0.0, math.sqrt(1 + self.noise**2)).log_prob(x[:, 1:]).sum(1)
+        return joint.logsumexp(0) + math.log(24 / 20000) + rest
+
+
+class OneMode(nn.Module):
+    """A guide in one of the modes of a `TwoModes`: nearly the posterior there, and nowhere else."""
+
+    def __init__(self, model: TwoModes, sign: int, widen: float = 1.2):
+        super().__init__()
+        self.target, self.sign, self.widen = [model], sign, widen
+
+    def encode(self, x: Tensor) -> Tensor:
+        noise = self.target[0].noise
+        root = x[:, :1].clamp(min=0.1).sqrt()
+        precision = 1 + (2 * root / noise) ** 2
+        shrink = 1 / (1 + noise**2)
+        # z_1 where the likelihood is largest, drawn to the prior's mean
+        loc = torch.cat([(self.sign * root - 1) * (1 - 1 / precision), shrink * x[:, 1:]], -1)
+        scale = torch.cat([precision.rsqrt(), torch.full_like(x[:, 1:], math.sqrt(shrink) * noise)], -1)
+        return torch.cat([loc, (self.widen * scale).log()], -1)
+
+    def posterior(self, context: Tensor) -> dist.TorchDistribution:
+        loc, log_scale = context.chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.encode(x)))
+
+
 def gauss_hermite(model: nn.Module, x: Tensor, latent_dim: int, nodes: int = 100) -> Tensor:
     """log p(x) of a model with p(z) = N(0, I) by quadrature on a grid."""
     import numpy as np

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import xarray
 
 from ppl_gen import evaluate, fit, summaries
 from ppl_gen.data import DataOptions
-from ppl_gen.figures.bounds import gap_histogram
-from ppl_gen.inference.annealed import Annealed, Annealing
-from ppl_gen.inference.importance import LogPx
+from ppl_gen.figures.bounds import bound_against_k, gap_histogram
+from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich
+from ppl_gen.inference.gaps import Gaps
+from ppl_gen.inference.importance import Estimates, LogPx
 from ppl_gen.loading import Config
 from ppl_gen.models.vae import VAE
 from ppl_gen.summaries import Found
@@ -74,9 +76,8 @@ def test_annealing_stands_beside_importance_sampling(vae: Path, call: Call) -> N
     assert summary["disagreement"]["mean"] == pytest.approx(annealed["mean"] - importance["mean"])
     assert summary["disagreement"]["fraction_beyond_errors"] < 0.1
     assert annealed["at_least"] == summary["gap"]["at_least"]
-    above = images["log_px_annealed"] > images["log_px_importance"]
-    doubted = (images["khat"] > min(1 - 1 / math.log10(500), 0.7)) | ((images["disagrees"] == 1) & above)
-    assert importance["at_least"] == bool(doubted.any())
+    doubted = bool((images["khat"] > min(1 - 1 / math.log10(500), 0.7)).any())
+    assert importance["at_least"] == (doubted or "importance" in summary.get("below", {}))
     assert summary["gap"]["mean"] == pytest.approx(annealed["mean"] - summary["elbo"]["mean"])
     assert float(images["log_px"].mean()) == pytest.approx(annealed["mean"])
     assert float(images["log_px_importance"].mean()) == pytest.approx(importance["mean"])
@@ -216,6 +217,9 @@ def test_products_are_of_full_float32(
 def test_an_infinite_gap_is_drawn() -> None:
     gap = np.array([1.0, 2.0, np.inf])
     assert "1 infinite" in gap_histogram(gap, np.array([False, True, True])).axes[0].get_title()
+    figure = gap_histogram(np.array([1.0, 2.0]), np.zeros(2, bool), at_least=True)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None and "at least" in [text.get_text() for text in legend.get_texts()]
     assert "3 infinite" in gap_histogram(np.full(3, np.inf), np.ones(3, bool)).axes[0].get_title()
 
 
@@ -297,3 +301,214 @@ def test_annealing_needs_one_continuous_latent(elsewhere: Path, call: Call) -> N
     status, _, err = call(evaluate.command, "two", "--estimator", "annealed")
     assert status == 2
     assert "one latent site" in err
+
+
+# Estimates beside one another --------------------------------------------------------------------------------------
+
+ONE = torch.ones(20, dtype=torch.float64)
+REST = {"num_parameters": 1, "seconds": 1, "num_images": 20, "split": "test", "data": "digits"}
+"""What else a summary has."""
+
+
+def _importance(log_px: float, elbo: float, mc_var: float = 1e-4, khat: float = 0.1) -> Estimates:
+    return Estimates(
+        1000,
+        log_px * ONE,
+        mc_var * ONE,
+        -mc_var / 2 * ONE,
+        500 * ONE,
+        khat * ONE,
+        elbo=elbo * ONE,
+        reconstruction=elbo * ONE,
+        kl=0 * ONE,
+        elbo_mc_var=1e-4 * ONE,
+        kl_analytic=None,
+        iwae={1: elbo * ONE},
+        iwae_jackknife={},
+        latent_mean={},
+        latent_mc_var={},
+    )
+
+
+def _annealed(log_px: float, mc_var: float = 0.04, bias: float = -0.02) -> Annealed:
+    return Annealed(Annealing(), log_px * ONE, mc_var * ONE, bias * ONE, 8 * ONE, 0.6 * ONE)
+
+
+def _sandwich(wide: int = 0, count: int = 100) -> Sandwich:
+    width = torch.full((count,), 0.01, dtype=torch.float64)
+    width[:wide] = 2.0
+    return Sandwich(Annealing(), torch.zeros(count, 1), -50 - width, torch.full_like(width, -50), 1e-4 * width)
+
+
+def _notes(summary: dict[str, Any]) -> dict[str, str]:
+    return {row.label: row.note for row in summaries.rows(summary | REST)}
+
+
+@pytest.mark.parametrize(("mc_var", "bias"), [(0.04, -0.02), (0.9, -8.0)], ids=["sure", "one chain counts"])
+def test_annealing_below_the_others_is_at_least(mc_var: float, bias: float) -> None:
+    """Importance sampling 66.31, ELBO 59.92, annealing 58.42: all are low, and the gap is taken of the largest, also
+    where annealing states a large bias."""
+    found = Found(importance=_importance(66.31, 59.92), annealed=_annealed(58.42, mc_var, bias), sandwich=_sandwich())
+    summary = summaries.summarize(found, "annealed", {})
+    assert summary["log_px"]["at_least"] and not summary["log_px_importance"]["at_least"]
+    assert "importance" in summary["below"]["annealed"] and list(summary["below"]) == ["annealed"]
+    gap = summary["gap"]
+    assert gap["mean"] == pytest.approx(66.31 - 59.92) and gap["of"] == "importance" and not gap["at_least"]
+    assert summaries.dataset(found, None, summary)["gap"].values == pytest.approx(66.31 - 59.92)
+    assert "importance sampling" in _notes(summary)["annealing is too low:"]
+    label = bound_against_k(summary | REST).axes[0].texts[1].get_text()
+    assert "66.31" in label and "annealed" not in label
+
+
+def test_an_estimate_below_the_elbo_is_at_least() -> None:
+    """Also where importance sampling is too uneven to tell."""
+    uneven = _importance(-9.0, -10.0, mc_var=0.99, khat=0.9)
+    summary = summaries.summarize(Found(importance=uneven, annealed=_annealed(-12.0)), "annealed", {})
+    assert "elbo" in summary["below"]["annealed"] and summary["gap"]["mean"] > 0
+
+
+def test_one_image_is_enough_to_be_at_least() -> None:
+    """Where annealing is above importance sampling on one image, the gap has its value there, and only there."""
+    annealed = _annealed(-10.0)
+    annealed.log_px[3] = -5.0
+    summary = summaries.summarize(Found(importance=_importance(-10, -12), annealed=annealed), "importance", {})
+    assert summary["log_px"]["at_least"] and summary["gap"]["at_least"]
+    assert summary["gap"]["fraction_of_others"] in (0, 1 / 20)
+    assert summary["gap"]["mean"] == pytest.approx((19 * 2 + 7) / 20)
+
+
+def test_estimates_that_agree_are_not_at_least() -> None:
+    """Annealing is trusted where the sandwich is narrow, importance sampling is trusted, and they agree."""
+    importance, annealed = _importance(-10, -12), _annealed(-10.02)
+    agreed = Found(importance=importance, annealed=annealed, sandwich=_sandwich())
+    assert not summaries._at_least(agreed, "annealed") and not summaries._at_least(agreed, "importance")
+    for doubtful in (
+        replace(agreed, sandwich=None),
+        replace(agreed, sandwich=_sandwich(20)),
+        replace(agreed, sandwich=_sandwich(0, 1)),
+        replace(agreed, importance=_importance(-10, -12, khat=0.9)),
+        replace(agreed, annealed=_annealed(-10.02, 0.04, -0.5)),
+        replace(agreed, annealed=_annealed(-10.02, math.nan, math.nan)),
+        replace(agreed, annealed=_annealed(-12.5)),
+    ):
+        assert summaries._at_least(doubtful, "annealed")
+    exactly = Found(exact=-10 * ONE, importance=importance, annealed=annealed)
+    assert not summaries._at_least(exactly, "annealed")
+    assert summaries._at_least(replace(exactly, annealed=_annealed(-12)), "annealed")
+
+
+@pytest.mark.parametrize(
+    ("wide", "count", "most"), [(0, 100, 1 - 0.05 ** (1 / 100)), (0, 1000, 0.0029912), (2, 100, 0.061616), (5, 5, 1.0)]
+)
+def test_a_sandwich_says_what_it_has_not_seen(wide: int, count: int, most: float) -> None:
+    """The upper 95 % limit of a share (Clopper and Pearson): about 3/n where none of n is wide, and in any case the
+    share at which so few wide images have a probability of 5 %."""
+    found = Found(importance=_importance(-10, -12), annealed=_annealed(-10), sandwich=_sandwich(wide, count))
+    summary = summaries.summarize(found, "annealed", {})
+    said = summary["sandwich"]["wide"]
+    assert said["num_images"] == wide and said["fraction_at_most"] == pytest.approx(most, rel=1e-4)
+    if wide < count:
+        chance = sum(math.comb(count, k) * most**k * (1 - most) ** (count - k) for k in range(wide + 1))
+        assert chance == pytest.approx(0.05, rel=1e-3)
+    row = next(note for label, note in _notes(summary).items() if "images from the model" in label)
+    assert f"up to {most:.1%} of the model's images may be" in row
+    unvouched = replace(found, importance=_importance(-10, -12, khat=0.9))
+    assert summaries._at_least(unvouched, "annealed")  # the sandwich alone does not suffice
+
+
+def test_unknown_khat_is_no_high_one() -> None:
+    """Three kinds, three numbers; in the files of earlier versions two of them are one."""
+    khat = torch.tensor([0.9] * 2 + [math.nan] * 10 + [0.1] * 8, dtype=torch.float64)
+    once = torch.tensor([0.0] * 7 + [0.5] * 13, dtype=torch.float64)
+    estimates = replace(_importance(-10, -12), khat=khat, largest=once)
+    summary = summaries.summarize(Found(importance=estimates), "importance", {})
+    kinds = [summary["khat"][f"fraction_{name}"] for name in ("above_threshold", "unknown", "fine")]
+    assert kinds == [2 / 20, 5 / 20, 13 / 20]
+    assert "above 0.67: 10.0% of images; unknown: 25.0%; fine: 65.0%" in _notes(summary)["Pareto k-hat"]
+    for kind in ("unknown", "fine"):
+        del summary["khat"][f"fraction_{kind}"]
+    assert "those where it is unknown included" in _notes(summary)["Pareto k-hat"]
+    few = replace(estimates, khat=khat * math.nan, largest=once + 1)
+    summary = summaries.summarize(Found(importance=few), "importance", {})
+    assert summary["khat"]["fraction_unknown"] == 1 and "median" not in summary["khat"]
+    assert "median unknown" in _notes(summary)["Pareto k-hat"]
+
+
+TWO_MODES = """
+import pyro, torch
+import pyro.distributions as dist
+from torch import nn
+
+
+class Model(nn.Module):  # x_1 = (1 + z)^2 / 10 and a little noise; the other pixels are noise alone
+    def __init__(self, data_dim):
+        super().__init__()
+        self.data_dim, self.unused = data_dim, nn.Parameter(torch.zeros(1))
+
+    def model(self, x=None, *, n=1):
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            mean = torch.cat([(1 + z).square() / 10, torch.zeros(*z.shape[:-1], self.data_dim - 1)], -1)
+            return pyro.sample("x", dist.Normal(mean + 0 * self.unused, 0.03).to_event(1), obs=x)
+
+
+class Lesser(nn.Module):
+    sign = -1
+
+    def __init__(self, data_dim):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def guide(self, x):
+        root = (10 * x[:, :1]).clamp(min=0.1).sqrt()
+        with pyro.plate("data", len(x)):
+            loc = (self.sign * root - 1) * (1 - 1 / (1 + (root / 0.15) ** 2)) + 0 * self.unused
+            pyro.sample("z", dist.Normal(loc, 0.18 / root).to_event(1))
+
+
+class Greater(Lesser):
+    sign = 1
+"""
+
+
+def test_the_default_evaluation_sees_the_mode_that_the_guide_misses(elsewhere: Path, call: Call) -> None:
+    """Two guides that differ in the mode that they sit in, 4.4 nats apart: k-hat trusts both. By one command without
+    options, only the lesser's log p(x) reads at least."""
+    Path("own.py").write_text(TWO_MODES)
+    noise = np.random.default_rng(0)
+    x = np.zeros((60, 1, 4), np.float32)
+    x[:, 0, 0] = 0.48 + 0.03 * noise.standard_normal(60)
+    x[:, 0, 1:] = np.abs(0.03 * noise.standard_normal((60, 3)))
+    np.savez("x.npz", train=x, test=x)
+    found = {}
+    for name in ("Lesser", "Greater"):
+        options = ("own.py:Model", "--guide", f"own.py:{name}", "--data", "x.npz", "--binarization", "none")
+        status, out, err = call(fit.command, *options, "--epochs", "1", "--num-samples", "1000", "--out", name)
+        assert status == 0, err
+        found[name] = (*_evaluation(Path(name)), out)
+    lesser, images, out = found["Lesser"]
+    greater = found["Greater"][0]
+    assert greater["log_px"]["mean"] - lesser["log_px"]["mean"] == pytest.approx(4.4, abs=0.2)
+    for summary, missed in ((lesser, True), (greater, False)):
+        assert summary["khat"]["fraction_fine"] == 1
+        assert summary["log_px"]["at_least"] == missed
+        assert summary["gap"]["at_least"] == missed
+        assert summary["second_opinion"]["at_least"] == missed
+        assert summary["second_opinion"]["num_samples"] == 50
+    assert lesser["gap"]["mean"] > greater["gap"]["mean"] + 1
+    assert lesser["second_opinion"]["fraction_beyond_errors"] > 0.1
+    assert "second opinion" in out and "above importance sampling by" in out and "blind to other modes" in out
+    assert {"log_px_second_opinion", "blind", "largest_weight"} <= set(images)
+
+
+def test_a_missed_mode_stands_below_the_gaps() -> None:
+    some = ONE.bool()
+    values = (-10 * ONE, -12 * ONE, -11 * ONE, 1e-4 * ONE, 1e-4 * ONE, 1e-4 * ONE)
+    found = Gaps(*values, some, some, missed=torch.arange(20) < 5, blind=torch.arange(20) < 2)
+    part = summaries.gap_parts(found)
+    assert part["fraction_missed"] == 0.25 and part["fraction_blind"] == 0.1 and part["at_least"]
+    said = [row.label for _, rows in summaries.gap_rows({"contexts": part}) for row in rows]
+    assert "25% of images have a mode that the search did not reach:" in said
+    assert "blind to other modes than the encoder's: 10% of images" in said
+    earlier = {key: value for key, value in part.items() if not key.startswith(("fraction_missed", "fraction_blind"))}
+    assert len(summaries.gap_rows({"contexts": earlier})[0][1]) == len(said) - 3

@@ -158,4 +158,4 @@ def draw_evaluation(run: Run) -> None:
     means = [entry["mean"] for entry in (summary["log_px"], *summary["iwae"].values())]
     if all(mean is not None and math.isfinite(mean) for mean in means):
         save(run, "bound_against_k", bound_against_k(summary))
-    save(run, "gap_histogram", gap_histogram(gap, untrusted))
+    save(run, "gap_histogram", gap_histogram(gap, untrusted, bool(summary["gap"]["at_least"])))

@@ -99,6 +99,11 @@ class Annealed:
     acceptance: Tensor
     """The share of proposals that was accepted."""
 
+    @property
+    def num_samples(self) -> int:
+        """Chains per image."""
+        return self.annealing.num_chains
+
 
 @dataclass(frozen=True)
 class Sandwich:

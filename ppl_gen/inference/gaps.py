@@ -7,6 +7,11 @@ ELBO* is that of the best member of the guide's family {posterior(c)} for each i
 of the image, from the encoder's. What is left is what the family cannot represent. A family whose `posterior` has
 weights of its own, such as a flow, has members that no context reaches: `own_weights` optimizes a copy of the weights,
 too, for each image.
+
+The search climbs from where the encoder is. Where p(z | x) has several modes it stays in the encoder's, and so do the
+importance samples: neither k-hat nor a small amortization gap tells that another mode holds more. A second opinion with
+samples from the prior (`ppl_gen.inference.proposals.second_opinion`) tells, where the prior reaches that mode. Then
+log p(x) - ELBO is larger than both searches saw, and how it splits is not known.
 """
 
 import copy
@@ -20,7 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput
+from ppl_gen.inference.agreement import Low, above, above_in_mean, bound
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
+from ppl_gen.inference.proposals import SecondOpinion, opinion_samples, second_opinion
 from ppl_gen.inference.traces import Pair, amortized, evaluating, frozen
 
 _IMAGES_PER_BLOCK = 50
@@ -48,11 +55,12 @@ class Gaps:
     """Per image, in nats, float64 on the CPU; every tensor is [images]."""
 
     log_px: Tensor
-    """By importance sampling with the encoder's contexts, or with the best ones, whichever has the larger mean."""
+    """By importance sampling with the encoder's contexts, or with the best ones, whichever has the larger mean; where
+    another estimate is above it beyond chance, that one."""
     elbo: Tensor
     """With the encoder's contexts."""
     best_elbo: Tensor
-    """With the best contexts."""
+    """With the best contexts; with the encoder's where their bound is the larger beyond the errors."""
     log_px_mc_var: Tensor
     """Monte Carlo variance of `log_px`; so of the next two."""
     elbo_mc_var: Tensor
@@ -60,16 +68,46 @@ class Gaps:
     settled: Tensor
     """Whether the search ended by itself, not at its last window; bool."""
     untrusted: Tensor
-    """Whether k-hat of `log_px` is too high: the approximation gap is then at least what is reported; bool."""
+    """Whether `log_px` is not settled, since k-hat is too high or unknown or another estimate was above it: the sum of
+    the gaps is then at least what is reported; bool."""
     estimator: str = "importance"
     """Of `log_px`."""
+    missed: Tensor | None = None
+    """Images for which a second opinion is above importance sampling beyond chance: another mode holds more than both
+    searches saw, and how the gap splits is not known; bool. All of them where only all together show it."""
+    blind: Tensor | None = None
+    """Images for which the second opinion could not have seen another mode; bool."""
 
-    def at_least(self, log_px: Tensor, mc_var: Tensor, estimator: str) -> "Gaps":
-        """With another estimate of log p(x), if its mean is the larger: each is low in expectation."""
-        if not log_px.mean() > self.log_px.mean():
-            return self
-        untrusted = torch.ones_like(self.untrusted)
-        return replace(self, log_px=log_px, log_px_mc_var=mc_var, untrusted=untrusted, estimator=estimator)
+    def at_least(self, other: Low, estimator: str) -> "Gaps":
+        """With another estimate of log p(x): on every image if its mean is the larger, else on the images where it is
+        above this one beyond chance. Each is low in expectation."""
+        if bool(other.log_px.mean() > self.log_px.mean()):
+            untrusted = torch.ones_like(self.untrusted)
+            new = replace(
+                self,
+                log_px=other.log_px,
+                log_px_mc_var=other.log_px_mc_var,
+                untrusted=untrusted,
+                estimator=estimator,
+            )
+            return new._raised(bound(self.log_px, self.log_px_mc_var))
+        return self._raised(other)
+
+    def _raised(self, other: Low) -> "Gaps":
+        """With another estimate of log p(x) on the images where it is above this one beyond chance."""
+        found = above(bound(self.log_px, self.log_px_mc_var), other)
+        return replace(
+            self,
+            log_px=torch.where(found.images, other.log_px, self.log_px),
+            log_px_mc_var=torch.where(found.images, other.log_px_mc_var, self.log_px_mc_var),
+            untrusted=self.untrusted | found.images | found.together,
+        )
+
+    def _judged(self, opinion: SecondOpinion) -> "Gaps":
+        """With what a second opinion says."""
+        found = above(bound(self.log_px, self.log_px_mc_var), opinion)
+        missed = found.images if found.images.any() else found.images | found.together
+        return replace(self._raised(opinion), missed=missed, blind=opinion.blind)
 
     @property
     def approximation(self) -> Tensor:
@@ -109,6 +147,7 @@ def gaps(
     num_samples: int = 5000,
     search: Search | None = None,
     own_weights: bool = False,
+    seed: int = 0,
     progress: Advance | None = None,
 ) -> Gaps:
     """The two gaps of each image.
@@ -119,6 +158,7 @@ def gaps(
     :param x: images [N, data_dim].
     :param num_samples: samples of z per image for the bounds and log p(x), after the search.
     :param own_weights: give each image a copy of the weights that `posterior` has, and optimize it too.
+    :param seed: of the second opinion; all other noise is the caller's to seed.
     :raises BadInput: for another kind of guide.
     """
     with evaluating(model, guide):
@@ -134,17 +174,25 @@ def gaps(
     def all_of(estimates: Any, name: str) -> Tensor:
         return torch.cat([getattr(each, name) for each in estimates])
 
-    better = best if all_of(best, "log_px").mean() > all_of(amortized, "log_px").mean() else amortized
-    return Gaps(
+    better, other = (best, amortized)
+    if not all_of(best, "log_px").mean() > all_of(amortized, "log_px").mean():
+        better, other = other, better
+    elbo, best_elbo = (bound(all_of(each, "elbo"), all_of(each, "elbo_mc_var")) for each in (amortized, best))
+    # The encoder's context is a member of the family like any other.
+    kept = above(best_elbo, elbo).images | above_in_mean(best_elbo, elbo)
+    found = Gaps(
         log_px=all_of(better, "log_px"),
-        elbo=all_of(amortized, "elbo"),
-        best_elbo=all_of(best, "elbo"),
+        elbo=elbo.log_px,
+        best_elbo=torch.where(kept, elbo.log_px, best_elbo.log_px),
         log_px_mc_var=all_of(better, "log_px_mc_var"),
-        elbo_mc_var=all_of(amortized, "elbo_mc_var"),
-        best_elbo_mc_var=all_of(best, "elbo_mc_var"),
+        elbo_mc_var=elbo.log_px_mc_var,
+        best_elbo_mc_var=torch.where(kept, elbo.log_px_mc_var, best_elbo.log_px_mc_var),
         settled=torch.cat(settled).cpu(),
         untrusted=all_of(better, "untrusted"),
     )
+    found = found._raised(bound(all_of(other, "log_px"), all_of(other, "log_px_mc_var")))
+    opinion = second_opinion(model, guide, x, num_samples=opinion_samples(num_samples), seed=seed)
+    return found if opinion is None else found._judged(opinion)
 
 
 def check_guide(pair: Pair, guide: Any) -> None:

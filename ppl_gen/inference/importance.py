@@ -9,13 +9,15 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
   var(w) / (2 S p(x)^2) to first order. The delete-1 jackknife estimates that bias (Nowozin 2018, section 4);
 - the effective sample size is (sum w)^2 / sum w^2 (Kong 1992);
 - k-hat is the shape of a generalized Pareto distribution fitted to the largest weights (Vehtari et al. 2024). Above
-  min(1 - 1/log10 S, 0.7) the estimate is not to be trusted, and log p(x) is at least what is reported.
+  min(1 - 1/log10 S, 0.7) the estimate is not to be trusted, and log p(x) is at least what is reported. k-hat judges
+  the weights that were drawn. It cannot see a mode that the guide never visits: there k-hat is excellent, and the
+  estimate may be too low by any amount (`ppl_gen.inference.proposals.second_opinion` looks elsewhere).
 """
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from ppl_gen.memory import keep_freed_memory
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 _ROUNDING = 1e-6  # log weights that differ by less are equal
+_LARGEST = 0.01  # share of the weights' sum that one of them may hold where k-hat is unknown: a hundredth of a nat
 
 Advance = Callable[[int], None]
 """Called with the number of images just done."""
@@ -50,7 +53,11 @@ class LogPx:
     """Jackknife estimate of the bias of `log_px`; negative."""
     ess: Tensor
     khat: Tensor
-    """Not a number where all weights of an image are equal, or fewer than 25: then there is no tail to fit."""
+    """Not a number where all weights of an image are equal, or fewer than 25, or those of the tail take few values:
+    then there is no tail to fit."""
+    largest: Tensor | None = field(default=None, kw_only=True)
+    """The share of the sum of weights that the largest weight holds. Where the weights have no mean, it stays large
+    however many samples there are; with a tail of shape k it is about S^(k - 1)."""
 
     @property
     def khat_threshold(self) -> float:
@@ -58,10 +65,26 @@ class LogPx:
         return min(1 - 1 / math.log10(self.num_samples), 0.7) if self.num_samples > 1 else 0.0
 
     @property
+    def too_high(self) -> Tensor:
+        """Images whose k-hat is known and above the threshold; bool [images]."""
+        return (self.khat > self.khat_threshold) & ~self._equal
+
+    @property
+    def unknown(self) -> Tensor:
+        """Images without a k-hat, whose weights differ and whose largest weight holds more than 1 % of their sum;
+        bool [images]. Below that, an image without a k-hat is fine: no draw counts for much."""
+        settled = self._equal if self.largest is None else self._equal | (self.largest <= _LARGEST)
+        return self.khat.isnan() & ~settled
+
+    @property
     def untrusted(self) -> Tensor:
-        """Images whose k-hat is above the threshold, or unknown though the weights differ; bool [images]."""
-        unequal = ~(self.ess >= self.num_samples * (1 - _ROUNDING))  # where the weights are no numbers, too
-        return ~(self.khat <= self.khat_threshold) & unequal if self.num_samples > 1 else torch.ones_like(unequal)
+        """Images whose k-hat is too high or unknown; bool [images]."""
+        return self.too_high | self.unknown
+
+    @property
+    def _equal(self) -> Tensor:
+        """Images whose weights are all equal, as those of the exact posterior are. One weight equals nothing."""
+        return (self.ess >= self.num_samples * (1 - _ROUNDING)) & (self.num_samples > 1)
 
 
 @dataclass(frozen=True)
@@ -316,24 +339,35 @@ def powers_of_ten(num_samples: int) -> list[int]:
 
 
 def khat(log_weights: Tensor) -> Tensor:
-    """PSIS k-hat per image [images] of log weights [S, images]: `arviz_stats`'s, which takes their negative."""
+    """PSIS k-hat per image [images] of log weights [S, images]: `arviz_stats`'s, which takes their negative. Not a
+    number where fewer than half of the weights in the tail differ, as with few values of a discrete z: no Pareto
+    distribution has ties, and a fit to them calls one enormous weight among equal ones harmless."""
     from arviz_stats.base import array_stats
 
     result = np.full(log_weights.shape[1], np.nan)
     if len(log_weights) >= 25:
         for image, weights in enumerate(log_weights.double().cpu().numpy().T):
-            with np.errstate(all="ignore"):
-                if np.ptp(weights) > _ROUNDING:
-                    # All values in the tail are the same, or most of them, as with few values of a discrete z.
-                    with contextlib.suppress(ValueError):
-                        result[image] = array_stats.psislw(-weights)[1]
+            tail = np.sort(weights)[-math.ceil(min(len(weights) / 5, 3 * math.sqrt(len(weights)))) :]
+            with np.errstate(invalid="ignore"):  # infinite ones
+                differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[1:]), 1)
+                spread = np.ptp(weights) > _ROUNDING
+            if spread and differ.mean() >= 0.5:
+                with contextlib.suppress(ValueError), np.errstate(all="ignore"):
+                    result[image] = array_stats.psislw(-weights)[1]
     return torch.from_numpy(result)
 
 
 def reduced(log_w: Tensor) -> dict[str, Tensor]:
     """The fields of `LogPx` but the first, from log weights [S, images] in float64."""
     log_px, variance, bias, ess = log_mean_exp(log_w)
-    return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess, "khat": khat(log_w)}
+    return {
+        "log_px": log_px,
+        "log_px_mc_var": variance,
+        "log_px_bias": bias,
+        "ess": ess,
+        "khat": khat(log_w),
+        "largest": log_w.softmax(0).max(0).values,
+    }
 
 
 def _summarize(chunks: list[Terms]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ whichever z_s came from: the balance heuristic (Veach and Guibas 1995, section 3
 - *The prior among them*, a defensive mixture (Hesterberg 1995; Owen and Zhou 2000): no weight is above p(x | z)
   S / n_prior, so that the variance is finite where the likelihood is bounded, whatever the guide.
 - *The prior alone*, log (1/S) sum p(x | z_s): what amortized guides spare one.
+- *A second opinion* on the guide's own estimate, which cannot see where the guide never goes: few samples, half of them
+  from the prior.
 - *A temperature* above 1 spreads a guide: z becomes c + temperature (z - c), with c the mean of samples that are used
   for nothing else.
 """
@@ -17,6 +19,7 @@ whichever z_s came from: the balance heuristic (Veach and Guibas 1995, section 3
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +27,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.importance import CHUNK_SIZE, Advance, LogPx, gathered, reduced
+from ppl_gen.inference.importance import CHUNK_SIZE, Advance, LogPx, gathered, log_mean_exp, reduced
 from ppl_gen.inference.traces import Pair, evaluating, take
 from ppl_gen.memory import keep_freed_memory
 
@@ -71,6 +74,72 @@ def proposal_log_px(
         )
         parts = ((count, reduced(mixture.log_weights(chunk_size))) for count, mixture in mixtures)
         return LogPx(num_samples, **gathered(parts, len(x), progress))
+
+
+@dataclass(frozen=True)
+class SecondOpinion:
+    """log p(x) from few samples, half of them from the prior; per image, in nats, float64 on the CPU; every tensor is
+    [images]. It is low in expectation, and often far below the guide's own estimate: it counts where it is above that
+    beyond chance (`ppl_gen.inference.agreement.above`)."""
+
+    num_samples: int
+    log_px: Tensor
+    log_px_mc_var: Tensor
+    log_px_bias: Tensor
+    from_prior: Tensor
+    """The share of the sum of weights that belongs to the samples from the prior."""
+
+    @property
+    def blind(self) -> Tensor:
+        """Images for which the prior's samples carry less than 1 % of the weights: they do not reach the mode that the
+        guide is in, and would not have reached another one of its size; bool [images]."""
+        return ~(self.from_prior >= 0.01)
+
+
+def opinion_samples(num_samples: int) -> int:
+    """Samples of a second opinion on `num_samples` importance samples: a twentieth, and at least 20."""
+    return max(num_samples // 20, 20)
+
+
+def second_opinion(
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    *args: Any,
+    num_samples: int,
+    seed: int = 0,
+    chunk_size: int = CHUNK_SIZE,
+    **kwargs: Any,
+) -> SecondOpinion | None:
+    """log p(x) of each image from few samples, half from the guide and half from the prior. It sees a mode that the
+    guide misses where the prior puts some of these samples into it. In many dimensions the prior does not, and then it
+    says nothing: those images are `blind`.
+
+    Draws its own noise from `seed`, and leaves the generators as they were. Arguments as for
+    `ppl_gen.log_marginal_likelihood`.
+
+    :return: None where the guide samples nothing: there the samples come from the prior in any case.
+    """
+    require(num_samples >= 2, "num_samples", num_samples, "must be at least 2")
+    keep_freed_memory()
+    with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(seed)
+        pair = Pair(model, guide, x, *args, **kwargs)
+        if pair.enumerated:
+            return None
+        counts, from_prior = _counts(1, num_samples, 0.5)
+
+        def block(rows: Tensor) -> dict[str, Tensor]:
+            mixture = _Mixture([pair], counts, from_prior, 1.0, take(rows, x, args, kwargs))
+            # z of the prior may lie where the likelihood is not defined: such a sample has no weight.
+            log_w = mixture.log_weights(chunk_size).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+            log_px, variance, bias, _ = log_mean_exp(log_w)
+            share = log_w.softmax(0)[-from_prior:].sum(0)
+            return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "from_prior": share}
+
+        blocks = torch.arange(len(x), device=x.device).split(max(1, chunk_size // from_prior))
+        parts = ((len(rows), block(rows)) for rows in blocks)
+        return SecondOpinion(num_samples, **gathered(parts, len(x)))
 
 
 def _from_prior(model: Any) -> tuple[Any, Callable[..., Any]]:

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ExactGuide, LinearGaussian
+from pairs import ExactGuide, LinearGaussian, OneMode, TwoModes
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
@@ -14,7 +14,8 @@ from ppl_gen.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.flow import Flow
 from ppl_gen.guides.hierarchical import Hierarchical
-from ppl_gen.inference.gaps import Search, gaps, has_own_weights
+from ppl_gen.inference.agreement import Bound
+from ppl_gen.inference.gaps import Gaps, Search, gaps, has_own_weights
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 
@@ -167,3 +168,33 @@ def test_whose_weights_they_are() -> None:
     planar = Flow((5,), 2, "z", model, transform="planar", hidden_dims=(4,)).double()
     assert has_own_weights(flow, x) and not has_own_weights(planar, x) and not has_own_weights(MeanField(), x)
     assert not any(parameter.requires_grad for parameter in flow.parameters())
+
+
+def test_a_mode_that_the_search_does_not_reach_is_said() -> None:
+    """The encoder sits in the lesser of two modes, 4.4 nats low; no context of the search leaves it, and k-hat is
+    excellent. A second opinion tells: the sum of both gaps is at least what is reported."""
+    model = TwoModes()
+    torch.manual_seed(0)
+    x = 4.8 + 0.3 * torch.randn(20, 1, dtype=F64)
+    exact = model.log_px_by_quadrature(x)
+    found = gaps(model, OneMode(model, -1), x, num_samples=1000, search=SEARCH)
+    assert float(found.amortization.mean()) < 0.2
+    assert bool(((exact - found.best_elbo) > 3.5).all())
+    assert found.missed is not None and bool(found.missed.any())
+    assert bool(found.untrusted.all())
+    assert float(found.log_px.mean()) > float(found.best_elbo.mean()) + 1
+    found = gaps(model, OneMode(model, 1), x, num_samples=1000, search=SEARCH)
+    assert found.missed is not None and not found.missed.any()
+
+
+def test_another_estimate_counts_where_it_is_the_larger() -> None:
+    """On all images if its mean is, else on the images where it is above beyond chance."""
+    some = torch.tensor([-10.0, -10.0, -10.0], dtype=F64)
+    small = torch.full_like(some, 1e-4)
+    found = Gaps(some, some - 1, some - 0.5, small, small, small, some < 0, some > 0)
+    annealed = Bound(torch.tensor([-20.0, -10.0, -8.0], dtype=F64), small, -small)
+    new = found.at_least(annealed, "annealed")
+    assert new.log_px.tolist() == [-10, -10, -8] and new.untrusted.any()
+    assert new.estimator == "importance"
+    raised = found.at_least(annealed._replace(log_px=annealed.log_px + 3), "annealed")
+    assert raised.log_px.tolist() == [-10, -7, -5] and raised.estimator == "annealed"

@@ -427,3 +427,22 @@ def test_no_images_and_no_samples() -> None:
         ppl_gen.log_weights(_plain, _plain_guide, torch.randn(3), num_samples=0)
     weights = ppl_gen.log_weights(_plain, _plain_guide, torch.randn(1), num_samples=2)
     assert weights.shape == (2, 1)
+
+
+def test_unknown_khat_is_judged_by_the_largest_weight() -> None:
+    """Two values of z, each drawn hundreds of times, leave nothing out, and so do 100 values of nearly one weight; one
+    that was drawn once, or twice, with most of the weight, says that others like it may be missing. None has a k-hat:
+    a Pareto distribution fitted to the tie of the others calls the third and the fourth harmless (0.05)."""
+    torch.manual_seed(0)
+    often = torch.tensor([0.0] * 500 + [-1.0] * 500, dtype=torch.float64)
+    many = 0.3 * torch.randn(100, dtype=torch.float64)[torch.randint(100, (1000,))]
+    once, twice = often.clone(), often.clone()
+    once[0], twice[:2] = 7.0, 6.0
+    found = LogPx(1000, **reduced(torch.stack([often, many, once, twice], 1)))
+    assert found.khat.isnan().all()
+    assert found.untrusted.tolist() == [False, False, True, True] and not found.too_high.any()
+    few = LogPx(20, **reduced(torch.randn(20, 3, dtype=torch.float64)))
+    assert few.unknown.all() and not few.too_high.any()
+    for value in (-math.inf, math.inf, math.nan):
+        nothing = LogPx(1000, **reduced(torch.full((1000, 1), value, dtype=torch.float64)))
+        assert nothing.untrusted.all()
