@@ -185,11 +185,11 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
         return estimate
 
     def importance(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = log_marginal_likelihood(model, guide, x, num_samples=count)
+        found = log_marginal_likelihood(model, guide, x, num_samples=count, ask_again=False)
         return found.log_px, found.log_px_mc_var
 
     def jackknife(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = log_marginal_likelihood(model, guide, x, num_samples=count)
+        found = log_marginal_likelihood(model, guide, x, num_samples=count, ask_again=False)
         return found.log_px - found.log_px_bias, found.log_px_mc_var
 
     def annealed(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -188,7 +188,7 @@ def evaluate(
         **heading(run, config, data, options),
         "num_images": count,
         "images_sha256": hashlib.sha256(whole.cpu().numpy().tobytes()).hexdigest(),
-        "observation": observation(pair, whole),
+        "observation": observation(pair, whole, *(() if not args or labels is None else (labels,))),
         **summarize(found, first_of(found, options.estimator), _proposal(options)),
         **({"proposal": "prior"} if pair.enumerated and sampled else {}),
         **({"components": {"in_use": in_use, "of": pair.num_states}} if in_use is not None else {}),
@@ -319,7 +319,8 @@ def by_sampling(
     """Importance sampling, with progress."""
     with Progress(len(x), "image", quiet=quiet) as progress:
         advance = _noting(progress, f"{num_samples} samples per image")
-        return log_marginal_likelihood(model, guide, x, *args, num_samples=num_samples, progress=advance)
+        options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
+        return log_marginal_likelihood(model, guide, x, *args, **options)
 
 
 def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:

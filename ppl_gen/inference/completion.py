@@ -133,7 +133,7 @@ def importance_completion(
         seen = log_marginal_likelihood(
             visible_model, visible_guide, x, context, num_samples=num_samples, progress=progress
         )
-        whole = log_marginal_likelihood(model, guide, x, num_samples=num_samples, progress=progress)
+        whole = log_marginal_likelihood(model, guide, x, num_samples=num_samples, progress=progress, ask_again=False)
         pair = Pair(visible_model, visible_guide, x, context)
         means, draws = [], []
         for block, given in _paired(x, context, max(1, CHUNK_SIZE // num_samples)):

@@ -216,7 +216,7 @@ def _block(
     model: Any, guide: Any, pair: Pair, x: Tensor, num_samples: int, search: Search, own_weights: bool
 ) -> tuple[Estimates, Estimates, Tensor]:
     """For a few images: estimates with the encoder's contexts, with the best ones, and whether the search settled."""
-    amortized = log_marginal_likelihood(model, guide, x, num_samples=num_samples)
+    amortized = log_marginal_likelihood(model, guide, x, num_samples=num_samples, ask_again=False)
     start = guide.encode(x).detach()
     local = copy.deepcopy(guide) if own_weights else guide
     at = _At(local.posterior, pair)
@@ -227,7 +227,7 @@ def _block(
     with frozen(model, guide), torch.enable_grad():
         weights = _weights_of_posterior(local, start) if own_weights else []
         context, settled = _climb(alone, at, x, start, weights, search)
-    return amortized, log_marginal_likelihood(alone, at, x, context, num_samples=num_samples), settled
+    return amortized, log_marginal_likelihood(alone, at, x, context, num_samples=num_samples, ask_again=False), settled
 
 
 def _weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:

@@ -17,8 +17,8 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from ppl_gen.inference.callables import as_argument, as_images, whole_number
 from ppl_gen.inference.enumeration import exact_blocks
 from ppl_gen.inference.traces import Pair, Terms, evaluating, take
 from ppl_gen.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from ppl_gen.inference.proposals import SecondOpinion
 
 # Pairs of image and sample per call: small enough for the decoder's output to stay in the cache, large enough that
 # Pyro's handlers do not show.
@@ -111,6 +114,16 @@ class Estimates(LogPx):
     """Monte Carlo variance of `latent_mean`."""
     observation: str = "probability"
     """What p(x) is, as `Pair.check` says: `probability`, `density`, `cross-entropy` or `unchecked`."""
+    second_opinion: "SecondOpinion | None" = None
+    """log p(x) from few samples, half of them from the prior, if it was asked for."""
+
+    @property
+    def at_least(self) -> bool:
+        """Whether log p(x) is likely above what is reported: k-hat says so for an image, or the second opinion."""
+        from ppl_gen.inference.agreement import above
+
+        opinion = self.second_opinion
+        return bool(self.untrusted.any()) or (opinion is not None and above(self, opinion).any)
 
     @property
     def gap(self) -> Tensor:
@@ -130,7 +143,7 @@ class Estimates(LogPx):
         return active
 
     def __str__(self) -> str:
-        at_least = "at least " if self.untrusted.any() else ""
+        at_least = "at least " if self.at_least else ""
         lines = (
             f"{len(self.elbo)} images, nats per image ± standard error over images",
             f"ELBO      {_mean_se(self.elbo)}",
@@ -192,11 +205,14 @@ def log_marginal_likelihood(
     num_samples: int = 1000,
     chunk_size: int = CHUNK_SIZE,
     progress: Advance | None = None,
+    ask_again: bool = True,
     **kwargs: Any,
 ) -> Estimates:
     """log p(x) by importance sampling, with the ELBO, the IWAE bounds and diagnostics from the same samples.
 
     Memory does not grow with `num_samples` times the number of images. Arguments as for `log_weights`.
+
+    :param ask_again: add a second opinion, from a twentieth as many samples, half of them from the prior.
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
@@ -206,7 +222,14 @@ def log_marginal_likelihood(
         observation = pair.check(x, *args, **kwargs)
         blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
-        return Estimates(num_samples=num_samples, observation=observation, **gathered(parts, len(x), progress))
+        found = Estimates(num_samples=num_samples, observation=observation, **gathered(parts, len(x), progress))
+        if ask_again:
+            from ppl_gen.inference.proposals import opinion_samples, second_opinion  # which needs this module
+
+            few = opinion_samples(num_samples)
+            opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **kwargs)
+            found = replace(found, second_opinion=opinion)
+        return found
 
 
 def elbo_terms(

@@ -27,6 +27,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
+from ppl_gen.inference.callables import as_argument, as_images, whole_number
 from ppl_gen.inference.importance import CHUNK_SIZE, Advance, LogPx, gathered, log_mean_exp, reduced
 from ppl_gen.inference.traces import Pair, evaluating, take
 from ppl_gen.memory import keep_freed_memory
@@ -63,10 +64,15 @@ def proposal_log_px(
     :raises BadInput: for guides that do not fit, or that there are no samples for.
     """
     guides = guides if prior_share < 1 else []
+    x = as_images(x, model, *guides)
+    args = tuple(as_argument(each, len(x)) for each in args)
+    num_samples = whole_number("num_samples", num_samples)
     counts, from_prior = _counts(len(guides), num_samples, prior_share)
     keep_freed_memory()
     with evaluating(model, *guides):
         pairs = _pairs(model, guides, temperature, x, *args, **kwargs)
+        for pair in pairs:
+            pair.check(x, *args, **kwargs)
         blocks = torch.arange(len(x), device=x.device).split(max(1, min(_IMAGES_PER_BLOCK, chunk_size)))
         mixtures = (
             (len(rows), _Mixture(pairs, counts or [0], from_prior, temperature, take(rows, x, args, kwargs)))
