@@ -42,8 +42,8 @@ def bound_against_k(summary: dict[str, Any]) -> Figure:
 
 
 def gap_histogram(gap: np.ndarray, untrusted: np.ndarray) -> Figure:
-    """Histogram over images of log p(x) - ELBO in nats; images whose k-hat is too high are hatched. An infinite gap is
-    not in it, but counted in the title."""
+    """Histogram over images of log p(x) - ELBO in nats; images whose k-hat is too high or unknown are hatched. An
+    infinite gap is not in it, but counted in the title."""
     finite = np.isfinite(gap)
     infinite = int((~finite).sum())
     gap, untrusted = (gap[finite], untrusted[finite]) if finite.any() else (np.zeros(1), np.zeros(1, bool))
@@ -54,9 +54,10 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray) -> Figure:
     trusted, _ = np.histogram(gap[~untrusted], bins)
     rest, _ = np.histogram(gap[untrusted], bins)
     style: dict[str, Any] = {"width": np.diff(bins), "align": "edge", "edgecolor": "black", "linewidth": 0.4}
-    axes.bar(bins[:-1], trusted, color="0.6", label="trusted", **style)
-    label = f"k-hat too high: at least ({untrusted.mean():.1%})"
-    axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
+    axes.bar(bins[:-1], trusted, color="0.6", label="k-hat below its threshold" if untrusted.any() else None, **style)
+    if untrusted.any():  # not where log p(x) is exact or annealed, which have no k-hat
+        label = f"k-hat too high or unknown: at least ({untrusted.mean():.1%})"
+        axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
     axes.axvline(gap.mean(), color="black", linestyle="--", label=f"mean {gap.mean():.2f}")
     axes.set_xlabel("gap: log p(x) - ELBO, nats")
     axes.set_ylabel("images")
