@@ -76,6 +76,8 @@ def draw_bounds(curves: Curves, title: str) -> Figure:
     """A panel for each number of units: both bounds, each with its error, about the truth."""
     figure = Figure(figsize=(1.2 + 2.6 * len(curves), 4.0), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False, sharex=True, sharey=True)[0]
+    panels[0].set_xscale("log")
+    panels[0].set_yscale("symlog", linthresh=0.1)
     for axes, (units, points) in zip(panels, curves.items(), strict=True):
         for index, line, name, aside in ((1, "kv-", "upper bound", 1.05), (0, "k^--", "lower bound", 1 / 1.05)):
             values, errors = ([each[index + shift] for each in points.values()] for shift in (0, 2))
@@ -87,8 +89,6 @@ def draw_bounds(curves: Curves, title: str) -> Figure:
         axes.set_title(_units(units), fontsize=10)
         axes.set_xlabel("temperatures")
         axes.grid(alpha=0.3)
-    panels[0].set_xscale("log")
-    panels[0].set_yscale("symlog", linthresh=0.1)
     panels[0].set_ylabel("bound - exact log p(x), nats per image")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(f"{title}: means ± 1.96 standard errors; 16 chains, 10 leapfrog steps", fontsize=10)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
 
-from benchmarks import closed_form, em, enumeration, growth, profiles, remake, wall
+from benchmarks import closed_form, em, enumeration, growth, profiles, remake, rows, wall
 from benchmarks.__main__ import draw, markdown
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians
@@ -33,11 +33,11 @@ def test_ways_to_sum_over_a_belief_net() -> None:
 def test_bounds_of_annealing_hold_within_their_errors() -> None:
     """Means and standard errors over the images of each bound less log p(x) written out; the picture shows and names
     them."""
-    model = closed_form.principal_components(load_data(DataOptions("digits", "dequantized")), 2)
+    model = closed_form.principal_components(load_data(DataOptions("digits", "dequantized")), 10)
     torch.manual_seed(0)
-    lower, upper, lower_error, upper_error = closed_form.bounds(model, 10, 5)
+    lower, upper, lower_error, upper_error = closed_form.bounds(model, 10, 2)
     torch.manual_seed(0)
-    between = sandwich(model, 10, annealing=Annealing(5))
+    between = sandwich(model, 10, annealing=Annealing(2))
     weight, psi = model.weight.double(), model.psi.double()
     x = between.x.double() - model.loc.double()
     exact = torch.distributions.MultivariateNormal(torch.zeros(64).double(), weight.T @ weight + psi.diag())
@@ -183,6 +183,20 @@ def test_calls_in_turns(rounds: int, calls: int) -> None:
     called = []
     medians({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=rounds, warmup=2)
     assert called.count("a") == called.count("b") == calls
+
+
+def test_the_figure_of_a_table_has_its_numbers() -> None:
+    every = rows.table()
+    assert len(every) == 9 and every["normal, dreg-50"]["log_px"]["mean"] == -88.83
+    axes = rows.draw().axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "normal, iwae-50",
+        "flow iaf, elbo",
+        "normal, stl",
+        "normal, elbo",
+    ]
+    ends = [line.get_xdata()[:2] for line in axes.lines if line.get_linewidth() == 2]
+    assert [list(map(float, each)) for each in ends[:2]] == [[-103.67, -89.43], [-95.13, -90.96]]
 
 
 def test_tables_are_made_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
