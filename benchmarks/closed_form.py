@@ -24,8 +24,8 @@ from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.models.factor_analysis import FactorAnalysis
 
 LINES = ("ko-", "ks--", "k^-.", "kv:", "kx-", "kd--")
-Curves = dict[int, dict[int, tuple[float, float]]]
-"""latent size -> samples or temperatures -> two figures, in nats."""
+Curves = dict[int, dict[int, tuple[float, ...]]]
+"""latent size -> samples or temperatures -> figures in nats: two errors, or two bounds and their standard errors."""
 
 
 def principal_components(data: Data, latent_dim: int) -> FactorAnalysis:
@@ -45,11 +45,13 @@ def misses(model: FactorAnalysis, x: Tensor, num_samples: int) -> tuple[float, f
     return float(squares[0].sqrt()), float(squares[1].sqrt())
 
 
-def bounds(model: FactorAnalysis, num_images: int, num_temperatures: int) -> tuple[float, float]:
-    """Mean of the lower and the upper bound, less log p(x)."""
+def bounds(model: FactorAnalysis, num_images: int, num_temperatures: int) -> tuple[float, float, float, float]:
+    """Means over the images of the lower and the upper bound less log p(x), and the standard errors of these two."""
     found = sandwich(model, num_images, annealing=Annealing(num_temperatures))
     exact = model.log_px(found.x)
-    return float((found.lower - exact).mean()), float((found.upper - exact).mean())
+    away = torch.stack([found.lower - exact, found.upper - exact])
+    lower, upper = away.mean(1).tolist()
+    return lower, upper, *(away.std(1) / num_images**0.5).tolist()
 
 
 def draw_misses(curves: Curves, title: str) -> Figure:
@@ -58,7 +60,7 @@ def draw_misses(curves: Curves, title: str) -> Figure:
     for index, (axes, name) in enumerate(zip(panels, ("the prior", "a factorized guide"), strict=True)):
         for (units, points), line in zip(curves.items(), LINES, strict=False):
             values = [max(each[index], 1e-5) for each in points.values()]
-            axes.plot(list(points), values, line, label=f"{units} latent units", markersize=5)
+            axes.plot(list(points), values, line, label=_units(units), markersize=5)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("S, importance samples")
@@ -71,22 +73,30 @@ def draw_misses(curves: Curves, title: str) -> Figure:
 
 
 def draw_bounds(curves: Curves, title: str) -> Figure:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for (units, points), line in zip(curves.items(), LINES, strict=False):
-        for index in (0, 1):
-            values = [each[index] for each in points.values()]
-            label = f"{units} latent units" if index else None
-            axes.plot(list(points), values, line, label=label, markersize=5)
-    axes.axhline(0, color="0.5", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=0.1)
-    axes.set_xlabel("temperatures; 16 chains, 10 leapfrog steps")
-    axes.set_ylabel("bound - exact log p(x), nats per image")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    axes.set_title(title, fontsize=10)
+    """A panel for each number of units: both bounds, each with its error, about the truth."""
+    figure = Figure(figsize=(1.2 + 2.6 * len(curves), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False, sharex=True, sharey=True)[0]
+    panels[0].set_xscale("log")
+    panels[0].set_yscale("symlog", linthresh=0.1)
+    for axes, (units, points) in zip(panels, curves.items(), strict=True):
+        for index, line, name, aside in ((1, "kv-", "upper bound", 1.05), (0, "k^--", "lower bound", 1 / 1.05)):
+            values, errors = ([each[index + shift] for each in points.values()] for shift in (0, 2))
+            where, bars = [aside * each for each in points], [1.96 * each for each in errors]
+            axes.errorbar(
+                where, values, bars, fmt=line, label=name, capsize=3, markersize=5, mfc="black" if index else "white"
+            )
+        axes.axhline(0, color="0.5", linewidth=1, label="exact log p(x)")
+        axes.set_title(_units(units), fontsize=10)
+        axes.set_xlabel("temperatures")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("bound - exact log p(x), nats per image")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(f"{title}: means ± 1.96 standard errors; 16 chains, 10 leapfrog steps", fontsize=10)
     return figure
+
+
+def _units(count: int) -> str:
+    return f"{count} latent unit{'' if count == 1 else 's'}"
 
 
 def main() -> None:
@@ -102,11 +112,18 @@ def main() -> None:
     x = data.targets("test")[: given.num_images]
     for title, name, counts, columns in (
         ("Prior sampling and importance sampling", "prior_sampling", given.num_samples, ("prior", "guide")),
-        ("Annealing between two bounds", "annealing_bounds", given.num_temperatures, ("lower", "upper")),
+        (
+            "Annealing between two bounds",
+            "annealing_bounds",
+            given.num_temperatures,
+            ("lower", "upper", "lower s.e.", "upper s.e."),
+        ),
     ):
         samples = name == "prior_sampling"
         print(
-            f"{title}, nats per image\nunits  {'S' if samples else 'T':>6}  {columns[0]:>10}  {columns[1]:>10}  seconds"
+            f"{title}, nats per image\nunits  {'S' if samples else 'T':>6}  "
+            + "  ".join(f"{name:>10}" for name in columns)
+            + "  seconds"
         )
         curves: Curves = {}
         for units in given.units:
@@ -116,10 +133,16 @@ def main() -> None:
                 torch.manual_seed(0)
                 started = time.perf_counter()
                 with torch.no_grad():
-                    two = misses(model, x, count) if samples else bounds(model, len(x), count)
-                curves[units][count] = two
+                    found = misses(model, x, count) if samples else bounds(model, len(x), count)
+                curves[units][count] = found
                 seconds = time.perf_counter() - started
-                print(f"{units:5}  {count:6}  {two[0]:10.3f}  {two[1]:10.3f}  {seconds:7.1f}", flush=True)
+                print(
+                    f"{units:5}  {count:6}",
+                    *(f"{each:10.3f}" for each in found),
+                    f"{seconds:7.1f}",
+                    sep="  ",
+                    flush=True,
+                )
         if counts:
             images = f"{len(x)} {'test images of' if samples else 'images from models of'} {data.name}"
             draw = draw_misses if samples else draw_bounds

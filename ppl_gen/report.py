@@ -84,11 +84,12 @@ pre span { white-space: nowrap }
 _PICTURES = {
     "learning_curves": ("Through training; dashed, if there, the validation split", "Curves over the epochs"),
     "bound_against_k": (
-        "The IWAE bound against its number of samples k: the ELBO at k = 1, log p(x) at the right",
+        "The IWAE bound against its number of samples k, with the ELBO at k = 1; dashed, log p(x)",
         "A line that rises",
     ),
     "gap_histogram": (
-        "What the bound leaves out, image by image; hatched where log p(x) is not settled and the gap at least this",
+        "What the bound leaves out, image by image; hatched, if there, where log p(x) is not settled and the gap at "
+        "least this",
         "A histogram over images of log p(x) - ELBO",
     ),
     "samples": (
@@ -96,40 +97,42 @@ _PICTURES = {
         "Two grids of 25 images: on the left the means E[x | z], on the right images drawn given the same z",
     ),
     "through_training": (
-        "The same z before, half-way through and after training",
-        "Three rows of ten images E[x | z]: before training, half-way, and at its end",
+        "Samples from the same noise (the same z, if p(z) is not learned) before, half-way through and after training",
+        "Rows of ten images E[x | z], with the epoch beside each: before training, half-way, and at its end",
     ),
     "reconstructions": (
         "Images, and the means that the model gives for z from the guide",
         "Two rows of ten images: images of the test split above, their reconstructions below",
     ),
     "interpolations": (
-        "On the way from one image's z to another's",
+        "On the way from one image's posterior mean to another's",
         "Rows of images that go over from one into another in equal steps of z",
     ),
     "manifold": (
-        "The images of a plane of z, in equal steps of prior mass",
+        "The images of a plane of z; each of the two units goes in steps of equal prior mass",
         "A grid of images E[x | z], which change little from one to the next",
     ),
     "latent_space": (
-        "Where the guide puts images; ellipses are of one posterior standard deviation",
-        "Scatter plots of posterior means over two latent units, for each split, each point drawn as its label",
+        "Posterior means of images; ellipses are of one posterior standard deviation, around the first 60",
+        "Scatter plots of posterior means over two latent units, for each split, each drawn as its label if it has one",
     ),
     "aggregate_posterior": (
         "z of the guide over test images, beside z of the prior",
-        "Histograms of each latent unit, most active first: the guide's in grey, the prior's as an outline",
+        "Histograms of at most ten latent units, most active first: the guide's in grey, the prior's as an outline",
     ),
     "components": (
         "Components, the most probable first",
-        "A grid of mean images, one for each component, with its probability above",
+        "A grid of mean images, one for each of at most 60 components, with its probability above",
     ),
     "weights": (
         "What each unit adds to the pixels' log-odds",
-        "A grid of images in grey levels, one for each latent unit, with the probability that it is 1 above",
+        "A grid of images in grey levels, one for each of at most 60 latent units, with the probability that it is 1 "
+        "above",
     ),
     "posterior": (
         "Posterior probabilities of the units",
-        "Five images, each beside bars of p(z = 1 | x) of every unit: exact, and of guide and prior",
+        "Five images, each beside bars of the exact p(z = 1 | x) of every unit, with a mark for the prior's and, if it "
+        "has one, for the guide's",
     ),
     "interpolation": ("From one z to another", "A row of images that go over into one another"),
     "components_by_label": (
@@ -161,6 +164,11 @@ _PICTURES = {
         "Rows of images: originals, their visible pixels, expected images, and completions drawn",
     ),
 }
+# Of a generator and a discriminator, in the place of a bound's.
+_ADVERSARIAL = (
+    "Through training: the two losses, the means of D(x) and D(G(z)), and the value function V, on training images",
+    "Three panels of curves over the epochs: losses, means of the discriminator, and V",
+)
 _LINES = {
     "h1",
     "h2",
@@ -315,9 +323,10 @@ def _explorer(explored: dict[str, Any]) -> Html:
     cloud = "samples from the prior"
     if "means" in explored:
         cloud = "posterior means of test images" + (", each as its label" if explored["labels"] else "")
+    others = "; the others have sliders" if len(explored["order"]) > 2 else ""
     text = (
-        "The image is E[x | z]. Drag the point, or move it with the arrow keys, over the plane of two units of z; "
-        f"the others have sliders. In the plane are {cloud}. The decoder's weights are rounded to 8 bits: over "
+        "The image is E[x | z]. Drag the point, or move it with the arrow keys, over the plane of two units of z"
+        f"{others}. In the plane are {cloud}. The decoder's weights are rounded to 8 bits: over "
         f"{rounding['images']:,} images, that moves a pixel by at most {rounding['largest']:.2g}/255, and by "
         f"{rounding['mean']:.2g}/255 on average."
     )
@@ -338,13 +347,16 @@ def _explorer(explored: dict[str, Any]) -> Html:
 def _pictures(run: Run, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[Html]:
     """The pictures of a run that there are, with what is to be seen in them."""
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
-    seen = {}
+    captions, seen = dict(_PICTURES), {}
     if metrics:
         last = metrics[-1]
         split = "validation" if "validation" in last else "train"
         if "elbo" in last[split]:
             before, after = (_fixed(line[split]["elbo"]) for line in (metrics[0], last))
-            seen["learning_curves"] = f"; {split} ELBO {before} before training, {after} at its end"
+            name = "ELBO" if "kl" in last[split] else "log p(x)"
+            seen["learning_curves"] = f"; {split} {name} {before} before training, {after} at its end"
+        else:
+            captions["learning_curves"] = _ADVERSARIAL
     if "iwae" in summary:
         importance = summary.get("log_px_importance", summary["log_px"])
         elbo, log_px, gap = (_fixed(entry["mean"]) for entry in (summary["elbo"], importance, summary["gap"]))
@@ -355,7 +367,7 @@ def _pictures(run: Run, summary: dict[str, Any], metrics: list[dict[str, Any]]) 
     found = []
     for name in sorted(files, key=[*_PICTURES, *files].index):
         words = name.replace("_", " ")
-        caption, alt = _PICTURES.get(name, (words, f"A picture that the model has of its own: {words}"))
+        caption, alt = captions.get(name, (words, f"A picture that the model has of its own: {words}"))
         found.append(figure(files[name].read_bytes(), caption, alt + seen.get(name, "")))
     return found
 

@@ -465,6 +465,8 @@ def rows(summary: dict[str, Any]) -> list[Row]:
         found.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
     if "active_units" in s:
         collapsed = "; z is not used, the guide has become the prior: --kl-warmup may prevent that"
+        if s["guide"] == "prior":
+            collapsed = "; the guide is the prior"
         active = s["active_units"]
         found.append(Row("active latent units", note=f"{active}{collapsed if active == 0 else ''}"))
     if "components" in s:

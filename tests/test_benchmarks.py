@@ -10,11 +10,13 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
 
-from benchmarks import em, enumeration, growth, null_comparisons, profiles, remake, wall
+from benchmarks import closed_form, em, enumeration, growth, null_comparisons, profiles, remake, rows, wall
 from benchmarks.__main__ import draw, markdown
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians
+from ppl_gen.data import DataOptions, load_data
 from ppl_gen.guides.enumerated import Enumerated
+from ppl_gen.inference.annealed import Annealing, sandwich
 from ppl_gen.inference.enumeration import exact_log_px
 from ppl_gen.training import TrainingOptions
 
@@ -26,6 +28,33 @@ def test_ways_to_sum_over_a_belief_net() -> None:
         losses = [way(model, x)() for way in (enumeration.separate_sites, enumeration.broadcast, enumeration.ours)]
     for loss in losses:
         torch.testing.assert_close(loss, -exact_log_px(model, x).sum(), rtol=1e-12, atol=0)
+
+
+def test_bounds_of_annealing_hold_within_their_errors() -> None:
+    """Means and standard errors over the images of each bound less log p(x) written out; the picture shows and names
+    them."""
+    model = closed_form.principal_components(load_data(DataOptions("digits", "dequantized")), 10)
+    torch.manual_seed(0)
+    lower, upper, lower_error, upper_error = closed_form.bounds(model, 10, 2)
+    torch.manual_seed(0)
+    between = sandwich(model, 10, annealing=Annealing(2))
+    weight, psi = model.weight.double(), model.psi.double()
+    x = between.x.double() - model.loc.double()
+    exact = torch.distributions.MultivariateNormal(torch.zeros(64).double(), weight.T @ weight + psi.diag())
+    for mean, error, bound in ((lower, lower_error, between.lower), (upper, upper_error, between.upper)):
+        away = (bound - exact.log_prob(x)).numpy()
+        assert (mean, error) == (
+            pytest.approx(away.mean(), abs=1e-3),
+            pytest.approx(away.std(ddof=1) / 10**0.5, abs=1e-3),
+        )
+    assert lower < -2 * lower_error < 0 < 2 * upper_error < upper  # so few temperatures are far from log p(x)
+    figure = closed_form.draw_bounds({1: {5: (-1.0, 2.0, 0.1, 0.2)}, 2: {5: (0.1, 0.2, 0.3, 0.1)}}, "title")
+    figure.draw_without_rendering()
+    names = ["upper bound", "lower bound", "exact log p(x)"]
+    for axes, title in zip(figure.axes, ("1 latent unit", "2 latent units"), strict=True):
+        assert axes.get_legend_handles_labels()[1] == [names[2], *names[:2]] and axes.get_title() == title
+    bars = [container.lines[2][0].get_segments()[0][:, 1].tolist() for container in figure.axes[0].containers]
+    assert bars == [pytest.approx([2 - 0.392, 2 + 0.392]), pytest.approx([-1 - 0.196, -1 + 0.196])]
 
 
 def test_ways_to_sum_over_a_mixture() -> None:
@@ -154,6 +183,20 @@ def test_calls_in_turns(rounds: int, calls: int) -> None:
     called = []
     medians({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=rounds, warmup=2)
     assert called.count("a") == called.count("b") == calls
+
+
+def test_the_figure_of_a_table_has_its_numbers() -> None:
+    every = rows.table()
+    assert len(every) == 9 and every["normal, dreg-50"]["log_px"]["mean"] == -88.83
+    axes = rows.draw().axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "normal, iwae-50",
+        "flow iaf, elbo",
+        "normal, stl",
+        "normal, elbo",
+    ]
+    ends = [line.get_xdata()[:2] for line in axes.lines if line.get_linewidth() == 2]
+    assert [list(map(float, each)) for each in ends[:2]] == [[-103.67, -89.43], [-95.13, -90.96]]
 
 
 def test_tables_are_made_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,6 +222,33 @@ def test_what_is_not_on_the_command_line(run: Path) -> None:
     assert len(page.commands("fit")) == 1 and "made from Python" in page.texts["code"]
 
 
+def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
+    """Of a GAN's curves, of one that is exact, of a plane without other units, of a guide that is the prior."""
+    assert "dashed, if there, the validation split" in page_of(run).texts["figcaption"]
+    assert "the same z, if p(z) is not learned" in page_of(run).texts["figcaption"]
+    assert "the others have sliders" in page_of(run).texts["p"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    def with_terms(terms: dict[str, float]) -> Page:
+        kept = [{**line, "train": terms, "validation": terms} for line in lines]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+        return Page(report(Run.open(run)))
+
+    page = with_terms(dict.fromkeys(("loss_generator", "loss_discriminator", "d_real", "d_fake", "value"), 0.5))
+    assert "the validation split" not in page.texts["figcaption"]
+    assert "the two losses, the means of D(x) and D(G(z))" in page.texts["figcaption"]
+    alts = " ".join(str(picture["alt"]) for picture in with_terms({"elbo": -8.5}).of("img"))
+    assert "validation log p(x) -8.50 before training" in alts and "ELBO -8.50" not in alts
+    explored = json.loads((run / "explorer.json").read_text())
+    (run / "explorer.json").write_text(json.dumps(explored | {"order": [0, 1]}))
+    summary = json.loads((run / "evaluation.json").read_text()) | {"active_units": 0}
+    for guide, words in (("normal", "the guide has become the prior"), ("prior", "the guide is the prior")):
+        (run / "evaluation.json").write_text(json.dumps(summary | {"guide": guide}))
+        page = Page(report(Run.open(run)))
+        assert words in page.texts["td"] and ("--kl-warmup" in page.texts["td"]) == (guide == "normal")
+    assert "sliders" not in page.texts["p"]
+
+
 @pytest.mark.parametrize(
     ("observation", "words"), [("cross-entropy", "no bound on a log-probability"), ("density", "not comparable")]
 )

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 def adversarial_curves(metrics: list[dict[str, Any]]) -> Figure:
     """Losses, means of the discriminator, and the value function, from the lines of `metrics.jsonl`."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = Figure(figsize=(10, 3.7), layout="constrained")
     panels = {
         "losses": {"loss_generator": ("generator", "-"), "loss_discriminator": ("discriminator", "--")},
         "the discriminator's mean": {"d_real": ("of images, D(x)", "-"), "d_fake": ("of samples, D(G(z))", "--")},
@@ -25,7 +25,7 @@ def adversarial_curves(metrics: list[dict[str, Any]]) -> Figure:
     bounded = all(0 <= line["train"]["d_real"] <= 1 and 0 <= line["train"]["d_fake"] <= 1 for line in metrics)
     if bounded:
         figure.axes[2].axhline(-math.log(4), color="0.5", linestyle=":", label="−log 4, where the two have met")
-    for axes in figure.axes:
-        axes.legend(fontsize=8)
-    figure.suptitle("Adversarial training, on training images and as many samples", fontsize=11)
+    for axes in figure.axes:  # below, where it hides no part of a curve
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    figure.suptitle("Adversarial training, measured on training images and as many samples", fontsize=11)
     return figure

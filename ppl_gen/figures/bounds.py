@@ -62,11 +62,11 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False
     trusted, _ = np.histogram(gap[~untrusted], bins)
     rest, _ = np.histogram(gap[untrusted], bins)
     style: dict[str, Any] = {"width": np.diff(bins), "align": "edge", "edgecolor": "black", "linewidth": 0.4}
-    axes.bar(
-        bins[:-1], trusted, color="0.6", label="at least" if at_least and not untrusted.any() else "trusted", **style
-    )
-    label = f"log p(x) not settled: at least ({untrusted.mean():.1%})"
-    axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
+    shown = "log p(x) settled" if untrusted.any() else "at least" if at_least else None
+    axes.bar(bins[:-1], trusted, color="0.6", label=shown, **style)
+    if untrusted.any():
+        label = f"not settled: at least ({untrusted.mean():.1%})"
+        axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
     axes.axvline(gap.mean(), color="black", linestyle="--", label=f"mean {gap.mean():.2f}")
     axes.set_xlabel("gap: log p(x) - ELBO, nats")
     axes.set_ylabel("images")

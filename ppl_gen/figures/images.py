@@ -34,12 +34,13 @@ def samples(means: np.ndarray, draws: np.ndarray, columns: int = 5) -> Figure:
 
 
 def through_training(images: dict[int, np.ndarray]) -> Figure:
-    """E[x | z] of the same z after some epochs, {epoch: [n, height, width]}, the first on top."""
+    """E[x | z] after some epochs, {epoch: [n, height, width]}, the first on top. The noise that z is drawn with is the
+    same in all of them; so is z, where p(z) is not learned."""
     figure = Figure(figsize=(8, 0.5 + 0.85 * len(images)), layout="constrained")
     for axes, (epoch, row) in zip(figure.subplots(len(images), 1, squeeze=False)[:, 0], images.items(), strict=True):
         show(axes, mosaic(row, len(row)))
         axes.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
-    figure.suptitle("The same z through training: mean E[x | z]")
+    figure.suptitle("Samples from the same noise through training: mean E[x | z]")
     return figure
 
 

@@ -37,7 +37,7 @@ def has_plane(model: Any, pair: Pair) -> int:
 
 
 def equal_mass_grid(model: Any, units: Sequence[int], size: int, side: int) -> Tensor:
-    """z [side, side, size] at quantiles of the prior of two units, the second one's first; the other units are 0."""
+    """z [side, side, size] at quantiles of two units' priors, the second one's first; the other units are 0."""
     draws = model.prior().sample((10_000,))
     steps = (torch.arange(side, device=draws.device) + 0.5) / side
     first, second = (draws[:, unit].quantile(steps) for unit in units)
@@ -70,15 +70,18 @@ def interpolations(images: np.ndarray) -> Figure:
     figure = Figure(figsize=(10, 0.5 + 0.45 * pairs), layout="constrained")
     axes = figure.subplots()
     show(axes, mosaic(images.reshape(pairs * steps, *images.shape[2:]), steps))
-    axes.set_title(
-        f"E[x | z] in {steps} steps from the posterior mean of one test image to that of another", fontsize=10
-    )
+    axes.set_title(f"E[x | z] at {steps} z from the posterior mean of one test image to that of another", fontsize=10)
     return figure
 
 
 def latent_space(splits: Mapping[str, Points], units: Sequence[int]) -> Figure:
-    """Posterior means over two units, each drawn as its label, and ellipses of one posterior standard deviation."""
-    figure = Figure(figsize=(4.4 * len(splits), 4.7), layout="constrained")
+    """Posterior means over two units, each drawn as its label if it has one, and ellipses of one posterior standard
+    deviation around the first 60.
+
+    :param units: numbers of the two; the first rises to the right, the second upwards.
+    """
+    # Panels of equal scales are square: the height has to leave room for the titles above them and the label below.
+    figure = Figure(figsize=(4.2 * len(splits) + 0.6, 5.2), layout="compressed")
     panels = figure.subplots(1, len(splits), squeeze=False, sharex=True, sharey=True)[0]
     reach = 1.05 * max(float(np.abs(points.means).max()) for points in splits.values()) or 1.0
     for axes, (name, points) in zip(panels, splits.items(), strict=True):
@@ -100,7 +103,8 @@ def latent_space(splits: Mapping[str, Points], units: Sequence[int]) -> Figure:
         axes.set_aspect("equal")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"z[{units[1]}]")
-    figure.suptitle("Posterior means, and ellipses of one posterior standard deviation", fontsize=11)
+    title = f"Posterior means, and ellipses of one posterior standard deviation around the first {_MOST_ELLIPSES}"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

@@ -32,6 +32,7 @@ def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("nats per image")
     figure.axes[0].legend()
-    before = metrics[0].get("validation", metrics[0]["train"])["elbo"]
-    figure.suptitle(f"Learning curves (before training {before:.1f})", fontsize=11)
+    split = "validation" if "validation" in metrics[0] else "train"
+    before = f"{titles['elbo'].partition(',')[0]} of the {split} split before training: {metrics[0][split]['elbo']:.1f}"
+    figure.suptitle(f"Learning curves ({before})", fontsize=11)
     return figure

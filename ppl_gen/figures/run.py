@@ -131,7 +131,7 @@ def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> Non
         save(run, "aggregate_posterior", aggregate_posterior(ours, theirs, shown))
     if size == 1:
         return
-    units = sorted(order[:2])
+    units = order[:2]  # across and up, as in the explorer
     if has_posterior:
         points = {}
         names = ("train", "validation", "test") if len(data.validation) else ("train", "test")

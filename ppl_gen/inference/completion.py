@@ -131,7 +131,7 @@ def importance_completion(
         if guide.posterior(context).has_rsample:
             context = torch.cat([_refine(model, guide, *both, visible) for both in _paired(x, context, _REFINED)])
         seen = log_marginal_likelihood(
-            visible_model, visible_guide, x, context, num_samples=num_samples, progress=progress
+            visible_model, visible_guide, x, context, num_samples=num_samples, progress=progress, ask_again=False
         )
         whole = log_marginal_likelihood(model, guide, x, num_samples=num_samples, progress=progress, ask_again=False)
         pair = Pair(visible_model, visible_guide, x, context)

@@ -1,0 +1,98 @@
+"""What the pictures say of themselves: titles, legends and labels are true, whole, and hide nothing."""
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from ppl_gen import fit
+from ppl_gen.figures import run as drawing
+from ppl_gen.figures.adversarial import adversarial_curves
+from ppl_gen.figures.bounds import gap_histogram
+from ppl_gen.figures.images import through_training
+from ppl_gen.figures.latent import Points, latent_space
+from ppl_gen.figures.learning_curves import learning_curves
+from ppl_gen.runs import Run
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def boxes(figure: Figure) -> list[Any]:
+    """Where titles, labels of axes and the frames of the panels are, in pixels, once the figure is laid out."""
+    figure.draw_without_rendering()
+    texts = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label)]
+    texts += [figure._suptitle] if figure._suptitle else []  # type: ignore[attr-defined]
+    shown = [text.get_window_extent() for text in texts if text.get_text()]
+    return shown + [axes.get_window_extent() for axes in figure.axes]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 50.0])
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
+def test_no_text_of_the_latent_space_is_cut_off_or_covered(
+    splits: tuple[str, ...], scale: float, labelled: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 300) if labelled else None
+    points = {name: Points(scale * rng.normal(size=(300, 2)), scale * np.ones((300, 2)), labels) for name in splits}
+    figure = latent_space(points, (19, 7))
+    found, (width, height) = boxes(figure), figure.bbox.size
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in found)
+    assert not any(one.shrunk(0.98, 0.98).overlaps(other) for one, other in combinations(found, 2))
+
+
+def test_the_planes_of_pictures_and_explorer_are_the_same(
+    elsewhere: Path, all_pictures: None, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most active unit goes across, the next one up. (Seed 1's first two are not in the order of their numbers.)"""
+    planes = []
+    for name in ("latent_space", "manifold"):
+        original = getattr(drawing, name)
+        monkeypatch.setattr(
+            drawing, name, lambda what, units, *rest, of=original: planes.append(units) or of(what, units, *rest)
+        )
+    options = ("--data", "digits", "--train-size", "200", "--epochs", "3", "--num-samples", "30", "--seed", "1")
+    assert call(fit.command, "vae", "--latent-dim", "4", *options, "--out", "run")[0] == 0
+    explored = Run.open(Path("run")).read_json("explorer.json")
+    assert explored is not None and explored["order"][:2] != sorted(explored["order"][:2])
+    assert planes == [explored["order"][:2]] * 2
+
+
+def test_what_is_the_same_through_training_is_the_noise() -> None:
+    title = through_training({0: np.zeros((2, 3, 3)), 4: np.zeros((2, 3, 3))}).get_suptitle()
+    assert "same noise" in title and "same z" not in title
+
+
+def test_learning_curves_say_what_they_were_before_training() -> None:
+    terms = {"elbo": -8.0, "reconstruction": -7.0, "kl": 1.0}
+    for train, others, title in (
+        (terms, {}, "ELBO of the train split before training: -8.0"),
+        (terms, {"validation": terms | {"elbo": -9.0}}, "ELBO of the validation split before training: -9.0"),
+        ({"elbo": -5.0}, {}, "log p(x) of the train split before training: -5.0"),
+    ):
+        lines = [{"epoch": epoch, "train": train, **others} for epoch in range(3)]
+        assert title in learning_curves(lines).get_suptitle()
+
+
+def test_legends_of_adversarial_curves_hide_no_curve() -> None:
+    keys = ("loss_generator", "loss_discriminator", "d_real", "d_fake", "value")
+    lines = [{"epoch": epoch, "train": dict.fromkeys(keys, 0.1 * epoch)} for epoch in range(9)]
+    figure = adversarial_curves(lines)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        legend: Any = axes.get_legend()
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+        assert legend.get_window_extent().y0 >= 0
+
+
+def test_the_gap_is_only_hatched_where_k_hat_is_known_to_matter() -> None:
+    """Exact and annealed values have no k-hat: the histogram calls none of them trusted."""
+    gap = np.linspace(1, 2, 30)
+    for untrusted, number in ((np.zeros(30, bool), 0), (gap > 1.5, 2)):
+        legend: Any = gap_histogram(gap, untrusted).axes[0].get_legend()
+        words = " ".join(text.get_text() for text in legend.get_texts())
+        assert words.count("k-hat") == number and "trusted" not in words
