@@ -67,7 +67,7 @@ def draw_misses(curves: Curves, title: str) -> Figure:
         axes.set_title(f"z from {name}", fontsize=10)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("root-mean-square error of log p(x), nats")
-    panels[1].legend(fontsize=8)
+    panels[1].legend(fontsize=8, loc="best")
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -63,7 +63,7 @@ def draw(summaries: dict[int, dict[str, Any]]) -> Figure:
     axes.set_title(f"What each bound of a belief net misses: {images}", fontsize=10)
     axes.set_xticks(units)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="best")
     return figure
 
 

@@ -88,7 +88,7 @@ def draw(measured: dict[str, Times]) -> Figure:
         axes.set_ylim(bottom=0.5 * 1e3 * min(times.values()))
         axes.set_title(title + ("" if fitted is None else f"\nslope {fitted:.2f}"), fontsize=10)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="best")
     for axes in panels:
         axes.remove()
     return figure

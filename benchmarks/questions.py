@@ -40,7 +40,7 @@ def why_logarithms(data: Data) -> Figure:
     axes.set_ylabel("log p, nats")
     axes.set_title(f"Independent pixels: log p(x) = {log[-1]:.1f} of a test image of {data.name}", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="best")
     return figure
 
 
@@ -103,7 +103,7 @@ def why_reparametrize(num_draws: int = 20_000) -> Figure:
     axes.set_xlabel("estimate of the gradient from one sample")
     axes.set_ylabel("density")
     axes.set_title("Two unbiased estimates of one gradient", fontsize=10)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="best")
     return figure
 
 

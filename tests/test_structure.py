@@ -68,3 +68,13 @@ def test_imports(path: str) -> None:
         return
     allowed = next(rooms for start, rooms in ALLOWED.items() if path.startswith(start))
     assert _imports(ROOT / path) <= allowed
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(ROOT.rglob("figures/*.py")), *sorted(Path("benchmarks").rglob("*.py"))], ids=str
+)
+def test_no_legend_depends_on_speed(path: Path) -> None:
+    """A legend without a place warns where finding one takes a second, as it may on a busy machine."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    legends = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "legend"]
+    assert all("loc" in {keyword.arg for keyword in node.keywords} for node in legends)

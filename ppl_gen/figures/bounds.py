@@ -71,5 +71,5 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False
     axes.set_xlabel("gap: log p(x) - ELBO, nats")
     axes.set_ylabel("images")
     axes.set_title("What the bound leaves out, image by image" + (f"; {infinite} infinite" if infinite else ""))
-    axes.legend(loc="upper right")  # the place that is best is looked for too long where there are many bars
+    axes.legend(loc="best")
     return figure

@@ -31,7 +31,7 @@ def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("nats per image")
-    figure.axes[0].legend()
+    figure.axes[0].legend(loc="best")
     split = "validation" if "validation" in metrics[0] else "train"
     before = f"{titles['elbo'].partition(',')[0]} of the {split} split before training: {metrics[0][split]['elbo']:.1f}"
     figure.suptitle(f"Learning curves ({before})", fontsize=11)

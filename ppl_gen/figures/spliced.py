@@ -67,6 +67,6 @@ def power_against_size(test: dict[str, Any]) -> Figure:
     axes.set_title(
         f"Telling spliced from natural batches\nby log p(x), against {test['reference']} natural images", fontsize=10
     )
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="best")
     axes.grid(alpha=0.3)
     return figure
