@@ -13,7 +13,7 @@ ALLOWED = {
     "models/": {"distributions", "nets", *BASE},
     "guides/": {"guides", "distributions", "flows", "nets", *BASE},
     "priors/": {"flows", *BASE},
-    "inference/": {"inference", "memory", *BASE},
+    "inference/": {"inference", "distributions", "memory", *BASE},
     "figures/": {"figures", "inference", "data", "runs", *BASE},
     "nets.py": BASE,
     "flows.py": BASE,

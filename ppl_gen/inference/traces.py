@@ -21,6 +21,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from ppl_gen.distributions import log_density
 from ppl_gen.errors import BadInput, describe
 
 Site = dict[str, Any]
@@ -575,9 +576,12 @@ def _num_states(distributions: list[Any]) -> int | None:
     return total
 
 
-def masked_log_prob(site: Site) -> Tensor:
-    """The log-density of a site with its mask and without its scale, before any sum."""
+def masked_log_prob(site: Site, wide: bool = False) -> Tensor:
+    """The log-density of a site with its mask and without its scale, before any sum.
+
+    :param wide: in float64, if it is of binary values.
+    """
     if "masked_log_prob" in site:
         return site["masked_log_prob"]
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = log_density(site["fn"], site["value"], *site["args"], wide=wide, **site["kwargs"])
     return scale_and_mask(log_prob, mask=site["mask"])
