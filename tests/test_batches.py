@@ -117,7 +117,7 @@ def test_own_guide(elsewhere: Path, call: Call, guide: str, sizes: list[int]) ->
 
 
 def test_gan(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`fit gan --train-size 129`: its second batch would be one image. Batches of one are refused, by `--dry-run` too."""
+    """`fit gan --train-size 129`: the second batch would be one image. Batches of one are refused."""
     monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
     status, _, err = call(fit.command, "gan", *QUICK, "--train-size", "129", "--out", "run")
     assert status == 0, err
