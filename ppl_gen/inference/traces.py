@@ -115,12 +115,11 @@ class Pair:
         x, args, kwargs = self._rows(x, args, kwargs, num_samples)
         samples = num_samples if self.vectorized else None
         if frozen_guide:
-            *traces, values = self._frozen_traces(x, args, kwargs, samples)
-            drawn, traces = traces[0], (traces[1], traces[2])
-            terms = replace(self._terms(traces, num_samples, count), values=values)
+            drawn, guide_trace, model_trace, values = self._frozen_traces(x, args, kwargs, samples)
+            terms = replace(self._terms((guide_trace, model_trace), num_samples, count), values=values)
         else:
-            drawn, *_ = traces = self._trace(x, args, kwargs, samples, detach)
-            terms = self._terms(traces, num_samples, count, analytic_kl)
+            drawn, model_trace = self._trace(x, args, kwargs, samples, detach)
+            terms = self._terms((drawn, model_trace), num_samples, count, analytic_kl)
         return terms if detach else replace(terms, score=self._score(drawn, (num_samples, count)))
 
     def draw(

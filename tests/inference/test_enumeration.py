@@ -21,7 +21,7 @@ from ppl_gen.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference import enumeration
-from ppl_gen.inference.enumeration import TraceEnum, exact_log_px, require_memory, state_posterior
+from ppl_gen.inference.enumeration import TraceEnum, enumerated_pair, exact_log_px, require_memory, state_posterior
 from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
@@ -377,8 +377,8 @@ def _images(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("near", NEAR)
 @pytest.mark.parametrize("kind", ["belief net", "belief net, masked", "mixture", "pyro", "probabilities"])
 def test_relative_error_near_certainty(kind: str, near: str) -> None:
-    """In float32, log p(x) is within 1e-6 of its size, of images as probable as 1 - 1e-40 and as improbable as e^-1e5.
-    Logits are such that w + c is exact."""
+    """In float32, log p(x) is within 1e-6 of its size, of images as probable as 1 - 1e-40 and as improbable as e^-1e5;
+    the loss of training within 1e-6 of sum_d |l_d|, and its size. Logits are such that w + c is exact."""
     torch.manual_seed(0)
     log_prior = [0.25, -1.5, 0.75, -3.0]
     if kind.startswith("belief net"):
@@ -418,6 +418,10 @@ def test_relative_error_near_certainty(kind: str, near: str) -> None:
             return
         logits = logits.sigmoid().double().logit()
         x = x[: 1 + (near.startswith("sd"))]
-    torch.testing.assert_close(
-        exact_log_px(function, x), torch.tensor(_in_decimals(log_prior, logits, x), dtype=F64), rtol=1e-6, atol=0
-    )
+    truth = torch.tensor(_in_decimals(log_prior, logits, x), dtype=F64)
+    torch.testing.assert_close(exact_log_px(function, x), truth, rtol=1e-6, atol=0)
+    if kind in ("belief net", "mixture"):  # what training promises
+        logits = logits.detach().requires_grad_()
+        loss = enumeration.log_marginal(enumerated_pair(function, x), getattr(function, "model", function), x)
+        assert loss.requires_grad
+        assert ((loss.double() - truth).abs() <= 1e-6 * (logits.abs().sum(-1).max() + truth.abs())).all()
