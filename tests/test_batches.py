@@ -1,6 +1,8 @@
 """One image is too few for batch normalization: no step has one, whatever the number of images."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -166,3 +168,13 @@ def test_trying_leaves_no_trace() -> None:
     assert least_images(lambda x: net(x[0]), nn.Module(), net, 8, lambda: (torch.randn(8, 3),)) == 1
     with pytest.raises(BadInput, match="at least 2"):
         least_images(loss, nn.Module(), net, 1, lambda: (torch.randn(1, 3),))
+
+
+@pytest.mark.slow
+def test_two_processes(elsewhere: Path) -> None:
+    """Batches of three, and four at the end: shares of one image go to the process that has two."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    options = (*QUICK, "--train-size", "31", "--batch-size", "3", "--out", "two")
+    done = subprocess.run([*torchrun, "ppl_gen.fit", "gan", *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("two/metrics.jsonl").read_text().splitlines()[-1])["step"] == 20
