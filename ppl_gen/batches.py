@@ -1,6 +1,7 @@
 """Which images a step of training takes, where one image alone is too few for a pair: batch normalization divides by
 the standard deviation over the images of a batch."""
 
+import warnings
 from collections.abc import Callable
 
 import pyro
@@ -25,7 +26,8 @@ def least_images(
 
     def works(count: int, images: tuple[Tensor, ...]) -> bool:
         try:
-            return bool(loss(*(part[:count] for part in images)).isfinite())
+            with warnings.catch_warnings(action="ignore"):  # of a variance of one image, and of the NaN that it is
+                return bool(loss(*(part[:count] for part in images)).isfinite())
         except Exception:  # somebody else's code, which says so in training if it fails on two
             return False
 
