@@ -7,16 +7,37 @@ Whatever else the Python does, such as counting steps, is not. So the pair is as
 anything of it is kept.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput, Failed, describe
+from ppl_gen.state import unchanged
 
 _TOLERANCE = 1e-4  # of norms; the operations are the same, and their sums may be added up in another order
+_ROUNDINGS = 10  # of what a step adds a little to
+
+
+def _alike(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    """Whether the loss, or a gradient, of the record is the pair's."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    near = torch.linalg.vector_norm(ours - theirs) <= _TOLERANCE * torch.linalg.vector_norm(theirs)
+    return bool(near) or not bool(theirs.isfinite().all())  # which the loop tells
+
+
+def _moved_alike(ours: Tensor, theirs: Tensor, before: Tensor) -> bool:
+    """Whether a step of the record changes a buffer as the pair does, by as much: of a running mean that has settled, a
+    step is a small part."""
+    if not ours.is_floating_point() or torch.equal(ours, theirs):
+        return torch.equal(ours, theirs)
+    moved, size = (torch.linalg.vector_norm(each.double()) for each in (theirs - before, theirs))
+    limit = _TOLERANCE * moved + _ROUNDINGS * torch.finfo(ours.dtype).eps * size
+    return bool(torch.linalg.vector_norm((ours - theirs).double()) <= limit) or bool(
+        torch.allclose(ours, theirs, equal_nan=True) and not theirs.isfinite().all()
+    )
 
 
 class Captured:
@@ -24,7 +45,7 @@ class Captured:
     run from the record.
 
     :param loss: of a batch, differentiable, as a number; without a look at any value on the way.
-    :param modules: whose trainable parameters the gradient is of, and whose buffers trying leaves as they are.
+    :param modules: whose trainable parameters the gradient is of. Trying leaves parameters and buffers as they are.
     :param batch: to record the operations on.
     :param other: another one, of the same shapes, to check them on.
     :raises BadInput: for a loss that cannot be recorded.
@@ -42,13 +63,13 @@ class Captured:
         self.loss, self.modules = loss, modules
         self.parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
         self.shapes = [part.shape for part in batch]
-        buffers = [id(buffer) for buffer in modules.buffers()]
+        tensors = [id(tensor) for tensor in self._tensors()]
         try:
-            with self._undone():
+            with unchanged(modules):
                 self.graph = make_fx(self._with_gradients)(*batch)
         except Exception as error:  # what a user's Python asks of a tensor, or torch of us
             raise BadInput(f"--capture: the loss of this pair looks at values: {describe(error)}") from error
-        if buffers != [id(buffer) for buffer in modules.buffers()]:
+        if tensors != [id(tensor) for tensor in self._tensors()]:
             raise BadInput("--capture: a buffer is assigned anew in each step; change it in place")
         try:
             found = self.check(*other)
@@ -75,41 +96,27 @@ class Captured:
         return value
 
     def check(self, *batch: Tensor) -> list[Tensor | None]:
-        """The gradients of the record, which are those of the pair.
+        """The gradients of the record, which are those of the pair, as what it does to parameters and buffers is.
 
         :raises Failed: if they are not.
         """
-        with self._undone():
+        before = [tensor.detach().clone() for tensor in self._tensors()]
+        with unchanged(self.modules):
             value, *gradients = self._with_gradients(*batch)
-        with self._undone(), torch.no_grad():
+            after = [tensor.detach().clone() for tensor in self._tensors()]
+        with unchanged(self.modules), torch.no_grad():
             again, *found = self.graph(*batch)
-        for ours, theirs in zip((again, *found), (value, *gradients), strict=True):
-            if ours is None or theirs is None:
-                same = ours is theirs
-            else:
-                same = bool(torch.linalg.vector_norm(ours - theirs) <= _TOLERANCE * torch.linalg.vector_norm(theirs))
-                same = same or not bool(theirs.isfinite().all())  # which the loop tells
-            if not same:
-                raise Failed(
-                    "--capture: the pair does not compute what was recorded of it: it depends on something besides "
-                    "tensors, such as a number of steps, or on values as numbers; train it without --capture"
-                )
+            moved = all(map(_moved_alike, self._tensors(), after, before))
+        if not (moved and all(map(_alike, (again, *found), (value, *gradients)))):
+            raise Failed(
+                "--capture: the pair does not compute what was recorded of it: it depends on something besides "
+                "tensors, such as a number of steps, or on values as numbers; train it without --capture"
+            )
         return found
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.modules.parameters(), *self.modules.buffers()]
 
     def _with_gradients(self, *batch: Tensor) -> tuple[Tensor | None, ...]:
         value = self.loss(*batch)
         return value.detach(), *torch.autograd.grad(value, self.parameters, allow_unused=True)
-
-    @contextmanager
-    def _undone(self) -> Iterator[None]:
-        """The same noise as there will be; buffers, and parameters that are not trained, as they were."""
-        frozen = [p for p in self.modules.parameters() if not p.requires_grad]
-        buffers = [(buffer, buffer.detach().clone()) for buffer in (*self.modules.buffers(), *frozen)]
-        devices = [p.device for p in self.parameters[:1] if p.is_cuda]
-        try:
-            with torch.random.fork_rng(devices):
-                yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)

@@ -3,6 +3,14 @@
 Both are `dist.Bernoulli(logits=...).to_event(1)` with less to do. Pyro broadcasts a distribution's parameters to the
 plate and to the enumerated states, and `Bernoulli.log_prob` then visits every state, image and pixel. Here `expand`
 leaves the parameters as they are, and `log_prob` sums over pixels before it broadcasts.
+
+log p(x) of an x that is near certain is a small number, which the difference x l - softplus(l) loses: at l = 12 and
+x = 1 all but three digits in float32. Where no gradient is asked for, log p(x) is a sum of terms of one sign instead,
+
+    -[relu(l) - x l + log(1 + exp(-|l|))],    where relu(l) - x l is exact for x of 0 and 1,
+
+and its error is some 1e-7 of its size in float32. Where a gradient is, the difference stays, which is faster: its error
+is some 1e-7 of sum_d |l_d|.
 """
 
 import math
@@ -13,10 +21,10 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 
-# Up to here a float32 matrix product of logits and pixels is as exact as the sum over pixels needs to be; beyond, terms
-# that cancel are kept apart.
+# Up to here a float32 matrix product of logits and pixels is as exact as a training step needs it; beyond, terms that
+# cancel are kept apart.
 _LARGE_LOGIT = 50.0
 _MAX_UNITS = 30
 # Sums over states:
@@ -26,6 +34,10 @@ _MOST_LOW = 9  # of either half's units; with more, adding up their gradient tak
 _CHUNK_BYTES = 2**21  # in work at once: smaller pieces wait for threads more than for memory
 _LOW_UNITS = 7  # of the sum's matrix product; more of them save nothing that still counts
 _LARGEST_SPREAD = 640.0  # of exponents, so that exponentials in float64 do not underflow
+# Near certainty, what is left of log p is smaller than the rounding of what it is the difference of, even in float64:
+_NEAR = 0.01  # nats; below, log p(x | z) is summed over pixels
+_NEAR_MARGINAL = 0.5  # nats; below, log p(x) is log(1 - sum_z p(z) [1 - p(x | z)])
+_NEAR_NUMBERS = 2**22  # of states and images at once
 
 
 class BernoulliVector(dist.TorchDistribution):
@@ -50,7 +62,8 @@ class BernoulliVector(dist.TorchDistribution):
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
         self._logits = logits
-        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+        checked = validate_args if logits.numel() else False  # torch cannot check what is empty
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=checked)
 
     @property
     def logits(self) -> Tensor:
@@ -105,23 +118,36 @@ class BernoulliVector(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, [...], for value [..., pixels]."""
-        if self._validate_args:
-            self._validate_sample(value)
+        self._check(value)
         logits = self.logits
-        one_size = torch.broadcast_shapes(value.shape, logits.shape) == logits.shape
-        many = one_size and value.numel() < logits.numel() and not torch.is_grad_enabled()
-        # Above the threshold softplus(l) is taken as l: beyond 40 that is exact in float64 too.
-        if many and bool((value == value.square()).all()):
-            # x l - softplus(l) = -softplus((1 - 2 x) l) for x of 0 and 1: half of the time, and nothing cancels.
-            result = F.softplus(logits * (1 - 2 * value), threshold=40).sum(-1).neg()
-        elif one_size:  # without another large array
-            result = F.softplus(logits, threshold=40).addcmul_(value, logits, value=-1).sum(-1).neg()
-        elif max(abs(limit) for limit in logits.detach().aminmax()) < _LARGE_LOGIT:
+        if value.dtype != logits.dtype:  # such as bool
+            dtype = torch.promote_types(value.dtype, logits.dtype)
+            value, logits = value.to(dtype), logits.to(dtype)
+        differentiated = _differentiated(value, logits)
+        if torch.broadcast_shapes(value.shape, logits.shape) == logits.shape:  # without another large array
+            less = torch.addcmul if _traced() else Tensor.addcmul_
+            # Above the threshold softplus(l) is taken as l: beyond 40 that is exact in float64 too.
+            if differentiated:
+                terms = less(F.softplus(logits, threshold=40), value, logits, value=-1)
+            else:
+                terms = less(logits.relu(), value, logits, value=-1) + F.softplus(logits.abs().neg_())
+            result = terms.sum(-1).neg()
+        elif differentiated and _moderate(logits):
             result = _contract(value, logits) - F.softplus(logits, threshold=40).sum(-1)
-        else:  # x l - softplus(l) = -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))]: nothing large cancels
+        else:  # x l - softplus(l) = -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))]: nothing cancels
             small = F.softplus(-logits.abs(), threshold=40).sum(-1)
             result = -(_contract(value, F.relu(-logits)) + _contract(1 - value, F.relu(logits)) + small)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+
+    def entropy(self) -> Tensor:
+        """-E[log p] in nats, [...]."""
+        positive, negative = self.logits, -self.logits
+        terms = positive.sigmoid() * F.softplus(negative) + negative.sigmoid() * F.softplus(positive, threshold=40)
+        return terms.sum(-1).expand(self.batch_shape)
+
+    def _check(self, value: Tensor) -> None:
+        if self._validate_args and value.numel():  # torch cannot check what is empty
+            self._validate_sample(value)
 
     def _like(self) -> Tensor:
         """A tensor of this distribution's dtype and device."""
@@ -162,7 +188,7 @@ class LinearBernoulliVector(BernoulliVector):
             raise ValueError(f"z [..., M], weight [M, pixels] and bias [pixels] expected, not {shapes}")
         self.z, self.weight, self.bias = z, weight, bias
         dist.TorchDistribution.__init__(self, z.shape[:-1], bias.shape, validate_args=validate_args)
-        if self._validate_args and not all(part.isfinite().all() for part in (z, weight, bias)):
+        if self._validate_args and not _traced() and not all(part.isfinite().all() for part in (z, weight, bias)):
             raise ValueError("LinearBernoulliVector: z, weight and bias must be finite")
 
     @property
@@ -177,16 +203,34 @@ class LinearBernoulliVector(BernoulliVector):
         """log p(value) in nats, [...], for value [..., pixels]."""
         if not self._is_support(value):
             return super().log_prob(value)
-        if self._validate_args:
-            self._validate_sample(value)
-        states = self.z.reshape(self.z.shape[0], -1)
+        self._check(value)
         batch = value.shape[:-1]
-        evidence, offset = self._evidence(value)
-        result = torch.addmm(offset, states, evidence)
-        result -= softplus_over_states(self.weight, self.bias).unsqueeze(-1)  # without another large array
+        if _differentiated(value, self.weight, self.bias):
+            evidence, offset = self._evidence(value)
+            result = torch.addmm(offset, self.z.reshape(self.z.shape[0], -1), evidence)
+            result -= softplus_over_states(self.weight, self.bias).unsqueeze(-1)  # without another large array
+        else:
+            result = self._in_float64(value).to(torch.promote_types(value.dtype, self.bias.dtype))
         ones = (1,) * (self.z.dim() - 2 - len(batch))
         result = result.reshape(self.z.shape[0], *ones, *batch)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+
+    def _in_float64(self, value: Tensor, softplus: Tensor | None = None) -> Tensor:
+        """log p(value | z) [states, images] for all states and value [..., pixels]: of the difference in float64, and
+        where that is near 0, of the pixels one by one.
+
+        :param softplus: `softplus_over_states` in float64, if it is known.
+        """
+        x, weight, bias = (part.double() for part in (value.reshape(-1, value.shape[-1]), self.weight, self.bias))
+        states = self.z.reshape(self.z.shape[0], -1).double()
+        result = torch.addmm(x @ bias, states, weight @ x.T)
+        result -= (softplus_over_states(weight, bias) if softplus is None else softplus).unsqueeze(-1)
+        near = result > -_NEAR
+        images = near.any(0).nonzero().squeeze(-1)
+        for rows in near.any(1).nonzero().squeeze(-1).split(max(1, _NEAR_NUMBERS // weight.shape[1])):
+            pixels = BernoulliVector((states[rows] @ weight + bias).unsqueeze(1), validate_args=False)
+            result[rows.unsqueeze(1), images] = pixels.log_prob(x[images])
+        return result
 
     def sums_over(self, prior: Any, z: Tensor) -> bool:
         """Whether `log_marginal` can sum z out, its p(z) a `BernoulliVector` that is the same for all images. Classes
@@ -203,26 +247,39 @@ class LinearBernoulliVector(BernoulliVector):
         and of parts of states and images, but not of states and images. In float64, where as many low units as are
         taken cannot underflow.
 
+        Where no gradient is asked for, all of it is in float64, and log p(x) near 0 is
+        log(1 - sum_z p(z) [1 - p(x | z)]), whose terms are of one sign: the error is below 1e-6 of any log p(x).
+
         :param prior: p(z), the same for all images.
         """
-        if self._validate_args:
-            self._validate_sample(value)
+        self._check(value)
         if not self._is_support(value):
             return None
+        if not _differentiated(value, self.weight, self.bias, prior.logits):
+            wide = LinearBernoulliVector(self.z, self.weight.double(), self.bias.double(), validate_args=False)
+            return wide._log_marginal(value.double(), prior.logits.double(), exact=True)
+        return self._log_marginal(value, prior.logits.double()).to(self.bias.dtype)
+
+    def _log_marginal(self, value: Tensor, logits: Tensor, exact: bool = False) -> Tensor:
         evidence, offset = (part.double() for part in self._evidence(value))
-        logits = prior.logits.double()
-        scores = -softplus_over_states(self.weight, self.bias).double()
-        t, evidence = _centred(scores, evidence + logits.unsqueeze(-1))
+        softplus = softplus_over_states(self.weight, self.bias).double()
+        t, evidence = _centred(-softplus, evidence + logits.unsqueeze(-1))
         most_t = t.detach().amax(-1, keepdim=True)
         share = (t - most_t).exp()
         # A few images at a time, where there are few low units.
         blocks = evidence.split(max(1, _CHUNK_BYTES // len(t)), 1)
         log_total = torch.cat([_over_states(share, most_t, block) for block in blocks], -1)
-        return (log_total + offset - F.softplus(logits, threshold=40).sum()).to(value.dtype)
+        result = log_total + offset - F.softplus(logits, threshold=40).sum()
+        if exact:
+            log_prior = BernoulliVector(logits, validate_args=False).log_prob(self.z.reshape(len(self.z), -1).double())
+            near = (result > -_NEAR_MARGINAL).nonzero().squeeze(-1)
+            for images in near.split(max(1, _NEAR_NUMBERS // len(self.z))):
+                result[images] = torch.log1p(log_prior.exp() @ self._in_float64(value[images], softplus).expm1())
+        return result
 
     def _evidence(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """W x [M, images] and c . x [images]."""
-        pixels = value.reshape(-1, value.shape[-1])
+        pixels = value.reshape(-1, value.shape[-1]).to(torch.promote_types(value.dtype, self.bias.dtype))
         products = (pixels @ torch.cat([self.weight, self.bias.unsqueeze(0)]).T).T
         return products[:-1], products[-1]
 
@@ -235,6 +292,7 @@ class LinearBernoulliVector(BernoulliVector):
             and self.z.shape[:1] == (2**units,)
             and self.z.numel() == 2**units * units
             and value.dim() < self.z.dim()
+            and not _traced()
             and torch.equal(self.z.reshape(-1, units), binary_states(units, self.z.dtype, self.z.device))
         )
 
@@ -271,6 +329,125 @@ def _over_states(share: Tensor, most: Tensor, evidence: Tensor) -> Tensor:
     largest = u.detach().amax(0)
     total = share @ (u - largest).exp()
     return (total.log() + most + v).logsumexp(0) + largest
+
+
+class ContinuousBernoulli(dist.ContinuousBernoulli):
+    """p(x) = C(l) exp(x l) / (1 + exp(l)) of x in [0, 1], with C(l) = l / tanh(l / 2): Loaiza-Ganem and Cunningham
+    (2019), equations 6 and 7, in log-odds l.
+
+    Torch's own goes by the probability sigmoid(l): rounded, it is 1 from l = 17 on in float32, where C(l) stops to grow
+    (a nat is missing for each pixel at l = 50) and the mean is too large; and 1 - 2 sigmoid(l) loses digits near l = 0.
+    """
+
+    def _cont_bern_log_norm(self) -> Tensor:
+        series, near, y = _near_zero(self.logits / 2, 0.02)
+        squared = series.square()
+        small = squared / 3 * (1 - squared * (7 / 30) * (1 - squared * (124 / 441) * (1 - squared * (381 / 1240))))
+        return math.log(2) + torch.where(near, small, (y / y.tanh()).log())
+
+    def _mean(self, logits: Tensor) -> Tensor:
+        series, near, logits = _near_zero(logits, 0.1)
+        squared = series.square()
+        small = 0.5 + series / 12 * (1 - squared / 60 * (1 - squared / 42 * (1 - squared / 40)))
+        return torch.where(near, small, -1 / torch.expm1(-logits) - 1 / logits)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean(self.logits)
+
+    @property
+    def variance(self) -> Tensor:
+        series, near, logits = _near_zero(self.logits.abs(), 0.3)
+        squared = series.square()
+        small = 1 / 12 - squared / 240 + squared**2 / 6048 - squared**3 / 172_800
+        small = small + squared**4 / 5_322_240 - squared**5 * (691 / 118_879_488_000)
+        return torch.where(near, small, logits**-2 + 1 / (torch.expm1(-logits) * torch.expm1(logits)))
+
+    def entropy(self) -> Tensor:
+        """-E[log p] in nats."""
+        size = self.logits.abs()
+        return size * self._mean(-size) + F.softplus(-size) - self._cont_bern_log_norm()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        likely = value * self.logits - self.logits.relu() - F.softplus(-self.logits.abs())
+        return likely + self._cont_bern_log_norm()
+
+    # Both by the half whose log-odds are negative, which has no large exponentials.
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(x < value)."""
+        above, size = self.logits > 0, self.logits.abs().clamp(min=1e-20)
+        value = value.clamp(0, 1)
+        share = torch.expm1(-size * torch.where(above, 1 - value, value)) / torch.expm1(-size)
+        return torch.where(above, 1 - share, share)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """x with P(x' < x) = value."""
+        above, size = self.logits > 0, self.logits.abs().clamp(min=1e-20)
+        x = torch.log1p(torch.where(above, 1 - value, value) * torch.expm1(-size)).div(-size).clamp(0, 1)
+        return torch.where(above, 1 - x, x)
+
+
+def _near_zero(array: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What a series around 0 is of, where it is to be used, and what else is of: neither has a gradient that is NaN."""
+    near = array.abs() < limit
+    return torch.where(near, array, 0.0), near, torch.where(near, 1.0, array)
+
+
+def log_density(distribution: Any, value: Tensor, *args: Any, wide: bool = False, **kwargs: Any) -> Tensor:
+    """`distribution.log_prob(value)`; of a `Bernoulli`, where no gradient is asked for, to 1e-6 of its size.
+
+    Torch subtracts log sigmoid(l) from l, which loses a pixel that is near certain, and keeps probabilities away from 0
+    and 1 by one rounding.
+
+    :param wide: in float64, if it is of binary values.
+    """
+    base = distribution
+    while type(base) in (Independent, dist.Independent):
+        base = base.base_dist
+    stock = type(base) in (torch.distributions.Bernoulli, dist.Bernoulli)
+    if stock:
+        value = value.to(torch.promote_types(value.dtype, base._param.dtype))
+    if wide and (stock or isinstance(base, BernoulliVector)):
+        value = value.double()
+    if not stock or _differentiated(value, base._param):
+        result: Tensor = distribution.log_prob(value, *args, **kwargs)
+        return result
+    if base._validate_args:
+        base._validate_sample(value)
+    if _has_probs(base):  # of 0 and 1 torch's; what the sigmoid of a large number was is not known
+        p, least = base.probs.to(value.dtype), torch.finfo(base.probs.dtype).eps
+        terms = torch.xlogy(value, torch.where(p == 0, least, p))
+        terms = terms + torch.special.xlog1py(1 - value, -torch.where(p == 1, 1 - least, p))
+    else:
+        logits = base.logits.to(value.dtype)
+        terms = value * logits - logits.relu() - F.softplus(-logits.abs())
+    return terms.sum(tuple(range(-distribution.event_dim, 0))) if distribution.event_dim else terms
+
+
+def _has_probs(bernoulli: Any) -> bool:
+    """Whether it was made of probabilities; torch keeps log-odds beside them once they are asked for."""
+    return bernoulli._param is not bernoulli.__dict__.get("logits")
+
+
+def _traced() -> bool:
+    """Whether torch.compile or a transform of torch.func runs, where nothing may depend on a value."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _differentiated(*parts: Tensor) -> bool:
+    """Whether a gradient of any of them is asked for."""
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+
+
+def _moderate(logits: Tensor) -> bool:
+    """Whether all log-odds are known to be below `_LARGE_LOGIT`."""
+    if _traced() or logits.numel() == 0:
+        return False
+    return bool(max(abs(limit) for limit in logits.detach().aminmax()) < _LARGE_LOGIT)
 
 
 def _contract(value: Tensor, logits: Tensor) -> Tensor:
@@ -411,10 +588,34 @@ def _blocks(groups: int, states: Tensor, size: int) -> Iterator[tuple[slice, sli
             yield slice(group, group + deep), slice(row, row + high)
 
 
+def _kl(q: Tensor, p: Tensor) -> Tensor:
+    """KL(q || p) in nats, closed form, of vectors of log-odds [..., pixels], which may be infinite."""
+    result = torch.zeros_like(q[..., 0] + p[..., 0])
+    for sign in (1, -1):
+        chance, less = (sign * q).sigmoid(), F.softplus(-sign * p, threshold=40) - F.softplus(-sign * q, threshold=40)
+        result = result + torch.where(chance == 0, 0.0, chance * less).sum(-1)
+    return result
+
+
 @dist.kl.register_kl(BernoulliVector, BernoulliVector)
-def _kl(q: BernoulliVector, p: BernoulliVector) -> Tensor:
-    """KL(q || p) in nats, closed form."""
-    difference = (
-        q.mean * (q.logits - p.logits) - F.softplus(q.logits, threshold=40) + F.softplus(p.logits, threshold=40)
-    )
-    return difference.sum(-1)
+def _kl_of_vectors(q: BernoulliVector, p: BernoulliVector) -> Tensor:
+    result = _kl(q.logits, p.logits)
+    return result.expand(torch.broadcast_shapes(result.shape, q.batch_shape, p.batch_shape))
+
+
+def _as_vector(other: Independent) -> BernoulliVector:
+    """`dist.Bernoulli(…).to_event(1)` as a vector."""
+    base: Any = other.base_dist
+    if not isinstance(base, torch.distributions.Bernoulli) or other.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError(f"a BernoulliVector has no KL divergence to {other}")
+    return BernoulliVector(base.probs.logit() if _has_probs(base) else base.logits, validate_args=False)
+
+
+@dist.kl.register_kl(BernoulliVector, Independent)
+def _kl_to_independent(q: BernoulliVector, p: Independent) -> Tensor:
+    return _kl_of_vectors(q, _as_vector(p))
+
+
+@dist.kl.register_kl(Independent, BernoulliVector)
+def _kl_from_independent(q: Independent, p: BernoulliVector) -> Tensor:
+    return _kl_of_vectors(_as_vector(q), p)

@@ -17,6 +17,7 @@ import tyro
 from torch import Tensor, nn
 
 from ppl_gen import cli, components, parallel
+from ppl_gen.batches import least_images
 from ppl_gen.capture import Captured
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
@@ -142,6 +143,9 @@ def _prepare(config: Config, quiet: bool, *, start: bool = True) -> _Prepared:
     if cost is not None and not quiet:
         print(cost, flush=True)
     missing = _without_gradient(config, model, guide, pair, batch)
+    if (size := min(config.training.batch_size, len(data.train))) == 1:
+        loss = partial(config.training.objective_for(pair, *batch).differentiable_loss, pair.model, pair.guide)
+        least_images(loss, model, guide, size, lambda: batch)
     if config.training.capture:
         _try_capture(config, model, guide, pair, batch)
     if missing and not quiet:

@@ -55,9 +55,10 @@ def rank() -> int:
     return distributed.get_rank() if size() > 1 else 0
 
 
-def share(rows: Tensor) -> Tensor:
-    """This process's part of some rows, in their order; none if there are fewer than processes."""
-    return rows.tensor_split(size())[rank()]
+def share(rows: Tensor, least: int = 1) -> Tensor:
+    """This process's part of some rows, in their order: none, or at least so many, if there are so many at all."""
+    parts = rows.tensor_split(min(size(), max(1, len(rows) // least)))
+    return parts[rank()] if rank() < len(parts) else rows[:0]
 
 
 def of_the_first(value: T) -> T:

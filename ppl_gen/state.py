@@ -1,5 +1,8 @@
 """What a checkpoint holds, as tensors by name: of modules, optimizers and random number generators."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +20,25 @@ def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
             seen.add(id(tensor))
             tensors[name] = tensor.detach()
     return tensors
+
+
+@contextmanager
+def unchanged(modules: nn.Module) -> Iterator[None]:
+    """Parameters and buffers, whether a module is in training, and the random number generators are afterwards as they
+    were."""
+    tensors = [(tensor, tensor.detach().clone()) for tensor in (*modules.parameters(), *modules.buffers())]
+    states = [(part, part.training) for part in modules.modules()]
+    devices = [tensor.device for tensor, _ in tensors[:1] if tensor.is_cuda]
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        for part, training in states:
+            part.training = training
+        with torch.no_grad():
+            for tensor, before in tensors:
+                if not torch.equal(tensor, before):  # a NaN is put back, too
+                    tensor.copy_(before)
 
 
 def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: Run) -> None:

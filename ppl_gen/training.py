@@ -34,6 +34,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from ppl_gen import parallel
+from ppl_gen.batches import batches, least_images
 from ppl_gen.capture import Captured
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require, require_choices
@@ -247,8 +248,6 @@ def _train(
 ) -> None:
     count = len(data.train)
     size = min(options.batch_size, count)
-    steps_per_epoch = math.ceil(count / size)
-    total = options.epochs * steps_per_epoch
 
     modules = nn.ModuleDict({"model": model, "guide": guide}).train()
     # One that stays as it is has no dropout.
@@ -266,6 +265,13 @@ def _train(
     adversarial = isinstance(elbo, Adversarial)
     warmup = ScaleLatents()
     loss, loss_and_grads = _losses(elbo)
+    least = 1
+    if size == 1 or count % size == 1 or parallel.size() > 1:  # a batch of one image is to come, or a share
+        least = least_images(
+            partial(loss, pair.model, pair.guide), model, guide, size, lambda: (data.batch(first), *args)
+        )
+    steps_per_epoch = len(batches(torch.arange(count), size, least))
+    total = options.epochs * steps_per_epoch
     captured: Captured | None = None
     together = None if parallel.size() == 1 else _Together(loss, parameters, interrupted)
     functions = [scaled(f, warmup) if options.kl_warmup else f for f in (pair.model, pair.guide)]
@@ -347,7 +353,7 @@ def _train(
                 with pyro.validation_enabled(False):
                     captured = Captured(partial(loss, pair.model, pair.guide), modules, *map(tried, rows))
                 svi.loss_and_grads = captured
-            for index in order.split(size)[state["step"] - state["epoch"] * steps_per_epoch :]:
+            for index in batches(order, size, least)[state["step"] - state["epoch"] * steps_per_epoch :]:
                 optimizer.set_rate(options.rate(state["step"], total))
                 if options.kl_warmup:
                     warmup.scale = min(1.0, state["step"] / (options.kl_warmup * steps_per_epoch))
@@ -356,7 +362,7 @@ def _train(
                     # Any number of processes may go on from here: their streams are not in the checkpoint.
                     first_seed = options.seed * 1_000_003 + state["step"] + _NOISE_STREAM
                     torch.manual_seed(parallel.seed(first_seed))
-                    together.whole, index = len(index), parallel.share(index)
+                    together.whole, index = len(index), parallel.share(index, least)
                     args = () if labels is None else (labels[index],)
                 with pyro.validation_enabled(False):
                     value = svi.step(data.batch(index), *args)

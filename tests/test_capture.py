@@ -188,6 +188,32 @@ class Assigning(Counting):
             pyro.sample("z", dist.Normal(self.loc(x - self.mean), 1.0).to_event(1))
 
 
+class Averaging(Counting):
+    """Keeps a running mean, which the loss does not use, by a count of its own."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__(data_dim, latent_dim)
+        self.calls = 40  # a mean that has nearly settled
+        self.register_buffer("mean", torch.zeros(data_dim))
+
+    def guide(self, x: Tensor) -> None:
+        self.calls += 1
+        self.mean += (x.mean(0) - self.mean) / self.calls  # type: ignore[operator]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc(x), 1.0).to_event(1))
+
+
+class Shrinking(Counting):
+    """Changes a weight that is trained, by a count of its own, but not its loss."""
+
+    def guide(self, x: Tensor) -> None:
+        self.calls += 1
+        with torch.no_grad():
+            self.loc.bias.mul_(1 - 0.1 / self.calls)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc(x) - self.loc.bias, 1.0).to_event(1))
+
+
 class Late(Counting):
     """Does something else from one step of training on."""
 
@@ -211,6 +237,8 @@ def _train(guide: nn.Module, data: Data, path: Path, **changes: Any) -> Run:
         (Counting, "does not compute what was recorded"),
         (Looking, r"looks at values: .*test_capture\.py"),
         (OutOfSight, "does not compute what was recorded"),
+        (Averaging, "does not compute what was recorded"),
+        (Shrinking, "does not compute what was recorded"),
         (Assigning, "a buffer is assigned anew"),
     ],
 )

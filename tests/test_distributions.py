@@ -1,5 +1,7 @@
+import decimal
 import itertools
 import math
+from decimal import Decimal
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,7 +14,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_gen import distributions
-from ppl_gen.distributions import BernoulliVector, LinearBernoulliVector, binary_states, softplus_over_states
+from ppl_gen.distributions import (
+    BernoulliVector,
+    ContinuousBernoulli,
+    LinearBernoulliVector,
+    binary_states,
+    log_density,
+    softplus_over_states,
+)
 
 F64 = torch.float64
 SCALES = st.sampled_from([0.1, 3.0, 60.0, 1e4])
@@ -389,3 +398,218 @@ def test_linear_logits_over_all_states_of_no_image() -> None:
     assert summed is not None and summed.shape == (0,)
     (found.sum() + summed.sum()).backward()
     assert weight.grad is not None and (weight.grad == 0).all()
+
+
+LOGITS = [0.0, 1e-8, -1e-4, 0.0399, 0.0401, -0.099, 0.101, 0.299, -0.301, 2.0, 12.0, -17.0, 50.0, -300.0, 1e4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_continuous_bernoulli(dtype: torch.dtype) -> None:
+    """Normalizer, moments and entropy against integrals in closed form, with 100 decimals; gradients of the normalizer
+    against the mean: d log C / dl = sigmoid(l) - E[x]."""
+    found: dict[str, list[float]] = {name: [] for name in ("log_prob", "mean", "variance", "entropy")}
+    logits = torch.tensor(LOGITS, dtype=dtype, requires_grad=True)
+    ours = ContinuousBernoulli(logits=logits)
+    with decimal.localcontext(prec=100):
+        for value in logits.tolist():
+            logit = Decimal(value) if value else Decimal("1e-15")  # of which all are 1e-15 from those of 0
+            at_zero = (logit / (1 - (-logit).exp())).ln() - logit if logit > 0 else (logit / (logit.exp() - 1)).ln()
+            found["log_prob"].append(float(at_zero + logit * Decimal("0.75")))
+            mean = 1 / (1 - (-logit).exp()) - 1 / logit
+            half = (logit / 2).exp() - (-logit / 2).exp()
+            found["mean"].append(float(mean))
+            found["variance"].append(float(1 / logit**2 - 1 / half**2))
+            found["entropy"].append(float(-at_zero - logit * mean))
+    eps = torch.finfo(dtype).eps
+    values = {name: getattr(ours, name) for name in ("mean", "variance")}
+    values |= {"entropy": ours.entropy(), "log_prob": ours.log_prob(torch.tensor(0.75, dtype=dtype))}
+    for name, true in found.items():
+        expected = torch.tensor(true, dtype=F64)
+        torch.testing.assert_close(values[name].double(), expected, rtol=30 * eps, atol=20 * eps)
+    (slope,) = torch.autograd.grad(ours._cont_bern_log_norm().sum(), logits)
+    torch.testing.assert_close(slope, logits.sigmoid() - ours.mean, rtol=0, atol=100 * eps)
+    x = torch.linspace(0, 1, 9, dtype=dtype).unsqueeze(1)
+    torch.testing.assert_close(ours.cdf(ours.icdf(x)), x.expand(-1, len(LOGITS)), rtol=0, atol=2000 * eps)
+    assert bool((ours.icdf(x) >= 0).all() and (ours.icdf(x) <= 1).all())
+
+
+def test_continuous_bernoulli_is_torchs_where_that_is_right() -> None:
+    """In float64, between and beyond torch's own limits; the samples are the same, from the same noise."""
+    logits = torch.tensor([-20.0, -3.0, -0.5, 0.0, 0.7, 9.0], dtype=F64)
+    x = torch.linspace(0, 1, 5, dtype=F64).unsqueeze(1)
+    ours, theirs = ContinuousBernoulli(logits=logits), dist.ContinuousBernoulli(logits=logits)
+    torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x))
+    torch.testing.assert_close(ours.cdf(x), theirs.cdf(x))
+    draws = []
+    for each in (ours, theirs):
+        torch.manual_seed(0)
+        draws.append(each.expand([4, 6]).sample())
+    torch.testing.assert_close(*draws)
+    wide = ours.expand([4, 6]).to_event(1)
+    assert type(wide.base_dist) is ContinuousBernoulli and wide.log_prob(draws[0]).shape == (4,)
+
+
+def _truth(logits: list[float], x: list[float]) -> float:
+    """sum_d log p(x_d) with 60 decimals."""
+    with decimal.localcontext(prec=60):
+        signed = [Decimal(logit if bit else -logit) for logit, bit in zip(logits, x, strict=True)]
+        return float(-sum((1 + (-each).exp()).ln() for each in signed))
+
+
+@pytest.mark.parametrize("size", [12.0, 30.0, 40.0, 49.0, 60.0, 80.0])
+@pytest.mark.parametrize("way", ["one size", "many samples", "broadcast", "enumerated", "pyro", "pyro, broadcast"])
+def test_relative_error_near_certainty(way: str, size: float) -> None:
+    """In float32, of 784 pixels near certainty, one of which, or half, may be wrong: 1e-6 of log p(x), without a
+    gradient. With one the difference of larger numbers is what training takes: 1e-6 of sum_d |l_d|."""
+    torch.manual_seed(0)
+    logits = torch.where(torch.rand(3, 784) < 0.5, size, -size) + torch.randint(0, 8, (3, 784)) / 8
+    images = torch.stack([(logits[0] > 0).float(), (logits[1] > 0).float(), torch.zeros(784), torch.ones(784)])
+    images[1, 7] = 1 - images[1, 7]
+    x, given_logits = images[:3], logits
+    if way == "many samples":
+        given_logits = logits.unsqueeze(1).expand(3, 3, -1).contiguous()
+    elif "broadcast" in way or way == "enumerated":
+        given_logits = logits.unsqueeze(1)
+    parameters = given_logits
+    if way == "enumerated":  # z W + c is one of two rows
+        parameters = torch.stack([logits[1] - logits[0], logits[0]])
+
+    def log_prob(parameters: Tensor) -> Tensor:
+        if way.startswith("pyro"):
+            return log_density(dist.Bernoulli(logits=parameters).to_event(1), x)
+        if way == "enumerated":
+            return LinearBernoulliVector(binary_states(1).unsqueeze(1), parameters[:1], parameters[1]).log_prob(x)
+        return BernoulliVector(parameters).log_prob(x)
+
+    if way in ("one size", "pyro"):
+        truth = torch.tensor([_truth(logits[i].tolist(), x[i].tolist()) for i in range(3)], dtype=F64)
+    else:
+        rows = logits[:2] if way == "enumerated" else logits
+        truth = torch.tensor([[_truth(row.tolist(), each.tolist()) for each in x] for row in rows], dtype=F64)
+    found = log_prob(parameters)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
+    loss = log_prob(parameters.clone().requires_grad_()).detach()
+    assert bool(((loss.double() - truth).abs() <= 1e-6 * 784 * (size + 1)).all())
+
+
+def test_probabilities_near_certainty() -> None:
+    """Those of a `Bernoulli`, which torch keeps away from 0 and 1 by 1.2e-7; of 0 and 1 themselves what torch says of
+    an image that disagrees, and no loss of one that agrees."""
+    probs = torch.tensor([1e-9, 1 - 6e-8, 0.0, 1.0, 0.25])
+    stock = dist.Bernoulli(probs=probs)
+    for bits in itertools.product([0.0, 1.0], repeat=2):
+        x = torch.tensor([*bits, 0.0, 1.0, 1.0])
+        expected = (x * probs.double().log().nan_to_num(0, neginf=0)) + (1 - x) * (-probs.double()).log1p().nan_to_num(
+            0, neginf=0
+        )
+        torch.testing.assert_close(log_density(stock, x).double(), expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(log_density(stock, x, wide=True), expected, rtol=1e-12, atol=0)
+    x = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
+    torch.testing.assert_close(log_density(stock, x)[2:], stock.log_prob(x)[2:])
+
+
+def _bernoulli(vector: BernoulliVector) -> Any:
+    return dist.Bernoulli(logits=vector.logits).to_event(1)
+
+
+@pytest.mark.parametrize(
+    "make", [BernoulliVector, lambda logits: LinearBernoulliVector(torch.ones(3, 1), logits, logits[0])]
+)
+def test_entropy_and_divergence(make: Any) -> None:
+    """Against sums over all states, in float64, and of vectors that are Pyro's own, in either place; near certainty in
+    float32, against float64."""
+    q = make(torch.randn(1, 4, dtype=torch.float32))
+    for logits in (torch.randn(4), torch.tensor([12.0, -15.0, 40.0, -90.0])):
+        p = BernoulliVector(logits)
+        with torch.no_grad():
+            z = binary_states(4, F64).unsqueeze(1)
+            log_q, log_p = (BernoulliVector(each.logits.double()).log_prob(z) for each in (q, p))
+            entropy, divergence = -(log_q.exp() * log_q).sum(0), (log_q.exp() * (log_q - log_p)).sum(0)
+            reverse = (log_p.exp() * (log_p - log_q)).sum(0)
+            own = -(log_p.exp() * log_p).sum(0)
+        torch.testing.assert_close(q.entropy().double().flatten()[:1], entropy.flatten()[:1], rtol=1e-6, atol=0)
+        torch.testing.assert_close(p.entropy().double(), own[0], rtol=1e-6, atol=0)
+        for left, right in ((q, p), (q, _bernoulli(p)), (_bernoulli(q), p)):
+            found = torch.distributions.kl_divergence(left, right)
+            torch.testing.assert_close(found.double().flatten()[:1], divergence.flatten()[:1], rtol=1e-6, atol=0)
+            found = torch.distributions.kl_divergence(right, left)
+            torch.testing.assert_close(found.double().flatten()[:1], reverse.flatten()[:1], rtol=1e-6, atol=1e-7)
+
+
+def test_divergence_of_other_shapes() -> None:
+    """Of an expanded vector, of probabilities of 0 and 1, and of what is no vector of bits."""
+    q, p = BernoulliVector(torch.randn(4)).expand([3]), BernoulliVector(torch.randn(2, 1, 4))
+    assert torch.distributions.kl_divergence(q, p).shape == (2, 3)
+    assert q.entropy().shape == (3,)
+    half = BernoulliVector(torch.zeros(2))
+    certain = dist.Bernoulli(probs=torch.tensor([0.0, 1.0])).to_event(1)
+    torch.testing.assert_close(torch.distributions.kl_divergence(certain, half), torch.tensor(2 * math.log(2)))
+    assert torch.distributions.kl_divergence(half, certain) == math.inf
+    for other in (dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.Bernoulli(torch.ones(3, 2) / 2).to_event(2)):
+        for pair in ((half, other), (other, half)):
+            with pytest.raises(NotImplementedError):
+                torch.distributions.kl_divergence(*pair)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (4, 1, 5)])
+@pytest.mark.parametrize("images", [0, 3])
+def test_bool_and_integer_images_and_none(shape: tuple[int, ...], images: int) -> None:
+    """By every path, with and without a gradient; and no logits."""
+    logits = 3 * torch.randn(*shape)
+    x = torch.rand(images, 5) < 0.5 if shape != (4, 5) else torch.rand(4, 5) < 0.5
+    expected = (x * logits - F.softplus(logits)).sum(-1)
+    for dtype, gradient in itertools.product((torch.bool, torch.int64, torch.float32), (False, True)):
+        found = BernoulliVector(logits.clone().requires_grad_(gradient)).log_prob(x.to(dtype))
+        torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-5)
+    assert BernoulliVector(torch.zeros(0, 1, 5)).log_prob(x.float()).shape[0] == 0
+    states, weight = binary_states(2).unsqueeze(1), torch.randn(2, 5)
+    linear = LinearBernoulliVector(states, weight, torch.zeros(5))
+    torch.testing.assert_close(linear.log_prob(x), linear.log_prob(x.float()))
+    marginal = linear.log_marginal(x, BernoulliVector(torch.zeros(2)))
+    assert marginal is not None and marginal.shape == x.shape[:1]
+
+
+def _vector(logits: Tensor, x: Tensor) -> Tensor:
+    return BernoulliVector(logits).log_prob(x)
+
+
+def _linear(weight: Tensor, x: Tensor) -> Tensor:
+    return LinearBernoulliVector(binary_states(2).unsqueeze(1), weight, weight[0]).log_prob(x)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(
+    "function, shape", [(_vector, (6,)), (_vector, (3, 6)), (_vector, (4, 1, 6)), (_linear, (2, 6))]
+)
+def test_compiled_whole(function: Any, shape: tuple[int, ...], gradient: bool, backend: str) -> None:
+    """`torch.compile(fullgraph=True)`: nothing depends on a value."""
+    parameter = (20 * torch.randn(*shape)).requires_grad_(gradient)
+    x = _bits(3, 6, dtype=torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    found, expected = compiled(parameter, x), function(parameter, x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    if gradient:
+        torch.testing.assert_close(
+            *(torch.autograd.grad(each.sum(), parameter)[0] for each in (found, expected)), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("function, shape", [(_vector, (6,)), (_vector, (4, 1, 6)), (_linear, (2, 6))])
+def test_mapped(function: Any, shape: tuple[int, ...], gradient: bool) -> None:
+    """`torch.func.vmap` over images, over parameters, and over both; and gradients of each image's own."""
+    parameters = (20 * torch.randn(5, *shape)).requires_grad_(gradient)
+    x = _bits(5, 3, 6, dtype=torch.float32)
+    for dims in ((None, 0), (0, None), (0, 0)):
+        arguments = [each if dim == 0 else each[0] for each, dim in zip((parameters, x), dims, strict=True)]
+        found = torch.func.vmap(function, dims)(*arguments)
+        rows = [[each if dim is None else each[i] for each, dim in zip(arguments, dims, strict=True)] for i in range(5)]
+        torch.testing.assert_close(found, torch.stack([function(*row) for row in rows]), rtol=1e-5, atol=1e-4)
+    slopes = torch.func.vmap(torch.func.grad(lambda p, x: function(p, x).sum()))(parameters.detach(), x)
+    for i in range(5):
+        parameter = parameters[i].detach().requires_grad_()
+        (slope,) = torch.autograd.grad(function(parameter, x[i]).sum(), parameter)
+        torch.testing.assert_close(slopes[i], slope, rtol=1e-4, atol=1e-4)

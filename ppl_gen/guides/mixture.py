@@ -4,14 +4,18 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 
-from ppl_gen.errors import require
+from ppl_gen.errors import BadInput, require
 from ppl_gen.guides.amortized import Amortized
+
+_FARTHEST = 3.5  # standard deviations of either of two components, from its mean to where they meet
 
 
 class Mixture(Amortized):
-    """q(z | x) = sum_k pi(x)_k N(mu_k(x), diag sigma_k(x)^2), with reparametrized samples (`DiagonalMixture`).
+    """q(z | x) = sum_k pi(x)_k N(mu_k(x), diag sigma_k(x)^2), whose samples are reparametrized given their component
+    (`DiagonalMixture`). Objectives take at least two samples of an image, to compare components by.
 
     :param num_components: K.
     """
@@ -32,23 +36,62 @@ class Mixture(Amortized):
 
 
 class DiagonalMixture(dist.MixtureOfDiagNormals):
-    """Pyro's mixture of diagonal Gaussians, with samples that are differentiated implicitly: Figurnov, Mohamed and Mnih
-    (2018), equation 5. With S_i(z) the distribution function of z_i given z_1 … z_{i-1}, uniform and independent for
-    every value of the parameters phi, dz/dphi = -(dS/dz)^-1 dS/dphi; dS/dz is triangular. First derivatives only.
+    """Pyro's mixture of diagonal Gaussians, with another gradient: that of Pyro's own samples (1.9.2) is not the
+    expectation's where weights are concerned.
 
-    The gradient of Pyro's own samples (1.9.2) is not that of the expectation where weights are concerned.
+    What `pyro.sample` draws is reparametrized given its component k, z = mu_k + sigma_k epsilon, and the choice of k is
+    left to its score, as `score_parts` tells Pyro's objectives and ours:
+
+        d/dphi E[f(z)] = E[f'(z) dz/dphi + f(z) d log pi_k / dphi],
+
+    both averaged over the k that z may be of. No path leads from one component to another: between two that are far
+    apart a path crosses where there is hardly a sample, and its gradient is right on average over more samples than
+    anybody draws. `rsample` is such a path, for components that overlap, and refuses others.
     """
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """[*sample_shape, *batch_shape, dim]."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        locs, scales = (each.expand(*shape, -1, -1) for each in (self.locs, self.coord_scale))
-        index = self.categorical.sample(torch.Size(sample_shape))[..., None, None].expand(*shape, 1, self.dim)
-        with torch.no_grad():
-            loc, scale = (each.gather(-2, index).squeeze(-2) for each in (locs, scales))
-            z = loc + scale * torch.randn_like(loc)
+    def __call__(self, sample_shape: Any = ()) -> Tensor:
+        """A sample that is reparametrized given its component, [*sample_shape, *batch_shape, dim]."""
+        z = self.sample(torch.Size(sample_shape))
         if not torch.is_grad_enabled():
             return z
+        with torch.no_grad():
+            standard = (z.unsqueeze(-2) - self.locs) / self.coord_scale  # [..., k, i]
+            share = self._responsibilities(standard)
+        path = (share.unsqueeze(-1) * (self.locs + self.coord_scale * standard)).sum(-2)
+        return z + path - path.detach()
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        """The log-density, with all of its gradient, and E[log pi_k | z], whose gradient is the score of the choice."""
+        log_prob = self.log_prob(value)
+        with torch.no_grad():
+            share = self._responsibilities((value.unsqueeze(-2) - self.locs) / self.coord_scale)
+        return ScoreParts(log_prob, (share * self.categorical.logits).sum(-1), log_prob)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            index = self.categorical.sample(torch.Size(sample_shape))[..., None, None]
+            index = index.expand(*shape[:-1], 1, self.dim)
+            locs, scales = (each.expand(*shape[:-1], -1, -1) for each in (self.locs, self.coord_scale))
+            loc, scale = (each.gather(-2, index).squeeze(-2) for each in (locs, scales))
+            return loc + scale * torch.randn_like(loc)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """[*sample_shape, *batch_shape, dim], differentiated implicitly: Figurnov, Mohamed and Mnih (2018), equation 5.
+        With S_i(z) the distribution function of z_i given z_1 … z_{i-1}, uniform and independent for every value of the
+        parameters phi, dz/dphi = -(dS/dz)^-1 dS/dphi; dS/dz is triangular. First derivatives only.
+
+        :raises BadInput: if a gradient is asked for and components are far apart.
+        """
+        z = self.sample(sample_shape)
+        if not torch.is_grad_enabled():
+            return z
+        if self.component_logits.requires_grad and self._far_apart():
+            raise BadInput(
+                f"DiagonalMixture.rsample: components are more than {2 * _FARTHEST:g} standard deviations apart, where "
+                "no number of samples shows the gradient of their weights; draw by pyro.sample, and use an objective"
+            )
+        locs, scales = self.locs, self.coord_scale
         standard = (z.unsqueeze(-2) - locs) / scales  # [..., k, i]
         log_density = -standard.square() / 2 - scales.log()
         # Of component k given z_1 … z_{i-1}.
@@ -64,3 +107,16 @@ class DiagonalMixture(dist.MixtureOfDiagNormals):
             jacobian = slopes.tril(-1) + torch.diag_embed(diagonal)
         moved = (total - total.detach()).unsqueeze(-1)
         return z - torch.linalg.solve_triangular(jacobian, moved, upper=False).squeeze(-1)
+
+    def _responsibilities(self, standard: Tensor) -> Tensor:
+        """p(k | z) [..., k] of (z - mu_k) / sigma_k [..., k, i]."""
+        log_density = (-standard.square() / 2 - self.coord_scale.log()).sum(-1)
+        return (self.categorical.logits + log_density).softmax(-1)
+
+    def _far_apart(self) -> bool:
+        """Whether along a coordinate two components beside each other have hardly a sample between them."""
+        with torch.no_grad():
+            locs, order = self.locs.sort(dim=-2)
+            scales = self.coord_scale.gather(-2, order)
+            apart = locs.diff(dim=-2) / (scales[..., 1:, :] + scales[..., :-1, :])
+            return bool((apart > _FARTHEST).any())

@@ -32,7 +32,7 @@ from torch import Tensor
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.enumeration import block_size, enumerated_pair, exact_log_px
 from ppl_gen.inference.importance import CHUNK_SIZE, Estimates, log_marginal_likelihood
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair, above_others, evaluating, score_function
 
 _STATES_PIXELS = 2**24  # states x pixels that are held at once
 _STEPS, _STEP_SIZE, _PARTICLES = 100, 0.05, 4  # of the refinement of a proposal
@@ -161,9 +161,11 @@ def _refine(model: Any, guide: Any, x: Tensor, context: Tensor, visible: Tensor)
         optimizer = torch.optim.Adam([context], lr=_STEP_SIZE)
         for _ in range(_STEPS):
             q = guide.posterior(context)
-            z = q.rsample((_PARTICLES,))
+            z = q(torch.Size([_PARTICLES]))
             seen, pixels = visible_part(model.likelihood(z), x, visible)
-            elbo = (model.prior().log_prob(z) + seen.log_prob(pixels) - q.log_prob(z)).mean(0)
+            log_weight = model.prior().log_prob(z) + seen.log_prob(pixels) - q.log_prob(z)
+            score = score_function({"fn": q, "value": z, "mask": None})
+            elbo = log_weight.mean(0) if score is None else (log_weight + above_others(log_weight) * score).mean(0)
             (context.grad,) = torch.autograd.grad(-elbo.sum(), context)
             optimizer.step()
     return context.detach()

@@ -22,16 +22,21 @@ from torch import Tensor
 
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.callables import as_argument, as_images
-from ppl_gen.inference.supports import within_support
+from ppl_gen.inference.supports import masks, within_support
 from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, states_summed, take, vectorized
 from ppl_gen.memory import free_memory, keep_freed_memory
 
 _MOST_STATES = 2**20  # x width: for an image, unless asked for
 _STATES_IMAGES = 2**26  # states x images x width that are held at once
+_NEAR = 0.5  # nats from certainty, where log p is a sum of differences from 1
 
 
 def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """log p(x) in nats, [images], differentiable.
+
+    Where no gradient is asked for, factors are added up in float64, and a sum over states near 0 is
+    log(1 - sum_z p(z) [1 - p(x | z)]): near certainty nothing is lost but the rounding of the distributions' own
+    log-densities, which for binary pixels is below 1e-6 of their size.
 
     Masks are applied, scales are not. Plates inside that of the images are allowed, nested in each other.
 
@@ -50,27 +55,37 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
             return summed.expand(observed["cond_indep_stack"][0].size)
     factors: dict[frozenset[int], list[Tensor]] = {frozenset(): []}
     dims: dict[frozenset[int], list[int]] = {}
+    priors: dict[int, Tensor] = {}  # by the dimension that each adds up to one over
     for site in sites:
         plates = frozenset(frame.dim for frame in vectorized(site) if frame.name != pair.plate.name)
-        log_prob = masked_log_prob(site)
+        log_prob = masked_log_prob(site, wide=not torch.is_grad_enabled())
         if site["name"] in pair.bounded:
             log_prob = within_support(site, log_prob)
+        if not torch.is_grad_enabled():
+            log_prob = log_prob.double()
         sizes = [1] * -outermost + [1]
         for frame in vectorized(site):
             sizes[frame.dim] = frame.size
-        factors.setdefault(plates, []).append(log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes))))
+        factor = log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes)))
         if not site["is_observed"]:
             dim = site["infer"].get("_enumerate_dim")
             if dim is None or any(dim in others for others in dims.values()):
                 reason = "has no finite support" if dim is None else "is in a pyro.markov, which is not supported here"
                 raise BadInput(f"{pair.model_name}: latent site '{site['name']}' {reason}; it cannot be enumerated")
             dims.setdefault(plates, []).append(dim)
+            for mask in masks(site):  # what is masked out has no state to sum over
+                factor = torch.where(mask, factor, -math.log(factor.shape[dim]))
+            if not torch.is_grad_enabled():
+                total = factor.logsumexp(dim, keepdim=True)
+                if bool((total.abs() < 1e-3).all()):  # 0 but for rounding; of a masked site it is not
+                    factor = priors[dim] = factor - total
+        factors.setdefault(plates, []).append(factor)
     for plates in sorted(factors, key=len, reverse=True):  # innermost first
         remaining = factors[plates]
         for dim in sorted(dims.get(plates, [])):  # the last site first
             with_it = [f for f in remaining if f.dim() >= -dim and f.shape[dim] > 1]
             without = [f for f in remaining if not any(f is other for other in with_it)]
-            remaining = [*without, *([_add(with_it).logsumexp(dim, keepdim=True)] if with_it else [])]
+            remaining = [*without, *([_sum_out(with_it, priors.get(dim), dim)] if with_it else [])]
         if plates:
             parent = max((other for other in factors if other < plates), key=len)
             factors[parent] += [f.sum(sorted(plates - parent), keepdim=True) for f in remaining]
@@ -80,6 +95,20 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
                 raise BadInput(f"{pair.model_name}: its plates are not nested in each other; it cannot be enumerated")
             return result.flatten()
     raise AssertionError("the images' own plate is always among the factors")
+
+
+def _sum_out(factors: list[Tensor], prior: Tensor | None, dim: int) -> Tensor:
+    """log of the sum over a dimension of the product of some factors.
+
+    :param prior: the one of them that adds up to 1 over it, if there is any.
+    """
+    total = _add(factors).logsumexp(dim, keepdim=True)
+    others = [factor for factor in factors if factor is not prior]
+    near = total.abs() < _NEAR
+    if prior is None or not others or not bool(near.any()):
+        return total
+    exact = (prior.exp() * _add(others).expm1()).sum(dim, keepdim=True).log1p()
+    return torch.where(near & exact.isfinite(), exact, total)
 
 
 def _add(terms: list[Tensor]) -> Tensor:
@@ -129,12 +158,13 @@ def require_memory(pair: Pair, num_images: int, gradients: bool = False, device:
 
 
 def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
-    """Bytes of an enumeration in float32: the states themselves, and arrays [states, images] of their log-joints: three
-    at a time forwards (two factors and their sum), and two more backwards. Where the likelihood broadcasts before it
-    sums over pixels, these have its pixels too; where it sums over states by itself, it holds a sixteenth of them."""
+    """Bytes of an enumeration: the states themselves, and arrays [states, images] of their log-joints: three at a time
+    forwards (two factors and their sum), in float64 without gradients; in float32 with them, and two more backwards.
+    Where the likelihood broadcasts before it sums over pixels, these have its pixels too; where it sums over states by
+    itself, it holds a sixteenth of them."""
     assert pair.num_states is not None
     units = sum(math.prod(shape) for shape in pair.event_shapes.values())
-    return int(4 * pair.num_states * (4 * units + num_images * pair.width * (5 if gradients else 3)))
+    return int(4 * pair.num_states * (4 * units + num_images * pair.width * (5 if gradients else 6)))
 
 
 def cheap(pair: Pair) -> bool:

@@ -235,7 +235,7 @@ def _weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:
     parameters = [parameter.requires_grad_() for parameter in guide.parameters()]
     with torch.enable_grad():
         posterior = guide.posterior(context.detach().requires_grad_())
-        z = posterior.rsample()
+        z = posterior()
         value = (posterior.log_prob(z) + z.sum(-1)).sum()
         gradients = torch.autograd.grad(value, parameters, allow_unused=True) if parameters else ()
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
@@ -267,7 +267,7 @@ def _climb(
         bound = torch.zeros_like(rows, dtype=x.dtype)
         averages = [torch.zeros_like(each) for each in moving]
         for _ in range(search.window):
-            elbo = pair.terms(x[rows], moving[0], num_samples=search.num_samples).log_weight.mean(0)
+            elbo = pair.terms(x[rows], moving[0], num_samples=search.num_samples).elbo
             bound += elbo.detach() / search.window
             for average, each in zip(averages, moving, strict=True):
                 average += each.detach() / search.window

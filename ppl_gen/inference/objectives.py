@@ -19,6 +19,10 @@ Of K samples, image by image:
 - `renyi`: the Rényi bound of order alpha (Li and Turner 2016).
 - `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any.
 
+A guide whose samples are reparametrized but for a choice, as `mixture` chooses a component, says so by Pyro's
+`score_parts`. The choice has its score, times what a sample adds to the bound beyond the image's other samples: there
+are two samples at least.
+
 And `adversarial`, no bound on log p(x): the two losses of a model with `adversarial_losses(x)`, which also has
 `monitor(x)`, what is to be written down of them, and a density: `prior()`, `likelihood(z)` and its `log_scale`.
 
@@ -35,12 +39,13 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
+from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput, near_miss, require
 from ppl_gen.inference.enumeration import DifferentiableLoss, TraceEnum
-from ppl_gen.inference.traces import Pair, Terms, evaluating
+from ppl_gen.inference.traces import Pair, Terms, above_others, evaluating, sample_sites, score_function
 
 Objective = Literal[
     "elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi", "vimco", "rws", "wake-sleep", "adversarial"
@@ -108,7 +113,13 @@ def objective(
                     f"{pair.model_name}{', which have several latent sites' if len(pair.latent) > 1 else ''}; use elbo"
                 )
     if not pair.reparametrized:
+        if pair.scored:
+            raise BadInput(
+                f"--objective {name}: {pair.guide_name} samples '{pair.scored[0]}' by a choice and a path, and other "
+                "sites by neither; use vimco or rws"
+            )
         return ScoreFunction(num_particles=num_particles, max_plate_nesting=pair.max_plate_nesting)
+    num_particles = max(num_particles, _least(pair))
     vectorized = num_particles > 1 and pair.vectorized
     options: dict[str, Any] = {
         "num_particles": num_particles,
@@ -116,7 +127,9 @@ def objective(
         "max_plate_nesting": pair.max_plate_nesting if vectorized else float("inf"),
     }
     if name == "beta":
-        return Beta(4.0 if beta is None else beta, **options)
+        return (ScoredBeta if pair.scored else Beta)(4.0 if beta is None else beta, **options)
+    if pair.scored:
+        return Scored(**options)
     return (TraceMeanField_ELBO if name == "elbo-analytic-kl" else Trace_ELBO)(**options)
 
 
@@ -145,6 +158,11 @@ def _surrogate(value: Tensor, surrogate: Tensor) -> Tensor:
     return value.detach() + surrogate - surrogate.detach()
 
 
+def _least(pair: Pair) -> int:
+    """Samples of an image that a gradient takes: a choice is compared with another."""
+    return 2 if pair.scored else 1
+
+
 class ScoreFunction(TraceGraph_ELBO):
     """`TraceGraph_ELBO`, with the `differentiable_loss` that Pyro's has not: the value is -ELBO, the gradient that of
     Pyro's surrogate, the squared error of the baselines included."""
@@ -165,7 +183,7 @@ class _PerImage(DifferentiableLoss, ELBO):
     """How `Pair.terms` draws z: from discrete or reparametrized sites, under live or detached parameters."""
 
     def __init__(self, pair: Pair, num_particles: int):
-        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        super().__init__(num_particles=max(num_particles, _least(pair)), vectorize_particles=True)
         self.pair = pair
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -179,11 +197,24 @@ class _PerImage(DifferentiableLoss, ELBO):
         """What is differentiated, to be maximized, [images]."""
         return bound
 
+    def added(self, log_weight: Tensor) -> Tensor:
+        """What each sample adds to the bound, [samples, images]: the bound less one in which the sample's log weight is
+        the mean of the others', which does not depend on it (Mnih and Rezende 2016, equations 8 to 10)."""
+        log_weight = log_weight.detach()
+        count = len(log_weight)
+        others = (log_weight.sum(0) - log_weight) / (count - 1)
+        own = torch.eye(count, dtype=torch.bool, device=log_weight.device)[..., None]
+        replaced = torch.where(own, others, log_weight)  # [k, samples, images]: row k has sample k replaced
+        return self.bound(log_weight) - self.bound(replaced.transpose(0, 1))
+
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         options: dict[str, Any] = {"num_samples": self.num_particles, **self.drawn, **kwargs}
         terms = self.pair.terms(*args, **options)
         bound = self.bound(terms.log_weight)
-        return _surrogate(-bound.sum(), -self.surrogate(terms, bound).sum())
+        surrogate = self.surrogate(terms, bound)
+        if terms.score is not None:
+            surrogate = surrogate + (self.added(terms.log_weight) * terms.score).sum(0)
+        return _surrogate(-bound.sum(), -surrogate.sum())
 
 
 class IWAE(_PerImage):
@@ -220,7 +251,7 @@ class DoublyReparametrized(_PerImage):
         sum_k w~_k^2 (d log w_k / d z_k) (d z_k / d phi)    (Tucker et al. 2019, equation 8),
 
     unbiased as `IWAE`'s is; its signal-to-noise ratio rises as sqrt(K). With several latent sites d z_k is that of all,
-    along every path in the guide.
+    along every path in the guide. Where the guide chooses, the score of the choice has a part of -w~_k as well.
     """
 
     drawn: ClassVar[dict[str, bool]] = {"frozen_guide": True}
@@ -233,6 +264,10 @@ class DoublyReparametrized(_PerImage):
                     self.pair.spread(share, name, value).mul
                 )  # the second factor, on the way to the guide
         return (share * terms.log_weight).sum(0)
+
+    def added(self, log_weight: Tensor) -> Tensor:
+        # E[w~_k d log q / d phi], which is left out, is E[d w~_k / d z_k d z_k / d phi + w~_k d log pi / d phi].
+        return super().added(log_weight) - log_weight.detach().softmax(0) + 1 / len(log_weight)
 
 
 class VIMCO(_PerImage):
@@ -248,13 +283,7 @@ class VIMCO(_PerImage):
     drawn: ClassVar[dict[str, bool]] = {"detach": True}
 
     def surrogate(self, terms: Terms, bound: Tensor) -> Tensor:
-        log_w = terms.log_weight
-        count = len(log_w)
-        weights = log_w.detach()
-        others = (weights.sum(0) - weights) / (count - 1)
-        replaced = torch.where(torch.eye(count, dtype=torch.bool, device=log_w.device)[..., None], others, weights)
-        without = replaced.logsumexp(1) - math.log(count)  # [k, images]: row k has sample k replaced
-        return bound + ((bound.detach() - without) * terms.log_guide).sum(0)
+        return bound + (self.added(terms.log_weight) * terms.log_guide).sum(0)
 
 
 class WakeSleep(_PerImage):
@@ -296,7 +325,11 @@ class Recordable(_PerImage):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         terms = self.pair.terms(*args, num_samples=self.num_particles, analytic_kl=self.analytic_kl, **kwargs)
         kl = terms.kl if terms.kl is not None else terms.log_guide - terms.log_prior
-        return -(terms.log_likelihood - self.beta * kl).mean(0).sum()
+        values = terms.log_likelihood - self.beta * kl
+        loss = -values.mean(0).sum()
+        if terms.score is None:
+            return loss
+        return _surrogate(loss, loss - (above_others(values) * terms.score).mean(0).sum())
 
 
 def recordable(elbo: ELBO, pair: Pair) -> ELBO:
@@ -341,6 +374,31 @@ class Beta(Trace_ELBO):
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
         return super()._get_traces(scaled(model, self.scale), scaled(guide, self.scale), args, kwargs)
+
+
+class Scored(Trace_ELBO):
+    """`Trace_ELBO` of a guide whose samples are reparametrized but for a choice. Pyro's own has the score of the choice
+    times the whole ELBO; here it is what a sample's ELBO is above the mean of the image's others."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        traces = list(self._get_traces(model, guide, args, kwargs))
+        total = sum(each.log_prob_sum() - other.log_prob_sum() for each, other in traces)
+        for name in [site["name"] for site in sample_sites(traces[0][1])]:
+            pairs = []
+            for model_trace, guide_trace in traces:
+                site = guide_trace.nodes[name]
+                if (score := score_function(site)) is not None:
+                    pairs.append((_compute_log_r(model_trace, guide_trace).sum_to(site["cond_indep_stack"]), score))
+            if pairs:
+                # Particles come first, from one trace under a plate outside all others or from a trace each.
+                values, scores = (torch.stack(e) if len(e) > 1 else e[0] for e in zip(*pairs, strict=True))
+                scored = (above_others(values) * scores).sum()
+                total = total + scored - scored.detach()
+        return -total / self.num_particles
+
+
+class ScoredBeta(Scored, Beta):
+    """`Beta` of such a guide."""
 
 
 class ScaleLatents(Messenger):

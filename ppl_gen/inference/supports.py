@@ -121,13 +121,15 @@ def inside(site: dict[str, Any], grey: bool = False) -> Tensor | None:
         events = distribution.event_dim - constraint.event_dim
     if events > 0:
         found = found.flatten(-events).all(-1)
-    masks = [site["mask"], *(getattr(layer, "_mask", None) for layer in layers(distribution))]
-    for mask in masks:
-        if isinstance(mask, Tensor):
-            found = found | ~mask
-        elif mask is False:
-            found = torch.ones_like(found)
+    for mask in masks(site):
+        found = found | ~mask
     return found
+
+
+def masks(site: dict[str, Any]) -> list[Tensor]:
+    """The masks on a site, bool, by handlers and by `.mask(…)`."""
+    found = [site["mask"], *(getattr(layer, "_mask", None) for layer in layers(site["fn"]))]
+    return [torch.as_tensor(mask, device=site["value"].device) for mask in found if isinstance(mask, Tensor | bool)]
 
 
 def within_support(site: dict[str, Any], log_prob: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from ppl_gen.distributions import log_density
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import evaluating as evaluating  # for all who read a pair
@@ -58,10 +59,22 @@ class Terms:
     """With `frozen_guide`: what the densities above were evaluated at, in the shape that the sites have. The guide's
     own path from one latent site to another does not lead through them."""
 
+    score: Tensor | None = None
+    """Of a guide that is reparametrized but for a choice: its log-probability, whose gradient is the choice's score."""
+
     @property
     def log_weight(self) -> Tensor:
         """log p(x, z) - log q(z | x)."""
         return self.log_likelihood + self.log_prior - self.log_guide
+
+    @property
+    def elbo(self) -> Tensor:
+        """The mean log weight [images], with the gradient of the guide's choices."""
+        elbo = self.log_weight.mean(0)
+        if self.score is not None:
+            scored = (above_others(self.log_weight) * self.score).mean(0)
+            elbo = elbo + scored - scored.detach()
+        return elbo
 
 
 class Pair:
@@ -124,9 +137,12 @@ class Pair:
         x, args, kwargs = self._rows(x, args, kwargs, num_samples)
         samples = num_samples if self.vectorized else None
         if frozen_guide:
-            *traces, values = self._frozen_traces(x, args, kwargs, samples)
-            return replace(self._terms((traces[0], traces[1]), num_samples, count), values=values)
-        return self._terms(self._trace(x, args, kwargs, samples, detach), num_samples, count, analytic_kl)
+            drawn, guide_trace, model_trace, values = self._frozen_traces(x, args, kwargs, samples)
+            terms = replace(self._terms((guide_trace, model_trace), num_samples, count), values=values)
+        else:
+            drawn, model_trace = self._trace(x, args, kwargs, samples, detach)
+            terms = self._terms((drawn, model_trace), num_samples, count, analytic_kl)
+        return terms if detach else replace(terms, score=self._score(drawn, (num_samples, count)))
 
     def draw(
         self,
@@ -267,6 +283,8 @@ class Pair:
         """Sites of the model whose value may be outside their support: latent ones that the guide may draw there, and
         observed ones whose support depends on z."""
         self.reparametrized = all(guide_trace.nodes[name]["fn"].has_rsample for name in proposed)
+        self.scored = [name for name in proposed if score_function(guide_trace.nodes[name]) is not None]
+        """Sites whose samples are reparametrized but for a choice."""
         self.scales = {
             site["name"]: site["scale"]
             for trace in (guide_trace, model_trace)
@@ -365,9 +383,9 @@ class Pair:
 
     def _frozen_traces(
         self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int | None
-    ) -> tuple[poutine.Trace, poutine.Trace, dict[str, Tensor]]:
-        """The guide's trace under detached parameters and the model's, both at clones of the values that the guide has
-        drawn; and the clones."""
+    ) -> tuple[poutine.Trace, poutine.Trace, poutine.Trace, dict[str, Tensor]]:
+        """The guide's trace as it has drawn, its trace under detached parameters and the model's, both at clones of
+        these values; and the clones."""
         drawn = poutine.trace(self._many(self.guide, num_samples)).get_trace(x, *args, **kwargs).copy()
         values = {}
         for name in self.latent:
@@ -381,7 +399,7 @@ class Pair:
                 guide_trace = torch.func.functional_call(score, parameters, (x, *args), kwargs)
             else:
                 guide_trace = self._scored(guide)(x, *args, **kwargs)
-        return guide_trace, poutine.trace(model).get_trace(x, *args, **kwargs), values
+        return drawn, guide_trace, poutine.trace(model).get_trace(x, *args, **kwargs), values
 
     def _scored(self, guide: Callable[..., Any]) -> Callable[..., poutine.Trace]:
         """The guide's trace with the log-densities in it: some distributions, such as flows, look their parameters up
@@ -627,6 +645,15 @@ class Pair:
             frozenset(name for name in self.latent if guide_trace.nodes[name]["fn"].has_enumerate_support),
         )
 
+    def _score(self, guide_trace: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:
+        """What a gradient along z misses, [samples, images]; None if it is nothing."""
+        if self.enumerated or not torch.is_grad_enabled():
+            return None
+        sites = [guide_trace.nodes[name] for name in self.latent]
+        scores = [(site, score_function(site)) for site in sites]
+        parts = [self._per_image(site, score) for site, score in scores if score is not None]
+        return sum(parts[1:], parts[0]).reshape(shape) if parts else None
+
     def _proposal(self, traces: Traces) -> poutine.Trace:
         """The trace that the latent values were drawn in."""
         return traces[1] if self.enumerated else traces[0]
@@ -789,9 +816,30 @@ def _num_states(distributions: list[Any]) -> int | None:
     return total
 
 
-def masked_log_prob(site: Site) -> Tensor:
-    """The log-density of a site with its mask and without its scale, before any sum."""
+def score_function(site: Site) -> Tensor | None:
+    """What a distribution that is reparametrized in part leaves to its score, by Pyro's `score_parts`; with the mask
+    of the site, without its scale. None for all others."""
+    fn = site["fn"]
+    if not fn.has_rsample or type(fn).score_parts is dist.Distribution.score_parts:
+        return None
+    score = fn.score_parts(site["value"].detach()).score_function
+    return None if is_identically_zero(score) else scale_and_mask(score, mask=site["mask"])
+
+
+def above_others(values: Tensor) -> Tensor:
+    """Values [samples, ...] less the mean of the other samples', without a gradient: a score times it has less noise,
+    and the same mean."""
+    values = values.detach()
+    count = len(values)
+    return values - (values.sum(0) - values) / (count - 1)
+
+
+def masked_log_prob(site: Site, wide: bool = False) -> Tensor:
+    """The log-density of a site with its mask and without its scale, before any sum.
+
+    :param wide: in float64, if it is of binary values.
+    """
     if "masked_log_prob" in site:
         return site["masked_log_prob"]
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = log_density(site["fn"], site["value"], *site["args"], wide=wide, **site["kwargs"])
     return scale_and_mask(log_prob, mask=site["mask"])

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.distributions import BernoulliVector
+from ppl_gen.distributions import BernoulliVector, ContinuousBernoulli
 from ppl_gen.errors import require
 from ppl_gen.nets import Activation, Network, decoder
 
@@ -83,7 +83,7 @@ class VAE(nn.Module):
         if self.family == "normal":
             return dist.Normal(output, self.log_scale.exp()).to_event(1)
         if self.family == "continuous-bernoulli":
-            return dist.ContinuousBernoulli(logits=output).to_event(1)
+            return ContinuousBernoulli(logits=output).to_event(1)
         return BernoulliVector(output)
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:

@@ -1,0 +1,54 @@
+"""Which images a step of training takes, where one image alone is too few for a pair: batch normalization divides by
+the standard deviation over the images of a batch."""
+
+import warnings
+from collections.abc import Callable
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.errors import BadInput
+from ppl_gen.state import unchanged
+
+
+def least_images(
+    loss: Callable[..., Tensor], model: nn.Module, guide: nn.Module, size: int, batch: Callable[[], tuple[Tensor, ...]]
+) -> int:
+    """How many images a step takes at least: 2 if the loss fails on one image in training, or is not finite, and on two
+    is; else 1. Modules and generators are left as they were.
+
+    :param loss: of a batch.
+    :param size: images of a batch; or of the training split, if it has fewer.
+    :param batch: makes a batch of two images or more, or of all that there are.
+    :raises BadInput: if batches are of one image, and that is too few.
+    """
+
+    def works(count: int, images: tuple[Tensor, ...]) -> bool:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of a variance of one image, and of the NaN that it is
+                return bool(loss(*(part[:count] for part in images)).isfinite())
+        except Exception:  # somebody else's code, which says so in training if it fails on two
+            return False
+
+    with unchanged(nn.ModuleDict({"model": model, "guide": guide})), pyro.validation_enabled(False):
+        guide.train()
+        model.train(any(parameter.requires_grad for parameter in model.parameters()))  # as in training
+        images = batch()
+        two = tuple(part if len(part) > 1 else part.repeat_interleave(2, 0) for part in images)
+        if works(1, images) or not works(2, two):
+            return 1
+    if size == 1:
+        raise BadInput(
+            f"a step on one image fails in training, as it does with batch normalization in {type(model).__name__} or "
+            f"{type(guide).__name__}: use a --batch-size and a --train-size of at least 2"
+        )
+    return 2
+
+
+def batches(order: Tensor, size: int, least: int) -> tuple[Tensor, ...]:
+    """Indices of images in batches of a size; what is left over is the last, or if it is too few, goes with it."""
+    parts = order.split(size)
+    if len(parts) > 1 and len(parts[-1]) < least:
+        parts = (*parts[:-2], torch.cat(parts[-2:]))
+    return parts

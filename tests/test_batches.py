@@ -1,0 +1,180 @@
+"""One image is too few for batch normalization: no step has one, whatever the number of images."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import _interrupt_after as interrupt_after
+from torch import Tensor, nn
+
+from ppl_gen import components, fit, parallel
+from ppl_gen.batches import batches, least_images
+from ppl_gen.data import DataOptions
+from ppl_gen.errors import BadInput
+from ppl_gen.loading import Config
+from ppl_gen.models.gan import GAN
+from ppl_gen.training import TrainingOptions
+
+Call = Callable[..., tuple[int, str, str]]
+
+OWN = '''
+import pyro
+import pyro.distributions as dist
+from torch import nn
+
+
+class Normalized(nn.Module):
+    """A guide with torch's batch normalization."""
+
+    def __init__(self, data_dim, latent_dim):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(data_dim, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2 * latent_dim))
+
+    def guide(self, x):
+        if self.training:
+            SEEN.append(len(x))
+        loc, log_scale = self.net(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class ByHand(Normalized):
+    """With one of its own, which is NaN on one image."""
+
+    def __init__(self, data_dim, latent_dim):
+        super().__init__(data_dim, latent_dim)
+        self.net = nn.Linear(data_dim, 2 * latent_dim)
+
+    def guide(self, x):
+        super().guide((x - x.mean(0)) / (x.std(0) + 1) if self.training else x)
+
+
+class Plain(Normalized):
+    def __init__(self, data_dim, latent_dim):
+        super().__init__(data_dim, latent_dim)
+        self.net = nn.Linear(data_dim, 2 * latent_dim)
+
+
+SEEN = []
+'''
+
+
+@pytest.mark.parametrize("size", range(2, 9))
+def test_what_is_left_over(size: int) -> None:
+    """Batches cut the order as `split` does, but for one image that is left over."""
+    for count in range(size, 30):
+        order = torch.randperm(count)
+        for least in (1, 2):
+            parts = batches(order, size, least)
+            assert torch.equal(torch.cat(parts), order)
+            assert min(map(len, parts)) >= least
+            if least == 1 or count % size != 1:
+                assert [len(part) for part in parts] == [len(part) for part in order.split(size)]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_shares(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several processes: each has none, or at least two; without a need for two, as torch divides them."""
+    monkeypatch.setattr(parallel, "size", lambda: processes)
+    for count in range(14):
+        rows = torch.arange(count)
+        for least in (1, 2):
+            parts = []
+            for rank in range(processes):
+                monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+                parts.append(parallel.share(rows, least))
+            assert torch.equal(torch.cat(parts), rows)
+            assert all(len(part) == 0 or len(part) >= min(least, count) for part in parts)
+            if least == 1 or count >= 2 * processes:
+                assert [len(p) for p in parts] == [len(p) for p in rows.tensor_split(processes)]
+
+
+QUICK = ("--data", "digits", "--epochs", "2", "--latent-dim", "2", "--hidden-dims", "8", "--num-samples", "20")
+
+
+@pytest.mark.parametrize(
+    "guide, sizes",
+    [("Normalized", [20, 21]), ("ByHand", [20, 21]), ("Plain", [20, 20, 1])],
+)
+def test_own_guide(elsewhere: Path, call: Call, guide: str, sizes: list[int]) -> None:
+    """41 images in batches of 20; what needs no second image has the batches that it had."""
+    Path("own.py").write_text(OWN)
+    options = ("vae", "--guide", f"own.py:{guide}", *QUICK, "--train-size", "41", "--batch-size", "20")
+    seen = components.find("guide", f"own.py:{guide}").guide.__globals__["SEEN"]
+    status, _, err = call(fit.command, *options, "--out", "run")
+    assert status == 0, err
+    assert seen[-2 * len(sizes) :] == 2 * sizes
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, len(sizes), 2 * len(sizes)]
+    status, _, err = call(fit.command, *options[:-1], "1", "--out", "single")
+    if guide == "Plain":
+        assert status == 0, err
+    else:
+        assert status == 2 and "a --batch-size and a --train-size of at least 2" in err and not Path("single").exists()
+
+
+def test_gan(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fit gan --train-size 129`: the second batch would be one image. Batches of one are refused."""
+    monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
+    status, _, err = call(fit.command, "gan", *QUICK, "--train-size", "129", "--out", "run")
+    assert status == 0, err
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+    for more in ((), ("--dry-run",)):
+        status, _, err = call(fit.command, "gan", *QUICK, "--train-size", "9", "--batch-size", "1", "--out", "x", *more)
+        assert status == 2 and "batch normalization in GAN" in err and err.count("error:") == 1
+    assert not Path("x").exists()
+
+
+def test_resumed_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit: 65 images in batches of 16, and a last one of 17; interrupted before it, and after an epoch."""
+    monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
+    training = replace(TrainingOptions(**fit.training_defaults("gan")), epochs=3, batch_size=16)
+    config = Config(
+        "gan",
+        {"latent_dim": 2, "hidden_dims": (8,)},
+        "prior",
+        data=DataOptions("digits", "dequantized", train_size=65),
+        training=training,
+        num_samples=10,
+    )
+    whole = fit.fit(config, tmp_path / "whole", quiet=True).load_checkpoint()
+    assert whole is not None and whole[1]["step"] == 12
+    for steps in (3, 6):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_after(steps, patch)
+            fit.fit(config, tmp_path / f"cut{steps}", quiet=True)
+        cut = fit.resume(tmp_path / f"cut{steps}", quiet=True).load_checkpoint()
+        assert cut is not None and whole[0].keys() == cut[0].keys()
+        assert all(torch.equal(tensor, cut[0][name]) for name, tensor in whole[0].items())
+
+
+def test_trying_leaves_no_trace() -> None:
+    """Of weights, moments, modes and noise; and an error that two images make as well is left to training."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Dropout())
+    net[2].eval()
+    before, noise = {name: tensor.clone() for name, tensor in net.state_dict().items()}, torch.get_rng_state()
+
+    def loss(x: Tensor) -> Tensor:
+        return net(x).square().sum()
+
+    assert least_images(loss, nn.Module(), net, 8, lambda: (torch.randn(8, 3),)) == 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert torch.equal(noise, torch.get_rng_state()) and net[1].training and not net[2].training
+    assert least_images(lambda x: net(x[0]), nn.Module(), net, 8, lambda: (torch.randn(8, 3),)) == 1
+    with pytest.raises(BadInput, match="at least 2"):
+        least_images(loss, nn.Module(), net, 1, lambda: (torch.randn(1, 3),))
+
+
+@pytest.mark.slow
+def test_two_processes(elsewhere: Path) -> None:
+    """Batches of three, and four at the end: shares of one image go to the process that has two."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    options = (*QUICK, "--train-size", "31", "--batch-size", "3", "--out", "two")
+    done = subprocess.run([*torchrun, "ppl_gen.fit", "gan", *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("two/metrics.jsonl").read_text().splitlines()[-1])["step"] == 20
