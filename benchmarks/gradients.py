@@ -16,7 +16,7 @@ from torch import Tensor
 import ppl_gen
 from ppl_gen import cli
 from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.traces import Pair, evaluating
 
 
 def signal_to_noise(pair: Pair, guide: Any, x: Tensor, name: str, k: int, draws: int) -> tuple[float, float]:
@@ -46,7 +46,8 @@ def main() -> None:
     model, loaded, data, _ = ppl_gen.load(given.run)
     guide: Any = loaded
     x = data.targets("train")[:128]
-    pair = Pair(model, guide, x)
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x)
     print(f"{given.run}: encoder's gradient on 128 training images, {given.draws} draws")
     print("estimator                         signal / noise   ms a draw")
     baseline = getattr(guide, "baseline", None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppl_gen.capture import Captured
 from ppl_gen.data import Data, Split
 from ppl_gen.fit import default_guide, training_defaults
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.loading import Config, assemble
 from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
 
@@ -24,7 +24,8 @@ def noise(num_images: int, shape: tuple[int, int] = (28, 28)) -> Data:
 
 def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: TrainingOptions) -> Callable[[], object]:
     """A step of SVI on the same images; to be called within `pyro.get_param_store().scope()`."""
-    pair = Pair(model, guide, x[:8])
+    with evaluating(model, guide):
+        pair = Pair(model, guide, x[:8])
     loss, loss_and_grads = _losses(options.objective_for(pair, x[:8]))
     modules = nn.ModuleDict({"model": model, "guide": guide})
     if options.capture:

@@ -5,6 +5,7 @@ With Pyro's checks off, `log_prob` of a value outside the support is often a pla
 the likelihood does not admit is refused.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -109,26 +110,34 @@ def inside(site: dict[str, Any], grey: bool = False) -> Tensor | None:
 
     :param grey: admit values between 0 and 1 where 0 and 1 are admitted.
     """
-    distribution, value = site["fn"], site["value"]
-    constraint = support(distribution)
-    if constraint is None:
-        return None
-    if grey and is_boolean(constraint):
-        found = (value >= 0) & (value <= 1)
-        events = distribution.event_dim
+    found = _inside(site["fn"], site["value"], grey)
+    mask = site["mask"]
+    return found if found is None or mask is None else found | ~torch.as_tensor(mask, device=found.device)
+
+
+def _inside(distribution: Any, value: Tensor, grey: bool) -> Tensor | None:
+    if isinstance(distribution, torch.distributions.Independent | dist.MaskedDistribution):
+        found = _inside(distribution.base_dist, value, grey)
+        if found is not None and isinstance(distribution, dist.MaskedDistribution):
+            found = found | ~torch.as_tensor(distribution._mask, device=found.device)
+        events = getattr(distribution, "reinterpreted_batch_ndims", 0)
     else:
-        found = _admits(constraint, value)
-        events = distribution.event_dim - constraint.event_dim
-    if events > 0:
-        found = found.flatten(-events).all(-1)
-    for mask in masks(site):
-        found = found | ~mask
-    return found
+        constraint = support(distribution)
+        if constraint is None:
+            return None
+        if grey and is_boolean(constraint):
+            found, events = (value >= 0) & (value <= 1), distribution.event_dim
+        else:
+            found, events = _admits(constraint, value), distribution.event_dim - constraint.event_dim
+    return found.flatten(-events).all(-1) if found is not None and events > 0 else found
 
 
 def masks(site: dict[str, Any]) -> list[Tensor]:
-    """The masks on a site, bool, by handlers and by `.mask(…)`."""
-    found = [site["mask"], *(getattr(layer, "_mask", None) for layer in layers(site["fn"]))]
+    """The masks on a site, bool [batch], by handlers and by `.mask(…)`."""
+    outer = itertools.takewhile(
+        lambda layer: not isinstance(layer, torch.distributions.Independent), layers(site["fn"])
+    )
+    found = [site["mask"], *(getattr(layer, "_mask", None) for layer in outer)]
     return [torch.as_tensor(mask, device=site["value"].device) for mask in found if isinstance(mask, Tensor | bool)]
 
 

@@ -90,9 +90,9 @@ def test_legends_of_adversarial_curves_hide_no_curve() -> None:
 
 
 def test_the_gap_is_only_hatched_where_k_hat_is_known_to_matter() -> None:
-    """Exact and annealed values have no k-hat: the histogram calls none of them trusted."""
+    """Exact and annealed values have no k-hat: the histogram says nothing of it."""
     gap = np.linspace(1, 2, 30)
     for untrusted, number in ((np.zeros(30, bool), 0), (gap > 1.5, 2)):
         legend: Any = gap_histogram(gap, untrusted).axes[0].get_legend()
         words = " ".join(text.get_text() for text in legend.get_texts())
-        assert words.count("k-hat") == number and "trusted" not in words
+        assert words.count("settled") == number and "trusted" not in words
