@@ -398,9 +398,9 @@ def _notes(rows: list[dict[str, Any]], observation: str) -> list[str]:
         notes += _notes_on_differences(rows)
     doubted = {row["log_px"]["estimator"] for row in rows if row["log_px"]["at_least"]}
     if doubted - {"annealed"}:
-        notes.append("≥ at least: k-hat of some images is too high to trust their importance samples")
+        notes.append("≥ at least: k-hat is too high or unknown for some images, or another estimate of them is larger")
     if "annealed" in doubted:
-        notes.append("≥ at least: two bounds on images from the model may be over 0.1 nats apart, or were not made")
+        notes.append("≥ at least: the sandwich and importance sampling do not both vouch for annealing")
     if k is not None:
         notes.append(f"L_{k}: IWAE bound, the largest k that all runs with such bounds share below S")
     if len({row["log_px"]["num_samples"] for row in rows} - {None}) > 1:
