@@ -17,9 +17,8 @@ function erf(x) {
   return 2 / Math.sqrt(Math.PI) * Math.exp(-x * x) * sum;
 }
 
-// The mean of its pixel; torch, too, holds its logits within log(2^23 - 1).
-function continuousBernoulli(x) {
-  const most = Math.log(2 ** 23 - 1), logit = Math.max(-most, Math.min(most, x));
+// The mean of its pixel.
+function continuousBernoulli(logit) {
   return Math.abs(logit) < 1e-3 ? 0.5 + logit / 12 : -1 / Math.expm1(-logit) - 1 / logit;
 }
 

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 LIMIT = 800_000
 """Characters of a page that a decoder may take, as base64."""
 _POINTS, _NUMBERS, _DRAWS, _RANGE = 1000, 100_000, 200, 2000
-_CLAMP = math.log(1 / torch.finfo(torch.float32).eps - 1)  # where torch holds the logits of a continuous Bernoulli
 
 
 def _continuous_bernoulli(logits: Tensor, _: float) -> Tensor:
     """Its mean (Loaiza-Ganem and Cunningham 2019, equation 8); a series where two large terms would cancel."""
-    logits = logits.clamp(-_CLAMP, _CLAMP)
     near = logits.abs() < 1e-3
     other = torch.where(near, 1.0, logits)
     return torch.where(near, 0.5 + logits / 12, -1 / torch.expm1(-other) - 1 / other)
@@ -50,8 +48,8 @@ _NAMES: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.LeakyReLU: "leaky-relu",
 }
-# From a decoder's output to E[x | z], and how near that has to be to the model's own. torch's mean of a continuous
-# Bernoulli is itself off by up to 0.0034 in float32, next to p = 1/2.
+# From a decoder's output to E[x | z], and how near that has to be to the model's own. torch's own mean of a continuous
+# Bernoulli, which a user's model may have, is off by up to 0.0034 in float32, next to p = 1/2.
 _LINKS = {"identity": 1e-4, "sigmoid": 1e-4, "continuous-bernoulli": 4e-3}
 
 
