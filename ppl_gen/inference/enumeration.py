@@ -13,6 +13,7 @@ priori than another; `TraceEnum` here is that class with the sum replaced.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.callables import as_argument, as_images
-from ppl_gen.inference.supports import masks, within_support
+from ppl_gen.inference.supports import log_prob_within, masks
 from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, states_summed, take, vectorized
 from ppl_gen.memory import free_memory, keep_freed_memory
 
@@ -58,9 +59,8 @@ def log_marginal(pair: Pair, model: Any, x: Tensor, *args: Any, **kwargs: Any) -
     priors: dict[int, Tensor] = {}  # by the dimension that each adds up to one over
     for site in sites:
         plates = frozenset(frame.dim for frame in vectorized(site) if frame.name != pair.plate.name)
-        log_prob = masked_log_prob(site, wide=not torch.is_grad_enabled())
-        if site["name"] in pair.bounded:
-            log_prob = within_support(site, log_prob)
+        score = partial(masked_log_prob, wide=not torch.is_grad_enabled())
+        log_prob = log_prob_within(site, score) if site["name"] in pair.bounded else score(site)
         if not torch.is_grad_enabled():
             log_prob = log_prob.double()
         sizes = [1] * -outermost + [1]

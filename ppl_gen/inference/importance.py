@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, require, warnings_of
+from ppl_gen.errors import BadInput, describe, require, warnings_of
 from ppl_gen.inference.callables import as_argument, as_images, whole_number
 from ppl_gen.inference.enumeration import exact_blocks
 from ppl_gen.inference.traces import Pair, Terms, evaluating, take
@@ -39,6 +39,8 @@ CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 _ROUNDING = 1e-6  # log weights that differ by less are equal
 _LARGEST = 0.01  # share of the weights' sum that one of them may hold where k-hat is unknown: a hundredth of a nat
+
+NARROWER = "the guide leaves out a part of the prior's support, where more of log p(x) may be"
 
 Advance = Callable[[int], None]
 """Called with the number of images just done."""
@@ -58,6 +60,8 @@ class LogPx:
     khat: Tensor
     """Not a number where all weights of an image are equal, or fewer than 25, or those of the tail take few values:
     then there is no tail to fit."""
+    narrower: bool = field(default=False, kw_only=True)
+    """Whether the proposal leaves out a part of the prior's support, where more of p(x, z) may be."""
     largest: Tensor | None = field(default=None, kw_only=True)
     """The share of the sum of weights that the largest weight holds. Where the weights have no mean, it stays large
     however many samples there are; with a tail of shape k it is about S^(k - 1)."""
@@ -81,8 +85,8 @@ class LogPx:
 
     @property
     def untrusted(self) -> Tensor:
-        """Images whose k-hat is too high or unknown; bool [images]."""
-        return self.too_high | self.unknown
+        """Images whose k-hat is too high or unknown, and all where the proposal is narrower; bool [images]."""
+        return self.too_high | self.unknown | self.narrower
 
     @property
     def _equal(self) -> Tensor:
@@ -150,7 +154,8 @@ class Estimates(LogPx):
             f"log p(x)  {at_least}{_mean_se(self.log_px)} by importance sampling, S = {self.num_samples}",
             f"gap       {at_least}{_mean_se(self.gap)}",
         )
-        return "\n".join([*lines, *warnings_of(self.observation)])
+        narrower = [NARROWER] if self.narrower else []
+        return "\n".join([*lines, *narrower, *warnings_of(self.observation)])
 
 
 def mean_se(values: Tensor) -> tuple[float, float]:
@@ -222,7 +227,8 @@ def log_marginal_likelihood(
         observation = pair.check(x, *args, **kwargs)
         blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
-        found = Estimates(num_samples=num_samples, observation=observation, **gathered(parts, len(x), progress))
+        told: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
+        found = Estimates(num_samples=num_samples, **told, **gathered(parts, len(x), progress))
         if ask_again:
             from ppl_gen.inference.proposals import opinion_samples, second_opinion  # which needs this module
 
@@ -275,24 +281,31 @@ def _blocks(
     for rows in torch.arange(len(x), device=x.device).split(size):
         batch, batch_args, batch_kwargs = take(rows, x, args, kwargs)
         step = max(1, chunk_size // len(rows))
-        chunks = [
-            pair.terms(
-                batch,
-                *batch_args,
-                num_samples=min(step, num_samples - start),
-                analytic_kl=analytic_kl,
-                **batch_kwargs,
-            )
-            for start in range(0, num_samples, step)
-        ]
+        options: dict[str, Any] = {"analytic_kl": analytic_kl, **batch_kwargs}
+        try:
+            chunks = [
+                pair.terms(batch, *batch_args, num_samples=min(step, num_samples - start), **options)
+                for start in range(0, num_samples, step)
+            ]
+        except BadInput as error:
+            raise BadInput(f"{error} (images {int(rows[0])} to {int(rows[-1])})") from error
+        except Exception as error:  # somebody else's code
+            which = f"{pair.model_name} and {pair.guide_name} fail on images {int(rows[0])} to {int(rows[-1])}"
+            raise BadInput(f"{which}: {describe(error)}") from error
         for terms in chunks:
-            if terms.log_weight.isnan().any():
+            if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
                 _tell_nan(pair, terms, int(rows[0]))
         yield len(rows), chunks
 
 
 def _tell_nan(pair: Pair, terms: Terms, first: int) -> None:
     """Raise `BadInput` for log weights that are no numbers."""
+    impossible = terms.log_guide == -math.inf
+    if impossible.any():
+        image = first + int(impossible.any(0).nonzero()[0])
+        raise BadInput(
+            f"{pair.guide_name} draws z where it says that q(z | x) = 0, for image {image}: it has no weight"
+        )
     image = int(terms.log_weight.isnan().any(0).nonzero()[0])
     parts = {
         f"log p(x | z) of {pair.model_name}": terms.log_likelihood,

@@ -124,14 +124,15 @@ def second_opinion(
     Draws its own noise from `seed`, and leaves the generators as they were. Arguments as for
     `ppl_gen.log_marginal_likelihood`.
 
-    :return: None where the guide samples nothing: there the samples come from the prior in any case.
+    :return: None where the guide samples nothing, since the samples come from the prior in any case, and where it has
+        no density for a z that it has not drawn.
     """
     require(num_samples >= 2, "num_samples", num_samples, "must be at least 2")
     keep_freed_memory()
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
         pair = Pair(model, guide, x, *args, **kwargs)
-        if pair.enumerated:
+        if pair.enumerated or not _scores_others(pair, *take(torch.arange(1, device=x.device), x, args, kwargs)):
             return None
         counts, from_prior = _counts(1, num_samples, 0.5)
 
@@ -146,6 +147,17 @@ def second_opinion(
         blocks = torch.arange(len(x), device=x.device).split(max(1, chunk_size // from_prior))
         parts = ((len(rows), block(rows)) for rows in blocks)
         return SecondOpinion(num_samples, **gathered(parts, len(x)))
+
+
+def _scores_others(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a guide has a density for a z that it has not drawn; Pyro's planar flows have none."""
+    try:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            values, *_ = pair.draw(x, *args, num_samples=2, prior=True, **kwargs)
+            pair.log_guide(values, x, *args, num_samples=2, **kwargs)
+    except Exception:  # whatever a flow raises that has no inverse
+        return False
+    return True
 
 
 def _from_prior(model: Any) -> tuple[Any, Callable[..., Any]]:

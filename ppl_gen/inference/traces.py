@@ -29,9 +29,11 @@ from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import evaluating as evaluating  # for all who read a pair
 from ppl_gen.inference.callables import modules_of, untouched_on_refusal
-from ppl_gen.inference.supports import is_discrete, support, within_support
+from ppl_gen.inference.supports import inside, is_discrete, log_prob_within, support
 
 _CHECKED_TOGETHER = 500  # images
+_COMPANY = 16  # images, as importance sampling holds at once
+_DRAWS = 100  # of z for each of three images
 
 Site = dict[str, Any]
 Traces = tuple[poutine.Trace, poutine.Trace]
@@ -90,7 +92,7 @@ class Pair:
     """
 
     def __init__(self, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any):
-        self.model, self.guide = getattr(model, "model", model), getattr(guide, "guide", guide)
+        self.model, self.guide = _function(model, "model"), _function(guide, "guide")
         if args:
             self.model, self.guide = accepting(self.model), accepting(self.guide)
         self.guide_module = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
@@ -113,6 +115,9 @@ class Pair:
             self._read(x, args, kwargs)
             self._check_company(x, args, kwargs)
             self.vectorized = self._can_vectorize(x, args, kwargs)
+            self.narrower = self._narrower_sites(x, args, kwargs)
+            """Latent sites where the guide leaves out a part of the prior's support: log p(x) is at least what its
+            samples say."""
 
     def terms(
         self,
@@ -267,7 +272,8 @@ class Pair:
         self._sample_dim = min(dims) - 1
         self._check_dimensions(guide_trace, model_trace)
         factors = [site["name"] for site in observed if isinstance(site["fn"], dist.Unit)]  # of pyro.factor
-        self.discrete = all(is_discrete(model_trace.nodes[name]["fn"]) for name in self.observed if name not in factors)
+        likelihoods = [model_trace.nodes[name]["fn"] for name in self.observed if name not in factors]
+        self.discrete = bool(likelihoods) and all(map(is_discrete, likelihoods))
         """Whether p(x | z) is a probability, not a density."""
         self.event_shapes = {name: tuple(model_trace.nodes[name]["fn"].event_shape) for name in self.latent}
         self.num_states = _num_states([model_trace.nodes[name]["fn"] for name in self.latent])
@@ -298,11 +304,7 @@ class Pair:
             name = site["name"]
             if site["is_observed"]:
                 raise BadInput(f"{self.guide_name} observes '{name}': a guide samples, without obs=")
-            if supports.has_no_density(site["fn"]):
-                raise BadInput(
-                    f"{self.guide_name}: site '{name}' is a Delta, which has no density, so that there is no ELBO "
-                    "and no importance weight; use a distribution with a spread, such as Normal"
-                )
+            _check_density(site, self.guide_name)
             if name in model_trace.nodes:
                 ours, theirs = (tuple(each["fn"].event_shape) for each in (site, model_trace.nodes[name]))
                 if ours != theirs:
@@ -319,6 +321,8 @@ class Pair:
                     )
 
         for site in sample_sites(model_trace):
+            if not site["is_observed"] or any(isinstance(part, dist.Delta) for part in supports.parts(site["fn"])):
+                _check_density(site, self.model_name)
             event = tuple(site["fn"].event_shape)
             if site["is_observed"] and event and tuple(site["value"].shape[-len(event) :]) != event:
                 raise BadInput(
@@ -419,9 +423,21 @@ class Pair:
         for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
             for site in sample_sites(trace):
                 try:
-                    shape = tuple(masked_log_prob(site).shape)
+                    log_prob = log_prob_within(site, masked_log_prob)
+                    shape = tuple(log_prob.shape)
                 except Exception as error:
                     raise BadInput(f"{who}: site '{site['name']}' has no log-density: {describe(error)}") from error
+                if log_prob.dtype in (torch.float16, torch.bfloat16):
+                    raise BadInput(
+                        f"{who}: site '{site['name']}' has log-densities in {log_prob.dtype}, which are off by tenths "
+                        "of a nat: take x, the parameters or what leaves the autocast to float32, by .float()"
+                    )
+                for frame in site["cond_indep_stack"]:
+                    if frame.name != self.plate.name and getattr(frame, "full_size", None) not in (None, frame.size):
+                        raise BadInput(
+                            f"{who}: plate '{frame.name}' takes {frame.size} of {frame.full_size}: log p(x) is of all; "
+                            "leave out subsample_size"
+                        )
                 if any(size > 1 for size in shape[: -self.max_plate_nesting]):
                     raise BadInput(
                         f"{who}: site '{site['name']}' has log-densities of shape {shape} for {self.plate.size} images "
@@ -443,58 +459,107 @@ class Pair:
             if name in guide_trace.nodes
             and not supports.covers(model_trace.nodes[name]["fn"], guide_trace.nodes[name]["fn"])
         ]
-        observed = [
-            name
-            for name in self.observed
-            if (s := support(model_trace.nodes[name]["fn"])) is not None and supports.bounds(s)
-        ]
+        observed = [name for name in self.observed if not supports.is_fixed(model_trace.nodes[name]["fn"])]
         if observed:  # is the support another for another z?
-            rows = torch.arange(self.plate.size, device=x.device) % len(x)
-            _, again = self._trace(*take(rows, x, args, kwargs))
-            supported = ((support(t.nodes[name]["fn"]) for t in (model_trace, again)) for name in observed)
-            observed = [name for name, both in zip(observed, supported, strict=True) if not supports.same(*both)]
+            given = take((torch.arange(3, device=x.device) % len(x)).repeat(_DRAWS), x, args, kwargs)
+            many = poutine.trace(self.model).get_trace(given[0], *given[1], **given[2])
+            observed = [name for name in observed if not supports.is_fixed(many.nodes[name]["fn"], constant=True)]
         return frozenset([*latent, *observed])
 
-    def _check_company(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a pair in which one image changes the log-densities of another: a batch is scored, and each of its
-        images again alone, with the same z."""
-        rows = torch.arange(3, device=x.device) % len(x)
-        arguments = take(rows, x, args, kwargs)
-        traces = self._trace(*arguments)
-        values = {name: self._proposal(traces).nodes[name] for name in self.latent}
+    def _narrower_sites(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+        """Also refuses a guide that never draws z where the prior has mass."""
+        if self.enumerated:
+            return []
+        x, args, kwargs = take((torch.arange(3, device=x.device) % len(x)).repeat(_DRAWS), x, args, kwargs)
+        guide_trace, model_trace = self._trace(x, args, kwargs)
+        found = []
+        for name in self.latent:
+            q, p = guide_trace.nodes[name], model_trace.nodes[name]
+            admitted = inside(p) if name in self.bounded else None
+            if admitted is not None and not admitted.any():
+                raise BadInput(
+                    f"{self.guide_name} never draws '{name}' inside the support of its prior in {self.model_name}, so "
+                    "that no sample has a weight; give the guide a distribution of that support"
+                )
+            narrower = supports.certainly_narrower(q["fn"], p["fn"])
+            if narrower is None:
+                drawn = poutine.trace(self.model).get_trace(x, *args, **kwargs).nodes[name]["value"]
+                with suppress(Exception):  # of a shape that the guide's does not have
+                    narrower = (of_prior := inside({**q, "value": drawn})) is not None and not bool(of_prior.all())
+            found += [name] if narrower else []
+        return found
 
-        def terms(rows: Tensor) -> Terms:
+    def _check_company(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a pair in which one image changes the log-densities of another: a batch is scored, and some of its
+        images again alone, with the same z. Where that cannot be, since noise besides z would be another for an image
+        alone, or since the guide cannot score a z that it has not drawn, they are scored in other company."""
+        count = min(len(x), _COMPANY)
+        rows = torch.linspace(0, len(x) - 1, max(count, 3), device=x.device).round().long()  # from all over
+        arguments = take(rows, x, args, kwargs)
+        seed = int(torch.randint(2**31, ()))
+        traces = self._trace(*arguments)
+        sites = {name: self._proposal(traces).nodes[name] for name in self.latent}
+
+        def scored(rows: Tensor, condition: bool = True, seed: int = seed) -> tuple[Terms, list[Tensor]]:
             def of_rows(site: Site) -> Tensor:
                 dim = site["value"].dim() - site["fn"].event_dim + self.plate.dim
                 one = dim < 0 or site["value"].shape[dim] == 1
                 return site["value"] if one else site["value"].index_select(dim, rows)
 
-            known = {name: of_rows(site) for name, site in values.items()}
-            guide, model = (poutine.condition(f, known) for f in (self.guide, self.model))
+            torch.manual_seed(seed)
             of = take(rows, *arguments)
-            guide_trace = poutine.trace(guide).get_trace(of[0], *of[1], **of[2])
-            model_trace = poutine.trace(model).get_trace(of[0], *of[1], **of[2])
-            return self._terms((guide_trace, model_trace), 1, len(rows))
+            if condition:
+                known = {name: of_rows(site) for name, site in sites.items()}
+                guide, model = (poutine.condition(f, known) for f in (self.guide, self.model))
+                guide_trace = poutine.trace(guide).get_trace(of[0], *of[1], **of[2])
+                model_trace = poutine.trace(model).get_trace(of[0], *of[1], **of[2])
+            else:
+                guide_trace, model_trace = self._trace(*of)
+            terms = self._terms((guide_trace, model_trace), 1, len(rows))
+            return terms, [model_trace.nodes[name]["value"] for name in self.observed]
 
-        everyone = torch.arange(3, device=x.device)
-        together, again = terms(everyone), terms(everyone)
-        if not all(_alike(a, b) for a, b in zip(_parts(together), _parts(again), strict=True)):
-            return  # a noise besides z, which would be another for an image alone
-        for image in everyone:
-            try:
-                alone = terms(image.reshape(1))
-            except Exception as error:
-                raise BadInput(
-                    f"{self.model_name} and {self.guide_name} fail on one image alone: {describe(error)}"
-                ) from error
+        everyone = torch.arange(len(rows), device=x.device)
+        condition = True
+        try:
+            together, values = scored(everyone)
+        except Exception:  # a guide that cannot score a z that it has not drawn
+            condition = False
+            together, values = scored(everyone, condition)
+        again, _ = scored(everyone, condition)
+        if not _all_alike(together, again):
+            raise BadInput(
+                f"{self.model_name} and {self.guide_name} score the same z twice, with the same random numbers, and "
+                "find another density: keep nothing from one call to the next, and draw all noise by torch"
+            )
+        other, other_values = scored(everyone, condition, seed + 1)
+        if not all(bool(((one == two) | one.isnan()).all()) for one, two in zip(values, other_values, strict=True)):
+            raise BadInput(
+                f"{self.model_name} observes other values at every call, such as torch.bernoulli(x): draw them once, "
+                "and give them as x"
+            )
+        noisy = not condition or not _all_alike(together, other)
+        for image in everyone[:: max(1, len(everyone) // 3)][:3]:
+            if noisy:  # in the same place of a batch of the same size, where the noise is the same
+                company = everyone.flip(0) if len(everyone) % 2 == 0 else everyone.roll(1)
+                company = company.clone()
+                company[image] = image
+                alone, where, how = scored(company, condition)[0], image, "in other company"
+            else:
+                try:
+                    alone = scored(image.reshape(1))[0]
+                except Exception as error:
+                    raise BadInput(
+                        f"{self.model_name} and {self.guide_name} fail on one image alone: {describe(error)}"
+                    ) from error
+                where, how = everyone[0], "alone"
             whats = ("log p(x | z)", "log p(z)", "log q(z | x)")
             for what, one, many in zip(whats, _parts(alone), _parts(together), strict=True):
-                if not _alike(one[0, 0], many[0, image]):
+                if not _alike(one[0, where], many[0, image]):
                     owner = self.guide_name if what == "log q(z | x)" else self.model_name
                     raise BadInput(
-                        f"{owner}: images change each other's densities: {what} of image {int(image)} is "
-                        f"{float(one[0, 0]):.6g} alone and {float(many[0, image]):.6g} among three; let no statistic "
-                        f"or event, such as of batch normalization or .to_event(n), reach across the plate "
+                        f"{owner}: images change each other's densities: {what} of image {int(rows[image])} is "
+                        f"{float(one[0, where]):.6g} {how} and {float(many[0, image]):.6g} among {len(rows)}; let no "
+                        "statistic or event, such as of batch normalization or .to_event(n), reach across the plate "
                         f"'{self.plate.name}'"
                     )
 
@@ -525,16 +590,26 @@ class Pair:
                 model_trace = poutine.trace(model).get_trace(x, *args, **kwargs)
                 lax = {name for name in self.observed if supports.unchecked(model_trace.nodes[name]["fn"])}
         except Exception as error:
+            missing = x.reshape(len(x), -1).isnan().any(1)
+            if missing.any():
+                raise BadInput(f"image {first + int(missing.nonzero()[0])} has pixels that are not numbers") from error
             raise BadInput(
                 f"{who}: {describe(error)}; Pyro's checks, which are on here, say what it must be"
             ) from error
+        for name in (name for name in self.latent if name in guide_trace.nodes):
+            ours, theirs = (supports.all_masks(trace.nodes[name]) for trace in (model_trace, guide_trace))
+            if len(ours) != len(theirs) or not all(map(_equal, ours, theirs)):
+                raise BadInput(
+                    f"site '{name}' is masked in one way in {self.model_name} and in another in {self.guide_name}: "
+                    "give both the same mask"
+                )
         found = set()
         for name in self.observed:
             site = model_trace.nodes[name]
-            strictly = None if name in self.bounded else supports.inside(site)
+            strictly = None if name in self.bounded else inside(site)
             if strictly is None or strictly.all():
                 continue
-            admitted = supports.inside(site, grey=True)
+            admitted = inside(site, grey=True)
             assert admitted is not None
             if admitted.all():
                 found.add("cross-entropy")
@@ -557,7 +632,7 @@ class Pair:
             return None
         traces = self._trace(*self._rows(x, args, kwargs, num_samples), num_samples if self.vectorized else None)
         for name in self.bounded.intersection(self.latent):
-            found = supports.inside(traces[1].nodes[name])
+            found = inside(traces[1].nodes[name])
             if found is not None and not found.all():
                 return name
         return None
@@ -609,8 +684,8 @@ class Pair:
         parts = []
         for name in names:
             site = trace.nodes[name]
-            log_prob = masked_log_prob(site)
-            parts.append(self._per_image(site, within_support(site, log_prob) if name in bounded else log_prob))
+            log_prob = log_prob_within(site, masked_log_prob) if name in bounded else masked_log_prob(site)
+            parts.append(self._per_image(site, log_prob))
         return sum(parts[1:], parts[0]).reshape(shape)
 
     def _model_totals(self, trace: poutine.Trace, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -623,11 +698,13 @@ class Pair:
     def _terms(self, traces: Traces, num_samples: int, count: int, analytic_kl: bool = False) -> Terms:
         guide_trace, model_trace = self._proposal(traces), traces[1]
         shape = (num_samples, count)
+        if not torch.is_grad_enabled() and not self.bounded.intersection(self.latent):
+            self._check_arguments(guide_trace, model_trace)
 
         kl = None
         if analytic_kl and len(self.latent) == 1:
             q, p = guide_trace.nodes[self.latent[0]], model_trace.nodes[self.latent[0]]
-            with suppress(NotImplementedError):
+            with suppress(Exception):  # NotImplementedError, and what formulas for other shapes or with gradients raise
                 kl = scale_and_mask(torch.distributions.kl_divergence(q["fn"], p["fn"]), mask=q["mask"])
                 kl = self._per_image(q, kl).reshape(shape)
         latents = {}
@@ -644,6 +721,13 @@ class Pair:
             latents,
             frozenset(name for name in self.latent if guide_trace.nodes[name]["fn"].has_enumerate_support),
         )
+
+    def _check_arguments(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+        """Refuse a scale that is negative, and the like, at one of the z that were drawn."""
+        for trace, who in ((guide_trace, self.guide_name), (model_trace, self.model_name)):
+            for site in sample_sites(trace):
+                if (bad := supports.bad_argument(site["fn"])) is not None:
+                    raise BadInput(f"{who}: site '{site['name']}': {bad}, and for some z it is something else")
 
     def _score(self, guide_trace: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:
         """What a gradient along z misses, [samples, images]; None if it is nothing."""
@@ -720,6 +804,29 @@ def _highest_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def _function(owner: Any, kind: str) -> Any:
+    """The Pyro function of a module, or of whatever else has it as a method; else the thing itself."""
+    method = getattr(owner, kind, None)
+    return method if callable(method) and not isinstance(method, nn.Module) else owner
+
+
+def _check_density(site: Site, who: str) -> None:
+    if supports.has_no_density(site["fn"]) and not any(not mask.any() for mask in supports.masks(site)):
+        kind = [type(part).__name__ for part in supports.parts(site["fn"]) if supports.has_no_density(part)][-1]
+        raise BadInput(
+            f"{who}: site '{site['name']}' is a {kind}, which has no density, so that there is no ELBO and no "
+            "importance weight; use a distribution with a spread, such as Normal"
+        )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return bool((one == other).all())
+
+
+def _all_alike(one: Terms, other: Terms) -> bool:
+    return all(_alike(a, b) for a, b in zip(_parts(one), _parts(other), strict=True))
 
 
 def _parts(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
@@ -802,8 +909,8 @@ def unbounded(distribution: Any) -> bool:
 
 
 def _width(distribution: Any) -> int:
-    pixels = 1 if getattr(distribution, "sums_pixels_first", False) else distribution.event_shape.numel()
-    return int(distribution.batch_shape.numel() * pixels)
+    pixels = 1 if getattr(distribution, "sums_pixels_first", False) else math.prod(distribution.event_shape)
+    return math.prod(distribution.batch_shape) * pixels
 
 
 def _num_states(distributions: list[Any]) -> int | None:
@@ -841,5 +948,7 @@ def masked_log_prob(site: Site, wide: bool = False) -> Tensor:
     """
     if "masked_log_prob" in site:
         return site["masked_log_prob"]
-    log_prob = log_density(site["fn"], site["value"], *site["args"], wide=wide, **site["kwargs"])
+    log_prob = supports.own_log_prob(site["fn"], site["value"])
+    if log_prob is None:
+        log_prob = log_density(site["fn"], site["value"], *site["args"], wide=wide, **site["kwargs"])
     return scale_and_mask(log_prob, mask=site["mask"])

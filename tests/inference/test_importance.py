@@ -185,17 +185,17 @@ def test_masks_apply_and_scales_do_not(linear: LinearGaussian) -> None:
     x = _data(linear, 4)
     mask = torch.tensor([True, False, True, True])
 
-    def model(x: Tensor) -> None:
+    def model(x: Tensor, mask: Tensor) -> None:
         with pyro.plate("data", 1000, subsample_size=len(x)), pyro.poutine.scale(scale=3.0):
             z = pyro.sample("z", linear.prior())
-            pyro.sample("x", linear.likelihood(z).mask(mask if len(x) == 4 else True), obs=x)
+            pyro.sample("x", linear.likelihood(z).mask(mask), obs=x)
 
-    def guide(x: Tensor) -> None:
+    def guide(x: Tensor, mask: Tensor) -> None:
         with pyro.plate("data", 1000, subsample_size=len(x)):
             pyro.sample("z", linear.posterior(x))
 
     with evaluating():
-        terms = Pair(model, guide, x).terms(x, num_samples=3)
+        terms = Pair(model, guide, x, mask).terms(x, mask, num_samples=3)
     assert (terms.log_likelihood[:, 1] == 0).all()
     expected = linear.log_px(x)[mask].expand(3, 3)
     torch.testing.assert_close(terms.log_weight[:, mask], expected, rtol=0, atol=1e-10)

@@ -104,7 +104,59 @@ def test_images_that_change_each_other(kind: type[_Pair]) -> None:
     x = torch.bernoulli(torch.full((40, 6), 0.5))
     x[:3] = torch.tensor([[0, 1, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 1]])
     pair = kind()
-    with pytest.raises(BadInput, match=r"images change each other's densities: .* alone and .* among three"):
+    with pytest.raises(BadInput, match=r"images change each other's densities: .* alone and .* among 16"):
+        ppl_gen.log_marginal_likelihood(pair, pair, x, num_samples=10)
+
+
+class Largest(_Pair):
+    """A statistic that the first images share."""
+
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2] / x.sum(1).max(), 1.0).to_event(1)
+
+
+class ManyOnly(_Pair):
+    """Only where there are many."""
+
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2] + (x.mean() if len(x) > 6 else 0.0), 1.0).to_event(1)
+
+
+class Noisy(_Pair):
+    """With a noise besides z."""
+
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z) + x.mean() + 0.01 * torch.randn(())).to_event(1)
+
+
+class Counting(_Pair):
+    calls = 0.0
+
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        self.calls += 0.1
+        return dist.Bernoulli(logits=DECODER(z) + self.calls).to_event(1)
+
+
+class Redrawn(_Pair):
+    def model(self, x: Tensor) -> None:
+        super().model(torch.bernoulli(0.8 * x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Largest, "alone and"),
+        (ManyOnly, "alone and"),
+        (Noisy, "in other company"),
+        (Counting, "keep nothing from one call to the next"),
+        (Redrawn, "observes other values at every call"),
+    ],
+)
+def test_company_that_is_harder_to_see(kind: type[_Pair], words: str) -> None:
+    x = torch.bernoulli(torch.full((40, 6), 0.3))
+    x[:3], x[20:] = torch.tensor([0.0, 1, 0, 0, 1, 0]), 1.0
+    pair = kind()
+    with pytest.raises(BadInput, match=words):
         ppl_gen.log_marginal_likelihood(pair, pair, x, num_samples=10)
 
 
