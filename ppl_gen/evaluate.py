@@ -147,9 +147,9 @@ def evaluate(
         _check_annealing(model, guide, pair, x, options)
         between_images = len(parallel.share(torch.arange(options.sandwich)))
         options = replace(options, sandwich=between_images)
-    exactly, sampled = estimators(model, pair, options.estimator, x.device)
     labels = None if split.labels is None else split.labels[:count]
     args = (labels[rows],) if labels is not None and takes_labels(model, guide) else ()
+    exactly, sampled = estimators(model, pair, options.estimator, x.device, *args)
 
     mixed_of: list[nn.Module] | None = None
     shares: dict[str, Any] = {}
@@ -282,9 +282,14 @@ def other_guides(options: EvaluationOptions, named: Named) -> list[nn.Module]:
     return guides
 
 
-def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device) -> tuple[bool, bool]:
-    """Whether to take the exact value, and whether to draw importance samples."""
-    if closed_form(model):
+def estimators(
+    model: nn.Module, pair: Pair, asked: str, device: torch.device, *args: torch.Tensor
+) -> tuple[bool, bool]:
+    """Whether to take the exact value, and whether to draw importance samples.
+
+    :param args: labels, if the model takes them.
+    """
+    if closed_form(model, *args):
         return True, True
     if pair.num_states is None:
         if asked == "exact":

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.enumeration import block_size, enumerated_pair, exact_log_px
+from ppl_gen.inference.enumeration import block_size, enumerated_pair, exact_log_px, require_broadcasting
 from ppl_gen.inference.importance import CHUNK_SIZE, Estimates, log_marginal_likelihood
 from ppl_gen.inference.traces import Pair, above_others, evaluating, score_function
 
@@ -78,6 +78,7 @@ def exact_completion(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1)
         log_px_visible = exact_log_px(_visible_model(model, visible), x)
         prior = model.prior()
         states = prior.enumerate_support(expand=False)
+        require_broadcasting(model, states, x)
         size = block_size(enumerated_pair(model, x[:1]), posterior=True)
         blocks = [_exactly(model, prior, states, block, visible, num_draws) for block in x.split(size)]
     mean, draws = (torch.cat(parts, dim) for parts, dim in zip(zip(*blocks, strict=True), (0, 1), strict=True))

@@ -91,7 +91,7 @@ def objective(
                 f"--objective {name}, --num-particles {num_particles}: {pair.guide_name} leaves {pair.model_name} to "
                 "enumeration, where the loss is -log p(x) and nothing is sampled; use elbo with 1 particle"
             )
-        return TraceEnum(pair)
+        return TraceEnum(pair, x, *args)
     if name in _REPARAMETRIZED and not pair.reparametrized:
         raise BadInput(f"--objective {name}: {pair.guide_name} cannot be reparametrized; use elbo, vimco or rws")
     if name in ("stl", "dreg"):

@@ -31,6 +31,7 @@ from ppl_gen.inference.callables import evaluating as evaluating  # for all who 
 from ppl_gen.inference.callables import modules_of, untouched_on_refusal
 from ppl_gen.inference.supports import inside, is_discrete, log_prob_within, support
 
+_HALF = (torch.float16, torch.bfloat16)
 _CHECKED_TOGETHER = 500  # images
 _COMPANY = 16  # images, as importance sampling holds at once
 _DRAWS = 100  # of z for each of three images
@@ -423,15 +424,9 @@ class Pair:
         for trace, who in ((model_trace, self.model_name), (guide_trace, self.guide_name)):
             for site in sample_sites(trace):
                 try:
-                    log_prob = log_prob_within(site, masked_log_prob)
-                    shape = tuple(log_prob.shape)
+                    shape = tuple(log_prob_within(site, masked_log_prob).shape)
                 except Exception as error:
                     raise BadInput(f"{who}: site '{site['name']}' has no log-density: {describe(error)}") from error
-                if log_prob.dtype in (torch.float16, torch.bfloat16):
-                    raise BadInput(
-                        f"{who}: site '{site['name']}' has log-densities in {log_prob.dtype}, which are off by tenths "
-                        "of a nat: take x, the parameters or what leaves the autocast to float32, by .float()"
-                    )
                 for frame in site["cond_indep_stack"]:
                     if frame.name != self.plate.name and getattr(frame, "full_size", None) not in (None, frame.size):
                         raise BadInput(
@@ -919,7 +914,10 @@ def _num_states(distributions: list[Any]) -> int | None:
         if not distribution.has_enumerate_support:
             return None
         known = getattr(distribution, "num_states", None)  # spares the list of 2^M states
-        total *= known if known is not None else len(distribution.enumerate_support(expand=False))
+        try:
+            total *= known if known is not None else len(distribution.enumerate_support(expand=False))
+        except NotImplementedError:  # such as of numbers of trials that differ
+            return None
     return total
 
 
@@ -948,7 +946,10 @@ def masked_log_prob(site: Site, wide: bool = False) -> Tensor:
     """
     if "masked_log_prob" in site:
         return site["masked_log_prob"]
-    log_prob = supports.own_log_prob(site["fn"], site["value"])
+    value = site["value"]
+    if value.dtype in _HALF:  # its pixels would be added up in half precision
+        value = value.float()
+    log_prob = supports.own_log_prob(site["fn"], value)
     if log_prob is None:
-        log_prob = log_density(site["fn"], site["value"], *site["args"], wide=wide, **site["kwargs"])
-    return scale_and_mask(log_prob, mask=site["mask"])
+        log_prob = log_density(site["fn"], value, *site["args"], wide=wide, **site["kwargs"])
+    return scale_and_mask(log_prob.float() if log_prob.dtype in _HALF else log_prob, mask=site["mask"])

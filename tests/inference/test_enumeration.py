@@ -173,7 +173,7 @@ def test_what_cannot_be_enumerated() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(BadInput, match=r"'z' of continuous.* takes finite support"):
+    with pytest.raises(BadInput, match=r"^continuous: latent site 'z' \(Normal\) has no finite support"):
         exact_log_px(continuous, torch.zeros(3))
 
     def half(x: Tensor) -> None:
@@ -188,6 +188,20 @@ def test_what_cannot_be_enumerated() -> None:
 
     with pytest.raises(BadInput, match=r"'k'.*samples all latent sites, or none"):
         Pair(half, samples_z, torch.zeros(3))
+
+    def counts(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Poisson(1.0)), 1.0), obs=x)
+
+    with pytest.raises(BadInput, match=r"'z' \(Poisson\) has no finite support.*importance sampling with a guide"):
+        exact_log_px(counts, torch.zeros(3))
+
+    def another_for_each(x: Tensor, count: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Binomial(count, 0.3)), 1.0), obs=x)
+
+    with pytest.raises(BadInput, match=r"'z' \(Binomial\) has another support for another image"):
+        exact_log_px(another_for_each, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
     with pytest.raises(BadInput, match="does not sample 'z'"):
         Pair(continuous, Enumerated(), torch.zeros(3))
 
@@ -443,3 +457,274 @@ def test_a_masked_state_counts_for_nothing(by_handler: bool) -> None:
     weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
     exact = (weights + dist.Normal(torch.arange(3.0, dtype=torch.float64), 1.0).log_prob(x[:, None])).logsumexp(1)
     torch.testing.assert_close(exact_log_px(model, x, seen), exact * seen, rtol=1e-12, atol=1e-12)
+
+
+def _by_conditioning(model: Any, supports: dict[str, list[float]], x: Tensor, *args: Tensor) -> Tensor:
+    """log sum_z p(x, z) with one call of the model for each image and each state; differentiable."""
+    result = []
+    for image in range(len(x)):
+        one, *rest = (each[image : image + 1] for each in (x, *args))
+        joint = []
+        for values in itertools.product(*supports.values()):
+            known = {name: torch.tensor([value], dtype=F64) for name, value in zip(supports, values, strict=True)}
+            with pyro.validation_enabled(False):
+                trace = pyro.poutine.trace(pyro.poutine.condition(model, known)).get_trace(one, *rest)
+                joint.append(trace.log_prob_sum())
+        result.append(torch.stack(joint).logsumexp(0))
+    return torch.stack(result)
+
+
+SLOPE = torch.tensor([0.1, 1.0, 2.0, 3.0], dtype=F64)
+THREE = torch.tensor([0.2, 0.3, 0.5], dtype=F64)
+
+
+def _view(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    return z.double().view(-1, 1) * SLOPE
+
+
+def _cat(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    return torch.cat([z.double().unsqueeze(-1), torch.ones(len(x), 3, dtype=F64)], -1) * SLOPE
+
+
+def _loop(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    return torch.tensor([[2.0 * v] * 4 for v in z.flatten().tolist()], dtype=F64)
+
+
+def _by_position(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    table = SLOPE + torch.zeros(len(x), 3, 1, dtype=F64) + torch.arange(3, dtype=F64)[:, None]
+    return table[torch.arange(z.numel()), z.flatten().long()]
+
+
+def _one_of_two(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    return z.double().unsqueeze(-1) * SLOPE + y.view(-1, 1)
+
+
+def _broadcasts(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    return z.double().unsqueeze(-1) * SLOPE + y.unsqueeze(-1)
+
+
+def _two_sites(mean: Any) -> Any:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.3, dtype=F64)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Categorical(THREE), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mean(z, y, x), 1.0).to_event(1), obs=x)
+
+    return model
+
+
+STATES = {"y": [0.0, 1.0], "z": [0.0, 1.0, 2.0]}
+MEANS = [_view, _cat, _loop, _by_position, _one_of_two, _broadcasts]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])  # as many as states of y, of z, of both, and others
+@pytest.mark.parametrize("mean", MEANS)
+def test_a_model_that_does_not_broadcast_over_states(mean: Any, count: int) -> None:
+    x = torch.randn(count, 4, dtype=F64)
+    truth = _by_conditioning(_two_sites(mean), STATES, x)
+    torch.testing.assert_close(exact_log_px(_two_sites(mean), x), truth, rtol=1e-10, atol=1e-10)
+    pair = Pair(_two_sites(mean), Enumerated(), x)
+    loss = objective("elbo", pair, x).differentiable_loss(pair.model, None, x)
+    torch.testing.assert_close(loss, -truth.sum(), rtol=1e-10, atol=1e-10)
+
+
+def test_the_gradient_state_by_state() -> None:
+    slope = SLOPE.clone().requires_grad_()
+    model = _two_sites(lambda z, y, x: z.double().view(-1, 1) * slope)
+    x = torch.randn(3, 4, dtype=F64)
+    pair = Pair(model, Enumerated(), x)
+    loss = objective("elbo", pair, x).differentiable_loss(model, None, x)
+    truth = -_by_conditioning(model, STATES, x).sum()
+    torch.testing.assert_close(*(torch.autograd.grad(each, slope)[0] for each in (loss, truth)), rtol=1e-9, atol=1e-9)
+
+
+def test_a_mask_state_by_state() -> None:
+    seen = torch.tensor([True, False, True])
+
+    def model(x: Tensor, seen: Tensor) -> None:
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Categorical(THREE))
+            pyro.sample("x", dist.Normal(z.double().view(-1, 1) * SLOPE, 1.0).to_event(1), obs=x)
+
+    x = torch.randn(3, 4, dtype=F64)
+    truth = _by_conditioning(model, {"z": STATES["z"]}, x, torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(exact_log_px(model, x, seen), truth * seen, rtol=1e-10, atol=1e-10)
+
+
+def test_near_certainty_state_by_state() -> None:
+    """log p(x) = -3.0e-18 is not lost."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(THREE))
+            pyro.sample("x", BernoulliVector(40 + 0 * z.double().view(-1, 1) + torch.zeros(1, dtype=F64)), obs=x)
+
+    expected = -math.log1p(math.exp(-40))
+    assert exact_log_px(model, torch.ones(4, 1)).tolist() == pytest.approx([expected] * 4, rel=1e-6, abs=0)
+
+
+def test_refused_where_states_are_too_many_or_in_an_inner_plate() -> None:
+    def many(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", BernoulliVector(torch.zeros(13)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z.view(-1, 13).sum(-1, keepdim=True), 1.0).to_event(1), obs=x)
+
+    def inner(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("pixels", 2, dim=-2):
+            z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z.flatten().view(2, -1), 1.0), obs=x.T)
+
+    for model, x, cause in ((many, torch.zeros(3, 1), "8,192 states"), (inner, torch.zeros(3, 2), "site 'z' is in a")):
+        with pytest.raises(BadInput, match=f"does not broadcast over states of z .*unsqueeze.*{cause}"):
+            exact_log_px(model, x)
+        pair = Pair(model, Enumerated(), x)
+        with pytest.raises(BadInput, match="does not broadcast over states of z"):
+            objective("elbo", pair, x)
+
+
+def test_a_model_that_broadcasts_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enumeration, "_log_marginal_by_state", None)
+    x = torch.randn(5, 4, dtype=F64)
+    exact_log_px(_two_sites(_broadcasts), x)
+    exact_log_px(_Several(), binary_states(4, F64))
+    exact_log_px(_mixture(5, 40), binary_states(5, F64))
+
+
+class _Labelled(nn.Module):
+    def __init__(self, log_px: Any):
+        super().__init__()
+        self.log_px = log_px
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3, dtype=F64)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("num_images", [5, 1003])  # in two blocks
+def test_labels_reach_log_px(num_images: int) -> None:
+    """A `log_px(x, y)` is given y; a `log_px(x)` is not asked where the model takes y; one that is wrong is refused."""
+    x, y = torch.randn(num_images, dtype=F64), torch.arange(num_images, dtype=F64) / num_images
+    weights = torch.tensor([0.7, 0.3], dtype=F64).log()
+    asked = []
+
+    def right(x: Tensor, y: Tensor | float = 0.0) -> Tensor:
+        asked.append(len(x))
+        return (weights + dist.Normal(torch.tensor([0.0, 1.0], dtype=F64), 1.0).log_prob((x - y)[:, None])).logsumexp(1)
+
+    for log_px, calls in ((right, True), (lambda x: right(x), False)):
+        asked.clear()
+        model = _Labelled(log_px)
+        few = _by_conditioning(model.model, {"z": [0.0, 1.0]}, x[-3:], y[-3:])
+        torch.testing.assert_close(exact_log_px(model, x, y)[-3:], few)
+        assert bool(asked) == calls
+        pair = Pair(model, Enumerated(), x, y)
+        torch.testing.assert_close(torch.cat(list(enumeration.exact_blocks(model, None, pair, x, y)))[-3:], few)
+    for wrong in (lambda x, y: right(x), lambda x, y: right(x, y)[:, None], lambda x, y: right(x, y) + 0.01):
+        with pytest.raises(BadInput, match=r"log_px\(x\) and the sum over states disagree"):
+            exact_log_px(_Labelled(wrong), x, y)
+    with pytest.raises(BadInput, match=r"log_px\(x\) fails: ZeroDivisionError"):
+        exact_log_px(_Labelled(lambda x, y: 1 / 0), x, y)
+
+
+def test_a_log_px_without_labels_is_no_closed_form_of_a_continuous_model() -> None:
+    class Continuous(nn.Module):
+        def model(self, x: Tensor, y: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+        def guide(self, x: Tensor, y: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x - y, 1.0))
+
+        def log_px(self, x: Tensor) -> Tensor:
+            return dist.Normal(0.0, 2**0.5).log_prob(x)
+
+    pair_of, x = Continuous(), torch.zeros(3)
+    assert enumeration.closed_form(pair_of) and not enumeration.closed_form(pair_of, x)
+    with pytest.raises(BadInput, match="takes fewer arguments"):
+        list(enumeration.exact_blocks(pair_of, pair_of, Pair(pair_of, pair_of, x, x), x, x))
+
+
+def test_what_a_model_raises_is_told_in_a_sentence() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(1000)))
+            if len(z) > 1 and (z == z[0]).all():  # in a state that all images share; in one draw of 2 images in 1000
+                raise RuntimeError("not these")
+            pyro.sample("x", dist.Normal(z.float().view(len(x)), 1.0), obs=x)
+
+    torch.manual_seed(1)
+    with pytest.raises(BadInput, match=r"^model fails when its latent sites are enumerated: RuntimeError: not these"):
+        exact_log_px(model, torch.zeros(6))
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_support_that_a_rare_state_admits(flatten: bool) -> None:
+    """x = 7 takes z = 1, of probability 0.01, which no draw of z has here; 12 takes a state that there is none of."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.01, dtype=F64)), infer={"enumerate": "parallel"})
+            z = torch.tensor(z.flatten().tolist(), dtype=F64) if flatten and z.dim() else z
+            pyro.sample("x", dist.Binomial(5 + 5 * z, torch.tensor(0.5, dtype=F64)), obs=x)
+
+    x = torch.tensor([3.0, 7.0, 12.0], dtype=F64)
+    truth = [
+        math.log(p) if (p := sum(w * math.comb(n, k) / 2**n for w, n in ((0.99, 5), (0.01, 10)))) else -math.inf
+        for k in (3, 7, 12)
+    ]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        torch.testing.assert_close(exact_log_px(model, x), torch.tensor(truth, dtype=F64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_added_up_in_more(dtype: torch.dtype) -> None:
+    """A sum of a thousand pixels in half precision would be off by more than 0.1 nats."""
+    loc = (torch.arange(3.0)[:, None] * torch.linspace(-1, 1, 1000)).to(dtype)
+    x = (loc[1] + 1).expand(4, 1000)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(loc[z], torch.ones((), dtype=dtype)).to_event(1), obs=x)
+
+    wide = dist.Normal(loc.double(), 1.0).log_prob(x.double().unsqueeze(1)).sum(-1)
+    truth = wide.logsumexp(1) - math.log(3)
+    torch.testing.assert_close(exact_log_px(model, x), truth, rtol=1e-6, atol=0)
+    pair = Pair(model, Enumerated(), x)
+    loss = objective("elbo", pair, x).differentiable_loss(model, None, x)
+    torch.testing.assert_close(loss, -truth.sum().float(), rtol=1e-6, atol=0)
+
+
+def test_pixels_under_autocast() -> None:
+    """The logits are bfloat16; their sum is not."""
+    weight = torch.randn(1, 2000)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)), infer={"enumerate": "parallel"})
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = z.unsqueeze(-1) @ weight
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    x = torch.bernoulli(torch.full((4, 2000), 0.5))
+    logits = torch.stack([torch.zeros(2000), weight[0].bfloat16().float()]).double()
+    log_likelihood = -(torch.where(x[:, None] == 1, -logits, logits)).exp().log1p().sum(-1)
+    prior = torch.tensor([0.7, 0.3], dtype=F64).log()
+    torch.testing.assert_close(exact_log_px(model, x), (prior + log_likelihood).logsumexp(1), rtol=1e-6, atol=0)
+
+
+def test_a_likelihood_that_does_not_broadcast_has_no_posterior_over_states() -> None:
+    class Flattened:
+        def prior(self) -> Any:
+            return dist.Categorical(THREE)
+
+        def likelihood(self, z: Tensor) -> Any:
+            return dist.Normal(z.double().view(-1, 1) * SLOPE, 1.0).to_event(1)
+
+    for count in (1, 3, 5):
+        with pytest.raises(BadInput, match=r"likelihood\(z\) does not broadcast over states"):
+            state_posterior(Flattened(), torch.zeros(count, 4, dtype=F64))
