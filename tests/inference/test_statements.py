@@ -152,7 +152,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     ours, whole = (Run.open(Path(out)).load_checkpoint() for out in ("cut", "whole"))
     assert ours is not None and whole is not None and ours[1]["step"] == whole[1]["step"]
     assert all(torch.equal(value, whole[0][name]) for name, value in ours[0].items())
-    assert "last.model.param_statements.prior/scale" in whole[0]
+    assert "last.model.param_statements.param:prior%2Escale" in whole[0]
 
 
 def test_other_commands(elsewhere: Path, call: Call) -> None:
@@ -173,9 +173,9 @@ def test_other_commands(elsewhere: Path, call: Call) -> None:
     assert status == 0, err
     before, after = (Run.open(Path(out)).load_checkpoint() for out in ("run", "refitted"))
     assert before is not None and after is not None
-    for name in ("weight", "noise", "bias", "prior/scale"):
+    for name in ("weight", "noise", "bias", "prior%2Escale"):
         assert torch.equal(
-            before[0][f"last.model.param_statements.{name}"], after[0][f"last.model.param_statements.{name}"]
+            before[0][f"last.model.param_statements.param:{name}"], after[0][f"last.model.param_statements.param:{name}"]
         )
 
 
