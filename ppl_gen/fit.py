@@ -5,7 +5,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,9 @@ import pyro
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen import cli, components, parallel
 from ppl_gen.batches import least_images
@@ -28,6 +31,7 @@ from ppl_gen.inference.traces import Pair, amortized, evaluating
 from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, externals, read_pair, start_from
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run, check_new
+from ppl_gen.state import unchanged
 from ppl_gen.training import TrainingOptions, resolve_device, train
 
 PROGRAM = "python -m ppl_gen.fit"
@@ -320,7 +324,11 @@ def _without_gradient(
         ):
             warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # told below
             warnings.filterwarnings("ignore", ".* was not registered in the param store")  # by design, for a moment
-            loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
+            compute = partial(elbo.differentiable_loss, pair.model, pair.guide, *batch)
+            called: list[nn.Module] = []
+            with register_module_forward_pre_hook(lambda module, _: called.append(module)):
+                loss = compute()
+            _check_owned(loss, called, compute, modules)
         for name, site in trace.trace.nodes.items():
             trained = site["type"] == "param" and site["value"].requires_grad
             if trained and id(site["value"].unconstrained()) not in own:
@@ -343,6 +351,43 @@ def _without_gradient(
         named = [(name, parameter) for name, parameter in modules.named_parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _check_owned(loss: Tensor, called: list[nn.Module], compute: Callable[[], Tensor], modules: nn.Module) -> None:
+    """Raise `BadInput` where a loss depends on weights, or on a layer with a mode, that are not of the modules.
+
+    :param called: the modules that computed the loss.
+    :param compute: computes it again. Leaves of one loss alone, such as contexts that a guide improves, are no weights.
+    """
+    own = {id(each) for each in (*modules.parameters(), *modules.modules())}
+    others = [module for module in called if id(module) not in own]
+    found = [f"a {type(module).__name__}" for module in others if isinstance(module, _NormBase | _DropoutNd)]
+    leaves = [leaf for leaf in _leaves(loss) if id(leaf) not in own]
+    if leaves:
+        with unchanged(modules):
+            kept = {id(leaf) for leaf in _leaves(compute())}
+        for leaf in leaves:
+            owners = [part for part in others if any(leaf is each for each in part.parameters(recurse=False))]
+            of = f" of a {type(owners[0]).__name__}" if owners else ""
+            found += [f"weights {tuple(leaf.shape)}{of}"] if id(leaf) in kept else []
+    if found:
+        raise BadInput(
+            f"the loss depends on {found[0]} outside of model and guide, which would not be trained, saved or put into "
+            "eval mode with them: make it part of one of them in its constructor, self.net = …"
+        )
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that `backward` of a loss would give a gradient."""
+    queue, seen, leaves = [loss.grad_fn], set(), []
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            queue += [before for before, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                leaves.append(node.variable)
+    return leaves
 
 
 def _try_capture(config: Config, model: nn.Module, guide: nn.Module, pair: Pair, batch: tuple[Tensor, ...]) -> None:

@@ -458,7 +458,8 @@ def rows(summary: dict[str, Any]) -> list[Row]:
             Row(f"{_ESTIMATES[name]} is too low:", note=f"below {', '.join(_ESTIMATES[other] for other in others)}")
         )
     if importance is not None:
-        found.append(_row("gap: log p(x) - ELBO", s["gap"], "", s["gap"]["at_least"]))
+        several = sum(row.label == "log p(x)" for row in found) > 1
+        found.append(_row("gap: log p(x) - ELBO", s["gap"], _gap_note(s, several), s["gap"]["at_least"]))
         ess = f"median {_fixed(s['ess']['median'], 1)}, least {_fixed(s['ess']['min'], 1)}"
         found.append(Row("effective sample size", note=f"{ess} of {importance['num_samples']}"))
     if "khat" in s:
@@ -487,6 +488,18 @@ _ESTIMATES = {
     "annealed": "annealing",
     "second_opinion": "second opinion",
 }
+
+
+def _gap_note(summary: dict[str, Any], several: bool) -> str:
+    """Which log p(x) the gap is taken of, where a table has several of them or the gap is of none of them; earlier
+    versions did not write it."""
+    gap = summary["gap"]
+    others = gap.get("fraction_of_others", 0)
+    if "of" not in gap or (not several and not others and gap["of"] == "importance"):
+        return ""
+    means = [summary["elbo"]["mean"], gap["mean"]]
+    note = f"of log p(x) {_fixed(None if None in means else sum(means))}: {_ESTIMATES[gap['of']]}"
+    return note + (f"; on {others:.1%} of images, a larger estimate" if others else "")
 
 
 def _unseen(between: dict[str, Any]) -> str:

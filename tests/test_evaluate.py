@@ -19,6 +19,7 @@ from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich
 from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import Estimates, LogPx
+from ppl_gen.inference.proposals import SecondOpinion
 from ppl_gen.loading import Config
 from ppl_gen.models.vae import VAE
 from ppl_gen.summaries import Found
@@ -358,6 +359,26 @@ def test_annealing_below_the_others_is_at_least(mc_var: float, bias: float) -> N
     assert "importance sampling" in _notes(summary)["annealing is too low:"]
     label = bound_against_k(summary | REST).axes[0].texts[1].get_text()
     assert "66.31" in label and "annealed" not in label
+
+
+def test_the_gap_is_of_a_log_px_that_is_told() -> None:
+    """Where it is not that of the one row of log p(x): a reader can add it to the ELBO."""
+    label = "gap: log p(x) - ELBO"
+    alone = summaries.summarize(Found(importance=_importance(-10.0, -12.0)), "importance", {})
+    assert _notes(alone)[label] == ""
+    opinion = SecondOpinion(100, -9.5 * ONE, 1e-4 * ONE, 0 * ONE, ONE)
+    asked = Found(importance=_importance(-10.0, -12.0), second_opinion=opinion)
+    summary = summaries.summarize(asked, "importance", {})
+    assert summary["gap"]["mean"] == pytest.approx(2.5)
+    assert _notes(summary)[label] == "of log p(x) -9.50: second opinion"
+    opinion.log_px[:] = -10.0
+    opinion.log_px[3] = -5.0
+    summary = summaries.summarize(asked, "importance", {})
+    of = summary["gap"]["of"], summary["gap"]["fraction_of_others"], summary["gap"]["mean"]
+    assert _notes(summary)[label].startswith("of log p(x) -9.75: ") and of[2] == pytest.approx(2.25), of
+    both = Found(importance=_importance(66.31, 59.92), annealed=_annealed(58.42), sandwich=_sandwich())
+    noted = _notes(summaries.summarize(both, "annealed", {}))[label]
+    assert noted == "of log p(x) 66.31: importance sampling"
 
 
 def test_an_estimate_below_the_elbo_is_at_least() -> None:

@@ -8,16 +8,17 @@ guide are found when the pair is put together, and answered from then on by para
 import functools
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from types import FunctionType
 from typing import Any
 
 import pyro
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import evaluating, modules_of
 from ppl_gen.inference.traces import accepting
 
 _METHODS = ("model", "guide", "prior", "likelihood", "encode", "posterior", "log_px", "pictures")
@@ -25,20 +26,25 @@ _METHODS = ("model", "guide", "prior", "likelihood", "encode", "posterior", "log
 
 
 class ParamStatements(nn.Module):
-    """The unconstrained values of `pyro.param` statements."""
+    """The unconstrained values of `pyro.param` statements, and the nets of `pyro.module` statements that are no
+    submodules."""
 
-    def __init__(self, values: dict[str, Tensor]):
+    def __init__(self, values: dict[str, Tensor], constrained_to: dict[str, Any], nets: dict[str, nn.Module]):
         super().__init__()
+        self.constrained_to = constrained_to
+        """By the statement that made the parameter; another may read it by its name alone."""
         for name, value in values.items():
-            self.register_parameter(_key(name), nn.Parameter(value))
+            self.register_parameter(_key("param", name), nn.Parameter(value.detach().clone()))
+        for name, net in nets.items():
+            self.add_module(_key("module", name), net)
 
     def find(self, name: str) -> nn.Parameter | None:
-        return self._parameters.get(_key(name))
+        return self._parameters.get(_key("param", name))
 
 
-def _key(name: str) -> str:
-    """A name as a module may have it: without dots."""
-    return name.replace(".", "/")
+def _key(kind: str, name: str) -> str:
+    """A name as a module may have it: without dots, and no attribute's. Different names have different keys."""
+    return f"{kind}:{name.replace('%', '%25').replace('.', '%2E')}"
 
 
 class _Answer(Messenger):
@@ -51,9 +57,12 @@ class _Answer(Messenger):
     def _pyro_param(self, message: Any) -> None:
         value: Any
         name, initial = message["name"], message["args"][1] if len(message["args"]) > 1 else None
-        found = next((value for table in self.tables if (value := table.find(name)) is not None), None)
-        if found is not None:
-            value = transform_to(message["kwargs"].get("constraint", constraints.real))(found)
+        table = next((table for table in self.tables if table.find(name) is not None), None)
+        if table is not None:
+            found, constraint = table.find(name), message["kwargs"].get("constraint", constraints.real)
+            if type(constraint) is not type(table.constrained_to[name]):
+                constraint = table.constrained_to[name]
+            value = transform_to(constraint)(found)
         elif isinstance(initial, nn.Parameter):  # of pyro.module: the module's own
             found = value = initial
         elif initial is None:  # of a PyroModule, which has put its own into the store
@@ -72,23 +81,34 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
     statement of both is the model's. A pair without statements stays as it is.
 
     :param batch: three images, and their labels where the functions take them.
-    :raises BadInput: for a parameter with a row for each image.
+    :raises BadInput: for a parameter with a row for each image, and for a net that other runs share.
     """
     own = {id(parameter) for module in (model, guide) for parameter in module.parameters()}
     tables: list[ParamStatements] = []
+    stores: dict[int, Any] = {count: {"params": {}, "constraints": {}} for count in (2, 3)}
     for module, function in ((model, model.model), (guide, guide.guide)):
         with evaluating(model, guide):
-            of_two, of_three = (_statements(function, own, *(part[:count] for part in batch)) for count in (2, 3))
+            for count, store in stores.items():
+                _run(function, store, *(part[:count] for part in batch))
+        of_two, of_three = (store["params"] for store in stores.values())
+        values, nets = {}, {}
         for name, value in of_two.items():
+            if id(value) in own or any(table.find(name) is not None for table in tables):
+                continue
+            net, of_net, path = name.partition("$$$")  # as pyro.module joins them
             if name in of_three and of_three[name].shape != value.shape:
                 raise BadInput(
                     f"pyro.param('{name}') of {type(module).__name__} has the shape {tuple(value.shape)} for 2 images "
                     f"and {tuple(of_three[name].shape)} for 3: compute what belongs to an image from x"
                 )
-        new = {name: value for name, value in of_two.items() if all(table.find(name) is None for table in tables)}
-        if new:
-            tables.append(ParamStatements(new))
+            if not of_net:
+                values[name] = value
+            elif isinstance(value, nn.Parameter):  # else Pyro's copy of one that is not contiguous
+                nets[net] = _made_by(model, guide, net, path, value)
+        if values or nets:
+            tables.append(ParamStatements(values, stores[2]["constraints"], nets))
             module.add_module("param_statements", tables[-1])
+            own |= {id(parameter) for net in nets.values() for parameter in net.parameters()}
     if tables:
         prior = getattr(model, "swapped_prior", None)
         for module in (model, guide) if prior is None else (model, guide, prior):
@@ -97,17 +117,28 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
             model.prior = prior.prior
 
 
-def _statements(function: Callable[..., Any], own: set[int], *batch: Tensor) -> dict[str, Tensor]:
-    """The unconstrained values that the statements of a function begin at, but for parameters that are a module's
-    own; none of a function that fails, which is told where the pair is read."""
-    with pyro.get_param_store().scope(), warnings.catch_warnings():
+def _run(function: Callable[..., Any], store: Any, *batch: Tensor) -> None:
+    """Add to a store what a function states. One that fails is told where the pair is read."""
+    with pyro.get_param_store().scope(store), warnings.catch_warnings(), suppress(Exception):
         warnings.simplefilter("ignore")
-        try:
-            trace = poutine.trace(accepting(function), param_only=True).get_trace(*batch)
-        except Exception:
-            return {}
-        values = {name: site["value"].unconstrained() for name, site in trace.nodes.items() if site["type"] == "param"}
-        return {name: value.detach().clone() for name, value in values.items() if id(value) not in own}
+        accepting(function)(*batch)
+
+
+def _made_by(model: nn.Module, guide: nn.Module, name: str, path: str, parameter: nn.Parameter) -> nn.Module:
+    """The net of a `pyro.module` statement that a constructor has put into a list or the like.
+
+    :param path: the name of one of the net's parameters.
+    :raises BadInput: for a net from elsewhere. No seed draws its weights, and all runs of a process would share them.
+    """
+    methods = [f for part in (model, guide) for kind in type(part).mro() for f in vars(kind).values()]
+    shared = {id(net) for net in modules_of(*(f for f in methods if isinstance(f, FunctionType)))}
+    for net in modules_of(model, guide):
+        if id(net) not in shared and dict(net.named_parameters()).get(path) is parameter:
+            return net
+    raise BadInput(
+        f"pyro.module('{name}') is of a net that is made outside of model and guide, so that no seed draws its weights "
+        "and all runs share them: make it in the constructor, self.net = …, and name self.net"
+    )
 
 
 def _answer_from(module: nn.Module, tables: list[ParamStatements]) -> None:
