@@ -482,7 +482,10 @@ def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
     marked = config_enumerate(getattr(model, "model", model), "parallel")
     with evaluating(model):
         try:
-            return Pair(marked, _no_guide, x, *args, **kwargs)
+            pair = Pair(marked, _no_guide, x, *args, **kwargs)
+            if pair.num_states is None:
+                _refuse_infinite(model, x, args, kwargs)
+            return pair
         except Exception as error:
             _refuse_infinite(model, x, args, kwargs)
             if isinstance(error, BadInput):

@@ -484,8 +484,8 @@ def test_arguments_that_are_bad_at_some_z(likelihood: Callable[[Tensor], dist.Di
 
 
 def test_half_precision_is_added_up_in_more() -> None:
-    """Densities of half-precision arguments at half-precision values, 300 pixels: to float32 rounding; in half precision
-    they would be off by tenths of a nat."""
+    """Densities of half-precision arguments at half-precision values, 300 pixels: to float32 rounding; in half
+    precision they would be off by tenths of a nat."""
     x = torch.randn(6, 300).half()
 
     def model(x: Tensor) -> None:
