@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_gen.inference.agreement import Low, above, above_in_mean, bound
 from ppl_gen.inference.annealed import Annealed, Sandwich
 from ppl_gen.inference.gaps import Gaps
-from ppl_gen.inference.importance import Estimates, LogPx, mean_se
+from ppl_gen.inference.importance import NARROWER, Estimates, LogPx, mean_se
 from ppl_gen.inference.proposals import SecondOpinion
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.runs import warnings_of
@@ -184,6 +184,8 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
     below = {name: others for name in sampled if (others := _below(found, name))}
     if below:
         entries["below"] = below
+    if estimates.narrower:
+        entries["narrower"] = True
     if found.second_opinion is not None:
         entries["second_opinion"] = _opinion(found.second_opinion, estimates)
     if found.annealed is not None:
@@ -470,6 +472,8 @@ def rows(summary: dict[str, Any]) -> list[Row]:
             collapsed = "; the guide is the prior"
         active = s["active_units"]
         found.append(Row("active latent units", note=f"{active}{collapsed if active == 0 else ''}"))
+    if "narrower" in s:
+        found.append(Row("support", note=NARROWER))
     if "components" in s:
         used, of = s["components"]["in_use"], s["components"]["of"]
         empty = f"; {of - used} explain less than one of these images each" if used < of else ""

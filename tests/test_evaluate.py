@@ -381,6 +381,12 @@ def test_the_gap_is_of_a_log_px_that_is_told() -> None:
     assert noted == "of log p(x) 66.31: importance sampling"
 
 
+def test_a_narrower_guide_is_said() -> None:
+    summary = summaries.summarize(Found(importance=replace(_importance(-10.0, -12.0), narrower=True)), "importance", {})
+    assert summary["log_px"]["at_least"] and summary["gap"]["at_least"] and summary["narrower"]
+    assert "leaves out a part of the prior's support" in _notes(summary)["support"]
+
+
 def test_an_estimate_below_the_elbo_is_at_least() -> None:
     """Also where importance sampling is too uneven to tell."""
     uneven = _importance(-9.0, -10.0, mc_var=0.99, khat=0.9)
