@@ -21,7 +21,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.callables import as_argument, as_images
+from ppl_gen.inference.callables import as_arguments, as_images
 from ppl_gen.inference.supports import masks, within_support
 from ppl_gen.inference.traces import Pair, evaluating, masked_log_prob, sample_sites, states_summed, take, vectorized
 from ppl_gen.memory import free_memory, keep_freed_memory
@@ -215,11 +215,11 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """
 
     x = as_images(x, model)
-    args = tuple(as_argument(each, len(x)) for each in args)
-    pair = enumerated_pair(model, x, *args, **kwargs)
+    args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model):
+        pair = enumerated_pair(model, x, *args, **kwargs)
         pair.check(x, *args, **kwargs)
-    return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
+        return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
 
 
 def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
