@@ -44,7 +44,8 @@ def _modules(reached: list[Any]) -> list[nn.Module]:
 def _reached(*functions: Any) -> list[Any]:
     """Every object that functions lead to, the nearest first: what the garbage collector knows them to hold, and the
     global variables that they and the methods of their classes name. No code of a user runs."""
-    queue, seen = deque(filter(_may_lead, functions)), {}
+    queue = deque(filter(_may_lead, functions))
+    seen: dict[int, Any] = {}
     while queue and len(seen) < _MOST_OBJECTS:
         each = queue.popleft()
         if id(each) not in seen:
@@ -274,12 +275,13 @@ def as_arguments(count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 def _as_argument(name: str, value: Any, count: int) -> Any:
     _check_whole(name, value)
     if isinstance(value, list | tuple | range) and len(value) == count:
-        if all(isinstance(each, Tensor) for each in value):
-            return torch.stack(list(value)) if len({each.shape for each in value}) == 1 else value
         with suppress(Exception):  # rows of different lengths, or no numbers
+            tensors = [each for each in value if isinstance(each, Tensor)]
+            if len(tensors) == count:
+                return torch.stack(tensors)
             array = np.asarray(value)
             return torch.tensor(array.tolist()) if array.dtype.kind in "buif" else value
-    elif not isinstance(value, Tensor) and hasattr(value, "__array__") and getattr(value, "ndim", 0):
+    elif not isinstance(value, Tensor) and hasattr(value, "__array__") and getattr(value, "ndim", None):
         array = np.asarray(value)
         if array.dtype.kind in "buif":
             return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))

@@ -352,7 +352,7 @@ def test_eval_mode_however_a_module_is_reached(way: str) -> None:
     """Statistics of batches and dropout are off, and nothing of the module has changed."""
     module = _Moody()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    weights = ppl_gen.log_weights(module.model, WAYS[way](module), X, num_samples=7)
+    weights = ppl_gen.log_weights(_model, WAYS[way](module), X, num_samples=7)
     torch.testing.assert_close(weights, EXACT.expand(7, -1), rtol=0, atol=1e-12)
     assert all(part.training for part in module.modules())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -369,11 +369,10 @@ class _Normalized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = transforms.BatchNorm(1)
-        self.norm.moving_mean.zero_()
-        self.norm.moving_variance.fill_(2.0)
+        norm = transforms.BatchNorm(1)
+        norm.moving_variance.fill_(2.0)
         base = dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)
-        self.q = dist.TransformedDistribution(base, [self.norm])
+        self.q = dist.TransformedDistribution(base, [norm])
 
     def guide(self, x: Tensor) -> None:
         with pyro.plate("images", len(x)):
@@ -384,11 +383,14 @@ def test_eval_mode_of_a_transform() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("images", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(1), math.sqrt(2)).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(0 * z, 1.0).to_event(1), obs=x)
 
-    guide = _Normalized()
-    ppl_gen.log_weights(model, guide, X.float()[:, None], num_samples=5)
-    assert guide.norm.training and guide.norm.moving_variance == 2 and guide.norm.moving_mean == 0
+    guide, x = _Normalized(), X.float()[:, None]
+    weights = ppl_gen.log_weights(model, guide, x, num_samples=5)
+    exact = dist.Normal(0.0, 1.0).log_prob(x)[:, 0]  # the guide is the prior, of which x knows nothing
+    torch.testing.assert_close(weights, exact.expand(5, -1), rtol=0, atol=1e-4)
+    norm: Any = guide.q.transforms[0]
+    assert norm.training and norm.moving_variance == 2 and norm.moving_mean == 0
 
 
 def test_looking_for_modules_runs_no_code() -> None:
