@@ -765,7 +765,7 @@ def _check_positional(model: Any, guide: Any, given: int) -> None:
     names = max(map(_positional, both), key=len)
     if len(names) < given:
         raise BadInput(
-            f"{' and '.join(map(_name, both))} take {len(names)} arguments by position, x included, and {given} are "
+            f"{' and '.join(map(_name, both))} take {len(names)} by position, x included, and {given} arguments are "
             "given: give the others by name, such as y=labels"
         )
     for function in both:
