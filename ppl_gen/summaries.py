@@ -166,7 +166,10 @@ def summarize(found: Found, first: str, proposal: dict[str, Any]) -> dict[str, A
     :param proposal: what `found.mixed` was drawn from.
     """
     log_px = _log_px(found, proposal)
-    entries = {"log_px": log_px.pop(first), **{f"log_px_{name}": entry for name, entry in log_px.items()}}
+    entries: dict[str, Any] = {
+        "log_px": log_px.pop(first),
+        **{f"log_px_{name}": entry for name, entry in log_px.items()},
+    }
     if found.sandwich is not None:
         between = found.sandwich
         entries["sandwich"] = {

@@ -1,112 +1,219 @@
 """What a user hands over as a model, a guide and images: the modules behind functions, arrays as tensors."""
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import CodeType, FunctionType, MethodType
+import gc
+import sys
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ppl_gen.errors import BadInput
 
-_MOST_OBJECTS = 10_000  # that are looked at for modules
+_MOST_OBJECTS = 20_000  # that are looked at for modules
+_LARGEST_BUFFER = 1_000_000  # numbers; a larger one is a table of data, no statistic, and is not copied
+_LIBRARIES = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "pandas", "scipy", "matplotlib", "ppl_gen"}
+"""Packages whose own global variables and class attributes hold no module of a user."""
+
+_LEAD_NOWHERE = (Tensor, np.ndarray, ModuleType)
 
 
 def modules_of(*functions: Any) -> list[nn.Module]:
-    """Every module that functions lead to, and their submodules: a module itself, the owner of a bound method, what a
-    closure, a `functools.partial` or a wrapper holds, and what a function names outside of itself, as a function of a
-    notebook does."""
+    """Every module that functions lead to, and their submodules."""
+    return _modules(_reached(*functions))
+
+
+def _modules(reached: list[Any]) -> list[nn.Module]:
     found: dict[int, nn.Module] = {}
-    queue = list(functions)
-    seen: set[int] = set()
-    while queue and len(seen) < _MOST_OBJECTS:
-        each = queue.pop()
-        if id(each) not in seen:
-            seen.add(id(each))
-            if isinstance(each, nn.Module):
-                found |= {id(part): part for part in each.modules()}
-            queue += _leads_to(each)
+    for each in reached:
+        if issubclass(type(each), nn.Module) and id(each) not in found and "_modules" in vars(each):  # made in full
+            found |= {id(part): part for part in each.modules()}
     return list(found.values())
 
 
-def _leads_to(each: Any) -> list[Any]:
-    if isinstance(each, nn.Module):
-        kinds = nn.Module | list | tuple | dict | FunctionType | MethodType
-        return [value for part in each.modules() for value in vars(part).values() if isinstance(value, kinds)]
-    if isinstance(each, MethodType):
-        return [each.__self__, each.__func__]
-    if isinstance(each, functools.partial):
-        return [each.func, *each.args, *each.keywords.values()]
-    if isinstance(each, FunctionType):
-        cells = [cell.cell_contents for cell in each.__closure__ or () if _filled(cell)]
-        named = [each.__globals__[name] for name in _names(each.__code__) if name in each.__globals__]
-        return [*cells, *named, *(each.__defaults__ or ()), getattr(each, "__wrapped__", None)]
-    if isinstance(each, list | tuple | set):
-        return list(each) if len(each) < _MOST_OBJECTS else []
-    if isinstance(each, dict):
-        return list(each.values()) if len(each) < _MOST_OBJECTS else []
+def _reached(*functions: Any) -> list[Any]:
+    """Every object that functions lead to, the nearest first: what the garbage collector knows them to hold, and the
+    global variables that they and the methods of their classes name. No code of a user runs."""
+    queue = deque(filter(_may_lead, functions))
+    seen: dict[int, Any] = {}
+    while queue and len(seen) < _MOST_OBJECTS:
+        each = queue.popleft()
+        if id(each) not in seen:
+            seen[id(each)] = each  # which keeps its id from being another's
+            leads = _leads_to(each)
+            if len(leads) <= _MOST_OBJECTS:
+                queue += [lead for lead in leads if _may_lead(lead)]
+    return list(seen.values())
+
+
+def _may_lead(each: Any) -> bool:
     kind = type(each)
-    if isinstance(each, type) or kind.__module__.partition(".")[0] in ("builtins", "torch", "numpy", "pandas", "types"):
-        return []
-    return list(getattr(each, "__dict__", {}).values())  # an object with a method that is a model, a handler of Pyro
+    if issubclass(kind, type):
+        return not _of_library(each.__module__)
+    return (gc.is_tracked(each) or kind is ContextVar) and not issubclass(kind, _LEAD_NOWHERE)
 
 
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+def _leads_to(each: Any) -> list[Any]:
+    kind = type(each)
+    if issubclass(kind, FunctionType):
+        held = [each.__closure__, each.__defaults__, each.__kwdefaults__, vars(each)]
+        return [*held, *([] if _of_library(each.__globals__.get("__name__")) else _named(each))]
+    if issubclass(kind, type):
+        return [*vars(each).values(), *type.mro(each)]
+    if issubclass(kind, weakref.ref):
+        return [weakref.ref.__call__(each)]
+    if kind is ContextVar:
+        return [each.get(None)]
+    return gc.get_referents(each)
 
 
-def _names(code: CodeType) -> list[str]:
+def _of_library(name: Any) -> bool:
+    return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+
+
+def _named(function: FunctionType) -> list[Any]:
+    """What the code of a function names: global variables, and attributes of Python modules, imported in it or not."""
+    names, package = _names(function.__code__), function.__globals__.get("__package__")
+    queue = [table[name] for table in (function.__globals__, sys.modules) for name in names if name in table]
+    queue += [sys.modules[inside] for name in names if (inside := f"{package}.{name}") in sys.modules]
+    found: dict[int, Any] = {}
+    while queue:
+        each = queue.pop()
+        if id(each) not in found:
+            found[id(each)] = each
+            if issubclass(type(each), ModuleType) and not _of_library(each.__name__):
+                queue += [vars(each)[name] for name in names if name in vars(each)]
+    return list(found.values())
+
+
+@functools.lru_cache(10_000)
+def _names(code: CodeType) -> tuple[str, ...]:
+    """Names in a code and the code within it; and texts, which may be names: `getattr(networks, "decoder")`."""
     inner = [part for part in code.co_consts if isinstance(part, CodeType)]
-    return [*code.co_names, *(name for part in inner for name in _names(part))]
+    texts = [part for part in code.co_consts if isinstance(part, str)]
+    return tuple({*code.co_names, *texts, *(name for part in inner for name in _names(part))})
 
 
 @contextmanager
 def evaluating(*functions: Any) -> Iterator[None]:
     """The modules that functions lead to in eval mode, no gradients, Pyro's checks off, a copy of the parameter store;
-    all restored after."""
-    parts = modules_of(*functions)
-    states = [part.training for part in parts]
-    store = pyro.get_param_store()
-    for part in parts:
+    all restored after, and buffers. Where `BadInput` is raised, modules and objects are what they were: one that sets
+    itself up when it is first called can still be set up."""
+    reached = _reached(*functions)
+    modules = _modules(reached)
+    restore_state, restore_buffers = _state_of(reached), _buffers_of(modules)
+    states = [part.training for part in modules]
+    for part in modules:
         part.training = False
+    store = pyro.get_param_store()
     try:
         with torch.no_grad(), pyro.validation_enabled(False), store.scope(store.get_state()):
             yield
+    except BadInput:
+        restore_state()
+        raise
     finally:
-        for part, training in zip(parts, states, strict=True):
+        restore_buffers()
+        for part, training in zip(modules, states, strict=True):
             part.training = training
 
 
 @contextmanager
-def untouched_on_refusal(*functions: Any) -> Iterator[None]:
-    """Where `BadInput` is raised, the modules that functions lead to are what they were: one that sets itself up when
-    it is first called, on a few images here, can still be set up."""
-    parts = modules_of(*functions)
-    tables = ("_parameters", "_buffers", "_modules")
-    before = [(dict(vars(part)), [dict(vars(part).get(name, {})) for name in tables]) for part in parts]
-    buffers = [(buffer, buffer.detach().clone()) for part in parts for buffer in part.buffers(recurse=False)]
+def reading(*functions: Any) -> Iterator[None]:
+    """What functions lead to, and the parameter store, are what they were after: what sets itself up when it is first
+    called is set up by the images that are evaluated, not by the few that a pair is read on.
+
+    :raises BadInput: where an autoguide of Pyro is called, before it sets itself up.
+    """
+
+    def refuse(module: nn.Module, _: Any) -> None:
+        raise BadInput(
+            f"{type(module).__name__} has parameters for each of the images that it was set up with, and none for "
+            "others: write a guide that computes the parameters of q(z | x) from x"
+        )
+
+    reached = _reached(*functions)
+    modules = _modules(reached)
+    restore_state, restore_buffers = _state_of(reached), _buffers_of(modules)
+    hooks = [part.register_forward_pre_hook(refuse) for part in modules if isinstance(part, AutoGuide)]
+    store = pyro.get_param_store()
     try:
-        yield
-    except BadInput:
-        for part, (attributes, contents) in zip(parts, before, strict=True):
-            vars(part).clear()
-            vars(part).update(attributes)
-            for name, table in zip(tables, contents, strict=True):
-                if table or vars(part).get(name):
-                    vars(part)[name].clear()
-                    vars(part)[name].update(table)
+        with store.scope(store.get_state()):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        restore_state()
+        restore_buffers()
+
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
+
+
+def _state_of(reached: list[Any]) -> Callable[[], None]:
+    """What puts back the attributes of modules, of a user's objects and functions, the variables of closures, and the
+    dictionaries, lists and sets in these."""
+    own = [each for each in reached if _has_state(each)]
+    closures = [each.__closure__ or () for each in own if isinstance(each, FunctionType)]
+    cells = [(cell, cell.cell_contents) for cells in closures for cell in cells if gc.get_referents(cell)]
+    level = [content for _, content in cells]
+    for each in own:
+        with suppress(AttributeError):  # it may have slots
+            level.append(object.__getattribute__(each, "__dict__"))
+    before: dict[int, tuple[Any, Any]] = {}
+    for _ in range(3):
+        level = [each for each in level if type(each) in _CONTAINERS and len(each) <= _MOST_OBJECTS]
+        before |= {id(each): (each, each.copy()) for each in level}
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+
+    def restore() -> None:
+        for cell, content in cells:
+            cell.cell_contents = content
+        for each, content in before.values():
+            if list(map(id, _items(each))) != list(map(id, _items(content))):
+                each.clear()
+                each.extend(content) if isinstance(each, list) else each.update(content)
+
+    return restore
+
+
+def _has_state(each: Any) -> bool:
+    """Whether an object is a module or a user's; a lazy module is not put back, as it changes its class."""
+    kind = type(each)
+    if issubclass(kind, FunctionType):
+        return not _of_library(each.__globals__.get("__name__"))
+    if issubclass(kind, nn.Module):
+        return not issubclass(kind, LazyModuleMixin)
+    return kind is SimpleNamespace or not (issubclass(kind, type) or _of_library(kind.__module__))
+
+
+def _items(container: Any) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
+    """What puts back the numbers in buffers that were changed in place."""
+    buffers = [b for m in modules if not isinstance(m, LazyModuleMixin) for b in m.buffers(recurse=False)]
+    buffers = [b for b in buffers if b.numel() <= _LARGEST_BUFFER and not b.is_inference()]
+    before = [(b, b.detach().clone(), b._version) for b in buffers]
+
+    def restore() -> None:
         with torch.no_grad():
-            for buffer, content in buffers:
-                buffer.copy_(content)
-        raise
+            for buffer, content, version in before:
+                if buffer._version != version or torch.is_inference_mode_enabled():
+                    buffer.copy_(content)
+
+    return restore
 
 
 def as_images(x: Any, *functions: Any) -> Tensor:
@@ -115,6 +222,7 @@ def as_images(x: Any, *functions: Any) -> Tensor:
 
     :raises BadInput: for anything else than numbers, one row an image.
     """
+    _check_whole("x", x)
     if not isinstance(x, Tensor):
         x = _from_numbers(x, *functions)
     elif x.dtype is torch.bool:
@@ -145,12 +253,38 @@ def _from_numbers(x: Any, *functions: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).to(device, dtype)
 
 
-def as_argument(value: Any, count: int) -> Any:
-    """A further argument of a model: an array, or a list with a number for each image, as a tensor."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "buif":
-        return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
-    if isinstance(value, list | tuple) and len(value) == count and all(isinstance(v, int | float) for v in value):
-        return torch.tensor(value)
+def _check_whole(name: str, value: Any) -> None:
+    """Refuse what would lose a part of it as a tensor, or has rows of several lengths."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(each, np.ma.MaskedArray) for each in parts):
+        raise BadInput(
+            f"{name} is a masked array, and its mask would be lost: give {name}.filled(0), and the mask as a further "
+            "argument for a pyro.poutine.mask in the model"
+        )
+    if any(isinstance(each, Tensor) and each.is_nested for each in parts):
+        raise BadInput(f"{name} is a nested tensor: give a tensor with rows of one length, padded where they differ")
+
+
+def as_arguments(count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Further arguments of a model, by position and by name: an array, or a list with numbers for each image, as a
+    tensor."""
+    by_position = tuple(_as_argument(f"argument {i}", value, count) for i, value in enumerate(args, 2))
+    return by_position, {name: _as_argument(name, value, count) for name, value in kwargs.items()}
+
+
+def _as_argument(name: str, value: Any, count: int) -> Any:
+    _check_whole(name, value)
+    if isinstance(value, list | tuple | range) and len(value) == count:
+        with suppress(Exception):  # rows of different lengths, or no numbers
+            tensors = [each for each in value if isinstance(each, Tensor)]
+            if len(tensors) == count:
+                return torch.stack(tensors)
+            array = np.asarray(value)
+            return torch.tensor(array.tolist()) if array.dtype.kind in "buif" else value
+    elif not isinstance(value, Tensor) and hasattr(value, "__array__") and getattr(value, "ndim", None):
+        array = np.asarray(value)
+        if array.dtype.kind in "buif":
+            return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
     return value
 
 

@@ -25,7 +25,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, describe
-from ppl_gen.inference.callables import as_argument, as_images
+from ppl_gen.inference.callables import as_arguments, as_images
 from ppl_gen.inference.supports import bounds, log_prob_within, masks, parts, same, support
 from ppl_gen.inference.traces import (
     Pair,
@@ -466,12 +466,12 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """
 
     x = as_images(x, model)
-    args = tuple(as_argument(each, len(x)) for each in args)
-    pair = enumerated_pair(model, x, *args, **kwargs)
-    sum_over_states(pair, x, *args, **kwargs)  # which says whose support depends on z
+    args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model):
+        pair = enumerated_pair(model, x, *args, **kwargs)
+        sum_over_states(pair, x, *args, **kwargs)  # which says whose support depends on z
         pair.check(x, *args, **kwargs)
-    return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
+        return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
 
 
 def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, describe, require, warnings_of
-from ppl_gen.inference.callables import as_argument, as_images, whole_number
+from ppl_gen.inference.callables import as_arguments, as_images, whole_number
 from ppl_gen.inference.enumeration import exact_blocks
 from ppl_gen.inference.traces import Pair, Terms, evaluating, take
 from ppl_gen.memory import keep_freed_memory
@@ -191,7 +191,7 @@ def log_weights(
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
-    args = tuple(as_argument(each, len(x)) for each in args)
+    args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model, guide):
         pair = Pair(model, guide, x, *args, **kwargs)
         pair.check(x, *args, **kwargs)
@@ -221,7 +221,7 @@ def log_marginal_likelihood(
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
-    args = tuple(as_argument(each, len(x)) for each in args)
+    args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model, guide):
         pair = Pair(model, guide, x, *args, **kwargs)
         observation = pair.check(x, *args, **kwargs)

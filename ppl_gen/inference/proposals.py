@@ -27,7 +27,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.callables import as_argument, as_images, whole_number
+from ppl_gen.inference.callables import as_arguments, as_images, whole_number
 from ppl_gen.inference.importance import CHUNK_SIZE, Advance, LogPx, gathered, log_mean_exp, reduced
 from ppl_gen.inference.traces import Pair, evaluating, take
 from ppl_gen.memory import keep_freed_memory
@@ -65,7 +65,7 @@ def proposal_log_px(
     """
     guides = guides if prior_share < 1 else []
     x = as_images(x, model, *guides)
-    args = tuple(as_argument(each, len(x)) for each in args)
+    args, kwargs = as_arguments(len(x), args, kwargs)
     num_samples = whole_number("num_samples", num_samples)
     counts, from_prior = _counts(len(guides), num_samples, prior_share)
     keep_freed_memory()

@@ -19,7 +19,6 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from ppl_gen.distributions import log_density
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import evaluating as evaluating  # for all who read a pair
-from ppl_gen.inference.callables import modules_of, untouched_on_refusal
+from ppl_gen.inference.callables import reading
 from ppl_gen.inference.supports import inside, is_discrete, log_prob_within, support
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -95,6 +94,7 @@ class Pair:
     def __init__(self, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any):
         self.model, self.guide = _function(model, "model"), _function(guide, "guide")
         if args:
+            _check_positional(self.model, self.guide, 1 + len(args))
             self.model, self.guide = accepting(self.model), accepting(self.guide)
         self.guide_module = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
         self.model_name, self.guide_name = _name(model), _name(guide)
@@ -102,14 +102,8 @@ class Pair:
         """What the parameter store held before the pair was read."""
         if len(x) == 0:
             raise BadInput("there are no images")
-        for module in modules_of(guide):
-            if isinstance(module, AutoGuide):
-                raise BadInput(
-                    f"{type(module).__name__} has parameters for each of the images that it was set up with, and none "
-                    "for others: write a guide that computes the parameters of q(z | x) from x"
-                )
         with (
-            untouched_on_refusal(model, guide),
+            reading(model, guide),
             torch.random.fork_rng([x.device] if x.is_cuda else []),
             _highest_precision(),
         ):
@@ -852,11 +846,37 @@ def _name(function: Any) -> str:
 
 def accepting(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, called with as many of the positional arguments as it takes."""
+    count = len(_positional(function))
+    return function if count >= _ANY else lambda *args, **kwargs: function(*args[:count], **kwargs)
+
+
+_ANY = 100  # of a function with *args
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    """Names of the positional arguments that a function takes; those of *args have none."""
     parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return function
-    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    return lambda *args, **kwargs: function(*args[:count], **kwargs)
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return names + [""] * _ANY * any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _check_positional(model: Any, guide: Any, given: int) -> None:
+    """Refuse an argument by position that would be dropped: neither function takes it, or one of them takes it only by
+    its name."""
+    both = (model, guide)
+    names = max(map(_positional, both), key=len)
+    if len(names) < given:
+        raise BadInput(
+            f"{' and '.join(map(_name, both))} take {len(names)} by position, x included, and {given} arguments are "
+            "given: give the others by name, such as y=labels"
+        )
+    for function in both:
+        parameters = inspect.signature(function).parameters.values()
+        by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        for name in names[len(_positional(function)) : given]:
+            if by_name and (not name or name in by_name):
+                which = name or by_name[0]
+                raise BadInput(f"{_name(function)} takes {which} only by its name: give {which}=…, not by position")
 
 
 def sample_sites(trace: poutine.Trace) -> list[Site]:
