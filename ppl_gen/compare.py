@@ -555,7 +555,8 @@ def as_csv(compared: dict[str, Any]) -> str:
         joined |= {key: " ".join(map(str, row[key])) for key in ("seeds", "runs")}
         lines.append(flat(row | joined))
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for line in lines for name in line))  # of estimators that differ
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return out.getvalue().rstrip("\n")

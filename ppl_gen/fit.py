@@ -146,10 +146,10 @@ def _prepare(config: Config, quiet: bool, *, start: bool = True) -> _Prepared:
         cost = _enumeration_cost(config, data, model, guide, pair) if start else None
     if cost is not None and not quiet:
         print(cost, flush=True)
-    missing = _without_gradient(config, model, guide, pair, batch)
     if (size := min(config.training.batch_size, len(data.train))) == 1:
         loss = partial(config.training.objective_for(pair, *batch).differentiable_loss, pair.model, pair.guide)
         least_images(loss, model, guide, size, lambda: batch)
+    missing = _without_gradient(config, model, guide, pair, batch)
     if config.training.capture:
         _try_capture(config, model, guide, pair, batch)
     if missing and not quiet:
@@ -169,7 +169,7 @@ def _finish(run: Run, config: Config, prepared: _Prepared, quiet: bool) -> None:
         train(model, guide, data, config.training, run, quiet)
         summary = run.read_json("evaluation.json")
         if summary is None or run.stale(summary):
-            options = _evaluation_options(config, model)
+            options = _evaluation_options(config, model, len(data.test))
             summary = evaluate(run, config, model, guide, data, options, quiet)
         if not run.writes:
             return
@@ -183,10 +183,15 @@ def _finish(run: Run, config: Config, prepared: _Prepared, quiet: bool) -> None:
         print(f"\n{table(summary)}\n\npictures in {run.path / 'figures'}, all of it in {run.path / 'report.html'}")
 
 
-def _evaluation_options(config: Config, model: nn.Module) -> EvaluationOptions:
-    """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide."""
+def _evaluation_options(config: Config, model: nn.Module, num_images: int) -> EvaluationOptions:
+    """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide.
+
+    :param num_images: test images that there are.
+    """
     own = config.guide == default_guide(config.model)
     chosen = dict(getattr(type(model), "evaluation_defaults", {})) if own else {}
+    if "num_images" in chosen:
+        chosen["num_images"] = min(chosen["num_images"], num_images)
     annealing = Annealing(**chosen.pop("annealed", {}))
     return EvaluationOptions(device=config.training.device, annealed=annealing, **chosen)
 

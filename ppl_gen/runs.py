@@ -149,7 +149,10 @@ class Run:
         lines = []
         try:
             for text in (self.path / "metrics.jsonl").read_text().splitlines():
-                lines.append(_infinite(json.loads(text)))
+                line = _infinite(json.loads(text))
+                if not isinstance(line, dict):
+                    break
+                lines.append(line)
         except (FileNotFoundError, ValueError):
             pass
         return lines

@@ -321,11 +321,12 @@ def _text(path: Path, chosen: str | None) -> _Found:
     with _open(path) as file:
         first = file.readline().decode("utf-8-sig").strip()
     separator = next((mark for mark in ";\t," if mark in first), r"\s+")
-    cells = [cell.strip(" \"'") for cell in re.split(separator, first)]
+    cells = [cell.strip(" \"'") for cell in re.split(separator, first.removeprefix("#"))]  # as NumPy begins a header
     numbers = [float(cell) for cell in cells if _is_number(cell)]
     # Numbers in a header are those of the columns, as pandas writes them.
     columns = len(numbers) >= _FEWEST_PIXELS and sorted(numbers)[0] in (0, 1) and set(np.diff(sorted(numbers))) == {1}
     header = cells if columns or not numbers else None
+    notes = ["the first line counts the columns, and is no image"] if columns else []
     if header is None and len(numbers) < len(cells):
         raise BadInput(f"--data {path}: its first line is neither names of columns nor numbers")
     with _open(path) as file:
@@ -334,14 +335,13 @@ def _text(path: Path, chosen: str | None) -> _Found:
             sep=separator,
             header=None,
             skiprows=0 if header is None else 1,
-            dtype=np.float32,
+            dtype=np.float64,  # in which labels of many digits are whole
             skipinitialspace=True,
             encoding="utf-8-sig",
         ).to_numpy()
     if header is not None and len(header) != table.shape[1]:
         raise BadInput(f"--data {path}: {len(header)} names and {table.shape[1]} columns")
 
-    notes: list[str] = []
     pixels = list(range(table.shape[1]))
     label = None
     if header is not None:
@@ -357,11 +357,12 @@ def _text(path: Path, chosen: str | None) -> _Found:
     if _square(len(pixels)):
         shape = (math.isqrt(len(pixels)),) * 2
         notes.append(f"a row is an image of {_size(shape)}")
+    elif header is None:
+        notes.append(f"a row is an image of {len(pixels)} pixels, and none is a label")
     images = table[:, pixels]
     with np.errstate(invalid="ignore"):
         levels = images.astype(np.uint8)
-    if (levels == images).all():  # text has no types
-        images = levels
+    images = levels if (levels == images).all() else images.astype(np.float32)  # text has no types
     return _Found({"train": images}, {} if label is None else {"train": table[:, label]}, notes, shape)
 
 

@@ -11,7 +11,7 @@ from ppl_gen.inference.agreement import Low, above, above_in_mean, bound
 from ppl_gen.inference.annealed import Annealed, Sandwich
 from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import NARROWER, Estimates, LogPx, mean_se
-from ppl_gen.inference.proposals import SecondOpinion
+from ppl_gen.inference.proposals import SecondOpinion, visible_mass
 from ppl_gen.inference.traces import Pair, evaluating
 from ppl_gen.runs import warnings_of
 
@@ -241,6 +241,7 @@ def _opinion(opinion: SecondOpinion, estimates: Estimates) -> dict[str, Any]:
         **({"nats_beyond_errors": float(by.mean())} if len(by) else {}),
         together_beyond_errors=found.together,
         fraction_blind=_share(opinion.blind),
+        visible_mass=visible_mass(opinion.num_samples),
     )
 
 
@@ -470,7 +471,7 @@ def rows(summary: dict[str, Any]) -> list[Row]:
     if "khat" in s:
         found.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
     if "active_units" in s:
-        collapsed = "; z is not used, the guide has become the prior: --kl-warmup may prevent that"
+        collapsed = "; z is not used, its mean is the same for every image: --kl-warmup may prevent that"
         if s["guide"] == "prior":
             collapsed = "; the guide is the prior"
         active = s["active_units"]
@@ -521,13 +522,15 @@ def _unseen(between: dict[str, Any]) -> str:
 
 def _second(opinion: dict[str, Any]) -> str:
     """What a second opinion saw, and what it could not see."""
-    by = f" by {_fixed(opinion.get('nats_beyond_errors'))} nats" if opinion["fraction_beyond_errors"] else ""
-    share = f"{opinion['fraction_beyond_errors']:.1%} of images"
-    if opinion["together_beyond_errors"]:
-        share += ", and over all images together"
-    seen = f"above importance sampling{by}: {share}" if opinion["at_least"] else "above importance sampling: no image"
-    blind = f"; blind to other modes: {opinion['fraction_blind']:.1%} of images"
-    return f"{opinion['num_samples']} samples, half from the prior; {seen}{blind}"
+    seen = ["over all images together"] if opinion["together_beyond_errors"] else []
+    if opinion["fraction_beyond_errors"]:
+        by = _fixed(opinion.get("nats_beyond_errors"))
+        seen = [f"on {opinion['fraction_beyond_errors']:.1%} of images by {by} nats", *seen]
+    limit = f"sees modes of {opinion['visible_mass']:.1%} of the prior's mass or more"
+    return (
+        f"{opinion['num_samples']} samples, half from the prior: above importance sampling "
+        f"{', and '.join(seen) or 'on no image'}; {limit}; blind on {opinion['fraction_blind']:.1%} of images"
+    )
 
 
 def _khat_note(khat: dict[str, Any]) -> str:

@@ -300,7 +300,7 @@ def test_a_term_that_does_not_exist_is_blank(elsewhere: Path, call: Call) -> Non
     text = call(compare.command, exact, sampled)[1]
     rows = text.splitlines()
     assert "≥ -5.00 ± 1.00" in text and "≥ 0.50" in text and " 0.00 " not in rows[2]
-    assert "an exact one is not" in text and "k-hat of some images" in text
+    assert "an exact one is not" in text and "k-hat is too high or unknown" in text
     assert len({line.index("S") for line in rows if " S " in line}) == 1
 
     single = write("single", [-5], [-4])
@@ -444,7 +444,7 @@ def test_what_was_estimated_otherwise_is_another_row(elsewhere: Path, call: Call
     text = call(compare.command, *others)[1]
     assert "num_temperatures=10" in text and "num_temperatures=none" not in text
     doubted = write("doubted", [-4, -3], [-2, -1], **annealed | {"evaluation.log_px.at_least": True})
-    assert any("two bounds on images from the model" in note for note in compared(doubted)["notes"])
+    assert any("do not both vouch for annealing" in note for note in compared(doubted)["notes"])
 
 
 def test_figure_of_several(elsewhere: Path, call: Call) -> None:

@@ -4,7 +4,8 @@ Importance sampling, annealing, the ELBO and the IWAE bounds are all low in expe
 expectation of at most p(x). The larger of two therefore shows that the other is too low, where it is larger by more
 than chance makes it. Two things tell:
 
-- the Monte Carlo errors of both, by Student's t of the smaller number of samples, and the biases that both state;
+- the Monte Carlo errors of both, by Student's t of the smaller number of samples, and the biases that both state. Not
+  of a second opinion from few samples, whose weights are bounded: its error is small when all are large by chance;
 - the larger estimate alone, by Markov's inequality: P(exp(estimate) > c p(x)) <= 1/c. It holds for any weights, and
   takes no error of the larger estimate. Over independent images it holds for the product over i of
   1 - b + b exp(estimate_i) / p(x_i), with any stake 0 <= b <= 1. That is a bet on "too low", whose expectation is at
@@ -22,6 +23,8 @@ FALSE_ALARMS = 1e-3
 """Rate at which each of the tests below flags an estimate that is right, over all its images."""
 
 _BETS = (0.5, 0.1, 0.01, 0.001)
+_ROUNDING = 1e-3  # nats: no difference below it counts
+_MANY = 30  # images, whose errors add up to one that is known
 
 
 class Low(Protocol):
@@ -67,16 +70,18 @@ class Above(NamedTuple):
 
 def above(low: Low, high: Low) -> Above:
     """Where `high` shows that `low` is too low. An image whose `low` has an unknown error is not flagged."""
-    difference = high.log_px - low.log_px
+    difference = high.log_px - low.log_px - _ROUNDING
     # To first order a bias is half of the variance. What is stated beyond that is no excuse for being too low.
     bias = torch.minimum(low.log_px_bias.abs(), low.log_px_mc_var)
     variances, biases = low.log_px_mc_var + high.log_px_mc_var, bias + high.log_px_bias.abs()
     rate = FALSE_ALARMS / len(difference)
     fewer = min(low.num_samples, high.num_samples)
     excess = difference - _errors(rate, low.num_samples) * low.log_px_mc_var.sqrt() - bias
-    images = (difference > _errors(rate, fewer) * variances.sqrt() + biases) | (excess > -math.log(rate))
-    # The variances of many images add up to one that is known.
+    images = excess > -math.log(rate)
+    if known := getattr(high, "knows_its_error", True):
+        images |= difference > _errors(rate, fewer) * variances.sqrt() + biases
     mean = bool(difference.sum() > _errors(FALSE_ALARMS) * variances.sum().sqrt() + biases.sum())
+    mean = mean and (known or len(difference) >= _MANY)
     excess = excess.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     won = torch.stack([torch.logaddexp(excess + math.log(b), excess.new_tensor(math.log1p(-b))).sum() for b in _BETS])
     return Above(images, mean or bool(won.logsumexp(0) - math.log(len(_BETS)) > -math.log(FALSE_ALARMS)))

@@ -94,12 +94,16 @@ class Gaps:
         return self._raised(other)
 
     def _raised(self, other: Low) -> "Gaps":
-        """With another estimate of log p(x) on the images where it is above this one beyond chance."""
-        found = above(bound(self.log_px, self.log_px_mc_var), other)
+        """With another estimate of log p(x) on the images where it is above this one beyond chance; on all where only
+        all of them together show it."""
+        own = bound(self.log_px, self.log_px_mc_var)
+        found = above(own, other)
+        whole = found.together and not found.images.any() and above_in_mean(own, other)
+        chosen = torch.ones_like(found.images) if whole else found.images
         return replace(
             self,
-            log_px=torch.where(found.images, other.log_px, self.log_px),
-            log_px_mc_var=torch.where(found.images, other.log_px_mc_var, self.log_px_mc_var),
+            log_px=torch.where(chosen, other.log_px, self.log_px),
+            log_px_mc_var=torch.where(chosen, other.log_px_mc_var, self.log_px_mc_var),
             untrusted=self.untrusted | found.images | found.together,
         )
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 _ROUNDING = 1e-6  # log weights that differ by less are equal
+_EQUAL = 1e-9  # relative variance of weights that are equal but for rounding
 _LARGEST = 0.01  # share of the weights' sum that one of them may hold where k-hat is unknown: a hundredth of a nat
 
 NARROWER = "the guide leaves out a part of the prior's support, where more of log p(x) may be"
@@ -91,7 +92,7 @@ class LogPx:
     @property
     def _equal(self) -> Tensor:
         """Images whose weights are all equal, as those of the exact posterior are. One weight equals nothing."""
-        return (self.ess >= self.num_samples * (1 - _ROUNDING)) & (self.num_samples > 1)
+        return (self.ess >= self.num_samples * (1 - _EQUAL)) & (self.num_samples > 1)
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,15 @@ class Estimates(LogPx):
             f"log p(x)  {at_least}{_mean_se(self.log_px)} by importance sampling, S = {self.num_samples}",
             f"gap       {at_least}{_mean_se(self.gap)}",
         )
-        narrower = [NARROWER] if self.narrower else []
-        return "\n".join([*lines, *narrower, *warnings_of(self.observation)])
+        told = [NARROWER] if self.narrower else []
+        if self.second_opinion is not None and not self.at_least:
+            from ppl_gen.inference.proposals import visible_mass
+
+            mass = visible_mass(self.second_opinion.num_samples)
+            told.append(
+                f"a mode that the guide misses, and with less than {mass:.0%} of the prior's mass, may be unseen"
+            )
+        return "\n".join([*lines, *told, *warnings_of(self.observation)])
 
 
 def mean_se(values: Tensor) -> tuple[float, float]:

@@ -96,6 +96,12 @@ class SecondOpinion:
     """The share of the sum of weights that belongs to the samples from the prior."""
 
     @property
+    def knows_its_error(self) -> bool:
+        """Whether there are samples enough for a test at a small rate: the weights of a mixture are bounded, and their
+        mean and their error are both off where few samples are alike by chance."""
+        return self.num_samples >= 100
+
+    @property
     def blind(self) -> Tensor:
         """Images for which the prior's samples carry less than 1 % of the weights: they do not reach the mode that the
         guide is in, and would not have reached another one of its size; bool [images]."""
@@ -105,6 +111,12 @@ class SecondOpinion:
 def opinion_samples(num_samples: int) -> int:
     """Samples of a second opinion on `num_samples` importance samples: a twentieth, and at least 20."""
     return max(num_samples // 20, 20)
+
+
+def visible_mass(num_samples: int) -> float:
+    """The share of the prior's mass that a mode must have for one of a second opinion's samples to be in it with 95 %
+    probability: half of them are from the prior."""
+    return 1 - 0.05 ** (1 / max(1, num_samples // 2))
 
 
 def second_opinion(
