@@ -141,7 +141,9 @@ def test_the_evaluation_of_a_run(finished: Path) -> None:
 @pytest.mark.parametrize("units", [0, 3])
 def test_a_collapsed_posterior_is_told(finished: Path, units: int) -> None:
     summary = json.loads((finished / "evaluation.json").read_text()) | {"active_units": units}
-    assert ("z is not used, its mean is the same for every image: --kl-warmup" in summaries.table(summary)) == (units == 0)
+    assert ("z is not used, its mean is the same for every image: --kl-warmup" in summaries.table(summary)) == (
+        units == 0
+    )
 
 
 def test_evaluation_nc_in_xarray_and_arviz(finished: Path) -> None:

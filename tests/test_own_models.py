@@ -112,11 +112,13 @@ class Factor(Base):
 
 
 class Bounded(Base):
-    '''A z that the guide draws outside of the prior's support now and then.'''
+    '''A z at which x is impossible, which the guide draws now and then.'''
 
     def model(self, x=None, *, n=1):
         with pyro.plate("data", n if x is None else len(x)):
-            z = pyro.sample("z", dist.Uniform(-3 * torch.ones(4), 3.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            near = dist.Uniform(z - 3, z + 3).to_event(1)
+            pyro.sample("near", near, obs=None if x is None else torch.zeros(len(x), 4))
             return pyro.sample("x", self.likelihood_of(z), obs=x)
 
 
@@ -158,6 +160,20 @@ def test_a_bound_of_minus_infinity(elsewhere: Path, call: Call) -> None:
     assert status == 0, err
     assert "-inf" in out and Path("run/figures/gap_histogram.png").exists() and Path("run/report.html").exists()
     assert not Path("run/figures/bound_against_k.png").exists()
+
+
+def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Call) -> None:
+    """Its ELBO is -inf, whether or not a few draws show it."""
+    uniform = "dist.Uniform(-9 * torch.ones(4), 9.0).to_event(1)"
+    Path("own.py").write_text(
+        PAIRS.replace(
+            "dist.Normal(torch.zeros(4), 1.0).to_event(1))\n            near", f"{uniform})\n            near"
+        )
+    )
+    status, _, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *QUICK, "--out", "run")
+    assert status == 2 and "draws 'z' outside of the support of its prior in Bounded" in err and err.count("\n") == 1, (
+        err
+    )
 
 
 def test_a_contract_that_a_plate_breaks_is_refused(elsewhere: Path, call: Call) -> None:

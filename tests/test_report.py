@@ -242,7 +242,10 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     explored = json.loads((run / "explorer.json").read_text())
     (run / "explorer.json").write_text(json.dumps(explored | {"order": [0, 1]}))
     summary = json.loads((run / "evaluation.json").read_text()) | {"active_units": 0}
-    for guide, words in (("normal", "z is not used, its mean is the same for every image"), ("prior", "the guide is the prior")):
+    for guide, words in (
+        ("normal", "z is not used, its mean is the same for every image"),
+        ("prior", "the guide is the prior"),
+    ):
         (run / "evaluation.json").write_text(json.dumps(summary | {"guide": guide}))
         page = Page(report(Run.open(run)))
         assert words in page.texts["td"] and ("--kl-warmup" in page.texts["td"]) == (guide == "normal")

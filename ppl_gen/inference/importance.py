@@ -237,6 +237,8 @@ def log_marginal_likelihood(
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
         told: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
         found = Estimates(num_samples=num_samples, **told, **gathered(parts, len(x), progress))
+        if pair.leaves:
+            found = _without_bounds(found)
         if ask_again:
             from ppl_gen.inference.proposals import opinion_samples, second_opinion  # which needs this module
 
@@ -244,6 +246,20 @@ def log_marginal_likelihood(
             opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **kwargs)
             found = replace(found, second_opinion=opinion)
         return found
+
+
+def _without_bounds(found: Estimates) -> Estimates:
+    """The estimates of a guide with mass where the prior has none: the ELBO is -inf, and so is every bound of a few
+    samples, which may all be there, whether or not they were among the ones that were drawn."""
+    infinite = torch.full_like(found.elbo, math.inf)
+    return replace(
+        found,
+        elbo=-infinite,
+        kl=infinite,
+        elbo_mc_var=torch.full_like(infinite, math.nan),
+        iwae={k: bound if k == found.num_samples else -infinite for k, bound in found.iwae.items()},
+        iwae_jackknife={k: bound if k == found.num_samples else -infinite for k, bound in found.iwae_jackknife.items()},
+    )
 
 
 def elbo_terms(

@@ -110,6 +110,8 @@ class Pair:
             self._read(x, args, kwargs)
             self._check_company(x, args, kwargs)
             self.vectorized = self._can_vectorize(x, args, kwargs)
+            self.leaves = False
+            """Whether the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
             self.narrower = self._narrower_sites(x, args, kwargs)
             """Latent sites where the guide leaves out a part of the prior's support: log p(x) is at least what its
             samples say."""
@@ -464,6 +466,7 @@ class Pair:
         found = []
         for name in self.latent:
             q, p = guide_trace.nodes[name], model_trace.nodes[name]
+            self.leaves |= bool(supports.certainly_narrower(p["fn"], q["fn"]))
             admitted = inside(p) if name in self.bounded else None
             if admitted is not None and not admitted.any():
                 raise BadInput(
@@ -619,6 +622,8 @@ class Pair:
         """The name of a latent site that the guide draws where its prior has no mass; None if there is none."""
         if not self.bounded.intersection(self.latent):
             return None
+        if self.leaves:
+            return min(self.bounded.intersection(self.latent))
         traces = self._trace(*self._rows(x, args, kwargs, num_samples), num_samples if self.vectorized else None)
         for name in self.bounded.intersection(self.latent):
             found = inside(traces[1].nodes[name])

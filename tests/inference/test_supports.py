@@ -543,3 +543,22 @@ def test_factors_alone_are_no_probability() -> None:
 
     found = ppl_gen.log_marginal_likelihood(model, _standard, torch.zeros(3, dtype=DOUBLE), num_samples=30)
     assert found.observation == "density"
+
+
+def test_an_elbo_is_minus_infinity_whatever_was_drawn() -> None:
+    """A normal guide has mass below 0, where Exponential(1) has none, though none of 200 samples is there: the ELBO and
+    the bounds of fewer samples are -inf, and log p(x) is right (2 images, each within 4 errors: false alarms 1e-4)."""
+    prior = dist.Exponential(_number(1.0))
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x.double(), 0.9))
+
+    x = torch.tensor([5.0, 6.0], dtype=DOUBLE)
+    model = _model(prior, lambda z: dist.Normal(z, 1.0))
+    torch.manual_seed(0)
+    found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=1000)
+    exact = _integral(x, lambda z, each: prior.log_prob(z) + dist.Normal(z, 1.0).log_prob(each), 0, 40)
+    log_px_within(found, exact, largest=0.1)
+    assert bool((found.elbo == -math.inf).all() and (found.kl == math.inf).all())
+    assert [bool((found.iwae[k] == -math.inf).all()) for k in (1, 10, 100, 1000)] == [True, True, True, False]
