@@ -117,8 +117,8 @@ class Bounded(Base):
     def model(self, x=None, *, n=1):
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
-            near = dist.Uniform(z - 3, z + 3).to_event(1)
-            pyro.sample("near", near, obs=None if x is None else torch.zeros(len(x), 4))
+            near = dist.Binomial((z.abs().amax(-1) < 3).to(z), 0.5)
+            pyro.sample("near", near, obs=None if x is None else torch.ones(len(x)))
             return pyro.sample("x", self.likelihood_of(z), obs=x)
 
 
