@@ -144,14 +144,14 @@ def test_a_fit_interrupted_and_resumed(tmp_path: Path, data: Data) -> None:
 
 
 class Counting(nn.Module):
-    """Shrinks its scale with every call."""
+    """Shrinks its scale with every call in training."""
 
     def __init__(self, data_dim: int, latent_dim: int):
         super().__init__()
         self.loc, self.calls = nn.Linear(data_dim, latent_dim), 0
 
     def guide(self, x: Tensor) -> None:
-        self.calls += 1
+        self.calls += self.training
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.loc(x), 0.99**self.calls).to_event(1))
 
@@ -183,7 +183,8 @@ class Assigning(Counting):
         self.register_buffer("mean", torch.zeros(data_dim))
 
     def guide(self, x: Tensor) -> None:
-        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.loc(x - self.mean), 1.0).to_event(1))
 

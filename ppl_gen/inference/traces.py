@@ -177,7 +177,7 @@ class Pair:
         x, args, kwargs = self._rows(x, args, kwargs, num_samples)
         guide = poutine.condition(self._many(self.guide, samples), values)
         trace = poutine.trace(guide).get_trace(x, *args, **kwargs)
-        return self._total(trace, self.latent, (num_samples, count), set(self.latent))
+        return self._total(trace, self.latent, (num_samples, count), self.bounded_guide)
 
     def spread(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
         """Weights [samples, images] in a shape that broadcasts with a value of the latent site `name`."""
@@ -209,7 +209,7 @@ class Pair:
                 f"it is {', '.join(self.observed)} {tuple(images.shape)}"
             )
         trace = poutine.trace(poutine.replay(self.guide, trace=drawn)).get_trace(images, *args, **kwargs)
-        return self._total(trace, self.latent, (1, len(x)), set(self.latent)).flatten()
+        return self._total(trace, self.latent, (1, len(x)), self.bounded_guide).flatten()
 
     # Reading the pair ------------------------------------------------------------------------------------------
 
@@ -282,6 +282,9 @@ class Pair:
         self.width = 1 / 16 if states_summed(sample_sites(model_trace)) else max(widths)
         """Numbers, of 4 bytes, that the log-density of an image takes for each latent state: its pixels, or 1 where the
         observed distributions sum over them before they broadcast, or a fraction where they sum over states too."""
+        both = [(name, guide_trace.nodes[name]["fn"], model_trace.nodes[name]["fn"]) for name in proposed]
+        self.bounded_guide = frozenset(name for name, q, p in both if not supports.covers(q, p))
+        """Sites of the guide whose support may not have all values of the prior."""
         self.bounded = self._bounded_sites(guide_trace, model_trace, x, args, kwargs)
         """Sites of the model whose value may be outside their support: latent ones that the guide may draw there, and
         observed ones whose support depends on z."""
