@@ -526,11 +526,10 @@ def _second(opinion: dict[str, Any]) -> str:
     if opinion["fraction_beyond_errors"]:
         by = _fixed(opinion.get("nats_beyond_errors"))
         seen = [f"on {opinion['fraction_beyond_errors']:.1%} of images by {by} nats", *seen]
-    limit = f"sees modes of {opinion['visible_mass']:.1%} of the prior's mass or more"
-    return (
-        f"{opinion['num_samples']} samples, half from the prior: above importance sampling "
-        f"{', and '.join(seen) or 'on no image'}; {limit}; blind on {opinion['fraction_blind']:.1%} of images"
-    )
+    limit = f"sees modes of {opinion['visible_mass']:.1%} of the prior or more"
+    above = f"above importance sampling {', and '.join(seen)}" if seen else "not above"
+    blind = f"blind on {opinion['fraction_blind']:.1%} of images"
+    return f"{opinion['num_samples']} samples, half from the prior: {above}; {limit}; {blind}"
 
 
 def _khat_note(khat: dict[str, Any]) -> str:
