@@ -10,6 +10,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 class BadInput(ValueError):
     """What a user gave cannot be used. One sentence that names it and says what to do; exit status 2."""
 
+    def __init__(self, sentence: str = ""):
+        super().__init__(sentence.partition("\nTrace Shapes:")[0])  # which Pyro adds to what is raised under a trace
+
 
 class Failed(RuntimeError):
     """A work that was begun and cannot be finished. One sentence that says why and what is kept; exit status 1."""

@@ -603,7 +603,7 @@ def test_an_autoguide_is_refused_as_it_was(kind: type) -> None:
     named = types.SimpleNamespace(guide=guide)
     ways = (guide, lambda x: guide(x), lambda x: holder.guide(x), lambda x: networks.decoder(x), _NamesModule())
     for given in ways:
-        with pytest.raises(BadInput, match="write a guide that computes the parameters"):
+        with pytest.raises(BadInput, match=r"write a guide that computes the parameters of .* from x$"):
             ppl_gen.log_marginal_likelihood(_model, given, X, num_samples=3)
         assert guide.prototype_trace is None and not list(guide.parameters())
     with pyro.get_param_store().scope():
