@@ -708,5 +708,6 @@ def _small(value: float | None) -> str:
 
 
 def _fixed(value: float | None, digits: int = 2) -> str:
-    """What is not finite is null in JSON."""
-    return f"{math.nan if value is None else value:.{digits}f}"
+    """What is not a number is null in JSON."""
+    written = f"{math.nan if value is None else value:.{digits}f}"
+    return written.removeprefix("-") if float(written) == 0 else written
