@@ -506,6 +506,9 @@ def _refuse_infinite(model: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[
         if site["is_observed"]:
             continue
         which = f"{name}: latent site '{site['name']}' ({type(list(parts(site['fn']))[-1]).__name__})"
+        inner = list(parts(site["fn"]))[-1]
+        if not site["fn"].has_enumerate_support and inner.has_enumerate_support:
+            raise BadInput(f"{which} is an event of several units, which Pyro does not enumerate: give them a plate")
         if not site["fn"].has_enumerate_support:
             raise BadInput(
                 f"{which} has no finite support and cannot be enumerated: use importance sampling with a guide, as "

@@ -123,7 +123,7 @@ def _told(distribution: Any) -> Any:
         return _told(distribution.base_dist)
     if isinstance(distribution, _ANGLES):
         return _ANGLE
-    if isinstance(distribution, TransformedDistribution):
+    if _is_transformed(distribution):
         base, chain = _told(distribution.base_dist), _chain(distribution)
         inner = [transform.codomain for transform in chain[:-1]]
         plain = base is not None and base is not _UNKNOWN and everywhere(base) and all(map(everywhere, inner))
@@ -133,6 +133,13 @@ def _told(distribution: Any) -> Any:
         return None if component is None or (component is not _UNKNOWN and _depends(component)) else component
     constraint = support(distribution)
     return _UNKNOWN if constraint is None else constraint
+
+
+def _is_transformed(distribution: Any) -> bool:
+    """Whether a support is that of the last transform. Families that are written as transforms, such as Gumbel's, tell
+    their own, and need no inverse, which may underflow."""
+    inherited: Any = TransformedDistribution.support
+    return isinstance(distribution, TransformedDistribution) and type(distribution).support is inherited
 
 
 def _depends(constraint: Any) -> bool:
@@ -231,7 +238,7 @@ def _inside(distribution: Any, value: Tensor, grey: bool = False) -> Tensor | No
     if isinstance(distribution, MixtureSameFamily):
         found = _inside(distribution.component_distribution, distribution._pad(value), grey)
         return None if found is None else found.any(-1)
-    if isinstance(distribution, TransformedDistribution):
+    if _is_transformed(distribution):
         return _inside_transformed(distribution, value)
     constraint = _ANGLE if isinstance(distribution, _ANGLES) else support(distribution)
     if constraint is None:

@@ -562,3 +562,24 @@ def test_an_elbo_is_minus_infinity_whatever_was_drawn() -> None:
     log_px_within(found, exact, largest=0.1)
     assert bool((found.elbo == -math.inf).all() and (found.kl == math.inf).all())
     assert [bool((found.iwae[k] == -math.inf).all()) for k in (1, 10, 100, 1000)] == [True, True, True, False]
+
+
+def test_a_family_that_is_written_as_a_transform() -> None:
+    """Gumbel(0, 1) at -6 has the density exp(6 - e^6): its own inverse underflows there in float32. As prior and as
+    likelihood, against its formula."""
+    x = torch.tensor([-5.0, -6.0, 0.5])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Gumbel(0.0, 1.0))
+            pyro.sample("x", dist.Gumbel(0 * z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x, 1e-3))
+
+    with evaluating():
+        terms = Pair(model, guide, x).terms(x, num_samples=5)
+    z = terms.latents["z"].squeeze(-1)
+    torch.testing.assert_close(terms.log_prior, -z - (-z).exp(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(terms.log_likelihood, (-x - (-x).exp()).expand(5, 3), rtol=1e-4, atol=1e-4)

@@ -231,3 +231,36 @@ def test_a_column_of_images() -> None:
 
     with pytest.raises(BadInput, match=r"log-densities of shape"):
         ppl_gen.log_weights(model, guide, torch.randn(7, 1), num_samples=2)
+
+
+def test_densities_in_double_precision_of_a_net_in_single() -> None:
+    """Products of float32 differ by the size of the batch: that is rounding, in whatever precision it is added up."""
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(784, 3), nn.Linear(3, 784)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x.float()), 0.5).to_event(1))
+
+    assert ppl_gen.log_weights(model, guide, torch.rand(40, 784).double(), num_samples=3).isfinite().all()
+
+
+def test_sites_that_differ_by_batch() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            for step in range(int(x.max())):
+                z = pyro.sample(f"z_{step}", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            for step in range(int(x.max())):
+                pyro.sample(f"z_{step}", dist.Normal(0 * x, 1.0))
+
+    with pytest.raises(BadInput, match="sites must be the same for every batch"):
+        ppl_gen.log_weights(model, guide, torch.tensor([1.0, 3.0, 2.0, 3.0]), num_samples=2)
