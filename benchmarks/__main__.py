@@ -65,7 +65,7 @@ def main() -> None:
     shown += importance.main(given.rounds) + enumeration.main(given.rounds)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "speed.md").write_text(markdown(shown))
+        (given.out / "speed.md").write_text(markdown(shown), encoding="utf-8")
         (given.out / "speed.json").write_text(json.dumps([each._asdict() for each in shown], indent=1))
         draw(shown).savefig(given.out / "speed.png", dpi=120)
 

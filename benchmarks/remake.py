@@ -18,7 +18,7 @@ def sections() -> dict[str, list[str]]:
     """The commands under each heading that has any."""
     found: dict[str, list[str]] = {}
     for page in ("results.md", "speed.md"):
-        for part in re.split(r"^## ", (DOCS / page).read_text(), flags=re.MULTILINE)[1:]:
+        for part in re.split(r"^## ", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             title = part.splitlines()[0]
             blocks = re.findall(r"^```bash\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
             if commands := [line for block in blocks for line in block.splitlines() if line]:

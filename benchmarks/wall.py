@@ -74,7 +74,7 @@ def _peak_memory(reset: bool = False) -> int:
     """
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert found is not None
     return int(found[1]) * 1024
 
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure(given.measure[0], int(given.measure[1]))))
         return
     if given.draw_only:
-        results = json.loads(given.draw_only.read_text())
+        results = json.loads(given.draw_only.read_text(encoding="utf-8"))
     else:
         results = {way: climb(way, given.max_units) for way in WAYS}
     for way, result in results.items():

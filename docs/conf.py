@@ -53,7 +53,7 @@ def _write_commands(app: object) -> None:
     for command, (title, arguments) in COMMANDS.items():
         parts.append(f"## {title}\n\n```text\n{_help(command, arguments).strip()}\n```\n")
     page = Path(__file__).parent / "reference" / "commands.md"
-    page.write_text("\n".join(parts))
+    page.write_text("\n".join(parts), encoding="utf-8")
 
 
 def setup(app):  # type: ignore[no-untyped-def]

@@ -42,6 +42,6 @@ def free_memory(device: torch.device | str = "cpu") -> int:
 
 def _lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text().splitlines()
+        return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []

@@ -74,7 +74,7 @@ class Run:
         if not file.is_file():
             raise BadInput(f"{path}: not a run directory: it has no config.json")
         try:
-            config = json.loads(file.read_text())
+            config = json.loads(file.read_text(encoding="utf-8"))
             version = config["format"]
             if not isinstance(version, int):
                 raise TypeError("format is no number")
@@ -100,7 +100,7 @@ class Run:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
-            content = _infinite(json.loads(path.read_text()))
+            content = _infinite(json.loads(path.read_text(encoding="utf-8")))
             if not isinstance(content, dict):
                 raise ValueError("not an object")
             return content
@@ -148,7 +148,7 @@ class Run:
         """The whole lines of `metrics.jsonl`; a line cut off by a kill ends the list."""
         lines = []
         try:
-            for text in (self.path / "metrics.jsonl").read_text().splitlines():
+            for text in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
                 line = _infinite(json.loads(text))
                 if not isinstance(line, dict):
                     break

@@ -247,7 +247,7 @@ def _interrupt(running: Sequence[_Running]) -> None:
 
 
 def _last_line(planned: Planned, status: int) -> str:
-    lines = planned.log.read_text(errors="replace").split("\n")
+    lines = planned.log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return f"killed by signal {-status}; its last line: {last}" if status < 0 else last
 

@@ -290,7 +290,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _edit_config(**changes: Any) -> None:
     path = Path("run/config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes))
 
 
 def _cut_checkpoint() -> None:
@@ -387,7 +387,9 @@ def test_a_disk_that_fills_up_in_training(here: Path, call: Call, monkeypatch: p
     assert status == 2 and "No space left on device" in err.splitlines()[-1]
     status, out, _ = call(fit.command, "--resume", "run")
     assert status == 0 and "log p(x)" in out
-    assert [json.loads(line)["epoch"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == list(range(7))
+    assert [
+        json.loads(line)["epoch"] for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ] == list(range(7))
 
 
 def test_a_loss_that_is_not_finite(here: Path, call: Call) -> None:

@@ -109,7 +109,7 @@ def test_own_guide(elsewhere: Path, call: Call, guide: str, sizes: list[int]) ->
     status, _, err = call(fit.command, *options, "--out", "run")
     assert status == 0, err
     assert seen[-2 * len(sizes) :] == 2 * sizes
-    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [0, len(sizes), 2 * len(sizes)]
     status, _, err = call(fit.command, *options[:-1], "1", "--out", "single")
     if guide == "Plain":
@@ -123,7 +123,7 @@ def test_gan(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
     status, _, err = call(fit.command, "gan", *QUICK, "--train-size", "129", "--out", "run")
     assert status == 0, err
-    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+    assert json.loads(Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"] == 2
     for more in ((), ("--dry-run",)):
         status, _, err = call(fit.command, "gan", *QUICK, "--train-size", "9", "--batch-size", "1", "--out", "x", *more)
         assert status == 2 and "batch normalization in GAN" in err and err.count("error:") == 1
@@ -177,4 +177,4 @@ def test_two_processes(elsewhere: Path) -> None:
     options = (*QUICK, "--train-size", "31", "--batch-size", "3", "--out", "two")
     done = subprocess.run([*torchrun, "ppl_gen.fit", "gan", *options], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert json.loads(Path("two/metrics.jsonl").read_text().splitlines()[-1])["step"] == 20
+    assert json.loads(Path("two/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"] == 20

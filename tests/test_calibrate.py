@@ -44,8 +44,8 @@ def test_the_same_seed_gives_the_same_rows(elsewhere: Path, call: Call) -> None:
     first = call(calibrate.command, *small, "--out", "a/b")
     assert first[0] == 0, first[2]
     assert call(calibrate.command, *small, "--out", "c")[0] == 0
-    written = json.loads((elsewhere / "a" / "b" / "calibration.json").read_text())
-    again = json.loads((elsewhere / "c" / "calibration.json").read_text())
+    written = json.loads((elsewhere / "a" / "b" / "calibration.json").read_text(encoding="utf-8"))
+    again = json.loads((elsewhere / "c" / "calibration.json").read_text(encoding="utf-8"))
     for one, other in zip(written["rows"], again["rows"], strict=True):
         assert one | {"seconds": 0} == other | {"seconds": 0}
     assert (elsewhere / "a" / "b" / "calibration.png").stat().st_size > 10_000

@@ -410,7 +410,7 @@ def test_bad_command_lines(elsewhere: Path, call: Call) -> None:
 
 def test_of_a_fitted_run(elsewhere: Path, fitted: Path, call: Call) -> None:
     """The numbers are those of its evaluation.json, and a figure replaces another."""
-    summary = json.loads((fitted / "evaluation.json").read_text())
+    summary = json.loads((fitted / "evaluation.json").read_text(encoding="utf-8"))
     (row,) = compared(fitted)["rows"]
     for key in ("elbo", "log_px"):
         assert row[key]["mean"] == pytest.approx(summary[key]["mean"]) and row[key]["se"] == pytest.approx(

@@ -29,7 +29,7 @@ def test_evaluated_on_either_device(elsewhere: Path, call: Call) -> None:
             options = ("--estimator", estimator, "--device", device, "--num-images", "50", *quick)
             status, _, err = call(evaluate.command, "run", *options)
             assert status == 0, err
-            found.append(json.loads(Path("run/evaluation.json").read_text()))
+            found.append(json.loads(Path("run/evaluation.json").read_text(encoding="utf-8")))
         ours, theirs = (each["log_px"] for each in found)
         within = 4 * math.hypot(ours["mc_se"], theirs["mc_se"]) + abs(ours["bias"]) + abs(theirs["bias"])
         assert abs(ours["mean"] - theirs["mean"]) < within < 0.5
@@ -39,9 +39,11 @@ def test_evaluated_on_either_device(elsewhere: Path, call: Call) -> None:
 def test_an_exact_model_on_either_device(elsewhere: Path, call: Call) -> None:
     model = ("mixture", "--data", "digits", "--binarization", "static", "--num-components", "4", "--epochs", "2")
     assert call(fit.command, *model, "--device", "cuda", "--out", "run")[0] == 0
-    ours = json.loads(Path("run/evaluation.json").read_text())["log_px"]["mean"]
+    ours = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["log_px"]["mean"]
     assert call(evaluate.command, "run", "--device", "cpu")[0] == 0
-    assert json.loads(Path("run/evaluation.json").read_text())["log_px"]["mean"] == pytest.approx(ours, rel=1e-5)
+    assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["log_px"]["mean"] == pytest.approx(
+        ours, rel=1e-5
+    )
 
 
 def test_resumed(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -687,9 +687,9 @@ def test_what_was_decided_is_told_and_recorded(elsewhere: Path, call: Any) -> No
     assert f"*** {told} ***" in out
     assert told in call(fit.command, "mixture", *options, "--dry-run")[1]
     run = elsewhere / "runs" / "mixture-enumerated-x.npz-1"
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     assert config["data_notice"] == told and config["data"]["largest_pixel"] is None
-    assert told in html.unescape((run / "report.html").read_text())
+    assert told in html.unescape((run / "report.html").read_text(encoding="utf-8"))
     del config["data"]["largest_pixel"]
     (run / "config.json").write_text(json.dumps(config))
     assert load(run).data.train.scale == 16

@@ -57,7 +57,7 @@ def vae(elsewhere: Path, fitted: Path) -> Path:
 
 def _evaluation(run: Path) -> tuple[dict[str, Any], xarray.Dataset]:
     with xarray.open_dataset(run / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
-        return json.loads((run / "evaluation.json").read_text()), dataset.load()
+        return json.loads((run / "evaluation.json").read_text(encoding="utf-8")), dataset.load()
 
 
 def test_annealing_stands_beside_importance_sampling(vae: Path, call: Call) -> None:

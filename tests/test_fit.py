@@ -119,13 +119,13 @@ def test_the_directory_of_a_run(finished: Path) -> None:
         "report.html",
         "samples.npz",
     ]
-    config = json.loads((finished / "config.json").read_text())
+    config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
     assert config["model_options"]["latent_dim"] == 20 and config["guide_options"]["input_dropout"] == 0.0
     assert config["training"]["seed"] == 0 and config["versions"]["torch"] == version("torch")
 
 
 def test_the_evaluation_of_a_run(finished: Path) -> None:
-    summary = json.loads((finished / "evaluation.json").read_text())
+    summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["log_px"]["estimator"] == "importance" and summary["log_px"]["num_samples"] == 50
     assert list(summary["iwae"]) == ["1", "10"]
     assert summary["num_images"] == 300 and summary["binarization"] == "dynamic" and summary["split"] == "test"
@@ -140,7 +140,7 @@ def test_the_evaluation_of_a_run(finished: Path) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("units", [0, 3])
 def test_a_collapsed_posterior_is_told(finished: Path, units: int) -> None:
-    summary = json.loads((finished / "evaluation.json").read_text()) | {"active_units": units}
+    summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8")) | {"active_units": units}
     assert ("z is not used, its mean is the same for every image: --kl-warmup" in summaries.table(summary)) == (
         units == 0
     )
@@ -150,7 +150,7 @@ def test_evaluation_nc_in_xarray_and_arviz(finished: Path) -> None:
     import arviz
     import xarray
 
-    summary = json.loads((finished / "evaluation.json").read_text())
+    summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
     with xarray.open_dataset(finished / "evaluation.nc", group="evaluation", engine="h5netcdf") as dataset:
         assert dataset.sizes == {"image": 300, "k": 2}
         assert dataset.attrs["estimator"] == "importance" and dataset["label"].shape == (300,)
@@ -168,7 +168,7 @@ def test_evaluation_nc_in_xarray_and_arviz(finished: Path) -> None:
 def test_load_gives_the_pair_that_was_evaluated(finished: Path) -> None:
     model, guide, data, config = ppl_gen.load(finished)
     assert config["model"] == "vae" and data.name == "digits"
-    summary = json.loads((finished / "evaluation.json").read_text())
+    summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
     result = ppl_gen.log_marginal_likelihood(model, guide, data.targets("test"), num_samples=50)
     assert result.log_px.mean().item() == summary["log_px"]["mean"]
@@ -176,17 +176,17 @@ def test_load_gives_the_pair_that_was_evaluated(finished: Path) -> None:
 
 
 def test_evaluate_command(finished: Path, call: Call) -> None:
-    before = json.loads((finished / "evaluation.json").read_text())
+    before = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
     arguments = (finished, "--split", "validation", "--num-images", "40", "--num-samples", "25", "--checkpoint", "best")
     status, out, _ = call(evaluate.command, *arguments)
     assert status == 0
-    summary = json.loads((finished / "evaluation.json").read_text())
+    summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
     assert (summary["split"], summary["num_images"], summary["checkpoint"]) == ("validation", 40, "best")
     assert summary["log_px"]["num_samples"] == 25
     for words in ("ELBO", "log p(x)", "gap", "k-hat", "40 validation images of digits", "±"):
         assert words in out
     assert call(evaluate.command, finished)[0] == 0
-    again = json.loads((finished / "evaluation.json").read_text())
+    again = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
 
 
@@ -239,11 +239,11 @@ def test_starting_from_another_run(elsewhere: Path, finished: Path, call: Call) 
     import shutil
 
     shutil.copytree(finished, "first")
-    last = json.loads(Path("first/metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads(Path("first/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     arguments = ("--init-from", "first", *QUICK, "--out", "second")
     status, out, _ = call(fit.command, "vae", *arguments, "--objective", "elbo-analytic-kl")
     assert status == 0 and "starts from first: its model, and 4 of the 4 tensors of the guide" in out
-    lines = [json.loads(line) for line in Path("second/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("second/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0]["validation"] == last["validation"] and lines[1]["validation"] != last["validation"]
 
     shutil.rmtree("first")  # a run that has started does not need it
@@ -284,7 +284,7 @@ def test_refitting_the_guide(elsewhere: Path, finished: Path, call: Call) -> Non
         assert torch.equal(tensor, after.model.state_dict()[name])
     hidden = "encoder.0.weight"
     assert not torch.equal(before.guide.state_dict()[hidden], after.guide.state_dict()[hidden])
-    lines = [json.loads(line) for line in Path("second/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("second/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[-1]["validation"]["elbo"] > lines[0]["validation"]["elbo"]
     Path("second/evaluation.json").unlink()
     status, _, err = call(fit.command, "--resume", "second")
@@ -311,7 +311,7 @@ def test_a_prior_of_ones_own(elsewhere: Path, call: Call) -> None:
     status, out, err = call(fit.command, "vae", *named, "--prior.scale", "2", *QUICK, "--out", "run")
     assert status == 0, err
     assert "prior my_prior.py:Wide" in out
-    assert json.loads(Path("run/evaluation.json").read_text())["prior"] == "my_prior.py:Wide"
+    assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["prior"] == "my_prior.py:Wide"
     status, _, err = call(evaluate.command, "run")
     assert status == 2 and "name it again: --prior my_prior.py:Wide" in err
     assert call(evaluate.command, "run", *named)[0] == 0
@@ -357,25 +357,25 @@ def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch:
     from ppl_gen.inference import gaps
 
     monkeypatch.setattr(evaluate, "Search", lambda: gaps.Search(window=3, patience=1, most_windows=4))
-    before = (finished / "evaluation.json").read_text()
+    before = (finished / "evaluation.json").read_text(encoding="utf-8")
     arguments = (finished, "--gaps", "--num-images", "5", "--num-samples", "50")
     status, out, _ = call(evaluate.command, *arguments)
     assert status == 0 and "approximation gap" in out and "amortization gap" in out
-    assert (finished / "evaluation.json").read_text() == before
-    found = json.loads((finished / "gaps.json").read_text())["contexts"]
+    assert (finished / "evaluation.json").read_text(encoding="utf-8") == before
+    found = json.loads((finished / "gaps.json").read_text(encoding="utf-8"))["contexts"]
     whole = found["log_px"]["mean"] - found["elbo"]["mean"]
     assert found["approximation"]["mean"] + found["amortization"]["mean"] == pytest.approx(whole)
     assert len(found["per_image"]["elbo"]) == found["num_images"] == 5
     assert call(fit.command, "--init-from", finished, "--guide", "flow", *QUICK[2:], "--out", "flow")[0] == 0
     how = ("--estimator", "annealed", "--annealed.num-temperatures", "60", "--annealed.start", "guide")
     status, out, _ = call(evaluate.command, *arguments, *how)
-    larger = json.loads((finished / "gaps.json").read_text())
+    larger = json.loads((finished / "gaps.json").read_text(encoding="utf-8"))
     of_log_px = {"importance": "importance sampling", "annealed": "annealed"}[larger["contexts"]["estimator"]]
     assert status == 0 and f"log p(x), {of_log_px}" in out
     assert larger["annealed"]["num_temperatures"] == 60
     assert larger["contexts"]["log_px"]["mean"] >= found["log_px"]["mean"]
     assert call(evaluate.command, "flow", *arguments[1:], "--gap-copies", "2")[0] == 0
-    parts = json.loads(Path("flow/gaps.json").read_text())
+    parts = json.loads(Path("flow/gaps.json").read_text(encoding="utf-8"))
     assert parts["copies"]["num_images"] == parts["contexts_of_these"]["num_images"] == 2
     assert parts["contexts_of_these"]["per_image"]["elbo"] == parts["contexts"]["per_image"]["elbo"][:2]
 
@@ -390,7 +390,7 @@ def test_auto_falls_back_and_says_so(elsewhere: Path, call: Call, monkeypatch: p
     status, out, err = call(fit.command, "vae", "--data", "auto", *QUICK[2:], "--out", "run")
     assert status == 0
     assert "using scikit-learn's 8x8 digits instead" in out
-    config = json.loads(Path("run/config.json").read_text())
+    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
     assert config["data"]["data"] == "digits" and "MNIST is not on disk" in config["data_notice"]
     # Standard error is no terminal here: plain lines with the time left.
     assert "epoch 1/2  train ELBO" in err and "s left" in err and "\r" not in err
@@ -415,14 +415,14 @@ def test_auto_falls_back_and_says_so(elsewhere: Path, call: Call, monkeypatch: p
 def test_options(elsewhere: Path, call: Call, arguments: tuple[str, ...]) -> None:
     status, out, err = call(fit.command, "vae", *QUICK, *arguments, "--out", "run")
     assert status == 0, err
-    summary = json.loads(Path("run/evaluation.json").read_text())
+    summary = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
     assert math.isfinite(summary["log_px"]["mean"])
     grey = "none" in arguments
     kind = "density" if "--likelihood" in arguments else "cross-entropy" if grey else "probability"
     assert summary["observation"] == kind
     assert ("no bound on a log-probability" in out) == (kind == "cross-entropy")
     assert ("not comparable with probabilities" in out) == (kind == "density")
-    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(("validation" in line) == ("1497" not in arguments) for line in lines)
 
 
@@ -440,9 +440,9 @@ def test_a_guide_in_a_file(elsewhere: Path, call: Call) -> None:
     reference = "my_guide.py:MyGuide"
     options = ("--guide", reference, "--guide.scale", "0.25", "--guide.wide")
     assert call(fit.command, "vae", *options, *QUICK, "--out", "run")[0] == 0
-    config = json.loads(Path("run/config.json").read_text())
+    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
     assert config["guide"] == reference and config["guide_options"] == {"scale": 0.25, "wide": True}
-    first = json.loads(Path("run/evaluation.json").read_text())
+    first = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
 
     for command, arguments in ((evaluate.command, ["run"]), (fit.command, ["--resume", "run"])):
         status, _, err = call(command, *arguments)
@@ -452,7 +452,7 @@ def test_a_guide_in_a_file(elsewhere: Path, call: Call) -> None:
         assert status == 2 and "was fitted with my_guide.py:MyGuide" in err
         status, _, err = call(command, *arguments, "--guide", reference)
         assert status == 0 and "has changed" not in err
-    again = json.loads(Path("run/evaluation.json").read_text())
+    again = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
     assert again["elbo"] == first["elbo"]
     assert type(ppl_gen.load("run", guide=reference).guide).__name__ == "MyGuide"
     with pytest.raises(ppl_gen.BadInput, match="name it again"):
@@ -555,7 +555,7 @@ def test_what_was_found_before_more_training_is_found_again(
     assert status == 0 and "warning: training stopped after 2 of 4 epochs" in err and "in the place of" not in out
     status, out, _ = call(compare.command, "run")
     assert status == 0 and "run stopped after 2 of 4 epochs" in out
-    report = Path("run/report.html").read_text()
+    report = Path("run/report.html").read_text(encoding="utf-8")
     assert "20 test images" in report and "not evaluated yet" not in report
 
     def stop_again(*arguments: Any) -> None:
@@ -567,25 +567,25 @@ def test_what_was_found_before_more_training_is_found_again(
     status, _, err = call(compare.command, "run")
     assert status == 2 and "run: was trained on since its evaluation; evaluate it" in err
     write_report(Run.open(Path("run")))
-    report = Path("run/report.html").read_text()
+    report = Path("run/report.html").read_text(encoding="utf-8")
     assert "20 test images" not in report and "not evaluated yet, as it is now" in report
 
     assert call(fit.command, "--resume", "run")[0] == 0
-    whole, again = (json.loads(Path(name, "evaluation.json").read_text()) for name in ("whole", "run"))
+    whole, again = (json.loads(Path(name, "evaluation.json").read_text(encoding="utf-8")) for name in ("whole", "run"))
     assert whole | {"seconds": 0} == again | {"seconds": 0} and again["training_step"] == 8
     status, out, err = call(evaluate.command, "run", *few)
     assert status == 0 and err.count("warning") == 0 and "in the place of one of 300 test images" in out
     Path("run/evaluation.json").write_text("{")
     assert call(evaluate.command, "run", *few)[0] == 0
     assert call(fit.command, "--resume", "run")[0] == 0
-    assert json.loads(Path("run/evaluation.json").read_text())["num_images"] == 20
+    assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["num_images"] == 20
 
 
 def test_no_stopwatch_keeps_a_run_from_going_on(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes too long is refused before it starts, not on the way; what does not fit into memory, always."""
     options = ("belief-net", "--data", "digits", "--train-size", "60", "--epochs", "1", "--latent-dim", "2")
     assert call(fit.command, *options, "--out", "run")[0] == 0
-    config = json.loads(Path("run/config.json").read_text())
+    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
     config["training"]["max_hours"] = 1e-12
     Path("run/config.json").write_text(json.dumps(config))
     assert call(fit.command, "--resume", "run")[0] == 0
@@ -615,7 +615,7 @@ def test_a_run_directory_cannot_name_code(elsewhere: Path, finished: Path, call:
 
     shutil.copytree(finished, "run")
     Path("evil.py").write_text("open('ran', 'w')")
-    original = Path("run/config.json").read_text()
+    original = Path("run/config.json").read_text(encoding="utf-8")
     for kind in ("model", "guide"):
         Path("run/config.json").write_text(json.dumps(json.loads(original) | {kind: "evil.py:Code"}))
         status, _, err = call(evaluate.command, "run")
@@ -675,7 +675,7 @@ def test_importing_the_package_is_light_and_changes_nothing() -> None:
 
 
 def _seconds_left_out(path: Path) -> list[Any]:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     entries = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
 

@@ -83,7 +83,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _metrics(run: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _same_curves(one: str, other: str) -> None:
@@ -116,7 +116,7 @@ def test_noise_of_its_own_makes_one_curve_of_two(elsewhere: Path, monkeypatch: p
     error = np.sqrt(one["elbo_mc_se"].values ** 2 + two["elbo_mc_se"].values ** 2)
     difference = np.abs(one["elbo"].values - two["elbo"].values)
     assert (difference < 5 * error).all() and (difference > 0).mean() > 0.4  # the second's images have other noise
-    summary = json.loads(Path("two/evaluation.json").read_text())
+    summary = json.loads(Path("two/evaluation.json").read_text(encoding="utf-8"))
     assert summary["elbo"]["mean"] == pytest.approx(float(two["elbo"].mean()))
     assert Path("two/report.html").exists() and Path("two/figures/samples.png").exists()
     monkeypatch.setattr(parallel, "size", lambda: 400)
@@ -185,7 +185,7 @@ def test_all_hold_the_same_weights(elsewhere: Path) -> None:
     options = ("anyhow.py:Anyhow", "--data", "digits", "--train-size", "300", "--epochs", "2", "--num-samples", "30")
     done = _run("ppl_gen.fit", *options, "--out", "two")
     assert done.returncode == 0, done.stderr
-    held = [Path(f"weights-{rank}").read_text().splitlines()[-6:] for rank in (0, 1)]
+    held = [Path(f"weights-{rank}").read_text(encoding="utf-8").splitlines()[-6:] for rank in (0, 1)]
     assert held[0] == held[1]
     assert len(set(held[0])) == 6  # that move
 
@@ -197,10 +197,10 @@ def test_annealing_is_shared(elsewhere: Path) -> None:
     annealing = ("--estimator", "annealed", "--num-images", "7", "--sandwich", "3", "--annealed.num-temperatures", "20")
     done = _run("ppl_gen.evaluate", "run", *annealing)
     assert done.returncode == 0, done.stderr
-    summary = json.loads(Path("run/evaluation.json").read_text())
+    summary = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
     assert summary["num_images"] == 7 and summary["sandwich"]["num_images"] == 3
     evaluate.command(["run", *annealing])
-    alone, shared = json.loads(Path("run/evaluation.json").read_text())["log_px"], summary["log_px"]
+    alone, shared = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["log_px"], summary["log_px"]
     allowed = 4 * (alone["mc_se"] ** 2 + shared["mc_se"] ** 2) ** 0.5 - alone["bias"] - shared["bias"]
     assert abs(alone["mean"] - shared["mean"]) < allowed
     assert done.stdout.count("annealed, 16 chains x 20 temperatures") == 1

@@ -39,7 +39,7 @@ def mixture(elsewhere: Path, fitted: Path) -> Path:
 def test_a_run(mixture: Path, call: Call) -> None:
     status, out, err = call(quality.command, "mixture", *FEW)
     assert status == 0, err
-    found = json.loads((mixture / "quality.json").read_text())
+    found = json.loads((mixture / "quality.json").read_text(encoding="utf-8"))
     assert found["images"] == "draws" and found["num_images"] == 300
     assert found["classifier"]["accuracy"] > 0.7
     for part in (found, found["real_images"]):
@@ -47,13 +47,13 @@ def test_a_run(mixture: Path, call: Call) -> None:
         assert all(part[key]["se"] > 0 for key in ("frechet", "kernel", "precision", "recall"))
     assert found["frechet"]["mean"] > found["real_images"]["frechet"]["mean"] > 0
     assert "Fréchet distance" in out and f"{found['frechet']['mean']:.2f} ± {found['frechet']['se']:.2f}" in out
-    page = (mixture / "report.html").read_text()
+    page = (mixture / "report.html").read_text(encoding="utf-8")
     assert "Samples, to a classifier" in page and f"{found['recall']['mean']:.3f}" in page
     assert "ppl_gen.quality" in page
     for name in ("sample_classes", "neighbours"):
         assert (mixture / "figures" / f"{name}.png").stat().st_size > 5000
     assert call(quality.command, "mixture", *FEW)[0] == 0
-    again = json.loads((mixture / "quality.json").read_text())
+    again = json.loads((mixture / "quality.json").read_text(encoding="utf-8"))
     assert again | {"seconds": 0} == found | {"seconds": 0}
 
 
@@ -65,7 +65,7 @@ def test_means_against_grey_values_and_several_runs(mixture: Path, elsewhere: Pa
     assert out.count("300 means E[x | z] against as many test images of digits, grey values") == 2
     status, out, err = call(quality.command, "gan", *FEW)
     assert status == 0, err
-    assert json.loads((elsewhere / "gan" / "quality.json").read_text())["images"] == "means"
+    assert json.loads((elsewhere / "gan" / "quality.json").read_text(encoding="utf-8"))["images"] == "means"
 
 
 def test_scores_know_a_collapse_and_copies() -> None:
@@ -118,7 +118,7 @@ def test_labels_of_any_kind(elsewhere: Path, call: Call) -> None:
     assert call(quality.command, "two", "nowhere", *few)[0] == 2 and not Path("two/quality.json").exists()
     status, _, err = call(quality.command, "two", *few)
     assert status == 0, err
-    found = json.loads(Path("two/quality.json").read_text())
+    found = json.loads(Path("two/quality.json").read_text(encoding="utf-8"))
     assert found["classes"]["labels"] == [-1, 7]
     assert found["classifier"]["accuracy"] > 0.9
     status, _, err = call(quality.command, "two", "--num-images", "60", "--classifier-steps", "5")

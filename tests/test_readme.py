@@ -41,7 +41,7 @@ REDUCED = {"--data": "digits", "--train-size": "150", "--epochs": "1", "--num-sa
 
 def _blocks(page: str) -> list[tuple[str, str]]:
     """Fenced blocks of a page, as (language, text)."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def _commands(text: str) -> list[list[str]]:
@@ -209,7 +209,7 @@ def test_the_two_commands_install_and_run() -> None:
 
 def _anchors(page: Path) -> set[str]:
     """Of the headings of a page, as GitHub and the site have them."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = [re.sub(r"[`*]|\]\(.*?\)|\[", "", title) for title in re.findall(r"^#+ (.*)", text, re.MULTILINE)]
     return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in headings}
 
@@ -219,7 +219,7 @@ def test_links_lead_somewhere() -> None:
     pages = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
     anchored = 0
     for page in (*pages, ROOT / "runs" / "README.md"):
-        for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)\s]*))?\)", page.read_text()):
+        for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 file = page.parent / target if target else page
                 assert file.exists(), f"{page}: {target}"

@@ -129,7 +129,7 @@ def leaves(content: Any) -> Iterator[Any]:
 def test_the_page_of_a_run(run: Path) -> None:
     page = page_of(run)
     check(page)
-    summary = json.loads((run / "evaluation.json").read_text())
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     for word in ("vae", "guide normal", "digits"):
         assert word in page.texts["h1"]
     assert "300 test images of digits, binarization dynamic" in page.texts["p"]
@@ -143,9 +143,9 @@ def test_the_page_of_a_run(run: Path) -> None:
 
 def test_the_explorer_is_in_it(run: Path) -> None:
     """Its data and its one script, which no text of the data can end; without the data, no script at all."""
-    page, content = page_of(run), json.loads((run / "explorer.json").read_text())
+    page, content = page_of(run), json.loads((run / "explorer.json").read_text(encoding="utf-8"))
     assert page.of("script") == [{"type": "application/json", "id": "explorer-data"}, {}]
-    script = Path(evaluate.__file__).with_name("explorer.js").read_text()
+    script = Path(evaluate.__file__).with_name("explorer.js").read_text(encoding="utf-8")
     assert json.loads(page.texts["script"].removesuffix(script)) == content
     rounding = content["rounding"]
     assert f"over {rounding['images']} images, that moves a pixel by at most {rounding['largest']:.2g}/255" in " ".join(
@@ -161,7 +161,7 @@ def test_the_explorer_is_in_it(run: Path) -> None:
 
 
 def test_its_numbers_are_those_of_the_evaluation(run: Path) -> None:
-    summary = json.loads((run / "evaluation.json").read_text())
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     (rows,) = (rows for caption, rows in page_of(run).tables.items() if caption.startswith("nats per image"))
     cells = {row[0]: row[1:] for row in rows}
     at_least = {True: "at least ", False: ""}[summary["gap"]["at_least"]]
@@ -188,7 +188,7 @@ FORMS = ("{:.0f}", "{:.1f}", "{:.2f}", "{:.4f}", "{:.1%}", "{:,}")
 
 
 def test_its_options_are_those_of_the_configuration(run: Path) -> None:
-    page, config = page_of(run), json.loads((run / "config.json").read_text())
+    page, config = page_of(run), json.loads((run / "config.json").read_text(encoding="utf-8"))
     assert dict(page.tables["versions"]) == config["versions"]
     assert dict(page.tables["training"]).keys() == config["training"].keys()
     assert dict(page.tables["model options"])["hidden_dims"] == "16"
@@ -227,7 +227,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     assert "dashed, if there, the validation split" in page_of(run).texts["figcaption"]
     assert "the same z, if p(z) is not learned" in page_of(run).texts["figcaption"]
     assert "the others have sliders" in page_of(run).texts["p"]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def with_terms(terms: dict[str, float]) -> Page:
         kept = [{**line, "train": terms, "validation": terms} for line in lines]
@@ -239,9 +239,9 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     assert "the two losses, the means of D(x) and D(G(z))" in page.texts["figcaption"]
     alts = " ".join(str(picture["alt"]) for picture in with_terms({"elbo": -8.5}).of("img"))
     assert "validation log p(x) -8.50 before training" in alts and "ELBO -8.50" not in alts
-    explored = json.loads((run / "explorer.json").read_text())
+    explored = json.loads((run / "explorer.json").read_text(encoding="utf-8"))
     (run / "explorer.json").write_text(json.dumps(explored | {"order": [0, 1]}))
-    summary = json.loads((run / "evaluation.json").read_text()) | {"active_units": 0}
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8")) | {"active_units": 0}
     for guide, words in (
         ("normal", "z is not used, its mean is the same for every image"),
         ("prior", "the guide is the prior"),
@@ -256,7 +256,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     ("observation", "words"), [("cross-entropy", "no bound on a log-probability"), ("density", "not comparable")]
 )
 def test_warnings_are_prominent(run: Path, observation: str, words: str) -> None:
-    summary = json.loads((run / "evaluation.json").read_text())
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     (run / "evaluation.json").write_text(json.dumps(summary | {"observation": observation}))
     page = Page(report(Run.open(run)))
     assert page.warnings() == ["warning"] and words in page.texts["p"] and "Warning:" in page.texts["strong"]
@@ -264,7 +264,7 @@ def test_warnings_are_prominent(run: Path, observation: str, words: str) -> None
 
 def test_whatever_the_directory_holds(run: Path) -> None:
     """Numbers that are not finite; pictures of other commands; no evaluation, or one without samples."""
-    summary = json.loads((run / "evaluation.json").read_text())
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     summary["elbo"] = {"mean": None, "se": None, "mc_se": None}
     (run / "evaluation.json").write_text(json.dumps(summary))
     shutil.copy(run / "figures/samples.png", run / "figures/my_<own>.png")
@@ -319,7 +319,7 @@ def test_evaluating_writes_it_again(run: Path, call: Call, monkeypatch: pytest.M
     assert call(evaluate.command, *gaps)[0] == 0
     page = page_of(run)
     check(page)
-    contexts = json.loads((run / "gaps.json").read_text())["contexts"]
+    contexts = json.loads((run / "gaps.json").read_text(encoding="utf-8"))["contexts"]
     (rows,) = (rows for caption, rows in page.tables.items() if "from 30 samples" in caption)
     cells = {row[0]: row[1:] for row in rows}
     assert cells["amortization gap"][0] == f"{contexts['amortization']['mean']:.2f}"

@@ -126,10 +126,10 @@ def test_no_tensor_file_can_run_code() -> None:
     """Nothing in the package unpickles."""
     folder = Path(runs.__file__).parent
     for path in folder.rglob("*.py"):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         assert "torch.load(" not in text and "pickle.load" not in text and "allow_pickle=True" not in text, path
 
 
 def test_config_is_readable_json(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", "x", {"a": (1, 2)})
-    assert json.loads((run.path / "config.json").read_text())["a"] == [1, 2]
+    assert json.loads((run.path / "config.json").read_text(encoding="utf-8"))["a"] == [1, 2]

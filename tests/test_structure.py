@@ -64,7 +64,7 @@ COMMANDS = {
 def _imports(path: Path) -> set[str]:
     """The package's modules that a file imports, by the first name below the package."""
     names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ppl_gen"):
             names += [
                 f"{node.module}.{alias.name}" if node.module == "ppl_gen" else node.module for alias in node.names
@@ -87,6 +87,6 @@ def test_imports(path: str) -> None:
 )
 def test_no_legend_depends_on_speed(path: Path) -> None:
     """A legend without a place warns where finding one takes a second, as it may on a busy machine."""
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     legends = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "legend"]
     assert all("loc" in {keyword.arg for keyword in node.keywords} for node in legends)

@@ -82,13 +82,13 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     assert sorted(line.split()[1] for line in lines if line.startswith("start ")) == names
     assert sorted(line.split()[1] for line in lines if line.startswith("done ")) == names
     assert "; 1 left, about " in err and lines[-1].endswith("; 0 left")
-    assert all("log p(x)" in Path(f"out/{name}.log").read_text() for name in names)
+    assert all("log p(x)" in Path(f"out/{name}.log").read_text(encoding="utf-8") for name in names)
 
     status, out, err = call(sweep.command, *arguments, *rest)
     assert status == 0 and err.startswith("2 runs: 2 finished before") and err.count("\n") == 1
 
     lost = Path("out/vae-mine-elbo-0/evaluation.json")
-    before = json.loads(lost.read_text())
+    before = json.loads(lost.read_text(encoding="utf-8"))
     lost.unlink()
     status, out, err = call(sweep.command, "vae", "--guides", "mine.py:Mine", *arguments[4:], "1", *rest)
     assert status == 0 and "2 runs: 0 finished before, 1 to continue, 1 to start" in err
@@ -96,7 +96,7 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
         "continue  vae-mine-elbo-0",
         "start     vae-mine-elbo-1",
     ]
-    assert {**json.loads(lost.read_text()), "seconds": 0} == {**before, "seconds": 0}
+    assert {**json.loads(lost.read_text(encoding="utf-8")), "seconds": 0} == {**before, "seconds": 0}
     rows = compare.compare(sorted(path for path in Path("out").iterdir() if path.is_dir()))["rows"]
     assert sorted((row["guide"], *row["seeds"]) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
 
@@ -123,7 +123,7 @@ def test_failures_are_listed_and_the_others_go_on(fake: Any, call: Call, monkeyp
         "error: 2 of 3 runs failed; their logs are out/<name>.log; the same command tries them again"
     )
     assert "done      vae-normal-elbo-0 in 0 s" in err and "failed    vae-normal-elbo-1 after" in err
-    said = Path("out/vae-normal-elbo-0.log").read_text()
+    said = Path("out/vae-normal-elbo-0.log").read_text(encoding="utf-8")
     expected = "fit vae --guide normal --objective elbo --seed 0 --out out/vae-normal-elbo-0 " + " ".join(REST[1:])
     assert said == f"{expected} threads 3 3\n"
 
@@ -148,7 +148,7 @@ def test_ctrl_c(fake: Any, call: Call, elsewhere: Path) -> None:
         "interrupted: waiting for 2 runs to write their checkpoints",
         "interrupted: the same command continues",
     ]
-    stopped = {path.name: path.read_text() for path in Path("out").glob("*.interrupted")}
+    stopped = {path.name: path.read_text(encoding="utf-8") for path in Path("out").glob("*.interrupted")}
     assert stopped == {f"vae-normal-elbo-{seed}.interrupted": "once " for seed in (0, 1)}
 
 

@@ -392,4 +392,4 @@ def test_metrics_hold_no_nan(tmp_path: Path, call: Callable[..., Any]) -> None:
     run = Run.create(tmp_path / "run", "run", {"x": float("nan")})
     run.append_metrics({"step": 0, "elbo": float("inf")})
     for name in ("config.json", "metrics.jsonl"):
-        json.loads((run.path / name).read_text(), parse_constant=lambda text: pytest.fail(text))
+        json.loads((run.path / name).read_text(encoding="utf-8"), parse_constant=lambda text: pytest.fail(text))

@@ -287,7 +287,7 @@ def here(elsewhere: Path, fitted: Path) -> Path:
 
 
 def _read(path: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(Path(path).read_text())
+    content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     return content
 
 
@@ -339,7 +339,7 @@ def test_fill(here: Path, call: Call, name: str, hide: str) -> None:
     assert found["log_p_hidden"]["bits_per_hidden_pixel"] == pytest.approx(bits)
     assert found["independent_pixels"]["mean"] < 0
     assert Path(f"{name}/figures/fill.png").is_file()
-    assert "Hidden pixels" in Path(f"{name}/report.html").read_text()
+    assert "Hidden pixels" in Path(f"{name}/report.html").read_text(encoding="utf-8")
 
 
 def test_responsibilities(here: Path, call: Call) -> None:

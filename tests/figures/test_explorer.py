@@ -210,7 +210,7 @@ def in_node(script: str, folder: Path) -> Any:
     """The JSON that a script, after the explorer's own, has put into `result`."""
     assert NODE is not None
     file = folder / "script.js"
-    file.write_text(f"{SCRIPT.read_text()}\n{script}\nconsole.log(JSON.stringify(result));")
+    file.write_text(f"{SCRIPT.read_text(encoding='utf-8')}\n{script}\nconsole.log(JSON.stringify(result));")
     done = subprocess.run([NODE, str(file)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -251,7 +251,7 @@ def test_the_script_decodes_as_python_does(
         result = in_node(script, tmp_path)
     else:
         show = 'document.getElementById("result").textContent = JSON.stringify(result);'
-        scripts = f"<script>{SCRIPT.read_text()}</script><script>{script}{show}</script>"
+        scripts = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script><script>{script}{show}</script>"
         result = json.loads(in_browser(f'<!DOCTYPE html><pre id="result"></pre>{scripts}', tmp_path))
     for (name, (_, content)), images in zip(described.items(), result, strict=True):
         ours = mean_image(read_layers(content["layers"]), z)
@@ -362,7 +362,7 @@ def test_a_page_by_hand(elsewhere: Path, all_pictures: None, call: Call, tmp_pat
 
 
 def test_the_script_asks_nobody() -> None:
-    script = SCRIPT.read_text()
+    script = SCRIPT.read_text(encoding="utf-8")
     for word in (
         "fetch",
         "XMLHttpRequest",

@@ -200,7 +200,7 @@ def _fit(call: Call, model: str, out: str, *more: str) -> None:
 
 
 def _summary(run: str) -> dict[str, float]:
-    found = json.loads(Path(run, "evaluation.json").read_text())
+    found = json.loads(Path(run, "evaluation.json").read_text(encoding="utf-8"))
     return {key: found[key]["mean"] for key in ("elbo", "log_px", "kl")} | {"parameters": found["num_parameters"]}
 
 

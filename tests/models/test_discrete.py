@@ -100,21 +100,21 @@ def test_commands(elsewhere: Path, call: Call) -> None:
     status, out, err = call(fit.command, "mixture", "--num-components", "5", *SMALL, "--out", "m")
     assert status == 0, err
     assert "   exact\n" in out and "components in use" in out and "a step sums 5 latent states" in out
-    summary = json.loads(Path("m/evaluation.json").read_text())
+    summary = json.loads(Path("m/evaluation.json").read_text(encoding="utf-8"))
     assert summary["log_px"]["estimator"] == "exact" and summary["elbo"]["mean"] == summary["log_px"]["mean"]
     assert not {"kl", "gap", "iwae", "khat"} & summary.keys()
     assert summary["components"]["of"] == 5
     names = {path.name for path in Path("m/figures").iterdir()}
     assert names == {"learning_curves.png", "samples.png", "through_training.png", "components.png"}
-    config = json.loads(Path("m/config.json").read_text())
+    config = json.loads(Path("m/config.json").read_text(encoding="utf-8"))
     assert config["guide"] == "enumerated" and config["training"]["learning_rate"] == 0.2
-    first = json.loads(Path("m/metrics.jsonl").read_text().splitlines()[0])
+    first = json.loads(Path("m/metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["train"].keys() == {"elbo"} and first["train"]["elbo"] == pytest.approx(-64 * math.log(2), abs=3)
 
     status, out, err = call(evaluate.command, "m", "--estimator", "importance", "--num-samples", "40")
     assert status == 0, err
     assert "40 importance samples from the prior" in out and "   exact\n" in out
-    both = json.loads(Path("m/evaluation.json").read_text())
+    both = json.loads(Path("m/evaluation.json").read_text(encoding="utf-8"))
     assert both["log_px"]["estimator"] == "importance" and both["proposal"] == "prior"
     assert both["log_px_exact"]["mean"] == summary["log_px"]["mean"]
     assert both["log_px"]["mean"] < both["log_px_exact"]["mean"]
@@ -135,7 +135,7 @@ def test_guide_beside_the_exact_value(elsewhere: Path, call: Call) -> None:
     status, out, err = call(fit.command, *arguments, *SMALL, "--out", "b")
     assert status == 0, err
     assert "30 importance samples" in out and "   exact\n" in out
-    summary = json.loads(Path("b/evaluation.json").read_text())
+    summary = json.loads(Path("b/evaluation.json").read_text(encoding="utf-8"))
     assert summary["log_px"]["estimator"] == "exact" and summary["log_px_importance"]["num_samples"] == 30
     assert summary["gap"]["mean"] == pytest.approx(summary["log_px"]["mean"] - summary["elbo"]["mean"])
     assert summary["gap"]["at_least"] is False and summary["gap"]["mean"] > 0

@@ -115,15 +115,15 @@ def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
     status, out, err = call(fit.command, "factor-analysis", *arguments, "--out", "run")
     assert status == 0, err
     assert "densities of grey pixels" in out and "exact" in out
-    summary = json.loads(Path("run/evaluation.json").read_text())
+    summary = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
     assert summary["log_px"]["estimator"] == "exact" and summary["binarization"] == "dequantized"
     assert abs(summary["gap"]["mean"]) < 1e-3
-    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads(Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     x = load_data(DataOptions("digits", "dequantized")).targets("train").double().numpy()
     best = decomposition.FactorAnalysis(5, svd_method="lapack", tol=1e-6, max_iter=3000).fit(x).score(x)
     assert last["train"]["elbo"] == pytest.approx(best, abs=0.1)
     assert call(evaluate.command, "run", "--estimator", "importance", "--num-images", "20")[0] == 0
-    assert json.loads(Path("run/evaluation.json").read_text())["log_px"]["estimator"] == "importance"
+    assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["log_px"]["estimator"] == "importance"
 
     for wrong, words in (
         (("factor-analysis", "--binarization", "static"), "use dequantized, or none"),

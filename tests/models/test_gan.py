@@ -156,11 +156,11 @@ def test_a_fit(elsewhere: Path, all_pictures: None, call: Call) -> None:
     run = elsewhere / "gan"
     for name in ("learning_curves", "samples", "interpolation", "manifold"):
         assert (run / "figures" / f"{name}.png").exists()
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
     assert set(lines[-1]["train"]) == {"loss_generator", "loss_discriminator", "d_real", "d_fake", "value"}
     assert lines[-1]["train"]["value"] == pytest.approx(-lines[-1]["train"]["loss_discriminator"])
-    summary = json.loads((run / "evaluation.json").read_text())
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["log_px"]["estimator"] == "annealed"
     assert summary["observation"] == "density"
     assert summary["log_px"]["mean"] == pytest.approx(summary["log_px_importance"]["mean"], abs=1)  # 3 latent units
@@ -168,7 +168,10 @@ def test_a_fit(elsewhere: Path, all_pictures: None, call: Call) -> None:
     assert "at least" in out
     refit = ("--init-from", "gan", "--refit-guide", "normal", "--epochs", "1", "--num-samples", "20", "--out", "refit")
     assert call(fit.command, *refit)[0] == 0
-    assert json.loads((elsewhere / "refit" / "evaluation.json").read_text())["log_px"]["estimator"] == "importance"
+    assert (
+        json.loads((elsewhere / "refit" / "evaluation.json").read_text(encoding="utf-8"))["log_px"]["estimator"]
+        == "importance"
+    )
 
 
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,5 +194,7 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch:
     assert ours is not None and theirs is not None
     assert ours[0].keys() == theirs[0].keys() and all(torch.equal(ours[0][k], theirs[0][k]) for k in ours[0])
     assert any("running_mean" in name for name in ours[0])
-    summaries = [json.loads((run.path / "evaluation.json").read_text()) | {"seconds": 0} for run in (whole, cut)]
+    summaries = [
+        json.loads((run.path / "evaluation.json").read_text(encoding="utf-8")) | {"seconds": 0} for run in (whole, cut)
+    ]
     assert summaries[0] == summaries[1]
