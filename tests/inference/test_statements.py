@@ -207,7 +207,7 @@ def _summary(run: str) -> dict[str, float]:
 @pytest.mark.parametrize("objective", [(), ("--objective", "dreg", "--num-particles", "3"), ("--objective", "stl")])
 def test_the_same_numbers_as_of_parameters(elsewhere: Path, call: Call, objective: tuple[str, ...]) -> None:
     """Training, evaluation, and what is loaded, of one process in which Pyro's store has the same names."""
-    Path("pairs.py").write_text(PAIRS)
+    Path("pairs.py").write_text(PAIRS, encoding="utf-8")
     with pyro.get_param_store().scope():
         pyro.param("noise", torch.tensor(7.0))
         for model, out in (("Stated", "stated"), ("Owned", "owned")):
@@ -233,7 +233,7 @@ def test_the_same_numbers_as_of_parameters(elsewhere: Path, call: Call, objectiv
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("pairs.py").write_text(PAIRS)
+    Path("pairs.py").write_text(PAIRS, encoding="utf-8")
     _fit(call, "Stated", "whole", "--epochs", "3")
     _fit(call, "Stated", "cut", "--epochs", "3")
     # Back to the checkpoint after the second epoch, as a kill would leave it.
@@ -250,7 +250,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 def test_other_commands(elsewhere: Path, call: Call) -> None:
     """The gaps optimize contexts, annealing takes prior() and likelihood(z), samples come from the trained prior; and
     another guide is fitted to the model, which stays as it is."""
-    Path("pairs.py").write_text(PAIRS)
+    Path("pairs.py").write_text(PAIRS, encoding="utf-8")
     _fit(call, "Stated", "run", "--epochs", "1")
     for command, more in (
         (evaluate.command, ("--estimator", "annealed", "--annealed.num-temperatures", "20", "--num-images", "5")),
@@ -272,7 +272,7 @@ def test_other_commands(elsewhere: Path, call: Call) -> None:
 
 def test_a_statement_that_comes_late(elsewhere: Path, call: Call) -> None:
     """Would be trained by nothing and saved nowhere."""
-    Path("pairs.py").write_text(PAIRS)
+    Path("pairs.py").write_text(PAIRS, encoding="utf-8")
     status, _, err = call(
         fit.command, "pairs.py:Stated", "--guide", "pairs.py:Sometimes", *OPTIONS, "--epochs", "1", "--out", "run"
     )
@@ -280,7 +280,7 @@ def test_a_statement_that_comes_late(elsewhere: Path, call: Call) -> None:
 
 
 def _fit_guide(call: Call, guide: str, *more: str) -> tuple[int, str]:
-    Path("nets.py").write_text(NETS)
+    Path("nets.py").write_text(NETS, encoding="utf-8")
     pair = "nets.py:Model", "--guide", f"nets.py:{guide}"
     status, _, err = call(fit.command, *pair, *OPTIONS, "--epochs", "2", *more, "--out", guide)
     return status, err
