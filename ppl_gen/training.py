@@ -39,6 +39,7 @@ from ppl_gen.capture import Captured
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require, require_choices
 from ppl_gen.inference.annealed import fit_scale
+from ppl_gen.inference.callables import function_of
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
 from ppl_gen.inference.objectives import check as check_objective
@@ -459,7 +460,7 @@ class _Together:
 
 def takes_labels(model: Any, guide: Any) -> bool:
     """Whether the signature of either function has `y`."""
-    functions = (getattr(model, "model", model), getattr(guide, "guide", guide))
+    functions = (function_of(model, "model"), function_of(guide, "guide"))
     return any("y" in inspect.signature(function).parameters for function in functions)
 
 

@@ -28,6 +28,13 @@ _LIBRARIES = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "pandas", "sci
 _LEAD_NOWHERE = (Tensor, np.ndarray, ModuleType)
 
 
+def function_of(owner: Any, kind: str) -> Any:
+    """The Pyro function of a module, or of whatever else has a method `model` or `guide`, as `kind` says; else the
+    thing itself, whose net may have that name."""
+    method = getattr(owner, kind, None)
+    return method if callable(method) and not isinstance(method, nn.Module) else owner
+
+
 def modules_of(*functions: Any) -> list[nn.Module]:
     """Every module that functions lead to, and their submodules."""
     return _modules(_reached(*functions))

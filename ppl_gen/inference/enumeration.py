@@ -25,7 +25,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, describe
-from ppl_gen.inference.callables import as_arguments, as_images
+from ppl_gen.inference.callables import as_arguments, as_images, function_of
 from ppl_gen.inference.supports import bounds, log_prob_within, masks, parts, same, support
 from ppl_gen.inference.traces import (
     Pair,
@@ -369,7 +369,7 @@ def closed_form(model: Any, *args: Any, **kwargs: Any) -> bool:
 
 def _taken(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """As many of the arguments after x as `model(x, ...)` takes."""
-    parameters = inspect.signature(getattr(model, "model", model)).parameters.values()
+    parameters = inspect.signature(function_of(model, "model")).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return args
     return args[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1]
@@ -479,7 +479,7 @@ def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
 
     :raises BadInput: for a model that cannot be read.
     """
-    marked = config_enumerate(getattr(model, "model", model), "parallel")
+    marked = config_enumerate(function_of(model, "model"), "parallel")
     with evaluating(model):
         try:
             pair = Pair(marked, _no_guide, x, *args, **kwargs)
@@ -496,7 +496,7 @@ def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
 
 def _refuse_infinite(model: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Name a latent site without a finite support that all images share, if there is one and the model runs."""
-    name, function = getattr(model, "__name__", type(model).__name__), getattr(model, "model", model)
+    name, function = getattr(model, "__name__", type(model).__name__), function_of(model, "model")
     try:
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
             trace = poutine.trace(function).get_trace(x, *_taken(model, args), **kwargs)

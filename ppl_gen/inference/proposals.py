@@ -27,7 +27,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.callables import as_arguments, as_images, whole_number
+from ppl_gen.inference.callables import as_arguments, as_images, function_of, whole_number
 from ppl_gen.inference.importance import CHUNK_SIZE, Advance, LogPx, gathered, log_mean_exp, reduced
 from ppl_gen.inference.traces import Pair, evaluating, take
 from ppl_gen.memory import keep_freed_memory
@@ -174,7 +174,7 @@ def _scores_others(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[st
 
 def _from_prior(model: Any) -> tuple[Any, Callable[..., Any]]:
     """The model, and as its guide the latent sites of the model itself."""
-    function = getattr(model, "model", model)
+    function = function_of(model, "model")
 
     @functools.wraps(function)
     def prior(*args: Any, **kwargs: Any) -> None:

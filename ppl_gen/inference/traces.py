@@ -27,7 +27,7 @@ from ppl_gen.distributions import log_density
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import evaluating as evaluating  # for all who read a pair
-from ppl_gen.inference.callables import reading
+from ppl_gen.inference.callables import function_of, reading
 from ppl_gen.inference.supports import inside, is_discrete, log_prob_within, support
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -92,7 +92,7 @@ class Pair:
     """
 
     def __init__(self, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any):
-        self.model, self.guide = _function(model, "model"), _function(guide, "guide")
+        self.model, self.guide = function_of(model, "model"), function_of(guide, "guide")
         if args:
             _check_positional(self.model, self.guide, 1 + len(args))
             self.model, self.guide = accepting(self.model), accepting(self.guide)
@@ -802,12 +802,6 @@ def _highest_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-def _function(owner: Any, kind: str) -> Any:
-    """The Pyro function of a module, or of whatever else has it as a method; else the thing itself."""
-    method = getattr(owner, kind, None)
-    return method if callable(method) and not isinstance(method, nn.Module) else owner
 
 
 def _check_density(site: Site, who: str) -> None:

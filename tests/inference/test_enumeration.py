@@ -121,6 +121,29 @@ def test_a_likelihood_against_its_prior() -> None:
     assert stock < expected - 20  # when Pyro gets this right, `TraceEnum` is no longer needed
 
 
+class _NetNamedModel(nn.Module):
+    """A Pyro model in `forward`, whose net is called `model`."""
+
+    def __init__(self, probs: Tensor):
+        super().__init__()
+        self.model = nn.Linear(2, 4, bias=False, dtype=F64)
+        with torch.no_grad():
+            self.model.weight.copy_(probs.logit().T)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7], dtype=F64)))
+            pyro.sample("x", BernoulliVector(self.model(torch.eye(2, dtype=F64)[z])), obs=x)
+
+
+def test_a_net_that_is_called_model() -> None:
+    probs = torch.tensor([[0.2, 0.6, 0.9, 0.5], [0.7, 0.1, 0.4, 0.8]], dtype=F64)
+    x = binary_states(4, F64)
+    likelihood = torch.where(x[:, None] == 1, probs, 1 - probs).prod(-1)
+    expected = (likelihood @ torch.tensor([0.3, 0.7], dtype=F64)).log()
+    torch.testing.assert_close(exact_log_px(_NetNamedModel(probs), x), expected, rtol=1e-12, atol=1e-12)
+
+
 class _Several(nn.Module):
     """y -> z -> x, with a w for each half of the image in a plate of its own."""
 
