@@ -19,6 +19,7 @@ from ppl_gen import components
 from ppl_gen.components import class_name, construct, find, is_external
 from ppl_gen.data import Data, DataOptions, fingerprint, load_data
 from ppl_gen.errors import BadInput, describe
+from ppl_gen.inference.callables import matmul_precision
 from ppl_gen.inference.statements import adopt
 from ppl_gen.inference.traces import Pair, evaluating, sample_sites
 from ppl_gen.runs import Run
@@ -286,14 +287,9 @@ def restricted(run: Run, named: Named) -> Named:
 def estimating(model: nn.Module, guide: nn.Module, data: Data, seed: int) -> Iterator[None]:
     """`evaluating`, with products in full float32 and noise from `seed`; all restored after."""
     images = data.train.images
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with evaluating(model, guide), torch.random.fork_rng([images.device] if images.is_cuda else []):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    with evaluating(model, guide), matmul_precision(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def load_checkpoint(run: Run, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:

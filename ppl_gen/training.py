@@ -39,7 +39,7 @@ from ppl_gen.capture import Captured
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require, require_choices
 from ppl_gen.inference.annealed import fit_scale
-from ppl_gen.inference.callables import function_of
+from ppl_gen.inference.callables import function_of, matmul_precision
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
 from ppl_gen.inference.objectives import check as check_objective
@@ -218,24 +218,20 @@ def train(
     """
     keep_freed_memory()
     device = data.train.images.device
-    precision = torch.get_float32_matmul_precision()
     devices = [device] if device.type == "cuda" else []
-    try:
-        torch.set_float32_matmul_precision(options.matmul_precision)
-        with (
-            pyro.get_param_store().scope(),
-            torch.random.fork_rng(devices),
-            interrupts() as interrupted,
-            warnings.catch_warnings(),
-        ):
-            # Of a loss that is not finite Pyro warns; here it ends the run with a sentence.
-            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
-            # Of parameters that an objective or --refit-guide keeps as they are, pyro.module warns too.
-            warnings.filterwarnings("ignore", ".* was not registered in the param store")
-            torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
-            _train(model, guide, data, options, run, interrupted, quiet)
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    with (
+        matmul_precision(options.matmul_precision),
+        pyro.get_param_store().scope(),
+        torch.random.fork_rng(devices),
+        interrupts() as interrupted,
+        warnings.catch_warnings(),
+    ):
+        # Of a loss that is not finite Pyro warns; here it ends the run with a sentence.
+        warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
+        # Of parameters that an objective or --refit-guide keeps as they are, pyro.module warns too.
+        warnings.filterwarnings("ignore", ".* was not registered in the param store")
+        torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
+        _train(model, guide, data, options, run, interrupted, quiet)
 
 
 def _train(

@@ -136,6 +136,18 @@ def evaluating(*functions: Any) -> Iterator[None]:
 
 
 @contextmanager
+def matmul_precision(precision: str = "highest") -> Iterator[None]:
+    """Matrix products in this precision of torch's: in full float32, where what is compared must differ by what it is,
+    not by how it was rounded."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def reading(*functions: Any) -> Iterator[None]:
     """What functions lead to, and the parameter store, are what they were after: what sets itself up when it is first
     called is set up by the images that are evaluated, not by the few that a pair is read on.

@@ -25,12 +25,11 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, describe
-from ppl_gen.inference.callables import as_arguments, as_images, function_of
+from ppl_gen.inference.callables import as_arguments, as_images, function_of, matmul_precision
 from ppl_gen.inference.supports import bounds, log_prob_within, masks, parts, same, support
 from ppl_gen.inference.traces import (
     Pair,
     Site,
-    _highest_precision,
     evaluating,
     masked_log_prob,
     sample_sites,
@@ -205,7 +204,7 @@ def sum_over_states(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> Callabl
     rows = torch.arange(min(count, block_size(pair)), device=x.device) % len(x)
     require_memory(pair, len(rows), device=x.device)
     batch, args, kwargs = take(rows, x, args, kwargs)
-    with evaluating(pair.model), _highest_precision():
+    with evaluating(pair.model), matmul_precision():
         reason = _fails_in_parallel(pair, (batch, *args), kwargs)
         if reason is None:
             return log_marginal
@@ -435,7 +434,7 @@ def _check_closed_form(
         return
     few, args, kwargs = take(torch.arange(min(3, len(x)), device=x.device), x, args, kwargs)
     total = sum_over_states(pair, few, *args, **kwargs)
-    with _highest_precision(), evaluating(pair.model):
+    with matmul_precision(), evaluating(pair.model):
         with _told(pair, "log_px(x)"):
             said = log_px(few, *args, **kwargs).double()
         with _told(pair, "enumeration"):
@@ -549,7 +548,7 @@ def require_broadcasting(model: Any, states: Tensor, x: Tensor) -> None:
     few, reason = x[:3], ""
     states = states[[0, -1]]
     try:
-        with torch.no_grad(), _highest_precision():
+        with torch.no_grad(), matmul_precision():
             alone = [model.likelihood(z.expand(len(few), *z.shape)).log_prob(few) for z in states]
             among = model.likelihood(states.unsqueeze(1)).log_prob(few)
         alike = among.shape == (2, len(few)) and torch.allclose(among, torch.stack(alone), rtol=2e-5, atol=5e-4)

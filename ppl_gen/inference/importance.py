@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, describe, require, warnings_of
-from ppl_gen.inference.callables import as_arguments, as_images, whole_number
+from ppl_gen.inference.callables import as_arguments, as_images, matmul_precision, whole_number
 from ppl_gen.inference.enumeration import exact_blocks
 from ppl_gen.inference.traces import Pair, Terms, evaluating, take
 from ppl_gen.memory import keep_freed_memory
@@ -272,20 +272,15 @@ def elbo_terms(
     were.
     """
     totals = {"reconstruction": 0.0, "kl": 0.0}
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
-            if pair.enumerated:
-                return {"elbo": float(torch.cat(list(exact_blocks(model, guide, pair, x, *args))).mean())}
-            torch.manual_seed(seed)
-            for rows in torch.arange(len(x), device=x.device).split(batch_size):
-                batch, batch_args, _ = take(rows, x, args)
-                terms = pair.terms(batch, *batch_args)
-                totals["reconstruction"] += float(terms.log_likelihood.double().sum())
-                totals["kl"] += float((terms.log_guide - terms.log_prior).double().sum())
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    with evaluating(model, guide), matmul_precision(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        if pair.enumerated:
+            return {"elbo": float(torch.cat(list(exact_blocks(model, guide, pair, x, *args))).mean())}
+        torch.manual_seed(seed)
+        for rows in torch.arange(len(x), device=x.device).split(batch_size):
+            batch, batch_args, _ = take(rows, x, args)
+            terms = pair.terms(batch, *batch_args)
+            totals["reconstruction"] += float(terms.log_likelihood.double().sum())
+            totals["kl"] += float((terms.log_guide - terms.log_prior).double().sum())
     means = {name: total / len(x) for name, total in totals.items()}
     return {"elbo": means["reconstruction"] - means["kl"], **means}
 

@@ -27,7 +27,7 @@ from ppl_gen.distributions import log_density
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import evaluating as evaluating  # for all who read a pair
-from ppl_gen.inference.callables import function_of, reading
+from ppl_gen.inference.callables import function_of, matmul_precision, reading
 from ppl_gen.inference.supports import inside, is_discrete, log_prob_within, support
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -105,7 +105,7 @@ class Pair:
         with (
             reading(model, guide),
             torch.random.fork_rng([x.device] if x.is_cuda else []),
-            _highest_precision(),
+            matmul_precision(),
         ):
             self._read(x, args, kwargs)
             self._check_company(x, args, kwargs)
@@ -791,17 +791,6 @@ def frozen(*modules: Any) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _highest_precision() -> Iterator[None]:
-    """Products in full float32: what is compared must differ by what it is, not by how it was rounded."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def _check_density(site: Site, who: str) -> None:
