@@ -341,13 +341,8 @@ def _without_gradient(
                     "model or guide"
                 )
         if not loss.isfinite():
-            terms = pair.terms(*batch)
-            parts = {
-                f"log p(x | z) of {pair.model_name}": terms.log_likelihood,
-                f"log p(z) of {pair.model_name}": terms.log_prior,
-                f"log q(z | x) of {pair.guide_name}": terms.log_guide,
-            }
-            which = [name for name, values in parts.items() if not values.isfinite().all()]
+            densities = pair.log_densities(pair.terms(*batch))
+            which = [name for name, values in densities.items() if not values.isfinite().all()]
             raise BadInput(
                 f"the objective is {float(loss.detach())} on {len(batch[0])} images before training"
                 + (f"; so is, or is infinite, {' and '.join(which)}" if which else "")

@@ -326,12 +326,8 @@ def _tell_nan(pair: Pair, terms: Terms, first: int) -> None:
             f"{pair.guide_name} draws z where it says that q(z | x) = 0, for image {image}: it has no weight"
         )
     image = int(terms.log_weight.isnan().any(0).nonzero()[0])
-    parts = {
-        f"log p(x | z) of {pair.model_name}": terms.log_likelihood,
-        f"log p(z) of {pair.model_name}": terms.log_prior,
-        f"log q(z | x) of {pair.guide_name}": terms.log_guide,
-    }
-    which = [name for name, values in parts.items() if values[:, image].isnan().any()] or ["inf - inf: the log weight"]
+    which = [name for name, values in pair.log_densities(terms).items() if values[:, image].isnan().any()]
+    which = which or ["inf - inf: the log weight"]
     raise BadInput(f"{which[0]} is not a number for image {first + image}; look for a scale of 0 or an overflow there")
 
 

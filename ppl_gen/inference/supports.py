@@ -263,18 +263,14 @@ def _inside_transformed(distribution: Any, value: Tensor) -> Tensor | None:
     return None if base is None else found & _all(base, _events(distribution) - _events(distribution.base_dist))
 
 
-def masks(site: dict[str, Any]) -> list[Tensor]:
-    """The masks on a site, bool [batch], by handlers and by `.mask(…)`."""
-    outer = itertools.takewhile(lambda part: not isinstance(part, Independent), parts(site["fn"]))
-    found = [site["mask"], *(getattr(part, "_mask", None) for part in outer)]
+def masks(site: dict[str, Any], of_events: bool = False) -> list[Tensor]:
+    """The masks on a site, bool [batch], by handlers and by `.mask(…)`.
+
+    :param of_events: with those on parts of an event.
+    """
+    each = itertools.takewhile(lambda part: of_events or not isinstance(part, Independent), parts(site["fn"]))
+    found = [site["mask"], *(getattr(part, "_mask", None) for part in each)]
     return [torch.as_tensor(mask, device=site["value"].device) for mask in found if isinstance(mask, Tensor | bool)]
-
-
-def all_masks(site: dict[str, Any]) -> list[Tensor]:
-    """Those and the masks on parts of an event, but for masks that leave out nothing."""
-    found = [site["mask"], *(getattr(part, "_mask", None) for part in parts(site["fn"]))]
-    tensors = [torch.as_tensor(mask, device=site["value"].device) for mask in found if isinstance(mask, Tensor | bool)]
-    return [mask for mask in tensors if not mask.all()]
 
 
 def log_prob_within(site: dict[str, Any], score: Callable[[dict[str, Any]], Tensor]) -> Tensor:

@@ -110,11 +110,7 @@ class Pair:
             self._read(x, args, kwargs)
             self._check_company(x, args, kwargs)
             self.vectorized = self._can_vectorize(x, args, kwargs)
-            self.leaves = False
-            """Whether the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
-            self.narrower = self._narrower_sites(x, args, kwargs)
-            """Latent sites where the guide leaves out a part of the prior's support: log p(x) is at least what its
-            samples say."""
+            self._compare_supports(x, args, kwargs)
 
     def terms(
         self,
@@ -381,6 +377,11 @@ class Pair:
         model = poutine.replay(self._many(self.model, num_samples), trace=guide_trace)
         return guide_trace, poutine.trace(model).get_trace(x, *args, **kwargs)
 
+    def _traces_at(self, values: dict[str, Tensor], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traces:
+        """Both traces at given values of the latent sites."""
+        guide, model = (poutine.condition(function, values) for function in (self.guide, self.model))
+        return poutine.trace(guide).get_trace(x, *args, **kwargs), poutine.trace(model).get_trace(x, *args, **kwargs)
+
     def _many(self, function: Callable[..., Any], num_samples: int | None) -> Callable[..., Any]:
         """The function under a plate of samples outside all others, if a number is given."""
         return function if num_samples is None else pyro.plate("_samples", num_samples, dim=self._sample_dim)(function)
@@ -455,34 +456,40 @@ class Pair:
         ]
         observed = [name for name in self.observed if not supports.is_fixed(model_trace.nodes[name]["fn"])]
         if observed:  # is the support another for another z?
-            given = take((torch.arange(3, device=x.device) % len(x)).repeat(_DRAWS), x, args, kwargs)
-            many = poutine.trace(self.model).get_trace(given[0], *given[1], **given[2])
+            x, args, kwargs = _repeated(x, args, kwargs)
+            many = poutine.trace(self.model).get_trace(x, *args, **kwargs)
             observed = [name for name in observed if not supports.is_fixed(many.nodes[name]["fn"], constant=True)]
         return frozenset([*latent, *observed])
 
-    def _narrower_sites(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-        """Also refuses a guide that never draws z where the prior has mass."""
+    def _compare_supports(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Where one of guide and prior has mass and the other has none; refuses a guide that never draws z where the
+        prior has mass."""
+        self.leaves = False
+        """Whether the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
+        self.narrower: list[str] = []
+        """Latent sites where the guide leaves out a part of the prior's support: log p(x) is at least what its samples
+        say."""
         if self.enumerated:
-            return []
-        x, args, kwargs = take((torch.arange(3, device=x.device) % len(x)).repeat(_DRAWS), x, args, kwargs)
+            return
+        x, args, kwargs = _repeated(x, args, kwargs)
         guide_trace, model_trace = self._trace(x, args, kwargs)
-        found = []
-        for name in self.latent:
-            q, p = guide_trace.nodes[name], model_trace.nodes[name]
-            self.leaves |= bool(supports.certainly_narrower(p["fn"], q["fn"]))
+        sites = {name: (guide_trace.nodes[name], model_trace.nodes[name]) for name in self.latent}
+        for name, (_, p) in sites.items():
             admitted = inside(p) if name in self.bounded else None
             if admitted is not None and not admitted.any():
                 raise BadInput(
                     f"{self.guide_name} never draws '{name}' inside the support of its prior in {self.model_name}, so "
                     "that no sample has a weight; give the guide a distribution of that support"
                 )
-            narrower = supports.certainly_narrower(q["fn"], p["fn"])
-            if narrower is None:
-                drawn = poutine.trace(self.model).get_trace(x, *args, **kwargs).nodes[name]["value"]
+        self.leaves = any(supports.certainly_narrower(p["fn"], q["fn"]) for q, p in sites.values())
+        narrower = {name: supports.certainly_narrower(q["fn"], p["fn"]) for name, (q, p) in sites.items()}
+        if None in narrower.values():  # values of the prior have to tell
+            drawn = poutine.trace(self.model).get_trace(x, *args, **kwargs)
+            for name in [name for name, told in narrower.items() if told is None]:
                 with suppress(Exception):  # of a shape that the guide's does not have
-                    narrower = (of_prior := inside({**q, "value": drawn})) is not None and not bool(of_prior.all())
-            found += [name] if narrower else []
-        return found
+                    admitted = inside({**sites[name][0], "value": drawn.nodes[name]["value"]})
+                    narrower[name] = admitted is not None and not bool(admitted.all())
+        self.narrower = [name for name in self.latent if narrower[name]]
 
     def _check_company(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a pair in which one image changes the log-densities of another: a batch is scored, and some of its
@@ -504,14 +511,10 @@ class Pair:
             torch.manual_seed(seed)
             of = take(rows, *arguments)
             if condition:
-                known = {name: of_rows(site) for name, site in sites.items()}
-                guide, model = (poutine.condition(f, known) for f in (self.guide, self.model))
-                guide_trace = poutine.trace(guide).get_trace(of[0], *of[1], **of[2])
-                model_trace = poutine.trace(model).get_trace(of[0], *of[1], **of[2])
+                found = self._traces_at({name: of_rows(site) for name, site in sites.items()}, *of)
             else:
-                guide_trace, model_trace = self._trace(*of)
-            terms = self._terms((guide_trace, model_trace), 1, len(rows))
-            return terms, [model_trace.nodes[name]["value"] for name in self.observed]
+                found = self._trace(*of)
+            return self._terms(found, 1, len(rows)), [found[1].nodes[name]["value"] for name in self.observed]
 
         everyone = torch.arange(len(rows), device=x.device)
         condition = True
@@ -559,6 +562,14 @@ class Pair:
                         f"'{self.plate.name}'"
                     )
 
+    def log_densities(self, terms: Terms) -> dict[str, Tensor]:
+        """The log-densities [samples, images] of terms, by what messages call them."""
+        return {
+            f"log p(x | z) of {self.model_name}": terms.log_likelihood,
+            f"log p(z) of {self.model_name}": terms.log_prior,
+            f"log q(z | x) of {self.guide_name}": terms.log_guide,
+        }
+
     def check(self, x: Tensor, *args: Any, **kwargs: Any) -> str:
         """Look at all images with Pyro's checks on, which are off where weights are computed.
 
@@ -593,7 +604,10 @@ class Pair:
                 f"{who}: {describe(error)}; Pyro's checks, which are on here, say what it must be"
             ) from error
         for name in (name for name in self.latent if name in guide_trace.nodes):
-            ours, theirs = (supports.all_masks(trace.nodes[name]) for trace in (model_trace, guide_trace))
+            ours, theirs = (
+                [mask for mask in supports.masks(trace.nodes[name], of_events=True) if not mask.all()]
+                for trace in (model_trace, guide_trace)
+            )
             if len(ours) != len(theirs) or not all(map(_equal, ours, theirs)):
                 raise BadInput(
                     f"site '{name}' is masked in one way in {self.model_name} and in another in {self.guide_name}: "
@@ -647,15 +661,7 @@ class Pair:
             together = self._terms(traces, 2, 3)
             for sample in range(2):
                 values = {n: self._left_aligned(self._proposal(traces).nodes[n])[sample] for n in self.latent}
-                guide, model = (poutine.condition(f, values) for f in (self.guide, self.model))
-                alone = self._terms(
-                    (
-                        poutine.trace(guide).get_trace(x, *args, **kwargs),
-                        poutine.trace(model).get_trace(x, *args, **kwargs),
-                    ),
-                    1,
-                    3,
-                )
+                alone = self._terms(self._traces_at(values, x, args, kwargs), 1, 3)
                 for name in ("log_likelihood", "log_prior", "log_guide"):
                     one, many = getattr(alone, name)[0], getattr(together, name)[sample]
                     if not torch.allclose(one, many, rtol=1e-4, atol=1e-3, equal_nan=True):
@@ -817,6 +823,13 @@ def _parts(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
 def _alike(one: Tensor, other: Tensor) -> bool:
     """Whether log-densities are the same but for the rounding of float32, which may be within those in float64 too."""
     return torch.allclose(one, other, rtol=2e-5, atol=5e-4, equal_nan=True)
+
+
+def _repeated(
+    x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Three images, many times each: for what shows in a few of many draws of z."""
+    return take((torch.arange(3, device=x.device) % len(x)).repeat(_DRAWS), x, args, kwargs)
 
 
 def take(
