@@ -13,9 +13,10 @@ from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
 from ppl_gen.distributions import binary_states
 from ppl_gen.guides.enumerated import Enumerated
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import exact_log_px
 from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 from ppl_gen.training import TrainingOptions

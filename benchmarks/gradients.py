@@ -15,8 +15,9 @@ from torch import Tensor
 
 import ppl_gen
 from ppl_gen import cli
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 
 
 def signal_to_noise(pair: Pair, guide: Any, x: Tensor, name: str, k: int, draws: int) -> tuple[float, float]:

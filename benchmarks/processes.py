@@ -16,7 +16,8 @@ from pyro.infer import SVI, Trace_ELBO
 from benchmarks.timing import medians
 from ppl_gen import parallel
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.models.vae import VAE
 from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer, _Together

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ppl_gen.capture import Captured
 from ppl_gen.data import Data, Split
 from ppl_gen.fit import default_guide, training_defaults
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Config, assemble
 from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
 

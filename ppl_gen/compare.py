@@ -19,9 +19,9 @@ import numpy as np
 import tyro
 
 from ppl_gen import cli, report
-from ppl_gen.errors import BadInput, require
+from ppl_gen.errors import BadInput, require, warnings_of
 from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
-from ppl_gen.runs import Run, to_json, warnings_of, write_file
+from ppl_gen.runs import Run, to_json, write_file
 
 PROGRAM = "python -m ppl_gen.compare"
 _IMAGES = ("data", "split", "num_images", "binarization", "observation")

@@ -20,12 +20,13 @@ from ppl_gen.errors import BadInput, describe, require, require_choices
 from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
 from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
-from ppl_gen.inference.traces import Pair, evaluating, tells_density
+from ppl_gen.inference.traces import Pair, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair, restricted
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_gen import cli, summaries
 from ppl_gen.data import Data, SplitName
-from ppl_gen.errors import BadInput, near_miss, require
+from ppl_gen.errors import BadInput, near_miss, require, warnings_of
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
 from ppl_gen.inference.enumeration import cheap, require_memory
 from ppl_gen.inference.importance import mean_se
@@ -20,7 +20,7 @@ from ppl_gen.inference.traces import Pair, amortized, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
-from ppl_gen.runs import Run, warnings_of
+from ppl_gen.runs import Run
 from ppl_gen.training import takes_labels
 
 SIDES = ("left", "right", "top", "bottom")

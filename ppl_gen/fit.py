@@ -26,8 +26,9 @@ from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
 from ppl_gen.inference.annealed import Annealing
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import memory_needed, require_memory
-from ppl_gen.inference.traces import Pair, amortized, evaluating
+from ppl_gen.inference.traces import Pair, amortized
 from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, externals, read_pair, start_from
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run, check_new

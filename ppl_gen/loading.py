@@ -19,9 +19,9 @@ from ppl_gen import components
 from ppl_gen.components import class_name, construct, find, is_external
 from ppl_gen.data import Data, DataOptions, fingerprint, load_data
 from ppl_gen.errors import BadInput, describe
-from ppl_gen.inference.callables import matmul_precision
+from ppl_gen.inference.callables import evaluating, matmul_precision
 from ppl_gen.inference.statements import adopt
-from ppl_gen.inference.traces import Pair, evaluating, sample_sites
+from ppl_gen.inference.traces import Pair, sample_sites
 from ppl_gen.runs import Run
 from ppl_gen.state import load_weights, prefixed, tensors_of
 from ppl_gen.training import TrainingOptions, resolve_device, takes_labels

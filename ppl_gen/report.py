@@ -13,7 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.runs import Run, warnings_of
+from ppl_gen.errors import warnings_of
+from ppl_gen.runs import Run
 
 if TYPE_CHECKING:
     from ppl_gen.summaries import Row

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppl_gen.errors import BadInput
-from ppl_gen.errors import warnings_of as warnings_of
 
 if TYPE_CHECKING:  # who only reads JSON need not wait for torch
     import xarray

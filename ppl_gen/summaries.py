@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_gen.errors import warnings_of
 from ppl_gen.inference.agreement import Low, above, above_in_mean, bound
 from ppl_gen.inference.annealed import Annealed, Sandwich
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import NARROWER, Estimates, LogPx, mean_se
 from ppl_gen.inference.proposals import SecondOpinion, visible_mass
-from ppl_gen.inference.traces import Pair, evaluating
-from ppl_gen.runs import warnings_of
+from ppl_gen.inference.traces import Pair
 
 if TYPE_CHECKING:
     import xarray

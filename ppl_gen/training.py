@@ -39,11 +39,11 @@ from ppl_gen.capture import Captured
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require, require_choices
 from ppl_gen.inference.annealed import fit_scale
-from ppl_gen.inference.callables import function_of, matmul_precision
+from ppl_gen.inference.callables import evaluating, function_of, matmul_precision
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
 from ppl_gen.inference.objectives import check as check_objective
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run

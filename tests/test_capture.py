@@ -16,8 +16,9 @@ from ppl_gen import fit
 from ppl_gen.capture import Captured
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, Failed
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import objective, recordable
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Config, assemble
 from ppl_gen.runs import Run
 from ppl_gen.training import train

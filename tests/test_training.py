@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ppl_gen import fit, training
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Config, assemble, load_checkpoint
 from ppl_gen.runs import Run
 from ppl_gen.state import tensors_of

@@ -29,8 +29,9 @@ from ppl_gen.figures.latent import (
 )
 from ppl_gen.figures.learning_curves import learning_curves
 from ppl_gen.figures.parts import parts, unit_marginals
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import state_posterior
-from ppl_gen.inference.traces import Pair, amortized, evaluating, tells_density
+from ppl_gen.inference.traces import Pair, amortized, tells_density
 from ppl_gen.runs import Run
 
 _POSTERIOR_SAMPLES = 32  # for its mean and standard deviation

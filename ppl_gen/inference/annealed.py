@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require, require_choices
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
-from ppl_gen.inference.traces import amortized, evaluating, frozen, tells_density, unbounded
+from ppl_gen.inference.traces import amortized, frozen, tells_density, unbounded
 from ppl_gen.memory import keep_freed_memory
 
 Advance = Callable[[int], None]

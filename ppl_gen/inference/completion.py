@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import block_size, enumerated_pair, exact_log_px, require_broadcasting
 from ppl_gen.inference.importance import CHUNK_SIZE, Estimates, log_marginal_likelihood
-from ppl_gen.inference.traces import Pair, above_others, evaluating, score_function
+from ppl_gen.inference.traces import Pair, above_others, score_function
 
 _STATES_PIXELS = 2**24  # states x pixels that are held at once
 _STEPS, _STEP_SIZE, _PARTICLES = 100, 0.05, 4  # of the refinement of a proposal

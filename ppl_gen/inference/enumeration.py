@@ -25,12 +25,11 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, describe
-from ppl_gen.inference.callables import as_arguments, as_images, function_of, matmul_precision
+from ppl_gen.inference.callables import as_arguments, as_images, evaluating, function_of, matmul_precision
 from ppl_gen.inference.supports import bounds, log_prob_within, masks, parts, same, support
 from ppl_gen.inference.traces import (
     Pair,
     Site,
-    evaluating,
     masked_log_prob,
     sample_sites,
     states_summed,

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.agreement import Low, above, above_in_mean, bound
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
 from ppl_gen.inference.proposals import SecondOpinion, opinion_samples, second_opinion
-from ppl_gen.inference.traces import Pair, amortized, evaluating, frozen
+from ppl_gen.inference.traces import Pair, amortized, frozen
 
 _IMAGES_PER_BLOCK = 50
 Advance = Callable[[int], None]

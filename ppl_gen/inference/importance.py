@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, describe, require, warnings_of
-from ppl_gen.inference.callables import as_arguments, as_images, matmul_precision, whole_number
+from ppl_gen.inference.callables import as_arguments, as_images, evaluating, matmul_precision, whole_number
 from ppl_gen.inference.enumeration import exact_blocks
-from ppl_gen.inference.traces import Pair, Terms, evaluating, take
+from ppl_gen.inference.traces import Pair, Terms, take
 from ppl_gen.memory import keep_freed_memory
 
 if TYPE_CHECKING:

@@ -44,8 +44,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput, near_miss, require
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import DifferentiableLoss, TraceEnum
-from ppl_gen.inference.traces import Pair, Terms, above_others, evaluating, sample_sites, score_function
+from ppl_gen.inference.traces import Pair, Terms, above_others, sample_sites, score_function
 
 Objective = Literal[
     "elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi", "vimco", "rws", "wake-sleep", "adversarial"

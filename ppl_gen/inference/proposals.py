@@ -27,9 +27,9 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.callables import as_arguments, as_images, function_of, whole_number
+from ppl_gen.inference.callables import as_arguments, as_images, evaluating, function_of, whole_number
 from ppl_gen.inference.importance import CHUNK_SIZE, Advance, LogPx, gathered, log_mean_exp, reduced
-from ppl_gen.inference.traces import Pair, evaluating, take
+from ppl_gen.inference.traces import Pair, take
 from ppl_gen.memory import keep_freed_memory
 
 _IMAGES_PER_BLOCK = 16

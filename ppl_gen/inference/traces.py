@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from ppl_gen.distributions import log_density
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference import supports
-from ppl_gen.inference.callables import evaluating as evaluating  # for all who read a pair
 from ppl_gen.inference.callables import function_of, matmul_precision, reading
 from ppl_gen.inference.supports import inside, is_discrete, log_prob_within, support
 

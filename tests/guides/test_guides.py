@@ -13,7 +13,8 @@ from ppl_gen import flows
 from ppl_gen.components import construct, find, known, options
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.amortized import Amortized
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.models.vae import VAE
 
 FLOW = {"num_transforms": 2, "transform_dims": (16,), "num_features": 8}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import ppl_gen
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import (
     Estimates,
     LogPx,
@@ -22,7 +23,7 @@ from ppl_gen.inference.importance import (
     khat,
     reduced,
 )
-from ppl_gen.inference.traces import Pair, Terms, evaluating
+from ppl_gen.inference.traces import Pair, Terms
 from ppl_gen.models.vae import VAE
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import ppl_gen
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.agreement import Bound, above
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import exact_log_px
 from ppl_gen.inference.importance import jackknife_bounds
 from ppl_gen.inference.proposals import _Mixture, opinion_samples, proposal_log_px, second_opinion
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 

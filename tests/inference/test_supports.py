@@ -14,9 +14,10 @@ from torch import Tensor
 
 import ppl_gen
 from ppl_gen.errors import BadInput
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.supports import certainly_narrower, own_log_prob
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 
 DOUBLE = torch.float64
 

@@ -17,10 +17,11 @@ from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.prior import Prior
 from ppl_gen.inference.annealed import Annealing, fit_scale
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import log_marginal_likelihood
 from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.proposals import proposal_log_px
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Config
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE

@@ -6,8 +6,9 @@ import torch
 
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.traces import Pair, evaluating
+from ppl_gen.inference.traces import Pair
 from ppl_gen.models.vae import VAE
 
 
