@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro import poutine
-from torch import nn
+from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen import components
@@ -149,12 +149,8 @@ def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
             raise BadInput(f"{kind} {type(part).__name__} must be a torch.nn.Module")
     with torch.random.fork_rng([]):
         torch.manual_seed(config.training.seed)
-        rows = torch.arange(3) % len(data.train)
-        labels = data.train.labels if takes_labels(model, guide) else None
-        batch = [data.targets("train", rows).cpu()]
-        if labels is not None:
-            batch.append(labels[rows.to(labels.device)].cpu())
-        adopt(model, guide, *batch)
+        rows = torch.arange(3, device=device) % len(data.train)
+        adopt(model, guide, *(each.cpu() for each in _batch(model, guide, data, rows)))
     if config.fixed_model:
         model.requires_grad_(False)
     return model.to(device), guide.to(device)
@@ -214,11 +210,16 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
     return latents[0]["name"], tuple(latents[0]["fn"].event_shape)
 
 
+def _batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple[Tensor, ...]:
+    """Training images, with their labels if the pair takes any."""
+    labels = data.train.labels if takes_labels(model, guide) else None
+    return data.targets("train", rows), *(() if labels is None else (labels[rows],))
+
+
 def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) -> tuple[Pair, tuple[Any, ...]]:
     """The pair as read on the first few training images, and these images with their labels."""
     index = torch.arange(min(count, len(data.train)), device=data.train.images.device)
-    labels = data.train.labels if takes_labels(model, guide) else None
-    batch = (data.targets("train", index), *(() if labels is None else (labels[index],)))
+    batch = _batch(model, guide, data, index)
     with evaluating(model, guide):
         pair = Pair(model, guide, *batch)
         pair.check(*batch)

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from ppl_gen.errors import BadInput, near_miss, require
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import DifferentiableLoss, TraceEnum
-from ppl_gen.inference.traces import Pair, Terms, above_others, sample_sites, score_function
+from ppl_gen.inference.traces import Pair, Terms, above_others, mean_of_others, sample_sites, score_function
 
 Objective = Literal[
     "elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi", "vimco", "rws", "wake-sleep", "adversarial"
@@ -202,9 +202,8 @@ class _PerImage(DifferentiableLoss, ELBO):
         """What each sample adds to the bound, [samples, images]: the bound less one in which the sample's log weight is
         the mean of the others', which does not depend on it (Mnih and Rezende 2016, equations 8 to 10)."""
         log_weight = log_weight.detach()
-        count = len(log_weight)
-        others = (log_weight.sum(0) - log_weight) / (count - 1)
-        own = torch.eye(count, dtype=torch.bool, device=log_weight.device)[..., None]
+        others = mean_of_others(log_weight)
+        own = torch.eye(len(log_weight), dtype=torch.bool, device=log_weight.device)[..., None]
         replaced = torch.where(own, others, log_weight)  # [k, samples, images]: row k has sample k replaced
         return self.bound(log_weight) - self.bound(replaced.transpose(0, 1))
 

@@ -954,12 +954,16 @@ def score_function(site: Site) -> Tensor | None:
     return None if is_identically_zero(score) else scale_and_mask(score, mask=site["mask"])
 
 
+def mean_of_others(values: Tensor) -> Tensor:
+    """For each of values [samples, ...] the mean of the other samples'."""
+    return (values.sum(0) - values) / (len(values) - 1)
+
+
 def above_others(values: Tensor) -> Tensor:
     """Values [samples, ...] less the mean of the other samples', without a gradient: a score times it has less noise,
     and the same mean."""
     values = values.detach()
-    count = len(values)
-    return values - (values.sum(0) - values) / (count - 1)
+    return values - mean_of_others(values)
 
 
 def masked_log_prob(site: Site, wide: bool = False) -> Tensor:
