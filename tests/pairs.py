@@ -109,7 +109,22 @@ class TwoModes(nn.Module):
         return joint.logsumexp(0) + math.log(24 / 20000) + rest
 
 
-class OneMode(nn.Module):
+class DiagonalNormal(nn.Module):
+    """A guide of independent normal units, with `encode(x)` from images to [loc, log scale]."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def posterior(self, context: Tensor) -> dist.TorchDistribution:
+        loc, log_scale = context.chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.encode(x)))
+
+
+class OneMode(DiagonalNormal):
     """A guide in one of the modes of a `TwoModes`: nearly the posterior there, and nowhere else."""
 
     def __init__(self, model: TwoModes, sign: int, widen: float = 1.2):
@@ -125,14 +140,6 @@ class OneMode(nn.Module):
         loc = torch.cat([(self.sign * root - 1) * (1 - 1 / precision), shrink * x[:, 1:]], -1)
         scale = torch.cat([precision.rsqrt(), torch.full_like(x[:, 1:], math.sqrt(shrink) * noise)], -1)
         return torch.cat([loc, (self.widen * scale).log()], -1)
-
-    def posterior(self, context: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = context.chunk(2, -1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(self.encode(x)))
 
 
 def gauss_hermite(model: nn.Module, x: Tensor, latent_dim: int, nodes: int = 100) -> Tensor:

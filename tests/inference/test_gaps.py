@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ExactGuide, LinearGaussian, OneMode, TwoModes
+from pairs import DiagonalNormal, ExactGuide, LinearGaussian, OneMode, TwoModes
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
@@ -23,7 +23,7 @@ F64 = torch.float64
 SEARCH = Search(learning_rate=0.05, num_samples=20, window=50, patience=3)
 
 
-class MeanField(nn.Module):
+class MeanField(DiagonalNormal):
     """q(z | x) = N(A x, diag exp(s)^2), not trained at all."""
 
     def __init__(self, latent_dim: int = 2, data_dim: int = 5):
@@ -33,14 +33,6 @@ class MeanField(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         return torch.cat([x @ self.loc.T, self.log_scale.expand(len(x), -1)], -1)
-
-    def posterior(self, context: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = context.chunk(2, -1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(self.encode(x)))
 
 
 def _correlated(closeness: float) -> LinearGaussian:
