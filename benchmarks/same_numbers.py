@@ -39,12 +39,14 @@ class MyGuide(nn.Module):
 SMALL = "--data digits --train-size 300 --epochs 2 --num-samples 30 --hidden-dims 20"
 FITS = {
     "vae": f"vae --latent-dim 3 {SMALL}",
-    "conv": "vae --data digits --train-size 200 --epochs 1 --num-samples 20 --network conv --channels 4 8 --latent-dim 2",
+    "conv": "vae --data digits --train-size 200 --epochs 1 --num-samples 20 --network conv --channels 4 8 "
+    "--latent-dim 2",
     "hierarchical": "hierarchical-vae --latent-dims 4 2 --hidden-dims 20 10 --data digits --train-size 300 --epochs 2 "
     "--num-samples 30 --objective iwae --num-particles 3",
     "mixture": "mixture --num-components 5 --data digits --train-size 300 --epochs 3 --num-samples 30",
     "belief-net": "belief-net --latent-dim 5 --data digits --train-size 300 --epochs 3 --num-samples 30",
-    "bernoulli": "belief-net --guide bernoulli --latent-dim 5 --data digits --train-size 300 --epochs 2 --num-samples 30",
+    "bernoulli": "belief-net --guide bernoulli --latent-dim 5 --data digits --train-size 300 --epochs 2 "
+    "--num-samples 30",
     "factor-analysis": "factor-analysis --latent-dim 3 --data digits --train-size 300 --epochs 2 --num-samples 30",
     "exact-gaussian": "factor-analysis --guide exact-gaussian --latent-dim 2 --data digits --train-size 300 --epochs 2 "
     "--num-samples 30",
@@ -99,7 +101,7 @@ def numbers(run: Path) -> dict[str, Any]:
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found["metrics"] = [plain(json.loads(line)) for line in lines]
     with safe_open(run / "checkpoint.safetensors", framework="np") as file:
-        found["weights"] = {name: _hash(file.get_tensor(name)) for name in sorted(file.keys())}  # noqa: SIM118
+        found["weights"] = {name: _hash(file.get_tensor(name)) for name in sorted(file.keys())}
     if (run / "evaluation.nc").exists():
         with xarray.open_dataset(run / "evaluation.nc", group="evaluation", engine="h5netcdf") as images:
             found["images"] = {str(name): _hash(each.values) for name, each in images.items()}
@@ -173,7 +175,7 @@ def main() -> None:
             found[words] = plain(json.loads((Path(run) / file).read_text(encoding="utf-8")))
         _run("ppl_gen.sample", "vae", "--draws", "--out", "images.npy")
         found["sample"] = hashlib.sha256(Path("images.npy").read_bytes()).hexdigest()
-        runs = ["hierarchical", "mixture", "belief-net", "vamp", "planar", "student-t"]
+        runs = ["hierarchical", "mixture", "vamp", "planar", "student-t", "vae-stl"]
         table = subprocess.check_output([sys.executable, "-m", "ppl_gen.compare", *runs, "--format", "json"])
         found["compare"] = plain(json.loads(table))
     for name, each in found.items():
