@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_gen.errors import BadInput
-    from ppl_gen.run import Run
     from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, log_weights
     from ppl_gen.loading import load
+    from ppl_gen.run import Run
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,7 @@ _HOMES = {
     "log_marginal_likelihood": "ppl_gen.inference.importance",
     "log_weights": "ppl_gen.inference.importance",
 }
-__all__ = ["BadInput", "Run", "Estimates", "load", "log_marginal_likelihood", "log_weights"]
+__all__ = ["BadInput", "Estimates", "Run", "load", "log_marginal_likelihood", "log_weights"]
 
 
 def __getattr__(name: str) -> Any:
