@@ -137,8 +137,9 @@ def fill(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Fill in, draw, write `fill.json`, and return its content."""
-    from ppl_gen.figures.canvas import pictures, save
+    from ppl_gen.figures.canvas import pictures
     from ppl_gen.figures.completions import completions
+    from ppl_gen.report.pictures import save
 
     split = data.split(options.split)
     require(

@@ -160,7 +160,7 @@ def _prepare(config: Config, quiet: bool, *, start: bool = True) -> _Prepared:
 
 def _finish(run: Run, config: Config, prepared: _Prepared, quiet: bool) -> None:
     """Whatever of training, evaluation and pictures the run does not have yet."""
-    from ppl_gen.figures.run import draw_evaluation, draw_training
+    from ppl_gen.report.pictures import draw_evaluation, draw_training
 
     data, model, guide, pair, batch, *_ = prepared
     if not quiet:

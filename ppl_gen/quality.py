@@ -7,7 +7,7 @@ them. What as many other real images reach, which the classifier has not seen, s
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -198,10 +198,12 @@ def check(data: Data, count: int) -> None:
 def judged(run: Run, model: Any, guide: Any, data: Data, kind: Images, judge: Judge, options: QualityOptions) -> Any:
     """Score as many samples of a run as there are test images, write `quality.json` and its pictures, and return the
     former's content."""
-    from ppl_gen.figures.canvas import pictures, save
+    from ppl_gen.figures.canvas import pictures
     from ppl_gen.figures.sample_quality import class_shares, neighbours
+    from ppl_gen.report.pictures import save
 
     started = time.perf_counter()
+    options = replace(options, num_images=len(judge.test), images=kind)
     pair, _ = read_pair(model, guide, data)
     how = SampleOptions(num_images=len(judge.test), draws=kind == "draws", seed=options.seed)
     samples = sample(model, guide, data, pair, how)
@@ -217,6 +219,7 @@ def judged(run: Run, model: Any, guide: Any, data: Data, kind: Images, judge: Ju
         "seed": options.seed,
         "checkpoint": options.checkpoint,
         "training_step": run.loaded,
+        "options": asdict(options),
         "classifier": {"steps": judge.steps, "accuracy": judge.accuracy},
         **scores,
         "nearest": {"samples": float(distances.median()), "test": judge.nearest},

@@ -193,8 +193,9 @@ def _draw(
     counts: np.ndarray | None,
     labels: list[str],
 ) -> None:
-    from ppl_gen.figures.canvas import pictures, save
+    from ppl_gen.figures.canvas import pictures
     from ppl_gen.figures.responsibilities import MOST, components_by_label, examples
+    from ppl_gen.report.pictures import save
 
     components = pictures(means, data.shape)
     if counts is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, describe, require
+from ppl_gen.inference.planes import equal_mass_grid, vector_size
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Named, estimating, open_fitted, read_pair
 from ppl_gen.runs import write_file
@@ -103,9 +104,7 @@ def _from_image(model: Any, guide: Any, data: Data, pair: Pair, options: SampleO
 
 
 def _on_grid(model: Any, guide: Any, data: Data, pair: Pair, options: SampleOptions) -> Any:
-    from ppl_gen.figures.latent import equal_mass_grid, has_plane
-
-    size = has_plane(model, pair)
+    size = vector_size(model, pair)
     side = round(options.num_images**0.5)
     if size < 2:
         raise BadInput(

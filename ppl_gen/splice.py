@@ -192,8 +192,9 @@ def detect(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Splice, estimate, draw, write `splice.json`, and return its content."""
-    from ppl_gen.figures.canvas import pictures, save
+    from ppl_gen.figures.canvas import pictures
     from ppl_gen.figures.spliced import power_against_size, spliced_images
+    from ppl_gen.report.pictures import save
 
     split = data.split(options.split)
     if split.labels is None:
