@@ -412,7 +412,7 @@ def command(arguments: list[str]) -> None:
         "python -m ppl_gen.evaluate",
         "ELBO, IWAE bounds and log p(x) of a run.",
     )
-    from ppl_gen.figures.run import draw_evaluation
+    from ppl_gen.report.pictures import draw_evaluation
 
     parallel.join()
     options = given.options

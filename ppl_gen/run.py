@@ -30,8 +30,8 @@ from ppl_gen.experiment.config import (
 )
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.figures import uses as pictures
 from ppl_gen.inference.traces import Pair
+from ppl_gen.report import uses as pictures
 from ppl_gen.runs import RunDirectory, check_new
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.hooks import Hook, hooks_of
@@ -201,8 +201,8 @@ class Run:
 
     def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
         """Do what the run does not have yet: training, evaluation, pictures."""
-        from ppl_gen.figures.run import draw_evaluation, draw_training
         from ppl_gen.report import write_report
+        from ppl_gen.report.pictures import draw_evaluation, draw_training
 
         fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
         self.checkpoint, self.device = "last", fitted.config.training.device
@@ -215,7 +215,7 @@ class Run:
             if self.evaluation is None:
                 self.evaluate(_options_after_training(fitted), quiet=quiet)
             if self.directory.writes:
-                draw_training(self.directory, fitted.model, fitted.guide, fitted.data, fitted.pair, fitted.batch)
+                draw_training(fitted)
                 draw_evaluation(self.directory)
                 write_report(self.directory)
         except KeyboardInterrupt:
