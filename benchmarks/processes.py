@@ -17,7 +17,7 @@ from benchmarks.timing import medians
 from ppl_gen import parallel
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.models.vae import VAE
 from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer, _Together
@@ -32,7 +32,7 @@ def measure(size: int, rounds: int, device: torch.device) -> list[float]:
     whole = torch.bernoulli(torch.rand(size, 784, generator=torch.Generator().manual_seed(0))).to(device)
     x = whole[parallel.share(torch.arange(size, device=device))]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
+        pair = Pair.read(model, guide, x[:8])
     loss, alone = _losses(Trace_ELBO())
     together = _Together(loss, parameters, threading.Event())
     together.whole = size

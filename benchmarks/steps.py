@@ -12,7 +12,7 @@ from ppl_gen.capture import Captured
 from ppl_gen.data import Data, Split
 from ppl_gen.fit import default_guide, training_defaults
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.loading import Config, assemble
 from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
 
@@ -26,7 +26,7 @@ def noise(num_images: int, shape: tuple[int, int] = (28, 28)) -> Data:
 def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: TrainingOptions) -> Callable[[], object]:
     """A step of SVI on the same images; to be called within `pyro.get_param_store().scope()`."""
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
+        pair = Pair.read(model, guide, x[:8])
     loss, loss_and_grads = _losses(options.objective_for(pair, x[:8]))
     modules = nn.ModuleDict({"model": model, "guide": guide})
     if options.capture:

@@ -22,13 +22,15 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ppl_gen import cli, components, parallel
 from ppl_gen.batches import least_images
 from ppl_gen.capture import Captured
+from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluate import EvaluationOptions, evaluate, table
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import memory_needed, require_memory
-from ppl_gen.inference.traces import Pair, amortized
+from ppl_gen.inference.coverage import leaves_support
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.state_memory import memory_needed, require_memory
 from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, externals, read_pair, start_from
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run, check_new
@@ -212,7 +214,7 @@ def _check_support(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...]
     x = batch[0]
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(0)
-        site = pair.leaves_support(*batch)
+        site = leaves_support(pair, *batch)
     if site is not None:
         raise BadInput(
             f"{pair.guide_name} draws '{site}' outside of the support of its prior in {pair.model_name}, where the "
@@ -226,7 +228,7 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
     if len(pair.latent) != 1 or len(batch) > 1:
         return
     x, name = batch[0], pair.latent[0]
-    if not hasattr(model, "prior") and not amortized(guide):
+    if not hasattr(model, "prior") and not offers(guide, Amortized):
         return
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         terms = pair.terms(x)
@@ -244,7 +246,7 @@ def _check_contract(model: Any, guide: Any, pair: Pair, batch: tuple[Tensor, ...
                 ours, theirs = ours + model.likelihood(z).log_prob(x), theirs + terms.log_likelihood
                 what = "prior() and likelihood(z)"
             checks.append((ours, theirs, what, "model", model))
-        if amortized(guide):
+        if offers(guide, Amortized):
             checks.append(
                 (
                     guide.posterior(guide.encode(x)).log_prob(z),
@@ -277,7 +279,7 @@ def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Mo
     device = data.train.images.device
     timed, ratio = model, 1.0
     units = max(math.prod(shape) for shape in pair.event_shapes.values())
-    spare = math.ceil(math.log2(pair.num_states / (_MORE_TIMED_STATES if pair.width < 1 else _TIMED_STATES)))
+    spare = math.ceil(math.log2(pair.num_states / (_MORE_TIMED_STATES if pair.sums_states else _TIMED_STATES)))
     options = dict(config.model_options)
     if spare > 0 and "latent_dim" in [o.name for o in components.options("model", type(model))] and units > spare:
         timed, _ = assemble(replace(config, model_options=options | {"latent_dim": units - spare}), data)

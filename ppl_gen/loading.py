@@ -20,8 +20,10 @@ from ppl_gen.components import class_name, construct, find, is_external
 from ppl_gen.data import Data, DataOptions, fingerprint, load_data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.inference.callables import evaluating, matmul_precision
+from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.densities import sample_sites
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.statements import adopt
-from ppl_gen.inference.traces import Pair, sample_sites
 from ppl_gen.runs import Run
 from ppl_gen.state import load_weights, prefixed, tensors_of
 from ppl_gen.training import TrainingOptions, resolve_device, takes_labels
@@ -221,8 +223,8 @@ def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) ->
     index = torch.arange(min(count, len(data.train)), device=data.train.images.device)
     batch = _batch(model, guide, data, index)
     with evaluating(model, guide):
-        pair = Pair(model, guide, *batch)
-        pair.check(*batch)
+        pair = Pair.read(model, guide, *batch)
+        check_images(pair, *batch)
         return pair, batch
 
 

@@ -15,11 +15,13 @@ import tyro
 from torch import Tensor, nn
 
 from ppl_gen import cli, summaries
+from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.enumeration import block_size, cheap, require_memory, state_posterior
+from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.importance import mean_se
-from ppl_gen.inference.traces import Pair, tells_density
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.state_memory import block_size, cheap, require_memory
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
@@ -166,7 +168,7 @@ def explain(
 
 
 def _is_mixture(model: nn.Module, pair: Pair) -> bool:
-    return cheap(pair) and list(pair.event_shapes.values()) == [()] and tells_density(model)
+    return cheap(pair) and list(pair.event_shapes.values()) == [()] and offers(model, HasDensity)
 
 
 def _responsibilities(model: nn.Module, pair: Pair, x: Tensor, quiet: bool) -> Tensor:

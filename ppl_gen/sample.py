@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, describe, require
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.loading import Checkpoint, Named, estimating, open_fitted, read_pair
 from ppl_gen.runs import write_file
 from ppl_gen.training import takes_labels

@@ -19,7 +19,7 @@ from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require, warnings_of
 from ppl_gen.evaluate import by_sampling, estimators, exactly_known
 from ppl_gen.inference.importance import mean_se
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run

@@ -39,11 +39,11 @@ from ppl_gen.capture import Captured
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require, require_choices
 from ppl_gen.inference.annealed import fit_scale
-from ppl_gen.inference.callables import evaluating, function_of, matmul_precision
+from ppl_gen.inference.callables import evaluating, guide_function, matmul_precision, model_function
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
 from ppl_gen.inference.objectives import check as check_objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.progress import Progress
 from ppl_gen.runs import Run
@@ -257,7 +257,7 @@ def _train(
     first = torch.arange(min(8, count), device=data.train.images.device)
     args = () if labels is None else (labels[first],)
     with evaluating(model, guide):
-        pair = Pair(model, guide, data.batch(first), *args)
+        pair = Pair.read(model, guide, data.batch(first), *args)
         elbo = options.objective_for(pair, data.batch(first), *args)
     adversarial = isinstance(elbo, Adversarial)
     warmup = ScaleLatents()
@@ -456,7 +456,7 @@ class _Together:
 
 def takes_labels(model: Any, guide: Any) -> bool:
     """Whether the signature of either function has `y`."""
-    functions = (function_of(model, "model"), function_of(guide, "guide"))
+    functions = (model_function(model), guide_function(guide))
     return any("y" in inspect.signature(function).parameters for function in functions)
 
 

@@ -17,7 +17,7 @@ from benchmarks.timing import Comparison, medians
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.annealed import Annealing, sandwich
-from ppl_gen.inference.enumeration import exact_log_px
+from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.training import TrainingOptions
 
 

@@ -18,7 +18,7 @@ from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, Failed
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import objective, recordable
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.loading import Config, assemble
 from ppl_gen.runs import Run
 from ppl_gen.training import train
@@ -65,7 +65,7 @@ def test_loss_and_gradients_are_those_of_the_objective(
     )
     x = data.targets("train")
     with evaluating(modules):
-        pair = Pair(modules["model"], modules["guide"], x[:8])
+        pair = Pair.read(modules["model"], modules["guide"], x[:8])
         elbo = objective(name, pair, x[:8], **options)
 
     def of(elbo: Any) -> Callable[..., Tensor]:

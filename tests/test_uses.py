@@ -473,7 +473,7 @@ def test_filling_in_takes_a_guide_that_can_be_shown_another_image() -> None:
     """A guide without encode and posterior, and a model with two latent sites, are refused in a sentence."""
     from pairs import TwoLayers
 
-    from ppl_gen.inference.traces import Pair
+    from ppl_gen.inference.pair import Pair
 
     class Opaque(nn.Module):
         def __init__(self, guide: ExactGuide):
@@ -484,7 +484,7 @@ def test_filling_in_takes_a_guide_that_can_be_shown_another_image() -> None:
     visible = torch.arange(5) < 3
     opaque = Opaque(ExactGuide(model))
     with pytest.raises(BadInput, match="encode"):
-        fill.complete(model, opaque, Pair(model, opaque, x), x, visible, x[0], 5, quiet=True)
+        fill.complete(model, opaque, Pair.read(model, opaque, x), x, visible, x[0], 5, quiet=True)
     two = TwoLayers()
     with pytest.raises(BadInput, match="one latent site"):
-        fill.complete(two, two, Pair(two, two, x[:, :3]), x[:, :3], visible[:3], x[0, :3], 5, quiet=True)
+        fill.complete(two, two, Pair.read(two, two, x[:, :3]), x[:, :3], visible[:3], x[0, :3], 5, quiet=True)

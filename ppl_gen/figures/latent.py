@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
+from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.figures.canvas import show
 from ppl_gen.figures.images import mosaic
-from ppl_gen.inference.traces import Pair, tells_density
+from ppl_gen.inference.pair import Pair
 
 _MOST_POINTS = 800
 _MOST_ELLIPSES = 60
@@ -33,7 +34,7 @@ def has_plane(model: Any, pair: Pair) -> int:
     shapes = list(pair.event_shapes.values())
     if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
         return 0
-    return shapes[0][0] if tells_density(model) else 0
+    return shapes[0][0] if offers(model, HasDensity) else 0
 
 
 def equal_mass_grid(model: Any, units: Sequence[int], size: int, side: int) -> Tensor:

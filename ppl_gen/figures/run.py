@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_gen.core.contracts import Amortized, HasDensity, HasPictures, offers
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.figures.adversarial import adversarial_curves
@@ -30,8 +31,8 @@ from ppl_gen.figures.latent import (
 from ppl_gen.figures.learning_curves import learning_curves
 from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import state_posterior
-from ppl_gen.inference.traces import Pair, amortized, tells_density
+from ppl_gen.inference.exact import state_posterior
+from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import Run
 
 _POSTERIOR_SAMPLES = 32  # for its mean and standard deviation
@@ -78,7 +79,7 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
                 model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x, *args)
                 means = model_trace.nodes[pair.image]["fn"].mean
                 save(run, "reconstructions", reconstructions(images(x), images(means), split))
-        if hasattr(model, "pictures"):
+        if offers(model, HasPictures):
             with _drawing("the model's own: pictures() fails"):
                 for name, (title, values, captions) in model.pictures().items():
                     save(run, name, parts(pictures(values, data.shape), captions, title))
@@ -92,13 +93,13 @@ def draw_units(run: Run, model: Any, guide: Any, data: Data, pair: Pair, x: Tens
     """p(z_m = 1 | x) of a few images, exact, and the guide's: of one latent site of up to 16 binary units, of a model
     with `prior()` and `likelihood(z)`."""
     shapes = list(pair.event_shapes.values())
-    binary = len(shapes) == 1 and len(shapes[0]) == 1 and tells_density(model)
+    binary = len(shapes) == 1 and len(shapes[0]) == 1 and offers(model, HasDensity)
     if not binary or pair.num_states is None or pair.num_states > 2**16:
         return
     states, probabilities = state_posterior(model, x)
     exact = (probabilities.T @ states).cpu().numpy()
     own = None
-    if amortized(guide):
+    if offers(guide, Amortized):
         own = guide.posterior(guide.encode(x)).mean.cpu().numpy()
     prior = model.prior().mean.cpu().numpy()
     save(run, "posterior", unit_marginals(pictures(x.clamp(0, 1), data.shape), exact, own, prior))
@@ -118,7 +119,7 @@ def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> Non
         z = guide.posterior(guide.encode(x)).sample((_POSTERIOR_SAMPLES,))
         return z[0], z.mean(0), z.std(0)
 
-    has_posterior = amortized(guide)
+    has_posterior = offers(guide, Amortized)
     order = list(range(size))  # the most active units first
     if has_posterior:
         one, mean, _ = posterior(data.targets("test")[:2000])

@@ -44,6 +44,15 @@ def is_discrete(distribution: Any) -> bool:
     return constraint is not None and bool(constraint.is_discrete)
 
 
+def unbounded(distribution: Any) -> bool:
+    """Whether a distribution is of continuous values without bounds."""
+    constraint = support(distribution)
+    if constraint is None or constraint.is_discrete:
+        return False
+    far = torch.full_like(distribution.sample(), 1e4)
+    return all(bool(constraint.check(value).all()) for value in (far, -far))
+
+
 def parts(distribution: Any) -> Iterator[Any]:
     """A distribution and all that it is made of: what it wraps, masks, expands, transforms or mixes."""
     yield distribution

@@ -12,7 +12,7 @@ from ppl_gen.errors import BadInput
 from ppl_gen.evaluate import estimators
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import closed_form
+from ppl_gen.inference.exact import closed_form
 from ppl_gen.loading import Config, assemble, read_pair
 from ppl_gen.models.vae import VAE
 
