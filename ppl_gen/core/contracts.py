@@ -8,6 +8,7 @@ B is the number of images in a batch, D their pixels; numbers are in nats.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeGuard, TypeVar
@@ -208,7 +209,8 @@ def members(*contracts: type) -> list[str]:
     """Names of what some contracts ask for, those of a contract's bases first."""
     bases = [base for contract in contracts for base in reversed(contract.__mro__)]
     asked = [base for base in bases if base not in (object, Generic, Protocol)]
-    return list(dict.fromkeys(name for base in asked for name in vars(base) if not name.startswith("_")))
+    names = (name for base in asked for name in (*inspect.get_annotations(base), *vars(base)))
+    return list(dict.fromkeys(name for name in names if not name.startswith("_")))
 
 
 def missing(owner: object, contract: type) -> str | None:
@@ -220,7 +222,7 @@ def missing(owner: object, contract: type) -> str | None:
     """
     for name in members(contract):
         found = getattr(owner, name, None)
-        if found is None or (callable(getattr(contract, name)) and not callable(found)):
+        if found is None or (callable(getattr(contract, name, None)) and not callable(found)):
             return name
     return None
 
