@@ -61,7 +61,7 @@ def main(command: Callable[[list[str]], Any], *, together: bool = False) -> NoRe
         sys.stdout.flush()
     except BadInput as error:
         _let_the_first_speak()
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + " ".join(error.sentence.split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         _let_the_first_speak()

@@ -18,10 +18,13 @@ from ppl_gen.components import class_name, is_external
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, describe, require, require_choices
+from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.fitted import Named
 from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import evaluating, takes_labels
 from ppl_gen.inference.exact import closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
@@ -29,10 +32,10 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
 from ppl_gen.inference.state_memory import block_size, cheap, require_memory
-from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair, restricted
+from ppl_gen.loading import estimating, heading, open_fitted, read_pair, restricted
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
-from ppl_gen.runs import GROUP, Run
+from ppl_gen.runs import GROUP, RunDirectory
 from ppl_gen.summaries import (
     Found,
     dataset,
@@ -43,7 +46,6 @@ from ppl_gen.summaries import (
     summarize,
     table,
 )
-from ppl_gen.training import takes_labels
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Command:
 
 
 def evaluate(
-    run: Run,
+    run: RunDirectory,
     config: Config,
     model: nn.Module,
     guide: nn.Module,
@@ -143,12 +145,12 @@ def evaluate(
     num_samples = options.num_samples or config.num_samples
     whole = data.targets(options.split)[:count]
     require(count >= parallel.size(), "num_images", count, f"there are {parallel.size()} processes")
-    rows = parallel.share(torch.arange(count, device=whole.device))
+    rows = parallel.shard(torch.arange(count, device=whole.device))
     x = whole[rows]
     pair, _ = read_pair(model, guide, data)
     if options.estimator == "annealed":
         _check_annealing(model, guide, pair, x, options)
-        between_images = len(parallel.share(torch.arange(options.sandwich)))
+        between_images = len(parallel.shard(torch.arange(options.sandwich)))
         options = replace(options, sandwich=between_images)
     labels = None if split.labels is None else split.labels[:count]
     args = (labels[rows],) if labels is not None and takes_labels(model, guide) else ()
@@ -186,7 +188,7 @@ def evaluate(
             annealed, between = _annealed(model, guide, x, args, options, quiet)
             found = replace(found, annealed=annealed, sandwich=between)
         in_use = _in_use(model, pair, whole)
-    found = parallel.gathered(found)
+    found = parallel.all_gather(found)
     summary = {
         **heading(run, config, data, options),
         "num_images": count,
@@ -265,7 +267,7 @@ def other_guides(options: EvaluationOptions, named: Named) -> list[nn.Module]:
     guides = []
     unused = set(options.proposal_guides)
     for path in options.proposals:
-        other = Run.open(path)
+        other = RunDirectory.open(path)
         again, recorded = restricted(other, named), str(other.config.get("guide"))
         if is_external(recorded):
             alike = [name for name in options.proposal_guides if class_name(name) == class_name(recorded)]
@@ -343,7 +345,7 @@ def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
 
 
 def split_gap(
-    run: Run,
+    run: RunDirectory,
     config: Config,
     model: nn.Module,
     guide: Any,

@@ -15,15 +15,16 @@ import xarray
 
 from ppl_gen import evaluate, fit, summaries
 from ppl_gen.data import DataOptions
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich
 from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import Estimates, LogPx
 from ppl_gen.inference.proposals import SecondOpinion
-from ppl_gen.loading import Config
 from ppl_gen.models.vae import VAE
+from ppl_gen.run import Run
 from ppl_gen.summaries import Found
-from ppl_gen.training import TrainingOptions
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "300", "--epochs", "3", "--num-samples", "50")
@@ -42,7 +43,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training=TrainingOptions(epochs=3, learning_rate=0.01),
         num_samples=50,
     )
-    run = fit.fit(config, tmp_path_factory.mktemp("runs") / "vae", quiet=True)
+    run = Run.start(config, out=tmp_path_factory.mktemp("runs") / "vae", quiet=True).directory
     content = run.load_checkpoint()
     assert content is not None
     content[0]["last.model.decoder.2.weight"] *= SHARPER

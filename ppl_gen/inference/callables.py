@@ -84,6 +84,12 @@ def check_positional(model: Callable[..., Any], guide: Callable[..., Any], given
                 raise BadInput(f"{name_of(function)} takes {which} only by its name: give {which}=…, not by position")
 
 
+def takes_labels(model: Any, guide: Any) -> bool:
+    """Whether the signature of either function has labels `y`."""
+    functions = (model_function(model), guide_function(guide))
+    return any("y" in inspect.signature(function).parameters for function in functions)
+
+
 def modules_of(*functions: Any) -> list[nn.Module]:
     """Every module that functions lead to, and their submodules."""
     return _modules(_reached(*functions))

@@ -1,0 +1,1 @@
+"""What is estimated of a fitted model, and what it is used for."""
