@@ -1,1 +1,1 @@
-"""What every other folder may import, and which imports none of them."""
+"""The floor below all others: it imports none of them."""

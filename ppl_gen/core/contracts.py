@@ -1,4 +1,4 @@
-"""What a class may offer, a user's or the package's own: the methods that the package looks for, and what they return.
+"""Contracts of a user's or the package's classes: the methods that the package looks for, and the values they return.
 
 A contract is a `typing.Protocol`. No class inherits from it: a class that has its methods satisfies it. Each contract
 is optional but the first of models and of guides, and says what needs it. `offers(model, HasDensity)` asks.
@@ -54,7 +54,7 @@ class ClosedForm(Protocol):
     def log_px(self, x: Tensor, *args: Any) -> Tensor:
         """log p(x) [B].
 
-        :param args: what `model` takes after x, such as labels; otherwise it is not asked.
+        :param args: the arguments that `model` takes after x, such as labels. A signature without them is not called.
         """
 
 
@@ -72,7 +72,7 @@ class AdversarialModel(HasDensity, Protocol):
         """Losses of generator and discriminator, scalars, each with a gradient for its own parameters alone."""
 
     def monitor(self, x: Tensor) -> Mapping[str, float]:
-        """What `metrics.jsonl` records of an epoch, from validation images [B, D]."""
+        """Numbers for the line of an epoch in `metrics.jsonl`, from validation images [B, D]."""
 
     @property
     def log_scale(self) -> Tensor:
@@ -149,7 +149,7 @@ class SumsStates(Protocol):
     """A likelihood p(x | z) that sums over all values of z at once, without an array of states x images."""
 
     def sums_over(self, prior: Any, z: Tensor) -> bool:
-        """Whether it can, for z of the distribution p(z)."""
+        """True if it can, for z of the distribution p(z)."""
 
     def log_marginal(self, value: Tensor, prior: Any) -> Tensor | None:
         """log sum_z p(z) p(value | z) [B], for value [B, D]; None where z is not every state once."""
@@ -228,5 +228,5 @@ def missing(owner: object, contract: type) -> str | None:
 
 
 def offers(owner: object, contract: type[Contract]) -> TypeGuard[Contract]:
-    """Whether an object has everything that a contract asks for."""
+    """True if an object has everything that a contract asks for."""
     return missing(owner, contract) is None

@@ -1,4 +1,4 @@
-"""What a user hands over as a model, a guide and images: the modules behind functions, arrays as tensors."""
+"""A user's model, guide and images: the modules behind functions, and arrays as tensors."""
 
 import functools
 import gc
@@ -85,7 +85,7 @@ def check_positional(model: Callable[..., Any], guide: Callable[..., Any], given
 
 
 def takes_labels(model: Any, guide: Any) -> bool:
-    """Whether the signature of either function has labels `y`."""
+    """True if the signature of either function has labels `y`."""
     functions = (model_function(model), guide_function(guide))
     return any("y" in inspect.signature(function).parameters for function in functions)
 
@@ -144,7 +144,8 @@ def _of_library(name: Any) -> bool:
 
 
 def _named(function: FunctionType) -> list[Any]:
-    """What the code of a function names: global variables, and attributes of Python modules, imported in it or not."""
+    """Objects that the code of a function names: global variables, and attributes of Python modules, imported in it or
+    not."""
     names, package = _names(function.__code__), function.__globals__.get("__package__")
     queue = [table[name] for table in (function.__globals__, sys.modules) for name in names if name in table]
     queue += [sys.modules[inside] for name in names if (inside := f"{package}.{name}") in sys.modules]
@@ -204,8 +205,8 @@ def matmul_precision(precision: str = "highest") -> Iterator[None]:
 
 @contextmanager
 def reading(*functions: Any) -> Iterator[None]:
-    """What functions lead to, and the parameter store, are what they were after: what sets itself up when it is first
-    called is set up by the images that are evaluated, not by the few that a pair is read on.
+    """Restore all that functions lead to, and the parameter store. A module that sets itself up when it is first called
+    is then set up by the images that are evaluated, not by the few that a pair is read on.
 
     :raises BadInput: where an autoguide of Pyro is called, before it sets itself up.
     """
@@ -249,8 +250,8 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
 def _state_of(reached: list[Any]) -> Callable[[], None]:
-    """What puts back the attributes of modules, of a user's objects and functions, the variables of closures, and the
-    dictionaries, lists and sets in these."""
+    """A function that puts back the attributes of modules, of a user's objects and functions, the variables of
+    closures, and the dictionaries, lists and sets in these."""
     own = [each for each in reached if _has_state(each)]
     closures = [each.__closure__ or () for each in own if isinstance(each, FunctionType)]
     cells = [(cell, cell.cell_contents) for cells in closures for cell in cells if gc.get_referents(cell)]
@@ -276,7 +277,7 @@ def _state_of(reached: list[Any]) -> Callable[[], None]:
 
 
 def _has_state(each: Any) -> bool:
-    """Whether an object is a module or a user's; a lazy module is not put back, as it changes its class."""
+    """True for a module and for a user's object. A lazy module is not put back, as it changes its class."""
     kind = type(each)
     if issubclass(kind, FunctionType):
         return not _of_library(each.__globals__.get("__name__"))
@@ -290,7 +291,7 @@ def _items(container: Any) -> list[Any]:
 
 
 def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
-    """What puts back the numbers in buffers that were changed in place."""
+    """A function that puts back the numbers in buffers that were changed in place."""
     buffers = [b for m in modules if not isinstance(m, LazyModuleMixin) for b in m.buffers(recurse=False)]
     buffers = [b for b in buffers if b.numel() <= _LARGEST_BUFFER and not b.is_inference()]
     before = [(b, b.detach().clone(), b._version) for b in buffers]

@@ -1,4 +1,4 @@
-"""All images under Pyro's checks, which are off where weights are computed; and what p(x) is of them."""
+"""All images under Pyro's checks, which are off where weights are computed; and the kind of p(x) that they have."""
 
 import warnings
 from typing import Any
@@ -18,13 +18,13 @@ from ppl_gen.inference.tracing import Traces, trace_of
 
 _TOGETHER = 500  # images that are checked together
 _KINDS = ("unchecked", "cross-entropy", "density", "probability")
-"""What p(x) may be; the first that any image shows counts."""
+"""Kinds of p(x). The first one that any image shows counts."""
 
 
 def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
     """Run a pair on all images with Pyro's checks on.
 
-    :returns: what p(x) is: `probability`; `density`; `cross-entropy` of grey values under a Bernoulli; or
+    :returns: the kind of p(x): `probability`; `density`; `cross-entropy` of grey values under a Bernoulli; or
         `unchecked`, where values are outside the likelihood's support, whose `validate_args=False` allows them.
     :raises BadInput: for an argument that a distribution does not admit, and for an image that is impossible
         whatever z is.
@@ -83,9 +83,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _kind_of(pair: Pair, site: Site, lax: bool, first: int, batch: Batch) -> str | None:
-    """What p(x) is, as an observed site shows it that does not have all of its values in its support.
+    """The kind of p(x) that an observed site shows by values outside of its support; None if it has no such values.
 
-    :param lax: whether its distribution does not check its values.
+    :param lax: True if the site's distribution does not check its values.
     """
     strictly = None if site["name"] in pair.bounded else inside(site)
     if strictly is None or strictly.all():

@@ -1,4 +1,4 @@
-"""Whether the log-densities of an image are its own: the same alone, among other images, and under a plate of samples.
+"""Checks that the log-densities of an image are its own: the same alone, among other images, and among other samples.
 
 A statistic of a batch, as in batch normalization, or an event that reaches across the plate makes one image change
 another's density. The weights of such a pair cannot be told apart image by image.
@@ -121,7 +121,7 @@ def _densities(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether log-densities are the same but for the rounding of float32, which may be within those in float64 too."""
+    """True if log-densities are the same but for the rounding of float32, which may be in those in float64 too."""
     return torch.allclose(one, other, rtol=2e-5, atol=5e-4, equal_nan=True)
 
 
@@ -133,7 +133,7 @@ def _all_alike(one: Terms, other: Terms) -> bool:
 
 
 def samples_apart(pair: Pair, batch: Batch) -> bool:
-    """Whether an outer plate draws independent samples and changes no density.
+    """True if an outer plate draws independent samples and changes no density.
 
     A function that reshapes by the batch size, or that has fixed shapes in it, fails under an outer plate, or is
     silently wrong. So two samples of three images are drawn together, and each is scored again on its own.

@@ -1,4 +1,4 @@
-"""Whether the guide and the prior have mass at the same values of z, and whose support depends on z.
+"""The supports of guide and prior: where one has mass and the other has none, and which supports depend on z.
 
 A value of z outside the prior's support has weight zero. Where the guide leaves out a part of that support, importance
 sampling finds a part of p(x) only.
@@ -43,7 +43,7 @@ def bounded_sites(model: PyroFunction, traces: Traces, batch: Batch) -> frozense
 
 
 def compare_supports(pair: Pair, batch: Batch) -> Pair:
-    """The pair, with whether the guide `leaves` the prior's support, and where it is `narrower`.
+    """The pair with `leaves` and `narrower`, which compare the guide's support with the prior's.
 
     :raises BadInput: for a guide that never draws z where the prior has mass.
     """

@@ -53,7 +53,7 @@ class StateSum:
     pair: Pair
     """The pair, with the observed sites whose support depends on the state among those that are `bounded`."""
     by_state: bool
-    """Whether the model takes one state at a time, by a call for each."""
+    """True if the model takes one state at a time, by a call for each."""
 
     def __call__(self, model: PyroFunction, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """log p(x) [images].
@@ -258,9 +258,9 @@ def _tried_in_parallel(pair: Pair, batch: Batch) -> tuple[Pair, str | None]:
 
 
 def _difference(pair: Pair, sites: list[Site], dims: dict[str, int], batch: Batch) -> str | None:
-    """Where the log-density of a state among all states is another than alone; None if a few states show nothing.
+    """A sentence on a state whose log-density among all states is another than alone; None if a few states show none.
 
-    :param sites: of the trace in parallel.
+    :param sites: the sites of the trace in parallel.
     :param dims: the enumerated dimension of each latent site.
     """
     densities = [(site, _log_prob(pair, site)) for site in sites]
@@ -322,7 +322,7 @@ def _tried_by_state(pair: Pair, batch: Batch, hint: str) -> Pair:
 
 
 def _differs_by_state(site: Site, plates: int) -> bool:
-    """Whether an observed site of a trace of all states has another support for another state."""
+    """True if an observed site of a trace of all states has another support for another state."""
     constraint = support(site["fn"])
     for bound in [] if constraint is None else bounds(constraint):
         states = bound.dim() - site["fn"].event_dim - plates if isinstance(bound, Tensor) else 0

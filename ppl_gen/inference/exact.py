@@ -104,7 +104,7 @@ def _told(pair: Pair, what: str) -> Iterator[None]:
 
 
 def closed_form(model: Any, *args: Any, **kwargs: Any) -> bool:
-    """Whether a model says what log p(x) is, and takes for that the further arguments, such as labels, that its
+    """True if a model has a closed form of log p(x) that takes the further arguments, such as labels, which its
     `model(x, ...)` takes."""
     if not offers(model, ClosedForm):
         return False

@@ -99,24 +99,24 @@ class Pair:
     image: str
     """Name of the observed site that is the images."""
     discrete: bool
-    """Whether p(x | z) is a probability, not a density."""
+    """True if p(x | z) is a probability, False if it is a density."""
     event_shapes: dict[str, tuple[int, ...]]
     """Event shape of each latent site."""
     masked: bool
-    """Whether a latent site has a mask."""
+    """True if a latent site has a mask."""
     unbounded: bool
-    """Whether all latent sites are continuous and take any value."""
+    """True if all latent sites are continuous and take any value."""
     num_states: int | None
     """Number of values that the latent sites of an image have together; None if any has no finite support."""
     enumerated: bool
-    """Whether the guide leaves every latent site to enumeration in the model."""
+    """True if the guide leaves every latent site to enumeration in the model."""
     sums_states: bool
-    """Whether the observed distribution sums over all states of z by itself."""
+    """True if the observed distribution sums over all states of z by itself."""
     pixels_per_state: int
     """Numbers that the log-density of an image takes for each state of z: its pixels, or 1 where the distribution sums
     over pixels before it broadcasts."""
     reparametrized: bool
-    """Whether all sites of the guide have a gradient along z."""
+    """True if samples of all sites of the guide are differentiable."""
     scored: tuple[str, ...]
     """Names of the guide's sites whose samples are reparametrized but for a choice."""
     scales: Mapping[str, Tensor | float]
@@ -127,12 +127,12 @@ class Pair:
     bounded_guide: frozenset[str]
     """Sites of the guide whose support may not have all values of the prior."""
     leaves: bool = False
-    """Whether the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
+    """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
     narrower: tuple[str, ...] = ()
     """Latent sites where the guide leaves out a part of the prior's support, so that log p(x) is at least what its
     samples say."""
     vectorized: bool = False
-    """Whether many samples of z can be drawn in one call, under a plate of samples outside all others."""
+    """True if many samples of z can be drawn in one call, under a plate of samples outside all others."""
 
     @classmethod
     def read(cls, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> "Pair":
@@ -220,20 +220,9 @@ class Pair:
 
         :raises BadInput: for a model that does not draw images.
         """
-        try:
-            with torch.no_grad():
-                drawn = poutine.trace(self.model).get_trace(None, *args, n=len(x), **kwargs)
-            images = drawn.nodes[self.image]["value"]
-        except Exception as error:
-            raise BadInput(
-                f"{self.model_name} draws no images: model(x=None, n={len(x)}): {describe(error)}"
-            ) from error
-        if len(self.observed) > 1 or images.shape != x.shape:
-            raise BadInput(
-                f"{self.model_name}: its one observed site must be the images {tuple(x.shape)}, to be drawn from it; "
-                f"it is {', '.join(self.observed)} {tuple(images.shape)}"
-            )
-        trace = trace_of(poutine.replay(self.guide, trace=drawn), Batch(images, args, kwargs))
+        drawn = _drawn_images(self, x, args, kwargs)
+        batch = Batch(drawn.nodes[self.image]["value"], args, kwargs)
+        trace = trace_of(poutine.replay(self.guide, trace=drawn), batch)
         return self._total(trace, self.latent, (1, len(x)), self.bounded_guide).flatten()
 
     def spread(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
@@ -318,13 +307,29 @@ class Pair:
         return likelihood, prior
 
     def _score(self, drawn: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:
-        """What a gradient along z misses, [samples, images]; None if it is nothing."""
+        """The log-probability of the guide's choices [samples, images]; None without choices or gradients."""
         if self.enumerated or not torch.is_grad_enabled():
             return None
         sites = [drawn.nodes[name] for name in self.latent]
         scores = [(site, score_function(site)) for site in sites]
         parts = [self.per_image(site, score) for site, score in scores if score is not None]
         return sum(parts[1:], parts[0]).reshape(shape) if parts else None
+
+
+def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
+    """The trace of a model that draws as many images as there are in x, and of their shape."""
+    try:
+        with torch.no_grad():
+            drawn = poutine.trace(pair.model).get_trace(None, *args, n=len(x), **kwargs)
+        images = drawn.nodes[pair.image]["value"]
+    except Exception as error:
+        raise BadInput(f"{pair.model_name} draws no images: model(x=None, n={len(x)}): {describe(error)}") from error
+    if len(pair.observed) > 1 or images.shape != x.shape:
+        raise BadInput(
+            f"{pair.model_name}: its one observed site must be the images {tuple(x.shape)}, to be drawn from it; "
+            f"it is {', '.join(pair.observed)} {tuple(images.shape)}"
+        )
+    return drawn
 
 
 def _check_arguments(trace: poutine.Trace, who: str) -> None:

@@ -67,7 +67,7 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
 
 @dataclass(frozen=True)
 class _Given:
-    """What a pair is made of, before anything is known of it."""
+    """The two functions, their names, and the state that they are read in."""
 
     model: PyroFunction
     guide: PyroFunction
@@ -75,7 +75,7 @@ class _Given:
     guide_name: str
     guide_module: nn.Module | None
     parameters: Any
-    """What Pyro's parameter store held before the pair was read."""
+    """State of Pyro's parameter store before the pair was read."""
 
 
 def _given(model: Any, guide: Any, batch: Batch) -> _Given:
@@ -163,7 +163,7 @@ def _marked(model_trace: poutine.Trace) -> list[str]:
 
 
 def _is_enumerated(traces: Traces) -> bool:
-    """Whether the guide leaves every latent site to enumeration in the model."""
+    """True if the guide leaves every latent site to enumeration in the model."""
     latent = _latent(traces.model)
     return bool(latent) and not _latent(traces.guide) and _marked(traces.model) == latent
 
@@ -278,7 +278,7 @@ def _check_dimensions(given: _Given, traces: Traces, plate: CondIndepStackFrame)
                 )
 
 
-# What is known then ------------------------------------------------------------------------------------------------
+# The pair ----------------------------------------------------------------------------------------------------------
 
 
 def _pair_of(given: _Given, traces: Traces, plate: CondIndepStackFrame, batch: Batch) -> Pair:

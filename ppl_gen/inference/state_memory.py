@@ -21,7 +21,7 @@ _BYTES = 4  # of a number in float32
 
 
 def count_states(distributions: Iterable[Any]) -> int | None:
-    """How many values some distributions have together; None if any has no finite support."""
+    """Number of values that some distributions have together; None if any has no finite support."""
     total = 1
     for distribution in distributions:
         if not distribution.has_enumerate_support:
@@ -35,7 +35,7 @@ def count_states(distributions: Iterable[Any]) -> int | None:
 
 
 def can_sum_states(sites: Sequence[Site]) -> bool:
-    """Whether there is one observed distribution, which can sum over all values of the one latent site by itself."""
+    """True if there is one observed distribution, which can sum over all values of the one latent site by itself."""
     if [site["is_observed"] for site in sites] not in ([False, True], [True, False]):
         return False
     latent, observed = sorted(sites, key=lambda site: bool(site["is_observed"]))
@@ -65,22 +65,22 @@ def numbers_per_state(pair: Pair) -> float:
 
 
 def cheap(pair: Pair) -> bool:
-    """Whether log p(x) of many images can be enumerated in minutes: up to 2^20 states, fewer where the likelihood
+    """True if log p(x) of many images can be enumerated in minutes: up to 2^20 states, fewer where the likelihood
     broadcasts before it sums over pixels."""
     return pair.num_states is not None and pair.num_states * max(1, numbers_per_state(pair)) <= _MOST_STATES
 
 
 def block_size(pair: Pair, posterior: bool = False) -> int:
-    """How many images are summed over at a time.
+    """Number of images that are summed over at a time.
 
-    :param posterior: whether each state of each image is asked for, and not only their sum.
+    :param posterior: True where each state of each image is asked for, and not only their sum.
     """
     assert pair.num_states is not None
     return max(1, min(1000, int(_STATES_IMAGES / (pair.num_states * max(numbers_per_state(pair), int(posterior))))))
 
 
 def block_size_by_state(pair: Pair) -> int:
-    """How many images are summed over at a time where the model is called for one state after the other."""
+    """Number of images that are summed over at a time where the model is called for one state after the other."""
     assert pair.num_states is not None
     return max(1, min(10_000, _STATES_IMAGES // (8 * pair.num_states)))
 
@@ -98,7 +98,7 @@ def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
 def require_memory(pair: Pair, num_images: int, gradients: bool = False, device: torch.device | str = "cpu") -> None:
     """Refuse an enumeration that does not fit into the memory that is free.
 
-    :param gradients: whether it is a training step.
+    :param gradients: True for a training step.
     :raises BadInput: with the memory that it needs and the memory that there is.
     """
     needed, free = memory_needed(pair, num_images, gradients), free_memory(device)
