@@ -17,7 +17,7 @@ import ppl_gen
 from ppl_gen import cli
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 
 
 def signal_to_noise(pair: Pair, guide: Any, x: Tensor, name: str, k: int, draws: int) -> tuple[float, float]:
@@ -48,7 +48,7 @@ def main() -> None:
     guide: Any = loaded
     x = data.targets("train")[:128]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x)
+        pair = Pair.read(model, guide, x)
     print(f"{given.run}: encoder's gradient on 128 training images, {given.draws} draws")
     print("estimator                         signal / noise   ms a draw")
     baseline = getattr(guide, "baseline", None)

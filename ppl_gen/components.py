@@ -19,9 +19,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
 from ppl_gen.errors import BadInput, describe, near_miss
 
 Kind = Literal["model", "guide", "prior"]
+_CONTRACTS = {"model": Model, "guide": Guide, "prior": HasPrior}
 _OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples")
 SUPPLIED = {
     "model": _OF_DATA,
@@ -61,7 +63,7 @@ def known(kind: Kind) -> dict[str, type]:
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, cls in inspect.getmembers(module, inspect.isclass):
             ours = cls.__module__ == module.__name__ and not name.startswith("_") and not inspect.isabstract(cls)
-            if ours and callable(getattr(cls, kind, None)):
+            if ours and missing(cls, _CONTRACTS[kind]) is None:
                 found[kebab_case(name)] = cls
     return found
 
@@ -91,7 +93,7 @@ def checked(kind: Kind, given: Any) -> Any:
 
     :raises BadInput: if it has no method `model`, `guide` or `prior`, as `kind` says.
     """
-    if not callable(getattr(given, kind, None)):
+    if missing(given, _CONTRACTS[kind]) is not None:
         raise BadInput(f"{kind}={given!r}: needs a method '{kind}(self, x, ...)'; it is a class, or an instance of one")
     return given
 
@@ -113,7 +115,7 @@ def find(kind: Kind, reference: str) -> type:
     if not inspect.isclass(cls):
         classes_there = [n for n, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         raise BadInput(f"{kind} '{reference}': {where} has no class '{name}'{near_miss(name, classes_there)}")
-    if not callable(getattr(cls, kind, None)):
+    if missing(cls, _CONTRACTS[kind]) is not None:
         raise BadInput(f"{kind} '{reference}': the class has no method '{kind}(self, x, ...)'")
     return cls
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ppl_gen import cli, parallel
 from ppl_gen.components import class_name, is_external
+from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, describe, require, require_choices
 from ppl_gen.experiment.assembling import Checkpoint
@@ -24,12 +25,13 @@ from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating, takes_labels
-from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
+from ppl_gen.inference.exact import closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.gaps import Search, check_guide, gaps, has_own_weights
 from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
-from ppl_gen.inference.traces import Pair, tells_density
+from ppl_gen.inference.state_memory import block_size, cheap, require_memory
 from ppl_gen.loading import estimating, heading, open_fitted, read_pair, restricted
 from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
@@ -335,7 +337,7 @@ def _in_use(model: nn.Module, pair: Pair, x: torch.Tensor) -> int | None:
     """How many values of a categorical z explain an image's worth of x; None for other models."""
     if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
         return None
-    if not (tells_density(model) and cheap(pair)):
+    if not (offers(model, HasDensity) and cheap(pair)):
         return None
     size = block_size(pair, posterior=True)
     totals = torch.stack([state_posterior(model, block)[1].sum(1) for block in x.split(size)]).sum(0)

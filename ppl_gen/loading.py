@@ -13,7 +13,8 @@ from ppl_gen.experiment.assembling import Checkpoint, batch
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Fitted, Named
 from ppl_gen.inference.callables import evaluating, matmul_precision
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import RunDirectory
 
 
@@ -79,6 +80,6 @@ def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) ->
     index = torch.arange(min(count, len(data.train)), device=data.train.images.device)
     images = batch(model, guide, data, index)
     with evaluating(model, guide):
-        pair = Pair(model, guide, *images)
-        pair.check(*images)
+        pair = Pair.read(model, guide, *images)
+        check_images(pair, *images)
         return pair, images

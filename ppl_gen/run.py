@@ -30,7 +30,7 @@ from ppl_gen.experiment.config import (
 )
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.report import uses as pictures
 from ppl_gen.runs import RunDirectory, check_new
 from ppl_gen.training.checks import Prepared, prepare

@@ -11,10 +11,11 @@ from ppl_gen.errors import warnings_of
 from ppl_gen.inference.agreement import Low, above, above_in_mean, bound
 from ppl_gen.inference.annealed import Annealed, Sandwich
 from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.gaps import Gaps
 from ppl_gen.inference.importance import NARROWER, Estimates, LogPx, mean_se
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import SecondOpinion, visible_mass
-from ppl_gen.inference.traces import Pair
 
 if TYPE_CHECKING:
     import xarray
@@ -24,9 +25,9 @@ _NARROW = 0.1  # nats by which annealing may be too low and still be trusted
 
 
 def observation(pair: Pair, x: Tensor, *args: Any) -> str:
-    """What p(x) is of these images, as `Pair.check` says."""
+    """What p(x) is of these images, as `check_images` says."""
     with evaluating(pair.model, pair.guide):
-        return pair.check(x, *args)
+        return check_images(pair, x, *args)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ppl_gen.data import DataOptions, load_data
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.annealed import Annealing, sandwich
-from ppl_gen.inference.enumeration import exact_log_px
+from ppl_gen.inference.exact import exact_log_px
 
 
 def test_ways_to_sum_over_a_belief_net() -> None:

@@ -21,7 +21,7 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import objective, recordable
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import RunDirectory
 from ppl_gen.training.loop import train
 
@@ -67,7 +67,7 @@ def test_loss_and_gradients_are_those_of_the_objective(
     )
     x = data.targets("train")
     with evaluating(modules):
-        pair = Pair(modules["model"], modules["guide"], x[:8])
+        pair = Pair.read(modules["model"], modules["guide"], x[:8])
         elbo = objective(name, pair, x[:8], **options)
 
     def of(elbo: Any) -> Callable[..., Tensor]:

@@ -26,7 +26,7 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import RunDirectory
 from ppl_gen.state import tensors_of
 from ppl_gen.training import monitor
@@ -130,7 +130,7 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
     model, guide = assemble(_config(), data)
     x = data.targets("train")[:64]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
+        pair = Pair.read(model, guide, x[:8])
         elbo = objective(chosen.objective, pair, x[:8], num_particles=chosen.num_particles)
     modules = nn.ModuleDict({"model": model, "guide": guide})
     loss = partial(loss_per_image, elbo)
@@ -173,7 +173,7 @@ def test_particles_average_the_elbo(data: Data) -> None:
     model, guide = assemble(_config(), data)
     x = data.targets("train")[:64]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
+        pair = Pair.read(model, guide, x[:8])
         elbo = objective("elbo", pair, x[:8], num_particles=2000)
         estimate = -elbo.differentiable_loss(pair.model, pair.guide, x) / 64
         terms = pair.terms(x, num_samples=2000)
@@ -189,7 +189,7 @@ def test_warmup_scales_the_kl_term_alone(data: Data, name: str) -> None:
     warmup = ScaleLatents()
     values = {}
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
+        pair = Pair.read(model, guide, x[:8])
         elbo = objective(name, pair, x[:8])
         for scale in (0.0, 0.5, 1.0):
             warmup.scale = scale
@@ -211,7 +211,7 @@ def test_analytic_kl_is_refused_where_there_is_none(data: Data) -> None:
     model, _ = assemble(_config(), data)
     x = data.targets("train")[:8]
     with evaluating(model):
-        pair = Pair(model, guide, x)
+        pair = Pair.read(model, guide, x)
         assert isinstance(objective("elbo", pair, x), Trace_ELBO)
         with pytest.raises(BadInput, match="no closed-form KL"):
             objective("elbo-analytic-kl", pair, x)
@@ -336,7 +336,7 @@ def test_best_on_validation_is_kept(tmp_path: Path, data: Data) -> None:
     model, guide = assemble(_config(), data)
     load_checkpoint(run, model, guide, "best")
     with evaluating(model, guide):
-        pair = Pair(model, guide, data.targets("validation")[:8])
+        pair = Pair.read(model, guide, data.targets("validation")[:8])
     terms = elbo_terms(model, guide, pair, data.targets("validation"), seed=monitor._SEED)
     assert terms["elbo"] == best
     load_checkpoint(run, model, guide, "last")

@@ -1,1 +1,1 @@
-"""Contracts, command lines and other small parts that every folder may use. Nothing here needs torch at import."""
+"""Contracts, command lines and other small parts that every folder may use. It imports none of them, nor torch."""

@@ -14,8 +14,8 @@ from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.inference.callables import evaluating, takes_labels
+from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.statements import adopt
-from ppl_gen.inference.traces import sample_sites
 from ppl_gen.runs import RunDirectory
 from ppl_gen.state import load_weights, prefixed, tensors_of
 

@@ -17,7 +17,8 @@ from ppl_gen.errors import BadInput
 from ppl_gen.experiment.assembling import Checkpoint, assemble, batch, load_checkpoint
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import RunDirectory
 
 _READ = 8  # images that a pair is read on
@@ -78,8 +79,8 @@ class Assembled:
     def pair(self) -> Pair:
         """Model and guide, read on `batch`."""
         with evaluating(self.model, self.guide):
-            pair = Pair(self.model, self.guide, *self.batch)
-            pair.check(*self.batch)
+            pair = Pair.read(self.model, self.guide, *self.batch)
+            check_images(pair, *self.batch)
             return pair
 
     @property

@@ -45,8 +45,9 @@ from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput, near_miss, require
 from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.densities import above_others, mean_of_others, sample_sites, score_function
 from ppl_gen.inference.enumeration import DifferentiableLoss, TraceEnum
-from ppl_gen.inference.traces import Pair, Terms, above_others, mean_of_others, sample_sites, score_function
+from ppl_gen.inference.pair import Pair, Terms
 
 Objective = Literal[
     "elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "dreg", "renyi", "vimco", "rws", "wake-sleep", "adversarial"

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_gen.inference.traces import Pair, tells_density
+from ppl_gen.core.contracts import HasDensity, offers
+from ppl_gen.inference.pair import Pair
 
 
 def vector_size(model: Any, pair: Pair) -> int:
@@ -15,7 +16,7 @@ def vector_size(model: Any, pair: Pair) -> int:
     shapes = list(pair.event_shapes.values())
     if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
         return 0
-    return shapes[0][0] if tells_density(model) else 0
+    return shapes[0][0] if offers(model, HasDensity) else 0
 
 
 def equal_mass_grid(model: Any, units: Sequence[int], size: int, side: int) -> Tensor:

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.errors import BadInput, require
 
 
@@ -23,7 +24,7 @@ class Vamp(nn.Module):
     def __init__(self, data_examples: Tensor, guide: nn.Module, *, num_components: int = 500):
         require(num_components >= 1, "prior.num_components", num_components, "must be at least 1")
         super().__init__()
-        if not (hasattr(guide, "encode") and hasattr(guide, "posterior")):
+        if not offers(guide, Amortized):
             raise BadInput(
                 f"the prior vamp needs encode(x) and posterior(context), which {type(guide).__name__} has not"
             )

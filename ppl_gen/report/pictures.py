@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
+from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.experiment.fitted import Fitted
@@ -23,9 +24,9 @@ from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, 
 from ppl_gen.figures.learning_curves import learning_curves
 from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import state_posterior
+from ppl_gen.inference.exact import state_posterior
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.planes import equal_mass_grid, vector_size
-from ppl_gen.inference.traces import Pair, amortized, tells_density
 from ppl_gen.report.explorer import explorer
 from ppl_gen.runs import RunDirectory
 
@@ -154,7 +155,7 @@ def of_latent_space(fitted: Fitted) -> Drawn:
         z = guide.posterior(guide.encode(x)).sample((_POSTERIOR_SAMPLES,))
         return z[0], z.mean(0), z.std(0)
 
-    has_posterior = amortized(guide)
+    has_posterior = offers(guide, Amortized)
     order = list(range(size))  # the most active units first
     if has_posterior:
         one, mean, _ = posterior(data.targets("test")[:2000])
@@ -189,11 +190,11 @@ def of_units(fitted: Fitted) -> Drawn:
     guide: Any = fitted.guide
     data, pair, x = fitted.data, fitted.pair, fitted.data.targets("test")[:5]
     shapes = list(pair.event_shapes.values())
-    binary = len(shapes) == 1 and len(shapes[0]) == 1 and tells_density(model)
+    binary = len(shapes) == 1 and len(shapes[0]) == 1 and offers(model, HasDensity)
     if not binary or pair.num_states is None or pair.num_states > 2**16:
         return
     states, probabilities = state_posterior(model, x)
     exact = (probabilities.T @ states).cpu().numpy()
-    own = guide.posterior(guide.encode(x)).mean.cpu().numpy() if amortized(guide) else None
+    own = guide.posterior(guide.encode(x)).mean.cpu().numpy() if offers(guide, Amortized) else None
     prior = model.prior().mean.cpu().numpy()
     yield "posterior", unit_marginals(_images(x, data), exact, own, prior)

@@ -36,7 +36,7 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.annealed import fit_scale
 from ppl_gen.inference.callables import evaluating, matmul_precision
 from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.progress import Progress
 from ppl_gen.runs import RunDirectory
@@ -128,7 +128,7 @@ class Loop:
         self.labels = data.train.labels if fitted.takes_labels else None
         first = torch.arange(min(8, count), device=data.train.images.device)
         with evaluating(model, guide):
-            self.pair = Pair(model, guide, *self.batch(first))
+            self.pair = Pair.read(model, guide, *self.batch(first))
             elbo = objective_for(self.options, self.pair, *self.batch(first))
         self.adversarial = isinstance(elbo, Adversarial)
         self.loss = partial(loss_per_image, elbo)

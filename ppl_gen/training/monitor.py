@@ -11,7 +11,7 @@ from ppl_gen.data import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.progress import Progress
 
 SAMPLES = "samples.npz"

@@ -14,7 +14,7 @@ from ppl_gen.components import construct, find, known, options
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.amortized import Amortized
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.vae import VAE
 
 FLOW = {"num_transforms": 2, "transform_dims": (16,), "num_features": 8}
@@ -127,7 +127,7 @@ def test_shapes(family: str) -> None:
 def test_pair_is_read_and_vectorized(family: str) -> None:
     model, guide = make(family, 3)
     with evaluating(model, guide):
-        pair = Pair(model, guide, images(6))
+        pair = Pair.read(model, guide, images(6))
     assert pair.vectorized and pair.reparametrized
 
 
@@ -193,7 +193,7 @@ def test_density_under_detached_parameters(family: str) -> None:
     """For `stl` and `dreg` the guide is replayed: the same density, and no gradient but through z."""
     model, guide = make(family, 3)
     x = images(4)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     torch.manual_seed(1)
     live = pair.terms(x, num_samples=2)
     torch.manual_seed(1)

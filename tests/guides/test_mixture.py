@@ -1,6 +1,7 @@
 """Gradients of a mixture of Gaussians whose components are far apart, against quadrature; float64."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from ppl_gen.errors import BadInput
 from ppl_gen.guides.mixture import DiagonalMixture
 from ppl_gen.inference.gaps import Search, gaps
 from ppl_gen.inference.objectives import Recordable, ScaleLatents, Scored, objective, recordable, scaled
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 
 F64 = torch.float64
 COPIES = 4000
@@ -85,12 +86,12 @@ def test_gradient_is_that_of_the_integral(name: str, particles: int, distance: f
     context, x = _context(distance), 0.6
     value, truth = _truth(name, context, x, 0.5 if name == "renyi" else 0.0)
     guide, batch = Copies(context, COPIES), torch.full((COPIES, 1), x, dtype=F64)
-    pair = Pair(_model, guide, batch)
-    assert pair.vectorized and pair.scored == ["z"]
+    pair = Pair.read(_model, guide, batch)
+    assert pair.vectorized and pair.scored == ("z",)
     elbo = objective(name, pair, batch, num_particles=particles, beta=3.0 if name == "beta" else None)
     losses = []
     for vectorized in (True, False):
-        pair.vectorized = vectorized
+        pair = replace(pair, vectorized=vectorized)
         if not vectorized:
             elbo = objective(name, pair, batch, num_particles=particles, beta=3.0 if name == "beta" else None)
         loss = elbo.differentiable_loss(pair.model, pair.guide, batch)
@@ -109,7 +110,7 @@ def test_pyros_own_objective() -> None:
     context = _context(16.0)
     _, truth = _truth("elbo", context, 0.6, 0.0)
     guide, batch = Copies(context, COPIES), torch.full((COPIES, 1), 0.6, dtype=F64)
-    pair = Pair(_model, guide, batch)
+    pair = Pair.read(_model, guide, batch)
     ours = objective("elbo", pair, batch)
     assert isinstance(ours, Scored) and ours.num_particles == 2
     recorded = recordable(ours, pair)
@@ -133,7 +134,7 @@ def test_annealed_kl_term() -> None:
     value = (log_q.exp() * (likelihood + 0.3 * (prior - log_q))).sum() * STEP
     (truth,) = torch.autograd.grad(value, context)
     guide, batch = Copies(context.detach(), COPIES), torch.full((COPIES, 1), 0.6, dtype=F64)
-    pair = Pair(_model, guide, batch)
+    pair = Pair.read(_model, guide, batch)
     scale = ScaleLatents()
     scale.scale = 0.3
     functions = [scaled(f, scale) for f in (pair.model, pair.guide)]
@@ -153,7 +154,7 @@ def test_gradient_vanishes_at_the_posterior(name: str) -> None:
             pyro.sample("x", dist.Normal(torch.zeros(1, dtype=F64), 1.0).to_event(1), obs=x)
 
     guide, x = Copies(context, 50), torch.zeros(50, 1, dtype=F64)
-    loss = objective(name, Pair(model, guide, x), x, num_particles=3).differentiable_loss(None, None, x)
+    loss = objective(name, Pair.read(model, guide, x), x, num_particles=3).differentiable_loss(None, None, x)
     (gradient,) = torch.autograd.grad(loss, guide.context)
     assert float(gradient.abs().max()) < 1e-10
 
@@ -216,7 +217,7 @@ def test_two_kinds_of_choice_in_one_guide() -> None:
             pyro.sample("z", _mixture(context.expand(len(x), -1)))
 
     x = torch.zeros(4, 1, dtype=F64)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     with pytest.raises(BadInput, match=r"'z' by a choice and a path.*use vimco or rws"):
         objective("elbo", pair, x)
     for name in ("vimco", "rws"):
@@ -228,7 +229,7 @@ def test_weights_of_an_encoder_are_trained() -> None:
     """Through a whole pair, each parameter of the encoder has a gradient by every objective."""
     model, guide = make("mixture", 2)
     x = images(5)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     for name, particles in OBJECTIVES:
         loss = objective(name, pair, x, num_particles=particles).differentiable_loss(pair.model, pair.guide, x)
         gradients = torch.autograd.grad(loss, list(guide.parameters()))

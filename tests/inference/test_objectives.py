@@ -15,7 +15,7 @@ from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.objectives import VIMCO, ReweightedWakeSleep, ScoreFunction, objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.vae import VAE
 
@@ -54,7 +54,7 @@ def _parameters(model: nn.Module, guide: Bernoulli) -> list[nn.Parameter]:
 def test_vimco_is_unbiased(particles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimator's mean over every draw of every sample is the gradient of L_K, in model and guide."""
     model, guide, x = _tiny()
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     draws = _every_draw(monkeypatch, particles)
     log_w, log_q = _log_weights(model, guide, x, draws)
     chance = log_q.sum(0).exp()
@@ -78,7 +78,7 @@ def test_vimco_is_unbiased(particles: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_reweighted_wake_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are normalized image by image; the model climbs log p(x, z), the guide log q(z | x)."""
     model, guide, x = _tiny()
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     draws = _every_draw(monkeypatch, 2)
     repeated = x.expand(draws.shape[1], -1)
     loss = ReweightedWakeSleep(pair, 2).differentiable_loss(None, None, repeated)
@@ -101,7 +101,7 @@ def test_score_function_is_unbiased(baseline: str) -> None:
     log_w, log_q = _log_weights(model, guide, x, states)
     parameters = _parameters(model, guide)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad((log_q.exp() * log_w).sum(), parameters)])
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     elbo = objective("elbo", pair, x)
     assert isinstance(elbo, ScoreFunction)
     repeated = x.expand(500, -1)
@@ -134,7 +134,7 @@ def test_samples_are_detached() -> None:
     """For a guide that can be reparametrized too, no gradient passes through z."""
     model = VAE((3, 3), latent_dim=2, hidden_dims=(4,))
     guide = Normal((3, 3), 2, "z", model)
-    terms = Pair(model, guide, torch.zeros(4, 9)).terms(torch.zeros(4, 9), num_samples=3, detach=True)
+    terms = Pair.read(model, guide, torch.zeros(4, 9)).terms(torch.zeros(4, 9), num_samples=3, detach=True)
     inputs = list(guide.parameters())
     assert all(g is None for g in torch.autograd.grad(terms.log_likelihood.sum(), inputs, allow_unused=True))
     assert any(g is not None for g in torch.autograd.grad(terms.log_guide.sum(), inputs, allow_unused=True))
@@ -146,7 +146,7 @@ def test_trains_through_svi(name: str) -> None:
     torch.manual_seed(1)
     model, guide = BeliefNet(6, latent_dim=3), Bernoulli(6, torch.full((6,), 0.5), 3, "z")
     x = torch.bernoulli(torch.tensor([[0.9] * 3 + [0.1] * 3, [0.1] * 3 + [0.9] * 3])[torch.arange(64) % 2])
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     elbo = objective(name, pair, x, num_particles=1 if name == "elbo" else 5)
     adam = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=0.02)
 
@@ -188,11 +188,11 @@ def _optimizer(step: Any) -> Any:
 def test_refused(name: str, particles: int, message: str) -> None:
     model, guide, x = _tiny()
     with pytest.raises(BadInput, match=message):
-        objective(name, Pair(model, guide, x), x, num_particles=particles)
+        objective(name, Pair.read(model, guide, x), x, num_particles=particles)
 
 
 @pytest.mark.parametrize(("name", "particles"), [("vimco", 5), ("elbo", 2), ("elbo-analytic-kl", 1)])
 def test_enumeration_samples_nothing(name: str, particles: int) -> None:
     model, _, x = _tiny()
     with pytest.raises(BadInput, match="nothing is sampled; use elbo with 1 particle"):
-        objective(name, Pair(model, Enumerated(), x), x, num_particles=particles)
+        objective(name, Pair.read(model, Enumerated(), x), x, num_particles=particles)

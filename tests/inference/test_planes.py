@@ -6,8 +6,8 @@ from pairs import ExactGuide, LinearGaussian
 from torch import nn
 
 from ppl_gen.guides.bernoulli import Bernoulli
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.planes import equal_mass_grid, vector_size
-from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
 
 
@@ -34,10 +34,10 @@ class _Alone(nn.Module):
 def test_units_of_a_continuous_vector(size: int) -> None:
     model, x = LinearGaussian(latent_dim=size), torch.zeros(4, 5, dtype=torch.float64)
     guide = ExactGuide(model)
-    assert vector_size(model, Pair(model, guide, x)) == size
-    assert vector_size(_Alone(model), Pair(model, guide, x)) == 0
+    assert vector_size(model, Pair.read(model, guide, x)) == size
+    assert vector_size(_Alone(model), Pair.read(model, guide, x)) == 0
 
 
 def test_binary_units_have_no_plane() -> None:
     model = BeliefNet(5, latent_dim=3)
-    assert vector_size(model, Pair(model, Bernoulli(5, torch.full((5,), 0.5), 3, "z"), torch.zeros(4, 5))) == 0
+    assert vector_size(model, Pair.read(model, Bernoulli(5, torch.full((5,), 0.5), 3, "z"), torch.zeros(4, 5))) == 0

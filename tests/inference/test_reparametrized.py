@@ -1,6 +1,7 @@
 """Objectives of reparametrized samples, on pairs where the truth is known; float64."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.vae import VAE
 
 F64 = torch.float64
@@ -57,7 +58,7 @@ def _pair(seed: int = 0) -> tuple[LinearGaussian, Affine, Tensor, Pair]:
     torch.manual_seed(seed)
     model = LinearGaussian(3, 2)
     guide, x = Affine(model), torch.randn(4, 3, dtype=F64)
-    return model, guide, x, Pair(model, guide, x)
+    return model, guide, x, Pair.read(model, guide, x)
 
 
 def _log_weights(model: LinearGaussian, guide: Affine, x: Tensor, count: int) -> Tensor:
@@ -127,7 +128,7 @@ def test_gradient_vanishes_at_the_posterior(name: str, rest: str) -> None:
                 pyro.sample("z", dist.MultivariateNormal(x @ self.loc, scale_tril=self.factor))
 
     guide, x = Exact(), torch.randn(4, 3, dtype=F64)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     for each, zero in ((name, True), (rest, False)):
         loss = objective(each, pair, x, num_particles=3).differentiable_loss(pair.model, pair.guide, x)
         gradient = _gradient(loss, guide)
@@ -145,7 +146,7 @@ def test_guides_gradient_is_unbiased(name: str, same_as: str, layers: int) -> No
     guide: Any = Affine(model) if layers == 1 else TwoLayerGuide()
     x = torch.randn(1, 3, dtype=F64)
     repeated = x.expand(500, -1)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     means, errors = [], []
     for each in (name, same_as):
         elbo = objective(each, pair, x, num_particles=4)
@@ -162,7 +163,7 @@ def test_guides_gradient_is_unbiased(name: str, same_as: str, layers: int) -> No
 def test_doubly_reparametrized_by_hand(vectorized: bool) -> None:
     """Tucker et al. (2019), equation 8, and the model's gradient that of L_K, from the same noise."""
     model, guide, x, pair = _pair()
-    pair.vectorized = vectorized
+    pair = replace(pair, vectorized=vectorized)
     elbo = objective("dreg", pair, x, num_particles=3)
     torch.manual_seed(5)
     loss = elbo.differentiable_loss(None, None, x)
@@ -204,7 +205,7 @@ def test_signal_to_noise_against_samples(name: str, wider: float, expected: floa
     model, count = LinearGaussian(3, 2), 40_000
     guide = Repeated(model, count, wider)
     x = torch.tensor([[0.3, -0.5, 0.8]], dtype=F64).expand(count, -1)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
 
     def ratio(k: int) -> float:
         loss = objective(name, pair, x, num_particles=k).differentiable_loss(None, None, x)
@@ -247,7 +248,7 @@ def test_sleep_trains_the_guide_on_dreams() -> None:
 
     for shift, zero in ((0.0, True), (0.3, False)):
         guide = Exact(shift)
-        pair = Pair(model, guide, x)
+        pair = Pair.read(model, guide, x)
         elbo = objective("wake-sleep", pair, x, num_particles=2)
         draws = torch.stack([_gradient(elbo.differentiable_loss(None, None, x), guide) for _ in range(50)])
         error = draws.std(0) / math.sqrt(50)
@@ -268,7 +269,7 @@ def test_a_second_latent_and_a_mask_are_respected(name: str) -> None:
     others' own, from the same noise; and so is its gradient."""
     model, guide = TwoLayers(), TwoLayerGuide()
     x = torch.randn(4, 3, dtype=F64)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     elbo = objective(name, pair, x, num_particles=6)
     torch.manual_seed(0)
     whole = elbo.differentiable_loss(None, None, x)
@@ -291,7 +292,7 @@ def test_a_second_latent_and_a_mask_are_respected(name: str) -> None:
         with poutine.mask(mask=mask):
             guide.guide(x)
 
-    pair.model, pair.guide = masked, masked_guide
+    elbo.pair = replace(pair, model=masked, guide=masked_guide)
     torch.manual_seed(0)
     half = elbo.differentiable_loss(None, None, x)
     torch.testing.assert_close(-half, own[mask].sum())
@@ -325,14 +326,14 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(BadInput, match=r"--beta 0.0"):
         objective("beta", pair, x, beta=0.0)
     with pytest.raises(BadInput, match=r"has the scale 0.5"):
-        objective("elbo", Pair(_scaled, _one, x[:, 0]), x[:, 0])
+        objective("elbo", Pair.read(_scaled, _one, x[:, 0]), x[:, 0])
     vae = VAE((3, 3), latent_dim=2, hidden_dims=(4,))
     noisy = Normal((3, 3), 2, "z", vae, input_dropout=0.1)
     images = torch.zeros(4, 9)
     with pytest.raises(BadInput, match="has dropout"):
-        objective("stl", Pair(vae, noisy, images), images)
+        objective("stl", Pair.read(vae, noisy, images), images)
     with pytest.raises(BadInput, match="draws no images"):
-        objective("wake-sleep", Pair(_one_model, _one, x[:, 0]), x[:, 0])
+        objective("wake-sleep", Pair.read(_one_model, _one, x[:, 0]), x[:, 0])
 
 
 def _one_model(x: Tensor) -> None:
@@ -345,7 +346,7 @@ def test_exact_guide_gives_one_weight() -> None:
     """Then every bound is log p(x), whatever K and alpha."""
     model = LinearGaussian(3, 2)
     x = torch.randn(4, 3, dtype=F64)
-    pair = Pair(model, ExactGuide(model), x)
+    pair = Pair.read(model, ExactGuide(model), x)
     for name in SAMPLED:
         loss = objective(name, pair, x, num_particles=2).differentiable_loss(None, None, x)
         torch.testing.assert_close(-loss, model.log_px(x).sum())
@@ -362,7 +363,7 @@ def test_plain_functions_with_parameters() -> None:
 
     x = torch.randn(4, dtype=F64)
     with pyro.get_param_store().scope():
-        pair = Pair(_one_model, guide, x)
+        pair = Pair.read(_one_model, guide, x)
         loss = objective("stl", pair, x).differentiable_loss(None, None, x)
         gradients = torch.autograd.grad(loss, [pyro.param("half"), pyro.param("scale")])
     assert all(float(g.abs()) < 1e-12 for g in gradients)

@@ -20,7 +20,7 @@ from ppl_gen.guides.exact_gaussian import ExactGaussian
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
 from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.factor_analysis import FactorAnalysis
 
 Call = Callable[..., tuple[int, str, str]]
@@ -46,7 +46,7 @@ def test_closed_forms(noise: str) -> None:
     torch.testing.assert_close(model.log_px(x), truth)
     weights = log_weights(model, guide, x, num_samples=20)
     torch.testing.assert_close(weights, truth.detach().expand(20, -1), rtol=1e-10, atol=1e-10)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     loss = objective("elbo", pair, x).differentiable_loss(pair.model, pair.guide, x)
     parameters = list(model.parameters())
     for ours, true in zip(

@@ -14,7 +14,7 @@ from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import closed_form
+from ppl_gen.inference.exact import closed_form
 from ppl_gen.loading import read_pair
 from ppl_gen.models.vae import VAE
 

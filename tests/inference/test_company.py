@@ -1,7 +1,5 @@
 """Pairs in which images are not apart from each other, and what looks like it."""
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -190,47 +188,6 @@ def test_noise_in_a_guide_besides_z() -> None:
     found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20_000)
     off = (found.log_px - dist.Normal(0.0, 2**0.5).log_prob(x)).abs()
     assert bool((off < 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()).all()) and bool((off < 0.05).all())
-
-
-def _likelihood(shape: tuple[int, ...], events: int) -> Any:
-    decoder = nn.Linear(2, int(torch.Size(shape).numel()))
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=decoder(z).unflatten(-1, shape)).to_event(events), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
-
-    return model, guide
-
-
-def test_events_of_too_few_dimensions() -> None:
-    """[N, 1, 20, 10] needs three: with two, every image would meet every other."""
-    x = torch.bernoulli(torch.full((5, 1, 20, 10), 0.5))
-    with pytest.raises(BadInput, match=r"log-densities of shape \(5, 5\).*\.to_event\(n\)"):
-        ppl_gen.log_weights(*_likelihood((1, 20, 10), 2), x, num_samples=2)
-    with pytest.raises(BadInput):
-        ppl_gen.log_weights(*_likelihood((1, 20, 10), 1), x, num_samples=2)
-    assert ppl_gen.log_weights(*_likelihood((1, 20, 10), 3), x, num_samples=2).shape == (2, 5)
-
-
-def test_a_column_of_images() -> None:
-    """x [N, 1] against a z of one number: N x N densities."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.8))
-
-    with pytest.raises(BadInput, match=r"log-densities of shape"):
-        ppl_gen.log_weights(model, guide, torch.randn(7, 1), num_samples=2)
 
 
 def test_densities_in_double_precision_of_a_net_in_single() -> None:
