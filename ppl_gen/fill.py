@@ -10,12 +10,14 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ppl_gen import cli, summaries
+from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, near_miss, require, warnings_of
+from ppl_gen.evaluation.estimating import observation
+from ppl_gen.evaluation.table import images, title
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
 from ppl_gen.inference.enumeration import cheap, require_memory
-from ppl_gen.inference.importance import mean_se
+from ppl_gen.inference.estimate import mean_se, median_and_least, share
 from ppl_gen.inference.traces import Pair, amortized, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.progress import Progress
@@ -168,7 +170,7 @@ def fill(
     summary: dict[str, Any] = {
         **heading(run, config, data, options),
         "num_images": len(x),
-        "observation": summaries.observation(pair, x),
+        "observation": observation(pair, x),
         "hide": options.hide,
         "hidden_pixels": hidden,
         "pixels": data.dim,
@@ -186,8 +188,8 @@ def fill(
         summary |= {
             "num_samples": num_samples,
             "log_p_hidden": entry(found.log_prob, mc_se=mc_se, bias=float(bias.mean())),
-            "ess": {"median": float(seen.ess.median()), "min": float(seen.ess.min())},
-            "untrusted": float((whole.untrusted | seen.untrusted).double().mean()),
+            "ess": median_and_least(seen.ess),
+            "untrusted": share(whole.untrusted | seen.untrusted),
         }
     if pair.discrete:
         rate = data.mean()[~visible].double()
@@ -217,8 +219,7 @@ def table(summary: dict[str, Any]) -> str:
         return f"  {name:<34}{value:<20}{bits:>8}  {note}".rstrip()
 
     rows = [
-        f"{summaries.title(s)}: {summaries.images(s)}; hidden: {s['hide']}, {s['hidden_pixels']} of {s['pixels']} "
-        "pixels",
+        f"{title(s)}: {images(s)}; hidden: {s['hide']}, {s['hidden_pixels']} of {s['pixels']} pixels",
         "nats per image ± standard error over images; bits per hidden pixel",
         row("log p(x)", "log_px"),
         row("log p(visible)", "log_px_visible"),

@@ -24,7 +24,10 @@ from ppl_gen.batches import least_images
 from ppl_gen.capture import Captured
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, require
-from ppl_gen.evaluate import EvaluationOptions, evaluate, table
+from ppl_gen.evaluation.estimating import evaluate
+from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.evaluation.fitted import Fitted
+from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import memory_needed, require_memory
@@ -171,7 +174,7 @@ def _finish(run: Run, config: Config, prepared: _Prepared, quiet: bool) -> None:
         summary = run.read_json("evaluation.json")
         if summary is None or run.stale(summary):
             options = _evaluation_options(config, model, len(data.test))
-            summary = evaluate(run, config, model, guide, data, options, quiet)
+            summary = evaluate(Fitted(run, config, model, guide, data), options, quiet=quiet).to_json()
         if not run.writes:
             return
         draw_training(run, model, guide, data, pair, batch)
@@ -181,7 +184,7 @@ def _finish(run: Run, config: Config, prepared: _Prepared, quiet: bool) -> None:
         again = "".join(f" --{kind} {name}" for kind, name in externals(config).items())
         raise KeyboardInterrupt(f"continue with: {PROGRAM} --resume {run.path}{again}") from None
     if not quiet:
-        print(f"\n{table(summary)}\n\npictures in {run.path / 'figures'}, all of it in {run.path / 'report.html'}")
+        print(f"\n{Evaluation(summary)}\n\npictures in {run.path / 'figures'}, all of it in {run.path / 'report.html'}")
 
 
 def _evaluation_options(config: Config, model: nn.Module, num_images: int) -> EvaluationOptions:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ppl_gen import cli
 from ppl_gen.data import Data, load_data
 from ppl_gen.errors import BadInput, require
+from ppl_gen.evaluation.quality_table import quality_table
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 from ppl_gen.loading import Checkpoint, Named, open_fitted, read_pair, restricted
 from ppl_gen.nets import encoder
@@ -27,7 +28,6 @@ from ppl_gen.progress import Progress
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run
 from ppl_gen.sample import SampleOptions, sample
-from ppl_gen.summaries import quality_table
 
 Images = Literal["draws", "means"]
 _SHOWN = 10

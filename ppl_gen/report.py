@@ -17,7 +17,7 @@ from ppl_gen.errors import warnings_of
 from ppl_gen.runs import Run
 
 if TYPE_CHECKING:
-    from ppl_gen.summaries import Row
+    from ppl_gen.core.tables import Row
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --rule: #c4c4c4; --soft: #f4f4f4 }
@@ -267,7 +267,7 @@ def write_report(run: Run) -> None:
 
 def report(run: Run) -> str:
     """The page of a run: whatever of numbers and pictures its directory holds."""
-    from ppl_gen import summaries
+    from ppl_gen.evaluation import gap_table, quality_table, table
 
     config, metrics = run.config, run.metrics()
     names = ("evaluation.json", "gaps.json", "quality.json")
@@ -277,21 +277,21 @@ def report(run: Run) -> str:
     trained = f"{metrics[-1]['epoch']} epochs of training, {metrics[-1]['seconds']:.0f} s" if metrics else ""
     if summary:
         warnings += warnings_of(summary["observation"])
-        lead = f"{summaries.images(summary)}; {summary['checkpoint']} weights; {trained}"
+        lead = f"{table.images(summary)}; {summary['checkpoint']} weights; {trained}"
         content.append(tag("h2", "Bound against log p(x)"))
-        content.append(_figures(summaries.UNITS, summaries.rows(summary), "how"))
+        content.append(_figures(table.UNITS, table.rows(summary), "how"))
     else:
         lead = f"{config['data_name']}, binarization {config['data']['binarization']}; {trained}"
     if gaps:
         warnings += warnings_of(gaps.get("observation", ""))
         content.append(tag("h2", "Where the gap comes from"))
-        content.append(tag("p", f"{summaries.images(gaps)}; {gaps['checkpoint']} weights; {gaps['seconds']:.0f} s"))
-        for title, rows in summaries.gap_rows(gaps):
-            content.append(_figures(title or summaries.gap_units(gaps), rows, "Monte Carlo error"))
+        content.append(tag("p", f"{table.images(gaps)}; {gaps['checkpoint']} weights; {gaps['seconds']:.0f} s"))
+        for title, rows in gap_table.gap_rows(gaps):
+            content.append(_figures(title or gap_table.gap_units(gaps), rows, "Monte Carlo error"))
     if quality:
         content.append(tag("h2", "Samples, to a classifier"))
-        content.append(tag("p", f"{summaries.quality_images(quality)}; {quality['checkpoint']} weights"))
-        content.append(_figures(summaries.QUALITY_UNITS, summaries.quality_rows(quality), "", "value"))
+        content.append(tag("p", f"{quality_table.quality_images(quality)}; {quality['checkpoint']} weights"))
+        content.append(_figures(quality_table.QUALITY_UNITS, quality_table.quality_rows(quality), "", "value"))
     explored = run.read_json("explorer.json")
     if explored:
         content.append(_explorer(explored))
@@ -301,11 +301,11 @@ def report(run: Run) -> str:
     content += [tag("h2", "Options"), tag("div", *_options(config), class_="options")]
     content += [tag("h2", "Make it again"), _commands(_again(run, summary, gaps, quality))]
     prominent = [_warning(text) for text in dict.fromkeys(warnings) if text]
-    return page(f"{summaries.title(config)}, on {config['data_name']}", tag("p", lead), *prominent, *content)
+    return page(f"{table.title(config)}, on {config['data_name']}", tag("p", lead), *prominent, *content)
 
 
 def _figures(caption: str, rows: "Iterable[Row]", note: str, units: str = "nats") -> Html:
-    """Rows of `summaries`, as a table."""
+    """Rows of figures, as a table."""
     lines = []
     for row in rows:
         indent = "term" if row.label.startswith(" ") else ""

@@ -14,11 +14,12 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ppl_gen import cli, summaries
+from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require
+from ppl_gen.evaluation.table import images, title
 from ppl_gen.inference.enumeration import block_size, cheap, require_memory, state_posterior
-from ppl_gen.inference.importance import mean_se
+from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.traces import Pair, tells_density
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.progress import Progress
@@ -215,7 +216,7 @@ def table(summary: dict[str, Any]) -> str:
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]
     rows = [
-        f"{summaries.title(s)}: {summaries.images(s)}",
+        f"{title(s)}: {images(s)}",
         f"  components in use       {used} of {of}",
         f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, exact",
     ]

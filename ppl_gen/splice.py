@@ -14,11 +14,12 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ppl_gen import cli, summaries
+from ppl_gen import cli
 from ppl_gen.data import Data, SplitName
 from ppl_gen.errors import BadInput, require, warnings_of
-from ppl_gen.evaluate import by_sampling, estimators, exactly_known
-from ppl_gen.inference.importance import mean_se
+from ppl_gen.evaluation.estimating import by_sampling, estimators, exactly_known, observation
+from ppl_gen.evaluation.table import title
+from ppl_gen.inference.estimate import mean_se, share
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Checkpoint, Config, Named, estimating, heading, open_fitted, read_pair
 from ppl_gen.report import write_report
@@ -100,10 +101,10 @@ def log_px(
     :raises BadInput: for `exact` where a latent site has no finite support, or where memory does not suffice.
     """
     if estimator != "importance" and estimators(model, pair, estimator, x.device)[0]:
-        return exactly_known(model, guide, pair, x, (), quiet), {"estimator": "exact"}
+        return exactly_known(model, guide, pair, x, (), quiet).log_px, {"estimator": "exact"}
     found = by_sampling(model, guide, x, (), num_samples, quiet)
-    untrusted = float(found.untrusted.double().mean())
-    return found.log_px, {"estimator": "importance", "num_samples": num_samples, "untrusted": untrusted}
+    told = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
+    return found.log_px, told
 
 
 def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
@@ -227,7 +228,7 @@ def detect(
     }
     summary = {
         **heading(run, config, data, options),
-        "observation": summaries.observation(pair, x),
+        "observation": observation(pair, x),
         "num_natural": 2 * count,
         "num_spliced": count,
         **estimated,
@@ -252,7 +253,7 @@ def table(summary: dict[str, Any]) -> str:
     if s["estimator"] == "importance":
         how = f"S = {s['num_samples']} importance samples; k-hat too high or unknown: {s['untrusted']:.1%} of images"
     rows = [
-        f"{summaries.title(s)}: {s['num_spliced']} spliced and {s['num_natural']} natural {s['split']} "
+        f"{title(s)}: {s['num_spliced']} spliced and {s['num_natural']} natural {s['split']} "
         f"images of {s['data']}, binarization {s['binarization']}",
         f"log p(x) in nats per image ± standard error over images, {how}",
         *(f"  {name:<10}{entry['mean']:9.2f} ± {entry['se']:.2f}" for name, entry in s["log_px"].items()),

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import ppl_gen
-from ppl_gen import compare, evaluate, fit, summaries
+from ppl_gen import compare, evaluate, fit
 from ppl_gen.data import DataOptions
+from ppl_gen.evaluation.table import table
 from ppl_gen.loading import Config
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run
@@ -141,9 +142,7 @@ def test_the_evaluation_of_a_run(finished: Path) -> None:
 @pytest.mark.parametrize("units", [0, 3])
 def test_a_collapsed_posterior_is_told(finished: Path, units: int) -> None:
     summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8")) | {"active_units": units}
-    assert ("z is not used, its mean is the same for every image: --kl-warmup" in summaries.table(summary)) == (
-        units == 0
-    )
+    assert ("z is not used, its mean is the same for every image: --kl-warmup" in table(summary)) == (units == 0)
 
 
 def test_evaluation_nc_in_xarray_and_arviz(finished: Path) -> None:

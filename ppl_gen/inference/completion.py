@@ -32,7 +32,7 @@ from torch import Tensor
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import block_size, enumerated_pair, exact_log_px, require_broadcasting
-from ppl_gen.inference.importance import CHUNK_SIZE, Estimates, log_marginal_likelihood
+from ppl_gen.inference.importance import CHUNK_SIZE, ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.traces import Pair, above_others, score_function
 
 _STATES_PIXELS = 2**24  # states x pixels that are held at once
@@ -56,7 +56,7 @@ class Completion:
     """The images with E[x_h | x_v] in place of their hidden pixels, [images, pixels]."""
     draws: Tensor
     """The images with x_h ~ p(x_h | x_v) in place of their hidden pixels, [draws, images, pixels]."""
-    importance: tuple[Estimates, Estimates] | None = None
+    importance: tuple[ImportanceEstimate, ImportanceEstimate] | None = None
     """Of log p(x) and of log p(x_v), with their diagnostics, where they are not exact."""
 
     @property

@@ -1,0 +1,1 @@
+"""What every floor of the package uses, and what uses none of them."""
