@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
 from ppl_gen.distributions import binary_states
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import exact_log_px
@@ -19,7 +20,6 @@ from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
-from ppl_gen.training import TrainingOptions
 
 
 def no_guide(x: Tensor) -> None: ...

@@ -19,10 +19,10 @@ from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
 import ppl_gen
 from ppl_gen import cli
 from ppl_gen.data import DataOptions
-from ppl_gen.fit import fit, resume, training_defaults
-from ppl_gen.loading import Config
-from ppl_gen.runs import Run
-from ppl_gen.training import TrainingOptions
+from ppl_gen.experiment.config import Config, training_defaults
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.run import Run
+from ppl_gen.runs import RunDirectory
 
 
 def _by_covariance(images: np.ndarray, latent_dim: int) -> ScikitFactorAnalysis:
@@ -52,9 +52,9 @@ def main() -> None:
             data_options = DataOptions(given.data, "dequantized")
             config = Config("factor-analysis", options, "exact-gaussian", {}, data=data_options, training=training)
             if path.exists():
-                resume(path, quiet=True)
+                Run.open(path).resume(quiet=True)
             else:
-                fit(config, path, quiet=True)
+                Run.start(config, out=path, quiet=True)
         model, _, data, _ = ppl_gen.load(path)
         train, test = data.targets("train"), data.targets("test")
         with torch.no_grad():
@@ -66,7 +66,7 @@ def main() -> None:
             theirs = _by_covariance(train.double().numpy(), given.latent_dim)
         seconds = time.perf_counter() - started
         scores = [torch.from_numpy(theirs.score_samples(x.double().numpy())) for x in (train, test)]
-        trained = Run.open(path).metrics()[-1]["seconds"]
+        trained = RunDirectory.open(path).metrics()[-1]["seconds"]
         print(f"{noise:<11}{'ppl_gen':<14}{ours[0].mean():10.2f}{ours[1].mean():10.2f}  {trained:.0f}")
         print(f"{'':<11}{'scikit-learn':<14}{scores[0].mean():10.2f}{scores[1].mean():10.2f}  {seconds:.0f}")
         differences = [a - b for a, b in zip(ours, scores, strict=True)]

@@ -13,19 +13,19 @@ from matplotlib.figure import Figure
 
 from ppl_gen import cli
 from ppl_gen.data import DataOptions
-from ppl_gen.fit import fit, training_defaults
-from ppl_gen.loading import Config
-from ppl_gen.runs import Run
-from ppl_gen.training import TrainingOptions
+from ppl_gen.experiment.config import Config, training_defaults
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.run import Run
+from ppl_gen.runs import RunDirectory
 
 
 def fitted(units: int, out: Path, data: str, epochs: int, num_samples: int) -> dict[str, Any]:
     """The `evaluation.json` of a belief net with M units."""
     path = out / f"belief-net-{units}"
     if (path / "evaluation.json").exists():
-        run = Run.open(path)
+        run = RunDirectory.open(path)
     else:
-        run = fit(
+        run = Run.start(
             Config(
                 "belief-net",
                 {"latent_dim": units},
@@ -35,9 +35,9 @@ def fitted(units: int, out: Path, data: str, epochs: int, num_samples: int) -> d
                 training=TrainingOptions(epochs=epochs, **training_defaults("belief-net")),
                 num_samples=num_samples,
             ),
-            path,
+            out=path,
             quiet=True,
-        )
+        ).directory
     summary = run.read_json("evaluation.json")
     assert summary is not None
     return summary

@@ -7,6 +7,7 @@ medians of the first process.
 import argparse
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -15,12 +16,15 @@ from pyro.infer import SVI, Trace_ELBO
 
 from benchmarks.timing import medians
 from ppl_gen import parallel
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.traces import Pair
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.models.vae import VAE
-from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer, _Together
+from ppl_gen.training.loop import loss_per_image, loss_with_gradient
+from ppl_gen.training.optimizer import OneOptimizer
+from ppl_gen.training.processes import SharedGradient
 
 
 def measure(size: int, rounds: int, device: torch.device) -> list[float]:
@@ -30,19 +34,20 @@ def measure(size: int, rounds: int, device: torch.device) -> list[float]:
     parameters = [*model.parameters(), *guide.parameters()]
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
     whole = torch.bernoulli(torch.rand(size, 784, generator=torch.Generator().manual_seed(0))).to(device)
-    x = whole[parallel.share(torch.arange(size, device=device))]
+    x = whole[parallel.shard(torch.arange(size, device=device))]
     with evaluating(model, guide):
         pair = Pair(model, guide, x[:8])
-    loss, alone = _losses(Trace_ELBO())
-    together = _Together(loss, parameters, threading.Event())
+    loss = partial(loss_per_image, Trace_ELBO())
+    alone = partial(loss_with_gradient, loss)
+    together = SharedGradient(loss, parameters, threading.Event())
     together.whole = size
 
     def step(loss_and_grads: Any) -> Callable[[], object]:
-        optimizer = _OneOptimizer(parameters, TrainingOptions())
+        optimizer = OneOptimizer(parameters, TrainingOptions())
         svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
         return lambda: svi.step(x)
 
-    calls = {"step": step(together), "alone": step(alone), "averaging": lambda: parallel.summed(*gradients)}
+    calls = {"step": step(together), "alone": step(alone), "averaging": lambda: parallel.all_reduce(*gradients)}
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         return [1e3 * seconds for seconds in medians(calls, rounds=rounds).values()]
 

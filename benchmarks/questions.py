@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from ppl_gen import cli
 from ppl_gen.data import Data, DataOptions, load_data
-from ppl_gen.fit import fit, training_defaults
-from ppl_gen.loading import Config
-from ppl_gen.training import TrainingOptions
+from ppl_gen.experiment.config import Config, training_defaults
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.run import Run
 
 
 def why_logarithms(data: Data) -> Figure:
@@ -51,7 +51,7 @@ def two_things(data: str, fits: int, epochs: int) -> Figure:
     options = TrainingOptions(epochs=epochs, **training_defaults("belief-net") | {"schedule": "constant"})
     with tempfile.TemporaryDirectory() as folder:
         for index in range(fits):
-            run = fit(
+            run = Run.start(
                 Config(
                     "belief-net",
                     {"latent_dim": 8},
@@ -62,9 +62,9 @@ def two_things(data: str, fits: int, epochs: int) -> Figure:
                     init_from=str(Path(folder) / str(index - 1)) if index else None,
                     fixed_model=index in alone,
                 ),
-                Path(folder) / str(index),
+                out=Path(folder) / str(index),
                 quiet=True,
-            )
+            ).directory
             summary = run.read_json("evaluation.json")
             assert summary is not None
             bounds.append(summary["elbo"]["mean"])

@@ -164,7 +164,7 @@ def main() -> None:
         _run("ppl_gen.fit", *shlex.split(FITS["vae"]), "--epochs", "4", "--out", "resumed", interrupt=True)
         _run("ppl_gen.fit", "--resume", "resumed")
         _run("ppl_gen.fit", "--init-from", "vae", "--refit-guide", "flow", "--epochs", "1", "--out", "refitted")
-        found = {name: numbers(Path(name)) for name in (*fits, "resumed", "refitted")}
+        found: dict[str, Any] = {name: numbers(Path(name)) for name in (*fits, "resumed", "refitted")}
         for name, words in EVALUATIONS.items():
             named = ["--guide", own] if name == "own" else []
             _run("ppl_gen.evaluate", name, *named, *shlex.split(words))

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from ppl_gen.capture import Captured
 from ppl_gen.data import Data, Split
-from ppl_gen.fit import default_guide, training_defaults
+from ppl_gen.experiment.assembling import assemble
+from ppl_gen.experiment.config import Config, default_guide, training_defaults
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Config, assemble
-from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
+from ppl_gen.training.loop import loss_per_image, loss_with_gradient, objective_for
+from ppl_gen.training.optimizer import OneOptimizer
 
 
 def noise(num_images: int, shape: tuple[int, int] = (28, 28)) -> Data:
@@ -27,11 +29,12 @@ def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: Traini
     """A step of SVI on the same images; to be called within `pyro.get_param_store().scope()`."""
     with evaluating(model, guide):
         pair = Pair(model, guide, x[:8])
-    loss, loss_and_grads = _losses(options.objective_for(pair, x[:8]))
+    loss = partial(loss_per_image, objective_for(options, pair, x[:8]))
+    loss_and_grads: Callable[..., object] = partial(loss_with_gradient, loss)
     modules = nn.ModuleDict({"model": model, "guide": guide})
     if options.capture:
         loss_and_grads = Captured(partial(loss, pair.model, pair.guide), modules, (x,), (x.flip(0),))
-    optimizer = _OneOptimizer([p for p in modules.parameters() if p.requires_grad], options)
+    optimizer = OneOptimizer([p for p in modules.parameters() if p.requires_grad], options)
     svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
     return lambda: svi.step(x)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.normal import Normal
 from ppl_gen.models.vae import VAE
-from ppl_gen.training import TrainingOptions
 
 
 def _nets() -> tuple[nn.Module, nn.Module]:

@@ -21,7 +21,7 @@ import tyro
 from ppl_gen import cli, report
 from ppl_gen.errors import BadInput, require, warnings_of
 from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
-from ppl_gen.runs import Run, to_json, write_file
+from ppl_gen.runs import RunDirectory, to_json, write_file
 
 PROGRAM = "python -m ppl_gen.compare"
 _IMAGES = ("data", "split", "num_images", "binarization", "observation")
@@ -96,7 +96,7 @@ def read(path: Path) -> Evaluated:
 
     :raises BadInput: for a directory that is no run, has no evaluation, or one that is damaged or not whole.
     """
-    run = Run.open(path)
+    run = RunDirectory.open(path)
     again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *report.named_again(run.config)])}"
     summary = run.read_json("evaluation.json")
     file = path / "evaluation.nc"
@@ -192,8 +192,8 @@ def _owner(config: dict[str, Any], name: str) -> tuple[str, str | None]:
 def _defaults(part: str, of: str | None) -> dict[str, Any]:
     """The defaults of today of a part's options, by dotted name. Imports torch, which is slow to start."""
     from ppl_gen import components
+    from ppl_gen.experiment.config import Config
     from ppl_gen.inference.annealed import Annealing
-    from ppl_gen.loading import Config
 
     found: dict[str, Any] = {}
     if part in ("", "training", "data"):

@@ -29,6 +29,8 @@ SUPPLIED = {
     "prior": (*_OF_DATA, "latent_dim", "guide"),
 }
 """What a constructor is given if it asks for it by name; all its other arguments are options."""
+OBJECTS = ("class", "instance")
+"""What stands before the colon of the name of an object that was handed over in Python."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,41 @@ def known(kind: Kind) -> dict[str, type]:
     return found
 
 
+def name_of(kind: Kind, reference: Any) -> str:
+    """The name that a configuration has for a name, a class or an instance.
+
+    `flow` for a class of the package, `package.module:Class` for one that can be imported again, else `class:Class`;
+    `instance:Class` for an instance.
+    """
+    if isinstance(reference, str):
+        return reference
+    if not isinstance(reference, type):
+        return f"instance:{type(reference).__name__}"
+    if known(kind).get(kebab_case(reference.__name__)) is reference:
+        return kebab_case(reference.__name__)
+    module, name = reference.__module__, reference.__qualname__
+    importable = module != "__main__" and not module.startswith("_user_") and "." not in name
+    found = importlib.util.find_spec(module) if importable and module in sys.modules else None
+    if found is not None and getattr(sys.modules[module], name, None) is reference:
+        return f"{module}:{name}"
+    return f"class:{reference.__name__}"
+
+
+def checked(kind: Kind, given: Any) -> Any:
+    """A class or an instance that was handed over.
+
+    :raises BadInput: if it has no method `model`, `guide` or `prior`, as `kind` says.
+    """
+    if not callable(getattr(given, kind, None)):
+        raise BadInput(f"{kind}={given!r}: needs a method '{kind}(self, x, ...)'; it is a class, or an instance of one")
+    return given
+
+
 def find(kind: Kind, reference: str) -> type:
-    """The class that a reference on the command line names. Raises `BadInput` where there is none."""
+    """The class that a name stands for. Raises `BadInput` where there is none."""
+    origin, _, object_name = reference.partition(":")
+    if origin in OBJECTS:
+        raise BadInput(f"{kind} '{reference}': was {origin} {object_name} of a Python session; hand it over again")
     if not is_external(reference):
         classes = known(kind)
         if reference not in classes:
@@ -115,10 +150,29 @@ def class_name(reference: str) -> str:
     return reference.rpartition(":")[2]
 
 
-def fingerprint(reference: str) -> str | None:
-    """SHA-256 of the file that an external reference names; None for a module or a class of the package."""
-    path = Path(reference.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
+def fingerprint(reference: Any) -> str | None:
+    """SHA-256 of the code behind a reference: of the file that `file.py:Class` names, or of the methods of a class or
+    an instance that was handed over. None for a module, and for a class of the package."""
+    if isinstance(reference, str):
+        path = Path(reference.rpartition(":")[0])
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
+    cls = reference if isinstance(reference, type) else type(reference)
+    own = [base for base in cls.__mro__ if not base.__module__.startswith(("torch.", "pyro.", "builtins", "ppl_gen."))]
+    code = [text for base in own for text in _methods(base)]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest() if code else None
+
+
+def _methods(cls: type) -> list[str]:
+    """The source of each method of a class, which a class defined in a notebook has where it has none of its own."""
+    found = []
+    for name, member in sorted(vars(cls).items()):
+        for function in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
+            if inspect.isfunction(function):
+                try:
+                    found.append(inspect.getsource(function))
+                except (OSError, TypeError):  # typed at a prompt
+                    found.append(f"{name} {function.__code__.co_code.hex()} {function.__code__.co_consts!r}")
+    return found
 
 
 def _constructors(cls: type) -> list[Any]:
@@ -149,9 +203,9 @@ def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
     return found
 
 
-def takes(cls: type, name: str) -> bool:
-    """Whether a constructor asks for something by this name."""
-    return name in _parameters(cls)
+def takes(cls: Any, name: str) -> bool:
+    """Whether the constructor of a class asks for something by this name. An instance asks for nothing."""
+    return isinstance(cls, type) and name in _parameters(cls)
 
 
 def options(kind: Kind, cls: type) -> list[Option]:
@@ -190,11 +244,15 @@ def _parameter_help(cls: type) -> dict[str, str]:
     }
 
 
-def construct(kind: Kind, cls: type, supplied: Mapping[str, Any], chosen: Mapping[str, Any]) -> Any:
-    """An instance, given what it asks for by name and the options that were chosen.
+def construct(kind: Kind, cls: Any, supplied: Mapping[str, Any], chosen: Mapping[str, Any]) -> Any:
+    """An instance of a class, given what it asks for by name and the options that were chosen. An instance is itself.
 
     :raises BadInput: for an option that the class does not have, or a constructor that fails.
     """
+    if not isinstance(cls, type):
+        if chosen:
+            raise BadInput(f"{kind} {type(cls).__name__}: is an instance, which takes no options: {', '.join(chosen)}")
+        return cls
     names = _parameters(cls)
     option_names = [option.name for option in options(kind, cls)]
     for name in chosen:

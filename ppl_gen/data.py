@@ -26,13 +26,13 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen import sources
+from ppl_gen import arrays, sources
 from ppl_gen.errors import BadInput, near_miss, require, require_choices
 
 Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
@@ -115,6 +115,8 @@ class Data:
     notice: str = field(default="", compare=False)
     """What a person must be told: for `auto`, which data set it became and why; for a file, how it was read where it
     could be read otherwise."""
+    sha256: str | None = field(default=None, compare=False)
+    """Fingerprint of images that were handed over in Python."""
 
     def __post_init__(self) -> None:
         """Binarize, or dequantize, splits that are still grey. Those of `load_data` are as they must be.
@@ -193,47 +195,77 @@ class Data:
         )
 
 
-def load_data(options: DataOptions) -> Data:
-    """Load, split and binarize. Raises `BadInput` for a data set that is unknown, missing, truncated or foreign,
-    for pixels outside [0, 1], and for a `train_size` that the data set cannot give."""
-    name, notice = options.data, ""
-    shape: tuple[int, ...]
-    if name == "auto":
-        try:
-            shape, pool, test, notice = _torchvision("mnist")
-            name = "mnist"
-        except _Missing as error:  # a damaged MNIST is said, not replaced
-            name = "digits"
-            notice = f"MNIST is not on disk and {error.why}: using scikit-learn's 8x8 digits instead"
-    elif name in _TORCHVISION:
-        shape, pool, test, notice = _torchvision(name)
-    if name in _TORCHVISION:
-        sizes = _MNIST_SPLIT
-    elif name == "digits":
-        shape, pool, test = _digits()
-        sizes = (1_197, 300)
-    elif name == "binarized-mnist" or re.fullmatch(r"binarized_mnist_(train|valid|test)\.amat", Path(name).name):
-        shape, pool, test = _amat(name)
-        sizes = _AMAT_COUNTS[:2]
-        name = "binarized-mnist"
-    elif sources.readable(name):
-        shape, pool, test, sizes, notice = _file(name, options.largest_pixel)
-    else:
-        kinds = ".npy, .npz, .mat, .csv or IDX"
-        raise BadInput(f"--data {name}: not a data set, nor a file of images: {kinds}{near_miss(name, _NAMES)}")
-    if options.largest_pixel is not None and name in _NAMES:
-        raise BadInput(f"--largest-pixel {options.largest_pixel}: is for files, and {name} has a name")
+class _Source(NamedTuple):
+    """Images as a source has them, before they are split and binarized."""
 
+    name: str
+    shape: tuple[int, ...]
+    pool: Split
+    """Images for training and validation."""
+    test: Split
+    sizes: tuple[int, int]
+    """How many of the pool are for training, and for validation."""
+    notice: str = ""
+    sha256: str | None = None
+
+
+def load_data(options: DataOptions, given: Any = None) -> Data:
+    """Load, split and binarize.
+
+    :param given: images that were handed over in Python, as `arrays.collect` takes them, in place of `options.data`.
+    :raises BadInput: for a data set that is unknown, missing, truncated or foreign, for pixels outside [0, 1], and for
+        a `train_size` that the data set cannot give.
+    """
+    if isinstance(given, Data):
+        return given
+    source = _source(options.data, options.largest_pixel) if given is None else _given(given, options.largest_pixel)
+    pool, sizes = source.pool, source.sizes
+    if options.largest_pixel is not None and source.name in _NAMES:
+        raise BadInput(f"--largest-pixel {options.largest_pixel}: is for files, and {source.name} has a name")
     count = sizes[0] if options.train_size is None else options.train_size
-    require(1 <= count <= len(pool), "train_size", count, f"{name} has 1 to {len(pool)} images for training")
+    require(1 <= count <= len(pool), "train_size", count, f"{source.name} has 1 to {len(pool)} images for training")
     if options.binarization == "dequantized" and pool.scale == 1:
-        raise BadInput(f"--binarization dequantized: {name} has no grey levels, its pixels are binary or real numbers")
-    fixed, test = (_fixed(each, options.binarization, seed) for each, seed in ((pool, _POOL_SEED), (test, _TEST_SEED)))
+        raise BadInput(
+            f"--binarization dequantized: {source.name} has no grey levels, its pixels are binary or real numbers"
+        )
+    fixed, test = (
+        _fixed(each, options.binarization, seed) for each, seed in ((pool, _POOL_SEED), (source.test, _TEST_SEED))
+    )
     # Validation is the end of the pool, and gives way only to a training split that asks for more than its share.
     start = max(sizes[0], count)
     train = _cut(pool if options.binarization in _REDRAWN else fixed, 0, count)
     validation = _cut(fixed, start, len(pool))
-    return Data(name, shape, options.binarization, train, validation, test, notice)
+    found = source.name, source.shape, options.binarization, train, validation, test
+    return Data(*found, notice=source.notice, sha256=source.sha256)
+
+
+def _source(name: str, largest: int | None) -> _Source:
+    """The images that a name stands for, or that a file holds."""
+    if name == arrays.NAME:
+        raise BadInput("--data array: was an array of a Python session; hand it over again: Run.open(…, data=x)")
+    if name == "auto":
+        try:
+            return _torchvision("mnist")
+        except _Missing as error:  # a damaged MNIST is said, not replaced
+            notice = f"MNIST is not on disk and {error.why}: using scikit-learn's 8x8 digits instead"
+            return _digits()._replace(notice=notice)
+    if name in _TORCHVISION:
+        return _torchvision(name)
+    if name == "digits":
+        return _digits()
+    if name == "binarized-mnist" or re.fullmatch(r"binarized_mnist_(train|valid|test)\.amat", Path(name).name):
+        return _amat(name)
+    if sources.readable(name):
+        return _splits(name, sources.read(name, largest))
+    kinds = ".npy, .npz, .mat, .csv or IDX"
+    raise BadInput(f"--data {name}: not a data set, nor a file of images: {kinds}{near_miss(name, _NAMES)}")
+
+
+def _given(given: Any, largest: int | None) -> _Source:
+    """The images that were handed over in Python."""
+    collected = arrays.collect(given)
+    found = _splits(arrays.NAME, arrays.read(collected, largest))
+    return found._replace(sha256=arrays.fingerprint(collected))
 
 
 def fingerprint(name: str) -> str | None:
@@ -338,7 +370,7 @@ def import_torchvision() -> Any:
     return torchvision
 
 
-def _torchvision(name: str) -> tuple[tuple[int, int], Split, Split, str]:
+def _torchvision(name: str) -> _Source:
     """MNIST or a data set of its format, from the first folder that has it in torchvision's layout, or has its files
     itself; and a notice."""
     notice = ""
@@ -371,7 +403,7 @@ def _torchvision(name: str) -> tuple[tuple[int, int], Split, Split, str]:
             ) from None
         pixels = torch.from_numpy(images.reshape(count, -1).copy())
         splits.append(Split(pixels, torch.from_numpy(labels.astype(np.int64)), 255))
-    return (28, 28), splits[0], splits[1], notice
+    return _Source(name, (28, 28), splits[0], splits[1], _MNIST_SPLIT, notice)
 
 
 def _found(name: str) -> Iterator[tuple[Path, bool]]:
@@ -441,7 +473,7 @@ def _download(name: str, dataset: Any, folder: Path) -> None:
         socket.setdefaulttimeout(before)
 
 
-def _digits() -> tuple[tuple[int, int], Split, Split]:
+def _digits() -> _Source:
     """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels; shuffled once with a fixed seed, since the
     file is sorted by writer. 300 images are the test split."""
     from sklearn.datasets import load_digits
@@ -451,10 +483,10 @@ def _digits() -> tuple[tuple[int, int], Split, Split]:
     images = torch.from_numpy(bunch.data).to(torch.uint8)[order]
     labels = torch.from_numpy(bunch.target)[order]
     whole = Split(images, labels, 16)
-    return (8, 8), _cut(whole, 0, 1_497), _cut(whole, 1_497, 1_797)
+    return _Source("digits", (8, 8), _cut(whole, 0, 1_497), _cut(whole, 1_497, 1_797), (1_197, 300))
 
 
-def _amat(name: str) -> tuple[tuple[int, int], Split, Split]:
+def _amat(name: str) -> _Source:
     """Larochelle and Murray's (2011) fixed binarization of MNIST: three text files of 0s and 1s."""
     if name == "binarized-mnist":
         candidates = [folder / "BinarizedMNIST" for folder in _folders()]
@@ -475,18 +507,15 @@ def _amat(name: str) -> tuple[tuple[int, int], Split, Split]:
                 f"--data {name}: {path} is truncated or foreign: expected {count} lines of 784 zeros and ones"
             )
         parts.append(torch.from_numpy(digits.reshape(count, 784).copy()))
-    return (28, 28), Split(torch.cat(parts[:2])), Split(parts[2])
+    return _Source("binarized-mnist", (28, 28), Split(torch.cat(parts[:2])), Split(parts[2]), _AMAT_COUNTS[:2])
 
 
-def _file(name: str, largest: int | None) -> tuple[tuple[int, ...], Split, Split, tuple[int, int], str]:
-    """The images of a file. A split that is not in it is a tenth of the training images, chosen with a fixed seed.
-
-    :returns: shape, pool of training and validation images, test images, sizes of the two in the pool, and a notice.
-    """
-    found = sources.read(name, largest)
+def _splits(name: str, found: sources.Images) -> _Source:
+    """The splits of a file, or of arrays. One that is not there is a tenth of the training images, chosen with a fixed
+    seed."""
     splits = {
         split: Split(
-            torch.from_numpy(images),
+            torch.from_numpy(images if images.flags.writeable else images.copy()),
             torch.from_numpy(found.labels[split]) if split in found.labels else None,
             found.scale,
         )
@@ -510,4 +539,4 @@ def _file(name: str, largest: int | None) -> tuple[tuple[int, ...], Split, Split
         whole = _cut(whole, 0, len(whole) - tenth)
     pool = _join(whole, splits["validation"])
     notice = f"{name}: {'; '.join(found.notes)}" if found.notes else ""
-    return found.shape, pool, splits["test"], (len(whole), len(splits["validation"])), notice
+    return _Source(name, found.shape, pool, splits["test"], (len(whole), len(splits["validation"])), notice)

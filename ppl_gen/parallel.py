@@ -55,13 +55,13 @@ def rank() -> int:
     return distributed.get_rank() if size() > 1 else 0
 
 
-def share(rows: Tensor, least: int = 1) -> Tensor:
+def shard(rows: Tensor, least: int = 1) -> Tensor:
     """This process's part of some rows, in their order: none, or at least so many, if there are so many at all."""
     parts = rows.tensor_split(min(size(), max(1, len(rows) // least)))
     return parts[rank()] if rank() < len(parts) else rows[:0]
 
 
-def of_the_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """A picklable value of the first process, in all."""
     if size() == 1:
         return value
@@ -70,23 +70,23 @@ def of_the_first(value: T) -> T:
     return values[0]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all have come here."""
     if size() > 1:
         distributed.barrier()
 
 
 @contextmanager
-def one_first() -> Iterator[None]:
+def local_first() -> Iterator[None]:
     """Let one process of each machine do this before its others, which find what it has left on disk."""
     begins = int(os.environ.get("LOCAL_RANK", "0")) == 0 or size() == 1
     if not begins:
-        wait()
+        barrier()
     try:
         yield
     finally:  # where it fails, the others are to find the same
         if begins:
-            wait()
+            barrier()
 
 
 def seed(first: int) -> int:
@@ -94,7 +94,7 @@ def seed(first: int) -> int:
     return (first + rank() * 0x2545F4914F6CDD1D) % 2**63
 
 
-def summed(*tensors: Tensor) -> None:
+def all_reduce(*tensors: Tensor) -> None:
     """Replace tensors of one type and device by their sums over the processes."""
     if size() == 1:
         return
@@ -104,7 +104,7 @@ def summed(*tensors: Tensor) -> None:
         tensor.copy_(total.view_as(tensor))
 
 
-def any_of(mine: bool) -> bool:
+def any_rank(mine: bool) -> bool:
     """Whether any process says so."""
     if size() == 1:
         return mine
@@ -113,14 +113,14 @@ def any_of(mine: bool) -> bool:
     return any(said)
 
 
-def made_equal(tensors: Sequence[Tensor]) -> None:
+def broadcast(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by those of the first process."""
     if size() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, 0)
 
 
-def gathered(part: T) -> T:
+def all_gather(part: T) -> T:
     """The parts of all processes as one, in all: tensors are put one after another, also those in dictionaries and
     dataclasses; of what is no tensor, the first's. A process whose part is None has none."""
     if size() == 1:

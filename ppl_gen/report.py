@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppl_gen.errors import warnings_of
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 if TYPE_CHECKING:
     from ppl_gen.core.tables import Row
@@ -260,12 +260,12 @@ def _commands(lines: Iterable[tuple[str, Sequence[str]]]) -> Html:
 # A run ---------------------------------------------------------------------------------------------------------
 
 
-def write_report(run: Run) -> None:
+def write_report(run: RunDirectory) -> None:
     """Write `report.html` from the other files of a run."""
     run.write_file("report.html", saving(report(run)))
 
 
-def report(run: Run) -> str:
+def report(run: RunDirectory) -> str:
     """The page of a run: whatever of numbers and pictures its directory holds."""
     from ppl_gen.evaluation import gap_table, quality_table, table
 
@@ -345,7 +345,7 @@ def _explorer(explored: dict[str, Any]) -> Html:
     )
 
 
-def _pictures(run: Run, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[Html]:
+def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[Html]:
     """The pictures of a run that there are, with what is to be seen in them."""
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
     captions, seen = dict(_PICTURES), {}
@@ -419,7 +419,7 @@ def fit_command(config: dict[str, Any]) -> list[str]:
 
 
 def _again(
-    run: Run, summary: dict[str, Any] | None, gaps: dict[str, Any] | None, quality: dict[str, Any] | None
+    run: RunDirectory, summary: dict[str, Any] | None, gaps: dict[str, Any] | None, quality: dict[str, Any] | None
 ) -> Iterator[tuple[str, Sequence[str]]]:
     named, made = named_again(run.config), fit_command(run.config)
     yield "the run, where there is none yet" if made else "the run was made from Python", made
@@ -491,7 +491,10 @@ def comparison(
     :param png: its picture.
     :param command: what makes this page.
     """
-    images, runs = compared["images"], [Run.open(Path(path)) for row in compared["rows"] for path in row["runs"]]
+    images, runs = (
+        compared["images"],
+        [RunDirectory.open(Path(path)) for row in compared["rows"] for path in row["runs"]],
+    )
     numbers = set(columns) - set(words)
     kinds = ["number" if heading in numbers else "" for heading in columns]
     rows = []

@@ -31,7 +31,7 @@ GROUP = "evaluation"
 """Group of `evaluation.nc` that holds the variables."""
 
 
-class Run:
+class RunDirectory:
     """A directory with the files of one run."""
 
     def __init__(self, path: Path, config: dict[str, Any], *, writes: bool = True):
@@ -43,7 +43,7 @@ class Run:
         """Steps of training behind the weights that were loaded from it, if any were."""
 
     @classmethod
-    def create(cls, out: Path | None, stem: str, config: dict[str, Any]) -> "Run":
+    def create(cls, out: Path | None, stem: str, config: dict[str, Any]) -> "RunDirectory":
         """A new run directory, complete with its `config.json` from the first moment that it exists.
 
         :param out: the directory; if None, `runs/<stem>-<number>` with the first number that is free.
@@ -65,7 +65,7 @@ class Run:
         return cls(path, config)
 
     @classmethod
-    def open(cls, path: Path) -> "Run":
+    def open(cls, path: Path) -> "RunDirectory":
         """An existing run. Raises `BadInput` if it is none, is damaged, or is from a later version."""
         file = path / "config.json"
         if not path.is_dir():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ppl_gen.errors import BadInput
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 
 def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def unchanged(modules: nn.Module) -> Iterator[None]:
                     tensor.copy_(before)
 
 
-def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: Run) -> None:
+def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: RunDirectory) -> None:
     """Copy weights by name into model and guide. Raises `BadInput` if they are not those that the config describes."""
     own = tensors_of(modules)
     for name in sorted(own.keys() | tensors.keys()):
@@ -63,7 +63,9 @@ def snapshot(modules: nn.ModuleDict, optimizers: dict[str, Optimizer]) -> dict[s
     return tensors
 
 
-def restore(modules: nn.ModuleDict, optimizers: dict[str, Optimizer], tensors: dict[str, Tensor], run: Run) -> None:
+def restore(
+    modules: nn.ModuleDict, optimizers: dict[str, Optimizer], tensors: dict[str, Tensor], run: RunDirectory
+) -> None:
     """Put back what `snapshot` took. Raises `BadInput` as `load_weights` does."""
     load_weights(modules, prefixed(tensors, "last."), run)
     for part_name, part in optimizers.items():

@@ -23,9 +23,9 @@ from ppl_gen import cli, fit
 from ppl_gen.compare import flat
 from ppl_gen.components import kebab_case
 from ppl_gen.errors import BadInput, Failed, require
-from ppl_gen.loading import Config, Named, changed_files, config_of, externals
-from ppl_gen.runs import Run, check_new
-from ppl_gen.training import interrupts
+from ppl_gen.experiment.config import Config, Given, changed_code, config_of
+from ppl_gen.runs import RunDirectory, check_new
+from ppl_gen.training.processes import interrupts
 
 PROGRAM = "python -m ppl_gen.sweep"
 _OWN = (
@@ -127,19 +127,19 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             check_new(run.path)
             found.append(run)
             continue
-        opened = Run.open(run.path)
+        opened = RunDirectory.open(run.path)
         _check_same(opened, run.config)
         evaluation, last = opened.read_json("evaluation.json"), (opened.metrics() or [{}])[-1]
         if evaluation is None or opened.stale(evaluation) or last.get("epoch", 0) < run.config.training.epochs:
             again = ["--resume", str(run.path)]
-            for kind, reference in externals(run.config).items():
+            for kind, reference in run.config.externals().items():
                 again += [f"--{kind}", reference]
             found.append(run._replace(arguments=again))
     return found
 
 
-def _check_same(run: Run, config: Config) -> None:
-    there = config_of(run, Named(config.model, config.guide, config.prior))
+def _check_same(run: RunDirectory, config: Config) -> None:
+    there = config_of(run, Given(config.model, config.guide, config.prior))
     if config.data.data == "auto":  # the run has the name of what it became
         config = replace(config, data=replace(config.data, data=there.data.data))
     ours, theirs = flat(asdict(config)), flat(asdict(there))
@@ -150,7 +150,7 @@ def _check_same(run: Run, config: Config) -> None:
                 f"{run.path}: is there with other options: {option} is {theirs.get(name)}, not {ours.get(name)}; name "
                 "another --out, or delete it"
             )
-    for file in changed_files(run, config):
+    for file in changed_code(run, config):
         raise BadInput(f"{run.path}: {file} has changed since it was started; name another --out, or delete it")
 
 

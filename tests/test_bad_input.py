@@ -12,11 +12,14 @@ import torch
 
 from ppl_gen import data as data_module
 from ppl_gen import evaluate, fit, runs
+from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
-from ppl_gen.evaluate import EvaluationOptions
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.annealed import Annealing
-from ppl_gen.loading import Config, DataOptions, TrainingOptions
 from ppl_gen.models.vae import VAE
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 DIGITS = ("--data", "digits")
@@ -228,7 +231,7 @@ def here(elsewhere: Path) -> Path:
         # resuming
         (("--resume", "nowhere"), ["nowhere", "no such run"]),
         (("--resume", "there"), ["there", "not a run directory"]),
-        (("--resume", "there", "--epochs", "5"), ["--epochs"]),
+        (("--resume", "there", "--epoch", "5"), ["--epoch", "did you mean --epochs"]),
     ],
 )
 def test_fit(here: Path, call: Call, arguments: tuple[str, ...], words: list[str]) -> None:
@@ -285,7 +288,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training=TrainingOptions(epochs=1),
         num_samples=5,
     )
-    return fit.fit(config, tmp_path_factory.mktemp("runs") / "run", quiet=True).path
+    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
 
 
 def _edit_config(**changes: Any) -> None:

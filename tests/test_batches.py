@@ -16,9 +16,10 @@ from ppl_gen import components, fit, parallel
 from ppl_gen.batches import batches, least_images
 from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
-from ppl_gen.loading import Config
+from ppl_gen.experiment.config import Config, training_defaults
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.models.gan import GAN
-from ppl_gen.training import TrainingOptions
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -87,7 +88,7 @@ def test_shares(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
             parts = []
             for rank in range(processes):
                 monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-                parts.append(parallel.share(rows, least))
+                parts.append(parallel.shard(rows, least))
             assert torch.equal(torch.cat(parts), rows)
             assert all(len(part) == 0 or len(part) >= min(least, count) for part in parts)
             if least == 1 or count >= 2 * processes:
@@ -133,7 +134,7 @@ def test_gan(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> No
 def test_resumed_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit: 65 images in batches of 16, and a last one of 17; interrupted before it, and after an epoch."""
     monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
-    training = replace(TrainingOptions(**fit.training_defaults("gan")), epochs=3, batch_size=16)
+    training = replace(TrainingOptions(**training_defaults(GAN)), epochs=3, batch_size=16)
     config = Config(
         "gan",
         {"latent_dim": 2, "hidden_dims": (8,)},
@@ -142,13 +143,13 @@ def test_resumed_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         training=training,
         num_samples=10,
     )
-    whole = fit.fit(config, tmp_path / "whole", quiet=True).load_checkpoint()
+    whole = Run.start(config, out=tmp_path / "whole", quiet=True).directory.load_checkpoint()
     assert whole is not None and whole[1]["step"] == 12
     for steps in (3, 6):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_after(steps, patch)
-            fit.fit(config, tmp_path / f"cut{steps}", quiet=True)
-        cut = fit.resume(tmp_path / f"cut{steps}", quiet=True).load_checkpoint()
+            Run.start(config, out=tmp_path / f"cut{steps}", quiet=True)
+        cut = Run.open(tmp_path / f"cut{steps}").resume(quiet=True).directory.load_checkpoint()
         assert cut is not None and whole[0].keys() == cut[0].keys()
         assert all(torch.equal(tensor, cut[0][name]) for name, tensor in whole[0].items())
 

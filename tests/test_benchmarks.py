@@ -15,10 +15,10 @@ from benchmarks.__main__ import draw, markdown
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians
 from ppl_gen.data import DataOptions, load_data
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.annealed import Annealing, sandwich
 from ppl_gen.inference.enumeration import exact_log_px
-from ppl_gen.training import TrainingOptions
 
 
 def test_ways_to_sum_over_a_belief_net() -> None:

@@ -16,12 +16,14 @@ from ppl_gen import fit
 from ppl_gen.capture import Captured
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput, Failed
+from ppl_gen.experiment.assembling import assemble
+from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import objective, recordable
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Config, assemble
-from ppl_gen.runs import Run
-from ppl_gen.training import train
+from ppl_gen.runs import RunDirectory
+from ppl_gen.training.loop import train
 
 Call = Callable[..., tuple[int, str, str]]
 DATA = DataOptions(data="digits", train_size=200)
@@ -225,11 +227,11 @@ class Late(Counting):
             pyro.sample("z", dist.Normal(self.loc(x), 0.5 if self.calls < 6 else 0.1).to_event(1))
 
 
-def _train(guide: nn.Module, data: Data, path: Path, **changes: Any) -> Run:
+def _train(guide: nn.Module, data: Data, path: Path, **changes: Any) -> RunDirectory:
     options = replace(SMALL, capture=True, **changes)
     model, _ = assemble(_config(options), data)
-    run = Run.create(path, "run", {})
-    train(model, guide, data, options, run, quiet=True)
+    run = RunDirectory.create(path, "run", {})
+    train(Fitted(_config(options), model, guide, data, Given(), run), quiet=True)
     return run
 
 
@@ -254,7 +256,7 @@ def test_what_changes_on_the_way_is_told_before_it_is_kept(tmp_path: Path, data:
     guide = Late(data.dim, 3)
     with pytest.raises(Failed, match="does not compute what was recorded"):
         _train(guide, data, tmp_path / "run", epochs=4)
-    run = Run.open(tmp_path / "run")
+    run = RunDirectory.open(tmp_path / "run")
     assert len(run.metrics() or []) < 5 and run.metrics()[-1]["step"] == run.step()
 
 

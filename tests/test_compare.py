@@ -17,12 +17,13 @@ import pytest
 import xarray
 from scipy import stats
 
-from ppl_gen import compare, fit
+from ppl_gen import compare
 from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
-from ppl_gen.loading import Config
-from ppl_gen.runs import Run
-from ppl_gen.training import TrainingOptions
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.run import Run
+from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -108,7 +109,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training=TrainingOptions(epochs=1),
         num_samples=30,
     )
-    return fit.fit(config, tmp_path_factory.mktemp("runs") / "run", quiet=True).path
+    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
 
 
 def test_paired_differences(elsewhere: Path) -> None:
@@ -518,7 +519,7 @@ def test_gaps_where_they_were_measured(elsewhere: Path, monkeypatch: pytest.Monk
     text = compare.table(result)
     assert "≥ 1.50" in text and "approx." in text and "of the first 100 images" in text
     assert "approx." not in compare.table(compared(Path("other")))
-    monkeypatch.setattr(Run, "step", lambda run: 4)
+    monkeypatch.setattr(RunDirectory, "step", lambda run: 4)
     for other in ({"split": "train"}, {"checkpoint": "best"}, {"training_step": 3}):
         (path / "gaps.json").write_text(json.dumps(of | other | {"contexts": contexts}))
         assert "approx." not in compare.table(compared(Path("run-1")))

@@ -12,7 +12,7 @@ import torch
 
 from ppl_gen import evaluate, fit
 from ppl_gen.data import Data
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -63,7 +63,7 @@ def test_resumed(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -
         patched.setattr(Data, "batch", counting)
         assert call(fit.command, *options, "--out", "cut")[0] != 0
     assert call(fit.command, "--resume", "cut")[0] == 0
-    ours, theirs = (Run.open(Path(name)).load_checkpoint() for name in ("whole", "cut"))
+    ours, theirs = (RunDirectory.open(Path(name)).load_checkpoint() for name in ("whole", "cut"))
     assert ours is not None and theirs is not None
     for name, tensor in ours[0].items():
         torch.testing.assert_close(theirs[0][name], tensor, rtol=1e-4, atol=1e-6)

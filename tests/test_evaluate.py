@@ -15,10 +15,11 @@ import xarray
 from ppl_gen import evaluate, fit
 from ppl_gen.data import DataOptions
 from ppl_gen.evaluation import estimating
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.figures.bounds import gap_histogram
-from ppl_gen.loading import Config
 from ppl_gen.models.vae import VAE
-from ppl_gen.training import TrainingOptions
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "300", "--epochs", "3", "--num-samples", "50")
@@ -37,7 +38,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training=TrainingOptions(epochs=3, learning_rate=0.01),
         num_samples=50,
     )
-    run = fit.fit(config, tmp_path_factory.mktemp("runs") / "vae", quiet=True)
+    run = Run.start(config, out=tmp_path_factory.mktemp("runs") / "vae", quiet=True).directory
     content = run.load_checkpoint()
     assert content is not None
     content[0]["last.model.decoder.2.weight"] *= SHARPER

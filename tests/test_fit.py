@@ -18,11 +18,13 @@ import torch
 import ppl_gen
 from ppl_gen import compare, evaluate, fit
 from ppl_gen.data import DataOptions
+from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.table import table
-from ppl_gen.loading import Config
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.report import write_report
-from ppl_gen.runs import Run
-from ppl_gen.training import TrainingOptions
+from ppl_gen.run import Run
+from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "2", "--num-samples", "50", "--hidden-dims", "16")
@@ -96,7 +98,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training=TrainingOptions(epochs=2),
         num_samples=50,
     )
-    return fit.fit(config, tmp_path_factory.mktemp("runs") / "run", quiet=True).path
+    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
 
 
 def test_the_directory_of_a_run(finished: Path) -> None:
@@ -262,7 +264,7 @@ def test_starting_from_another_run(elsewhere: Path, finished: Path, call: Call) 
         num_samples=1,
         init_from=str(finished),
     )
-    run = fit.fit(config, "third", quiet=True)
+    run = Run.start(config, out="third", quiet=True).directory
     ours, theirs = (ppl_gen.load(path, guide) for path, guide in ((run.path, config.guide), (finished, None)))
     for name, tensor in ours.model.state_dict().items():
         assert torch.equal(tensor, theirs.model.state_dict()[name])
@@ -355,7 +357,7 @@ def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
 def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from ppl_gen.inference import gaps
 
-    monkeypatch.setattr(evaluate, "Search", lambda: gaps.Search(window=3, patience=1, most_windows=4))
+    monkeypatch.setattr(gap_split, "Search", lambda: gaps.Search(window=3, patience=1, most_windows=4))
     before = (finished / "evaluation.json").read_text(encoding="utf-8")
     arguments = (finished, "--gaps", "--num-images", "5", "--num-samples", "50")
     status, out, _ = call(evaluate.command, *arguments)
@@ -539,15 +541,15 @@ def test_what_was_found_before_more_training_is_found_again(
     """A run that was stopped, evaluated, and continued; the evaluation of a finished run stays."""
     options = [*QUICK, "--latent-dim", "1", "--epochs", "4"]
     assert call(fit.command, "vae", *options, "--out", "whole")[0] == 0
-    append = Run.append_metrics
+    append = RunDirectory.append_metrics
 
-    def stop(run: Run, line: dict[str, Any]) -> None:
+    def stop(run: RunDirectory, line: dict[str, Any]) -> None:
         append(run, line)
         if line["epoch"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "append_metrics", stop)
+        patched.setattr(RunDirectory, "append_metrics", stop)
         assert call(fit.command, "vae", *options, "--out", "run")[0] == 1
     few = ("--num-images", "20", "--num-samples", "10")
     status, out, err = call(evaluate.command, "run", *few)
@@ -557,15 +559,15 @@ def test_what_was_found_before_more_training_is_found_again(
     report = Path("run/report.html").read_text(encoding="utf-8")
     assert "20 test images" in report and "not evaluated yet" not in report
 
-    def stop_again(*arguments: Any) -> None:
+    def stop_again(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(fit, "evaluate", stop_again)
+        patched.setattr(Run, "evaluate", stop_again)
         assert call(fit.command, "--resume", "run")[0] == 1
     status, _, err = call(compare.command, "run")
     assert status == 2 and "run: was trained on since its evaluation; evaluate it" in err
-    write_report(Run.open(Path("run")))
+    write_report(RunDirectory.open(Path("run")))
     report = Path("run/report.html").read_text(encoding="utf-8")
     assert "20 test images" not in report and "not evaluated yet, as it is now" in report
 

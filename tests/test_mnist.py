@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppl_gen import fit
 from ppl_gen.data import DataOptions, load_data
-from ppl_gen.loading import Config
-from ppl_gen.training import TrainingOptions
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.run import Run
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(os.environ.get("PPL_GEN_DATA", ROOT / "data")).resolve()
@@ -49,7 +49,7 @@ def test_the_bound_at_the_start_and_after_an_epoch(tmp_path: Path) -> None:
         training=TrainingOptions(epochs=1),
         num_samples=1,
     )
-    run = fit.fit(config, tmp_path / "run", quiet=True)
+    run = Run.start(config, out=tmp_path / "run", quiet=True).directory
     start, end = (line["validation"] for line in run.metrics())
     assert start["reconstruction"] == pytest.approx(-784 * math.log(2), abs=1e-2)
     assert -545 < start["elbo"] < -543

@@ -16,7 +16,7 @@ import xarray
 
 from ppl_gen import cli, evaluate, fit, parallel
 from ppl_gen.errors import BadInput
-from ppl_gen.loading import Config
+from ppl_gen.experiment.config import Config
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 # The last of three batches has a single image, which leaves the second process with none.
@@ -247,9 +247,9 @@ def _refused(arguments: list[str]) -> None:
 
 def test_one_process_is_by_itself() -> None:
     rows = torch.arange(5)
-    assert parallel.share(rows).tolist() == rows.tolist()
-    assert parallel.gathered({"a": rows})["a"] is rows
-    assert (parallel.size(), parallel.rank(), parallel.of_the_first("x")) == (1, 0, "x")
+    assert parallel.shard(rows).tolist() == rows.tolist()
+    assert parallel.all_gather({"a": rows})["a"] is rows
+    assert (parallel.size(), parallel.rank(), parallel.broadcast_object("x")) == (1, 0, "x")
 
 
 def test_parts_are_joined_in_order() -> None:

@@ -11,8 +11,10 @@ import torch
 
 from ppl_gen import fit, quality
 from ppl_gen.data import DataOptions, load_data
-from ppl_gen.loading import Config
-from ppl_gen.training import TrainingOptions
+from ppl_gen.evaluation import quality as scoring
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 FEW = ("--num-images", "300", "--classifier-steps", "150")
@@ -28,7 +30,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training=TrainingOptions(epochs=5, learning_rate=0.05),
         num_samples=30,
     )
-    return fit.fit(config, tmp_path_factory.mktemp("runs") / "mixture", quiet=True).path
+    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "mixture", quiet=True).directory.path
 
 
 @pytest.fixture
@@ -71,13 +73,13 @@ def test_means_against_grey_values_and_several_runs(mixture: Path, elsewhere: Pa
 def test_scores_know_a_collapse_and_copies() -> None:
     """Training images are as good as it gets, and are found to be copies; of one class alone, one is covered."""
     data = load_data(DataOptions("digits", "none"))
-    judge = quality.train_judge(data, 300, quality.QualityOptions(classifier_steps=300), quiet=True)
+    judge = scoring.train_judge(data, 300, scoring.QualityOptions(classifier_steps=300), quiet=True)
     assert judge.accuracy > 0.9
     copies = data.targets("train")[:300]
     good = judge.scores(copies)
     assert good["classes"]["covered"] == good["classes"]["of"] == 10
     assert good["frechet"]["mean"] < 2 * judge.real["frechet"]["mean"]
-    assert float(quality.nearest(copies, judge.train)[0].max()) < 0.01
+    assert float(scoring.nearest(copies, judge.train)[0].max()) < 0.01
     assert data.train.labels is not None
     zeros = data.targets("train")[data.train.labels == 0]
     collapsed = judge.scores(zeros[torch.arange(300) % len(zeros)])

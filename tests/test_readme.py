@@ -18,10 +18,10 @@ from benchmarks import wall
 from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep, training
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.evaluation import gap_split
+from ppl_gen.experiment.config import Config
 from ppl_gen.inference.gaps import Search
-from ppl_gen.loading import Config
 from ppl_gen.models.gan import GAN
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
@@ -183,7 +183,7 @@ def test_results_are_commands_that_parse(
 
     def note(config: Config, out: Path) -> None:
         configs.append(config)
-        Run.create(out, "run", config.to_json(data))
+        RunDirectory.create(out, "run", config.to_json(data))
 
     monkeypatch.setattr(fit, "fit", note)
     count = 0

@@ -16,11 +16,12 @@ import pytest
 from test_compare import write
 
 from ppl_gen import cli, compare, evaluate, fit
+from ppl_gen.evaluation import gap_split
+from ppl_gen.experiment.config import Given, config_of
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.gaps import Search
-from ppl_gen.loading import Named, config_of
 from ppl_gen.report import report
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 ODD = "<b>&\"x' --y"
@@ -152,11 +153,11 @@ def test_the_explorer_is_in_it(run: Path) -> None:
         page.texts["p"].split()
     )
     (run / "explorer.json").write_text(json.dumps(content | {"more": "</script><b>&lt;<!--"}))
-    page = Page(report(Run.open(run)))
+    page = Page(report(RunDirectory.open(run)))
     check(page)
     assert json.loads(page.texts["script"].removesuffix(script))["more"] == "</script><b>&lt;<!--"
     (run / "explorer.json").unlink()
-    page = Page(report(Run.open(run)))
+    page = Page(report(RunDirectory.open(run)))
     assert page.of("script") == [] and "Explore" not in page.texts["h2"]
 
 
@@ -198,10 +199,10 @@ def test_its_options_are_those_of_the_configuration(run: Path) -> None:
 
 def test_its_commands_make_it_again(run: Path) -> None:
     """As `fit` and `evaluate` read them, with a path of odd characters."""
-    page, opened = page_of(run), Run.open(run)
+    page, opened = page_of(run), RunDirectory.open(run)
     again, (resume, path) = page.commands("fit")
     config, options = fit.parse(again)
-    assert config == config_of(opened, Named()) and options.out == Path(ODD)
+    assert config == config_of(opened, Given()) and options.out == Path(ODD)
     assert (resume, path) == ("--resume", ODD)
     (arguments,) = page.commands("evaluate")
     given = cli.parse(evaluate.Command, arguments, "", "")
@@ -211,7 +212,7 @@ def test_its_commands_make_it_again(run: Path) -> None:
 
 def test_what_is_not_on_the_command_line(run: Path) -> None:
     """The data set that was found, classes of one's own, and runs made from Python."""
-    opened = Run.open(run)
+    opened = RunDirectory.open(run)
     opened.config |= {"command": ["x/fit.py", "vae"], "guide": "my <i>.py:Mine", "data_notice": "digits <served>"}
     page = Page(report(opened))
     assert page.commands("fit")[0] == ["vae", "--data", "digits"]
@@ -232,7 +233,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     def with_terms(terms: dict[str, float]) -> Page:
         kept = [{**line, "train": terms, "validation": terms} for line in lines]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-        return Page(report(Run.open(run)))
+        return Page(report(RunDirectory.open(run)))
 
     page = with_terms(dict.fromkeys(("loss_generator", "loss_discriminator", "d_real", "d_fake", "value"), 0.5))
     assert "the validation split" not in page.texts["figcaption"]
@@ -247,7 +248,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
         ("prior", "the guide is the prior"),
     ):
         (run / "evaluation.json").write_text(json.dumps(summary | {"guide": guide}))
-        page = Page(report(Run.open(run)))
+        page = Page(report(RunDirectory.open(run)))
         assert words in page.texts["td"] and ("--kl-warmup" in page.texts["td"]) == (guide == "normal")
     assert "sliders" not in page.texts["p"]
 
@@ -258,7 +259,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
 def test_warnings_are_prominent(run: Path, observation: str, words: str) -> None:
     summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     (run / "evaluation.json").write_text(json.dumps(summary | {"observation": observation}))
-    page = Page(report(Run.open(run)))
+    page = Page(report(RunDirectory.open(run)))
     assert page.warnings() == ["warning"] and words in page.texts["p"] and "Warning:" in page.texts["strong"]
 
 
@@ -268,7 +269,7 @@ def test_whatever_the_directory_holds(run: Path) -> None:
     summary["elbo"] = {"mean": None, "se": None, "mc_se": None}
     (run / "evaluation.json").write_text(json.dumps(summary))
     shutil.copy(run / "figures/samples.png", run / "figures/my_<own>.png")
-    page = Page(report(Run.open(run)))
+    page = Page(report(RunDirectory.open(run)))
     check(page)
     assert "nan" in page.tables["nats per image ± standard error over images; larger is better"][1]
     assert "my <own>" in page.texts["figcaption"]
@@ -276,10 +277,10 @@ def test_whatever_the_directory_holds(run: Path) -> None:
         del summary[key]
     summary["log_px"] = {"mean": -1.0, "se": 0.1, "estimator": "exact"}
     (run / "evaluation.json").write_text(json.dumps(summary))
-    page = Page(report(Run.open(run)))
+    page = Page(report(RunDirectory.open(run)))
     assert not any("IWAE" in str(picture["alt"]) for picture in page.of("img"))
     (run / "evaluation.json").unlink()
-    page = Page(report(Run.open(run)))
+    page = Page(report(RunDirectory.open(run)))
     assert len(page.warnings()) == 1 and "not evaluated yet" in page.texts["p"]
 
 
@@ -314,7 +315,7 @@ def test_evaluating_writes_it_again(run: Path, call: Call, monkeypatch: pytest.M
     assert options == cli.parse(evaluate.Command, list(map(str, arguments)), "", "").options
     assert options.annealed == Annealing(num_temperatures=20, leapfrog_steps=2, start="guide")
 
-    monkeypatch.setattr(evaluate, "Search", lambda: Search(window=2, patience=1, most_windows=2))
+    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
     gaps = (run, "--gaps", "--num-images", "3", "--num-samples", "30")
     assert call(evaluate.command, *gaps)[0] == 0
     page = page_of(run)
@@ -440,7 +441,7 @@ def overflow(text: str, width: int, folder: Path) -> int:
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
 def test_no_page_scrolls_sideways(run: Path, tmp_path: Path, call: Call) -> None:
     """On a phone and on a desk; a wide table scrolls in a box of its own."""
-    opened = Run.open(Path(shutil.copytree(run, "a-name-" + 30 * "long-")))
+    opened = RunDirectory.open(Path(shutil.copytree(run, "a-name-" + 30 * "long-")))
     opened.config["guide"] = f"{'folder/' * 20}file.py:Guide"
     Path("page.html").write_text(report(opened), encoding="utf-8")
     compared = [

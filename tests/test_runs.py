@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 
 from ppl_gen import runs
 from ppl_gen.errors import BadInput
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 
 def test_numbered_by_default(elsewhere: Path) -> None:
-    paths = [Run.create(None, "vae-normal-digits", {}).path for _ in range(3)]
+    paths = [RunDirectory.create(None, "vae-normal-digits", {}).path for _ in range(3)]
     assert [str(path) for path in paths] == [f"runs/vae-normal-digits-{n}" for n in (1, 2, 3)]
     assert not list(Path("runs").glob(".*"))
 
 
 def test_opens_what_it_created(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "deep" / "run", "x", {"seed": 3})
-    assert Run.open(run.path).config == {"format": runs.FORMAT, "seed": 3}
+    run = RunDirectory.create(tmp_path / "deep" / "run", "x", {"seed": 3})
+    assert RunDirectory.open(run.path).config == {"format": runs.FORMAT, "seed": 3}
     assert run.read_json("evaluation.json") is None and run.load_checkpoint() is None
 
 
@@ -31,7 +31,7 @@ def test_opens_what_it_created(tmp_path: Path) -> None:
 def test_checkpoint_round_trip(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], dtype: torch.dtype
 ) -> None:
-    run = Run.create(tmp_path_factory.mktemp("runs") / "run", "x", {})
+    run = RunDirectory.create(tmp_path_factory.mktemp("runs") / "run", "x", {})
     tensors = {f"t{i}": (torch.randn(shape) * 3).to(dtype) for i, shape in enumerate(shapes)}
     state = {"step": 3, "best": None, "text": "ü", "value": 0.1}
     run.save_checkpoint(tensors, state)
@@ -44,7 +44,7 @@ def test_checkpoint_round_trip(
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "empty"])
 def test_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
-    run = Run.create(tmp_path / "run", "x", {})
+    run = RunDirectory.create(tmp_path / "run", "x", {})
     run.save_checkpoint({"weight": torch.randn(100)}, {})
     content = bytearray(run.checkpoint_path.read_bytes())
     if damage == "flipped":
@@ -68,16 +68,16 @@ def test_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
 )
 def test_not_a_run(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(BadInput, match="no such run"):
-        Run.open(tmp_path / "none")
+        RunDirectory.open(tmp_path / "none")
     with pytest.raises(BadInput, match="not a run directory"):
-        Run.open(tmp_path)
+        RunDirectory.open(tmp_path)
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(BadInput, match=words):
-        Run.open(tmp_path)
+        RunDirectory.open(tmp_path)
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run.create(tmp_path / "run", "x", {})
+    run = RunDirectory.create(tmp_path / "run", "x", {})
     run.save_checkpoint({"weight": torch.ones(3)}, {"step": 1})
     run.write_json("evaluation.json", {"a": 1})
 
@@ -94,7 +94,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             with pytest.raises(BadInput, match="No space left on device"):
                 write()
         with pytest.raises(BadInput, match="No space left on device"):
-            Run.create(tmp_path / "other", "x", {})
+            RunDirectory.create(tmp_path / "other", "x", {})
     loaded = run.load_checkpoint()
     assert loaded is not None and loaded[1] == {"step": 1} and loaded[0]["weight"].sum() == 3
     assert run.read_json("evaluation.json") == {"a": 1}
@@ -109,7 +109,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_write_file_is_all_or_nothing(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", "x", {})
+    run = RunDirectory.create(tmp_path / "run", "x", {})
 
     def half(path: Path) -> None:
         path.write_text("half")
@@ -131,5 +131,5 @@ def test_no_tensor_file_can_run_code() -> None:
 
 
 def test_config_is_readable_json(tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", "x", {"a": (1, 2)})
+    run = RunDirectory.create(tmp_path / "run", "x", {"a": (1, 2)})
     assert json.loads((run.path / "config.json").read_text(encoding="utf-8"))["a"] == [1, 2]

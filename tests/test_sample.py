@@ -12,9 +12,10 @@ import torch
 import ppl_gen
 from ppl_gen import fit, sample
 from ppl_gen.data import DataOptions, load_data
-from ppl_gen.figures.latent import equal_mass_grid
-from ppl_gen.loading import Config
-from ppl_gen.training import TrainingOptions
+from ppl_gen.evaluation.sampling import equal_mass_grid
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -28,7 +29,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         training=TrainingOptions(epochs=2),
         num_samples=30,
     )
-    return fit.fit(config, tmp_path_factory.mktemp("runs") / "vae", quiet=True).path
+    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "vae", quiet=True).directory.path
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +17,22 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_gen import fit, training
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput
+from ppl_gen.experiment.assembling import assemble, load_checkpoint
+from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.fitted import Assembled, Fitted
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Config, assemble, load_checkpoint
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 from ppl_gen.state import tensors_of
-from ppl_gen.training import Diverged, TrainingOptions, train
+from ppl_gen.training import monitor
+from ppl_gen.training.checks import prepare, without_gradient
+from ppl_gen.training.loop import Diverged, loss_per_image, loss_with_gradient, train
+from ppl_gen.training.optimizer import OneOptimizer
 
 SMALL = TrainingOptions(epochs=3, batch_size=64)
 
@@ -44,14 +51,16 @@ def _config(options: TrainingOptions = SMALL, **guide_options: Any) -> Config:
     )
 
 
-def _fit(path: Path, data: Data, options: TrainingOptions = SMALL, **guide_options: Any) -> tuple[Run, nn.ModuleDict]:
+def _fit(
+    path: Path, data: Data, options: TrainingOptions = SMALL, **guide_options: Any
+) -> tuple[RunDirectory, nn.ModuleDict]:
     model, guide = assemble(_config(options, **guide_options), data)
-    run = Run.create(path, "run", {}) if not path.exists() else Run.open(path)
-    train(model, guide, data, options, run, quiet=True)
+    run = RunDirectory.create(path, "run", {}) if not path.exists() else RunDirectory.open(path)
+    train(Fitted(_config(options, **guide_options), model, guide, data, Given(), run), quiet=True)
     return run, nn.ModuleDict({"model": model, "guide": guide})
 
 
-def _without_times(run: Run) -> list[dict[str, Any]]:
+def _without_times(run: RunDirectory) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()]
 
 
@@ -65,7 +74,8 @@ def test_every_parameter_moves_twice_in_one_process(tmp_path: Path, data: Data) 
         model, guide = assemble(_config(), data)
         modules = nn.ModuleDict({"model": model, "guide": guide})
         before = {name: tensor.clone() for name, tensor in tensors_of(modules).items()}
-        train(model, guide, data, SMALL, Run.create(tmp_path / str(attempt), "run", {}), quiet=True)
+        run = RunDirectory.create(tmp_path / str(attempt), "run", {})
+        train(Fitted(_config(), model, guide, data, Given(), run), quiet=True)
         for name, tensor in tensors_of(modules).items():
             assert not torch.equal(tensor, before[name]), name
     assert len(pyro.get_param_store()) == 0
@@ -74,11 +84,10 @@ def test_every_parameter_moves_twice_in_one_process(tmp_path: Path, data: Data) 
 def test_parameters_that_nothing_depends_on_are_told(data: Data) -> None:
     """And those that model and guide share are counted once."""
     config = _config()
-    assert "8 of 8 parameters have a gradient" in fit.dry_run(config)
+    assert "8 of 8 parameters have a gradient" in str(prepare(config))
     model, guide = assemble(config, data)
     guide.shared, model.unused = model.decoder, nn.Linear(2, 3)
-    pair = Pair(model, guide, data.targets("train")[:8])
-    missing = fit._without_gradient(config, model, guide, pair, (data.targets("train")[:8],))
+    missing = without_gradient(Assembled(config, model, guide, data, Given()))
     assert missing == ["model.unused.weight", "model.unused.bias"]
     modules = nn.ModuleDict({"model": model, "guide": guide})
     assert sum(1 for _ in modules.parameters()) == 10
@@ -124,8 +133,9 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
         pair = Pair(model, guide, x[:8])
         elbo = objective(chosen.objective, pair, x[:8], num_particles=chosen.num_particles)
     modules = nn.ModuleDict({"model": model, "guide": guide})
-    loss, loss_and_grads = training._losses(elbo)
-    optimizer = training._OneOptimizer(list(modules.parameters()), chosen)
+    loss = partial(loss_per_image, elbo)
+    loss_and_grads = partial(loss_with_gradient, loss)
+    optimizer = OneOptimizer(list(modules.parameters()), chosen)
     torch.manual_seed(5)
     loss_and_grads(pair.model, pair.guide, x)
     gradients = [parameter.grad.clone() for parameter in modules.parameters() if parameter.grad is not None]
@@ -222,7 +232,7 @@ def test_schedules() -> None:
 def test_clipping_bounds_the_gradient(data: Data) -> None:
     model, guide = assemble(_config(), data)
     parameters = [*model.parameters(), *guide.parameters()]
-    optimizer = training._OneOptimizer(parameters, TrainingOptions(clip_grad_norm=0.5))
+    optimizer = OneOptimizer(parameters, TrainingOptions(clip_grad_norm=0.5))
     norms: list[Tensor] = []
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
@@ -237,7 +247,7 @@ def test_muon_steps_along_orthogonal_matrices_and_adam_along_the_rest() -> None:
     the root of the longer side, whatever the gradient's; and Adam's, the rate times the sign."""
     torch.manual_seed(0)
     matrix, vector = nn.Parameter(torch.zeros(8, 5)), nn.Parameter(torch.zeros(6))
-    optimizer = training._OneOptimizer([matrix, vector], TrainingOptions(optimizer="muon", learning_rate=0.1))
+    optimizer = OneOptimizer([matrix, vector], TrainingOptions(optimizer="muon", learning_rate=0.1))
     matrix.grad, vector.grad = torch.randn(8, 5) @ torch.diag(torch.tensor([9.0, 3, 1, 1, 0.5])), torch.randn(6)
     sign = vector.grad.sign()
     optimizer(set())
@@ -250,7 +260,7 @@ def test_muon_steps_along_orthogonal_matrices_and_adam_along_the_rest() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: Data) -> None:
     with pytest.raises(Diverged, match=r"not finite at step \d+"):
         _fit(tmp_path / "run", data, replace(SMALL, learning_rate=1e20))
-    content = Run.open(tmp_path / "run").load_checkpoint()
+    content = RunDirectory.open(tmp_path / "run").load_checkpoint()
     assert content is not None and all(t.isfinite().all() for name, t in content[0].items() if name.startswith("last."))
 
 
@@ -302,16 +312,16 @@ def test_interrupted_and_resumed_equals_undisturbed(
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, data: Data) -> None:
     whole, _ = _fit(tmp_path / "whole", data)
     content = whole.load_checkpoint()
-    partial = Run.create(tmp_path / "partial", "run", {})
+    cut = RunDirectory.create(tmp_path / "partial", "run", {})
     # As after a kill between the metrics and the checkpoint of the last epoch, in the middle of a line.
     lines = whole.metrics()
     for line in lines:
-        partial.append_metrics(line)
-    with open(partial.path / "metrics.jsonl", "a") as file:
+        cut.append_metrics(line)
+    with open(cut.path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 4, "st')
-    assert len(partial.metrics()) == len(lines)
-    partial.cut_metrics(lines[1]["step"])
-    assert partial.metrics() == lines[:2]
+    assert len(cut.metrics()) == len(lines)
+    cut.cut_metrics(lines[1]["step"])
+    assert cut.metrics() == lines[:2]
     assert content is not None and content[1]["epoch"] == 3
 
 
@@ -327,7 +337,7 @@ def test_best_on_validation_is_kept(tmp_path: Path, data: Data) -> None:
     load_checkpoint(run, model, guide, "best")
     with evaluating(model, guide):
         pair = Pair(model, guide, data.targets("validation")[:8])
-    terms = training.elbo_terms(model, guide, pair, data.targets("validation"), seed=training._MONITOR_SEED)
+    terms = elbo_terms(model, guide, pair, data.targets("validation"), seed=monitor._SEED)
     assert terms["elbo"] == best
     load_checkpoint(run, model, guide, "last")
     assert _same(nn.ModuleDict({"model": model, "guide": guide}), modules)
@@ -339,8 +349,8 @@ def test_shared_parameters_are_saved_and_trained_once(tmp_path: Path, data: Data
     modules = nn.ModuleDict({"model": model, "guide": guide})
     names = tensors_of(modules)
     assert len(names) == len(list(modules.parameters()))
-    run = Run.create(tmp_path / "run", "run", {})
-    train(model, guide, data, replace(SMALL, epochs=1), run, quiet=True)
+    run = RunDirectory.create(tmp_path / "run", "run", {})
+    train(Fitted(_config(replace(SMALL, epochs=1)), model, guide, data, Given(), run), quiet=True)
     content = run.load_checkpoint()
     assert content is not None
     assert sorted(k.removeprefix("last.") for k in content[0] if k.startswith("last.")) == sorted(names)
@@ -370,7 +380,8 @@ def test_labels_reach_a_pair_that_takes_them(tmp_path: Path) -> None:
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(self.table(y), 1.0).to_event(1))
 
-    train(model, Guide(), data, replace(SMALL, epochs=1), Run.create(tmp_path / "run", "run", {}), quiet=True)
+    run = RunDirectory.create(tmp_path / "run", "run", {})
+    train(Fitted(_config(replace(SMALL, epochs=1)), model, Guide(), data, Given(), run), quiet=True)
     assert seen >= 4  # batches of training images
 
 
@@ -390,7 +401,7 @@ def test_no_interrupts_are_caught_outside_the_main_thread(tmp_path: Path, data: 
 
 
 def test_metrics_hold_no_nan(tmp_path: Path, call: Callable[..., Any]) -> None:
-    run = Run.create(tmp_path / "run", "run", {"x": float("nan")})
+    run = RunDirectory.create(tmp_path / "run", "run", {"x": float("nan")})
     run.append_metrics({"step": 0, "elbo": float("inf")})
     for name in ("config.json", "metrics.jsonl"):
         json.loads((run.path / name).read_text(encoding="utf-8"), parse_constant=lambda text: pytest.fail(text))

@@ -19,12 +19,15 @@ import ppl_gen
 from ppl_gen import fill, fit, responsibilities, splice
 from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
+from ppl_gen.evaluation import explaining, filling, splicing
+from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.fitted import Assembled
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.inference.completion import exact_completion, importance_completion, visible_part
-from ppl_gen.loading import Config
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
-from ppl_gen.training import TrainingOptions
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 F64 = torch.float64
@@ -172,16 +175,16 @@ def test_pixels_that_depend_on_each_other_given_z_are_refused() -> None:
 
 def test_masks(tmp_path: Path) -> None:
     shape = (3, 5)
-    seen = {side: fill.visible_pixels(side, shape).reshape(shape) for side in fill.SIDES}
+    seen = {side: filling.visible_pixels(side, shape).reshape(shape) for side in filling.SIDES}
     assert torch.equal(seen["left"], ~seen["right"]) and torch.equal(seen["top"], ~seen["bottom"])
     assert (~seen["left"]).sum(1).tolist() == [2, 2, 2] and (~seen["top"]).sum(1).tolist() == [5, 0, 0]
-    random = fill.visible_pixels("random", (40, 40), 1)
+    random = filling.visible_pixels("random", (40, 40), 1)
     assert abs(random.double().mean().item() - 0.5) < 4 * 0.5 / 40  # once in 16,000 seeds
-    assert torch.equal(random, fill.visible_pixels("random", (40, 40), 1))
+    assert torch.equal(random, filling.visible_pixels("random", (40, 40), 1))
     file = tmp_path / "mask.npy"
     for mask in ((~seen["left"]).numpy(), (~seen["left"]).int().numpy().ravel()):
         np.save(file, mask)
-        assert torch.equal(fill.visible_pixels(str(file), shape), seen["left"].flatten())
+        assert torch.equal(filling.visible_pixels(str(file), shape), seen["left"].flatten())
 
 
 # Spliced images --------------------------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ def test_masks(tmp_path: Path) -> None:
 
 def test_spliced_images_are_the_left_of_one_and_the_right_of_another() -> None:
     left, right = torch.zeros(2, 3, 5), torch.ones(2, 3, 5)
-    spliced = splice.splice(left.flatten(1), right.flatten(1), (3, 5)).reshape(2, 3, 5)
+    spliced = splicing.splice(left.flatten(1), right.flatten(1), (3, 5)).reshape(2, 3, 5)
     assert (spliced[..., :2] == 0).all() and (spliced[..., 2:] == 1).all()
 
 
@@ -198,20 +201,20 @@ def test_a_pair_has_two_classes(counts: list[int]) -> None:
     """Up to half of all images in one class."""
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     for seed in range(20):
-        left, right = splice.pair_up(labels, torch.Generator().manual_seed(seed))
+        left, right = splicing.pair_up(labels, torch.Generator().manual_seed(seed))
         assert (labels[left] != labels[right]).all()
         assert sorted([*left.tolist(), *right.tolist()]) == list(range(len(labels)))
 
 
 def test_too_many_of_one_class() -> None:
     with pytest.raises(BadInput, match="more than half"):
-        splice.pair_up(torch.tensor([0, 0, 0, 1]), torch.Generator())
+        splicing.pair_up(torch.tensor([0, 0, 0, 1]), torch.Generator())
 
 
 def test_area_under_the_curve_and_its_error() -> None:
     """Scores N(0, 1) against N(1, 1): the area is Phi(1 / sqrt 2), and the error is the spread over repetitions."""
     rng = np.random.default_rng(0)
-    found = np.array([splice.roc_auc(rng.normal(1, 1, 120), rng.normal(0, 1, 80)) for _ in range(400)])
+    found = np.array([splicing.roc_auc(rng.normal(1, 1, 120), rng.normal(0, 1, 80)) for _ in range(400)])
     area = dist.Normal(0.0, 1.0).cdf(torch.tensor(0.5**0.5)).item()
     assert abs(found[:, 0].mean() - area) < 4 * found[:, 0].std() / 20  # once in 16,000 seeds
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.15)  # 4 standard errors of a spread of 400
@@ -223,7 +226,7 @@ def test_false_alarms_are_as_many_as_asked_for() -> None:
     natural, spliced = (-rng.gamma(2, 20, count).astype(np.float32).astype(float) for count in (400, 200))
     natural[:20] = natural[20:40]
     for rate in (0.05, 0.2):
-        test = splice.two_sample_test(natural, spliced - 15, rate, 2000, seed=2)
+        test = splicing.two_sample_test(natural, spliced - 15, rate, 2000, seed=2)
         bound = 4 * (rate * (1 - rate) / 2000) ** 0.5
         assert list(test["power"]) == ["1", "2", "5", "10", "20", "50", "100"]
         for size, entry in test["false_alarms"].items():
@@ -234,7 +237,7 @@ def test_false_alarms_are_as_many_as_asked_for() -> None:
 
 def test_batches_are_no_larger_than_there_are_images() -> None:
     rng = np.random.default_rng(0)
-    test = splice.two_sample_test(rng.normal(size=24), rng.normal(size=12), 0.05, 10, seed=0)
+    test = splicing.two_sample_test(rng.normal(size=24), rng.normal(size=12), 0.05, 10, seed=0)
     assert list(test["power"]) == ["1", "2", "5", "10"] and test["reference"] == 12
 
 
@@ -245,9 +248,9 @@ def test_purity_by_hand() -> None:
     """The example of Manning, Raghavan and Schütze (2008), figure 16.4: purity 12/17, mutual information 0.36."""
     table = np.array([[5, 1, 0], [1, 4, 1], [2, 0, 3]])
     components, labels = (np.repeat(axis.ravel(), table.ravel()) for axis in np.indices(table.shape))
-    assert (responsibilities.contingency(components, labels, 3, 3) == table).all()
-    assert responsibilities.purity(table) == pytest.approx(12 / 17)
-    found = responsibilities.agreement(components, labels)
+    assert (explaining.contingency(components, labels, 3, 3) == table).all()
+    assert explaining.purity(table) == pytest.approx(12 / 17)
+    found = explaining.agreement(components, labels)
     assert found["purity"]["mean"] == pytest.approx(12 / 17)
     assert found["purity"]["most_frequent_label"] == pytest.approx(8 / 17)
     assert found["purity"]["most_frequent_label"] <= found["purity"]["chance"] < found["purity"]["mean"]
@@ -255,7 +258,7 @@ def test_purity_by_hand() -> None:
 
 
 def test_chance_of_one_image_a_component() -> None:
-    found = responsibilities.agreement(np.arange(10), np.arange(10) % 2)
+    found = explaining.agreement(np.arange(10), np.arange(10) % 2)
     assert found["purity"]["mean"] == found["purity"]["chance"] == 1.0
 
 
@@ -275,7 +278,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, options in OPTIONS.items():
         data = DataOptions(data="digits", train_size=150)
         config = Config(**options, data=data, training=TrainingOptions(epochs=1), num_samples=20)
-        fit.fit(config, folder / name, quiet=True)
+        Run.start(config, out=folder / name, quiet=True)
     return folder
 
 
@@ -329,7 +332,7 @@ def test_fill(here: Path, call: Call, name: str, hide: str) -> None:
     assert status == 0, err
     assert "log p(hidden | visible)" in out
     found = _read(f"{name}/fill.json")
-    at_random = 64 - int(fill.visible_pixels("random", (8, 8), 0).sum())
+    at_random = 64 - int(filling.visible_pixels("random", (8, 8), 0).sum())
     assert found["hidden_pixels"] == {"left": 32, "mask.npy": 22, "random": at_random}[hide]
     assert found["estimator"] == ("importance" if name == "vae" else "exact")
     difference = found["log_px"]["mean"] - found["log_px_visible"]["mean"]
@@ -483,8 +486,15 @@ def test_filling_in_takes_a_guide_that_can_be_shown_another_image() -> None:
     model, x = LinearGaussian(), torch.zeros(3, 5, dtype=F64)
     visible = torch.arange(5) < 3
     opaque = Opaque(ExactGuide(model))
+
+    def complete(model: Any, guide: Any, x: Tensor, visible: Tensor) -> None:
+        none: Any = None
+        assembled = Assembled(Config(), model, guide, none, Given())
+        vars(assembled)["pair"] = Pair(model, guide, x)
+        filling.complete(assembled, x, visible, 5, quiet=True)
+
     with pytest.raises(BadInput, match="encode"):
-        fill.complete(model, opaque, Pair(model, opaque, x), x, visible, x[0], 5, quiet=True)
+        complete(model, opaque, x, visible)
     two = TwoLayers()
     with pytest.raises(BadInput, match="one latent site"):
-        fill.complete(two, two, Pair(two, two, x[:, :3]), x[:, :3], visible[:3], x[0, :3], 5, quiet=True)
+        complete(two, two, x[:, :3], visible[:3])

@@ -1,1 +1,1 @@
-"""What a fitted model is judged by and used for: estimates held against each other, in files and in tables."""
+"""What is estimated of a fitted model, and what it is used for."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ppl_gen import parallel
 from ppl_gen.errors import BadInput, describe, require
 from ppl_gen.evaluation.evaluation import Evaluation
-from ppl_gen.evaluation.fitted import Fitted
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.annealed import AnnealedEstimate, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating
@@ -71,7 +71,7 @@ def evaluate(
             require(name not in found, "estimator", name, "there are two of that name")
             found[name] = estimate
         in_use = components_in_use(fitted, whole[0])
-    found = parallel.gathered(found)
+    found = parallel.all_gather(found)
     primary = primary_of(found, options.estimator)
     estimator = "auto" if options.mixes and primary == "exact" else found[primary].estimator
     about = {
@@ -82,7 +82,7 @@ def evaluate(
         "options": options.to_json() | {"estimator": estimator},
         **({"proposal": "prior"} if fitted.pair.enumerated and sampled else {}),
         **({"components": {"in_use": in_use, "of": fitted.pair.num_states}} if in_use is not None else {}),
-        "num_parameters": sum(p.numel() for p in nn.ModuleList(task.pair).parameters()),
+        "num_parameters": sum(p.numel() for p in fitted.modules.parameters()),
         "seconds": time.perf_counter() - started,
     }
     labels = fitted.data.split(options.split).labels
@@ -106,9 +106,9 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
 def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
     """This process's part of the images, and of those that are drawn from the model."""
     x, *labels = fitted.images(options.split, options.num_images)
-    rows = parallel.share(torch.arange(len(x), device=x.device))
+    rows = parallel.shard(torch.arange(len(x), device=x.device))
     if options.estimator == "annealed":
-        options = replace(options, sandwich=len(parallel.share(torch.arange(options.sandwich))))
+        options = replace(options, sandwich=len(parallel.shard(torch.arange(options.sandwich))))
     return Task(fitted, options, x[rows], tuple(each[rows] for each in labels), quiet)
 
 
@@ -175,13 +175,12 @@ def _estimates(
     task: Task, exactly: bool, sampled: bool, others: Sequence[nn.Module], further: Sequence[Estimator]
 ) -> Iterator[tuple[str, Estimate]]:
     """Every estimate by name, in the order in which they are told."""
-    model, guide = task.pair
-    options = task.options
+    fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
     assert options.num_samples is not None
     if exactly:
-        yield "exact", exactly_known(model, guide, task.fitted.pair, task.x, task.labels, task.quiet)
+        yield "exact", exactly_known(fitted, x, *labels, quiet=task.quiet)
     if sampled:
-        found = by_sampling(model, guide, task.x, task.labels, options.num_samples, task.quiet)
+        found = by_sampling(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
         yield "importance", found if exactly else _with_second_opinion(task, found)
     if options.estimator == "prior":
         yield "prior", _by_proposals(task, others)
@@ -190,7 +189,7 @@ def _estimates(
     if options.estimator == "annealed":
         yield "annealed", by_annealing(task)
     for estimator in further:
-        own = estimator(model, guide, task.x, *task.labels)
+        own = estimator(fitted.model, fitted.guide, x, *labels)
         yield own.estimator, own
 
 
@@ -203,13 +202,11 @@ def primary_of(estimates: dict[str, Estimate], asked: str) -> str:
     return "mixed" if "mixed" in estimates else "importance"
 
 
-def exactly_known(
-    model: nn.Module, guide: nn.Module, pair: Pair, x: Tensor, args: tuple[Tensor, ...], quiet: bool
-) -> Estimate:
+def exactly_known(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
     """Exact log p(x), with progress."""
-    blocks = []
+    blocks, pair = [], fitted.pair
     with Progress(len(x), "image", quiet=quiet) as progress:
-        for block in exact_blocks(model, guide, pair, x, *args):
+        for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
             blocks.append(block)
             progress.advance(len(block))
             states = "" if pair.num_states is None else f", {pair.num_states:,} states"
@@ -217,14 +214,12 @@ def exactly_known(
     return exact(torch.cat(blocks))
 
 
-def by_sampling(
-    model: nn.Module, guide: nn.Module, x: Tensor, args: tuple[Tensor, ...], num_samples: int, quiet: bool
-) -> ImportanceEstimate:
+def by_sampling(fitted: Fitted, x: Tensor, *labels: Tensor, num_samples: int, quiet: bool) -> ImportanceEstimate:
     """Importance sampling from the guide, with progress."""
     with Progress(len(x), "image", quiet=quiet) as progress:
         advance = _noting(progress, f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
-        return log_marginal_likelihood(model, guide, x, *args, **options)
+        return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
 
 
 def _with_second_opinion(task: Task, found: ImportanceEstimate) -> ImportanceEstimate:

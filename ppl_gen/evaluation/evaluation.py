@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ppl_gen.inference.estimate import Estimate
-    from ppl_gen.runs import Run
+    from ppl_gen.runs import RunDirectory
 
 _OF = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
 """Keys that `evaluation.json` and `evaluation.nc` share, if they belong together."""
@@ -101,7 +101,7 @@ class Evaluation:
         return cls(content, images)
 
     @classmethod
-    def read(cls, directory: "Run") -> "Evaluation | None":
+    def read(cls, directory: "RunDirectory") -> "Evaluation | None":
         """The evaluation of a run; None if it has none.
 
         :raises BadInput: for files that are damaged or do not belong together.
@@ -139,7 +139,7 @@ class Evaluation:
                 return f"mean {key}"
         return ""
 
-    def write(self, directory: "Run") -> None:
+    def write(self, directory: "RunDirectory") -> None:
         """Write `evaluation.nc` and `evaluation.json`."""
         images = self.to_xarray()
         directory.write_file("evaluation.nc", lambda path: images.to_netcdf(path, group=GROUP, engine="h5netcdf"))

@@ -1,15 +1,17 @@
-"""Split the gap of a fitted run's images into its two parts (`ppl_gen.inference.gaps`), and record what was found."""
+"""Split the gap of a fitted run's images into its two parts (`ppl_gen.inference.gaps`)."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluation.estimating import Task, by_annealing, check_chains, observation
-from ppl_gen.evaluation.fitted import Fitted
+from ppl_gen.evaluation.gap_table import gap_table
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.printed import Printed
+from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, share
 from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
@@ -18,8 +20,23 @@ from ppl_gen.progress import Progress
 _IMAGES, _SAMPLES = 100, 5000
 
 
-def split_gap(fitted: Fitted, options: EvaluationOptions, *, quiet: bool = False) -> dict[str, Any]:
-    """The gap and its two parts: written to `gaps.json`, whose content it returns.
+@dataclass(frozen=True, eq=False)
+class GapSplit(Printed):
+    """The gap and its two parts."""
+
+    summary: dict[str, Any]
+    """Content of `gaps.json`."""
+    contexts: Gaps
+    """By a search of the contexts of each image."""
+    copies: Gaps | None
+    """Of the first images, by a search of contexts and weights; None of a guide whose posterior has no weights."""
+
+    def __str__(self) -> str:
+        return gap_table(self.summary)
+
+
+def split_gap(fitted: Fitted, options: EvaluationOptions, *, quiet: bool = False) -> GapSplit:
+    """Split the gap between log p(x) and the ELBO of the first images of a split.
 
     :raises BadInput: for options and guides that do not fit, before any work is done.
     """
@@ -49,8 +66,7 @@ def split_gap(fitted: Fitted, options: EvaluationOptions, *, quiet: bool = False
         **({} if own is None else {"copies": gap_parts(own), "contexts_of_these": gap_parts(found, copies)}),
         "seconds": time.perf_counter() - started,
     }
-    fitted.directory.write_json("gaps.json", summary)
-    return summary
+    return GapSplit(summary, found, own)
 
 
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:

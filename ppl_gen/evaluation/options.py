@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from ppl_gen.data import SplitName
 from ppl_gen.errors import BadInput, require, require_choices
+from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.inference.annealed import Annealing
-from ppl_gen.loading import Checkpoint
 
 
 @dataclass(frozen=True)

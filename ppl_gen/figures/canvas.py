@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 
 def pictures(values: Tensor, shape: tuple[int, ...]) -> np.ndarray:
@@ -22,6 +22,6 @@ def show(axes: Any, image: np.ndarray) -> None:
     axes.set_yticks([])
 
 
-def save(run: Run, name: str, figure: Figure) -> None:
+def save(run: RunDirectory, name: str, figure: Figure) -> None:
     """Put a figure into `figures/` of a run."""
     run.write_file(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=120))

@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from torch import Tensor
 
 from ppl_gen.figures.canvas import show
 from ppl_gen.figures.images import mosaic
-from ppl_gen.inference.traces import Pair, tells_density
 
 _MOST_POINTS = 800
 _MOST_ELLIPSES = 60
@@ -25,25 +21,6 @@ class Points:
     means: np.ndarray
     scales: np.ndarray
     labels: np.ndarray | None
-
-
-def has_plane(model: Any, pair: Pair) -> int:
-    """The number of units of a model's one latent site, if that is a continuous and unbounded vector, and the model has
-    `prior()` and `likelihood(z)`; else 0."""
-    shapes = list(pair.event_shapes.values())
-    if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
-        return 0
-    return shapes[0][0] if tells_density(model) else 0
-
-
-def equal_mass_grid(model: Any, units: Sequence[int], size: int, side: int) -> Tensor:
-    """z [side, side, size] at quantiles of two units' priors, the second one's first; the other units are 0."""
-    draws = model.prior().sample((10_000,))
-    steps = (torch.arange(side, device=draws.device) + 0.5) / side
-    first, second = (draws[:, unit].quantile(steps) for unit in units)
-    grid = torch.zeros(side, side, size, device=draws.device)
-    grid[..., units[0]], grid[..., units[1]] = first, second.unsqueeze(1)
-    return grid
 
 
 def manifold(images: np.ndarray, units: Sequence[int], others: bool) -> Figure:

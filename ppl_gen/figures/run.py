@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, describe
+from ppl_gen.evaluation.sampling import equal_mass_grid, plane_size
 from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import pictures, save
@@ -21,8 +22,6 @@ from ppl_gen.figures.images import reconstructions, samples, through_training
 from ppl_gen.figures.latent import (
     Points,
     aggregate_posterior,
-    equal_mass_grid,
-    has_plane,
     interpolations,
     latent_space,
     manifold,
@@ -32,7 +31,7 @@ from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import state_posterior
 from ppl_gen.inference.traces import Pair, amortized, tells_density
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 _POSTERIOR_SAMPLES = 32  # for its mean and standard deviation
 _PAIRS, _STEPS, _GRID, _UNITS = 5, 25, 20, 10
@@ -49,7 +48,7 @@ def _drawing(what: str) -> Iterator[None]:
         print(f"warning: no picture of {what}: {describe(error)}", file=sys.stderr)
 
 
-def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
+def draw_training(run: RunDirectory, model: Any, guide: Any, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
     """Learning curves, samples, reconstructions, and the pictures that the model has of its own."""
     metrics = run.metrics()
     curves = learning_curves if "elbo" in metrics[0]["train"] else adversarial_curves
@@ -88,7 +87,7 @@ def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batc
             draw_units(run, model, guide, data, pair, x[:5])
 
 
-def draw_units(run: Run, model: Any, guide: Any, data: Data, pair: Pair, x: Tensor) -> None:
+def draw_units(run: RunDirectory, model: Any, guide: Any, data: Data, pair: Pair, x: Tensor) -> None:
     """p(z_m = 1 | x) of a few images, exact, and the guide's: of one latent site of up to 16 binary units, of a model
     with `prior()` and `likelihood(z)`."""
     shapes = list(pair.event_shapes.values())
@@ -104,10 +103,10 @@ def draw_units(run: Run, model: Any, guide: Any, data: Data, pair: Pair, x: Tens
     save(run, "posterior", unit_marginals(pictures(x.clamp(0, 1), data.shape), exact, own, prior))
 
 
-def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> None:
+def draw_latent(run: RunDirectory, model: Any, guide: Any, data: Data, pair: Pair) -> None:
     """Pictures of one continuous latent site of a model with `prior()` and `likelihood(z)`, and of a guide's posterior
     there, if it has `encode` and `posterior`; and what the page's explorer needs."""
-    size = has_plane(model, pair)
+    size = plane_size(model, pair)
     if not size:
         return
 
@@ -148,7 +147,7 @@ def draw_latent(run: Run, model: Any, guide: Any, data: Data, pair: Pair) -> Non
         run.write_json("explorer.json", explored)
 
 
-def draw_evaluation(run: Run) -> None:
+def draw_evaluation(run: RunDirectory) -> None:
     """The bound against k and the histogram of the gap, from the run's evaluation."""
     summary = run.read_json("evaluation.json")
     assert summary is not None

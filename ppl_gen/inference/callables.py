@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import sys
 import weakref
 from collections import OrderedDict, defaultdict, deque
@@ -33,6 +34,12 @@ def function_of(owner: Any, kind: str) -> Any:
     thing itself, whose net may have that name."""
     method = getattr(owner, kind, None)
     return method if callable(method) and not isinstance(method, nn.Module) else owner
+
+
+def takes_labels(model: Any, guide: Any) -> bool:
+    """Whether the signature of either function has labels `y`."""
+    functions = (function_of(model, "model"), function_of(guide, "guide"))
+    return any("y" in inspect.signature(function).parameters for function in functions)
 
 
 def modules_of(*functions: Any) -> list[nn.Module]:

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_gen import fit
 from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.evaluation.estimating import evaluate, primary_of
 from ppl_gen.evaluation.evaluation import Evaluation
-from ppl_gen.evaluation.fitted import Fitted
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate
-from ppl_gen.loading import Config, Named, open_fitted
-from ppl_gen.training import TrainingOptions
+from ppl_gen.run import Run
 
 MODELS: dict[str, dict[str, Any]] = {
     "vae": {"model_options": {"hidden_dims": (16,), "latent_dim": 2}},
@@ -34,12 +34,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, options in MODELS.items():
         config = Config(name, training=TrainingOptions(epochs=1), **how, **options)
-        made[name] = fit.fit(config, folder / name, quiet=True).path
+        made[name] = Run.start(config, out=folder / name, quiet=True).path
     return made
 
 
 def _fitted(path: Path, to: Path) -> Fitted:
-    return Fitted(*open_fitted(Path(shutil.copytree(path, to / path.name)), Named()))
+    return Fitted.open(shutil.copytree(path, to / path.name))
 
 
 def _recorded(fitted: Fitted) -> dict[str, Any]:

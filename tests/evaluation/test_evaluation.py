@@ -22,7 +22,7 @@ from ppl_gen.errors import BadInput
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.inference.estimate import exact
 from ppl_gen.inference.proposals import SecondOpinion
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 LABELS = torch.arange(20) % 3
 
@@ -46,8 +46,8 @@ def _uneven() -> Evaluation:
     return Evaluation.of(found, "annealed", ABOUT | {"options": {"seed": 0, "proposals": []}}, LABELS)
 
 
-def _directory(path: Path) -> Run:
-    return Run.create(path, "vae", {})
+def _directory(path: Path) -> RunDirectory:
+    return RunDirectory.create(path, "vae", {})
 
 
 def test_figures_are_those_of_the_estimates() -> None:
@@ -164,7 +164,7 @@ def test_what_must_not_be_overlooked_is_said(observation: str) -> None:
     assert warning in str(evaluation) and warning in evaluation._repr_html_()
 
 
-def _spoil(run: Run, part: str, key: str) -> None:
+def _spoil(run: RunDirectory, part: str, key: str) -> None:
     summary: Any = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
     if part == "json":
         summary[key] = {"elbo": {"mean": -1.0, "se": 1.0}, "num_images": 19, "seed": 1}[key]
@@ -194,9 +194,9 @@ def test_reading_and_printing_one_waits_for_no_torch(tmp_path: Path) -> None:
     run = _directory(tmp_path / "run")
     _uneven().write(run)
     code = (
-        "import sys; from pathlib import Path; from ppl_gen.runs import Run\n"
+        "import sys; from pathlib import Path; from ppl_gen.runs import RunDirectory\n"
         "from ppl_gen.evaluation.evaluation import Evaluation\n"
-        f"evaluation = Evaluation.read(Run.open(Path({str(run.path)!r})))\n"
+        f"evaluation = Evaluation.read(RunDirectory.open(Path({str(run.path)!r})))\n"
         "print(evaluation, evaluation._repr_html_(), evaluation.to_dataframe())\n"
         "assert 'torch' not in sys.modules and 'pyro' not in sys.modules"
     )

@@ -23,7 +23,7 @@ from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE
 from ppl_gen.nets import _ACTIVATIONS
 from ppl_gen.report import report
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 SCRIPT = Path(fit.__file__).with_name("explorer.js")
@@ -315,7 +315,7 @@ def test_a_page_by_hand(elsewhere: Path, all_pictures: None, call: Call, tmp_pat
     options = ("--data", "digits", "--train-size", "300", "--epochs", "3", "--num-samples", "30", "--latent-dim", "4")
     status, _, err = call(fit.command, "vae", *options, "--hidden-dims", "32", "--out", "run")
     assert status == 0, err
-    run = Run.open(Path("run"))
+    run = RunDirectory.open(Path("run"))
     content = run.read_json("explorer.json")
     assert content is not None
     text = report(run)

@@ -16,7 +16,7 @@ from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.figures.images import through_training
 from ppl_gen.figures.latent import Points, latent_space
 from ppl_gen.figures.learning_curves import learning_curves
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -57,7 +57,7 @@ def test_the_planes_of_pictures_and_explorer_are_the_same(
         )
     options = ("--data", "digits", "--train-size", "200", "--epochs", "3", "--num-samples", "30", "--seed", "1")
     assert call(fit.command, "vae", "--latent-dim", "4", *options, "--out", "run")[0] == 0
-    explored = Run.open(Path("run")).read_json("explorer.json")
+    explored = RunDirectory.open(Path("run")).read_json("explorer.json")
     assert explored is not None and explored["order"][:2] != sorted(explored["order"][:2])
     assert planes == [explored["order"][:2]] * 2
 

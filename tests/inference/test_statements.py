@@ -11,7 +11,7 @@ import torch
 
 import ppl_gen
 from ppl_gen import evaluate, fit, sample
-from ppl_gen.runs import Run
+from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 PAIRS = '''
@@ -212,7 +212,7 @@ def test_the_same_numbers_as_of_parameters(elsewhere: Path, call: Call, objectiv
         pyro.param("noise", torch.tensor(7.0))
         for model, out in (("Stated", "stated"), ("Owned", "owned")):
             _fit(call, model, out, "--epochs", "2", *objective)
-        ours, theirs = (Run.open(Path(out)).metrics() for out in ("stated", "owned"))
+        ours, theirs = (RunDirectory.open(Path(out)).metrics() for out in ("stated", "owned"))
         for one, other in zip(ours, theirs, strict=True):
             for split in ("train", "validation"):
                 assert one[split] == pytest.approx(other[split], rel=1e-3)
@@ -241,7 +241,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     Path("cut/checkpoint.safetensors").write_bytes(Path("short/checkpoint.safetensors").read_bytes())
     status, _, err = call(fit.command, "--resume", "cut", *STATED)
     assert status == 0, err
-    ours, whole = (Run.open(Path(out)).load_checkpoint() for out in ("cut", "whole"))
+    ours, whole = (RunDirectory.open(Path(out)).load_checkpoint() for out in ("cut", "whole"))
     assert ours is not None and whole is not None and ours[1]["step"] == whole[1]["step"]
     assert all(torch.equal(value, whole[0][name]) for name, value in ours[0].items())
     assert "last.model.param_statements.param:prior%2Escale" in whole[0]
@@ -263,7 +263,7 @@ def test_other_commands(elsewhere: Path, call: Call) -> None:
     if status != 0:
         status, _, err = call(fit.command, "pairs.py:Stated", *refit, "--out", "refitted")
     assert status == 0, err
-    before, after = (Run.open(Path(out)).load_checkpoint() for out in ("run", "refitted"))
+    before, after = (RunDirectory.open(Path(out)).load_checkpoint() for out in ("run", "refitted"))
     assert before is not None and after is not None
     for name in ("weight", "noise", "bias", "prior%2Escale"):
         key = f"last.model.param_statements.param:{name}"

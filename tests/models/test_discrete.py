@@ -19,6 +19,7 @@ from ppl_gen.inference.enumeration import exact_log_px, state_posterior
 from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 SMALL = ("--data", "digits", "--train-size", "150", "--epochs", "2", "--num-samples", "30")
@@ -155,8 +156,8 @@ def test_the_same_numbers_after_an_interrupt(elsewhere: Path) -> None:
     """The score function draws its samples from torch's generator and its baseline is the guide's: a run that stops at
     an epoch and goes on ends with the weights of one that does not."""
     from ppl_gen.data import DataOptions
-    from ppl_gen.loading import Config
-    from ppl_gen.training import TrainingOptions
+    from ppl_gen.experiment.config import Config
+    from ppl_gen.experiment.options import TrainingOptions
 
     def run(name: str, stop: bool) -> dict[str, Any]:
         config = Config(
@@ -169,23 +170,15 @@ def test_the_same_numbers_after_an_interrupt(elsewhere: Path) -> None:
             num_samples=10,
         )
         if stop:
-            from ppl_gen import training
 
-            saved = training._show
-
-            def interrupt(progress: Any, line: dict[str, Any], epochs: int) -> None:
-                saved(progress, line, epochs)
+            def interrupt(_: Run, line: dict[str, Any]) -> None:
                 if line["epoch"] == 2:
                     raise KeyboardInterrupt
 
-            training._show = interrupt
-            try:
-                with pytest.raises(KeyboardInterrupt):
-                    fit.fit(config, name, quiet=True)
-            finally:
-                training._show = saved
-            return fit.resume(name, quiet=True).read_json("evaluation.json") or {}
-        return fit.fit(config, name, quiet=True).read_json("evaluation.json") or {}
+            with pytest.raises(KeyboardInterrupt):
+                Run.start(config, out=name, quiet=True, on_epoch=interrupt)
+            return Run.open(name).resume(quiet=True).directory.read_json("evaluation.json") or {}
+        return Run.start(config, out=name, quiet=True).directory.read_json("evaluation.json") or {}
 
     whole, resumed = run("whole", False), run("resumed", True)
     for key in ("elbo", "log_px", "log_px_importance"):
@@ -233,8 +226,8 @@ def test_exact_needs_finite_support(elsewhere: Path, call: Call) -> None:
 def test_a_guide_of_ones_own_is_enumerated_too(elsewhere: Path) -> None:
     """The exact value is used with whatever guide of a model that can be enumerated."""
     from ppl_gen.data import DataOptions
-    from ppl_gen.loading import Config
-    from ppl_gen.training import TrainingOptions
+    from ppl_gen.experiment.config import Config
+    from ppl_gen.experiment.options import TrainingOptions
 
     Path("mine.py").write_text(
         "import pyro, torch\nimport pyro.distributions as dist\nfrom torch import nn\n"
@@ -252,7 +245,7 @@ def test_a_guide_of_ones_own_is_enumerated_too(elsewhere: Path) -> None:
         TrainingOptions(epochs=1),
         num_samples=20,
     )
-    summary = fit.fit(config, "own", quiet=True).read_json("evaluation.json")
+    summary = Run.start(config, out="own", quiet=True).directory.read_json("evaluation.json")
     assert summary is not None and summary["log_px"]["estimator"] == "exact" and summary["gap"]["mean"] > 0
 
 

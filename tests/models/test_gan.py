@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ppl_gen import fit
 from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
+from ppl_gen.experiment.config import Config, training_defaults
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.prior import Prior
 from ppl_gen.inference.annealed import Annealing, fit_scale
 from ppl_gen.inference.callables import evaluating
@@ -22,10 +24,9 @@ from ppl_gen.inference.importance import log_marginal_likelihood
 from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.traces import Pair
-from ppl_gen.loading import Config
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE
-from ppl_gen.training import TrainingOptions
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 F64 = torch.float64
@@ -183,14 +184,14 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch:
         {"latent_dim": 2, "hidden_dims": (8,)},
         "prior",
         data=DataOptions("digits", "dequantized", train_size=300),
-        training=TrainingOptions(**fit.training_defaults("gan") | {"epochs": 3}),
+        training=TrainingOptions(**training_defaults(GAN) | {"epochs": 3}),
         num_samples=30,
     )
-    whole = fit.fit(config, tmp_path / "whole", quiet=True)
+    whole = Run.start(config, out=tmp_path / "whole", quiet=True).directory
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(7, patch)
-        fit.fit(config, tmp_path / "cut", quiet=True)
-    cut = fit.resume(tmp_path / "cut", quiet=True)
+        Run.start(config, out=tmp_path / "cut", quiet=True)
+    cut = Run.open(tmp_path / "cut").resume(quiet=True).directory
     ours, theirs = whole.load_checkpoint(), cut.load_checkpoint()
     assert ours is not None and theirs is not None
     assert ours[0].keys() == theirs[0].keys() and all(torch.equal(ours[0][k], theirs[0][k]) for k in ours[0])

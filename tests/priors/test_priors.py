@@ -10,10 +10,12 @@ from ppl_gen.components import construct, find, known
 from ppl_gen.data import DataOptions, load_data
 from ppl_gen.errors import BadInput
 from ppl_gen.evaluation.estimating import estimators
+from ppl_gen.experiment.assembling import assemble
+from ppl_gen.experiment.config import Config
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import closed_form
-from ppl_gen.loading import Config, assemble, read_pair
+from ppl_gen.loading import read_pair
 from ppl_gen.models.vae import VAE
 
 PIXELS = 6

@@ -1,0 +1,89 @@
+"""Images that are handed over in Python: tensors, arrays, dictionaries of them, and torch's data sets.
+
+The rules are those for files: what is called `train`, `validation` and `test` is that split, and a split that is not
+there is a tenth of the training images, chosen with a fixed seed.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ppl_gen import sources
+from ppl_gen.errors import BadInput
+
+NAME = "array"
+"""The name of such images in a configuration, and in tables."""
+
+
+def collect(data: Any) -> dict[str, np.ndarray]:
+    """The arrays that were handed over, by name.
+
+    :param data: images [N, …], as a tensor, an array or a list; a pair of images and labels [N]; a `Dataset` of images,
+        or of pairs of an image and its label; or a dictionary of these by split: `train`, `validation`, `test`.
+    :raises BadInput: for anything else.
+    """
+    if not isinstance(data, Mapping):
+        data = {"train": data}
+    arrays: dict[str, np.ndarray] = {}
+    for name, given in data.items():
+        images, labels = _pair(str(name), given)
+        arrays[str(name)] = images
+        if labels is not None:
+            arrays[f"{name}_labels"] = labels
+    return arrays
+
+
+def read(arrays: Mapping[str, np.ndarray], largest: int | None = None) -> sources.Images:
+    """The images of such arrays, by split, with their labels.
+
+    :param largest: the value of a white pixel. By default it is read off the pixels.
+    :raises BadInput: for arrays that no rule can read.
+    """
+    found = sources.named(Path(NAME), list(arrays), arrays.__getitem__, None)
+    return sources.arranged(NAME, found, largest)
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of arrays with their names, types and shapes."""
+    content = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        content.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
+
+
+def _pair(name: str, given: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images, and labels if there are any."""
+    if isinstance(given, Dataset):
+        return _stacked(name, given)
+    if isinstance(given, tuple) and len(given) == 2:
+        return _array(name, given[0]), _array(f"{name}_labels", given[1])
+    return _array(name, given), None
+
+
+def _stacked(name: str, given: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        rows = [given[index] for index in range(len(given))]
+    except Exception as error:  # somebody else's code, or a data set without a length
+        raise BadInput(f"--data [{name}]: a Dataset needs a length and items by number ({error})") from error
+    if not all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
+        return np.stack([_array(name, row) for row in rows]), None
+    return np.stack([_array(name, image) for image, _ in rows]), _array(name, [int(label) for _, label in rows])
+
+
+def _array(name: str, given: Any) -> np.ndarray:
+    try:
+        array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    except Exception as error:  # rows of several lengths
+        raise BadInput(f"--data [{name}]: is a {type(given).__name__}, not an array of numbers ({error})") from error
+    if array.dtype.kind not in "buif" or array.ndim == 0:
+        raise BadInput(
+            f"--data [{name}]: is a {type(given).__name__}, not images [N, …]: give a tensor, an array, a Dataset, or "
+            "a dictionary of splits"
+        )
+    return array

@@ -1,0 +1,224 @@
+"""Which component of a mixture explains which image, and what the labels say.
+
+The responsibility of component k for an image is p(z = k | x) (Bishop 2006, equation 9.23), here exact. The model has
+seen no label; purity and normalized mutual information say how much its components know of them (Manning, Raghavan and
+Schütze 2008, section 16.3).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_gen.data import SplitName
+from ppl_gen.errors import BadInput, require
+from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.table import images, title
+from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.enumeration import block_size, cheap, require_memory, state_posterior
+from ppl_gen.inference.estimate import mean_se
+from ppl_gen.inference.traces import Pair, tells_density
+from ppl_gen.progress import Progress
+
+_SHUFFLES = 100
+EXAMPLES = 5  # images of either kind that are shown
+_ROWS = 20  # of the table that are printed
+
+
+@dataclass(frozen=True)
+class ResponsibilityOptions:
+    """Which images are explained."""
+
+    num_images: int | None = None
+    """The first N of the split; all by default."""
+    split: SplitName = "test"
+    """Images to use."""
+    checkpoint: Checkpoint = "last"
+    """The last weights, or those of the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the shuffled labels that chance is estimated from."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        least = 2 * EXAMPLES
+        require(
+            self.num_images is None or self.num_images >= least,
+            "num_images",
+            self.num_images,
+            f"must be at least {least}",
+        )
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+
+
+@dataclass(frozen=True)
+class Responsibilities(Printed):
+    """p(z | x) of a mixture's components, and what the labels say of them."""
+
+    summary: dict[str, Any]
+    """The content of `responsibilities.json`."""
+    x: Tensor
+    """The images [images, pixels]."""
+    probabilities: Tensor
+    """p(z | x), float64 [images, components] on the CPU."""
+    weights: np.ndarray
+    """p(z) [components]."""
+    means: Tensor
+    """E[x | z] [components, pixels]."""
+    counts: np.ndarray | None
+    """How many images of each label each component has, [components, labels]; None without labels."""
+    labels: list[str]
+
+    def __str__(self) -> str:
+        return table(self.summary)
+
+
+def contingency(components: np.ndarray, labels: np.ndarray, num_components: int, num_labels: int) -> np.ndarray:
+    """How many images of each label each component has, [num_components, num_labels].
+
+    :param components: of each image, in 0 … num_components - 1.
+    :param labels: of each image, in 0 … num_labels - 1.
+    """
+    counts = np.zeros((num_components, num_labels), int)
+    np.add.at(counts, (components, labels), 1)
+    return counts
+
+
+def purity(counts: np.ndarray) -> float:
+    """The share of images whose label is the most frequent one of their component.
+
+    :param counts: of `contingency`.
+    """
+    return float(counts.max(1).sum() / counts.sum())
+
+
+def agreement(components: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Purity and normalized mutual information of components and labels, each with what chance gives: the mean over
+    shuffled labels, with components as large as they are. Purity grows with their number; so does chance.
+
+    :param components: of each image, in 0, 1, 2, …
+    :param labels: of each image, likewise.
+    """
+    from sklearn.metrics import normalized_mutual_info_score
+
+    sizes = (components.max() + 1, labels.max() + 1)
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(labels) for _ in range(_SHUFFLES)]
+    return {
+        "purity": {
+            "mean": purity(contingency(components, labels, *sizes)),
+            "chance": float(np.mean([purity(contingency(components, each, *sizes)) for each in shuffled])),
+            "most_frequent_label": float(np.bincount(labels).max() / len(labels)),
+        },
+        "normalized_mutual_information": {
+            "mean": float(normalized_mutual_info_score(labels, components)),
+            "chance": float(np.mean([normalized_mutual_info_score(each, components) for each in shuffled])),
+        },
+    }
+
+
+def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = False) -> Responsibilities:
+    """Compute the responsibilities of a mixture's components for images.
+
+    :raises BadInput: for a model that is no mixture.
+    """
+    x = _images(fitted, options)
+    model: Any = fitted.model
+    pair = fitted.pair
+    with fitted.estimating(options.seed):
+        probabilities = _responsibilities(model, pair, x, quiet)
+        states = model.prior().enumerate_support(expand=False)
+        weights = model.prior().log_prob(states).exp().double().cpu().numpy()
+        means = model.likelihood(states).mean
+    components = probabilities.argmax(1).numpy()
+    sizes = np.bincount(components, minlength=len(weights))
+    rows: list[dict[str, Any]] = [
+        {"component": int(k), "weight": float(weights[k]), "images": int(sizes[k])}
+        for k in np.argsort(-weights, kind="stable")
+    ]
+    mean, se = mean_se(torch.special.entr(probabilities).sum(1))
+    summary: dict[str, Any] = {
+        **fitted.provenance(options),
+        "num_images": len(x),
+        "entropy": {"mean": mean, "se": se},
+        "components": {"in_use": int((probabilities.sum(0) >= 1).sum()), "of": len(weights)},
+    }
+    counts, names = None, np.array([])
+    labels_of_split = fitted.data.split(options.split).labels
+    if labels_of_split is not None:
+        names, labels = np.unique(labels_of_split[: len(x)].cpu().numpy(), return_inverse=True)
+        counts = contingency(components, labels, len(weights), len(names))
+        for row in rows:
+            of_label = counts[row["component"]]
+            if row["images"]:
+                row["majority_label"] = names[of_label.argmax()].item()
+                row["purity"] = float(of_label.max() / row["images"])
+        summary |= agreement(components, labels, options.seed)
+    summary["table"] = rows
+    return Responsibilities(summary, x, probabilities, weights, means, counts, [str(name) for name in names])
+
+
+def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
+    """The images that are explained.
+
+    :raises BadInput: where there are too few, and for a model that is no mixture.
+    """
+    split, name = fitted.data.split(options.split), fitted.config.model
+    count = len(split) if options.num_images is None else options.num_images
+    rule = f"the {options.split} split has {len(split)}, and at least {2 * EXAMPLES} are needed"
+    require(2 * EXAMPLES <= count <= len(split), "num_images", count, rule)
+    if fitted.takes_labels:
+        raise BadInput(f"{name}: its model or guide takes labels; responsibilities are of models of images alone")
+    x = fitted.data.targets(options.split)[:count]
+    if not _is_mixture(fitted.model, fitted.pair):
+        raise BadInput(
+            f"{name}: has no components; responsibilities take one latent site with finite support and event shape (), "
+            "such as a Categorical, and the methods prior() and likelihood(z)"
+        )
+    require_memory(fitted.pair, 1, device=x.device)
+    return x
+
+
+def _is_mixture(model: Any, pair: Pair) -> bool:
+    return cheap(pair) and list(pair.event_shapes.values()) == [()] and tells_density(model)
+
+
+def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
+    """p(z | x), float64 [images, states] on the CPU."""
+    assert pair.num_states is not None
+    blocks = []
+    with Progress(len(x), "image", quiet=quiet) as progress:
+        for block in x.split(block_size(pair, posterior=True)):
+            blocks.append(state_posterior(model, block)[1].T.double().cpu())
+            progress.advance(len(block))
+            progress.note("responsibilities", f"{pair.num_states:,} components", every=10)
+    return torch.cat(blocks)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a person reads it."""
+    s = summary
+    used, of = s["components"]["in_use"], s["components"]["of"]
+    rows = [
+        f"{title(s)}: {images(s)}",
+        f"  components in use       {used} of {of}",
+        f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, exact",
+    ]
+    if "purity" in s:
+        share, information = s["purity"], s["normalized_mutual_information"]
+        rows += [
+            f"  purity                  {share['mean']:.3f}   chance {share['chance']:.3f}",
+            f"  normalized mutual information  {information['mean']:.3f}   chance {information['chance']:.3f}",
+        ]
+    rows.append("  component   p(z = k)   images" + ("   majority label   purity" if "purity" in s else ""))
+    for row in s["table"][:_ROWS]:
+        line = f"  {row['component']:>9}   {row['weight']:8.2%}   {row['images']:>6}"
+        if "purity" in row:
+            line += f"   {row['majority_label']:>14}   {row['purity']:6.3f}"
+        rows.append(line)
+    if of > _ROWS:
+        rows.append(f"  … and {of - _ROWS} more in responsibilities.json")
+    return "\n".join(rows)

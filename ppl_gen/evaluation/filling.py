@@ -1,0 +1,221 @@
+"""The hidden pixels of an image given its visible ones."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_gen.data import SplitName
+from ppl_gen.errors import BadInput, near_miss, require, warnings_of
+from ppl_gen.evaluation.estimating import observation
+from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.table import images, title
+from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.experiment.fitted import Assembled, Fitted
+from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
+from ppl_gen.inference.enumeration import cheap, require_memory
+from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
+from ppl_gen.inference.traces import amortized, tells_density
+from ppl_gen.progress import Progress
+
+SIDES = ("left", "right", "top", "bottom")
+_DRAWS = 3
+
+
+@dataclass(frozen=True)
+class FillOptions:
+    """Which pixels of which images are filled in."""
+
+    hide: str = "right"
+    """left, right, top or bottom half; random: each pixel with probability 1/2, the same in every image; or a file .npy
+    with the shape of an image that is true, or 1, where a pixel is hidden."""
+    num_images: int = 10
+    """The first N of the split; the first 10 are shown."""
+    num_samples: int | None = None
+    """Importance samples of z per image, where z cannot be enumerated; by default as many as after training."""
+    split: SplitName = "test"
+    """Images to use."""
+    checkpoint: Checkpoint = "last"
+    """The last weights, or those of the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the samples and of a random mask."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "num_samples"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+
+
+@dataclass(frozen=True)
+class Filled(Printed):
+    """Images that were filled in, and how probable their hidden pixels are."""
+
+    summary: dict[str, Any]
+    """The content of `fill.json`."""
+    x: Tensor
+    """The images [images, pixels]."""
+    visible: Tensor
+    """bool [pixels]."""
+    completion: Completion
+
+    def __str__(self) -> str:
+        return table(self.summary)
+
+
+def visible_pixels(hide: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Which pixels of an image of `shape` are left to be seen, bool [pixels].
+
+    :param hide: as the option of that name.
+    :raises BadInput: for a name or a file that is no mask of such an image, or that hides no pixel or all of them.
+    """
+    if hide == "random":
+        hidden = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    elif hide in SIDES:
+        if hide in ("top", "bottom") and len(shape) < 2:
+            raise BadInput(f"--hide {hide}: an image of shape {shape} has no height; use left, right, random or a file")
+        axis = -1 if hide in ("left", "right") else -2
+        first = torch.arange(shape[axis]) < shape[axis] // 2
+        hidden = first if hide in ("left", "top") else ~first
+        hidden = (hidden if axis == -1 else hidden.unsqueeze(-1)).expand(shape)
+    elif hide.endswith(".npy"):
+        hidden = _mask_file(hide, shape)
+    else:
+        raise BadInput(f"--hide {hide}: unknown{near_miss(hide, (*SIDES, 'random', 'FILE.npy'))}")
+    if hidden.all() or not hidden.any():
+        raise BadInput(
+            f"--hide {hide}: hides {'every' if hidden.any() else 'no'} pixel; some must be seen and some not"
+        )
+    return ~hidden.flatten()
+
+
+def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
+    if not Path(name).is_file():
+        raise BadInput(f"--hide {name}: no such file")
+    try:
+        mask = np.load(name, allow_pickle=False)
+    except Exception as error:  # EOF, value and pickle errors all mean the same here
+        raise BadInput(f"--hide {name}: truncated, or not a NumPy file of numbers ({error})") from None
+    if not isinstance(mask, np.ndarray) or mask.shape not in (shape, (math.prod(shape),)):
+        raise BadInput(f"--hide {name}: a mask of shape {getattr(mask, 'shape', None)} for images of shape {shape}")
+    if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
+        raise BadInput(f"--hide {name}: must be true or 1 where a pixel is hidden, and false or 0 elsewhere")
+    return torch.from_numpy(mask.astype(bool).reshape(shape))
+
+
+def complete(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Completion:
+    """Complete images by enumeration where there are few enough states, else by importance sampling from the guide.
+
+    :param visible: bool [pixels].
+    :raises BadInput: for a model or a guide that lacks what that takes.
+    """
+    model, guide, pair = fitted.model, fitted.guide, fitted.pair
+    if len(pair.latent) != 1 or not tells_density(model):
+        raise BadInput(f"{pair.model_name}: filling in takes one latent site and the methods prior() and likelihood(z)")
+    if cheap(pair) or (pair.num_states is not None and pair.enumerated):
+        require_memory(pair, 1, device=x.device)
+        return exact_completion(model, x, visible, _DRAWS)
+    if not amortized(guide):
+        raise BadInput(
+            f"{pair.guide_name}: filling in by importance sampling takes the methods encode(x) and posterior(context)"
+        )
+    with Progress(PASSES * len(x), "image", quiet=quiet) as progress:
+
+        def advance(images: int) -> None:
+            progress.advance(images)
+            progress.note("filling in", f"{num_samples} samples per image", every=10)
+
+        return importance_completion(model, guide, x, visible, fitted.data.mean(), num_samples, _DRAWS, advance)
+
+
+def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled:
+    """Fill in the first images of a split.
+
+    :raises BadInput: for a pair that cannot do it.
+    """
+    data = fitted.data
+    split = data.split(options.split)
+    most = f"the {options.split} split has {len(split)}"
+    require(options.num_images <= len(split), "num_images", options.num_images, most)
+    if fitted.takes_labels:
+        raise BadInput(f"{fitted.config.model}: its model or guide takes labels, with which images cannot be filled in")
+    x = data.targets(options.split)[: options.num_images]
+    visible = visible_pixels(options.hide, data.shape, options.seed).to(x.device)
+    num_samples = options.num_samples or fitted.config.num_samples
+    pair = fitted.pair
+    with fitted.estimating(options.seed):
+        found = complete(fitted, x, visible, num_samples, quiet)
+    hidden = int((~visible).sum())
+    summary: dict[str, Any] = {
+        **fitted.provenance(options),
+        "num_images": len(x),
+        "observation": observation(pair, x),
+        "hide": options.hide,
+        "hidden_pixels": hidden,
+        "pixels": data.dim,
+        "estimator": "exact" if found.importance is None else "importance",
+        "log_px": mean_entry(found.log_px),
+        "log_px_visible": mean_entry(found.log_px_visible),
+        **_of_hidden(found, hidden, num_samples),
+    }
+    if pair.discrete:
+        rate, pixels = data.mean()[~visible].double(), x[:, ~visible].double()
+        baseline = (pixels * rate.log() + (1 - pixels) * torch.log1p(-rate)).sum(1).cpu()
+        summary["independent_pixels"] = _per_pixel(baseline, hidden)
+    return Filled(summary, x, visible, found)
+
+
+def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
+    mean, se = mean_se(values)
+    return {"mean": mean, "se": se, "bits_per_hidden_pixel": -mean / math.log(2) / hidden, **more}
+
+
+def _of_hidden(found: Completion, hidden: int, num_samples: int) -> dict[str, Any]:
+    """log p(hidden | visible), with its errors where it was sampled."""
+    if found.importance is None:
+        return {"log_p_hidden": _per_pixel(found.log_prob, hidden)}
+    whole, seen = found.importance
+    mc_se = mean_mc_se(whole.log_px_mc_var + seen.log_px_mc_var)
+    bias = float((whole.log_px_bias - seen.log_px_bias).mean())
+    return {
+        "num_samples": num_samples,
+        "log_p_hidden": _per_pixel(found.log_prob, hidden, mc_se=mc_se, bias=bias),
+        "ess": median_and_least(seen.ess),
+        "untrusted": share(whole.untrusted | seen.untrusted),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a person reads it."""
+    s = summary
+
+    def row(name: str, key: str, note: str = "") -> str:
+        value = f"{s[key]['mean']:9.2f}" + (f" ± {s[key]['se']:.2f}" if s["num_images"] > 1 else "")
+        bits = f"{s[key]['bits_per_hidden_pixel']:.4f}" if "bits_per_hidden_pixel" in s[key] else ""
+        return f"  {name:<34}{value:<20}{bits:>8}  {note}".rstrip()
+
+    rows = [
+        f"{title(s)}: {images(s)}; hidden: {s['hide']}, {s['hidden_pixels']} of {s['pixels']} pixels",
+        "nats per image ± standard error over images; bits per hidden pixel",
+        row("log p(x)", "log_px"),
+        row("log p(visible)", "log_px_visible"),
+        row("log p(hidden | visible)", "log_p_hidden", "exact, by enumeration" if s["estimator"] == "exact" else ""),
+    ]
+    if "independent_pixels" in s:
+        rows.append(row("independent pixels, training mean", "independent_pixels"))
+    if s["estimator"] == "importance":
+        of = s["log_p_hidden"]
+        rows += [
+            f"  S = {s['num_samples']} importance samples each; Monte Carlo error {of['mc_se']:.2f}, estimated bias "
+            f"{of['bias']:+.2f}",
+            f"  effective sample size given the visible pixels: median {s['ess']['median']:.1f}, least "
+            f"{s['ess']['min']:.1f}; k-hat too high or unknown, not to be trusted: "
+            f"{s['untrusted']:.1%} of images",
+        ]
+    return "\n".join([*rows, *(f"  {warning}" for warning in warnings_of(s["observation"]))])

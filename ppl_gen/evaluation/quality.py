@@ -1,0 +1,254 @@
+"""How samples look to a classifier that was trained on the same images.
+
+Fréchet and kernel distance, precision and recall in the classifier's last hidden layer, which is scaled to a mean
+square of 1 on the test images; the classes that it sees in the samples; and the training images that are nearest to
+them. What as many other real images reach, which the classifier has not seen, stands beside it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppl_gen.data import Data, load_data
+from ppl_gen.errors import BadInput, require
+from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.quality_table import quality_table
+from ppl_gen.evaluation.sampling import SampleOptions, sample
+from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
+from ppl_gen.nets import encoder
+from ppl_gen.progress import Progress
+
+Images = Literal["draws", "means"]
+_SHOWN = 10
+_FEATURES = 128
+_BATCH = 1000
+_LEAST, _MOST = 20, 10_000
+_PRESENT = 0.1  # of its share in the data, for a class to count as covered
+
+
+@dataclass(frozen=True)
+class QualityOptions:
+    """Which samples are judged, and by what."""
+
+    num_images: int | None = None
+    """Samples, and test images that they are held against; by default as many as there are of these, 10000 at most."""
+    images: Literal["auto", "draws", "means"] = "auto"
+    """draws: x ~ p(x), against images as the run sees them. means: E[x | z], against grey values. auto: draws of binary
+    images, means of grey ones."""
+    classifier_steps: int = 2000
+    """Steps of training of the classifier, on 128 images each."""
+    checkpoint: Checkpoint = "last"
+    """The last weights, or those of the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the samples and the classifier."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_images is None or self.num_images >= _LEAST,
+            "num_images",
+            self.num_images,
+            f"must be at least {_LEAST}",
+        )
+        require(self.classifier_steps >= 1, "classifier_steps", self.classifier_steps, "must be at least 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+
+
+@dataclass(frozen=True)
+class Quality(Printed):
+    """How samples of a run differ from test images."""
+
+    summary: dict[str, Any]
+    """The content of `quality.json`."""
+    samples: Tensor
+    """A few samples [images, pixels]."""
+    neighbours: Tensor
+    """The training image that is nearest to each of them, and `distances`."""
+    distances: list[float]
+
+    def __str__(self) -> str:
+        return quality_table(self.summary)
+
+
+class Classifier(nn.Module):
+    """Two convolutions with stride 2, or none for images without a height, and two linear layers.
+
+    :param num_classes: labels are 0 … num_classes - 1.
+    """
+
+    def __init__(self, data_shape: tuple[int, ...], num_classes: int):
+        super().__init__()
+        network = "conv" if len(data_shape) > 1 else "mlp"
+        shared: dict[str, Any] = {"activation_name": "relu", "network": network, "channels": (32, 64)}
+        self.body = encoder(data_shape, _FEATURES, hidden_dims=(), **shared)
+        self.head = nn.Linear(_FEATURES, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The last hidden layer [images, 128] of images [images, data_dim]."""
+        return self.body(x).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [images, classes]."""
+        return self.head(self.features(x))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained classifier, with what samples are held against."""
+
+    classifier: Classifier
+    steps: int
+    accuracy: float
+    """Of the classifier, on the test images."""
+    train: Tensor
+    """Training images [N, data_dim]."""
+    test: Tensor
+    labels: Tensor
+    """Of the test images, as numbers of classes."""
+    classes: list[Any]
+    """The label of each class."""
+    nearest: float
+    """Median distance of a test image to the nearest training image."""
+    real: dict[str, Any]
+    """`scores` of validation images, or of training images that were kept from the classifier."""
+
+    def scores(self, samples: Tensor) -> dict[str, Any]:
+        """How samples [images, data_dim] differ from the test images."""
+        real, logits_real = self._seen(self.test)
+        made, logits = self._seen(samples)
+        scale = real.square().mean().sqrt()  # so that no figure depends on what the classifier makes of it
+        real, made = real / scale, made / scale
+        keys = ("mean", "se")
+        precision, recall = precision_recall(real, made)
+        count = logits_real.shape[1]
+        share = torch.bincount(logits.argmax(1), minlength=count).double() / len(samples)
+        expected = torch.bincount(self.labels, minlength=count).double() / len(self.labels)
+        divergence = torch.where(share > 0, share * (share / expected.clamp(min=1e-12)).log(), 0.0).sum()
+        there = expected > 0
+        return {
+            "frechet": dict(zip(keys, frechet_distance(real, made), strict=True)),
+            "kernel": dict(zip(keys, kernel_distance(real, made), strict=True)),
+            "precision": dict(zip(keys, precision, strict=True)),
+            "recall": dict(zip(keys, recall, strict=True)),
+            "classes": {
+                "labels": self.classes,
+                "share": share.tolist(),
+                "of_the_data": expected.tolist(),
+                "covered": int(((share >= _PRESENT * expected) & there).sum()),
+                "of": int(there.sum()),
+                "divergence": float(divergence),
+            },
+        }
+
+    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images, on the CPU."""
+        with torch.no_grad():
+            features = torch.cat([self.classifier.features(each) for each in images.split(_BATCH)])
+            return features.cpu(), self.classifier.head(features).cpu()
+
+
+def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = False) -> Judge:
+    """A classifier of the data's training images, and the first test images.
+
+    :raises BadInput: for images without labels.
+    """
+    train, test = data.targets("train"), data.targets("test")[:count]
+    assert data.train.labels is not None and data.test.labels is not None
+    classes, numbers = torch.cat([data.train.labels, data.test.labels]).unique(return_inverse=True)
+    labels, test_labels = numbers[: len(train)], numbers[len(train) :][:count].cpu()
+    seen, others = len(train), data.targets("validation")[:count] if len(data.validation) >= count else None
+    if others is None:
+        seen, others = len(train) - count, train[len(train) - count :]
+    device = train.device
+    with torch.random.fork_rng([device] if train.is_cuda else []), torch.enable_grad():
+        torch.manual_seed(options.seed)
+        classifier = Classifier(data.shape, len(classes)).to(device)
+        optimizer = torch.optim.Adam(classifier.parameters(), 1e-3)
+        with Progress(options.classifier_steps, "step", quiet=quiet) as progress:
+            for _ in range(options.classifier_steps):
+                rows = torch.randint(seen, (128,), device=device)
+                loss = F.cross_entropy(classifier(train[rows]), labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                progress.advance()
+                progress.note("classifier", "training", every=10)
+    apart = float(nearest(test, train)[0].median())
+    steps = options.classifier_steps
+    judge = Judge(classifier.eval(), steps, 0.0, train, test, test_labels, classes.tolist(), apart, {})
+    right = judge._seen(test)[1].argmax(1) == judge.labels
+    return replace(judge, accuracy=float(right.double().mean()), real=judge.scores(others))
+
+
+def check(data: Data, count: int) -> None:
+    """Raise `BadInput` for images that no judge can be made of, before any work is done."""
+    require(count <= len(data.test), "num_images", count, f"the test split has {len(data.test)}")
+    require(count >= _LEAST, "num_images", count, f"must be at least {_LEAST}")
+    labels = data.train.labels
+    if labels is None or data.test.labels is None:
+        raise BadInput(f"{data.name}: has no labels to train a classifier on")
+    if len(labels.unique()) > len(labels) / 2:
+        raise BadInput(f"{data.name}: has {len(labels.unique())} different labels of {len(labels)} images, no classes")
+    if len(data.validation) < count and len(data.train) < 2 * count:
+        raise BadInput(f"--num-images {count}: leaves no training images; there are {len(data.train)}, some kept apart")
+
+
+def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOptions) -> Quality:
+    """Score as many samples of a run as there are test images."""
+    started = time.perf_counter()
+    run, data = fitted.directory, fitted.data
+    how = SampleOptions(num_images=len(judge.test), draws=kind == "draws", seed=options.seed)
+    samples = sample(fitted, how)
+    distances, which = nearest(samples, judge.train)
+    summary = {
+        **{key: run.config[key] for key in ("model", "guide", "prior") if run.config.get(key) is not None},
+        "data": data.name,
+        "split": "test",
+        "num_images": len(judge.test),
+        "binarization": data.binarization,
+        "images": kind,
+        "seed": options.seed,
+        "checkpoint": options.checkpoint,
+        "training_step": run.loaded,
+        "classifier": {"steps": judge.steps, "accuracy": judge.accuracy},
+        **judge.scores(samples),
+        "nearest": {"samples": float(distances.median()), "test": judge.nearest},
+        "real_images": judge.real,
+        "seconds": time.perf_counter() - started,
+    }
+    shown = slice(_SHOWN)
+    return Quality(summary, samples[shown], judge.train[which[shown]], distances[shown].tolist())
+
+
+def quality(runs: Sequence[Fitted], options: QualityOptions, *, quiet: bool = False) -> list[Quality]:
+    """How the samples of each run look. Runs of the same images share one classifier.
+
+    :raises BadInput: for images without labels, before any work is done.
+    """
+    prepared = []
+    for fitted in runs:
+        data = fitted.data
+        binary = data.binarization not in ("none", "dequantized")
+        kind: Images = options.images if options.images != "auto" else "draws" if binary else "means"
+        if kind == "means":
+            grey = replace(fitted.config.data, binarization="none")
+            data = load_data(grey, fitted.given.data).to(data.train.images.device)
+        count = min(len(data.test), _MOST) if options.num_images is None else options.num_images
+        check(data, count)
+        prepared.append((fitted, data, kind, count))
+    judges: dict[Any, Judge] = {}
+    found = []
+    for fitted, data, kind, count in prepared:
+        key = (replace(fitted.config.data, binarization=data.binarization), data.sha256, count)
+        if key not in judges:
+            judges[key] = train_judge(data, count, options, quiet)
+        found.append(judge_samples(fitted, kind, judges[key], options))
+    return found

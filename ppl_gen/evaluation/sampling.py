@@ -1,0 +1,108 @@
+"""Images from a fitted model: from the prior, from the posterior of an image, or on a grid of z."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_gen.data import SplitName
+from ppl_gen.errors import BadInput, describe, require
+from ppl_gen.experiment.fitted import Assembled
+from ppl_gen.inference.traces import Pair, tells_density
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Which images."""
+
+    source: Literal["prior", "image", "grid"] = "prior"
+    """prior: z ~ p(z). image: z ~ q(z | x) of one image. grid: z over two units in steps of equal prior mass, the
+    others 0."""
+    num_images: int = 25
+    """Number of images; of a grid, a square number. Its first row is the top one."""
+    draws: bool = False
+    """Draw x ~ p(x | z) in place of its mean."""
+    image: int = 0
+    """With --source image: the number of x in its split."""
+    split: SplitName = "test"
+    """With --source image: the split of x."""
+    units: tuple[int, int] = (0, 1)
+    """With --source grid: the two units of z."""
+    seed: int = 0
+    """Seed of the samples."""
+
+    def __post_init__(self) -> None:
+        require(self.num_images >= 1, "num_images", self.num_images, "must be at least 1")
+        require(self.image >= 0, "image", self.image, "must be at least 0")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+
+
+def sample(fitted: Assembled, options: SampleOptions) -> Tensor:
+    """Images [images, data_dim].
+
+    :raises BadInput: for a source that the pair does not have.
+    """
+    pair, data = fitted.pair, fitted.data
+    with fitted.estimating(options.seed):
+        likelihood = {"prior": _from_prior, "image": _from_image, "grid": _on_grid}[options.source](fitted, options)
+        images: Tensor = likelihood.sample() if options.draws else likelihood.mean
+        if images.shape[-1] != data.dim:
+            shape = tuple(images.shape)
+            raise BadInput(f"{pair.model_name}: site '{pair.image}' has the shape {shape}, not images [n, {data.dim}]")
+        return images.reshape(-1, data.dim)
+
+
+def _from_prior(fitted: Assembled, options: SampleOptions) -> Any:
+    pair = fitted.pair
+    try:
+        return poutine.trace(pair.model).get_trace(n=options.num_images).nodes[pair.image]["fn"]
+    except Exception as error:  # somebody else's code
+        call = f"model(x=None, n={options.num_images})"
+        raise BadInput(f"{pair.model_name} draws no images: {call}: {describe(error)}") from error
+
+
+def _from_image(fitted: Assembled, options: SampleOptions) -> Any:
+    pair, (images, *labels) = fitted.pair, fitted.images(options.split)
+    require(options.image < len(images), "image", options.image, f"the {options.split} split has {len(images)}")
+    if pair.enumerated:
+        raise BadInput(f"--source image: {pair.guide_name} samples no z; use prior")
+    rows = torch.full((options.num_images,), options.image, device=images.device)
+    batch = [each[rows] for each in (images, *labels)]
+    drawn = poutine.trace(pair.guide).get_trace(*batch)
+    return poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(*batch).nodes[pair.image]["fn"]
+
+
+def _on_grid(fitted: Assembled, options: SampleOptions) -> Any:
+    model: Any = fitted.model
+    size = plane_size(model, fitted.pair)
+    side = round(options.num_images**0.5)
+    if size < 2:
+        raise BadInput(
+            f"--source grid: {fitted.pair.model_name} has no plane of a continuous z with prior() and likelihood(z)"
+        )
+    require(side**2 == options.num_images, "num_images", options.num_images, "of a grid must be a square, such as 400")
+    inside = len(set(options.units)) == 2 and all(0 <= unit < size for unit in options.units)
+    require(inside, "units", options.units, f"two different units of the {size}")
+    grid = equal_mass_grid(model, options.units, size, side)
+    return model.likelihood(grid.flip(0).flatten(0, 1))  # the second unit rises upwards
+
+
+def plane_size(model: Any, pair: Pair) -> int:
+    """The number of units of a model's one latent site, if that is a continuous and unbounded vector, and the model has
+    `prior()` and `likelihood(z)`; else 0."""
+    shapes = list(pair.event_shapes.values())
+    if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
+        return 0
+    return shapes[0][0] if tells_density(model) else 0
+
+
+def equal_mass_grid(model: Any, units: tuple[int, ...] | list[int], size: int, side: int) -> Tensor:
+    """z [side, side, size] at quantiles of two units' priors, the second one's first; the other units are 0."""
+    draws = model.prior().sample((10_000,))
+    steps = (torch.arange(side, device=draws.device) + 0.5) / side
+    first, second = (draws[:, unit].quantile(steps) for unit in units)
+    grid = torch.zeros(side, side, size, device=draws.device)
+    grid[..., units[0]], grid[..., units[1]] = first, second.unsqueeze(1)
+    return grid

@@ -1,0 +1,273 @@
+"""Does log p(x) tell spliced digits from natural ones?
+
+A spliced image has the left half of one digit and the right half of another of a different class: each half is as in
+the data, the whole is not.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_gen.data import SplitName
+from ppl_gen.errors import BadInput, require, warnings_of
+from ppl_gen.evaluation.estimating import by_sampling, estimators, exactly_known, observation
+from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.table import title
+from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.estimate import mean_entry, share
+
+BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100)
+_SHOWN = 10
+_EXACT_UP_TO = 8  # images in a batch
+
+
+@dataclass(frozen=True)
+class SpliceOptions:
+    """Which images are spliced, and how they are told from natural ones."""
+
+    num_images: int | None = None
+    """Spliced images, each of two images of its own; twice as many natural images beside them. By default 1000, or a
+    quarter of the split if that is less."""
+    num_samples: int | None = None
+    """Importance samples of z per image; by default as many as after training."""
+    estimator: Literal["auto", "exact", "importance"] = "auto"
+    """Estimator of log p(x). auto: exact where every z can be enumerated or there is a closed form, else importance."""
+    false_alarm_rate: float = 0.05
+    """False-alarm rate of the two-sample test: the share of natural batches that it may call unnatural."""
+    num_batches: int = 500
+    """Random batches of each size that the power is estimated from."""
+    split: SplitName = "test"
+    """Images to use."""
+    checkpoint: Checkpoint = "last"
+    """The last weights, or those of the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the choice of images, the samples and the batches."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_images", _SHOWN), ("num_samples", 1), ("num_batches", 1)):
+            value = getattr(self, name)
+            require(value is None or value >= least, name, value, f"must be at least {least}")
+        rate = self.false_alarm_rate
+        require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+
+
+@dataclass(frozen=True)
+class Spliced(Printed):
+    """log p(x) of natural and of spliced images."""
+
+    summary: dict[str, Any]
+    """The content of `splice.json`."""
+    images: Tensor
+    """The natural images, and after them the spliced ones, [images, pixels]."""
+    natural: Tensor
+    """log p(x) of the natural images, in nats [images]."""
+    spliced: Tensor
+
+    def __str__(self) -> str:
+        return table(self.summary)
+
+
+def splice(left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The left half of one image joined to the right half of another: [images, pixels] of images of `shape`."""
+    width = shape[-1]
+    from_left = (torch.arange(width, device=left.device) < width // 2).expand(shape).flatten()
+    return torch.where(from_left, left, right)
+
+
+def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Every image in one pair, at random, the two of a pair of different classes.
+
+    :param labels: classes [2 pairs].
+    :returns: indices of the first and of the second of each pair, [pairs].
+    :raises BadInput: if more than half of the images are of one class.
+    """
+    labels = labels.cpu()
+    left, right = torch.randperm(len(labels), generator=generator).chunk(2)
+    for pair in (labels[left] == labels[right]).nonzero().flatten().tolist():
+        same = labels[left[pair]]
+        if labels[right[pair]] != same:
+            continue  # swapped meanwhile
+        others = ((labels[left] != same) & (labels[right] != same)).nonzero().flatten()
+        if len(others) == 0:
+            raise BadInput("more than half of the images are of one class; spliced images are of two")
+        other = int(others[torch.randint(len(others), (), generator=generator)])
+        right[pair], right[other] = right[other].clone(), right[pair].clone()
+    return left, right
+
+
+def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: bool) -> tuple[Tensor, dict[str, Any]]:
+    """log p(x) in nats, float64 [images] on the CPU, and how it was estimated.
+
+    :raises BadInput: for `exact` where a latent site has no finite support, or where memory does not suffice.
+    """
+    if estimator != "importance" and estimators(fitted.model, fitted.pair, estimator, x.device)[0]:
+        return exactly_known(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
+    found = by_sampling(fitted, x, num_samples=num_samples, quiet=quiet)
+    told = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
+    return found.log_px, told
+
+
+def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
+    """Area under the ROC curve of -log p(x) as a detector of spliced images, and its standard error.
+
+    The error is DeLong, DeLong and Clarke-Pearson's (1988): the area is a mean over pairs of a spliced and a natural
+    image, and its variance that of its mean over either, added up.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    truth = np.repeat([0, 1], [len(natural), len(spliced)])
+    area = roc_auc_score(truth, -np.concatenate([natural, spliced]))
+    # For each image, the share of the other kind that it is told from; a tie counts half.
+    below, upto = (np.searchsorted(np.sort(natural), spliced, side) for side in ("left", "right"))
+    of_spliced = 1 - (below + upto) / 2 / len(natural)
+    below, upto = (np.searchsorted(np.sort(spliced), natural, side) for side in ("left", "right"))
+    of_natural = (below + upto) / 2 / len(spliced)
+    return float(area), float(np.sqrt(of_spliced.var(ddof=1) / len(spliced) + of_natural.var(ddof=1) / len(natural)))
+
+
+def rejections(
+    natural: np.ndarray, spliced: np.ndarray, size: int, rate: float, num_batches: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether a one-sided Mann-Whitney test finds log p(x) of a batch less than in natural images, [num_batches] each:
+    of spliced batches, and of natural ones.
+
+    For every batch the natural images are divided anew into a reference set of half of them and the rest, which natural
+    batches come from. So a natural batch is a random part of what it is compared with together, which is what the test
+    assumes, and false alarms occur at no more than the rate asked for.
+
+    :param natural: log p(x) [n].
+    :param spliced: log p(x) of at least `size` other images.
+    :param size: images in a batch.
+    :param rate: false-alarm rate.
+    """
+    from scipy.stats import mannwhitneyu
+
+    order = rng.permuted(np.tile(np.arange(len(natural)), (num_batches, 1)), axis=1)
+    half = len(natural) // 2
+    reference, own = natural[order[:, :half]], natural[order[:, half : half + size]]
+    other = spliced[rng.permuted(np.tile(np.arange(len(spliced)), (num_batches, 1)), axis=1)[:, :size]]
+    # At a batch of one the normal approximation allows half of 5 %. The exact distribution knows no ties, of which
+    # float32 makes a few, and then errs on the safe side.
+    method = "exact" if size <= _EXACT_UP_TO else "asymptotic"
+    power, false_alarms = (
+        mannwhitneyu(batch, reference, alternative="less", axis=1, method=method).pvalue <= rate
+        for batch in (other, own)
+    )
+    return power, false_alarms
+
+
+def two_sample_test(
+    natural: np.ndarray,
+    spliced: np.ndarray,
+    rate: float,
+    num_batches: int,
+    seed: int,
+    sizes: Iterable[int] = BATCH_SIZES,
+) -> dict[str, Any]:
+    """`rejections` for every size of batch that there are images for, as shares with their standard errors."""
+    rng = np.random.default_rng(seed)
+    result: dict[str, Any] = {
+        "test": "Mann-Whitney U of log p(x), one-sided",
+        "false_alarm_rate": rate,
+        "reference": len(natural) // 2,
+        "num_batches": num_batches,
+        "power": {},
+        "false_alarms": {},
+    }
+    for size in sizes:
+        if size <= min(len(spliced), len(natural) - len(natural) // 2):
+            found = rejections(natural, spliced, size, rate, num_batches, rng)
+            for key, rejected in zip(("power", "false_alarms"), found, strict=True):
+                mean = float(rejected.mean())
+                result[key][str(size)] = {"mean": mean, "se": float(np.sqrt(mean * (1 - mean) / num_batches))}
+    return result
+
+
+def detect(fitted: Fitted, options: SpliceOptions, *, quiet: bool = False) -> Spliced:
+    """Splice images, estimate log p(x) of them and of natural ones, and test the one against the other.
+
+    :raises BadInput: for images without labels, and for a pair that takes labels.
+    """
+    count = _count(fitted, options)
+    data, split = fitted.data, fitted.data.split(options.split)
+    x = data.targets(options.split)
+    generator = torch.Generator().manual_seed(options.seed)
+    chosen = torch.randperm(len(split), generator=generator)[: 4 * count].to(x.device)
+    parents = chosen[2 * count :]
+    assert split.labels is not None
+    left, right = (parents[part] for part in pair_up(split.labels[parents], generator))
+    images = torch.cat([x[chosen[: 2 * count]], splice(x[left], x[right], data.shape)])
+    pair = fitted.pair
+    with fitted.estimating(options.seed):
+        num_samples = options.num_samples or fitted.config.num_samples
+        values, estimated = log_px(fitted, images, options.estimator, num_samples, quiet)
+    natural, spliced = values[: 2 * count], values[2 * count :]
+    auc, auc_se = roc_auc(natural.numpy(), spliced.numpy())
+    test = two_sample_test(
+        natural.numpy(), spliced.numpy(), options.false_alarm_rate, options.num_batches, options.seed
+    )
+    summary = {
+        **fitted.provenance(options),
+        "observation": observation(pair, x),
+        "num_natural": 2 * count,
+        "num_spliced": count,
+        **estimated,
+        "log_px": {"natural": mean_entry(natural), "spliced": mean_entry(spliced)},
+        "roc_auc": {"mean": auc, "se": auc_se, "se_by": "DeLong"},
+        "two_sample_test": test,
+    }
+    return Spliced(summary, images, natural, spliced)
+
+
+def _count(fitted: Fitted, options: SpliceOptions) -> int:
+    """The number of spliced images.
+
+    :raises BadInput: where there can be none, or not so many.
+    """
+    data, split = fitted.data, fitted.data.split(options.split)
+    if split.labels is None:
+        raise BadInput(f"{data.name}: has no labels; a spliced image is of two images of different classes")
+    if len(data.shape) != 2:
+        raise BadInput(
+            f"{data.name}: its images have shape {data.shape}; those with a height and a width can be spliced"
+        )
+    if fitted.takes_labels:
+        raise BadInput(f"{fitted.config.model}: its model or guide takes labels, and a spliced image has none")
+    most = len(split) // 4
+    count = min(1000, most) if options.num_images is None else options.num_images
+    rule = f"the {options.split} split has {len(split)} images, and four are needed for each"
+    require(_SHOWN <= count <= most, "num_images", count, rule)
+    return count
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a person reads it."""
+    s, test = summary, summary["two_sample_test"]
+    how = "exact"
+    if s["estimator"] == "importance":
+        how = f"S = {s['num_samples']} importance samples; k-hat too high or unknown: {s['untrusted']:.1%} of images"
+    rows = [
+        f"{title(s)}: {s['num_spliced']} spliced and {s['num_natural']} natural {s['split']} "
+        f"images of {s['data']}, binarization {s['binarization']}",
+        f"log p(x) in nats per image ± standard error over images, {how}",
+        *(f"  {name:<10}{entry['mean']:9.2f} ± {entry['se']:.2f}" for name, entry in s["log_px"].items()),
+        f"ROC AUC of -log p(x) as a detector of spliced images: {s['roc_auc']['mean']:.3f} ± {s['roc_auc']['se']:.3f} "
+        "(standard error by DeLong)",
+        f"{test['test']}, of a batch against {test['reference']} natural images, false-alarm rate "
+        f"{test['false_alarm_rate']:g}, {test['num_batches']} batches",
+        "  images in a batch   power           false alarms",
+    ]
+    for size, power in test["power"].items():
+        alarms = test["false_alarms"][size]
+        rows.append(
+            f"  {size:>17}   {power['mean']:.3f} ± {power['se']:.3f}   {alarms['mean']:.3f} ± {alarms['se']:.3f}"
+        )
+    return "\n".join([*rows, *(f"  {warning}" for warning in warnings_of(s["observation"]))])

@@ -1,0 +1,159 @@
+"""From a configuration to a model and a guide, with the weights that training starts from or has ended with."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_gen.components import construct, takes
+from ppl_gen.data import Data
+from ppl_gen.errors import BadInput, describe
+from ppl_gen.experiment.config import Config, Given
+from ppl_gen.inference.callables import evaluating, takes_labels
+from ppl_gen.inference.statements import adopt
+from ppl_gen.inference.traces import sample_sites
+from ppl_gen.runs import RunDirectory
+from ppl_gen.state import load_weights, prefixed, tensors_of
+
+Checkpoint = Literal["last", "best"]
+
+
+def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn.Module, nn.Module]:
+    """Model and guide with the weights that training starts from, on the data's device.
+
+    :param given: classes and instances of the user's own. An instance keeps its weights.
+    :raises BadInput: for classes, options or shapes that do not fit one another.
+    """
+    given = given or Given()
+    device = data.train.images.device
+    supplied: dict[str, Any] = {
+        "data_shape": data.shape,
+        "data_dim": data.dim,
+        "data_mean": data.mean().cpu(),
+        "data_examples": data.examples(config.training.seed).cpu(),
+    }
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.training.seed)
+        model = construct("model", given.find("model", config.model), supplied, config.model_options)
+        name, shape = _latent_site(model, data)
+        supplied |= {"model": model, "latent_name": name, "latent_dim": shape[0] if shape else 1}
+        guide = construct("guide", given.find("guide", config.guide), supplied, config.guide_options)
+        if config.prior is not None:
+            _swap_prior(model, config, given, supplied | {"guide": guide})
+    for part, kind in ((model, "model"), (guide, "guide")):
+        if not isinstance(part, nn.Module):
+            raise BadInput(f"{kind} {type(part).__name__} must be a torch.nn.Module")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.training.seed)
+        rows = torch.arange(3, device=device) % len(data.train)
+        adopt(model, guide, *(each.cpu() for each in batch(model, guide, data, rows)))
+    if config.fixed_model:
+        model.requires_grad_(False)
+    return model.to(device), guide.to(device)
+
+
+def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple[Tensor, ...]:
+    """Training images, with their labels if the pair takes any."""
+    labels = data.train.labels if takes_labels(model, guide) else None
+    return data.targets("train", rows), *(() if labels is None else (labels[rows],))
+
+
+def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str, Any]) -> None:
+    """Let another prior answer for the model's `prior()`, and be trained and saved with it."""
+    assert config.prior is not None
+    cls = given.find("prior", config.prior)
+    if not hasattr(model, "prior") or supplied["latent_name"] is None:
+        raise BadInput(f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site to swap")
+    if config.fixed_model and takes(cls, "guide"):
+        raise BadInput(f"--prior {config.prior}: is made of the guide, which can't be refitted without it")
+    prior = construct("prior", cls, supplied, config.prior_options)
+    if not isinstance(prior, nn.Module):
+        raise BadInput(f"prior {type(prior).__name__} must be a torch.nn.Module")
+    before = model.prior()
+    model.add_module("swapped_prior", prior)
+    model.prior = prior.prior
+    if hasattr(model, "log_px"):
+        model.log_px = None  # the closed form was that of the model's own prior
+    try:
+        with evaluating(model):
+            after = model.prior()
+            kinds = [_kind(each) for each in (after, before)]
+    except Exception as error:  # somebody else's code, or a prior and a guide that are made of each other
+        raise BadInput(f"--prior {config.prior}: prior() fails: {describe(error)}") from error
+    if kinds[0] != kinds[1]:
+        raise BadInput(f"--prior {config.prior}: is {kinds[0]}, and the latent of {type(model).__name__} {kinds[1]}")
+
+
+def _kind(distribution: Any) -> str:
+    kind = "discrete" if distribution.support.is_discrete else "continuous"
+    return f"{kind} with event shape {tuple(distribution.event_shape)}"
+
+
+def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
+    """Name and event shape of the model's one latent site; no name if there are several."""
+    try:
+        with evaluating(model), torch.random.fork_rng([]):
+            sites = sample_sites(poutine.trace(model.model).get_trace())
+    except Exception as error:  # somebody else's code
+        name, told = type(model).__name__, describe(error)
+        raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {told}") from error
+    latents = [site for site in sites if not site["is_observed"] and site["name"] != "x"]
+    if len(latents) > 1:  # or labels, which are drawn where there are none
+        images = [data.targets("train", slice(2)).cpu()]
+        if data.train.labels is not None and takes_labels(model, model):
+            images.append(data.train.labels[:2].cpu())
+        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # told when the pair is read
+            seen = sample_sites(poutine.trace(model.model).get_trace(*images))
+            observed = {site["name"] for site in seen if site["is_observed"]}
+            latents = [site for site in latents if site["name"] not in observed]
+    if len(latents) != 1:
+        return None, ()
+    return latents[0]["name"], tuple(latents[0]["fn"].event_shape)
+
+
+# Weights -------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Put the weights of a run into a model and a guide. Returns how far its training is: `epoch`, `step`."""
+    content = run.load_checkpoint()
+    if content is None:
+        raise BadInput(f"{run.path}: has no checkpoint; train it with --resume {run.path}")
+    tensors = prefixed(content[0], f"{checkpoint}.")
+    if not tensors:
+        raise BadInput(
+            f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split or no ELBO in training"
+        )
+    load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
+    run.loaded = content[1]["step"]
+    return content[1]
+
+
+def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
+    """Copy the last weights of a run into a model and a guide about to be trained: all of the model's, and of the
+    guide's those that have the name and the shape of one here, so that a model can be given another guide.
+
+    :returns: what was taken, in a sentence.
+    :raises BadInput: for a directory that is no run, has no weights, or whose model is another.
+    """
+    run = RunDirectory.open(Path(path))
+    content = run.load_checkpoint()
+    if content is None:
+        raise BadInput(f"--init-from {path}: has no checkpoint")
+    theirs = prefixed(content[0], "last.")
+    own = tensors_of(nn.ModuleDict({"model": model, "guide": guide}))
+    fits = {name for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape}
+    for name in sorted(theirs.keys() | own.keys()):
+        if name.startswith("model.swapped_prior.") and name not in fits:
+            raise BadInput(f"--init-from {path}: has another --prior, which is part of its model")
+        if name.startswith("model.") and name not in fits:
+            raise BadInput(f"--init-from {path}: its model is another: '{name}' is not in both, of one shape")
+    for name in fits:
+        own[name].copy_(theirs[name])
+    guides = sum(name.startswith("guide.") for name in own)
+    taken = sum(name.startswith("guide.") for name in fits)
+    return f"starts from {run.path}: its model, and {taken} of the {guides} tensors of the guide"

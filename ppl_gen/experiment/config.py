@@ -1,0 +1,276 @@
+"""The configuration of a run, and what a user gives again when the run is opened."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ppl_gen
+from ppl_gen import components
+from ppl_gen.components import Kind, class_name, find, is_external
+from ppl_gen.data import Data, DataOptions, fingerprint
+from ppl_gen.errors import BadInput, near_miss
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.runs import RunDirectory
+
+KINDS: tuple[Kind, ...] = ("model", "guide", "prior")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run.
+
+    Model, guide and prior are names: of the package's own classes, `file.py:Class`, `package.module:Class`, or, for
+    what was handed over as a Python object, `class:Name` and `instance:Name` (`Given` holds the object).
+    """
+
+    model: str = "vae"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    guide: str = "normal"
+    guide_options: Mapping[str, Any] = field(default_factory=dict)
+    data: DataOptions = field(default_factory=DataOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    num_samples: int = 1000
+    """Importance samples per image for log p(x) after training."""
+    init_from: str | None = None
+    """Directory of the run whose last weights training starts from."""
+    fixed_model: bool = False
+    """Train the guide alone."""
+    prior: str | None = None
+    """In the place of the model's own."""
+    prior_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self, data: Data, given: "Given | None" = None) -> dict[str, Any]:
+        """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
+        given = given or Given()
+        classes: dict[str, Any] = {}
+        for kind in KINDS:
+            name, options = getattr(self, kind), getattr(self, f"{kind}_options")
+            found = given.find(kind, name)
+            classes |= {
+                kind: name,
+                f"{kind}_options": _resolved(kind, found, options),
+                f"{kind}_sha256": given.fingerprint(kind, name),
+            }
+        return {
+            **classes,
+            # The data set that it became, so that nothing is left to what is on disk next time.
+            "data": asdict(self.data) | {"data": data.name if self.data.data == "auto" else self.data.data},
+            "data_name": data.name,
+            "data_sha256": data.sha256 or fingerprint(self.data.data),
+            "data_notice": data.notice,
+            "training": asdict(self.training),
+            "num_samples": self.num_samples,
+            "init_from": self.init_from,
+            "fixed_model": self.fixed_model,
+            "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
+            | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
+            "num_threads": torch.get_num_threads(),
+            "git_commit": _git_commit(),
+            "command": sys.argv,
+        }
+
+    def externals(self) -> dict[str, str]:
+        """The model, guide and prior that are not the package's own, by kind."""
+        return {kind: name for kind in KINDS if (name := getattr(self, kind)) is not None and is_external(name)}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user hands over, since no run directory holds it: classes of their own, instances, and images.
+
+    Code is never run because a run directory points to it, so that these are given again whenever a run is opened.
+    """
+
+    model: Any = None
+    """A name, `file.py:Class`, a class, or an instance; so are the guide and the prior."""
+    guide: Any = None
+    prior: Any = None
+    data: Any = None
+    """Images, as `Run.fit` takes them."""
+
+    def names(self) -> dict[Kind, str | None]:
+        """The names that a configuration has for model, guide and prior."""
+        given = {kind: getattr(self, kind) for kind in KINDS}
+        return {kind: None if each is None else components.name_of(kind, each) for kind, each in given.items()}
+
+    def find(self, kind: Kind, name: str | None) -> Any:
+        """The class, or the instance, that a configuration names; None for none.
+
+        :raises BadInput: where there is none, or it was not given again.
+        """
+        own = getattr(self, kind)
+        if name is None or own is None or isinstance(own, str):
+            return None if name is None else find(kind, name)
+        return components.checked(kind, own)
+
+    def fingerprint(self, kind: Kind, name: str | None) -> str | None:
+        """SHA-256 of the code of a class that is not the package's own; None where that is not known."""
+        own = getattr(self, kind)
+        return None if name is None else components.fingerprint(name if own is None or isinstance(own, str) else own)
+
+
+def _resolved(kind: Kind, found: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of a class, with its value; an instance has none."""
+    if not isinstance(found, type):
+        return {}
+    return {option.name: chosen.get(option.name, option.default) for option in components.options(kind, found)}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the package runs from, if it does."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        return run.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# From what a user asks for -------------------------------------------------------------------------------------
+
+
+def default_guide(model: Any) -> str:
+    """The guide of a model, a class or its name, where none is named: its own `default_guide`, or `normal`."""
+    return str(getattr(_class(model), "default_guide", "normal"))
+
+
+def training_defaults(model: Any) -> dict[str, Any]:
+    """Defaults of `TrainingOptions` for a model: its own `training_defaults`."""
+    return dict(getattr(_class(model), "training_defaults", {}))
+
+
+def data_defaults(model: Any) -> dict[str, Any]:
+    """Defaults of `DataOptions` for a model: its own `data_defaults`."""
+    return dict(getattr(_class(model), "data_defaults", {}))
+
+
+def _class(model: Any) -> Any:
+    return find("model", model) if isinstance(model, str) else model
+
+
+def starting_config(given: Given, init_from: str | None = None, *, refit_guide: bool = False) -> Config:
+    """The configuration that options change: classes as they are given, or as the run has them that training starts
+    from; options at their defaults, or as that run has them.
+
+    :param refit_guide: train the guide alone, against the model of that run.
+    :raises BadInput: where no model is given, and for a class that is not there.
+    """
+    if init_from is not None:
+        there = config_of(RunDirectory.open(Path(init_from)), given, swap=True)
+        defaults = training_defaults(given.find("model", there.model))
+        if refit_guide:
+            defaults.pop("objective", None)  # it was the model's, which stays as it is
+        return replace(there, training=TrainingOptions(**defaults), init_from=init_from, fixed_model=refit_guide)
+    if refit_guide:
+        raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
+    if given.model is None:
+        raise BadInput(f"name a model: {', '.join(components.known('model'))}, or file.py:Class")
+    names = given.names()
+    model = given.find("model", names["model"])
+    return Config(
+        model=str(names["model"]),
+        guide=names["guide"] or default_guide(model),
+        prior=names["prior"],
+        data=DataOptions(**data_defaults(model)),
+        training=TrainingOptions(**training_defaults(model)),
+    )
+
+
+def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Config:
+    """A configuration with options by name, as Python has them: those of training, of the data, of `Config`, and the
+    rest of the model's own.
+
+    :raises BadInput: for an option that none of them has.
+    """
+    names = {part: {each.name for each in fields(part)} for part in (TrainingOptions, DataOptions, Config)}
+    chosen: dict[Any, dict[str, Any]] = {part: {} for part in names}
+    model = given.find("model", config.model)
+    own = [option.name for option in components.options("model", model)] if isinstance(model, type) else []
+    for name, value in options.items():
+        part = next((part for part, known in names.items() if name in known), None)
+        if part is not None:
+            chosen[part][name] = value
+        elif name in own:
+            chosen[Config].setdefault("model_options", {**config.model_options})[name] = value
+        else:
+            known = sorted(set().union(*names.values(), own) - {*KINDS, "training", "model_options"})
+            raise BadInput(f"{name}: is no option of fit{near_miss(name, known)}")
+    return replace(
+        config,
+        data=replace(config.data, **chosen[DataOptions]),
+        training=replace(config.training, **chosen[TrainingOptions]),
+        **chosen[Config],
+    )
+
+
+# Of a run that is there ----------------------------------------------------------------------------------------
+
+
+def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> Config:
+    """The configuration of a run.
+
+    :param given: classes of the user's own, named or handed over again; None to read what is recorded and no more.
+    :param swap: let a class that is given take the place of another, with its default options.
+    :raises BadInput: where code outside the package is not given again by the user, or another class is given.
+    """
+    content = run.config
+    try:
+        classes: dict[str, Any] = {}
+        for kind, name in (given or Given()).names().items():
+            classes |= _class_of(run, kind, name, swap, required=given is not None)
+        own = {option.name for option in fields(Config)} - {*classes, "data", "training"}
+        return Config(
+            **classes,
+            data=DataOptions(**content["data"]),
+            training=TrainingOptions(**content["training"]),
+            **{name: content[name] for name in own if name in content or name == "num_samples"},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise BadInput(f"{run.path / 'config.json'}: damaged: {reason}") from None
+
+
+def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, required: bool) -> dict[str, Any]:
+    """The name and the options of a run's model, guide or prior, given the name that the user has for it."""
+    recorded = run.config.get(kind) if kind == "prior" else run.config[kind]
+    options = _tuples(run.config.get(f"{kind}_options", {}))
+    if name is None:
+        if required and recorded is not None and is_external(recorded):
+            raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; {_again(kind, recorded)}")
+        name = recorded
+    elif recorded is None or class_name(name) != class_name(recorded):
+        if not swap:
+            raise BadInput(f"--{kind} {name}: {run.path} was fitted with {recorded or 'none'}")
+        options = {}
+    return {kind: name, f"{kind}_options": options}
+
+
+def _again(kind: Kind, recorded: str) -> str:
+    """How a class, or an instance, is given again."""
+    origin, _, name = recorded.partition(":")
+    if origin in components.OBJECTS:
+        return f"it was {origin} {name} of a Python session: Run.open(…, {kind}={name}), or --{kind} FILE.py:{name}"
+    return f"name it again: --{kind} {recorded}"
+
+
+def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
+    """The names of classes and files of images that are not what they were when the run was made."""
+    given = given or Given()
+    found = {kind: (name, given.fingerprint(kind, name)) for kind, name in config.externals().items()}  # type: ignore[arg-type]
+    if run.config.get("data_sha256") is not None and given.data is None:
+        found["data"] = config.data.data, fingerprint(config.data.data)
+    return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists are the signatures' tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

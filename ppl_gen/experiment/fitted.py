@@ -1,0 +1,183 @@
+"""A run as the rest of the package works on it: its directory, its configuration, model, guide, data and pair."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ppl_gen.components import is_external
+from ppl_gen.data import Data, SplitName, load_data
+from ppl_gen.errors import BadInput
+from ppl_gen.experiment.assembling import Checkpoint, assemble, batch, load_checkpoint
+from ppl_gen.experiment.config import Config, Given, changed_code, config_of
+from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
+from ppl_gen.inference.traces import Pair
+from ppl_gen.runs import RunDirectory
+
+_READ = 8  # images that a pair is read on
+
+
+@dataclass(frozen=True)
+class Named:
+    """Classes of a run that are not the package's own, as a command line names them again."""
+
+    model: str | None = None
+    """file.py:Class of the model, again, if the run was fitted with your own."""
+    guide: str | None = None
+    """file.py:Class of the guide, again, if the run was fitted with your own."""
+    prior: str | None = None
+    """file.py:Class of the prior, again, if the run was fitted with your own."""
+
+    def given(self) -> Given:
+        return Given(**asdict(self))
+
+    def restricted(self, run: RunDirectory) -> "Named":
+        """What a run has a class of the user's own for. A command that takes several runs has one set of options."""
+        return Named(**{kind: name for kind, name in asdict(self).items() if is_external(str(run.config.get(kind)))})
+
+
+class Chosen(Protocol):
+    """Options of an evaluation that say which images, which weights and which noise."""
+
+    @property
+    def split(self) -> SplitName: ...
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass
+class Assembled:
+    """Model, guide and data, on one device."""
+
+    config: Config
+    model: nn.Module
+    guide: nn.Module
+    data: Data
+    given: Given
+
+    @classmethod
+    def make(cls, config: Config, data: Data, given: Given) -> "Assembled":
+        """Model and guide with the weights that training starts from."""
+        return cls(config, *assemble(config, data, given), data, given)
+
+    @cached_property
+    def batch(self) -> tuple[Tensor, ...]:
+        """The first few training images, with their labels if the pair takes any."""
+        rows = torch.arange(min(_READ, len(self.data.train)), device=self.data.train.images.device)
+        return batch(self.model, self.guide, self.data, rows)
+
+    @cached_property
+    def pair(self) -> Pair:
+        """Model and guide, read on `batch`."""
+        with evaluating(self.model, self.guide):
+            pair = Pair(self.model, self.guide, *self.batch)
+            pair.check(*self.batch)
+            return pair
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"model": self.model, "guide": self.guide})
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the model or the guide takes labels y."""
+        return takes_labels(self.model, self.guide)
+
+    def images(self, split: SplitName, count: int | None = None) -> tuple[Tensor, ...]:
+        """The first targets of a split, with their labels if the pair takes any."""
+        x, labels = self.data.targets(split)[:count], self.data.split(split).labels
+        return (x,) if labels is None or not self.takes_labels else (x, labels[:count])
+
+    @contextmanager
+    def estimating(self, seed: int) -> Iterator[None]:
+        """Eval mode, products in full float32 and noise from `seed`; all restored after."""
+        device = self.data.train.images.device
+        devices = [device] if device.type == "cuda" else []
+        with evaluating(self.model, self.guide), matmul_precision(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
+
+    def within(self, directory: RunDirectory) -> "Fitted":
+        """The same, with a run directory."""
+        fitted = Fitted(self.config, self.model, self.guide, self.data, self.given, directory)
+        vars(fitted).update(vars(self))  # the pair that was read
+        return fitted
+
+
+@dataclass
+class Fitted(Assembled):
+    """A run: model, guide and data with the directory that holds their files."""
+
+    directory: RunDirectory
+
+    @classmethod
+    def open(
+        cls, path: str | Path, given: Given | None = None, *, checkpoint: Checkpoint = "last", device: str = "auto"
+    ) -> "Fitted":
+        """A run with the weights of a checkpoint. Warns on standard error of code that has changed since.
+
+        :param given: classes, instances and images of the user's own, again.
+        :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
+        :param device: auto, cpu or cuda.
+        :raises BadInput: for a directory that is no run, a damaged checkpoint, one that does not match its config, code
+            or images that are not given again, and a device that is not there.
+        """
+        given = given or Given()
+        directory = RunDirectory.open(Path(path))
+        config = config_of(directory, given)
+        where = resolve_device(device)
+        for name in changed_code(directory, config, given):
+            print(f"warning: {name} has changed since the run was fitted", file=sys.stderr)
+        fitted = Assembled.make(config, same_data(directory, config, given).to(where), given).within(directory)
+        state = load_checkpoint(directory, fitted.model, fitted.guide, checkpoint)
+        if state["epoch"] < config.training.epochs and not state.get("stopped", False):
+            done = f"after {state['epoch']} of {config.training.epochs} epochs"
+            print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
+        return fitted
+
+    def provenance(self, options: Chosen) -> dict[str, Any]:
+        """Which pair a summary is of, and which images."""
+        return {
+            "model": self.config.model,
+            "guide": self.config.guide,
+            **({} if self.config.prior is None else {"prior": self.config.prior}),
+            "data": self.data.name,
+            "split": options.split,
+            "binarization": self.data.binarization,
+            "checkpoint": options.checkpoint,
+            "seed": options.seed,
+            "training_seed": self.config.training.seed,
+            "training_step": self.directory.step() if self.directory.loaded is None else self.directory.loaded,
+        }
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` names here. Raises `BadInput` for cuda where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: torch finds no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+def same_data(directory: RunDirectory, config: Config, given: Given) -> Data:
+    """The images of a run.
+
+    :raises BadInput: where images that were handed over again are others.
+    """
+    data = load_data(config.data, given.data)
+    recorded = directory.config.get("data_sha256")
+    if data.sha256 is not None and recorded is not None and data.sha256 != recorded:
+        raise BadInput(
+            f"--data array: {directory.path} was fitted to other images: their SHA-256 begins with {recorded[:8]}, "
+            f"that of these with {data.sha256[:8]}"
+        )
+    return data

@@ -1,0 +1,448 @@
+"""A run as a user holds it: fit, evaluate, sample, resume, from Python. The commands are callers of it."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from ppl_gen import arrays, components, parallel
+from ppl_gen.data import Data
+from ppl_gen.errors import BadInput, near_miss
+from ppl_gen.evaluation.estimating import Estimator, evaluate
+from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.evaluation.explaining import Responsibilities, ResponsibilityOptions, explain
+from ppl_gen.evaluation.filling import Filled, FillOptions, fill
+from ppl_gen.evaluation.gap_split import GapSplit, split_gap
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.proposal_runs import other_guides
+from ppl_gen.evaluation.quality import Quality, QualityOptions, quality
+from ppl_gen.evaluation.sampling import SampleOptions, sample
+from ppl_gen.evaluation.splicing import Spliced, SpliceOptions, detect
+from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.experiment.config import (
+    Config,
+    Given,
+    changed_code,
+    config_of,
+    default_guide,
+    starting_config,
+    with_options,
+)
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.figures import uses as pictures
+from ppl_gen.inference.annealed import Annealing
+from ppl_gen.inference.traces import Pair
+from ppl_gen.runs import RunDirectory, check_new
+from ppl_gen.training.checks import Prepared, prepare
+from ppl_gen.training.hooks import Hook, hooks_of
+from ppl_gen.training.loop import train
+
+if TYPE_CHECKING:
+    import pandas
+
+T = TypeVar("T")
+
+
+class _Summarized(Protocol):
+    @property
+    def summary(self) -> dict[str, Any]: ...
+
+
+Found = TypeVar("Found", bound=_Summarized)
+
+
+class Run:
+    """A run directory, and the model, guide and data of the run, which are loaded when they are first asked for.
+
+    `Run.fit` makes one, `Run.open` opens one.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        given: Given | None = None,
+        *,
+        checkpoint: Checkpoint = "last",
+        device: str = "auto",
+    ):
+        self.directory, self.given = directory, given or Given()
+        self.checkpoint, self.device = checkpoint, device
+
+    # Making one, and opening one -------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        model: Any = None,
+        *,
+        guide: Any = None,
+        prior: Any = None,
+        data: Any = None,
+        init_from: "str | Path | Run | None" = None,
+        guide_options: Mapping[str, Any] | None = None,
+        prior_options: Mapping[str, Any] | None = None,
+        out: str | Path | None = None,
+        on_epoch: Hook | None = None,
+        quiet: bool = False,
+        **options: Any,
+    ) -> "Run":
+        """Train a model and a guide, evaluate them and draw the pictures.
+
+        :param model: a name such as `"vae"`, `"file.py:Class"`, a class, or an instance, which is trained in place from
+            the weights that it has. So are `guide` and `prior`.
+        :param data: a name, a file, images [N, …] as a tensor or an array, a pair of images and labels [N], a
+            `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A split that
+            is not there is a tenth of the training images, chosen with a fixed seed.
+        :param init_from: a run whose last weights training starts from.
+        :param guide_options: keyword arguments of the guide's constructor; `prior_options` those of the prior's.
+        :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
+        :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training as if this
+            had been the last epoch.
+        :param quiet: print nothing.
+        :param options: every other option of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
+            `latent_dim=2`, `objective="iwae"`.
+        :raises BadInput: before anything is written, if this cannot work.
+        """
+        by_name = data if isinstance(data, str | Path) else None
+        given = Given(model, guide, prior, None if data is by_name else data)
+        start = init_from.path if isinstance(init_from, Run) else init_from
+        config = starting_config(given, None if start is None else str(start))
+        chosen = {"guide_options": guide_options, "prior_options": prior_options}
+        options |= {name: dict(each) for name, each in chosen.items() if each is not None}
+        if data is not None:
+            options["data"] = arrays.NAME if by_name is None else str(by_name)
+        if isinstance(data, Data):
+            options.setdefault("binarization", data.binarization)
+        return cls.start(with_options(config, given, options), given, out=out, on_epoch=on_epoch, quiet=quiet)
+
+    @classmethod
+    def start(
+        cls,
+        config: Config,
+        given: Given | None = None,
+        *,
+        out: str | Path | None = None,
+        on_epoch: Hook | None = None,
+        quiet: bool = False,
+    ) -> "Run":
+        """As `fit`, from a whole configuration."""
+        out = None if out is None else Path(out)
+        parallel.join()
+        quiet = quiet or parallel.rank() > 0
+        check_new(out)  # by all, before the data are loaded, where they meet
+        prepared = prepare(config, given, quiet=quiet)
+        content = config.to_json(prepared.assembled.data, given)
+        first = parallel.rank() == 0
+        stem = _stem(config, prepared.assembled.data)
+        path = parallel.broadcast_object(RunDirectory.create(out, stem, content).path if first else None)
+        assert path is not None
+        run = cls(RunDirectory(path, content, writes=first), given)
+        run._finish(prepared, on_epoch, quiet)
+        return run
+
+    @classmethod
+    def dry_run(cls, config: Config, given: Given | None = None) -> Prepared:
+        """Check a pair on 8 images: data, sites, shapes, densities, and a gradient for every parameter.
+
+        :raises BadInput: if the pair cannot be fitted.
+        """
+        return prepare(config, given)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        model: Any = None,
+        guide: Any = None,
+        prior: Any = None,
+        data: Any = None,
+        checkpoint: Checkpoint = "last",
+        device: str = "auto",
+    ) -> "Run":
+        """A run that is there.
+
+        :param model: the class or the instance, again, of a run that was fitted with one of your own: code is never run
+            because a run directory points to it. So are `guide` and `prior`. Weights are loaded into an instance.
+        :param data: the images, again, of a run that was fitted to images of your own. They are told from others by
+            their SHA-256.
+        :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
+        :param device: auto, cpu or cuda.
+        :raises BadInput: for a directory that is no run. Evaluation, metrics and figures need nothing given again.
+        """
+        return cls(
+            RunDirectory.open(Path(path)), Given(model, guide, prior, data), checkpoint=checkpoint, device=device
+        )
+
+    def resume(self, epochs: int | None = None, *, on_epoch: Hook | None = None, quiet: bool = False) -> "Run":
+        """Continue an interrupted run to the numbers that it would have had, or train a finished one for longer.
+
+        :param epochs: of the whole run, if not those of its configuration. The optimizer goes on from its state. A
+            schedule goes on as that of so many epochs.
+        :param on_epoch: as for `fit`.
+        """
+        parallel.join()
+        quiet = quiet or parallel.rank() > 0
+        directory = self.directory
+        directory.writes = parallel.rank() == 0
+        config = config_of(directory, self.given)
+        for name in changed_code(directory, config, self.given):
+            print(f"warning: {name} has changed since the run was started", file=sys.stderr)
+        longer = None if epochs is None else _longer(directory, config, epochs)
+        # The run that it started from may be gone by now.
+        start = not directory.checkpoint_path.exists()
+        prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
+        if longer is not None:
+            _extend(directory, config.training, longer.training, quiet)
+        elif _finished(directory, config.training.epochs) and not quiet:
+            print("training was finished before; its evaluation:", file=sys.stderr)
+        self._finish(prepared, on_epoch, quiet)
+        return self
+
+    def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
+        """Do what the run does not have yet: training, evaluation, pictures."""
+        from ppl_gen.figures.run import draw_evaluation, draw_training
+        from ppl_gen.report import write_report
+
+        fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
+        self.checkpoint, self.device = "last", fitted.config.training.device
+        if not quiet:
+            data = fitted.data
+            splits = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} images"
+            print(f"run: {self.path}\ndata: {data.name}, train / validation / test {splits}", flush=True)
+        try:
+            train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks_of(fitted.config.training), on_epoch))
+            if self.evaluation is None:
+                evaluate(fitted, _options_after_training(fitted), quiet=quiet)
+            if self.directory.writes:
+                draw_training(self.directory, fitted.model, fitted.guide, fitted.data, fitted.pair, fitted.batch)
+                draw_evaluation(self.directory)
+                write_report(self.directory)
+        except KeyboardInterrupt:
+            again = "".join(f" --{kind} {name}" for kind, name in fitted.config.externals().items())
+            resume = f"python -m ppl_gen.fit --resume {self.path}{again}"
+            raise KeyboardInterrupt(f"continue with: {resume}") from None
+
+    def _after_epoch(self, hooks: list[Hook], on_epoch: Hook | None, metrics: dict[str, Any]) -> bool:
+        """Call all hooks. Returns whether any of them ends training."""
+        ended = [hook(self, metrics) for hook in (*hooks, on_epoch) if hook is not None]
+        return True in ended
+
+    # What it holds ---------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    @property
+    def config(self) -> Config:
+        """Every option of the run, as it was resolved."""
+        return config_of(self.directory, None)
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """Model, guide and data, loaded."""
+        fitted = Fitted.open(self.path, self.given, checkpoint=self.checkpoint, device=self.device)
+        fitted.directory.writes = self.directory.writes
+        return fitted
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, in eval mode until `train()` is called."""
+        return self.fitted.model.eval()
+
+    @property
+    def guide(self) -> nn.Module:
+        """The guide, likewise."""
+        return self.fitted.guide.eval()
+
+    @property
+    def data(self) -> Data:
+        """The images."""
+        return self.fitted.data
+
+    @property
+    def pair(self) -> Pair:
+        """Model and guide, read: sites, plate, shapes."""
+        return self.fitted.pair
+
+    @property
+    def metrics(self) -> "pandas.DataFrame":
+        """What was measured before the first epoch and after each: `epoch`, `train.elbo`, `validation.elbo`, …"""
+        import pandas
+
+        return pandas.json_normalize(self.directory.metrics())
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The last evaluation; None if there is none, or the weights were trained on since."""
+        found = Evaluation.read(self.directory)
+        return None if found is None or self.directory.stale(found.summary) else found
+
+    # How good it is --------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        options: EvaluationOptions | None = None,
+        *,
+        further: Sequence[Estimator] = (),
+        quiet: bool = False,
+        **chosen: Any,
+    ) -> Evaluation:
+        """Estimate the ELBO and log p(x) of the images of a split. Writes `evaluation.json`, `evaluation.nc` and two
+        pictures, in the place of those that there are.
+
+        :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
+        :param further: estimators of your own, called with the model, the guide and the images.
+        """
+        from ppl_gen.figures.run import draw_evaluation
+        from ppl_gen.report import write_report
+
+        options, fitted = self._evaluation_options(options, chosen), self.fitted
+        others = other_guides(options, self.given)
+        found = evaluate(fitted, options, others=others, further=further, quiet=quiet)
+        if self.directory.writes:
+            draw_evaluation(self.directory)
+            write_report(self.directory)
+        return found
+
+    def split_gap(self, options: EvaluationOptions | None = None, *, quiet: bool = False, **chosen: Any) -> GapSplit:
+        """Split log p(x) - ELBO into approximation and amortization gap. Writes `gaps.json`.
+
+        :param options: as for `evaluate`.
+        """
+        options = self._evaluation_options(options, chosen)
+        return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet), lambda *_: None)
+
+    def _evaluation_options(self, options: EvaluationOptions | None, chosen: Mapping[str, Any]) -> EvaluationOptions:
+        """The options of an evaluation, which is of the weights that the run was opened with.
+
+        :raises BadInput: where they name others.
+        """
+        options = _options(EvaluationOptions, options or EvaluationOptions(checkpoint=self.checkpoint), chosen)
+        if options.checkpoint != self.checkpoint:
+            raise BadInput(
+                f"--checkpoint {options.checkpoint}: this run was opened with its {self.checkpoint} weights; open it "
+                f"with checkpoint='{options.checkpoint}'"
+            )
+        return options
+
+    # What it is used for ---------------------------------------------------------------------------------------
+
+    def sample(self, options: SampleOptions | None = None, **chosen: Any) -> Tensor:
+        """Images from the model, [images, *shape of an image].
+
+        :param options: or its fields by name: `num_images=25`, `source="grid"`, `draws=True`, …
+        """
+        images = sample(self.fitted, _options(SampleOptions, options, chosen))
+        return images.reshape(-1, *self.data.shape)
+
+    def fill(self, options: FillOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Filled:
+        """Fill in the hidden pixels of images given their visible ones. Writes `fill.json` and a picture."""
+        found = fill(self.fitted, _options(FillOptions, options, chosen), quiet=quiet)
+        return self._keep("fill.json", found, pictures.draw_filled)
+
+    def splice(self, options: SpliceOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Spliced:
+        """Tell spliced images from natural ones by log p(x). Writes `splice.json` and pictures."""
+        found = detect(self.fitted, _options(SpliceOptions, options, chosen), quiet=quiet)
+        return self._keep("splice.json", found, pictures.draw_spliced)
+
+    def explain(
+        self, options: ResponsibilityOptions | None = None, *, quiet: bool = False, **chosen: Any
+    ) -> Responsibilities:
+        """Say which component of a mixture explains which image. Writes `responsibilities.json` and pictures."""
+        found = explain(self.fitted, _options(ResponsibilityOptions, options, chosen), quiet=quiet)
+        return self._keep("responsibilities.json", found, pictures.draw_responsibilities)
+
+    def quality(self, options: QualityOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Quality:
+        """Score samples by a classifier of the same images. Writes `quality.json` and pictures."""
+        return self.quality_of([self], _options(QualityOptions, options, chosen), quiet=quiet)[0]
+
+    @staticmethod
+    def quality_of(runs: "Sequence[Run]", options: QualityOptions, *, quiet: bool = False) -> list[Quality]:
+        """As `quality`, of several runs. Those of the same images share one classifier."""
+        found = quality([run.fitted for run in runs], options, quiet=quiet)
+        return [run._keep("quality.json", each, pictures.draw_quality) for run, each in zip(runs, found, strict=True)]
+
+    def _keep(self, name: str, found: Found, draw: Callable[[Fitted, Found], None]) -> Found:
+        """Write a result and its pictures into the run directory, and the page anew."""
+        from ppl_gen.report import write_report
+
+        draw(self.fitted, found)
+        self.directory.write_json(name, found.summary)
+        write_report(self.directory)
+        return found
+
+
+def _options(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> T:
+    """Options from a whole object, or from its fields by name.
+
+    :raises BadInput: for a field that there is not.
+    """
+    known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+    for name in chosen:
+        if name not in known:
+            raise BadInput(f"{name}: is no option here{near_miss(name, known)}")
+    return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
+
+
+def _options_after_training(fitted: Fitted) -> EvaluationOptions:
+    """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide."""
+    cls = type(fitted.model)
+    own = fitted.config.guide == default_guide(cls)
+    chosen = dict(getattr(cls, "evaluation_defaults", {})) if own else {}
+    if "num_images" in chosen:
+        chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
+    annealing = Annealing(**chosen.pop("annealed", {}))
+    return EvaluationOptions(device=fitted.config.training.device, annealed=annealing, **chosen)
+
+
+def _stem(config: Config, data: Data) -> str:
+    """The name of a run directory before its number."""
+    parts = [components.kebab_case(components.class_name(name)) for name in (config.model, config.guide)]
+    return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data.name).name)])  # a file may be in another folder
+
+
+# Training for longer -------------------------------------------------------------------------------------------
+
+
+def _finished(directory: RunDirectory, epochs: int) -> bool:
+    """Whether training has reached its last epoch, or was stopped before."""
+    last = (directory.metrics() or [{}])[-1]
+    return last.get("epoch", -1) >= epochs or last.get("stopped", False)
+
+
+def _longer(directory: RunDirectory, config: Config, epochs: int) -> Config:
+    """The configuration with more epochs.
+
+    :raises BadInput: for fewer than there were.
+    """
+    before = config.training.epochs
+    done = (directory.metrics() or [{}])[-1].get("epoch", 0)
+    if epochs < max(before, done + 1) and epochs != before:
+        raise BadInput(f"--epochs {epochs}: {directory.path} has {done} of {before} epochs; name more of them")
+    return replace(config, training=replace(config.training, epochs=epochs))
+
+
+def _extend(directory: RunDirectory, before: TrainingOptions, now: TrainingOptions, quiet: bool) -> None:
+    """Record the new number of epochs in `config.json`, and say what it does to the schedule."""
+    if now.epochs != before.epochs:
+        directory.config |= {"training": directory.config["training"] | {"epochs": now.epochs}}
+        directory.write_json("config.json", directory.config)
+    if quiet:
+        return
+    print(f"{directory.path}: trained on from {before.epochs} to {now.epochs} epochs")
+    done = (directory.metrics() or [{}])[-1].get("epoch", 0)
+    if now.schedule != "constant":
+        rates = [options.rate(done, options.epochs) for options in (before, now)]
+        print(
+            f"the {now.schedule} schedule goes on as that of {now.epochs} epochs: the learning rate is {rates[1]:.2g}, "
+            f"where it was {rates[0]:.2g}. The run is not the same as one of {now.epochs} epochs from the start"
+        )

@@ -1,0 +1,1 @@
+"""Training: the loop, the optimizer, what is measured on the way, and the checks before the first step."""

@@ -1,0 +1,348 @@
+"""What is checked before the first step: model, guide and data against each other, and what training will cost."""
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ppl_gen import components, parallel
+from ppl_gen.batches import least_images
+from ppl_gen.capture import Captured
+from ppl_gen.data import Data, load_data
+from ppl_gen.errors import BadInput, require
+from ppl_gen.experiment.assembling import batch as training_batch
+from ppl_gen.experiment.assembling import start_from
+from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.fitted import Assembled, resolve_device
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.enumeration import memory_needed, require_memory
+from ppl_gen.inference.traces import Pair, amortized
+from ppl_gen.state import unchanged
+from ppl_gen.training.loop import objective_for
+
+_TIMED_STATES = 2**13
+_MORE_TIMED_STATES = 2**16  # where images do not multiply them, and what does not grow with them would count as well
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Model, guide and data that can be trained, and what there is to say of them."""
+
+    assembled: Assembled
+    cost: str | None
+    """What enumeration costs, in a sentence."""
+    missing: list[str]
+    """Parameters without a gradient."""
+
+    def __str__(self) -> str:
+        data, pair = self.assembled.data, self.assembled.pair
+        lines = [text for text in (data.notice, self.cost) if text]
+        count = len(self.assembled.batch[0])
+        lines += [f"{count} images of {data.name}, {data.shape}, binarization {data.binarization}"]
+        lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
+        lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]
+        lines.append("samples of z are drawn " + ("in one call" if pair.vectorized else "by repeating the batch"))
+        counted = sum(1 for _ in self.assembled.modules.parameters())
+        lines.append(f"{counted - len(self.missing)} of {counted} parameters have a gradient")
+        lines += [f"  no gradient: {name}" for name in self.missing]
+        return "\n".join(lines)
+
+
+def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, start: bool = True) -> Prepared:
+    """Put model, guide and data together, and check them against each other.
+
+    :param given: classes, instances and images of the user's own.
+    :param quiet: print nothing.
+    :param start: put the weights into them that training starts from, and refuse what would take too long.
+    :raises BadInput: if the pair cannot be fitted.
+    """
+    require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
+    given = given or Given()
+
+    def say(text: str | None) -> None:
+        if text and not quiet:
+            print(text, flush=True)
+
+    data = _data(config, given)
+    say(f"*** {data.notice} ***" if data.notice else None)
+    assembled = Assembled.make(config, data, given)
+    if not any(parameter.requires_grad for parameter in assembled.modules.parameters()):
+        raise BadInput("neither model nor guide has a parameter to train")
+    if start and config.fixed_model and config.init_from is None:
+        raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
+    if start and config.init_from is not None:
+        say(start_from(config.init_from, assembled.model, assembled.guide))
+    check_binarization(assembled)
+    check_support(assembled)
+    check_contract(assembled)
+    cost = None
+    if assembled.pair.enumerated:
+        size = min(config.training.batch_size, len(data.train))
+        require_memory(assembled.pair, size, gradients=True, device=data.train.images.device)
+        cost = enumeration_cost(assembled) if start else None
+        say(cost)
+    check_least_images(assembled)
+    missing = without_gradient(assembled)
+    if config.training.capture:
+        try_capture(assembled)
+    if missing and not quiet:
+        print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
+    return Prepared(assembled, cost, missing)
+
+
+def _data(config: Config, given: Given) -> Data:
+    """The images, the same in all processes, on the device."""
+    device = resolve_device(config.training.device)
+    with parallel.local_first():
+        data = load_data(config.data, given.data)
+    if parallel.broadcast_object(data.name) != data.name:
+        raise BadInput(f"--data {config.data.data}: is {data.name} here, and another for the first process")
+    return data.to(device)
+
+
+# Do model, guide and data fit one another? ---------------------------------------------------------------------
+
+
+def check_binarization(assembled: Assembled) -> None:
+    """Raise `BadInput` for a density of binary pixels, and for a probability of noisy ones."""
+    pair, binarization = assembled.pair, assembled.data.binarization
+    if not pair.discrete and binarization not in ("none", "dequantized"):
+        raise BadInput(
+            f"--binarization {binarization}: {pair.model_name} has a density of grey pixels, not a probability of "
+            "binary ones; use dequantized, or none"
+        )
+    if pair.discrete and binarization == "dequantized":
+        raise BadInput(f"--binarization dequantized: {pair.model_name} has no density of grey pixels; use another")
+
+
+def check_support(assembled: Assembled) -> None:
+    """Raise `BadInput` for a guide that draws z where the prior has no mass: its ELBO is -inf."""
+    pair, x = assembled.pair, assembled.batch[0]
+    with evaluating(assembled.model, assembled.guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        site = pair.leaves_support(*assembled.batch)
+    if site is not None:
+        raise BadInput(
+            f"{pair.guide_name} draws '{site}' outside of the support of its prior in {pair.model_name}, where the "
+            "ELBO is -inf; give the guide a distribution of the same support, such as LogNormal for positive numbers"
+        )
+
+
+def check_contract(assembled: Assembled) -> None:
+    """Raise `BadInput` where `prior()` and `likelihood(z)` do not say what `model` does, or `posterior(encode(x))` not
+    what `guide` does. Other parts of the package use the one where these use the other."""
+    pair, batch = assembled.pair, assembled.batch
+    model: Any = assembled.model
+    guide: Any = assembled.guide
+    if len(pair.latent) != 1 or len(batch) > 1:
+        return
+    x, name = batch[0], pair.latent[0]
+    if not hasattr(model, "prior") and not amortized(guide):
+        return
+    checks: list[tuple[Tensor, Tensor, str, str, Any]] = []
+    with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        terms = pair.terms(x)
+        z = terms.latents[name][0]
+        if z.numel() != len(x) * math.prod(pair.event_shapes[name]):
+            raise BadInput(
+                f"site '{name}' is in a plate within '{pair.plate.name}', and prior(), likelihood(z) and posterior(c) "
+                "are of one event per image: use .to_event(1) in place of that plate, or leave them out"
+            )
+        z = z.reshape(len(x), *pair.event_shapes[name])
+        if hasattr(model, "prior"):
+            ours, theirs, what = model.prior().log_prob(z), terms.log_prior, "prior()"
+            if hasattr(model, "likelihood"):
+                ours, theirs = ours + model.likelihood(z).log_prob(x), theirs + terms.log_likelihood
+                what = "prior() and likelihood(z)"
+            checks.append((ours, theirs, what, "model", model))
+        if amortized(guide):
+            ours = guide.posterior(guide.encode(x)).log_prob(z)
+            checks.append((ours, terms.log_guide, "posterior(encode(x))", "guide", guide))
+    for ours, theirs, what, kind, owner in checks:
+        if ours.shape != theirs[0].shape or not torch.allclose(ours, theirs[0], rtol=1e-4, atol=1e-3, equal_nan=True):
+            raise BadInput(
+                f"{kind} {type(owner).__name__}: {what} and {kind}() disagree on the log-density of 8 images"
+            )
+
+
+def check_least_images(assembled: Assembled) -> None:
+    """Raise `BadInput` for batches of one image, where that is too few for the pair."""
+    training = assembled.config.training
+    if (size := min(training.batch_size, len(assembled.data.train))) == 1:
+        least_images(_loss(assembled), assembled.model, assembled.guide, size, lambda: assembled.batch)
+
+
+# What does enumeration cost? -----------------------------------------------------------------------------------
+
+
+def enumeration_cost(assembled: Assembled) -> str:
+    """What a step costs, in a sentence.
+
+    It is measured on a step. For many states, on a step of the same model with fewer latent units.
+
+    :raises BadInput: for more time than `max_hours`.
+    """
+    pair, data, config = assembled.pair, assembled.data, assembled.config
+    training = config.training
+    assert pair.num_states is not None
+    size = min(training.batch_size, len(data.train))
+    smaller, ratio = assembled, 1.0
+    units = max(math.prod(shape) for shape in pair.event_shapes.values())
+    spare = math.ceil(math.log2(pair.num_states / (_MORE_TIMED_STATES if pair.width < 1 else _TIMED_STATES)))
+    options = dict(config.model_options)
+    model_class = type(assembled.model)
+    if spare > 0 and "latent_dim" in [o.name for o in components.options("model", model_class)] and units > spare:
+        config = replace(config, model_options=options | {"latent_dim": units - spare})
+        smaller = replace(assembled, model=Assembled.make(config, data, assembled.given).model)
+    timed, batch = _read(smaller, size)
+    assert timed.num_states is not None
+    ratio = pair.num_states / timed.num_states
+    seconds = ratio * _seconds_of_a_step(smaller, timed, batch)
+    hours = seconds * training.epochs * math.ceil(len(data.train) / size) / 3600
+    needed = memory_needed(pair, size, gradients=True)
+    duration = f"{hours:.1f} h" if hours > 1 else f"{hours * 60:.1f} min"
+    cost = (
+        f"a step sums {pair.num_states:,} latent states for {size} images: about {seconds:.2g} s and "
+        f"{needed / 1e9:.2g} GB; the steps of {training.epochs} epochs about {duration}"
+    )
+    if hours > training.max_hours:
+        raise BadInput(
+            f"{cost}, more than --max-hours {training.max_hours:g}; use fewer latent units, or a guide that samples, "
+            "such as bernoulli"
+        )
+    return cost
+
+
+def _read(assembled: Assembled, count: int) -> tuple[Pair, tuple[Tensor, ...]]:
+    """The pair as read on the first training images, and these images with their labels."""
+    data = assembled.data
+    rows = torch.arange(min(count, len(data.train)), device=data.train.images.device)
+    batch = training_batch(assembled.model, assembled.guide, data, rows)
+    with evaluating(assembled.model, assembled.guide):
+        pair = Pair(assembled.model, assembled.guide, *batch)
+        pair.check(*batch)
+    return pair, batch
+
+
+def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ...]) -> float:
+    device = batch[0].device
+    parameters = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
+    seconds = math.inf
+    with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        elbo: Any = objective_for(assembled.config.training, pair, *batch)
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            with pyro.validation_enabled(False):
+                loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+            float(loss.detach())
+            seconds = min(seconds, time.perf_counter() - start)
+    return seconds
+
+
+# Does a gradient reach every parameter? ------------------------------------------------------------------------
+
+
+def without_gradient(assembled: Assembled) -> list[str]:
+    """Names of the trainable parameters that one step of the objective would leave where they are.
+
+    :raises BadInput: for parameters that are not a module's, which would be neither trained nor saved; and for an
+        objective that is not finite.
+    """
+    pair, batch, modules = assembled.pair, assembled.batch, assembled.modules
+    own = {id(parameter) for parameter in modules.parameters()}
+    with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
+        compute = partial(_loss(assembled), *batch)
+        called: list[nn.Module] = []
+        with (
+            poutine.trace(param_only=True) as trace,
+            pyro.validation_enabled(False),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # told below
+            warnings.filterwarnings("ignore", ".* was not registered in the param store")  # by design, for a moment
+            with register_module_forward_pre_hook(lambda module, _: called.append(module)):
+                loss = compute()
+        for name, site in trace.trace.nodes.items():
+            trained = site["type"] == "param" and site["value"].requires_grad
+            if trained and id(site["value"].unconstrained()) not in own:
+                raise BadInput(
+                    f"pyro.param('{name}') was not there when the pair was put together: make it an nn.Parameter of "
+                    "model or guide"
+                )
+        if not loss.isfinite():
+            densities = pair.log_densities(pair.terms(*batch))
+            which = [name for name, values in densities.items() if not values.isfinite().all()]
+            raise BadInput(
+                f"the objective is {float(loss.detach())} on {len(batch[0])} images before training"
+                + (f"; so is, or is infinite, {' and '.join(which)}" if which else "")
+            )
+        named = [(name, parameter) for name, parameter in modules.named_parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+        with pyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as above
+            _check_owned(loss, called, compute, modules)
+    return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _loss(assembled: Assembled) -> Callable[..., Tensor]:
+    """The loss of a batch."""
+    pair = assembled.pair
+    elbo: Any = objective_for(assembled.config.training, pair, *assembled.batch)
+    return partial(elbo.differentiable_loss, pair.model, pair.guide)
+
+
+def _check_owned(loss: Tensor, called: list[nn.Module], compute: Callable[[], Tensor], modules: nn.Module) -> None:
+    """Raise `BadInput` where a loss depends on weights, or on a layer with a mode, that are not of the modules.
+
+    :param called: the modules that computed the loss.
+    :param compute: computes it again. Leaves of one loss alone, such as contexts that a guide improves, are no weights.
+    """
+    own = {id(each) for each in (*modules.parameters(), *modules.modules())}
+    others = [module for module in called if id(module) not in own]
+    found = [f"a {type(module).__name__}" for module in others if isinstance(module, _NormBase | _DropoutNd)]
+    leaves = [leaf for leaf in _leaves(loss) if id(leaf) not in own]
+    if leaves:
+        with unchanged(modules):
+            kept = {id(leaf) for leaf in _leaves(compute())}
+        for leaf in leaves:
+            owners = [part for part in others if any(leaf is each for each in part.parameters(recurse=False))]
+            of = f" of a {type(owners[0]).__name__}" if owners else ""
+            found += [f"weights {tuple(leaf.shape)}{of}"] if id(leaf) in kept else []
+    if found:
+        raise BadInput(
+            f"the loss depends on {found[0]} outside of model and guide, which would not be trained, saved or put into "
+            "eval mode with them: make it part of one of them in its constructor, self.net = …"
+        )
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that `backward` of a loss would give a gradient."""
+    queue, seen, leaves = [loss.grad_fn], set(), []
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            queue += [before for before, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                leaves.append(node.variable)
+    return leaves
+
+
+def try_capture(assembled: Assembled) -> None:
+    """Raise `BadInput` for a pair whose step cannot be recorded."""
+    batch = assembled.batch
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        Captured(_loss(assembled), assembled.modules, batch, tuple(part.flip(0) for part in batch))

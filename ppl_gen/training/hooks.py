@@ -1,0 +1,63 @@
+"""What can be called after each epoch: early stopping and TensorBoard, two small users of `on_epoch`."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ppl_gen.errors import BadInput
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.runs import RunDirectory
+
+
+class HasDirectory(Protocol):
+    """A run, as far as a hook needs it."""
+
+    @property
+    def directory(self) -> RunDirectory: ...
+
+
+Hook = Callable[[Any, dict[str, Any]], bool | None]
+"""Called after each epoch with the run and its line of metrics. `True` ends training."""
+
+
+class Patience:
+    """Early stopping: ends training when the validation ELBO has not risen above its best for some epochs.
+
+    It looks at the run's metrics, not at a count of its own, so that a resumed run stops at the same epoch.
+    """
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def __call__(self, run: HasDirectory, metrics: dict[str, Any]) -> bool:
+        if "elbo" not in metrics.get("validation", {}):
+            raise BadInput(f"--patience {self.epochs}: needs a validation split and a bound; this run has none")
+        elbos = [line["validation"]["elbo"] for line in run.directory.metrics()]
+        return len(elbos) - 1 - elbos.index(max(elbos)) >= self.epochs
+
+
+class TensorBoard:
+    """The curves of a run as TensorBoard shows them, in the run's `tensorboard/`."""
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise BadInput("--tensorboard: needs the package tensorboard; pip install tensorboard") from None
+        self.make_writer = SummaryWriter
+
+    def __call__(self, run: HasDirectory, metrics: dict[str, Any]) -> None:
+        writer = self.make_writer(str(run.directory.path / "tensorboard"))
+        for split in ("train", "validation"):
+            for name, value in metrics.get(split, {}).items():
+                writer.add_scalar(f"{name}/{split}", value, metrics["epoch"])
+        for name in ("loss", "learning_rate"):
+            writer.add_scalar(name, metrics[name], metrics["epoch"])
+        writer.close()
+
+
+def hooks_of(options: TrainingOptions) -> list[Hook]:
+    """The hooks that options ask for."""
+    return [
+        *([] if options.patience is None else [Patience(options.patience)]),
+        *([TensorBoard()] if options.tensorboard else []),
+    ]

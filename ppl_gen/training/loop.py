@@ -1,0 +1,387 @@
+"""The one training loop.
+
+`SVI` steps a Pyro pair on batches of images. The plate of images is unscaled and the loss is divided by the batch
+size, so that the loss is nats per image and no scale enters the log-weights of any objective.
+
+A checkpoint holds everything that the next step depends on: weights, optimizer, step, and the state of the random
+number generators. The order of the images in an epoch depends on the seed and the epoch alone. A resumed run thus ends
+with the same weights, bit for bit, as one that was never interrupted, on the same machine and number of threads.
+
+Where several processes train, each takes its share of every batch, with noise that depends on the seed, the step and
+the process. Their gradients are averaged by images before each step, so that all hold the same weights. The first
+measures and saves.
+"""
+
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+
+from ppl_gen import parallel
+from ppl_gen.batches import batches, least_images
+from ppl_gen.capture import Captured
+from ppl_gen.errors import BadInput, Failed
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.inference.annealed import fit_scale
+from ppl_gen.inference.callables import evaluating, matmul_precision
+from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
+from ppl_gen.inference.traces import Pair
+from ppl_gen.memory import keep_freed_memory
+from ppl_gen.progress import Progress
+from ppl_gen.runs import RunDirectory
+from ppl_gen.state import restore, snapshot, tensors_of
+from ppl_gen.training.monitor import Monitor, is_finite, show
+from ppl_gen.training.optimizer import OneOptimizer
+from ppl_gen.training.processes import SharedGradient, interrupts
+
+_SCALE_IMAGES = 50  # to choose the noise of a density on
+_NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
+
+OnEpoch = Callable[[dict[str, Any]], bool | None]
+"""Called after each epoch with its line of `metrics.jsonl`. `True` ends training."""
+
+
+class Diverged(Failed):
+    """The loss is not finite. The last checkpoint is kept."""
+
+
+@dataclass
+class State:
+    """How far training is: what a checkpoint holds beside its tensors."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    """Sum of the loss over the images of this epoch so far, in nats."""
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None
+    """The epoch with the best validation ELBO, and that ELBO."""
+    stopped: bool = False
+    """Whether training was ended before its last epoch, by `on_epoch`."""
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> "State":
+        return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
+
+
+def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = None) -> None:
+    """Train a pair from the run's checkpoint, or from the start if there is none, to the last epoch.
+
+    The first signal of an interrupt finishes the step, writes a checkpoint and raises `KeyboardInterrupt`.
+
+    :param quiet: no progress on standard error.
+    :param on_epoch: called after each epoch, before its checkpoint.
+    :raises Diverged: when the loss is not finite.
+    :raises BadInput: for a pair or an objective that cannot be trained, or a checkpoint that does not fit.
+    """
+    keep_freed_memory()
+    device = fitted.data.train.images.device
+    options = fitted.config.training
+    with (
+        matmul_precision(options.matmul_precision),
+        pyro.get_param_store().scope(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        interrupts() as interrupted,
+        warnings.catch_warnings(),
+    ):
+        # Pyro warns of a loss that is not finite. Here it ends the run with a sentence.
+        warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
+        # pyro.module warns of parameters that an objective or --refit-guide keeps as they are.
+        warnings.filterwarnings("ignore", ".* was not registered in the param store")
+        torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
+        Loop(fitted, interrupted, quiet).run(on_epoch)
+
+
+class Loop:
+    """The training of one run. What is set up here, `run` uses from top to bottom.
+
+    :param interrupted: set when training is to end after the step.
+    """
+
+    def __init__(self, fitted: Fitted, interrupted: threading.Event, quiet: bool):
+        self.fitted, self.interrupted = fitted, interrupted
+        self.options, self.directory = fitted.config.training, fitted.directory
+        model, guide, data = fitted.model, fitted.guide, fitted.data
+        count = len(data.train)
+
+        # -- modules, parameters, optimizer ---------------------------------------------------------------------
+        self.modules = nn.ModuleDict({"model": model, "guide": guide}).train()
+        # A model that stays as it is has no dropout.
+        model.train(any(parameter.requires_grad for parameter in model.parameters()))
+        self.parameters = [each for _, each in self.modules.named_parameters() if each.requires_grad]
+        if not self.parameters:
+            raise BadInput("neither model nor guide has a parameter to train")
+        self.optimizer = OneOptimizer(self.parameters, self.options)
+
+        # -- loss -----------------------------------------------------------------------------------------------
+        self.labels = data.train.labels if fitted.takes_labels else None
+        first = torch.arange(min(8, count), device=data.train.images.device)
+        with evaluating(model, guide):
+            self.pair = Pair(model, guide, *self.batch(first))
+            elbo = objective_for(self.options, self.pair, *self.batch(first))
+        self.adversarial = isinstance(elbo, Adversarial)
+        self.loss = partial(loss_per_image, elbo)
+
+        # -- batches --------------------------------------------------------------------------------------------
+        self.size, self.least = min(self.options.batch_size, count), 1
+        if (
+            self.size == 1 or count % self.size == 1 or parallel.size() > 1
+        ):  # a batch of one image is to come, or a share
+            loss = partial(self.loss, self.pair.model, self.pair.guide)
+            self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
+        self.steps_per_epoch = len(batches(torch.arange(count), self.size, self.least))
+        self.total = self.options.epochs * self.steps_per_epoch
+
+        # -- step -----------------------------------------------------------------------------------------------
+        self.captured: Captured | None = None
+        self.shared = None if parallel.size() == 1 else SharedGradient(self.loss, self.parameters, interrupted)
+        self.warmup = ScaleLatents()
+        functions = [self.pair.model, self.pair.guide]
+        if self.options.kl_warmup:
+            functions = [scaled(function, self.warmup) for function in functions]
+        gradient = self.shared or partial(loss_with_gradient, self.loss)
+        self.svi = SVI(*functions, self.optimizer, loss=self.loss, loss_and_grads=gradient)
+
+        # -- where training is ----------------------------------------------------------------------------------
+        self.state, self.best = State(), dict[str, Tensor]()
+        self.resumed = self.restore()
+        self.directory.cut_metrics(self.state.step if self.resumed else -1)
+        parallel.barrier()  # until all have read what is about to be written
+        parallel.broadcast(list(tensors_of(self.modules).values()))  # whatever a class draws its first weights from
+        self.started = time.perf_counter() - self.state.seconds
+        self.monitor = Monitor(fitted, self.pair, self.adversarial)
+        self.progress = Progress(self.total, "step", done=self.state.step, quiet=quiet)
+
+    def run(self, on_epoch: OnEpoch | None) -> None:
+        """Train to the last epoch."""
+        state, options = self.state, self.options
+        with self.progress:
+            if not self.resumed:
+                self.measure(None)
+                self.save()
+            while state.epoch < options.epochs and not state.stopped:
+                # -- the steps of an epoch ----------------------------------------------------------------------
+                device = self.fitted.data.train.images.device
+                order = image_order(len(self.fitted.data.train), options.seed, state.epoch).to(device)
+                if options.capture and self.captured is None:
+                    self.capture(order)
+                done = state.step - state.epoch * self.steps_per_epoch
+                for index in batches(order, self.size, self.least)[done:]:
+                    self.step(index)
+                    stop = self.shared.stop if self.shared else self.interrupted.is_set()
+                    if stop and state.step % self.steps_per_epoch:
+                        self.verify(order)
+                        self.save()
+                        raise KeyboardInterrupt
+                self.verify(order)
+
+                # -- its end: measure, ask, save ----------------------------------------------------------------
+                state.epoch += 1
+                mean_loss, state.loss_sum = state.loss_sum / len(self.fitted.data.train), 0.0
+                if state.epoch == options.epochs:
+                    self.finish()
+                line = self.measure(mean_loss)
+                state.stopped = parallel.any_rank(line is not None and on_epoch is not None and on_epoch(line) is True)
+                state.stopped = state.stopped and state.epoch < options.epochs
+                if state.stopped:
+                    self.stop_early(line)
+                interrupted = parallel.any_rank(self.interrupted.is_set())  # measuring takes a while
+                last = state.epoch == options.epochs or state.stopped
+                if state.epoch % options.checkpoint_every == 0 or last or interrupted:
+                    self.save()
+                if interrupted:
+                    raise KeyboardInterrupt
+        # Statistics of batches, and what was chosen after the last step, are each process's own.
+        parallel.broadcast(list(tensors_of(self.modules).values()))
+
+    # One step --------------------------------------------------------------------------------------------------
+
+    def batch(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Training images at `index`, binarized anew, with their labels if the pair takes any."""
+        x = self.fitted.data.batch(index)
+        return (x,) if self.labels is None else (x, self.labels[index])
+
+    def step(self, index: Tensor) -> None:
+        """One step of SVI on the images at `index`.
+
+        :raises Diverged: when the loss is not finite.
+        """
+        state, options = self.state, self.options
+        self.optimizer.set_rate(options.rate(state.step, self.total))
+        if options.kl_warmup:
+            self.warmup.scale = min(1.0, state.step / (options.kl_warmup * self.steps_per_epoch))
+        images = len(index)
+        if self.shared:
+            # Any number of processes may go on from here: their streams are not in the checkpoint.
+            first_seed = options.seed * 1_000_003 + state.step + _NOISE_STREAM
+            torch.manual_seed(parallel.seed(first_seed))
+            self.shared.whole, index = images, parallel.shard(index, self.least)
+        with pyro.validation_enabled(False):
+            value = self.svi.step(*self.batch(index))
+        state.step += 1
+        if not math.isfinite(value):
+            raise Diverged(diverged(state.step, self.directory))
+        state.loss_sum += value * images
+        self.progress.advance()
+
+    def capture(self, order: Tensor) -> None:
+        """Record the operations of a step, and use the record from here on."""
+        rows = order[: self.size], order[-self.size :].flip(0)  # flipped: another batch, even if there is but one
+        loss = partial(self.loss, self.pair.model, self.pair.guide)
+        with pyro.validation_enabled(False):
+            self.captured = Captured(loss, self.modules, *map(self.tried, rows))
+        self.svi.loss_and_grads = self.captured
+
+    def verify(self, order: Tensor) -> None:
+        """Compare the recorded step with the pair, on a batch."""
+        if self.captured is not None:
+            with pyro.validation_enabled(False):
+                self.captured.check(*self.tried(order[: self.size]))
+
+    def tried(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """A batch, without a change to the noise of the next."""
+        with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
+            return self.batch(rows)
+
+    # Once in a while -------------------------------------------------------------------------------------------
+
+    def measure(self, mean_loss: float | None) -> dict[str, Any] | None:
+        """Measure the bounds, note the best epoch, and write and show a line. The first process does, for all.
+
+        :param mean_loss: of the epoch; None before the first.
+        :returns: the line of `metrics.jsonl`; None in other processes.
+        """
+        if parallel.rank() > 0:
+            return None
+        state = self.state
+        line: dict[str, Any] = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "seconds": time.perf_counter() - self.started,
+            "learning_rate": self.options.rate(state.step, self.total),
+        }
+        if mean_loss is not None:
+            line["loss"] = mean_loss
+        terms = self.monitor.measure()
+        line |= terms
+        if not is_finite(terms):
+            impossible = any(figures.get("elbo") == -math.inf for figures in terms.values())
+            raise Diverged(diverged(state.step, self.directory, impossible))
+        elbo = terms.get("validation", {}).get("elbo")
+        if elbo is not None and (state.best is None or elbo > state.best["elbo"]):
+            state.best = {"epoch": state.epoch, "elbo": elbo}
+            self.best = {f"best.{name}": tensor.clone() for name, tensor in tensors_of(self.modules).items()}
+        self.directory.append_metrics(line)
+        if state.epoch in {0, (self.options.epochs + 1) // 2, self.options.epochs}:
+            self.monitor.keep_samples(state.epoch)
+        show(self.progress, line, self.options.epochs)
+        return line
+
+    def finish(self) -> None:
+        """Choose what is chosen after the last step: the noise of a density that was not trained."""
+        if self.adversarial:
+            data = self.fitted.data
+            with torch.random.fork_rng([data.train.images.device] if data.train.images.is_cuda else []):
+                split = "validation" if len(data.validation) else "train"
+                fit_scale(self.fitted.model, data.targets(split)[:_SCALE_IMAGES])
+
+    def stop_early(self, line: dict[str, Any] | None) -> None:
+        """Make this epoch the last."""
+        self.finish()
+        if line is not None:
+            self.monitor.keep_samples(self.state.epoch)
+            self.directory.cut_metrics(self.state.step - 1)
+            self.directory.append_metrics(line | {"stopped": True})
+
+    # Checkpoints -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint.
+
+        :raises Diverged: for weights that are not finite: the loss was finite, the step after it was not.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.parameters):
+            raise Diverged(diverged(self.state.step, self.directory))
+        self.state.seconds = time.perf_counter() - self.started
+        self.directory.save_checkpoint(snapshot(self.modules, self.optimizer.parts) | self.best, asdict(self.state))
+
+    def restore(self) -> bool:
+        """Go back to the run's checkpoint. Returns whether there was one."""
+        checkpoint = self.directory.load_checkpoint()
+        if checkpoint is None:
+            return False
+        tensors, content = checkpoint
+        self.state = State.read(content)
+        self.best = {name: tensor for name, tensor in tensors.items() if name.startswith("best.")}
+        restore(self.modules, self.optimizer.parts, tensors, self.directory)
+        return True
+
+
+# Parts of it that others use -----------------------------------------------------------------------------------
+
+
+def objective_for(options: TrainingOptions, pair: Pair, *batch: Tensor) -> ELBO:
+    """The Pyro ELBO that the options mean for a pair, tried on a few images.
+
+    :raises BadInput: if the pair cannot have it.
+    """
+    elbo = objective(
+        options.objective,
+        pair,
+        *batch,
+        num_particles=options.num_particles,
+        alpha=options.alpha,
+        beta=options.beta,
+    )
+    if options.kl_warmup and not isinstance(elbo, Trace_ELBO | TraceMeanField_ELBO | TraceGraph_ELBO):
+        raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
+    if options.capture:
+        if parallel.size() > 1:
+            raise BadInput(f"--capture: takes one process, not {parallel.size()}")
+        return recordable(elbo, pair)
+    return elbo
+
+
+def loss_per_image(elbo: Any, model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
+    """The loss of a batch in nats per image."""
+    loss: Tensor = elbo.differentiable_loss(model, guide, x, *args)
+    return loss / len(x)
+
+
+def loss_with_gradient(loss: Callable[..., Tensor], model: Any, guide: Any, *batch: Tensor) -> Tensor:
+    """The loss, with its gradient put into the parameters. Pyro's own `loss_and_grads` looks for parameters in the
+    trace and is slower. Here they are the modules' own."""
+    value = loss(model, guide, *batch)
+    value.backward()
+    return value
+
+
+def image_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of the images in an epoch."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(count, generator=generator)
+
+
+def diverged(step: int, run: RunDirectory, impossible: bool = False) -> str:
+    """What to tell of a loss that is not finite.
+
+    :param impossible: whether the ELBO is -inf.
+    """
+    kept = f"the last good checkpoint is kept in {run.path}. "
+    if impossible:
+        return (
+            f"the ELBO is -inf after step {step}: the guide draws z where p(x, z) = 0; {kept}"
+            "Give the guide a distribution of the prior's support"
+        )
+    return f"the loss is not finite at step {step}; {kept}A lower --learning-rate or --clip-grad-norm may help"

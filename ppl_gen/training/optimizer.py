@@ -1,0 +1,50 @@
+"""The optimizer of a run, behind Pyro's interface."""
+
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import nn
+
+from ppl_gen.experiment.options import TrainingOptions
+
+
+class OneOptimizer(PyroOptim):
+    """One fused optimizer over all parameters, where Pyro would make one per parameter; two where matrices have their
+    own.
+
+    SVI hands over the parameters that it saw as a set. The order of a set of tensors varies between processes, so the
+    optimizer is built once from the modules' named parameters.
+
+    :param parameters: in the order of their names.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], options: TrainingOptions):
+        self.parameters = parameters
+        self.clip_grad_norm = options.clip_grad_norm
+        self.parts: dict[str, torch.optim.Optimizer] = {}
+        matrix = [options.optimizer == "muon" and p.dim() == 2 for p in parameters]
+        if matrices := [p for p, yes in zip(parameters, matrix, strict=True) if yes]:
+            # Steps as long as Adam's, so that one learning rate serves both (Liu et al. 2025, equation 4).
+            self.parts["muon"] = torch.optim.Muon(
+                matrices, lr=options.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+            )
+        if others := [p for p, yes in zip(parameters, matrix, strict=True) if not yes]:
+            self.parts["adam"] = torch.optim.Adam(
+                others, lr=options.learning_rate, betas=(options.adam_beta1, 0.999), fused=True
+            )
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for part in self.parts.values():
+            for group in part.param_groups:
+                group["lr"] = rate
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Take a step along the gradients that the parameters have, and clear them."""
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
+        for part in self.parts.values():
+            part.step()
+        for parameter in self.parameters:
+            parameter.grad = None
