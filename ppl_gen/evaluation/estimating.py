@@ -13,6 +13,7 @@ from ppl_gen import parallel
 from ppl_gen.errors import BadInput, describe, require
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.annealed import AnnealedEstimate, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
@@ -40,10 +41,6 @@ class Task:
     labels: tuple[Tensor, ...] = ()
     """Of these images, if model or guide take them."""
     quiet: bool = False
-
-    @property
-    def pair(self) -> tuple[nn.Module, nn.Module]:
-        return self.fitted.model, self.fitted.guide
 
 
 def evaluate(
@@ -190,6 +187,7 @@ def _estimates(
         yield "annealed", by_annealing(task)
     for estimator in further:
         own = estimator(fitted.model, fitted.guide, x, *labels)
+        require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is one of the package's own; take another")
         yield own.estimator, own
 
 
@@ -224,7 +222,8 @@ def by_sampling(fitted: Fitted, x: Tensor, *labels: Tensor, num_samples: int, qu
 
 def _with_second_opinion(task: Task, found: ImportanceEstimate) -> ImportanceEstimate:
     how = {"num_samples": opinion_samples(found.num_samples), "seed": parallel.seed(task.options.seed)}
-    return replace(found, second_opinion=second_opinion(*task.pair, task.x, *task.labels, **how))
+    opinion = second_opinion(task.fitted.model, task.fitted.guide, task.x, *task.labels, **how)
+    return replace(found, second_opinion=opinion)
 
 
 def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module], dict[str, Any]]:
@@ -245,7 +244,7 @@ def _by_proposals(task: Task, others: Sequence[nn.Module]) -> Estimate:
 def by_annealing(task: Task) -> AnnealedEstimate:
     """Annealing, with bounds from both sides on images from the model by the same settings, with progress."""
     annealing, count = task.options.annealed, task.options.sandwich
-    model, guide = task.pair
+    model, guide = task.fitted.model, task.fitted.guide
     work = len(task.x) * annealing.work + count * annealing.sandwich_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"

@@ -6,7 +6,7 @@ from ppl_gen.core.tables import Row, fixed, line, small
 from ppl_gen.errors import NARROWER, warnings_of
 
 UNITS = "nats per image ± standard error over images; larger is better"
-_WORDS = {
+ESTIMATES = {
     "exact": "exact",
     "elbo": "ELBO",
     "importance": "importance sampling",
@@ -15,7 +15,7 @@ _WORDS = {
     "annealed": "annealing",
     "second_opinion": "second opinion",
 }
-"""Estimates by their names in the file; others are told by name."""
+"""The package's own estimates in words, by their names in the file; others are told by name."""
 _FIGURES = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
 """Keys of an entry of log p(x) that are no settings of its estimator."""
 
@@ -157,8 +157,8 @@ def _agreement_rows(s: dict[str, Any]) -> list[Row]:
     if "second_opinion" in s:
         found.append(Row("second opinion", note=_second(s["second_opinion"])))
     for name, others in s.get("below", {}).items():
-        above = ", ".join(_WORDS.get(other, other) for other in others)
-        found.append(Row(f"{_WORDS.get(name, name)} is too low:", note=f"below {above}"))
+        above = ", ".join(ESTIMATES.get(other, other) for other in others)
+        found.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
     return found
 
 
@@ -201,7 +201,7 @@ def _gap_note(summary: dict[str, Any], several: bool) -> str:
     if "of" not in gap or (not several and not others and gap["of"] == "importance"):
         return ""
     means = [summary["elbo"]["mean"], gap["mean"]]
-    note = f"of log p(x) {fixed(None if None in means else sum(means))}: {_WORDS.get(gap['of'], gap['of'])}"
+    note = f"of log p(x) {fixed(None if None in means else sum(means))}: {ESTIMATES.get(gap['of'], gap['of'])}"
     return note + (f"; on {others:.1%} of images, a larger estimate" if others else "")
 
 

@@ -190,20 +190,7 @@ class Estimate:
 
     def more_entries(self, name: str) -> dict[str, Any]:
         """What else it has in `evaluation.json`, by key."""
-        return {} if self.khat is None else {f"khat_{name}": self.khat_entry()}
-
-    def khat_entry(self) -> dict[str, Any]:
-        """k-hat over the images, which are of three kinds: too high, unknown, and fine."""
-        assert self.khat is not None
-        known = self.khat[self.khat.isfinite()]
-        return {
-            **({"median": float(known.median())} if len(known) else {}),
-            "fraction_above_0.7": share(self.khat > 0.7),
-            "threshold": self.khat_threshold,
-            "fraction_above_threshold": share(self.khat_too_high),
-            "fraction_unknown": share(self.khat_unknown),
-            "fraction_fine": share(~self.untrusted),
-        }
+        return {} if self.khat is None else {f"khat_{name}": khat_entry(self, self.khat)}
 
     def variables(self, name: str) -> dict[str, Variable]:
         """Its variables in `evaluation.nc`, by name."""
@@ -279,6 +266,19 @@ def mean_entry(values: Tensor, **more: Any) -> dict[str, Any]:
     """A mean over images with its standard error, as JSON has it."""
     mean, se = mean_se(values)
     return {"mean": mean, "se": se, **more}
+
+
+def khat_entry(estimate: Estimate, khat: Tensor) -> dict[str, Any]:
+    """k-hat over the images, as JSON has it. Images are of three kinds: too high, unknown, and fine."""
+    known = khat[khat.isfinite()]
+    return {
+        **({"median": float(known.median())} if len(known) else {}),
+        "fraction_above_0.7": share(khat > 0.7),
+        "threshold": estimate.khat_threshold,
+        "fraction_above_threshold": share(estimate.khat_too_high),
+        "fraction_unknown": share(estimate.khat_unknown),
+        "fraction_fine": share(~estimate.untrusted),
+    }
 
 
 def median_and_least(ess: Tensor) -> dict[str, float]:

@@ -29,7 +29,7 @@ from ppl_gen.errors import BadInput, describe, require, warnings_of
 from ppl_gen.inference.agreement import above, bound
 from ppl_gen.inference.callables import as_arguments, as_images, evaluating, matmul_precision, whole_number
 from ppl_gen.inference.enumeration import exact_blocks
-from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, mean_mc_se, mean_se, median_and_least
+from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.traces import Pair, Terms, take
 from ppl_gen.memory import keep_freed_memory
 
@@ -123,7 +123,7 @@ class ImportanceEstimate(Estimate):
             found["elbo_analytic_kl"] = mean_entry(self.reconstruction - self.kl_analytic)
         found["iwae"] = {str(k): mean_entry(values) for k, values in self.iwae.items()}
         found["iwae_jackknife"] = {str(k): mean_entry(values) for k, values in self.iwae_jackknife.items()}
-        found |= {"ess": median_and_least(self.ess), "khat": self.khat_entry()}
+        found |= {"ess": median_and_least(self.ess), "khat": khat_entry(self, self.khat)}
         if self.narrower:
             found["narrower"] = True
         if self.second_opinion is not None:

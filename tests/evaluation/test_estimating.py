@@ -95,6 +95,12 @@ def test_an_estimator_of_ones_own_stands_beside_the_others(runs: dict[str, Path]
     with pytest.raises(BadInput, match="two of that name"):
         evaluate(fitted, EvaluationOptions(num_images=6), further=[_mine, _mine], quiet=True)
 
+    def taken(*arguments: Any) -> Estimate:
+        return replace(_mine(*arguments), estimator="annealed")
+
+    with pytest.raises(BadInput, match="one of the package's own"):
+        evaluate(fitted, EvaluationOptions(num_images=6), further=[taken], quiet=True)
+
 
 def test_samples_of_the_prior_beside_an_exact_value(runs: dict[str, Path], tmp_path: Path) -> None:
     fitted = _fitted(runs["mixture"], tmp_path)
