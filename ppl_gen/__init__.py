@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ppl_gen.inference.estimate import Estimate
     from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood, log_weights
     from ppl_gen.loading import load
+    from ppl_gen.run import Run
 
 __version__ = "0.1.0"
 
@@ -24,11 +25,12 @@ _HOMES = {
     "BadInput": "ppl_gen.errors",
     "Estimate": "ppl_gen.inference.estimate",
     "ImportanceEstimate": "ppl_gen.inference.importance",
+    "Run": "ppl_gen.run",
     "load": "ppl_gen.loading",
     "log_marginal_likelihood": "ppl_gen.inference.importance",
     "log_weights": "ppl_gen.inference.importance",
 }
-__all__ = ["BadInput", "Estimate", "ImportanceEstimate", "load", "log_marginal_likelihood", "log_weights"]
+__all__ = ["BadInput", "Estimate", "ImportanceEstimate", "Run", "load", "log_marginal_likelihood", "log_weights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Errors as a person is shown them: one sentence, no traceback."""
 
 import difflib
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -11,10 +12,21 @@ NARROWER = "the guide leaves out a part of the prior's support, where more of lo
 
 
 class BadInput(ValueError):
-    """What a user gave cannot be used. One sentence that names it and says what to do; exit status 2."""
+    """What a user gave cannot be used. One sentence that names it and says what to do; exit status 2.
+
+    The sentence speaks of command-line options, and is shown so by a command. In Python the error shows arguments.
+
+    >>> print(BadInput("--num-samples 0: must be at least 1"))
+    num_samples 0: must be at least 1
+    """
 
     def __init__(self, sentence: str = ""):
-        super().__init__(sentence.partition("\nTrace Shapes:")[0])  # which Pyro adds to what is raised under a trace
+        self.sentence = sentence.partition("\nTrace Shapes:")[0]  # which Pyro adds to what is raised under a trace
+        super().__init__(self.sentence)
+
+    def __str__(self) -> str:
+        resumed = re.sub(r"--resume (\S+)", r"Run.open('\1').resume()", self.sentence)
+        return re.sub(r"--([a-z][\w.-]*\w)", lambda option: option[1].replace("-", "_"), resumed)
 
 
 class Failed(RuntimeError):

@@ -1,9 +1,9 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+"""Progress on standard error: a bar on a terminal and in a notebook, plain lines elsewhere."""
 
 import sys
 import time
-
-from tqdm import tqdm
+import warnings
+from typing import Any
 
 
 class Progress:
@@ -15,10 +15,11 @@ class Progress:
     """
 
     def __init__(self, total: int, unit: str, *, done: int = 0, quiet: bool = False):
-        self._plain = not quiet and not sys.stderr.isatty()
+        notebook = _in_notebook()
+        self._plain = not quiet and not notebook and not sys.stderr.isatty()
         self._total, self._first, self._done = total, done, done
         self._start = self._last_line = time.perf_counter()
-        self._bar = tqdm(
+        self._bar = _bar(notebook)(
             total=total,
             initial=done,
             unit=unit,
@@ -53,3 +54,22 @@ class Progress:
             elapsed = now - self._start
             left = f"{elapsed:.0f} s, {elapsed / units * (self._total - self._done):.0f} s left"
         print("  ".join(part for part in (heading, text, left) if part), file=sys.stderr, flush=True)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _bar(notebook: bool) -> Any:
+    """tqdm's class of bars: in a notebook a widget, where there are widgets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are no widgets
+        if notebook:
+            from tqdm.auto import tqdm as automatic
+
+            return automatic
+    from tqdm import tqdm
+
+    return tqdm

@@ -298,7 +298,7 @@ def _blocks(
                 for start in range(0, num_samples, step)
             ]
         except BadInput as error:
-            raise BadInput(f"{error} (images {int(rows[0])} to {int(rows[-1])})") from error
+            raise BadInput(f"{error.sentence} (images {int(rows[0])} to {int(rows[-1])})") from error
         except Exception as error:  # somebody else's code
             which = f"{pair.model_name} and {pair.guide_name} fail on images {int(rows[0])} to {int(rows[-1])}"
             raise BadInput(f"{which}: {describe(error)}") from error

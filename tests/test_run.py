@@ -1,0 +1,351 @@
+"""A run from Python: classes, instances and arrays handed over, training for longer, and ending it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import ppl_gen
+from ppl_gen import fit
+from ppl_gen.errors import BadInput
+from ppl_gen.evaluation import gap_split
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.inference.gaps import Search
+from ppl_gen.models.vae import VAE
+from ppl_gen.run import Run
+
+Call = Callable[..., tuple[int, str, str]]
+SMALL: dict[str, Any] = {"epochs": 2, "num_samples": 20, "hidden_dims": (8,), "latent_dim": 2, "quiet": True}
+
+
+class Laplace(nn.Module):
+    """A guide of one's own."""
+
+    def __init__(self, data_dim: int, latent_dim: int, *, units: int = 5):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(data_dim, units), nn.ELU(), nn.Linear(units, 2 * latent_dim))
+
+    def guide(self, x: Tensor) -> None:
+        loc, log_scale = self.net(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Laplace(loc, log_scale.exp()).to_event(1))
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.bernoulli(torch.full((200, 4, 5), 0.3), generator=torch.Generator().manual_seed(0))
+
+
+def _weights(run: Run) -> dict[str, Tensor]:
+    content = run.directory.load_checkpoint()
+    assert content is not None
+    return {name: tensor for name, tensor in content[0].items() if name.startswith("last.")}
+
+
+def _same(one: Run, other: Run) -> bool:
+    ours, theirs = _weights(one), _weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_class_and_a_tensor(elsewhere: Path, x: Tensor) -> None:
+    """The run records both by name and hash, opens without them for what needs none, and with them for the rest."""
+    run = Run.fit("vae", guide=Laplace, data=x, guide_options={"units": 4}, **SMALL)
+    assert run.path == Path("runs/vae-laplace-array-1") and isinstance(run.guide, Laplace)
+    assert run.guide.net[0].out_features == 4
+    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    assert config["guide"] == f"{__name__}:Laplace" and config["guide_options"] == {"units": 4}
+    assert config["data_name"] == "array" and len(config["data_sha256"]) == len(config["guide_sha256"]) == 64
+    assert (len(run.data.train), len(run.data.validation), len(run.data.test)) == (160, 20, 20)
+    assert run.data.shape == (4, 5)
+
+    again = Run.open(run.path)
+    assert again.evaluation is not None and run.evaluation is not None
+    assert again.evaluation.summary == run.evaluation.summary and again.metrics["epoch"].tolist() == [0, 1, 2]
+    assert again.config.training.epochs == 2
+    with pytest.raises(BadInput, match=f"was fitted with the guide {__name__}:Laplace"):
+        _ = again.model
+    with pytest.raises(BadInput, match="hand it over again"):
+        _ = Run.open(run.path, guide=Laplace).data
+    with pytest.raises(BadInput, match="was fitted to other images"):
+        _ = Run.open(run.path, guide=Laplace, data=x.flip(0)).data
+    whole = Run.open(run.path, guide=Laplace, data=x.numpy())
+    assert torch.equal(whole.guide.net[0].weight, run.guide.net[0].weight)
+    model, guide, data, _ = ppl_gen.load(run.path, Laplace, data=x)
+    assert torch.equal(guide.net[0].weight, run.guide.net[0].weight) and len(data.test) == 20
+    assert type(model).__name__ == "VAE"
+
+
+def test_a_class_that_no_module_has(elsewhere: Path, x: Tensor) -> None:
+    """As one that is defined in a notebook's cell: its methods' source is what is hashed."""
+
+    class Inner(Laplace):
+        def guide(self, x: Tensor) -> None:
+            super().guide(x)
+
+    run = Run.fit("vae", guide=Inner, data=x, **SMALL)
+    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    assert config["guide"] == "class:Inner" and len(config["guide_sha256"]) == 64
+    with pytest.raises(BadInput, match=r"it was class Inner of a Python session: Run.open\(…, guide=Inner\)"):
+        _ = Run.open(run.path, data=x).guide
+    assert isinstance(Run.open(run.path, guide=Inner, data=x).guide, Inner)
+
+
+def test_changed_code_is_told(elsewhere: Path, x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.fit("vae", guide=Laplace, data=x, **SMALL)
+    assert not capsys.readouterr().err
+
+    class Other(nn.Module):
+        def __init__(self, data_dim: int, latent_dim: int, *, units: int = 5):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(data_dim, units), nn.ELU(), nn.Linear(units, 2 * latent_dim))
+
+        def guide(self, x: Tensor) -> None: ...
+
+    Other.__name__ = "Laplace"
+    _ = Run.open(run.path, guide=Other, data=x).guide
+    assert "has changed since the run was fitted" in capsys.readouterr().err
+
+
+def test_instances_are_trained_in_place(elsewhere: Path, x: Tensor) -> None:
+    """From the weights that they have; and weights are loaded into those that are given again."""
+    torch.manual_seed(3)
+    model, guide = VAE((4, 5), latent_dim=2, hidden_dims=(8,)), Laplace(20, 2)
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    options = {name: value for name, value in SMALL.items() if name in ("epochs", "num_samples", "quiet")}
+    run = Run.fit(model, guide=guide, data=x, **options)
+    assert run.model is model and run.guide is guide
+    assert all(not torch.equal(first[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(BadInput, match="instance VAE of a Python session"):
+        _ = Run.open(run.path).model
+    others = VAE((4, 5), latent_dim=2, hidden_dims=(8,)), Laplace(20, 2)
+    again = Run.open(run.path, model=others[0], guide=others[1], data=x)
+    assert again.model is others[0]
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others[0].state_dict().items())
+    with pytest.raises(BadInput, match="does not match"):
+        _ = Run.open(run.path, model=VAE((4, 5), latent_dim=3), guide=Laplace(20, 3), data=x).model
+    with pytest.raises(BadInput, match="is an instance, which takes no options: latent_dim"):
+        Run.fit(model, guide=guide, data=x, model_options={"latent_dim": 4}, **options)
+
+
+def test_the_first_weights_of_an_instance_are_those_at_the_call(elsewhere: Path, x: Tensor) -> None:
+    torch.manual_seed(3)
+    model, guide = VAE((4, 5), latent_dim=2, hidden_dims=(8,)), Laplace(20, 2)
+    start = {name: tensor.clone() for name, tensor in guide.state_dict().items()}
+    met: list[bool] = []
+
+    def look(run: Run, metrics: dict[str, Any]) -> None:
+        moved = [float((tensor - start[name]).abs().max()) for name, tensor in run.guide.state_dict().items()]
+        met.append(0 < max(moved) < 0.01)  # Adam's step is at most the learning rate
+
+    Run.fit(model, guide=guide, data=x, epochs=1, batch_size=100, num_samples=5, quiet=True, on_epoch=look)
+    assert met == [True]
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "labelled"),
+    [
+        (lambda x: x.flatten(1).double(), (160, 20, 20), False),
+        (lambda x: (x, torch.arange(200) % 3), (160, 20, 20), True),
+        (lambda x: TensorDataset(x, torch.arange(200) % 3), (160, 20, 20), True),
+        (lambda x: {"train": x[:100], "test": x[100:]}, (90, 10, 100), False),
+        (
+            lambda x: {"train": (x[:90], [0] * 90), "validation": (x[:9], [1] * 9), "test": (x, [2] * 200)},
+            (90, 9, 200),
+            True,
+        ),
+        (lambda x: {"train": x[:50].numpy(), "validation": x[:9].numpy(), "test": x.numpy()}, (50, 9, 200), False),
+    ],
+)
+def test_data_in_python(elsewhere: Path, x: Tensor, make: Any, sizes: tuple[int, ...], labelled: bool) -> None:
+    run = Run.fit("mixture", data=make(x), num_components=3, epochs=1, num_samples=5, quiet=True)
+    data = run.data
+    assert (len(data.train), len(data.validation), len(data.test)) == sizes
+    assert (data.train.labels is not None) == labelled
+    if sizes[2] == 200:
+        assert torch.equal(data.test.images.float(), x.flatten(1))
+
+
+def test_dtypes_are_no_other_images(elsewhere: Path) -> None:
+    """Grey levels of bytes, and of floats between 0 and 1."""
+    levels = torch.randint(0, 256, (60, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    levels[0, 0] = 255
+    options: dict[str, Any] = {"num_components": 2, "epochs": 1, "num_samples": 5, "binarization": "threshold"}
+    ours = Run.fit("mixture", data=levels, quiet=True, **options)
+    theirs = Run.fit("mixture", data=levels.numpy() / 255, quiet=True, **options)
+    assert torch.equal(ours.data.train.images, theirs.data.train.images)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epoch": 3}, "epoch: is no option of fit; did you mean 'epochs'"),
+        ({"num_samples": 0}, "num_samples 0: must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate -1.0: must be above 0"),
+        ({"data": "nosuch"}, "data nosuch: not a data set"),
+        ({"data": {"a": 1}}, r"data \[a\]: is a int, not images"),
+        ({"data": torch.randn(10, 4)}, r"data array \[train\]: pixels lie in"),
+        ({"guide": nn.Linear}, r"guide=.*needs a method 'guide\(self, x, ...\)'"),
+        ({"guide": "nosuch"}, "unknown guide 'nosuch'"),
+        ({"guide_options": {"width": 3}}, "guide.width: Normal has no such option"),
+        ({"out": "there"}, r"out there: exists already; name a new directory, or continue it with Run.open\('there'\)"),
+    ],
+)
+def test_errors_speak_of_arguments(elsewhere: Path, options: dict[str, Any], words: str) -> None:
+    Path("there").mkdir()
+    with pytest.raises(BadInput, match=words) as error:
+        Run.fit("vae", **{"data": "digits", **options})
+    assert "--" not in str(error.value) and "\n" not in str(error.value)
+    assert sorted(path.name for path in Path().iterdir()) == ["there"]
+    with pytest.raises(BadInput, match="name a model: belief-net"):
+        Run.fit()
+
+
+# How good it is ------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_takes_the_place_of_the_evaluation(elsewhere: Path, x: Tensor) -> None:
+    """With its pictures and the page. Options are fields by name, or a whole object."""
+    run = Run.fit("vae", data=x, out="run", **SMALL)
+    first = run.evaluation
+    assert first is not None and first.options["num_samples"] == 20 and str(first) in str(run.evaluation)
+    picture = (run.path / "figures" / "gap_histogram.png").read_bytes()
+    found = run.evaluate(num_samples=50, num_images=10, seed=1, quiet=True)
+    assert run.evaluation is not None and run.evaluation.summary == json.loads(json.dumps(found.summary))
+    assert found.log_px.settings["num_samples"] == 50 and found.options["num_images"] == 10
+    assert (run.path / "figures" / "gap_histogram.png").read_bytes() != picture
+    assert "10 test images of array" in (run.path / "report.html").read_text(encoding="utf-8")
+    same = run.evaluate(EvaluationOptions(num_samples=50, num_images=10, seed=1), quiet=True)
+    assert same.summary | {"seconds": 0} == found.summary | {"seconds": 0}
+    with pytest.raises(BadInput, match="num_sample: is no option here; did you mean 'num_samples'"):
+        run.evaluate(num_sample=3)
+
+
+def test_an_evaluation_is_of_the_weights_that_were_loaded(elsewhere: Path, x: Tensor) -> None:
+    """And says so: others are not named in it."""
+    path = Run.fit("vae", data=x, out="run", **SMALL).path
+    best = Run.open(path, data=x, checkpoint="best")
+    assert best.evaluate(num_images=5, quiet=True).about["checkpoint"] == "best"
+    with pytest.raises(BadInput, match="opened with its best weights"):
+        best.evaluate(checkpoint="last")
+    with pytest.raises(BadInput, match="opened with its last weights"):
+        Run.open(path, data=x).split_gap(checkpoint="best")
+
+
+def test_proposals_are_opened_with_what_the_run_was_given(elsewhere: Path, x: Tensor) -> None:
+    """A run of the user's own images shares them with the other."""
+    run = Run.fit("vae", data=x, out="run", **SMALL)
+    other = Run.fit(data=x, init_from=run, guide="student-t", out="other", epochs=1, num_samples=20, quiet=True)
+    found = run.evaluate(num_samples=40, num_images=5, proposals=(other.path,), quiet=True)
+    assert found.primary == "mixed" and found.log_px.settings["proposal"]["guides"] == ["own", "other"]
+
+
+def test_the_gap_is_split(elsewhere: Path, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
+    run = Run.fit("vae", data=x, out="run", **SMALL)
+    found = run.split_gap(num_images=4, num_samples=30, quiet=True)
+    assert found.summary["contexts"]["num_images"] == 4 and found.copies is None and len(found.contexts.elbo) == 4
+    assert found.summary["options"]["estimator"] == "importance" and found.summary["options"]["gaps"]
+    assert run.directory.read_json("gaps.json") == json.loads(json.dumps(found.summary))
+    assert "amortization gap" in str(found) and "amortization gap" in found._repr_html_()
+
+
+# Training for longer, and ending it ----------------------------------------------------------------------------
+
+
+def test_training_for_longer_is_training_for_so_long(elsewhere: Path, x: Tensor, call: Call) -> None:
+    """With a constant learning rate, to the bit; and the optimizer's state goes on."""
+    longer = Run.fit("vae", data=x, out="longer", **SMALL).resume(4, quiet=True)
+    whole = Run.fit("vae", data=x, out="whole", **SMALL | {"epochs": 4})
+    assert _same(longer, whole) and longer.config.training.epochs == 4
+    assert longer.evaluation is not None and whole.evaluation is not None
+    assert longer.evaluation.summary | {"seconds": 0} == whole.evaluation.summary | {"seconds": 0}
+    with pytest.raises(BadInput, match="epochs 3: longer has 4 of 4 epochs"):
+        longer.resume(3, quiet=True)
+
+
+def test_a_schedule_goes_on(elsewhere: Path, call: Call) -> None:
+    options = ("--data", "digits", "--train-size", "60", "--num-samples", "5", "--num-components", "2")
+    assert call(fit.command, "mixture", *options, "--schedule", "cosine", "--epochs", "2", "--out", "run")[0] == 0
+    status, out, err = call(fit.command, "--resume", "run", "--epochs", "4")
+    assert status == 0, err
+    assert "the cosine schedule goes on as that of 4 epochs: the learning rate is " in out
+    rates = Run.open("run").metrics["learning_rate"]
+    assert rates[2] == 0 < rates[3]
+    status, _, err = call(fit.command, "--resume", "run", "--epochs", "3")
+    assert status == 2 and "--epochs 3: run has 4 of 4 epochs" in err
+
+
+def test_on_epoch_ends_training(elsewhere: Path, x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    """As if it were the last epoch: resuming trains no further, and nothing says that training is unfinished."""
+    epochs: list[int] = []
+
+    def stop(run: Run, metrics: dict[str, Any]) -> bool:
+        epochs.append(metrics["epoch"])
+        assert run.metrics["epoch"].iloc[-1] == metrics["epoch"] and set(metrics["train"]) == {
+            "elbo",
+            "reconstruction",
+            "kl",
+        }
+        return metrics["epoch"] == 2
+
+    run = Run.fit("vae", data=x, on_epoch=stop, out="stopped", **SMALL | {"epochs": 5})
+    whole = Run.fit("vae", data=x, out="whole", **SMALL)
+    assert epochs == [1, 2] and _same(run, whole)
+    assert run.metrics["epoch"].tolist() == [0, 1, 2] and run.evaluation is not None
+    capsys.readouterr()
+    again = Run.open("stopped", data=x).resume(quiet=True)
+    assert again.metrics["epoch"].tolist() == [0, 1, 2] and _same(again, whole)
+    _ = Run.open("stopped", data=x).model
+    assert "training stopped" not in capsys.readouterr().err
+
+
+def test_patience(elsewhere: Path, x: Tensor) -> None:
+    """Stops at the first epoch that is so many after the best one, also where the run is resumed in between."""
+
+    def interrupt(run: Run, metrics: dict[str, Any]) -> None:
+        if metrics["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    options = SMALL | {"epochs": 60, "learning_rate": 0.05, "patience": 3}
+    run = Run.fit("vae", data=x, out="whole", **options)
+    elbos = run.metrics["validation.elbo"].tolist()
+    assert len(elbos) < 61 and int(np.argmax(elbos)) == len(elbos) - 4
+    assert all(int(np.argmax(elbos[: n + 1])) > n - 3 for n in range(len(elbos) - 1))
+    with pytest.raises(KeyboardInterrupt):
+        Run.fit("vae", data=x, out="cut", on_epoch=interrupt, **options)
+    assert _same(Run.open("cut", data=x).resume(quiet=True), run)
+    with pytest.raises(BadInput, match="patience 1: needs a validation split"):
+        Run.fit("gan", data="digits", train_size=40, epochs=1, patience=1, binarization="none", quiet=True)
+
+
+def test_tensorboard(elsewhere: Path, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    run = Run.fit("vae", data=x, tensorboard=True, **SMALL)
+    assert list((run.path / "tensorboard").iterdir())
+
+
+# What it holds -------------------------------------------------------------------------------------------------
+
+
+def test_starting_from_a_run(elsewhere: Path, x: Tensor) -> None:
+    first = Run.fit("vae", data=x, **SMALL)
+    second = Run.fit(init_from=first, guide=Laplace, data=x, fixed_model=True, epochs=1, num_samples=5, quiet=True)
+    assert second.config.init_from == str(first.path) and second.config.model == "vae"
+    ours, theirs = _weights(first), _weights(second)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if name.startswith("last.model"))
+
+
+def test_samples(elsewhere: Path, x: Tensor) -> None:
+    run = Run.fit("vae", data=x, **SMALL)
+    assert run.sample(num_images=3).shape == (3, 4, 5)
+    assert torch.equal(run.sample(seed=4), run.sample(seed=4)) and not torch.equal(run.sample(), run.sample(seed=4))
+    with pytest.raises(BadInput, match="num_image: is no option here; did you mean 'num_images'"):
+        run.sample(num_image=3)
