@@ -1,5 +1,6 @@
 """An evaluation in memory and on disk: the same figures, values per image and words."""
 
+import doctest
 import html
 import json
 import math
@@ -19,6 +20,7 @@ from ppl_gen import runs
 from ppl_gen.core.tables import Row
 from ppl_gen.core.tables import html as html_of
 from ppl_gen.errors import BadInput
+from ppl_gen.evaluation import evaluation as module
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.inference.estimate import exact
 from ppl_gen.inference.proposals import SecondOpinion
@@ -162,6 +164,10 @@ def test_what_must_not_be_overlooked_is_said(observation: str) -> None:
     evaluation = Evaluation.from_json(_uneven().summary | {"observation": observation})
     warning = {"density": "densities of grey pixels", "cross-entropy": "no bound on a log-probability"}[observation]
     assert warning in str(evaluation) and warning in evaluation._repr_html_()
+
+
+def test_the_example_is_what_it_prints() -> None:
+    assert doctest.testmod(module) == (0, 4)
 
 
 def _spoil(run: RunDirectory, part: str, key: str) -> None:

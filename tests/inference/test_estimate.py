@@ -1,5 +1,6 @@
 """An estimate by itself: how far it is trusted, how it is printed, and what an evaluation takes of it."""
 
+import doctest
 import math
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ from estimates import ONE, annealed, importance, low, sampled, sandwich
 from torch import Tensor
 
 import ppl_gen
+from ppl_gen.inference import estimate
 from ppl_gen.inference.estimate import Estimate, exact, mean_se
 from ppl_gen.inference.importance import reduced
 from ppl_gen.inference.proposals import SecondOpinion
@@ -176,3 +178,7 @@ def test_each_estimator_has_its_own_keys_and_variables() -> None:
 
 def test_public_names() -> None:
     assert ppl_gen.Estimate is Estimate and issubclass(ppl_gen.ImportanceEstimate, Estimate)
+
+
+def test_the_example_is_what_it_prints() -> None:
+    assert doctest.testmod(estimate) == (0, 3)
