@@ -1,1 +1,1 @@
-"""Contracts, command lines and other small parts that every folder may use. It imports none of them, nor torch."""
+"""What every floor of the package uses, and what uses none of them, nor torch at import."""

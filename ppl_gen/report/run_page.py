@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.commands import command, fit_command, named_again, words
 from ppl_gen.errors import warnings_of
+from ppl_gen.evaluation import table
+from ppl_gen.evaluation.gap_table import gap_rows, gap_units
+from ppl_gen.evaluation.quality_table import QUALITY_UNITS, quality_images, quality_rows
 from ppl_gen.figures.captions import Caption, captions
 from ppl_gen.report.page import Picture, render, saving
 from ppl_gen.runs import RunDirectory
 
 if TYPE_CHECKING:
-    from ppl_gen.summaries import Row
+    from ppl_gen.core.tables import Row
 
 
 def write_report(run: RunDirectory) -> None:
@@ -77,26 +80,21 @@ def _numbers(config: dict[str, Any], found: Results, trained: str) -> dict[str, 
 
     :param trained: how long the run was trained, in words.
     """
-    from ppl_gen import summaries
-
     sections = []
     lead = f"{config['data_name']}, binarization {config['data']['binarization']}; {trained}"
     if (summary := found.evaluation) is not None:
-        lead = f"{summaries.images(summary)}; {summary['checkpoint']} weights; {trained}"
-        table = Table(summaries.rows(summary), summaries.UNITS, "nats", "how")
-        sections.append(Section("Bound against log p(x)", "", [table]))
+        lead = f"{table.images(summary)}; {summary['checkpoint']} weights; {trained}"
+        bounds = Table(table.rows(summary), table.UNITS, "nats", "how")
+        sections.append(Section("Bound against log p(x)", "", [bounds]))
     if (gaps := found.gaps) is not None:
-        tables = [
-            Table(rows, title or summaries.gap_units(gaps), "nats", "Monte Carlo error")
-            for title, rows in summaries.gap_rows(gaps)
-        ]
-        about = f"{summaries.images(gaps)}; {gaps['checkpoint']} weights; {gaps['seconds']:.0f} s"
+        tables = [Table(rows, title or gap_units(gaps), "nats", "Monte Carlo error") for title, rows in gap_rows(gaps)]
+        about = f"{table.images(gaps)}; {gaps['checkpoint']} weights; {gaps['seconds']:.0f} s"
         sections.append(Section("Where the gap comes from", about, tables))
     if (quality := found.quality) is not None:
-        table = Table(summaries.quality_rows(quality), summaries.QUALITY_UNITS, "value", "")
-        about = f"{summaries.quality_images(quality)}; {quality['checkpoint']} weights"
-        sections.append(Section("Samples, to a classifier", about, [table]))
-    return {"title": f"{summaries.title(config)}, on {config['data_name']}", "lead": lead, "sections": sections}
+        scores = Table(quality_rows(quality), QUALITY_UNITS, "value", "")
+        about = f"{quality_images(quality)}; {quality['checkpoint']} weights"
+        sections.append(Section("Samples, to a classifier", about, [scores]))
+    return {"title": f"{table.title(config)}, on {config['data_name']}", "lead": lead, "sections": sections}
 
 
 def _warnings(config: dict[str, Any], found: Results) -> list[str]:
@@ -175,6 +173,6 @@ def _result(
 
 def _evaluation_defaults() -> dict[str, Any]:
     """The options of `ppl_gen.evaluate` that need not be written."""
-    from ppl_gen.evaluate import EvaluationOptions
+    from ppl_gen.evaluation.options import EvaluationOptions
 
     return asdict(EvaluationOptions())

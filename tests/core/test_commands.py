@@ -10,7 +10,8 @@ import pytest
 from ppl_gen import cli
 from ppl_gen.core import commands
 from ppl_gen.core.commands import fit_command, named_again, words
-from ppl_gen.evaluate import Command, EvaluationOptions
+from ppl_gen.evaluate import Command
+from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.inference.annealed import Annealing
 
 

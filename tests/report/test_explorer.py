@@ -21,8 +21,9 @@ from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE
 from ppl_gen.nets import _ACTIVATIONS
-from ppl_gen.report import page, report
+from ppl_gen.report import page
 from ppl_gen.report.explorer import LIMIT, explorer, find_decoder, mean_image, read_layers
+from ppl_gen.report.run_page import report
 from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]

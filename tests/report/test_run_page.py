@@ -15,12 +15,13 @@ import pytest
 from pages import BROWSER, Page, check, overflow
 
 from ppl_gen import cli, evaluate, fit
-from ppl_gen.evaluate import EvaluationOptions
+from ppl_gen.evaluation import gap_split
+from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.config import Given, config_of
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.gaps import Search
 from ppl_gen.report import page as pages
-from ppl_gen.report import report, write_report
+from ppl_gen.report.run_page import report, write_report
 from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
@@ -258,7 +259,7 @@ def test_evaluating_writes_it_again(run: Path, call: Call, monkeypatch: pytest.M
     assert options == asked
     assert options.annealed == Annealing(num_temperatures=20, leapfrog_steps=2, start="guide")
 
-    monkeypatch.setattr(evaluate, "Search", lambda: Search(window=2, patience=1, most_windows=2))
+    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
     gaps = (run, "--gaps", "--num-images", "3", "--num-samples", "30")
     assert call(evaluate.command, *gaps)[0] == 0
     asked = cli.parse(evaluate.Command, list(map(str, gaps)), "", "").options
