@@ -14,7 +14,7 @@ from ppl_gen.fit import default_guide, training_defaults
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Config, assemble
-from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer
+from ppl_gen.training import TrainingOptions, _losses, _OneOptimizer, objective_for
 
 
 def noise(num_images: int, shape: tuple[int, int] = (28, 28)) -> Data:
@@ -27,7 +27,7 @@ def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: Traini
     """A step of SVI on the same images; to be called within `pyro.get_param_store().scope()`."""
     with evaluating(model, guide):
         pair = Pair(model, guide, x[:8])
-    loss, loss_and_grads = _losses(options.objective_for(pair, x[:8]))
+    loss, loss_and_grads = _losses(objective_for(options, pair, x[:8]))
     modules = nn.ModuleDict({"model": model, "guide": guide})
     if options.capture:
         loss_and_grads = Captured(partial(loss, pair.model, pair.guide), modules, (x,), (x.flip(0),))

@@ -33,7 +33,7 @@ from ppl_gen.loading import Config, Named, assemble, changed_files, config_of, e
 from ppl_gen.report import write_report
 from ppl_gen.runs import Run, check_new
 from ppl_gen.state import unchanged
-from ppl_gen.training import TrainingOptions, resolve_device, train
+from ppl_gen.training import TrainingOptions, objective_for, resolve_device, train
 
 PROGRAM = "python -m ppl_gen.fit"
 
@@ -148,7 +148,7 @@ def _prepare(config: Config, quiet: bool, *, start: bool = True) -> _Prepared:
     if cost is not None and not quiet:
         print(cost, flush=True)
     if (size := min(config.training.batch_size, len(data.train))) == 1:
-        loss = partial(config.training.objective_for(pair, *batch).differentiable_loss, pair.model, pair.guide)
+        loss = partial(objective_for(config.training, pair, *batch).differentiable_loss, pair.model, pair.guide)
         least_images(loss, model, guide, size, lambda: batch)
     missing = _without_gradient(config, model, guide, pair, batch)
     if config.training.capture:
@@ -285,7 +285,7 @@ def _enumeration_cost(config: Config, data: Data, model: nn.Module, guide: nn.Mo
     with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         assert smaller.num_states is not None
         ratio = pair.num_states / smaller.num_states
-        elbo = training.objective_for(smaller, *batch)
+        elbo = objective_for(training, smaller, *batch)
         parameters = [parameter for parameter in timed.parameters() if parameter.requires_grad]
         seconds = math.inf
         for _ in range(2):  # the first warms up
@@ -322,7 +322,7 @@ def _without_gradient(
     modules = nn.ModuleDict({"model": model, "guide": guide})
     own = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
-        elbo = config.training.objective_for(pair, *batch)
+        elbo = objective_for(config.training, pair, *batch)
         with (
             poutine.trace(param_only=True) as trace,
             pyro.validation_enabled(False),
@@ -395,7 +395,7 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 
 def _try_capture(config: Config, model: nn.Module, guide: nn.Module, pair: Pair, batch: tuple[Tensor, ...]) -> None:
     """Raise `BadInput` for a pair whose step cannot be recorded."""
-    loss = partial(config.training.objective_for(pair, *batch).differentiable_loss, pair.model, pair.guide)
+    loss = partial(objective_for(config.training, pair, *batch).differentiable_loss, pair.model, pair.guide)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         Captured(loss, nn.ModuleDict({"model": model, "guide": guide}), batch, tuple(part.flip(0) for part in batch))
 

@@ -1,12 +1,9 @@
 """From a configuration, or the directory of a run, to a model, a guide and data."""
 
-import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,11 +11,11 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-import ppl_gen
 from ppl_gen import components
 from ppl_gen.components import class_name, construct, find, is_external
 from ppl_gen.data import Data, DataOptions, fingerprint, load_data
 from ppl_gen.errors import BadInput, describe
+from ppl_gen.experiment.config import Config
 from ppl_gen.inference.callables import evaluating, matmul_precision
 from ppl_gen.inference.statements import adopt
 from ppl_gen.inference.traces import Pair, sample_sites
@@ -27,58 +24,6 @@ from ppl_gen.state import load_weights, prefixed, tensors_of
 from ppl_gen.training import TrainingOptions, resolve_device, takes_labels
 
 Checkpoint = Literal["last", "best"]
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that determines a run. Model and guide are names of the package's own, or `file.py:Class`."""
-
-    model: str = "vae"
-    model_options: Mapping[str, Any] = field(default_factory=dict)
-    guide: str = "normal"
-    guide_options: Mapping[str, Any] = field(default_factory=dict)
-    data: DataOptions = field(default_factory=DataOptions)
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    num_samples: int = 1000
-    """Importance samples per image for log p(x) after training."""
-    init_from: str | None = None
-    """Directory of the run whose last weights training starts from."""
-    fixed_model: bool = False
-    """Train the guide alone."""
-    prior: str | None = None
-    """In the place of the model's own."""
-    prior_options: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self, data: Data) -> dict[str, Any]:
-        """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
-        model_options = _resolved("model", find("model", self.model), self.model_options)
-        guide_options = _resolved("guide", find("guide", self.guide), self.guide_options)
-        prior = None if self.prior is None else find("prior", self.prior)
-        return {
-            "model": self.model,
-            "model_options": model_options,
-            "model_sha256": components.fingerprint(self.model),
-            "guide": self.guide,
-            "guide_options": guide_options,
-            "guide_sha256": components.fingerprint(self.guide),
-            "prior": self.prior,
-            "prior_options": {} if prior is None else _resolved("prior", prior, self.prior_options),
-            "prior_sha256": None if self.prior is None else components.fingerprint(self.prior),
-            # The data set that it became, so that nothing is left to what is on disk next time.
-            "data": asdict(self.data) | {"data": data.name if self.data.data == "auto" else self.data.data},
-            "data_name": data.name,
-            "data_sha256": fingerprint(self.data.data),
-            "data_notice": data.notice,
-            "training": asdict(self.training),
-            "num_samples": self.num_samples,
-            "init_from": self.init_from,
-            "fixed_model": self.fixed_model,
-            "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
-            | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
-            "num_threads": torch.get_num_threads(),
-            "git_commit": _git_commit(),
-            "command": sys.argv,
-        }
 
 
 @dataclass(frozen=True)
@@ -101,26 +46,6 @@ class Loaded(NamedTuple):
     guide: nn.Module
     data: Data
     config: dict[str, Any]
-
-
-def _resolved(kind: components.Kind, cls: type, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    return {option.name: chosen.get(option.name, option.default) for option in components.options(kind, cls)}
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that the package runs from, if it does."""
-    folder = Path(__file__).parent
-    try:
-        run = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-        return run.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def assemble(config: Config, data: Data) -> tuple[nn.Module, nn.Module]:
