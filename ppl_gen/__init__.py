@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppl_gen.comparison import Comparison
     from ppl_gen.errors import BadInput
     from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, log_weights
     from ppl_gen.loading import load
@@ -21,12 +22,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BadInput": "ppl_gen.errors",
+    "Comparison": "ppl_gen.comparison",
     "Estimates": "ppl_gen.inference.importance",
     "load": "ppl_gen.loading",
     "log_marginal_likelihood": "ppl_gen.inference.importance",
     "log_weights": "ppl_gen.inference.importance",
 }
-__all__ = ["BadInput", "Estimates", "load", "log_marginal_likelihood", "log_weights"]
+__all__ = ["BadInput", "Comparison", "Estimates", "load", "log_marginal_likelihood", "log_weights"]
 
 
 def __getattr__(name: str) -> Any:

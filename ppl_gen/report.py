@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppl_gen.core.commands import named_again
 from ppl_gen.errors import warnings_of
 from ppl_gen.runs import Run
 
@@ -395,16 +396,6 @@ def _fixed(value: float | None) -> str:
 
 
 # Commands ------------------------------------------------------------------------------------------------------
-
-
-def named_again(config: dict[str, Any]) -> list[str]:
-    """The options that name the classes of a run again that are not the package's own."""
-    return [
-        word
-        for kind in ("model", "guide", "prior")
-        if ":" in str(config.get(kind))
-        for word in (f"--{kind}", config[kind])
-    ]
 
 
 def fit_command(config: dict[str, Any]) -> list[str]:

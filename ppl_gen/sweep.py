@@ -20,8 +20,8 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from ppl_gen import cli, fit
-from ppl_gen.compare import flat
 from ppl_gen.components import kebab_case
+from ppl_gen.core.options import flat
 from ppl_gen.errors import BadInput, Failed, require
 from ppl_gen.loading import Config, Named, changed_files, config_of, externals
 from ppl_gen.runs import Run, check_new

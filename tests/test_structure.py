@@ -8,8 +8,9 @@ import pytest
 import ppl_gen
 
 ROOT = Path(ppl_gen.__file__).parent
-BASE = {"errors"}
+BASE = {"core", "errors"}
 ALLOWED = {
+    "core/": {"core"},
     "models/": {"distributions", "nets", *BASE},
     "guides/": {"guides", "distributions", "flows", "nets", *BASE},
     "priors/": {"flows", *BASE},
@@ -18,7 +19,11 @@ ALLOWED = {
     "nets.py": BASE,
     "flows.py": BASE,
     "distributions.py": BASE,
-    "data.py": {"sources", *BASE},
+    "data.py": {"data_options", "sources", *BASE},
+    "data_options.py": BASE,
+    "experiment/": {"experiment", "components", "data", "data_options", "inference", *BASE},
+    "evaluation/": {"evaluation", "components", "experiment", "inference", "runs", *BASE},
+    "comparison.py": {"evaluation", "figures", "report", *BASE},
     "sources.py": BASE,
     "runs.py": BASE,
     "errors.py": set(),
@@ -34,6 +39,7 @@ ALLOWED = {
         "batches",
         "capture",
         "data",
+        "experiment",
         "inference",
         "memory",
         "parallel",
@@ -44,7 +50,7 @@ ALLOWED = {
     },
     "summaries.py": {"inference", "runs", *BASE},
     "report.py": {"runs", "summaries", *BASE},
-    "loading.py": {"components", "data", "inference", "runs", "state", "training", *BASE},
+    "loading.py": {"components", "data", "experiment", "inference", "runs", "state", "training", *BASE},
 }
 COMMANDS = {
     "fit.py",
