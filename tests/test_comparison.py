@@ -22,7 +22,7 @@ from ppl_gen.comparison import Comparison
 from ppl_gen.core.options import flat
 from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
-from ppl_gen.evaluation.columns import labels, layout
+from ppl_gen.evaluation.columns import COLUMNS, labels, layout
 from ppl_gen.evaluation.reading import OPTIONS
 from ppl_gen.experiment.config import ORIGIN
 from ppl_gen.loading import Config
@@ -484,6 +484,8 @@ def test_the_keys_of_a_configuration_are_known(fitted: Path) -> None:
     options = {name.partition(".")[0] for name in OPTIONS}
     assert {key for key in recorded if key not in options and not key.endswith("_sha256")} == set(ORIGIN)
     assert {name for name in flat(recorded) if name.startswith(("training.", "data."))} <= OPTIONS.keys()
+    columns = {option.metadata.get("column") for option in OPTIONS.values()} - {None}
+    assert columns < {column.heading for column in COLUMNS}
 
 
 def test_where_and_how_fast_a_run_was_made_makes_no_row(elsewhere: Path) -> None:

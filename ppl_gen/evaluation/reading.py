@@ -115,7 +115,7 @@ def _per_image(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _mismatch(summary: dict[str, Any], attributes: dict[str, Any], values: dict[str, np.ndarray]) -> str:
-    """What the values per image have another of than the summary; empty if they belong to it."""
+    """The first property in which values per image are not those of a summary; empty if they belong to it."""
     importance = summary.get("log_px_importance", summary["log_px"])
     said = {key: summary[key] for key in (*Images._fields, "seed", "training_seed", "checkpoint")}
     said |= {"estimator": summary["log_px"]["estimator"], "num_samples": importance.get("num_samples")}
@@ -132,8 +132,8 @@ def _mismatch(summary: dict[str, Any], attributes: dict[str, Any], values: dict[
 
 
 def _settings(entry: dict[str, Any]) -> dict[str, Any]:
-    """How log p(x) was estimated, of its entry in `evaluation.json`. Of the guides of other runs among the proposals,
-    only their number: each seed may have its own."""
+    """How log p(x) was estimated, from its entry in `evaluation.json`. Guides of other runs among the proposals are
+    counted, not named: each seed may have its own."""
     found = {key: value for key, value in entry.items() if key not in _STATISTICS}
     if "proposal" in found:
         found["proposal"] = found["proposal"] | {"guides": len(found["proposal"].get("guides", ()))}
