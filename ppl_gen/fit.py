@@ -9,7 +9,7 @@ import tyro
 
 from ppl_gen import cli, components, parallel
 from ppl_gen.components import Kind
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, starting_config
 from ppl_gen.experiment.fitted import Named

@@ -20,8 +20,8 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from ppl_gen import cli, fit
-from ppl_gen.compare import flat
 from ppl_gen.components import kebab_case
+from ppl_gen.core.options import flat
 from ppl_gen.errors import BadInput, Failed, require
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.runs import RunDirectory, check_new

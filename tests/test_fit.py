@@ -17,7 +17,7 @@ import torch
 
 import ppl_gen
 from ppl_gen import compare, evaluate, fit
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.table import table
 from ppl_gen.experiment.config import Config

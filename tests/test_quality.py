@@ -12,7 +12,8 @@ import torch
 from pages import Page
 
 from ppl_gen import cli, fit, quality
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.evaluation import quality as scoring
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions

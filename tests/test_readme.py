@@ -16,7 +16,8 @@ import pytest
 
 from benchmarks import wall
 from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep, training
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
 from ppl_gen.inference.gaps import Search

@@ -38,7 +38,7 @@ def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
     Below it is the interval of the row's difference to the first row, added to the first row's log p(x): the
     difference may be chance where the interval holds that value, which is dashed.
 
-    :param compared: what `ppl_gen.compare.compare` returns.
+    :param compared: what `ppl_gen.Comparison.to_json` returns.
     :param labels: of its rows.
     """
     images, rows = compared["images"], compared["rows"]

@@ -21,7 +21,7 @@ def comparison(
 ) -> str:
     """The page of a comparison.
 
-    :param compared: what `ppl_gen.compare.compare` returns.
+    :param compared: what `ppl_gen.Comparison.to_json` returns.
     :param labels: of its rows.
     :param common: what all rows agree in, by heading.
     :param columns: the cells of what is left, by heading.

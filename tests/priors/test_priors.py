@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.components import construct, find, known
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.evaluation.estimating import estimators
 from ppl_gen.experiment.assembling import assemble

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from pages import BROWSER, Page, check, overflow
-from test_compare import write
+from written import write
 
 from ppl_gen import compare
+from ppl_gen.comparison import Comparison
+from ppl_gen.evaluation.columns import layout
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -25,12 +27,12 @@ def test_the_page_of_a_comparison(elsewhere: Path, call: Call) -> None:
     assert status == 0 and err == "" and Path("f.png").read_bytes()[:4] == b"\x89PNG"
     page = Page(Path("page <1>.html").read_text(encoding="utf-8"))
     check(page)
-    compared = compare.compare(paths)
-    _, columns = compare.layout(compared["rows"])
+    comparison = Comparison(paths)
+    columns = layout(comparison.rows).columns
     (rows,) = page.tables.values()
     assert rows == [list(columns), *map(list, zip(*columns.values(), strict=True))]
     assert rows[1][0] == "normal" and "<i>.py:Mine" in rows[2][0]
-    for note in compared["notes"]:
+    for note in comparison.notes:
         assert note in page.texts["li"] and note in out
     assert "3 runs compared on digits" in page.texts["h1"] and "2 test images, binarization static" in page.texts["p"]
     assert "Warning: digits <served>" in page.texts["p"] and len(page.warnings()) == 1

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE
