@@ -1,8 +1,9 @@
-"""Finding model and guide classes by name, and their options by signature.
+"""Finding model, guide, prior and objective classes by name, and their options by signature.
 
-A class in `ppl_gen.models`, `ppl_gen.guides` or `ppl_gen.priors` is known by its name in kebab-case; any other is named
-as `file.py:Class` or `package.module:Class`. There is no list to edit and no base class to inherit: a public class with
-a method `model` (or `guide`, or `prior`) is one.
+A class in `ppl_gen.models`, `ppl_gen.guides`, `ppl_gen.priors` or `ppl_gen.inference.objectives` is known by its name
+in kebab-case; any other is named as `file.py:Class` or `package.module:Class`. There is no list to edit and no base
+class to inherit: a public class with a method `model`, `guide` or `prior` is one, and an objective is a public class
+with a method `surrogate`, `loss` or `elbo`.
 """
 
 import hashlib
@@ -21,14 +22,24 @@ from typing import Any, Literal
 
 from ppl_gen.errors import BadInput, describe, near_miss
 
-Kind = Literal["model", "guide", "prior"]
+Kind = Literal["model", "guide", "prior", "objective"]
 _OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples")
 SUPPLIED = {
     "model": _OF_DATA,
     "guide": (*_OF_DATA, "latent_dim", "latent_name", "model"),
     "prior": (*_OF_DATA, "latent_dim", "guide"),
+    "objective": ("num_particles", "alpha", "beta"),
 }
 """What a constructor is given if it asks for it by name; all its other arguments are options."""
+NEEDED = {
+    "model": "'model(self, x, ...)'",
+    "guide": "'guide(self, x, ...)'",
+    "prior": "'prior(self)'",
+    "objective": "'surrogate(self, terms)', 'loss(self, pair, x, *args)', or 'elbo(self, pair, x, *args)' that returns "
+    "an ELBO of Pyro",
+}
+"""The method that a class of a kind needs, for messages."""
+_PACKAGES = {"objective": "ppl_gen.inference.objectives"}
 
 
 @dataclass(frozen=True)
@@ -51,15 +62,25 @@ def is_external(reference: str) -> bool:
     return ":" in reference
 
 
+def offers(kind: Kind, given: Any) -> bool:
+    """Whether a class or an instance has the method of a kind. The `loss` of an `ELBO` of Pyro is another one."""
+    if kind != "objective":
+        return callable(getattr(given, kind, None))
+    from pyro.infer.elbo import ELBO
+
+    pyros = issubclass(given, ELBO) if isinstance(given, type) else isinstance(given, ELBO)
+    return not pyros and any(callable(getattr(given, name, None)) for name in ("surrogate", "loss", "elbo"))
+
+
 def known(kind: Kind) -> dict[str, type]:
     """The package's own classes of a kind, by name."""
-    package = importlib.import_module(f"ppl_gen.{kind}s")
+    package = importlib.import_module(_PACKAGES.get(kind, f"ppl_gen.{kind}s"))
     found = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, cls in inspect.getmembers(module, inspect.isclass):
             ours = cls.__module__ == module.__name__ and not name.startswith("_") and not inspect.isabstract(cls)
-            if ours and callable(getattr(cls, kind, None)):
+            if ours and offers(kind, cls):
                 found[kebab_case(name)] = cls
     return found
 
@@ -78,8 +99,8 @@ def find(kind: Kind, reference: str) -> type:
     if not inspect.isclass(cls):
         classes_there = [n for n, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         raise BadInput(f"{kind} '{reference}': {where} has no class '{name}'{near_miss(name, classes_there)}")
-    if not callable(getattr(cls, kind, None)):
-        raise BadInput(f"{kind} '{reference}': the class has no method '{kind}(self, x, ...)'")
+    if not offers(kind, cls):
+        raise BadInput(f"{kind} '{reference}': the class has no method {NEEDED[kind]}")
     return cls
 
 
@@ -149,9 +170,9 @@ def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
     return found
 
 
-def takes(cls: type, name: str) -> bool:
-    """Whether a constructor asks for something by this name."""
-    return name in _parameters(cls)
+def takes(cls: Any, name: str) -> bool:
+    """Whether the constructor of a class asks for something by this name. An instance asks for nothing."""
+    return isinstance(cls, type) and name in _parameters(cls)
 
 
 def options(kind: Kind, cls: type) -> list[Option]:

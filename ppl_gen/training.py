@@ -28,7 +28,7 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
@@ -36,12 +36,12 @@ from torch import Tensor, nn
 from ppl_gen import parallel
 from ppl_gen.batches import batches, least_images
 from ppl_gen.capture import Captured
+from ppl_gen.core.contracts import Finishes, Monitors, Objective
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, Failed, require, require_choices
-from ppl_gen.inference.annealed import fit_scale
 from ppl_gen.inference.callables import evaluating, function_of, matmul_precision
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
+from ppl_gen.inference.objectives import ScaleLatents, bind, construct, has_kl_term, recordable, scaled
 from ppl_gen.inference.objectives import check as check_objective
 from ppl_gen.inference.traces import Pair
 from ppl_gen.memory import keep_freed_memory
@@ -53,9 +53,9 @@ _MONITOR_IMAGES = 10_000  # of the training split, to be measured as the validat
 SAMPLES = "samples.npz"
 """What a run keeps of its samples through training: arrays `epoch_<number>` [samples, data_dim]."""
 _SAMPLES_KEPT = 10
-_SCALE_IMAGES = 50  # to choose the noise of a density on
 _MONITOR_SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
 
+_ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # terms of a GAN, as they are printed
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
 
 
@@ -79,9 +79,8 @@ class TrainingOptions:
     clip_grad_norm: float | None = None
     """Scale gradients whose norm is larger down to this."""
     objective: str = "elbo"
-    """elbo: every term sampled, or -log p(x) where the model is enumerated; elbo-analytic-kl: the KL term in closed
-    form; stl, dreg: ELBO and IWAE bound with gradients of less noise; iwae, renyi: bounds of several samples; vimco,
-    rws, wake-sleep: likewise, for guides of discrete z; beta: the KL term weighted."""
+    """elbo, elbo-analytic-kl, stl, beta, iwae, dreg, renyi; vimco, rws, wake-sleep for guides of discrete z, or any;
+    adversarial; or file.py:Class."""
     num_particles: int = 1
     """Samples of z per image in each step: K of iwae, dreg, renyi, vimco, rws, wake-sleep; the others average over
     them."""
@@ -125,20 +124,28 @@ class TrainingOptions:
             )
         require(0 < self.max_hours < math.inf, "max_hours", self.max_hours, "must be above 0, and finite")
 
-    def objective_for(self, pair: Pair, *batch: Tensor) -> ELBO:
+    def new_objective(self) -> Objective:
+        """The objective that these options mean.
+
+        :raises BadInput: for an option that it does not have.
+        """
+        return construct(self.objective, num_particles=self.num_particles, alpha=self.alpha, beta=self.beta)
+
+    def objective_for(self, pair: Pair, *batch: Tensor, objective: Objective | None = None) -> ELBO:
         """The Pyro ELBO that these options mean for a pair, tried on a few images.
 
+        :param objective: made by `new_objective`; by default, a new one.
         :raises BadInput: if the pair cannot have it.
         """
-        elbo = objective(
-            self.objective, pair, *batch, num_particles=self.num_particles, alpha=self.alpha, beta=self.beta
-        )
-        if self.kl_warmup and not isinstance(elbo, Trace_ELBO | TraceMeanField_ELBO | TraceGraph_ELBO):
+        objective = self.new_objective() if objective is None else objective
+        elbo = bind(objective, pair, *batch)
+        if self.kl_warmup and not has_kl_term(objective, pair):
             raise BadInput(f"--kl-warmup {self.kl_warmup}: scales the KL term, which this objective does not have")
         if self.capture:
             if parallel.size() > 1:
                 raise BadInput(f"--capture: takes one process, not {parallel.size()}")
-            return recordable(elbo, pair)
+            recorded = recordable(objective, pair)
+            return elbo if recorded is objective else bind(recorded, pair, *batch)
         return elbo
 
     def rate(self, step: int, total: int) -> float:
@@ -258,8 +265,8 @@ def _train(
     args = () if labels is None else (labels[first],)
     with evaluating(model, guide):
         pair = Pair(model, guide, data.batch(first), *args)
-        elbo = options.objective_for(pair, data.batch(first), *args)
-    adversarial = isinstance(elbo, Adversarial)
+        objective = options.new_objective()
+        elbo = options.objective_for(pair, data.batch(first), *args, objective=objective)
     warmup = ScaleLatents()
     loss, loss_and_grads = _losses(elbo)
     least = 1
@@ -297,8 +304,8 @@ def _train(
         monitored["validation"] = _targets(data, "validation", len(data.validation), labels is not None)
 
     def terms(arguments: tuple[Tensor, ...]) -> dict[str, float]:
-        if adversarial:
-            return _adversarial_terms(model, *arguments)
+        if isinstance(objective, Monitors):
+            return _monitored(objective, pair, model, guide, *arguments)
         return elbo_terms(model, guide, pair, *arguments, seed=_MONITOR_SEED)
 
     def tried(rows: Tensor) -> tuple[Tensor, ...]:
@@ -376,8 +383,8 @@ def _train(
             verify(order[:size])
             state["epoch"] += 1
             mean_loss, state["loss_sum"] = state["loss_sum"] / count, 0.0
-            if adversarial and state["epoch"] == options.epochs:
-                _choose_scale(model, data)
+            if isinstance(objective, Finishes) and state["epoch"] == options.epochs:
+                _finish(objective, model, data)
             measure(mean_loss)
             stop = parallel.any_of(interrupted.is_set())  # measuring takes a while
             if state["epoch"] % options.checkpoint_every == 0 or state["epoch"] == options.epochs or stop:
@@ -398,19 +405,18 @@ def _keep_samples(run: Run, model: Any, pair: Pair, epoch: int) -> None:
             run.add_array(SAMPLES, f"epoch_{epoch}", site["fn"].mean.cpu().numpy())
 
 
-def _adversarial_terms(model: Any, x: Tensor) -> dict[str, float]:
-    """What the model says of its two losses, with its own noise."""
-    with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+def _monitored(objective: Monitors, pair: Pair, model: Any, guide: Any, x: Tensor, *args: Tensor) -> dict[str, float]:
+    """The numbers that an objective measures, with noise of its own."""
+    with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(_MONITOR_SEED)
-        result: dict[str, float] = model.monitor(x)
-    return result
+        return objective.monitor(pair, x, *args)
 
 
-def _choose_scale(model: Any, data: Data) -> None:
-    """The noise of a density that was not trained, on validation images."""
+def _finish(objective: Finishes, model: Any, data: Data) -> None:
+    """The work of an objective after the last step, on validation images."""
     split = "validation" if len(data.validation) else "train"
     with torch.random.fork_rng([data.train.images.device] if data.train.images.is_cuda else []):
-        fit_scale(model, data.targets(split)[:_SCALE_IMAGES])
+        objective.finish(model, data.targets(split))
 
 
 def _losses(elbo: Any) -> tuple[Any, Any]:
@@ -510,6 +516,7 @@ def _show(progress: Progress, line: dict[str, Any], epochs: int) -> None:
         what = "ELBO" if "kl" in line["train"] else "log p(x)"  # without a KL term it is exact
         figures = "  ".join(f"{name} {what} {line[name]['elbo']:.2f}" for name in splits)
     else:
-        told = "V {value:.3f}, D(x) {d_real:.3f}, D(G(z)) {d_fake:.3f}"
-        figures = "  ".join(f"{name} {told.format(**line[name])}" for name in splits)
+        shown = _ADVERSARIAL if _ADVERSARIAL.keys() <= line["train"].keys() else {key: key for key in line["train"]}
+        told = {split: ", ".join(f"{name} {line[split][key]:.3f}" for key, name in shown.items()) for split in splits}
+        figures = "  ".join(f"{split} {text}" for split, text in told.items())
     progress.note(f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}", figures)

@@ -20,7 +20,7 @@ from ppl_gen import fit, training
 from ppl_gen.data import Data, DataOptions, load_data
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
+from ppl_gen.inference.objectives import ScaleLatents, bind, construct, scaled
 from ppl_gen.inference.traces import Pair
 from ppl_gen.loading import Config, assemble, load_checkpoint
 from ppl_gen.runs import Run
@@ -122,7 +122,7 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
     x = data.targets("train")[:64]
     with evaluating(model, guide):
         pair = Pair(model, guide, x[:8])
-        elbo = objective(chosen.objective, pair, x[:8], num_particles=chosen.num_particles)
+        elbo = bind(construct(chosen.objective, num_particles=chosen.num_particles), pair, x[:8])
     modules = nn.ModuleDict({"model": model, "guide": guide})
     loss, loss_and_grads = training._losses(elbo)
     optimizer = training._OneOptimizer(list(modules.parameters()), chosen)
@@ -164,7 +164,7 @@ def test_particles_average_the_elbo(data: Data) -> None:
     x = data.targets("train")[:64]
     with evaluating(model, guide):
         pair = Pair(model, guide, x[:8])
-        elbo = objective("elbo", pair, x[:8], num_particles=2000)
+        elbo = bind(construct("elbo", num_particles=2000), pair, x[:8])
         estimate = -elbo.differentiable_loss(pair.model, pair.guide, x) / 64
         terms = pair.terms(x, num_samples=2000)
         se = terms.log_weight.std(0).square().mean().sqrt() / math.sqrt(64 * 2000)
@@ -180,7 +180,7 @@ def test_warmup_scales_the_kl_term_alone(data: Data, name: str) -> None:
     values = {}
     with evaluating(model, guide):
         pair = Pair(model, guide, x[:8])
-        elbo = objective(name, pair, x[:8])
+        elbo = bind(construct(name), pair, x[:8])
         for scale in (0.0, 0.5, 1.0):
             warmup.scale = scale
             torch.manual_seed(1)
@@ -202,9 +202,9 @@ def test_analytic_kl_is_refused_where_there_is_none(data: Data) -> None:
     x = data.targets("train")[:8]
     with evaluating(model):
         pair = Pair(model, guide, x)
-        assert isinstance(objective("elbo", pair, x), Trace_ELBO)
+        assert isinstance(bind(construct("elbo"), pair, x), Trace_ELBO)
         with pytest.raises(BadInput, match="no closed-form KL"):
-            objective("elbo-analytic-kl", pair, x)
+            bind(construct("elbo-analytic-kl"), pair, x)
 
 
 def test_schedules() -> None:

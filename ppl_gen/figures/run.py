@@ -27,7 +27,7 @@ from ppl_gen.figures.latent import (
     latent_space,
     manifold,
 )
-from ppl_gen.figures.learning_curves import learning_curves
+from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
 from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import state_posterior
@@ -52,7 +52,8 @@ def _drawing(what: str) -> Iterator[None]:
 def draw_training(run: Run, model: Any, guide: Any, data: Data, pair: Pair, batch: tuple[Tensor, ...]) -> None:
     """Learning curves, samples, reconstructions, and the pictures that the model has of its own."""
     metrics = run.metrics()
-    curves = learning_curves if "elbo" in metrics[0]["train"] else adversarial_curves
+    measured = metrics[0]["train"]
+    curves = learning_curves if "elbo" in measured else adversarial_curves if "d_real" in measured else monitored_curves
     save(run, "learning_curves", curves(metrics))
 
     def images(values: Tensor) -> np.ndarray:

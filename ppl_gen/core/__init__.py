@@ -1,0 +1,1 @@
+"""What everything else rests on: contracts, without an import of the rest of the package."""
