@@ -43,7 +43,11 @@ class Loss(Protocol):
     `loss` takes the place of `surrogate`."""
 
     def loss(self, pair: "Pair", x: "Tensor", *args: Any) -> "Tensor":
-        """The number to be minimized, summed over the images, in nats."""
+        """The number to be minimized, summed over the images, in nats.
+
+        Where a guide draws a path and makes a choice (`pair.scored`), the `terms` of the pair have a `score`; its
+        gradient, times the amount that each sample adds, is left to this method.
+        """
         ...
 
 

@@ -60,11 +60,11 @@ def construct(
     supplied = {option: value for option, value in shared.items() if value is not None}
     for option, value in supplied.items():
         if not components.takes(cls, option) and (option, value) != ("num_particles", 1):
-            raise BadInput(f"--{option.replace('_', '-')} {value}: {_owner(option, cls)}, not {name}")
+            raise BadInput(f"--{option.replace('_', '-')} {value}: {_not_taken(option, cls, name)}")
     if isinstance(cls, type):
         made = components.construct("objective", cls, supplied, options or {})
     elif options:
-        raise BadInput(f"objective {name}: is an instance, which has its options already: {', '.join(options)}")
+        raise BadInput(f"{', '.join(options)}: objective {name} is an instance, which has its options already")
     else:
         made = cls
     if not components.offers("objective", made) or not isinstance(made, Surrogate | Loss | WrapsELBO):
@@ -97,16 +97,17 @@ def _found(objective: str | type | Objective) -> tuple[Any, str]:
     """The class or the instance, and its name in messages."""
     if not isinstance(objective, str):
         return objective, objective.__name__ if isinstance(objective, type) else type(objective).__name__
-    if not components.is_external(objective):
-        names = components.known("objective")
-        if objective not in names:
-            raise BadInput(f"--objective {objective}: unknown{near_miss(objective, names)} (your own: file.py:Class)")
-    return components.find("objective", objective), objective
+    if components.is_external(objective):
+        return components.find("objective", objective), objective
+    classes = components.known("objective")
+    if objective not in classes:
+        raise BadInput(f"--objective {objective}: unknown{near_miss(objective, classes)} (your own: file.py:Class)")
+    return classes[objective], objective
 
 
-def _owner(option: str, cls: Any) -> str:
-    """The owner of an option that an objective does not have, for a message."""
-    owners = [name for name, each in components.known("objective").items() if components.takes(each, option)]
+def _not_taken(option: str, cls: Any, name: str) -> str:
+    """The reason why an objective does not have an option."""
     if not isinstance(cls, type):
-        return "belongs to a class"
-    return f"belongs to the objective {owners[0]}" if len(owners) == 1 else "belongs to objectives that ask for it"
+        return f"the objective {name} is an instance, which has its options already"
+    owners = [known for known, each in components.known("objective").items() if components.takes(each, option)]
+    return f"belongs to the objective {owners[0]}, not {name}" if len(owners) == 1 else f"{name} has no such option"

@@ -55,8 +55,9 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         return _OfLoss(objective, pair)
     if isinstance(objective, WrapsELBO):
         return objective.elbo(pair, x, *args)
-    check_draws(objective, pair, _draws(objective))
-    return _OfSurrogate(objective, pair)
+    draws = _draws(objective)
+    check_draws(objective, pair, draws)
+    return _OfSurrogate(objective, pair, draws)
 
 
 def name_of(objective: Objective) -> str:
@@ -158,11 +159,11 @@ class _OfLoss(_OfPair):
 class _OfSurrogate(_OfPair):
     """An objective that is a function of log-densities, with the score of the guide's choices, if it has any."""
 
-    def __init__(self, objective: Surrogate, pair: Pair):
+    def __init__(self, objective: Surrogate, pair: Pair, draws: Draws):
         super().__init__(objective, pair, max(objective.num_particles, least_samples(pair)))
         self.objective = objective
         self.bound = objective.bound if isinstance(objective, HasBound) else None
-        self.drawn = _DRAWN[_draws(objective)]
+        self.drawn = _DRAWN[draws]
 
     def differentiable_loss(self, model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
         terms = self.pair.terms(x, *args, num_samples=self.num_particles, **self.drawn)
