@@ -16,7 +16,8 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import exact_log_px
-from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
@@ -52,7 +53,7 @@ def ours(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     """-log p(x) as the training loop has it."""
     with evaluating(model, Enumerated()):
         pair = Pair.read(model, Enumerated(), x[:8])
-    elbo = objective("elbo", pair, x[:8])
+    elbo = bind(construct("elbo"), pair, x[:8])
     return lambda: elbo.differentiable_loss(pair.model, pair.guide, x)
 
 

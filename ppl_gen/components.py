@@ -1,8 +1,9 @@
-"""Finding model and guide classes by name, and their options by signature.
+"""Finding model, guide, prior and objective classes by name, and their options by signature.
 
-A class in `ppl_gen.models`, `ppl_gen.guides` or `ppl_gen.priors` is known by its name in kebab-case; any other is named
-as `file.py:Class` or `package.module:Class`. There is no list to edit and no base class to inherit: a public class with
-a method `model` (or `guide`, or `prior`) is one.
+A class in `ppl_gen.models`, `ppl_gen.guides`, `ppl_gen.priors` or `ppl_gen.inference.objectives` is known by its name
+in kebab-case; any other is named as `file.py:Class` or `package.module:Class`. There is no list to edit and no base
+class to inherit: a public class with a method `model`, `guide` or `prior` is one, and an objective is a public class
+with a method `surrogate`, `loss` or `elbo`.
 """
 
 import hashlib
@@ -22,17 +23,27 @@ from typing import Any, Literal
 from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
 from ppl_gen.errors import BadInput, describe, near_miss
 
-Kind = Literal["model", "guide", "prior"]
-_CONTRACTS = {"model": Model, "guide": Guide, "prior": HasPrior}
+Kind = Literal["model", "guide", "prior", "objective"]
+_CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior}
 _OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples")
 SUPPLIED = {
     "model": _OF_DATA,
     "guide": (*_OF_DATA, "latent_dim", "latent_name", "model"),
     "prior": (*_OF_DATA, "latent_dim", "guide"),
+    "objective": ("num_particles", "alpha", "beta"),
 }
 """What a constructor is given if it asks for it by name; all its other arguments are options."""
 OBJECTS = ("class", "instance")
 """What stands before the colon of the name of an object that was handed over in Python."""
+NEEDED = {
+    "model": "'model(self, x, ...)'",
+    "guide": "'guide(self, x, ...)'",
+    "prior": "'prior(self)'",
+    "objective": "'surrogate(self, terms)', 'loss(self, pair, x, *args)', or 'elbo(self, pair, x, *args)' that returns "
+    "an ELBO of Pyro",
+}
+"""The method that a class of a kind needs, for messages."""
+_PACKAGES = {"objective": "ppl_gen.inference.objectives"}
 
 
 @dataclass(frozen=True)
@@ -55,15 +66,25 @@ def is_external(reference: str) -> bool:
     return ":" in reference
 
 
+def fits(kind: Kind, given: Any) -> bool:
+    """True if a class or an instance has the method of a kind. The `loss` of an `ELBO` of Pyro is another one."""
+    if kind != "objective":
+        return missing(given, _CONTRACTS[kind]) is None
+    from pyro.infer.elbo import ELBO
+
+    pyros = issubclass(given, ELBO) if isinstance(given, type) else isinstance(given, ELBO)
+    return not pyros and any(callable(getattr(given, name, None)) for name in ("surrogate", "loss", "elbo"))
+
+
 def known(kind: Kind) -> dict[str, type]:
     """The package's own classes of a kind, by name."""
-    package = importlib.import_module(f"ppl_gen.{kind}s")
+    package = importlib.import_module(_PACKAGES.get(kind, f"ppl_gen.{kind}s"))
     found = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, cls in inspect.getmembers(module, inspect.isclass):
             ours = cls.__module__ == module.__name__ and not name.startswith("_") and not inspect.isabstract(cls)
-            if ours and missing(cls, _CONTRACTS[kind]) is None:
+            if ours and fits(kind, cls):
                 found[kebab_case(name)] = cls
     return found
 
@@ -91,10 +112,10 @@ def name_of(kind: Kind, reference: Any) -> str:
 def checked(kind: Kind, given: Any) -> Any:
     """A class or an instance that was handed over.
 
-    :raises BadInput: if it has no method `model`, `guide` or `prior`, as `kind` says.
+    :raises BadInput: if it does not have the method that its kind needs.
     """
-    if missing(given, _CONTRACTS[kind]) is not None:
-        raise BadInput(f"{kind}={given!r}: needs a method '{kind}(self, x, ...)'; it is a class, or an instance of one")
+    if not fits(kind, given):
+        raise BadInput(f"{kind}={given!r}: needs a method {NEEDED[kind]}; it is a class, or an instance of one")
     return given
 
 
@@ -115,8 +136,8 @@ def find(kind: Kind, reference: str) -> type:
     if not inspect.isclass(cls):
         classes_there = [n for n, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         raise BadInput(f"{kind} '{reference}': {where} has no class '{name}'{near_miss(name, classes_there)}")
-    if missing(cls, _CONTRACTS[kind]) is not None:
-        raise BadInput(f"{kind} '{reference}': the class has no method '{kind}(self, x, ...)'")
+    if not fits(kind, cls):
+        raise BadInput(f"{kind} '{reference}': the class has no method {NEEDED[kind]}")
     return cls
 
 

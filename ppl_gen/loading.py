@@ -45,7 +45,7 @@ def load(
     :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
     :raises BadInput: for a directory that is no run, a damaged checkpoint, or one that does not match its config.
     """
-    fitted = Fitted.open(run, Given(model, guide, prior, data), checkpoint=checkpoint, device=device)
+    fitted = Fitted.open(run, Given(model, guide, prior, data=data), checkpoint=checkpoint, device=device)
     return Loaded(fitted.model.eval(), fitted.guide.eval(), fitted.data, fitted.directory.config)
 
 

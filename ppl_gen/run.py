@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from ppl_gen import arrays, components, parallel
+from ppl_gen.core.contracts import defaults_of
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, near_miss
 from ppl_gen.evaluation.estimating import Estimator, evaluate
@@ -31,6 +32,7 @@ from ppl_gen.experiment.config import (
     config_of,
     default_guide,
     starting_config,
+    with_objective,
     with_options,
 )
 from ppl_gen.experiment.fitted import Fitted
@@ -83,10 +85,12 @@ class Run:
         *,
         guide: Any = None,
         prior: Any = None,
+        objective: Any = None,
         data: Any = None,
         init_from: "str | Path | Run | None" = None,
         guide_options: Mapping[str, Any] | None = None,
         prior_options: Mapping[str, Any] | None = None,
+        objective_options: Mapping[str, Any] | None = None,
         out: str | Path | None = None,
         on_epoch: Hook | None = None,
         quiet: bool = False,
@@ -95,26 +99,29 @@ class Run:
         """Train a model and a guide, evaluate them and draw the pictures.
 
         :param model: a name such as `"vae"`, `"file.py:Class"`, a class, or an instance, which is trained in place from
-            the weights that it has. So are `guide` and `prior`.
+            the weights that it has. So are `guide`, `prior` and `objective`.
         :param data: a name, a file, images [N, …] as a tensor or an array, a pair of images and labels [N], a
             `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A split that
             is not there is a tenth of the training images, chosen with a fixed seed.
         :param init_from: a run whose last weights training starts from.
-        :param guide_options: keyword arguments of the guide's constructor; `prior_options` those of the prior's.
+        :param guide_options: keyword arguments of the guide's constructor. So are `prior_options` and
+            `objective_options`.
         :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
         :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training as if this
             had been the last epoch.
         :param quiet: print nothing.
         :param options: every other option of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
-            `latent_dim=2`, `objective="iwae"`.
+            `latent_dim=2`.
         :raises BadInput: before anything is written, if this cannot work.
         """
         by_name = data if isinstance(data, str | Path) else None
-        given = Given(model, guide, prior, None if data is by_name else data)
+        given = Given(model, guide, prior, objective, None if data is by_name else data)
         start = init_from.path if isinstance(init_from, Run) else init_from
         config = starting_config(given, None if start is None else str(start))
-        chosen = {"guide_options": guide_options, "prior_options": prior_options}
-        options |= {name: dict(each) for name, each in chosen.items() if each is not None}
+        chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
+        options |= {f"{kind}_options": dict(each) for kind, each in chosen.items() if each is not None}
+        if objective is not None:
+            options["objective"] = components.name_of("objective", objective)
         if data is not None:
             options["data"] = arrays.NAME if by_name is None else str(by_name)
         if isinstance(data, Data):
@@ -162,6 +169,7 @@ class Run:
         model: Any = None,
         guide: Any = None,
         prior: Any = None,
+        objective: Any = None,
         data: Any = None,
         checkpoint: Checkpoint = "last",
         device: str = "auto",
@@ -170,6 +178,7 @@ class Run:
 
         :param model: the class or the instance, again, of a run that was fitted with one of your own: code is never run
             because a run directory points to it. So are `guide` and `prior`. Weights are loaded into an instance.
+        :param objective: likewise, where training goes on.
         :param data: the images, again, of a run that was fitted to images of your own. They are told from others by
             their SHA-256.
         :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
@@ -177,7 +186,10 @@ class Run:
         :raises BadInput: for a directory that is no run. Evaluation, metrics and figures need nothing given again.
         """
         return cls(
-            RunDirectory.open(Path(path)), Given(model, guide, prior, data), checkpoint=checkpoint, device=device
+            RunDirectory.open(Path(path)),
+            Given(model, guide, prior, objective, data),
+            checkpoint=checkpoint,
+            device=device,
         )
 
     def resume(self, epochs: int | None = None, *, on_epoch: Hook | None = None, quiet: bool = False) -> "Run":
@@ -191,7 +203,7 @@ class Run:
         quiet = quiet or parallel.rank() > 0
         directory = self.directory
         directory.writes = parallel.rank() == 0
-        config = config_of(directory, self.given)
+        config = with_objective(directory, config_of(directory, self.given), self.given)
         for name in changed_code(directory, config, self.given):
             print(f"warning: {name} has changed since the run was started", file=sys.stderr)
         longer = None if epochs is None else _longer(directory, config, epochs)
@@ -397,7 +409,7 @@ def _options_after_training(fitted: Fitted) -> EvaluationOptions:
     """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide."""
     cls = type(fitted.model)
     own = fitted.config.guide == default_guide(cls)
-    chosen = dict(getattr(cls, "evaluation_defaults", {})) if own else {}
+    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
     if "num_images" in chosen:
         chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
     annealing = Annealing(**chosen.pop("annealed", {}))

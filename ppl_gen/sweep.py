@@ -174,7 +174,7 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
 
 
 def _check_same(run: RunDirectory, config: Config) -> None:
-    there = config_of(run, Given(config.model, config.guide, config.prior))
+    there = config_of(run, Given(config.model, config.guide, config.prior, config.training.objective))
     if config.data.data == "auto":  # the run has the name of what it became
         config = replace(config, data=replace(config.data, data=there.data.data))
     ours, theirs = flat(asdict(config)), flat(asdict(there))

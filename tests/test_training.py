@@ -25,8 +25,10 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.elbos import ScaleLatents, scaled
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import RunDirectory
 from ppl_gen.state import tensors_of
@@ -132,7 +134,7 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
     x = data.targets("train")[:64]
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x[:8])
-        elbo = objective(chosen.objective, pair, x[:8], num_particles=chosen.num_particles)
+        elbo = bind(construct(chosen.objective, num_particles=chosen.num_particles), pair, x[:8])
     modules = nn.ModuleDict({"model": model, "guide": guide})
     loss = partial(loss_per_image, elbo)
     loss_and_grads = partial(loss_with_gradient, loss)
@@ -175,7 +177,7 @@ def test_particles_average_the_elbo(data: Data) -> None:
     x = data.targets("train")[:64]
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x[:8])
-        elbo = objective("elbo", pair, x[:8], num_particles=2000)
+        elbo = bind(construct("elbo", num_particles=2000), pair, x[:8])
         estimate = -elbo.differentiable_loss(pair.model, pair.guide, x) / 64
         terms = pair.terms(x, num_samples=2000)
         se = terms.log_weight.std(0).square().mean().sqrt() / math.sqrt(64 * 2000)
@@ -191,7 +193,7 @@ def test_warmup_scales_the_kl_term_alone(data: Data, name: str) -> None:
     values = {}
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x[:8])
-        elbo = objective(name, pair, x[:8])
+        elbo = bind(construct(name), pair, x[:8])
         for scale in (0.0, 0.5, 1.0):
             warmup.scale = scale
             torch.manual_seed(1)
@@ -213,9 +215,9 @@ def test_analytic_kl_is_refused_where_there_is_none(data: Data) -> None:
     x = data.targets("train")[:8]
     with evaluating(model):
         pair = Pair.read(model, guide, x)
-        assert isinstance(objective("elbo", pair, x), Trace_ELBO)
+        assert isinstance(bind(construct("elbo"), pair, x), Trace_ELBO)
         with pytest.raises(BadInput, match="no closed-form KL"):
-            objective("elbo-analytic-kl", pair, x)
+            bind(construct("elbo-analytic-kl"), pair, x)
 
 
 def test_schedules() -> None:

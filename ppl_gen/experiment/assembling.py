@@ -128,6 +128,7 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
         raise BadInput(
             f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split or no ELBO in training"
         )
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
     run.loaded = content[1]["step"]
     return content[1]

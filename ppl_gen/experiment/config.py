@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ppl_gen
 from ppl_gen import components
 from ppl_gen.components import Kind, class_name, find, is_external
+from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.options import option
 from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput, near_miss
@@ -52,6 +53,8 @@ class Config:
     prior: str | None = option(None, column="prior")
     """In the place of the model's own."""
     prior_options: Mapping[str, Any] = field(default_factory=dict)
+    objective_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the objective that `training` names, beside those that it has itself."""
 
     def to_json(self, data: "Data", given: "Given | None" = None) -> dict[str, Any]:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
@@ -80,6 +83,8 @@ class Config:
             "num_samples": self.num_samples,
             "init_from": self.init_from,
             "fixed_model": self.fixed_model,
+            "objective_options": dict(self.objective_options),
+            "objective_sha256": given.fingerprint("objective", self.training.objective),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
             | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
             "num_threads": torch.get_num_threads(),
@@ -87,9 +92,11 @@ class Config:
             "command": sys.argv,
         }
 
-    def externals(self) -> dict[str, str]:
-        """The model, guide and prior that are not the package's own, by kind."""
-        return {kind: name for kind in KINDS if (name := getattr(self, kind)) is not None and is_external(name)}
+    def externals(self) -> dict[Kind, str]:
+        """The model, guide, prior and objective that are not the package's own, by kind."""
+        named: dict[Kind, str | None] = {kind: getattr(self, kind) for kind in KINDS}
+        named["objective"] = self.training.objective
+        return {kind: name for kind, name in named.items() if name is not None and is_external(name)}
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,10 @@ class Given:
     """
 
     model: Any = None
-    """A name, `file.py:Class`, a class, or an instance; so are the guide and the prior."""
+    """A name, `file.py:Class`, a class, or an instance; so are the guide, the prior and the objective."""
     guide: Any = None
     prior: Any = None
+    objective: Any = None
     data: Any = None
     """Images, as `Run.fit` takes them."""
 
@@ -149,21 +157,22 @@ def _git_commit() -> str | None:
 
 def default_guide(model: Any) -> str:
     """The guide of a model, a class or its name, where none is named: its own `default_guide`, or `normal`."""
-    return str(getattr(_class(model), "default_guide", "normal"))
+    return defaults_of(_class(model)).default_guide
 
 
 def training_defaults(model: Any) -> dict[str, Any]:
     """Defaults of `TrainingOptions` for a model: its own `training_defaults`."""
-    return dict(getattr(_class(model), "training_defaults", {}))
+    return dict(defaults_of(_class(model)).training_defaults)
 
 
 def data_defaults(model: Any) -> dict[str, Any]:
     """Defaults of `DataOptions` for a model: its own `data_defaults`."""
-    return dict(getattr(_class(model), "data_defaults", {}))
+    return dict(defaults_of(_class(model)).data_defaults)
 
 
-def _class(model: Any) -> Any:
-    return find("model", model) if isinstance(model, str) else model
+def _class(model: Any) -> type:
+    found = find("model", model) if isinstance(model, str) else model
+    return found if isinstance(found, type) else type(found)
 
 
 def starting_config(given: Given, init_from: str | None = None, *, refit_guide: bool = False) -> Config:
@@ -248,6 +257,22 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
         raise BadInput(f"{run.path / 'config.json'}: damaged: {reason}") from None
 
 
+def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
+    """The configuration for training on, where the objective is needed again.
+
+    :raises BadInput: where one of the user's own is not given again, or another is given.
+    """
+    recorded, own = config.training.objective, given.objective
+    if own is None:
+        if is_external(recorded):
+            raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_again('objective', recorded)}")
+        return config
+    name = components.name_of("objective", own)
+    if class_name(name) != class_name(recorded):
+        raise BadInput(f"--objective {name}: {run.path} was trained with {recorded}")
+    return replace(config, training=replace(config.training, objective=name))
+
+
 def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, required: bool) -> dict[str, Any]:
     """The name and the options of a run's model, guide or prior, given the name that the user has for it."""
     recorded = run.config.get(kind) if kind == "prior" else run.config[kind]
@@ -276,7 +301,12 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
     from ppl_gen.data import fingerprint
 
     given = given or Given()
-    found = {kind: (name, given.fingerprint(kind, name)) for kind, name in config.externals().items()}  # type: ignore[arg-type]
+    named = config.externals()
+    if given.objective is None:  # which none but training needs
+        named.pop("objective", None)
+    found: dict[str, tuple[str, str | None]] = {
+        kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()
+    }
     if run.config.get("data_sha256") is not None and given.data is None:
         found["data"] = config.data.data, fingerprint(config.data.data)
     return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]

@@ -28,9 +28,8 @@ class TrainingOptions:
     clip_grad_norm: float | None = None
     """Scale gradients whose norm is larger down to this."""
     objective: str = option("elbo", column="objective")
-    """elbo: every term sampled, or -log p(x) where the model is enumerated; elbo-analytic-kl: the KL term in closed
-    form; stl, dreg: ELBO and IWAE bound with gradients of less noise; iwae, renyi: bounds of several samples; vimco,
-    rws, wake-sleep: likewise, for guides of discrete z; beta: the KL term weighted."""
+    """elbo, elbo-analytic-kl, stl, beta, iwae, dreg, renyi; vimco, rws, wake-sleep for guides of discrete z, or any;
+    adversarial; or file.py:Class."""
     num_particles: int = option(1, column="objective")
     """Samples of z per image in each step: K of iwae, dreg, renyi, vimco, rws, wake-sleep; the others average over
     them."""

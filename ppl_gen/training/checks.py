@@ -244,7 +244,7 @@ def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ..
     parameters = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
     seconds = math.inf
     with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        elbo: Any = objective_for(assembled.config.training, pair, *batch)
+        elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *batch)
         for _ in range(2):  # the first warms up
             start = time.perf_counter()
             with pyro.validation_enabled(False):
@@ -303,7 +303,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
 def _loss(assembled: Assembled) -> Callable[..., Tensor]:
     """The loss of a batch."""
     pair = assembled.pair
-    elbo: Any = objective_for(assembled.config.training, pair, *assembled.batch)
+    elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *assembled.batch)
     return partial(elbo.differentiable_loss, pair.model, pair.guide)
 
 

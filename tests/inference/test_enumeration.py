@@ -21,7 +21,8 @@ from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference import enumeration, state_memory
 from ppl_gen.inference.enumeration import StateSum, TraceEnum
 from ppl_gen.inference.exact import enumerated_pair, exact_log_px
-from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
@@ -64,7 +65,7 @@ def test_loss_is_the_brute_force_sum(make: Any) -> None:
     expected = -_brute_force(model, x).sum()
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     pair = Pair.read(model, Enumerated(), x)
-    ours = objective("elbo", pair, x)
+    ours = bind(construct("elbo"), pair, x)
     assert isinstance(ours, TraceEnum)
     for elbo in (ours, TraceEnum_ELBO(max_plate_nesting=1)):
         loss = elbo.differentiable_loss(model.model, Enumerated().guide, x)
@@ -358,7 +359,7 @@ def test_a_model_that_does_not_broadcast_over_states(mean: Any, count: int) -> N
     truth = by_conditioning(_two_sites(mean), STATES, x)
     torch.testing.assert_close(exact_log_px(_two_sites(mean), x), truth, rtol=1e-10, atol=1e-10)
     pair = Pair.read(_two_sites(mean), Enumerated(), x)
-    loss = objective("elbo", pair, x).differentiable_loss(pair.model, None, x)
+    loss = bind(construct("elbo"), pair, x).differentiable_loss(pair.model, None, x)
     torch.testing.assert_close(loss, -truth.sum(), rtol=1e-10, atol=1e-10)
 
 
@@ -367,7 +368,7 @@ def test_the_gradient_state_by_state() -> None:
     model = _two_sites(lambda z, y, x: z.double().view(-1, 1) * slope)
     x = torch.randn(3, 4, dtype=F64)
     pair = Pair.read(model, Enumerated(), x)
-    loss = objective("elbo", pair, x).differentiable_loss(model, None, x)
+    loss = bind(construct("elbo"), pair, x).differentiable_loss(model, None, x)
     truth = -by_conditioning(model, STATES, x).sum()
     torch.testing.assert_close(*(torch.autograd.grad(each, slope)[0] for each in (loss, truth)), rtol=1e-9, atol=1e-9)
 
@@ -413,7 +414,7 @@ def test_refused_where_states_are_too_many_or_in_an_inner_plate() -> None:
             exact_log_px(model, x)
         pair = Pair.read(model, Enumerated(), x)
         with pytest.raises(BadInput, match="does not broadcast over states of z"):
-            objective("elbo", pair, x)
+            bind(construct("elbo"), pair, x)
 
 
 def test_a_model_that_broadcasts_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,7 +460,7 @@ def test_half_precision_is_added_up_in_more(dtype: torch.dtype) -> None:
     truth = wide.logsumexp(1) - math.log(3)
     torch.testing.assert_close(exact_log_px(model, x), truth, rtol=1e-6, atol=0)
     pair = Pair.read(model, Enumerated(), x)
-    loss = objective("elbo", pair, x).differentiable_loss(model, None, x)
+    loss = bind(construct("elbo"), pair, x).differentiable_loss(model, None, x)
     torch.testing.assert_close(loss, -truth.sum().float(), rtol=1e-6, atol=0)
 
 

@@ -82,9 +82,10 @@ def test_components_are_found() -> None:
     x = torch.bernoulli(prototypes[which] * 0.9 + 0.05)
     model = Mixture(30, x, num_components=3)
     pair = Pair.read(model, Enumerated(), x)
-    from ppl_gen.inference.objectives import objective
+    from ppl_gen.inference.objectives import construct
+    from ppl_gen.inference.objectives.loss import bind
 
-    elbo = objective("elbo", pair, x)
+    elbo = bind(construct("elbo"), pair, x)
     adam = torch.optim.Adam(model.parameters(), lr=0.1)
     for _ in range(150):
         adam.zero_grad()

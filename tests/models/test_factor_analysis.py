@@ -19,8 +19,8 @@ from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.exact_gaussian import ExactGaussian
 from ppl_gen.guides.normal import Normal
+from ppl_gen.inference import objectives
 from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
-from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.factor_analysis import FactorAnalysis
 
@@ -48,7 +48,7 @@ def test_closed_forms(noise: str) -> None:
     weights = log_weights(model, guide, x, num_samples=20)
     torch.testing.assert_close(weights, truth.detach().expand(20, -1), rtol=1e-10, atol=1e-10)
     pair = Pair.read(model, guide, x)
-    loss = objective("elbo", pair, x).differentiable_loss(pair.model, pair.guide, x)
+    loss = objectives.bind(objectives.construct("elbo"), pair, x).differentiable_loss(pair.model, pair.guide, x)
     parameters = list(model.parameters())
     for ours, true in zip(
         torch.autograd.grad(-loss, parameters), torch.autograd.grad(truth.sum(), parameters), strict=True

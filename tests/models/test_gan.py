@@ -21,7 +21,8 @@ from ppl_gen.guides.prior import Prior
 from ppl_gen.inference.annealed import Annealing, fit_scale
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import log_marginal_likelihood
-from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.models.gan import GAN
@@ -143,7 +144,7 @@ def test_only_a_model_with_two_losses_is_trained_by_them() -> None:
     with evaluating():
         pair = Pair.read(model, Prior("z", model), x)
     with pytest.raises(BadInput, match="has no adversarial_losses"):
-        objective("adversarial", pair, x)
+        bind(construct("adversarial"), pair, x)
     for wrong in ({"loss": "hinge"}, {"latent_dim": 0}, {"hidden_dims": (0,)}, {"gradient_penalty": -1.0}):
         with pytest.raises(BadInput):
             _gan(**wrong)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ppl_gen.components import construct, find
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.hierarchical import Hierarchical
+from ppl_gen.inference import objectives
 from ppl_gen.inference.importance import log_marginal_likelihood
-from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 
@@ -53,7 +53,7 @@ def test_any_number_of_layers(latent_dims: tuple[int, ...]) -> None:
     assert model.model(n=7).shape == (7, PIXELS)
     parameters = [*model.parameters(), *guide.parameters()]
     for name in ("elbo", "iwae", "stl", "dreg", "rws", "wake-sleep"):
-        elbo = objective(name, pair, x, num_particles=3)
+        elbo = objectives.bind(objectives.construct(name, num_particles=3), pair, x)
         loss = elbo.differentiable_loss(pair.model, pair.guide, x)
         assert all(bool((g != 0).any()) for g in torch.autograd.grad(loss, parameters)), name
 
@@ -65,7 +65,7 @@ def test_the_kl_term_is_sampled() -> None:
     assert Pair.read(model, guide, x).terms(x, analytic_kl=True).kl is None
     assert log_marginal_likelihood(model, guide, x, num_samples=30).kl_analytic is None
     with pytest.raises(BadInput, match="several latent sites; use elbo"):
-        objective("elbo-analytic-kl", Pair.read(model, guide, x), x)
+        objectives.bind(objectives.construct("elbo-analytic-kl"), Pair.read(model, guide, x), x)
 
 
 def test_other_sizes_are_refused() -> None:

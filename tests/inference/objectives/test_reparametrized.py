@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.vae import VAE
 
@@ -75,7 +76,7 @@ def _gradient(loss: Tensor, module: nn.Module, **options: Any) -> Tensor:
 def test_values_are_per_image(name: str, alpha: float | None) -> None:
     """The loss is minus the sum over images of each image's own bound, from the same noise."""
     model, guide, x, pair = _pair()
-    elbo = objective(name, pair, x, num_particles=5, **({"alpha": alpha} if name == "renyi" else {}))
+    elbo = bind(construct(name, num_particles=5, **({"alpha": alpha} if name == "renyi" else {})), pair, x)
     torch.manual_seed(7)
     loss = elbo.differentiable_loss(None, None, x)
     torch.manual_seed(7)
@@ -91,7 +92,7 @@ def test_values_are_per_image(name: str, alpha: float | None) -> None:
 def test_renyi_is_pyros_where_pyros_is_right(alpha: float) -> None:
     """One unscaled plate covers every site: the same number from the same noise, and the same gradient."""
     _model, guide, x, pair = _pair()
-    ours = objective("renyi", pair, x, num_particles=4, alpha=alpha)
+    ours = bind(construct("renyi", num_particles=4, alpha=alpha), pair, x)
     theirs = RenyiELBO(alpha=alpha, num_particles=4, vectorize_particles=True, max_plate_nesting=1)
     torch.manual_seed(3)
     gradient = _gradient(loss := ours.differentiable_loss(None, None, x), guide)
@@ -130,7 +131,7 @@ def test_gradient_vanishes_at_the_posterior(name: str, rest: str) -> None:
     guide, x = Exact(), torch.randn(4, 3, dtype=F64)
     pair = Pair.read(model, guide, x)
     for each, zero in ((name, True), (rest, False)):
-        loss = objective(each, pair, x, num_particles=3).differentiable_loss(pair.model, pair.guide, x)
+        loss = bind(construct(each, num_particles=3), pair, x).differentiable_loss(pair.model, pair.guide, x)
         gradient = _gradient(loss, guide)
         assert (float(gradient.abs().max()) < 1e-12) is zero
 
@@ -149,7 +150,7 @@ def test_guides_gradient_is_unbiased(name: str, same_as: str, layers: int) -> No
     pair = Pair.read(model, guide, x)
     means, errors = [], []
     for each in (name, same_as):
-        elbo = objective(each, pair, x, num_particles=4)
+        elbo = bind(construct(each, num_particles=4), pair, x)
         draws = torch.stack(
             [_gradient(elbo.differentiable_loss(pair.model, pair.guide, repeated) / 500, guide) for _ in range(40)]
         )
@@ -164,7 +165,7 @@ def test_doubly_reparametrized_by_hand(vectorized: bool) -> None:
     """Tucker et al. (2019), equation 8, and the model's gradient that of L_K, from the same noise."""
     model, guide, x, pair = _pair()
     pair = replace(pair, vectorized=vectorized)
-    elbo = objective("dreg", pair, x, num_particles=3)
+    elbo = bind(construct("dreg", num_particles=3), pair, x)
     torch.manual_seed(5)
     loss = elbo.differentiable_loss(None, None, x)
     ours, models = _gradient(loss, guide, retain_graph=True), _gradient(loss, model)
@@ -208,7 +209,7 @@ def test_signal_to_noise_against_samples(name: str, wider: float, expected: floa
     pair = Pair.read(model, guide, x)
 
     def ratio(k: int) -> float:
-        loss = objective(name, pair, x, num_particles=k).differentiable_loss(None, None, x)
+        loss = bind(construct(name, num_particles=k), pair, x).differentiable_loss(None, None, x)
         draws = torch.autograd.grad(loss, guide.s)[0]
         signal = draws.mean(0).square() - draws.var(0) / count
         return float((signal / draws.var(0)).sqrt().mean())
@@ -220,7 +221,7 @@ def test_beta_weighs_the_kl_term() -> None:
     """At beta = 3, E[log p(x | z)] - 3 KL from the same noise."""
     model, guide, x, pair = _pair()
     torch.manual_seed(2)
-    loss = objective("beta", pair, x, beta=3.0).differentiable_loss(pair.model, pair.guide, x)
+    loss = bind(construct("beta", beta=3.0), pair, x).differentiable_loss(pair.model, pair.guide, x)
     torch.manual_seed(2)
     z = guide.distribution(x).rsample()
     kl = guide.distribution(x).log_prob(z) - model.prior().log_prob(z)
@@ -249,16 +250,16 @@ def test_sleep_trains_the_guide_on_dreams() -> None:
     for shift, zero in ((0.0, True), (0.3, False)):
         guide = Exact(shift)
         pair = Pair.read(model, guide, x)
-        elbo = objective("wake-sleep", pair, x, num_particles=2)
+        elbo = bind(construct("wake-sleep", num_particles=2), pair, x)
         draws = torch.stack([_gradient(elbo.differentiable_loss(None, None, x), guide) for _ in range(50)])
         error = draws.std(0) / math.sqrt(50)
         assert bool((draws.mean(0).abs() < 5 * error).all()) is zero
-    dreamt = objective("wake-sleep", pair, x, num_particles=2)
+    dreamt = bind(construct("wake-sleep", num_particles=2), pair, x)
     torch.manual_seed(4)
     dreamt_loss = dreamt.differentiable_loss(None, None, x)
     torch.manual_seed(4)
     pair.dream(x)  # the same noise before the samples
-    awake = objective("rws", pair, x, num_particles=2).differentiable_loss(None, None, x)
+    awake = bind(construct("rws", num_particles=2), pair, x).differentiable_loss(None, None, x)
     torch.testing.assert_close(dreamt_loss, awake)
     torch.testing.assert_close(_gradient(dreamt_loss, model), _gradient(awake, model))
 
@@ -270,7 +271,7 @@ def test_a_second_latent_and_a_mask_are_respected(name: str) -> None:
     model, guide = TwoLayers(), TwoLayerGuide()
     x = torch.randn(4, 3, dtype=F64)
     pair = Pair.read(model, guide, x)
-    elbo = objective(name, pair, x, num_particles=6)
+    elbo = bind(construct(name, num_particles=6), pair, x)
     torch.manual_seed(0)
     whole = elbo.differentiable_loss(None, None, x)
     assert whole.isfinite() and bool((_gradient(whole, guide) != 0).all())
@@ -318,22 +319,22 @@ def test_misuse_is_refused() -> None:
     _model, _guide, x, pair = _pair()
     for name in ("iwae", "dreg", "renyi"):
         with pytest.raises(BadInput, match=r"--num-particles 1: .* at least 2"):
-            objective(name, pair, x)
+            bind(construct(name, num_particles=1), pair, x)
     with pytest.raises(BadInput, match="--alpha 1"):
-        objective("renyi", pair, x, num_particles=2, alpha=1.0)
+        bind(construct("renyi", num_particles=2, alpha=1.0), pair, x)
     with pytest.raises(BadInput, match=r"--alpha 0.5: belongs to the objective renyi"):
-        objective("iwae", pair, x, num_particles=2, alpha=0.5)
+        bind(construct("iwae", num_particles=2, alpha=0.5), pair, x)
     with pytest.raises(BadInput, match=r"--beta 0.0"):
-        objective("beta", pair, x, beta=0.0)
+        bind(construct("beta", beta=0.0), pair, x)
     with pytest.raises(BadInput, match=r"has the scale 0.5"):
-        objective("elbo", Pair.read(_scaled, _one, x[:, 0]), x[:, 0])
+        bind(construct("elbo"), Pair.read(_scaled, _one, x[:, 0]), x[:, 0])
     vae = VAE((3, 3), latent_dim=2, hidden_dims=(4,))
     noisy = Normal((3, 3), 2, "z", vae, input_dropout=0.1)
     images = torch.zeros(4, 9)
     with pytest.raises(BadInput, match="has dropout"):
-        objective("stl", Pair.read(vae, noisy, images), images)
+        bind(construct("stl"), Pair.read(vae, noisy, images), images)
     with pytest.raises(BadInput, match="draws no images"):
-        objective("wake-sleep", Pair.read(_one_model, _one, x[:, 0]), x[:, 0])
+        bind(construct("wake-sleep"), Pair.read(_one_model, _one, x[:, 0]), x[:, 0])
 
 
 def _one_model(x: Tensor) -> None:
@@ -348,7 +349,7 @@ def test_exact_guide_gives_one_weight() -> None:
     x = torch.randn(4, 3, dtype=F64)
     pair = Pair.read(model, ExactGuide(model), x)
     for name in SAMPLED:
-        loss = objective(name, pair, x, num_particles=2).differentiable_loss(None, None, x)
+        loss = bind(construct(name, num_particles=2), pair, x).differentiable_loss(None, None, x)
         torch.testing.assert_close(-loss, model.log_px(x).sum())
 
 
@@ -364,6 +365,6 @@ def test_plain_functions_with_parameters() -> None:
     x = torch.randn(4, dtype=F64)
     with pyro.get_param_store().scope():
         pair = Pair.read(_one_model, guide, x)
-        loss = objective("stl", pair, x).differentiable_loss(None, None, x)
+        loss = bind(construct("stl"), pair, x).differentiable_loss(None, None, x)
         gradients = torch.autograd.grad(loss, [pyro.param("half"), pyro.param("scale")])
     assert all(float(g.abs()) < 1e-12 for g in gradients)
