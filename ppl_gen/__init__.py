@@ -13,8 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppl_gen.comparison import Comparison
     from ppl_gen.errors import BadInput
-    from ppl_gen.inference.importance import Estimates, log_marginal_likelihood, log_weights
+    from ppl_gen.inference.estimate import Estimate
+    from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood, log_weights
     from ppl_gen.loading import load
     from ppl_gen.run import Run
 
@@ -22,13 +24,24 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BadInput": "ppl_gen.errors",
+    "Comparison": "ppl_gen.comparison",
+    "Estimate": "ppl_gen.inference.estimate",
+    "ImportanceEstimate": "ppl_gen.inference.importance",
     "Run": "ppl_gen.run",
-    "Estimates": "ppl_gen.inference.importance",
     "load": "ppl_gen.loading",
     "log_marginal_likelihood": "ppl_gen.inference.importance",
     "log_weights": "ppl_gen.inference.importance",
 }
-__all__ = ["BadInput", "Estimates", "Run", "load", "log_marginal_likelihood", "log_weights"]
+__all__ = [
+    "BadInput",
+    "Comparison",
+    "Estimate",
+    "ImportanceEstimate",
+    "Run",
+    "load",
+    "log_marginal_likelihood",
+    "log_weights",
+]
 
 
 def __getattr__(name: str) -> Any:

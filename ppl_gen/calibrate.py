@@ -167,17 +167,17 @@ def calibrate(options: CalibrateOptions, quiet: bool = False) -> list[Row]:
     return rows
 
 
-Estimate = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+Estimator = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """From images to log p(x) and its Monte Carlo variance, if it has one."""
 
 
-def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Estimate]]:
+def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Estimator]]:
     count = options.num_samples
 
     def exact(x: Tensor) -> tuple[Tensor, None]:
         return model.log_px(x) if closed_form(model) else exact_log_px(model, x), None
 
-    def proposed(guides: list[Any], **how: Any) -> Estimate:
+    def proposed(guides: list[Any], **how: Any) -> Estimator:
         def estimate(x: Tensor) -> tuple[Tensor, Tensor]:
             found = proposal_log_px(model, guides, x, num_samples=count, **how)
             return found.log_px, found.log_px_mc_var

@@ -18,6 +18,18 @@ import tyro
 from ppl_gen.errors import BadInput, Failed
 
 T = TypeVar("T")
+_ELSEWHERE = {
+    "--lr": "--learning-rate",
+    "--num-epochs": "--epochs",
+    "--max-epochs": "--epochs",
+    "--bs": "--batch-size",
+    "--z-dim": "--latent-dim",
+    "--latent-size": "--latent-dim",
+    "--hidden-dim": "--hidden-dims",
+    "--dataset": "--data",
+    "--grad-clip": "--clip-grad-norm",
+}
+"""What other programs call our options."""
 
 
 def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
@@ -43,6 +55,9 @@ def _one_line(box: str) -> str:
         elif paragraphs[-1]:
             paragraphs.append([])
     message = re.sub(r"^Error parsing (?:[A-Z]\w+: )?", "", " ".join(paragraphs[0]))
+    for name in re.findall(r"--[\w-]+", message):
+        if name in _ELSEWHERE:
+            return f"{message}; did you mean {_ELSEWHERE[name]}?"
     for paragraph in paragraphs[1:]:
         if paragraph and paragraph[0].startswith("Perhaps you meant"):
             message += f"; did you mean {paragraph[1].split()[0]}?" if len(paragraph) > 1 else ""

@@ -7,6 +7,9 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+NARROWER = "the guide leaves out a part of the prior's support, where more of log p(x) may be"
+"""What a reader must know of figures from such a guide."""
+
 
 class BadInput(ValueError):
     """What a user gave cannot be used. One sentence that names it and says what to do; exit status 2.

@@ -9,13 +9,12 @@ import tyro
 
 from ppl_gen import cli, components, parallel
 from ppl_gen.components import Kind
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, starting_config
 from ppl_gen.experiment.fitted import Named
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run
-from ppl_gen.summaries import table
 
 PROGRAM = "python -m ppl_gen.fit"
 
@@ -174,7 +173,7 @@ def command(arguments: list[str]) -> None:
         run = Run.start(config, out=options.out)
     if run.directory.writes:
         written = f"pictures in {run.path / 'figures'}, all of it in {run.path / 'report.html'}"
-        print(f"\n{table(run.evaluation or {})}\n\n{written}")
+        print(f"\n{run.evaluation}\n\n{written}")
     parallel.leave()
 
 

@@ -1,7 +1,5 @@
 """A run's model, guide and data, as separate objects."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +8,11 @@ from torch import Tensor, nn
 
 from ppl_gen.data import Data
 from ppl_gen.experiment.assembling import Checkpoint, batch
-from ppl_gen.experiment.config import Config, Given
-from ppl_gen.experiment.fitted import Fitted, Named
-from ppl_gen.inference.callables import evaluating, matmul_precision
+from ppl_gen.experiment.config import Given
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.pair import Pair
-from ppl_gen.runs import RunDirectory
 
 
 class Loaded(NamedTuple):
@@ -50,29 +47,6 @@ def load(
     """
     fitted = Fitted.open(run, Given(model, guide, prior, data), checkpoint=checkpoint, device=device)
     return Loaded(fitted.model.eval(), fitted.guide.eval(), fitted.data, fitted.directory.config)
-
-
-def open_fitted(
-    path: Path, named: Named, *, checkpoint: Checkpoint = "last", device: str = "auto"
-) -> tuple[RunDirectory, Config, nn.Module, nn.Module, Data]:
-    fitted = Fitted.open(path, named.given(), checkpoint=checkpoint, device=device)
-    return fitted.directory, fitted.config, fitted.model, fitted.guide, fitted.data
-
-
-def restricted(run: RunDirectory, named: Named) -> Named:
-    return named.restricted(run)
-
-
-@contextmanager
-def estimating(model: nn.Module, guide: nn.Module, data: Data, seed: int) -> Iterator[None]:
-    images = data.train.images
-    with evaluating(model, guide), matmul_precision(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def heading(run: RunDirectory, config: Config, data: Data, options: Any) -> dict[str, Any]:
-    return Fitted(config, None, None, data, Given(), run).provenance(options)  # type: ignore[arg-type]
 
 
 def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) -> tuple[Pair, tuple[Tensor, ...]]:

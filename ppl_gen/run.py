@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from ppl_gen import arrays, components, parallel
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, near_miss
+from ppl_gen.evaluation.estimating import Estimator, evaluate
+from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, ResponsibilityOptions, explain
 from ppl_gen.evaluation.filling import Filled, FillOptions, fill
+from ppl_gen.evaluation.gap_split import GapSplit, split_gap
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.proposal_runs import other_guides
 from ppl_gen.evaluation.quality import Quality, QualityOptions, quality
 from ppl_gen.evaluation.sampling import SampleOptions, sample
 from ppl_gen.evaluation.splicing import Spliced, SpliceOptions, detect
@@ -30,8 +35,9 @@ from ppl_gen.experiment.config import (
 )
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.figures import uses as pictures
+from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.pair import Pair
+from ppl_gen.report import uses as pictures
 from ppl_gen.runs import RunDirectory, check_new
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.hooks import Hook, hooks_of
@@ -201,8 +207,8 @@ class Run:
 
     def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
         """Do what the run does not have yet: training, evaluation, pictures."""
-        from ppl_gen.figures.run import draw_evaluation, draw_training
-        from ppl_gen.report import write_report
+        from ppl_gen.report.pictures import draw_evaluation, draw_training
+        from ppl_gen.report.run_page import write_report
 
         fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
         self.checkpoint, self.device = "last", fitted.config.training.device
@@ -213,9 +219,9 @@ class Run:
         try:
             train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks_of(fitted.config.training), on_epoch))
             if self.evaluation is None:
-                self.evaluate(_options_after_training(fitted), quiet=quiet)
+                evaluate(fitted, _options_after_training(fitted), quiet=quiet)
             if self.directory.writes:
-                draw_training(self.directory, fitted.model, fitted.guide, fitted.data, fitted.pair, fitted.batch)
+                draw_training(fitted)
                 draw_evaluation(self.directory)
                 write_report(self.directory)
         except KeyboardInterrupt:
@@ -243,7 +249,9 @@ class Run:
     @cached_property
     def fitted(self) -> Fitted:
         """Model, guide and data, loaded."""
-        return Fitted.open(self.path, self.given, checkpoint=self.checkpoint, device=self.device)
+        fitted = Fitted.open(self.path, self.given, checkpoint=self.checkpoint, device=self.device)
+        fitted.directory.writes = self.directory.writes
+        return fitted
 
     @property
     def model(self) -> nn.Module:
@@ -273,16 +281,58 @@ class Run:
         return pandas.json_normalize(self.directory.metrics())
 
     @property
-    def evaluation(self) -> dict[str, Any] | None:
-        """What was found the last time; None if nothing was, or the weights were trained on since."""
-        found = self.directory.read_json("evaluation.json")
-        return None if found is None or self.directory.stale(found) else found
+    def evaluation(self) -> Evaluation | None:
+        """The last evaluation; None if there is none, or the weights were trained on since."""
+        found = Evaluation.read(self.directory)
+        return None if found is None or self.directory.stale(found.summary) else found
 
-    def evaluate(self, options: Any, *, quiet: bool = False) -> dict[str, Any]:
-        from ppl_gen.evaluate import evaluate
+    # How good it is --------------------------------------------------------------------------------------------
 
-        f = self.fitted
-        return evaluate(f.directory, f.config, f.model, f.guide, f.data, options, quiet)
+    def evaluate(
+        self,
+        options: EvaluationOptions | None = None,
+        *,
+        further: Sequence[Estimator] = (),
+        quiet: bool = False,
+        **chosen: Any,
+    ) -> Evaluation:
+        """Estimate the ELBO and log p(x) of the images of a split. Writes `evaluation.json`, `evaluation.nc` and two
+        pictures, in the place of those that there are.
+
+        :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
+        :param further: estimators of your own, called with the model, the guide and the images.
+        """
+        from ppl_gen.report.pictures import draw_evaluation
+        from ppl_gen.report.run_page import write_report
+
+        options, fitted = self._evaluation_options(options, chosen), self.fitted
+        others = other_guides(options, self.given)
+        found = evaluate(fitted, options, others=others, further=further, quiet=quiet)
+        if self.directory.writes:
+            draw_evaluation(self.directory)
+            write_report(self.directory)
+        return found
+
+    def split_gap(self, options: EvaluationOptions | None = None, *, quiet: bool = False, **chosen: Any) -> GapSplit:
+        """Split log p(x) - ELBO into approximation and amortization gap. Writes `gaps.json`.
+
+        :param options: as for `evaluate`.
+        """
+        options = self._evaluation_options(options, chosen)
+        return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet), lambda *_: None)
+
+    def _evaluation_options(self, options: EvaluationOptions | None, chosen: Mapping[str, Any]) -> EvaluationOptions:
+        """The options of an evaluation, which is of the weights that the run was opened with.
+
+        :raises BadInput: where they name others.
+        """
+        options = _options(EvaluationOptions, options or EvaluationOptions(checkpoint=self.checkpoint), chosen)
+        if options.checkpoint != self.checkpoint:
+            raise BadInput(
+                f"--checkpoint {options.checkpoint}: this run was opened with its {self.checkpoint} weights; open it "
+                f"with checkpoint='{options.checkpoint}'"
+            )
+        return options
 
     # What it is used for ---------------------------------------------------------------------------------------
 
@@ -323,7 +373,7 @@ class Run:
 
     def _keep(self, name: str, found: Found, draw: Callable[[Fitted, Found], None]) -> Found:
         """Write a result and its pictures into the run directory, and the page anew."""
-        from ppl_gen.report import write_report
+        from ppl_gen.report.run_page import write_report
 
         draw(self.fitted, found)
         self.directory.write_json(name, found.summary)
@@ -343,11 +393,8 @@ def _options(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> T:
     return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
 
 
-def _options_after_training(fitted: Fitted) -> Any:
+def _options_after_training(fitted: Fitted) -> EvaluationOptions:
     """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide."""
-    from ppl_gen.evaluate import EvaluationOptions
-    from ppl_gen.inference.annealed import Annealing
-
     cls = type(fitted.model)
     own = fitted.config.guide == default_guide(cls)
     chosen = dict(getattr(cls, "evaluation_defaults", {})) if own else {}

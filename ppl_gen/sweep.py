@@ -20,8 +20,8 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from ppl_gen import cli, fit
-from ppl_gen.compare import flat
 from ppl_gen.components import kebab_case
+from ppl_gen.core.options import flat
 from ppl_gen.errors import BadInput, Failed, require
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.runs import RunDirectory, check_new
@@ -47,22 +47,27 @@ _OWN = (
 class SweepOptions:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """As for fit: a name, or file.py:Class."""
-    guides: tuple[str, ...]
-    """Names, or file.py:Class; with options, such as flow,transform=iaf."""
-    objectives: tuple[str, ...]
-    """Names; with :K, of K particles, such as vimco:50."""
-    seeds: tuple[int, ...]
-    """Of weights, order of images and noise."""
     out: Path
     """Directory of the run directories and their logs."""
+    guides: tuple[str, ...] | None = None
+    """Guides: names, or file.py:Class; with options, such as flow,transform=iaf. By default the model's own."""
+    objectives: tuple[str, ...] | None = None
+    """Objectives: names; with :K, of K particles, such as vimco:50. By default the model's own."""
     priors: tuple[str, ...] = ()
-    """Names, or file.py:Class; by default the model's own."""
+    """Priors: names, or file.py:Class; by default the model's own."""
+    vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """An option of fit and its values, such as learning-rate 1e-3 3e-3. May be given several times: every combination
+    is run."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of weights, order of images and noise."""
     jobs: int | None = None
     """Runs at a time, which share the cores; by default as many as there are cores."""
 
     def __post_init__(self) -> None:
         for name in ("guides", "objectives", "seeds"):
-            require(len(getattr(self, name)) > 0, name, "", "needs at least one")
+            require(getattr(self, name) is None or len(getattr(self, name)) > 0, name, "", "needs at least one")
+        for name, *values in self.vary:
+            require(len(values) > 0, "vary", name, "needs at least one value")
         require(self.jobs is None or self.jobs >= 1, "jobs", self.jobs, "must be at least 1")
 
 
@@ -89,31 +94,61 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
     :param rest: options of `fit` that all runs share.
     :raises BadInput: for options that `fit` cannot read, or that the sweep sets itself.
     """
-    for argument in rest:
-        flag = argument.partition("=")[0].replace("_", "-")
-        taken = flag in _OWN or (flag == "--num-particles" and any(":" in name for name in options.objectives))
-        if taken:
-            raise BadInput(f"{flag}: after -- stand options that all runs share, and the sweep sets this one itself")
+    _check_shared(options, rest)
     planned: dict[str, Planned] = {}
-    for spec, prior, objective in itertools.product(options.guides, options.priors or (None,), options.objectives):
-        objective_name, _, particles = objective.partition(":")
-        guide, *own = spec.split(",")
-        if not all("=" in option for option in own):
-            raise BadInput(f"--guides {spec}: after the comma stand options of the guide, as in flow,transform=iaf")
-        chosen = ["--guide", guide, *(f"--guide.{option}" for option in own), "--objective", objective_name]
-        chosen += ["--num-particles", particles] if ":" in objective else []
-        chosen += ["--prior", prior] if prior is not None else []
+    varied = [[(name, value) for value in values] for name, *values in options.vary]
+    parts = [options.guides or (None,), options.priors or (None,), options.objectives or (None,)]
+    for (guide, prior, objective), values in itertools.product(itertools.product(*parts), itertools.product(*varied)):
+        chosen, label = _chosen(guide, prior, objective, values)
         config, _ = fit.parse([options.model, *chosen, *rest])
+        label = label or [config.guide, config.training.objective]
         for seed in options.seeds:
-            values = [option.partition("=")[2] for option in own]
-            parts = (options.model, guide, *values, *([] if prior is None else [prior]), objective.replace(":", "-"))
-            name = "-".join(kebab_case(part.rpartition(":")[2]) for part in (*parts, str(seed)))
+            words = [options.model, *label, str(seed)]
+            name = "-".join(kebab_case(word.rpartition(":")[2]) for word in words)
             if name in planned:
                 raise BadInput(f"two runs would be called {name}; name every guide, objective, prior and seed once")
             path = options.out / name
             arguments = [options.model, *chosen, "--seed", str(seed), "--out", str(path), *rest]
             planned[name] = Planned(path, replace(config, training=replace(config.training, seed=seed)), arguments)
     return list(planned.values())
+
+
+def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
+    """Raise `BadInput` for an option after -- that the sweep sets itself."""
+    own = {f"--{name.replace('_', '-')}" for name, *_ in options.vary}
+    particles = {"--num-particles"} if any(":" in name for name in options.objectives or ()) else set()
+    for argument in rest:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in {*_OWN, *own, *particles}:
+            raise BadInput(f"{flag}: after -- stand options that all runs share, and the sweep sets this one itself")
+    for flag in sorted(own & {*_OWN, *particles}):
+        raise BadInput(f"--vary {flag.removeprefix('--')}: has an option of its own here, such as --guides or --seeds")
+
+
+def _chosen(
+    guide: str | None, prior: str | None, objective: str | None, varied: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """The options of `fit` that make one combination, and the words of its name."""
+    chosen: list[str] = []
+    label: list[str] = []
+    if guide is not None:
+        name, *own = guide.split(",")
+        if not all("=" in option for option in own):
+            raise BadInput(f"--guides {guide}: after the comma stand options of the guide, as in flow,transform=iaf")
+        chosen += ["--guide", name, *(f"--guide.{option}" for option in own)]
+        label += [name, *(option.partition("=")[2] for option in own)]
+    if objective is not None:
+        name, _, particles = objective.partition(":")
+        chosen += ["--objective", name, *(["--num-particles", particles] if particles else [])]
+    if prior is not None:
+        chosen += ["--prior", prior]
+        label.append(prior)
+    if objective is not None:
+        label.append(objective.replace(":", "-"))
+    for name, value in varied:
+        chosen += [f"--{name}", value]
+        label += [name, value]
+    return chosen, label
 
 
 def remaining(planned: Sequence[Planned]) -> list[Planned]:

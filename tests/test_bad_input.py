@@ -12,9 +12,9 @@ import torch
 
 from ppl_gen import data as data_module
 from ppl_gen import evaluate, fit, runs
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
-from ppl_gen.evaluate import EvaluationOptions
+from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.annealed import Annealing

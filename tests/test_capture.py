@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ppl_gen import fit
 from ppl_gen.capture import Captured
-from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.data import Data, load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput, Failed
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config, Given

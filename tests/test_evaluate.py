@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,14 @@ import pytest
 import torch
 import xarray
 
-from ppl_gen import evaluate, fit, summaries
-from ppl_gen.data import DataOptions
+from ppl_gen import evaluate, fit
+from ppl_gen.data_options import DataOptions
+from ppl_gen.evaluation import estimating
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.figures.bounds import bound_against_k, gap_histogram
-from ppl_gen.inference.annealed import Annealed, Annealing, Sandwich
-from ppl_gen.inference.gaps import Gaps
-from ppl_gen.inference.importance import Estimates, LogPx
-from ppl_gen.inference.proposals import SecondOpinion
+from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
-from ppl_gen.summaries import Found
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "300", "--epochs", "3", "--num-samples", "50")
@@ -100,20 +95,6 @@ def test_annealing_stands_beside_importance_sampling(vae: Path, call: Call) -> N
         assert said in out
 
 
-def test_samples_that_miss_the_posterior_are_at_least() -> None:
-    """All weights of a proposal that is nowhere near may be alike: annealing tells what k-hat cannot."""
-    one = torch.ones(3, dtype=torch.float64)
-
-    def sampled(log_px: float) -> LogPx:
-        return LogPx(1000, log_px * one, 1e-4 * one, -1e-4 * one, 500 * one, 0.1 * one)
-
-    annealed = Annealed(Annealing(), -90 * one, 1e-4 * one, -1e-4 * one, 10 * one, one)
-    for log_px, doubted in ((-90.0, False), (-100.0, True), (-80.0, False)):
-        found = Found(prior=sampled(log_px), annealed=annealed)
-        assert summaries._at_least(found, "prior") == doubted
-        assert not summaries._at_least(Found(prior=sampled(log_px)), "prior")
-
-
 def test_annealing_from_the_guide_without_bounds(vae: Path, call: Call) -> None:
     more = ("--annealed.start", "guide", "--annealed.schedule", "linear", "--sandwich", "0")
     status, out, err = call(evaluate.command, "vae", "--num-images", "5", *ANNEALED, *more)
@@ -182,7 +163,7 @@ def test_what_proposals_cannot_have_is_said_before_any_work(
 
     fitted = ("belief-net", "--guide", "bernoulli", "--latent-dim", "3", *QUICK, "--out", "discrete")
     assert call(fit.command, *fitted)[0] == 0
-    monkeypatch.setattr(evaluate, "by_sampling", begun)
+    monkeypatch.setattr(estimating, "by_sampling", begun)
     for run, more, words in (
         ("discrete", ("--temperature", "1.3"), "--temperature 1.3: takes latent sites that are continuous"),
         ("vae", ("--num-samples", "3", "--prior-share", "0.1"), "--num-samples 3: too few"),
@@ -305,163 +286,6 @@ def test_annealing_needs_one_continuous_latent(elsewhere: Path, call: Call) -> N
     assert "one latent site" in err
 
 
-# Estimates beside one another --------------------------------------------------------------------------------------
-
-ONE = torch.ones(20, dtype=torch.float64)
-REST = {"num_parameters": 1, "seconds": 1, "num_images": 20, "split": "test", "data": "digits"}
-"""What else a summary has."""
-
-
-def _importance(log_px: float, elbo: float, mc_var: float = 1e-4, khat: float = 0.1) -> Estimates:
-    return Estimates(
-        1000,
-        log_px * ONE,
-        mc_var * ONE,
-        -mc_var / 2 * ONE,
-        500 * ONE,
-        khat * ONE,
-        elbo=elbo * ONE,
-        reconstruction=elbo * ONE,
-        kl=0 * ONE,
-        elbo_mc_var=1e-4 * ONE,
-        kl_analytic=None,
-        iwae={1: elbo * ONE},
-        iwae_jackknife={},
-        latent_mean={},
-        latent_mc_var={},
-    )
-
-
-def _annealed(log_px: float, mc_var: float = 0.04, bias: float = -0.02) -> Annealed:
-    return Annealed(Annealing(), log_px * ONE, mc_var * ONE, bias * ONE, 8 * ONE, 0.6 * ONE)
-
-
-def _sandwich(wide: int = 0, count: int = 100) -> Sandwich:
-    width = torch.full((count,), 0.01, dtype=torch.float64)
-    width[:wide] = 2.0
-    return Sandwich(Annealing(), torch.zeros(count, 1), -50 - width, torch.full_like(width, -50), 1e-4 * width)
-
-
-def _notes(summary: dict[str, Any]) -> dict[str, str]:
-    return {row.label: row.note for row in summaries.rows(summary | REST)}
-
-
-@pytest.mark.parametrize(("mc_var", "bias"), [(0.04, -0.02), (0.9, -8.0)], ids=["sure", "one chain counts"])
-def test_annealing_below_the_others_is_at_least(mc_var: float, bias: float) -> None:
-    """Importance sampling 66.31, ELBO 59.92, annealing 58.42: all are low, and the gap is taken of the largest, also
-    where annealing states a large bias."""
-    found = Found(importance=_importance(66.31, 59.92), annealed=_annealed(58.42, mc_var, bias), sandwich=_sandwich())
-    summary = summaries.summarize(found, "annealed", {})
-    assert summary["log_px"]["at_least"] and not summary["log_px_importance"]["at_least"]
-    assert "importance" in summary["below"]["annealed"] and list(summary["below"]) == ["annealed"]
-    gap = summary["gap"]
-    assert gap["mean"] == pytest.approx(66.31 - 59.92) and gap["of"] == "importance" and not gap["at_least"]
-    assert summaries.dataset(found, None, summary)["gap"].values == pytest.approx(66.31 - 59.92)
-    assert "importance sampling" in _notes(summary)["annealing is too low:"]
-    label = bound_against_k(summary | REST).axes[0].texts[1].get_text()
-    assert "66.31" in label and "annealed" not in label
-
-
-def test_the_gap_is_of_a_log_px_that_is_told() -> None:
-    """Where it is not that of the one row of log p(x): a reader can add it to the ELBO."""
-    label = "gap: log p(x) - ELBO"
-    alone = summaries.summarize(Found(importance=_importance(-10.0, -12.0)), "importance", {})
-    assert _notes(alone)[label] == ""
-    opinion = SecondOpinion(100, -9.5 * ONE, 1e-4 * ONE, 0 * ONE, ONE)
-    asked = Found(importance=_importance(-10.0, -12.0), second_opinion=opinion)
-    summary = summaries.summarize(asked, "importance", {})
-    assert summary["gap"]["mean"] == pytest.approx(2.5)
-    assert _notes(summary)[label] == "of log p(x) -9.50: second opinion"
-    opinion.log_px[:] = -10.0
-    opinion.log_px[3] = -5.0
-    summary = summaries.summarize(asked, "importance", {})
-    of = summary["gap"]["of"], summary["gap"]["fraction_of_others"], summary["gap"]["mean"]
-    assert _notes(summary)[label].startswith("of log p(x) -9.75: ") and of[2] == pytest.approx(2.25), of
-    both = Found(importance=_importance(66.31, 59.92), annealed=_annealed(58.42), sandwich=_sandwich())
-    noted = _notes(summaries.summarize(both, "annealed", {}))[label]
-    assert noted == "of log p(x) 66.31: importance sampling"
-
-
-def test_a_narrower_guide_is_said() -> None:
-    summary = summaries.summarize(Found(importance=replace(_importance(-10.0, -12.0), narrower=True)), "importance", {})
-    assert summary["log_px"]["at_least"] and summary["gap"]["at_least"] and summary["narrower"]
-    assert "leaves out a part of the prior's support" in _notes(summary)["support"]
-
-
-def test_an_estimate_below_the_elbo_is_at_least() -> None:
-    """Also where importance sampling is too uneven to tell."""
-    uneven = _importance(-9.0, -10.0, mc_var=0.99, khat=0.9)
-    summary = summaries.summarize(Found(importance=uneven, annealed=_annealed(-12.0)), "annealed", {})
-    assert "elbo" in summary["below"]["annealed"] and summary["gap"]["mean"] > 0
-
-
-def test_one_image_is_enough_to_be_at_least() -> None:
-    """Where annealing is above importance sampling on one image, the gap has its value there, and only there."""
-    annealed = _annealed(-10.0)
-    annealed.log_px[3] = -5.0
-    summary = summaries.summarize(Found(importance=_importance(-10, -12), annealed=annealed), "importance", {})
-    assert summary["log_px"]["at_least"] and summary["gap"]["at_least"]
-    assert summary["gap"]["fraction_of_others"] in (0, 1 / 20)
-    assert summary["gap"]["mean"] == pytest.approx((19 * 2 + 7) / 20)
-
-
-def test_estimates_that_agree_are_not_at_least() -> None:
-    """Annealing is trusted where the sandwich is narrow, importance sampling is trusted, and they agree."""
-    importance, annealed = _importance(-10, -12), _annealed(-10.02)
-    agreed = Found(importance=importance, annealed=annealed, sandwich=_sandwich())
-    assert not summaries._at_least(agreed, "annealed") and not summaries._at_least(agreed, "importance")
-    for doubtful in (
-        replace(agreed, sandwich=None),
-        replace(agreed, sandwich=_sandwich(20)),
-        replace(agreed, sandwich=_sandwich(0, 1)),
-        replace(agreed, importance=_importance(-10, -12, khat=0.9)),
-        replace(agreed, annealed=_annealed(-10.02, 0.04, -0.5)),
-        replace(agreed, annealed=_annealed(-10.02, math.nan, math.nan)),
-        replace(agreed, annealed=_annealed(-12.5)),
-    ):
-        assert summaries._at_least(doubtful, "annealed")
-    exactly = Found(exact=-10 * ONE, importance=importance, annealed=annealed)
-    assert not summaries._at_least(exactly, "annealed")
-    assert summaries._at_least(replace(exactly, annealed=_annealed(-12)), "annealed")
-
-
-@pytest.mark.parametrize(
-    ("wide", "count", "most"), [(0, 100, 1 - 0.05 ** (1 / 100)), (0, 1000, 0.0029912), (2, 100, 0.061616), (5, 5, 1.0)]
-)
-def test_a_sandwich_says_what_it_has_not_seen(wide: int, count: int, most: float) -> None:
-    """The upper 95 % limit of a share (Clopper and Pearson): about 3/n where none of n is wide, and in any case the
-    share at which so few wide images have a probability of 5 %."""
-    found = Found(importance=_importance(-10, -12), annealed=_annealed(-10), sandwich=_sandwich(wide, count))
-    summary = summaries.summarize(found, "annealed", {})
-    said = summary["sandwich"]["wide"]
-    assert said["num_images"] == wide and said["fraction_at_most"] == pytest.approx(most, rel=1e-4)
-    if wide < count:
-        chance = sum(math.comb(count, k) * most**k * (1 - most) ** (count - k) for k in range(wide + 1))
-        assert chance == pytest.approx(0.05, rel=1e-3)
-    row = next(note for label, note in _notes(summary).items() if "images from the model" in label)
-    assert f"up to {most:.1%} of the model's images may be" in row
-    unvouched = replace(found, importance=_importance(-10, -12, khat=0.9))
-    assert summaries._at_least(unvouched, "annealed")  # the sandwich alone does not suffice
-
-
-def test_unknown_khat_is_no_high_one() -> None:
-    """Three kinds, three numbers; in the files of earlier versions two of them are one."""
-    khat = torch.tensor([0.9] * 2 + [math.nan] * 10 + [0.1] * 8, dtype=torch.float64)
-    once = torch.tensor([0.0] * 7 + [0.5] * 13, dtype=torch.float64)
-    estimates = replace(_importance(-10, -12), khat=khat, largest=once)
-    summary = summaries.summarize(Found(importance=estimates), "importance", {})
-    kinds = [summary["khat"][f"fraction_{name}"] for name in ("above_threshold", "unknown", "fine")]
-    assert kinds == [2 / 20, 5 / 20, 13 / 20]
-    assert "above 0.67: 10.0% of images; unknown: 25.0%; fine: 65.0%" in _notes(summary)["Pareto k-hat"]
-    for kind in ("unknown", "fine"):
-        del summary["khat"][f"fraction_{kind}"]
-    assert "those where it is unknown included" in _notes(summary)["Pareto k-hat"]
-    few = replace(estimates, khat=khat * math.nan, largest=once + 1)
-    summary = summaries.summarize(Found(importance=few), "importance", {})
-    assert summary["khat"]["fraction_unknown"] == 1 and "median" not in summary["khat"]
-    assert "median unknown" in _notes(summary)["Pareto k-hat"]
-
-
 TWO_MODES = """
 import pyro, torch
 import pyro.distributions as dist
@@ -529,16 +353,3 @@ def test_the_default_evaluation_sees_the_mode_that_the_guide_misses(elsewhere: P
         and "above importance sampling over all images together" in out
     )
     assert {"log_px_second_opinion", "blind", "largest_weight"} <= set(images)
-
-
-def test_a_missed_mode_stands_below_the_gaps() -> None:
-    some = ONE.bool()
-    values = (-10 * ONE, -12 * ONE, -11 * ONE, 1e-4 * ONE, 1e-4 * ONE, 1e-4 * ONE)
-    found = Gaps(*values, some, some, missed=torch.arange(20) < 5, blind=torch.arange(20) < 2)
-    part = summaries.gap_parts(found)
-    assert part["fraction_missed"] == 0.25 and part["fraction_blind"] == 0.1 and part["at_least"]
-    said = [row.label for _, rows in summaries.gap_rows({"contexts": part}) for row in rows]
-    assert "25% of images have a mode that the search did not reach:" in said
-    assert "blind to other modes than the encoder's: 10% of images" in said
-    earlier = {key: value for key, value in part.items() if not key.startswith(("fraction_missed", "fraction_blind"))}
-    assert len(summaries.gap_rows({"contexts": earlier})[0][1]) == len(said) - 3

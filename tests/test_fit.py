@@ -16,11 +16,13 @@ import pytest
 import torch
 
 import ppl_gen
-from ppl_gen import compare, evaluate, fit, summaries
-from ppl_gen.data import DataOptions
+from ppl_gen import compare, evaluate, fit
+from ppl_gen.data_options import DataOptions
+from ppl_gen.evaluation import gap_split
+from ppl_gen.evaluation.table import table
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.report import write_report
+from ppl_gen.report.run_page import write_report
 from ppl_gen.run import Run
 from ppl_gen.runs import RunDirectory
 
@@ -142,9 +144,7 @@ def test_the_evaluation_of_a_run(finished: Path) -> None:
 @pytest.mark.parametrize("units", [0, 3])
 def test_a_collapsed_posterior_is_told(finished: Path, units: int) -> None:
     summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8")) | {"active_units": units}
-    assert ("z is not used, its mean is the same for every image: --kl-warmup" in summaries.table(summary)) == (
-        units == 0
-    )
+    assert ("z is not used, its mean is the same for every image: --kl-warmup" in table(summary)) == (units == 0)
 
 
 def test_evaluation_nc_in_xarray_and_arviz(finished: Path) -> None:
@@ -357,7 +357,7 @@ def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
 def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from ppl_gen.inference import gaps
 
-    monkeypatch.setattr(evaluate, "Search", lambda: gaps.Search(window=3, patience=1, most_windows=4))
+    monkeypatch.setattr(gap_split, "Search", lambda: gaps.Search(window=3, patience=1, most_windows=4))
     before = (finished / "evaluation.json").read_text(encoding="utf-8")
     arguments = (finished, "--gaps", "--num-images", "5", "--num-samples", "50")
     status, out, _ = call(evaluate.command, *arguments)

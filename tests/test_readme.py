@@ -16,7 +16,9 @@ import pytest
 
 from benchmarks import wall
 from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep, training
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
+from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
 from ppl_gen.inference.gaps import Search
 from ppl_gen.models.gan import GAN
@@ -92,7 +94,7 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     monkeypatch.setattr(training, "_SCALE_IMAGES", 4)
     # Its processes of their own are tested in test_benchmarks.py.
     monkeypatch.setattr(wall.climb, "__defaults__", (lambda way, units: wall.measure(way, units, 4, 9),))
-    monkeypatch.setattr(evaluate, "Search", lambda: Search(window=2, patience=1, most_windows=2))
+    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
 
     def one_after_another(todo: Sequence[sweep.Planned], *_: Any) -> dict[str, str]:
         """A sweep without its processes, which `test_sweep.py` has."""

@@ -16,6 +16,9 @@ from torch.utils.data import TensorDataset
 import ppl_gen
 from ppl_gen import fit
 from ppl_gen.errors import BadInput
+from ppl_gen.evaluation import gap_split
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.inference.gaps import Search
 from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
 
@@ -64,7 +67,8 @@ def test_a_class_and_a_tensor(elsewhere: Path, x: Tensor) -> None:
     assert run.data.shape == (4, 5)
 
     again = Run.open(run.path)
-    assert again.evaluation == run.evaluation and again.metrics["epoch"].tolist() == [0, 1, 2]
+    assert again.evaluation is not None and run.evaluation is not None
+    assert again.evaluation.summary == run.evaluation.summary and again.metrics["epoch"].tolist() == [0, 1, 2]
     assert again.config.training.epochs == 2
     with pytest.raises(BadInput, match=f"was fitted with the guide {__name__}:Laplace"):
         _ = again.model
@@ -204,6 +208,55 @@ def test_errors_speak_of_arguments(elsewhere: Path, options: dict[str, Any], wor
         Run.fit()
 
 
+# How good it is ------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_takes_the_place_of_the_evaluation(elsewhere: Path, x: Tensor) -> None:
+    """With its pictures and the page. Options are fields by name, or a whole object."""
+    run = Run.fit("vae", data=x, out="run", **SMALL)
+    first = run.evaluation
+    assert first is not None and first.options["num_samples"] == 20 and str(first) in str(run.evaluation)
+    picture = (run.path / "figures" / "gap_histogram.png").read_bytes()
+    found = run.evaluate(num_samples=50, num_images=10, seed=1, quiet=True)
+    assert run.evaluation is not None and run.evaluation.summary == json.loads(json.dumps(found.summary))
+    assert found.log_px.settings["num_samples"] == 50 and found.options["num_images"] == 10
+    assert (run.path / "figures" / "gap_histogram.png").read_bytes() != picture
+    assert "10 test images of array" in (run.path / "report.html").read_text(encoding="utf-8")
+    same = run.evaluate(EvaluationOptions(num_samples=50, num_images=10, seed=1), quiet=True)
+    assert same.summary | {"seconds": 0} == found.summary | {"seconds": 0}
+    with pytest.raises(BadInput, match="num_sample: is no option here; did you mean 'num_samples'"):
+        run.evaluate(num_sample=3)
+
+
+def test_an_evaluation_is_of_the_weights_that_were_loaded(elsewhere: Path, x: Tensor) -> None:
+    """And says so: others are not named in it."""
+    path = Run.fit("vae", data=x, out="run", **SMALL).path
+    best = Run.open(path, data=x, checkpoint="best")
+    assert best.evaluate(num_images=5, quiet=True).about["checkpoint"] == "best"
+    with pytest.raises(BadInput, match="opened with its best weights"):
+        best.evaluate(checkpoint="last")
+    with pytest.raises(BadInput, match="opened with its last weights"):
+        Run.open(path, data=x).split_gap(checkpoint="best")
+
+
+def test_proposals_are_opened_with_what_the_run_was_given(elsewhere: Path, x: Tensor) -> None:
+    """A run of the user's own images shares them with the other."""
+    run = Run.fit("vae", data=x, out="run", **SMALL)
+    other = Run.fit(data=x, init_from=run, guide="student-t", out="other", epochs=1, num_samples=20, quiet=True)
+    found = run.evaluate(num_samples=40, num_images=5, proposals=(other.path,), quiet=True)
+    assert found.primary == "mixed" and found.log_px.settings["proposal"]["guides"] == ["own", "other"]
+
+
+def test_the_gap_is_split(elsewhere: Path, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
+    run = Run.fit("vae", data=x, out="run", **SMALL)
+    found = run.split_gap(num_images=4, num_samples=30, quiet=True)
+    assert found.summary["contexts"]["num_images"] == 4 and found.copies is None and len(found.contexts.elbo) == 4
+    assert found.summary["options"]["estimator"] == "importance" and found.summary["options"]["gaps"]
+    assert run.directory.read_json("gaps.json") == json.loads(json.dumps(found.summary))
+    assert "amortization gap" in str(found) and "amortization gap" in found._repr_html_()
+
+
 # Training for longer, and ending it ----------------------------------------------------------------------------
 
 
@@ -213,7 +266,7 @@ def test_training_for_longer_is_training_for_so_long(elsewhere: Path, x: Tensor,
     whole = Run.fit("vae", data=x, out="whole", **SMALL | {"epochs": 4})
     assert _same(longer, whole) and longer.config.training.epochs == 4
     assert longer.evaluation is not None and whole.evaluation is not None
-    assert longer.evaluation | {"seconds": 0} == whole.evaluation | {"seconds": 0}
+    assert longer.evaluation.summary | {"seconds": 0} == whole.evaluation.summary | {"seconds": 0}
     with pytest.raises(BadInput, match="epochs 3: longer has 4 of 4 epochs"):
         longer.resume(3, quiet=True)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ppl_gen import compare, fit, sweep
+from ppl_gen import fit, sweep
+from ppl_gen.comparison import Comparison
 
 Call = Callable[..., tuple[int, str, str]]
 REST = ("--", "--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "30", "--hidden-dims", "8")
@@ -97,8 +98,8 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
         "start     vae-mine-elbo-1",
     ]
     assert {**json.loads(lost.read_text(encoding="utf-8")), "seconds": 0} == {**before, "seconds": 0}
-    rows = compare.compare(sorted(path for path in Path("out").iterdir() if path.is_dir()))["rows"]
-    assert sorted((row["guide"], *row["seeds"]) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
+    rows = Comparison(sorted(path for path in Path("out").iterdir() if path.is_dir())).rows
+    assert sorted((row.guide, *row.seeds) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
 
     status, out, err = call(sweep.command, *arguments, *REST, "--latent-dim", "3")
     assert status == 2 and "out/vae-normal-elbo-0: is there with other options: latent_dim is 1, not 3" in err
@@ -170,7 +171,12 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
     ("arguments", "words"),
     [
         ((), ["MODEL"]),
-        (("vae", "--guides", "normal", "--objectives", "elbo", "--out", "out"), ["--seeds"]),
+        (("vae", "--guides", "normal", "--objectives", "elbo"), ["--out"]),
+        (("vae", "--seeds", "--out", "out"), ["--seeds", "at least one"]),
+        (("vae", "--vary", "epochs", "--out", "out"), ["--vary epochs", "at least one value"]),
+        (("vae", "--vary", "epochs", "1", "--out", "out", "--", "--epochs", "2"), ["--epochs: after --"]),
+        (("vae", "--vary", "guide", "flow", "--out", "out"), ["--vary guide: has an option of its own"]),
+        (("vae", "--vary", "lr", "1e-3", "--out", "out"), ["--lr", "did you mean --learning-rate"]),
         (("vae", "--guides", "--objectives", "elbo", "--seeds", "1", "--out", "out"), ["--guides", "at least one"]),
         ((*SEEDS, "--jobs", "0"), ["--jobs 0", "at least 1"]),
         ((*SEEDS, "--epochs", "3"), ["--epochs"]),
@@ -202,7 +208,8 @@ def test_refused_before_anything_starts(
 
 def test_a_plan(elsewhere: Path) -> None:
     """Each run's arguments, read by `fit`, are its configuration."""
-    options = sweep.SweepOptions("vae", ("normal",), ("vimco:50", "elbo-analytic-kl"), (3, 4), Path("out"))
+    objectives = ("vimco:50", "elbo-analytic-kl")
+    options = sweep.SweepOptions("vae", Path("out"), ("normal",), objectives, seeds=(3, 4))
     planned = sweep.plan(options, ["--latent-dim", "5"])
     assert [run.name for run in planned] == [
         f"vae-normal-{objective}-{seed}" for objective in ("vimco-50", "elbo-analytic-kl") for seed in (3, 4)
@@ -215,8 +222,26 @@ def test_a_plan(elsewhere: Path) -> None:
 
 def test_a_plan_of_guides_with_options(elsewhere: Path) -> None:
     guides = ("flow,transform=iaf,num-transforms=2", "flow,transform=planar")
-    planned = sweep.plan(sweep.SweepOptions("vae", guides, ("elbo",), (0,), Path("out"), priors=("flow",)), [])
+    planned = sweep.plan(sweep.SweepOptions("vae", Path("out"), guides, ("elbo",), ("flow",)), [])
     assert [run.name for run in planned] == ["vae-flow-iaf-2-flow-elbo-0", "vae-flow-planar-flow-elbo-0"]
     assert [run.config.guide_options["transform"] for run in planned] == ["iaf", "planar"]
     assert planned[0].config.guide_options["num_transforms"] == 2 and planned[0].config.prior == "flow"
     assert fit.parse(planned[0].arguments)[0] == planned[0].config
+
+
+def test_a_plan_of_any_option(elsewhere: Path) -> None:
+    """Every combination of values, of options of training, of the model and of the guide; guide and objective are the
+    model's own where none is named."""
+    vary = (("learning-rate", "1e-3", "3e-3"), ("latent-dim", "2", "5"), ("guide.input-dropout", "0.1"))
+    planned = sweep.plan(sweep.SweepOptions("vae", Path("out"), vary=vary), [])
+    assert [run.name for run in planned] == [
+        f"vae-learning-rate-{rate}-latent-dim-{dim}-guide.input-dropout-0.1-0"
+        for rate in ("1e-3", "3e-3")
+        for dim in ("2", "5")
+    ]
+    found = [(run.config.training.learning_rate, run.config.model_options["latent_dim"]) for run in planned]
+    assert found == [(1e-3, 2), (1e-3, 5), (3e-3, 2), (3e-3, 5)]
+    assert all(run.config.guide_options["input_dropout"] == 0.1 for run in planned)
+    assert [run.name for run in sweep.plan(sweep.SweepOptions("mixture", Path("out")), [])] == [
+        "mixture-enumerated-elbo-0"
+    ]

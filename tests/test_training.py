@@ -17,7 +17,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.data import Data, load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.assembling import assemble, load_checkpoint
 from ppl_gen.experiment.config import Config, Given

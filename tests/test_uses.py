@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen import fill, fit, responsibilities, splice
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.evaluation import explaining, filling, splicing
 from ppl_gen.experiment.config import Config, Given

@@ -1,1 +1,1 @@
-"""The floor below all others: it imports none of them."""
+"""What every floor of the package uses, and what uses none of them, nor torch at import."""

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen import summaries
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.data import SplitName
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.table import images, title
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
-from ppl_gen.inference.importance import mean_se
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap, require_memory
 from ppl_gen.progress import Progress
@@ -205,7 +205,7 @@ def table(summary: dict[str, Any]) -> str:
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]
     rows = [
-        f"{summaries.title(s)}: {summaries.images(s)}",
+        f"{title(s)}: {images(s)}",
         f"  components in use       {used} of {of}",
         f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, exact",
     ]

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen import summaries
 from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.data import SplitName
 from ppl_gen.errors import BadInput, near_miss, require, warnings_of
+from ppl_gen.evaluation.estimating import observation
 from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.table import images, title
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
-from ppl_gen.inference.importance import mean_se
+from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
 from ppl_gen.inference.state_memory import cheap, require_memory
 from ppl_gen.progress import Progress
 
@@ -154,13 +155,13 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     summary: dict[str, Any] = {
         **fitted.provenance(options),
         "num_images": len(x),
-        "observation": summaries.observation(pair, x),
+        "observation": observation(pair, x),
         "hide": options.hide,
         "hidden_pixels": hidden,
         "pixels": data.dim,
         "estimator": "exact" if found.importance is None else "importance",
-        "log_px": _mean(found.log_px),
-        "log_px_visible": _mean(found.log_px_visible),
+        "log_px": mean_entry(found.log_px),
+        "log_px_visible": mean_entry(found.log_px_visible),
         **_of_hidden(found, hidden, num_samples),
     }
     if pair.discrete:
@@ -168,10 +169,6 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
         baseline = (pixels * rate.log() + (1 - pixels) * torch.log1p(-rate)).sum(1).cpu()
         summary["independent_pixels"] = _per_pixel(baseline, hidden)
     return Filled(summary, x, visible, found)
-
-
-def _mean(values: Tensor) -> dict[str, float]:
-    return dict(zip(("mean", "se"), mean_se(values), strict=True))
 
 
 def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
@@ -184,14 +181,13 @@ def _of_hidden(found: Completion, hidden: int, num_samples: int) -> dict[str, An
     if found.importance is None:
         return {"log_p_hidden": _per_pixel(found.log_prob, hidden)}
     whole, seen = found.importance
-    variance = whole.log_px_mc_var + seen.log_px_mc_var
-    mc_se = float(variance.sum().sqrt() / len(variance))
+    mc_se = mean_mc_se(whole.log_px_mc_var + seen.log_px_mc_var)
     bias = float((whole.log_px_bias - seen.log_px_bias).mean())
     return {
         "num_samples": num_samples,
         "log_p_hidden": _per_pixel(found.log_prob, hidden, mc_se=mc_se, bias=bias),
-        "ess": {"median": float(seen.ess.median()), "min": float(seen.ess.min())},
-        "untrusted": float((whole.untrusted | seen.untrusted).double().mean()),
+        "ess": median_and_least(seen.ess),
+        "untrusted": share(whole.untrusted | seen.untrusted),
     }
 
 
@@ -205,8 +201,7 @@ def table(summary: dict[str, Any]) -> str:
         return f"  {name:<34}{value:<20}{bits:>8}  {note}".rstrip()
 
     rows = [
-        f"{summaries.title(s)}: {summaries.images(s)}; hidden: {s['hide']}, {s['hidden_pixels']} of {s['pixels']} "
-        "pixels",
+        f"{title(s)}: {images(s)}; hidden: {s['hide']}, {s['hidden_pixels']} of {s['pixels']} pixels",
         "nats per image ± standard error over images; bits per hidden pixel",
         row("log p(x)", "log_px"),
         row("log p(visible)", "log_px_visible"),

@@ -7,7 +7,7 @@ them. What as many other real images reach, which the classifier has not seen, s
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from ppl_gen.data import Data, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.quality_table import quality_table
 from ppl_gen.evaluation.sampling import SampleOptions, sample
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 from ppl_gen.nets import encoder
 from ppl_gen.progress import Progress
-from ppl_gen.summaries import quality_table
 
 Images = Literal["draws", "means"]
 _SHOWN = 10
@@ -217,6 +217,7 @@ def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOp
         "images": kind,
         "seed": options.seed,
         "checkpoint": options.checkpoint,
+        "options": asdict(replace(options, num_images=len(judge.test), images=kind)),
         "training_step": run.loaded,
         "classifier": {"steps": judge.steps, "accuracy": judge.accuracy},
         **judge.scores(samples),

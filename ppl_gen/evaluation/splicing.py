@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen import summaries
 from ppl_gen.data import SplitName
 from ppl_gen.errors import BadInput, require, warnings_of
-from ppl_gen.evaluate import by_sampling, estimators, exactly_known
+from ppl_gen.evaluation.estimating import by_sampling, estimators, exactly_known, observation
 from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.table import title
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.inference.importance import mean_se
+from ppl_gen.inference.estimate import mean_entry, share
 
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100)
 _SHOWN = 10
@@ -108,12 +108,11 @@ def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: b
 
     :raises BadInput: for `exact` where a latent site has no finite support, or where memory does not suffice.
     """
-    model, guide, pair = fitted.model, fitted.guide, fitted.pair
-    if estimator != "importance" and estimators(model, pair, estimator, x.device)[0]:
-        return exactly_known(model, guide, pair, x, (), quiet), {"estimator": "exact"}
-    found = by_sampling(model, guide, x, (), num_samples, quiet)
-    untrusted = float(found.untrusted.double().mean())
-    return found.log_px, {"estimator": "importance", "num_samples": num_samples, "untrusted": untrusted}
+    if estimator != "importance" and estimators(fitted.model, fitted.pair, estimator, x.device)[0]:
+        return exactly_known(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
+    found = by_sampling(fitted, x, num_samples=num_samples, quiet=quiet)
+    told = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
+    return found.log_px, told
 
 
 def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
@@ -187,8 +186,8 @@ def two_sample_test(
         if size <= min(len(spliced), len(natural) - len(natural) // 2):
             found = rejections(natural, spliced, size, rate, num_batches, rng)
             for key, rejected in zip(("power", "false_alarms"), found, strict=True):
-                share = float(rejected.mean())
-                result[key][str(size)] = {"mean": share, "se": float(np.sqrt(share * (1 - share) / num_batches))}
+                mean = float(rejected.mean())
+                result[key][str(size)] = {"mean": mean, "se": float(np.sqrt(mean * (1 - mean) / num_batches))}
     return result
 
 
@@ -217,14 +216,11 @@ def detect(fitted: Fitted, options: SpliceOptions, *, quiet: bool = False) -> Sp
     )
     summary = {
         **fitted.provenance(options),
-        "observation": summaries.observation(pair, x),
+        "observation": observation(pair, x),
         "num_natural": 2 * count,
         "num_spliced": count,
         **estimated,
-        "log_px": {
-            name: dict(zip(("mean", "se"), mean_se(part), strict=True))
-            for name, part in (("natural", natural), ("spliced", spliced))
-        },
+        "log_px": {"natural": mean_entry(natural), "spliced": mean_entry(spliced)},
         "roc_auc": {"mean": auc, "se": auc_se, "se_by": "DeLong"},
         "two_sample_test": test,
     }
@@ -259,7 +255,7 @@ def table(summary: dict[str, Any]) -> str:
     if s["estimator"] == "importance":
         how = f"S = {s['num_samples']} importance samples; k-hat too high or unknown: {s['untrusted']:.1%} of images"
     rows = [
-        f"{summaries.title(s)}: {s['num_spliced']} spliced and {s['num_natural']} natural {s['split']} "
+        f"{title(s)}: {s['num_spliced']} spliced and {s['num_natural']} natural {s['split']} "
         f"images of {s['data']}, binarization {s['binarization']}",
         f"log p(x) in nats per image ± standard error over images, {how}",
         *(f"  {name:<10}{entry['mean']:9.2f} ± {entry['se']:.2f}" for name, entry in s["log_px"].items()),

@@ -1,4 +1,7 @@
-"""The configuration of a run, and what a user gives again when the run is opened."""
+"""The configuration of a run, and what a user gives again when the run is opened.
+
+Importing it imports no torch, so that what only reads runs starts fast.
+"""
 
 import platform
 import subprocess
@@ -7,18 +10,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import ppl_gen
 from ppl_gen import components
 from ppl_gen.components import Kind, class_name, find, is_external
-from ppl_gen.data import Data, DataOptions, fingerprint
+from ppl_gen.core.options import option
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput, near_miss
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.runs import RunDirectory
 
+if TYPE_CHECKING:
+    from ppl_gen.data import Data
+
+ORIGIN = ("format", "command", "versions", "git_commit", "num_threads", "data_name", "data_notice")
+"""Keys of `config.json` that are no options: where and how the run was made. They do not identify it."""
 KINDS: tuple[Kind, ...] = ("model", "guide", "prior")
 
 
@@ -30,24 +37,28 @@ class Config:
     what was handed over as a Python object, `class:Name` and `instance:Name` (`Given` holds the object).
     """
 
-    model: str = "vae"
+    model: str = option("vae", column="model")
     model_options: Mapping[str, Any] = field(default_factory=dict)
-    guide: str = "normal"
+    guide: str = option("normal", column="guide")
     guide_options: Mapping[str, Any] = field(default_factory=dict)
     data: DataOptions = field(default_factory=DataOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
-    num_samples: int = 1000
+    num_samples: int = option(1000, identifies=False)
     """Importance samples per image for log p(x) after training."""
     init_from: str | None = None
     """Directory of the run whose last weights training starts from."""
     fixed_model: bool = False
     """Train the guide alone."""
-    prior: str | None = None
+    prior: str | None = option(None, column="prior")
     """In the place of the model's own."""
     prior_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self, data: Data, given: "Given | None" = None) -> dict[str, Any]:
+    def to_json(self, data: "Data", given: "Given | None" = None) -> dict[str, Any]:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
+        import torch
+
+        from ppl_gen.data import fingerprint
+
         given = given or Given()
         classes: dict[str, Any] = {}
         for kind in KINDS:
@@ -120,7 +131,7 @@ def _resolved(kind: Kind, found: Any, chosen: Mapping[str, Any]) -> dict[str, An
     """Every option of a class, with its value; an instance has none."""
     if not isinstance(found, type):
         return {}
-    return {option.name: chosen.get(option.name, option.default) for option in components.options(kind, found)}
+    return {each.name: chosen.get(each.name, each.default) for each in components.options(kind, found)}
 
 
 def _git_commit() -> str | None:
@@ -192,7 +203,7 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
     names = {part: {each.name for each in fields(part)} for part in (TrainingOptions, DataOptions, Config)}
     chosen: dict[Any, dict[str, Any]] = {part: {} for part in names}
     model = given.find("model", config.model)
-    own = [option.name for option in components.options("model", model)] if isinstance(model, type) else []
+    own = [each.name for each in components.options("model", model)] if isinstance(model, type) else []
     for name, value in options.items():
         part = next((part for part, known in names.items() if name in known), None)
         if part is not None:
@@ -225,7 +236,7 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
         classes: dict[str, Any] = {}
         for kind, name in (given or Given()).names().items():
             classes |= _class_of(run, kind, name, swap, required=given is not None)
-        own = {option.name for option in fields(Config)} - {*classes, "data", "training"}
+        own = {each.name for each in fields(Config)} - {*classes, "data", "training"}
         return Config(
             **classes,
             data=DataOptions(**content["data"]),
@@ -262,6 +273,8 @@ def _again(kind: Kind, recorded: str) -> str:
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
     """The names of classes and files of images that are not what they were when the run was made."""
+    from ppl_gen.data import fingerprint
+
     given = given or Given()
     found = {kind: (name, given.fingerprint(kind, name)) for kind, name in config.externals().items()}  # type: ignore[arg-type]
     if run.config.get("data_sha256") is not None and given.data is None:

@@ -1,8 +1,27 @@
 """The ELBO and its two terms through training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from ppl_gen.figures.captions import Caption, fixed
+
+CAPTIONS = {
+    "learning_curves": Caption(
+        "Through training; dashed, if there, the validation split",
+        "Curves over the epochs",
+    )
+}
+
+
+def captions(metrics: Sequence[dict[str, Any]]) -> dict[str, Caption]:
+    """`CAPTIONS` with the first and the last number of the curve that matters most."""
+    split = "validation" if "validation" in metrics[-1] else "train"
+    before, after = (line[split] for line in (metrics[0], metrics[-1]))
+    name = "ELBO" if "kl" in after else "log p(x)"
+    told = f"; {split} {name} {fixed(before['elbo'])} before training, {fixed(after['elbo'])} at its end"
+    return {"learning_curves": CAPTIONS["learning_curves"].told(told)}
 
 
 def learning_curves(metrics: list[dict[str, Any]]) -> Figure:

@@ -14,10 +14,12 @@ than chance makes it. Two things tell:
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ppl_gen.inference.estimate import Estimate
 
 FALSE_ALARMS = 1e-3
 """Rate at which each of the tests below flags an estimate that is right, over all its images."""
@@ -27,32 +29,12 @@ _ROUNDING = 1e-3  # nats: no difference below it counts
 _MANY = 30  # images, whose errors add up to one that is known
 
 
-class Low(Protocol):
-    """log p(x) of images, in nats, low in expectation; every tensor is [images]."""
-
-    @property
-    def num_samples(self) -> float: ...
-    @property
-    def log_px(self) -> Tensor: ...
-    @property
-    def log_px_mc_var(self) -> Tensor: ...
-    @property
-    def log_px_bias(self) -> Tensor: ...
-
-
-class Bound(NamedTuple):
-    """A lower bound of each image, such as the ELBO, as `Low`."""
-
-    log_px: Tensor
-    log_px_mc_var: Tensor
-    log_px_bias: Tensor
-    num_samples: float = math.inf
-
-
-def bound(values: Tensor, mc_var: Tensor | None = None, num_samples: float = math.inf) -> Bound:
-    """A lower bound, or an exact log p(x), with the Monte Carlo variance that it has; it states no bias."""
-    zero = torch.zeros_like(values)
-    return Bound(values, zero if mc_var is None else mc_var, zero, num_samples)
+def bound(log_px: Tensor, mc_var: Tensor | None = None, num_samples: int | None = None) -> Estimate:
+    """A lower bound of log p(x) [images], such as the ELBO, with the Monte Carlo variance that it has; it states no
+    bias."""
+    zero = torch.zeros_like(log_px)
+    variance = zero if mc_var is None else mc_var
+    return Estimate(estimator="bound", log_px=log_px, log_px_mc_var=variance, log_px_bias=zero, num_samples=num_samples)
 
 
 class Above(NamedTuple):
@@ -68,26 +50,26 @@ class Above(NamedTuple):
         return self.together or bool(self.images.any())
 
 
-def above(low: Low, high: Low) -> Above:
+def above(low: Estimate, high: Estimate) -> Above:
     """Where `high` shows that `low` is too low. An image whose `low` has an unknown error is not flagged."""
     difference = high.log_px - low.log_px - _ROUNDING
     # To first order a bias is half of the variance. What is stated beyond that is no excuse for being too low.
     bias = torch.minimum(low.log_px_bias.abs(), low.log_px_mc_var)
     variances, biases = low.log_px_mc_var + high.log_px_mc_var, bias + high.log_px_bias.abs()
     rate = FALSE_ALARMS / len(difference)
-    fewer = min(low.num_samples, high.num_samples)
-    excess = difference - _errors(rate, low.num_samples) * low.log_px_mc_var.sqrt() - bias
+    counts = [math.inf if each.num_samples is None else each.num_samples for each in (low, high)]
+    excess = difference - _errors(rate, counts[0]) * low.log_px_mc_var.sqrt() - bias
     images = excess > -math.log(rate)
-    if known := getattr(high, "knows_its_error", True):
-        images |= difference > _errors(rate, fewer) * variances.sqrt() + biases
+    if high.knows_its_error:
+        images |= difference > _errors(rate, min(counts)) * variances.sqrt() + biases
     mean = bool(difference.sum() > _errors(FALSE_ALARMS) * variances.sum().sqrt() + biases.sum())
-    mean = mean and (known or len(difference) >= _MANY)
+    mean = mean and (high.knows_its_error or len(difference) >= _MANY)
     excess = excess.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     won = torch.stack([torch.logaddexp(excess + math.log(b), excess.new_tensor(math.log1p(-b))).sum() for b in _BETS])
     return Above(images, mean or bool(won.logsumexp(0) - math.log(len(_BETS)) > -math.log(FALSE_ALARMS)))
 
 
-def above_in_mean(low: Low, high: Low) -> bool:
+def above_in_mean(low: Estimate, high: Estimate) -> bool:
     """Whether the mean of `high` is the larger by more than 4 Monte Carlo errors, whatever biases are stated."""
     variance = (low.log_px_mc_var + high.log_px_mc_var).nan_to_num(nan=0.0)
     return bool((high.log_px - low.log_px).sum() > 4 * variance.sum().sqrt())

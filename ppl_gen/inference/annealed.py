@@ -20,7 +20,7 @@ settings are, on real data too as far as these are like the model's (Wu et al. 2
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,9 +29,12 @@ from torch import Tensor
 from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.errors import BadInput, require, require_choices
 from ppl_gen.inference.callables import evaluating, frozen
+from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
 from ppl_gen.inference.supports import unbounded
 from ppl_gen.memory import keep_freed_memory
+
+_NARROW = 0.1  # nats by which annealing may be too low and still be trusted
 
 Advance = Callable[[int], None]
 """Called with the number of temperatures just passed, times images."""
@@ -87,27 +90,6 @@ class Annealing:
 
 
 @dataclass(frozen=True)
-class Annealed:
-    """Per image, in nats, float64 on the CPU; every tensor is [images]."""
-
-    annealing: Annealing
-    log_px: Tensor
-    log_px_mc_var: Tensor
-    """Monte Carlo variance of `log_px`, by the delta method; not a number for a single chain."""
-    log_px_bias: Tensor
-    """Jackknife estimate of the bias of `log_px`; negative."""
-    ess: Tensor
-    """Effective number of chains."""
-    acceptance: Tensor
-    """The share of proposals that was accepted."""
-
-    @property
-    def num_samples(self) -> int:
-        """Chains per image."""
-        return self.annealing.num_chains
-
-
-@dataclass(frozen=True)
 class Sandwich:
     """Two estimates of log p(x) for images from the model, in nats, float64 on the CPU, [images].
 
@@ -126,10 +108,61 @@ class Sandwich:
     def width(self) -> Tensor:
         return self.upper - self.lower
 
+    def entry(self) -> dict[str, Any]:
+        """Its entry in `evaluation.json`."""
+        return {
+            "num_images": len(self.x),
+            "lower": mean_entry(self.lower, mc_se=mean_mc_se(self.lower_mc_var)),
+            "upper": mean_entry(self.upper),
+            "width": mean_entry(self.width),
+            "wide": self.wide(),
+        }
+
+    def wide(self) -> dict[str, Any]:
+        """How many images have bounds more than a nat apart, and the share of the model's images that may have, by the
+        upper 95 % limit of Clopper and Pearson (1934): about 3/n where none of n has."""
+        from scipy.stats import beta
+
+        count, wide = len(self.x), int((~(self.width <= 1)).sum())
+        most = 1.0 if wide == count else float(beta.ppf(0.95, wide + 1, count - wide))
+        return {"above": 1.0, "num_images": wide, "fraction_at_most": most, "confidence": 0.95}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AnnealedEstimate(Estimate):
+    """log p(x) by annealed importance sampling; `num_samples` and `ess` are of chains."""
+
+    estimator: str = "annealed"
+    words: str = "annealed importance sampling"
+    ess: Tensor
+    annealing: Annealing
+    acceptance: Tensor
+    """Share of the proposals that was accepted."""
+    sandwich: Sandwich | None = None
+    """The same settings on images from the model, if they were asked for."""
+
+    @property
+    def vouched_for(self) -> bool:
+        """Whether the sandwich is narrow and the estimated bias small."""
+        if self.sandwich is None:
+            return False
+        width, se = mean_se(self.sandwich.width)
+        return width + 2 * se <= _NARROW and abs(self.bias) <= _NARROW
+
+    def made_with(self) -> dict[str, Any]:
+        accepted = float(self.acceptance.mean())
+        return asdict(self.annealing) | {"accepted": accepted, "ess": median_and_least(self.ess)}
+
+    def more_entries(self, name: str) -> dict[str, Any]:
+        return {} if self.sandwich is None else {"sandwich": self.sandwich.entry()}
+
+    def diagnostic_variables(self, suffix: str) -> dict[str, Variable]:
+        return {f"ess{suffix}": Variable(self.ess, "effective number of chains", "chains")}
+
 
 def annealed_log_px(
     model: Any, x: Tensor, *, guide: Any = None, annealing: Annealing | None = None, progress: Advance | None = None
-) -> Annealed:
+) -> AnnealedEstimate:
     """log p(x) of images by annealed importance sampling.
 
     :param model: a module with methods `prior()` and `likelihood(z)`, its latent continuous and unbounded.
@@ -152,7 +185,8 @@ def annealed_log_px(
 
     with evaluating(model, guide), frozen(model, guide):
         parts = ((len(part), block(part)) for part in x.split(_block_size(annealing)))
-        return Annealed(annealing, **gathered(parts, len(x)))
+        whole = gathered(parts, len(x))
+        return AnnealedEstimate(annealing=annealing, num_samples=annealing.num_chains, **whole)
 
 
 def sandwich(

@@ -34,7 +34,7 @@ from ppl_gen.errors import BadInput
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.densities import above_others, score_function
 from ppl_gen.inference.exact import enumerated_pair, exact_log_px, require_broadcasting
-from ppl_gen.inference.importance import CHUNK_SIZE, Estimates, log_marginal_likelihood
+from ppl_gen.inference.importance import CHUNK_SIZE, ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size
 
@@ -59,7 +59,7 @@ class Completion:
     """The images with E[x_h | x_v] in place of their hidden pixels, [images, pixels]."""
     draws: Tensor
     """The images with x_h ~ p(x_h | x_v) in place of their hidden pixels, [draws, images, pixels]."""
-    importance: tuple[Estimates, Estimates] | None = None
+    importance: tuple[ImportanceEstimate, ImportanceEstimate] | None = None
     """Of log p(x) and of log p(x_v), with their diagnostics, where they are not exact."""
 
     @property

@@ -16,7 +16,7 @@ log p(x) - ELBO is larger than both searches saw, and how it splits is not known
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.agreement import Low, above, above_in_mean, bound
+from ppl_gen.inference.agreement import above, above_in_mean, bound
 from ppl_gen.inference.callables import evaluating, frozen
-from ppl_gen.inference.importance import Estimates, log_marginal_likelihood
+from ppl_gen.inference.estimate import Estimate
+from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import SecondOpinion, opinion_samples, second_opinion
 
@@ -52,68 +53,46 @@ class Search:
     most_windows: int = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaps:
     """Per image, in nats, float64 on the CPU; every tensor is [images]."""
 
-    log_px: Tensor
-    """By importance sampling with the encoder's contexts, or with the best ones, whichever has the larger mean; where
-    another estimate is above it beyond chance, that one."""
+    estimate: Estimate
+    """log p(x) by importance sampling with the encoder's contexts or with the best ones, the one that has the larger
+    mean; where another estimate is above it beyond chance, that one."""
     elbo: Tensor
     """With the encoder's contexts."""
     best_elbo: Tensor
     """With the best contexts; with the encoder's where their bound is the larger beyond the errors."""
-    log_px_mc_var: Tensor
-    """Monte Carlo variance of `log_px`; so of the next two."""
     elbo_mc_var: Tensor
+    """Monte Carlo variance of `elbo`."""
     best_elbo_mc_var: Tensor
     settled: Tensor
     """Whether the search ended by itself, not at its last window; bool."""
-    untrusted: Tensor
-    """Whether `log_px` is not settled, since k-hat is too high or unknown or another estimate was above it: the sum of
-    the gaps is then at least what is reported; bool."""
-    estimator: str = "importance"
-    """Of `log_px`."""
     missed: Tensor | None = None
     """Images for which a second opinion is above importance sampling beyond chance: another mode holds more than both
     searches saw, and how the gap splits is not known; bool. All of them where only all together show it."""
     blind: Tensor | None = None
     """Images for which the second opinion could not have seen another mode; bool."""
 
-    def at_least(self, other: Low, estimator: str) -> "Gaps":
-        """With another estimate of log p(x): on every image if its mean is the larger, else on the images where it is
-        above this one beyond chance. Each is low in expectation."""
-        if bool(other.log_px.mean() > self.log_px.mean()):
-            untrusted = torch.ones_like(self.untrusted)
-            new = replace(
-                self,
-                log_px=other.log_px,
-                log_px_mc_var=other.log_px_mc_var,
-                untrusted=untrusted,
-                estimator=estimator,
-            )
-            return new._raised(bound(self.log_px, self.log_px_mc_var))
-        return self._raised(other)
+    @property
+    def log_px(self) -> Tensor:
+        return self.estimate.log_px
 
-    def _raised(self, other: Low) -> "Gaps":
-        """With another estimate of log p(x) on the images where it is above this one beyond chance; on all where only
-        all of them together show it."""
-        own = bound(self.log_px, self.log_px_mc_var)
-        found = above(own, other)
-        whole = found.together and not found.images.any() and above_in_mean(own, other)
-        chosen = torch.ones_like(found.images) if whole else found.images
-        return replace(
-            self,
-            log_px=torch.where(chosen, other.log_px, self.log_px),
-            log_px_mc_var=torch.where(chosen, other.log_px_mc_var, self.log_px_mc_var),
-            untrusted=self.untrusted | found.images | found.together,
-        )
+    @property
+    def log_px_mc_var(self) -> Tensor:
+        return self.estimate.log_px_mc_var
 
-    def _judged(self, opinion: SecondOpinion) -> "Gaps":
-        """With what a second opinion says."""
-        found = above(bound(self.log_px, self.log_px_mc_var), opinion)
-        missed = found.images if found.images.any() else found.images | found.together
-        return replace(self._raised(opinion), missed=missed, blind=opinion.blind)
+    @property
+    def estimator(self) -> str:
+        """Name of the estimator of `log_px`."""
+        return self.estimate.estimator
+
+    @property
+    def untrusted(self) -> Tensor:
+        """Whether log p(x) is not settled, since k-hat is too high or unknown or another estimate was above it: the sum
+        of the gaps is then at least what is reported; bool."""
+        return self.estimate.untrusted
 
     @property
     def approximation(self) -> Tensor:
@@ -131,6 +110,36 @@ class Gaps:
     @property
     def amortization_mc_var(self) -> Tensor:
         return self.best_elbo_mc_var + self.elbo_mc_var
+
+    def held_against(self, other: Estimate) -> "Gaps":
+        """With another estimate of log p(x): on every image if its mean is the larger, else on the images where it is
+        above this one beyond chance. Each is low in expectation."""
+        if other.mean > self.estimate.mean:
+            doubted = replace(other, doubted=torch.ones_like(self.untrusted))
+            return replace(self, estimate=doubted)._raised(bound(self.log_px, self.log_px_mc_var))
+        return self._raised(other)
+
+    def _raised(self, other: Estimate) -> "Gaps":
+        """With another estimate of log p(x) on the images where it is above this one beyond chance; on all where only
+        all of them together show it."""
+        own = bound(self.log_px, self.log_px_mc_var)
+        found = above(own, other)
+        whole = found.together and not found.images.any() and above_in_mean(own, other)
+        chosen = torch.ones_like(found.images) if whole else found.images
+        raised = replace(
+            self.estimate,
+            log_px=torch.where(chosen, other.log_px, self.log_px),
+            log_px_mc_var=torch.where(chosen, other.log_px_mc_var, self.log_px_mc_var),
+            log_px_bias=torch.where(chosen, other.log_px_bias, self.estimate.log_px_bias),
+            doubted=self.untrusted | found.images | found.together,
+        )
+        return replace(self, estimate=raised)
+
+    def _judged(self, opinion: SecondOpinion) -> "Gaps":
+        """With what a second opinion says."""
+        found = above(bound(self.log_px, self.log_px_mc_var), opinion)
+        missed = found.images if found.images.any() else found.images | found.together
+        return replace(self._raised(opinion), missed=missed, blind=opinion.blind)
 
 
 class _At(nn.Module):
@@ -176,29 +185,47 @@ def gaps(
             if progress is not None:
                 progress(len(block))
     amortized, best, settled = zip(*parts, strict=True)
+    found = _found(*_joined(amortized), *_joined(best), torch.cat(settled).cpu())
+    opinion = second_opinion(model, guide, x, num_samples=opinion_samples(num_samples), seed=seed)
+    return found if opinion is None else found._judged(opinion)
 
-    def all_of(estimates: Any, name: str) -> Tensor:
-        return torch.cat([getattr(each, name) for each in estimates])
 
-    better, other = (best, amortized)
-    if not all_of(best, "log_px").mean() > all_of(amortized, "log_px").mean():
-        better, other = other, better
-    elbo, best_elbo = (bound(all_of(each, "elbo"), all_of(each, "elbo_mc_var")) for each in (amortized, best))
+def _joined(blocks: Sequence[ImportanceEstimate]) -> tuple[Estimate, Estimate]:
+    """log p(x) and the ELBO of all images, from the estimates of a few images each."""
+
+    def all_of(name: str) -> Tensor:
+        return torch.cat([getattr(each, name) for each in blocks])
+
+    first = blocks[0]
+    log_px = Estimate(
+        estimator=first.estimator,
+        words=first.words,
+        num_samples=first.num_samples,
+        narrower=any(each.narrower for each in blocks),
+        log_px=all_of("log_px"),
+        log_px_mc_var=all_of("log_px_mc_var"),
+        log_px_bias=all_of("log_px_bias"),
+        ess=all_of("ess"),
+        khat=all_of("khat"),
+        largest=all_of("largest"),
+    )
+    return log_px, bound(all_of("elbo"), all_of("elbo_mc_var"))
+
+
+def _found(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Estimate, settled: Tensor) -> Gaps:
+    """The gaps, from log p(x) and ELBO with the encoder's contexts, and with the best ones."""
+    better, other = (best, amortized) if best.mean > amortized.mean else (amortized, best)
     # The encoder's context is a member of the family like any other.
     kept = above(best_elbo, elbo).images | above_in_mean(best_elbo, elbo)
     found = Gaps(
-        log_px=all_of(better, "log_px"),
+        estimate=better,
         elbo=elbo.log_px,
         best_elbo=torch.where(kept, elbo.log_px, best_elbo.log_px),
-        log_px_mc_var=all_of(better, "log_px_mc_var"),
         elbo_mc_var=elbo.log_px_mc_var,
         best_elbo_mc_var=torch.where(kept, elbo.log_px_mc_var, best_elbo.log_px_mc_var),
-        settled=torch.cat(settled).cpu(),
-        untrusted=all_of(better, "untrusted"),
+        settled=settled,
     )
-    found = found._raised(bound(all_of(other, "log_px"), all_of(other, "log_px_mc_var")))
-    opinion = second_opinion(model, guide, x, num_samples=opinion_samples(num_samples), seed=seed)
-    return found if opinion is None else found._judged(opinion)
+    return found._raised(bound(other.log_px, other.log_px_mc_var))
 
 
 def check_guide(pair: Pair, guide: Any) -> None:
@@ -220,7 +247,7 @@ def has_own_weights(guide: Any, x: Tensor) -> bool:
 
 def _block(
     model: Any, guide: Any, pair: Pair, x: Tensor, num_samples: int, search: Search, own_weights: bool
-) -> tuple[Estimates, Estimates, Tensor]:
+) -> tuple[ImportanceEstimate, ImportanceEstimate, Tensor]:
     """For a few images: estimates with the encoder's contexts, with the best ones, and whether the search settled."""
     amortized = log_marginal_likelihood(model, guide, x, num_samples=num_samples, ask_again=False)
     start = guide.encode(x).detach()

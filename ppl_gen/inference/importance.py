@@ -17,16 +17,19 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_gen.core.tables import Row
 from ppl_gen.errors import BadInput, describe, require, warnings_of
+from ppl_gen.inference.agreement import above, bound
 from ppl_gen.inference.callables import as_arguments, as_images, evaluating, matmul_precision, take, whole_number
 from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.exact import exact_blocks
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.memory import keep_freed_memory
@@ -39,67 +42,20 @@ if TYPE_CHECKING:
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 _ROUNDING = 1e-6  # log weights that differ by less are equal
-_EQUAL = 1e-9  # relative variance of weights that are equal but for rounding
-_LARGEST = 0.01  # share of the weights' sum that one of them may hold where k-hat is unknown: a hundredth of a nat
-
-NARROWER = "the guide leaves out a part of the prior's support, where more of log p(x) may be"
 
 Advance = Callable[[int], None]
 """Called with the number of images just done."""
 
 
-@dataclass(frozen=True)
-class LogPx:
-    """log p(x) from importance samples, per image, in nats, float64 on the CPU; every tensor is [images]."""
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ImportanceEstimate(Estimate):
+    """log p(x) by importance sampling from the guide, with the ELBO and the IWAE bounds from the same samples."""
 
+    estimator: str = "importance"
+    words: str = "importance sampling"
     num_samples: int
-    log_px: Tensor
-    log_px_mc_var: Tensor
-    """Monte Carlo variance of `log_px`, by the delta method."""
-    log_px_bias: Tensor
-    """Jackknife estimate of the bias of `log_px`; negative."""
     ess: Tensor
     khat: Tensor
-    """Not a number where all weights of an image are equal, or fewer than 25, or those of the tail take few values:
-    then there is no tail to fit."""
-    narrower: bool = field(default=False, kw_only=True)
-    """Whether the proposal leaves out a part of the prior's support, where more of p(x, z) may be."""
-    largest: Tensor | None = field(default=None, kw_only=True)
-    """The share of the sum of weights that the largest weight holds. Where the weights have no mean, it stays large
-    however many samples there are; with a tail of shape k it is about S^(k - 1)."""
-
-    @property
-    def khat_threshold(self) -> float:
-        """k-hat above which an image's log p(x) is not to be trusted (Vehtari et al. 2024, section 3.2.4)."""
-        return min(1 - 1 / math.log10(self.num_samples), 0.7) if self.num_samples > 1 else 0.0
-
-    @property
-    def too_high(self) -> Tensor:
-        """Images whose k-hat is known and above the threshold; bool [images]."""
-        return (self.khat > self.khat_threshold) & ~self._equal
-
-    @property
-    def unknown(self) -> Tensor:
-        """Images without a k-hat, whose weights differ and whose largest weight holds more than 1 % of their sum;
-        bool [images]. Below that, an image without a k-hat is fine: no draw counts for much."""
-        settled = self._equal if self.largest is None else self._equal | (self.largest <= _LARGEST)
-        return self.khat.isnan() & ~settled
-
-    @property
-    def untrusted(self) -> Tensor:
-        """Images whose k-hat is too high or unknown, and all where the proposal is narrower; bool [images]."""
-        return self.too_high | self.unknown | self.narrower
-
-    @property
-    def _equal(self) -> Tensor:
-        """Images whose weights are all equal, as those of the exact posterior are. One weight equals nothing."""
-        return (self.ess >= self.num_samples * (1 - _EQUAL)) & (self.num_samples > 1)
-
-
-@dataclass(frozen=True)
-class Estimates(LogPx):
-    """The same from samples of the guide, with the bounds."""
-
     elbo: Tensor
     reconstruction: Tensor
     """E[log p(x | z)] under the guide."""
@@ -125,11 +81,11 @@ class Estimates(LogPx):
 
     @property
     def at_least(self) -> bool:
-        """Whether log p(x) is likely above what is reported: k-hat says so for an image, or the second opinion."""
-        from ppl_gen.inference.agreement import above
-
-        opinion = self.second_opinion
-        return bool(self.untrusted.any()) or (opinion is not None and above(self, opinion).any)
+        """Whether log p(x) is likely above it: the `verdict` of an evaluation, if there is one. Else k-hat or the
+        second opinion says so."""
+        if self.verdict is None and self.second_opinion is not None and above(self, self.second_opinion).any:
+            return True
+        return super().at_least
 
     @property
     def gap(self) -> Tensor:
@@ -148,33 +104,68 @@ class Estimates(LogPx):
                 active += int((mean.var(0) - self.latent_mc_var[name].mean(0) > 0.01).sum())
         return active
 
-    def __str__(self) -> str:
-        at_least = "at least " if self.at_least else ""
-        lines = (
-            f"{len(self.elbo)} images, nats per image ± standard error over images",
-            f"ELBO      {_mean_se(self.elbo)}",
-            f"log p(x)  {at_least}{_mean_se(self.log_px)} by importance sampling, S = {self.num_samples}",
-            f"gap       {at_least}{_mean_se(self.gap)}",
-        )
-        told = [NARROWER] if self.narrower else []
-        if self.second_opinion is not None and not self.at_least:
-            from ppl_gen.inference.proposals import visible_mass
+    def lower_bounds(self, name: str) -> dict[str, Estimate]:
+        """IWAE bounds are not among them: they are below importance sampling from the same samples on every image."""
+        return {"elbo": bound(self.elbo, self.elbo_mc_var, self.num_samples), name: self}
 
-            mass = visible_mass(self.second_opinion.num_samples)
+    def made_with(self) -> dict[str, Any]:
+        """Its diagnostics are those of the ELBO, too, and stand beside both."""
+        return {"num_samples": self.num_samples}
+
+    def more_entries(self, name: str) -> dict[str, Any]:
+        """The ELBO with its terms, the bounds, the diagnostics and the second opinion."""
+        found: dict[str, Any] = {
+            "elbo": mean_entry(self.elbo, mc_se=mean_mc_se(self.elbo_mc_var)),
+            "reconstruction": mean_entry(self.reconstruction),
+            "kl": mean_entry(self.kl),
+        }
+        if self.kl_analytic is not None:
+            found["kl_analytic"] = mean_entry(self.kl_analytic)
+            found["elbo_analytic_kl"] = mean_entry(self.reconstruction - self.kl_analytic)
+        found["iwae"] = {str(k): mean_entry(values) for k, values in self.iwae.items()}
+        found["iwae_jackknife"] = {str(k): mean_entry(values) for k, values in self.iwae_jackknife.items()}
+        found |= {"ess": median_and_least(self.ess), "khat": khat_entry(self, self.khat)}
+        if self.narrower:
+            found["narrower"] = True
+        if self.second_opinion is not None:
+            found["second_opinion"] = self.second_opinion.entry_on(self)
+        active = self.active_units
+        if self.latent_mean and len(self.elbo) > 1 and active is not None:
+            found["active_units"] = active
+        return found
+
+    def variables(self, name: str) -> dict[str, Variable]:
+        found = {
+            "elbo": Variable(self.elbo, "ELBO"),
+            "reconstruction": Variable(self.reconstruction, "E[log p(x|z)]"),
+            "kl": Variable(self.kl, "E[log q(z|x) - log p(z)]"),
+            "elbo_mc_se": Variable(self.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO"),
+        }
+        if self.kl_analytic is not None:
+            found["kl_analytic"] = Variable(self.kl_analytic, "KL(q(z|x) || p(z))")
+        found |= self.log_px_variables(f"log_px_{name}") | self.diagnostic_variables("")
+        if self.largest is not None:
+            title = "share of the sum of importance weights in the largest"
+            found["largest_weight"] = Variable(self.largest, title, "1")
+        if self.second_opinion is not None:
+            found |= self.second_opinion.variables("second_opinion")
+        return found
+
+    def rows(self) -> list[Row]:
+        return [
+            Row.of("ELBO", *mean_se(self.elbo)),
+            *super().rows(),
+            Row.of("gap", *mean_se(self.gap), at_least=self.at_least),
+        ]
+
+    def notes(self) -> list[str]:
+        told = super().notes()
+        if self.second_opinion is not None and not self.at_least:
+            mass = self.second_opinion.visible_mass
             told.append(
                 f"a mode that the guide misses, and with less than {mass:.0%} of the prior's mass, may be unseen"
             )
-        return "\n".join([*lines, *told, *warnings_of(self.observation)])
-
-
-def mean_se(values: Tensor) -> tuple[float, float]:
-    """Mean over images and its standard error; the error of a single image is not a number."""
-    return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def _mean_se(values: Tensor) -> str:
-    mean, se = mean_se(values)
-    return f"{mean:.2f} ± {se:.2f}"
+        return told + warnings_of(self.observation)
 
 
 def log_weights(
@@ -221,7 +212,7 @@ def log_marginal_likelihood(
     progress: Advance | None = None,
     ask_again: bool = True,
     **kwargs: Any,
-) -> Estimates:
+) -> ImportanceEstimate:
     """log p(x) by importance sampling, with the ELBO, the IWAE bounds and diagnostics from the same samples.
 
     Memory does not grow with `num_samples` times the number of images. Arguments as for `log_weights`.
@@ -237,7 +228,7 @@ def log_marginal_likelihood(
         blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
         told: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
-        found = Estimates(num_samples=num_samples, **told, **gathered(parts, len(x), progress))
+        found = ImportanceEstimate(num_samples=num_samples, **told, **gathered(parts, len(x), progress))
         if pair.leaves:
             found = _without_bounds(found)
         if ask_again:
@@ -249,7 +240,7 @@ def log_marginal_likelihood(
         return found
 
 
-def _without_bounds(found: Estimates) -> Estimates:
+def _without_bounds(found: ImportanceEstimate) -> ImportanceEstimate:
     """The estimates of a guide with mass where the prior has none: the ELBO is -inf, and so is every bound of a few
     samples, which may all be there, whether or not they were among the ones that were drawn."""
     infinite = torch.full_like(found.elbo, math.inf)
@@ -410,7 +401,7 @@ def khat(log_weights: Tensor) -> Tensor:
 
 
 def reduced(log_w: Tensor) -> dict[str, Tensor]:
-    """The fields of `LogPx` but the first, from log weights [S, images] in float64."""
+    """The tensors of an `Estimate`, from log weights [S, images] in float64."""
     log_px, variance, bias, ess = log_mean_exp(log_w)
     return {
         "log_px": log_px,
@@ -423,7 +414,7 @@ def reduced(log_w: Tensor) -> dict[str, Tensor]:
 
 
 def _summarize(chunks: list[Terms]) -> dict[str, Any]:
-    """Everything in `Estimates`, for one block of images."""
+    """The tensors of an `ImportanceEstimate`, for one block of images."""
     undefined = torch.full((chunks[0].log_prior.shape[1],), math.nan, dtype=torch.float64)
     likelihood, prior, guide = (
         torch.cat([getattr(terms, name) for terms in chunks]).double().cpu()

@@ -27,9 +27,19 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, model_function, take, whole_number
+from ppl_gen.inference.agreement import above
+from ppl_gen.inference.callables import (
+    Batch,
+    as_arguments,
+    as_images,
+    evaluating,
+    model_function,
+    take,
+    whole_number,
+)
 from ppl_gen.inference.checks import check_images
-from ppl_gen.inference.importance import CHUNK_SIZE, Advance, LogPx, gathered, log_mean_exp, reduced
+from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
+from ppl_gen.inference.importance import CHUNK_SIZE, Advance, gathered, log_mean_exp, reduced
 from ppl_gen.inference.pair import Pair
 from ppl_gen.memory import keep_freed_memory
 
@@ -49,8 +59,9 @@ def proposal_log_px(
     chunk_size: int = CHUNK_SIZE,
     progress: Advance | None = None,
     **kwargs: Any,
-) -> LogPx:
-    """log p(x) by importance sampling from a mixture of guides and the prior.
+) -> Estimate:
+    """log p(x) by importance sampling from a mixture of guides and the prior; from the prior alone, if no guide is
+    given.
 
     The errors are those of independent samples from the mixture; fixed numbers from each proposal make the true ones no
     larger.
@@ -64,14 +75,14 @@ def proposal_log_px(
     :param temperature: of the guides, for latents that are continuous and unbounded.
     :raises BadInput: for guides that do not fit, or that there are no samples for.
     """
-    guides = guides if prior_share < 1 else []
-    x = as_images(x, model, *guides)
+    used = guides if prior_share < 1 else []
+    x = as_images(x, model, *used)
     args, kwargs = as_arguments(len(x), args, kwargs)
     num_samples = whole_number("num_samples", num_samples)
-    counts, from_prior = _counts(len(guides), num_samples, prior_share)
+    counts, from_prior = _counts(len(used), num_samples, prior_share)
     keep_freed_memory()
-    with evaluating(model, *guides):
-        pairs = _pairs(model, guides, temperature, x, *args, **kwargs)
+    with evaluating(model, *used):
+        pairs = _pairs(model, used, temperature, x, *args, **kwargs)
         for pair in pairs:
             check_images(pair, x, *args, **kwargs)
         blocks = torch.arange(len(x), device=x.device).split(max(1, min(_IMAGES_PER_BLOCK, chunk_size)))
@@ -80,21 +91,27 @@ def proposal_log_px(
             for rows in blocks
         )
         parts = ((count, reduced(mixture.log_weights(chunk_size))) for count, mixture in mixtures)
-        return LogPx(num_samples, **gathered(parts, len(x), progress))
+        whole = gathered(parts, len(x), progress)
+    if not guides:
+        words = "importance sampling from the prior"
+        return Estimate(estimator="prior", num_samples=num_samples, words=words, judges_guides=False, **whole)
+    words, names = "importance sampling from several proposals", [pair.guide_name for pair in pairs] if used else []
+    proposal = {"prior_share": prior_share, "temperature": temperature, "guides": names}
+    return Estimate(
+        estimator="importance", num_samples=num_samples, words=words, settings={"proposal": proposal}, **whole
+    )
 
 
-@dataclass(frozen=True)
-class SecondOpinion:
-    """log p(x) from few samples, half of them from the prior; per image, in nats, float64 on the CPU; every tensor is
-    [images]. It is low in expectation, and often far below the guide's own estimate: it counts where it is above that
-    beyond chance (`ppl_gen.inference.agreement.above`)."""
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SecondOpinion(Estimate):
+    """log p(x) from few samples, half of them from the prior. It is low in expectation, and often far below the guide's
+    own estimate: it counts where it is above that beyond chance (`ppl_gen.inference.agreement.above`)."""
 
+    estimator: str = "second_opinion"
+    words: str = "few samples, half of them from the prior"
     num_samples: int
-    log_px: Tensor
-    log_px_mc_var: Tensor
-    log_px_bias: Tensor
     from_prior: Tensor
-    """The share of the sum of weights that belongs to the samples from the prior."""
+    """Share of the sum of weights that belongs to the samples from the prior."""
 
     @property
     def knows_its_error(self) -> bool:
@@ -108,16 +125,36 @@ class SecondOpinion:
         guide is in, and would not have reached another one of its size; bool [images]."""
         return ~(self.from_prior >= 0.01)
 
+    @property
+    def visible_mass(self) -> float:
+        """Share of the prior's mass that a mode must have to hold one of the samples with 95 % probability. Half of
+        them are from the prior."""
+        return 1 - 0.05 ** (1 / max(1, self.num_samples // 2))
+
+    def entry_on(self, other: Estimate) -> dict[str, Any]:
+        """Its entry in `evaluation.json`: what it says of another estimate."""
+        found = above(other, self)
+        by = (self.log_px - other.log_px)[found.images]
+        return mean_entry(
+            self.log_px,
+            mc_se=self.mc_se,
+            num_samples=self.num_samples,
+            at_least=found.any,
+            fraction_beyond_errors=share(found.images),
+            **({"nats_beyond_errors": float(by.mean())} if len(by) else {}),
+            together_beyond_errors=found.together,
+            fraction_blind=share(self.blind),
+            visible_mass=self.visible_mass,
+        )
+
+    def diagnostic_variables(self, suffix: str) -> dict[str, Variable]:
+        blind = self.blind.to(torch.int8)
+        return {"blind": Variable(blind, "the second opinion could not have seen another mode", "1")}
+
 
 def opinion_samples(num_samples: int) -> int:
     """Samples of a second opinion on `num_samples` importance samples: a twentieth, and at least 20."""
     return max(num_samples // 20, 20)
-
-
-def visible_mass(num_samples: int) -> float:
-    """The share of the prior's mass that a mode must have for one of a second opinion's samples to be in it with 95 %
-    probability: half of them are from the prior."""
-    return 1 - 0.05 ** (1 / max(1, num_samples // 2))
 
 
 def second_opinion(
@@ -154,12 +191,12 @@ def second_opinion(
             # z of the prior may lie where the likelihood is not defined: such a sample has no weight.
             log_w = mixture.log_weights(chunk_size).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
             log_px, variance, bias, _ = log_mean_exp(log_w)
-            share = log_w.softmax(0)[-from_prior:].sum(0)
-            return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "from_prior": share}
+            of_prior = log_w.softmax(0)[-from_prior:].sum(0)
+            return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "from_prior": of_prior}
 
         blocks = torch.arange(len(x), device=x.device).split(max(1, chunk_size // from_prior))
         parts = ((len(rows), block(rows)) for rows in blocks)
-        return SecondOpinion(num_samples, **gathered(parts, len(x)))
+        return SecondOpinion(num_samples=num_samples, **gathered(parts, len(x)))
 
 
 def _scores_others(pair: Pair, batch: Batch) -> bool:

@@ -4,23 +4,30 @@ import math
 
 import pytest
 import torch
+from estimates import low
 from torch import Tensor
 
-from ppl_gen.inference.agreement import FALSE_ALARMS, Bound, above, bound
+from ppl_gen.inference.agreement import FALSE_ALARMS, above, bound
+from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import log_mean_exp
 
 F64 = torch.float64
 
 
-def _estimate(values: list[float], mc_var: float = 1e-4, bias: float = 0.0) -> Bound:
-    found = torch.tensor(values, dtype=F64)
-    return Bound(found, torch.full_like(found, mc_var), torch.full_like(found, bias))
+def _estimate(values: list[float], mc_var: float = 1e-4, bias: float = 0.0) -> Estimate:
+    return low(torch.tensor(values, dtype=F64), mc_var, bias)
 
 
-def _by_importance(sd: float, num_samples: int, images: int) -> Bound:
+def _by_importance(sd: float, num_samples: int, images: int) -> Estimate:
     """log p(x) = 0 of log-normal weights."""
     log_w = sd * torch.randn(num_samples, images, dtype=F64) - sd**2 / 2
-    return Bound(*log_mean_exp(log_w)[:3], num_samples)
+    return _of_weights(log_w)
+
+
+def _of_weights(log_w: Tensor) -> Estimate:
+    log_px, mc_var, bias, _ = log_mean_exp(log_w)
+    values = {"log_px": log_px, "log_px_mc_var": mc_var, "log_px_bias": bias}
+    return Estimate(estimator="test", num_samples=len(log_w), **values)
 
 
 def test_the_larger_beyond_its_error_shows_the_other_too_low() -> None:
@@ -48,7 +55,7 @@ def test_what_many_images_share_is_seen_together() -> None:
 def test_few_images_are_seen_beside_many_that_are_silent() -> None:
     """2 % are 6 nats above, by a single large weight each, and the others 3 below: their mean is the smaller."""
     low = _estimate([0.0] * 500)
-    high = Bound(*(torch.full((500,), value, dtype=F64) for value in (-3.0, 1.0, -20.0)))
+    high = _estimate([-3.0] * 500, 1.0, -20.0)
     high.log_px[:10] = 6.0
     assert float(high.log_px.mean()) < 0 and not above(low, high).images.any()
     assert above(low, high).together
@@ -82,9 +89,9 @@ def test_alarms_of_weights_that_are_rarely_large() -> None:
     one weight, and its own error does not show it. 500 comparisons of 20 images, as above."""
     torch.manual_seed(1)
 
-    def rare() -> Bound:
+    def rare() -> Estimate:
         log_w: Tensor = torch.where(torch.rand(50, 20, dtype=F64) < 4e-4, math.log(2500 * 0.9), math.log(0.1))
-        return Bound(*log_mean_exp(log_w)[:3], 50)
+        return _of_weights(log_w)
 
     low = _estimate([0.0] * 20, 1e-6)
     assert sum(above(low, rare()).any for _ in range(500)) <= 7

@@ -1,11 +1,13 @@
 """The two gaps against closed forms: a linear Gaussian model under a mean-field guide; float64."""
 
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from estimates import low
 from pairs import DiagonalNormal, ExactGuide, LinearGaussian, OneMode, TwoModes
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -14,12 +16,12 @@ from ppl_gen.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.flow import Flow
 from ppl_gen.guides.hierarchical import Hierarchical
-from ppl_gen.inference.agreement import Bound
 from ppl_gen.inference.gaps import Gaps, Search, gaps, has_own_weights
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 
 F64 = torch.float64
+TRUSTED = {"num_samples": 1000, "ess": torch.full((3,), 500.0), "khat": torch.zeros(3)}
 SEARCH = Search(learning_rate=0.05, num_samples=20, window=50, patience=3)
 
 
@@ -183,10 +185,11 @@ def test_another_estimate_counts_where_it_is_the_larger() -> None:
     """On all images if its mean is, else on the images where it is above beyond chance."""
     some = torch.tensor([-10.0, -10.0, -10.0], dtype=F64)
     small = torch.full_like(some, 1e-4)
-    found = Gaps(some, some - 1, some - 0.5, small, small, small, some < 0, some > 0)
-    annealed = Bound(torch.tensor([-20.0, -10.0, -8.0], dtype=F64), small, -small)
-    new = found.at_least(annealed, "annealed")
+    found = Gaps(low(some, estimator="importance", **TRUSTED), some - 1, some - 0.5, small, small, settled=some < 0)
+    assert not found.untrusted.any()
+    annealed = low(torch.tensor([-20.0, -10.0, -8.0], dtype=F64), bias=-1e-4, estimator="annealed")
+    new = found.held_against(annealed)
     assert new.log_px.tolist() == [-10, -10, -8] and new.untrusted.any()
     assert new.estimator == "importance"
-    raised = found.at_least(annealed._replace(log_px=annealed.log_px + 3), "annealed")
+    raised = found.held_against(replace(annealed, log_px=annealed.log_px + 3))
     assert raised.log_px.tolist() == [-10, -7, -5] and raised.estimator == "annealed"

@@ -14,8 +14,7 @@ from ppl_gen.errors import BadInput
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import (
-    Estimates,
-    LogPx,
+    ImportanceEstimate,
     _summarize,
     block_bounds,
     elbo_terms,
@@ -86,34 +85,6 @@ def test_jackknife_is_that_of_leaving_one_out() -> None:
         torch.testing.assert_close(found["log_px_bias"], bias, rtol=1e-9, atol=1e-12)
         assert bool((bias < -0.01).all())
         torch.testing.assert_close(found["log_px"] - found["log_px_bias"], jackknife_bounds(log_w, count, 1))
-
-
-def _log_px(num_samples: int, khat: float, ess: float) -> LogPx:
-    values = {name: torch.zeros(1, dtype=torch.float64) for name in ("log_px", "log_px_mc_var", "log_px_bias")}
-    one = torch.ones(1, dtype=torch.float64)
-    return LogPx(num_samples, **values, ess=ess * one, khat=khat * one)
-
-
-def test_khat_above_its_threshold_is_untrusted() -> None:
-    """min(1 - 1/log10 S, 0.7) (Vehtari et al. 2024, section 3.2.4): 1/2 at S = 100, 2/3 at 1000, 0.7 from 2155 on."""
-    for count, threshold in (
-        (1, 0.0),
-        (10, 0.0),
-        (100, 1 / 2),
-        (1000, 2 / 3),
-        (2000, 0.6971),
-        (3000, 0.7),
-        (10**5, 0.7),
-    ):
-        assert _log_px(count, 0.0, count / 2).khat_threshold == pytest.approx(threshold, abs=1e-4)
-    for count, threshold in ((1000, 2 / 3), (10**5, 0.7)):
-        assert not _log_px(count, threshold - 1e-3, count / 2).untrusted.any()
-        assert _log_px(count, threshold + 1e-3, count / 2).untrusted.all()
-    for count in (10, 1000):  # no tail to fit: because the weights are equal, or for another reason
-        assert not _log_px(count, math.nan, count).untrusted.any()
-        assert _log_px(count, math.nan, count / 2).untrusted.all()
-        assert _log_px(count, math.nan, math.nan).untrusted.all()
-    assert _log_px(1, math.nan, 1.0).untrusted.all()  # one weight equals itself
 
 
 def test_bounds_increase_with_k(linear: LinearGaussian) -> None:
@@ -309,7 +280,7 @@ def _active(mean: Tensor, noise: Tensor) -> int:
     zero = torch.zeros(noise.shape, dtype=torch.float64)
     latents = (mean + noise).unsqueeze(-1)
     terms = Terms(zero, zero, zero, None, {"z": latents.expand(*noise.shape, 1)}, frozenset())
-    return Estimates(num_samples=len(noise), **_summarize([terms])).active_units
+    return ImportanceEstimate(num_samples=len(noise), **_summarize([terms])).active_units
 
 
 def test_a_unit_is_active_above_a_hundredth() -> None:
@@ -428,22 +399,3 @@ def test_no_images_and_no_samples() -> None:
         ppl_gen.log_weights(_plain, _plain_guide, torch.randn(3), num_samples=0)
     weights = ppl_gen.log_weights(_plain, _plain_guide, torch.randn(1), num_samples=2)
     assert weights.shape == (2, 1)
-
-
-def test_unknown_khat_is_judged_by_the_largest_weight() -> None:
-    """Two values of z, each drawn hundreds of times, leave nothing out, and so do 100 values of nearly one weight; one
-    that was drawn once, or twice, with most of the weight, says that others like it may be missing. None has a k-hat:
-    a Pareto distribution fitted to the tie of the others calls the third and the fourth harmless (0.05)."""
-    torch.manual_seed(0)
-    often = torch.tensor([0.0] * 500 + [-1.0] * 500, dtype=torch.float64)
-    many = 0.3 * torch.randn(100, dtype=torch.float64)[torch.randint(100, (1000,))]
-    once, twice = often.clone(), often.clone()
-    once[0], twice[:2] = 7.0, 6.0
-    found = LogPx(1000, **reduced(torch.stack([often, many, once, twice], 1)))
-    assert found.khat.isnan().all()
-    assert found.untrusted.tolist() == [False, False, True, True] and not found.too_high.any()
-    few = LogPx(20, **reduced(torch.randn(20, 3, dtype=torch.float64)))
-    assert few.unknown.all() and not few.too_high.any()
-    for value in (-math.inf, math.inf, math.nan):
-        nothing = LogPx(1000, **reduced(torch.full((1000, 1), value, dtype=torch.float64)))
-        assert nothing.untrusted.all()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.agreement import Bound, above
+from ppl_gen.inference.agreement import above
 from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.importance import jackknife_bounds
 from ppl_gen.inference.pair import Pair
@@ -274,7 +275,9 @@ def test_false_flags_of_a_second_opinion(linear: LinearGaussian) -> None:
 
         def part(of: Any, rows: slice) -> Any:
             names = ("log_px", "log_px_mc_var", "log_px_bias")
-            return Bound(*(getattr(of, name)[rows] for name in names), of.num_samples)
+            return Estimate(
+                estimator="part", num_samples=of.num_samples, **{name: getattr(of, name)[rows] for name in names}
+            )
 
         rows = [slice(20 * i, 20 * i + 20) for i in range(200)]
         assert sum(above(part(found, each), part(opinion, each)).any for each in rows) <= 4

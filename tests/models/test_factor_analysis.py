@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ppl_gen import evaluate, fit
 from ppl_gen.components import construct, find
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.exact_gaussian import ExactGaussian
 from ppl_gen.guides.normal import Normal

@@ -13,7 +13,7 @@ from test_training import _interrupt_after as interrupt_after
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions

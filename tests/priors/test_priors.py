@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.components import construct, find, known
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
-from ppl_gen.evaluate import estimators
+from ppl_gen.evaluation.estimating import estimators
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config
 from ppl_gen.guides.normal import Normal

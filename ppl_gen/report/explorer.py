@@ -1,6 +1,6 @@
 """What a page needs to show E[x | z] for any z: the decoder in 8 bits, and where z is to be looked for.
 
-`explorer.js` beside `report.py` is the other half. The largest decoder that has one is `LIMIT` long.
+`explorer.js` beside it is the other half. The largest decoder that has one is `LIMIT` long.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The page of a run and that of a comparison: whole, valid, escaped, and with the numbers and commands of the run."""
+"""The page of a run: whole, valid, escaped, and with the numbers and commands of the run."""
 
 import json
 import re
@@ -7,76 +7,26 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from html import escape
-from html.parser import HTMLParser
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_compare import write
+from pages import BROWSER, Page, check, overflow
 
-from ppl_gen import cli, compare, evaluate, fit
+from ppl_gen import cli, evaluate, fit
+from ppl_gen.evaluation import gap_split
+from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.config import Given, config_of
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.gaps import Search
-from ppl_gen.report import report
+from ppl_gen.report import page as pages
+from ppl_gen.report.run_page import report, write_report
 from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 ODD = "<b>&\"x' --y"
 QUICK = ("--data=digits", "--train-size", "300", "--epochs", "2", "--num-samples", "50", "--hidden-dims", "16")
-VOID = {"img", "meta"}
-
-
-class Page(HTMLParser):
-    """What a page holds. Every element but the void ones is to be closed, in order."""
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.texts: dict[str, str] = {}
-        """All the text in elements of a kind."""
-        self.caption = ""
-        assert text.startswith("<!DOCTYPE html>\n<html lang=")
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs) and all(value for _, value in attrs), attrs
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.caption = ""
-        elif tag == "tr":
-            self.tables.setdefault(self.caption, []).append([])
-        elif tag in ("td", "th"):
-            self.tables[self.caption][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        for tag in set(self.open):
-            self.texts[tag] = self.texts.get(tag, "") + data
-        if "caption" in self.open:
-            self.caption += data
-        elif self.open and self.open[-1] in ("td", "th"):
-            self.tables[self.caption][-1][-1] += data
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def commands(self, module: str) -> list[list[str]]:
-        """The arguments of each command of a module, as a shell reads them."""
-        lines = [shlex.split(line, comments=True) for line in self.texts["code"].splitlines()]
-        return [words[3:] for words in lines if words[:3] == ["python", "-m", f"ppl_gen.{module}"]]
-
-    def warnings(self) -> list[str | None]:
-        return [attributes["class"] for attributes in self.of("p") if attributes.get("class") == "warning"]
 
 
 @pytest.fixture(scope="session")
@@ -101,20 +51,13 @@ def page_of(run: Path) -> Page:
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
 
-def check(page: Page) -> None:
-    """What every page keeps to."""
-    tags = [tag for tag, _ in page.elements]
-    assert not {"link", "iframe", "object", "b"} & set(tags)
-    assert not any({"src", "onload", "onclick"} & set(attributes) for tag, attributes in page.elements if tag != "img")
-    assert tags.count("h1") == tags.count("title") == tags.count("main") == 1
-    assert page.of("meta")[0] == {"charset": "utf-8"} and "width=device-width" in str(page.of("meta")[1]["content"])
-    for picture in page.of("img"):
-        assert str(picture["src"]).startswith("data:image/png;base64,") and len(str(picture["alt"])) > 10
-    assert not any("href" in attributes for _, attributes in page.elements)
-    assert "url(" not in page.texts["style"] and "@import" not in page.texts["style"]
-    assert tags.count("table") == tags.count("caption") and all(page.tables)
-    assert all(header["scope"] in ("row", "col") for header in page.of("th"))
-    assert tags.count("figure") == tags.count("img") == tags.count("figcaption") > 0
+def recorded(run: Path, name: str, options: EvaluationOptions) -> Page:
+    """The page of a run whose result has the options that made it, put there by hand if they are not there."""
+    content = json.loads((run / name).read_text(encoding="utf-8"))
+    content.setdefault("options", asdict(options))
+    (run / name).write_text(json.dumps(content, default=str), encoding="utf-8")
+    write_report(RunDirectory.open(run))
+    return page_of(run)
 
 
 def leaves(content: Any) -> Iterator[Any]:
@@ -145,7 +88,7 @@ def test_the_explorer_is_in_it(run: Path) -> None:
     """Its data and its one script, which no text of the data can end; without the data, no script at all."""
     page, content = page_of(run), json.loads((run / "explorer.json").read_text(encoding="utf-8"))
     assert page.of("script") == [{"type": "application/json", "id": "explorer-data"}, {}]
-    script = Path(evaluate.__file__).with_name("explorer.js").read_text(encoding="utf-8")
+    script = Path(pages.__file__).with_name("explorer.js").read_text(encoding="utf-8")
     assert json.loads(page.texts["script"].removesuffix(script)) == content
     rounding = content["rounding"]
     assert f"over {rounding['images']} images, that moves a pixel by at most {rounding['largest']:.2g}/255" in " ".join(
@@ -198,15 +141,16 @@ def test_its_options_are_those_of_the_configuration(run: Path) -> None:
 
 def test_its_commands_make_it_again(run: Path) -> None:
     """As `fit` and `evaluate` read them, with a path of odd characters."""
-    page, opened = page_of(run), RunDirectory.open(run)
+    options = EvaluationOptions(num_images=300, num_samples=50, estimator="importance")
+    page, opened = recorded(run, "evaluation.json", options), RunDirectory.open(run)
     again, (resume, path) = page.commands("fit")
-    config, options = fit.parse(again)
-    assert config == config_of(opened, Given()) and options.out == Path(ODD)
+    config, chosen = fit.parse(again)
+    assert config == config_of(opened, Given()) and chosen.out == Path(ODD)
     assert (resume, path) == ("--resume", ODD)
     (arguments,) = page.commands("evaluate")
     given = cli.parse(evaluate.Command, arguments, "", "")
     assert given.run == Path(ODD)
-    assert given.options == evaluate.EvaluationOptions(num_images=300, num_samples=50, estimator="importance")
+    assert given.options == options
 
 
 def test_what_is_not_on_the_command_line(run: Path) -> None:
@@ -300,7 +244,8 @@ def test_evaluating_writes_it_again(run: Path, call: Call, monkeypatch: pytest.M
     annealed = ("--annealed.num-temperatures", "20", "--annealed.leapfrog-steps", "2", "--annealed.start", "guide")
     arguments = (run, *chosen, "--estimator", "annealed", *annealed, "--sandwich", "4")
     assert call(evaluate.command, *arguments)[0] == 0
-    page = page_of(run)
+    asked = cli.parse(evaluate.Command, list(map(str, arguments)), "", "").options
+    page = recorded(run, "evaluation.json", asked)
     check(page)
     assert "9 validation images of digits" in page.texts["p"] and "best weights" in page.texts["p"]
     for words in (
@@ -311,29 +256,42 @@ def test_evaluating_writes_it_again(run: Path, call: Call, monkeypatch: pytest.M
         assert words in page.texts["table"]
     (again,) = page.commands("evaluate")
     options = cli.parse(evaluate.Command, again, "", "").options
-    assert options == cli.parse(evaluate.Command, list(map(str, arguments)), "", "").options
+    assert options == asked
     assert options.annealed == Annealing(num_temperatures=20, leapfrog_steps=2, start="guide")
 
-    monkeypatch.setattr(evaluate, "Search", lambda: Search(window=2, patience=1, most_windows=2))
+    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
     gaps = (run, "--gaps", "--num-images", "3", "--num-samples", "30")
     assert call(evaluate.command, *gaps)[0] == 0
-    page = page_of(run)
+    asked = cli.parse(evaluate.Command, list(map(str, gaps)), "", "").options
+    page = recorded(run, "gaps.json", asked)
     check(page)
     contexts = json.loads((run / "gaps.json").read_text(encoding="utf-8"))["contexts"]
     (rows,) = (rows for caption, rows in page.tables.items() if "from 30 samples" in caption)
     cells = {row[0]: row[1:] for row in rows}
     assert cells["amortization gap"][0] == f"{contexts['amortization']['mean']:.2f}"
     _, again = page.commands("evaluate")
-    assert (
-        cli.parse(evaluate.Command, again, "", "").options
-        == cli.parse(evaluate.Command, list(map(str, gaps)), "", "").options
-    )
+    assert cli.parse(evaluate.Command, again, "", "").options == asked
+
+
+def test_results_of_an_earlier_version_have_no_options(run: Path) -> None:
+    """Their commands are there without, and the page says so; the gaps are still those of `--gaps`."""
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    summary.pop("options", None)
+    entry = {"mean": 1.0, "se": 0.1, "mc_se": 0.1}
+    names = ("log_px", "elbo", "best_elbo", "approximation", "amortization")
+    contexts = {"num_images": 3, "at_least": False, "fraction_settled": 1.0} | dict.fromkeys(names, entry)
+    (run / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")
+    (run / "gaps.json").write_text(json.dumps(summary | {"num_samples": 9, "contexts": contexts}), encoding="utf-8")
+    page = Page(report(RunDirectory.open(run)))
+    assert page.commands("evaluate") == [[ODD], [ODD, "--gaps"]]
+    assert page.texts["code"].count("an earlier version did not record the options that made them") == 2
 
 
 def test_several_proposals_are_in_the_command(run: Path, call: Call) -> None:
     arguments = (run, "--num-images", "5", "--num-samples", "30", "--prior-share", "0.25", "--temperature", "1.5")
     assert call(evaluate.command, *arguments)[0] == 0
-    (again,) = page_of(run).commands("evaluate")
+    asked = cli.parse(evaluate.Command, list(map(str, arguments)), "", "").options
+    (again,) = recorded(run, "evaluation.json", replace(asked, estimator="importance")).commands("evaluate")
     given = cli.parse(evaluate.Command, again, "", "").options
     assert (given.prior_share, given.temperature, given.estimator) == (0.25, 1.5, "importance")
     assert (given.num_images, given.num_samples) == (5, 30)
@@ -354,101 +312,19 @@ def test_several_proposals_are_in_the_command(run: Path, call: Call) -> None:
     assert call(fit.command, *refit)[0] == 0
     arguments = (run, "--num-images", "5", "--proposals", "mine", "--proposal-guides", "mine.py:Mine")
     assert call(evaluate.command, *arguments)[0] == 0
-    (again,) = page_of(run).commands("evaluate")
+    asked = cli.parse(evaluate.Command, list(map(str, arguments)), "", "").options
+    (again,) = recorded(run, "evaluation.json", asked).commands("evaluate")
     given = cli.parse(evaluate.Command, again, "", "").options
     assert given.proposals == (Path("mine"),) and given.proposal_guides == ("mine.py:Mine",)
 
 
-# Comparisons ---------------------------------------------------------------------------------------------------
-
-
-def test_the_page_of_a_comparison(elsewhere: Path, call: Call) -> None:
-    odd = {"guide": "<i>.py:Mine", "data_notice": "digits <served>", "command": ["fit.py", "vae"]}
-    paths = [
-        write("first", [-2, -1], [-2, -1]),
-        write("one&<b>", [-4, -1], [-3, -1], **odd),
-        write("two", [-4, -1], [-4, 0], **odd, **{"training.seed": 1}),
-    ]
-    status, out, err = call(compare.command, *paths, "--report", "page <1>.html", "--figure", "f.png")
-    assert status == 0 and err == "" and Path("f.png").read_bytes()[:4] == b"\x89PNG"
-    page = Page(Path("page <1>.html").read_text(encoding="utf-8"))
-    check(page)
-    compared = compare.compare(paths)
-    _, columns = compare.layout(compared["rows"])
-    (rows,) = page.tables.values()
-    assert rows == [list(columns), *map(list, zip(*columns.values(), strict=True))]
-    assert rows[1][0] == "normal" and "<i>.py:Mine" in rows[2][0]
-    for note in compared["notes"]:
-        assert note in page.texts["li"] and note in out
-    assert "3 runs compared on digits" in page.texts["h1"] and "2 test images, binarization static" in page.texts["p"]
-    assert "Warning: digits <served>" in page.texts["p"] and len(page.warnings()) == 1
-    assert "from -1.50 to -1.50" in str(page.of("img")[0]["alt"])
-    assert page.commands("compare") == [[*map(str, paths), "--report", "page <1>.html"]]
-    assert page.commands("fit") == [["vae", "--data", "digits"]] * 2
-    assert "# first, made from Python" in page.texts["code"]
-    assert sorted(path.name for path in elsewhere.iterdir()) == ["f.png", "first", "one&<b>", "page <1>.html", "two"]
-
-
-def test_a_comparison_of_densities(elsewhere: Path, call: Call) -> None:
-    path = write("run", [-2, -1], [-2, -1], **{"evaluation.observation": "density"})
-    assert call(compare.command, path, "--report", "r.html")[0] == 0
-    page = Page(Path("r.html").read_text(encoding="utf-8"))
-    assert page.warnings() == ["warning"] and "densities" in page.texts["p"] and "densities" not in page.texts["li"]
-
-
-def test_pages_that_cannot_be_written(elsewhere: Path, call: Call) -> None:
-    path = write("run", [-2, -1], [-2, -1])
-    Path("folder.html").mkdir()
-    for file, words in (
-        ("r.txt", "--report r.txt: must end in .html"),
-        ("no/r.html", "--report no/r.html: is in no directory that exists"),
-        ("folder.html", "--report folder.html: is a directory"),
-    ):
-        status, out, err = call(compare.command, path, "--report", file)
-        assert status == 2 and out == "" and words in err and err.count("\n") == 1, err
-
-
-def test_a_comparison_starts_without_torch(elsewhere: Path) -> None:
-    path = write("run", [-2, -1], [-2, -1])
-    code = "import sys; from ppl_gen import compare; compare.command(sys.argv[1:]); assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code, str(path), "--report", "r.html"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-# In a browser --------------------------------------------------------------------------------------------------
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def overflow(text: str, width: int, folder: Path) -> int:
-    """By how many pixels a page is wider than a window of `width`."""
-    assert BROWSER is not None
-    measure = "document.title = f.contentDocument.documentElement.scrollWidth - f.contentWindow.innerWidth"
-    frame = f'<iframe id="f" style="width: {width}px" srcdoc="{escape(text)}" onload="{measure}"></iframe>'
-    (folder / "frame.html").write_text(f"<!DOCTYPE html><title>none</title>{frame}", encoding="utf-8")
-    options = (
-        "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-        f"--disable-sync --virtual-time-budget=20000 --dump-dom --user-data-dir={folder / 'profile'}"
-    )
-    command = [BROWSER, *shlex.split(options), (folder / "frame.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r"<title>(-?\d+)</title>", done.stdout)
-    assert found, done.stderr
-    return int(found[1])
-
-
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
-def test_no_page_scrolls_sideways(run: Path, tmp_path: Path, call: Call) -> None:
+def test_the_page_does_not_scroll_sideways(run: Path, tmp_path: Path) -> None:
     """On a phone and on a desk; a wide table scrolls in a box of its own."""
     opened = RunDirectory.open(Path(shutil.copytree(run, "a-name-" + 30 * "long-")))
     opened.config["guide"] = f"{'folder/' * 20}file.py:Guide"
     Path("page.html").write_text(report(opened), encoding="utf-8")
-    compared = [
-        write("first", [-2, -1], [-2, -1]),
-        write("second", [-4, -1], [-3, -1], guide=f"{5 * 'folder/'}my.py:Mine"),
-    ]
-    assert call(compare.command, *compared, "--report", "compared.html")[0] == 0
-    for file in (run / "report.html", Path("page.html"), Path("compared.html")):
+    for file in (run / "report.html", Path("page.html")):
         for width in (390, 1280):
             assert overflow(file.read_text(encoding="utf-8"), width, tmp_path) <= 0, f"{file} at {width}"
     wide = '<!DOCTYPE html><html lang="en"><body><pre>' + 200 * "x" + "</pre></body></html>"

@@ -8,11 +8,12 @@ from ppl_gen.evaluation.filling import Filled
 from ppl_gen.evaluation.quality import Quality
 from ppl_gen.evaluation.splicing import Spliced
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.figures.canvas import pictures, save
+from ppl_gen.figures.canvas import pictures
 from ppl_gen.figures.completions import completions
 from ppl_gen.figures.responsibilities import MOST, components_by_label, examples
 from ppl_gen.figures.sample_quality import class_shares, neighbours
 from ppl_gen.figures.spliced import power_against_size, spliced_images
+from ppl_gen.report.pictures import save
 
 _SHOWN = slice(10)
 _COMPONENTS = 4  # of each image

@@ -1,0 +1,285 @@
+"""Estimate log p(x) of a fitted run's images by every estimator that is asked for, and record what was found."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_gen import parallel
+from ppl_gen.core.contracts import HasDensity, offers
+from ppl_gen.errors import BadInput, describe, require
+from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.table import ESTIMATES
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.annealed import AnnealedEstimate, annealed_log_px, sandwich
+from ppl_gen.inference.annealed import check as check_annealing
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.estimate import Estimate, exact
+from ppl_gen.inference.exact import closed_form, exact_blocks, state_posterior
+from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.proposals import check as check_proposals
+from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
+from ppl_gen.inference.state_memory import block_size, cheap, require_memory
+from ppl_gen.progress import Progress
+
+Estimator = Callable[..., Estimate]
+"""An estimator of one's own: from `(model, guide, x, *labels)` to an `Estimate`, whose `estimator` is a new name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A fitted run, the images to evaluate, and how; of several processes, the share of this one."""
+
+    fitted: Fitted
+    options: EvaluationOptions
+    x: Tensor
+    """Images [N, data_dim]."""
+    labels: tuple[Tensor, ...] = ()
+    """Of these images, if model or guide take them."""
+    quiet: bool = False
+
+
+def evaluate(
+    fitted: Fitted,
+    options: EvaluationOptions,
+    *,
+    others: Sequence[nn.Module] = (),
+    further: Sequence[Estimator] = (),
+    quiet: bool = False,
+) -> Evaluation:
+    """Estimate, and write `evaluation.nc` and `evaluation.json`.
+
+    :param others: the guides of `options.proposals`.
+    :param further: estimators of one's own, whose estimates stand beside the others and are held against them.
+    :raises BadInput: for options that do not fit the run, before any work is done.
+    """
+    options = _resolved(fitted, options)
+    whole, task = fitted.images(options.split, options.num_images), _share(fitted, options, quiet)
+    exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
+    _check(task, others)
+    started = time.perf_counter()
+    with fitted.estimating(parallel.seed(options.seed)):
+        found: dict[str, Estimate] = {}
+        for name, estimate in _estimates(task, exactly, sampled, others, further):
+            require(name not in found, "estimator", name, "there are two of that name")
+            found[name] = estimate
+        in_use = components_in_use(fitted, whole[0])
+    found = parallel.all_gather(found)
+    primary = primary_of(found, options.estimator)
+    estimator = "auto" if options.mixes and primary == "exact" else found[primary].estimator
+    about = {
+        **fitted.provenance(options),
+        "num_images": len(whole[0]),
+        "images_sha256": hashlib.sha256(whole[0].cpu().numpy().tobytes()).hexdigest(),
+        "observation": observation(fitted.pair, *whole),
+        "options": options.to_json() | {"estimator": estimator},
+        **({"proposal": "prior"} if fitted.pair.enumerated and sampled else {}),
+        **({"components": {"in_use": in_use, "of": fitted.pair.num_states}} if in_use is not None else {}),
+        "num_parameters": sum(p.numel() for p in fitted.modules.parameters()),
+        "seconds": time.perf_counter() - started,
+    }
+    labels = fitted.data.split(options.split).labels
+    evaluation = Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
+    evaluation.write(fitted.directory)
+    return evaluation
+
+
+# Before the work -----------------------------------------------------------------------------------------------
+
+
+def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
+    """The options with the numbers of images and samples that they mean."""
+    available = len(fitted.data.split(options.split))
+    count = available if options.num_images is None else options.num_images
+    require(count <= available, "num_images", count, f"the {options.split} split has {available}")
+    require(count >= parallel.size(), "num_images", count, f"there are {parallel.size()} processes")
+    return replace(options, num_images=count, num_samples=options.num_samples or fitted.config.num_samples)
+
+
+def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
+    """This process's part of the images, and of those that are drawn from the model."""
+    x, *labels = fitted.images(options.split, options.num_images)
+    rows = parallel.shard(torch.arange(len(x), device=x.device))
+    if options.estimator == "annealed":
+        options = replace(options, sandwich=len(parallel.shard(torch.arange(options.sandwich))))
+    return Task(fitted, options, x[rows], tuple(each[rows] for each in labels), quiet)
+
+
+def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device, *args: Tensor) -> tuple[bool, bool]:
+    """Whether to take the exact value, and whether to draw importance samples.
+
+    :param args: labels, if the model takes them.
+    """
+    if closed_form(model, *args):
+        return True, True
+    if pair.num_states is None:
+        if asked == "exact":
+            raise BadInput(
+                f"--estimator exact: a latent site of {pair.model_name} has no finite support, and the model no "
+                "log_px(x); use importance"
+            )
+        return False, True
+    exactly = asked == "exact" or cheap(pair) or (pair.enumerated and asked == "auto")
+    if exactly:
+        require_memory(pair, block_size(pair), device=device)
+    return exactly, asked == "importance" or not (pair.enumerated and exactly)
+
+
+def _check(task: Task, others: Sequence[nn.Module]) -> None:
+    """Raise `BadInput` for a pair that an estimator does not take."""
+    options = task.options
+    if options.estimator == "annealed":
+        check_chains(task.fitted, task.x, options)
+    if options.mixes or options.estimator == "prior":
+        guides, shares = _proposals(task, others)
+        with task.fitted.estimating(0):
+            check_proposals(task.fitted.model, guides, task.x[:8], *(each[:8] for each in task.labels), **shares)
+
+
+def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
+    """Raise `BadInput` for a model that cannot be annealed, or whose `prior()` and `likelihood(z)` do not say all that
+    it does."""
+    model: Any = fitted.model
+    pair = fitted.pair
+    if fitted.takes_labels:
+        raise BadInput("--estimator annealed: takes a model and a guide without labels")
+    if len(pair.latent) != 1 or len(pair.observed) != 1:
+        has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
+        raise BadInput(f"--estimator annealed: takes one latent site and one observed; {pair.model_name} has {has}")
+    with evaluating(model, fitted.guide):
+        check_annealing(model, fitted.guide, options.annealed)
+        z = model.prior().sample((2, min(3, len(x))))
+        try:
+            together = model.likelihood(z).log_prob(x[:3])
+            alone = torch.stack([model.likelihood(each).log_prob(x[:3]) for each in z])
+            same = together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
+        except Exception as error:  # somebody else's code
+            raise BadInput(f"{pair.model_name}: likelihood(z) fails on chains of images: {describe(error)}") from error
+        if not same:
+            raise BadInput(
+                f"{pair.model_name}: likelihood(z) of z [chains, images, ...] is not that of each chain alone"
+            )
+
+
+# The work ------------------------------------------------------------------------------------------------------
+
+
+def _estimates(
+    task: Task, exactly: bool, sampled: bool, others: Sequence[nn.Module], further: Sequence[Estimator]
+) -> Iterator[tuple[str, Estimate]]:
+    """Every estimate by name, in the order in which they are told."""
+    fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
+    assert options.num_samples is not None
+    if exactly:
+        yield "exact", exactly_known(fitted, x, *labels, quiet=task.quiet)
+    if sampled:
+        found = by_sampling(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
+        yield "importance", found if exactly else _with_second_opinion(task, found)
+    if options.estimator == "prior":
+        yield "prior", _by_proposals(task, others)
+    elif options.mixes:
+        yield "mixed", replace(_by_proposals(task, others), settings={"proposal": options.proposal()})
+    if options.estimator == "annealed":
+        yield "annealed", by_annealing(task)
+    for estimator in further:
+        own = estimator(fitted.model, fitted.guide, x, *labels)
+        require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is one of the package's own; take another")
+        yield own.estimator, own
+
+
+def primary_of(estimates: dict[str, Estimate], asked: str) -> str:
+    """Name of the estimate that the evaluation's log p(x) is."""
+    if asked in ("prior", "annealed"):
+        return asked
+    if "exact" in estimates and (asked != "importance" or "importance" not in estimates):
+        return "exact"
+    return "mixed" if "mixed" in estimates else "importance"
+
+
+def exactly_known(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
+    """Exact log p(x), with progress."""
+    blocks, pair = [], fitted.pair
+    with Progress(len(x), "image", quiet=quiet) as progress:
+        for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
+            blocks.append(block)
+            progress.advance(len(block))
+            states = "" if pair.num_states is None else f", {pair.num_states:,} states"
+            progress.note("log p(x)", f"exact{states}", every=10)
+    return exact(torch.cat(blocks))
+
+
+def by_sampling(fitted: Fitted, x: Tensor, *labels: Tensor, num_samples: int, quiet: bool) -> ImportanceEstimate:
+    """Importance sampling from the guide, with progress."""
+    with Progress(len(x), "image", quiet=quiet) as progress:
+        advance = _noting(progress, f"{num_samples} samples per image")
+        options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
+        return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
+
+
+def _with_second_opinion(task: Task, found: ImportanceEstimate) -> ImportanceEstimate:
+    how = {"num_samples": opinion_samples(found.num_samples), "seed": parallel.seed(task.options.seed)}
+    opinion = second_opinion(task.fitted.model, task.fitted.guide, task.x, *task.labels, **how)
+    return replace(found, second_opinion=opinion)
+
+
+def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module], dict[str, Any]]:
+    """The guides that importance samples come from beside the prior, and how many of each."""
+    options = task.options
+    guides, share = ([], 1.0) if options.estimator == "prior" else ([task.fitted.guide, *others], options.prior_share)
+    return guides, {"num_samples": options.num_samples, "prior_share": share, "temperature": options.temperature}
+
+
+def _by_proposals(task: Task, others: Sequence[nn.Module]) -> Estimate:
+    """Importance sampling from other distributions than the guide alone, with progress."""
+    guides, shares = _proposals(task, others)
+    with Progress(len(task.x), "image", quiet=task.quiet) as progress:
+        advance = _noting(progress, f"{task.options.num_samples} samples of other proposals")
+        return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
+
+
+def by_annealing(task: Task) -> AnnealedEstimate:
+    """Annealing, with bounds from both sides on images from the model by the same settings, with progress."""
+    annealing, count = task.options.annealed, task.options.sandwich
+    model, guide = task.fitted.model, task.fitted.guide
+    work = len(task.x) * annealing.work + count * annealing.sandwich_work
+    with Progress(work, "image x temperature", quiet=task.quiet) as progress:
+        what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
+        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": _noting(progress, what)}
+        found = annealed_log_px(model, task.x, **how)
+        return replace(found, sandwich=sandwich(model, count, **how)) if count else found
+
+
+def _noting(progress: Progress, text: str) -> Callable[[int], None]:
+    def advance(units: int) -> None:
+        progress.advance(units)
+        progress.note("log p(x)", text, every=10)
+
+    return advance
+
+
+# Beside it -----------------------------------------------------------------------------------------------------
+
+
+def observation(pair: Pair, x: Tensor, *args: Any) -> str:
+    """Kind of p(x) that these images have, as `check_images` says."""
+    with evaluating(pair.model, pair.guide):
+        return check_images(pair, x, *args)
+
+
+def components_in_use(fitted: Fitted, x: Tensor) -> int | None:
+    """How many values of a categorical z explain an image's worth of x; None for other models."""
+    pair = fitted.pair
+    if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
+        return None
+    if not (offers(fitted.model, HasDensity) and cheap(pair)):
+        return None
+    size = block_size(pair, posterior=True)
+    totals = torch.stack([state_posterior(fitted.model, block)[1].sum(1) for block in x.split(size)]).sum(0)
+    return int((totals >= 1).sum())

@@ -1,0 +1,260 @@
+"""The bound against log p(x) on the same images: an `Evaluation`, made in memory or read from a run.
+
+It holds what is recorded: the content of `evaluation.json`, and of `evaluation.nc` if that is there. So one that was
+written by an earlier version says what it said then. Reading and printing one needs neither torch nor a model.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ppl_gen.core.tables import Row, fixed, html, sentence
+from ppl_gen.errors import BadInput, warnings_of
+from ppl_gen.evaluation import table
+from ppl_gen.runs import GROUP
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas
+    import xarray
+    from torch import Tensor
+
+    from ppl_gen.inference.estimate import Estimate
+    from ppl_gen.runs import RunDirectory
+
+_OF = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
+"""Keys that `evaluation.json` and `evaluation.nc` share, if they belong together."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mean:
+    """A mean over images, in nats, as an evaluation has recorded it; not a number where it has none."""
+
+    mean: float
+    se: float
+    """Standard error over images."""
+    mc_se: float | None = None
+    """Monte Carlo standard error; None where none was recorded, as of an exact value."""
+    bias: float | None = None
+    """Estimated bias, likewise."""
+    at_least: bool = False
+    """Whether the true value is likely larger."""
+    estimator: str = ""
+    """Name of the estimator, of a log p(x)."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What it was made with, such as `num_samples`."""
+    values: "np.ndarray | None" = None
+    """The value of each image, if the evaluation has them."""
+
+    def __str__(self) -> str:
+        return f"{'at least ' if self.at_least else ''}{fixed(self.mean)}" + (
+            f" ± {fixed(self.se)}" if math.isfinite(self.se) else ""
+        )
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """The ELBO with its terms and bounds, and every estimate of log p(x) of the same images, one of them primary.
+
+    >>> from ppl_gen.evaluation.evaluation import Evaluation
+    >>> elbo, log_px = {"mean": -99.65, "se": 0.25}, {"mean": -94.42, "se": 0.24, "estimator": "exact"}
+    >>> evaluation = Evaluation.from_json({"elbo": elbo, "log_px": log_px})
+    >>> evaluation.log_px, evaluation.primary
+    (-94.42 ± 0.24, 'exact')
+    """
+
+    summary: dict[str, Any]
+    """Content of `evaluation.json`."""
+    images: "xarray.Dataset | None" = None
+    """Content of `evaluation.nc`, with a dimension `image`."""
+
+    # Making, reading and writing -------------------------------------------------------------------------------------
+
+    @classmethod
+    def of(
+        cls,
+        estimates: "Mapping[str, Estimate]",
+        primary: str,
+        about: Mapping[str, Any],
+        labels: "Tensor | None" = None,
+    ) -> "Evaluation":
+        """An evaluation from estimates of the same images.
+
+        :param estimates: by name, in the order in which they are to be told; `exact` or `importance`, which has the
+            ELBO, is among them.
+        :param primary: name of the one that is the evaluation's log p(x).
+        :param about: what it is of and how it was made: further keys of `evaluation.json`.
+        :param labels: of the images.
+        """
+        from ppl_gen.evaluation.recording import dataset, summarize
+
+        summary = {**about, **summarize(estimates, primary)}
+        return cls(summary, dataset(estimates, primary, summary, labels))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], images: "xarray.Dataset | None" = None) -> "Evaluation":
+        """An evaluation from the content of an `evaluation.json`, and of an `evaluation.nc`."""
+        return cls(content, images)
+
+    @classmethod
+    def read(cls, directory: "RunDirectory") -> "Evaluation | None":
+        """The evaluation of a run; None if it has none.
+
+        :raises BadInput: for files that are damaged or do not belong together.
+        """
+        summary, file = directory.read_json("evaluation.json"), directory.path / "evaluation.nc"
+        if summary is None or not file.is_file():
+            return None if summary is None else cls(summary)
+        try:
+            images = directory.per_image()
+        except Exception as error:  # h5netcdf, xarray and h5py have no one error for a damaged file
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadInput(f"{file}: damaged ({reason}); evaluate again") from None
+        found = cls(summary, images)
+        try:
+            other = found._mismatch(images)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{directory.path / 'evaluation.json'}: damaged ({error}); evaluate again") from None
+        if other:
+            raise BadInput(
+                f"{file}: does not belong to the evaluation.json beside it, which has another {other}; evaluate again"
+            )
+        return found
+
+    def _mismatch(self, images: "xarray.Dataset") -> str:
+        """What values per image have another of than the summary; empty if they belong to it."""
+        for key in _OF:
+            if key in images.attrs and images.attrs[key] != self.summary.get(key):
+                return key
+        for key in ("elbo", "log_px"):
+            if images[key].shape != (self.summary["num_images"],):
+                return "num_images"
+            mean = self.summary[key]["mean"]
+            found = float(images[key].mean())
+            if mean is not None and not math.isclose(found, mean, rel_tol=1e-6, abs_tol=1e-6):
+                return f"mean {key}"
+        return ""
+
+    def write(self, directory: "RunDirectory") -> None:
+        """Write `evaluation.nc` and `evaluation.json`."""
+        images = self.to_xarray()
+        directory.write_file("evaluation.nc", lambda path: images.to_netcdf(path, group=GROUP, engine="h5netcdf"))
+        directory.write_json("evaluation.json", self.summary)  # last: it says that the evaluation is complete
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of `evaluation.json`."""
+        return self.summary
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Content of `evaluation.nc`: a variable over the dimension `image` for each quantity.
+
+        :raises BadInput: if there are no values per image.
+        """
+        if self.images is None:
+            raise BadInput("this evaluation has no values per image: there was no evaluation.nc")
+        return self.images
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """A row for each image, and a column for each quantity of `evaluation.nc`; its label, if it has one, and
+        `iwae_1`, `iwae_10`, ….
+
+        :raises BadInput: if there are no values per image.
+        """
+        images = self.to_xarray()
+        flat = images.drop_dims("k", errors="ignore")
+        if "iwae" in images:
+            flat = flat.assign({f"iwae_{int(k)}": images["iwae"].sel(k=k, drop=True) for k in images["k"]})
+        first = ["label"] if "label" in flat.coords else []
+        return flat.to_dataframe()[[*first, *flat.data_vars]]
+
+    # What it says ----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> Mean:
+        """The mean under a key of `evaluation.json`: `kl`, `log_px_annealed`, `second_opinion`, …."""
+        variable = "log_px_second_opinion" if key == "second_opinion" else key
+        values = None if self.images is None or variable not in self.images else self.images[variable].values
+        return self._mean(self.summary[key], values)
+
+    def _mean(self, entry: dict[str, Any], values: "np.ndarray | None") -> Mean:
+        mean, se = (math.nan if entry[key] is None else entry[key] for key in ("mean", "se"))
+        errors = entry.get("mc_se"), entry.get("bias")
+        if "estimator" not in entry:
+            return Mean(mean, se, *errors, at_least=bool(entry.get("at_least")), values=values)
+        doubted, settings = table.at_least(self.summary, entry), table.settings(entry)
+        return Mean(mean, se, *errors, doubted, entry["estimator"], settings, values)
+
+    @property
+    def elbo(self) -> Mean:
+        """Mean log weight over all samples."""
+        return self["elbo"]
+
+    @property
+    def log_px(self) -> Mean:
+        """log p(x) by the primary estimate."""
+        return self["log_px"]
+
+    @property
+    def gap(self) -> Mean | None:
+        """log p(x) - ELBO; None where the ELBO is log p(x)."""
+        return self["gap"] if "gap" in self.summary else None
+
+    @property
+    def iwae(self) -> dict[int, Mean]:
+        """The IWAE bound L_k of each k."""
+        return {
+            int(k): self._mean(entry, None if self.images is None else self.images["iwae"].sel(k=int(k)).values)
+            for k, entry in self.summary.get("iwae", {}).items()
+        }
+
+    @property
+    def primary(self) -> str:
+        """Name of the estimate that `log_px` is."""
+        return table.primary(self.summary)
+
+    @property
+    def estimates(self) -> "dict[str, Estimate]":
+        """Every estimate of log p(x) by name, image by image, as it was written.
+
+        :raises BadInput: if there are no values per image.
+        """
+        from ppl_gen.evaluation.recording import estimate
+
+        images, others = self.to_xarray(), [key for key in self.summary if key.startswith("log_px_")]
+        names = (self.primary, *(key.removeprefix("log_px_") for key in others))
+        return {name: estimate(self.summary, images, name) for name in names}
+
+    @property
+    def sandwich(self) -> dict[str, Any] | None:
+        """Bounds from both sides on images from the model, if there are any, as `evaluation.json` has them."""
+        return self.summary.get("sandwich")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What it is of: model, guide, data, split, seed, …."""
+        return {key: value for key, value in self.summary.items() if isinstance(value, str | int | float)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option that made it; empty of an evaluation by an earlier version."""
+        return self.summary.get("options", {})
+
+    # For a reader ----------------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """The figures as rows of a table."""
+        return table.rows(self.summary)
+
+    def __str__(self) -> str:
+        return table.table(self.summary)
+
+    def __repr__(self) -> str:
+        parts = {"ELBO": self.elbo, "log p(x)": self.log_px, "gap": self.gap}
+        return "\n".join(sentence(Row(name, str(each))) for name, each in parts.items() if each is not None)
+
+    def _repr_html_(self) -> str:
+        caption = f"{table.title(self.summary)}: {table.images(self.summary)}; {table.UNITS}"
+        return html(caption, self.rows(), warnings_of(self.summary["observation"]))

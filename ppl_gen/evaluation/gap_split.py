@@ -1,0 +1,121 @@
+"""Split the gap of a fitted run's images into its two parts (`ppl_gen.inference.gaps`)."""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ppl_gen.errors import BadInput, require
+from ppl_gen.evaluation.estimating import Task, by_annealing, check_chains, observation
+from ppl_gen.evaluation.gap_table import gap_table
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.printed import Printed
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.agreement import bound
+from ppl_gen.inference.estimate import mean_entry, mean_mc_se, share
+from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
+from ppl_gen.progress import Progress
+
+_IMAGES, _SAMPLES = 100, 5000
+
+
+@dataclass(frozen=True, eq=False)
+class GapSplit(Printed):
+    """The gap and its two parts."""
+
+    summary: dict[str, Any]
+    """Content of `gaps.json`."""
+    contexts: Gaps
+    """By a search of the contexts of each image."""
+    copies: Gaps | None
+    """Of the first images, by a search of contexts and weights; None of a guide whose posterior has no weights."""
+
+    def __str__(self) -> str:
+        return gap_table(self.summary)
+
+
+def split_gap(fitted: Fitted, options: EvaluationOptions, *, quiet: bool = False) -> GapSplit:
+    """Split the gap between log p(x) and the ELBO of the first images of a split.
+
+    :raises BadInput: for options and guides that do not fit, before any work is done.
+    """
+    options, search = _resolved(fitted, options), Search()
+    (x,) = fitted.images(options.split, options.num_images)
+    check_guide(fitted.pair, fitted.guide)
+    if options.estimator == "annealed":
+        check_chains(fitted, x, options)
+    started = time.perf_counter()
+    with fitted.estimating(options.seed):
+        copies = min(options.gap_copies, len(x)) if has_own_weights(fitted.guide, x) else 0
+        found, own = _search(fitted, x, copies, options, search, quiet)
+        if options.estimator == "annealed":
+            annealed = by_annealing(Task(fitted, replace(options, sandwich=0), x, quiet=quiet))
+            found = found.held_against(annealed)
+            if own is not None:
+                first = bound(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], annealed.num_samples)
+                own = own.held_against(replace(first, estimator=annealed.estimator))
+    summary = {
+        **fitted.provenance(options),
+        "observation": observation(fitted.pair, x),
+        "num_samples": options.num_samples,
+        "options": options.to_json(),
+        **({"annealed": asdict(options.annealed)} if options.estimator == "annealed" else {}),
+        "search": asdict(search),
+        "contexts": gap_parts(found),
+        **({} if own is None else {"copies": gap_parts(own), "contexts_of_these": gap_parts(found, copies)}),
+        "seconds": time.perf_counter() - started,
+    }
+    return GapSplit(summary, found, own)
+
+
+def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
+    """The options with the numbers of images and samples and the estimator that they mean."""
+    if options.mixes or options.estimator in ("prior", "exact"):
+        raise BadInput("--gaps: takes --estimator importance or annealed, and samples of the guide alone")
+    if fitted.takes_labels:
+        raise BadInput(f"--gaps: {fitted.config.model} or its guide takes labels, which a search of contexts has not")
+    available = len(fitted.data.split(options.split))
+    count = min(_IMAGES, available) if options.num_images is None else options.num_images
+    require(count <= available, "num_images", count, f"the {options.split} split has {available}")
+    estimator = "importance" if options.estimator == "auto" else options.estimator
+    return replace(
+        options, num_images=count, num_samples=options.num_samples or _SAMPLES, estimator=estimator, gaps=True
+    )
+
+
+def _search(
+    fitted: Fitted, x: Tensor, copies: int, options: EvaluationOptions, search: Search, quiet: bool
+) -> tuple[Gaps, Gaps | None]:
+    """The gaps by a search of contexts, and, of the first images, by a search of contexts and weights."""
+    assert options.num_samples is not None
+    with Progress(len(x) + copies, "image", quiet=quiet) as progress:
+
+        def advance(images: int) -> None:
+            progress.advance(images)
+            progress.note("gaps", f"{search.num_samples} samples a step, {options.num_samples} after", every=10)
+
+        how: dict[str, Any] = {"num_samples": options.num_samples, "search": search, "seed": options.seed}
+        how["progress"] = advance
+        found = gaps(fitted.model, fitted.guide, x, **how)
+        own = gaps(fitted.model, fitted.guide, x[:copies], own_weights=True, **how) if copies else None
+        return found, own
+
+
+def gap_parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
+    """The means over the first images, and every image's, in nats."""
+    names = ("log_px", "elbo", "best_elbo", "approximation", "amortization")
+    values = {name: getattr(found, name)[:count] for name in names}
+    return {
+        "num_images": len(values["elbo"]),
+        **{
+            name: mean_entry(each, mc_se=mean_mc_se(getattr(found, f"{name}_mc_var")[:count]))
+            for name, each in values.items()
+        },
+        "estimator": found.estimator,
+        "at_least": bool(found.untrusted[:count].any()),
+        "fraction_settled": share(found.settled[:count]),
+        **({} if found.missed is None else {"fraction_missed": share(found.missed[:count])}),
+        **({} if found.blind is None else {"fraction_blind": share(found.blind[:count])}),
+        "per_image": {name: each.tolist() for name, each in values.items()},
+    }

@@ -1,0 +1,127 @@
+"""From estimates of the same images to `evaluation.json` and `evaluation.nc`, and back."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_gen.evaluation import table, verdicts
+from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
+
+if TYPE_CHECKING:
+    import xarray
+
+Estimates = Mapping[str, Estimate]
+
+
+def summarize(estimates: Estimates, primary: str) -> dict[str, Any]:
+    """The means over images, in nats, for `evaluation.json`.
+
+    :param estimates: by name, in the order in which they are to be told; `exact` or `importance` is among them.
+    :param primary: name of the evaluation's log p(x).
+    """
+    found: dict[str, Any] = {}
+    for name, estimate in estimates.items():
+        found |= estimate.more_entries(name)
+    guided = verdicts.of_the_guide(estimates)
+    if guided is None:  # the ELBO is log p(x)
+        found["elbo"] = mean_entry(estimates["exact"].log_px)
+    for name, estimate in estimates.items():
+        found["log_px" if name == primary else f"log_px_{name}"] = estimate.entry(verdicts.at_least(estimates, name))
+    if guided is None:
+        return found
+    sampled = [name for name, estimate in estimates.items() if estimate.sampled]
+    below = {name: others for name in sampled if (others := verdicts.below(estimates, name))}
+    if below:
+        found["below"] = below
+    if "annealed" in estimates:
+        difference, apart = verdicts.disagreement(estimates["annealed"], guided)
+        found["disagreement"] = mean_entry(difference, fraction_beyond_errors=share(apart))
+    of = verdicts.largest(estimates, primary)
+    found["gap"] = mean_entry(
+        of.log_px - guided.elbo, at_least=of.at_least, of=of.name, fraction_of_others=share(of.replaced)
+    )
+    return found
+
+
+def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
+    """Every variable of `evaluation.nc` over the images alone, by name; `log_px` is the primary estimate's."""
+    found: dict[str, Variable] = {}
+    for name, estimate in estimates.items():
+        found |= estimate.variables(name)
+    found |= estimates[primary].log_px_variables("log_px")
+    guided = verdicts.of_the_guide(estimates)
+    if guided is None:
+        return found | {"elbo": Variable(estimates["exact"].log_px, "ELBO")}
+    of = verdicts.largest(estimates, primary)
+    found["gap"] = Variable(of.log_px - guided.elbo, "log p(x) - ELBO")
+    found["untrusted"] = Variable(
+        of.untrusted.to(torch.int8),
+        "gap at least: k-hat of its log p(x) too high or unknown, or another estimate above it",
+        "1",
+    )
+    if "annealed" in estimates:
+        apart = verdicts.disagreement(estimates["annealed"], guided)[1].to(torch.int8)
+        title = "annealing and importance sampling differ beyond their errors"
+        found["disagrees"] = Variable(apart, title, "1")
+    return found
+
+
+def dataset(estimates: Estimates, primary: str, summary: dict[str, Any], labels: Tensor | None) -> "xarray.Dataset":
+    """Everything per image, labelled.
+
+    :param summary: the content of `evaluation.json`, whose plain values are the attributes.
+    """
+    import xarray
+
+    found = per_image(estimates, primary)
+    variables: dict[str, Any] = {
+        name: ("image", each.values.numpy(), {"long_name": each.title, "units": each.units})
+        for name, each in found.items()
+    }
+    coordinates: dict[str, Any] = {"image": range(len(found["elbo"].values))}
+    attributes: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
+    attributes["estimator"] = estimates[primary].estimator
+    guided = verdicts.of_the_guide(estimates)
+    if guided is not None:
+        iwae = torch.stack(list(guided.iwae.values()), 1).numpy()
+        variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
+        coordinates["k"] = list(guided.iwae)
+        attributes["num_samples"] = guided.num_samples
+    if labels is not None:
+        coordinates["label"] = ("image", labels.numpy())
+    return xarray.Dataset(variables, coordinates, attributes)
+
+
+def estimate(summary: dict[str, Any], images: "xarray.Dataset", name: str) -> Estimate:
+    """An estimate of log p(x) as it was written: the Monte Carlo variance is the square of an error, and the verdict is
+    the one that was recorded.
+
+    :param name: as `exact`, `importance`, ….
+    """
+    entry = table.entry_of(summary, name)
+    assert entry is not None
+    prefix = f"log_px_{name}" if f"log_px_{name}" in images else "log_px"  # earlier versions wrote the primary once
+    suffix = "" if name == "importance" else f"_{name}"
+
+    def values(variable: str) -> Tensor | None:
+        return torch.from_numpy(images[variable].values) if variable in images else None
+
+    log_px, mc_se, bias = (values(f"{prefix}{end}") for end in ("", "_mc_se", "_bias"))
+    assert log_px is not None
+    return Estimate(
+        estimator=entry["estimator"],
+        log_px=log_px,
+        log_px_mc_var=torch.zeros_like(log_px) if mc_se is None else mc_se.square(),
+        log_px_bias=torch.zeros_like(log_px) if bias is None else bias,
+        num_samples=entry.get("num_samples", entry.get("num_chains")),
+        ess=values(f"ess{suffix}"),
+        khat=values(f"khat{suffix}"),
+        largest=values("largest_weight") if name == "importance" else None,
+        narrower=name == "importance" and bool(summary.get("narrower", False)),
+        words=str(images[prefix].attrs["long_name"]).removeprefix("log p(x) by "),
+        judges_guides=entry["estimator"] != "prior",
+        verdict=table.at_least(summary, entry),
+        settings=table.settings(entry),
+    )

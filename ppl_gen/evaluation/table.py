@@ -1,0 +1,235 @@
+"""An `evaluation.json` as a table: the rows, and the text. Reads what earlier versions wrote, too."""
+
+from typing import Any
+
+from ppl_gen.core.tables import Row, fixed, line, small
+from ppl_gen.errors import NARROWER, warnings_of
+
+UNITS = "nats per image ± standard error over images; larger is better"
+ESTIMATES = {
+    "exact": "exact",
+    "elbo": "ELBO",
+    "importance": "importance sampling",
+    "mixed": "several proposals",
+    "prior": "prior sampling",
+    "annealed": "annealing",
+    "second_opinion": "second opinion",
+}
+"""The package's own estimates in words, by their names in the file; others are told by name."""
+_FIGURES = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
+"""Keys of an entry of log p(x) that are no settings of its estimator."""
+
+
+def title(summary: dict[str, Any]) -> str:
+    """Model, guide and prior, of a summary or of a configuration."""
+    prior = summary.get("prior")
+    return f"{summary['model']}, guide {summary['guide']}{f', prior {prior}' if prior else ''}"
+
+
+def images(summary: dict[str, Any]) -> str:
+    """The images of an `evaluation.json` or `gaps.json`, in words."""
+    s = summary
+    count = s["num_images"] if "num_images" in s else s["contexts"]["num_images"]
+    return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}"
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a person reads it."""
+    lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(line, rows(summary))]
+    return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
+
+
+def rows(summary: dict[str, Any]) -> list[Row]:
+    """The figures of an `evaluation.json`, with their errors."""
+    importance = entry_of(summary, "importance")
+    found = [] if importance is None else _bound_rows(summary, importance)
+    found += _log_px_rows(summary, importance)
+    found += _agreement_rows(summary)
+    if importance is not None:
+        several = sum(row.label == "log p(x)" for row in found) > 1
+        found += _gap_rows(summary, importance, several)
+    return found + _rest(summary)
+
+
+def primary(summary: dict[str, Any]) -> str:
+    """Name of the estimate that `log_px` is."""
+    entry = summary["log_px"]
+    return "mixed" if entry["estimator"] == "importance" and "proposal" in entry else entry["estimator"]
+
+
+def entry_of(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The entry of an estimate of log p(x) by its name; None if there is none."""
+    return summary["log_px"] if name == primary(summary) else summary.get(f"log_px_{name}")
+
+
+def at_least(summary: dict[str, Any], entry: dict[str, Any]) -> bool:
+    """Whether log p(x) is at least what an entry says. Earlier versions said it of the gap alone."""
+    return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
+
+
+def settings(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an estimate was made with, such as its `num_samples`, from its entry."""
+    return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}
+
+
+def _row(label: str, entry: dict[str, Any], note: str = "", at_least: bool = False) -> Row:
+    return Row.of(label, entry["mean"], entry["se"], note, at_least)
+
+
+def _bound_rows(s: dict[str, Any], importance: dict[str, Any]) -> list[Row]:
+    """The ELBO with its terms, the IWAE bounds, and log p(x) from the same samples."""
+    corrected = s.get("iwae_jackknife")  # which earlier versions did not write
+    of_the_prior = " from the prior" if s.get("proposal") == "prior" else ""
+    return [
+        _row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
+        _row("  reconstruction", s["reconstruction"]),
+        _row("  KL", s["kl"], f"analytic {fixed(s['kl_analytic']['mean'])}" if "kl_analytic" in s else ""),
+        *(
+            _row(f"IWAE bound, k = {k}", entry, f"by the jackknife {fixed(corrected[k]['mean'])}" if corrected else "")
+            for k, entry in s["iwae"].items()
+            if k != "1"
+        ),
+        _row(
+            "log p(x)",
+            importance,
+            f"S = {importance['num_samples']} importance samples{of_the_prior}; {_errors(importance)}",
+            at_least(s, importance),
+        ),
+    ]
+
+
+def _log_px_rows(s: dict[str, Any], importance: dict[str, Any] | None) -> list[Row]:
+    """The other estimates of log p(x): the exact one first, then the evaluation's own."""
+    exact = entry_of(s, "exact")
+    found = [] if exact is None else [_row("log p(x)", exact, "exact")]
+    for entry in (s["log_px"], *(s[key] for key in s if key.startswith("log_px_"))):
+        if entry is not importance and entry is not exact:
+            found.append(_row("log p(x)", entry, _how(entry), at_least(s, entry)))
+    return found
+
+
+def _errors(entry: dict[str, Any]) -> str:
+    return f"Monte Carlo error {small(entry['mc_se'])}, estimated bias {small(entry['bias'])}"
+
+
+def _how(entry: dict[str, Any]) -> str:
+    """The estimator of an entry, with its errors."""
+    if "num_chains" in entry:
+        chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
+        return f"annealed, {chains} from the {entry['start']}; {_errors(entry)}"
+    ess = f"; effective {entry['ess']['median']:.1f}" if "ess" in entry else ""
+    if entry["estimator"] == "prior":
+        samples = f"S = {entry['num_samples']} importance samples from the prior"
+    elif "proposal" in entry:
+        samples = f"S = {entry['num_samples']} importance samples from {_proposal(entry['proposal'])}"
+    else:
+        samples = f"{entry['estimator']}{f', S = {count}' if (count := entry.get('num_samples')) else ''}"
+    return f"{samples}{ess}; {_errors(entry)}"
+
+
+def _proposal(proposal: dict[str, Any]) -> str:
+    """The distributions that samples came from."""
+    if not proposal["guides"]:
+        return "the prior"
+    parts = [", ".join(proposal["guides"]) if len(proposal["guides"]) > 1 else "guide"]
+    parts += [f"temperature {proposal['temperature']:g}"] if proposal["temperature"] != 1 else []
+    parts += [f"{proposal['prior_share']:.0%} prior"] if proposal["prior_share"] else []
+    return ", ".join(parts)
+
+
+def _agreement_rows(s: dict[str, Any]) -> list[Row]:
+    """What estimates say of each other."""
+    found = []
+    if "sandwich" in s:
+        between = s["sandwich"]
+        lower, upper = (fixed(between[side]["mean"]) for side in ("lower", "upper"))
+        width = " ± ".join(fixed(between["width"][key], 3) for key in ("mean", "se"))
+        found.append(
+            Row(
+                f"the same settings on {between['num_images']} images from the model:",
+                note=f"log p(x) between {lower} and {upper}, {width} apart{_unseen(between)}",
+            )
+        )
+    if "disagreement" in s:
+        apart = s["disagreement"]
+        beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
+        found.append(_row("annealing - importance", apart, beyond))
+    if "second_opinion" in s:
+        found.append(Row("second opinion", note=_second(s["second_opinion"])))
+    for name, others in s.get("below", {}).items():
+        above = ", ".join(ESTIMATES.get(other, other) for other in others)
+        found.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
+    return found
+
+
+def _unseen(between: dict[str, Any]) -> str:
+    """How many images of a sandwich are wide, and what that leaves open; earlier versions did not write it."""
+    if "wide" not in between:
+        return ""
+    wide = between["wide"]
+    count = f"{wide['num_images']} of {between['num_images']}" if wide["num_images"] else "none"
+    share = f"up to {wide['fraction_at_most']:.1%} of the model's images may be, at {wide['confidence']:.0%} confidence"
+    return f"; {count} more than {wide['above']:g} nat apart, so that {share}"
+
+
+def _second(opinion: dict[str, Any]) -> str:
+    """What a second opinion saw, and what it could not see."""
+    seen = ["over all images together"] if opinion["together_beyond_errors"] else []
+    if opinion["fraction_beyond_errors"]:
+        by = fixed(opinion.get("nats_beyond_errors"))
+        seen = [f"on {opinion['fraction_beyond_errors']:.1%} of images by {by} nats", *seen]
+    limit = f"sees modes of {opinion['visible_mass']:.1%} of the prior or more"
+    above = f"above importance sampling {', and '.join(seen)}" if seen else "not above"
+    blind = f"blind on {opinion['fraction_blind']:.1%} of images"
+    return f"{opinion['num_samples']} samples, half from the prior: {above}; {limit}; {blind}"
+
+
+def _gap_rows(s: dict[str, Any], importance: dict[str, Any], several: bool) -> list[Row]:
+    """The gap, and how many samples count."""
+    ess = f"median {fixed(s['ess']['median'], 1)}, least {fixed(s['ess']['min'], 1)}"
+    return [
+        _row("gap: log p(x) - ELBO", s["gap"], _gap_note(s, several), s["gap"]["at_least"]),
+        Row("effective sample size", note=f"{ess} of {importance['num_samples']}"),
+    ]
+
+
+def _gap_note(summary: dict[str, Any], several: bool) -> str:
+    """Which log p(x) the gap is taken of, where a table has several of them or the gap is of none of them; earlier
+    versions did not write it."""
+    gap = summary["gap"]
+    others = gap.get("fraction_of_others", 0)
+    if "of" not in gap or (not several and not others and gap["of"] == "importance"):
+        return ""
+    means = [summary["elbo"]["mean"], gap["mean"]]
+    note = f"of log p(x) {fixed(None if None in means else sum(means))}: {ESTIMATES.get(gap['of'], gap['of'])}"
+    return note + (f"; on {others:.1%} of images, a larger estimate" if others else "")
+
+
+def _khat_note(khat: dict[str, Any]) -> str:
+    median = fixed(khat["median"]) if khat.get("median") is not None else "unknown"
+    too_high = f"median {median}; above {khat['threshold']:.2f}: {khat['fraction_above_threshold']:.1%} of images"
+    if "fraction_unknown" not in khat:  # earlier versions counted these among the former
+        return f"{too_high}, those where it is unknown included"
+    return f"{too_high}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
+
+
+def _rest(s: dict[str, Any]) -> list[Row]:
+    """Diagnostics of the guide's samples, sizes and times."""
+    found = []
+    if "khat" in s:
+        found.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
+    if "active_units" in s:
+        collapsed = "; z is not used, its mean is the same for every image: --kl-warmup may prevent that"
+        if s["guide"] == "prior":
+            collapsed = "; the guide is the prior"
+        active = s["active_units"]
+        found.append(Row("active latent units", note=f"{active}{collapsed if active == 0 else ''}"))
+    if "narrower" in s:
+        found.append(Row("support", note=NARROWER))
+    if "components" in s:
+        used, of = s["components"]["in_use"], s["components"]["of"]
+        empty = f"; {of - used} explain less than one of these images each" if used < of else ""
+        found.append(Row("components in use", note=f"{used} of {of}{empty}"))
+    found.append(Row("parameters", note=f"{s['num_parameters']:,}"))
+    found.append(Row("evaluation took", note=f"{s['seconds']:.0f} s"))
+    return found

@@ -1,0 +1,209 @@
+"""An evaluation in memory and on disk: the same figures, values per image and words."""
+
+import doctest
+import html
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from estimates import ABOUT, ONE, annealed, importance, sampled, sandwich
+
+from ppl_gen import runs
+from ppl_gen.core.tables import Row
+from ppl_gen.core.tables import html as html_of
+from ppl_gen.errors import BadInput
+from ppl_gen.evaluation import evaluation as module
+from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.inference.estimate import exact
+from ppl_gen.inference.proposals import SecondOpinion
+from ppl_gen.runs import RunDirectory
+
+LABELS = torch.arange(20) % 3
+
+
+def _uneven() -> Evaluation:
+    """Everything that an evaluation can hold, with values that differ from image to image."""
+    steps = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    guided = importance(-10, -12)
+    values = {"log_px": guided.log_px + steps, "elbo": guided.elbo + steps, "kl": 2 + steps}
+    bounds = {1: guided.elbo + steps, 10: guided.elbo + steps + 1, 100: guided.elbo + steps + 1.5}
+    opinion = SecondOpinion(
+        num_samples=50, from_prior=ONE, log_px=-11 * ONE, log_px_mc_var=1e-4 * ONE, log_px_bias=0 * ONE
+    )
+    guided = replace(guided, **values, iwae=bounds, largest=0.1 * ONE, second_opinion=opinion)
+    chains = annealed(-10, sandwich=sandwich())
+    chains = replace(chains, log_px=chains.log_px + steps)
+    proposal = {"prior_share": 0.5, "temperature": 1.0, "guides": ["own"]}
+    mixed = sampled(-10.0, estimator="importance", words="several", settings={"proposal": proposal})
+    mixed = replace(mixed, log_px=-10 + steps)
+    found = {"exact": exact(-10 + steps), "importance": guided, "mixed": mixed, "annealed": chains}
+    return Evaluation.of(found, "annealed", ABOUT | {"options": {"seed": 0, "proposals": []}}, LABELS)
+
+
+def _directory(path: Path) -> RunDirectory:
+    return RunDirectory.create(path, "vae", {})
+
+
+def test_figures_are_those_of_the_estimates() -> None:
+    evaluation = _uneven()
+    assert evaluation.primary == "annealed" and evaluation.log_px.estimator == "annealed"
+    assert evaluation.log_px.settings["num_chains"] == 16
+    assert evaluation.log_px.mean == pytest.approx(-10) and evaluation["log_px_exact"].mean == pytest.approx(-10)
+    assert evaluation.elbo.mean == pytest.approx(-12) and evaluation["kl"].mean == pytest.approx(2)
+    gap = evaluation.gap
+    assert gap is not None and gap.mean == pytest.approx(2) and not gap.at_least
+    assert gap.values is not None and gap.values == pytest.approx(np.full(20, 2.0))
+    spread = float(torch.linspace(-1, 1, 20, dtype=torch.float64).std()) / math.sqrt(20)
+    assert evaluation.elbo.se == pytest.approx(spread) and str(evaluation.elbo) == f"-12.00 ± {spread:.2f}"
+    assert [evaluation.iwae[k].mean for k in (1, 10, 100)] == pytest.approx([-12, -11, -10.5])
+    assert evaluation.iwae[10].values is not None and evaluation.iwae[10].values.shape == (20,)
+    assert evaluation["second_opinion"].values is not None and evaluation.sandwich is not None
+    assert evaluation.about["model"] == "vae" and evaluation.options == {"seed": 0, "proposals": []}
+    assert repr(evaluation).splitlines()[2].startswith("gap       2.00")
+
+
+def test_to_json_and_back() -> None:
+    evaluation = _uneven()
+    text = runs.to_json(evaluation.to_json())
+    again = Evaluation.from_json(json.loads(text), evaluation.to_xarray())
+    assert runs.to_json(again.to_json()) == text
+    assert str(again) == str(evaluation) and again._repr_html_() == evaluation._repr_html_()
+
+
+def test_to_disk_and_back(tmp_path: Path) -> None:
+    evaluation, run = _uneven(), _directory(tmp_path / "run")
+    assert Evaluation.read(run) is None
+    evaluation.write(run)
+    again = Evaluation.read(run)
+    assert again is not None and str(again) == str(evaluation)
+    ours, theirs = again.to_xarray(), evaluation.to_xarray()
+    assert set(ours.variables) == set(theirs.variables)
+    for name in ours.variables:
+        np.testing.assert_array_equal(ours[name].values, theirs[name].values)
+    (run.path / "evaluation.nc").unlink()
+    without = Evaluation.read(run)
+    assert without is not None and str(without) == str(evaluation) and without.elbo.values is None
+    for values in (without.to_xarray, without.to_dataframe, lambda: without.estimates):
+        with pytest.raises(BadInput, match="no values per image"):
+            values()
+
+
+def test_estimates_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """All of them, in float64, with the verdict that was recorded; what was not written is None."""
+    run = _directory(tmp_path / "run")
+    _uneven().write(run)
+    again = Evaluation.read(run)
+    assert again is not None
+    found = again.estimates
+    assert list(found) == ["annealed", "exact", "importance", "mixed"]
+    steps = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    for name, mc_var, khat, samples in (
+        ("annealed", 0.04, None, 16),
+        ("exact", 0.0, None, None),
+        ("importance", 1e-4, 0.1, 1000),
+        ("mixed", 1e-4, 0.1, 1000),
+    ):
+        each = found[name]
+        assert torch.equal(each.log_px, -10 + steps) and each.num_samples == samples
+        torch.testing.assert_close(each.log_px_mc_var, mc_var * ONE)
+        assert (each.khat is None) == (khat is None) and (each.khat is None or bool((each.khat == khat).all()))
+        entry = again.summary["log_px" if name == "annealed" else f"log_px_{name}"]
+        assert each.at_least == entry["at_least"] and each.mean == entry["mean"]
+    assert found["mixed"].words == "several"
+    assert found["annealed"].words == "annealed importance sampling" and not found["exact"].sampled
+    assert found["mixed"].settings["proposal"]["guides"] == ["own"]
+    assert found["importance"].largest is not None and found["mixed"].largest is None
+
+
+def test_a_data_frame_has_a_row_for_each_image() -> None:
+    evaluation = _uneven()
+    frame = evaluation.to_dataframe()
+    assert frame.columns[0] == "label" and frame["label"].tolist() == LABELS.tolist()
+    assert {"elbo", "log_px", "gap", "khat", "iwae_1", "iwae_10", "iwae_100", "log_px_annealed_mc_se"} <= set(frame)
+    assert frame.index.name == "image" and len(frame) == 20
+    assert frame["iwae_10"].mean() == pytest.approx(-11) and "iwae" not in frame
+    alone = Evaluation.of({"exact": exact(-10 * ONE)}, "exact", ABOUT).to_dataframe()
+    assert set(alone.columns) == {"elbo", "log_px", "log_px_exact"}
+
+
+def test_where_the_elbo_is_exact_there_is_no_gap() -> None:
+    evaluation = Evaluation.of({"exact": exact(-10 * ONE)}, "exact", ABOUT)
+    assert evaluation.gap is None and evaluation.iwae == {}
+    assert evaluation.elbo.mean == evaluation.log_px.mean == -10 and evaluation.log_px.mc_se is None
+
+
+def test_html_has_the_rows_of_the_table() -> None:
+    evaluation = _uneven()
+    page = evaluation._repr_html_()
+    cells = [html.unescape(re.sub("<[^>]+>", "\n", line)).split("\n") for line in page.split("<tr>")[2:]]
+    written = [[cell for cell in line if cell] for line in cells]
+    for row, line in zip(evaluation.rows(), written, strict=True):
+        shown = [f"{'at least ' if row.at_least else ''}{row.mean}"] if row.mean else []
+        assert line == [text for text in (row.label.strip(), *shown, f"± {row.se}" if row.se else "", row.note) if text]
+    assert "vae, guide normal: 20 test images of digits" in page
+
+
+def test_html_is_escaped() -> None:
+    """A data set may be named anything, and so may a guide."""
+    evaluation = Evaluation.from_json(_uneven().summary | {"guide": "<script>alert(1)</script>", "data": "a&b"})
+    page = evaluation._repr_html_()
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a&amp;b" in page
+    assert "<b>" not in html_of("<b>", [Row("<b>", "<b>", "<b>", "<b>")], ["<b>"], "<b>")
+
+
+@pytest.mark.parametrize("observation", ["density", "cross-entropy"])
+def test_what_must_not_be_overlooked_is_said(observation: str) -> None:
+    evaluation = Evaluation.from_json(_uneven().summary | {"observation": observation})
+    warning = {"density": "densities of grey pixels", "cross-entropy": "no bound on a log-probability"}[observation]
+    assert warning in str(evaluation) and warning in evaluation._repr_html_()
+
+
+def test_the_example_is_what_it_prints() -> None:
+    assert doctest.testmod(module) == (0, 4)
+
+
+def _spoil(run: RunDirectory, part: str, key: str) -> None:
+    summary: Any = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
+    if part == "json":
+        summary[key] = {"elbo": {"mean": -1.0, "se": 1.0}, "num_images": 19, "seed": 1}[key]
+        run.write_json("evaluation.json", summary)
+    else:
+        (run.path / "evaluation.nc").write_bytes(b"no such format")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "words"),
+    [
+        ("json", "elbo", "has another mean elbo; evaluate again"),
+        ("json", "num_images", "has another num_images; evaluate again"),
+        ("json", "seed", "has another seed; evaluate again"),
+        ("nc", "", "evaluation.nc: damaged"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, part: str, key: str, words: str) -> None:
+    run = _directory(tmp_path / "run")
+    _uneven().write(run)
+    _spoil(run, part, key)
+    with pytest.raises(BadInput, match=words):
+        Evaluation.read(run)
+
+
+def test_reading_and_printing_one_waits_for_no_torch(tmp_path: Path) -> None:
+    run = _directory(tmp_path / "run")
+    _uneven().write(run)
+    code = (
+        "import sys; from pathlib import Path; from ppl_gen.runs import RunDirectory\n"
+        "from ppl_gen.evaluation.evaluation import Evaluation\n"
+        f"evaluation = Evaluation.read(RunDirectory.open(Path({str(run.path)!r})))\n"
+        "print(evaluation, evaluation._repr_html_(), evaluation.to_dataframe())\n"
+        "assert 'torch' not in sys.modules and 'pyro' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

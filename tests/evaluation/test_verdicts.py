@@ -1,0 +1,173 @@
+"""Estimates beside one another: which is at least, and what the gap is taken of."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from estimates import ABOUT, ONE, annealed, importance, low, sampled, sandwich
+
+from ppl_gen.evaluation import verdicts
+from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.evaluation.recording import per_image, summarize
+from ppl_gen.figures.bounds import bound_against_k
+from ppl_gen.inference.estimate import Estimate, exact
+from ppl_gen.inference.proposals import SecondOpinion
+
+
+def test_samples_that_miss_the_posterior_are_at_least() -> None:
+    """All weights of a proposal that is nowhere near may be alike: annealing tells what k-hat cannot."""
+    for log_px, doubted in ((-90.0, False), (-100.0, True), (-80.0, False)):
+        prior = sampled(log_px, estimator="prior", judges_guides=False)
+        assert verdicts.at_least({"prior": prior, "annealed": annealed(-90.0, 1e-4, -1e-4)}, "prior") == doubted
+        assert not verdicts.at_least({"prior": prior}, "prior")
+
+
+@pytest.mark.parametrize(("mc_var", "bias"), [(0.04, -0.02), (0.9, -8.0)], ids=["sure", "one chain counts"])
+def test_annealing_below_the_others_is_at_least(mc_var: float, bias: float) -> None:
+    """Importance sampling 66.31, ELBO 59.92, annealing 58.42: all are low, and the gap is taken of the largest, also
+    where annealing states a large bias."""
+    found = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, mc_var, bias, sandwich())}
+    evaluation = Evaluation.of(found, "annealed", ABOUT)
+    summary = evaluation.summary
+    assert summary["log_px"]["at_least"] and not summary["log_px_importance"]["at_least"]
+    assert "importance" in summary["below"]["annealed"] and list(summary["below"]) == ["annealed"]
+    gap = summary["gap"]
+    assert gap["mean"] == pytest.approx(66.31 - 59.92) and gap["of"] == "importance" and not gap["at_least"]
+    assert evaluation.to_xarray()["gap"].values == pytest.approx(66.31 - 59.92)
+    notes = {row.label: row.note for row in evaluation.rows()}
+    assert "importance sampling" in notes["annealing is too low:"]
+    label = bound_against_k(summary).axes[0].texts[1].get_text()
+    assert "66.31" in label and "annealed" not in label
+
+
+def test_the_gap_is_of_a_log_px_that_is_told() -> None:
+    """Where it is not that of the one row of log p(x): a reader can add it to the ELBO."""
+
+    def noted(found: dict[str, Estimate], primary: str) -> tuple[str, dict]:
+        evaluation = Evaluation.of(found, primary, ABOUT)
+        (note,) = (row.note for row in evaluation.rows() if row.label == "gap: log p(x) - ELBO")
+        return note, evaluation.summary["gap"]
+
+    alone = importance(-10.0, -12.0)
+    assert noted({"importance": alone}, "importance")[0] == ""
+    values = {"log_px": -9.5 * ONE, "log_px_mc_var": 1e-4 * ONE, "log_px_bias": 0 * ONE}
+    opinion = SecondOpinion(num_samples=100, from_prior=ONE, **values)
+    asked = {"importance": replace(alone, second_opinion=opinion)}
+    note, gap = noted(asked, "importance")
+    assert gap["mean"] == pytest.approx(2.5)
+    assert note == "of log p(x) -9.50: second opinion"
+    opinion.log_px[:] = -10.0
+    opinion.log_px[3] = -5.0
+    note, gap = noted(asked, "importance")
+    assert note.startswith("of log p(x) -9.75: ") and gap["mean"] == pytest.approx(2.25), gap
+    both = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, sandwich=sandwich())}
+    assert noted(both, "annealed")[0] == "of log p(x) 66.31: importance sampling"
+
+
+def test_an_estimate_below_the_elbo_is_at_least() -> None:
+    """Also where importance sampling is too uneven to tell."""
+    uneven = importance(-9.0, -10.0, mc_var=0.99, khat=0.9)
+    summary = summarize({"importance": uneven, "annealed": annealed(-12.0)}, "annealed")
+    assert "elbo" in summary["below"]["annealed"] and summary["gap"]["mean"] > 0
+
+
+def test_one_image_is_enough_to_be_at_least() -> None:
+    """Where annealing is above importance sampling on one image, the gap has its value there, and only there."""
+    other = annealed(-10.0)
+    other.log_px[3] = -5.0
+    summary = summarize({"importance": importance(-10, -12), "annealed": other}, "importance")
+    assert summary["log_px"]["at_least"] and summary["gap"]["at_least"]
+    assert summary["gap"]["fraction_of_others"] in (0, 1 / 20)
+    assert summary["gap"]["mean"] == pytest.approx((19 * 2 + 7) / 20)
+
+
+def test_estimates_that_agree_are_not_at_least() -> None:
+    """Annealing is trusted where the sandwich is narrow, importance sampling is trusted, and they agree."""
+    trusted, chains = importance(-10, -12), annealed(-10.02, sandwich=sandwich())
+    agreed: dict[str, Estimate] = {"importance": trusted, "annealed": chains}
+    assert not verdicts.at_least(agreed, "annealed") and not verdicts.at_least(agreed, "importance")
+    doubtful: list[dict[str, Estimate]] = [
+        {"annealed": replace(chains, sandwich=None)},
+        {"annealed": replace(chains, sandwich=sandwich(20))},
+        {"annealed": replace(chains, sandwich=sandwich(0, 1))},
+        {"importance": importance(-10, -12, khat=0.9)},
+        {"annealed": annealed(-10.02, 0.04, -0.5, sandwich())},
+        {"annealed": annealed(-10.02, math.nan, math.nan, sandwich())},
+        {"annealed": annealed(-12.5, sandwich=sandwich())},
+    ]
+    for each in doubtful:
+        assert verdicts.at_least(agreed | each, "annealed")
+    exactly = {"exact": exact(-10 * ONE), "importance": trusted, "annealed": annealed(-10.02)}
+    assert not verdicts.at_least(exactly, "annealed")
+    assert verdicts.at_least(exactly | {"annealed": annealed(-12)}, "annealed")
+    assert not verdicts.at_least(exactly, "exact")
+
+
+def test_prior_samples_vouch_for_nothing() -> None:
+    """However k-hat trusts them."""
+    chains = annealed(-10.02, sandwich=sandwich())
+    prior = sampled(-10.0, estimator="prior", judges_guides=False)
+    found = {"importance": importance(-10, -12, khat=0.9), "prior": prior, "annealed": chains}
+    assert not verdicts.at_least(found, "prior") and verdicts.at_least(found, "annealed")
+    assert not verdicts.at_least(found | {"mixed": sampled(-10.0)}, "annealed")
+
+
+@pytest.mark.parametrize(
+    ("wide", "count", "most"), [(0, 100, 1 - 0.05 ** (1 / 100)), (0, 1000, 0.0029912), (2, 100, 0.061616), (5, 5, 1.0)]
+)
+def test_a_sandwich_says_what_it_has_not_seen(wide: int, count: int, most: float) -> None:
+    """The upper 95 % limit of a share (Clopper and Pearson): about 3/n where none of n is wide, and in any case the
+    share at which so few wide images have a probability of 5 %."""
+    found = {"importance": importance(-10, -12), "annealed": annealed(-10, sandwich=sandwich(wide, count))}
+    evaluation = Evaluation.of(found, "annealed", ABOUT)
+    said = evaluation.summary["sandwich"]["wide"]
+    assert said["num_images"] == wide and said["fraction_at_most"] == pytest.approx(most, rel=1e-4)
+    if wide < count:
+        chance = sum(math.comb(count, k) * most**k * (1 - most) ** (count - k) for k in range(wide + 1))
+        assert chance == pytest.approx(0.05, rel=1e-3)
+    row = next(row.note for row in evaluation.rows() if "images from the model" in row.label)
+    assert f"up to {most:.1%} of the model's images may be" in row
+    unvouched = found | {"importance": importance(-10, -12, khat=0.9)}
+    assert verdicts.at_least(unvouched, "annealed")  # the sandwich alone does not suffice
+
+
+def test_the_gap_begins_with_an_estimate_that_guides_are_judged_by() -> None:
+    """A primary estimate from the prior is no such estimate, whatever its mean; one of several proposals is."""
+    guided, few = importance(-10, -12), sampled(-10.4, estimator="prior", judges_guides=False)
+    few.log_px_mc_var[:] = 1.0  # by less than its error
+    assert verdicts.largest({"importance": guided, "prior": few}, "prior").name == "importance"
+    assert verdicts.largest({"importance": guided, "mixed": replace(few, judges_guides=True)}, "mixed").name == "mixed"
+    known = verdicts.largest({"exact": exact(-9 * ONE), "importance": guided}, "importance")
+    assert known.name == "exact" and not known.at_least and known.log_px.tolist() == [-9] * 20
+
+
+def test_all_that_is_known_from_below_in_the_order_that_it_is_told_in() -> None:
+    values = {"log_px": -9.5 * ONE, "log_px_mc_var": 1e-4 * ONE, "log_px_bias": 0 * ONE}
+    guided = replace(importance(-10, -12), second_opinion=SecondOpinion(num_samples=100, from_prior=ONE, **values))
+    found = {"exact": exact(-9 * ONE), "importance": guided, "annealed": annealed(-10), "mine": low(-11.0)}
+    names = ["exact", "elbo", "importance", "annealed", "mine", "second_opinion"]
+    lower = verdicts.lower_bounds(found)
+    assert list(lower) == names and lower["elbo"].log_px.tolist() == [-12] * 20
+    assert verdicts.below(found, "mine") == ["exact", "importance", "annealed", "second_opinion"]
+
+
+def test_where_two_estimates_disagree() -> None:
+    """By more than four errors and the biases that they state."""
+    other = importance(-10.0, -12.0, mc_var=0.0)
+    chains = annealed(-10.0, mc_var=0.01, bias=-0.1)
+    chains.log_px[:3] = torch.tensor([-10.45, -10.55, -9.45], dtype=torch.float64)  # 4 x 0.1 + 0.1 is allowed
+    difference, apart = verdicts.disagreement(chains, other)
+    assert difference[:3].tolist() == pytest.approx([-0.45, -0.55, 0.55])
+    assert apart.tolist() == [False, True, True] + [False] * 17
+    assert not verdicts.disagreement(annealed(-20.0, math.nan, math.nan), other)[1].any()
+
+
+def test_values_per_image_are_those_of_the_summary() -> None:
+    """Every mean of the summary that has values per image is their mean."""
+    found = {"importance": importance(-10, -12), "mixed": sampled(-10.1), "annealed": annealed(-10)}
+    variables, summary = per_image(found, "mixed"), summarize(found, "mixed")
+    means = {key for key, entry in summary.items() if isinstance(entry, dict) and "mean" in entry} - {"disagreement"}
+    assert {"elbo", "log_px", "log_px_importance", "log_px_annealed", "gap"} <= means <= variables.keys()
+    for key in means:
+        assert float(variables[key].values.mean()) == pytest.approx(summary[key]["mean"])
