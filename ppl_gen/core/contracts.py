@@ -296,11 +296,11 @@ class Defaults:
     default_guide: str = "normal"
     """Name of its guide."""
     data_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values of `DataOptions`."""
+    """Fields of `DataOptions` by name."""
     training_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values of `TrainingOptions`."""
+    """Fields of `TrainingOptions` by name."""
     evaluation_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values of `EvaluationOptions`, for its default guide."""
+    """Fields of `EvaluationOptions` by name; they hold with the default guide."""
 
 
 def defaults_of(cls: type) -> Defaults:

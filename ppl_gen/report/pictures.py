@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
-from ppl_gen.core.contracts import Amortized, HasDensity, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, HasPictures, offers
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.experiment.fitted import Fitted
@@ -133,7 +133,7 @@ def of_reconstructions(fitted: Fitted) -> Drawn:
 
 def of_model(model: Any, data: Data) -> Drawn:
     """The pictures that a model has of its own, if it has any."""
-    if hasattr(model, "pictures"):
+    if offers(model, HasPictures):
         for name, (title, values, captions) in model.pictures().items():
             yield name, parts(pictures(values, data.shape), captions, title)
 
