@@ -126,9 +126,12 @@ class Evaluation:
         return found
 
     def _mismatch(self, images: "xarray.Dataset") -> str:
-        """What values per image have another of than the summary; empty if they belong to it."""
-        for key in _OF:
-            if key in images.attrs and images.attrs[key] != self.summary.get(key):
+        """Name of what values per image have another of than the summary; empty if they belong to it."""
+        said = {key: self.summary.get(key) for key in _OF} | {"estimator": self.log_px.estimator}
+        if (importance := table.entry_of(self.summary, "importance")) is not None:
+            said["num_samples"] = importance.get("num_samples")
+        for key, value in said.items():
+            if key in images.attrs and images.attrs[key] != value:
                 return key
         for key in ("elbo", "log_px"):
             if images[key].shape != (self.summary["num_images"],):

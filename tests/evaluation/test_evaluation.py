@@ -173,7 +173,10 @@ def test_the_example_is_what_it_prints() -> None:
 def _spoil(run: RunDirectory, part: str, key: str) -> None:
     summary: Any = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
     if part == "json":
-        summary[key] = {"elbo": {"mean": -1.0, "se": 1.0}, "num_images": 19, "seed": 1}[key]
+        other = {"elbo": {"mean": -1.0, "se": 1.0}, "num_images": 19, "seed": 1}
+        other["log_px"] = summary["log_px"] | {"estimator": "prior"}
+        other["log_px_importance"] = summary["log_px_importance"] | {"num_samples": 5}
+        summary[key] = other[key]
         run.write_json("evaluation.json", summary)
     else:
         (run.path / "evaluation.nc").write_bytes(b"no such format")
@@ -185,6 +188,8 @@ def _spoil(run: RunDirectory, part: str, key: str) -> None:
         ("json", "elbo", "has another mean elbo; evaluate again"),
         ("json", "num_images", "has another num_images; evaluate again"),
         ("json", "seed", "has another seed; evaluate again"),
+        ("json", "log_px", "has another estimator; evaluate again"),
+        ("json", "log_px_importance", "has another num_samples; evaluate again"),
         ("nc", "", "evaluation.nc: damaged"),
     ],
 )
