@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +153,46 @@ def encoder(
     if network == "conv":
         return ConvEncoder(data_shape, channels, hidden_dims, outputs, activation_name)
     return mlp([math.prod(data_shape), *hidden_dims, outputs], activation_name)
+
+
+class EncoderOptions(TypedDict, total=False):
+    """Options of an encoder. An option that is left out, or None, is taken from the model, so that encoder and decoder
+    mirror each other.
+
+    :param hidden_dims: units of each hidden layer of the encoder.
+    :param activation: nonlinearity between layers.
+    :param network: mlp, or conv: stride-2 convolutions before the hidden layers.
+    :param channels: features of each convolution, for the conv network.
+    """
+
+    hidden_dims: tuple[int, ...] | None
+    activation: Activation | None
+    network: Network | None
+    channels: tuple[int, ...] | None
+
+
+def mirrored_encoder(
+    model: nn.Module, data_shape: tuple[int, ...], outputs: int, **options: Unpack[EncoderOptions]
+) -> nn.Module:
+    """The encoder of a guide of this model, from images [..., data_dim] to [..., outputs]."""
+    hidden_dims = options.get("hidden_dims")
+    if hidden_dims is None:
+        hidden_dims = getattr(model, "hidden_dims", (512,))
+    require(min(hidden_dims, default=1) >= 1, "guide.hidden_dims", hidden_dims, "every layer needs at least 1 unit")
+    return encoder(
+        data_shape,
+        outputs,
+        hidden_dims=hidden_dims,
+        activation_name=options.get("activation") or str(getattr(model, "activation", "relu")),
+        network=options.get("network") or str(getattr(model, "network", "mlp")),
+        channels=options.get("channels") or tuple(getattr(model, "channels", (32, 64))),
+    )
+
+
+def pixel_dropout(probability: float) -> nn.Dropout:
+    """Dropout of pixels, for an encoder's input."""
+    require(0 <= probability < 1, "guide.input_dropout", probability, "must be in [0, 1)")
+    return nn.Dropout(probability)
 
 
 def decoder(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.distributions import BernoulliVector
-from ppl_gen.errors import BadInput, require
+from ppl_gen.errors import require
 from ppl_gen.nets import Activation, mlp
 
 Baseline = Literal["none", "constant", "network"]
@@ -38,7 +38,7 @@ class Bernoulli(nn.Module):
         data_dim: int,
         data_mean: Tensor,
         latent_dim: int,
-        latent_name: str | None,
+        latent_name: str,
         *,
         hidden_dims: tuple[int, ...] = (),
         activation: Activation = "tanh",
@@ -48,8 +48,6 @@ class Bernoulli(nn.Module):
         require(min(hidden_dims, default=1) >= 1, "guide.hidden_dims", hidden_dims, "every layer needs at least 1 unit")
         require(baseline in get_args(Baseline), "guide.baseline", baseline, f"choose from {get_args(Baseline)}")
         require(baseline_dim >= 1, "guide.baseline_dim", baseline_dim, "must be at least 1")
-        if latent_name is None:
-            raise BadInput("Bernoulli is a guide of one latent site, and this model has several")
         super().__init__()
         self.latent_name = latent_name
         self.register_buffer("data_mean", data_mean.clone(), persistent=False)

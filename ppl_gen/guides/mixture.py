@@ -1,38 +1,59 @@
 """A guide with several modes."""
 
-from typing import Any
+from typing import Any, Unpack
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.score_parts import ScoreParts
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.guides.amortized import Amortized
+from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 _FARTHEST = 3.5  # standard deviations of either of two components, from its mean to where they meet
 
 
-class Mixture(Amortized):
+class Mixture(nn.Module):
     """q(z | x) = sum_k pi(x)_k N(mu_k(x), diag sigma_k(x)^2), whose samples are reparametrized given their component
     (`DiagonalMixture`). Objectives take at least two samples of an image, to compare components by.
 
     :param num_components: K.
+    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """
 
-    def __init__(self, *supplied: Any, num_components: int = 5, **amortized: Any):
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        latent_dim: int,
+        latent_name: str,
+        model: nn.Module,
+        *,
+        num_components: int = 5,
+        input_dropout: float = 0.0,
+        **options: Unpack[EncoderOptions],
+    ):
         require(num_components >= 1, "guide.num_components", num_components, "must be at least 1")
-        self.num_components = num_components
-        super().__init__(*supplied, **amortized)
+        super().__init__()
+        self.latent_name, self.num_components = latent_name, num_components
+        self.dropout = pixel_dropout(input_dropout)
+        self.encoder = mirrored_encoder(model, data_shape, num_components * (1 + 2 * latent_dim), **options)
 
-    def context_dim(self) -> int:
-        return self.num_components * (2 * self.latent_dim + 1)
+    def encode(self, x: Tensor) -> Tensor:
+        """Context [images, K (1 + 2 latent_dim)] of images [images, data_dim]."""
+        return self.encoder(self.dropout(x))
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
-        """Of the logits of pi, then mu_k and log sigma_k of every component."""
+        """q(z | context), event [latent_dim]. The context is the logits of pi, then mu_k and log sigma_k of every
+        component."""
         logits, rest = context.split([self.num_components, context.shape[-1] - self.num_components], -1)
-        loc, log_scale = rest.unflatten(-1, (self.num_components, 2 * self.latent_dim)).chunk(2, -1)
+        loc, log_scale = rest.unflatten(-1, (self.num_components, -1)).chunk(2, -1)
         return DiagonalMixture(loc, log_scale.exp(), logits)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z | x) over a plate of images [images, data_dim]."""
+        with pyro.plate("data", len(x)):
+            pyro.sample(self.latent_name, self.posterior(self.encode(x)))
 
 
 class DiagonalMixture(dist.MixtureOfDiagNormals):

@@ -1,30 +1,50 @@
 """A guide with heavier tails than a Gaussian."""
 
-from typing import Any
+from typing import Unpack
 
+import pyro
 import pyro.distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_gen.errors import require
-from ppl_gen.guides.amortized import Amortized
+from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 
-class StudentT(Amortized):
+class StudentT(nn.Module):
     """q(z | x) = prod_m t(z_m; df, mu(x)_m, sigma(x)_m). Where the guide's tails are lighter than the posterior's,
     single importance weights dominate all others; these are never lighter than a Gaussian's.
 
     :param df: degrees of freedom; the smaller, the heavier the tails. A variance exists above 2.
+    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """
 
-    def __init__(self, *supplied: Any, df: float = 5.0, **amortized: Any):
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        latent_dim: int,
+        latent_name: str,
+        model: nn.Module,
+        *,
+        df: float = 5.0,
+        input_dropout: float = 0.0,
+        **options: Unpack[EncoderOptions],
+    ):
         require(df > 0, "guide.df", df, "must be above 0")
-        super().__init__(*supplied, **amortized)
-        self.df = df
+        super().__init__()
+        self.latent_name, self.df = latent_name, df
+        self.dropout = pixel_dropout(input_dropout)
+        self.encoder = mirrored_encoder(model, data_shape, 2 * latent_dim, **options)
 
-    def context_dim(self) -> int:
-        return 2 * self.latent_dim
+    def encode(self, x: Tensor) -> Tensor:
+        """Context [images, 2 latent_dim] of images [images, data_dim]."""
+        return self.encoder(self.dropout(x))
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
-        """Of mu beside log sigma."""
+        """q(z | context), event [latent_dim]. The context is mu beside log sigma."""
         loc, log_scale = context.chunk(2, -1)
         return dist.StudentT(self.df, loc, log_scale.exp()).to_event(1)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z | x) over a plate of images [images, data_dim]."""
+        with pyro.plate("data", len(x)):
+            pyro.sample(self.latent_name, self.posterior(self.encode(x)))
