@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
-from ppl_gen.distributions import binary_states
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.enumeration import exact_log_px
@@ -19,6 +18,7 @@ from ppl_gen.inference.objectives import objective
 from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
+from ppl_gen.networks.state_sums import binary_states
 from ppl_gen.training import TrainingOptions
 
 

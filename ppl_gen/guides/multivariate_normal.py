@@ -1,4 +1,4 @@
-"""Gaussian guides with correlations."""
+"""The Gaussian guide with correlations between units."""
 
 from typing import Unpack
 
@@ -10,15 +10,26 @@ from torch import Tensor, nn
 from ppl_gen.errors import require
 from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
-_START = 0.01
+_START = 0.01  # factor on the initial weights of entries off the diagonal
 
 
 class MultivariateNormal(nn.Module):
-    """q(z | x) = N(mu(x), L(x) L(x)^T), L lower triangular with a positive diagonal, so that the covariance is any:
-    Kingma and Welling (2019), section 2.5.1. Or N(mu(x), F(x) F(x)^T + diag sigma(x)^2), F with `rank` columns, whose
-    parameters grow with the latent size instead of its square: Ong, Nott and Smith (2018).
+    """q(z | x) = N(mu(x), L(x) L(x)^T). L is lower triangular with a positive diagonal, so that L L^T can be any
+    covariance: Kingma and Welling (2019), section 2.5.1. With a rank, the covariance is F(x) F(x)^T + diag sigma(x)^2,
+    where F has `rank` columns. The number of entries of F grows with the size of z, and that of L with its square: Ong,
+    Nott and Smith (2018).
 
-    :param rank: columns of F; 0 for L.
+    >>> from ppl_gen.models.vae import VAE
+    >>> guide = MultivariateNormal((8, 8), 3, "z", VAE((8, 8), latent_dim=3))
+    >>> context = guide.encode(torch.rand(5, 64))
+    >>> context.shape, guide.posterior(context).covariance_matrix.shape
+    (torch.Size([5, 9]), torch.Size([5, 3, 3]))
+
+    :param data_shape: shape of one image.
+    :param latent_dim: size of z.
+    :param latent_name: name of the model's latent site.
+    :param model: the model whose posterior q approximates.
+    :param rank: columns of F; 0 for L, a full covariance.
     :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """
 
@@ -43,7 +54,7 @@ class MultivariateNormal(nn.Module):
         self.encoder = mirrored_encoder(model, data_shape, 2 * latent_dim + covariances, **options)
         below = torch.tril_indices(latent_dim, latent_dim, -1)
         self.register_buffer("below", below[0] * latent_dim + below[1], persistent=False)
-        # The many entries off the diagonal start near 0: at the scale of the others they would drown it in noise.
+        # Entries off the diagonal start near 0. They are many, and would add more noise to z than the diagonal does.
         last = [module for module in self.encoder.modules() if isinstance(module, nn.Linear)][-1]
         with torch.no_grad():
             for parameter in last.parameters():
@@ -54,8 +65,8 @@ class MultivariateNormal(nn.Module):
         return self.encoder(self.dropout(x))
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
-        """q(z | context), event [latent_dim]. The context is mu, log sigma or the logarithm of the diagonal of L, and
-        the entries of F or of L below its diagonal, each row in units of its sigma."""
+        """q(z | context), event [latent_dim]. The context is mu, log sigma, and the entries of F, or of L below its
+        diagonal, which is sigma. The entries of row m are in units of sigma_m."""
         loc, log_scale, rest = context.split(
             [self.latent_dim, self.latent_dim, context.shape[-1] - 2 * self.latent_dim], -1
         )

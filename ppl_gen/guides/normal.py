@@ -10,8 +10,14 @@ from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 
 class Normal(nn.Module):
-    """q(z | x) = N(mu(x), diag sigma(x)^2), with mu and log sigma side by side in the output of one network: Kingma and
-    Welling (2014), equation 9.
+    """q(z | x) = N(mu(x), diag sigma(x)^2). One network maps the image to mu and log sigma: Kingma and Welling (2014),
+    equation 9.
+
+    >>> import torch
+    >>> from ppl_gen.models.vae import VAE
+    >>> guide = Normal((8, 8), 2, "z", VAE((8, 8), latent_dim=2))
+    >>> guide.posterior(guide.encode(torch.rand(5, 64)))
+    Independent(Normal(loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
 
     :param data_shape: shape of one image.
     :param latent_dim: size of z.

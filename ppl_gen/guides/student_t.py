@@ -11,10 +11,21 @@ from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 
 class StudentT(nn.Module):
-    """q(z | x) = prod_m t(z_m; df, mu(x)_m, sigma(x)_m). Where the guide's tails are lighter than the posterior's,
-    single importance weights dominate all others; these are never lighter than a Gaussian's.
+    """q(z | x) = prod_m t(z_m; df, mu(x)_m, sigma(x)_m), a Student t distribution for each unit. If the guide's tails
+    are lighter than the posterior's, single importance weights dominate all others. Tails of a Student t distribution
+    are heavier than a Gaussian's.
 
-    :param df: degrees of freedom; the smaller, the heavier the tails. A variance exists above 2.
+    >>> import torch
+    >>> from ppl_gen.models.vae import VAE
+    >>> guide = StudentT((8, 8), 2, "z", VAE((8, 8), latent_dim=2), df=3.0)
+    >>> guide.posterior(guide.encode(torch.rand(5, 64)))
+    Independent(StudentT(df: torch.Size([5, 2]), loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
+
+    :param data_shape: shape of one image.
+    :param latent_dim: size of z.
+    :param latent_name: name of the model's latent site.
+    :param model: the model whose posterior q approximates.
+    :param df: degrees of freedom; the smaller, the heavier the tails. The variance is finite above 2.
     :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """
 
