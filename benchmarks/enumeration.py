@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
-from ppl_gen.distributions import binary_states
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
@@ -21,6 +20,7 @@ from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
+from ppl_gen.networks.state_sums import binary_states
 
 
 def no_guide(x: Tensor) -> None: ...

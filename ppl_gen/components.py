@@ -211,9 +211,18 @@ def _constructors(cls: type) -> list[Any]:
     return [each for each in found if not getattr(each, "__module__", "builtins").startswith(("torch.", "builtins"))]
 
 
+def _keywords(constructor: Any) -> Any:
+    """The `TypedDict` of a constructor that takes `**kwargs: Unpack[TypedDict]`, else None."""
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            hint = typing.get_type_hints(constructor).get(name)
+            return next(filter(typing.is_typeddict, typing.get_args(hint)), None)
+    return None
+
+
 def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """What a class is constructed with: parameters and their types; where the constructor takes `**kwargs`, the bases'
-    keyword arguments and what they are given by name."""
+    """What a class is constructed with: parameters and their types. Where the constructor takes `**kwargs`, the bases'
+    keyword arguments and what they are given by name, and the keys of a `TypedDict` that annotates it."""
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
     for depth, constructor in enumerate(_constructors(cls)):
         hints = typing.get_type_hints(constructor)
@@ -223,6 +232,10 @@ def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
             passed_on = parameter.kind is parameter.KEYWORD_ONLY or any(name in names for names in SUPPLIED.values())
             if name not in found and (depth == 0 or passed_on):
                 found[name] = (parameter, hints.get(name))
+        if (keywords := _keywords(constructor)) is not None:
+            for name, hint in typing.get_type_hints(keywords).items():
+                default = None if name in keywords.__optional_keys__ else inspect.Parameter.empty
+                found.setdefault(name, (inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default), hint))
     return found
 
 
@@ -233,7 +246,8 @@ def takes(cls: Any, name: str) -> bool:
 
 def options(kind: Kind, cls: type) -> list[Option]:
     """The options in a class's signature: every argument that the package does not supply. Where a constructor takes
-    `**kwargs`, the keyword arguments of its bases are options too.
+    `**kwargs`, the keyword arguments of its bases are options too; where it takes `**kwargs: Unpack[TypedDict]`, so are
+    the keys of the `TypedDict`, with None for one that is left out.
 
     :raises BadInput: for an argument with no type or no default, which cannot be one.
     """
@@ -259,10 +273,12 @@ def _parameter_help(cls: type) -> dict[str, str]:
     import docstring_parser
 
     bases = [base for base in reversed(cls.__mro__) if not base.__module__.startswith(("torch.", "builtins", "abc"))]
-    documented = [part for base in bases for part in (base, vars(base).get("__init__")) if part]
+    documented = [_keywords(constructor) for constructor in _constructors(cls)]
+    documented += [part for base in bases for part in (base, vars(base).get("__init__"))]
     return {
         parameter.arg_name: " ".join((parameter.description or "").split())
         for part in documented
+        if part is not None
         for parameter in docstring_parser.parse(inspect.cleandoc(part.__doc__ or "")).params
     }
 
@@ -277,6 +293,9 @@ def construct(kind: Kind, cls: Any, supplied: Mapping[str, Any], chosen: Mapping
             raise BadInput(f"{kind} {type(cls).__name__}: is an instance, which takes no options: {', '.join(chosen)}")
         return cls
     names = _parameters(cls)
+    if "latent_name" in names and names["latent_name"][1] is str and supplied.get("latent_name", "") is None:
+        model = type(supplied.get("model")).__name__
+        raise BadInput(f"{cls.__name__} is a {kind} of one latent site, and {model} has several")
     option_names = [option.name for option in options(kind, cls)]
     for name in chosen:
         if name not in option_names:

@@ -72,5 +72,5 @@ def test_other_sizes_are_refused() -> None:
     for chosen, option in (({"latent_dims": ()}, "latent-dims"), ({"hidden_dims": (3,)}, "hidden-dims")):
         with pytest.raises(BadInput, match=f"--{option}"):
             construct("model", find("model", "hierarchical-vae"), {"data_dim": PIXELS}, chosen)
-    with pytest.raises(BadInput, match="latent_dims, which Linear has not"):
+    with pytest.raises(BadInput, match="latent_dims, and Linear has none"):
         Hierarchical(PIXELS, torch.nn.Linear(1, 1))

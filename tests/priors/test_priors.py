@@ -116,7 +116,7 @@ def test_what_cannot_be_swapped() -> None:
     with pytest.raises(BadInput, match=r"is continuous .* and the latent of BeliefNet discrete"):
         assemble(discrete, data)
     supplied = {"guide": nn.Linear(1, 1), "data_examples": torch.rand(5, PIXELS), "latent_dim": 2}
-    with pytest.raises(BadInput, match="needs encode"):
+    with pytest.raises(BadInput, match="needs a guide with encode"):
         construct("prior", find("prior", "vamp"), supplied, {})
     with pytest.raises(BadInput, match=r"--prior\.num-components 0"):
         construct("prior", find("prior", "vamp"), supplied, {"num_components": 0})
