@@ -62,7 +62,7 @@ class Guide(nn.Module):
 
 def _pair() -> tuple[LinearGaussian, Guide, Tensor, Pair]:
     model, guide, x = LinearGaussian(3, 2), Guide(), torch.randn(5, 3, dtype=F64)
-    return model, guide, x, Pair(model, guide, x)
+    return model, guide, x, Pair.read(model, guide, x)
 
 
 def _log_weights(model: LinearGaussian, guide: Guide, x: Tensor, count: int) -> Tensor:
