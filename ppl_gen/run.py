@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,11 +20,13 @@ from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, ResponsibilityOptions, explain
 from ppl_gen.evaluation.filling import Filled, FillOptions, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
+from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.proposal_runs import other_guides
 from ppl_gen.evaluation.quality import Quality, QualityOptions, quality
 from ppl_gen.evaluation.sampling import SampleOptions, sample
 from ppl_gen.evaluation.splicing import Spliced, SpliceOptions, detect
+from ppl_gen.evaluation.table import title
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.config import (
     Config,
@@ -38,8 +41,11 @@ from ppl_gen.experiment.config import (
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.annealed import Annealing
+from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report import uses as pictures
+from ppl_gen.report.page import Gallery
+from ppl_gen.report.run_page import gallery
 from ppl_gen.runs import RunDirectory, check_new
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.hooks import Hook, hooks_of
@@ -75,6 +81,15 @@ class Run:
     ):
         self.directory, self.given = directory, given or Given()
         self.checkpoint, self.device = checkpoint, device
+
+    def __repr__(self) -> str:
+        told = self.evaluation
+        about = f"{title(self.directory.config)}, on {self.directory.config.get('data_name')}"
+        return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if told is None else repr(told)}"
+
+    def _repr_html_(self) -> str:
+        told = self.evaluation
+        return f"<pre>{escape(repr(self))}</pre>" if told is None else told._repr_html_()
 
     # Making one, and opening one -------------------------------------------------------------------------------
 
@@ -231,7 +246,7 @@ class Run:
         try:
             train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks_of(fitted.config.training), on_epoch))
             if self.evaluation is None:
-                evaluate(fitted, _options_after_training(fitted), quiet=quiet)
+                evaluate(fitted, _options_after_training(fitted), quiet=quiet).write(self.directory)
             if self.directory.writes:
                 draw_training(fitted)
                 draw_evaluation(self.directory)
@@ -293,6 +308,11 @@ class Run:
         return pandas.json_normalize(self.directory.metrics())
 
     @property
+    def figures(self) -> Gallery:
+        """The pictures of the run by name, with captions. A notebook shows them."""
+        return gallery(self.directory)
+
+    @property
     def evaluation(self) -> Evaluation | None:
         """The last evaluation; None if there is none, or the weights were trained on since."""
         found = Evaluation.read(self.directory)
@@ -304,6 +324,7 @@ class Run:
         self,
         options: EvaluationOptions | None = None,
         *,
+        data: Any = None,
         further: Sequence[Estimator] = (),
         quiet: bool = False,
         **chosen: Any,
@@ -312,6 +333,8 @@ class Run:
         pictures, in the place of those that there are.
 
         :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
+        :param data: images [N, …] of your own, in the place of the test images: a tensor, an array, a pair of images
+            and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
         :param further: estimators of your own, called with the model, the guide and the images.
         """
         from ppl_gen.report.pictures import draw_evaluation
@@ -319,11 +342,32 @@ class Run:
 
         options, fitted = self._evaluation_options(options, chosen), self.fitted
         others = other_guides(options, self.given)
+        if data is not None:
+            new = with_images(fitted, data)
+            return evaluate(new, replace(options, split="test"), others=others, further=further, quiet=quiet)
         found = evaluate(fitted, options, others=others, further=further, quiet=quiet)
+        found.write(self.directory)
         if self.directory.writes:
             draw_evaluation(self.directory)
             write_report(self.directory)
         return found
+
+    def log_px(self, x: Any, *, quiet: bool = True, **chosen: Any) -> Estimate:
+        """log p(x) of images of your own, image by image: exact where it can be had, else by importance sampling.
+
+        :param x: as `data` of `evaluate`.
+        :param chosen: options of the evaluation by name: `num_samples=5000`, …
+        """
+        found = self.evaluate(data=x, quiet=quiet, **chosen)
+        return found.estimates[found.primary]
+
+    def latents(self, x: Any, *, num_samples: int = 1, seed: int = 0) -> dict[str, Tensor]:
+        """Samples of z ~ q(z | x) for images of your own, [samples, images, units] by latent site. Where the guide
+        leaves z to be summed out, they are samples of p(z | x).
+
+        :param x: as `data` of `evaluate`.
+        """
+        return latents(self.fitted, x, num_samples, seed)
 
     def split_gap(self, options: EvaluationOptions | None = None, *, quiet: bool = False, **chosen: Any) -> GapSplit:
         """Split log p(x) - ELBO into approximation and amortization gap. Writes `gaps.json`.

@@ -54,7 +54,7 @@ def evaluate(
     further: Sequence[Estimator] = (),
     quiet: bool = False,
 ) -> Evaluation:
-    """Estimate, and write `evaluation.nc` and `evaluation.json`.
+    """Estimate the ELBO and log p(x) of the images of a split.
 
     :param others: the guides of `options.proposals`.
     :param further: estimators of one's own, whose estimates stand beside the others and are held against them.
@@ -86,9 +86,7 @@ def evaluate(
         "seconds": time.perf_counter() - started,
     }
     labels = fitted.data.split(options.split).labels
-    evaluation = Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
-    evaluation.write(fitted.directory)
-    return evaluation
+    return Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
 
 
 # Before the work -----------------------------------------------------------------------------------------------

@@ -104,7 +104,12 @@ class Assembled:
 
     @property
     def modules(self) -> nn.ModuleDict:
-        """What is trained: model and guide, and the objective if it is a module."""
+        """Model and guide."""
+        return nn.ModuleDict({"model": self.model, "guide": self.guide})
+
+    @property
+    def trained(self) -> nn.ModuleDict:
+        """Model and guide, and the objective if it is a module."""
         parts = {"model": self.model, "guide": self.guide, "objective": self.objective}
         return nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
 

@@ -31,6 +31,19 @@ class Picture:
         width, height = struct.unpack(">II", png[16:24])
         return cls(width, height, b64encode(png).decode(), caption)
 
+    def __repr__(self) -> str:
+        return f"<{self.width} x {self.height} pixels: {self.caption.text}>"
+
+    def _repr_html_(self) -> str:
+        return render("picture.html.jinja", picture=self)
+
+
+class Gallery(dict[str, Picture]):
+    """Pictures by name. A notebook shows them all."""
+
+    def _repr_html_(self) -> str:
+        return "\n".join(picture._repr_html_() for picture in self.values())
+
 
 def render(template: str, **content: Any) -> str:
     """The text of a page.

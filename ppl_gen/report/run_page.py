@@ -11,7 +11,7 @@ from ppl_gen.evaluation import table
 from ppl_gen.evaluation.gap_table import gap_rows, gap_units
 from ppl_gen.evaluation.quality_table import QUALITY_UNITS, quality_images, quality_rows
 from ppl_gen.figures.captions import Caption, captions
-from ppl_gen.report.page import Picture, render, saving
+from ppl_gen.report.page import Gallery, Picture, render, saving
 from ppl_gen.runs import RunDirectory
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def report(run: RunDirectory) -> str:
         **_numbers(config, found, trained),
         warnings=_warnings(config, found),
         explored=run.read_json("explorer.json"),
-        pictures=_pictures(run, found.evaluation or {}, metrics),
+        pictures=list(_pictures(run, found.evaluation or {}, metrics).values()),
         groups=_options(config),
         again=list(_again(run, found)),
     )
@@ -109,17 +109,21 @@ def _warnings(config: dict[str, Any], found: Results) -> list[str]:
 # Pictures and options ------------------------------------------------------------------------------------------
 
 
-def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[Picture]:
+def gallery(run: RunDirectory) -> Gallery:
     """The pictures of a run that there are, those of the package first."""
+    return _pictures(run, Results.of(run).evaluation or {}, run.metrics())
+
+
+def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> Gallery:
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
     known = captions(metrics, summary)
     if "iwae" not in summary:  # these are of another evaluation
         files = {name: path for name, path in files.items() if name not in ("bound_against_k", "gap_histogram")}
-    found = []
+    found = Gallery()
     for name in sorted(files, key=[*known, *files].index):
         text = name.replace("_", " ")
         own = Caption(text, f"A picture that the model has of its own: {text}")
-        found.append(Picture.of(files[name].read_bytes(), known.get(name, own)))
+        found[name] = Picture.of(files[name].read_bytes(), known.get(name, own))
     return found
 
 

@@ -57,7 +57,7 @@ class Prepared:
         lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
         lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]
         lines.append("samples of z are drawn " + ("in one call" if pair.vectorized else "by repeating the batch"))
-        counted = sum(1 for _ in self.assembled.modules.parameters())
+        counted = sum(1 for _ in self.assembled.trained.parameters())
         lines.append(f"{counted - len(self.missing)} of {counted} parameters have a gradient")
         lines += [f"  no gradient: {name}" for name in self.missing]
         return "\n".join(lines)
@@ -81,7 +81,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
     data = _data(config, given)
     say(f"*** {data.notice} ***" if data.notice else None)
     assembled = Assembled.make(config, data, given)
-    if not any(parameter.requires_grad for parameter in assembled.modules.parameters()):
+    if not any(parameter.requires_grad for parameter in assembled.trained.parameters()):
         raise BadInput("neither model nor guide has a parameter to train")
     if start and config.fixed_model and config.init_from is None:
         raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
@@ -264,7 +264,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
     :raises BadInput: for parameters that are not a module's, which would be neither trained nor saved; and for an
         objective that is not finite.
     """
-    pair, batch, modules = assembled.pair, assembled.batch, assembled.modules
+    pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     own = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
         compute = partial(_loss(assembled), *batch)
@@ -348,4 +348,4 @@ def try_capture(assembled: Assembled) -> None:
     """Raise `BadInput` for a pair whose step cannot be recorded."""
     batch = assembled.batch
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        Captured(_loss(assembled), assembled.modules, batch, tuple(part.flip(0) for part in batch))
+        Captured(_loss(assembled), assembled.trained, batch, tuple(part.flip(0) for part in batch))

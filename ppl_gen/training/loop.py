@@ -116,7 +116,7 @@ class Loop:
         count = len(data.train)
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
-        self.modules = fitted.modules.train()
+        self.modules = fitted.trained.train()
         # A model that stays as it is has no dropout.
         model.train(any(parameter.requires_grad for parameter in model.parameters()))
         self.parameters = [each for _, each in self.modules.named_parameters() if each.requires_grad]
