@@ -6,7 +6,8 @@ of each.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -68,6 +69,49 @@ class Comparison:
         self.rows = rows_of(found)
         self.notes = notes_of(found, self.rows)
         """What a reader must know, a sentence each."""
+
+    @classmethod
+    def fit(
+        cls,
+        model: Any,
+        *,
+        guides: Sequence[Any] = (None,),
+        objectives: Sequence[Any] = (None,),
+        priors: Sequence[Any] = (None,),
+        vary: Mapping[str, Sequence[Any]] | None = None,
+        seeds: int | Sequence[int] = 1,
+        data: Any = None,
+        out: str | Path | None = None,
+        quiet: bool = False,
+        **options: Any,
+    ) -> "Comparison":
+        """Fit a model with every guide, objective, prior and value of the options that vary, from every seed.
+
+        Runs that are there and finished are not run again; one that was interrupted goes on. So the same call picks up
+        where it stopped.
+
+        :param model: as for `Run.fit`; guides, objectives and priors likewise. No instance: each run begins anew.
+        :param vary: values by the name of an option: `{"learning_rate": [1e-3, 3e-3]}`.
+        :param seeds: their number, or the seeds.
+        :param data: as for `Run.fit`.
+        :param out: the folder of the run directories; by default `runs/<model>`.
+        :param options: every other option of `Run.fit`, for all runs.
+        :raises BadInput: for options that cannot work, and for a run that is there with other options.
+        """
+        from ppl_gen.experiment.planning import combinations
+        from ppl_gen.progress import Progress
+        from ppl_gen.run import Run
+
+        every = range(seeds) if isinstance(seeds, int) else seeds
+        planned = combinations(model, guides, priors, objectives, vary or {}, every, out)
+        runs = []
+        with Progress(len(planned), "run", quiet=quiet) as progress:
+            for each in planned:
+                config, given = Run.configure(replace(each.given, data=data), **each.options, **options)
+                runs.append(Run.ensure(each.path, config, given))
+                progress.advance()
+                progress.note(each.path.name)
+        return cls(runs)
 
     # Tables ----------------------------------------------------------------------------------------------------
 

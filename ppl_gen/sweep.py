@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -21,9 +21,8 @@ import tyro
 
 from ppl_gen import cli, fit
 from ppl_gen.components import kebab_case
-from ppl_gen.core.options import flat
 from ppl_gen.errors import BadInput, Failed, require
-from ppl_gen.experiment.config import Config, Given, changed_code, config_of
+from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.runs import RunDirectory, check_new
 from ppl_gen.training.processes import interrupts
 
@@ -163,30 +162,15 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             found.append(run)
             continue
         opened = RunDirectory.open(run.path)
-        _check_same(opened, run.config)
+        check_same(opened, run.config, Given(**run.config.externals()))
         evaluation, last = opened.read_json("evaluation.json"), (opened.metrics() or [{}])[-1]
-        if evaluation is None or opened.stale(evaluation) or last.get("epoch", 0) < run.config.training.epochs:
+        trained = last.get("epoch", 0) >= run.config.training.epochs or last.get("stopped", False)
+        if evaluation is None or opened.stale(evaluation) or not trained:
             again = ["--resume", str(run.path)]
             for kind, reference in run.config.externals().items():
                 again += [f"--{kind}", reference]
             found.append(run._replace(arguments=again))
     return found
-
-
-def _check_same(run: RunDirectory, config: Config) -> None:
-    there = config_of(run, Given(config.model, config.guide, config.prior, config.training.objective))
-    if config.data.data == "auto":  # the run has the name of what it became
-        config = replace(config, data=replace(config.data, data=there.data.data))
-    ours, theirs = flat(asdict(config)), flat(asdict(there))
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            option = name.rpartition(".")[2]
-            raise BadInput(
-                f"{run.path}: is there with other options: {option} is {theirs.get(name)}, not {ours.get(name)}; name "
-                "another --out, or delete it"
-            )
-    for file in changed_code(run, config):
-        raise BadInput(f"{run.path}: {file} has changed since it was started; name another --out, or delete it")
 
 
 # Running -------------------------------------------------------------------------------------------------------
