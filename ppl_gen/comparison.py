@@ -5,7 +5,6 @@ cancels. A method is repeated by its seeds, so that an interval for the differen
 of each.
 """
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +21,8 @@ from ppl_gen.evaluation.rows import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from ppl_gen.figures.canvas import Figure
 
 __all__ = ["Comparison", "HasDirectory"]
 
@@ -194,9 +194,7 @@ class Comparison:
     @cached_property
     def png(self) -> bytes:
         """The figure as the content of a .png file."""
-        content = io.BytesIO()
-        self.figure().savefig(content, dpi=120)
-        return content.getvalue()
+        return self.figure().png()
 
     def page(self, command: Sequence[str] | None = None) -> str:
         """Table, notes, figure and the commands that made the runs as one page of HTML.

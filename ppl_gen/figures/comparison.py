@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption, fixed
 
 _INTERVALS = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from ppl_gen.errors import BadInput, describe
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
-from ppl_gen.figures.canvas import pictures
+from ppl_gen.figures.canvas import Figure, pictures
 from ppl_gen.figures.images import reconstructions, samples, through_training
 from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
 from ppl_gen.figures.learning_curves import learning_curves

@@ -266,7 +266,8 @@ def without_gradient(assembled: Assembled) -> list[str]:
     """
     pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     own = {id(parameter) for parameter in modules.parameters()}
-    with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
+    with pyro.get_param_store().scope(), unchanged(modules):  # statistics of batches, too, and the generators
+        torch.manual_seed(0)
         compute = partial(_loss(assembled), *batch)
         called: list[nn.Module] = []
         with (
