@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppl_gen.figures.captions import Caption, fixed
+from ppl_gen.core.tables import fixed
+from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {
     "bound_against_k": Caption(

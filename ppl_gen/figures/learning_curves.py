@@ -5,7 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ppl_gen.figures.captions import Caption, fixed
+from ppl_gen.core.tables import fixed
+from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {
     "learning_curves": Caption(
