@@ -19,7 +19,7 @@ ALLOWED = {
     "guides/": {"guides", "distributions", "flows", "nets", *BASE},
     "priors/": {"flows", *BASE},
     "inference/": {"inference", "distributions", "memory", *BASE},
-    "figures/": {"figures"},
+    "figures/": {"figures", "core"},
     "nets.py": BASE,
     "flows.py": BASE,
     "distributions.py": BASE,
@@ -54,8 +54,7 @@ ALLOWED = {
         *BASE,
     },
     "summaries.py": {"inference", "runs", *BASE},
-    # Of evaluate.py, the defaults of its options.
-    "report/": {"report", "figures", "inference", "core", "data", "runs", "summaries", "evaluate", *BASE},
+    "report/": {"report", "figures", "evaluation", "experiment", "inference", "data", "runs", *BASE},
     "loading.py": {"components", "data", "inference", "runs", "state", "training", *BASE},
 }
 COMMANDS = {

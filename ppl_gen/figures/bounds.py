@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from ppl_gen.core.tables import fixed
 from ppl_gen.figures.canvas import Figure
-from ppl_gen.figures.captions import Caption, fixed
+from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {
     "bound_against_k": Caption(
