@@ -3,10 +3,10 @@
 import json
 from dataclasses import asdict
 
-from ppl_gen import cli
-from ppl_gen.errors import BadInput
+from ppl_gen.core import cli
+from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.calibration import CalibrateOptions, calibrate, table
-from ppl_gen.runs import write_file
+from ppl_gen.experiment.run_directory import write_file
 
 
 def command(arguments: list[str]) -> None:

@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.options import flat
-from ppl_gen.errors import BadInput, warnings_of
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.notes import notes_of
 from ppl_gen.evaluation.reading import check_same_images, read, with_defaults
@@ -98,8 +98,8 @@ class Comparison:
         :param options: every other option of `Run.fit`, for all runs.
         :raises BadInput: for options that cannot work, and for a run that is there with other options.
         """
+        from ppl_gen.core.progress import Progress
         from ppl_gen.experiment.planning import combinations
-        from ppl_gen.progress import Progress
         from ppl_gen.run import Run
 
         every = range(seeds) if isinstance(seeds, int) else seeds

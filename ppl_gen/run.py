@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from ppl_gen import arrays, components, parallel
+from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import defaults_of
-from ppl_gen.data import Data
-from ppl_gen.errors import BadInput, near_miss
+from ppl_gen.core.errors import BadInput, near_miss
+from ppl_gen.data import arrays
+from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.estimating import Estimator, evaluate
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, ResponsibilityOptions, explain
@@ -41,13 +42,13 @@ from ppl_gen.experiment.config import (
 )
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory, check_new
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report import uses as pictures
 from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery
-from ppl_gen.runs import RunDirectory, check_new
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.hooks import Hook, hooks_of
 from ppl_gen.training.loop import train

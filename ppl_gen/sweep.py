@@ -4,8 +4,8 @@ import os
 import shlex
 from pathlib import Path
 
-from ppl_gen import cli
-from ppl_gen.errors import Failed
+from ppl_gen.core import cli
+from ppl_gen.core.errors import Failed
 from ppl_gen.training.sweeping import PROGRAM, SweepOptions, cores, locked, plan, remaining, run, say
 
 

@@ -23,15 +23,15 @@ from written import write
 import ppl_gen
 from ppl_gen import compare
 from ppl_gen.comparison import Comparison
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.columns import COLUMNS, labels, layout
 from ppl_gen.evaluation.reading import OPTIONS
 from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.run import Run
-from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 

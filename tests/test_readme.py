@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 
 from benchmarks import wall
-from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen import calibrate, evaluate, fit, quality, sweep
+from ppl_gen.core import cli
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.gaps import Search
 from ppl_gen.inference.objectives import adversarial
 from ppl_gen.models.gan import GAN
-from ppl_gen.runs import RunDirectory
 from ppl_gen.training import sweeping
 
 ROOT = Path(__file__).parents[1]

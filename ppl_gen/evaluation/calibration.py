@@ -17,7 +17,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
+from ppl_gen.core.progress import Progress
 from ppl_gen.inference.annealed import Annealing, annealed_log_px
 from ppl_gen.inference.exact import closed_form, exact_log_px, state_posterior
 from ppl_gen.inference.importance import log_marginal_likelihood
@@ -25,7 +26,6 @@ from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.mixture import Mixture
-from ppl_gen.progress import Progress
 
 _PIXELS = 16
 

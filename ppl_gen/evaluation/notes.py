@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ppl_gen.errors import warnings_of
+from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation.reading import Evaluated
 from ppl_gen.evaluation.rows import Row
 

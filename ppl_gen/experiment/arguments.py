@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from ppl_gen import cli, components
-from ppl_gen.components import Kind
-from ppl_gen.errors import BadInput
+from ppl_gen.core import cli, components
+from ppl_gen.core.components import Kind
+from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, starting_config
 
 PROGRAM = "python -m ppl_gen.fit"

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ppl_gen
-from ppl_gen import components
-from ppl_gen.components import Kind, class_name, find, is_external
+from ppl_gen.core import components
+from ppl_gen.core.components import Kind, class_name, find, is_external
 from ppl_gen.core.contracts import defaults_of
+from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.core.options import flat, option
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput, near_miss
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.runs import RunDirectory
+from ppl_gen.experiment.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from ppl_gen.data import Data
+    from ppl_gen.data.splits import Data
 
 ORIGIN = ("format", "command", "versions", "git_commit", "num_threads", "data_name", "data_notice")
 """Keys of `config.json` that are no options: where and how the run was made. They do not identify it."""
@@ -60,7 +60,7 @@ class Config:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
         import torch
 
-        from ppl_gen.data import fingerprint
+        from ppl_gen.data.loading import fingerprint
 
         given = given or Given()
         resolved, classes = self.resolved(given), dict[str, Any]()
@@ -322,7 +322,7 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
     """The names of classes and files of images that are not what they were when the run was made."""
-    from ppl_gen.data import fingerprint
+    from ppl_gen.data.loading import fingerprint
 
     given = given or Given()
     named = config.externals()

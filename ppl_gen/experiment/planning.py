@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ppl_gen.components import Kind, class_name, kebab_case, name_of
-from ppl_gen.errors import BadInput
+from ppl_gen.core.components import Kind, class_name, kebab_case, name_of
+from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Given
 
 

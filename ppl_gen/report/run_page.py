@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.commands import command, fit_command, named_again, words
-from ppl_gen.errors import warnings_of
+from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.gap_table import gap_rows, gap_units
 from ppl_gen.evaluation.quality_table import QUALITY_UNITS, quality_images, quality_rows
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.captions import Caption, captions
 from ppl_gen.report.page import Gallery, Picture, render, saving
-from ppl_gen.runs import RunDirectory
 
 if TYPE_CHECKING:
     from ppl_gen.core.tables import Row

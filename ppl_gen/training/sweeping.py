@@ -18,11 +18,11 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from ppl_gen.components import kebab_case
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.components import kebab_case
+from ppl_gen.core.errors import BadInput, require
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
-from ppl_gen.runs import RunDirectory, check_new
+from ppl_gen.experiment.run_directory import RunDirectory, check_new
 from ppl_gen.training.processes import interrupts
 
 PROGRAM = "python -m ppl_gen.sweep"

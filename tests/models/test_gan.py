@@ -13,8 +13,8 @@ from test_training import _interrupt_after as interrupt_after
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.prior import Prior

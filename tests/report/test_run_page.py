@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from pages import BROWSER, Page, check, overflow
 
-from ppl_gen import cli, evaluate, fit
+from ppl_gen import evaluate, fit
+from ppl_gen.core import cli
 from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.config import Given, config_of
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.gaps import Search
 from ppl_gen.report import page as pages
 from ppl_gen.report.run_page import report
-from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 ODD = "<b>&\"x' --y"

@@ -9,7 +9,7 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from ppl_gen.components import kebab_case
+from ppl_gen.core.components import kebab_case
 from ppl_gen.core.contracts import (
     ChecksPair,
     Draws,
@@ -21,7 +21,7 @@ from ppl_gen.core.contracts import (
     Surrogate,
     WrapsELBO,
 )
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.densities import mean_of_others
 from ppl_gen.inference.elbos import least_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss

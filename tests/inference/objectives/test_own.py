@@ -16,7 +16,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.mixture import DiagonalMixture
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
