@@ -51,8 +51,8 @@ class Annealing:
     """Leapfrog steps of Hamiltonian Monte Carlo at each temperature; each costs a gradient of log p(x|z)."""
     schedule: Literal["adaptive", "sigmoid", "linear"] = "adaptive"
     """Schedule of the temperatures. sigmoid: beta_t goes as 1 / (1 + exp(-4 (2t/T - 1))), finer at both ends (Grosse et
-    al. 2015). adaptive: for each image so that every temperature adds the same standard deviation to log w, as the chains
-    that adapt the step sizes see it (Gelman and Meng 1998, section 4)."""
+    al. 2015). adaptive: for each image so that every temperature adds the same standard deviation to log w, as the
+    chains that adapt the step sizes see it (Gelman and Meng 1998, section 4)."""
     start: Literal["prior", "guide"] = "prior"
     """The distribution that the chains start from."""
     acceptance: float = 0.65
