@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ppl_gen import cli
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 
 
 def log_joint(x: Tensor, weights: Tensor, means: Tensor) -> Tensor:

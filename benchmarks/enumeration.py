@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
-from ppl_gen.distributions import binary_states
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import exact_log_px
-from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.exact import exact_log_px
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
+from ppl_gen.networks.state_sums import binary_states
 
 
 def no_guide(x: Tensor) -> None: ...
@@ -51,8 +52,8 @@ def stock_mixture(model: Mixture) -> Callable[[Tensor], None]:
 def ours(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     """-log p(x) as the training loop has it."""
     with evaluating(model, Enumerated()):
-        pair = Pair(model, Enumerated(), x[:8])
-    elbo = objective("elbo", pair, x[:8])
+        pair = Pair.read(model, Enumerated(), x[:8])
+    elbo = bind(construct("elbo"), pair, x[:8])
     return lambda: elbo.differentiable_loss(pair.model, pair.guide, x)
 
 

@@ -18,7 +18,7 @@ from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
 
 import ppl_gen
 from ppl_gen import cli
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run

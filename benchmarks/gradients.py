@@ -16,14 +16,15 @@ from torch import Tensor
 import ppl_gen
 from ppl_gen import cli
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
+from ppl_gen.inference.pair import Pair
 
 
 def signal_to_noise(pair: Pair, guide: Any, x: Tensor, name: str, k: int, draws: int) -> tuple[float, float]:
     """Signal-to-noise ratio of the encoder's gradient and seconds of one, for objective `name` with k samples."""
     parameters = list(guide.encoder.parameters())
-    elbo = objective(name, pair, x, num_particles=k)
+    elbo = bind(construct(name, num_particles=k), pair, x)
     mean, squares = torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64), 0.0
     start = time.perf_counter()
     for _ in range(draws):
@@ -48,7 +49,7 @@ def main() -> None:
     guide: Any = loaded
     x = data.targets("train")[:128]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x)
+        pair = Pair.read(model, guide, x)
     print(f"{given.run}: encoder's gradient on 128 training images, {given.draws} draws")
     print("estimator                         signal / noise   ms a draw")
     baseline = getattr(guide, "baseline", None)

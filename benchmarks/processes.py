@@ -19,7 +19,7 @@ from ppl_gen import parallel
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.models.vae import VAE
 from ppl_gen.training.loop import loss_per_image, loss_with_gradient
@@ -36,7 +36,7 @@ def measure(size: int, rounds: int, device: torch.device) -> list[float]:
     whole = torch.bernoulli(torch.rand(size, 784, generator=torch.Generator().manual_seed(0))).to(device)
     x = whole[parallel.shard(torch.arange(size, device=device))]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
+        pair = Pair.read(model, guide, x[:8])
     loss = partial(loss_per_image, Trace_ELBO())
     alone = partial(loss_with_gradient, loss)
     together = SharedGradient(loss, parameters, threading.Event())

@@ -16,7 +16,8 @@ import torch
 from matplotlib.figure import Figure
 
 from ppl_gen import cli
-from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.data import Data, load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run

@@ -14,7 +14,8 @@ from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config, default_guide, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.pair import Pair
 from ppl_gen.training.loop import loss_per_image, loss_with_gradient, objective_for
 from ppl_gen.training.optimizer import OneOptimizer
 
@@ -27,9 +28,11 @@ def noise(num_images: int, shape: tuple[int, int] = (28, 28)) -> Data:
 
 def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: TrainingOptions) -> Callable[[], object]:
     """A step of SVI on the same images; to be called within `pyro.get_param_store().scope()`."""
+    shared = {"num_particles": options.num_particles, "alpha": options.alpha, "beta": options.beta}
+    objective = construct(options.objective, **shared)  # type: ignore[arg-type]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
-    loss = partial(loss_per_image, objective_for(options, pair, x[:8]))
+        pair = Pair.read(model, guide, x[:8])
+    loss = partial(loss_per_image, objective_for(options, objective, pair, x[:8]))
     loss_and_grads: Callable[..., object] = partial(loss_with_gradient, loss)
     modules = nn.ModuleDict({"model": model, "guide": guide})
     if options.capture:

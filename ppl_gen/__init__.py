@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppl_gen.comparison import Comparison
     from ppl_gen.errors import BadInput
     from ppl_gen.inference.estimate import Estimate
     from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood, log_weights
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BadInput": "ppl_gen.errors",
+    "Comparison": "ppl_gen.comparison",
     "Estimate": "ppl_gen.inference.estimate",
     "ImportanceEstimate": "ppl_gen.inference.importance",
     "Run": "ppl_gen.run",
@@ -30,7 +32,16 @@ _HOMES = {
     "log_marginal_likelihood": "ppl_gen.inference.importance",
     "log_weights": "ppl_gen.inference.importance",
 }
-__all__ = ["BadInput", "Estimate", "ImportanceEstimate", "Run", "load", "log_marginal_likelihood", "log_weights"]
+__all__ = [
+    "BadInput",
+    "Comparison",
+    "Estimate",
+    "ImportanceEstimate",
+    "Run",
+    "load",
+    "log_marginal_likelihood",
+    "log_weights",
+]
 
 
 def __getattr__(name: str) -> Any:

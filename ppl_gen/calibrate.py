@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ppl_gen import cli
 from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.annealed import Annealing, annealed_log_px
-from ppl_gen.inference.enumeration import closed_form, exact_log_px, state_posterior
+from ppl_gen.inference.exact import closed_form, exact_log_px, state_posterior
 from ppl_gen.inference.importance import log_marginal_likelihood
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.models.belief_net import BeliefNet

@@ -1,8 +1,9 @@
-"""Finding model and guide classes by name, and their options by signature.
+"""Finding model, guide, prior and objective classes by name, and their options by signature.
 
-A class in `ppl_gen.models`, `ppl_gen.guides` or `ppl_gen.priors` is known by its name in kebab-case; any other is named
-as `file.py:Class` or `package.module:Class`. There is no list to edit and no base class to inherit: a public class with
-a method `model` (or `guide`, or `prior`) is one.
+A class in `ppl_gen.models`, `ppl_gen.guides`, `ppl_gen.priors` or `ppl_gen.inference.objectives` is known by its name
+in kebab-case; any other is named as `file.py:Class` or `package.module:Class`. There is no list to edit and no base
+class to inherit: a public class with a method `model`, `guide` or `prior` is one, and an objective is a public class
+with a method `surrogate`, `loss` or `elbo`.
 """
 
 import hashlib
@@ -19,18 +20,30 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
 from ppl_gen.errors import BadInput, describe, near_miss
 
-Kind = Literal["model", "guide", "prior"]
+Kind = Literal["model", "guide", "prior", "objective"]
+_CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior}
 _OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples")
 SUPPLIED = {
     "model": _OF_DATA,
     "guide": (*_OF_DATA, "latent_dim", "latent_name", "model"),
     "prior": (*_OF_DATA, "latent_dim", "guide"),
+    "objective": ("num_particles", "alpha", "beta"),
 }
 """What a constructor is given if it asks for it by name; all its other arguments are options."""
 OBJECTS = ("class", "instance")
 """What stands before the colon of the name of an object that was handed over in Python."""
+NEEDED = {
+    "model": "'model(self, x, ...)'",
+    "guide": "'guide(self, x, ...)'",
+    "prior": "'prior(self)'",
+    "objective": "'surrogate(self, terms)', 'loss(self, pair, x, *args)', or 'elbo(self, pair, x, *args)' that returns "
+    "an ELBO of Pyro",
+}
+"""The method that a class of a kind needs, for messages."""
+_PACKAGES = {"objective": "ppl_gen.inference.objectives"}
 
 
 @dataclass(frozen=True)
@@ -53,15 +66,25 @@ def is_external(reference: str) -> bool:
     return ":" in reference
 
 
+def fits(kind: Kind, given: Any) -> bool:
+    """True if a class or an instance has the method of a kind. The `loss` of an `ELBO` of Pyro is another one."""
+    if kind != "objective":
+        return missing(given, _CONTRACTS[kind]) is None
+    from pyro.infer.elbo import ELBO
+
+    pyros = issubclass(given, ELBO) if isinstance(given, type) else isinstance(given, ELBO)
+    return not pyros and any(callable(getattr(given, name, None)) for name in ("surrogate", "loss", "elbo"))
+
+
 def known(kind: Kind) -> dict[str, type]:
     """The package's own classes of a kind, by name."""
-    package = importlib.import_module(f"ppl_gen.{kind}s")
+    package = importlib.import_module(_PACKAGES.get(kind, f"ppl_gen.{kind}s"))
     found = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, cls in inspect.getmembers(module, inspect.isclass):
             ours = cls.__module__ == module.__name__ and not name.startswith("_") and not inspect.isabstract(cls)
-            if ours and callable(getattr(cls, kind, None)):
+            if ours and fits(kind, cls):
                 found[kebab_case(name)] = cls
     return found
 
@@ -89,10 +112,10 @@ def name_of(kind: Kind, reference: Any) -> str:
 def checked(kind: Kind, given: Any) -> Any:
     """A class or an instance that was handed over.
 
-    :raises BadInput: if it has no method `model`, `guide` or `prior`, as `kind` says.
+    :raises BadInput: if it does not have the method that its kind needs.
     """
-    if not callable(getattr(given, kind, None)):
-        raise BadInput(f"{kind}={given!r}: needs a method '{kind}(self, x, ...)'; it is a class, or an instance of one")
+    if not fits(kind, given):
+        raise BadInput(f"{kind}={given!r}: needs a method {NEEDED[kind]}; it is a class, or an instance of one")
     return given
 
 
@@ -113,8 +136,8 @@ def find(kind: Kind, reference: str) -> type:
     if not inspect.isclass(cls):
         classes_there = [n for n, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         raise BadInput(f"{kind} '{reference}': {where} has no class '{name}'{near_miss(name, classes_there)}")
-    if not callable(getattr(cls, kind, None)):
-        raise BadInput(f"{kind} '{reference}': the class has no method '{kind}(self, x, ...)'")
+    if not fits(kind, cls):
+        raise BadInput(f"{kind} '{reference}': the class has no method {NEEDED[kind]}")
     return cls
 
 
@@ -188,9 +211,18 @@ def _constructors(cls: type) -> list[Any]:
     return [each for each in found if not getattr(each, "__module__", "builtins").startswith(("torch.", "builtins"))]
 
 
+def _keywords(constructor: Any) -> Any:
+    """The `TypedDict` of a constructor that takes `**kwargs: Unpack[TypedDict]`, else None."""
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            hint = typing.get_type_hints(constructor).get(name)
+            return next(filter(typing.is_typeddict, typing.get_args(hint)), None)
+    return None
+
+
 def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """What a class is constructed with: parameters and their types; where the constructor takes `**kwargs`, the bases'
-    keyword arguments and what they are given by name."""
+    """What a class is constructed with: parameters and their types. Where the constructor takes `**kwargs`, the bases'
+    keyword arguments and what they are given by name, and the keys of a `TypedDict` that annotates it."""
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
     for depth, constructor in enumerate(_constructors(cls)):
         hints = typing.get_type_hints(constructor)
@@ -200,6 +232,10 @@ def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
             passed_on = parameter.kind is parameter.KEYWORD_ONLY or any(name in names for names in SUPPLIED.values())
             if name not in found and (depth == 0 or passed_on):
                 found[name] = (parameter, hints.get(name))
+        if (keywords := _keywords(constructor)) is not None:
+            for name, hint in typing.get_type_hints(keywords).items():
+                default = None if name in keywords.__optional_keys__ else inspect.Parameter.empty
+                found.setdefault(name, (inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default), hint))
     return found
 
 
@@ -210,7 +246,8 @@ def takes(cls: Any, name: str) -> bool:
 
 def options(kind: Kind, cls: type) -> list[Option]:
     """The options in a class's signature: every argument that the package does not supply. Where a constructor takes
-    `**kwargs`, the keyword arguments of its bases are options too.
+    `**kwargs`, the keyword arguments of its bases are options too; where it takes `**kwargs: Unpack[TypedDict]`, so are
+    the keys of the `TypedDict`, with None for one that is left out.
 
     :raises BadInput: for an argument with no type or no default, which cannot be one.
     """
@@ -236,10 +273,12 @@ def _parameter_help(cls: type) -> dict[str, str]:
     import docstring_parser
 
     bases = [base for base in reversed(cls.__mro__) if not base.__module__.startswith(("torch.", "builtins", "abc"))]
-    documented = [part for base in bases for part in (base, vars(base).get("__init__")) if part]
+    documented = [_keywords(constructor) for constructor in _constructors(cls)]
+    documented += [part for base in bases for part in (base, vars(base).get("__init__"))]
     return {
         parameter.arg_name: " ".join((parameter.description or "").split())
         for part in documented
+        if part is not None
         for parameter in docstring_parser.parse(inspect.cleandoc(part.__doc__ or "")).params
     }
 
@@ -254,6 +293,9 @@ def construct(kind: Kind, cls: Any, supplied: Mapping[str, Any], chosen: Mapping
             raise BadInput(f"{kind} {type(cls).__name__}: is an instance, which takes no options: {', '.join(chosen)}")
         return cls
     names = _parameters(cls)
+    if "latent_name" in names and names["latent_name"][1] is str and supplied.get("latent_name", "") is None:
+        model = type(supplied.get("model")).__name__
+        raise BadInput(f"{cls.__name__} is a {kind} of one latent site, and {model} has several")
     option_names = [option.name for option in options(kind, cls)]
     for name in chosen:
         if name not in option_names:

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from ppl_gen import arrays, sources
+from ppl_gen.data_options import Binarization, DataOptions
 from ppl_gen.errors import BadInput, near_miss, require, require_choices
 
-Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
 SplitName = Literal["train", "validation", "test"]
 
 _BINARY, _REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
@@ -47,29 +47,6 @@ _DRAWN = 10_000  # images whose binarization is drawn at a time, in their order
 _MNIST_COUNTS, _MNIST_SPLIT = (60_000, 10_000), (50_000, 10_000)  # on disk, train and test; and how train is split
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
 _NAMES = ("auto", "digits", "binarized-mnist", *_TORCHVISION)
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Which images, and how they become targets."""
-
-    data: str = "auto"
-    """auto, mnist, fashion-mnist, kmnist, digits, binarized-mnist, or a file of images: .npy, .npz, .mat, .csv, or IDX
-    (MNIST's own format), each also as .gz; FILE:ARRAY names one array of an .npz or .mat file.
-    auto is MNIST where it is on disk or can be downloaded, else scikit-learn's 8x8 digits."""
-    binarization: Binarization = "dynamic"
-    """dynamic: redrawn at every use in training, one fixed draw for validation and test; static: one fixed draw;
-    threshold: pixel > 0.5; none: grey values; dequantized: grey values with uniform noise of one level."""
-    train_size: int | None = None
-    """Number of training images: the first N. All 60000 of MNIST leaves no validation split."""
-    largest_pixel: int | None = None
-    """Value of white in a file whose black is 0, such as 255 or 16. By default the pixels tell it: white is 1 where
-    none is larger, 255 where the largest is 128 to 255, else the largest."""
-
-    def __post_init__(self) -> None:
-        require_choices(self)
-        if self.largest_pixel is not None:
-            require(self.largest_pixel >= 1, "largest_pixel", self.largest_pixel, "must be at least 1")
 
 
 @dataclass(frozen=True)

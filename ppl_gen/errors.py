@@ -36,7 +36,7 @@ class Failed(RuntimeError):
 def warnings_of(observation: str) -> list[str]:
     """What a reader of numbers must know of the p(x) in them, a sentence each.
 
-    :param observation: what p(x) is, as `Pair.check` says.
+    :param observation: what p(x) is, as `check_images` says.
     """
     told = {
         "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",

@@ -9,11 +9,9 @@ import tyro
 
 from ppl_gen import cli, components, parallel
 from ppl_gen.components import Kind
-from ppl_gen.data import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, starting_config
 from ppl_gen.experiment.fitted import Named
-from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run
 
 PROGRAM = "python -m ppl_gen.fit"
@@ -43,6 +41,8 @@ class ResumeCommand:
     epochs: int | None = None
     """Train until there are this many epochs, more than the run has. A schedule goes on as that of so many epochs."""
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
+    objective: str | None = None
+    """file.py:Class of the objective, again, if the run was trained with your own."""
 
 
 def options_class(kind: Kind, cls: type) -> type:
@@ -62,40 +62,43 @@ def options_class(kind: Kind, cls: type) -> type:
 
 
 def command_class(base: Config) -> type:
-    """The options of `fit` for a model, a guide and a prior: their own, and those that all share. The defaults are
-    those of `base`."""
-    options = {"model": base.model_options, "guide": base.guide_options, "prior": base.prior_options}
-    names: dict[Kind, str | None] = {"model": base.model, "guide": base.guide, "prior": base.prior}
-    classes: dict[str, type] = {"data": DataOptions, "training": TrainingOptions, "run": RunOptions}
-    defaults: dict[str, Any] = {"data": base.data, "training": base.training, "run": RunOptions(base.init_from)}
-    for kind, name in names.items():
-        cls = type("NoPrior", (), {}) if name is None else components.find(kind, name)
-        classes[f"{kind}_options"] = options_class(kind, cls)
-        defaults[f"{kind}_options"] = classes[f"{kind}_options"](**options[kind])
-    taken: dict[str, str] = dict.fromkeys(("guide", "prior"), "run")
-    for part in ("data", "training", "run", "model_options"):
-        for option in fields(classes[part]):
-            if option.name in taken:
-                raise BadInput(f"model {base.model}: its option '{option.name}' is already one of every fit; rename it")
-            taken[option.name] = part
-    about: dict[Kind, str] = {"guide": "Family of q(z | x)", "prior": "p(z) in place of the model's own"}
+    """The options of `fit` for a model, a guide, a prior and an objective: their own, and those that all share. The
+    defaults are those of `base`."""
+    flat = {
+        "model_options": _own_options("model", base.model, base.model_options),
+        "data": base.data,
+        "training": base.training,
+        "run": RunOptions(base.init_from),
+    }
+    _check_names(base.model, flat)
     parts: list[Any] = [
-        (part, Annotated[classes[part], tyro.conf.arg(name="")], field(default=defaults[part]))
-        for part in ("model_options", "data", "training", "run")
+        (part, Annotated[type(default), tyro.conf.arg(name="")], field(default=default))
+        for part, default in flat.items()
     ]
+    about: dict[Kind, str] = {"guide": "Family of q(z | x)", "prior": "p(z) in place of the model's own"}
     for kind, text in about.items():
         help = f"{text}: {', '.join(components.known(kind))}, or file.py:Class"
         kind_of_name: Any = str if kind == "guide" else str | None
-        options_of = classes[f"{kind}_options"]
-        parts += [
-            (kind, Annotated[kind_of_name, tyro.conf.arg(help=help)], field(default=names[kind])),
-            (
-                f"{kind}_options",
-                Annotated[options_of, tyro.conf.arg(name=kind)],
-                field(default=defaults[f"{kind}_options"]),
-            ),
-        ]
+        parts.append((kind, Annotated[kind_of_name, tyro.conf.arg(help=help)], field(default=getattr(base, kind))))
+    own = base.training.objective if components.is_external(base.training.objective) else None
+    for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", own)):
+        default = _own_options(kind, name, getattr(base, f"{kind}_options"))
+        parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))
     return make_dataclass("FitCommand", parts, frozen=True)
+
+
+def _own_options(kind: Any, name: str | None, chosen: Mapping[str, Any]) -> Any:
+    """The options in the signature of a class, as an instance of a dataclass."""
+    cls = type("None", (), {}) if name is None else components.find(kind, name)
+    return options_class(kind, cls)(**chosen)
+
+
+def _check_names(model: str, parts: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for a model with an option that every fit has."""
+    taken = {"guide", "prior"} | {option.name for part in ("data", "training", "run") for option in fields(parts[part])}
+    for option in fields(parts["model_options"]):
+        if option.name in taken:
+            raise BadInput(f"model {model}: its option '{option.name}' is already one of every fit; rename it")
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -134,6 +137,7 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
         model_options=_asdict(chosen.model_options),
         guide_options=_asdict(chosen.guide_options),
         prior_options=_asdict(chosen.prior_options),
+        objective_options=_asdict(chosen.objective_options),
         data=chosen.data,
         training=chosen.training,
         num_samples=chosen.run.num_samples,
@@ -146,7 +150,8 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
 def _defaults(model: str | None, arguments: list[str]) -> Config:
     """The configuration that options change: classes as the command line names them, or as the run has them that it
     starts from."""
-    chosen = {flag: _value_of(f"--{flag}", arguments) for flag in ("init-from", "refit-guide", "guide", "prior")}
+    flags = ("init-from", "refit-guide", "guide", "prior", "objective")
+    chosen = {flag: _value_of(f"--{flag}", arguments) for flag in flags}
     refit = chosen["refit-guide"]
     if refit is not None and chosen["guide"] is not None:
         raise BadInput("--refit-guide: names the guide; leave --guide out")
@@ -156,7 +161,10 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
             raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
         model = "vae"
     given = Given(model, refit or chosen["guide"], chosen["prior"])
-    return starting_config(given, chosen["init-from"], refit_guide=refit is not None)
+    config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
+    if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # which may have options
+        return replace(config, training=replace(config.training, objective=chosen["objective"]))
+    return config
 
 
 def command(arguments: list[str]) -> None:
@@ -164,7 +172,7 @@ def command(arguments: list[str]) -> None:
         rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
         about = "Continue an interrupted run with its own options, or train a finished one for longer with --epochs."
         resumed = cli.parse(ResumeCommand, rest, f"{PROGRAM} --resume RUN", about)
-        run = Run.open(resumed.resume, **asdict(resumed.named)).resume(resumed.epochs)
+        run = Run.open(resumed.resume, **asdict(resumed.named), objective=resumed.objective).resume(resumed.epochs)
     else:
         config, options = parse(arguments)
         if options.dry_run:

@@ -1,5 +1,8 @@
-"""Invertible transforms for guides and priors: Zuko's and Pyro's, which remember what they have just computed, so that
-a sample and its density take one pass together."""
+"""Invertible transforms for guides and priors, made of Zuko's and Pyro's.
+
+A transform keeps the input, the output and the log-determinant of its last call. A sample and the density of the same
+sample then take one pass together.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +18,27 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 
-class Flowing(dist.TransformedDistribution):
-    """Pyro's, but for `sample`, which computes gradients and cuts them at the sample: torch's own would have the
-    transforms remember a base sample without any, and the density of z would then have none of theirs."""
+class FlowDistribution(dist.TransformedDistribution):
+    """Pyro's `TransformedDistribution` with another `sample`, which computes gradients and cuts them at the sample.
+
+    The transforms keep what they compute while they sample. Torch's `sample` computes without gradients, and the
+    density of that sample would then lack the gradients with respect to the transforms.
+
+    >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    >>> transform = Autoregressive(2, 0, reverse=False, passes=2, num_bins=None, hidden_dims=[8])
+    >>> flow = FlowDistribution(base, [transform()])
+    >>> z = flow.sample((3,))
+    >>> z.requires_grad, flow.log_prob(z).requires_grad
+    (False, True)
+    """
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.rsample(torch.Size(sample_shape)).detach()
 
 
-class _Remembering(zuko.transforms.AutoregressiveTransform):
-    """Zuko's, with the log-determinant of the last call kept beside its input and output."""
+class _CachedAutoregressive(zuko.transforms.AutoregressiveTransform):
+    """Zuko's `AutoregressiveTransform`, which keeps the log-determinant of the last call beside input and output. The
+    network of the transform would otherwise run twice, for the sample and for its density."""
 
     def __init__(self, meta: Any, passes: int):
         super().__init__(meta, passes, cache_size=1)
@@ -41,34 +55,44 @@ class _Remembering(zuko.transforms.AutoregressiveTransform):
 
 
 class _Spline(zuko.transforms.MonotonicRQSTransform):
-    """Zuko's, but that what is to sum to one is divided by its sum: the parameters are bounded, and a softmax over a
-    few bins took half the time of the flow."""
+    """Zuko's monotonic rational-quadratic spline (Durkan et al. 2019), with widths and heights that are divided by
+    their sum. Zuko's softmax over a few bins took half the time of the flow. Its protection from overflow is not needed
+    here, because the exponents are bounded."""
 
     def __init__(self, widths: Tensor, heights: Tensor, derivatives: Tensor):
         Transform.__init__(self)
         bound, least = 5.0, math.log(1e-3)  # Zuko's defaults
         self.horizontal, self.vertical = (bound * (2 * _knots(each, least) - 1) for each in (widths, heights))
+        # A soft bound, as in Zuko: |slopes| < -log 1e-3, so that every derivative is between 1e-3 and 1e3. Outside of
+        # [-5, 5] the spline continues as the identity, with the derivatives exp(0) at both ends.
         slopes = derivatives / (1 + (derivatives / least).abs())
         self.derivatives = F.pad(slopes, (1, 1)).exp()
 
 
 def _knots(sizes: Tensor, least: float) -> Tensor:
-    """0 … 1 [..., bins + 1] from the unconstrained logarithms of what lies between."""
+    """Knots from 0 to 1 [..., bins + 1], from unconstrained logarithms [..., bins] of the distances between them."""
     sizes = (sizes / (1 + (2 * sizes / least).abs())).exp()
     passed = sizes.cumsum(-1)
     return F.pad(passed / passed[..., -1:], (1, 0))
 
 
 class Autoregressive(nn.Module):
-    """y_i = f(x_i; x_1 … x_{i-1}, h): one pass from x to y, `passes` passes back. f is affine (Kingma et al. 2016), or
-    a monotonic rational-quadratic spline on [-5, 5] (Durkan et al. 2019).
+    """y_i = f(x_i; x_1 … x_{i-1}, h), with f increasing in x_i. f is affine (Kingma et al. 2016, section 3), or a
+    monotonic rational-quadratic spline on [-5, 5] (Durkan et al. 2019). One pass of the network leads from x to y, and
+    `passes` passes lead back.
+
+    >>> transform = Autoregressive(3, 4, reverse=False, passes=3, num_bins=8, hidden_dims=[16])(torch.rand(5, 4))
+    >>> x = torch.randn(5, 3)
+    >>> y = transform(x)
+    >>> y.shape, transform.log_abs_det_jacobian(x, y).shape
+    (torch.Size([5, 3]), torch.Size([5]))
 
     :param dim: size of x.
-    :param num_features: size of h; 0 for none.
-    :param reverse: whether the last unit comes first.
-    :param passes: `dim` for a full dependence; 2 for one half given the other.
-    :param num_bins: of the spline; None: affine.
-    :param hidden_dims: units of the hidden layers of the network that makes f.
+    :param num_features: size of h; 0 without h.
+    :param reverse: put the last unit first in the order.
+    :param passes: `dim`: every unit depends on all units before it; 2: one half depends on the other, a coupling.
+    :param num_bins: bins of the spline; None for an affine f.
+    :param hidden_dims: units of each hidden layer of the network that makes f.
     """
 
     def __init__(
@@ -93,13 +117,22 @@ class Autoregressive(nn.Module):
 
     def forward(self, features: Tensor | None = None) -> Transform:
         """The transform given h [..., num_features]."""
-        if not isinstance(self.lazy, zuko.flows.MaskedAutoregressiveTransform):  # of one unit
-            return self.lazy(features)
-        return _Remembering(partial(self.lazy.meta, features), self.lazy.passes)
+        if not isinstance(self.lazy, zuko.flows.MaskedAutoregressiveTransform):
+            return self.lazy(features)  # Zuko makes an elementwise transform of a single unit
+        return _CachedAutoregressive(partial(self.lazy.meta, features), self.lazy.passes)
 
 
 class PlanarTransform(ConditionedPlanar):
-    """Pyro's y = x + u tanh(w x + b), with an inverse: w x is the root of a monotonic function of one variable.
+    """Pyro's y = x + u tanh(w . x + b) (Rezende and Mohamed 2015, equation 10) with an inverse. With a = w . x,
+
+        w . y = a + (w . u) tanh(a + b),
+
+    whose right side increases with a, because Pyro chooses u with w . u > -1. The root a is found by bisection.
+
+    >>> transform = PlanarTransform(torch.randn(5, 7))
+    >>> x = torch.randn(5, 3)
+    >>> torch.allclose(transform.inv(transform(x).clone()), x, atol=1e-4)
+    True
 
     :param parameters: b, u and w in one vector [..., 2 dim + 1].
     """
@@ -112,7 +145,7 @@ class PlanarTransform(ConditionedPlanar):
         b, u, w = self._params
         u = self.u_hat(u, w)
         slope, target = (w * u).sum(-1, keepdim=True), (w * y).sum(-1, keepdim=True)
-        # |tanh| < 1 brackets the root.
+        # |tanh| < 1 brackets the root. `phi`: the parameters for which Zuko differentiates the root implicitly.
         a = zuko.utils.bisection(
             lambda a: a + slope * (a + b).tanh(),
             target,
@@ -122,5 +155,5 @@ class PlanarTransform(ConditionedPlanar):
             phi=[each for each in (slope, b) if each.requires_grad],
         )
         x = y - u * (a + b).tanh()
-        self._call(x)  # Pyro's takes the log-determinant of the last call for that of this pair
+        self._call(x)  # Pyro's log_abs_det_jacobian returns that of the last call, whatever its arguments are
         return x

@@ -11,7 +11,8 @@ from ppl_gen.experiment.assembling import Checkpoint, batch
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.pair import Pair
 
 
 class Loaded(NamedTuple):
@@ -44,7 +45,7 @@ def load(
     :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
     :raises BadInput: for a directory that is no run, a damaged checkpoint, or one that does not match its config.
     """
-    fitted = Fitted.open(run, Given(model, guide, prior, data), checkpoint=checkpoint, device=device)
+    fitted = Fitted.open(run, Given(model, guide, prior, data=data), checkpoint=checkpoint, device=device)
     return Loaded(fitted.model.eval(), fitted.guide.eval(), fitted.data, fitted.directory.config)
 
 
@@ -53,6 +54,6 @@ def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) ->
     index = torch.arange(min(count, len(data.train)), device=data.train.images.device)
     images = batch(model, guide, data, index)
     with evaluating(model, guide):
-        pair = Pair(model, guide, *images)
-        pair.check(*images)
+        pair = Pair.read(model, guide, *images)
+        check_images(pair, *images)
         return pair, images

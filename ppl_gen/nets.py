@@ -1,10 +1,10 @@
-"""Encoder and decoder bodies. Every body maps [..., inputs] to [..., outputs] for any leading batch shape."""
+"""Encoders and decoders. Each maps [..., inputs] to [..., outputs] for any batch shape on the left."""
 
 import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +27,33 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """The activation of that name. Raises `BadInput` for an unknown one."""
+    """The activation of that name.
+
+    >>> activation("leaky-relu")
+    LeakyReLU(negative_slope=0.01)
+
+    :raises BadInput: for an unknown name.
+    """
     require(name in _ACTIVATIONS, "activation", name, f"choose from {', '.join(get_args(Activation))}")
     return _ACTIVATIONS[name]()
 
 
 @cache
 def _products_of_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 numbers faster than float32 ones, and torch leaves that to others:
-    with AVX-512's instructions. Those of AMX it uses itself."""
+    """True if this processor multiplies bfloat16 numbers faster than float32 numbers by instructions of AVX-512, which
+    torch does not use for float32 matrices. It does use those of AMX."""
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(has.get("avx512_bf16") and not has.get("amx_bf16"))
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that does what `torch.set_float32_matmul_precision("medium")` allows on more processors than torch:
-    products of numbers rounded to bfloat16, whose sums, in float32, are rounded to it as well, here and in the
-    gradients. The bias is not rounded."""
+    """`nn.Linear` that multiplies in bfloat16 on more processors than torch does, where
+    `torch.set_float32_matmul_precision("medium")` allows it. Inputs and weights are rounded to bfloat16. The sums of
+    their products are made in float32 and rounded to bfloat16, and so are the gradients. The bias is not rounded.
+
+    >>> Linear(3, 2)(torch.ones(4, 3)).shape
+    torch.Size([4, 2])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if (
@@ -58,7 +68,15 @@ class Linear(nn.Linear):
 
 
 def mlp(sizes: Sequence[int], activation_name: str) -> nn.Sequential:
-    """Linear layers of the given sizes, input and output included, with the activation between them."""
+    """Linear layers of the given sizes, input and output included, with the activation between them.
+
+    >>> mlp([4, 3, 2], "tanh")
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+      (1): Tanh()
+      (2): Linear(in_features=3, out_features=2, bias=True)
+    )
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [Linear(inputs, outputs), activation(activation_name)]
@@ -66,7 +84,14 @@ def mlp(sizes: Sequence[int], activation_name: str) -> nn.Sequential:
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions with stride 2 over an image of any size, then linear layers: [..., data_dim] to [..., outputs]."""
+    """Convolutions with stride 2 over an image of any size, then linear layers: [..., data_dim] to [..., outputs].
+
+    >>> encoder = ConvEncoder((9, 7), channels=[4, 8], hidden_dims=[20], outputs=3, activation_name="relu")
+    >>> encoder.sizes  # of the image and after each convolution: (channels, height, width)
+    [(1, 9, 7), (4, 5, 4), (8, 3, 2)]
+    >>> encoder(torch.rand(5, 63)).shape
+    torch.Size([5, 3])
+    """
 
     def __init__(
         self,
@@ -90,7 +115,14 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The mirror image of `ConvEncoder`: [..., inputs] to [..., data_dim], with a bias for each pixel."""
+    """The mirror image of `ConvEncoder`: [..., inputs] to [..., data_dim], with a bias for each pixel.
+
+    >>> decoder = ConvDecoder((9, 7), channels=[4, 8], hidden_dims=[20], inputs=3, activation_name="relu")
+    >>> decoder.sizes
+    [(8, 3, 2), (4, 5, 4), (1, 9, 7)]
+    >>> decoder(torch.rand(5, 3)).shape
+    torch.Size([5, 63])
+    """
 
     def __init__(
         self,
@@ -105,7 +137,8 @@ class ConvDecoder(nn.Module):
         self.head = mlp([inputs, *hidden_dims, math.prod(self.sizes[0])], activation_name)
         layers: list[nn.Module] = []
         for (features, *small), (outputs, *large) in pairwise(self.sizes):
-            # A stride of 2 makes 2n - 1 pixels of n; the padding adds the last row or column of an even size.
+            # A transposed convolution with stride 2 makes 2n - 1 pixels of n. The output padding adds the last row or
+            # column where the size is even.
             height, width = (big - (2 * little - 1) for little, big in zip(small, large, strict=True))
             layers += [
                 activation(activation_name),
@@ -120,7 +153,7 @@ class ConvDecoder(nn.Module):
 
 
 def _pyramid(data_shape: tuple[int, ...], channels: Sequence[int]) -> list[tuple[int, ...]]:
-    """(channels, height, width) of the image and after each convolution with stride 2."""
+    """(channels, height, width) of the image, and after each convolution with stride 2."""
     require(
         len(data_shape) in (2, 3),
         "network",
@@ -148,11 +181,63 @@ def encoder(
     network: str,
     channels: Sequence[int],
 ) -> nn.Module:
-    """A body from images [..., data_dim] to [..., outputs]."""
+    """A network from images [..., data_dim] to [..., outputs]."""
     require(network in get_args(Network), "network", network, f"choose from {', '.join(get_args(Network))}")
     if network == "conv":
         return ConvEncoder(data_shape, channels, hidden_dims, outputs, activation_name)
     return mlp([math.prod(data_shape), *hidden_dims, outputs], activation_name)
+
+
+class EncoderOptions(TypedDict, total=False):
+    """Options of an encoder. An option that is left out, or None, is taken from the model, so that encoder and decoder
+    mirror each other.
+
+    :param hidden_dims: units of each hidden layer of the encoder.
+    :param activation: nonlinearity between layers.
+    :param network: mlp, or conv: stride-2 convolutions before the hidden layers.
+    :param channels: features of each convolution, for the conv network.
+    """
+
+    hidden_dims: tuple[int, ...] | None
+    activation: Activation | None
+    network: Network | None
+    channels: tuple[int, ...] | None
+
+
+def mirrored_encoder(
+    model: nn.Module, data_shape: tuple[int, ...], outputs: int, **options: Unpack[EncoderOptions]
+) -> nn.Module:
+    """The encoder of a guide for this model, from images [..., data_dim] to [..., outputs].
+
+    >>> from ppl_gen.models.vae import VAE
+    >>> model = VAE((2, 2), latent_dim=1, hidden_dims=(3,), activation="tanh")
+    >>> mirrored_encoder(model, (2, 2), 2, hidden_dims=(5, 3))
+    Sequential(
+      (0): Linear(in_features=4, out_features=5, bias=True)
+      (1): Tanh()
+      (2): Linear(in_features=5, out_features=3, bias=True)
+      (3): Tanh()
+      (4): Linear(in_features=3, out_features=2, bias=True)
+    )
+    """
+    hidden_dims = options.get("hidden_dims")
+    if hidden_dims is None:
+        hidden_dims = getattr(model, "hidden_dims", (512,))
+    require(min(hidden_dims, default=1) >= 1, "guide.hidden_dims", hidden_dims, "every layer needs at least 1 unit")
+    return encoder(
+        data_shape,
+        outputs,
+        hidden_dims=hidden_dims,
+        activation_name=options.get("activation") or str(getattr(model, "activation", "relu")),
+        network=options.get("network") or str(getattr(model, "network", "mlp")),
+        channels=options.get("channels") or tuple(getattr(model, "channels", (32, 64))),
+    )
+
+
+def pixel_dropout(probability: float) -> nn.Dropout:
+    """Dropout of pixels at an encoder's input, in training."""
+    require(0 <= probability < 1, "guide.input_dropout", probability, "must be in [0, 1)")
+    return nn.Dropout(probability)
 
 
 def decoder(
@@ -164,8 +249,8 @@ def decoder(
     network: str,
     channels: Sequence[int],
 ) -> tuple[nn.Module, nn.Module, nn.Parameter]:
-    """A body from [..., inputs] to [..., data_dim], the mirror image of `encoder`; its output layer; and the bias
-    [data_dim] of the output."""
+    """A network from [..., inputs] to [..., data_dim], the mirror image of `encoder`. Also its output layer, and the
+    bias [data_dim] of that."""
     require(network in get_args(Network), "network", network, f"choose from {', '.join(get_args(Network))}")
     if network == "conv":
         conv = ConvDecoder(data_shape, channels, hidden_dims[::-1], inputs, activation_name)

@@ -5,12 +5,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from ppl_gen import arrays, components, parallel
+from ppl_gen.core.contracts import defaults_of
 from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, near_miss
 from ppl_gen.evaluation.estimating import Estimator, evaluate
@@ -18,11 +20,13 @@ from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, ResponsibilityOptions, explain
 from ppl_gen.evaluation.filling import Filled, FillOptions, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
+from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.proposal_runs import other_guides
 from ppl_gen.evaluation.quality import Quality, QualityOptions, quality
 from ppl_gen.evaluation.sampling import SampleOptions, sample
 from ppl_gen.evaluation.splicing import Spliced, SpliceOptions, detect
+from ppl_gen.evaluation.table import title
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.config import (
     Config,
@@ -31,13 +35,17 @@ from ppl_gen.experiment.config import (
     config_of,
     default_guide,
     starting_config,
+    with_objective,
     with_options,
 )
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.figures import uses as pictures
 from ppl_gen.inference.annealed import Annealing
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.estimate import Estimate
+from ppl_gen.inference.pair import Pair
+from ppl_gen.report import uses as pictures
+from ppl_gen.report.page import Gallery
+from ppl_gen.report.run_page import gallery
 from ppl_gen.runs import RunDirectory, check_new
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.hooks import Hook, hooks_of
@@ -74,6 +82,15 @@ class Run:
         self.directory, self.given = directory, given or Given()
         self.checkpoint, self.device = checkpoint, device
 
+    def __repr__(self) -> str:
+        told = self.evaluation
+        about = f"{title(self.directory.config)}, on {self.directory.config.get('data_name')}"
+        return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if told is None else repr(told)}"
+
+    def _repr_html_(self) -> str:
+        told = self.evaluation
+        return f"<pre>{escape(repr(self))}</pre>" if told is None else told._repr_html_()
+
     # Making one, and opening one -------------------------------------------------------------------------------
 
     @classmethod
@@ -83,10 +100,12 @@ class Run:
         *,
         guide: Any = None,
         prior: Any = None,
+        objective: Any = None,
         data: Any = None,
         init_from: "str | Path | Run | None" = None,
         guide_options: Mapping[str, Any] | None = None,
         prior_options: Mapping[str, Any] | None = None,
+        objective_options: Mapping[str, Any] | None = None,
         out: str | Path | None = None,
         on_epoch: Hook | None = None,
         quiet: bool = False,
@@ -95,26 +114,29 @@ class Run:
         """Train a model and a guide, evaluate them and draw the pictures.
 
         :param model: a name such as `"vae"`, `"file.py:Class"`, a class, or an instance, which is trained in place from
-            the weights that it has. So are `guide` and `prior`.
+            the weights that it has. So are `guide`, `prior` and `objective`.
         :param data: a name, a file, images [N, …] as a tensor or an array, a pair of images and labels [N], a
             `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A split that
             is not there is a tenth of the training images, chosen with a fixed seed.
         :param init_from: a run whose last weights training starts from.
-        :param guide_options: keyword arguments of the guide's constructor; `prior_options` those of the prior's.
+        :param guide_options: keyword arguments of the guide's constructor. So are `prior_options` and
+            `objective_options`.
         :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
         :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training as if this
             had been the last epoch.
         :param quiet: print nothing.
         :param options: every other option of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
-            `latent_dim=2`, `objective="iwae"`.
+            `latent_dim=2`.
         :raises BadInput: before anything is written, if this cannot work.
         """
         by_name = data if isinstance(data, str | Path) else None
-        given = Given(model, guide, prior, None if data is by_name else data)
+        given = Given(model, guide, prior, objective, None if data is by_name else data)
         start = init_from.path if isinstance(init_from, Run) else init_from
         config = starting_config(given, None if start is None else str(start))
-        chosen = {"guide_options": guide_options, "prior_options": prior_options}
-        options |= {name: dict(each) for name, each in chosen.items() if each is not None}
+        chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
+        options |= {f"{kind}_options": dict(each) for kind, each in chosen.items() if each is not None}
+        if objective is not None:
+            options["objective"] = components.name_of("objective", objective)
         if data is not None:
             options["data"] = arrays.NAME if by_name is None else str(by_name)
         if isinstance(data, Data):
@@ -162,6 +184,7 @@ class Run:
         model: Any = None,
         guide: Any = None,
         prior: Any = None,
+        objective: Any = None,
         data: Any = None,
         checkpoint: Checkpoint = "last",
         device: str = "auto",
@@ -170,6 +193,7 @@ class Run:
 
         :param model: the class or the instance, again, of a run that was fitted with one of your own: code is never run
             because a run directory points to it. So are `guide` and `prior`. Weights are loaded into an instance.
+        :param objective: likewise, where training goes on.
         :param data: the images, again, of a run that was fitted to images of your own. They are told from others by
             their SHA-256.
         :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
@@ -177,7 +201,10 @@ class Run:
         :raises BadInput: for a directory that is no run. Evaluation, metrics and figures need nothing given again.
         """
         return cls(
-            RunDirectory.open(Path(path)), Given(model, guide, prior, data), checkpoint=checkpoint, device=device
+            RunDirectory.open(Path(path)),
+            Given(model, guide, prior, objective, data),
+            checkpoint=checkpoint,
+            device=device,
         )
 
     def resume(self, epochs: int | None = None, *, on_epoch: Hook | None = None, quiet: bool = False) -> "Run":
@@ -191,7 +218,7 @@ class Run:
         quiet = quiet or parallel.rank() > 0
         directory = self.directory
         directory.writes = parallel.rank() == 0
-        config = config_of(directory, self.given)
+        config = with_objective(directory, config_of(directory, self.given), self.given)
         for name in changed_code(directory, config, self.given):
             print(f"warning: {name} has changed since the run was started", file=sys.stderr)
         longer = None if epochs is None else _longer(directory, config, epochs)
@@ -207,8 +234,8 @@ class Run:
 
     def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
         """Do what the run does not have yet: training, evaluation, pictures."""
-        from ppl_gen.figures.run import draw_evaluation, draw_training
-        from ppl_gen.report import write_report
+        from ppl_gen.report.pictures import draw_evaluation, draw_training
+        from ppl_gen.report.run_page import write_report
 
         fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
         self.checkpoint, self.device = "last", fitted.config.training.device
@@ -219,9 +246,9 @@ class Run:
         try:
             train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks_of(fitted.config.training), on_epoch))
             if self.evaluation is None:
-                evaluate(fitted, _options_after_training(fitted), quiet=quiet)
+                evaluate(fitted, _options_after_training(fitted), quiet=quiet).write(self.directory)
             if self.directory.writes:
-                draw_training(self.directory, fitted.model, fitted.guide, fitted.data, fitted.pair, fitted.batch)
+                draw_training(fitted)
                 draw_evaluation(self.directory)
                 write_report(self.directory)
         except KeyboardInterrupt:
@@ -281,6 +308,11 @@ class Run:
         return pandas.json_normalize(self.directory.metrics())
 
     @property
+    def figures(self) -> Gallery:
+        """The pictures of the run by name, with captions. A notebook shows them."""
+        return gallery(self.directory)
+
+    @property
     def evaluation(self) -> Evaluation | None:
         """The last evaluation; None if there is none, or the weights were trained on since."""
         found = Evaluation.read(self.directory)
@@ -292,6 +324,7 @@ class Run:
         self,
         options: EvaluationOptions | None = None,
         *,
+        data: Any = None,
         further: Sequence[Estimator] = (),
         quiet: bool = False,
         **chosen: Any,
@@ -300,18 +333,41 @@ class Run:
         pictures, in the place of those that there are.
 
         :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
+        :param data: images [N, …] of your own, in the place of the test images: a tensor, an array, a pair of images
+            and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
         :param further: estimators of your own, called with the model, the guide and the images.
         """
-        from ppl_gen.figures.run import draw_evaluation
-        from ppl_gen.report import write_report
+        from ppl_gen.report.pictures import draw_evaluation
+        from ppl_gen.report.run_page import write_report
 
         options, fitted = self._evaluation_options(options, chosen), self.fitted
         others = other_guides(options, self.given)
+        if data is not None:
+            new = with_images(fitted, data)
+            return evaluate(new, replace(options, split="test"), others=others, further=further, quiet=quiet)
         found = evaluate(fitted, options, others=others, further=further, quiet=quiet)
+        found.write(self.directory)
         if self.directory.writes:
             draw_evaluation(self.directory)
             write_report(self.directory)
         return found
+
+    def log_px(self, x: Any, *, quiet: bool = True, **chosen: Any) -> Estimate:
+        """log p(x) of images of your own, image by image: exact where it can be had, else by importance sampling.
+
+        :param x: as `data` of `evaluate`.
+        :param chosen: options of the evaluation by name: `num_samples=5000`, …
+        """
+        found = self.evaluate(data=x, quiet=quiet, **chosen)
+        return found.estimates[found.primary]
+
+    def latents(self, x: Any, *, num_samples: int = 1, seed: int = 0) -> dict[str, Tensor]:
+        """Samples of z ~ q(z | x) for images of your own, [samples, images, units] by latent site. Where the guide
+        leaves z to be summed out, they are samples of p(z | x).
+
+        :param x: as `data` of `evaluate`.
+        """
+        return latents(self.fitted, x, num_samples, seed)
 
     def split_gap(self, options: EvaluationOptions | None = None, *, quiet: bool = False, **chosen: Any) -> GapSplit:
         """Split log p(x) - ELBO into approximation and amortization gap. Writes `gaps.json`.
@@ -373,7 +429,7 @@ class Run:
 
     def _keep(self, name: str, found: Found, draw: Callable[[Fitted, Found], None]) -> Found:
         """Write a result and its pictures into the run directory, and the page anew."""
-        from ppl_gen.report import write_report
+        from ppl_gen.report.run_page import write_report
 
         draw(self.fitted, found)
         self.directory.write_json(name, found.summary)
@@ -397,7 +453,7 @@ def _options_after_training(fitted: Fitted) -> EvaluationOptions:
     """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide."""
     cls = type(fitted.model)
     own = fitted.config.guide == default_guide(cls)
-    chosen = dict(getattr(cls, "evaluation_defaults", {})) if own else {}
+    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
     if "num_images" in chosen:
         chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
     annealing = Annealing(**chosen.pop("annealed", {}))

@@ -20,8 +20,8 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from ppl_gen import cli, fit
-from ppl_gen.compare import flat
 from ppl_gen.components import kebab_case
+from ppl_gen.core.options import flat
 from ppl_gen.errors import BadInput, Failed, require
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.runs import RunDirectory, check_new
@@ -174,7 +174,7 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
 
 
 def _check_same(run: RunDirectory, config: Config) -> None:
-    there = config_of(run, Given(config.model, config.guide, config.prior))
+    there = config_of(run, Given(config.model, config.guide, config.prior, config.training.objective))
     if config.data.data == "auto":  # the run has the name of what it became
         config = replace(config, data=replace(config.data, data=there.data.data))
     ours, theirs = flat(asdict(config)), flat(asdict(there))

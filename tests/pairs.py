@@ -1,12 +1,17 @@
 """Pyro pairs whose log p(x) is known, and how estimates are held to it."""
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from ppl_gen.models.belief_net import BeliefNet
+from ppl_gen.models.mixture import Mixture
 
 
 class LinearGaussian(nn.Module):
@@ -172,3 +177,75 @@ def within(found: Tensor, exact: Tensor, mc_var: Tensor, *, largest: float, bias
 def log_px_within(found: Any, exact: Tensor, *, largest: float) -> None:
     """`within` for log p(x), its variance and its bias, as every estimator of it returns them."""
     within(found.log_px, exact, found.log_px_mc_var, largest=largest, bias=found.log_px_bias)
+
+
+def number(value: float) -> Tensor:
+    """In float64."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def one_site(prior: dist.Distribution, likelihood: Callable[[Tensor], dist.Distribution]) -> Callable[[Tensor], None]:
+    """A model of one latent site."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", likelihood(z), obs=x)
+
+    return model
+
+
+def near_guide(x: Tensor) -> None:
+    """q(z | x) = N(x - 1, 1.2^2)."""
+    with pyro.plate("images", len(x)):
+        pyro.sample("z", dist.Normal(x.double() - 1, 1.2))
+
+
+def standard_guide(x: Tensor) -> None:
+    """q(z | x) = N(0, 1)."""
+    with pyro.plate("images", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=torch.float64), 1.0))
+
+
+def integral(x: Tensor, log_joint: Callable[[Tensor, Tensor], Tensor], low: float, high: float) -> Tensor:
+    """log of the integral of exp(log_joint(z, x)) over z by the midpoint rule, for each x."""
+    edges = torch.linspace(low, high, 400_001, dtype=torch.float64)
+    z = (edges[1:] + edges[:-1]) / 2
+    return torch.stack([(log_joint(z, each)).logsumexp(0) + math.log(edges[1] - edges[0]) for each in x])
+
+
+def random_mixture(pixels: int, components: int = 4) -> Mixture:
+    """A mixture of Bernoullis with random parameters."""
+    model = Mixture(pixels, num_components=components).double()
+    with torch.no_grad():
+        model.level.normal_(0, 5)
+        model.weight.normal_(0, 2)
+        model.bias.normal_()
+    return model
+
+
+def random_belief_net(pixels: int, units: int = 3) -> BeliefNet:
+    """A sigmoid belief net with random parameters."""
+    model = BeliefNet(pixels, latent_dim=units).double()
+    with torch.no_grad():
+        model.logits.normal_()
+        model.weight.normal_(0, 2)
+        model.bias.normal_()
+    return model
+
+
+def by_conditioning(model: Any, supports: dict[str, list[float]], x: Tensor, *args: Tensor) -> Tensor:
+    """log sum_z p(x, z) with one call of the model for each image and each state; differentiable."""
+    result = []
+    for image in range(len(x)):
+        one, *rest = (each[image : image + 1] for each in (x, *args))
+        joint = []
+        for values in itertools.product(*supports.values()):
+            known = {
+                name: torch.tensor([value], dtype=torch.float64) for name, value in zip(supports, values, strict=True)
+            }
+            with pyro.validation_enabled(False):
+                trace = pyro.poutine.trace(pyro.poutine.condition(model, known)).get_trace(one, *rest)
+                joint.append(trace.log_prob_sum())
+        result.append(torch.stack(joint).logsumexp(0))
+    return torch.stack(result)

@@ -12,7 +12,7 @@ import torch
 
 from ppl_gen import data as data_module
 from ppl_gen import evaluate, fit, runs
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.config import Config

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_gen import components, fit, parallel
 from ppl_gen.batches import batches, least_images
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions

@@ -14,11 +14,12 @@ from benchmarks import closed_form, em, enumeration, growth, null_comparisons, p
 from benchmarks.__main__ import draw, markdown
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.annealed import Annealing, sandwich
-from ppl_gen.inference.enumeration import exact_log_px
+from ppl_gen.inference.exact import exact_log_px
 
 
 def test_ways_to_sum_over_a_belief_net() -> None:

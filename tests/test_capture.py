@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from ppl_gen import fit
 from ppl_gen.capture import Captured
-from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.data import Data, load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput, Failed
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.objectives import objective, recordable
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind, recordable
+from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import RunDirectory
 from ppl_gen.training.loop import train
 
@@ -67,8 +69,10 @@ def test_loss_and_gradients_are_those_of_the_objective(
     )
     x = data.targets("train")
     with evaluating(modules):
-        pair = Pair(modules["model"], modules["guide"], x[:8])
-        elbo = objective(name, pair, x[:8], **options)
+        pair = Pair.read(modules["model"], modules["guide"], x[:8])
+        objective = construct(name, **options)
+        elbo = bind(objective, pair, x[:8])
+        recorded = bind(recordable(objective, pair), pair, x[:8])
 
     def of(elbo: Any) -> Callable[..., Tensor]:
         return lambda x: elbo.differentiable_loss(pair.model, pair.guide, x) / len(x)
@@ -77,7 +81,7 @@ def test_loss_and_gradients_are_those_of_the_objective(
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         before = [tensor.clone() for tensor in modules.state_dict().values()]
         noise = torch.get_rng_state()
-        captured = Captured(of(recordable(elbo, pair)), modules, (x[:20],), (x[60:80],))
+        captured = Captured(of(recorded), modules, (x[:20],), (x[60:80],))
         assert torch.equal(noise, torch.get_rng_state())
         assert all(torch.equal(one, two) for one, two in zip(before, modules.state_dict().values(), strict=True))
         with torch.no_grad():
@@ -284,9 +288,9 @@ def test_weights_that_are_not_trained_move_with_steps_alone() -> None:
 def test_what_cannot_be_recorded(elsewhere: Path, call: Call) -> None:
     quick = ("--data", "digits", "--train-size", "50", "--epochs", "1", "--num-samples", "5", "--capture")
     for arguments, words in (
-        (("mixture",), "--capture: is not of enumeration"),
-        (("gan",), "--capture: is not of enumeration"),
-        (("belief-net", "--guide", "bernoulli"), "--capture: is not of enumeration, of a score function"),
+        (("mixture",), "--capture: cannot record enumeration"),
+        (("gan",), "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN"),
+        (("belief-net", "--guide", "bernoulli"), "--capture: cannot record enumeration, a score function"),
         (("vae", "--kl-warmup", "1"), "the same at every step, and --kl-warmup 1 is not"),
     ):
         status, _, err = call(fit.command, *arguments, *quick, "--out", "run")

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ppl_gen import data as data_module
 from ppl_gen import fit
-from ppl_gen.data import Data, DataOptions, Split, fingerprint, load_data
+from ppl_gen.data import Data, Split, fingerprint, load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.loading import load
 

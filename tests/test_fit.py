@@ -17,12 +17,12 @@ import torch
 
 import ppl_gen
 from ppl_gen import compare, evaluate, fit
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.table import table
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.report import write_report
+from ppl_gen.report.run_page import write_report
 from ppl_gen.run import Run
 from ppl_gen.runs import RunDirectory
 
@@ -590,7 +590,7 @@ def test_no_stopwatch_keeps_a_run_from_going_on(elsewhere: Path, call: Call, mon
     config["training"]["max_hours"] = 1e-12
     Path("run/config.json").write_text(json.dumps(config))
     assert call(fit.command, "--resume", "run")[0] == 0
-    monkeypatch.setattr("ppl_gen.inference.enumeration.free_memory", lambda device: 0)
+    monkeypatch.setattr("ppl_gen.inference.state_memory.free_memory", lambda device: 0)
     status, _, err = call(fit.command, "--resume", "run")
     assert status == 2 and "latent states" in err and "0.0 GB are free" in err, err
 

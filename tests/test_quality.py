@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pages import Page
 
-from ppl_gen import fit, quality
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen import cli, fit, quality
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.evaluation import quality as scoring
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
@@ -51,7 +54,12 @@ def test_a_run(mixture: Path, call: Call) -> None:
     assert "Fréchet distance" in out and f"{found['frechet']['mean']:.2f} ± {found['frechet']['se']:.2f}" in out
     page = (mixture / "report.html").read_text(encoding="utf-8")
     assert "Samples, to a classifier" in page and f"{found['recall']['mean']:.3f}" in page
-    assert "ppl_gen.quality" in page
+    (again,) = Page(page).commands("quality")
+    given = cli.parse(quality.Command, again, "", "")
+    assert given.runs == (Path("mixture"),) and asdict(given.options) == found["options"]
+    assert given.options == replace(
+        cli.parse(quality.Command, ["r", *FEW], "", "").options, num_images=300, images="draws"
+    )
     for name in ("sample_classes", "neighbours"):
         assert (mixture / "figures" / f"{name}.png").stat().st_size > 5000
     assert call(quality.command, "mixture", *FEW)[0] == 0

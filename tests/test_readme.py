@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from benchmarks import wall
-from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep, training
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
 from ppl_gen.inference.gaps import Search
+from ppl_gen.inference.objectives import adversarial
 from ppl_gen.models.gan import GAN
 from ppl_gen.runs import RunDirectory
 
@@ -90,7 +92,7 @@ PAGES = [
 def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {"num_temperatures": 4, "leapfrog_steps": 2}
     monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | {"sandwich": 3, "annealed": few})
-    monkeypatch.setattr(training, "_SCALE_IMAGES", 4)
+    monkeypatch.setattr(adversarial, "_SCALE_IMAGES", 4)
     # Its processes of their own are tested in test_benchmarks.py.
     monkeypatch.setattr(wall.climb, "__defaults__", (lambda way, units: wall.measure(way, units, 4, 9),))
     monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))

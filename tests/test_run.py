@@ -349,3 +349,84 @@ def test_samples(elsewhere: Path, x: Tensor) -> None:
     assert torch.equal(run.sample(seed=4), run.sample(seed=4)) and not torch.equal(run.sample(), run.sample(seed=4))
     with pytest.raises(BadInput, match="num_image: is no option here; did you mean 'num_images'"):
         run.sample(num_image=3)
+
+
+def test_new_images(elsewhere: Path, x: Tensor) -> None:
+    """As test images: their log p(x) is that of an evaluation, exact where it can be had; nothing is written."""
+    run = Run.fit("mixture", data=x, num_components=3, epochs=2, num_samples=20, quiet=True)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    new = x[:7].flip(1)
+    estimate = run.log_px(new)
+    z = torch.arange(3)
+    joint = run.model.likelihood(z.unsqueeze(1)).log_prob(new.flatten(1)) + run.model.prior().log_prob(z)[:, None]
+    torch.testing.assert_close(estimate.log_px, joint.logsumexp(0).double().detach(), rtol=1e-5, atol=1e-5)
+    assert estimate.estimator == "exact" and not estimate.at_least
+    evaluation = run.evaluate(data=new.numpy(), num_samples=30)
+    assert evaluation.summary["num_images"] == 7 and evaluation.summary["data"] == "array"
+    # The share of each component among many samples is its responsibility: 5 standard errors, 2e-5 of false alarms.
+    samples = run.latents(new, num_samples=4000)["z"]
+    assert samples.shape == (4000, 7, 1)
+    share = torch.stack([(samples[..., 0] == k).double().mean(0) for k in range(3)])
+    p = joint.softmax(0).double().detach()
+    assert bool(((share - p).abs() <= 5 * (p * (1 - p) / 4000).sqrt() + 1e-9).all())
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    with pytest.raises(BadInput, match="images of 12 pixels, and the run is of 20"):
+        run.log_px(torch.zeros(3, 12))
+
+
+def test_latents_of_a_guide(elsewhere: Path, x: Tensor) -> None:
+    run = Run.fit("vae", data=x, **SMALL)
+    samples = run.latents(x[:5], num_samples=3000)["z"]
+    posterior = run.guide.posterior(run.guide.encode(x[:5].flatten(1)))
+    error = posterior.stddev / 3000**0.5
+    assert samples.shape == (3000, 5, 2) and bool(((samples.mean(0) - posterior.mean).abs() < 5 * error).all())
+    assert torch.equal(samples, run.latents(x[:5], num_samples=3000)["z"])
+
+
+def test_how_it_shows_itself(elsewhere: Path, x: Tensor) -> None:
+    """As text, and in a notebook as HTML: the evaluation, the pictures with their captions, escaped."""
+    run = Run.fit("vae", guide=Laplace, data=x, **SMALL)
+    assert repr(run).startswith("Run('runs/vae-laplace-array-1'): vae, guide ") and "log p(x)" in repr(run)
+    assert "<table" in run._repr_html_() and "ELBO" in run._repr_html_()
+    figures = run.figures
+    assert {"learning_curves", "samples", "reconstructions", "gap_histogram"} <= set(figures)
+    assert "Through training" in repr(figures["learning_curves"])
+    assert figures._repr_html_().count("<img") == len(figures) == figures._repr_html_().count("<figcaption>")
+    (run.path / "figures" / "<script>.png").write_bytes((run.path / "figures" / "samples.png").read_bytes())
+    assert "<script>" not in run.figures._repr_html_()
+    run.directory.write_json("evaluation.json", run.evaluation.summary | {"guide": "<script>"})  # type: ignore[union-attr]
+    assert "<script>" not in run._repr_html_()
+
+
+def test_an_objective_of_ones_own(elsewhere: Path, x: Tensor) -> None:
+    """A class with an option, and a module whose weights are trained, saved, and needed again to train on."""
+
+    class Halved:
+        def __init__(self, *, num_particles: int = 1, weight: float = 1.0):
+            self.num_particles, self.weight = num_particles, weight
+
+        def surrogate(self, terms: Any) -> Tensor:
+            return self.weight * terms.log_weight.mean(0)
+
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.level = nn.Parameter(torch.randn(()))
+
+        def loss(self, pair: Any, x: Tensor) -> Tensor:
+            weight = pair.terms(x).log_weight.mean(0)
+            return -weight.sum() + (weight.detach() - self.level).square().sum()
+
+    run = Run.fit("vae", objective=Halved, objective_options={"weight": 0.5}, data=x, **SMALL)
+    assert run.config.training.objective == "class:Halved" and run.config.objective_options == {"weight": 0.5}
+    learned = Run.fit("vae", objective=Learned, data=x, out="learned", **SMALL)
+    assert "last.objective.level" in _weights(learned)
+    assert Run.open("learned", data=x).evaluate(num_samples=10, quiet=True).elbo.mean < 0  # it needs no objective
+    with pytest.raises(BadInput, match="was trained with the objective class:Learned; it was class Learned"):
+        Run.open("learned", data=x).resume(3, quiet=True)
+    longer = Run.open("learned", data=x, objective=Learned).resume(3, quiet=True)
+    whole = Run.fit("vae", objective=Learned, data=x, **SMALL | {"epochs": 3})
+    assert _same(longer, whole)
+    instance = Learned()
+    Run.fit("vae", objective=instance, data=x, **SMALL)
+    assert not torch.equal(instance.level, Learned().level) and instance.level.grad is None

@@ -11,8 +11,8 @@ import torch
 
 import ppl_gen
 from ppl_gen import fit, sample
-from ppl_gen.data import DataOptions, load_data
-from ppl_gen.evaluation.sampling import equal_mass_grid
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run
@@ -77,16 +77,6 @@ def test_grid_is_the_decoder_at_quantiles(vae: Path, call: Call) -> None:
     high = torch.distributions.Normal(0, 1).icdf(torch.tensor(5 / 6))
     corner = model.likelihood(torch.stack([high, torch.zeros(()), high])[None]).mean  # type: ignore[operator]
     np.testing.assert_allclose(grid[0, 2], corner.detach().reshape(8, 8), atol=0.05)
-
-
-def test_grid_is_at_quantiles_of_the_prior(vae: Path) -> None:
-    """Quantiles of 10,000 normal draws have standard errors to 0.016 here: 0.08 is five, false alarms below 1e-5."""
-    torch.manual_seed(0)
-    grid = equal_mass_grid(ppl_gen.load(vae).model, (2, 0), 3, 5)
-    steps = torch.distributions.Normal(0, 1).icdf(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
-    assert (grid[..., 2] - steps).abs().max() < 0.08
-    assert (grid[..., 0] - steps[:, None]).abs().max() < 0.08
-    assert (grid[..., 1] == 0).all()
 
 
 @pytest.mark.parametrize(

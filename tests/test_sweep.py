@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ppl_gen import compare, fit, sweep
+from ppl_gen import fit, sweep
+from ppl_gen.comparison import Comparison
 
 Call = Callable[..., tuple[int, str, str]]
 REST = ("--", "--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "30", "--hidden-dims", "8")
@@ -97,8 +98,8 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
         "start     vae-mine-elbo-1",
     ]
     assert {**json.loads(lost.read_text(encoding="utf-8")), "seconds": 0} == {**before, "seconds": 0}
-    rows = compare.compare(sorted(path for path in Path("out").iterdir() if path.is_dir()))["rows"]
-    assert sorted((row["guide"], *row["seeds"]) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
+    rows = Comparison(sorted(path for path in Path("out").iterdir() if path.is_dir())).rows
+    assert sorted((row.guide, *row.seeds) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
 
     status, out, err = call(sweep.command, *arguments, *REST, "--latent-dim", "3")
     assert status == 2 and "out/vae-normal-elbo-0: is there with other options: latent_dim is 1, not 3" in err

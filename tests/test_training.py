@@ -17,16 +17,19 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_gen.data import Data, DataOptions, load_data
+from ppl_gen.data import Data, load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.assembling import assemble, load_checkpoint
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.elbos import ScaleLatents, scaled
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.objectives import ScaleLatents, objective, scaled
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
+from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import RunDirectory
 from ppl_gen.state import tensors_of
 from ppl_gen.training import monitor
@@ -130,8 +133,8 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
     model, guide = assemble(_config(), data)
     x = data.targets("train")[:64]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
-        elbo = objective(chosen.objective, pair, x[:8], num_particles=chosen.num_particles)
+        pair = Pair.read(model, guide, x[:8])
+        elbo = bind(construct(chosen.objective, num_particles=chosen.num_particles), pair, x[:8])
     modules = nn.ModuleDict({"model": model, "guide": guide})
     loss = partial(loss_per_image, elbo)
     loss_and_grads = partial(loss_with_gradient, loss)
@@ -173,8 +176,8 @@ def test_particles_average_the_elbo(data: Data) -> None:
     model, guide = assemble(_config(), data)
     x = data.targets("train")[:64]
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
-        elbo = objective("elbo", pair, x[:8], num_particles=2000)
+        pair = Pair.read(model, guide, x[:8])
+        elbo = bind(construct("elbo", num_particles=2000), pair, x[:8])
         estimate = -elbo.differentiable_loss(pair.model, pair.guide, x) / 64
         terms = pair.terms(x, num_samples=2000)
         se = terms.log_weight.std(0).square().mean().sqrt() / math.sqrt(64 * 2000)
@@ -189,8 +192,8 @@ def test_warmup_scales_the_kl_term_alone(data: Data, name: str) -> None:
     warmup = ScaleLatents()
     values = {}
     with evaluating(model, guide):
-        pair = Pair(model, guide, x[:8])
-        elbo = objective(name, pair, x[:8])
+        pair = Pair.read(model, guide, x[:8])
+        elbo = bind(construct(name), pair, x[:8])
         for scale in (0.0, 0.5, 1.0):
             warmup.scale = scale
             torch.manual_seed(1)
@@ -211,10 +214,10 @@ def test_analytic_kl_is_refused_where_there_is_none(data: Data) -> None:
     model, _ = assemble(_config(), data)
     x = data.targets("train")[:8]
     with evaluating(model):
-        pair = Pair(model, guide, x)
-        assert isinstance(objective("elbo", pair, x), Trace_ELBO)
+        pair = Pair.read(model, guide, x)
+        assert isinstance(bind(construct("elbo"), pair, x), Trace_ELBO)
         with pytest.raises(BadInput, match="no closed-form KL"):
-            objective("elbo-analytic-kl", pair, x)
+            bind(construct("elbo-analytic-kl"), pair, x)
 
 
 def test_schedules() -> None:
@@ -336,7 +339,7 @@ def test_best_on_validation_is_kept(tmp_path: Path, data: Data) -> None:
     model, guide = assemble(_config(), data)
     load_checkpoint(run, model, guide, "best")
     with evaluating(model, guide):
-        pair = Pair(model, guide, data.targets("validation")[:8])
+        pair = Pair.read(model, guide, data.targets("validation")[:8])
     terms = elbo_terms(model, guide, pair, data.targets("validation"), seed=monitor._SEED)
     assert terms["elbo"] == best
     load_checkpoint(run, model, guide, "last")

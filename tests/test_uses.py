@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen import fill, fit, responsibilities, splice
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.evaluation import explaining, filling, splicing
 from ppl_gen.experiment.config import Config, Given
@@ -476,7 +476,7 @@ def test_filling_in_takes_a_guide_that_can_be_shown_another_image() -> None:
     """A guide without encode and posterior, and a model with two latent sites, are refused in a sentence."""
     from pairs import TwoLayers
 
-    from ppl_gen.inference.traces import Pair
+    from ppl_gen.inference.pair import Pair
 
     class Opaque(nn.Module):
         def __init__(self, guide: ExactGuide):
@@ -490,7 +490,7 @@ def test_filling_in_takes_a_guide_that_can_be_shown_another_image() -> None:
     def complete(model: Any, guide: Any, x: Tensor, visible: Tensor) -> None:
         none: Any = None
         assembled = Assembled(Config(), model, guide, none, Given())
-        vars(assembled)["pair"] = Pair(model, guide, x)
+        vars(assembled)["pair"] = Pair.read(model, guide, x)
         filling.complete(assembled, x, visible, 5, quiet=True)
 
     with pytest.raises(BadInput, match="encode"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen import parallel
+from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.errors import BadInput, describe, require
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
@@ -18,12 +19,14 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.annealed import AnnealedEstimate, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import block_size, cheap, closed_form, exact_blocks, require_memory, state_posterior
+from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, exact
+from ppl_gen.inference.exact import closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
-from ppl_gen.inference.traces import Pair, tells_density
+from ppl_gen.inference.state_memory import block_size, cheap, require_memory
 from ppl_gen.progress import Progress
 
 Estimator = Callable[..., Estimate]
@@ -52,7 +55,7 @@ def evaluate(
     further: Sequence[Estimator] = (),
     quiet: bool = False,
 ) -> Evaluation:
-    """Estimate, and write `evaluation.nc` and `evaluation.json`.
+    """Estimate the ELBO and log p(x) of the images of a split.
 
     :param others: the guides of `options.proposals`.
     :param further: estimators of one's own, whose estimates stand beside the others and are held against them.
@@ -84,9 +87,7 @@ def evaluate(
         "seconds": time.perf_counter() - started,
     }
     labels = fitted.data.split(options.split).labels
-    evaluation = Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
-    evaluation.write(fitted.directory)
-    return evaluation
+    return Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
 
 
 # Before the work -----------------------------------------------------------------------------------------------
@@ -266,9 +267,9 @@ def _noting(progress: Progress, text: str) -> Callable[[int], None]:
 
 
 def observation(pair: Pair, x: Tensor, *args: Any) -> str:
-    """Kind of p(x) that these images have, as `Pair.check` says."""
+    """Kind of p(x) that these images have, as `check_images` says."""
     with evaluating(pair.model, pair.guide):
-        return pair.check(x, *args)
+        return check_images(pair, x, *args)
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:
@@ -276,7 +277,7 @@ def components_in_use(fitted: Fitted, x: Tensor) -> int | None:
     pair = fitted.pair
     if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
         return None
-    if not (tells_density(fitted.model) and cheap(pair)):
+    if not (offers(fitted.model, HasDensity) and cheap(pair)):
         return None
     size = block_size(pair, posterior=True)
     totals = torch.stack([state_posterior(fitted.model, block)[1].sum(1) for block in x.split(size)]).sum(0)

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.data import SplitName
 from ppl_gen.errors import BadInput, require
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.inference.enumeration import block_size, cheap, require_memory, state_posterior
 from ppl_gen.inference.estimate import mean_se
-from ppl_gen.inference.traces import Pair, tells_density
+from ppl_gen.inference.exact import state_posterior
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.state_memory import block_size, cheap, require_memory
 from ppl_gen.progress import Progress
 
 _SHUFFLES = 100
@@ -183,7 +185,7 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
 
 
 def _is_mixture(model: Any, pair: Pair) -> bool:
-    return cheap(pair) and list(pair.event_shapes.values()) == [()] and tells_density(model)
+    return cheap(pair) and list(pair.event_shapes.values()) == [()] and offers(model, HasDensity)
 
 
 def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:

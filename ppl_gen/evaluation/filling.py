@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.data import SplitName
 from ppl_gen.errors import BadInput, near_miss, require, warnings_of
 from ppl_gen.evaluation.estimating import observation
@@ -17,9 +18,8 @@ from ppl_gen.evaluation.table import images, title
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
-from ppl_gen.inference.enumeration import cheap, require_memory
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
-from ppl_gen.inference.traces import amortized, tells_density
+from ppl_gen.inference.state_memory import cheap, require_memory
 from ppl_gen.progress import Progress
 
 SIDES = ("left", "right", "top", "bottom")
@@ -116,12 +116,12 @@ def complete(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, qu
     :raises BadInput: for a model or a guide that lacks what that takes.
     """
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
-    if len(pair.latent) != 1 or not tells_density(model):
+    if len(pair.latent) != 1 or not offers(model, HasDensity):
         raise BadInput(f"{pair.model_name}: filling in takes one latent site and the methods prior() and likelihood(z)")
     if cheap(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
         return exact_completion(model, x, visible, _DRAWS)
-    if not amortized(guide):
+    if not offers(guide, Amortized):
         raise BadInput(
             f"{pair.guide_name}: filling in by importance sampling takes the methods encode(x) and posterior(context)"
         )

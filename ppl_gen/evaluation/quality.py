@@ -7,7 +7,7 @@ them. What as many other real images reach, which the classifier has not seen, s
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -217,6 +217,7 @@ def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOp
         "images": kind,
         "seed": options.seed,
         "checkpoint": options.checkpoint,
+        "options": asdict(replace(options, num_images=len(judge.test), images=kind)),
         "training_step": run.loaded,
         "classifier": {"steps": judge.steps, "accuracy": judge.accuracy},
         **judge.scores(samples),

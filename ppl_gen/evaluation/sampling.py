@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_gen.data import SplitName
 from ppl_gen.errors import BadInput, describe, require
 from ppl_gen.experiment.fitted import Assembled
-from ppl_gen.inference.traces import Pair, tells_density
+from ppl_gen.inference.planes import equal_mass_grid, vector_size
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _from_image(fitted: Assembled, options: SampleOptions) -> Any:
 
 def _on_grid(fitted: Assembled, options: SampleOptions) -> Any:
     model: Any = fitted.model
-    size = plane_size(model, fitted.pair)
+    size = vector_size(model, fitted.pair)
     side = round(options.num_images**0.5)
     if size < 2:
         raise BadInput(
@@ -87,22 +87,3 @@ def _on_grid(fitted: Assembled, options: SampleOptions) -> Any:
     require(inside, "units", options.units, f"two different units of the {size}")
     grid = equal_mass_grid(model, options.units, size, side)
     return model.likelihood(grid.flip(0).flatten(0, 1))  # the second unit rises upwards
-
-
-def plane_size(model: Any, pair: Pair) -> int:
-    """The number of units of a model's one latent site, if that is a continuous and unbounded vector, and the model has
-    `prior()` and `likelihood(z)`; else 0."""
-    shapes = list(pair.event_shapes.values())
-    if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
-        return 0
-    return shapes[0][0] if tells_density(model) else 0
-
-
-def equal_mass_grid(model: Any, units: tuple[int, ...] | list[int], size: int, side: int) -> Tensor:
-    """z [side, side, size] at quantiles of two units' priors, the second one's first; the other units are 0."""
-    draws = model.prior().sample((10_000,))
-    steps = (torch.arange(side, device=draws.device) + 0.5) / side
-    first, second = (draws[:, unit].quantile(steps) for unit in units)
-    grid = torch.zeros(side, side, size, device=draws.device)
-    grid[..., units[0]], grid[..., units[1]] = first, second.unsqueeze(1)
-    return grid

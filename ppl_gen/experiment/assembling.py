@@ -14,8 +14,8 @@ from ppl_gen.data import Data
 from ppl_gen.errors import BadInput, describe
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.inference.callables import evaluating, takes_labels
+from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.statements import adopt
-from ppl_gen.inference.traces import sample_sites
 from ppl_gen.runs import RunDirectory
 from ppl_gen.state import load_weights, prefixed, tensors_of
 
@@ -128,6 +128,7 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
         raise BadInput(
             f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split or no ELBO in training"
         )
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
     run.loaded = content[1]["step"]
     return content[1]

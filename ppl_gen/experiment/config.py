@@ -1,4 +1,7 @@
-"""The configuration of a run, and what a user gives again when the run is opened."""
+"""The configuration of a run, and what a user gives again when the run is opened.
+
+Importing it imports no torch, so that what only reads runs starts fast.
+"""
 
 import platform
 import subprocess
@@ -7,18 +10,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import ppl_gen
 from ppl_gen import components
 from ppl_gen.components import Kind, class_name, find, is_external
-from ppl_gen.data import Data, DataOptions, fingerprint
+from ppl_gen.core.contracts import defaults_of
+from ppl_gen.core.options import option
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput, near_miss
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.runs import RunDirectory
 
+if TYPE_CHECKING:
+    from ppl_gen.data import Data
+
+ORIGIN = ("format", "command", "versions", "git_commit", "num_threads", "data_name", "data_notice")
+"""Keys of `config.json` that are no options: where and how the run was made. They do not identify it."""
 KINDS: tuple[Kind, ...] = ("model", "guide", "prior")
 
 
@@ -30,24 +38,30 @@ class Config:
     what was handed over as a Python object, `class:Name` and `instance:Name` (`Given` holds the object).
     """
 
-    model: str = "vae"
+    model: str = option("vae", column="model")
     model_options: Mapping[str, Any] = field(default_factory=dict)
-    guide: str = "normal"
+    guide: str = option("normal", column="guide")
     guide_options: Mapping[str, Any] = field(default_factory=dict)
     data: DataOptions = field(default_factory=DataOptions)
     training: TrainingOptions = field(default_factory=TrainingOptions)
-    num_samples: int = 1000
+    num_samples: int = option(1000, identifies=False)
     """Importance samples per image for log p(x) after training."""
     init_from: str | None = None
     """Directory of the run whose last weights training starts from."""
     fixed_model: bool = False
     """Train the guide alone."""
-    prior: str | None = None
+    prior: str | None = option(None, column="prior")
     """In the place of the model's own."""
     prior_options: Mapping[str, Any] = field(default_factory=dict)
+    objective_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the objective that `training` names, beside those that it has itself."""
 
-    def to_json(self, data: Data, given: "Given | None" = None) -> dict[str, Any]:
+    def to_json(self, data: "Data", given: "Given | None" = None) -> dict[str, Any]:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
+        import torch
+
+        from ppl_gen.data import fingerprint
+
         given = given or Given()
         classes: dict[str, Any] = {}
         for kind in KINDS:
@@ -69,6 +83,8 @@ class Config:
             "num_samples": self.num_samples,
             "init_from": self.init_from,
             "fixed_model": self.fixed_model,
+            "objective_options": dict(self.objective_options),
+            "objective_sha256": given.fingerprint("objective", self.training.objective),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
             | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
             "num_threads": torch.get_num_threads(),
@@ -76,9 +92,11 @@ class Config:
             "command": sys.argv,
         }
 
-    def externals(self) -> dict[str, str]:
-        """The model, guide and prior that are not the package's own, by kind."""
-        return {kind: name for kind in KINDS if (name := getattr(self, kind)) is not None and is_external(name)}
+    def externals(self) -> dict[Kind, str]:
+        """The model, guide, prior and objective that are not the package's own, by kind."""
+        named: dict[Kind, str | None] = {kind: getattr(self, kind) for kind in KINDS}
+        named["objective"] = self.training.objective
+        return {kind: name for kind, name in named.items() if name is not None and is_external(name)}
 
 
 @dataclass(frozen=True)
@@ -89,9 +107,10 @@ class Given:
     """
 
     model: Any = None
-    """A name, `file.py:Class`, a class, or an instance; so are the guide and the prior."""
+    """A name, `file.py:Class`, a class, or an instance; so are the guide, the prior and the objective."""
     guide: Any = None
     prior: Any = None
+    objective: Any = None
     data: Any = None
     """Images, as `Run.fit` takes them."""
 
@@ -120,7 +139,7 @@ def _resolved(kind: Kind, found: Any, chosen: Mapping[str, Any]) -> dict[str, An
     """Every option of a class, with its value; an instance has none."""
     if not isinstance(found, type):
         return {}
-    return {option.name: chosen.get(option.name, option.default) for option in components.options(kind, found)}
+    return {each.name: chosen.get(each.name, each.default) for each in components.options(kind, found)}
 
 
 def _git_commit() -> str | None:
@@ -138,21 +157,22 @@ def _git_commit() -> str | None:
 
 def default_guide(model: Any) -> str:
     """The guide of a model, a class or its name, where none is named: its own `default_guide`, or `normal`."""
-    return str(getattr(_class(model), "default_guide", "normal"))
+    return defaults_of(_class(model)).default_guide
 
 
 def training_defaults(model: Any) -> dict[str, Any]:
     """Defaults of `TrainingOptions` for a model: its own `training_defaults`."""
-    return dict(getattr(_class(model), "training_defaults", {}))
+    return dict(defaults_of(_class(model)).training_defaults)
 
 
 def data_defaults(model: Any) -> dict[str, Any]:
     """Defaults of `DataOptions` for a model: its own `data_defaults`."""
-    return dict(getattr(_class(model), "data_defaults", {}))
+    return dict(defaults_of(_class(model)).data_defaults)
 
 
-def _class(model: Any) -> Any:
-    return find("model", model) if isinstance(model, str) else model
+def _class(model: Any) -> type:
+    found = find("model", model) if isinstance(model, str) else model
+    return found if isinstance(found, type) else type(found)
 
 
 def starting_config(given: Given, init_from: str | None = None, *, refit_guide: bool = False) -> Config:
@@ -192,7 +212,7 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
     names = {part: {each.name for each in fields(part)} for part in (TrainingOptions, DataOptions, Config)}
     chosen: dict[Any, dict[str, Any]] = {part: {} for part in names}
     model = given.find("model", config.model)
-    own = [option.name for option in components.options("model", model)] if isinstance(model, type) else []
+    own = [each.name for each in components.options("model", model)] if isinstance(model, type) else []
     for name, value in options.items():
         part = next((part for part, known in names.items() if name in known), None)
         if part is not None:
@@ -225,7 +245,7 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
         classes: dict[str, Any] = {}
         for kind, name in (given or Given()).names().items():
             classes |= _class_of(run, kind, name, swap, required=given is not None)
-        own = {option.name for option in fields(Config)} - {*classes, "data", "training"}
+        own = {each.name for each in fields(Config)} - {*classes, "data", "training"}
         return Config(
             **classes,
             data=DataOptions(**content["data"]),
@@ -235,6 +255,22 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise BadInput(f"{run.path / 'config.json'}: damaged: {reason}") from None
+
+
+def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
+    """The configuration for training on, where the objective is needed again.
+
+    :raises BadInput: where one of the user's own is not given again, or another is given.
+    """
+    recorded, own = config.training.objective, given.objective
+    if own is None:
+        if is_external(recorded):
+            raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_again('objective', recorded)}")
+        return config
+    name = components.name_of("objective", own)
+    if class_name(name) != class_name(recorded):
+        raise BadInput(f"--objective {name}: {run.path} was trained with {recorded}")
+    return replace(config, training=replace(config.training, objective=name))
 
 
 def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, required: bool) -> dict[str, Any]:
@@ -262,8 +298,15 @@ def _again(kind: Kind, recorded: str) -> str:
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
     """The names of classes and files of images that are not what they were when the run was made."""
+    from ppl_gen.data import fingerprint
+
     given = given or Given()
-    found = {kind: (name, given.fingerprint(kind, name)) for kind, name in config.externals().items()}  # type: ignore[arg-type]
+    named = config.externals()
+    if given.objective is None:  # which none but training needs
+        named.pop("objective", None)
+    found: dict[str, tuple[str, str | None]] = {
+        kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()
+    }
     if run.config.get("data_sha256") is not None and given.data is None:
         found["data"] = config.data.data, fingerprint(config.data.data)
     return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]

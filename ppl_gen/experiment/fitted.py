@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.components import is_external
+from ppl_gen.core.contracts import Objective
 from ppl_gen.data import Data, SplitName, load_data
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.assembling import Checkpoint, assemble, batch, load_checkpoint
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.pair import Pair
 from ppl_gen.runs import RunDirectory
 
 _READ = 8  # images that a pair is read on
@@ -78,13 +81,37 @@ class Assembled:
     def pair(self) -> Pair:
         """Model and guide, read on `batch`."""
         with evaluating(self.model, self.guide):
-            pair = Pair(self.model, self.guide, *self.batch)
-            pair.check(*self.batch)
+            pair = Pair.read(self.model, self.guide, *self.batch)
+            check_images(pair, *self.batch)
             return pair
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The objective of training. Weights of its own are drawn from the seed."""
+        training, given = self.config.training, self.given.objective
+        with torch.random.fork_rng([]):
+            torch.manual_seed(training.seed)
+            objective = construct(
+                training.objective if given is None else given,
+                num_particles=training.num_particles,
+                alpha=training.alpha,
+                beta=training.beta,
+                options=self.config.objective_options,
+            )
+        if isinstance(objective, nn.Module):
+            objective.to(self.data.train.images.device)
+        return objective
 
     @property
     def modules(self) -> nn.ModuleDict:
+        """Model and guide."""
         return nn.ModuleDict({"model": self.model, "guide": self.guide})
+
+    @property
+    def trained(self) -> nn.ModuleDict:
+        """Model and guide, and the objective if it is a module."""
+        parts = {"model": self.model, "guide": self.guide, "objective": self.objective}
+        return nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
 
     @property
     def takes_labels(self) -> bool:

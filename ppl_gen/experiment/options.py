@@ -1,9 +1,10 @@
-"""The options of training. What only reads them, such as a comparison of runs, need not wait for torch."""
+"""Options of training. Importing them imports no torch, so that what only reads runs starts fast."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ppl_gen.core.options import option
 from ppl_gen.errors import BadInput, require, require_choices
 
 
@@ -11,7 +12,7 @@ from ppl_gen.errors import BadInput, require, require_choices
 class TrainingOptions:
     """How to train."""
 
-    epochs: int = 20
+    epochs: int = option(20, column="epochs")
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step."""
@@ -26,42 +27,38 @@ class TrainingOptions:
     """Of Adam: the decay of its mean gradient."""
     clip_grad_norm: float | None = None
     """Scale gradients whose norm is larger down to this."""
-    objective: str = "elbo"
-    """elbo: every term sampled, or -log p(x) where the model is enumerated; elbo-analytic-kl: the KL term in closed
-    form; stl, dreg: ELBO and IWAE bound with gradients of less noise; iwae, renyi: bounds of several samples; vimco,
-    rws, wake-sleep: likewise, for guides of discrete z; beta: the KL term weighted."""
-    num_particles: int = 1
+    objective: str = option("elbo", column="objective")
+    """elbo, elbo-analytic-kl, stl, beta, iwae, dreg, renyi; vimco, rws, wake-sleep for guides of discrete z, or any;
+    adversarial; or file.py:Class."""
+    num_particles: int = option(1, column="objective")
     """Samples of z per image in each step: K of iwae, dreg, renyi, vimco, rws, wake-sleep; the others average over
     them."""
     alpha: float | None = None
     """Order of the objective renyi; 0.5 by default."""
     beta: float | None = None
     """Weight of the KL term in the objective beta; 4 by default."""
-    kl_warmup: int = 0
+    kl_warmup: int = option(0, column="objective")
     """Epochs over which the weight of the KL term rises from 0 to 1; 0: none."""
-    seed: int = 0
+    seed: int = option(0, identifies=False, column="seeds")
     """Of weights, order of images and noise."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = option("auto", identifies=False)
     """auto: cuda where there is one."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Of float32 matrix products in training: highest is float32; high and medium allow TF32 and bfloat16, where
     the hardware has them (on CPUs, medium alone: bfloat16). Evaluation always uses highest."""
-    capture: bool = False
+    capture: bool = option(False, identifies=False)
     """Record the operations of a step once, and run them without Pyro and autograd: the same numbers but for rounding,
     in less time where layers are small. For pairs that do the same at every step; each epoch ends with a check."""
-    checkpoint_every: int = 1
+    checkpoint_every: int = option(1, identifies=False)
     """Epochs between checkpoints."""
-    max_hours: float = 24.0
+    max_hours: float = option(24.0, identifies=False)
     """Refuse training by enumeration that is estimated to take longer."""
-
     patience: int | None = None
     """Stop when the validation ELBO has not risen above its best for this many epochs; by default never."""
-    tensorboard: bool = False
+    tensorboard: bool = option(False, identifies=False)
     """Write the curves for TensorBoard, into the run's tensorboard/."""
 
     def __post_init__(self) -> None:
-        import torch
-
         from ppl_gen.inference.objectives import check as check_objective
 
         require_choices(self)
@@ -75,8 +72,11 @@ class TrainingOptions:
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
         if self.clip_grad_norm is not None:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
-        if self.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-            raise BadInput(f"--optimizer muon: torch {torch.__version__} has none; it came with torch 2.9")
+        if self.optimizer == "muon":
+            import torch
+
+            if not hasattr(torch.optim, "Muon"):
+                raise BadInput(f"--optimizer muon: torch {torch.__version__} has none; it came with torch 2.9")
         if self.capture and self.kl_warmup:
             raise BadInput(
                 f"--capture: the loss must be the same at every step, and --kl-warmup {self.kl_warmup} is not"

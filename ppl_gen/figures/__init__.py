@@ -1,2 +1,2 @@
-"""Pictures, one kind a file: functions that return a matplotlib `Figure` and touch neither disk nor global state. Only
-`run.py`, which draws all of a run, puts them there."""
+"""Pictures, one kind a file: functions from arrays to a matplotlib `Figure`, beside the captions of what they draw.
+They touch neither disk nor global state, and know no model and no run."""

@@ -5,6 +5,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ppl_gen.figures.captions import Caption
+
+CAPTIONS = {
+    "learning_curves": Caption(
+        "Through training: the two losses, the means of D(x) and D(G(z)), and the value function V, on training images",
+        "Three panels of curves over the epochs: losses, means of the discriminator, and V",
+    )
+}
+
 
 def adversarial_curves(metrics: list[dict[str, Any]]) -> Figure:
     """Losses, means of the discriminator, and the value function, from the lines of `metrics.jsonl`."""

@@ -5,7 +5,32 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ppl_gen.figures.captions import Caption, fixed
+
+CAPTIONS = {
+    "bound_against_k": Caption(
+        "The IWAE bound against its number of samples k, with the ELBO at k = 1; dashed, log p(x)",
+        "A line that rises",
+    ),
+    "gap_histogram": Caption(
+        "What the bound leaves out, image by image; hatched, if there, where log p(x) is not settled and the gap at "
+        "least this",
+        "A histogram over images of log p(x) - ELBO",
+    ),
+}
+
 _LEAST = 0.02  # nats that an axis shows: closer than that is rounding
+
+
+def captions(summary: dict[str, Any]) -> dict[str, Caption]:
+    """`CAPTIONS` with the numbers of an `evaluation.json`."""
+    importance = summary.get("log_px_importance", summary["log_px"])
+    elbo, log_px, gap = (fixed(entry["mean"]) for entry in (summary["elbo"], importance, summary["gap"]))
+    told = {
+        "bound_against_k": f" from {elbo} nats at k = 1 to {log_px} at k = {importance['num_samples']}",
+        "gap_histogram": f"; its mean is {gap} nats",
+    }
+    return {name: caption.told(told[name]) for name, caption in CAPTIONS.items()}
 
 
 def bound_against_k(summary: dict[str, Any]) -> Figure:

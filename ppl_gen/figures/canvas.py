@@ -1,15 +1,14 @@
 """What pictures of images have in common."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from torch import Tensor
 
-from ppl_gen.runs import RunDirectory
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def pictures(values: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+def pictures(values: "Tensor", shape: tuple[int, ...]) -> np.ndarray:
     """The first channel of images [..., pixels], as [..., height, width]; an image without a height is one row."""
     height, width = shape[-2:] if len(shape) > 1 else (1, *shape)
     return values.detach().cpu().reshape(*values.shape[:-1], -1, height, width)[..., 0, :, :].numpy()
@@ -20,8 +19,3 @@ def show(axes: Any, image: np.ndarray) -> None:
     axes.imshow(np.clip(image, 0, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def save(run: RunDirectory, name: str, figure: Figure) -> None:
-    """Put a figure into `figures/` of a run."""
-    run.write_file(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=120))

@@ -1,15 +1,35 @@
 """Several runs side by side."""
 
 import math
+from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from ppl_gen.figures.captions import Caption, fixed
+
 _INTERVALS = {
     "methods": ("-", "95 % interval of the difference to the first row"),
     "weights": (":", "95 % interval of the difference, between two sets of weights"),
 }
+
+
+def caption(compared: dict[str, Any], labels: Sequence[str]) -> Caption:
+    """The words for `bounds_and_log_px`, which takes the same."""
+    rows = compared["rows"]
+    text = "A line for each row, from its ELBO to its log p(x)"
+    if len(rows) > 1:
+        text += "; below it the 95 % interval of its difference to the first row, whose log p(x) is dashed"
+    lines = []
+    for label, row in zip(labels, rows, strict=True):
+        difference = row["log_px_difference"]
+        line = f"{label}, from {fixed(row['elbo']['mean'])} to {fixed(row['log_px']['mean'])}"
+        if difference["low"] is not None:
+            low, high = (fixed(difference[end]) for end in ("low", "high"))
+            line += f", difference to the first row from {low} to {high}"
+        lines.append(line)
+    return Caption(text, f"A line for each row: {'; '.join(lines)}")
 
 
 def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
@@ -18,7 +38,7 @@ def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
     Below it is the interval of the row's difference to the first row, added to the first row's log p(x): the
     difference may be chance where the interval holds that value, which is dashed.
 
-    :param compared: what `ppl_gen.compare.compare` returns.
+    :param compared: what `ppl_gen.Comparison.to_json` returns.
     :param labels: of its rows.
     """
     images, rows = compared["images"], compared["rows"]

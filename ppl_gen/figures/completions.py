@@ -4,6 +4,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppl_gen.figures.canvas import show
+from ppl_gen.figures.captions import Caption
+
+CAPTIONS = {
+    "fill": Caption(
+        "Hidden pixels given the visible ones",
+        "Rows of images: originals, their visible pixels, expected images, and completions drawn",
+    )
+}
 
 
 def completions(

@@ -6,6 +6,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppl_gen.figures.canvas import show
+from ppl_gen.figures.captions import Caption
+
+CAPTIONS = {
+    "samples": Caption(
+        "Images from the model, of z from the prior",
+        "Two grids of 25 images: on the left the means E[x | z], on the right images drawn given the same z",
+    ),
+    "through_training": Caption(
+        "Samples from the same noise (the same z, if p(z) is not learned) before, half-way through and after training",
+        "Rows of ten images E[x | z], with the epoch beside each: before training, half-way, and at its end",
+    ),
+    "reconstructions": Caption(
+        "Images, and the means that the model gives for z from the guide",
+        "Two rows of ten images: images of the test split above, their reconstructions below",
+    ),
+}
 
 
 def mosaic(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:

@@ -8,10 +8,30 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from ppl_gen.figures.canvas import show
+from ppl_gen.figures.captions import Caption
 from ppl_gen.figures.images import mosaic
 
 _MOST_POINTS = 800
 _MOST_ELLIPSES = 60
+
+CAPTIONS = {
+    "interpolations": Caption(
+        "On the way from one image's posterior mean to another's",
+        "Rows of images that go over from one into another in equal steps of z",
+    ),
+    "manifold": Caption(
+        "The images of a plane of z; each of the two units goes in steps of equal prior mass",
+        "A grid of images E[x | z], which change little from one to the next",
+    ),
+    "latent_space": Caption(
+        "Posterior means of images; ellipses are of one posterior standard deviation, around the first 60",
+        "Scatter plots of posterior means over two latent units, for each split, each drawn as its label if it has one",
+    ),
+    "aggregate_posterior": Caption(
+        "z of the guide over test images, beside z of the prior",
+        "Histograms of at most ten latent units, most active first: the guide's in grey, the prior's as an outline",
+    ),
+}
 
 
 @dataclass(frozen=True)

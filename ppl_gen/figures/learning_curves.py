@@ -1,8 +1,27 @@
-"""The ELBO and its two terms through training."""
+"""The ELBO and its two terms through training, or the terms of an objective that measures others."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from ppl_gen.figures.captions import Caption, fixed
+
+CAPTIONS = {
+    "learning_curves": Caption(
+        "Through training; dashed, if there, the validation split",
+        "Curves over the epochs",
+    )
+}
+
+
+def captions(metrics: Sequence[dict[str, Any]]) -> dict[str, Caption]:
+    """`CAPTIONS` with the first and the last number of the curve that matters most."""
+    split = "validation" if "validation" in metrics[-1] else "train"
+    before, after = (line[split] for line in (metrics[0], metrics[-1]))
+    name = "ELBO" if "kl" in after else "log p(x)"
+    told = f"; {split} {name} {fixed(before['elbo'])} before training, {fixed(after['elbo'])} at its end"
+    return {"learning_curves": CAPTIONS["learning_curves"].told(told)}
 
 
 def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
@@ -35,4 +54,22 @@ def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
     split = "validation" if "validation" in metrics[0] else "train"
     before = f"{titles['elbo'].partition(',')[0]} of the {split} split before training: {metrics[0][split]['elbo']:.1f}"
     figure.suptitle(f"Learning curves ({before})", fontsize=11)
+    return figure
+
+
+def monitored_curves(metrics: list[dict[str, Any]]) -> Figure:
+    """Train and validation curves of every number that the objective measures, from the lines of `metrics.jsonl`."""
+    names = list(metrics[0]["train"])
+    figure = Figure(figsize=(max(4.0, 3.4 * len(names)), 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for split, style in (("train", "-"), ("validation", "--")):
+            points = [(line["epoch"], line[split][name]) for line in metrics if split in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color="black", label=split)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(loc="best")
+    figure.suptitle("Training, as the objective measures it", fontsize=11)
     return figure

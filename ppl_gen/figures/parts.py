@@ -5,7 +5,30 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from ppl_gen.figures.captions import Caption
+
 _MOST = 60
+
+CAPTIONS = {
+    "components": Caption(
+        "Components, the most probable first",
+        "A grid of mean images, one for each of at most 60 components, with its probability above",
+    ),
+    "weights": Caption(
+        "What each unit adds to the pixels' log-odds",
+        "A grid of images in grey levels, one for each of at most 60 latent units, with the probability that it is 1 "
+        "above",
+    ),
+    "posterior": Caption(
+        "Posterior probabilities of the units",
+        "Five images, each beside bars of the exact p(z = 1 | x) of every unit, with a mark for the prior's and, if it "
+        "has one, for the guide's",
+    ),
+    "interpolation": Caption(
+        "From one z to another",
+        "A row of images that go over into one another",
+    ),
+}
 
 
 def parts(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:

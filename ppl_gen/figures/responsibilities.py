@@ -4,6 +4,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppl_gen.figures.canvas import show
+from ppl_gen.figures.captions import Caption
+
+CAPTIONS = {
+    "components_by_label": Caption(
+        "Components and labels",
+        "A table with a row for each component: its mean image, and the number of its images that have each label",
+    ),
+    "responsibilities": Caption(
+        "Which components explain which images",
+        "Images, each beside the components most responsible for it and their probabilities",
+    ),
+}
 
 MOST = 40
 """Components that are shown at most."""

@@ -6,6 +6,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppl_gen.figures.canvas import show
+from ppl_gen.figures.captions import Caption
+
+CAPTIONS = {
+    "sample_classes": Caption(
+        "The classes that a classifier sees in the samples, beside those of the test images",
+        "Bars of the share of each class, in pairs: of the samples, and of the test images",
+    ),
+    "neighbours": Caption(
+        "Samples, and below each the training image that is nearest to it",
+        "Two rows of ten images: samples above, their nearest training images below, with the distances",
+    ),
+}
 
 
 def class_shares(samples: np.ndarray, data: np.ndarray, labels: Sequence[str]) -> Figure:

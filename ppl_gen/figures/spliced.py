@@ -6,6 +6,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppl_gen.figures.canvas import show
+from ppl_gen.figures.captions import Caption
+
+CAPTIONS = {
+    "spliced": Caption(
+        "Natural and spliced images, with log p(x) in nats",
+        "A row of images as they are, and a row of images put together from halves of two, log p(x) below each",
+    ),
+    "splice_power": Caption(
+        "Telling spliced from natural batches",
+        "Curves of power and false alarms against the number of images in a batch",
+    ),
+}
 
 
 def spliced_images(

@@ -1,1 +1,1 @@
-"""Families of guides q(z | x), one file each."""
+"""Families of guides q(z | x). Each file shows the Pyro code of one family."""

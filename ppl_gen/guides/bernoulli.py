@@ -1,4 +1,4 @@
-"""The factorized Bernoulli guide, for binary latent vectors."""
+"""The factorized Bernoulli guide of binary latent vectors."""
 
 from typing import Any, Literal, get_args
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.distributions import BernoulliVector
-from ppl_gen.errors import BadInput, require
+from ppl_gen.errors import require
 from ppl_gen.nets import Activation, mlp
 
 Baseline = Literal["none", "constant", "network"]
@@ -16,18 +16,22 @@ Baseline = Literal["none", "constant", "network"]
 class Bernoulli(nn.Module):
     """q(z | x) = prod_m Bernoulli(z_m; encoder(x)_m): Mnih and Gregor (2014), section 2.
 
-    A binary z cannot be reparametrized, and the score-function gradient of the encoder is noisy. Its variance falls
-    when a baseline, which predicts the learning signal log p(x, z) - log q(z | x) from the image, is subtracted from it
-    (section 2.3). The baseline is used by the objective `elbo` (Pyro's `TraceGraph_ELBO`) alone: `vimco` has its own
-    and `rws` needs none.
+    A binary z cannot be reparametrized, and the score-function gradient of the encoder is noisy. A baseline predicts
+    the learning signal log p(x, z) - log q(z | x) from the image. The gradient has a smaller variance once the baseline
+    is subtracted from the signal (section 2.3). Only the objective `elbo` (Pyro's `TraceGraph_ELBO`) uses it: `vimco`
+    has a baseline of its own, and `rws` needs none.
+
+    >>> guide = Bernoulli(64, torch.full((64,), 0.5), 3, "z")
+    >>> guide.posterior(guide.encode(torch.rand(5, 64))).sample().shape
+    torch.Size([5, 3])
 
     :param data_dim: pixels of one image.
     :param data_mean: mean training pixel [data_dim], subtracted from the images.
     :param latent_dim: number of units M.
     :param latent_name: name of the model's latent site.
-    :param hidden_dims: units of each hidden layer; without any, the encoder is linear.
+    :param hidden_dims: units of each hidden layer; without hidden layers the encoder is linear.
     :param activation: nonlinearity between layers.
-    :param baseline: network: learned for each image; constant: learned, the same for all; none.
+    :param baseline: network: a learned function of the image; constant: one learned number; none.
     :param baseline_dim: hidden units of the baseline's network.
     """
 
@@ -38,7 +42,7 @@ class Bernoulli(nn.Module):
         data_dim: int,
         data_mean: Tensor,
         latent_dim: int,
-        latent_name: str | None,
+        latent_name: str,
         *,
         hidden_dims: tuple[int, ...] = (),
         activation: Activation = "tanh",
@@ -46,10 +50,10 @@ class Bernoulli(nn.Module):
         baseline_dim: int = 100,
     ):
         require(min(hidden_dims, default=1) >= 1, "guide.hidden_dims", hidden_dims, "every layer needs at least 1 unit")
-        require(baseline in get_args(Baseline), "guide.baseline", baseline, f"choose from {get_args(Baseline)}")
+        require(
+            baseline in get_args(Baseline), "guide.baseline", baseline, f"choose from {', '.join(get_args(Baseline))}"
+        )
         require(baseline_dim >= 1, "guide.baseline_dim", baseline_dim, "must be at least 1")
-        if latent_name is None:
-            raise BadInput("Bernoulli is a guide of one latent site, and this model has several")
         super().__init__()
         self.latent_name = latent_name
         self.register_buffer("data_mean", data_mean.clone(), persistent=False)
@@ -59,11 +63,11 @@ class Bernoulli(nn.Module):
             self.baseline = _Baseline(data_dim, baseline_dim if baseline == "network" else 0)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Context [images, latent_dim] of images [images, data_dim]: the log-odds of each unit."""
+        """Context [images, latent_dim] of images [images, data_dim]."""
         return self.encoder(x - self.data_mean)
 
     def posterior(self, context: Tensor) -> BernoulliVector:
-        """q(z | context), event [latent_dim]."""
+        """q(z | context), event [latent_dim]. The context is the log-odds of each unit."""
         return BernoulliVector(context)
 
     def guide(self, x: Tensor) -> None:
@@ -76,8 +80,9 @@ class Bernoulli(nn.Module):
 
 
 class _Baseline(nn.Module):
-    """Learning signal in nats, [images]. The output is in units of the number of pixels: the signal is of that order,
-    and a weight that moves by a learning rate of 1e-3 at a step would take long to get there."""
+    """The predicted learning signal in nats, [images]. The network's output is multiplied by the number of pixels,
+    because the signal is of that order: a weight that moves by a learning rate of 1e-3 at a step would take long to
+    reach it."""
 
     def __init__(self, data_dim: int, hidden_dim: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The posterior of factor analysis, in closed form."""
+"""The posterior of factor analysis in closed form."""
 
 from typing import Any
 
@@ -11,9 +11,19 @@ from ppl_gen.errors import BadInput
 
 
 class ExactGaussian(nn.Module):
-    """q(z | x) = p(z | x) = N(A^-1 V psi^(-1/2) (x - mu), A^-1), A = I + V V^T, of a model with W = V psi^(1/2):
-    Tipping and Bishop (1999), equation 6 (with W there the transpose of W here). It has no parameters of its own. log
-    p(x, z) - log q(z | x) is log p(x) for every z.
+    """q(z | x) = p(z | x) = N(A^-1 V psi^(-1/2) (x - mu), A^-1), with A = I + V V^T, for a model with W = V psi^(1/2):
+    Tipping and Bishop (1999), equation 6, where W is the transpose of W here. The guide has no parameters of its own.
+    log p(x, z) - log q(z | x) is log p(x) for every z.
+
+    >>> from ppl_gen.models.factor_analysis import FactorAnalysis
+    >>> model = FactorAnalysis(16, latent_dim=2)
+    >>> guide = ExactGaussian("z", model)
+    >>> x = model.model(n=3)
+    >>> q = guide.posterior(guide.encode(x))
+    >>> z = q.sample()
+    >>> log_w = model.likelihood(z).log_prob(x) + model.prior().log_prob(z) - q.log_prob(z)
+    >>> torch.allclose(log_w, model.log_px(x).float(), rtol=1e-3)
+    True
 
     :param latent_name: name of the model's latent site.
     :param model: a `FactorAnalysis`.
@@ -22,11 +32,12 @@ class ExactGaussian(nn.Module):
     def __init__(self, latent_name: str, model: nn.Module):
         super().__init__()
         if not all(hasattr(model, name) for name in ("scaled_weight", "log_psi", "loc")):
-            raise BadInput(f"the guide exact-gaussian is that of factor-analysis, not of {type(model).__name__}")
+            raise BadInput(f"the guide exact-gaussian takes a factor-analysis, not a {type(model).__name__}")
         self.latent_name = latent_name
         self.model: Any = model
 
     def _precision(self) -> Tensor:
+        """A [latent_dim, latent_dim]."""
         v = self.model.scaled_weight
         return torch.eye(len(v), dtype=v.dtype, device=v.device) + v @ v.T
 
@@ -36,7 +47,7 @@ class ExactGaussian(nn.Module):
         return torch.linalg.solve(self._precision(), self.model.scaled_weight @ standard.T).T
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
-        """Of the posterior's mean, event [latent_dim]."""
+        """q(z | context), event [latent_dim]. The context is the posterior's mean."""
         return dist.MultivariateNormal(context, precision_matrix=self._precision())
 
     def guide(self, x: Tensor) -> None:

@@ -11,8 +11,15 @@ from ppl_gen.nets import mlp
 
 
 class Hierarchical(nn.Module):
-    """q(z_1 | x) q(z_2 | z_1) …, each a diagonal Gaussian made by two hidden layers, from the image upwards: Burda et
-    al. (2016), section 5. Sizes and activation are the model's.
+    """q(z_1 | x) q(z_2 | z_1) …, each a diagonal Gaussian whose network has two hidden layers: Burda et al. (2016),
+    section 5. Sizes and activation are the model's.
+
+    >>> import torch
+    >>> from ppl_gen.models.hierarchical_vae import HierarchicalVAE
+    >>> guide = Hierarchical(64, HierarchicalVAE(64, latent_dims=(5, 2), hidden_dims=(20, 10)))
+    >>> trace = pyro.poutine.trace(guide.guide).get_trace(torch.rand(3, 64))
+    >>> trace.nodes["z1"]["value"].shape, trace.nodes["z2"]["value"].shape
+    (torch.Size([3, 5]), torch.Size([3, 2]))
 
     :param data_dim: pixels of an image.
     :param model: a `HierarchicalVAE`, or any model with its `latent_dims`, `hidden_dims` and `activation`.
@@ -23,7 +30,7 @@ class Hierarchical(nn.Module):
         shape: Any = model
         if not hasattr(model, "latent_dims"):
             raise BadInput(
-                f"the guide hierarchical needs a model with latent_dims, which {type(model).__name__} has not"
+                f"the guide hierarchical needs a model with latent_dims, and {type(model).__name__} has none"
             )
         sizes = (data_dim, *shape.latent_dims)
         self.layers = nn.ModuleList(

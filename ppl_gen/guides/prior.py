@@ -1,4 +1,4 @@
-"""No guide at all, for a model that has none."""
+"""The prior in place of a guide."""
 
 from typing import Any
 
@@ -7,11 +7,17 @@ from torch import Tensor, nn
 
 
 class Prior(nn.Module):
-    """q(z | x) = p(z). Its bound says how little of z an image leaves open; importance sampling from it is prior
-    sampling.
+    """q(z | x) = p(z), for a model without a guide. Importance sampling from it is prior sampling. Its ELBO is
+    E[log p(x | z)] under the prior.
+
+    >>> import torch
+    >>> from ppl_gen.models.vae import VAE
+    >>> guide = Prior("z", VAE((8, 8), latent_dim=2))
+    >>> pyro.poutine.trace(guide.guide).get_trace(torch.rand(3, 64)).nodes["z"]["value"].shape
+    torch.Size([3, 2])
 
     :param latent_name: name of the model's latent site.
-    :param model: with a method `prior()`.
+    :param model: a model with a method `prior()`.
     """
 
     def __init__(self, latent_name: str, model: nn.Module):

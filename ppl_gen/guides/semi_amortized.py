@@ -1,23 +1,37 @@
-"""A guide that goes on from where the encoder ends."""
+"""The guide that improves the encoder's output for each image."""
 
-from typing import Any, cast
+from typing import Any, Unpack
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput, require
-from ppl_gen.guides.normal import Normal
+from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 
-class SemiAmortized(Normal):
-    """The diagonal Gaussian guide, its context improved by a few steps of gradient ascent on each image's own ELBO: Kim
-    et al. (2018), whose steps, too, are differentiated in training. A step is along the natural gradient: that of mu
-    times sigma^2, that of log sigma halved. The noise of the steps is the same for every image and at every call, so
-    that the context is a function of the image.
+class SemiAmortized(nn.Module):
+    """q(z | x) = N(mu, diag sigma^2), where mu and log sigma are the encoder's output after a few steps of gradient
+    ascent on the image's own ELBO: Kim et al. (2018), algorithm 1. Training differentiates through the steps.
 
+    A step follows the natural gradient: the gradient by mu times sigma^2, and the gradient by log sigma halved. The
+    noise in the ELBO of the steps is the same for every image and in every call, so that the context is a function of
+    the image.
+
+    >>> from ppl_gen.models.vae import VAE
+    >>> guide = SemiAmortized((8, 8), 2, "z", VAE((8, 8), latent_dim=2), num_steps=2)
+    >>> guide.posterior(guide.encode(torch.rand(5, 64).round()))
+    Independent(Normal(loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
+
+    :param data_shape: shape of one image.
+    :param latent_dim: size of z.
+    :param latent_name: name of the model's latent site.
+    :param model: the model whose posterior q approximates, with `prior()` and `likelihood(z)`.
     :param num_steps: gradient steps for each image.
-    :param step_size: length of a step; 1 would solve a quadratic log p(x, z) in mu.
-    :param num_noise: noise vectors that the ELBO of the steps is averaged over.
+    :param step_size: length of a step; if sigma is right and log p(x, z) quadratic in z, a step of 1 finds the best mu.
+    :param num_noise: noise vectors over which the ELBO of the steps is averaged.
+    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """
 
     noise: Tensor
@@ -26,31 +40,35 @@ class SemiAmortized(Normal):
         self,
         data_shape: tuple[int, ...],
         latent_dim: int,
-        latent_name: str | None,
+        latent_name: str,
         model: nn.Module,
         *,
         num_steps: int = 3,
         step_size: float = 0.3,
         num_noise: int = 4,
-        **amortized: Any,
+        input_dropout: float = 0.0,
+        **options: Unpack[EncoderOptions],
     ):
         require(num_steps >= 0, "guide.num_steps", num_steps, "must be at least 0")
         require(step_size > 0, "guide.step_size", step_size, "must be above 0")
         require(num_noise >= 2, "guide.num_noise", num_noise, "must be at least 2")
-        super().__init__(data_shape, latent_dim, latent_name, model, **amortized)
+        super().__init__()
+        self.latent_name, self.num_steps, self.step_size = latent_name, num_steps, step_size
+        self.dropout = pixel_dropout(input_dropout)
+        self.encoder = mirrored_encoder(model, data_shape, 2 * latent_dim, **options)
         if not (hasattr(model, "prior") and hasattr(model, "likelihood")):
-            raise BadInput(f"SemiAmortized needs prior() and likelihood(z), which {type(model).__name__} has not")
-        self.model = model
-        self.num_steps, self.step_size = num_steps, step_size
+            raise BadInput(f"SemiAmortized needs a model with prior() and likelihood(z), not a {type(model).__name__}")
+        self.model: Any = model
+        # Noise vectors come in pairs of opposite sign, which lowers the variance of the ELBO.
         half = torch.randn((num_noise + 1) // 2, 1, latent_dim)
         self.register_buffer("noise", torch.cat([half, -half])[:num_noise])
 
     def encode(self, x: Tensor) -> Tensor:
-        """Context [images, 2 latent_dim]: mu beside log sigma."""
-        context = super().encode(x)
+        """Context [images, 2 latent_dim] of images [images, data_dim]."""
+        context = self.encoder(self.dropout(x))
         learning = context.requires_grad
-        with torch.enable_grad():
-            if not learning:
+        with torch.enable_grad():  # evaluation needs the gradient of a step too
+            if not learning:  # no graph from one step to the next
                 context = context.detach().requires_grad_()
             for _ in range(self.num_steps):
                 elbo = self._elbo(context, x)
@@ -63,9 +81,18 @@ class SemiAmortized(Normal):
         return context if learning else context.detach()
 
     def _elbo(self, context: Tensor, x: Tensor) -> Tensor:
-        """[images], with the guide's entropy in closed form."""
+        """ELBO [images] up to a constant, averaged over the noise, with the entropy of q in closed form."""
         loc, log_scale = context.chunk(2, -1)
-        model = cast(Any, self.model)
         z = loc + log_scale.exp() * self.noise
-        log_joint = model.likelihood(z).log_prob(x) + model.prior().log_prob(z)
+        log_joint = self.model.likelihood(z).log_prob(x) + self.model.prior().log_prob(z)
         return log_joint.mean(0) + log_scale.sum(-1)
+
+    def posterior(self, context: Tensor) -> dist.TorchDistribution:
+        """q(z | context), event [latent_dim]. The context is mu beside log sigma."""
+        loc, log_scale = context.chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z | x) over a plate of images [images, data_dim]."""
+        with pyro.plate("data", len(x)):
+            pyro.sample(self.latent_name, self.posterior(self.encode(x)))

@@ -26,11 +26,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.errors import BadInput, require, require_choices
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
-from ppl_gen.inference.traces import amortized, frozen, tells_density, unbounded
+from ppl_gen.inference.supports import unbounded
 from ppl_gen.memory import keep_freed_memory
 
 _NARROW = 0.1  # nats by which annealing may be too low and still be trusted
@@ -247,12 +248,12 @@ def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds:
 def check(model: Any, guide: Any, annealing: Annealing) -> None:
     """Raise `BadInput` for a model or a guide that cannot be annealed."""
     name = type(model).__name__
-    if not tells_density(model):
+    if not offers(model, HasDensity):
         raise BadInput(f"{name}: annealing takes a model of one latent site, with prior() and likelihood(z)")
     prior = model.prior()
     if not unbounded(prior) or prior.batch_shape:
         raise BadInput(f"{name}: annealing takes a latent that is continuous and unbounded, and one prior() for all")
-    if annealing.start == "guide" and not amortized(guide):
+    if annealing.start == "guide" and not offers(guide, Amortized):
         raise BadInput("--annealed.start guide: takes a guide with encode(x) and posterior(context)")
 
 

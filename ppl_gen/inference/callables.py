@@ -1,4 +1,4 @@
-"""What a user hands over as a model, a guide and images: the modules behind functions, arrays as tensors."""
+"""A user's model, guide and images: the modules behind functions, and arrays as tensors."""
 
 import functools
 import gc
@@ -6,11 +6,11 @@ import inspect
 import sys
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ppl_gen.core.contracts import Guide, Model, offers
 from ppl_gen.errors import BadInput
 
 _MOST_OBJECTS = 20_000  # that are looked at for modules
@@ -29,16 +30,63 @@ _LIBRARIES = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "pandas", "sci
 _LEAD_NOWHERE = (Tensor, np.ndarray, ModuleType)
 
 
-def function_of(owner: Any, kind: str) -> Any:
-    """The Pyro function of a module, or of whatever else has a method `model` or `guide`, as `kind` says; else the
-    thing itself, whose net may have that name."""
-    method = getattr(owner, kind, None)
-    return method if callable(method) and not isinstance(method, nn.Module) else owner
+def model_function(model: Any) -> Callable[..., Any]:
+    """The Pyro function `model.model` of a module, or of anything else with such a method; else the model itself, which
+    may have a net of that name."""
+    return model.model if offers(model, Model) and not isinstance(model.model, nn.Module) else model
+
+
+def guide_function(guide: Any) -> Callable[..., Any]:
+    """The Pyro function `guide.guide`, likewise."""
+    return guide.guide if offers(guide, Guide) and not isinstance(guide.guide, nn.Module) else guide
+
+
+def name_of(function: Any) -> str:
+    """The name of a function or of a class; of another object that of its class."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def accepting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called with as many of the positional arguments as it takes."""
+    count = len(_positional(function))
+    return function if count >= _ANY else lambda *args, **kwargs: function(*args[:count], **kwargs)
+
+
+_ANY = 100  # names that stand for *args
+
+
+def _positional(function: Callable[..., Any]) -> list[str]:
+    """Names of the positional arguments that a function takes, empty for those of *args."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return names + [""] * _ANY * any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def check_positional(model: Callable[..., Any], guide: Callable[..., Any], given: int) -> None:
+    """Refuse a positional argument that would be dropped: neither function takes it, or one of them takes it only by
+    its name.
+
+    :param given: number of positional arguments, x included.
+    """
+    both = (model, guide)
+    names = max(map(_positional, both), key=len)
+    if len(names) < given:
+        raise BadInput(
+            f"{' and '.join(map(name_of, both))} take {len(names)} by position, x included, and {given} arguments are "
+            "given: give the others by name, such as y=labels"
+        )
+    for function in both:
+        parameters = inspect.signature(function).parameters.values()
+        by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        for name in names[len(_positional(function)) : given]:
+            if by_name and (not name or name in by_name):
+                which = name or by_name[0]
+                raise BadInput(f"{name_of(function)} takes {which} only by its name: give {which}=…, not by position")
 
 
 def takes_labels(model: Any, guide: Any) -> bool:
-    """Whether the signature of either function has labels `y`."""
-    functions = (function_of(model, "model"), function_of(guide, "guide"))
+    """True if the signature of either function has labels `y`."""
+    functions = (model_function(model), guide_function(guide))
     return any("y" in inspect.signature(function).parameters for function in functions)
 
 
@@ -96,7 +144,8 @@ def _of_library(name: Any) -> bool:
 
 
 def _named(function: FunctionType) -> list[Any]:
-    """What the code of a function names: global variables, and attributes of Python modules, imported in it or not."""
+    """Objects that the code of a function names: global variables, and attributes of Python modules, imported in it or
+    not."""
     names, package = _names(function.__code__), function.__globals__.get("__package__")
     queue = [table[name] for table in (function.__globals__, sys.modules) for name in names if name in table]
     queue += [sys.modules[inside] for name in names if (inside := f"{package}.{name}") in sys.modules]
@@ -156,8 +205,8 @@ def matmul_precision(precision: str = "highest") -> Iterator[None]:
 
 @contextmanager
 def reading(*functions: Any) -> Iterator[None]:
-    """What functions lead to, and the parameter store, are what they were after: what sets itself up when it is first
-    called is set up by the images that are evaluated, not by the few that a pair is read on.
+    """Restore all that functions lead to, and the parameter store. A module that sets itself up when it is first called
+    is then set up by the images that are evaluated, not by the few that a pair is read on.
 
     :raises BadInput: where an autoguide of Pyro is called, before it sets itself up.
     """
@@ -183,12 +232,26 @@ def reading(*functions: Any) -> Iterator[None]:
         restore_buffers()
 
 
+@contextmanager
+def frozen(*modules: Any) -> Iterator[None]:
+    """No parameter of the modules asks for a gradient, which saves half of the work; restored after."""
+    parts = [module for module in modules if isinstance(module, nn.Module)]
+    parameters = [p for module in parts for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
 def _state_of(reached: list[Any]) -> Callable[[], None]:
-    """What puts back the attributes of modules, of a user's objects and functions, the variables of closures, and the
-    dictionaries, lists and sets in these."""
+    """A function that puts back the attributes of modules, of a user's objects and functions, the variables of
+    closures, and the dictionaries, lists and sets in these."""
     own = [each for each in reached if _has_state(each)]
     closures = [each.__closure__ or () for each in own if isinstance(each, FunctionType)]
     cells = [(cell, cell.cell_contents) for cells in closures for cell in cells if gc.get_referents(cell)]
@@ -214,7 +277,7 @@ def _state_of(reached: list[Any]) -> Callable[[], None]:
 
 
 def _has_state(each: Any) -> bool:
-    """Whether an object is a module or a user's; a lazy module is not put back, as it changes its class."""
+    """True for a module and for a user's object. A lazy module is not put back, as it changes its class."""
     kind = type(each)
     if issubclass(kind, FunctionType):
         return not _of_library(each.__globals__.get("__name__"))
@@ -228,7 +291,7 @@ def _items(container: Any) -> list[Any]:
 
 
 def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
-    """What puts back the numbers in buffers that were changed in place."""
+    """A function that puts back the numbers in buffers that were changed in place."""
     buffers = [b for m in modules if not isinstance(m, LazyModuleMixin) for b in m.buffers(recurse=False)]
     buffers = [b for b in buffers if b.numel() <= _LARGEST_BUFFER and not b.is_inference()]
     before = [(b, b.detach().clone(), b._version) for b in buffers]
@@ -240,6 +303,24 @@ def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
                     buffer.copy_(content)
 
     return restore
+
+
+class Batch(NamedTuple):
+    """Images [N, ...] and the further arguments of a model and a guide."""
+
+    x: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def take(rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Batch:
+    """The images at `rows`, with the same rows of every argument that has one for each image."""
+
+    def pick(value: Any) -> Any:
+        follows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(x)
+        return value[rows] if follows else value
+
+    return Batch(x[rows], tuple(map(pick, args)), {name: pick(value) for name, value in (kwargs or {}).items()})
 
 
 def as_images(x: Any, *functions: Any) -> Tensor:

@@ -29,11 +29,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_gen.core.contracts import SelectsPixels, offers
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import block_size, enumerated_pair, exact_log_px, require_broadcasting
+from ppl_gen.inference.densities import above_others, score_function
+from ppl_gen.inference.exact import enumerated_pair, exact_log_px, require_broadcasting
 from ppl_gen.inference.importance import CHUNK_SIZE, ImportanceEstimate, log_marginal_likelihood
-from ppl_gen.inference.traces import Pair, above_others, score_function
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.state_memory import block_size
 
 _STATES_PIXELS = 2**24  # states x pixels that are held at once
 _STEPS, _STEP_SIZE, _PARTICLES = 100, 0.05, 4  # of the refinement of a proposal
@@ -136,7 +139,7 @@ def importance_completion(
             visible_model, visible_guide, x, context, num_samples=num_samples, progress=progress, ask_again=False
         )
         whole = log_marginal_likelihood(model, guide, x, num_samples=num_samples, progress=progress, ask_again=False)
-        pair = Pair(visible_model, visible_guide, x, context)
+        pair = Pair.read(visible_model, visible_guide, x, context)
         means, draws = [], []
         for block, given in _paired(x, context, max(1, CHUNK_SIZE // num_samples)):
             terms = pair.terms(block, given, num_samples=num_samples)
@@ -189,7 +192,7 @@ def visible_part(likelihood: Any, x: Tensor, visible: Tensor) -> tuple[Any, Tens
 
     :raises BadInput: where the pixels are not independent given z, or not known to be.
     """
-    if hasattr(likelihood, "select"):
+    if offers(likelihood, SelectsPixels):
         return likelihood.select(visible), x[:, visible]
     if isinstance(likelihood, dist.Independent) and not likelihood.base_dist.event_shape:
         return likelihood.base_dist.mask(visible).to_event(likelihood.reinterpreted_batch_ndims), x

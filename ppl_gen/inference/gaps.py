@@ -24,13 +24,14 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.agreement import above, above_in_mean, bound
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import SecondOpinion, opinion_samples, second_opinion
-from ppl_gen.inference.traces import Pair, amortized, frozen
 
 _IMAGES_PER_BLOCK = 50
 Advance = Callable[[int], None]
@@ -176,7 +177,7 @@ def gaps(
     :raises BadInput: for another kind of guide.
     """
     with evaluating(model, guide):
-        pair = Pair(model, guide, x)
+        pair = Pair.read(model, guide, x)
         check_guide(pair, guide)
         parts = []
         for block in x.split(1 if own_weights else _IMAGES_PER_BLOCK):
@@ -229,7 +230,7 @@ def _found(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Estim
 
 def check_guide(pair: Pair, guide: Any) -> None:
     """Raise `BadInput` for a guide whose context cannot be optimized."""
-    if not amortized(guide) or len(pair.latent) != 1:
+    if not offers(guide, Amortized) or len(pair.latent) != 1:
         raise BadInput(
             f"{pair.guide_name}: the gaps take a guide of one latent site, with the methods encode(x), from images to "
             "contexts, and posterior(context)"
@@ -290,7 +291,7 @@ def _climb(
     out; `weights`, of one image, move along."""
     moving = [start.clone().requires_grad_(), *weights]
     adam = torch.optim.Adam(moving, lr=search.learning_rate)
-    pair = Pair(model, at, x, start)
+    pair = Pair.read(model, at, x, start)
     kept = [each.detach().clone() for each in moving]
     best = torch.full_like(x[:, 0], -math.inf)
     waited = torch.zeros_like(best)

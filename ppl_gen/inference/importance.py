@@ -27,10 +27,11 @@ from torch import Tensor
 from ppl_gen.core.tables import Row
 from ppl_gen.errors import BadInput, describe, require, warnings_of
 from ppl_gen.inference.agreement import above, bound
-from ppl_gen.inference.callables import as_arguments, as_images, evaluating, matmul_precision, whole_number
-from ppl_gen.inference.enumeration import exact_blocks
+from ppl_gen.inference.callables import as_arguments, as_images, evaluating, matmul_precision, take, whole_number
+from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
-from ppl_gen.inference.traces import Pair, Terms, take
+from ppl_gen.inference.exact import exact_blocks
+from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class ImportanceEstimate(Estimate):
     latent_mc_var: dict[str, Tensor]
     """Monte Carlo variance of `latent_mean`."""
     observation: str = "probability"
-    """Kind of p(x), as `Pair.check` says: `probability`, `density`, `cross-entropy` or `unchecked`."""
+    """Kind of p(x), as `check_images` says: `probability`, `density`, `cross-entropy` or `unchecked`."""
     second_opinion: "SecondOpinion | None" = None
     """log p(x) from few samples, half of them from the prior, if it was asked for."""
 
@@ -192,8 +193,8 @@ def log_weights(
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model, guide):
-        pair = Pair(model, guide, x, *args, **kwargs)
-        pair.check(x, *args, **kwargs)
+        pair = Pair.read(model, guide, x, *args, **kwargs)
+        check_images(pair, x, *args, **kwargs)
         blocks = [
             torch.cat([terms.log_weight for terms in chunks])
             for _, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, False)
@@ -222,8 +223,8 @@ def log_marginal_likelihood(
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model, guide):
-        pair = Pair(model, guide, x, *args, **kwargs)
-        observation = pair.check(x, *args, **kwargs)
+        pair = Pair.read(model, guide, x, *args, **kwargs)
+        observation = check_images(pair, x, *args, **kwargs)
         blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
         told: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}

@@ -19,7 +19,7 @@ whichever z_s came from: the balance heuristic (Veach and Guibas 1995, section 3
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,10 +28,19 @@ from torch import Tensor
 
 from ppl_gen.errors import BadInput, require
 from ppl_gen.inference.agreement import above
-from ppl_gen.inference.callables import as_arguments, as_images, evaluating, function_of, whole_number
+from ppl_gen.inference.callables import (
+    Batch,
+    as_arguments,
+    as_images,
+    evaluating,
+    model_function,
+    take,
+    whole_number,
+)
+from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
 from ppl_gen.inference.importance import CHUNK_SIZE, Advance, gathered, log_mean_exp, reduced
-from ppl_gen.inference.traces import Pair, take
+from ppl_gen.inference.pair import Pair
 from ppl_gen.memory import keep_freed_memory
 
 _IMAGES_PER_BLOCK = 16
@@ -75,7 +84,7 @@ def proposal_log_px(
     with evaluating(model, *used):
         pairs = _pairs(model, used, temperature, x, *args, **kwargs)
         for pair in pairs:
-            pair.check(x, *args, **kwargs)
+            check_images(pair, x, *args, **kwargs)
         blocks = torch.arange(len(x), device=x.device).split(max(1, min(_IMAGES_PER_BLOCK, chunk_size)))
         mixtures = (
             (len(rows), _Mixture(pairs, counts or [0], from_prior, temperature, take(rows, x, args, kwargs)))
@@ -172,8 +181,8 @@ def second_opinion(
     keep_freed_memory()
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
-        pair = Pair(model, guide, x, *args, **kwargs)
-        if pair.enumerated or not _scores_others(pair, *take(torch.arange(1, device=x.device), x, args, kwargs)):
+        pair = Pair.read(model, guide, x, *args, **kwargs)
+        if pair.enumerated or not _scores_others(pair, take(torch.arange(1, device=x.device), x, args, kwargs)):
             return None
         counts, from_prior = _counts(1, num_samples, 0.5)
 
@@ -190,8 +199,9 @@ def second_opinion(
         return SecondOpinion(num_samples=num_samples, **gathered(parts, len(x)))
 
 
-def _scores_others(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _scores_others(pair: Pair, batch: Batch) -> bool:
     """Whether a guide has a density for a z that it has not drawn; Pyro's planar flows have none."""
+    x, args, kwargs = batch
     try:
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
             values, *_ = pair.draw(x, *args, num_samples=2, prior=True, **kwargs)
@@ -203,7 +213,7 @@ def _scores_others(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[st
 
 def _from_prior(model: Any) -> tuple[Any, Callable[..., Any]]:
     """The model, and as its guide the latent sites of the model itself."""
-    function = function_of(model, "model")
+    function = model_function(model)
 
     @functools.wraps(function)
     def prior(*args: Any, **kwargs: Any) -> None:
@@ -242,15 +252,14 @@ def _counts(num_guides: int, num_samples: int, prior_share: float) -> tuple[list
 def _pairs(model: Any, guides: Sequence[Any], temperature: float, x: Tensor, *args: Any, **kwargs: Any) -> list[Pair]:
     """The model with each guide, or, if there is none, with its own prior."""
     require(0 < temperature < math.inf, "temperature", temperature, "must be a number above 0")
-    pairs = [Pair(model, guide, x, *args, **kwargs) for guide in guides]
+    pairs = [Pair.read(model, guide, x, *args, **kwargs) for guide in guides]
     if not pairs:
-        return [Pair(*_from_prior(model), x, *args, **kwargs)]
+        return [Pair.read(*_from_prior(model), x, *args, **kwargs)]
     for pair in pairs:
         if pair.enumerated:
             raise BadInput(f"{pair.guide_name} samples no z, and cannot be a proposal; use --estimator prior")
     if not all(pair.vectorized for pair in pairs) or len({pair.max_plate_nesting for pair in pairs}) > 1:
-        for pair in pairs:  # so that one can score another's values
-            pair.vectorized = False
+        pairs = [replace(pair, vectorized=False) for pair in pairs]  # so that one can score another's values
     for pair in pairs if temperature != 1 else ():
         if not pair.vectorized:
             raise BadInput(f"--temperature {temperature}: takes a pair that can be run under a plate of samples")
@@ -270,10 +279,10 @@ class _Mixture:
         counts: list[int],
         from_prior: int,
         temperature: float,
-        data: tuple[Tensor, tuple[Any, ...], dict[str, Any]],
+        batch: Batch,
     ):
         self.pairs, self.counts, self.from_prior, self.temperature = pairs, counts, from_prior, temperature
-        self.x, self.args, self.kwargs = data
+        self.x, self.args, self.kwargs = batch
         self.centers = [self._center(pair) for pair in pairs] if temperature != 1 else None
 
     def log_weights(self, chunk_size: int) -> Tensor:

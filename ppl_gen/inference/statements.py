@@ -17,12 +17,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from ppl_gen.core.contracts import Amortized, ClosedForm, Guide, HasDensity, HasPictures, Model, members
 from ppl_gen.errors import BadInput
-from ppl_gen.inference.callables import evaluating, modules_of
-from ppl_gen.inference.traces import accepting
+from ppl_gen.inference.callables import accepting, evaluating, modules_of
 
-_METHODS = ("model", "guide", "prior", "likelihood", "encode", "posterior", "log_px", "pictures")
-"""What of a module may make statements."""
+_METHODS = members(Model, Guide, HasDensity, Amortized, ClosedForm, HasPictures)
+"""Methods of a module that may make statements."""
 
 
 class ParamStatements(nn.Module):
@@ -110,7 +110,7 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
             module.add_module("param_statements", tables[-1])
             own |= {id(parameter) for net in nets.values() for parameter in net.parameters()}
     if tables:
-        prior = getattr(model, "swapped_prior", None)
+        prior = dict(model.named_children()).get("swapped_prior")
         for module in (model, guide) if prior is None else (model, guide, prior):
             _answer_from(module, tables)
         if prior is not None:

@@ -1,4 +1,4 @@
-"""Where a distribution has mass.
+"""Supports of distributions.
 
 With Pyro's checks off, `log_prob` of a value outside the support is often a plausible number: log Exponential(-1) is
 -rate * (-1). Here the support is asked, so that a latent value outside the prior's has weight zero, and an image that
@@ -39,9 +39,18 @@ def support(distribution: Any) -> Any:
 
 
 def is_discrete(distribution: Any) -> bool:
-    """Whether a distribution has probabilities. One that does not tell its support is taken to have densities."""
+    """True if a distribution has probabilities. One that does not tell its support is taken to have densities."""
     constraint = support(distribution)
     return constraint is not None and bool(constraint.is_discrete)
+
+
+def unbounded(distribution: Any) -> bool:
+    """True if a distribution is of continuous values without bounds."""
+    constraint = support(distribution)
+    if constraint is None or constraint.is_discrete:
+        return False
+    far = torch.full_like(distribution.sample(), 1e4)
+    return all(bool(constraint.check(value).all()) for value in (far, -far))
 
 
 def parts(distribution: Any) -> Iterator[Any]:
@@ -54,7 +63,7 @@ def parts(distribution: Any) -> Iterator[Any]:
 
 
 def has_no_density(distribution: Any) -> bool:
-    """Whether a distribution puts mass on single values of a continuous variable."""
+    """True if a distribution puts mass on single values of a continuous variable."""
     atoms = [part for part in parts(distribution) if isinstance(part, dist.ZeroInflatedDistribution)]
     return any(isinstance(part, _NO_DENSITY) for part in parts(distribution)) or any(
         not is_discrete(atom.base_dist) for atom in atoms
@@ -62,7 +71,7 @@ def has_no_density(distribution: Any) -> bool:
 
 
 def unchecked(distribution: Any) -> bool:
-    """Whether a distribution was made with `validate_args=False`; to be asked while Pyro's checks are on."""
+    """True if a distribution was made with `validate_args=False`; to be asked while Pyro's checks are on."""
     return any(vars(part).get("_validate_args") is False for part in parts(distribution))
 
 
@@ -93,7 +102,7 @@ def _base(constraint: Any) -> Any:
 
 
 def everywhere(constraint: Any) -> bool:
-    """Whether a constraint admits every number."""
+    """True if a constraint admits every number."""
     return isinstance(_base(constraint), type(constraints.real))
 
 
@@ -103,7 +112,7 @@ def bounds(constraint: Any) -> list[Any]:
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Whether two constraints certainly admit the same values, but for the ends of an interval."""
+    """True if two constraints certainly admit the same values, but for the ends of an interval."""
     if ours is None or theirs is None:
         return False
     kinds = [type(_base(each)).__name__ for each in (ours, theirs)]
@@ -136,7 +145,7 @@ def _told(distribution: Any) -> Any:
 
 
 def _is_transformed(distribution: Any) -> bool:
-    """Whether a support is that of the last transform. Families that are written as transforms, such as Gumbel's, tell
+    """True if a support is that of the last transform. Families that are written as transforms, such as Gumbel's, tell
     their own, and need no inverse, which may underflow."""
     inherited: Any = TransformedDistribution.support
     return isinstance(distribution, TransformedDistribution) and type(distribution).support is inherited
@@ -147,7 +156,7 @@ def _depends(constraint: Any) -> bool:
 
 
 def is_fixed(distribution: Any, constant: bool = False) -> bool:
-    """Whether a support certainly is the same for all of a batch.
+    """True if a support certainly is the same for all of a batch.
 
     :param constant: count ends of intervals that are tensors if all their numbers are the same.
     """
@@ -159,7 +168,7 @@ def is_fixed(distribution: Any, constant: bool = False) -> bool:
 
 
 def covers(prior: Any, guide: Any) -> bool:
-    """Whether a prior certainly admits all values of a guide, so that they need not be looked at."""
+    """True if a prior certainly admits all values of a guide, so that they need not be looked at."""
     ours, theirs = _told(prior), _told(guide)
     if ours is _UNKNOWN or (ours is not None and everywhere(ours)):
         return True
@@ -167,7 +176,7 @@ def covers(prior: Any, guide: Any) -> bool:
 
 
 def certainly_narrower(guide: Any, prior: Any) -> bool | None:
-    """Whether a guide certainly leaves out a part of the prior's support; None if values have to tell."""
+    """True if a guide certainly leaves out a part of the prior's support; None if values have to tell."""
     theirs, ours = _told(guide), _told(prior)
     if theirs is _UNKNOWN or ours is _UNKNOWN:
         return False
@@ -219,7 +228,7 @@ def _chain(distribution: Any) -> list[Any]:
 
 
 def inside(site: dict[str, Any], grey: bool = False) -> Tensor | None:
-    """Whether the value of a site is in its distribution's support, bool [batch]; None if the support is not told. A
+    """True where the value of a site is in its distribution's support, bool [batch]; None if the support is not told. A
     value that a mask leaves out is.
 
     :param grey: admit values between 0 and 1 where 0 and 1 are admitted.

@@ -13,15 +13,23 @@ from ppl_gen.errors import require
 class BeliefNet(nn.Module):
     """p(z_m = 1) = sigmoid(b_m) and p(x_d = 1 | z) = sigmoid(z . w_d + c_d): Neal (1992), with one layer.
 
-    Given an image the M units depend on each other, and log p(x) is a sum over 2^M states. All units are one latent
-    site, whose support is all binary vectors: enumerated up to M = 20 or so, at a cost of O(2^M (D + N)) for N images
-    of D pixels (`LinearBernoulliVector` has the derivation); beyond, sampled from a guide such as `bernoulli`.
+    Given an image, the M units depend on each other, so that log p(x) is a sum over 2^M states. All units are one
+    latent site, whose support is the 2^M binary vectors. Up to M = 20 or so the site is enumerated, at a cost of
+    O(2^M (D + N)) for N images of D pixels (`LinearBernoulliVector` derives it). Beyond that, a guide such as
+    `bernoulli` samples it.
+
+    >>> net = BeliefNet(64, latent_dim=3)
+    >>> net.prior().enumerate_support().shape
+    torch.Size([8, 3])
+    >>> net.model(n=2).shape
+    torch.Size([2, 64])
 
     :param data_dim: pixels of one image.
     :param data_mean: mean training pixel [data_dim]; c starts at its log-odds.
-    :param latent_dim: M.
+    :param latent_dim: number of units M.
     :param init_scale: standard deviation of W before training.
-    :param init_output_bias: start c at the data's log-odds; else at 0, every pixel near probability 1/2.
+    :param init_output_bias: start c at the log-odds of the mean training pixel; otherwise at 0, where every pixel has
+        a probability near 1/2.
     """
 
     default_guide: ClassVar = "enumerated"
@@ -53,12 +61,12 @@ class BeliefNet(nn.Module):
         return LinearBernoulliVector(z, self.weight, self.bias)
 
     def pictures(self) -> dict[str, tuple[str, Tensor, list[str]]]:
-        """The weights w_m [M, data_dim] of each unit, with p(z_m = 1)."""
+        """Title, weights w_m [M, data_dim] and p(z_m = 1) of the units."""
         captions = [f"{p:.2f}" for p in self.prior().mean]
         return {"weights": ("What each unit adds to the pixels' log-odds, with p(z = 1)", self.weight, captions)}
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """p(x, z) over a plate of images; x [images, data_dim], or n images are drawn."""
+        """p(x, z) over a plate of images x [images, data_dim]. Without x, n images are drawn."""
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
             return pyro.sample("x", self.likelihood(z), obs=x)

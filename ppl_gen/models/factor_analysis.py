@@ -1,4 +1,4 @@
-"""Probabilistic PCA and factor analysis: a continuous latent with log p(x) in closed form."""
+"""Factor analysis and probabilistic PCA: a continuous latent vector, and log p(x) in closed form."""
 
 from typing import Any, ClassVar, Literal, get_args
 
@@ -13,17 +13,22 @@ Noise = Literal["diagonal", "isotropic"]
 
 
 class FactorAnalysis(nn.Module):
-    """p(z) = N(0, I) and p(x | z) = N(W^T z + mu, diag psi): factor analysis, or with psi the same for every pixel
-    probabilistic PCA (Tipping and Bishop 1999, equations 1 to 6). p(x) = N(mu, W^T W + diag psi), a density.
+    """p(z) = N(0, I) and p(x | z) = N(W^T z + mu, diag psi). This is factor analysis. With one psi for all pixels it is
+    probabilistic PCA: Tipping and Bishop (1999), equations 1 to 6. p(x) = N(mu, W^T W + diag psi) is a density.
 
-    W is psi^(1/2) times the parameter, so that a pixel's loadings and its noise move together: psi differs between
-    pixels by many orders of magnitude.
+    The parameter V is learned in place of W = V psi^(1/2), so that a pixel's loadings and its noise change together:
+    psi differs between pixels by many orders of magnitude.
+
+    >>> model = FactorAnalysis(16, latent_dim=2)
+    >>> x = model.model(n=5)
+    >>> model.log_px(x).shape, model.weight.shape, model.psi.shape
+    (torch.Size([5]), torch.Size([2, 16]), torch.Size([16]))
 
     :param data_dim: pixels of an image.
-    :param data_examples: training images [n, data_dim] that the parameters start from, by PCA.
-    :param data_mean: mean training pixel [data_dim].
+    :param data_examples: training images [n, data_dim], whose PCA the parameters start from.
+    :param data_mean: mean training pixel [data_dim], where mu starts.
     :param latent_dim: size of z.
-    :param noise: diagonal: psi for each pixel; isotropic: one psi.
+    :param noise: diagonal: one psi for each pixel; isotropic: one psi for all pixels.
     """
 
     default_guide = "exact-gaussian"
@@ -47,7 +52,7 @@ class FactorAnalysis(nn.Module):
         require(
             1 <= latent_dim < data_dim, "latent_dim", latent_dim, f"must be at least 1 and below {data_dim}, the pixels"
         )
-        require(noise in get_args(Noise), "noise", noise, f"choose from {get_args(Noise)}")
+        require(noise in get_args(Noise), "noise", noise, f"choose from {', '.join(get_args(Noise))}")
         super().__init__()
         examples = torch.randn(2 * data_dim, data_dim) if data_examples is None else data_examples
         loadings, psi = _pca(examples, latent_dim)
@@ -81,7 +86,7 @@ class FactorAnalysis(nn.Module):
         return dist.Normal(z @ self.weight + self.loc, (self.log_psi / 2).exp()).to_event(1)
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """p(x, z) over a plate of images; x [images, data_dim], or n images are drawn."""
+        """p(x, z) over a plate of images x [images, data_dim]. Without x, n images are drawn."""
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(z), obs=x)
@@ -93,12 +98,12 @@ class FactorAnalysis(nn.Module):
 
 
 def _pca(examples: Tensor, latent_dim: int) -> tuple[Tensor, Tensor]:
-    """Loadings [latent_dim, data_dim], probabilistic PCA's most likely W (Tipping and Bishop 1999, equations 7 and 8),
-    and the variance that they leave to each pixel [data_dim]."""
+    """The most likely W [latent_dim, data_dim] of probabilistic PCA (Tipping and Bishop 1999, equations 7 and 8), and
+    the variance of each pixel [data_dim] that W does not explain."""
     centered = (examples - examples.mean(0)).double()
     variances, axes = torch.linalg.eigh(centered.T @ centered / len(examples))  # ascending
     rest = variances[:-latent_dim].mean()
     loadings = (axes[:, -latent_dim:] * (variances[-latent_dim:] - rest).clamp(min=1e-6).sqrt()).T
-    # Pixels that never vary would start at zero variance, from which log psi does not come back.
+    # A pixel that never varies would start at psi = 0, and log psi would stay at minus infinity.
     psi = (centered.square().mean(0) - loadings.square().sum(0)).clamp(min=1e-4)
     return loadings.float(), psi.float()

@@ -1,4 +1,4 @@
-"""Generative adversarial networks, as latent-variable models."""
+"""Generative adversarial networks as latent-variable models."""
 
 import math
 from collections.abc import Sequence
@@ -19,19 +19,25 @@ _SLOPE = 0.2  # of the leaky ReLU
 
 
 class GAN(nn.Module):
-    """p(z) = N(0, I) and p(x | z) = N(G(z), sigma^2 I). G is trained against a discriminator D (Goodfellow et al.
-    2014): D climbs V = E[log D(x)] + E[log(1 - D(G(z)))], which is -log 4 where the two have met, and G lowers the loss
-    that is chosen. sigma takes no part in that and is chosen on validation images afterwards; the likelihood that it
-    gives a generator is that of Wu et al. (2017).
+    """p(z) = N(0, I) and p(x | z) = N(G(z), sigma^2 I), with a generator G that is trained against a discriminator D
+    (Goodfellow et al. 2014, equation 1). D maximizes V = E[log D(x)] + E[log(1 - D(G(z)))], and G minimizes its loss.
+    V is -log 4 if D cannot tell generated images from real ones. sigma is not trained: it is chosen on validation
+    images afterwards. With it a generator has a likelihood, as in Wu et al. (2017).
+
+    >>> model = GAN((8, 8), latent_dim=2, hidden_dims=(10,))
+    >>> x = model.model(n=5)
+    >>> generator_loss, discriminator_loss = model.adversarial_losses(x)
+    >>> x.shape, generator_loss.shape, discriminator_loss.shape
+    (torch.Size([5, 64]), torch.Size([]), torch.Size([]))
 
     :param data_shape: shape of one image.
     :param latent_dim: size of z.
     :param hidden_dims: units of the generator's hidden layers; the discriminator has them in reverse.
     :param network: mlp, with batch normalization in the generator; or conv, with stride-2 convolutions.
     :param channels: features of each convolution, for the conv network.
-    :param loss: of G. non-saturating: -E[log D(G(z))]; minimax: E[log(1 - D(G(z)))]; wasserstein: -E[D(G(z))], with D a
-        critic whose gradient is held to norm 1 (Gulrajani et al. 2017, equation 3).
-    :param gradient_penalty: weight of what holds it there.
+    :param loss: loss of G. non-saturating: -E[log D(G(z))]; minimax: E[log(1 - D(G(z)))]; wasserstein: -E[D(G(z))],
+        where D is a critic with gradients of norm near 1 (Gulrajani et al. 2017, equation 3).
+    :param gradient_penalty: weight of the penalty that keeps the critic's gradients near norm 1, for wasserstein.
     """
 
     default_guide: ClassVar = "prior"
@@ -62,7 +68,7 @@ class GAN(nn.Module):
     ):
         require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")
         require(min(hidden_dims, default=1) >= 1, "hidden_dims", hidden_dims, "every layer needs at least 1 unit")
-        require(loss in get_args(Loss), "loss", loss, f"choose from {get_args(Loss)}")
+        require(loss in get_args(Loss), "loss", loss, f"choose from {', '.join(get_args(Loss))}")
         require(gradient_penalty >= 0, "gradient_penalty", gradient_penalty, "must be at least 0")
         super().__init__()
         self.loss, self.gradient_penalty = loss, gradient_penalty
@@ -90,18 +96,16 @@ class GAN(nn.Module):
         return dist.Normal(self.generator(z).sigmoid(), self.log_scale.exp()).to_event(1)
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """p(x, z) over a plate of images; x [images, data_dim], or n images are drawn."""
+        """p(x, z) over a plate of images x [images, data_dim]. Without x, n images are drawn."""
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(z), obs=x)
 
     def adversarial_losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's and the discriminator's, scalars. Each depends on its own parameters alone, so that one step
-        on their sum is one step of both.
-
-        :param x: images [images, data_dim].
-        """
+        """Losses of the generator and the discriminator, scalars, on images x [images, data_dim] and as many samples.
+        Each depends on the parameters of its own network alone: one step on their sum is one step of both."""
         made = self.generator(self.prior().sample((len(x),))).sigmoid()
+        # The generator's loss passes through D's output, but D's parameters are held fixed in it.
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         judged = torch.func.functional_call(self.discriminator, fixed, (made,))
         return self._generator_loss(judged), self._discriminator_loss(x, made.detach())
@@ -115,6 +119,7 @@ class GAN(nn.Module):
         real, fake = self.discriminator(x), self.discriminator(made)
         if self.loss != "wasserstein":
             return F.softplus(-real).mean() + F.softplus(fake).mean()
+        # The penalty is on images between real and generated ones: Gulrajani et al. (2017), section 4.
         share = torch.rand_like(x[:, :1])
         between = (share * x + (1 - share) * made).requires_grad_()
         with torch.enable_grad():
@@ -122,8 +127,8 @@ class GAN(nn.Module):
         return fake.mean() - real.mean() + self.gradient_penalty * (slope.norm(dim=1) - 1).square().mean()
 
     def monitor(self, x: Tensor) -> dict[str, float]:
-        """Losses, means of D, and the value function, on images [images, data_dim] and as many samples. The critic's
-        D(x) is a score, and its V is E[D(x)] - E[D(G(z))]."""
+        """Both losses, the means of D, and V, on images x [images, data_dim] and as many samples. For wasserstein, D is
+        a score and V is E[D(x)] - E[D(G(z))]."""
         made = self.generator(self.prior().sample((len(x),))).sigmoid()
         real, fake = self.discriminator(x), self.discriminator(made)
         if self.loss == "wasserstein":
@@ -140,7 +145,7 @@ class GAN(nn.Module):
         }
 
     def pictures(self) -> dict[str, tuple[str, Tensor, list[str]]]:
-        """Nine images [9, data_dim] on the way from one z to another."""
+        """Title, images G(z) [9, data_dim] for z on the line from one z to another, and the share of the line."""
         generator = torch.Generator().manual_seed(0)
         start, end = torch.randn(2, len(self.prior_loc), generator=generator).to(self.prior_loc)
         share = torch.linspace(0, 1, 9, device=start.device)

@@ -14,14 +14,18 @@ from ppl_gen.nets import Activation, mlp
 
 
 class HierarchicalVAE(nn.Module):
-    """p(z_L) = N(0, I), p(z_l | z_{l+1}) = N(mu(z_{l+1}), diag sigma(z_{l+1})^2) and p(x | z_1) = prod_d
-    Bernoulli(x_d; decoder(z_1)_d): Burda et al. (2016), section 5, whose two layers are the defaults. The latent sites
-    are "z1", next to the image, "z2", …
+    """p(z_L) = N(0, I), p(z_l | z_{l+1}) = N(mu(z_{l+1}), diag sigma(z_{l+1})^2) and
+    p(x | z_1) = prod_d Bernoulli(x_d; decoder(z_1)_d): Burda et al. (2016), section 5. The defaults are the sizes of
+    its two layers. The latent sites are "z1", next to the image, "z2", …
+
+    >>> model = HierarchicalVAE(64, latent_dims=(5, 3, 2), hidden_dims=(20, 10, 10))
+    >>> model.model(n=4).shape
+    torch.Size([4, 64])
 
     :param data_dim: pixels of an image.
     :param data_mean: mean training pixel [data_dim]; the output bias starts at its log-odds.
     :param latent_dims: sizes of z_1, z_2, ….
-    :param hidden_dims: units of both hidden layers between x and z_1, between z_1 and z_2, ….
+    :param hidden_dims: units of each of the two hidden layers between x and z_1, between z_1 and z_2, ….
     :param activation: nonlinearity between layers.
     """
 
@@ -55,7 +59,7 @@ class HierarchicalVAE(nn.Module):
     top_loc: Tensor
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """p(x, z_1, …, z_L) over a plate of images; x [images, data_dim], or n images are drawn."""
+        """p(x, z_1, …, z_L) over a plate of images x [images, data_dim]. Without x, n images are drawn."""
         depth = len(self.latent_dims)
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample(f"z{depth}", dist.Normal(self.top_loc, torch.ones_like(self.top_loc)).to_event(1))

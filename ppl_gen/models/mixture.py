@@ -16,18 +16,26 @@ class Mixture(nn.Module):
     """p(z) = Categorical(softmax(b)) and p(x_d = 1 | z = k) = sigmoid(w_kd + c_d): Bishop (2006), section 9.3.3.
 
     The sum over z is exact: log p(x) = log sum_k exp(log p(z = k) + x . l_k - sum_d softplus(l_kd)), with l = w + c.
-    The first product is a matrix product of images and components, the second is one number for each component.
+    The term x . l_k is a matrix product of images and components. The last term is one number for each component.
 
-    A component that explains no image better than another gets no gradient and stays empty. So every component starts
-    near an image of its own, faintly: w_k is `init_scale` times that image less the mean image, and the log-likelihood
-    still that of fair coins. And b is learned at a tenth of the rate of w and c, as 0.1 times a parameter: Adam moves
-    every parameter by the learning rate, whatever its gradient, and a b that moves as fast as w starves components in
-    the first epoch.
+    A component that explains no image better than the others gets no gradient and stays empty. Therefore each component
+    starts near a different image: w_k is `init_scale` times the difference of that image from the mean image. The
+    probabilities still start near 1/2.
+
+    b learns at a tenth of the rate of w and c, because it is 0.1 times a parameter. Adam moves every parameter by about
+    the learning rate, whatever its gradient. If b moved as fast as w, components would lose their weight in the first
+    epoch.
+
+    >>> model = Mixture(64, num_components=3)
+    >>> model.prior()
+    Categorical(logits: torch.Size([3]))
+    >>> model.likelihood(torch.tensor([0, 2])).log_prob(torch.zeros(2, 64)).shape
+    torch.Size([2])
 
     :param data_dim: pixels of one image.
-    :param data_examples: training images [images, data_dim] that components start near; without any, w is noise.
-    :param num_components: K.
-    :param init_scale: contrast of the images that the components start at.
+    :param data_examples: training images [images, data_dim] that the components start near; without them, w is noise.
+    :param num_components: number of components K.
+    :param init_scale: contrast of the images that the components start near.
     """
 
     default_guide: ClassVar = "enumerated"
@@ -61,17 +69,17 @@ class Mixture(nn.Module):
 
     def likelihood(self, z: Tensor) -> dist.Distribution:
         """p(x | z) for z [...], event [data_dim]."""
-        # Indexing, self.weight[z], has a gradient of five times the time.
+        # The gradient of self.weight[z] takes five times as long.
         return BernoulliVector(F.embedding(z, self.weight) + self.bias)
 
     def pictures(self) -> dict[str, tuple[str, Tensor, list[str]]]:
-        """The mean images p(x_d = 1 | z = k) [K, data_dim], the most probable component first, with p(z = k)."""
+        """Title, mean images p(x_d = 1 | z = k) [K, data_dim] and p(z = k), the most probable component first."""
         weights, order = self.prior().probs.sort(descending=True)
         means = self.likelihood(order).mean
         return {"components": ("Components p(x = 1 | z = k), with p(z = k)", means, [f"{w:.2%}" for w in weights])}
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """p(x, z) over a plate of images; x [images, data_dim], or n images are drawn."""
+        """p(x, z) over a plate of images x [images, data_dim]. Without x, n images are drawn."""
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
             return pyro.sample("x", self.likelihood(z), obs=x)

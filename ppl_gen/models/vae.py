@@ -17,6 +17,16 @@ Likelihood = Literal["bernoulli", "continuous-bernoulli", "normal"]
 class VAE(nn.Module):
     """p(z) = N(0, I) and p(x | z) = prod_d Bernoulli(x_d; decoder(z)_d): Kingma and Welling (2014), appendix C.
 
+    >>> model = VAE((8, 8), latent_dim=2, hidden_dims=(50,))
+    >>> model.decoder
+    Sequential(
+      (0): Linear(in_features=2, out_features=50, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=50, out_features=64, bias=True)
+    )
+    >>> model.model(n=3).shape
+    torch.Size([3, 64])
+
     :param data_shape: shape of one image.
     :param data_mean: mean training pixel [data_dim]; the output bias starts at its log-odds.
     :param latent_dim: size of z.
@@ -24,10 +34,11 @@ class VAE(nn.Module):
     :param activation: nonlinearity between layers.
     :param network: mlp, or conv: stride-2 convolutions between the image and the hidden layers.
     :param channels: features of each convolution, for the conv network.
-    :param likelihood: bernoulli for binary pixels; continuous-bernoulli (Loaiza-Ganem and Cunningham 2019) or normal,
-        with one learned standard deviation, are densities of grey pixels and need --binarization none or dequantized.
-    :param init_output_bias: start the output bias at the data's log-odds (for normal: its mean); else the whole output
-        layer starts at 0, every pixel at probability 1/2.
+    :param likelihood: bernoulli, for binary pixels; or a density of grey pixels, which needs --binarization none or
+        dequantized: continuous-bernoulli (Loaiza-Ganem and Cunningham 2019), or normal with one learned standard
+        deviation.
+    :param init_output_bias: start the output bias at the log-odds of the mean training pixel (for normal: at the mean
+        pixel); otherwise the whole output layer starts at 0, and every pixel at probability 1/2.
     """
 
     def __init__(
@@ -49,7 +60,7 @@ class VAE(nn.Module):
             likelihood in get_args(Likelihood),
             "likelihood",
             likelihood,
-            f"choose from {get_args(Likelihood)}",
+            f"choose from {', '.join(get_args(Likelihood))}",
         )
         super().__init__()
         self.hidden_dims, self.activation = hidden_dims, activation
@@ -87,7 +98,7 @@ class VAE(nn.Module):
         return BernoulliVector(output)
 
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """p(x, z) over a plate of images; x [images, data_dim], or n images are drawn."""
+        """p(x, z) over a plate of images x [images, data_dim]. Without x, n images are drawn."""
         with pyro.plate("data", n if x is None else len(x)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(z), obs=x)

@@ -1,1 +1,1 @@
-"""Distributions of z to put in the place of a model's own, one family per file."""
+"""Distributions p(z) that can replace a model's own prior. Each file has one family."""

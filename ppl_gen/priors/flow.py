@@ -1,21 +1,26 @@
-"""A normalizing flow as prior."""
+"""The normalizing flow as prior."""
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from ppl_gen.errors import require
-from ppl_gen.flows import Autoregressive, Flowing
+from ppl_gen.flows import Autoregressive, FlowDistribution
 
 
 class Flow(nn.Module):
-    """p(z) is the distribution of z = f(e), e ~ N(0, I), with f composed of spline couplings (Durkan et al. 2019): a
-    density and a sample each take one pass or two.
+    """p(z) is the distribution of z = f(e) for e ~ N(0, I), where f is composed of spline couplings: Durkan et al.
+    (2019). The density of z takes one pass through each coupling, and a sample takes two.
+
+    >>> prior = Flow(2, num_transforms=2).prior()
+    >>> z = prior.sample((5,))
+    >>> z.shape, prior.log_prob(z).shape
+    (torch.Size([5, 2]), torch.Size([5]))
 
     :param latent_dim: size of z.
-    :param num_transforms: how many couplings; the half that is transformed alternates.
+    :param num_transforms: number of couplings; they transform one half of z and the other in turn.
     :param transform_dims: units of each hidden layer of the networks in a coupling.
-    :param num_bins: of a spline, which covers [-5, 5].
+    :param num_bins: bins of a spline, which covers [-5, 5].
     """
 
     zeros: Tensor
@@ -43,4 +48,5 @@ class Flow(nn.Module):
     def prior(self) -> dist.TorchDistribution:
         """p(z), event [latent_dim]."""
         base = dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
-        return Flowing(base, [transform().inv for transform in self.transforms])
+        # Inverted: training needs the density of z, so the direction from z to e is the one that takes a single pass.
+        return FlowDistribution(base, [transform().inv for transform in self.transforms])

@@ -1,4 +1,4 @@
-"""The prior that most models have of their own."""
+"""The standard normal prior."""
 
 import pyro.distributions as dist
 import torch
@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 
 class StandardNormal(nn.Module):
-    """p(z) = N(0, I).
+    """p(z) = N(0, I), which most models have as their own prior.
+
+    >>> StandardNormal(2).prior().log_prob(torch.zeros(2))  # -log(2 pi)
+    tensor(-1.8379)
 
     :param latent_dim: size of z.
     """

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ppl_gen import components, parallel
 from ppl_gen.batches import least_images
 from ppl_gen.capture import Captured
+from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.data import Data, load_data
 from ppl_gen.errors import BadInput, require
 from ppl_gen.experiment.assembling import batch as training_batch
@@ -27,8 +28,10 @@ from ppl_gen.experiment.assembling import start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, resolve_device
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import memory_needed, require_memory
-from ppl_gen.inference.traces import Pair, amortized
+from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.coverage import leaves_support
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.state_memory import memory_needed, require_memory
 from ppl_gen.state import unchanged
 from ppl_gen.training.loop import objective_for
 
@@ -54,7 +57,7 @@ class Prepared:
         lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
         lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]
         lines.append("samples of z are drawn " + ("in one call" if pair.vectorized else "by repeating the batch"))
-        counted = sum(1 for _ in self.assembled.modules.parameters())
+        counted = sum(1 for _ in self.assembled.trained.parameters())
         lines.append(f"{counted - len(self.missing)} of {counted} parameters have a gradient")
         lines += [f"  no gradient: {name}" for name in self.missing]
         return "\n".join(lines)
@@ -78,7 +81,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
     data = _data(config, given)
     say(f"*** {data.notice} ***" if data.notice else None)
     assembled = Assembled.make(config, data, given)
-    if not any(parameter.requires_grad for parameter in assembled.modules.parameters()):
+    if not any(parameter.requires_grad for parameter in assembled.trained.parameters()):
         raise BadInput("neither model nor guide has a parameter to train")
     if start and config.fixed_model and config.init_from is None:
         raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
@@ -132,7 +135,7 @@ def check_support(assembled: Assembled) -> None:
     pair, x = assembled.pair, assembled.batch[0]
     with evaluating(assembled.model, assembled.guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(0)
-        site = pair.leaves_support(*assembled.batch)
+        site = leaves_support(pair, *assembled.batch)
     if site is not None:
         raise BadInput(
             f"{pair.guide_name} draws '{site}' outside of the support of its prior in {pair.model_name}, where the "
@@ -149,7 +152,7 @@ def check_contract(assembled: Assembled) -> None:
     if len(pair.latent) != 1 or len(batch) > 1:
         return
     x, name = batch[0], pair.latent[0]
-    if not hasattr(model, "prior") and not amortized(guide):
+    if not hasattr(model, "prior") and not offers(guide, Amortized):
         return
     checks: list[tuple[Tensor, Tensor, str, str, Any]] = []
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
@@ -167,7 +170,7 @@ def check_contract(assembled: Assembled) -> None:
                 ours, theirs = ours + model.likelihood(z).log_prob(x), theirs + terms.log_likelihood
                 what = "prior() and likelihood(z)"
             checks.append((ours, theirs, what, "model", model))
-        if amortized(guide):
+        if offers(guide, Amortized):
             ours = guide.posterior(guide.encode(x)).log_prob(z)
             checks.append((ours, terms.log_guide, "posterior(encode(x))", "guide", guide))
     for ours, theirs, what, kind, owner in checks:
@@ -200,7 +203,7 @@ def enumeration_cost(assembled: Assembled) -> str:
     size = min(training.batch_size, len(data.train))
     smaller, ratio = assembled, 1.0
     units = max(math.prod(shape) for shape in pair.event_shapes.values())
-    spare = math.ceil(math.log2(pair.num_states / (_MORE_TIMED_STATES if pair.width < 1 else _TIMED_STATES)))
+    spare = math.ceil(math.log2(pair.num_states / (_MORE_TIMED_STATES if pair.sums_states else _TIMED_STATES)))
     options = dict(config.model_options)
     model_class = type(assembled.model)
     if spare > 0 and "latent_dim" in [o.name for o in components.options("model", model_class)] and units > spare:
@@ -231,8 +234,8 @@ def _read(assembled: Assembled, count: int) -> tuple[Pair, tuple[Tensor, ...]]:
     rows = torch.arange(min(count, len(data.train)), device=data.train.images.device)
     batch = training_batch(assembled.model, assembled.guide, data, rows)
     with evaluating(assembled.model, assembled.guide):
-        pair = Pair(assembled.model, assembled.guide, *batch)
-        pair.check(*batch)
+        pair = Pair.read(assembled.model, assembled.guide, *batch)
+        check_images(pair, *batch)
     return pair, batch
 
 
@@ -241,7 +244,7 @@ def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ..
     parameters = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
     seconds = math.inf
     with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        elbo: Any = objective_for(assembled.config.training, pair, *batch)
+        elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *batch)
         for _ in range(2):  # the first warms up
             start = time.perf_counter()
             with pyro.validation_enabled(False):
@@ -261,7 +264,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
     :raises BadInput: for parameters that are not a module's, which would be neither trained nor saved; and for an
         objective that is not finite.
     """
-    pair, batch, modules = assembled.pair, assembled.batch, assembled.modules
+    pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     own = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
         compute = partial(_loss(assembled), *batch)
@@ -300,7 +303,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
 def _loss(assembled: Assembled) -> Callable[..., Tensor]:
     """The loss of a batch."""
     pair = assembled.pair
-    elbo: Any = objective_for(assembled.config.training, pair, *assembled.batch)
+    elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *assembled.batch)
     return partial(elbo.differentiable_loss, pair.model, pair.guide)
 
 
@@ -345,4 +348,4 @@ def try_capture(assembled: Assembled) -> None:
     """Raise `BadInput` for a pair whose step cannot be recorded."""
     batch = assembled.batch
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        Captured(_loss(assembled), assembled.modules, batch, tuple(part.flip(0) for part in batch))
+        Captured(_loss(assembled), assembled.trained, batch, tuple(part.flip(0) for part in batch))

@@ -23,20 +23,21 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_gen import parallel
 from ppl_gen.batches import batches, least_images
 from ppl_gen.capture import Captured
+from ppl_gen.core.contracts import Finishes, Objective
 from ppl_gen.errors import BadInput, Failed
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.inference.annealed import fit_scale
 from ppl_gen.inference.callables import evaluating, matmul_precision
-from ppl_gen.inference.objectives import Adversarial, ScaleLatents, objective, recordable, scaled
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.elbos import ScaleLatents, scaled
+from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
+from ppl_gen.inference.pair import Pair
 from ppl_gen.memory import keep_freed_memory
 from ppl_gen.progress import Progress
 from ppl_gen.runs import RunDirectory
@@ -45,7 +46,6 @@ from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient, interrupts
 
-_SCALE_IMAGES = 50  # to choose the noise of a density on
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
 
 OnEpoch = Callable[[dict[str, Any]], bool | None]
@@ -116,7 +116,7 @@ class Loop:
         count = len(data.train)
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
-        self.modules = nn.ModuleDict({"model": model, "guide": guide}).train()
+        self.modules = fitted.trained.train()
         # A model that stays as it is has no dropout.
         model.train(any(parameter.requires_grad for parameter in model.parameters()))
         self.parameters = [each for _, each in self.modules.named_parameters() if each.requires_grad]
@@ -128,9 +128,8 @@ class Loop:
         self.labels = data.train.labels if fitted.takes_labels else None
         first = torch.arange(min(8, count), device=data.train.images.device)
         with evaluating(model, guide):
-            self.pair = Pair(model, guide, *self.batch(first))
-            elbo = objective_for(self.options, self.pair, *self.batch(first))
-        self.adversarial = isinstance(elbo, Adversarial)
+            self.pair = Pair.read(model, guide, *self.batch(first))
+            elbo = objective_for(self.options, fitted.objective, self.pair, *self.batch(first))
         self.loss = partial(loss_per_image, elbo)
 
         # -- batches --------------------------------------------------------------------------------------------
@@ -160,7 +159,7 @@ class Loop:
         parallel.barrier()  # until all have read what is about to be written
         parallel.broadcast(list(tensors_of(self.modules).values()))  # whatever a class draws its first weights from
         self.started = time.perf_counter() - self.state.seconds
-        self.monitor = Monitor(fitted, self.pair, self.adversarial)
+        self.monitor = Monitor(fitted, self.pair)
         self.progress = Progress(self.total, "step", done=self.state.step, quiet=quiet)
 
     def run(self, on_epoch: OnEpoch | None) -> None:
@@ -289,12 +288,11 @@ class Loop:
         return line
 
     def finish(self) -> None:
-        """Choose what is chosen after the last step: the noise of a density that was not trained."""
-        if self.adversarial:
-            data = self.fitted.data
+        """Do what the objective does after the last step."""
+        objective, data = self.fitted.objective, self.fitted.data
+        if isinstance(objective, Finishes):
             with torch.random.fork_rng([data.train.images.device] if data.train.images.is_cuda else []):
-                split = "validation" if len(data.validation) else "train"
-                fit_scale(self.fitted.model, data.targets(split)[:_SCALE_IMAGES])
+                objective.finish(self.fitted.model, data.targets("validation" if len(data.validation) else "train"))
 
     def stop_early(self, line: dict[str, Any] | None) -> None:
         """Make this epoch the last."""
@@ -331,25 +329,19 @@ class Loop:
 # Parts of it that others use -----------------------------------------------------------------------------------
 
 
-def objective_for(options: TrainingOptions, pair: Pair, *batch: Tensor) -> ELBO:
-    """The Pyro ELBO that the options mean for a pair, tried on a few images.
+def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *batch: Tensor) -> ELBO:
+    """The Pyro ELBO of an objective and a pair, tried on a few images.
 
     :raises BadInput: if the pair cannot have it.
     """
-    elbo = objective(
-        options.objective,
-        pair,
-        *batch,
-        num_particles=options.num_particles,
-        alpha=options.alpha,
-        beta=options.beta,
-    )
-    if options.kl_warmup and not isinstance(elbo, Trace_ELBO | TraceMeanField_ELBO | TraceGraph_ELBO):
+    elbo = bind(objective, pair, *batch)
+    if options.kl_warmup and not has_kl_term(objective, pair):
         raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
     if options.capture:
         if parallel.size() > 1:
             raise BadInput(f"--capture: takes one process, not {parallel.size()}")
-        return recordable(elbo, pair)
+        recorded = recordable(objective, pair)
+        return elbo if recorded is objective else bind(recorded, pair, *batch)
     return elbo
 
 

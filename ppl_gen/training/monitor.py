@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from pyro import poutine
 
+from ppl_gen.core.contracts import Monitors
 from ppl_gen.data import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.progress import Progress
 
 SAMPLES = "samples.npz"
 """The file of a run's samples through training: arrays `epoch_<number>` [samples, data_dim]."""
 _TRAINING_IMAGES = 10_000  # that are measured as the validation split is
 _SAMPLES_KEPT = 10
+_ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # terms of a GAN, as they are printed
 _SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
 
 
@@ -25,29 +27,26 @@ class Monitor:
     """The bounds on training and validation images, with the same noise every time.
 
     :param pair: as it is trained.
-    :param adversarial: whether the model has two losses in the place of a bound.
     """
 
-    def __init__(self, fitted: Fitted, pair: Pair, adversarial: bool):
-        self.fitted, self.pair, self.adversarial = fitted, pair, adversarial
+    def __init__(self, fitted: Fitted, pair: Pair):
+        self.fitted, self.pair = fitted, pair
         counts: dict[SplitName, int] = {"train": _TRAINING_IMAGES}
         if len(fitted.data.validation):
             counts["validation"] = len(fitted.data.validation)
         self.images = {split: fitted.images(split, count) for split, count in counts.items()}
 
     def measure(self) -> dict[str, dict[str, float]]:
-        """The terms of the ELBO, in nats per image, by split; or what an adversarial model monitors."""
+        """The terms of the ELBO, in nats per image, by split; or what the objective monitors in their place."""
         return {split: self._terms(images) for split, images in self.images.items()}
 
     def _terms(self, images: tuple[Any, ...]) -> dict[str, float]:
-        model, guide = self.fitted.model, self.fitted.guide
-        if not self.adversarial:
+        model, guide, objective = self.fitted.model, self.fitted.guide, self.fitted.objective
+        if not isinstance(objective, Monitors):
             return elbo_terms(model, guide, self.pair, *images, seed=_SEED)
-        x = images[0]
-        with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with evaluating(model, guide), torch.random.fork_rng([images[0].device] if images[0].is_cuda else []):
             torch.manual_seed(_SEED)
-            monitored: dict[str, float] = model.monitor(x)  # type: ignore[operator]
-            return monitored
+            return objective.monitor(self.pair, *images)
 
     def keep_samples(self, epoch: int) -> None:
         """Save means of p(x | z) for the same few z ~ p(z), for the pictures. A model need not draw images."""
@@ -71,6 +70,7 @@ def show(progress: Progress, line: dict[str, Any], epochs: int) -> None:
         what = "ELBO" if "kl" in line["train"] else "log p(x)"  # without a KL term it is exact
         figures = "  ".join(f"{name} {what} {line[name]['elbo']:.2f}" for name in splits)
     else:
-        told = "V {value:.3f}, D(x) {d_real:.3f}, D(G(z)) {d_fake:.3f}"
-        figures = "  ".join(f"{name} {told.format(**line[name])}" for name in splits)
+        shown = _ADVERSARIAL if _ADVERSARIAL.keys() <= line["train"].keys() else {key: key for key in line["train"]}
+        told = {split: ", ".join(f"{name} {line[split][key]:.3f}" for key, name in shown.items()) for split in splits}
+        figures = "  ".join(f"{split} {text}" for split, text in told.items())
     progress.note(f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}", figures)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.evaluation.estimating import evaluate, primary_of
 from ppl_gen.evaluation.evaluation import Evaluation

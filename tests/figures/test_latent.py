@@ -1,41 +1,12 @@
-"""Pictures of the latent space: which models have them, and what is in them."""
+"""What is in the pictures of the latent space."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from matplotlib.figure import Figure
 
-from ppl_gen import fit
 from ppl_gen.figures.images import mosaic
 from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
-
-Call = Callable[..., tuple[int, str, str]]
-QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "1", "--num-samples", "30", "--out", "run")
-ALL = {"aggregate_posterior", "interpolations", "latent_space", "manifold"}
-
-
-@pytest.mark.parametrize(
-    ("options", "pictures"),
-    [
-        (("vae", "--latent-dim", "2"), ALL),
-        (("vae", "--latent-dim", "1"), ALL - {"latent_space", "manifold"}),
-        (("vae", "--latent-dim", "3", "--guide", "flow", "--prior", "flow"), ALL),
-        (("factor-analysis", "--latent-dim", "4"), ALL),
-        (("hierarchical-vae", "--latent-dims", "3", "2", "--hidden-dims", "8", "8"), set()),
-        (("mixture", "--num-components", "3"), set()),
-    ],
-)
-def test_which_there_are(
-    elsewhere: Path, all_pictures: None, call: Call, options: tuple[str, ...], pictures: set[str]
-) -> None:
-    status, _, err = call(fit.command, *options, *QUICK)
-    assert status == 0, err
-    drawn = {path.stem for path in (elsewhere / "run" / "figures").iterdir()}
-    assert drawn & ALL == pictures
-    assert (elsewhere / "run" / "explorer.json").exists() == ("manifold" in pictures)
 
 
 def _picture(figure: Figure) -> np.ndarray:

@@ -1,24 +1,17 @@
 """What the pictures say of themselves: titles, legends and labels are true, whole, and hide nothing."""
 
-from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ppl_gen import fit
-from ppl_gen.figures import run as drawing
 from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.figures.images import through_training
 from ppl_gen.figures.latent import Points, latent_space
 from ppl_gen.figures.learning_curves import learning_curves
-from ppl_gen.runs import RunDirectory
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 def boxes(figure: Figure) -> list[Any]:
@@ -43,23 +36,6 @@ def test_no_text_of_the_latent_space_is_cut_off_or_covered(
     found, (width, height) = boxes(figure), figure.bbox.size
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in found)
     assert not any(one.shrunk(0.98, 0.98).overlaps(other) for one, other in combinations(found, 2))
-
-
-def test_the_planes_of_pictures_and_explorer_are_the_same(
-    elsewhere: Path, all_pictures: None, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The most active unit goes across, the next one up. (Seed 1's first two are not in the order of their numbers.)"""
-    planes = []
-    for name in ("latent_space", "manifold"):
-        original = getattr(drawing, name)
-        monkeypatch.setattr(
-            drawing, name, lambda what, units, *rest, of=original: planes.append(units) or of(what, units, *rest)
-        )
-    options = ("--data", "digits", "--train-size", "200", "--epochs", "3", "--num-samples", "30", "--seed", "1")
-    assert call(fit.command, "vae", "--latent-dim", "4", *options, "--out", "run")[0] == 0
-    explored = RunDirectory.open(Path("run")).read_json("explorer.json")
-    assert explored is not None and explored["order"][:2] != sorted(explored["order"][:2])
-    assert planes == [explored["order"][:2]] * 2
 
 
 def test_what_is_the_same_through_training_is_the_noise() -> None:

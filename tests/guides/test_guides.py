@@ -1,8 +1,10 @@
 """Every family of guides of a continuous latent, put to the same tests."""
 
+import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from ppl_gen import flows
 from ppl_gen.components import construct, find, known, options
 from ppl_gen.errors import BadInput
-from ppl_gen.guides.amortized import Amortized
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
+from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 from ppl_gen.models.vae import VAE
+from ppl_gen.nets import EncoderOptions, mirrored_encoder
 
 FLOW = {"num_transforms": 2, "transform_dims": (16,), "num_features": 8}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -127,7 +130,7 @@ def test_shapes(family: str) -> None:
 def test_pair_is_read_and_vectorized(family: str) -> None:
     model, guide = make(family, 3)
     with evaluating(model, guide):
-        pair = Pair(model, guide, images(6))
+        pair = Pair.read(model, guide, images(6))
     assert pair.vectorized and pair.reparametrized
 
 
@@ -193,7 +196,7 @@ def test_density_under_detached_parameters(family: str) -> None:
     """For `stl` and `dreg` the guide is replayed: the same density, and no gradient but through z."""
     model, guide = make(family, 3)
     x = images(4)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     torch.manual_seed(1)
     live = pair.terms(x, num_samples=2)
     torch.manual_seed(1)
@@ -209,26 +212,102 @@ def test_density_under_detached_parameters(family: str) -> None:
             torch.testing.assert_close(ours, all_of_it)
 
 
-@pytest.mark.parametrize("name", ["normal", "flow", "mixture"])
+@pytest.mark.parametrize("kind", ["model", "guide", "prior"])
+def test_every_family_shows_its_code(kind: Any) -> None:
+    """Its Pyro code is in its own class, in no base."""
+    for cls in known(kind).values():
+        assert kind in vars(cls) and cls.__bases__ == (nn.Module,)
+    for name, _ in FAMILIES.values():
+        assert {"__init__", "encode", "posterior", "guide"} <= vars(find("guide", name)).keys()
+
+
+ENCODER = {
+    "hidden_dims": (None, "units of each hidden layer of the encoder."),
+    "activation": (None, "nonlinearity between layers."),
+    "network": (None, "mlp, or conv: stride-2 convolutions before the hidden layers."),
+    "channels": (None, "features of each convolution, for the conv network."),
+    "input_dropout": (0.0, "probability of dropping a pixel at the encoder's input, in training."),
+}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in FAMILIES.values()}))
 def test_options_of_the_encoder_are_the_familys_too(name: str) -> None:
     found = {option.name: option for option in options("guide", find("guide", name))}
-    assert found["hidden_dims"].help.startswith("units of each hidden layer")
-    assert "context_dim" not in found
+    assert {name: (found[name].default, found[name].help) for name in ENCODER} == ENCODER
+    assert found["hidden_dims"].type == tuple[int, ...] | None
+    assert not {"options", "data_shape", "latent_dim", "latent_name", "model"} & found.keys()
 
 
-class Laplace(Amortized):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_options_reach_the_encoder(family: str) -> None:
+    """Left out or None, they are the model's."""
+    name, chosen = FAMILIES[family]
+    model = VAE((4, 3), latent_dim=2, hidden_dims=(8, 5), activation="tanh", network="conv", channels=(2,))
+    supplied = {"data_shape": (4, 3), "latent_dim": 2, "latent_name": "z", "model": model}
+    mirrored = construct("guide", find("guide", name), supplied, chosen | {"hidden_dims": None, "network": None})
+    kinds = [type(module) for module in mirrored.encoder.modules()]
+    assert kinds.count(nn.Conv2d) == 1 and nn.Tanh in kinds and mirrored.dropout.p == 0
+    assert [layer.out_features for layer in mirrored.encoder.head if isinstance(layer, nn.Linear)][:2] == [8, 5]
+    changed = {"hidden_dims": (), "activation": "elu", "channels": (2, 3), "input_dropout": 0.25}
+    other = construct("guide", find("guide", name), supplied, chosen | changed)
+    kinds = [type(module) for module in other.encoder.modules()]
+    assert kinds.count(nn.Conv2d) == 2 and nn.ELU in kinds and nn.Tanh not in kinds and other.dropout.p == 0.25
+    assert [isinstance(layer, nn.Linear) for layer in other.encoder.head] == [True]
+
+
+@pytest.mark.parametrize("name", ["normal", "flow", "bernoulli", "prior"])
+def test_models_of_several_sites_are_refused(name: str) -> None:
+    supplied = {"data_shape": (PIXELS,), "data_dim": PIXELS, "data_mean": torch.full((PIXELS,), 0.5), "latent_dim": 2}
+    supplied |= {"latent_name": None, "model": HierarchicalVAE(PIXELS)}
+    with pytest.raises(BadInput, match="is a guide of one latent site, and HierarchicalVAE has several"):
+        construct("guide", find("guide", name), supplied, {})
+
+
+class Laplace(nn.Module):
     """:param widen: factor on the scale."""
 
-    def __init__(self, *supplied: Any, widen: float = 1.0, **amortized: Any):
-        super().__init__(*supplied, **amortized)
-        self.widen = widen
+    def __init__(
+        self,
+        data_shape: tuple[int, ...],
+        latent_dim: int,
+        latent_name: str,
+        model: nn.Module,
+        *,
+        widen: float = 1.0,
+        **options: Unpack[EncoderOptions],
+    ):
+        super().__init__()
+        self.name, self.widen = latent_name, widen
+        self.encoder = mirrored_encoder(model, data_shape, 2 * latent_dim, **options)
 
-    def context_dim(self) -> int:
-        return 2 * self.latent_dim
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
         loc, log_scale = context.chunk(2, -1)
         return dist.Laplace(loc, self.widen * log_scale.exp()).to_event(1)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample(self.name, self.posterior(self.encode(x)))
+
+
+class Wider(Laplace):
+    """:param hidden_dims: units of its own words."""
+
+    def __init__(self, *supplied: Any, deep: bool = True, **options: Any):
+        super().__init__(*supplied, **options)
+
+
+class Missing(TypedDict):
+    needed: int
+
+
+class Demanding(nn.Module):
+    def __init__(self, **options: Unpack[Missing]):
+        super().__init__()
+
+    def guide(self, x: Tensor) -> None: ...
 
 
 def test_a_family_of_ones_own() -> None:
@@ -240,6 +319,24 @@ def test_a_family_of_ones_own() -> None:
     assert guide.posterior(guide.encode(images(4).float())).rsample().shape == (4, 3)
     with pytest.raises(BadInput, match=r"--guide\.widn: Laplace has no such option"):
         construct("guide", Laplace, supplied, {"widn": 2.0})
+
+
+def test_a_copy_of_a_file_is_a_family_of_ones_own(tmp_path: Path) -> None:
+    copy = tmp_path / "mine.py"
+    copy.write_text(Path(inspect.getfile(find("guide", "normal"))).read_text(encoding="utf-8"), encoding="utf-8")
+    cls = find("guide", f"{copy}:Normal")
+    assert [o.name for o in options("guide", cls)] == [o.name for o in options("guide", find("guide", "normal"))]
+    supplied = {"data_shape": (PIXELS,), "latent_dim": 3, "latent_name": "z", "model": make("normal", 3)[0]}
+    assert construct("guide", cls, supplied, {"hidden_dims": (5,)}).encoder[0].out_features == 5
+
+
+def test_options_of_a_base_and_of_a_typed_dict() -> None:
+    """A class that passes any keyword arguments on has its base's, and its own words for them."""
+    found = {option.name: option for option in options("guide", Wider)}
+    assert found.keys() == {"deep", "widen", "hidden_dims", "activation", "network", "channels"}
+    assert found["hidden_dims"].help == "units of its own words." and found["widen"].help == "factor on the scale."
+    with pytest.raises(BadInput, match="its argument 'needed' needs a type and a default"):
+        options("guide", Demanding)
 
 
 def test_steps_of_the_semi_amortized_guide_raise_the_bound() -> None:

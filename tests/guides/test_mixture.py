@@ -1,6 +1,7 @@
 """Gradients of a mixture of Gaussians whose components are far apart, against quadrature; float64."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.mixture import DiagonalMixture
+from ppl_gen.inference.elbos import RecordableELBO, ScaleLatents, Scored, scaled
 from ppl_gen.inference.gaps import Search, gaps
-from ppl_gen.inference.objectives import Recordable, ScaleLatents, Scored, objective, recordable, scaled
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind, recordable
+from ppl_gen.inference.pair import Pair
 
 F64 = torch.float64
 COPIES = 4000
@@ -85,14 +88,14 @@ def test_gradient_is_that_of_the_integral(name: str, particles: int, distance: f
     context, x = _context(distance), 0.6
     value, truth = _truth(name, context, x, 0.5 if name == "renyi" else 0.0)
     guide, batch = Copies(context, COPIES), torch.full((COPIES, 1), x, dtype=F64)
-    pair = Pair(_model, guide, batch)
-    assert pair.vectorized and pair.scored == ["z"]
-    elbo = objective(name, pair, batch, num_particles=particles, beta=3.0 if name == "beta" else None)
+    pair = Pair.read(_model, guide, batch)
+    assert pair.vectorized and pair.scored == ("z",)
+    elbo = bind(construct(name, num_particles=particles, beta=3.0 if name == "beta" else None), pair, batch)
     losses = []
     for vectorized in (True, False):
-        pair.vectorized = vectorized
+        pair = replace(pair, vectorized=vectorized)
         if not vectorized:
-            elbo = objective(name, pair, batch, num_particles=particles, beta=3.0 if name == "beta" else None)
+            elbo = bind(construct(name, num_particles=particles, beta=3.0 if name == "beta" else None), pair, batch)
         loss = elbo.differentiable_loss(pair.model, pair.guide, batch)
         (draws,) = torch.autograd.grad(-loss, guide.context)
         error = draws.std(0) / COPIES**0.5
@@ -109,13 +112,15 @@ def test_pyros_own_objective() -> None:
     context = _context(16.0)
     _, truth = _truth("elbo", context, 0.6, 0.0)
     guide, batch = Copies(context, COPIES), torch.full((COPIES, 1), 0.6, dtype=F64)
-    pair = Pair(_model, guide, batch)
-    ours = objective("elbo", pair, batch)
+    pair = Pair.read(_model, guide, batch)
+    elbo = construct("elbo")
+    ours = bind(elbo, pair, batch)
     assert isinstance(ours, Scored) and ours.num_particles == 2
-    recorded = recordable(ours, pair)
-    assert isinstance(recorded, Recordable) and recorded.num_particles == 2
-    for elbo in (Trace_ELBO(), recorded):
-        (draws,) = torch.autograd.grad(-elbo.differentiable_loss(pair.model, pair.guide, batch), guide.context)
+    tensors_alone = recordable(elbo, pair)
+    assert isinstance(tensors_alone, RecordableELBO) and tensors_alone.num_particles == 2
+    recorded = bind(tensors_alone, pair, batch)
+    for each in (Trace_ELBO(), recorded):
+        (draws,) = torch.autograd.grad(-each.differentiable_loss(pair.model, pair.guide, batch), guide.context)
         assert ((draws.mean(0) - truth).abs() < 4.5 * draws.std(0) / COPIES**0.5 + 1e-6).all()
     torch.manual_seed(1)
     (ours_draws,) = torch.autograd.grad(-ours.differentiable_loss(pair.model, pair.guide, batch), guide.context)
@@ -133,11 +138,11 @@ def test_annealed_kl_term() -> None:
     value = (log_q.exp() * (likelihood + 0.3 * (prior - log_q))).sum() * STEP
     (truth,) = torch.autograd.grad(value, context)
     guide, batch = Copies(context.detach(), COPIES), torch.full((COPIES, 1), 0.6, dtype=F64)
-    pair = Pair(_model, guide, batch)
+    pair = Pair.read(_model, guide, batch)
     scale = ScaleLatents()
     scale.scale = 0.3
     functions = [scaled(f, scale) for f in (pair.model, pair.guide)]
-    loss = objective("elbo", pair, batch).differentiable_loss(*functions, batch)
+    loss = bind(construct("elbo"), pair, batch).differentiable_loss(*functions, batch)
     (draws,) = torch.autograd.grad(-loss, guide.context)
     assert ((draws.mean(0) - truth).abs() < 4.5 * draws.std(0) / COPIES**0.5 + 1e-6).all()
 
@@ -153,7 +158,7 @@ def test_gradient_vanishes_at_the_posterior(name: str) -> None:
             pyro.sample("x", dist.Normal(torch.zeros(1, dtype=F64), 1.0).to_event(1), obs=x)
 
     guide, x = Copies(context, 50), torch.zeros(50, 1, dtype=F64)
-    loss = objective(name, Pair(model, guide, x), x, num_particles=3).differentiable_loss(None, None, x)
+    loss = bind(construct(name, num_particles=3), Pair.read(model, guide, x), x).differentiable_loss(None, None, x)
     (gradient,) = torch.autograd.grad(loss, guide.context)
     assert float(gradient.abs().max()) < 1e-10
 
@@ -216,11 +221,11 @@ def test_two_kinds_of_choice_in_one_guide() -> None:
             pyro.sample("z", _mixture(context.expand(len(x), -1)))
 
     x = torch.zeros(4, 1, dtype=F64)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     with pytest.raises(BadInput, match=r"'z' by a choice and a path.*use vimco or rws"):
-        objective("elbo", pair, x)
+        bind(construct("elbo"), pair, x)
     for name in ("vimco", "rws"):
-        loss = objective(name, pair, x, num_particles=3).differentiable_loss(None, None, x)
+        loss = bind(construct(name, num_particles=3), pair, x).differentiable_loss(None, None, x)
         assert torch.autograd.grad(loss, context)[0].isfinite().all()
 
 
@@ -228,9 +233,9 @@ def test_weights_of_an_encoder_are_trained() -> None:
     """Through a whole pair, each parameter of the encoder has a gradient by every objective."""
     model, guide = make("mixture", 2)
     x = images(5)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     for name, particles in OBJECTIVES:
-        loss = objective(name, pair, x, num_particles=particles).differentiable_loss(pair.model, pair.guide, x)
+        loss = bind(construct(name, num_particles=particles), pair, x).differentiable_loss(pair.model, pair.guide, x)
         gradients = torch.autograd.grad(loss, list(guide.parameters()))
         assert all(bool((gradient != 0).any()) for gradient in gradients)
     with torch.no_grad():

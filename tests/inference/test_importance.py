@@ -22,7 +22,7 @@ from ppl_gen.inference.importance import (
     khat,
     reduced,
 )
-from ppl_gen.inference.traces import Pair, Terms
+from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.models.vae import VAE
 
 
@@ -109,7 +109,7 @@ def test_analytic_and_sampled_kl_agree() -> None:
     x = torch.bernoulli(torch.full((16, 12), 0.5, dtype=torch.float64))
     estimates = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=5000)
     with evaluating(model, guide):
-        terms = Pair(model, guide, x).terms(x, num_samples=5000)
+        terms = Pair.read(model, guide, x).terms(x, num_samples=5000)
         kl = terms.log_guide - terms.log_prior
         exact = torch.distributions.kl_divergence(guide.posterior(guide.encode(x)), model.prior())
     assert estimates.kl_analytic is not None
@@ -148,7 +148,7 @@ def test_pairs_that_do_not_broadcast(silent: bool) -> None:
     model = _FixedShape(silent)
     x = LinearGaussian.model(model, n=5).detach()
     with evaluating():
-        assert not Pair(model, ExactGuide(model), x).vectorized
+        assert not Pair.read(model, ExactGuide(model), x).vectorized
     weights = ppl_gen.log_weights(model, ExactGuide(model), x, num_samples=8)
     torch.testing.assert_close(weights, model.log_px(x).expand(8, 5), rtol=0, atol=1e-12)
 
@@ -167,7 +167,7 @@ def test_masks_apply_and_scales_do_not(linear: LinearGaussian) -> None:
             pyro.sample("z", linear.posterior(x))
 
     with evaluating():
-        terms = Pair(model, guide, x, mask).terms(x, mask, num_samples=3)
+        terms = Pair.read(model, guide, x, mask).terms(x, mask, num_samples=3)
     assert (terms.log_likelihood[:, 1] == 0).all()
     expected = linear.log_px(x)[mask].expand(3, 3)
     torch.testing.assert_close(terms.log_weight[:, mask], expected, rtol=0, atol=1e-10)
@@ -193,7 +193,7 @@ def test_a_masked_latent_contributes_nothing(linear: LinearGaussian) -> None:
     with evaluating():
         for seen in (mask, torch.ones(4, dtype=torch.bool)):
             torch.manual_seed(0)
-            found.append(Pair(model, guide, x, seen).terms(x, seen, num_samples=3, analytic_kl=True))
+            found.append(Pair.read(model, guide, x, seen).terms(x, seen, num_samples=3, analytic_kl=True))
     masked, plain = found
     zero = torch.zeros(3, 4, dtype=torch.float64)
     for name in ("log_prior", "log_guide", "kl"):
@@ -256,7 +256,7 @@ def test_block_bounds_leave_out_the_rest() -> None:
 def test_elbo_terms_match_and_keep_the_generator(linear: LinearGaussian) -> None:
     x, guide = _data(linear, 50), ExactGuide(linear)
     with evaluating():
-        pair = Pair(linear, guide, x)
+        pair = Pair.read(linear, guide, x)
     state = torch.get_rng_state()
     terms = elbo_terms(linear, guide, pair, x, seed=3, batch_size=7)
     assert torch.equal(state, torch.get_rng_state())

@@ -15,11 +15,11 @@ import ppl_gen
 from ppl_gen.errors import BadInput
 from ppl_gen.inference.agreement import above
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import exact_log_px
 from ppl_gen.inference.estimate import Estimate
+from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.importance import jackknife_bounds
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import _Mixture, opinion_samples, proposal_log_px, second_opinion
-from ppl_gen.inference.traces import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 
@@ -102,7 +102,7 @@ def test_defense_bounds_the_weights(linear: LinearGaussian) -> None:
     wide = ExactGuide(linear, 0.4)  # its weights grow without bound away from its centre
     for share in (0.1, 0.5):
         count = round(share * 2000)
-        pair = Pair(linear, wide, x)
+        pair = Pair.read(linear, wide, x)
         with evaluating(linear, wide):
             log_w = _Mixture([pair], [2000 - count], count, 1.0, (x, (), {})).log_weights(1000)
             alone = _Mixture([pair], [2000], 0, 1.0, (x, (), {})).log_weights(1000)

@@ -15,8 +15,8 @@ from ppl_gen import evaluate, fit
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import exact_log_px, state_posterior
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.exact import exact_log_px, state_posterior
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 from ppl_gen.run import Run
@@ -30,7 +30,7 @@ def test_model_is_prior_times_likelihood(make: Any) -> None:
     model = make()
     x = torch.bernoulli(torch.full((5, 7), 0.5))
     with evaluating(model):
-        terms = Pair(model, Enumerated(), x).terms(x, num_samples=4)
+        terms = Pair.read(model, Enumerated(), x).terms(x, num_samples=4)
         z = terms.latents["z"]
         z = z if isinstance(model, BeliefNet) else z.squeeze(-1).long()
         torch.testing.assert_close(terms.log_likelihood, model.likelihood(z).log_prob(x))
@@ -42,7 +42,7 @@ def test_guide_is_its_posterior() -> None:
     model, x = BeliefNet(7, latent_dim=3), torch.bernoulli(torch.full((5, 7), 0.5))
     guide = Bernoulli(7, torch.full((7,), 0.5), 3, "z", hidden_dims=(4,))
     with evaluating(model, guide):
-        terms = Pair(model, guide, x).terms(x, num_samples=4, analytic_kl=True)
+        terms = Pair.read(model, guide, x).terms(x, num_samples=4, analytic_kl=True)
         q = guide.posterior(guide.encode(x))
         torch.testing.assert_close(terms.log_guide, q.log_prob(terms.latents["z"]))
         torch.testing.assert_close(terms.kl, torch.distributions.kl_divergence(q, model.prior()).expand(4, 5))
@@ -81,10 +81,11 @@ def test_components_are_found() -> None:
     which = torch.randint(3, (600,))
     x = torch.bernoulli(prototypes[which] * 0.9 + 0.05)
     model = Mixture(30, x, num_components=3)
-    pair = Pair(model, Enumerated(), x)
-    from ppl_gen.inference.objectives import objective
+    pair = Pair.read(model, Enumerated(), x)
+    from ppl_gen.inference.objectives import construct
+    from ppl_gen.inference.objectives.loss import bind
 
-    elbo = objective("elbo", pair, x)
+    elbo = bind(construct("elbo"), pair, x)
     adam = torch.optim.Adam(model.parameters(), lr=0.1)
     for _ in range(150):
         adam.zero_grad()
@@ -155,7 +156,7 @@ def test_guide_beside_the_exact_value(elsewhere: Path, call: Call) -> None:
 def test_the_same_numbers_after_an_interrupt(elsewhere: Path) -> None:
     """The score function draws its samples from torch's generator and its baseline is the guide's: a run that stops at
     an epoch and goes on ends with the weights of one that does not."""
-    from ppl_gen.data import DataOptions
+    from ppl_gen.data_options import DataOptions
     from ppl_gen.experiment.config import Config
     from ppl_gen.experiment.options import TrainingOptions
 
@@ -225,7 +226,7 @@ def test_exact_needs_finite_support(elsewhere: Path, call: Call) -> None:
 
 def test_a_guide_of_ones_own_is_enumerated_too(elsewhere: Path) -> None:
     """The exact value is used with whatever guide of a model that can be enumerated."""
-    from ppl_gen.data import DataOptions
+    from ppl_gen.data_options import DataOptions
     from ppl_gen.experiment.config import Config
     from ppl_gen.experiment.options import TrainingOptions
 
@@ -247,29 +248,3 @@ def test_a_guide_of_ones_own_is_enumerated_too(elsewhere: Path) -> None:
     )
     summary = Run.start(config, out="own", quiet=True).directory.read_json("evaluation.json")
     assert summary is not None and summary["log_px"]["estimator"] == "exact" and summary["gap"]["mean"] > 0
-
-
-def test_a_likelihood_that_broadcasts_pixels_is_enumerated_in_small_blocks() -> None:
-    """Stock Bernoullis make an array of states x images x pixels: fewer states are cheap, and blocks are smaller."""
-    import pyro.distributions as dist
-    from torch import Tensor
-
-    from ppl_gen.inference.enumeration import block_size, cheap, memory_needed
-
-    net = BeliefNet(784, latent_dim=12)
-
-    class Stock(BeliefNet):
-        def likelihood(self, z: Tensor) -> Any:
-            return dist.Bernoulli(logits=z @ self.weight + self.bias).to_event(1)
-
-    stock = Stock(784, latent_dim=12)
-    stock.load_state_dict(net.state_dict())
-    x = torch.bernoulli(torch.full((3, 784), 0.2))
-    ours, theirs = (Pair(model, Enumerated(), x) for model in (net, stock))
-    assert (ours.width, theirs.width) == (1 / 16, 784)
-    assert cheap(ours) and not cheap(theirs)
-    assert block_size(ours) == 1000 and block_size(theirs) == 20
-    large = Pair(BeliefNet(784, latent_dim=20), Enumerated(), x)
-    assert block_size(large) == 1000 and block_size(large, posterior=True) == 64
-    assert memory_needed(theirs, 100) > 100 * memory_needed(ours, 100)
-    torch.testing.assert_close(exact_log_px(stock, x), exact_log_px(net, x))

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ppl_gen import evaluate, fit
 from ppl_gen.components import construct, find
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.exact_gaussian import ExactGaussian
 from ppl_gen.guides.normal import Normal
+from ppl_gen.inference import objectives
 from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
-from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.factor_analysis import FactorAnalysis
 
 Call = Callable[..., tuple[int, str, str]]
@@ -46,8 +47,8 @@ def test_closed_forms(noise: str) -> None:
     torch.testing.assert_close(model.log_px(x), truth)
     weights = log_weights(model, guide, x, num_samples=20)
     torch.testing.assert_close(weights, truth.detach().expand(20, -1), rtol=1e-10, atol=1e-10)
-    pair = Pair(model, guide, x)
-    loss = objective("elbo", pair, x).differentiable_loss(pair.model, pair.guide, x)
+    pair = Pair.read(model, guide, x)
+    loss = objectives.bind(objectives.construct("elbo"), pair, x).differentiable_loss(pair.model, pair.guide, x)
     parameters = list(model.parameters())
     for ours, true in zip(
         torch.autograd.grad(-loss, parameters), torch.autograd.grad(truth.sum(), parameters), strict=True
@@ -128,7 +129,7 @@ def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
     for wrong, words in (
         (("factor-analysis", "--binarization", "static"), "use dequantized, or none"),
         (("vae", "--binarization", "dequantized"), "no density of grey pixels"),
-        (("vae", "--guide", "exact-gaussian"), "is that of factor-analysis"),
+        (("vae", "--guide", "exact-gaussian"), "exact-gaussian takes a factor-analysis, not a VAE"),
         (("factor-analysis", "--latent-dim", "64"), "--latent-dim 64"),
         (("factor-analysis", "--noise", "loud"), "--noise"),
     ):

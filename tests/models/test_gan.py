@@ -13,7 +13,7 @@ from test_training import _interrupt_after as interrupt_after
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.data import DataOptions
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
@@ -21,9 +21,10 @@ from ppl_gen.guides.prior import Prior
 from ppl_gen.inference.annealed import Annealing, fit_scale
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import log_marginal_likelihood
-from ppl_gen.inference.objectives import objective
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px
-from ppl_gen.inference.traces import Pair
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
@@ -141,9 +142,9 @@ def test_only_a_model_with_two_losses_is_trained_by_them() -> None:
     model = VAE((4, 3), latent_dim=2, hidden_dims=(4,))
     x = torch.ones(3, 12)
     with evaluating():
-        pair = Pair(model, Prior("z", model), x)
+        pair = Pair.read(model, Prior("z", model), x)
     with pytest.raises(BadInput, match="has no adversarial_losses"):
-        objective("adversarial", pair, x)
+        bind(construct("adversarial"), pair, x)
     for wrong in ({"loss": "hinge"}, {"latent_dim": 0}, {"hidden_dims": (0,)}, {"gradient_penalty": -1.0}):
         with pytest.raises(BadInput):
             _gan(**wrong)

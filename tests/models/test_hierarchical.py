@@ -12,9 +12,9 @@ from torch import Tensor
 from ppl_gen.components import construct, find
 from ppl_gen.errors import BadInput
 from ppl_gen.guides.hierarchical import Hierarchical
+from ppl_gen.inference import objectives
 from ppl_gen.inference.importance import log_marginal_likelihood
-from ppl_gen.inference.objectives import objective
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 
 PIXELS = 6
@@ -47,13 +47,13 @@ def test_log_px_is_that_of_quadrature() -> None:
 @pytest.mark.parametrize("latent_dims", [(3,), (4, 3), (4, 3, 2)])
 def test_any_number_of_layers(latent_dims: tuple[int, ...]) -> None:
     model, guide, x = _make(latent_dims)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     assert pair.vectorized and set(pair.latent) == {f"z{n}" for n in range(1, len(latent_dims) + 1)}
     assert pair.event_shapes == {f"z{n}": (size,) for n, size in enumerate(latent_dims, 1)}
     assert model.model(n=7).shape == (7, PIXELS)
     parameters = [*model.parameters(), *guide.parameters()]
     for name in ("elbo", "iwae", "stl", "dreg", "rws", "wake-sleep"):
-        elbo = objective(name, pair, x, num_particles=3)
+        elbo = objectives.bind(objectives.construct(name, num_particles=3), pair, x)
         loss = elbo.differentiable_loss(pair.model, pair.guide, x)
         assert all(bool((g != 0).any()) for g in torch.autograd.grad(loss, parameters)), name
 
@@ -62,15 +62,15 @@ def test_the_kl_term_is_sampled() -> None:
     """Pyro has a divergence for each site; that of z_1 at a sample of z_2 is not a term of KL(q || p), whose mean it
     misses. So there is none, and the objective that needs one is refused."""
     model, guide, x = _make((2, 2))
-    assert Pair(model, guide, x).terms(x, analytic_kl=True).kl is None
+    assert Pair.read(model, guide, x).terms(x, analytic_kl=True).kl is None
     assert log_marginal_likelihood(model, guide, x, num_samples=30).kl_analytic is None
     with pytest.raises(BadInput, match="several latent sites; use elbo"):
-        objective("elbo-analytic-kl", Pair(model, guide, x), x)
+        objectives.bind(objectives.construct("elbo-analytic-kl"), Pair.read(model, guide, x), x)
 
 
 def test_other_sizes_are_refused() -> None:
     for chosen, option in (({"latent_dims": ()}, "latent-dims"), ({"hidden_dims": (3,)}, "hidden-dims")):
         with pytest.raises(BadInput, match=f"--{option}"):
             construct("model", find("model", "hierarchical-vae"), {"data_dim": PIXELS}, chosen)
-    with pytest.raises(BadInput, match="latent_dims, which Linear has not"):
+    with pytest.raises(BadInput, match="latent_dims, and Linear has none"):
         Hierarchical(PIXELS, torch.nn.Linear(1, 1))

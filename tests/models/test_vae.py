@@ -8,7 +8,7 @@ from ppl_gen.errors import BadInput
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
-from ppl_gen.inference.traces import Pair
+from ppl_gen.inference.pair import Pair
 from ppl_gen.models.vae import VAE
 
 
@@ -19,7 +19,7 @@ def test_model_is_prior_times_likelihood(network: str, likelihood: str) -> None:
     guide = Normal((4, 5), 3, "z", model, hidden_dims=(6,))
     x = torch.bernoulli(torch.full((5, 20), 0.5))
     with evaluating(model, guide):
-        pair = Pair(model, guide, x)
+        pair = Pair.read(model, guide, x)
         terms = pair.terms(x, num_samples=4)
         z = terms.latents["z"]
         torch.testing.assert_close(terms.log_likelihood, model.likelihood(z).log_prob(x))
@@ -39,7 +39,7 @@ def test_output_before_training(network: str) -> None:
     zero = VAE((28, 28), mean, init_output_bias=False, **options)
     guide = Normal((28, 28), 20, "z", zero)
     with evaluating(zero, guide):
-        terms = elbo_terms(zero, guide, Pair(zero, guide, x), x, seed=0)
+        terms = elbo_terms(zero, guide, Pair.read(zero, guide, x), x, seed=0)
     assert terms["reconstruction"] == pytest.approx(-784 * math.log(2), rel=1e-6)
     assert -1 < terms["kl"] < 3
     start = VAE((28, 28), mean, **options).likelihood(torch.zeros(20)).mean

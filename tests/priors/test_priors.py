@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.components import construct, find, known
-from ppl_gen.data import DataOptions, load_data
+from ppl_gen.data import load_data
+from ppl_gen.data_options import DataOptions
 from ppl_gen.errors import BadInput
 from ppl_gen.evaluation.estimating import estimators
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.enumeration import closed_form
+from ppl_gen.inference.exact import closed_form
 from ppl_gen.loading import read_pair
 from ppl_gen.models.vae import VAE
 
@@ -115,7 +116,7 @@ def test_what_cannot_be_swapped() -> None:
     with pytest.raises(BadInput, match=r"is continuous .* and the latent of BeliefNet discrete"):
         assemble(discrete, data)
     supplied = {"guide": nn.Linear(1, 1), "data_examples": torch.rand(5, PIXELS), "latent_dim": 2}
-    with pytest.raises(BadInput, match="needs encode"):
+    with pytest.raises(BadInput, match="needs a guide with encode"):
         construct("prior", find("prior", "vamp"), supplied, {})
     with pytest.raises(BadInput, match=r"--prior\.num-components 0"):
         construct("prior", find("prior", "vamp"), supplied, {"num_components": 0})

@@ -1,0 +1,176 @@
+"""Runs side by side: which is better, by how many nats, and is that more than chance?
+
+Differences are paired, image by image: all runs saw the same images, and what makes an image hard for all of them
+cancels. A method is repeated by its seeds, so that an interval for the difference between two methods needs two seeds
+of each.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ppl_gen.core.options import flat
+from ppl_gen.errors import BadInput, warnings_of
+from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
+from ppl_gen.evaluation.notes import notes_of
+from ppl_gen.evaluation.reading import check_same_images, read, with_defaults
+from ppl_gen.evaluation.rows import rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "HasDirectory"]
+
+
+class Directory(Protocol):
+    """A directory on disk."""
+
+    path: Path
+
+
+@runtime_checkable
+class HasDirectory(Protocol):
+    """A run with a directory."""
+
+    @property
+    def directory(self) -> Directory: ...
+
+
+class Comparison:
+    """Runs side by side, one row for runs that differ in the seed alone, the best mean log p(x) first::
+
+        comparison = ppl_gen.Comparison(["runs/normal", "runs/flow"])
+        print(comparison)
+        comparison.frame[["guide", "log_px", "log_px_difference", "log_px_difference_se"]]
+        comparison.figure().savefig("bounds.png")
+
+    Only the directories are read; no model is built.
+
+    :param runs: run directories, or runs that have one; each with its evaluation.
+    :raises BadInput: for runs without a whole evaluation, for runs that were not evaluated on the same images, and for
+        two runs of one configuration and one seed.
+    """
+
+    def __init__(self, runs: Iterable[str | Path | HasDirectory]):
+        if isinstance(runs, str | Path):
+            raise BadInput(f"runs={str(runs)!r}: give a list of runs, [{str(runs)!r}]")
+        self.runs = tuple(map(_path, runs))
+        if not self.runs:
+            raise BadInput("name at least one run to compare")
+        found = with_defaults([read(path) for path in self.runs])
+        check_same_images(found)
+        self.images = found[0].images
+        """The images of the evaluations: `data`, `split`, `num_images`, `binarization`, `observation`."""
+        self.rows = rows_of(found)
+        self.notes = notes_of(found, self.rows)
+        """What a reader must know, a sentence each."""
+
+    # Tables ----------------------------------------------------------------------------------------------------
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The rows as a data frame, the best first; numbers are in nats unless named otherwise.
+
+        The columns are the keys of `to_json`, nested ones joined by `_`, and a mean has the name of what it is the
+        mean of: `log_px`, `log_px_se`, `log_px_difference_low`. `num_seeds` counts `seeds`. Each option that tells
+        rows apart has a column, such as `options_latent_dim`. A number that does not exist is NaN.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame([flat(row.to_json()) for row in self.rows])
+        # Options and settings that the first row does not have go beside those that it has.
+        order = list(self.rows[0].to_json())
+        frame = frame[sorted(frame, key=lambda name: order.index(name.partition(".")[0]))]
+        frame = frame.astype({name: float for name in frame if frame[name].isna().all()})
+        frame.insert(frame.columns.get_loc("seeds"), "num_seeds", frame["seeds"].map(len))
+        return frame.rename(columns=lambda name: name.removesuffix(".mean").replace(".", "_"))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `compare --format json`: `images`, `rows` and `notes`."""
+        return {
+            "images": self.images._asdict(),
+            "rows": [row.to_json() for row in self.rows],
+            "notes": self.notes,
+        }
+
+    def to_csv(self) -> str:
+        """A line for each row, means and errors in columns of their own; blank where a term does not exist."""
+        import pandas as pd
+
+        lines = []
+        for row in self.rows:
+            joined = {"seeds": " ".join(map(str, row.seeds)), "runs": " ".join(row.runs)}
+            lines.append(flat(row.to_json() | {"options": written(row.options)} | joined))
+        # As objects: numbers of which a line has none stay whole, and keep all their digits.
+        return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n").rstrip("\n")
+
+    def to_markdown(self) -> str:
+        """The table in Markdown, with what all rows have in common above and notes below."""
+        notes = [f"- {note}" for note in self.notes]
+        lead = [f"{line}  " for line in self._lead()]
+        return "\n".join([*lead, "", *markdown(layout(self.rows)), "", *notes])
+
+    def __repr__(self) -> str:
+        notes = [f"  {note}" for note in self.notes]
+        return "\n".join([*self._lead(), *text(layout(self.rows)), *notes])
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        columns = pd.DataFrame(layout(self.rows).columns)
+        with pd.option_context("display.max_colwidth", None):
+            table = columns.to_html(index=False, border=0, justify="left")
+        lead = "<br>".join(map(escape, self._lead()))
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return f"<p>{lead}</p>\n{table}\n<ul>{notes}</ul>"
+
+    def _lead(self) -> list[str]:
+        """What the numbers are of, and what all rows have in common."""
+        images, common = self.images, layout(self.rows).common
+        lines = [
+            f"{images.num_images} {images.split} images of {images.data}, binarization {images.binarization}; "
+            "nats per image, larger is better"
+        ]
+        if common:
+            lines.append("all rows: " + ", ".join(f"{heading} {cell}" for heading, cell in common.items()))
+        return lines
+
+    # Figure and page -------------------------------------------------------------------------------------------
+
+    def figure(self) -> "Figure":
+        """A line for each row from its ELBO to its log p(x), with the interval of its difference to the first row."""
+        from ppl_gen.figures.comparison import bounds_and_log_px
+
+        return bounds_and_log_px(self.to_json(), labels(self.rows))
+
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as the content of a .png file."""
+        content = io.BytesIO()
+        self.figure().savefig(content, dpi=120)
+        return content.getvalue()
+
+    def page(self, command: Sequence[str] | None = None) -> str:
+        """Table, notes, figure and the commands that made the runs as one page of HTML.
+
+        :param command: the words of the command that makes the page again, which it shows.
+        """
+        from ppl_gen import report
+
+        if command is None:
+            command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
+        warnings = warnings_of(self.images.observation)
+        table, names = layout(self.rows), labels(self.rows)
+        return report.comparison(self.to_json(), names, *table, warnings, self.png, command)
+
+
+def _path(run: str | Path | HasDirectory) -> Path:
+    if isinstance(run, str | Path):
+        return Path(run)
+    if isinstance(run, HasDirectory):
+        return run.directory.path
+    raise BadInput(f"runs: {run!r} is no run: give run directories, or what Run.fit and Run.open return")

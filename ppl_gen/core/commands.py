@@ -1,0 +1,69 @@
+"""Command lines that make a result again, from what was recorded with it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def command(module: str, *arguments: object) -> list[str]:
+    """`python -m ppl_gen.MODULE ARGUMENTS`, a list of words::
+
+    >>> command("evaluate", "runs/vae", "--seed", 3)
+    ['python', '-m', 'ppl_gen.evaluate', 'runs/vae', '--seed', '3']
+    """
+    return ["python", "-m", f"ppl_gen.{module}", *map(str, arguments)]
+
+
+def words(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, prefix: str = "") -> list[str]:
+    """Options as the words of a command line, without those that are None or equal to their default::
+
+    >>> words({"split": "test", "annealed": {"num_chains": 3}, "gaps": True, "proposals": ["a", "b"], "seed": None})
+    ['--split', 'test', '--annealed.num-chains', '3', '--gaps', '--proposals', 'a', 'b']
+
+    :param options: values by name, as they stand in a JSON file; a group of options is a dictionary of its own.
+    :param defaults: the default of each option, in the same form. An option without one is always written.
+    :param prefix: names of the groups around these options, each followed by a dot.
+    """
+    found: list[str] = []
+    for key, value in options.items():
+        name, default = key.replace("_", "-"), (defaults or {}).get(key)
+        given = _arguments(value)
+        if isinstance(value, Mapping):
+            found += words(value, default, f"{prefix}{name}.")
+        elif value is None or given == _arguments(default):
+            continue
+        elif isinstance(value, bool):
+            found.append(f"--{prefix}{name}" if value else f"--{prefix}no-{name}")
+        else:
+            found += [f"--{prefix}{name}", *given]
+    return found
+
+
+def _arguments(value: Any) -> list[str]:
+    """A value as it is typed; no word for None."""
+    if isinstance(value, list | tuple):
+        return [str(each) for each in value]
+    return [] if value is None else [str(value)]
+
+
+def named_again(config: Mapping[str, Any]) -> list[str]:
+    """The options that name again a run's classes from outside of the package.
+
+    :param config: the content of the run's `config.json`.
+    """
+    kinds = [kind for kind in ("model", "guide", "prior") if ":" in str(config.get(kind))]
+    return [word for kind in kinds for word in (f"--{kind}", config[kind])]
+
+
+def fit_command(config: Mapping[str, Any]) -> list[str]:
+    """The command line that made a run, with the data set that was found; empty for a run made from Python.
+
+    :param config: the content of the run's `config.json`.
+    """
+    program, *arguments = config.get("command") or [""]
+    if Path(program).name != "fit.py":
+        return []
+    data = str(config["data"]["data"])
+    if f"--data {data}" not in " ".join(arguments).replace("=", " "):
+        arguments += ["--data", data]
+    return command("fit", *arguments)

@@ -1,0 +1,340 @@
+"""Contracts of a user's or the package's classes: the methods that the package looks for, and the values they return.
+
+A contract is a `typing.Protocol`. No class inherits from it: a class that has its methods satisfies it. Each contract
+is optional but the first of models and of guides, and says what needs it. `offers(model, HasDensity)` asks.
+
+B is the number of images in a batch, D their pixels; numbers are in nats.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeGuard, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from pyro.distributions import TorchDistribution
+    from pyro.infer.elbo import ELBO
+    from torch import Tensor
+
+    from ppl_gen.inference.pair import Pair, Terms
+
+# Models ------------------------------------------------------------------------------------------------------------
+
+
+class Model(Protocol):
+    """A generative model p(x, z). Every model has this."""
+
+    def model(self, x: Tensor | None = None, *args: Any, n: int = 1) -> Any:
+        """Pyro model: one plate over the images, latent sites in it, and the observed site "x".
+
+        :param x: images [B, D]; without them, n images are drawn.
+        :param args: labels [B], for a signature that has them.
+        """
+
+
+class HasPrior(Protocol):
+    """A distribution of z: a model of one latent site, or what `--prior` puts in the place of that model's own."""
+
+    def prior(self) -> TorchDistribution:
+        """p(z), without a batch."""
+
+
+class HasDensity(HasPrior, Protocol):
+    """A model of one latent site that also gives p(z) and p(x | z) as distributions. They say what `model` does.
+
+    Annealing, filling in and the pictures of the latent space need it.
+    """
+
+    def likelihood(self, z: Tensor) -> TorchDistribution:
+        """p(x | z), event [D], for z [..., units] with any batch dimensions, such as chains x images."""
+
+
+class ClosedForm(Protocol):
+    """A model whose log p(x) has a closed form, which is compared with a sum over states where there is one."""
+
+    def log_px(self, x: Tensor, *args: Any) -> Tensor:
+        """log p(x) [B].
+
+        :param args: the arguments that `model` takes after x, such as labels. A signature without them is not called.
+        """
+
+
+class HasPictures(Protocol):
+    """A model that draws pictures of itself after a fit."""
+
+    def pictures(self) -> Mapping[str, tuple[str, Tensor, list[str]]]:
+        """From file names to a title, images [n, D] and n captions."""
+
+
+class AdversarialModel(HasDensity, Protocol):
+    """A generator with a discriminator, for the objective `adversarial`."""
+
+    def adversarial_losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of generator and discriminator, scalars, each with a gradient for its own parameters alone."""
+
+    def monitor(self, x: Tensor) -> Mapping[str, float]:
+        """Numbers for the line of an epoch in `metrics.jsonl`, from validation images [B, D]."""
+
+    @property
+    def log_scale(self) -> Tensor:
+        """log of the standard deviation of p(x | z), scalar, which is fitted after training."""
+
+
+# Guides ------------------------------------------------------------------------------------------------------------
+
+
+class Guide(Protocol):
+    """An approximate posterior q(z | x). Every guide has this."""
+
+    def guide(self, x: Tensor, *args: Any) -> Any:
+        """Pyro guide: samples the model's latent sites in a plate of the model's name, or none of them if the model
+        enumerates all.
+
+        :param x: images [B, D].
+        :param args: labels [B], for a signature that has them.
+        """
+
+
+class Amortized(Protocol):
+    """A guide of one latent site that is a network and then a distribution: q(z | x) = posterior(encode(x)).
+
+    The gaps, the prior `vamp` and filling in need it.
+    """
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Contexts [B, ...] of images [B, D]."""
+
+    def posterior(self, context: Tensor) -> TorchDistribution:
+        """q(z | context), batch [B]."""
+
+
+# Models that a guide is written for --------------------------------------------------------------------------------
+
+
+class LayeredModel(Protocol):
+    """A model with the latent sites z1, z2, ..., for the guide `hierarchical`."""
+
+    @property
+    def latent_dims(self) -> tuple[int, ...]:
+        """Units of z1, z2, ..."""
+
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """Units of the hidden layers between x and z1, between z1 and z2, ..."""
+
+    @property
+    def activation(self) -> str:
+        """Nonlinearity between layers."""
+
+
+class LinearGaussianModel(Protocol):
+    """Factor analysis, whose posterior is the guide `exact-gaussian`."""
+
+    @property
+    def scaled_weight(self) -> Tensor:
+        """Loadings [units, D], each divided by the standard deviation of its pixel's noise."""
+
+    @property
+    def log_psi(self) -> Tensor:
+        """log of the noise variance of each pixel, [D] or [1]."""
+
+    @property
+    def loc(self) -> Tensor:
+        """Mean image [D]."""
+
+
+# Objectives -------------------------------------------------------------------------------------------------------
+
+Draws: TypeAlias = Literal["reparametrized", "detached", "frozen-guide"]
+"""How z is drawn for a surrogate.
+
+- reparametrized: z is a function of the guide's parameters, and gradients go through it.
+- detached: z has no gradient.
+- frozen-guide: as reparametrized, and log q(z | x) depends on the guide's parameters through z alone.
+"""
+
+
+@runtime_checkable
+class Surrogate(Protocol):
+    """An objective that is a function of log-densities. It needs `draws` where z is not reparametrized, and `bound`
+    where the reported number is not the one that is differentiated."""
+
+    num_particles: int
+    """Samples of z per image."""
+
+    def surrogate(self, terms: Terms) -> Tensor:
+        """The quantity [images] whose gradient the parameters climb, in nats.
+
+        :param terms: log_likelihood, log_prior, log_guide and log_weight, each [samples, images]. A guide with a choice
+            in it has this called again, without gradients, on terms in which one sample is replaced.
+        """
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """An objective that draws and scores z by itself, through the pair's `terms` or otherwise. Where a class has both,
+    `loss` takes the place of `surrogate`."""
+
+    def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
+        """The number to be minimized, summed over the images, in nats.
+
+        Where a guide draws a path and makes a choice (`pair.scored`), the `terms` of the pair have a `score`; its
+        gradient, times the amount that each sample adds, is left to this method.
+        """
+
+
+@runtime_checkable
+class WrapsELBO(Protocol):
+    """An objective that is an `ELBO` of Pyro. It scales with the KL term of the pair, so that KL warm-up applies."""
+
+    def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
+        """The ELBO for a pair, with a `differentiable_loss`.
+
+        :param x: a few images to try it on.
+        """
+
+
+Objective: TypeAlias = Surrogate | Loss | WrapsELBO
+"""The quantity that training optimizes: a class of one of three forms, with its options in its constructor."""
+
+
+@runtime_checkable
+class HasDraws(Protocol):
+    """An objective that says how z is drawn; without it, z is reparametrized."""
+
+    draws: Draws
+
+
+@runtime_checkable
+class HasBound(Protocol):
+    """An objective whose reported number is not the one that is differentiated."""
+
+    def bound(self, terms: Terms) -> Tensor:
+        """The reported number [images], in nats."""
+
+
+@runtime_checkable
+class ChecksPair(Protocol):
+    """An objective that not every pair can have."""
+
+    def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
+        """Raise `BadInput` for a pair that cannot have this objective."""
+
+
+@runtime_checkable
+class Monitors(Protocol):
+    """An objective that is measured in training by something else than the terms of the ELBO."""
+
+    def monitor(self, pair: Pair, x: Tensor, *args: Any) -> dict[str, float]:
+        """The numbers that `metrics.jsonl` holds for these images."""
+
+
+@runtime_checkable
+class Finishes(Protocol):
+    """An objective with something to do after the last step of training."""
+
+    def finish(self, model: Any, x: Tensor) -> None:
+        """Change the model in place.
+
+        :param x: the validation images, or the training images where there are none.
+        """
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """An objective that says by itself what `--capture` records."""
+
+    def recordable(self, pair: Pair) -> Objective:
+        """The same objective as one whose operations can be recorded. Raises `BadInput` if there is none."""
+
+
+# Distributions -----------------------------------------------------------------------------------------------------
+
+
+class SumsStates(Protocol):
+    """A likelihood p(x | z) that sums over all values of z at once, without an array of states x images."""
+
+    def sums_over(self, prior: Any, z: Tensor) -> bool:
+        """True if it can, for z of the distribution p(z)."""
+
+    def log_marginal(self, value: Tensor, prior: Any) -> Tensor | None:
+        """log sum_z p(z) p(value | z) [B], for value [B, D]; None where z is not every state once."""
+
+
+class SumsPixelsFirst(Protocol):
+    """A distribution of images whose `log_prob` makes no array of states x images x pixels."""
+
+    @property
+    def sums_pixels_first(self) -> bool:
+        """True."""
+
+
+class CountsStates(Protocol):
+    """A distribution that knows the size of its finite support without listing it."""
+
+    @property
+    def num_states(self) -> int:
+        """Number of values that `enumerate_support` would list."""
+
+
+class SelectsPixels(Protocol):
+    """A distribution of images whose pixels are independent, so that some can be left away."""
+
+    def select(self, pixels: Tensor) -> TorchDistribution:
+        """Distribution of some pixels: an index or a mask [D]."""
+
+
+# Defaults of a model's class ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Attributes of a model's class that say how it is best fitted. Each is optional; options that are given win."""
+
+    default_guide: str = "normal"
+    """Name of its guide."""
+    data_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `DataOptions` by name."""
+    training_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `TrainingOptions` by name."""
+    evaluation_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `EvaluationOptions` by name; they hold with the default guide."""
+
+
+def defaults_of(cls: type) -> Defaults:
+    """The defaults that a model's class has, and the package's for the others."""
+    return Defaults(**{each.name: getattr(cls, each.name) for each in fields(Defaults) if hasattr(cls, each.name)})
+
+
+# Asking ------------------------------------------------------------------------------------------------------------
+
+Contract = TypeVar("Contract")
+
+
+def members(*contracts: type) -> list[str]:
+    """Names of what some contracts ask for, those of a contract's bases first."""
+    bases = [base for contract in contracts for base in reversed(contract.__mro__)]
+    asked = [base for base in bases if base not in (object, Generic, Protocol)]
+    names = (name for base in asked for name in (*inspect.get_annotations(base), *vars(base)))
+    return list(dict.fromkeys(name for name in names if not name.startswith("_")))
+
+
+def missing(owner: object, contract: type) -> str | None:
+    """Name of the first member of a contract that an object, or a class, does not have; None if it has all.
+
+    A method must be callable, so that `model.log_px = None` takes back what the class of the model offers. `isinstance`
+    does not see that: it asks the class alone; and from Python 3.12 on it does not see submodules, parameters and
+    buffers of a `torch.nn.Module` either.
+    """
+    for name in members(contract):
+        found = getattr(owner, name, None)
+        if found is None or (callable(getattr(contract, name, None)) and not callable(found)):
+            return name
+    return None
+
+
+def offers(owner: object, contract: type[Contract]) -> TypeGuard[Contract]:
+    """True if an object has everything that a contract asks for."""
+    return missing(owner, contract) is None

@@ -1,0 +1,45 @@
+"""Options as fields of dataclasses, which say for themselves whether they identify a run and which column they have."""
+
+from dataclasses import Field, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def option(default: T, *, identifies: bool = True, column: str | None = None) -> T:
+    """A field of a dataclass of options.
+
+    :param identifies: False where runs that differ in it alone are runs of one method: the seed, where it was computed.
+    :param column: heading of the column that shows it in a comparison. Without one it is shown among the `options`.
+    """
+    found: T = field(default=default, metadata={"identifies": identifies, "column": column})
+    return found
+
+
+def options_of(cls: Any) -> dict[str, Field[Any]]:
+    """The fields of a dataclass and of the dataclasses in it, by dotted name.
+
+    >>> from ppl_gen.experiment.config import Config
+    >>> options_of(Config)["training.num_particles"].metadata["column"]
+    'objective'
+    """
+    found: dict[str, Field[Any]] = {}
+    for each in fields(cls):
+        inner = each.default_factory
+        if is_dataclass(inner):
+            found |= {f"{each.name}.{name}": option for name, option in options_of(inner).items()}
+        else:
+            found[each.name] = each
+    return found
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names.
+
+    >>> flat({"epochs": 3, "data": {"data": "digits"}})
+    {'epochs': 3, 'data.data': 'digits'}
+    """
+    result: dict[str, Any] = {}
+    for name, value in content.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return result

@@ -1,0 +1,148 @@
+"""The table of a comparison: what each column shows, and how a person reads it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ppl_gen.evaluation.rows import Row, RowMean
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table."""
+
+    heading: str
+    """`{k}` in it is the k of the IWAE bound."""
+    cells: Callable[[Sequence[Row]], list[str]]
+    """The cell of each row; empty where a term does not exist."""
+    words: bool = False
+    """Words, aligned on the left; else numbers."""
+    lifted: bool = False
+    """Said once, above the table, where all rows agree."""
+
+
+def _text(of: Callable[[Row], str]) -> Callable[[Sequence[Row]], list[str]]:
+    return lambda rows: [of(row) for row in rows]
+
+
+def _number(of: Callable[[Row], float | None], form: str) -> Callable[[Sequence[Row]], list[str]]:
+    return lambda rows: ["" if (value := of(row)) is None else format(value, form) for row in rows]
+
+
+def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> Callable[[Sequence[Row]], list[str]]:
+    """Means with their errors and intervals; with three digits where an error has no two."""
+
+    def cells(rows: Sequence[Row]) -> list[str]:
+        means = [of(row) for row in rows]
+        small = [error for each in means for error in (each.se, each.se_seeds) if error]
+        digits = 3 if errors and small and min(small) < 0.0095 else 2
+        found = []
+        for each in means:
+            parts = [each.mean, *([each.se, each.se_seeds] if errors else [])]
+            shown = [format(v, f"{sign if i == 0 else ''}.{digits}f") for i, v in enumerate(parts) if v is not None]
+            cell = ("≥ " if shown and each.at_least else "") + " ± ".join(shown)
+            if each.low is not None:
+                cell += f" [{each.low:+.{digits}f}, {each.high:+.{digits}f}]"
+            found.append(cell)
+        return found
+
+    return cells
+
+
+COLUMNS = (
+    Column("model", _text(lambda row: row.model), words=True, lifted=True),
+    Column("guide", _text(lambda row: row.guide), words=True, lifted=True),
+    Column("prior", _text(lambda row: row.prior or "-"), words=True, lifted=True),
+    Column("objective", _text(lambda row: row.objective), words=True, lifted=True),
+    Column("options", _text(lambda row: written(row.options)), words=True),
+    Column("seeds", _text(lambda row: str(len(row.seeds))), lifted=True),
+    Column("ELBO", _nats(lambda row: row.elbo, errors=False)),
+    Column("L_{k}", _nats(lambda row: row.iwae, errors=False)),
+    Column("log p(x)", _nats(lambda row: row.log_px)),
+    Column("S", _text(lambda row: str(row.settings["num_samples"] or row.settings["estimator"])), lifted=True),
+    Column("Δ log p(x)", _nats(lambda row: row.log_px_difference, "+")),
+    Column("Δ ELBO", _nats(lambda row: row.elbo_difference, "+")),
+    Column("gap", _nats(lambda row: row.gap, errors=False)),
+    Column("approx.", _nats(lambda row: row.approximation, errors=False)),
+    Column("amort.", _nats(lambda row: row.amortization, errors=False)),
+    Column("k-hat", _number(lambda row: row.khat_median, ".2f")),
+    Column("ESS", _number(lambda row: row.ess_median, ".1f")),
+    Column("units", _number(lambda row: row.active_units, ".3g")),
+    Column("params", _number(lambda row: row.num_parameters, ",d"), lifted=True),
+    Column("seconds", _number(lambda row: row.seconds, ".0f")),
+    Column("epochs", _number(lambda row: row.epochs, "g"), lifted=True),
+)
+
+
+def written(options: dict[str, Any]) -> str:
+    """Options as one word each: `latent_dim=2 guide.transform=iaf`."""
+
+    def value(of: Any) -> str:
+        return "none" if of is None else ",".join(map(str, of)) if isinstance(of, list) else str(of)
+
+    return " ".join(f"{name}={value(of)}" for name, of in options.items())
+
+
+class Layout(NamedTuple):
+    """The table without columns that are blank."""
+
+    common: dict[str, str]
+    """What all rows have in common, by heading."""
+    columns: dict[str, list[str]]
+    """The cells of the other columns, by heading."""
+    words: set[str]
+    """Headings of columns of words."""
+
+
+def layout(rows: Sequence[Row]) -> Layout:
+    """The cells of a comparison, as a person reads them."""
+    found = Layout({}, {}, set())
+    for column in COLUMNS:
+        heading, cells = column.heading.format(k=rows[0].k), column.cells(rows)
+        if set(cells) <= {"", "-"}:
+            continue
+        if len(rows) > 1 and column.lifted and len(set(cells)) == 1:
+            found.common[heading] = cells[0]
+            continue
+        found.columns[heading] = cells
+        if column.words:
+            found.words.add(heading)
+    return found
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """What tells each row from the others, for a figure."""
+    table = layout(rows)
+    telling = [cells for heading, cells in table.columns.items() if heading in table.words]
+    names = [", ".join(cell for cell in cells if cell not in ("", "-")) for cells in zip(*telling, strict=True)]
+    names = names or [row.model for row in rows]
+    return [
+        f"{name} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else name
+        for name, row in zip(names, rows, strict=True)
+    ]
+
+
+def text(table: Layout) -> list[str]:
+    """The lines of a table, headings first, columns aligned."""
+    return ["  ".join(cells).rstrip() for cells in _aligned(table)]
+
+
+def markdown(table: Layout) -> list[str]:
+    """The lines of a table in Markdown, columns aligned in the source too."""
+    columns = {heading: [cell.replace("|", "\\|") for cell in cells] for heading, cells in table.columns.items()}
+    first, *others = _aligned(table._replace(columns=columns))
+    rule = [
+        "-" * len(cell) if heading in table.words else "-" * (len(cell) - 1) + ":"
+        for heading, cell in zip(columns, first, strict=True)
+    ]
+    return [f"| {' | '.join(cells)} |" for cells in (first, rule, *others)]
+
+
+def _aligned(table: Layout) -> list[tuple[str, ...]]:
+    """The cells row by row, headings first, as wide as the widest of their column."""
+    padded = []
+    for heading, cells in table.columns.items():
+        column = [heading, *cells]
+        width = max(map(len, column))
+        padded.append([each.ljust(width) if heading in table.words else each.rjust(width) for each in column])
+    return list(zip(*padded, strict=True))

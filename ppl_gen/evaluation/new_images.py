@@ -1,0 +1,71 @@
+"""Images that a run was not fitted to: as its test images, and the latents that explain them."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_gen import arrays
+from ppl_gen.core.contracts import HasDensity, offers
+from ppl_gen.data import Split
+from ppl_gen.errors import BadInput, require
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.exact import state_posterior
+from ppl_gen.inference.state_memory import block_size, cheap
+
+_IMAGES_PER_BLOCK = 100
+
+
+def with_images(fitted: Fitted, given: Any) -> Fitted:
+    """The run with images of the user's in the place of its test images, binarized as these are.
+
+    :param given: images [N, …] as a tensor or an array, a pair of images and labels, or a `Dataset`.
+    :raises BadInput: for images of another size.
+    """
+    found = arrays.read(arrays.collect(given))
+    images, labels = torch.from_numpy(found.splits["train"]), found.labels.get("train")
+    if images.shape[1] != fitted.data.dim:
+        raise BadInput(f"data: images of {images.shape[1]} pixels, and the run is of {fitted.data.dim}")
+    test = Split(images, None if labels is None else torch.from_numpy(labels), found.scale)
+    data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
+    changed = replace(fitted, data=data)
+    vars(changed)["pair"] = fitted.pair
+    return changed
+
+
+def latents(fitted: Fitted, given: Any, num_samples: int, seed: int) -> dict[str, Tensor]:
+    """Samples of z ~ q(z | x), or ~ p(z | x) where the guide leaves z to be summed out: [samples, images, units] for
+    each latent site, on the CPU.
+
+    :param given: images, as for `with_images`.
+    :raises BadInput: for a pair whose z can be drawn by neither.
+    """
+    require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
+    changed = with_images(fitted, given)
+    pair, (x, *labels) = changed.pair, changed.images("test")
+    parts: list[dict[str, Tensor]] = []
+    with changed.estimating(seed):
+        for rows in torch.arange(len(x), device=x.device).split(_IMAGES_PER_BLOCK):
+            batch = [each[rows] for each in (x, *labels)]
+            if pair.enumerated:
+                parts.append({pair.latent[0]: _from_posterior(changed, batch[0], num_samples)})
+            else:
+                parts.append(pair.terms(*batch, num_samples=num_samples).latents)
+    return {name: torch.cat([part[name] for part in parts], 1).cpu() for name in parts[0]}
+
+
+def _from_posterior(fitted: Fitted, x: Tensor, num_samples: int) -> Tensor:
+    """Samples [samples, images, units] of p(z | x), of one latent site with finite support."""
+    pair, model = fitted.pair, fitted.model
+    if len(pair.latent) != 1 or not offers(model, HasDensity) or not cheap(pair):
+        raise BadInput(
+            f"{pair.model_name}: its guide samples no z; p(z | x) takes one latent site of few states, prior() and "
+            "likelihood(z)"
+        )
+    parts = []
+    for block in x.split(block_size(pair, posterior=True)):
+        states, probabilities = state_posterior(model, block)
+        chosen = probabilities.T.multinomial(num_samples, replacement=True).T
+        parts.append(states[chosen].reshape(num_samples, len(block), -1))
+    return torch.cat(parts, 1)

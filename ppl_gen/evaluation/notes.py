@@ -1,0 +1,73 @@
+"""What a reader of a comparison must know, a sentence each."""
+
+from collections.abc import Sequence
+
+from ppl_gen.errors import warnings_of
+from ppl_gen.evaluation.reading import Evaluated
+from ppl_gen.evaluation.rows import Row
+
+
+def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
+    """The notes below the table of a comparison.
+
+    :param rows: the rows of the runs.
+    """
+    return [*_on_training(runs), *_on_errors(rows), *_on_estimates(rows), *warnings_of(runs[0].images.observation)]
+
+
+def _on_training(runs: Sequence[Evaluated]) -> list[str]:
+    counts = [(run.path, run.last.get("epoch"), run.config.get("training.epochs")) for run in runs]
+    return [
+        f"{path} stopped after {done} of {epochs} epochs"
+        for path, done, epochs in counts
+        if done is not None and epochs is not None and done < epochs
+    ]
+
+
+def _on_errors(rows: Sequence[Row]) -> list[str]:
+    notes = ["± standard error over images, with the weights as they are"]
+    if any(len(row.seeds) > 1 for row in rows):
+        notes.append(
+            "a second ± is the standard error of a row's mean over its seeds: how far other seeds would move it; "
+            "all numbers of a row are means over its seeds"
+        )
+    if len(rows) > 1:
+        notes += [
+            "Δ: the same images, paired: mean of this row minus the first, with the errors of that mean",
+            "[low, high]: 95 % interval of that mean; if 0 is in it, the difference may be chance",
+        ]
+    if len(rows) > 2:
+        notes.append(
+            f"all intervals of a column hold together with 95 %, whichever of the {len(rows)} rows came out best"
+        )
+    of = {row.difference_of for row in rows}
+    if "methods" in of:
+        where = "where this row and the first have several seeds, " if "weights" in of else ""
+        notes.append(f"{where}the interval is for two methods: for other seeds, and for other images of this kind")
+    if "weights" in of:
+        where = " in this row or in the first" if any(len(row.seeds) > 1 for row in rows) else ""
+        notes.append(
+            f"one seed{where}: a difference between two sets of weights, not between two methods; the interval is for "
+            "other images of this kind"
+        )
+    return notes
+
+
+def _on_estimates(rows: Sequence[Row]) -> list[str]:
+    notes, k = [], rows[0].k
+    doubted = {row.settings["estimator"] for row in rows if row.log_px.at_least}
+    if doubted - {"annealed"}:
+        notes.append("≥ at least: k-hat is too high or unknown for some images, or another estimate of them is larger")
+    if "annealed" in doubted:
+        notes.append("≥ at least: the sandwich and importance sampling do not both vouch for annealing")
+    if k is not None:
+        notes.append(f"L_{k}: IWAE bound, the largest k that all runs with such bounds share below S")
+    if len({row.settings["num_samples"] for row in rows} - {None}) > 1:
+        notes.append("importance-sampled log p(x) with different S are not comparable: the more samples, the higher")
+    if len({row.settings["estimator"] for row in rows}) > 1:
+        notes.append("a sampled log p(x) is biased low, an exact one is not")
+    split = {row.gap_images for row in rows if row.gap_images is not None}
+    if split:
+        counts = " or ".join(f"{count:g}" for count in sorted(split))
+        notes.append(f"approximation and amortization gap: of the first {counts} images")
+    return notes

@@ -1,0 +1,235 @@
+"""Rows of a comparison: runs that differ in the seed alone, and the difference of each row to the best."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ppl_gen.evaluation.reading import OPTIONS, Evaluated, group
+from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
+
+_IN_COLUMNS = {name for name, option in OPTIONS.items() if option.metadata.get("column")}
+_IN_COLUMNS |= {"evaluation.estimator", "evaluation.num_samples"}  # column S
+
+
+@dataclass(frozen=True)
+class RowMean:
+    """A mean over images and seeds, in nats, with what is known of its error. None is what does not exist."""
+
+    mean: float | None = None
+    se: float | None = None
+    """Standard error over images, with the weights as they are."""
+    se_seeds: float | None = None
+    """Standard error over seeds; None for one seed."""
+    low: float | None = None
+    """Lower end of the 95 % interval of a difference; `high` is the upper end."""
+    high: float | None = None
+    at_least: bool = False
+
+    def to_json(self, *more: str) -> dict[str, Any]:
+        """The mean with its errors, and with further fields by name."""
+        return {name: getattr(self, name) for name in ("mean", "se", "se_seeds", *more)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of one method, which differ in the seed alone."""
+
+    model: str
+    guide: str
+    prior: str | None
+    objective: str
+    """The objective with its particles and warm-up, where they are not the defaults: `vimco-50`."""
+    options: dict[str, Any]
+    """The options that tell this row from others of the same model and are in no other column."""
+    seeds: list[int]
+    runs: list[str]
+    """Run directories, in the order of the seeds."""
+    elbo: RowMean
+    k: int | None
+    """Samples of the IWAE bound `iwae`."""
+    iwae: RowMean
+    log_px: RowMean
+    settings: dict[str, Any]
+    """How log p(x) was estimated: `estimator`, `num_samples`, and options of annealing."""
+    log_px_difference: RowMean
+    """log p(x) of this row minus that of the best, paired by image; without a mean in the best row."""
+    elbo_difference: RowMean
+    difference_of: str | None
+    """What differs: `methods`, or `weights` where this row or the best has one seed."""
+    gap: RowMean
+    approximation: RowMean
+    amortization: RowMean
+    gap_images: float | None
+    """Number of images of the last two."""
+    khat_median: float | None
+    ess_median: float | None
+    active_units: float | None
+    num_parameters: int
+    seconds: float | None
+    epochs: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as `compare --format json` prints it."""
+        of, images = {"of": self.difference_of}, {"num_images": self.gap_images}
+        return {
+            "model": self.model,
+            "guide": self.guide,
+            "prior": self.prior,
+            "objective": self.objective,
+            "options": self.options,
+            "seeds": self.seeds,
+            "runs": self.runs,
+            "elbo": self.elbo.to_json(),
+            "iwae": {"k": self.k} | self.iwae.to_json(),
+            "log_px": self.log_px.to_json() | self.settings | {"at_least": self.log_px.at_least},
+            "log_px_difference": self.log_px_difference.to_json("low", "high") | of,
+            "elbo_difference": self.elbo_difference.to_json("low", "high") | of,
+            "gap": {"mean": self.gap.mean, "at_least": self.gap.at_least},
+            "approximation": {"mean": self.approximation.mean} | images | {"at_least": self.approximation.at_least},
+            "amortization": {"mean": self.amortization.mean} | images | {"at_least": self.amortization.at_least},
+            "khat_median": self.khat_median,
+            "ess_median": self.ess_median,
+            "active_units": self.active_units,
+            "num_parameters": self.num_parameters,
+            "seconds": self.seconds,
+            "epochs": self.epochs,
+        }
+
+
+# From runs -----------------------------------------------------------------------------------------------------
+
+
+def rows_of(runs: Sequence[Evaluated]) -> list[Row]:
+    """The rows of runs that are evaluated on the same images, the best mean log p(x) first.
+
+    :raises BadInput: for two runs of one configuration and one seed.
+    """
+    groups = sorted(group(runs), key=_mean_log_px, reverse=True)
+    k = _largest_k(runs)
+    with np.errstate(invalid="ignore"):  # log p(x) of an image may be -inf
+        return [_row(each, groups, k) for each in groups]
+
+
+def _mean_log_px(runs: Sequence[Evaluated]) -> float:
+    mean = float(np.mean([run.log_px.mean() for run in runs]))
+    return mean if math.isfinite(mean) else -math.inf
+
+
+def _largest_k(runs: Sequence[Evaluated]) -> int | None:
+    """The largest k that all runs with IWAE bounds have, below their S: at k = S it is the sampled log p(x) itself."""
+    shared = set.intersection(*([set(run.iwae) for run in runs if run.iwae] or [set()]))
+    sampled = [run.summary.get("log_px_importance", run.summary["log_px"]) for run in runs]
+    least = min((each.get("num_samples", math.inf) for each in sampled), default=math.inf)
+    return max((k for k in shared if 1 < k < least), default=None)
+
+
+def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) -> Row:
+    """A row; a term that some of its runs do not have is None."""
+    first, best = runs[0], groups[0]
+    summaries, last, gaps = [run.summary for run in runs], [run.last for run in runs], [run.gaps for run in runs]
+    elbo, log_px = _values(runs)
+    bounds = [run.iwae[k] for run in runs if k is not None and k in run.iwae]
+    elbo_difference = log_px_difference = RowMean()
+    difference_of = None
+    if runs is not best:
+        pairs = zip((elbo, log_px), _values(best), strict=True)
+        elbo_difference, log_px_difference = (_difference(ours, theirs, len(groups)) for ours, theirs in pairs)
+        difference_of = "methods" if min(len(runs), len(best)) > 1 else "weights"
+    return Row(
+        model=first.summary["model"],
+        guide=first.summary["guide"],
+        prior=first.config.get("prior"),
+        objective=_objective(first.config),
+        options=_options(first, [other[0] for other in groups]),
+        seeds=[run.seed for run in runs],
+        runs=[str(run.path) for run in runs],
+        elbo=mean_of(elbo),
+        k=k,
+        iwae=mean_of(np.stack(bounds)) if len(bounds) == len(runs) else RowMean(),
+        log_px=mean_of(log_px, at_least=_at_least(summaries, "log_px")),
+        settings={"num_samples": None} | first.settings,
+        log_px_difference=log_px_difference,
+        elbo_difference=elbo_difference,
+        difference_of=difference_of,
+        gap=RowMean(_mean(summaries, "gap", "mean"), at_least=_at_least(summaries, "gap")),
+        approximation=RowMean(
+            _mean(gaps, "approximation", "mean"), at_least=any(g.get("at_least", False) for g in gaps)
+        ),
+        amortization=RowMean(_mean(gaps, "amortization", "mean")),
+        gap_images=_mean(gaps, "num_images"),
+        khat_median=_mean(summaries, "khat", "median"),
+        ess_median=_mean(summaries, "ess", "median"),
+        active_units=_mean(summaries, "active_units"),
+        num_parameters=first.summary["num_parameters"],
+        seconds=_mean(last, "seconds"),
+        epochs=_mean(last, "epoch"),
+    )
+
+
+def _values(runs: Sequence[Evaluated]) -> tuple[np.ndarray, np.ndarray]:
+    """ELBO and log p(x) of runs, each [seeds, images]."""
+    return np.stack([run.elbo for run in runs]), np.stack([run.log_px for run in runs])
+
+
+def mean_of(values: np.ndarray, at_least: bool = False) -> RowMean:
+    """The mean of values [seeds, images], with its standard errors over images and over seeds.
+
+    >>> mean_of(np.array([[-10.0, -10.0], [-11.0, -13.0]]))
+    RowMean(mean=-11.0, se=0.5, se_seeds=1.0, low=None, high=None, at_least=False)
+    """
+    over_images, over_seeds = variance_over_images(values.mean(0)), variance_over_seeds(values)
+    return RowMean(_known(values.mean()), _known(np.sqrt(over_images)), _known(np.sqrt(over_seeds)), at_least=at_least)
+
+
+def _difference(values: np.ndarray, best: np.ndarray, num_rows: int) -> RowMean:
+    """The mean of values [seeds, images] minus that of the best row, paired by image, with errors and interval."""
+    found = difference(values, best, num_rows)
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    return RowMean(_known(found.mean), _known(found.se), _known(found.se_seeds), _known(low), _known(high))
+
+
+def _known(value: np.ndarray) -> float | None:
+    """None for what is not a number, or would need a second image or seed."""
+    return None if np.isnan(value) else float(value)
+
+
+def _at_least(summaries: Sequence[dict[str, Any]], key: str) -> bool:
+    """Whether an entry of any summary is at least what it says."""
+    # Earlier evaluations said it of the gap alone.
+    return any(
+        summary.get(key, {}).get("at_least", summary.get("gap", {}).get("at_least", False)) for summary in summaries
+    )
+
+
+def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:
+    """RowMean of what stands under nested keys; None unless all have it."""
+    found: list[Any] = list(contents)
+    for key in keys:
+        found = [None if each is None else each.get(key) for each in found]
+    return None if None in found else float(np.mean(found))
+
+
+def _objective(config: dict[str, Any]) -> str:
+    """The objective with what differs from the defaults of one particle and no warm-up: `vimco-50`."""
+    particles, warmup = config.get("training.num_particles", 1), config.get("training.kl_warmup", 0)
+    name = f"{config.get('training.objective', '')}{f'-{particles}' if particles != 1 else ''}"
+    return name + (f" kl_warmup={warmup}" if warmup else "")
+
+
+def _options(run: Evaluated, others: Sequence[Evaluated]) -> dict[str, Any]:
+    """The options that tell a row from the others and are in no column: from those with the same model, whose defaults
+    are the same; and those of a guide or prior, from rows that have it too. Data and checkpoint, from all."""
+    found = {}
+    for name in sorted(set().union(*(other.config for other in others)) - _IN_COLUMNS):
+        part = next((part for part in ("guide", "prior") if name.startswith(f"{part}_")), "")
+        alike = () if name.startswith(("data.", "evaluation.")) else ("model", part) if part else ("model",)
+        peers = [o.config for o in others if all(o.config.get(key) == run.config.get(key) for key in alike)]
+        if name in run.config and any(peer.get(name) != run.config[name] for peer in peers):
+            section, _, short = name.rpartition(".")
+            shown = f"{part}.{short}" if part and section else short
+            value = run.config[name]
+            found[shown] = value[:8] if name.endswith("_sha256") and value is not None else value
+    return found

@@ -1,0 +1,60 @@
+"""Caption and alternative text of every picture that a run can have. Each stands in the file of its picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A picture in words."""
+
+    text: str
+    """Below the picture."""
+    alt: str
+    """In the place of the picture, for a reader who does not see it."""
+
+    def told(self, more: str) -> "Caption":
+        """The same, with numbers of the picture added to its alternative text."""
+        return replace(self, alt=self.alt + more)
+
+
+def captions(metrics: Sequence[dict[str, Any]] = (), summary: dict[str, Any] | None = None) -> dict[str, Caption]:
+    """Captions by the names of the pictures, in the order of a page.
+
+    :param metrics: the lines of the run's `metrics.jsonl`, whose numbers are put into the captions of its curves.
+    :param summary: the run's `evaluation.json`, likewise.
+    """
+    from ppl_gen.figures import (
+        adversarial,
+        bounds,
+        completions,
+        images,
+        latent,
+        learning_curves,
+        parts,
+        responsibilities,
+        sample_quality,
+        spliced,
+    )
+
+    curves = learning_curves.CAPTIONS
+    if metrics:
+        bounded = "elbo" in metrics[-1]["train"]
+        curves = learning_curves.captions(metrics) if bounded else adversarial.CAPTIONS
+    return {
+        **curves,
+        **(bounds.captions(summary) if summary and "iwae" in summary else bounds.CAPTIONS),
+        **images.CAPTIONS,
+        **latent.CAPTIONS,
+        **parts.CAPTIONS,
+        **responsibilities.CAPTIONS,
+        **sample_quality.CAPTIONS,
+        **spliced.CAPTIONS,
+        **completions.CAPTIONS,
+    }
+
+
+def fixed(value: float | None) -> str:
+    """A number of a JSON file, where null is not a number, with two digits."""
+    return "nan" if value is None else f"{value:.2f}"

@@ -1,0 +1,154 @@
+"""Checks that the log-densities of an image are its own: the same alone, among other images, and among other samples.
+
+A statistic of a batch, as in batch normalization, or an event that reaches across the plate makes one image change
+another's density. The weights of such a pair cannot be told apart image by image.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ppl_gen.errors import BadInput, describe
+from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.densities import Site, samples_first
+from ppl_gen.inference.pair import Pair, Terms
+from ppl_gen.inference.tracing import conditioned, replayed
+
+_COMPANY = 16  # images, as importance sampling holds at once
+
+# Images ------------------------------------------------------------------------------------------------------------
+
+
+def check_company(pair: Pair, batch: Batch) -> None:
+    """Refuse a pair in which one image changes the log-densities of another: a batch is scored, and some of its images
+    again alone, with the same z. Where that cannot be, since noise besides z would be another for an image alone, or
+    since the guide cannot score a z that it has not drawn, they are scored in other company.
+
+    :raises BadInput: for such a pair, and for one that scores the same z twice and finds another density.
+    """
+    x = batch.x
+    rows = torch.linspace(0, len(x) - 1, max(min(len(x), _COMPANY), 3), device=x.device).round().long()  # from all over
+    batch = take(rows, *batch)
+    seed = int(torch.randint(2**31, ()))
+    traces = replayed(pair.guide, pair.model, batch)
+    sites = {name: pair.proposal(traces).nodes[name] for name in pair.latent}
+    scorer = _Scorer(pair, batch, sites, seed)
+    everyone = torch.arange(len(rows), device=x.device)
+    try:
+        together, values = scorer(everyone)
+    except Exception:  # a guide that cannot score a z that it has not drawn
+        scorer = replace(scorer, sites=None)
+        together, values = scorer(everyone)
+    again, _ = scorer(everyone)
+    if not _all_alike(together, again):
+        raise BadInput(
+            f"{pair.model_name} and {pair.guide_name} score the same z twice, with the same random numbers, and find "
+            "another density: keep nothing from one call to the next, and draw all noise by torch"
+        )
+    other, other_values = replace(scorer, seed=seed + 1)(everyone)
+    if not all(bool(((one == two) | one.isnan()).all()) for one, two in zip(values, other_values, strict=True)):
+        raise BadInput(
+            f"{pair.model_name} observes other values at every call, such as torch.bernoulli(x): draw them once, and "
+            "give them as x"
+        )
+    noisy = scorer.sites is None or not _all_alike(together, other)
+    for image in everyone[:: max(1, len(everyone) // 3)][:3]:
+        if noisy:
+            apart, where, how = scorer(_other_company(everyone, image))[0], image, "in other company"
+        else:
+            apart, where, how = _alone(scorer, image), everyone[0], "alone"
+        for what, one, many in zip(_WHAT, _densities(apart), _densities(together), strict=True):
+            if not _alike(one[0, where], many[0, image]):
+                owner = pair.guide_name if what == "log q(z | x)" else pair.model_name
+                raise BadInput(
+                    f"{owner}: images change each other's densities: {what} of image {int(rows[image])} is "
+                    f"{float(one[0, where]):.6g} {how} and {float(many[0, image]):.6g} among {len(rows)}; let no "
+                    "statistic or event, such as of batch normalization or .to_event(n), reach across the plate "
+                    f"'{pair.plate.name}'"
+                )
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """The log-densities of some rows of a batch, at the z that all of it has drawn."""
+
+    pair: Pair
+    batch: Batch
+    sites: dict[str, Site] | None
+    """The latent sites with the values of the whole batch; None to draw them anew."""
+    seed: int
+    """Seed of all noise besides z."""
+
+    def __call__(self, rows: Tensor) -> tuple[Terms, list[Tensor]]:
+        """Terms of one sample, and the values of the observed sites."""
+        torch.manual_seed(self.seed)
+        pair, batch = self.pair, take(rows, *self.batch)
+        if self.sites is None:
+            traces = replayed(pair.guide, pair.model, batch)
+        else:
+            values = {name: self._of_rows(site, rows) for name, site in self.sites.items()}
+            traces = conditioned(pair.guide, pair.model, values, batch)
+        return pair.terms_of(traces, (1, len(rows))), [traces.model.nodes[name]["value"] for name in pair.observed]
+
+    def _of_rows(self, site: Site, rows: Tensor) -> Tensor:
+        value: Tensor = site["value"]
+        dim = value.dim() - site["fn"].event_dim + self.pair.plate.dim
+        return value if dim < 0 or value.shape[dim] == 1 else value.index_select(dim, rows)
+
+
+def _other_company(everyone: Tensor, image: Tensor) -> Tensor:
+    """An image in its own place of a batch of the same size, where the noise is the same, among other images."""
+    company = (everyone.flip(0) if len(everyone) % 2 == 0 else everyone.roll(1)).clone()
+    company[image] = image
+    return company
+
+
+def _alone(scorer: _Scorer, image: Tensor) -> Terms:
+    try:
+        return scorer(image.reshape(1))[0]
+    except Exception as error:
+        hint = "; sites must be the same for every batch" if isinstance(error, KeyError) else ""
+        names = f"{scorer.pair.model_name} and {scorer.pair.guide_name}"
+        raise BadInput(f"{names} fail on one image alone: {describe(error)}{hint}") from error
+
+
+_WHAT = ("log p(x | z)", "log p(z)", "log q(z | x)")
+
+
+def _densities(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+    return terms.log_likelihood, terms.log_prior, terms.log_guide
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """True if log-densities are the same but for the rounding of float32, which may be in those in float64 too."""
+    return torch.allclose(one, other, rtol=2e-5, atol=5e-4, equal_nan=True)
+
+
+def _all_alike(one: Terms, other: Terms) -> bool:
+    return all(map(_alike, _densities(one), _densities(other)))
+
+
+# Samples -----------------------------------------------------------------------------------------------------------
+
+
+def samples_apart(pair: Pair, batch: Batch) -> bool:
+    """True if an outer plate draws independent samples and changes no density.
+
+    A function that reshapes by the batch size, or that has fixed shapes in it, fails under an outer plate, or is
+    silently wrong. So two samples of three images are drawn together, and each is scored again on its own.
+    """
+    batch = take(torch.arange(3, device=batch.x.device) % len(batch.x), *batch)
+    try:
+        traces = replayed(*replace(pair, vectorized=True).for_samples(2, batch))
+        together = pair.terms_of(traces, (2, 3))
+        sites = {name: pair.proposal(traces).nodes[name] for name in pair.latent}
+        for sample in range(2):
+            values = {name: samples_first(site, pair.sample_dim)[sample] for name, site in sites.items()}
+            alone = pair.terms_of(conditioned(pair.guide, pair.model, values, batch), (1, 3))
+            for one, many in zip(_densities(alone), _densities(together), strict=True):
+                if not torch.allclose(one[0], many[sample], rtol=1e-4, atol=1e-3, equal_nan=True):
+                    return False
+    except Exception:  # whatever a function that does not broadcast stumbles on
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""ELBOs of Pyro where its own fall short: a `differentiable_loss` for `TraceGraph_ELBO`, less noise for guides with a
+choice in them, a weight of the KL term, and the same without a look at values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from pyro.infer.elbo import ELBO
+from pyro.infer.trace_elbo import _compute_log_r
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_gen.inference.densities import above_others, sample_sites, score_function
+from ppl_gen.inference.enumeration import DifferentiableLoss
+from ppl_gen.inference.pair import Pair
+
+
+def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    """The number of `value` with the gradient of `surrogate`."""
+    return value.detach() + surrogate - surrogate.detach()
+
+
+def least_samples(pair: Pair) -> int:
+    """Samples of an image that a gradient takes: 2 for a guide with a choice in it, whose score is weighted by the
+    difference to the image's other samples."""
+    return 2 if pair.scored else 1
+
+
+def particles(pair: Pair, num_particles: int) -> dict[str, Any]:
+    """Arguments of a Pyro `ELBO` for a number of samples, drawn in one call where the pair allows it."""
+    num_particles = max(num_particles, least_samples(pair))
+    vectorized = num_particles > 1 and pair.vectorized
+    return {
+        "num_particles": num_particles,
+        "vectorize_particles": vectorized,
+        "max_plate_nesting": pair.max_plate_nesting if vectorized else float("inf"),
+    }
+
+
+class ScoreFunction(TraceGraph_ELBO):
+    """`TraceGraph_ELBO` with a `differentiable_loss`, which Pyro's lacks: the value is -ELBO, the gradient that of
+    Pyro's surrogate, with the squared error of the baselines in it."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        elbo, surrogate = self._loss_and_surrogate_loss(model, guide, args, kwargs)
+        return with_gradient_of(-elbo, surrogate)
+
+
+class Scored(Trace_ELBO):
+    """`Trace_ELBO` of a guide whose samples are reparametrized but for a choice, as `mixture` chooses a component.
+    Pyro's multiplies the score of the choice by the whole ELBO; this one by the difference between a sample's ELBO and
+    the mean of the image's other samples."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        traces = list(self._get_traces(model, guide, args, kwargs))
+        total = sum(each.log_prob_sum() - other.log_prob_sum() for each, other in traces)
+        for name in [site["name"] for site in sample_sites(traces[0][1])]:
+            pairs = []
+            for model_trace, guide_trace in traces:
+                site = guide_trace.nodes[name]
+                if (score := score_function(site)) is not None:
+                    pairs.append((_compute_log_r(model_trace, guide_trace).sum_to(site["cond_indep_stack"]), score))
+            if pairs:
+                # Particles come first, from one trace under a plate outside all others or from a trace each.
+                values, scores = (torch.stack(e) if len(e) > 1 else e[0] for e in zip(*pairs, strict=True))
+                scored = (above_others(values) * scores).sum()
+                total = total + scored - scored.detach()
+        return -total / self.num_particles
+
+
+class ScaleLatents(Messenger):
+    """Multiplies the log-densities of latent sites, in model and guide alike, by `scale`: KL warm-up (Bowman et al.
+    2016). With a scale below 1 the objective is no bound on log p(x)."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _pyro_sample(self, message: Any) -> None:
+        if self.scale != 1 and not message["is_observed"]:
+            message["scale"] = message["scale"] * self.scale
+
+
+def scaled(function: Callable[..., Any], scale: ScaleLatents) -> Callable[..., Any]:
+    """The Pyro function under `scale`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with scale:
+            return function(*args, **kwargs)
+
+    return call
+
+
+class WeightedKL(DifferentiableLoss, ELBO):
+    """Another ELBO with the log-densities of latent sites, in model and guide, times `weight`."""
+
+    def __init__(self, elbo: ELBO, weight: float):
+        super().__init__(num_particles=elbo.num_particles)
+        self.elbo, self.scale = elbo, ScaleLatents(weight)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("the other ELBO makes the traces")
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        functions = scaled(model, self.scale), scaled(guide, self.scale)
+        loss: Tensor = self.elbo.differentiable_loss(*functions, *args, **kwargs)
+        return loss
+
+
+class RecordableELBO:
+    """The objective of `Trace_ELBO`, `TraceMeanField_ELBO` or `WeightedKL`, without a look at any value on the way:
+    E_q[log p(x | z)] - beta KL(q(z | x) || p(z)).
+
+    :param analytic_kl: the KL term in closed form, where Pyro has it.
+    """
+
+    def __init__(self, pair: Pair, num_particles: int, *, analytic_kl: bool = False, beta: float = 1.0):
+        self.num_particles = max(num_particles, least_samples(pair))
+        self.analytic_kl, self.beta = analytic_kl, beta
+
+    def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
+        terms = pair.terms(x, *args, num_samples=self.num_particles, analytic_kl=self.analytic_kl)
+        kl = terms.kl if terms.kl is not None else terms.log_guide - terms.log_prior
+        values = terms.log_likelihood - self.beta * kl
+        loss = -values.mean(0).sum()
+        if terms.score is None:
+            return loss
+        return with_gradient_of(loss, loss - (above_others(values) * terms.score).mean(0).sum())

@@ -1,0 +1,244 @@
+"""log p(x), exactly: by enumeration of every state of z, or by a closed form that the model has; and p(z | x)."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from torch import Tensor
+
+from ppl_gen.core.contracts import ClosedForm, offers
+from ppl_gen.errors import BadInput, describe
+from ppl_gen.inference.callables import (
+    Batch,
+    as_arguments,
+    as_images,
+    evaluating,
+    matmul_precision,
+    model_function,
+    name_of,
+    take,
+)
+from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.densities import sample_sites
+from ppl_gen.inference.enumeration import StateSum, sum_over_states
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap
+from ppl_gen.inference.supports import parts
+from ppl_gen.memory import keep_freed_memory
+
+_CLOSED_FORM_IMAGES = 1000  # that `log_px` is given at a time
+
+
+def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """log p(x) in nats, float64 [images] on the CPU, by enumeration of every latent value; by the model's own
+    `log_px(x, ...)` if it has one that takes `args`, after a comparison with enumeration on a few images.
+
+    Works on any Pyro model with a plate of images whose latent sites have finite support. Memory is bounded by the
+    number of states, not by the number of images. A model that does not broadcast over states is called for one state
+    after the other.
+
+    :param model: a module with a method `model(x, ...)`, or a Pyro function.
+    :param x: images [N, ...].
+    :param args: further positional arguments; tensors with N rows go along with the images.
+    :raises BadInput: for a latent site that cannot be enumerated, and a `log_px` that disagrees with enumeration.
+    """
+    x = as_images(x, model)
+    args, kwargs = as_arguments(len(x), args, kwargs)
+    with evaluating(model):
+        pair = enumerated_pair(model, x, *args, **kwargs)
+        pair = sum_over_states(pair, x, *args, **kwargs).pair  # which says whose support depends on z
+        check_images(pair, x, *args, **kwargs)
+        return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
+
+
+def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
+    """log p(x) in nats in float64 on the CPU, for as many images at a time as memory allows, in their order: by the
+    model's own `log_px(x, ...)`, if it has one that takes `args`, else by enumeration. Where both can be had, they are
+    compared on a few images.
+
+    :raises BadInput: where both disagree, and for whatever the model raises.
+    """
+    keep_freed_memory()
+    batch = Batch(x, args, kwargs)
+    log_px: Callable[[Batch], Tensor]
+    if closed_form(model, *args, **kwargs):
+        _check_closed_form(model, pair, batch)
+        log_px, size, what = partial(_said, model), _CLOSED_FORM_IMAGES, "log_px(x)"
+    elif pair.num_states is None:
+        raise BadInput(
+            f"{pair.model_name}: log_px(x) takes fewer arguments than model(x, ...): let it take all of them"
+        )
+    else:
+        total = sum_over_states(pair, x, *args, **kwargs)
+        size = block_size_by_state(pair) if total.by_state else block_size(pair)
+        log_px, what = partial(_summed, total), "enumeration"
+    for rows in torch.arange(len(x), device=x.device).split(size):
+        part = take(rows, *batch)
+        with _told(pair, what), evaluating(model, guide):
+            block = log_px(part).double().cpu()
+        yield block
+
+
+def _summed(total: StateSum, batch: Batch) -> Tensor:
+    """The sum over states, [images]."""
+    return total(total.pair.model, batch.x, *batch.args, **batch.kwargs)
+
+
+@contextmanager
+def _told(pair: Pair, what: str) -> Iterator[None]:
+    """Tells in a sentence what a model raises."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{pair.model_name}: {what} fails: {describe(error)}") from error
+
+
+# By a closed form --------------------------------------------------------------------------------------------------
+
+
+def closed_form(model: Any, *args: Any, **kwargs: Any) -> bool:
+    """True if a model has a closed form of log p(x) that takes the further arguments, such as labels, which its
+    `model(x, ...)` takes."""
+    if not offers(model, ClosedForm):
+        return False
+    try:
+        inspect.signature(model.log_px).bind(None, *_taken(model, args), **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _said(model: ClosedForm, batch: Batch) -> Tensor:
+    """The model's own log p(x) [images]."""
+    return model.log_px(batch.x, *_taken(model, batch.args), **batch.kwargs)
+
+
+def _taken(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As many of the arguments after x as `model(x, ...)` takes."""
+    parameters = inspect.signature(model_function(model)).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return args
+    return args[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1]
+
+
+def _check_closed_form(model: ClosedForm, pair: Pair, batch: Batch) -> None:
+    if not cheap(pair):
+        return
+    few = take(torch.arange(min(3, len(batch.x)), device=batch.x.device), *batch)
+    total = sum_over_states(pair, few.x, *few.args, **few.kwargs)
+    with matmul_precision(), evaluating(pair.model):
+        with _told(pair, "log_px(x)"):
+            said = _said(model, few).double()
+        with _told(pair, "enumeration"):
+            summed = _summed(total, few).double()
+    if said.shape != summed.shape or not torch.allclose(said, summed, rtol=1e-4, atol=1e-3, equal_nan=True):
+        raise BadInput(
+            f"{pair.model_name}: log_px(x) and the sum over states disagree: {_shown(said)} and {_shown(summed)} nats "
+            "for the first images; correct log_px, or leave it out"
+        )
+
+
+def _shown(values: Tensor) -> str:
+    return "[" + ", ".join(f"{value:.6g}" for value in values.flatten()[:3].tolist()) + "]"
+
+
+# A model without a guide -------------------------------------------------------------------------------------------
+
+
+def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
+    """A model without a guide, as it is read from a few images x [N, ...], every latent site to be enumerated.
+
+    :raises BadInput: for a model that cannot be read.
+    """
+    marked = config_enumerate(model_function(model), "parallel")
+    batch = Batch(x, args, kwargs)
+    with evaluating(model):
+        try:
+            pair = Pair.read(marked, _no_guide, x, *args, **kwargs)
+            if pair.num_states is None:
+                _refuse_infinite(model, batch)
+            return pair
+        except Exception as error:
+            _refuse_infinite(model, batch)
+            if isinstance(error, BadInput):
+                raise
+            reason = describe(error)
+            raise BadInput(f"{name_of(model)} fails when its latent sites are enumerated: {reason}") from error
+
+
+def _refuse_infinite(model: Any, batch: Batch) -> None:
+    """Name a latent site without a finite support that all images share, if there is one and the model runs."""
+    try:
+        with torch.random.fork_rng([batch.x.device] if batch.x.is_cuda else []):
+            arguments = (batch.x, *_taken(model, batch.args))
+            trace = poutine.trace(model_function(model)).get_trace(*arguments, **batch.kwargs)
+    except Exception:
+        return
+    for site in sample_sites(trace):
+        if site["is_observed"]:
+            continue
+        inner = list(parts(site["fn"]))[-1]
+        which = f"{name_of(model)}: latent site '{site['name']}' ({type(inner).__name__})"
+        if not site["fn"].has_enumerate_support and inner.has_enumerate_support:
+            raise BadInput(f"{which} is an event of several units, which Pyro does not enumerate: give them a plate")
+        if not site["fn"].has_enumerate_support:
+            raise BadInput(
+                f"{which} has no finite support and cannot be enumerated: use importance sampling with a guide, as "
+                "log_marginal_likelihood does"
+            ) from None
+        try:
+            site["fn"].enumerate_support(expand=False)
+        except NotImplementedError as error:
+            raise BadInput(
+                f"{which} has another support for another image and cannot be enumerated ({error}): call exact_log_px "
+                "for images of the same support together"
+            ) from error
+
+
+def _no_guide(*args: Any, **kwargs: Any) -> None: ...
+
+
+# p(z | x) ----------------------------------------------------------------------------------------------------------
+
+
+def state_posterior(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """p(z | x) of a model with one enumerable latent site: all values of z [states, ...], and probabilities
+    [states, images].
+
+    :param model: with `prior()` and `likelihood(z)`.
+    :param x: images [images, pixels].
+    :raises BadInput: for a likelihood that does not broadcast over states.
+    """
+    prior = model.prior()
+    states = prior.enumerate_support(expand=False)
+    require_broadcasting(model, states, x)
+    log_joint = model.likelihood(states.unsqueeze(1)).log_prob(x) + prior.log_prob(states).unsqueeze(-1)
+    return states, log_joint.softmax(0)
+
+
+def require_broadcasting(model: Any, states: Tensor, x: Tensor) -> None:
+    """Try on a few images and states [states, ...] that `likelihood(z)` takes z of [states, 1, ...].
+
+    :raises BadInput: where it gives something else than for each state alone.
+    """
+    few, reason = x[:3], ""
+    states = states[[0, -1]]
+    try:
+        with torch.no_grad(), matmul_precision():
+            alone = [model.likelihood(z.expand(len(few), *z.shape)).log_prob(few) for z in states]
+            among = model.likelihood(states.unsqueeze(1)).log_prob(few)
+        alike = among.shape == (2, len(few)) and torch.allclose(among, torch.stack(alone), rtol=2e-5, atol=5e-4)
+    except Exception as error:
+        alike, reason = False, f" ({describe(error)})"
+    if not alike:
+        raise BadInput(
+            f"{type(model).__name__}: likelihood(z) does not broadcast over states z [states, 1, ...]{reason}: write "
+            "it for a z with further dimensions on the left, such as z.unsqueeze(-1) instead of z.view(-1, 1)"
+        )

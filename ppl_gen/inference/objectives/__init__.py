@@ -1,0 +1,113 @@
+"""Objectives of training, one file each, found by name as guides are.
+
+Bounds of one sample, or the mean over several:
+
+- `elbo`: every term sampled; the gradient is the one that the pair allows.
+- `elbo-analytic-kl`: the KL term in closed form.
+- `stl`: the gradient along z only.
+- `beta`: the KL term weighted.
+
+Bounds of K samples, image by image:
+
+- `iwae`, `dreg`: the importance-weighted bound L_K and the same with a gradient of less noise.
+- `renyi`: the Rényi bound of order alpha.
+- `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any.
+
+`adversarial` is no bound on log p(x): the two losses of a GAN.
+
+A class of one of three forms is an objective (`ppl_gen.core.contracts`): `surrogate(terms)`, `loss(pair, x, *args)`, or
+`elbo(pair, x, *args)`. `construct` makes one from a name and options, `bind` makes of it and a pair what `SVI` takes.
+
+Pyro's `RenyiELBO` is the bound of each image only where one unscaled plate covers every site, has no
+`differentiable_loss`, and gives a guide of discrete z no gradient at alpha = 0; its `ReweightedWakeSleep` forms one
+weight for a whole batch. Here every weight is an image's own, masks are applied and scales are not; a pair with scales
+of its own is refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppl_gen import components
+from ppl_gen.core.contracts import Loss, Objective, Surrogate, WrapsELBO
+from ppl_gen.errors import BadInput, near_miss, require
+from ppl_gen.inference.elbos import ScaleLatents, scaled
+from ppl_gen.inference.objectives.loss import bind, has_kl_term, name_of, recordable
+
+__all__ = ["ScaleLatents", "bind", "check", "construct", "has_kl_term", "name_of", "recordable", "scaled"]
+
+
+def construct(
+    objective: str | type | Objective,
+    *,
+    num_particles: int | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Objective:
+    """An objective with its options.
+
+    `num_particles`, `alpha` and `beta` are given to a constructor that asks for them by name.
+
+    :param objective: a name of the package's own, `file.py:Class`, `package.module:Class`, a class, or an instance,
+        which has its options already.
+    :param num_particles: samples of z per image; None for the default of the class.
+    :param options: further keyword arguments of the constructor.
+    :raises BadInput: for an objective that there is none of, and for an option that it does not have.
+    """
+    require(num_particles is None or num_particles >= 1, "num_particles", num_particles, "must be at least 1")
+    cls, name = _found(objective)
+    shared = {"num_particles": num_particles, "alpha": alpha, "beta": beta}
+    supplied = {option: value for option, value in shared.items() if value is not None}
+    for option, value in supplied.items():
+        if not components.takes(cls, option) and (option, value) != ("num_particles", 1):
+            raise BadInput(f"--{option.replace('_', '-')} {value}: {_not_taken(option, cls, name)}")
+    if isinstance(cls, type):
+        made = components.construct("objective", cls, supplied, options or {})
+    elif options:
+        raise BadInput(f"{', '.join(options)}: objective {name} is an instance, which has its options already")
+    else:
+        made = cls
+    if not components.fits("objective", made) or not isinstance(made, Surrogate | Loss | WrapsELBO):
+        needed = components.NEEDED["objective"]
+        raise BadInput(
+            f"objective {name}: has no method {needed}; surrogate needs an attribute num_particles beside it"
+        )
+    return made
+
+
+def check(
+    objective: str | type | Objective,
+    num_particles: int | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise `BadInput` for an unknown objective, and for options that it cannot have with any pair.
+
+    A class in a file or module of the user's own is not looked at: a configuration that is read runs no code.
+    """
+    require(num_particles is None or num_particles >= 1, "num_particles", num_particles, "must be at least 1")
+    if not (isinstance(objective, str) and components.is_external(objective)):
+        if not components.takes(_found(objective)[0], "num_particles"):
+            num_particles = None  # refused by `construct` only: a run of before may hold a number that was ignored
+        construct(objective, num_particles=num_particles, alpha=alpha, beta=beta, options=options)
+
+
+def _found(objective: str | type | Objective) -> tuple[Any, str]:
+    """The class or the instance, and its name in messages."""
+    if not isinstance(objective, str):
+        return objective, objective.__name__ if isinstance(objective, type) else type(objective).__name__
+    if components.is_external(objective):
+        return components.find("objective", objective), objective
+    classes = components.known("objective")
+    if objective not in classes:
+        raise BadInput(f"--objective {objective}: unknown{near_miss(objective, classes)} (your own: file.py:Class)")
+    return classes[objective], objective
+
+
+def _not_taken(option: str, cls: Any, name: str) -> str:
+    """The reason why an objective does not have an option."""
+    if not isinstance(cls, type):
+        return f"the objective {name} is an instance, which has its options already"
+    owners = [known for known, each in components.known("objective").items() if components.takes(each, option)]
+    return f"belongs to the objective {owners[0]}, not {name}" if len(owners) == 1 else f"{name} has no such option"

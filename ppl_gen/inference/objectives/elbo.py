@@ -1,0 +1,53 @@
+"""The evidence lower bound, with every term sampled."""
+
+from typing import Any
+
+from pyro.infer import Trace_ELBO
+from pyro.infer.elbo import ELBO
+from torch import Tensor
+
+from ppl_gen.core.contracts import Loss
+from ppl_gen.errors import BadInput, require
+from ppl_gen.inference.elbos import RecordableELBO, Scored, ScoreFunction, particles
+from ppl_gen.inference.enumeration import TraceEnum
+from ppl_gen.inference.objectives.loss import NOT_RECORDABLE, check_sampled
+from ppl_gen.inference.pair import Pair
+
+__all__ = ["Elbo"]
+
+
+class Elbo:
+    """E_q[log p(x, z) - log q(z | x)] (Kingma and Welling 2014, equation 6), the mean over K samples.
+
+    The gradient is the one that the pair allows: reparametrized (`Trace_ELBO`); score function with the baseline that
+    the site names, if any, for a guide with a site that cannot be reparametrized (`TraceGraph_ELBO`; Mnih and Gregor
+    2014). Where the guide leaves all latent sites to enumeration, nothing is sampled: the bound is log p(x).
+
+    :param num_particles: K.
+    """
+
+    def __init__(self, *, num_particles: int = 1):
+        require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
+        self.num_particles = num_particles
+
+    def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
+        if self.num_particles > 1:
+            check_sampled(self, pair)
+        if pair.scored and not pair.reparametrized:
+            raise BadInput(
+                f"--objective elbo: {pair.guide_name} samples '{pair.scored[0]}' by a choice and a path, and other "
+                "sites by neither; use vimco or rws"
+            )
+
+    def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
+        """`TraceEnum`, `ScoreFunction`, `Scored` or `Trace_ELBO`."""
+        if pair.enumerated:
+            return TraceEnum(pair, x, *args)
+        if not pair.reparametrized:
+            return ScoreFunction(num_particles=self.num_particles, max_plate_nesting=pair.max_plate_nesting)
+        return (Scored if pair.scored else Trace_ELBO)(**particles(pair, self.num_particles))
+
+    def recordable(self, pair: Pair) -> Loss:
+        if pair.enumerated or not pair.reparametrized:
+            raise BadInput(NOT_RECORDABLE)
+        return RecordableELBO(pair, self.num_particles)

@@ -1,0 +1,49 @@
+"""The evidence lower bound, with the KL term in closed form."""
+
+from typing import Any
+
+from pyro.infer import TraceMeanField_ELBO
+from pyro.infer.elbo import ELBO
+from torch import Tensor
+
+from ppl_gen.core.contracts import Loss
+from ppl_gen.errors import BadInput, require
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.elbos import RecordableELBO, Scored, particles
+from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
+from ppl_gen.inference.pair import Pair
+
+__all__ = ["ElboAnalyticKL"]
+
+
+class ElboAnalyticKL:
+    """E_q[log p(x | z)] - KL(q(z | x) || p(z)) with the second term in closed form (Kingma and Welling 2014, equation
+    7), by `TraceMeanField_ELBO`.
+
+    Refused where Pyro has no closed form, since it would sample the term without a word, and for several latent sites,
+    where the sum of Pyro's divergences is none.
+
+    :param num_particles: K, the samples that the first term is the mean over.
+    """
+
+    def __init__(self, *, num_particles: int = 1):
+        require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
+        self.num_particles = num_particles
+
+    def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
+        check_sampled(self, pair)
+        check_reparametrized(self, pair)
+        with evaluating():
+            if pair.terms(x, *args, analytic_kl=True).kl is None:
+                several = ", which have several latent sites" if len(pair.latent) > 1 else ""
+                raise BadInput(
+                    f"--objective elbo-analytic-kl: no closed-form KL divergence between {pair.guide_name} and the "
+                    f"prior of {pair.model_name}{several}; use elbo"
+                )
+
+    def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
+        """`TraceMeanField_ELBO`."""
+        return (Scored if pair.scored else TraceMeanField_ELBO)(**particles(pair, self.num_particles))
+
+    def recordable(self, pair: Pair) -> Loss:
+        return RecordableELBO(pair, self.num_particles, analytic_kl=True)

@@ -1,0 +1,26 @@
+"""The importance-weighted bound."""
+
+from torch import Tensor
+
+from ppl_gen.errors import require
+from ppl_gen.inference.objectives.loss import log_mean_exp
+from ppl_gen.inference.pair import Terms
+
+__all__ = ["IWAE"]
+
+
+class IWAE:
+    """L_K = log (1/K) sum_k w_k with w_k = p(x, z_k) / q(z_k | x) and z_k ~ q(z | x) (Burda et al. 2016, equation 8),
+    with its gradient along reparametrized samples (equation 13). The signal-to-noise ratio of the guide's gradient
+    falls as 1 / sqrt(K) (Rainforth et al. 2018).
+
+    :param num_particles: K.
+    """
+
+    def __init__(self, *, num_particles: int = 50):
+        require(num_particles > 1, "num_particles", num_particles, "iwae needs at least 2 samples; try 50")
+        self.num_particles = num_particles
+
+    def surrogate(self, terms: Terms) -> Tensor:
+        """L_K [images]."""
+        return log_mean_exp(terms.log_weight)

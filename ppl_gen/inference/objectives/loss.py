@@ -1,0 +1,231 @@
+"""From an objective and a pair to an `ELBO` that `pyro.infer.SVI` takes, and what the objectives share."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+
+from ppl_gen.components import kebab_case
+from ppl_gen.core.contracts import (
+    ChecksPair,
+    Draws,
+    HasBound,
+    HasDraws,
+    Loss,
+    Objective,
+    Recordable,
+    Surrogate,
+    WrapsELBO,
+)
+from ppl_gen.errors import BadInput
+from ppl_gen.inference.densities import mean_of_others
+from ppl_gen.inference.elbos import least_samples, with_gradient_of
+from ppl_gen.inference.enumeration import DifferentiableLoss
+from ppl_gen.inference.pair import Pair, Terms
+
+_DRAWN: dict[Draws, dict[str, bool]] = {
+    "reparametrized": {},
+    "detached": {"detach": True},
+    "frozen-guide": {"frozen_guide": True},
+}
+"""Arguments of `Pair.terms`."""
+NOT_RECORDABLE = "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN"
+
+
+def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
+    """An objective of one pair, as `pyro.infer.SVI` takes it.
+
+    Its `differentiable_loss(model, guide, x, *args)` is -sum of the bounds over the images, with the gradient of the
+    surrogate. The functions given to it matter to objectives that wrap an ELBO of Pyro only; the others use the pair.
+
+    :param x: a few images to try it on, with their `args`.
+    :raises BadInput: for an objective that the pair cannot have.
+    """
+    for site, scale in pair.scales.items():
+        raise BadInput(
+            f"site '{site}' has the scale {float(scale):g}: the objectives are nats per image, unscaled; leave it out, "
+            "or use --kl-warmup or --objective beta"
+        )
+    if isinstance(objective, ChecksPair):
+        objective.check(pair, x, *args)
+    if isinstance(objective, Loss):
+        return _OfLoss(objective, pair)
+    if isinstance(objective, WrapsELBO):
+        return objective.elbo(pair, x, *args)
+    draws = _draws(objective)
+    check_draws(objective, pair, draws)
+    return _OfSurrogate(objective, pair, draws)
+
+
+def name_of(objective: Objective) -> str:
+    """The name of an objective of the package on the command line; the name of the class of any other."""
+    cls = type(objective)
+    return kebab_case(cls.__name__) if cls.__module__.startswith(f"{__package__}.") else cls.__name__
+
+
+def has_kl_term(objective: Objective, pair: Pair) -> bool:
+    """Whether KL warm-up applies: a Pyro ELBO is evaluated, and z is sampled."""
+    return isinstance(objective, WrapsELBO) and not isinstance(objective, Loss) and not pair.enumerated
+
+
+def recordable(objective: Objective, pair: Pair) -> Objective:
+    """The same objective as one whose operations can be recorded, for `--capture`.
+
+    :raises BadInput: for an objective that cannot be recorded.
+    """
+    if isinstance(objective, Recordable):
+        return objective.recordable(pair)
+    if isinstance(objective, WrapsELBO) and not isinstance(objective, Loss):
+        raise BadInput(
+            f"--capture: {name_of(objective)} wraps an ELBO of Pyro; give it a method recordable(self, pair)"
+        )
+    return objective
+
+
+# What a pair must allow ----------------------------------------------------------------------------------------
+
+
+def check_sampled(objective: Objective, pair: Pair) -> None:
+    """Raise `BadInput` for a pair whose latent sites are all enumerated."""
+    if pair.enumerated:
+        raise BadInput(
+            f"--objective {name_of(objective)}: {pair.guide_name} leaves {pair.model_name} to enumeration, where the "
+            "loss is -log p(x) and nothing is sampled; use elbo with 1 particle"
+        )
+
+
+def check_draws(objective: Surrogate | Loss, pair: Pair, draws: Draws) -> None:
+    """Raise `BadInput` for a pair whose z cannot be drawn in this way."""
+    check_sampled(objective, pair)
+    if draws != "detached":
+        check_reparametrized(objective, pair)
+    if draws == "frozen-guide":
+        # log q is evaluated a second time: noise in it besides z would be another.
+        modules = pair.guide_module.modules() if isinstance(pair.guide_module, nn.Module) else ()
+        if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules):
+            name = name_of(objective)
+            raise BadInput(f"--objective {name}: {pair.guide_name} has dropout, a noise besides z; use elbo or iwae")
+
+
+def check_reparametrized(objective: Objective, pair: Pair) -> None:
+    """Raise `BadInput` for a guide whose samples are not reparametrized."""
+    if not pair.reparametrized:
+        name = name_of(objective)
+        raise BadInput(f"--objective {name}: {pair.guide_name} cannot be reparametrized; use elbo, vimco or rws")
+
+
+def _draws(objective: Surrogate) -> Draws:
+    draws = objective.draws if isinstance(objective, HasDraws) else "reparametrized"
+    if draws not in _DRAWN:
+        raise BadInput(f"objective {name_of(objective)}: draws = '{draws}': choose from {', '.join(get_args(Draws))}")
+    return draws
+
+
+# Objectives as ELBOs -------------------------------------------------------------------------------------------
+
+
+class _OfPair(DifferentiableLoss, ELBO):
+    """An objective as an `ELBO`. Masks of the pair are applied, scales are not."""
+
+    def __init__(self, objective: Objective, pair: Pair, num_particles: int = 1):
+        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self.pair, self.name = pair, name_of(objective)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("the pair makes the traces")
+
+    def _check_shape(self, method: str, result: Any, shape: tuple[int, ...], what: str) -> None:
+        if not isinstance(result, Tensor) or result.shape != shape:
+            found = f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+            raise BadInput(f"objective {self.name}: {method} returns {found}; it must return {what}")
+
+
+class _OfLoss(_OfPair):
+    """An objective that draws and scores by itself."""
+
+    def __init__(self, objective: Loss, pair: Pair):
+        super().__init__(objective, pair)
+        self.objective = objective
+
+    def differentiable_loss(self, model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
+        loss = self.objective.loss(self.pair, x, *args)
+        self._check_shape("loss(pair, x)", loss, (), "one number, the sum over the images")
+        return loss
+
+
+class _OfSurrogate(_OfPair):
+    """An objective that is a function of log-densities, with the score of the guide's choices, if it has any."""
+
+    def __init__(self, objective: Surrogate, pair: Pair, draws: Draws):
+        super().__init__(objective, pair, max(objective.num_particles, least_samples(pair)))
+        self.objective = objective
+        self.bound = objective.bound if isinstance(objective, HasBound) else None
+        self.drawn = _DRAWN[draws]
+
+    def differentiable_loss(self, model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
+        terms = self.pair.terms(x, *args, num_samples=self.num_particles, **self.drawn)
+        surrogate = self.objective.surrogate(terms)
+        bound = surrogate if self.bound is None else self.bound(terms)
+        for method, result in (("surrogate(terms)", surrogate), ("bound(terms)", bound)):
+            self._check_shape(method, result, (len(x),), f"one number for each image, [{len(x)}] here")
+        if terms.score is not None:
+            surrogate = surrogate + (added(self.bound or self.objective.surrogate, terms, bound) * terms.score).sum(0)
+        return with_gradient_of(-bound.sum(), -surrogate.sum())
+
+
+# Bounds of several samples -------------------------------------------------------------------------------------
+
+
+def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """log (1/K) sum_k w_k over a dimension of K log weights: L_K of each image, for log weights [samples, images]."""
+    return log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])
+
+
+def added_to_log_mean(log_weight: Tensor) -> Tensor:
+    """The amount that each sample adds to L_K, [samples, images]: L_K less the L_K in which the sample's log weight is
+    the mean of the others', which does not depend on it (Mnih and Rezende 2016, equations 8 to 10)."""
+    log_weight = log_weight.detach()
+    own = torch.eye(len(log_weight), dtype=torch.bool, device=log_weight.device)[..., None]
+    replaced = torch.where(own, mean_of_others(log_weight), log_weight)  # [k, samples, images]: row k replaces sample k
+    return log_mean_exp(log_weight) - log_mean_exp(replaced, 1)
+
+
+def added(bound_of: Callable[[Terms], Tensor], terms: Terms, bound: Tensor) -> Tensor:
+    """The amount that each sample adds to any bound, [samples, images]: the bound less the bound in which the sample's
+    log-densities are the means of the others'."""
+    with torch.no_grad():
+        return bound.detach() - torch.stack([bound_of(each) for each in _replaced(terms)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Replaced(Terms):
+    """Terms with one sample replaced. Their log weight is not added up again: it would be rounded otherwise."""
+
+    replaced_log_weight: Tensor
+
+    @property
+    def log_weight(self) -> Tensor:
+        return self.replaced_log_weight
+
+
+def _replaced(terms: Terms) -> Iterator[Terms]:
+    """For each sample the terms in which its log-densities are the means of the others'."""
+    values = [t.detach() for t in (terms.log_likelihood, terms.log_prior, terms.log_guide, terms.log_weight)]
+    others = [mean_of_others(each) for each in values]
+    for own in torch.eye(len(terms.log_guide), dtype=torch.bool, device=terms.log_guide.device):
+        likelihood, prior, guide, weight = (
+            torch.where(own[:, None], mean, each) for mean, each in zip(others, values, strict=True)
+        )
+        yield _Replaced(
+            log_likelihood=likelihood,
+            log_prior=prior,
+            log_guide=guide,
+            kl=None,
+            latents={},
+            finite=frozenset(),
+            replaced_log_weight=weight,
+        )

@@ -1,0 +1,28 @@
+"""The Rényi bound."""
+
+from torch import Tensor
+
+from ppl_gen.errors import require
+from ppl_gen.inference.objectives.loss import log_mean_exp
+from ppl_gen.inference.pair import Terms
+
+__all__ = ["Renyi"]
+
+
+class Renyi:
+    """1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha), along reparametrized samples (Li and Turner 2016, equation 13):
+    L_K at alpha = 0, and the ELBO in the limit alpha = 1. With infinite K it is a lower bound on log p(x) for alpha > 0
+    and an upper one for alpha < 0; with finite K it is lower than that.
+
+    :param num_particles: K.
+    :param alpha: order of the Rényi divergence.
+    """
+
+    def __init__(self, *, num_particles: int = 50, alpha: float = 0.5):
+        require(num_particles > 1, "num_particles", num_particles, "renyi needs at least 2 samples; try 50")
+        require(alpha != 1, "alpha", alpha, "must be a number other than 1, which is elbo")
+        self.num_particles, self.alpha = num_particles, alpha
+
+    def surrogate(self, terms: Terms) -> Tensor:
+        """The Rényi bound [images]."""
+        return log_mean_exp((1 - self.alpha) * terms.log_weight) / (1 - self.alpha)

@@ -1,0 +1,39 @@
+"""Variational inference with Monte Carlo objectives: the importance-weighted bound for any guide."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from ppl_gen.core.contracts import Draws
+from ppl_gen.errors import require
+from ppl_gen.inference.objectives.loss import added_to_log_mean, log_mean_exp
+from ppl_gen.inference.pair import Terms
+
+__all__ = ["VIMCO"]
+
+
+class VIMCO:
+    """L_K, as `IWAE`, with an unbiased gradient that takes no path through z (Mnih and Rezende 2016): the score
+    function of each sample times the amount that this sample adds to the bound,
+
+        sum_k (L - L_-k) grad log q(z_k | x) + sum_k w~_k grad log w_k    (equations 4, 5 and 7 to 10),
+
+    with normalized weights w~_k, and L_-k the bound with log w_k replaced by the mean of the other log weights, which
+    does not depend on z_k.
+
+    :param num_particles: K.
+    """
+
+    draws: ClassVar[Draws] = "detached"
+
+    def __init__(self, *, num_particles: int = 50):
+        require(num_particles > 1, "num_particles", num_particles, "vimco needs at least 2 samples; try 50")
+        self.num_particles = num_particles
+
+    def surrogate(self, terms: Terms) -> Tensor:
+        """L_K and the scores [images]."""
+        return log_mean_exp(terms.log_weight) + (added_to_log_mean(terms.log_weight) * terms.log_guide).sum(0)
+
+    def bound(self, terms: Terms) -> Tensor:
+        """L_K [images]."""
+        return log_mean_exp(terms.log_weight)

@@ -1,0 +1,40 @@
+"""Reweighted wake-sleep, with the sleep phase for the guide."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ppl_gen.errors import require
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.elbos import least_samples, with_gradient_of
+from ppl_gen.inference.objectives.loss import check_draws, log_mean_exp
+from ppl_gen.inference.pair import Pair
+
+__all__ = ["WakeSleep"]
+
+
+class WakeSleep:
+    """Reweighted wake-sleep (Bornschein and Bengio 2015, equations 4 and 7; with one sample, Hinton et al. 1995). The
+    model climbs sum_k w~_k log p(x, z_k) with w~_k = w_k / sum_j w_j: the gradient of L_K, biased at finite K. The
+    guide climbs log q(z | x) of z and x drawn from the model, as many as the batch. L_K is reported.
+
+    :param num_particles: K.
+    """
+
+    def __init__(self, *, num_particles: int = 1):
+        require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
+        self.num_particles = num_particles
+
+    def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
+        check_draws(self, pair, "detached")
+        with evaluating():
+            pair.dream(x, *args)
+
+    def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
+        """-L_K, summed over the images, with the gradients of both phases."""
+        dreamt = pair.dream(x, *args).sum()
+        terms = pair.terms(x, *args, num_samples=max(self.num_particles, least_samples(pair)), detach=True)
+        share = terms.log_weight.detach().softmax(0)
+        awake = (share * (terms.log_likelihood + terms.log_prior)).sum(0)
+        loss = with_gradient_of(-log_mean_exp(terms.log_weight).sum(), -awake.sum())
+        return loss + with_gradient_of(dreamt * 0, -dreamt)

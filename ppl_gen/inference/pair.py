@@ -1,0 +1,339 @@
+"""A model and a guide, read once, and what they say of z and x, image by image.
+
+Everything that judges a pair goes through `Pair`: the traces of its guide and its model are reduced to log-densities
+per sample and image. The pair may have any number of latent sites under any names, as long as each is local to the
+plate of images. A guide may leave all of them to the model, to be summed out by enumeration
+(`ppl_gen.inference.enumeration`); samples then come from the prior. `ppl_gen.inference.reading` makes a `Pair`, and
+refuses with a sentence what cannot be handled.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor, nn
+
+from ppl_gen.errors import BadInput, describe
+from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.densities import (
+    Site,
+    above_others,
+    kl_divergence,
+    masked_log_prob,
+    sample_sites,
+    score_function,
+    sum_to,
+    units_of,
+)
+from ppl_gen.inference.supports import bad_argument, log_prob_within
+from ppl_gen.inference.tracing import PyroFunction, Traces, frozen_guide_traces, replayed, trace_of, under_samples
+
+Values = dict[str, Tensor]
+"""Values of the latent sites, in the shapes that the sites have."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Log-densities [samples, images] in nats under z ~ q(z | x)."""
+
+    log_likelihood: Tensor
+    """log p(x | z): all observed sites."""
+    log_prior: Tensor
+    """log p(z): all latent sites."""
+    log_guide: Tensor
+    """log q(z | x)."""
+    kl: Tensor | None
+    """Analytic KL(q(z | x) || p(z)), where there is one latent site, Pyro has it, and it was asked for. With several,
+    the divergence of one given a sample of another is not a term of KL(q || p)."""
+    latents: dict[str, Tensor]
+    """Values [samples, images, units] of the latent sites."""
+    finite: frozenset[str]
+    """Names of the latent sites with finite support."""
+    values: Values = field(default_factory=dict)
+    """With `frozen_guide`: what the densities above were evaluated at. The guide's own path from one latent site to
+    another does not lead through them."""
+    score: Tensor | None = None
+    """Log-probability of the choices of a guide that is reparametrized but for them; its gradient is their score."""
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x, z) - log q(z | x)."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+    @property
+    def elbo(self) -> Tensor:
+        """The mean log weight [images], with the gradient of the guide's choices."""
+        elbo = self.log_weight.mean(0)
+        if self.score is not None:
+            scored = (above_others(self.log_weight) * self.score).mean(0)
+            elbo = elbo + scored - scored.detach()
+        return elbo
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A model and a guide, as `Pair.read` finds them on a few images. Masks are applied to log-densities, scales are
+    not: a plate that scales its batch to the data set, or KL warm-up, changes what is optimized but not p(x, z)."""
+
+    model: PyroFunction
+    """Pyro function of x, and of as many further arguments as it takes."""
+    guide: PyroFunction
+    """Pyro function of the same."""
+    guide_module: nn.Module | None
+    """Module that holds the guide's parameters; None for a function."""
+    model_name: str
+    """Name of the model's class or function, for messages."""
+    guide_name: str
+    """Name of the guide's class or function, for messages."""
+    plate: CondIndepStackFrame
+    """Plate of the images."""
+    max_plate_nesting: int
+    """Number of dimensions that plates take, the one of the images included."""
+    observed: tuple[str, ...]
+    """Names of the model's observed sites."""
+    image: str
+    """Name of the observed site that is the images."""
+    discrete: bool
+    """True if p(x | z) is a probability, False if it is a density."""
+    event_shapes: dict[str, tuple[int, ...]]
+    """Event shape of each latent site."""
+    masked: bool
+    """True if a latent site has a mask."""
+    unbounded: bool
+    """True if all latent sites are continuous and take any value."""
+    num_states: int | None
+    """Number of values that the latent sites of an image have together; None if any has no finite support."""
+    enumerated: bool
+    """True if the guide leaves every latent site to enumeration in the model."""
+    sums_states: bool
+    """True if the observed distribution sums over all states of z by itself."""
+    pixels_per_state: int
+    """Numbers that the log-density of an image takes for each state of z: its pixels, or 1 where the distribution sums
+    over pixels before it broadcasts."""
+    reparametrized: bool
+    """True if samples of all sites of the guide are differentiable."""
+    scored: tuple[str, ...]
+    """Names of the guide's sites whose samples are reparametrized but for a choice."""
+    scales: Mapping[str, Tensor | float]
+    """Scale of each site that has one."""
+    bounded: frozenset[str]
+    """Sites of the model whose value may be outside their support: latent ones that the guide may draw there, and
+    observed ones whose support depends on z."""
+    bounded_guide: frozenset[str]
+    """Sites of the guide whose support may not have all values of the prior."""
+    leaves: bool = False
+    """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
+    narrower: tuple[str, ...] = ()
+    """Latent sites where the guide leaves out a part of the prior's support, so that log p(x) is at least what its
+    samples say."""
+    vectorized: bool = False
+    """True if many samples of z can be drawn in one call, under a plate of samples outside all others."""
+
+    @classmethod
+    def read(cls, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> "Pair":
+        """Run a model and a guide on a few images, and check what can be checked there.
+
+        :param model: a module with a method `model`, or a Pyro function of x.
+        :param guide: a module with a method `guide`, or a Pyro function of x.
+        :param x: images [N, ...].
+        :param args: further positional arguments, such as labels; a function that takes fewer is given fewer. Tensors
+            with N rows are cut into batches along with the images.
+        :raises BadInput: for a pair whose weights cannot be told apart image by image.
+        """
+        from ppl_gen.inference.reading import read  # which needs this module
+
+        return read(model, guide, Batch(x, args, kwargs))
+
+    @property
+    def latent(self) -> tuple[str, ...]:
+        """Names of the latent sites."""
+        return tuple(self.event_shapes)
+
+    @property
+    def sample_dim(self) -> int:
+        """Dimension of the plate of samples."""
+        return -1 - self.max_plate_nesting
+
+    # Draws and scores ------------------------------------------------------------------------------------------------
+
+    def terms(
+        self,
+        x: Tensor,
+        *args: Any,
+        num_samples: int = 1,
+        analytic_kl: bool = False,
+        detach: bool = False,
+        frozen_guide: bool = False,
+        **kwargs: Any,
+    ) -> Terms:
+        """Draw `num_samples` of z for each image and return their log-densities. Differentiable.
+
+        :param detach: cut the path from z back to the parameters that it was drawn with.
+        :param frozen_guide: leave the guide's parameters out of log q(z | x) but for their path through z, by replaying
+            the guide under detached parameters (Roeder et al. 2017).
+        """
+        shape = (num_samples, len(x))
+        guide, model, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
+        if frozen_guide:
+            drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch)
+            terms = replace(self.terms_of(traces, shape), values=values)
+        else:
+            traces = replayed(guide, model, batch, detach)
+            drawn, terms = traces.guide, self.terms_of(traces, shape, analytic_kl)
+        return terms if detach else replace(terms, score=self._score(drawn, shape))
+
+    def draw(
+        self,
+        x: Tensor,
+        *args: Any,
+        num_samples: int,
+        prior: bool = False,
+        move: Callable[[Values], Values] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Values, Tensor, Tensor]:
+        """Values of the latent sites, from the guide or from the prior; and log p(x | z) and log p(z) there,
+        [samples, images].
+
+        :param move: a function of the guide's values, whose result the model sees.
+        """
+        guide, model, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
+        if not prior:
+            values = self._values(trace_of(guide, batch))
+            model = poutine.condition(model, values if move is None else move(values))
+        trace = trace_of(model, batch)
+        return self._values(trace), *self._model_totals(trace, (num_samples, len(x)))
+
+    def log_guide(self, values: Values, x: Tensor, *args: Any, num_samples: int, **kwargs: Any) -> Tensor:
+        """log q(z | x) [samples, images] at values that `draw` made; -inf outside of the guide's support."""
+        guide, _, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
+        trace = trace_of(poutine.condition(guide, values), batch)
+        return self._total(trace, self.latent, (num_samples, len(x)), self.bounded_guide)
+
+    def dream(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """log q(z | x') [images] for z and x' drawn from the model, as many as x. Differentiable with respect to the
+        guide.
+
+        :raises BadInput: for a model that does not draw images.
+        """
+        drawn = _drawn_images(self, x, args, kwargs)
+        batch = Batch(drawn.nodes[self.image]["value"], args, kwargs)
+        trace = trace_of(poutine.replay(self.guide, trace=drawn), batch)
+        return self._total(trace, self.latent, (1, len(x)), self.bounded_guide).flatten()
+
+    def spread(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
+        """Weights [samples, images] in a shape that broadcasts with a value of the latent site `name`."""
+        shape = [1] * -self.sample_dim
+        if self.vectorized:
+            shape[self.sample_dim], shape[self.plate.dim] = weights.shape
+        else:
+            shape[self.plate.dim] = weights.numel()
+        shape += [1] * len(self.event_shapes[name])
+        return weights.reshape(shape[len(shape) - value.dim() :])
+
+    def log_densities(self, terms: Terms) -> dict[str, Tensor]:
+        """The log-densities [samples, images] of terms, by their names in messages."""
+        return {
+            f"log p(x | z) of {self.model_name}": terms.log_likelihood,
+            f"log p(z) of {self.model_name}": terms.log_prior,
+            f"log q(z | x) of {self.guide_name}": terms.log_guide,
+        }
+
+    # From traces to numbers ------------------------------------------------------------------------------------------
+
+    def for_samples(self, num_samples: int, batch: Batch) -> tuple[PyroFunction, PyroFunction, Batch]:
+        """Guide, model and arguments of a call that draws many samples. Where the pair is not vectorized the batch is
+        repeated: sample s of image i is row s * count + i."""
+        if self.vectorized:
+            guide, model = (under_samples(each, num_samples, self.sample_dim) for each in (self.guide, self.model))
+            return guide, model, batch
+        rows = torch.arange(len(batch.x), device=batch.x.device).repeat(num_samples)
+        return self.guide, self.model, take(rows, *batch)
+
+    def terms_of(self, traces: Traces, shape: tuple[int, int], analytic_kl: bool = False) -> Terms:
+        """The log-densities of two traces.
+
+        :param shape: numbers of samples and images.
+        """
+        drawn = self.proposal(traces)
+        if not torch.is_grad_enabled() and not self.bounded.intersection(self.latent):
+            for trace, who in ((drawn, self.guide_name), (traces.model, self.model_name)):
+                _check_arguments(trace, who)
+        kl = None
+        if analytic_kl and len(self.latent) == 1:
+            q, p = (trace.nodes[self.latent[0]] for trace in (drawn, traces.model))
+            with suppress(Exception):  # NotImplementedError, and what formulas for other shapes or with gradients raise
+                kl = self.per_image(q, kl_divergence(q, p)).reshape(shape)
+        latents = {n: units_of(drawn.nodes[n], shape, self.sample_dim, self.plate.dim) for n in self.latent}
+        return Terms(
+            *self._model_totals(traces.model, shape),
+            self._total(drawn, self.latent, shape, frozenset()),
+            kl,
+            latents,
+            frozenset(name for name in self.latent if drawn.nodes[name]["fn"].has_enumerate_support),
+        )
+
+    def proposal(self, traces: Traces) -> poutine.Trace:
+        """The trace that the latent values were drawn in."""
+        return traces.model if self.enumerated else traces.guide
+
+    def per_image(self, site: Site, log_prob: Tensor) -> Tensor:
+        """The log-density of a site, summed over every plate but those of samples and images."""
+        return sum_to(site, log_prob, self.sample_dim, self.plate.dim)
+
+    def _values(self, trace: poutine.Trace) -> Values:
+        return {name: trace.nodes[name]["value"] for name in self.latent}
+
+    def _total(
+        self, trace: poutine.Trace, names: Iterable[str], shape: tuple[int, int], bounded: frozenset[str]
+    ) -> Tensor:
+        """The log-density [samples, images] of some sites, -inf where one that may be is outside its support."""
+        parts = []
+        for name in names:
+            site = trace.nodes[name]
+            log_prob = log_prob_within(site, masked_log_prob) if name in bounded else masked_log_prob(site)
+            parts.append(self.per_image(site, log_prob))
+        return sum(parts[1:], parts[0]).reshape(shape)
+
+    def _model_totals(self, trace: poutine.Trace, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """log p(x | z) and log p(z) [samples, images]."""
+        likelihood, prior = (self._total(trace, names, shape, self.bounded) for names in (self.observed, self.latent))
+        if self.bounded.intersection(self.latent):  # where p(z) = 0, p(x | z) may be anything, and counts for nothing
+            likelihood = likelihood.masked_fill((prior == -math.inf) & ~likelihood.isfinite(), 0.0)
+        return likelihood, prior
+
+    def _score(self, drawn: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:
+        """The log-probability of the guide's choices [samples, images]; None without choices or gradients."""
+        if self.enumerated or not torch.is_grad_enabled():
+            return None
+        sites = [drawn.nodes[name] for name in self.latent]
+        scores = [(site, score_function(site)) for site in sites]
+        parts = [self.per_image(site, score) for site, score in scores if score is not None]
+        return sum(parts[1:], parts[0]).reshape(shape) if parts else None
+
+
+def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
+    """The trace of a model that draws as many images as there are in x, and of their shape."""
+    try:
+        with torch.no_grad():
+            drawn = poutine.trace(pair.model).get_trace(None, *args, n=len(x), **kwargs)
+        images = drawn.nodes[pair.image]["value"]
+    except Exception as error:
+        raise BadInput(f"{pair.model_name} draws no images: model(x=None, n={len(x)}): {describe(error)}") from error
+    if len(pair.observed) > 1 or images.shape != x.shape:
+        raise BadInput(
+            f"{pair.model_name}: its one observed site must be the images {tuple(x.shape)}, to be drawn from it; "
+            f"it is {', '.join(pair.observed)} {tuple(images.shape)}"
+        )
+    return drawn
+
+
+def _check_arguments(trace: poutine.Trace, who: str) -> None:
+    """Refuse a scale that is negative, and the like, at one of the z that were drawn."""
+    for site in sample_sites(trace):
+        if (bad := bad_argument(site["fn"])) is not None:
+            raise BadInput(f"{who}: site '{site['name']}': {bad}, and for some z it is something else")

@@ -1,0 +1,325 @@
+"""Reading a model and a guide: which plate holds the images, which sites there are, and whether both fit together.
+
+`read` is the whole of it, in the order of its steps. Functions are run on a few images; nothing of that is left in
+modules, objects or Pyro's parameter store.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor, nn
+
+from ppl_gen.errors import BadInput, describe
+from ppl_gen.inference import supports
+from ppl_gen.inference.callables import (
+    Batch,
+    accepting,
+    check_positional,
+    guide_function,
+    matmul_precision,
+    model_function,
+    name_of,
+    reading,
+    take,
+)
+from ppl_gen.inference.company import check_company, samples_apart
+from ppl_gen.inference.coverage import bounded_sites, compare_supports
+from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function
+from ppl_gen.inference.enumeration import sum_over_states
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.state_memory import can_sum_states, cheap, count_states, numbers_held
+from ppl_gen.inference.supports import is_discrete, log_prob_within, support, unbounded
+from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of
+
+_COUNTS = (2, 3, 5)  # images; the plate whose size follows their number is the plate of images
+
+
+def read(model: Any, guide: Any, batch: Batch) -> Pair:
+    """A `Pair`, as `Pair.read` describes it."""
+    given = _given(model, guide, batch)
+    x = batch.x
+    if len(x) == 0:
+        raise BadInput("there are no images")
+    with (
+        reading(model, guide),
+        torch.random.fork_rng([x.device] if x.is_cuda else []),
+        matmul_precision(),
+    ):
+        plate, traces = _plate_of_images(given, batch)
+        _check_sites(given, traces)
+        _check_plates(given, traces, plate)
+        _check_shapes(given, traces)
+        _check_dimensions(given, traces, plate)
+        pair = _pair_of(given, traces, plate, batch)
+        check_company(pair, batch)
+        pair = replace(pair, vectorized=samples_apart(pair, batch))
+        return compare_supports(pair, batch)
+
+
+# The functions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The two functions, their names, and the state that they are read in."""
+
+    model: PyroFunction
+    guide: PyroFunction
+    model_name: str
+    guide_name: str
+    guide_module: nn.Module | None
+    parameters: Any
+    """State of Pyro's parameter store before the pair was read."""
+
+
+def _given(model: Any, guide: Any, batch: Batch) -> _Given:
+    functions = model_function(model), guide_function(guide)
+    if batch.args:
+        check_positional(*functions, 1 + len(batch.args))
+        functions = accepting(functions[0]), accepting(functions[1])
+    owner = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
+    return _Given(
+        *functions,
+        model_name=name_of(model),
+        guide_name=name_of(guide),
+        guide_module=owner if isinstance(owner, nn.Module) else None,
+        parameters=pyro.get_param_store().get_state(),
+    )
+
+
+# The plate of images -----------------------------------------------------------------------------------------------
+
+
+def _plate_of_images(given: _Given, batch: Batch) -> tuple[CondIndepStackFrame, Traces]:
+    """The plate that is around all observed sites and has as many elements as there are images; and the traces of 5
+    images."""
+    candidates = []
+    for count in _COUNTS:
+        rows = torch.arange(count, device=batch.x.device) % len(batch.x)
+        traces = _first_traces(given, take(rows, *batch), batch)
+        observed = [site for site in sample_sites(traces.model) if site["is_observed"]]
+        if not observed:
+            raise BadInput(f"{given.model_name} observes nothing: give its image site obs=x")
+        frames = set.intersection(*(set(site["cond_indep_stack"]) for site in observed))
+        candidates.append({f.name: f for f in frames if f.vectorized and f.size == count})
+    names = set.intersection(*(set(found) for found in candidates))
+    if len(names) != 1:
+        raise BadInput(
+            f"{given.model_name}: its observed sites share no plate over the images; sample them in one vectorized "
+            "`with pyro.plate('data', len(x)):`"
+        )
+    return candidates[-1][names.pop()], traces
+
+
+def _first_traces(given: _Given, batch: Batch, whole: Batch) -> Traces:
+    """The traces of a few images; errors of somebody else's code are told in a sentence.
+
+    :param whole: all images.
+    """
+    who = given.guide_name
+    try:
+        guide_trace = trace_of(given.guide, batch)
+        who = given.model_name
+        # Not replayed at first: a model that fails on the guide's values still has shapes to compare.
+        _check_shapes(given, Traces(guide_trace, trace_of(given.model, batch)))
+        return replayed(given.guide, given.model, batch)
+    except BadInput:
+        raise
+    except Exception as error:
+        hint = _hint_of_rows(given, who, whole)
+        raise BadInput(f"{who} fails on {len(batch.x)} images: {describe(error)}{hint}") from error
+
+
+def _hint_of_rows(given: _Given, who: str, whole: Batch) -> str:
+    """A hint for a function that fails on a few images because it is made for all of them; else nothing."""
+    try:
+        with pyro.get_param_store().scope(given.parameters):
+            trace_of(given.guide if who == given.guide_name else given.model, whole)
+    except Exception:  # it fails on these as well
+        return ""
+    return (
+        f"; it runs on all {len(whole.x)} images alone, such as with a parameter for each of them: compute what "
+        "belongs to an image from x"
+    )
+
+
+# The sites ---------------------------------------------------------------------------------------------------------
+
+
+def _latent(trace: poutine.Trace) -> list[str]:
+    """Names of the sites that are not observed."""
+    return [site["name"] for site in sample_sites(trace) if not site["is_observed"]]
+
+
+def _marked(model_trace: poutine.Trace) -> list[str]:
+    """Names of the latent sites that the model marks for enumeration."""
+    return [n for n in _latent(model_trace) if model_trace.nodes[n]["infer"].get("enumerate") == "parallel"]
+
+
+def _is_enumerated(traces: Traces) -> bool:
+    """True if the guide leaves every latent site to enumeration in the model."""
+    latent = _latent(traces.model)
+    return bool(latent) and not _latent(traces.guide) and _marked(traces.model) == latent
+
+
+def _check_sites(given: _Given, traces: Traces) -> None:
+    """Refuse a guide that does not sample the model's latent sites, all of them or, if all are enumerated, none."""
+    latent, proposed = _latent(traces.model), _latent(traces.guide)
+    for name in [] if _is_enumerated(traces) else latent:
+        if not proposed:
+            raise BadInput(
+                f"{given.guide_name} does not sample '{name}' of {given.model_name}, and it is not enumerated: that "
+                'takes finite support and infer={"enumerate": "parallel"}'
+            )
+        if name not in proposed:
+            marked = name in _marked(traces.model)
+            hint = "; a guide samples all latent sites, or none if all are enumerated" if marked else ""
+            raise BadInput(
+                f"{given.guide_name} does not sample '{name}', a latent site of {given.model_name}, but "
+                f"{', '.join(map(repr, proposed))}{hint}"
+            )
+    for name in proposed:
+        if name not in latent:
+            raise BadInput(f"{given.guide_name} samples '{name}', which is no latent site of {given.model_name}")
+
+
+def _check_plates(given: _Given, traces: Traces, plate: CondIndepStackFrame) -> None:
+    """Refuse a latent site outside the plate of images."""
+    latent = _latent(traces.model)
+    for trace, who in ((traces.model, given.model_name), (traces.guide, given.guide_name)):
+        for name in (name for name in latent if name in trace.nodes):
+            plates = [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]
+            if plate.name not in plates:
+                where = f", in '{plates[0]}'" if plates else ""
+                raise BadInput(
+                    f"{who}: site '{name}' is outside the plate '{plate.name}'{where}; weights of single images need "
+                    "latents that are local to an image, and model and guide one name for their plate: with "
+                    f"pyro.plate('{plate.name}', len(x))"
+                )
+
+
+# Shapes ------------------------------------------------------------------------------------------------------------
+
+
+def _check_shapes(given: _Given, traces: Traces) -> None:
+    """Refuse sites whose event shapes, kinds or values do not fit each other."""
+    for site in sample_sites(traces.guide):
+        if site["is_observed"]:
+            raise BadInput(f"{given.guide_name} observes '{site['name']}': a guide samples, without obs=")
+        _check_density(site, given.guide_name)
+        if site["name"] in traces.model.nodes:
+            _check_same_events(given, site, traces.model.nodes[site["name"]])
+    for site in sample_sites(traces.model):
+        if not site["is_observed"] or any(isinstance(part, dist.Delta) for part in supports.parts(site["fn"])):
+            _check_density(site, given.model_name)
+        event = tuple(site["fn"].event_shape)
+        if site["is_observed"] and event and tuple(site["value"].shape[-len(event) :]) != event:
+            raise BadInput(
+                f"{given.model_name}: site '{site['name']}' has event shape {event}, and what it observes the shape "
+                f"{tuple(site['value'].shape)}; a constructor is given data_dim and data_shape if it asks"
+            )
+
+
+def _check_same_events(given: _Given, q: Site, p: Site) -> None:
+    ours, theirs = (tuple(site["fn"].event_shape) for site in (q, p))
+    if ours != theirs:
+        raise BadInput(
+            f"{given.guide_name} does not fit {given.model_name}: site '{q['name']}' has event shape {ours} in the "
+            f"guide and {theirs} in the model"
+        )
+    both = (q["fn"], p["fn"])
+    kinds = ["discrete" if is_discrete(each) else "continuous" for each in both]
+    if kinds[0] != kinds[1] and all(support(each) is not None for each in both):
+        raise BadInput(
+            f"{given.guide_name} does not fit {given.model_name}: site '{q['name']}' is {kinds[0]} in the guide and "
+            f"{kinds[1]} in the model"
+        )
+
+
+def _check_density(site: Site, who: str) -> None:
+    if supports.has_no_density(site["fn"]) and not any(not mask.any() for mask in supports.masks(site)):
+        kind = [type(part).__name__ for part in supports.parts(site["fn"]) if supports.has_no_density(part)][-1]
+        raise BadInput(
+            f"{who}: site '{site['name']}' is a {kind}, which has no density, so that there is no ELBO and no "
+            "importance weight; use a distribution with a spread, such as Normal"
+        )
+
+
+def _max_plate_nesting(traces: Traces) -> int:
+    return -min(frame.dim for trace in traces for site in sample_sites(trace) for frame in plates_of(site))
+
+
+def _check_dimensions(given: _Given, traces: Traces, plate: CondIndepStackFrame) -> None:
+    """Refuse a site with images in a dimension left of all plates: as many densities as there are pairs of images,
+    where the shape of a value met that of a distribution. And a plate that takes a part of its elements."""
+    for trace, who in ((traces.model, given.model_name), (traces.guide, given.guide_name)):
+        for site in sample_sites(trace):
+            try:
+                shape = tuple(log_prob_within(site, masked_log_prob).shape)
+            except Exception as error:
+                raise BadInput(f"{who}: site '{site['name']}' has no log-density: {describe(error)}") from error
+            for frame in site["cond_indep_stack"]:
+                if frame.name != plate.name and frame.full_size not in (None, frame.size):
+                    raise BadInput(
+                        f"{who}: plate '{frame.name}' takes {frame.size} of {frame.full_size}: log p(x) is of all; "
+                        "leave out subsample_size"
+                    )
+            if any(size > 1 for size in shape[: -_max_plate_nesting(traces)]):
+                raise BadInput(
+                    f"{who}: site '{site['name']}' has log-densities of shape {shape} for {plate.size} images in the "
+                    f"plate '{plate.name}': all that belongs to an image must be one event, by .to_event(n), or in a "
+                    "plate of its own"
+                )
+
+
+# The pair ----------------------------------------------------------------------------------------------------------
+
+
+def _pair_of(given: _Given, traces: Traces, plate: CondIndepStackFrame, batch: Batch) -> Pair:
+    """The pair, without what further runs have to tell."""
+    sites = sample_sites(traces.model)
+    observed = [site for site in sites if site["is_observed"]]
+    priors = {site["name"]: site["fn"] for site in sites if not site["is_observed"]}
+    proposals = {name: traces.guide.nodes[name] for name in _latent(traces.guide)}
+    names = tuple(site["name"] for site in observed)
+    likelihoods = [site["fn"] for site in observed if not isinstance(site["fn"], dist.Unit)]  # of pyro.factor
+    scales = {s["name"]: s["scale"] for trace in traces for s in sample_sites(trace) if _is_scaled(s)}
+    pair = Pair(
+        model=given.model,
+        guide=given.guide,
+        guide_module=given.guide_module,
+        model_name=given.model_name,
+        guide_name=given.guide_name,
+        plate=plate,
+        max_plate_nesting=_max_plate_nesting(traces),
+        observed=names,
+        image="x" if "x" in names else names[0],
+        discrete=bool(likelihoods) and all(map(is_discrete, likelihoods)),
+        event_shapes={name: tuple(fn.event_shape) for name, fn in priors.items()},
+        masked=any(site["mask"] is not None for site in sites if not site["is_observed"]),
+        unbounded=all(map(unbounded, priors.values())),
+        num_states=count_states(priors.values()),
+        enumerated=_is_enumerated(traces),
+        sums_states=can_sum_states(sites),
+        pixels_per_state=max(numbers_held(site["fn"], plate.size) for site in observed),
+        reparametrized=all(site["fn"].has_rsample for site in proposals.values()),
+        scored=tuple(name for name, site in proposals.items() if score_function(site) is not None),
+        scales=scales,
+        bounded=bounded_sites(given.model, traces, batch),
+        bounded_guide=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),
+    )
+    loose = {site["name"] for site in observed if not supports.is_fixed(site["fn"])}
+    if loose - pair.bounded and cheap(pair):  # a state of z that no draw had may have another support
+        with suppress(BadInput):  # which a sum over states tells, where it is asked for
+            return sum_over_states(pair, batch.x, *batch.args, **batch.kwargs).pair
+    return pair
+
+
+def _is_scaled(site: Site) -> bool:
+    return isinstance(site["scale"], Tensor) or site["scale"] != 1

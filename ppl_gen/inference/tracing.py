@@ -1,0 +1,126 @@
+"""Running a pair: the trace of the guide, and the model's at the values that the guide has drawn."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.densities import masked_log_prob
+
+PyroFunction = Callable[..., Any]
+
+
+class Traces(NamedTuple):
+    """The traces of a guide and of a model at the same values of the latent sites."""
+
+    guide: poutine.Trace
+    model: poutine.Trace
+
+
+def trace_of(function: PyroFunction, batch: Batch) -> poutine.Trace:
+    """The trace of a Pyro function."""
+    return poutine.trace(function).get_trace(batch.x, *batch.args, **batch.kwargs)
+
+
+def under_samples(function: PyroFunction, num_samples: int, dim: int) -> PyroFunction:
+    """The function under a plate of samples.
+
+    :param dim: dimension of that plate, left of all others.
+    """
+    return pyro.plate("_samples", num_samples, dim=dim)(function)
+
+
+def replayed(guide: PyroFunction, model: PyroFunction, batch: Batch, detach: bool = False) -> Traces:
+    """The guide's trace, and the model's replayed against it.
+
+    :param detach: cut the path from the values back to the parameters that they were drawn with.
+    """
+    with _Detach() if detach else nullcontext():
+        drawn = trace_of(guide, batch)
+    return Traces(drawn, trace_of(poutine.replay(model, trace=drawn), batch))
+
+
+def conditioned(guide: PyroFunction, model: PyroFunction, values: dict[str, Tensor], batch: Batch) -> Traces:
+    """Both traces at given values of the latent sites."""
+    guide, model = (poutine.condition(function, values) for function in (guide, model))
+    return Traces(trace_of(guide, batch), trace_of(model, batch))
+
+
+class _Detach(Messenger):
+    def _pyro_post_sample(self, message: Any) -> None:
+        message["value"] = message["value"].detach()
+
+
+# With the guide's parameters detached ------------------------------------------------------------------------------
+
+
+class FrozenTraces(NamedTuple):
+    """A guide's draw, and both traces at clones of the values that it has drawn, the guide's under detached
+    parameters."""
+
+    drawn: poutine.Trace
+    traces: Traces
+    values: dict[str, Tensor]
+    """The clones: the path from one latent site of the guide to another does not lead through them."""
+
+
+def frozen_guide_traces(
+    guide: PyroFunction, model: PyroFunction, module: nn.Module | None, latent: Iterable[str], batch: Batch
+) -> FrozenTraces:
+    """The traces for a gradient along z alone (Roeder et al. 2017): the guide is replayed under detached parameters.
+
+    :param module: the module that holds the guide's parameters. Without one, they are of `pyro.param` statements.
+    :param latent: names of the latent sites.
+    """
+    drawn = trace_of(guide, batch).copy()
+    values = {}
+    for name in latent:
+        values[name] = drawn.nodes[name]["value"].clone()
+        drawn.nodes[name] = drawn.nodes[name] | {"value": values[name]}
+    guide, model = (poutine.replay(function, trace=drawn) for function in (guide, model))
+    scored = _scored(guide, latent)
+    with _DetachParameters():
+        if module is None:
+            guide_trace = scored(batch.x, *batch.args, **batch.kwargs)
+        else:
+            parameters = {f"module.{name}": parameter.detach() for name, parameter in module.named_parameters()}
+            called = (_Call(module, scored), parameters, (batch.x, *batch.args), dict(batch.kwargs))
+            guide_trace = torch.func.functional_call(*called)
+    return FrozenTraces(drawn, Traces(guide_trace, trace_of(model, batch)), values)
+
+
+def _scored(guide: PyroFunction, latent: Iterable[str]) -> Callable[..., poutine.Trace]:
+    """The guide's trace with the log-densities in it: some distributions, such as flows, look their parameters up when
+    these are asked for, and not when they are made."""
+
+    def trace(*args: Any, **kwargs: Any) -> poutine.Trace:
+        made = poutine.trace(guide).get_trace(*args, **kwargs)
+        for name in latent:
+            made.nodes[name]["masked_log_prob"] = masked_log_prob(made.nodes[name])
+        return made
+
+    return trace
+
+
+class _DetachParameters(Messenger):
+    """Detaches what `pyro.param` statements return; the parameters of a module are replaced in it."""
+
+    def _pyro_post_param(self, message: Any) -> None:
+        message["value"] = message["value"].detach()
+
+
+class _Call(nn.Module):
+    """A function that uses a module, as a module: `torch.func.functional_call` takes no other."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]):
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)

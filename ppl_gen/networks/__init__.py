@@ -1,0 +1,1 @@
+"""Encoders and decoders, flows, and distributions that are summed fast."""

@@ -1,0 +1,60 @@
+"""The page of several runs side by side. It needs no torch."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppl_gen.core.commands import fit_command
+from ppl_gen.report.page import Picture, render
+from ppl_gen.runs import RunDirectory
+
+
+def comparison(
+    compared: dict[str, Any],
+    labels: Sequence[str],
+    common: dict[str, str],
+    columns: dict[str, list[str]],
+    words: Collection[str],
+    warnings: Collection[str],
+    png: bytes,
+    command: Sequence[str],
+) -> str:
+    """The page of a comparison.
+
+    :param compared: what `ppl_gen.Comparison.to_json` returns.
+    :param labels: of its rows.
+    :param common: what all rows agree in, by heading.
+    :param columns: the cells of what is left, by heading.
+    :param words: headings of columns that are no numbers.
+    :param warnings: those of the notes that must not be overlooked.
+    :param png: its picture.
+    :param command: what makes this page.
+    """
+    from ppl_gen.figures.comparison import caption
+
+    images, runs = (
+        compared["images"],
+        [RunDirectory.open(Path(path)) for row in compared["rows"] for path in row["runs"]],
+    )
+    agreed = ", ".join(f"{heading} {cell}" for heading, cell in common.items())
+    lead = (
+        f"{images['num_images']} {images['split']} images, binarization {images['binarization']}; "
+        "nats per image, larger is better"
+    )
+    notices = [run.config.get("data_notice", "") for run in runs]
+    again = [("this page", command)]
+    for run in runs:
+        made = fit_command(run.config)
+        again.append((f"{run.path}{'' if made else ', made from Python'}", made))
+    return render(
+        "comparison.html.jinja",
+        title=f"{len(runs)} run{'s' if len(runs) > 1 else ''} compared on {images['data']}",
+        lead=lead + (f"; all rows: {agreed}" if agreed else ""),
+        warnings=[text for text in dict.fromkeys([*notices, *warnings]) if text],
+        headings=list(columns),
+        numbers=set(columns) - set(words),
+        rows=list(zip(*columns.values(), strict=True)),
+        notes=[note for note in compared["notes"] if note not in warnings],
+        picture=Picture.of(png, caption(compared, labels)),
+        again=again,
+    )

@@ -1,0 +1,205 @@
+"""What a page needs to show E[x | z] for any z: the decoder in 8 bits, and where z is to be looked for.
+
+`explorer.js` beside it is the other half. The largest decoder that has one is `LIMIT` long.
+"""
+
+import math
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LIMIT = 800_000
+"""Characters of a page that a decoder may take, as base64."""
+_POINTS, _NUMBERS, _DRAWS, _RANGE = 1000, 100_000, 200, 2000
+
+
+def _continuous_bernoulli(logits: Tensor, _: float) -> Tensor:
+    """Its mean (Loaiza-Ganem and Cunningham 2019, equation 8); a series where two large terms would cancel."""
+    near = logits.abs() < 1e-3
+    other = torch.where(near, 1.0, logits)
+    return torch.where(near, 0.5 + logits / 12, -1 / torch.expm1(-other) - 1 / other)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "identity": lambda x, _: x,
+    "relu": lambda x, _: F.relu(x),
+    "tanh": lambda x, _: x.tanh(),
+    "softplus": lambda x, _: F.softplus(x),
+    "sigmoid": lambda x, _: x.sigmoid(),
+    "elu": lambda x, slope: F.elu(x, slope),
+    "gelu": lambda x, _: F.gelu(x),
+    "silu": lambda x, _: F.silu(x),
+    "leaky-relu": lambda x, slope: F.leaky_relu(x, slope),
+    "continuous-bernoulli": _continuous_bernoulli,
+}
+_NAMES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.Softplus: "softplus",
+    nn.Sigmoid: "sigmoid",
+    nn.ELU: "elu",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+    nn.LeakyReLU: "leaky-relu",
+}
+# From a decoder's output to E[x | z], and how near that has to be to the model's own. torch's own mean of a continuous
+# Bernoulli, which a user's model may have, is off by up to 0.0034 in float32, next to p = 1/2.
+_LINKS = {"identity": 1e-4, "sigmoid": 1e-4, "continuous-bernoulli": 4e-3}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """activation(weight @ input + bias), in float64.
+
+    :param weight: [outputs, inputs].
+    :param bias: [outputs].
+    :param slope: of the activation below 0, where it has one.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    activation: str = "identity"
+    slope: float = 0.0
+
+
+def mean_image(layers: Sequence[Layer], z: Tensor) -> Tensor:
+    """E[x | z] in float64, [n, pixels], for z [n, size]."""
+    values = z.double().cpu()
+    for layer in layers:
+        values = _ACTIVATIONS[layer.activation](F.linear(values, layer.weight, layer.bias), layer.slope)
+    return values
+
+
+def find_decoder(model: Any, z: Tensor) -> list[Layer] | None:
+    """Layers that give a model's E[x | z]: those of one of its `nn.Sequential`, or the one of a model that is affine in
+    z. None if there are none; what decides is whether they agree with `likelihood(z).mean` at z [n, size]."""
+    exact = model.likelihood(z).mean.double().cpu()
+    chains = [_chain(module) for module in model.modules() if isinstance(module, nn.Sequential)]
+    for layers in (*chains, [_affine(model, z)]):
+        if not layers or (layers[0].weight.shape[1], len(layers[-1].bias)) != (z.shape[1], exact.shape[1]):
+            continue
+        last = layers[-1]
+        for link in _LINKS if last.activation == "identity" else (last.activation,):
+            linked = [*layers[:-1], replace(last, activation=link)]
+            if float((mean_image(linked, z) - exact).abs().max()) < _LINKS.get(link, 1e-4):
+                return linked
+    return None
+
+
+def _chain(modules: nn.Sequential) -> list[Layer] | None:
+    """Linear layers, each with the batch normalization (in eval mode) and the activation that follow it; None for
+    whatever else there is."""
+    layers: list[Layer] = []
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            weight = module.weight.double().cpu()
+            layers.append(Layer(weight, torch.zeros(len(weight)).double() + _values(module.bias, 0.0)))
+        elif isinstance(module, nn.Dropout | nn.Identity):
+            continue
+        elif not layers or layers[-1].activation != "identity":
+            return None
+        elif isinstance(module, nn.BatchNorm1d) and module.running_var is not None:
+            scale = _values(module.weight, 1.0) / (_values(module.running_var, 1.0) + module.eps).sqrt()
+            weight, bias = layers[-1].weight * scale[:, None], (layers[-1].bias - _values(module.running_mean, 0.0))
+            layers[-1] = Layer(weight, bias * scale + _values(module.bias, 0.0))
+        elif type(module) in _NAMES:
+            slope = float(getattr(module, "negative_slope", getattr(module, "alpha", 0.0)))
+            layers[-1] = replace(layers[-1], activation=_NAMES[type(module)], slope=slope)
+        else:
+            return None
+    return layers
+
+
+def _values(parameter: Tensor | None, default: float) -> Tensor:
+    return torch.tensor(default).double() if parameter is None else parameter.double().cpu()
+
+
+def _affine(model: Any, z: Tensor) -> Layer:
+    """What a model that is affine in z does, read off at 0 and at the unit vectors."""
+    corners = torch.cat([torch.zeros_like(z[:1]), torch.eye(z.shape[1]).to(z)])
+    bias, *rows = model.likelihood(corners).mean.double().cpu()
+    return Layer((torch.stack(rows) - bias).T, bias)
+
+
+# In a page -----------------------------------------------------------------------------------------------------
+
+
+def explorer(
+    model: Any, shape: tuple[int, ...], order: Sequence[int], means: Tensor | None, labels: Tensor | None
+) -> dict[str, Any] | None:
+    """What `explorer.json` holds; None for a decoder of another kind, or too large a one.
+
+    :param model: with `prior()` and `likelihood(z)`, in eval mode.
+    :param shape: of an image; of several channels the first is shown.
+    :param order: every unit of z, the one to be shown first first.
+    :param means: posterior means of test images [n, size], if there is a posterior.
+    :param labels: of those images [n], if they have any.
+    """
+    prior = model.prior().sample((_RANGE,))
+    layers = find_decoder(model, prior[:64])
+    if layers is None:
+        return None
+    height, width = shape[-2:] if len(shape) > 1 else (1, *shape)
+    shown = slice(height * width)
+    layers[-1] = replace(layers[-1], weight=layers[-1].weight[shown], bias=layers[-1].bias[shown])
+    written = [_written(layer) for layer in layers]
+    if sum(len(each[key]) for each in written for key in ("codes", "scales", "bias")) > LIMIT:
+        return None
+    most = min(_POINTS, _NUMBERS // len(order))
+    clouds = {"draws": _packed(prior[:_DRAWS].T)} | ({} if means is None else {"means": _packed(means[:most].T)})
+    z = torch.cat([_unpacked(cloud).T for cloud in clouds.values()])
+    reach = torch.cat([z, prior.double().cpu(), torch.zeros_like(z[:1])])
+    exact, rounded = (mean_image(each, z).clamp(0, 1) for each in (layers, read_layers(written)))
+    difference = 255 * (rounded - exact).abs()
+    return {
+        "height": height,
+        "width": width,
+        "order": list(order),
+        "low": [math.floor(10 * low) / 10 for low in reach.amin(0).tolist()],
+        "high": [math.ceil(10 * high) / 10 for high in reach.amax(0).tolist()],
+        "layers": written,
+        **clouds,
+        "labels": None if means is None or labels is None else labels[:most].tolist(),
+        "rounding": {"images": len(z), "largest": float(difference.max()), "mean": float(difference.mean())},
+    }
+
+
+def read_layers(written: Sequence[dict[str, Any]]) -> list[Layer]:
+    """The layers of an `explorer.json`, as its decoder evaluates them."""
+    return [
+        Layer(_unpacked(each), _floats(each["bias"]).double(), each["activation"], each["slope"]) for each in written
+    ]
+
+
+def _written(layer: Layer) -> dict[str, Any]:
+    bias = _base64(layer.bias.float())
+    return {**_packed(layer.weight), "bias": bias, "activation": layer.activation, "slope": layer.slope}
+
+
+def _packed(rows: Tensor) -> dict[str, str]:
+    """A matrix in 8 bits: codes of -127 to 127, and a scale for each row."""
+    rows = rows.double().cpu()
+    scales = (rows.abs().amax(1) / 127).float()
+    codes = (rows / scales.double().clamp(min=1e-30).unsqueeze(1)).round().clamp(-127, 127)
+    return {"codes": _base64(codes.to(torch.int8)), "scales": _base64(scales)}
+
+
+def _unpacked(packed: dict[str, Any]) -> Tensor:
+    scales = _floats(packed["scales"]).double()
+    codes = torch.from_numpy(np.frombuffer(b64decode(packed["codes"]), np.int8).copy())
+    return codes.double().reshape(len(scales), -1) * scales.unsqueeze(1)
+
+
+def _floats(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(b64decode(text), "<f4").astype(np.float32))
+
+
+def _base64(values: Tensor) -> str:
+    array = values.contiguous().numpy()
+    return b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()

@@ -1,0 +1,79 @@
+"""Pages from templates. What a template is given is escaped; the style, the script and the pictures are in the page."""
+
+import shlex
+import struct
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ppl_gen.figures.captions import Caption
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a page holds it: a PNG with its size in pixels."""
+
+    width: int
+    height: int
+    base64: str
+    caption: Caption
+
+    @classmethod
+    def of(cls, png: bytes, caption: Caption) -> "Picture":
+        width, height = struct.unpack(">II", png[16:24])
+        return cls(width, height, b64encode(png).decode(), caption)
+
+    def __repr__(self) -> str:
+        return f"<{self.width} x {self.height} pixels: {self.caption.text}>"
+
+    def _repr_html_(self) -> str:
+        return render("picture.html.jinja", picture=self)
+
+
+class Gallery(dict[str, Picture]):
+    """Pictures by name. A notebook shows them all."""
+
+    def _repr_html_(self) -> str:
+        return "\n".join(picture._repr_html_() for picture in self.values())
+
+
+def render(template: str, **content: Any) -> str:
+    """The text of a page.
+
+    :param template: a file of this folder; `content` is what it asks for.
+    """
+    return _environment().get_template(template).render(content)
+
+
+def saving(text: str) -> Callable[[Path], Any]:
+    """The function that writes a page into a file. A path in the page may have bytes that are no character."""
+    return lambda path: path.write_bytes(text.encode("utf-8", "replace"))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = shlex.quote
+    environment.globals["file"] = _file
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment
+
+
+def _file(name: str) -> Markup:
+    """A file of this folder, as it is."""
+    return Markup((_HERE / name).read_text(encoding="utf-8"))

@@ -1,0 +1,223 @@
+"""Pairs in which images are not apart from each other, and what looks like it."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ppl_gen
+from ppl_gen.errors import BadInput
+
+DECODER = nn.Linear(2, 6)
+
+
+class _Pair(nn.Module):
+    """z of two units, six binary pixels; what a subclass replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, track_running_stats=False)
+
+    def prior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z)).to_event(1)
+
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2], 1.0).to_event(1)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", self.prior(x))
+            pyro.sample("x", self.likelihood(z, x), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", self.posterior(x))
+
+
+class EventOfAll(_Pair):
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z)).to_event(2)
+
+
+class PriorOfAll(_Pair):
+    def prior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2] - x[:, :2].mean(0), 1.0).to_event(1)
+
+
+class BatchNormGuide(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(self.norm(x[:, :2]), 1.0).to_event(1)
+
+
+class FunctionalBatchNorm(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        padded = torch.cat([x[:, :2], torch.ones(1, 2)])  # so that one image alone does not fail
+        normed = nn.functional.batch_norm(padded, None, None, training=True)[:-1]
+        return dist.Normal(normed, 1.0).to_event(1)
+
+
+class MeanOfZ(_Pair):
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z - 0.1 * z.mean(-2, keepdim=True))).to_event(1)
+
+
+class Neighbour(_Pair):
+    """Each image is explained by the z of the one before."""
+
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z.roll(1, -2))).to_event(1)
+
+
+class Attention(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal((x @ x.T).softmax(-1) @ x[:, :2], 1.0).to_event(1)
+
+
+class Position(_Pair):
+    """Something for each row, whichever image stands there."""
+
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(torch.arange(2.0 * len(x)).reshape(len(x), 2), 1.0).to_event(1)
+
+
+class Size(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2], float(len(x))).to_event(1)
+
+
+class Ranks(_Pair):
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2].argsort(0).float(), 1.0).to_event(1)
+
+
+DEPENDENT = [EventOfAll, PriorOfAll, FunctionalBatchNorm, MeanOfZ, Neighbour, Attention, Position, Size, Ranks]
+
+
+@pytest.mark.parametrize("kind", DEPENDENT)
+def test_images_that_change_each_other(kind: type[_Pair]) -> None:
+    x = torch.bernoulli(torch.full((40, 6), 0.5))
+    x[:3] = torch.tensor([[0, 1, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 1]])
+    pair = kind()
+    with pytest.raises(BadInput, match=r"images change each other's densities: .* alone and .* among 16"):
+        ppl_gen.log_marginal_likelihood(pair, pair, x, num_samples=10)
+
+
+class Largest(_Pair):
+    """A statistic that the first images share."""
+
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2] / x.sum(1).max(), 1.0).to_event(1)
+
+
+class ManyOnly(_Pair):
+    """Only where there are many."""
+
+    def posterior(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x[:, :2] + (x.mean() if len(x) > 6 else 0.0), 1.0).to_event(1)
+
+
+class Noisy(_Pair):
+    """With a noise besides z."""
+
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=DECODER(z) + x.mean() + 0.01 * torch.randn(())).to_event(1)
+
+
+class Counting(_Pair):
+    calls = 0.0
+
+    def likelihood(self, z: Tensor, x: Tensor) -> dist.Distribution:
+        self.calls += 0.1
+        return dist.Bernoulli(logits=DECODER(z) + self.calls).to_event(1)
+
+
+class Redrawn(_Pair):
+    def model(self, x: Tensor) -> None:
+        super().model(torch.bernoulli(0.8 * x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Largest, "alone and"),
+        (ManyOnly, "alone and"),
+        (Noisy, "in other company"),
+        (Counting, "keep nothing from one call to the next"),
+        (Redrawn, "observes other values at every call"),
+    ],
+)
+def test_company_that_is_harder_to_see(kind: type[_Pair], words: str) -> None:
+    x = torch.bernoulli(torch.full((40, 6), 0.3))
+    x[:3], x[20:] = torch.tensor([0.0, 1, 0, 0, 1, 0]), 1.0
+    pair = kind()
+    with pytest.raises(BadInput, match=words):
+        ppl_gen.log_marginal_likelihood(pair, pair, x, num_samples=10)
+
+
+def test_a_statistic_of_one_image() -> None:
+    pair = BatchNormGuide()
+    with pytest.raises(BadInput, match=r"fail on one image alone: .*Expected more than 1 value per channel"):
+        ppl_gen.log_marginal_likelihood(pair, pair, torch.randn(40, 6), num_samples=10)
+
+
+def test_images_that_do_not() -> None:
+    """The number of an image among others is its number alone, for the same noise."""
+    pair = _Pair()
+    x = torch.bernoulli(torch.full((17, 6), 0.5))
+    assert ppl_gen.log_weights(pair, pair, x, num_samples=10).isfinite().all()
+
+
+def test_noise_in_a_guide_besides_z() -> None:
+    """log p(x, z) - log q(z | x, noise) is a weight, too: the mean over noise and z is p(x). N(0, 2), 5 images, each
+    within 4 errors (false alarms 3e-4)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 0.2 * torch.randn_like(x), 0.8))
+
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20_000)
+    off = (found.log_px - dist.Normal(0.0, 2**0.5).log_prob(x)).abs()
+    assert bool((off < 4 * found.log_px_mc_var.sqrt() + found.log_px_bias.abs()).all()) and bool((off < 0.05).all())
+
+
+def test_densities_in_double_precision_of_a_net_in_single() -> None:
+    """Products of float32 differ by the size of the batch: that is rounding, in whatever precision it is added up."""
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(784, 3), nn.Linear(3, 784)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x.float()), 0.5).to_event(1))
+
+    assert ppl_gen.log_weights(model, guide, torch.rand(40, 784).double(), num_samples=3).isfinite().all()
+
+
+def test_sites_that_differ_by_batch() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            for step in range(int(x.max())):
+                z = pyro.sample(f"z_{step}", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            for step in range(int(x.max())):
+                pyro.sample(f"z_{step}", dist.Normal(0 * x, 1.0))
+
+    with pytest.raises(BadInput, match="sites must be the same for every batch"):
+        ppl_gen.log_weights(model, guide, torch.tensor([1.0, 3.0, 2.0, 3.0]), num_samples=2)

@@ -1,0 +1,100 @@
+"""Pages of HTML as a test reads them."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+
+VOID = {"img", "meta"}
+
+
+class Page(HTMLParser):
+    """What a page holds. Every element but the void ones is to be closed, in order."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.texts: dict[str, str] = {}
+        """All the text in elements of a kind."""
+        self.caption = ""
+        assert text.startswith("<!DOCTYPE html>\n<html lang=")
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs) and all(value for _, value in attrs), attrs
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.caption = ""
+        elif tag == "tr":
+            self.tables.setdefault(self.caption, []).append([])
+        elif tag in ("td", "th"):
+            self.tables[self.caption][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.texts[tag] = self.texts.get(tag, "") + data
+        if "caption" in self.open:
+            self.caption += data
+        elif self.open and self.open[-1] in ("td", "th"):
+            self.tables[self.caption][-1][-1] += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def commands(self, module: str) -> list[list[str]]:
+        """The arguments of each command of a module, as a shell reads them."""
+        lines = [shlex.split(line, comments=True) for line in self.texts["code"].splitlines()]
+        return [words[3:] for words in lines if words[:3] == ["python", "-m", f"ppl_gen.{module}"]]
+
+    def warnings(self) -> list[str | None]:
+        return [attributes["class"] for attributes in self.of("p") if attributes.get("class") == "warning"]
+
+
+def check(page: Page) -> None:
+    """What every page keeps to."""
+    tags = [tag for tag, _ in page.elements]
+    assert not {"link", "iframe", "object", "b"} & set(tags)
+    assert not any({"src", "onload", "onclick"} & set(attributes) for tag, attributes in page.elements if tag != "img")
+    assert tags.count("h1") == tags.count("title") == tags.count("main") == 1
+    assert page.of("meta")[0] == {"charset": "utf-8"} and "width=device-width" in str(page.of("meta")[1]["content"])
+    for picture in page.of("img"):
+        assert str(picture["src"]).startswith("data:image/png;base64,") and len(str(picture["alt"])) > 10
+    assert not any("href" in attributes for _, attributes in page.elements)
+    assert "url(" not in page.texts["style"] and "@import" not in page.texts["style"]
+    assert tags.count("table") == tags.count("caption") and all(page.tables)
+    assert all(header["scope"] in ("row", "col") for header in page.of("th"))
+    assert tags.count("figure") == tags.count("img") == tags.count("figcaption") > 0
+
+
+# In a browser --------------------------------------------------------------------------------------------------
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def overflow(text: str, width: int, folder: Path) -> int:
+    """By how many pixels a page is wider than a window of `width`."""
+    assert BROWSER is not None
+    measure = "document.title = f.contentDocument.documentElement.scrollWidth - f.contentWindow.innerWidth"
+    frame = f'<iframe id="f" style="width: {width}px" srcdoc="{escape(text)}" onload="{measure}"></iframe>'
+    (folder / "frame.html").write_text(f"<!DOCTYPE html><title>none</title>{frame}", encoding="utf-8")
+    options = (
+        "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+        f"--disable-sync --virtual-time-budget=20000 --dump-dom --user-data-dir={folder / 'profile'}"
+    )
+    command = [BROWSER, *shlex.split(options), (folder / "frame.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r"<title>(-?\d+)</title>", done.stdout)
+    assert found, done.stderr
+    return int(found[1])

@@ -1,0 +1,81 @@
+"""The page of a comparison: whole, valid, escaped, and with the numbers and notes of the table."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pages import BROWSER, Page, check, overflow
+from written import write
+
+from ppl_gen import compare
+from ppl_gen.comparison import Comparison
+from ppl_gen.evaluation.columns import layout
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def test_the_page_of_a_comparison(elsewhere: Path, call: Call) -> None:
+    odd = {"guide": "<i>.py:Mine", "data_notice": "digits <served>", "command": ["fit.py", "vae"]}
+    paths = [
+        write("first", [-2, -1], [-2, -1]),
+        write("one&<b>", [-4, -1], [-3, -1], **odd),
+        write("two", [-4, -1], [-4, 0], **odd, **{"training.seed": 1}),
+    ]
+    status, out, err = call(compare.command, *paths, "--report", "page <1>.html", "--figure", "f.png")
+    assert status == 0 and err == "" and Path("f.png").read_bytes()[:4] == b"\x89PNG"
+    page = Page(Path("page <1>.html").read_text(encoding="utf-8"))
+    check(page)
+    comparison = Comparison(paths)
+    columns = layout(comparison.rows).columns
+    (rows,) = page.tables.values()
+    assert rows == [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    assert rows[1][0] == "normal" and "<i>.py:Mine" in rows[2][0]
+    for note in comparison.notes:
+        assert note in page.texts["li"] and note in out
+    assert "3 runs compared on digits" in page.texts["h1"] and "2 test images, binarization static" in page.texts["p"]
+    assert "Warning: digits <served>" in page.texts["p"] and len(page.warnings()) == 1
+    assert "from -1.50 to -1.50" in str(page.of("img")[0]["alt"])
+    assert page.commands("compare") == [[*map(str, paths), "--report", "page <1>.html"]]
+    assert page.commands("fit") == [["vae", "--data", "digits"]] * 2
+    assert "# first, made from Python" in page.texts["code"]
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["f.png", "first", "one&<b>", "page <1>.html", "two"]
+
+
+def test_a_comparison_of_densities(elsewhere: Path, call: Call) -> None:
+    path = write("run", [-2, -1], [-2, -1], **{"evaluation.observation": "density"})
+    assert call(compare.command, path, "--report", "r.html")[0] == 0
+    page = Page(Path("r.html").read_text(encoding="utf-8"))
+    assert page.warnings() == ["warning"] and "densities" in page.texts["p"] and "densities" not in page.texts["li"]
+
+
+def test_pages_that_cannot_be_written(elsewhere: Path, call: Call) -> None:
+    path = write("run", [-2, -1], [-2, -1])
+    Path("folder.html").mkdir()
+    for file, words in (
+        ("r.txt", "--report r.txt: must end in .html"),
+        ("no/r.html", "--report no/r.html: is in no directory that exists"),
+        ("folder.html", "--report folder.html: is a directory"),
+    ):
+        status, out, err = call(compare.command, path, "--report", file)
+        assert status == 2 and out == "" and words in err and err.count("\n") == 1, err
+
+
+def test_a_comparison_starts_without_torch(elsewhere: Path) -> None:
+    path = write("run", [-2, -1], [-2, -1])
+    code = "import sys; from ppl_gen import compare; compare.command(sys.argv[1:]); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, str(path), "--report", "r.html"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser")
+def test_the_page_does_not_scroll_sideways(elsewhere: Path, call: Call, tmp_path: Path) -> None:
+    """On a phone and on a desk; a wide table scrolls in a box of its own."""
+    compared = [
+        write("first", [-2, -1], [-2, -1]),
+        write("second", [-4, -1], [-3, -1], guide=f"{5 * 'folder/'}my.py:Mine"),
+    ]
+    assert call(compare.command, *compared, "--report", "compared.html")[0] == 0
+    for width in (390, 1280):
+        assert overflow(Path("compared.html").read_text(encoding="utf-8"), width, tmp_path) <= 0

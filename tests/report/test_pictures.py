@@ -1,0 +1,112 @@
+"""The pictures of a run: which there are, with what in them, and words for each."""
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+import ppl_gen
+from ppl_gen import fit
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.figures.captions import captions
+from ppl_gen.inference.callables import evaluating
+from ppl_gen.report.pictures import of_evaluation, of_latent_space
+from ppl_gen.runs import RunDirectory
+
+Call = Callable[..., tuple[int, str, str]]
+QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "1", "--num-samples", "30", "--out", "run")
+LATENT = {"aggregate_posterior", "interpolations", "latent_space", "manifold"}
+ALWAYS = {"learning_curves", "samples", "through_training"}
+BOUND = {"bound_against_k", "gap_histogram", "reconstructions"}
+
+
+@pytest.mark.parametrize(
+    ("options", "pictures"),
+    [
+        (("vae", "--latent-dim", "2"), LATENT | BOUND),
+        (("vae", "--latent-dim", "1"), BOUND | LATENT - {"latent_space", "manifold"}),
+        (("vae", "--latent-dim", "3", "--guide", "flow", "--prior", "flow"), LATENT | BOUND),
+        (("factor-analysis", "--latent-dim", "4"), LATENT | BOUND),
+        (("hierarchical-vae", "--latent-dims", "3", "2", "--hidden-dims", "8", "8"), BOUND),
+        (("mixture", "--num-components", "3"), {"components"}),
+        (("belief-net", "--latent-dim", "3"), {"posterior", "weights"}),
+    ],
+)
+def test_which_there_are(
+    elsewhere: Path, all_pictures: None, call: Call, options: tuple[str, ...], pictures: set[str]
+) -> None:
+    status, _, err = call(fit.command, *options, *QUICK)
+    assert status == 0, err
+    drawn = {path.stem for path in (elsewhere / "run" / "figures").iterdir()}
+    assert drawn == pictures | ALWAYS
+    assert (elsewhere / "run" / "explorer.json").exists() == ("manifold" in pictures)
+    assert "no picture of" not in err
+
+
+def test_the_planes_of_pictures_and_explorer_are_the_same(elsewhere: Path, call: Call) -> None:
+    """The most active unit goes across, the next one up. (Seed 1's first two are not in the order of their numbers.)"""
+    options = ("--data", "digits", "--train-size", "200", "--epochs", "3", "--num-samples", "30", "--seed", "1")
+    assert call(fit.command, "vae", "--latent-dim", "4", *options, "--out", "run")[0] == 0
+    fitted = Fitted.open("run")
+    with evaluating(fitted.model, fitted.guide):
+        drawn = dict(of_latent_space(fitted))
+    explored = fitted.directory.read_json("explorer.json")
+    assert explored is not None and explored["order"][:2] != sorted(explored["order"][:2])
+    across, up = explored["order"][:2]
+    for name, end in (("latent_space", ""), ("manifold", " →")):
+        axes = drawn[name].axes[0]
+        assert (axes.get_xlabel(), axes.get_ylabel()) == (f"z[{across}]{end}", f"z[{up}]{end}")
+
+
+def test_drawing_writes_no_file(elsewhere: Path, call: Call) -> None:
+    """Pictures are figures until they are saved."""
+    assert call(fit.command, "vae", "--latent-dim", "2", "--hidden-dims", "8", *QUICK)[0] == 0
+    run = RunDirectory.open(Path("run"))
+    for path in (run.path / "figures").iterdir():
+        path.unlink()
+    drawn = dict(of_evaluation(run))
+    assert set(drawn) == {"bound_against_k", "gap_histogram"}
+    assert all(isinstance(figure, Figure) for figure in drawn.values())
+    assert list((run.path / "figures").iterdir()) == []
+
+
+# Words ---------------------------------------------------------------------------------------------------------
+
+
+def names_in(path: Path) -> set[str]:
+    """The names of the pictures that a file draws: literals that are saved, yielded, or keys of a model's own."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "save":
+            names |= {each.value for each in node.args[1:2] if isinstance(each, ast.Constant)}
+        elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and path.name == "pictures.py":
+            names |= {each.value for each in node.value.elts[:1] if isinstance(each, ast.Constant)}
+        elif isinstance(node, ast.FunctionDef) and node.name == "pictures" and path.parent.name == "models":
+            keys = [key for each in ast.walk(node) if isinstance(each, ast.Dict) for key in each.keys]
+            names |= {key.value for key in keys if isinstance(key, ast.Constant)}
+    return names
+
+
+def test_every_picture_has_a_caption_and_an_alternative_text() -> None:
+    """And every caption a picture."""
+    root = Path(ppl_gen.__file__).parent
+    drawn = set().union(*(names_in(path) for path in root.rglob("*.py")))
+    known = captions()
+    assert drawn == set(known) and len(drawn) == 21
+    assert all(len(caption.text) > 10 and len(caption.alt) > 10 for caption in known.values())
+
+
+def test_captions_have_the_numbers_of_the_run() -> None:
+    terms = {"elbo": -8.0, "reconstruction": -7.0, "kl": 1.0}
+    lines = [{"epoch": 0, "train": terms}, {"epoch": 1, "train": terms | {"elbo": None}}]
+    assert "; train ELBO -8.00 before training, nan at its end" in captions(lines)["learning_curves"].alt
+    adversarial = [{"epoch": 0, "train": {"value": 0.1}}]
+    assert captions(adversarial)["learning_curves"] != captions()["learning_curves"]
+    mean = {"mean": -3.0, "num_samples": 50}
+    summary = {"iwae": {}, "elbo": {"mean": -4.0}, "log_px": mean, "gap": {"mean": 1.0}}
+    found = captions((), summary)
+    assert found["bound_against_k"].alt == "A line that rises from -4.00 nats at k = 1 to -3.00 at k = 50"
+    assert found["gap_histogram"].alt.endswith("; its mean is 1.00 nats")
+    assert list(found) == list(captions(lines)) == list(captions())

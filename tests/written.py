@@ -1,0 +1,78 @@
+"""Run directories written by hand, whose numbers can be worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray
+
+
+def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> Path:
+    """A run directory with these values per image. `changes` go by dotted name into config.json, those that start
+    with `evaluation.` into evaluation.json, and those that start with `nc.` into the attributes of evaluation.nc."""
+    path = Path(name)
+    path.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "format": 1,
+        "model": "vae",
+        "model_options": {"latent_dim": 2},
+        "guide": "normal",
+        "guide_options": {},
+        "data": {"data": "digits", "binarization": "static", "train_size": None},
+        "data_name": "digits",
+        "training": {"epochs": 3, "objective": "elbo", "num_particles": 1, "seed": 0, "matmul_precision": "highest"},
+        "num_samples": 100,
+        "command": [name],
+    }
+    bounds = {k: np.array(elbo) + math.log10(k) * 0.1 for k in (1, 10, 100)}
+    summary: dict[str, Any] = {
+        "model": "vae",
+        "guide": "normal",
+        "data": "digits",
+        "split": "test",
+        "num_images": len(elbo),
+        "binarization": "static",
+        "observation": "probability",
+        "seed": 0,
+        "training_seed": 0,
+        "checkpoint": "last",
+        "elbo": {"mean": float(np.mean(elbo))},
+        "log_px": {"mean": float(np.mean(log_px)), "estimator": "importance", "num_samples": 100},
+        "gap": {"mean": float(np.mean(log_px)) - float(np.mean(elbo)), "at_least": False},
+        "ess": {"median": 12.5, "min": 1.0},
+        "khat": {"median": 0.5},
+        "active_units": 2,
+        "num_parameters": 1234,
+    }
+    attributes: dict[str, Any] = {}
+    for key, value in changes.items():
+        part, _, rest = key.partition(".")
+        where, names = (
+            (summary, rest) if part == "evaluation" else (attributes, rest) if part == "nc" else (config, key)
+        )
+        *folders, last = names.split(".")
+        for folder in folders:
+            where = where.setdefault(folder, {})
+        where[last] = value
+    summary |= {key: config[key] for key in ("model", "guide")} | {"training_seed": config["training"]["seed"]}
+    exact = summary["log_px"]["estimator"] == "exact"
+    if exact:
+        for key in ("gap", "ess", "khat", "active_units"):
+            del summary[key]
+        del summary["log_px"]["num_samples"]
+    plain = {key: value for key, value in summary.items() if isinstance(value, str | int)}
+    plain |= {key: summary["log_px"][key] for key in ("estimator", "num_samples") if key in summary["log_px"]}
+    variables: dict[str, Any] = {"elbo": ("image", elbo), "log_px": ("image", log_px)}
+    if not exact:
+        variables["iwae"] = (("image", "k"), np.stack(list(bounds.values()), 1))
+    coordinates: dict[str, Any] = {} if exact else {"k": list(bounds)}
+    coordinates["label"] = ("image", changes.get("labels", list(range(len(elbo)))))
+    dataset = xarray.Dataset(variables, coordinates, plain | attributes)
+    dataset.to_netcdf(path / "evaluation.nc", group="evaluation", engine="h5netcdf")
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "evaluation.json").write_text(json.dumps(summary))
+    lines = [{"epoch": 0, "seconds": 0.1}, {"epoch": 3, "seconds": 7.5}]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
