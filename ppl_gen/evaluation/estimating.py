@@ -1,4 +1,4 @@
-"""Estimate log p(x) of a fitted run's images by every estimator that is asked for, and record what was found."""
+"""Estimate log p(x) of a fitted run's images by every estimator that is asked for, and record the estimates."""
 
 import hashlib
 import time
@@ -30,7 +30,8 @@ from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second
 from ppl_gen.inference.state_memory import block_size, cheap, require_memory
 
 Estimator = Callable[..., Estimate]
-"""An estimator of one's own: from `(model, guide, x, *labels)` to an `Estimate`, whose `estimator` is a new name."""
+"""An estimator of one's own: from `(model, guide, x, *labels)` to an `Estimate`, whose `estimator` is a new name. It is
+low in expectation, as all of them are: E[exp(log_px)] <= p(x)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Task:
     x: Tensor
     """Images [N, data_dim]."""
     labels: tuple[Tensor, ...] = ()
-    """Of these images, if model or guide take them."""
+    """Labels of these images, if model or guide take them."""
     quiet: bool = False
 
 
@@ -111,7 +112,7 @@ def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
 
 
 def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device, *args: Tensor) -> tuple[bool, bool]:
-    """Whether to take the exact value, and whether to draw importance samples.
+    """True if the exact value is to be taken, and true if importance samples are to be drawn.
 
     :param args: labels, if the model takes them.
     """
@@ -272,7 +273,7 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:
-    """How many values of a categorical z explain an image's worth of x; None for other models."""
+    """Number of values of a categorical z that explain an image's worth of x; None for other models."""
     pair = fitted.pair
     if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
         return None

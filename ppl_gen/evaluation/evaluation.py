@@ -1,6 +1,6 @@
 """The bound against log p(x) on the same images: an `Evaluation`, made in memory or read from a run.
 
-It holds what is recorded: the content of `evaluation.json`, and of `evaluation.nc` if that is there. So one that was
+It holds the record: the content of `evaluation.json`, and of `evaluation.nc` if that is there. So one that was
 written by an earlier version says what it said then. Reading and printing one needs neither torch nor a model.
 """
 
@@ -39,11 +39,11 @@ class Mean:
     bias: float | None = None
     """Estimated bias, likewise."""
     at_least: bool = False
-    """Whether the true value is likely larger."""
+    """True if the value is likely larger."""
     estimator: str = ""
     """Name of the estimator, of a log p(x)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What it was made with, such as `num_samples`."""
+    """Settings that it was made with, such as `num_samples`."""
     values: "np.ndarray | None" = None
     """The value of each image, if the evaluation has them."""
 
@@ -237,7 +237,7 @@ class Evaluation:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What it is of: model, guide, data, split, seed, …."""
+        """Model, guide, data, split, seed, and all else that is no figure."""
         return {key: value for key, value in self.summary.items() if isinstance(value, str | int | float)}
 
     @property

@@ -29,7 +29,7 @@ class GapSplit(Printed):
     contexts: Gaps
     """By a search of the contexts of each image."""
     copies: Gaps | None
-    """Of the first images, by a search of contexts and weights; None of a guide whose posterior has no weights."""
+    """By a search of contexts and weights, of the first images; None of a guide whose posterior has no weights."""
 
     def __str__(self) -> str:
         return gap_table(self.summary)

@@ -13,7 +13,7 @@ from ppl_gen.inference.annealed import Annealing
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to estimate, and on which images."""
+    """The estimators, and the images."""
 
     split: SplitName = "test"
     """Images to evaluate."""
@@ -76,7 +76,7 @@ class EvaluationOptions:
 
     @property
     def mixes(self) -> bool:
-        """Whether the importance samples are to come from more than the guide."""
+        """True if the importance samples are to come from more than the guide."""
         return self.prior_share > 0 or self.temperature != 1 or bool(self.proposals)
 
     def proposal(self) -> dict[str, Any]:

@@ -63,12 +63,12 @@ def entry_of(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def at_least(summary: dict[str, Any], entry: dict[str, Any]) -> bool:
-    """Whether log p(x) is at least what an entry says. Earlier versions said it of the gap alone."""
+    """True if log p(x) is at least what an entry says. Earlier versions said it of the gap alone."""
     return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
 
 
 def settings(entry: dict[str, Any]) -> dict[str, Any]:
-    """What an estimate was made with, such as its `num_samples`, from its entry."""
+    """Settings that an estimate was made with, such as its `num_samples`, from its entry."""
     return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}
 
 
@@ -138,7 +138,7 @@ def _proposal(proposal: dict[str, Any]) -> str:
 
 
 def _agreement_rows(s: dict[str, Any]) -> list[Row]:
-    """What estimates say of each other."""
+    """Statements of the estimates about each other."""
     found = []
     if "sandwich" in s:
         between = s["sandwich"]
@@ -163,7 +163,7 @@ def _agreement_rows(s: dict[str, Any]) -> list[Row]:
 
 
 def _unseen(between: dict[str, Any]) -> str:
-    """How many images of a sandwich are wide, and what that leaves open; earlier versions did not write it."""
+    """Number of images of a sandwich that are wide, and the share that may be; earlier versions did not write it."""
     if "wide" not in between:
         return ""
     wide = between["wide"]
@@ -173,7 +173,7 @@ def _unseen(between: dict[str, Any]) -> str:
 
 
 def _second(opinion: dict[str, Any]) -> str:
-    """What a second opinion saw, and what it could not see."""
+    """Modes that a second opinion saw, and those that it could not see."""
     seen = ["over all images together"] if opinion["together_beyond_errors"] else []
     if opinion["fraction_beyond_errors"]:
         by = fixed(opinion.get("nats_beyond_errors"))
@@ -194,7 +194,7 @@ def _gap_rows(s: dict[str, Any], importance: dict[str, Any], several: bool) -> l
 
 
 def _gap_note(summary: dict[str, Any], several: bool) -> str:
-    """Which log p(x) the gap is taken of, where a table has several of them or the gap is of none of them; earlier
+    """The log p(x) that the gap is taken of, where a table has several of them or the gap is of none of them; earlier
     versions did not write it."""
     gap = summary["gap"]
     others = gap.get("fraction_of_others", 0)

@@ -40,7 +40,7 @@ def below(estimates: Estimates, name: str) -> list[str]:
 
 
 def at_least(estimates: Estimates, name: str) -> bool:
-    """Whether log p(x) is likely above an estimate: another one is above it beyond chance, its error is not known, or
+    """True if log p(x) is likely above an estimate: another one is above it beyond chance, its error is not known, or
     k-hat is too high or unknown for an image; or it has no k-hat, and nothing vouches for it on these images."""
     estimate = estimates[name]
     if not estimate.sampled:
@@ -53,7 +53,7 @@ def at_least(estimates: Estimates, name: str) -> bool:
 
 
 def vouched(estimates: Estimates, name: str) -> bool:
-    """Whether an estimate without a k-hat that nothing is above can be trusted. Two bounds on images from the model do
+    """True if an estimate without a k-hat that nothing is above can be trusted. Two bounds on images from the model do
     not suffice, since a share of the images that none of them is of may cost the mean any amount: importance sampling,
     too, has to be trusted on every one of these images. Then two methods that fail for different reasons agree."""
     others = [other for other, each in estimates.items() if each.khat is not None and each.judges_guides]

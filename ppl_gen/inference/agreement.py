@@ -70,13 +70,13 @@ def above(low: Estimate, high: Estimate) -> Above:
 
 
 def above_in_mean(low: Estimate, high: Estimate) -> bool:
-    """Whether the mean of `high` is the larger by more than 4 Monte Carlo errors, whatever biases are stated."""
+    """True if the mean of `high` is the larger by more than 4 Monte Carlo errors, whatever biases are stated."""
     variance = (low.log_px_mc_var + high.log_px_mc_var).nan_to_num(nan=0.0)
     return bool((high.log_px - low.log_px).sum() > 4 * variance.sum().sqrt())
 
 
 def _errors(rate: float, num_samples: float = math.inf) -> float:
-    """How many of its standard errors a mean of `num_samples` is above what it should be at this rate."""
+    """Number of its standard errors by which a mean of `num_samples` is above what it should be at this rate."""
     from scipy.stats import norm, t
 
     return float(norm.isf(rate) if num_samples == math.inf else t.isf(rate, num_samples - 1))

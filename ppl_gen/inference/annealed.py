@@ -42,22 +42,22 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Annealing:
-    """How log p(x) is annealed."""
+    """The temperatures and the chains of annealing."""
 
     num_temperatures: int = 1000
     """T, between the start and p(x, z): the more, the less low log p(x) is."""
     num_chains: int = 16
     """Chains per image."""
     leapfrog_steps: int = 10
-    """Of Hamiltonian Monte Carlo at each temperature; each costs a gradient of log p(x|z)."""
+    """Leapfrog steps of Hamiltonian Monte Carlo at each temperature; each costs a gradient of log p(x|z)."""
     schedule: Literal["adaptive", "sigmoid", "linear"] = "adaptive"
-    """Of the temperatures. sigmoid: beta_t goes as 1 / (1 + exp(-4 (2t/T - 1))), finer at both ends (Grosse et al.
-    2015). adaptive: for each image so that every temperature adds the same standard deviation to log w, as the chains
-    that adapt the step sizes see it (Gelman and Meng 1998, section 4)."""
+    """Schedule of the temperatures. sigmoid: beta_t goes as 1 / (1 + exp(-4 (2t/T - 1))), finer at both ends (Grosse et
+    al. 2015). adaptive: for each image so that every temperature adds the same standard deviation to log w, as the
+    chains that adapt the step sizes see it (Gelman and Meng 1998, section 4)."""
     start: Literal["prior", "guide"] = "prior"
     """The distribution that the chains start from."""
     acceptance: float = 0.65
-    """The share of proposals to be accepted, which step sizes are adapted to before the chains that count."""
+    """Share of proposals to be accepted, which step sizes are adapted to before the chains that count."""
 
     def __post_init__(self) -> None:
         require_choices(self, "annealed.")
@@ -119,7 +119,7 @@ class Sandwich:
         }
 
     def wide(self) -> dict[str, Any]:
-        """How many images have bounds more than a nat apart, and the share of the model's images that may have, by the
+        """Number of images with bounds more than a nat apart, and the share of the model's images that may have, by the
         upper 95 % limit of Clopper and Pearson (1934): about 3/n where none of n has."""
         from scipy.stats import beta
 
@@ -143,7 +143,7 @@ class AnnealedEstimate(Estimate):
 
     @property
     def vouched_for(self) -> bool:
-        """Whether the sandwich is narrow and the estimated bias small."""
+        """True if the sandwich is narrow and the estimated bias small."""
         if self.sandwich is None:
             return False
         width, se = mean_se(self.sandwich.width)

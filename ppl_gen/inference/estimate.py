@@ -1,8 +1,8 @@
 """log p(x) of images by one estimator, with its errors and what says how far to trust it.
 
-Every estimator returns an `Estimate`, or a subclass where it has more to hold. What an evaluation writes and says about
-an estimate is asked of the estimate: no other module tells the estimators apart, and one of your own is written, judged
-and printed like those of the package.
+Every estimator returns an `Estimate`, or a subclass where it has more to hold. An evaluation asks the estimate for all
+that it writes and says about it, so that an estimate of your own is written, judged and printed like those of the
+package.
 """
 
 import math
@@ -59,17 +59,17 @@ class Estimate:
     """Share of the sum of weights that the largest weight holds. Where the weights have no mean, it stays large however
     many samples there are; with a tail of shape k it is about S^(k - 1)."""
     narrower: bool = False
-    """Whether the proposal leaves out a part of the prior's support, where more of p(x, z) may be."""
+    """True where the proposal leaves out a part of the prior's support, where more of p(x, z) may be."""
     words: str = ""
     """Name of the estimator in a sentence: "log p(x) by annealed importance sampling"."""
     judges_guides: bool = True
-    """Whether the gap of a guide may be taken of it. Samples of the prior alone are often far too low."""
+    """True if the gap of a guide may be taken of it. Samples of the prior alone are often far too low."""
     doubted: Tensor | None = None
     """Images on which other estimates were found to be above it; bool [images]."""
     verdict: bool | None = None
-    """Whether log p(x) is likely above the mean, by an evaluation that has held it against other estimates."""
+    """True if log p(x) is likely above the mean, by an evaluation that has held it against other estimates."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What it was made with beside `num_samples`, for the record: what JSON can hold."""
+    """Settings that it was made with beside `num_samples`, for the record, as JSON can hold them."""
 
     # Over the images -----------------------------------------------------------------------------------------------
 
@@ -85,6 +85,7 @@ class Estimate:
 
     @property
     def mean_se(self) -> tuple[float, float]:
+        """Mean over images and its standard error."""
         return mean_se(self.log_px)
 
     @property
@@ -99,7 +100,7 @@ class Estimate:
 
     @property
     def sampled(self) -> bool:
-        """Whether it has errors."""
+        """True if it has errors: it is not exact."""
         return self.estimator != "exact"
 
     # How far to trust it -------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ class Estimate:
 
     @property
     def at_least(self) -> bool:
-        """Whether log p(x) is likely above it: the `verdict` of an evaluation, if there is one. Else k-hat says so
+        """True if log p(x) is likely above it: the `verdict` of an evaluation, if there is one. Else k-hat says so
         for an image, or there is no k-hat, and nothing vouches for the estimate."""
         if self.verdict is not None or not self.sampled:
             return bool(self.verdict)
@@ -141,12 +142,12 @@ class Estimate:
 
     @property
     def knows_its_error(self) -> bool:
-        """Whether its Monte Carlo error suffices for a test at a small rate."""
+        """True if its Monte Carlo error suffices for a test at a small rate."""
         return True
 
     @property
     def vouched_for(self) -> bool:
-        """Whether, without a k-hat, anything else says that it is near log p(x)."""
+        """True if, without a k-hat, something else says that it is near log p(x)."""
         return False
 
     @property
@@ -189,7 +190,7 @@ class Estimate:
         return found
 
     def more_entries(self, name: str) -> dict[str, Any]:
-        """What else it has in `evaluation.json`, by key."""
+        """Further entries that it has in `evaluation.json`, by key."""
         return {} if self.khat is None else {f"khat_{name}": khat_entry(self, self.khat)}
 
     def variables(self, name: str) -> dict[str, Variable]:
@@ -229,7 +230,7 @@ class Estimate:
         return [Row.of("log p(x)", *self.mean_se, how + samples, self.at_least)]
 
     def notes(self) -> list[str]:
-        """What a reader must know beside the figures, a sentence each."""
+        """Sentences that a reader must know beside the figures."""
         return [NARROWER] if self.narrower else []
 
     def __str__(self) -> str:

@@ -40,7 +40,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Search:
-    """How the best context of an image is looked for. The defaults are those of Cremer et al.: Adam, until the mean
+    """The search of the best context of an image. The defaults are those of Cremer et al.: Adam, until the mean
     bound of a window of steps has not risen above its best for some windows."""
 
     learning_rate: float = 1e-3
@@ -68,7 +68,7 @@ class Gaps:
     """Monte Carlo variance of `elbo`."""
     best_elbo_mc_var: Tensor
     settled: Tensor
-    """Whether the search ended by itself, not at its last window; bool."""
+    """True where the search ended by itself, not at its last window; bool."""
     missed: Tensor | None = None
     """Images for which a second opinion is above importance sampling beyond chance: another mode holds more than both
     searches saw, and how the gap splits is not known; bool. All of them where only all together show it."""
@@ -90,8 +90,8 @@ class Gaps:
 
     @property
     def untrusted(self) -> Tensor:
-        """Whether log p(x) is not settled, since k-hat is too high or unknown or another estimate was above it: the sum
-        of the gaps is then at least what is reported; bool."""
+        """True where log p(x) is not settled, since k-hat is too high or unknown or another estimate was above it. The
+        sum of the gaps is then at least what is reported; bool."""
         return self.estimate.untrusted
 
     @property

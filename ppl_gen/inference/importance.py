@@ -75,13 +75,13 @@ class ImportanceEstimate(Estimate):
     latent_mc_var: dict[str, Tensor]
     """Monte Carlo variance of `latent_mean`."""
     observation: str = "probability"
-    """What p(x) is, as `check_images` says: `probability`, `density`, `cross-entropy` or `unchecked`."""
+    """Kind of p(x), as `check_images` says: `probability`, `density`, `cross-entropy` or `unchecked`."""
     second_opinion: "SecondOpinion | None" = None
     """log p(x) from few samples, half of them from the prior, if it was asked for."""
 
     @property
     def at_least(self) -> bool:
-        """Whether log p(x) is likely above it: the `verdict` of an evaluation, if there is one. Else k-hat or the
+        """True if log p(x) is likely above it: the `verdict` of an evaluation, if there is one. Else k-hat or the
         second opinion says so."""
         if self.verdict is None and self.second_opinion is not None and above(self, self.second_opinion).any:
             return True

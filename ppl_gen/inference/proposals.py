@@ -115,7 +115,7 @@ class SecondOpinion(Estimate):
 
     @property
     def knows_its_error(self) -> bool:
-        """Whether there are samples enough for a test at a small rate: the weights of a mixture are bounded, and their
+        """True if there are samples enough for a test at a small rate: the weights of a mixture are bounded, and their
         mean and their error are both off where few samples are alike by chance."""
         return self.num_samples >= 100
 
