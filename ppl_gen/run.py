@@ -46,7 +46,6 @@ from ppl_gen.experiment.run_directory import RunDirectory, check_new
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
-from ppl_gen.report import uses as pictures
 from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery
 from ppl_gen.training.checks import Prepared, prepare
@@ -427,20 +426,26 @@ class Run:
 
     def fill(self, options: FillOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Filled:
         """Fill in the hidden pixels of images given their visible ones. Writes `fill.json` and a picture."""
+        from ppl_gen.report.uses import draw_filled
+
         found = fill(self.fitted, _options(FillOptions, options, chosen), quiet=quiet)
-        return self._keep("fill.json", found, pictures.draw_filled)
+        return self._keep("fill.json", found, draw_filled)
 
     def splice(self, options: SpliceOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Spliced:
         """Tell spliced images from natural ones by log p(x). Writes `splice.json` and pictures."""
+        from ppl_gen.report.uses import draw_spliced
+
         found = detect(self.fitted, _options(SpliceOptions, options, chosen), quiet=quiet)
-        return self._keep("splice.json", found, pictures.draw_spliced)
+        return self._keep("splice.json", found, draw_spliced)
 
     def explain(
         self, options: ResponsibilityOptions | None = None, *, quiet: bool = False, **chosen: Any
     ) -> Responsibilities:
         """Say which component of a mixture explains which image. Writes `responsibilities.json` and pictures."""
+        from ppl_gen.report.uses import draw_responsibilities
+
         found = explain(self.fitted, _options(ResponsibilityOptions, options, chosen), quiet=quiet)
-        return self._keep("responsibilities.json", found, pictures.draw_responsibilities)
+        return self._keep("responsibilities.json", found, draw_responsibilities)
 
     def quality(self, options: QualityOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Quality:
         """Score samples by a classifier of the same images. Writes `quality.json` and pictures."""
@@ -449,8 +454,10 @@ class Run:
     @staticmethod
     def quality_of(runs: "Sequence[Run]", options: QualityOptions, *, quiet: bool = False) -> list[Quality]:
         """As `quality`, of several runs. Those of the same images share one classifier."""
+        from ppl_gen.report.uses import draw_quality
+
         found = quality([run.fitted for run in runs], options, quiet=quiet)
-        return [run._keep("quality.json", each, pictures.draw_quality) for run, each in zip(runs, found, strict=True)]
+        return [run._keep("quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
 
     def _keep(self, name: str, found: Found, draw: Callable[[Fitted, Found], None]) -> Found:
         """Write a result and its pictures into the run directory, and the page anew."""

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_gen import data as data_module
 from ppl_gen import evaluate, fit
 from ppl_gen.core.errors import BadInput
+from ppl_gen.data import loading as data_module
 from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment import run_directory as runs
@@ -248,11 +248,11 @@ def test_fit(here: Path, call: Call, arguments: tuple[str, ...], words: list[str
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: TrainingOptions(schedule="cosin"), ["--schedule cosin", "cosine"]),
-        (lambda: DataOptions(binarization="treshold"), ["--binarization treshold", "threshold"]),
-        (lambda: EvaluationOptions(estimator="exakt"), ["--estimator exakt", "exact"]),
-        (lambda: Annealing(schedule="liner"), ["--annealed.schedule liner", "linear"]),
-        (lambda: VAE(4, (2, 2), network="cnv"), ["--network cnv", "conv"]),
+        (lambda: TrainingOptions(schedule="cosin"), ["schedule cosin", "cosine"]),
+        (lambda: DataOptions(binarization="treshold"), ["binarization treshold", "threshold"]),
+        (lambda: EvaluationOptions(estimator="exakt"), ["estimator exakt", "exact"]),
+        (lambda: Annealing(schedule="liner"), ["annealed.schedule liner", "linear"]),
+        (lambda: VAE(4, (2, 2), network="cnv"), ["network cnv", "conv"]),
     ],
 )
 def test_choices_from_python(make: Callable[[], Any], words: list[str]) -> None:

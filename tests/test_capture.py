@@ -252,7 +252,7 @@ def _train(guide: nn.Module, data: Data, path: Path, **changes: Any) -> RunDirec
     ],
 )
 def test_what_is_not_its_operations_is_refused(tmp_path: Path, data: Data, cls: Any, words: str) -> None:
-    with pytest.raises(BadInput, match=f"--capture: .*{words}"):
+    with pytest.raises(BadInput, match=f"capture: .*{words}"):
         _train(cls(data.dim, 3), data, tmp_path / "run")
 
 

@@ -22,9 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_gen import data as data_module
 from ppl_gen import fit
 from ppl_gen.core.errors import BadInput
+from ppl_gen.data import loading as data_module
+from ppl_gen.data import splits
 from ppl_gen.data.loading import fingerprint, load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data, Split
@@ -112,7 +113,7 @@ def test_part_of_a_fixed_draw_is_part_of_the_whole(
     small_mnist: Path, monkeypatch: pytest.MonkeyPatch, index: slice | Tensor
 ) -> None:
     """Only as many blocks are drawn as are asked for."""
-    monkeypatch.setattr(data_module, "_DRAWN", 16)
+    monkeypatch.setattr(splits, "_DRAWN", 16)
     for binarization in ("dynamic", "dequantized"):
         data = load_data(DataOptions("mnist", binarization))
         assert torch.equal(data.targets("train", index), data.targets("train")[index])
@@ -232,8 +233,8 @@ def test_fixed_binarization(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) ->
         (np.full((20, 4), 7, np.uint8), "outside"),
         (np.tile([-1.0, 1.0], (20, 2)), r"outside .*; save \(x \+ 1\) / 2"),
         (np.tile(np.array([-128, 127], np.int8), (20, 2)), r"\[-128, 127\], outside .*uint8"),
-        (np.tile([0.0, 12.7], (20, 2)), r"\[0, 12.7\], outside .*--largest-pixel"),
-        (np.tile([0, 256], (20, 2)), r"\[0, 256\], outside .*--largest-pixel"),
+        (np.tile([0.0, 12.7], (20, 2)), r"\[0, 12.7\], outside .*largest_pixel"),
+        (np.tile([0, 256], (20, 2)), r"\[0, 256\], outside .*largest_pixel"),
         (np.full((20, 4), np.inf, np.float16), "80 pixels are not finite"),
         (np.zeros((0, 4)), "expected numbers"),
         (np.zeros((20, 0)), "expected numbers"),
@@ -319,14 +320,14 @@ def test_white_can_be_said(tmp_path: Path) -> None:
         data = read(path, largest_pixel=white)
         np.testing.assert_array_equal(pixels_of(data), images.reshape(30, 20) / np.float32(white))
         assert data.train.scale == white and data.notice == ""
-    with pytest.raises(BadInput, match="larger than --largest-pixel 15"):
+    with pytest.raises(BadInput, match="larger than largest_pixel 15"):
         read(path, largest_pixel=15)
-    with pytest.raises(BadInput, match="--largest-pixel 0: must be at least 1"):
+    with pytest.raises(BadInput, match="largest_pixel 0: must be at least 1"):
         DataOptions(str(path), largest_pixel=0)
-    with pytest.raises(BadInput, match="--largest-pixel 255: is for files"):
+    with pytest.raises(BadInput, match="largest_pixel 255: is for files"):
         load_data(DataOptions("digits", largest_pixel=255))
     deep = images.astype(np.uint16) * 256
-    with pytest.raises(BadInput, match=r"\[0, 4096\], outside \[0, 1\].*--largest-pixel"):
+    with pytest.raises(BadInput, match=r"\[0, 4096\], outside \[0, 1\].*largest_pixel"):
         read(in_splits(tmp_path / "deep.npz", deep))
     data = read(tmp_path / "deep.npz", largest_pixel=65535)
     np.testing.assert_array_equal(pixels_of(data), (deep.reshape(30, 20) / 65535).astype(np.float32))
@@ -419,7 +420,7 @@ def test_one_array_of_several(tmp_path: Path) -> None:
     images, numbers = grey(30), np.arange(30)
     path = tmp_path / "images.npz"
     np.savez(path, a=images, b=images[:20] // 2, labels=numbers)
-    with pytest.raises(BadInput, match=r"no array called 'train' among a, b, labels; name one: --data .*npz:a"):
+    with pytest.raises(BadInput, match=r"no array called 'train' among a, b, labels; name one: data .*npz:a"):
         read(path)
     with pytest.raises(BadInput, match=r"images.npz:c: no such array among a, b, labels"):
         read(f"{path}:c")
@@ -517,7 +518,7 @@ def test_files_of_another_data_set(elsewhere: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PPL_GEN_DATA", str(raw))
     assert load_data(DataOptions("fashion-mnist")).notice == ""
     for name in ("mnist", "kmnist"):
-        with pytest.raises(BadInput, match=f"--data {name}: not in"):
+        with pytest.raises(BadInput, match=f"data {name}: not in"):
             load_data(DataOptions(name))
 
 

@@ -382,9 +382,9 @@ def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch:
 
 
 def test_auto_falls_back_and_says_so(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppl_gen import data
+    from ppl_gen.data import loading
 
-    data.import_torchvision()
+    loading.import_torchvision()
     from torchvision.datasets import MNIST
 
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])

@@ -42,9 +42,9 @@ def test_linear_without_hidden_layers() -> None:
 
 
 def test_unknown_activation_and_shape() -> None:
-    with pytest.raises(BadInput, match="--activation swish: choose from relu"):
+    with pytest.raises(BadInput, match="activation swish: choose from relu"):
         activation("swish")
-    with pytest.raises(BadInput, match="--network conv"):
+    with pytest.raises(BadInput, match="network conv"):
         encoder((16,), 3, hidden_dims=(), activation_name="relu", network="conv", channels=(2,))
 
 

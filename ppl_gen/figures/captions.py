@@ -40,8 +40,11 @@ def captions(metrics: Sequence[dict[str, Any]] = (), summary: dict[str, Any] | N
 
     curves = learning_curves.CAPTIONS
     if metrics:
-        bounded = "elbo" in metrics[-1]["train"]
-        curves = learning_curves.captions(metrics) if bounded else adversarial.CAPTIONS
+        measured = metrics[-1]["train"]
+        if "elbo" in measured:
+            curves = learning_curves.captions(metrics)
+        elif "d_real" in measured:
+            curves = adversarial.CAPTIONS
     return {
         **curves,
         **(bounds.captions(summary) if summary and "iwae" in summary else bounds.CAPTIONS),

@@ -21,7 +21,7 @@ from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import Figure, pictures
 from ppl_gen.figures.images import reconstructions, samples, through_training
 from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
-from ppl_gen.figures.learning_curves import learning_curves
+from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
 from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import state_posterior
@@ -52,8 +52,10 @@ def draw_training(fitted: Fitted) -> None:
     own. What cannot be drawn is told on standard error."""
     run, data, device = fitted.directory, fitted.data, fitted.batch[0].device
     metrics = run.metrics()
-    bounded = "elbo" in metrics[0]["train"]
-    save(run, "learning_curves", (learning_curves if bounded else adversarial_curves)(metrics))
+    measured = metrics[0]["train"]
+    bounded = "elbo" in measured
+    curves = learning_curves if bounded else adversarial_curves if "d_real" in measured else monitored_curves
+    save(run, "learning_curves", curves(metrics))
     # Each is computed as it is saved, in this order, which is that of the random draws.
     kinds: dict[str, Drawn] = {
         "samples: model(n=25) fails": of_samples(fitted.pair, data),

@@ -111,10 +111,19 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
     return list(planned.values())
 
 
+def _with_particles(objective: str) -> tuple[str, str]:
+    """The name of an objective and its number of particles, empty where there is none: `vimco:50`. What stands behind
+    the colon of `file.py:Class` is no number of particles."""
+    name, colon, particles = objective.rpartition(":")
+    if not colon or name.endswith(".py") or ("." in name and not particles.isdigit()):
+        return objective, ""
+    return name, particles
+
+
 def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
     """Raise `BadInput` for an option after -- that the sweep sets itself."""
     own = {f"--{name.replace('_', '-')}" for name, *_ in options.vary}
-    particles = {"--num-particles"} if any(":" in name for name in options.objectives or ()) else set()
+    particles = {"--num-particles"} if any(_with_particles(name)[1] for name in options.objectives or ()) else set()
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in {*_OWN, *own, *particles}:
@@ -136,13 +145,13 @@ def _chosen(
         chosen += ["--guide", name, *(f"--guide.{option}" for option in own)]
         label += [name, *(option.partition("=")[2] for option in own)]
     if objective is not None:
-        name, _, particles = objective.partition(":")
+        name, particles = _with_particles(objective)
         chosen += ["--objective", name, *(["--num-particles", particles] if particles else [])]
     if prior is not None:
         chosen += ["--prior", prior]
         label.append(prior)
     if objective is not None:
-        label.append(objective.replace(":", "-"))
+        label += [name, *([particles] if particles else [])]
     for name, value in varied:
         chosen += [f"--{name}", value]
         label += [name, value]

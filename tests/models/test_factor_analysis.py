@@ -157,5 +157,5 @@ def test_dequantized_pixels(elsewhere: Path) -> None:
 
 def test_sizes() -> None:
     for chosen in ({"latent_dim": 0}, {"latent_dim": PIXELS}):
-        with pytest.raises(BadInput, match="--latent-dim"):
+        with pytest.raises(BadInput, match="latent_dim"):
             construct("model", find("model", "factor-analysis"), {"data_dim": PIXELS}, chosen)

@@ -67,11 +67,11 @@ def test_input_dropout_only_in_training() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"latent_dim": 0}, "--latent-dim 0"),
-        ({"hidden_dims": (3, 0)}, "--hidden-dims"),
-        ({"activation": "swish"}, "--activation swish"),
-        ({"likelihood": "poisson"}, "--likelihood poisson"),
-        ({"network": "conv", "channels": ()}, "--channels"),
+        ({"latent_dim": 0}, "latent_dim 0"),
+        ({"hidden_dims": (3, 0)}, "hidden_dims"),
+        ({"activation": "swish"}, "activation swish"),
+        ({"likelihood": "poisson"}, "likelihood poisson"),
+        ({"network": "conv", "channels": ()}, "channels"),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], words: str) -> None:

@@ -107,7 +107,7 @@ def test_what_cannot_be_swapped() -> None:
     with pytest.raises(BadInput, match=r"no prior\(\) of one latent site to swap"):
         assemble(layered, data)
     endless = Config(guide="semi-amortized", prior="vamp", model_options={"hidden_dims": (8,)})
-    with pytest.raises(BadInput, match=r"--prior vamp: prior\(\) fails: RecursionError"):
+    with pytest.raises(BadInput, match=r"prior vamp: prior\(\) fails: RecursionError"):
         assemble(endless, data)
     fixed = Config(prior="vamp", fixed_model=True, model_options={"hidden_dims": (8,)})
     with pytest.raises(BadInput, match="made of the guide"):
@@ -118,5 +118,5 @@ def test_what_cannot_be_swapped() -> None:
     supplied = {"guide": nn.Linear(1, 1), "data_examples": torch.rand(5, PIXELS), "latent_dim": 2}
     with pytest.raises(BadInput, match="needs a guide with encode"):
         construct("prior", find("prior", "vamp"), supplied, {})
-    with pytest.raises(BadInput, match=r"--prior\.num-components 0"):
+    with pytest.raises(BadInput, match=r"prior\.num_components 0"):
         construct("prior", find("prior", "vamp"), supplied, {"num_components": 0})

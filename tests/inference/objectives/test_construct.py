@@ -57,17 +57,17 @@ def test_options_by_name() -> None:
 @pytest.mark.parametrize(
     ("objective", "options", "words"),
     [
-        ("vimko", {}, "--objective vimko: unknown; did you mean 'vimco'"),
-        ("elbo", {"num_particles": 0}, "--num-particles 0: must be at least 1"),
-        ("iwae", {"num_particles": 1}, "--num-particles 1: iwae needs at least 2 samples; try 50"),
-        ("iwae", {"alpha": 0.5}, "--alpha 0.5: belongs to the objective renyi, not iwae"),
-        ("stl", {"beta": 2.0}, "--beta 2.0: belongs to the objective beta, not stl"),
-        (IWAE(), {"beta": 2.0}, "--beta 2.0: the objective IWAE is an instance, which has its options already"),
+        ("vimko", {}, "objective vimko: unknown; did you mean 'vimco'"),
+        ("elbo", {"num_particles": 0}, "num_particles 0: must be at least 1"),
+        ("iwae", {"num_particles": 1}, "num_particles 1: iwae needs at least 2 samples; try 50"),
+        ("iwae", {"alpha": 0.5}, "alpha 0.5: belongs to the objective renyi, not iwae"),
+        ("stl", {"beta": 2.0}, "beta 2.0: belongs to the objective beta, not stl"),
+        (IWAE(), {"beta": 2.0}, "beta 2.0: the objective IWAE is an instance, which has its options already"),
         (IWAE(), {"options": {"groups": 2}}, "groups: objective IWAE is an instance"),
-        ("renyi", {"alpha": 1.0}, "--alpha 1.0: must be a number other than 1"),
-        ("beta", {"beta": float("inf")}, "--beta inf: must be above 0"),
-        ("adversarial", {"num_particles": 5}, "--num-particles 5: adversarial has no such option"),
-        ("iwae", {"options": {"groups": 2}}, "--objective.groups: IWAE has no such option"),
+        ("renyi", {"alpha": 1.0}, "alpha 1.0: must be a number other than 1"),
+        ("beta", {"beta": float("inf")}, "beta inf: must be above 0"),
+        ("adversarial", {"num_particles": 5}, "num_particles 5: adversarial has no such option"),
+        ("iwae", {"options": {"groups": 2}}, "objective.groups: IWAE has no such option"),
         ("pyro.infer:Trace_ELBO", {}, r"the class has no method 'surrogate\(self, terms\)', .* that returns an ELBO"),
         (Trace_ELBO(), {}, "objective Trace_ELBO: has no method 'surrogate"),
         (Path, {}, "objective Path: has no method 'surrogate"),
@@ -85,7 +85,7 @@ def test_a_configuration_runs_no_code(elsewhere: Path) -> None:
     check("mine.py:Mine", 3, 0.5, 2.0)
     with pytest.raises(BadInput, match="cannot be imported: RuntimeError: was run"):
         construct("mine.py:Mine")
-    with pytest.raises(BadInput, match="--num-particles 0"):
+    with pytest.raises(BadInput, match="num_particles 0"):
         check("mine.py:Mine", 0)
     with pytest.raises(BadInput, match="did you mean 'vimco'"):
         check("vimko", 5)

@@ -166,7 +166,7 @@ def test_an_elbo_of_pyro() -> None:
     torch.manual_seed(1)
     torch.testing.assert_close(ours, -pair.terms(x, num_samples=2).log_weight.mean(0).sum())
     assert has_kl_term(wrapped, pair) and not has_kl_term(Climbing(), pair)
-    with pytest.raises(BadInput, match="--capture: Stock wraps an ELBO of Pyro"):
+    with pytest.raises(BadInput, match="capture: Stock wraps an ELBO of Pyro"):
         recordable(wrapped, pair)
 
 
@@ -198,7 +198,7 @@ def test_a_choice_in_the_guide() -> None:
             pyro.sample("z", mixture(each[torch.arange(len(x)) % count]))
 
     x = torch.full((count, 1), 4.0, dtype=F64)
-    pair = Pair(model, guide, x)
+    pair = Pair.read(model, guide, x)
     assert pair.scored == ["z"]
     loss = bind(OfTerms(), pair, x).differentiable_loss(None, None, x)
     (draws,) = torch.autograd.grad(-loss, each)

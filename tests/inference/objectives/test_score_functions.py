@@ -184,8 +184,8 @@ def _optimizer(step: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "particles", "message"),
     [
-        ("vimco", 1, "--num-particles 1: vimco needs at least 2"),
-        ("rws", 1, "--num-particles 1: rws needs at least 2"),
+        ("vimco", 1, "num_particles 1: vimco needs at least 2"),
+        ("rws", 1, "num_particles 1: rws needs at least 2"),
         ("elbo-analytic-kl", 1, "cannot be reparametrized; use elbo, vimco or rws"),
         ("vimko", 5, "did you mean 'vimco'"),
     ],
