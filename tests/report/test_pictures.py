@@ -102,7 +102,7 @@ def test_captions_have_the_numbers_of_the_run() -> None:
     terms = {"elbo": -8.0, "reconstruction": -7.0, "kl": 1.0}
     lines = [{"epoch": 0, "train": terms}, {"epoch": 1, "train": terms | {"elbo": None}}]
     assert "; train ELBO -8.00 before training, nan at its end" in captions(lines)["learning_curves"].alt
-    adversarial = [{"epoch": 0, "train": {"value": 0.1}}]
+    adversarial = [{"epoch": 0, "train": {"value": 0.1, "d_real": 0.5, "d_fake": 0.5}}]
     assert captions(adversarial)["learning_curves"] != captions()["learning_curves"]
     mean = {"mean": -3.0, "num_samples": 50}
     summary = {"iwae": {}, "elbo": {"mean": -4.0}, "log_px": mean, "gap": {"mean": 1.0}}

@@ -199,7 +199,7 @@ def test_a_choice_in_the_guide() -> None:
 
     x = torch.full((count, 1), 4.0, dtype=F64)
     pair = Pair.read(model, guide, x)
-    assert pair.scored == ["z"]
+    assert pair.scored == ("z",)
     loss = bind(OfTerms(), pair, x).differentiable_loss(None, None, x)
     (draws,) = torch.autograd.grad(-loss, each)
     context.requires_grad_()
