@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import enumeration, importance, vae_step
 from benchmarks.timing import Comparison
-from ppl_gen.memory import keep_freed_memory
+from ppl_gen.core.memory import keep_freed_memory
 
 _ABOUT = """Training steps, importance sampling and enumeration against hand-written PyTorch and stock Pyro, as ratios
 of medians of interleaved calls. Where the time goes: python -m benchmarks.profiles; how it grows: python -m

@@ -16,10 +16,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_gen import cli
-from ppl_gen.calibrate import Marginals
-from ppl_gen.data import Data, load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen.core import cli
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
+from ppl_gen.data.splits import Data
+from ppl_gen.evaluation.calibration import Marginals
 from ppl_gen.inference.annealed import Annealing, sandwich
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.models.factor_analysis import FactorAnalysis

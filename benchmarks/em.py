@@ -11,9 +11,9 @@ import time
 import torch
 from torch import Tensor
 
-from ppl_gen import cli
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen.core import cli
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 
 
 def log_joint(x: Tensor, weights: Tensor, means: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from sklearn.decomposition import PCA
 from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
 
 import ppl_gen
-from ppl_gen import cli
-from ppl_gen.data_options import DataOptions
+from ppl_gen.core import cli
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.run import Run
-from ppl_gen.runs import RunDirectory
 
 
 def _by_covariance(images: np.ndarray, latent_dim: int) -> ScikitFactorAnalysis:

@@ -11,12 +11,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ppl_gen import cli
-from ppl_gen.data_options import DataOptions
+from ppl_gen.core import cli
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.run import Run
-from ppl_gen.runs import RunDirectory
 
 
 def fitted(units: int, out: Path, data: str, epochs: int, num_samples: int) -> dict[str, Any]:

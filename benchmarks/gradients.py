@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import ppl_gen
-from ppl_gen import cli
+from ppl_gen.core import cli
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from benchmarks import enumeration
 from benchmarks.steps import noise, step_of
 from benchmarks.timing import medians
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.importance import log_marginal_likelihood
-from ppl_gen.memory import keep_freed_memory
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.vae import VAE
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppl_gen import cli
+from ppl_gen.core import cli
 from ppl_gen.inference.differences import difference
 
 _IMAGES = 100

@@ -15,12 +15,12 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 from benchmarks.timing import medians
-from ppl_gen import parallel
+from ppl_gen.core import parallel
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.pair import Pair
-from ppl_gen.memory import keep_freed_memory
 from ppl_gen.models.vae import VAE
 from ppl_gen.training.loop import loss_per_image, loss_with_gradient
 from ppl_gen.training.optimizer import OneOptimizer

@@ -21,10 +21,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.steps import noise, step_of
 from benchmarks.timing import medians
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.annealed import Annealing, annealed_log_px
 from ppl_gen.inference.importance import log_marginal_likelihood
-from ppl_gen.memory import keep_freed_memory
 from ppl_gen.models.vae import VAE
 
 KINDS = ("matrix products", "other kernels", "random numbers", "optimizer")

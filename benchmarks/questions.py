@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ppl_gen import cli
-from ppl_gen.data import Data, load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen.core import cli
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ppl_gen import cli
+from ppl_gen.core import cli
 from ppl_gen.figures.comparison import bounds_and_log_px
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"

@@ -8,14 +8,14 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from ppl_gen.capture import Captured
-from ppl_gen.data import Data, Split
+from ppl_gen.data.splits import Data, Split
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config, default_guide, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
+from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import loss_per_image, loss_with_gradient, objective_for
 from ppl_gen.training.optimizer import OneOptimizer
 

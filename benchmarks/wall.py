@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import enumeration
-from ppl_gen.memory import keep_freed_memory
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_gen.comparison import Comparison
-    from ppl_gen.errors import BadInput
+    from ppl_gen.core.errors import BadInput
+    from ppl_gen.experiment.loading import load
     from ppl_gen.inference.estimate import Estimate
     from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood, log_weights
-    from ppl_gen.loading import load
     from ppl_gen.run import Run
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BadInput": "ppl_gen.errors",
+    "BadInput": "ppl_gen.core.errors",
     "Comparison": "ppl_gen.comparison",
     "Estimate": "ppl_gen.inference.estimate",
     "ImportanceEstimate": "ppl_gen.inference.importance",
     "Run": "ppl_gen.run",
-    "load": "ppl_gen.loading",
+    "load": "ppl_gen.experiment.loading",
     "log_marginal_likelihood": "ppl_gen.inference.importance",
     "log_weights": "ppl_gen.inference.importance",
 }

@@ -33,12 +33,12 @@ def main() -> NoReturn:
         print(f"ppl_gen {__version__}")
         sys.exit(0)
     if name not in COMMANDS:
-        from ppl_gen.errors import near_miss
+        from ppl_gen.core.errors import near_miss
 
         print(f"error: {name}: no command{near_miss(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     module = import_module(f"ppl_gen.{name}")
-    from ppl_gen import cli
+    from ppl_gen.core import cli
 
     sys.argv = [str(module.__file__), *rest]  # as a run records what made it
     cli.main(module.command, together=name in _TOGETHER)

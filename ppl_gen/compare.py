@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ppl_gen import cli
 from ppl_gen.comparison import Comparison
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core import cli
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.experiment.run_directory import to_json, write_file
 from ppl_gen.report.page import saving
-from ppl_gen.runs import to_json, write_file
 
 PROGRAM = "python -m ppl_gen.compare"
 

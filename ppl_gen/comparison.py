@@ -5,15 +5,15 @@ cancels. A method is repeated by its seeds, so that an interval for the differen
 of each.
 """
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.options import flat
-from ppl_gen.errors import BadInput, warnings_of
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.notes import notes_of
 from ppl_gen.evaluation.reading import check_same_images, read, with_defaults
@@ -21,7 +21,8 @@ from ppl_gen.evaluation.rows import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from ppl_gen.figures.canvas import Figure
 
 __all__ = ["Comparison", "HasDirectory"]
 
@@ -68,6 +69,49 @@ class Comparison:
         self.rows = rows_of(found)
         self.notes = notes_of(found, self.rows)
         """What a reader must know, a sentence each."""
+
+    @classmethod
+    def fit(
+        cls,
+        model: Any,
+        *,
+        guides: Sequence[Any] = (None,),
+        objectives: Sequence[Any] = (None,),
+        priors: Sequence[Any] = (None,),
+        vary: Mapping[str, Sequence[Any]] | None = None,
+        seeds: int | Sequence[int] = 1,
+        data: Any = None,
+        out: str | Path | None = None,
+        quiet: bool = False,
+        **options: Any,
+    ) -> "Comparison":
+        """Fit a model with every guide, objective, prior and value of the options that vary, from every seed.
+
+        Runs that are there and finished are not run again; one that was interrupted goes on. So the same call picks up
+        where it stopped.
+
+        :param model: as for `Run.fit`; guides, objectives and priors likewise. No instance: each run begins anew.
+        :param vary: values by the name of an option: `{"learning_rate": [1e-3, 3e-3]}`.
+        :param seeds: their number, or the seeds.
+        :param data: as for `Run.fit`.
+        :param out: the folder of the run directories; by default `runs/<model>`.
+        :param options: every other option of `Run.fit`, for all runs.
+        :raises BadInput: for options that cannot work, and for a run that is there with other options.
+        """
+        from ppl_gen.core.progress import Progress
+        from ppl_gen.experiment.planning import combinations
+        from ppl_gen.run import Run
+
+        every = range(seeds) if isinstance(seeds, int) else seeds
+        planned = combinations(model, guides, priors, objectives, vary or {}, every, out)
+        runs = []
+        with Progress(len(planned), "run", quiet=quiet) as progress:
+            for each in planned:
+                config, given = Run.configure(replace(each.given, data=data), **each.options, **options)
+                runs.append(Run.ensure(each.path, config, given))
+                progress.advance()
+                progress.note(each.path.name)
+        return cls(runs)
 
     # Tables ----------------------------------------------------------------------------------------------------
 
@@ -150,9 +194,7 @@ class Comparison:
     @cached_property
     def png(self) -> bytes:
         """The figure as the content of a .png file."""
-        content = io.BytesIO()
-        self.figure().savefig(content, dpi=120)
-        return content.getvalue()
+        return self.figure().png()
 
     def page(self, command: Sequence[str] | None = None) -> str:
         """Table, notes, figure and the commands that made the runs as one page of HTML.

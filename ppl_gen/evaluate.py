@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from ppl_gen import cli, parallel
-from ppl_gen.errors import BadInput
+from ppl_gen.core import cli, parallel
+from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.fitted import Named
 from ppl_gen.run import Run

@@ -1,37 +1,15 @@
 """`python -m ppl_gen.fit MODEL`: train, evaluate, draw."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from ppl_gen import cli, components, parallel
-from ppl_gen.components import Kind
-from ppl_gen.errors import BadInput
-from ppl_gen.experiment.config import Config, Given, starting_config
+from ppl_gen.core import cli, parallel
+from ppl_gen.experiment.arguments import PROGRAM, parse
 from ppl_gen.experiment.fitted import Named
 from ppl_gen.run import Run
-
-PROGRAM = "python -m ppl_gen.fit"
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where training starts from, what comes after it, and where it goes."""
-
-    init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Start from the last weights of this run: its model, prior and data, and what fits of its guide. They need not be
-    named again, but for classes of your own."""
-    refit_guide: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Train this guide alone, as --guide names one, against the model of --init-from, which stays as it is."""
-    num_samples: int = 1000
-    """Importance samples of z per image for log p(x) after training."""
-    out: Path | None = None
-    """The run directory itself; by default runs/<model>-<guide>-<data>-<number>."""
-    dry_run: bool = False
-    """Only check model, guide and data on 8 images."""
 
 
 @dataclass(frozen=True)
@@ -43,128 +21,6 @@ class ResumeCommand:
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
     objective: str | None = None
     """file.py:Class of the objective, again, if the run was trained with your own."""
-
-
-def options_class(kind: Kind, cls: type) -> type:
-    """A dataclass of the options in the signature of a model or guide class."""
-    return make_dataclass(
-        f"{cls.__name__}Options",
-        [
-            (
-                option.name,
-                Annotated[option.type, tyro.conf.arg(help=option.help)],
-                field(default=option.default),
-            )
-            for option in components.options(kind, cls)
-        ],
-        frozen=True,
-    )
-
-
-def command_class(base: Config) -> type:
-    """The options of `fit` for a model, a guide, a prior and an objective: their own, and those that all share. The
-    defaults are those of `base`."""
-    flat = {
-        "model_options": _own_options("model", base.model, base.model_options),
-        "data": base.data,
-        "training": base.training,
-        "run": RunOptions(base.init_from),
-    }
-    _check_names(base.model, flat)
-    parts: list[Any] = [
-        (part, Annotated[type(default), tyro.conf.arg(name="")], field(default=default))
-        for part, default in flat.items()
-    ]
-    about: dict[Kind, str] = {"guide": "Family of q(z | x)", "prior": "p(z) in place of the model's own"}
-    for kind, text in about.items():
-        help = f"{text}: {', '.join(components.known(kind))}, or file.py:Class"
-        kind_of_name: Any = str if kind == "guide" else str | None
-        parts.append((kind, Annotated[kind_of_name, tyro.conf.arg(help=help)], field(default=getattr(base, kind))))
-    own = base.training.objective if components.is_external(base.training.objective) else None
-    for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", own)):
-        default = _own_options(kind, name, getattr(base, f"{kind}_options"))
-        parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))
-    return make_dataclass("FitCommand", parts, frozen=True)
-
-
-def _own_options(kind: Any, name: str | None, chosen: Mapping[str, Any]) -> Any:
-    """The options in the signature of a class, as an instance of a dataclass."""
-    cls = type("None", (), {}) if name is None else components.find(kind, name)
-    return options_class(kind, cls)(**chosen)
-
-
-def _check_names(model: str, parts: Mapping[str, Any]) -> None:
-    """Raise `BadInput` for a model with an option that every fit has."""
-    taken = {"guide", "prior"} | {option.name for part in ("data", "training", "run") for option in fields(parts[part])}
-    for option in fields(parts["model_options"]):
-        if option.name in taken:
-            raise BadInput(f"model {model}: its option '{option.name}' is already one of every fit; rename it")
-
-
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    """The last value of `--flag value` or `--flag=value`."""
-    found = None
-    for index, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == flag:
-            if equals:
-                found = value
-            elif index + 1 < len(arguments):
-                found = arguments[index + 1]
-    return found
-
-
-def _asdict(options: Any) -> Mapping[str, Any]:
-    return {option.name: getattr(options, option.name) for option in fields(options)}
-
-
-def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
-    """The configuration that a command line `[MODEL] [options]` means, and where its run goes.
-
-    :raises BadInput: for a command line that cannot be read, and for a model, guide or prior that is not there.
-    """
-    named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
-    base = _defaults(named[0] if named else None, arguments)
-    models = ", ".join(components.known("model"))
-    description = (
-        f"Train {base.model}, compare its ELBO with importance-sampled log p(x), draw pictures. Models: {models}, or "
-        f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
-    )
-    rest = arguments[len(named) :]
-    chosen: Any = cli.parse(command_class(base), rest, f"{PROGRAM} {base.model if named else 'MODEL'}", description)
-    config = replace(
-        base,
-        model_options=_asdict(chosen.model_options),
-        guide_options=_asdict(chosen.guide_options),
-        prior_options=_asdict(chosen.prior_options),
-        objective_options=_asdict(chosen.objective_options),
-        data=chosen.data,
-        training=chosen.training,
-        num_samples=chosen.run.num_samples,
-        init_from=chosen.run.init_from,
-        fixed_model=chosen.run.refit_guide is not None,
-    )
-    return config, chosen.run
-
-
-def _defaults(model: str | None, arguments: list[str]) -> Config:
-    """The configuration that options change: classes as the command line names them, or as the run has them that it
-    starts from."""
-    flags = ("init-from", "refit-guide", "guide", "prior", "objective")
-    chosen = {flag: _value_of(f"--{flag}", arguments) for flag in flags}
-    refit = chosen["refit-guide"]
-    if refit is not None and chosen["guide"] is not None:
-        raise BadInput("--refit-guide: names the guide; leave --guide out")
-    if model is None and chosen["init-from"] is None:
-        if not {"-h", "--help"} & set(arguments):
-            models = ", ".join(components.known("model"))
-            raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
-        model = "vae"
-    given = Given(model, refit or chosen["guide"], chosen["prior"])
-    config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
-    if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # which may have options
-        return replace(config, training=replace(config.training, objective=chosen["objective"]))
-    return config
 
 
 def command(arguments: list[str]) -> None:

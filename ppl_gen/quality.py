@@ -6,12 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from ppl_gen import cli
-from ppl_gen.errors import BadInput
+from ppl_gen.core import cli
+from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.quality import QualityOptions
 from ppl_gen.experiment.fitted import Named
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.run import Run
-from ppl_gen.runs import RunDirectory
 
 
 @dataclass(frozen=True)

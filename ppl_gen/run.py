@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from ppl_gen import arrays, components, parallel
+from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import defaults_of
-from ppl_gen.data import Data
-from ppl_gen.errors import BadInput, near_miss
+from ppl_gen.core.errors import BadInput, near_miss
+from ppl_gen.data import arrays
+from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.estimating import Estimator, evaluate
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, ResponsibilityOptions, explain
@@ -32,6 +33,7 @@ from ppl_gen.experiment.config import (
     Config,
     Given,
     changed_code,
+    check_same,
     config_of,
     default_guide,
     starting_config,
@@ -40,13 +42,13 @@ from ppl_gen.experiment.config import (
 )
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory, check_new
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report import uses as pictures
 from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery
-from ppl_gen.runs import RunDirectory, check_new
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.hooks import Hook, hooks_of
 from ppl_gen.training.loop import train
@@ -129,19 +131,28 @@ class Run:
             `latent_dim=2`.
         :raises BadInput: before anything is written, if this cannot work.
         """
-        by_name = data if isinstance(data, str | Path) else None
-        given = Given(model, guide, prior, objective, None if data is by_name else data)
-        start = init_from.path if isinstance(init_from, Run) else init_from
-        config = starting_config(given, None if start is None else str(start))
         chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
         options |= {f"{kind}_options": dict(each) for kind, each in chosen.items() if each is not None}
-        if objective is not None:
-            options["objective"] = components.name_of("objective", objective)
-        if data is not None:
-            options["data"] = arrays.NAME if by_name is None else str(by_name)
-        if isinstance(data, Data):
-            options.setdefault("binarization", data.binarization)
-        return cls.start(with_options(config, given, options), given, out=out, on_epoch=on_epoch, quiet=quiet)
+        given = Given(model, guide, prior, objective, data)
+        config, given = cls.configure(given, init_from=init_from, **options)
+        return cls.start(config, given, out=out, on_epoch=on_epoch, quiet=quiet)
+
+    @staticmethod
+    def configure(given: Given, init_from: "str | Path | Run | None" = None, **options: Any) -> tuple[Config, Given]:
+        """The configuration that the arguments of `fit` mean, and what of them no configuration holds.
+
+        :raises BadInput: for an option that there is not.
+        """
+        start = init_from.path if isinstance(init_from, Run) else init_from
+        config = starting_config(given, None if start is None else str(start))
+        if given.objective is not None:
+            options["objective"] = components.name_of("objective", given.objective)
+        if isinstance(given.data, Data):
+            options.setdefault("binarization", given.data.binarization)
+        if given.data is not None:
+            options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
+        named = isinstance(given.data, str | Path)
+        return with_options(config, given, options), replace(given, data=None) if named else given
 
     @classmethod
     def start(
@@ -167,6 +178,20 @@ class Run:
         run = cls(RunDirectory(path, content, writes=first), given)
         run._finish(prepared, on_epoch, quiet)
         return run
+
+    @classmethod
+    def ensure(cls, path: Path, config: Config, given: Given) -> "Run":
+        """The finished run of a configuration in a directory: fitted now, or continued, or there already.
+
+        :raises BadInput: for a run that is there with other options.
+        """
+        if not path.exists():
+            return cls.start(config, given, out=path, quiet=True)
+        directory = RunDirectory.open(path)
+        check_same(directory, config, given)
+        run = cls(directory, given)
+        finished = _finished(directory, config.training.epochs) and run.evaluation is not None
+        return run if finished else run.resume(quiet=True)
 
     @classmethod
     def dry_run(cls, config: Config, given: Given | None = None) -> Prepared:

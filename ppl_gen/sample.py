@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from ppl_gen import cli
-from ppl_gen.errors import require
+from ppl_gen.core import cli
+from ppl_gen.core.errors import require
 from ppl_gen.evaluation.sampling import SampleOptions
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.fitted import Named
+from ppl_gen.experiment.run_directory import write_file
 from ppl_gen.figures.canvas import pictures
 from ppl_gen.run import Run
-from ppl_gen.runs import write_file
 
 _SCALE = 3  # of a pixel in a picture
 

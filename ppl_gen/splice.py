@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from ppl_gen import cli
+from ppl_gen.core import cli
 from ppl_gen.evaluation.splicing import SpliceOptions
 from ppl_gen.experiment.fitted import Named
 from ppl_gen.run import Run

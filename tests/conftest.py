@@ -13,7 +13,7 @@ import hypothesis
 import matplotlib.font_manager  # noqa: F401  (its cache, which it tells of on stderr, is built here and in no test)
 import torch
 
-from ppl_gen import cli
+from ppl_gen.core import cli
 
 # How fast a machine is, and what it found on another day, decide nothing.
 hypothesis.settings.register_profile(

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from ppl_gen import data as data_module
-from ppl_gen import evaluate, fit, runs
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen import evaluate, fit
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment import run_directory as runs
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.annealed import Annealing
@@ -407,7 +408,7 @@ def test_ctrl_c_says_how_to_go_on(here: Path, call: Call, monkeypatch: pytest.Mo
     import os
     import signal
 
-    from ppl_gen.data import Data
+    from ppl_gen.data.splits import Data
 
     batch = Data.batch
 

@@ -12,14 +12,15 @@ import torch
 from test_training import _interrupt_after as interrupt_after
 from torch import Tensor, nn
 
-from ppl_gen import components, fit, parallel
-from ppl_gen.batches import batches, least_images
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen import fit
+from ppl_gen.core import components, parallel
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
+from ppl_gen.training.batches import batches, least_images
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -14,8 +14,8 @@ from benchmarks import closed_form, em, enumeration, growth, null_comparisons, p
 from benchmarks.__main__ import draw, markdown
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.annealed import Annealing, sandwich

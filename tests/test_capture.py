@@ -13,18 +13,19 @@ from test_training import SMALL, _config, _fit, _same, _without_times
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.capture import Captured
-from ppl_gen.data import Data, load_data
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput, Failed
+from ppl_gen.core.errors import BadInput, Failed
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind, recordable
 from ppl_gen.inference.pair import Pair
-from ppl_gen.runs import RunDirectory
+from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import train
 
 Call = Callable[..., tuple[int, str, str]]

@@ -12,22 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 from scipy import stats
+from torch import nn
 from written import write
 
 import ppl_gen
 from ppl_gen import compare
 from ppl_gen.comparison import Comparison
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.columns import COLUMNS, labels, layout
 from ppl_gen.evaluation.reading import OPTIONS
 from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.run import Run
-from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -502,3 +506,44 @@ def test_an_option_of_a_later_version_makes_a_row(elsewhere: Path) -> None:
     later = {"training.newer": 1, "newest": "x"}
     rows = Comparison([write("a", v, v), write("b", v, v, **later)]).rows
     assert {row.runs[0]: row.options for row in rows} == {"a": {}, "b": {"newer": 1, "newest": "x"}}
+
+
+# Fitting what is compared --------------------------------------------------------------------------------------
+
+
+class Laplace(nn.Module):
+    """A guide of one's own."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__()
+        self.net = nn.Linear(data_dim, 2 * latent_dim)
+
+    def guide(self, x: torch.Tensor) -> None:
+        loc, log_scale = self.net(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Laplace(loc, log_scale.exp()).to_event(1))
+
+
+def test_fitting_and_comparing(elsewhere: Path) -> None:
+    """Every guide and value from every seed; then nothing is run again, and what was interrupted goes on."""
+    x = torch.bernoulli(torch.full((120, 12), 0.3), generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"epochs": 1, "num_samples": 10, "hidden_dims": (4,), "data": x, "quiet": True}
+    chosen: dict[str, Any] = {"guides": [Laplace, "normal"], "vary": {"latent_dim": [1, 2]}, "seeds": 2}
+    found = Comparison.fit("vae", **chosen, **options)
+    names = [f"vae-{guide}-latent-dim-{dim}-{s}" for guide in ("laplace", "normal") for dim in (1, 2) for s in (0, 1)]
+    assert sorted(path.name for path in Path("runs/vae").iterdir()) == sorted(names)
+    assert len(found.frame) == 4 and (found.frame["num_seeds"] == 2).all()
+    assert set(found.frame["options_latent_dim"]) == {1, 2}
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    again = Comparison.fit("vae", **chosen, **options)
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+    assert again.to_json() == found.to_json()
+    (Path("runs/vae") / names[0] / "evaluation.json").unlink()
+    again = Comparison.fit("vae", **chosen, **options)
+    assert [row["log_px"] for row in again.to_json()["rows"]] == [row["log_px"] for row in found.to_json()["rows"]]
+    with pytest.raises(BadInput, match="is there with other options: epochs is 1, not 2"):
+        Comparison.fit("vae", **chosen, **options | {"epochs": 2})
+    with pytest.raises(BadInput, match="Laplace is an instance: several runs would train one"):
+        Comparison.fit("vae", guides=[Laplace(12, 2)], **options)
+    with pytest.raises(BadInput, match="two runs would be called vae-normal-0"):
+        Comparison.fit("vae", guides=["normal", "normal"], **options)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ppl_gen import evaluate, fit
-from ppl_gen.data import Data
-from ppl_gen.runs import RunDirectory
+from ppl_gen.data.splits import Data
+from ppl_gen.experiment.run_directory import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

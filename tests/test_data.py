@@ -24,10 +24,11 @@ from torch import Tensor
 
 from ppl_gen import data as data_module
 from ppl_gen import fit
-from ppl_gen.data import Data, Split, fingerprint, load_data
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
-from ppl_gen.loading import load
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.loading import fingerprint, load_data
+from ppl_gen.data.options import DataOptions
+from ppl_gen.data.splits import Data, Split
+from ppl_gen.experiment.loading import load
 
 COUNTS = {"train": 600, "t10k": 100}
 

@@ -13,7 +13,7 @@ import torch
 import xarray
 
 from ppl_gen import evaluate, fit
-from ppl_gen.data_options import DataOptions
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation import estimating
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions

@@ -16,9 +16,9 @@ import ppl_gen.priors
 PACKAGES = (ppl_gen.guides, ppl_gen.models, ppl_gen.networks, ppl_gen.priors)
 MODULES = [
     *(f"{package.__name__}.{info.name}" for package in PACKAGES for info in pkgutil.iter_modules(package.__path__)),
-    "ppl_gen.distributions",
-    "ppl_gen.flows",
-    "ppl_gen.nets",
+    "ppl_gen.networks.distributions",
+    "ppl_gen.networks.flows",
+    "ppl_gen.networks.nets",
 ]
 
 

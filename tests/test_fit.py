@@ -17,14 +17,14 @@ import torch
 
 import ppl_gen
 from ppl_gen import compare, evaluate, fit
-from ppl_gen.data_options import DataOptions
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.table import table
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.report.run_page import write_report
 from ppl_gen.run import Run
-from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "2", "--num-samples", "50", "--hidden-dims", "16")

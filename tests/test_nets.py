@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ppl_gen import nets
-from ppl_gen.errors import BadInput
-from ppl_gen.nets import activation, decoder, encoder
+from ppl_gen.core.errors import BadInput
+from ppl_gen.networks import nets
+from ppl_gen.networks.nets import activation, decoder, encoder
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])

@@ -14,8 +14,9 @@ import pytest
 import torch
 import xarray
 
-from ppl_gen import cli, evaluate, fit, parallel
-from ppl_gen.errors import BadInput
+from ppl_gen import evaluate, fit
+from ppl_gen.core import cli, parallel
+from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Config
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")

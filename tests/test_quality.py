@@ -11,9 +11,10 @@ import pytest
 import torch
 from pages import Page
 
-from ppl_gen import cli, fit, quality
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen import fit, quality
+from ppl_gen.core import cli
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation import quality as scoring
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions

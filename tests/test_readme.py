@@ -15,15 +15,17 @@ from typing import Any
 import pytest
 
 from benchmarks import wall
-from ppl_gen import calibrate, cli, evaluate, fit, quality, sweep
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen import calibrate, evaluate, fit, quality, sweep
+from ppl_gen.core import cli
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.gaps import Search
 from ppl_gen.inference.objectives import adversarial
 from ppl_gen.models.gan import GAN
-from ppl_gen.runs import RunDirectory
+from ppl_gen.training import sweeping
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
@@ -97,7 +99,7 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     monkeypatch.setattr(wall.climb, "__defaults__", (lambda way, units: wall.measure(way, units, 4, 9),))
     monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
 
-    def one_after_another(todo: Sequence[sweep.Planned], *_: Any) -> dict[str, str]:
+    def one_after_another(todo: Sequence[sweeping.Planned], *_: Any) -> dict[str, str]:
         """A sweep without its processes, which `test_sweep.py` has."""
         statuses = {planned.name: call(fit.command, *planned.arguments) for planned in todo}
         return {name: err for name, (status, _, err) in statuses.items() if status}

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import ppl_gen
 from ppl_gen import fit
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.inference.gaps import Search

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppl_gen import runs
-from ppl_gen.errors import BadInput
-from ppl_gen.runs import RunDirectory
+from ppl_gen.core.errors import BadInput
+from ppl_gen.experiment import run_directory as runs
+from ppl_gen.experiment.run_directory import RunDirectory
 
 
 def test_numbered_by_default(elsewhere: Path) -> None:

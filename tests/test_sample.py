@@ -11,8 +11,8 @@ import torch
 
 import ppl_gen
 from ppl_gen import fit, sample
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run

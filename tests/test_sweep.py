@@ -16,6 +16,7 @@ import pytest
 
 from ppl_gen import fit, sweep
 from ppl_gen.comparison import Comparison
+from ppl_gen.training import sweeping
 
 Call = Callable[..., tuple[int, str, str]]
 REST = ("--", "--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "30", "--hidden-dims", "8")
@@ -63,7 +64,7 @@ def fake(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], N
         script = elsewhere / "fake"
         script.write_text(FAKE.format(python=sys.executable, wait=wait))
         script.chmod(0o755)
-        monkeypatch.setattr(sweep.sys, "executable", str(script))
+        monkeypatch.setattr(sweeping.sys, "executable", str(script))
 
     return use
 

@@ -17,21 +17,22 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_gen.data import Data, load_data
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble, load_checkpoint
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.state import tensors_of
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.elbos import ScaleLatents, scaled
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
-from ppl_gen.runs import RunDirectory
-from ppl_gen.state import tensors_of
 from ppl_gen.training import monitor
 from ppl_gen.training.checks import prepare, without_gradient
 from ppl_gen.training.loop import Diverged, loss_per_image, loss_with_gradient, train

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen import fill, fit, responsibilities, splice
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation import explaining, filling, splicing
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_gen import parallel
+from ppl_gen.core import parallel
 from ppl_gen.core.contracts import HasDensity, offers
-from ppl_gen.errors import BadInput, describe, require
+from ppl_gen.core.errors import BadInput, describe, require
+from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
@@ -27,7 +28,6 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
 from ppl_gen.inference.state_memory import block_size, cheap, require_memory
-from ppl_gen.progress import Progress
 
 Estimator = Callable[..., Estimate]
 """An estimator of one's own: from `(model, guide, x, *labels)` to an `Estimate`, whose `estimator` is a new name. It is

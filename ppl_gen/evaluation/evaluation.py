@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.tables import Row, fixed, html, sentence
-from ppl_gen.errors import BadInput, warnings_of
 from ppl_gen.evaluation import table
-from ppl_gen.runs import GROUP
+from ppl_gen.experiment.run_directory import GROUP
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import xarray
     from torch import Tensor
 
+    from ppl_gen.experiment.run_directory import RunDirectory
     from ppl_gen.inference.estimate import Estimate
-    from ppl_gen.runs import RunDirectory
 
 _OF = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
 """Keys that `evaluation.json` and `evaluation.nc` share, if they belong together."""

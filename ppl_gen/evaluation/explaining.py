@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import HasDensity, offers
-from ppl_gen.data import SplitName
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.progress import Progress
+from ppl_gen.data.splits import SplitName
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
 from ppl_gen.experiment.assembling import Checkpoint
@@ -23,7 +24,6 @@ from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap, require_memory
-from ppl_gen.progress import Progress
 
 _SHUFFLES = 100
 EXAMPLES = 5  # images of either kind that are shown

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import Amortized, HasDensity, offers
-from ppl_gen.data import SplitName
-from ppl_gen.errors import BadInput, near_miss, require, warnings_of
+from ppl_gen.core.errors import BadInput, near_miss, require, warnings_of
+from ppl_gen.core.progress import Progress
+from ppl_gen.data.splits import SplitName
 from ppl_gen.evaluation.estimating import observation
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
@@ -20,7 +21,6 @@ from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
 from ppl_gen.inference.state_memory import cheap, require_memory
-from ppl_gen.progress import Progress
 
 SIDES = ("left", "right", "top", "bottom")
 _DRAWS = 3

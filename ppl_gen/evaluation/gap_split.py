@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.estimating import Task, by_annealing, check_chains, observation
 from ppl_gen.evaluation.gap_table import gap_table
 from ppl_gen.evaluation.options import EvaluationOptions
@@ -15,7 +16,6 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, share
 from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
-from ppl_gen.progress import Progress
 
 _IMAGES, _SAMPLES = 100, 5000
 

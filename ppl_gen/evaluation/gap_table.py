@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ppl_gen.core.errors import warnings_of
 from ppl_gen.core.tables import Row, line, small
-from ppl_gen.errors import warnings_of
 from ppl_gen.evaluation.table import images, title
 
 _PARTS = {

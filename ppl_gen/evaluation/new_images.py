@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_gen import arrays
 from ppl_gen.core.contracts import HasDensity, offers
-from ppl_gen.data import Split
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.data import arrays
+from ppl_gen.data.splits import Split
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.state_memory import block_size, cheap

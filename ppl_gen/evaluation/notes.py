@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ppl_gen.errors import warnings_of
+from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation.reading import Evaluated
 from ppl_gen.evaluation.rows import Row
 
@@ -16,7 +16,8 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
 
 
 def _on_training(runs: Sequence[Evaluated]) -> list[str]:
-    counts = [(run.path, run.last.get("epoch"), run.config.get("training.epochs")) for run in runs]
+    unstopped = [run for run in runs if not run.last.get("stopped", False)]
+    counts = [(run.path, run.last.get("epoch"), run.config.get("training.epochs")) for run in unstopped]
     return [
         f"{path} stopped after {done} of {epochs} epochs"
         for path, done, epochs in counts

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ppl_gen.data import SplitName
-from ppl_gen.errors import BadInput, require, require_choices
+from ppl_gen.core.errors import BadInput, require, require_choices
+from ppl_gen.data.splits import SplitName
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.inference.annealed import Annealing
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
-from ppl_gen.components import class_name, is_external
-from ppl_gen.errors import BadInput
+from ppl_gen.core.components import class_name, is_external
+from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.config import KINDS, Given
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.runs import RunDirectory
+from ppl_gen.experiment.run_directory import RunDirectory
 
 
 def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:

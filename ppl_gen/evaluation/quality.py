@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppl_gen.data import Data, load_data
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.progress import Progress
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.quality_table import quality_table
 from ppl_gen.evaluation.sampling import SampleOptions, sample
 from ppl_gen.experiment.assembling import Checkpoint
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
-from ppl_gen.nets import encoder
-from ppl_gen.progress import Progress
+from ppl_gen.networks.nets import encoder
 
 Images = Literal["draws", "means"]
 _SHOWN = 10

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppl_gen import components
+from ppl_gen.core import components
 from ppl_gen.core.commands import named_again
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat, options_of
-from ppl_gen.errors import BadInput
 from ppl_gen.experiment.config import ORIGIN, Config
-from ppl_gen.runs import GROUP, RunDirectory
+from ppl_gen.experiment.run_directory import GROUP, RunDirectory
 
 OPTIONS = options_of(Config)
 _STATISTICS = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}

@@ -7,8 +7,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_gen.data import SplitName
-from ppl_gen.errors import BadInput, describe, require
+from ppl_gen.core.errors import BadInput, describe, require
+from ppl_gen.data.splits import SplitName
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.inference.planes import equal_mass_grid, vector_size
 

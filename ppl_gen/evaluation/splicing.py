@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.data import SplitName
-from ppl_gen.errors import BadInput, require, warnings_of
+from ppl_gen.core.errors import BadInput, require, warnings_of
+from ppl_gen.data.splits import SplitName
 from ppl_gen.evaluation.estimating import by_sampling, estimators, exactly_known, observation
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import title

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, fixed, line, small
-from ppl_gen.errors import NARROWER, warnings_of
 
 UNITS = "nats per image ± standard error over images; larger is better"
 ESTIMATES = {

@@ -9,15 +9,15 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_gen.components import construct, takes
-from ppl_gen.data import Data
-from ppl_gen.errors import BadInput, describe
+from ppl_gen.core.components import construct, takes
+from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.state import load_weights, prefixed, tensors_of
 from ppl_gen.inference.callables import evaluating, takes_labels
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.statements import adopt
-from ppl_gen.runs import RunDirectory
-from ppl_gen.state import load_weights, prefixed, tensors_of
 
 Checkpoint = Literal["last", "best"]
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ppl_gen
-from ppl_gen import components
-from ppl_gen.components import Kind, class_name, find, is_external
+from ppl_gen.core import components
+from ppl_gen.core.components import Kind, class_name, find, is_external
 from ppl_gen.core.contracts import defaults_of
-from ppl_gen.core.options import option
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput, near_miss
+from ppl_gen.core.errors import BadInput, near_miss
+from ppl_gen.core.options import flat, option
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.runs import RunDirectory
+from ppl_gen.experiment.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from ppl_gen.data import Data
+    from ppl_gen.data.splits import Data
 
 ORIGIN = ("format", "command", "versions", "git_commit", "num_threads", "data_name", "data_notice")
 """Keys of `config.json` that are no options: where and how the run was made. They do not identify it."""
@@ -60,16 +60,15 @@ class Config:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
         import torch
 
-        from ppl_gen.data import fingerprint
+        from ppl_gen.data.loading import fingerprint
 
         given = given or Given()
-        classes: dict[str, Any] = {}
+        resolved, classes = self.resolved(given), dict[str, Any]()
         for kind in KINDS:
-            name, options = getattr(self, kind), getattr(self, f"{kind}_options")
-            found = given.find(kind, name)
+            name = getattr(self, kind)
             classes |= {
                 kind: name,
-                f"{kind}_options": _resolved(kind, found, options),
+                f"{kind}_options": getattr(resolved, f"{kind}_options"),
                 f"{kind}_sha256": given.fingerprint(kind, name),
             }
         return {
@@ -91,6 +90,14 @@ class Config:
             "git_commit": _git_commit(),
             "command": sys.argv,
         }
+
+    def resolved(self, given: "Given") -> "Config":
+        """The same with every option of its classes, at its default where none was chosen."""
+        options: dict[str, Any] = {
+            f"{kind}_options": _resolved(kind, given.find(kind, getattr(self, kind)), getattr(self, f"{kind}_options"))
+            for kind in KINDS
+        }
+        return replace(self, **options)
 
     def externals(self) -> dict[Kind, str]:
         """The model, guide, prior and objective that are not the package's own, by kind."""
@@ -296,9 +303,26 @@ def _again(kind: Kind, recorded: str) -> str:
     return f"name it again: --{kind} {recorded}"
 
 
+def check_same(run: RunDirectory, config: Config, given: Given) -> None:
+    """Raise `BadInput` where a run that is there is not the one that a configuration means."""
+    there = config_of(run, given)
+    if config.data.data == "auto":  # the run has the name of what it became
+        config = replace(config, data=replace(config.data, data=there.data.data))
+    ours, theirs = flat(asdict(config.resolved(given))), flat(asdict(there))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            option = name.rpartition(".")[2]
+            raise BadInput(
+                f"{run.path}: is there with other options: {option} is {theirs.get(name)}, not {ours.get(name)}; name "
+                "another --out, or delete it"
+            )
+    for name in changed_code(run, config, given):
+        raise BadInput(f"{run.path}: {name} has changed since it was started; name another --out, or delete it")
+
+
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
     """The names of classes and files of images that are not what they were when the run was made."""
-    from ppl_gen.data import fingerprint
+    from ppl_gen.data.loading import fingerprint
 
     given = given or Given()
     named = config.externals()

@@ -11,17 +11,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.components import is_external
+from ppl_gen.core.components import is_external
 from ppl_gen.core.contracts import Objective
-from ppl_gen.data import Data, SplitName, load_data
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.splits import Data, SplitName
 from ppl_gen.experiment.assembling import Checkpoint, assemble, batch, load_checkpoint
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
-from ppl_gen.runs import RunDirectory
 
 _READ = 8  # images that a pair is read on
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ppl_gen.core.errors import BadInput, require, require_choices
 from ppl_gen.core.options import option
-from ppl_gen.errors import BadInput, require, require_choices
 
 
 @dataclass(frozen=True)

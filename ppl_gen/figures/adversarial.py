@@ -3,8 +3,7 @@
 import math
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {

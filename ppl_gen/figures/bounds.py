@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from ppl_gen.figures.captions import Caption, fixed
+from ppl_gen.core.tables import fixed
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {
     "bound_against_k": Caption(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from matplotlib.figure import Figure
+from ppl_gen.figures.canvas import Figure
 
 
 def calibration(rows: list[dict[str, Any]]) -> Figure:

@@ -1,11 +1,26 @@
 """What pictures of images have in common."""
 
+import io
 from typing import TYPE_CHECKING, Any
 
+import matplotlib.figure
 import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that a notebook shows, whether or not it shows those of pyplot."""
+
+    def png(self) -> bytes:
+        """The content of a .png file."""
+        content = io.BytesIO()
+        self.savefig(content, dpi=120, format="png")
+        return content.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
 
 
 def pictures(values: "Tensor", shape: tuple[int, ...]) -> np.ndarray:

@@ -53,8 +53,3 @@ def captions(metrics: Sequence[dict[str, Any]] = (), summary: dict[str, Any] | N
         **spliced.CAPTIONS,
         **completions.CAPTIONS,
     }
-
-
-def fixed(value: float | None) -> str:
-    """A number of a JSON file, where null is not a number, with two digits."""
-    return "nan" if value is None else f"{value:.2f}"

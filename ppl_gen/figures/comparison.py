@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from ppl_gen.figures.captions import Caption, fixed
+from ppl_gen.core.tables import fixed
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.captions import Caption
 
 _INTERVALS = {
     "methods": ("-", "95 % interval of the difference to the first row"),

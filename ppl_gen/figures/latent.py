@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
-from ppl_gen.figures.canvas import show
+from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
 from ppl_gen.figures.images import mosaic
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from ppl_gen.figures.captions import Caption, fixed
+from ppl_gen.core.tables import fixed
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {
     "learning_curves": Caption(

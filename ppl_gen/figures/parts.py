@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
 _MOST = 60

@@ -1,9 +1,8 @@
 """Which components of a mixture explain which images."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from ppl_gen.figures.canvas import show
+from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {

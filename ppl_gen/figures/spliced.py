@@ -3,9 +3,8 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from ppl_gen.figures.canvas import show
+from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
-from ppl_gen.errors import require
-from ppl_gen.flows import Autoregressive, FlowDistribution, PlanarTransform
-from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
+from ppl_gen.core.errors import require
+from ppl_gen.networks.flows import Autoregressive, FlowDistribution, PlanarTransform
+from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 Kind = Literal["iaf", "spline", "spline-coupling", "planar"]
 

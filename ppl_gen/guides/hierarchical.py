@@ -6,8 +6,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput
-from ppl_gen.nets import mlp
+from ppl_gen.core.errors import BadInput
+from ppl_gen.networks.nets import mlp
 
 
 class Hierarchical(nn.Module):

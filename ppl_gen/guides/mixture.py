@@ -8,8 +8,8 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput, require
-from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 # Standard deviations of a component from its mean to the point where it meets the next component. See `rsample`.
 _FARTHEST = 3.5

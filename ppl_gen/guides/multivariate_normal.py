@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.errors import require
-from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
+from ppl_gen.core.errors import require
+from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 _START = 0.01  # factor on the initial weights of entries off the diagonal
 

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
+from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 
 class Normal(nn.Module):

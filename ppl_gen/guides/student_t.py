@@ -6,8 +6,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_gen.errors import require
-from ppl_gen.nets import EncoderOptions, mirrored_encoder, pixel_dropout
+from ppl_gen.core.errors import require
+from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 
 class StudentT(nn.Module):

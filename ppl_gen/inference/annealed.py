@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import Amortized, HasDensity, offers
-from ppl_gen.errors import BadInput, require, require_choices
+from ppl_gen.core.errors import BadInput, require, require_choices
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
 from ppl_gen.inference.supports import unbounded
-from ppl_gen.memory import keep_freed_memory
 
 _NARROW = 0.1  # nats by which annealing may be too low and still be trusted
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ppl_gen.core.contracts import Guide, Model, offers
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 
 _MOST_OBJECTS = 20_000  # that are looked at for modules
 _LARGEST_BUFFER = 1_000_000  # numbers; a larger one is a table of data, no statistic, and is not copied

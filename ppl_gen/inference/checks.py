@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, describe
+from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, name_of, take
 from ppl_gen.inference.densities import Site

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, describe
+from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import Site, samples_first
 from ppl_gen.inference.pair import Pair, Terms

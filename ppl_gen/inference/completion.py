@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import SelectsPixels, offers
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.densities import above_others, score_function
 from ppl_gen.inference.exact import enumerated_pair, exact_log_px, require_broadcasting

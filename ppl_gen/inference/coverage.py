@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import sample_sites

@@ -10,8 +10,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_gen.distributions import log_density
 from ppl_gen.inference.supports import own_log_prob
+from ppl_gen.networks.distributions import log_density
 
 _HALF = (torch.float16, torch.bfloat16)
 

@@ -25,7 +25,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, describe
+from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, evaluating, matmul_precision, take
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites
 from ppl_gen.inference.pair import Pair

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_gen.core.errors import NARROWER
 from ppl_gen.core.tables import Row, html, sentence
-from ppl_gen.errors import NARROWER
 
 _EQUAL = 1e-9  # relative variance of weights that are equal but for rounding
 _LARGEST = 0.01  # share of the weights' sum that one of them may hold where k-hat is unknown: a hundredth of a nat

@@ -12,7 +12,8 @@ from pyro.infer import config_enumerate
 from torch import Tensor
 
 from ppl_gen.core.contracts import ClosedForm, offers
-from ppl_gen.errors import BadInput, describe
+from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.inference.callables import (
     Batch,
     as_arguments,
@@ -29,7 +30,6 @@ from ppl_gen.inference.enumeration import StateSum, sum_over_states
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap
 from ppl_gen.inference.supports import parts
-from ppl_gen.memory import keep_freed_memory
 
 _CLOSED_FORM_IMAGES = 1000  # that `log_px` is given at a time
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, offers
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.agreement import above, above_in_mean, bound
 from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate

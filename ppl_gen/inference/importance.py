@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_gen.core.errors import BadInput, describe, require, warnings_of
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.tables import Row
-from ppl_gen.errors import BadInput, describe, require, warnings_of
 from ppl_gen.inference.agreement import above, bound
 from ppl_gen.inference.callables import as_arguments, as_images, evaluating, matmul_precision, take, whole_number
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.exact import exact_blocks
 from ppl_gen.inference.pair import Pair, Terms
-from ppl_gen.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from ppl_gen.inference.proposals import SecondOpinion

@@ -18,7 +18,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput, describe
+from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import (
     Site,

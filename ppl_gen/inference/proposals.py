@@ -26,7 +26,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.inference.agreement import above
 from ppl_gen.inference.callables import (
     Batch,
@@ -41,7 +42,6 @@ from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
 from ppl_gen.inference.importance import CHUNK_SIZE, Advance, gathered, log_mean_exp, reduced
 from ppl_gen.inference.pair import Pair
-from ppl_gen.memory import keep_freed_memory
 
 _IMAGES_PER_BLOCK = 16
 _CENTER_SAMPLES = 100

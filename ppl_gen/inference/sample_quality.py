@@ -6,7 +6,7 @@ None of these is a likelihood: a model that has learned the training images by h
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 
 _ROWS = 1000  # of a matrix of distances that are held at once
 _BLOCKS = 10

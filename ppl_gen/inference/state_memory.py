@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from ppl_gen.core.contracts import CountsStates, SumsPixelsFirst, SumsStates, offers
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
+from ppl_gen.core.memory import free_memory
 from ppl_gen.inference.densities import Site
 from ppl_gen.inference.pair import Pair
-from ppl_gen.memory import free_memory
 
 _MOST_STATES = 2**20  # x numbers per state: for an image, unless asked for
 _STATES_IMAGES = 2**26  # states x images x numbers per state that are held at once

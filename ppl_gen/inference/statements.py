@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppl_gen.core.contracts import Amortized, ClosedForm, Guide, HasDensity, HasPictures, Model, members
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import accepting, evaluating, modules_of
 
 _METHODS = members(Model, Guide, HasDensity, Amortized, ClosedForm, HasPictures)

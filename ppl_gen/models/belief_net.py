@@ -6,8 +6,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.distributions import BernoulliVector, LinearBernoulliVector
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
+from ppl_gen.networks.distributions import BernoulliVector, LinearBernoulliVector
 
 
 class BeliefNet(nn.Module):

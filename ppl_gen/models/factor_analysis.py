@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
 
 Noise = Literal["diagonal", "isotropic"]
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppl_gen.errors import require
-from ppl_gen.nets import Network, decoder, encoder
+from ppl_gen.core.errors import require
+from ppl_gen.networks.nets import Network, decoder, encoder
 
 Loss = Literal["non-saturating", "minimax", "wasserstein"]
 _SLOPE = 0.2  # of the leaky ReLU

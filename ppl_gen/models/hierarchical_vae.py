@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.distributions import BernoulliVector
-from ppl_gen.errors import require
-from ppl_gen.nets import Activation, mlp
+from ppl_gen.core.errors import require
+from ppl_gen.networks.distributions import BernoulliVector
+from ppl_gen.networks.nets import Activation, mlp
 
 
 class HierarchicalVAE(nn.Module):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppl_gen.distributions import BernoulliVector
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
+from ppl_gen.networks.distributions import BernoulliVector
 
 
 class Mixture(nn.Module):

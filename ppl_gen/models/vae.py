@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.distributions import BernoulliVector, ContinuousBernoulli
-from ppl_gen.errors import require
-from ppl_gen.nets import Activation, Network, decoder
+from ppl_gen.core.errors import require
+from ppl_gen.networks.distributions import BernoulliVector, ContinuousBernoulli
+from ppl_gen.networks.nets import Activation, Network, decoder
 
 Likelihood = Literal["bernoulli", "continuous-bernoulli", "normal"]
 

@@ -4,8 +4,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.errors import require
-from ppl_gen.flows import Autoregressive, FlowDistribution
+from ppl_gen.core.errors import require
+from ppl_gen.networks.flows import Autoregressive, FlowDistribution
 
 
 class Flow(nn.Module):

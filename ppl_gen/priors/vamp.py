@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, offers
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require
 
 
 class Vamp(nn.Module):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ppl_gen.core.commands import fit_command
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.report.page import Picture, render
-from ppl_gen.runs import RunDirectory
 
 
 def comparison(

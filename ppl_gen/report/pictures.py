@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.core.contracts import Amortized, HasDensity, HasPictures, offers
-from ppl_gen.data import Data
-from ppl_gen.errors import BadInput, describe
+from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
-from ppl_gen.figures.canvas import pictures
+from ppl_gen.figures.canvas import Figure, pictures
 from ppl_gen.figures.images import reconstructions, samples, through_training
 from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
 from ppl_gen.figures.learning_curves import learning_curves
@@ -28,7 +28,6 @@ from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.planes import equal_mass_grid, vector_size
 from ppl_gen.report.explorer import explorer
-from ppl_gen.runs import RunDirectory
 
 _POSTERIOR_SAMPLES = 32  # for its mean and standard deviation
 _PAIRS, _STEPS, _GRID, _UNITS = 5, 25, 20, 10

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.commands import command, fit_command, named_again, words
-from ppl_gen.errors import warnings_of
+from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.gap_table import gap_rows, gap_units
 from ppl_gen.evaluation.quality_table import QUALITY_UNITS, quality_images, quality_rows
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.captions import Caption, captions
 from ppl_gen.report.page import Gallery, Picture, render, saving
-from ppl_gen.runs import RunDirectory
 
 if TYPE_CHECKING:
     from ppl_gen.core.tables import Row
@@ -148,18 +148,23 @@ def _written(value: Any) -> str:
 
 def _again(run: RunDirectory, found: Results) -> Iterator[tuple[str, Sequence[str]]]:
     """Comments and the commands that they are of; no command for a run made from Python."""
+    # Not for the page of a comparison, which needs no torch.
+    from ppl_gen.evaluation.options import EvaluationOptions
+    from ppl_gen.evaluation.quality import QualityOptions
+
     named, made = named_again(run.config), fit_command(run.config)
     yield "the run, where there is none yet" if made else "the run was made from Python", made
     resume = command("fit", "--resume", run.path, *named)
     yield "go on with it if it was interrupted, and draw it again", resume
-    defaults = _evaluation_defaults()
+    defaults = asdict(EvaluationOptions())
     if found.evaluation is not None:
         yield _result("these numbers", found.evaluation, command("evaluate", run.path, *named), defaults)
     if found.gaps is not None:
         evaluate = command("evaluate", run.path, *named, "--gaps")
         yield _result("these gaps", found.gaps, evaluate, defaults | {"gaps": True})
     if found.quality is not None:
-        yield _result("these scores of samples", found.quality, command("quality", run.path, *named), {})
+        defaults = asdict(QualityOptions())
+        yield _result("these scores of samples", found.quality, command("quality", run.path, *named), defaults)
 
 
 def _result(
@@ -173,10 +178,3 @@ def _result(
     if "options" not in content:
         return f"{text}; an earlier version did not record the options that made them", program
     return text, [*program, *words(content["options"], defaults)]
-
-
-def _evaluation_defaults() -> dict[str, Any]:
-    """The options of `ppl_gen.evaluate` that need not be written."""
-    from ppl_gen.evaluation.options import EvaluationOptions
-
-    return asdict(EvaluationOptions())

@@ -17,22 +17,23 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ppl_gen import components, parallel
-from ppl_gen.batches import least_images
-from ppl_gen.capture import Captured
+from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import Amortized, offers
-from ppl_gen.data import Data, load_data
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import batch as training_batch
 from ppl_gen.experiment.assembling import start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, resolve_device
+from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory
-from ppl_gen.state import unchanged
+from ppl_gen.training.batches import least_images
+from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
 
 _TIMED_STATES = 2**13
@@ -266,7 +267,8 @@ def without_gradient(assembled: Assembled) -> list[str]:
     """
     pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     own = {id(parameter) for parameter in modules.parameters()}
-    with pyro.get_param_store().scope(), torch.random.fork_rng([batch[0].device] if batch[0].is_cuda else []):
+    with pyro.get_param_store().scope(), unchanged(modules):  # statistics of batches, too, and the generators
+        torch.manual_seed(0)
         compute = partial(_loss(assembled), *batch)
         called: list[nn.Module] = []
         with (

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.runs import RunDirectory
+from ppl_gen.experiment.run_directory import RunDirectory
 
 
 class HasDirectory(Protocol):

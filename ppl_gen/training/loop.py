@@ -27,21 +27,21 @@ from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
-from ppl_gen import parallel
-from ppl_gen.batches import batches, least_images
-from ppl_gen.capture import Captured
+from ppl_gen.core import parallel
 from ppl_gen.core.contracts import Finishes, Objective
-from ppl_gen.errors import BadInput, Failed
+from ppl_gen.core.errors import BadInput, Failed
+from ppl_gen.core.memory import keep_freed_memory
+from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.state import restore, snapshot, tensors_of
 from ppl_gen.inference.callables import evaluating, matmul_precision
 from ppl_gen.inference.elbos import ScaleLatents, scaled
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
-from ppl_gen.memory import keep_freed_memory
-from ppl_gen.progress import Progress
-from ppl_gen.runs import RunDirectory
-from ppl_gen.state import restore, snapshot, tensors_of
+from ppl_gen.training.batches import batches, least_images
+from ppl_gen.training.capture import Captured
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient, interrupts

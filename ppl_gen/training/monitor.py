@@ -8,12 +8,12 @@ import torch
 from pyro import poutine
 
 from ppl_gen.core.contracts import Monitors
-from ppl_gen.data import SplitName
+from ppl_gen.core.progress import Progress
+from ppl_gen.data.splits import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.pair import Pair
-from ppl_gen.progress import Progress
 
 SAMPLES = "samples.npz"
 """The file of a run's samples through training: arrays `epoch_<number>` [samples, data_dim]."""

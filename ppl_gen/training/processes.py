@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_gen import parallel
+from ppl_gen.core import parallel
 
 
 class SharedGradient:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ppl_gen import cli
-from ppl_gen.core import commands
+from ppl_gen.core import cli, commands
 from ppl_gen.core.commands import fit_command, named_again, words
 from ppl_gen.evaluate import Command
 from ppl_gen.evaluation.options import EvaluationOptions

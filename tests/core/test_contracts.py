@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ppl_gen
-from ppl_gen import components
-from ppl_gen.core import contracts
+from ppl_gen.core import components, contracts
 from ppl_gen.core.contracts import (
     AdversarialModel,
     Amortized,
@@ -32,12 +31,12 @@ from ppl_gen.core.contracts import (
     missing,
     offers,
 )
-from ppl_gen.distributions import BernoulliVector, LinearBernoulliVector
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 from ppl_gen.models.vae import VAE
+from ppl_gen.networks.distributions import BernoulliVector, LinearBernoulliVector
 
 MODELS = {
     "belief-net": BeliefNet(6),

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.estimating import evaluate, primary_of
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions

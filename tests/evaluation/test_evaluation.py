@@ -16,15 +16,15 @@ import pytest
 import torch
 from estimates import ABOUT, ONE, annealed, importance, sampled, sandwich
 
-from ppl_gen import runs
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.tables import Row
 from ppl_gen.core.tables import html as html_of
-from ppl_gen.errors import BadInput
 from ppl_gen.evaluation import evaluation as module
 from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.experiment import run_directory as runs
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.estimate import exact
 from ppl_gen.inference.proposals import SecondOpinion
-from ppl_gen.runs import RunDirectory
 
 LABELS = torch.arange(20) % 3
 
@@ -205,7 +205,7 @@ def test_reading_and_printing_one_waits_for_no_torch(tmp_path: Path) -> None:
     run = _directory(tmp_path / "run")
     _uneven().write(run)
     code = (
-        "import sys; from pathlib import Path; from ppl_gen.runs import RunDirectory\n"
+        "import sys; from pathlib import Path; from ppl_gen.experiment.run_directory import RunDirectory\n"
         "from ppl_gen.evaluation.evaluation import Evaluation\n"
         f"evaluation = Evaluation.read(RunDirectory.open(Path({str(run.path)!r})))\n"
         "print(evaluation, evaluation._repr_html_(), evaluation.to_dataframe())\n"

@@ -11,14 +11,14 @@ import torch
 import zuko
 from torch import Tensor, nn
 
-from ppl_gen import flows
-from ppl_gen.components import construct, find, known, options
-from ppl_gen.errors import BadInput
+from ppl_gen.core.components import construct, find, known, options
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 from ppl_gen.models.vae import VAE
-from ppl_gen.nets import EncoderOptions, mirrored_encoder
+from ppl_gen.networks import flows
+from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder
 
 FLOW = {"num_transforms": 2, "transform_dims": (16,), "num_features": 8}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO
 from test_guides import images, make
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.mixture import DiagonalMixture
 from ppl_gen.inference.elbos import RecordableELBO, ScaleLatents, Scored, scaled
 from ppl_gen.inference.gaps import Search, gaps

@@ -9,7 +9,7 @@ import torch
 from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite, log_px_within, within
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.annealed import Annealing, _Path, annealed_log_px, sandwich
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.vae import VAE

@@ -25,7 +25,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
 import ppl_gen
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import modules_of
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.proposals import proposal_log_px

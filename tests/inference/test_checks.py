@@ -10,7 +10,7 @@ from pairs import number, one_site, standard_guide
 from torch import Tensor
 
 import ppl_gen
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 
 DOUBLE = torch.float64
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import ppl_gen
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 
 DECODER = nn.Linear(2, 6)
 

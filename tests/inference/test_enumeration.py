@@ -15,8 +15,7 @@ from pairs import by_conditioning, random_belief_net, random_mixture
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from ppl_gen.distributions import BernoulliVector, LinearBernoulliVector
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference import enumeration, state_memory
 from ppl_gen.inference.enumeration import StateSum, TraceEnum
@@ -26,6 +25,7 @@ from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
+from ppl_gen.networks.distributions import BernoulliVector, LinearBernoulliVector
 from ppl_gen.networks.state_sums import binary_states
 
 F64 = torch.float64

@@ -11,13 +11,13 @@ from pairs import by_conditioning, log_px_within, random_belief_net, random_mixt
 from torch import Tensor, nn
 
 import ppl_gen
-from ppl_gen.distributions import BernoulliVector
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference import exact
 from ppl_gen.inference.exact import exact_log_px, state_posterior
 from ppl_gen.inference.pair import Pair
+from ppl_gen.networks.distributions import BernoulliVector
 from ppl_gen.networks.state_sums import binary_states
 
 F64 = torch.float64

@@ -12,7 +12,7 @@ from pairs import DiagonalNormal, ExactGuide, LinearGaussian, OneMode, TwoModes
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.flow import Flow
 from ppl_gen.guides.hierarchical import Hierarchical

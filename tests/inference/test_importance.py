@@ -10,7 +10,7 @@ from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite, log_px_w
 from torch import Tensor, nn
 
 import ppl_gen
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import (

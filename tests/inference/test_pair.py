@@ -10,7 +10,7 @@ from pairs import ExactGuide, LinearGaussian, random_mixture
 from pyro import poutine
 from torch import Tensor
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.pair import Pair

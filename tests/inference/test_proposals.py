@@ -12,7 +12,7 @@ from pairs import ExactGuide, LinearGaussian, OneMode, TwoLayers, TwoModes, log_
 from torch import Tensor, nn
 
 import ppl_gen
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.agreement import above
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.estimate import Estimate

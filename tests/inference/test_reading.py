@@ -11,7 +11,7 @@ from pairs import number, one_site
 from torch import Tensor, nn
 
 import ppl_gen
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images

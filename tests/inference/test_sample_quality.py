@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 
 F64 = torch.float64

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.pair import Pair

@@ -11,7 +11,7 @@ import torch
 
 import ppl_gen
 from ppl_gen import evaluate, fit, sample
-from ppl_gen.runs import RunDirectory
+from ppl_gen.experiment.run_directory import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 PAIRS = '''

@@ -13,7 +13,7 @@ from pairs import integral, log_px_within, near_guide, number, one_site, standar
 from torch import Tensor
 
 import ppl_gen
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px

@@ -156,7 +156,7 @@ def test_guide_beside_the_exact_value(elsewhere: Path, call: Call) -> None:
 def test_the_same_numbers_after_an_interrupt(elsewhere: Path) -> None:
     """The score function draws its samples from torch's generator and its baseline is the guide's: a run that stops at
     an epoch and goes on ends with the weights of one that does not."""
-    from ppl_gen.data_options import DataOptions
+    from ppl_gen.data.options import DataOptions
     from ppl_gen.experiment.config import Config
     from ppl_gen.experiment.options import TrainingOptions
 
@@ -226,7 +226,7 @@ def test_exact_needs_finite_support(elsewhere: Path, call: Call) -> None:
 
 def test_a_guide_of_ones_own_is_enumerated_too(elsewhere: Path) -> None:
     """The exact value is used with whatever guide of a model that can be enumerated."""
-    from ppl_gen.data_options import DataOptions
+    from ppl_gen.data.options import DataOptions
     from ppl_gen.experiment.config import Config
     from ppl_gen.experiment.options import TrainingOptions
 

@@ -13,10 +13,10 @@ from sklearn import decomposition
 from torch import Tensor
 
 from ppl_gen import evaluate, fit
-from ppl_gen.components import construct, find
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.core.components import construct, find
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 from ppl_gen.guides.exact_gaussian import ExactGaussian
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference import objectives

@@ -13,8 +13,8 @@ from test_training import _interrupt_after as interrupt_after
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.prior import Prior
@@ -201,3 +201,23 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch:
         json.loads((run.path / "evaluation.json").read_text(encoding="utf-8")) | {"seconds": 0} for run in (whole, cut)
     ]
     assert summaries[0] == summaries[1]
+
+
+def test_nothing_but_the_seed_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of batches, too: what is tried before the first step leaves none behind."""
+    monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
+    config = Config(
+        "gan",
+        {"latent_dim": 2, "hidden_dims": (8,)},
+        "prior",
+        data=DataOptions("digits", "dequantized", train_size=100),
+        training=TrainingOptions(**training_defaults(GAN) | {"epochs": 1}),
+        num_samples=10,
+    )
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        found.append(Run.start(config, out=tmp_path / str(state), quiet=True).directory.load_checkpoint())
+    ours, theirs = found
+    assert ours is not None and theirs is not None
+    assert [name for name in ours[0] if not torch.equal(ours[0][name], theirs[0][name])] == []

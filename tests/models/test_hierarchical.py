@@ -9,8 +9,8 @@ import torch
 from pairs import log_px_within
 from torch import Tensor
 
-from ppl_gen.components import construct, find
-from ppl_gen.errors import BadInput
+from ppl_gen.core.components import construct, find
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.hierarchical import Hierarchical
 from ppl_gen.inference import objectives
 from ppl_gen.inference.importance import log_marginal_likelihood

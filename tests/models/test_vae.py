@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.components import construct, find, known
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
-from ppl_gen.errors import BadInput
+from ppl_gen.core.components import construct, find, known
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.estimating import estimators
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.loading import read_pair
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import closed_form
-from ppl_gen.loading import read_pair
 from ppl_gen.models.vae import VAE
 
 PIXELS = 6

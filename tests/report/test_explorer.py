@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.data import load_data
-from ppl_gen.data_options import DataOptions
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE
-from ppl_gen.nets import _ACTIVATIONS
+from ppl_gen.networks.nets import _ACTIVATIONS
 from ppl_gen.report import page
 from ppl_gen.report.explorer import LIMIT, explorer, find_decoder, mean_image, read_layers
 from ppl_gen.report.run_page import report
-from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 SCRIPT = Path(page.__file__).with_name("explorer.js")

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 import ppl_gen
 from ppl_gen import fit
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.captions import captions
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.report.pictures import of_evaluation, of_latent_space
-from ppl_gen.runs import RunDirectory
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "1", "--num-samples", "30", "--out", "run")

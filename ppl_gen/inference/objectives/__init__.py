@@ -27,9 +27,9 @@ of its own is refused.
 from collections.abc import Mapping
 from typing import Any
 
-from ppl_gen import components
+from ppl_gen.core import components
 from ppl_gen.core.contracts import Loss, Objective, Surrogate, WrapsELBO
-from ppl_gen.errors import BadInput, near_miss, require
+from ppl_gen.core.errors import BadInput, near_miss, require
 from ppl_gen.inference.elbos import ScaleLatents, scaled
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, name_of, recordable
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_gen.core.contracts import Objective
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.annealed import fit_scale
 from ppl_gen.inference.objectives.loss import NOT_RECORDABLE
 from ppl_gen.inference.pair import Pair

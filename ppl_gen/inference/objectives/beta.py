@@ -8,7 +8,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
 from ppl_gen.inference.elbos import RecordableELBO, Scored, WeightedKL, particles
 from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
 from ppl_gen.inference.pair import Pair

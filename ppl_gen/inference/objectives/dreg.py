@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
 from ppl_gen.inference.elbos import least_samples, with_gradient_of
 from ppl_gen.inference.objectives.loss import added_to_log_mean, check_draws, log_mean_exp
 from ppl_gen.inference.pair import Pair

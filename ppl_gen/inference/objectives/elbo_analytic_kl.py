@@ -7,7 +7,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
-from ppl_gen.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.elbos import RecordableELBO, Scored, particles
 from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -9,7 +10,7 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
-from ppl_gen.components import kebab_case
+from ppl_gen.core.components import kebab_case
 from ppl_gen.core.contracts import (
     ChecksPair,
     Draws,
@@ -21,7 +22,7 @@ from ppl_gen.core.contracts import (
     Surrogate,
     WrapsELBO,
 )
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.densities import mean_of_others
 from ppl_gen.inference.elbos import least_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss
@@ -55,7 +56,7 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     if isinstance(objective, Loss):
         return _OfLoss(objective, pair)
     if isinstance(objective, WrapsELBO):
-        return objective.elbo(pair, x, *args)
+        return _elbo_of(objective, pair, x, *args)
     draws = _draws(objective)
     check_draws(objective, pair, draws)
     return _OfSurrogate(objective, pair, draws)
@@ -63,8 +64,12 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
 
 def name_of(objective: Objective) -> str:
     """The name of an objective of the package on the command line; the name of the class of any other."""
-    cls = type(objective)
-    return kebab_case(cls.__name__) if cls.__module__.startswith(f"{__package__}.") else cls.__name__
+    name = type(objective).__name__
+    return kebab_case(name) if _is_ours(objective) else name
+
+
+def _is_ours(objective: Objective) -> bool:
+    return type(objective).__module__.startswith(f"{__package__}.")
 
 
 def has_kl_term(objective: Objective, pair: Pair) -> bool:
@@ -118,6 +123,19 @@ def check_reparametrized(objective: Objective, pair: Pair) -> None:
         raise BadInput(f"--objective {name}: {pair.guide_name} cannot be reparametrized; use elbo, vimco or rws")
 
 
+@contextmanager
+def _telling(objective: Objective) -> Iterator[None]:
+    """The errors of a user's own code as `BadInput`, with the line that they came from."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        if _is_ours(objective):
+            raise
+        raise BadInput(f"objective {name_of(objective)} fails: {describe(error)}") from error
+
+
 def _draws(objective: Surrogate) -> Draws:
     draws = objective.draws if isinstance(objective, HasDraws) else "reparametrized"
     if draws not in _DRAWN:
@@ -128,32 +146,39 @@ def _draws(objective: Surrogate) -> Draws:
 # Objectives as ELBOs -------------------------------------------------------------------------------------------
 
 
+def _elbo_of(objective: WrapsELBO, pair: Pair, x: Tensor, *args: Any) -> ELBO:
+    with _telling(objective):
+        elbo = objective.elbo(pair, x, *args)
+    if not callable(getattr(elbo, "differentiable_loss", None)):  # which some of Pyro's have, and some have not
+        raise BadInput(
+            f"objective {name_of(objective)}: elbo(pair, x) returns a {type(elbo).__name__}, which has no "
+            "differentiable_loss(model, guide, x)"
+        )
+    return elbo
+
+
 class _OfPair(DifferentiableLoss, ELBO):
     """An objective as an `ELBO`. Masks of the pair are applied, scales are not."""
 
-    def __init__(self, objective: Objective, pair: Pair, num_particles: int = 1):
+    def __init__(self, pair: Pair, num_particles: int = 1):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
-        self.pair, self.name = pair, name_of(objective)
+        self.pair = pair
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("the pair makes the traces")
-
-    def _check_shape(self, method: str, result: Any, shape: tuple[int, ...], what: str) -> None:
-        if not isinstance(result, Tensor) or result.shape != shape:
-            found = f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
-            raise BadInput(f"objective {self.name}: {method} returns {found}; it must return {what}")
 
 
 class _OfLoss(_OfPair):
     """An objective that draws and scores by itself."""
 
     def __init__(self, objective: Loss, pair: Pair):
-        super().__init__(objective, pair)
+        super().__init__(pair)
         self.objective = objective
 
     def differentiable_loss(self, model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
-        loss = self.objective.loss(self.pair, x, *args)
-        self._check_shape("loss(pair, x)", loss, (), "one number, the sum over the images")
+        with _telling(self.objective):
+            loss = self.objective.loss(self.pair, x, *args)
+            _check_shape(self.objective, "loss(pair, x)", loss, (), "one number, the sum over the images")
         return loss
 
 
@@ -161,20 +186,30 @@ class _OfSurrogate(_OfPair):
     """An objective that is a function of log-densities, with the score of the guide's choices, if it has any."""
 
     def __init__(self, objective: Surrogate, pair: Pair, draws: Draws):
-        super().__init__(objective, pair, max(objective.num_particles, least_samples(pair)))
+        super().__init__(pair, max(objective.num_particles, least_samples(pair)))
         self.objective = objective
         self.bound = objective.bound if isinstance(objective, HasBound) else None
         self.drawn = _DRAWN[draws]
 
     def differentiable_loss(self, model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
         terms = self.pair.terms(x, *args, num_samples=self.num_particles, **self.drawn)
-        surrogate = self.objective.surrogate(terms)
-        bound = surrogate if self.bound is None else self.bound(terms)
-        for method, result in (("surrogate(terms)", surrogate), ("bound(terms)", bound)):
-            self._check_shape(method, result, (len(x),), f"one number for each image, [{len(x)}] here")
-        if terms.score is not None:
-            surrogate = surrogate + (added(self.bound or self.objective.surrogate, terms, bound) * terms.score).sum(0)
+        each = f"one number for each image, [{len(x)}] here"
+        with _telling(self.objective):
+            surrogate = bound = self.objective.surrogate(terms)
+            _check_shape(self.objective, "surrogate(terms)", surrogate, (len(x),), each)
+            if self.bound is not None:
+                bound = self.bound(terms)
+                _check_shape(self.objective, "bound(terms)", bound, (len(x),), each)
+            if terms.score is not None:
+                changes = added(self.bound or self.objective.surrogate, terms, bound)
+                surrogate = surrogate + (changes * terms.score).sum(0)
         return with_gradient_of(-bound.sum(), -surrogate.sum())
+
+
+def _check_shape(objective: Objective, method: str, result: Any, shape: tuple[int, ...], needed: str) -> None:
+    if not isinstance(result, Tensor) or result.shape != shape:
+        found = f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+        raise BadInput(f"objective {name_of(objective)}: {method} returns {found}; it must return {needed}")
 
 
 # Bounds of several samples -------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
 from ppl_gen.inference.objectives.loss import log_mean_exp
 from ppl_gen.inference.pair import Terms
 

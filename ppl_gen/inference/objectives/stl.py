@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ppl_gen.core.contracts import Draws
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
 from ppl_gen.inference.pair import Terms
 
 __all__ = ["STL"]

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ppl_gen.core.contracts import Draws
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
 from ppl_gen.inference.objectives.loss import added_to_log_mean, log_mean_exp
 from ppl_gen.inference.pair import Terms
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pyro.infer import Trace_ELBO
 
-from ppl_gen import components
+from ppl_gen.core import components
 from ppl_gen.core.contracts import Loss, Surrogate, WrapsELBO
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.inference import objectives
 from ppl_gen.inference.objectives import check, construct
 from ppl_gen.inference.objectives.iwae import IWAE

@@ -11,12 +11,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pairs import LinearGaussian, TwoModes
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.mixture import DiagonalMixture
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
@@ -268,6 +268,16 @@ class Choosy(OfTerms):
         raise BadInput(f"not of {len(x)} images")
 
 
+class Failing(OfTerms):
+    def surrogate(self, terms: Terms) -> Tensor:
+        return terms.log_joint.mean(0)  # type: ignore[attr-defined,no-any-return]
+
+
+class WrongELBO:
+    def elbo(self, pair: Pair, x: Tensor, *args: Any) -> Any:
+        return TraceGraph_ELBO()
+
+
 class NoNumber:
     def surrogate(self, terms: Terms) -> Tensor:
         return terms.log_weight.mean(0)
@@ -281,6 +291,8 @@ class NoNumber:
         (WrongLoss, r"objective WrongLoss: loss\(pair, x\) returns a tensor \[5\]; it must return one number, the sum"),
         (WrongDraws, "objective WrongDraws: draws = 'sampled': choose from reparametrized, detached, frozen-guide"),
         (Choosy, "not of 5 images"),
+        (Failing, r"objective Failing fails: AttributeError: 'Terms' object has no .*log_joint.*test_own\.py:\d+\)"),
+        (WrongELBO, "objective WrongELBO: .* returns a TraceGraph_ELBO, which has no differentiable_loss"),
         (NoNumber, "objective NoNumber: .*surrogate needs an attribute num_particles"),
     ],
 )

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer import RenyiELBO
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind

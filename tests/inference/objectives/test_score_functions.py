@@ -9,8 +9,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from ppl_gen.distributions import BernoulliVector
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.guides.normal import Normal
@@ -22,6 +21,7 @@ from ppl_gen.inference.objectives.vimco import VIMCO
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.vae import VAE
+from ppl_gen.networks.distributions import BernoulliVector
 
 F64 = torch.float64
 UNITS, PIXELS = 2, 4

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput, Failed, describe
-from ppl_gen.state import unchanged
+from ppl_gen.core.errors import BadInput, Failed, describe
+from ppl_gen.experiment.state import unchanged
 
 _TOLERANCE = 1e-4  # of norms; the operations are the same, and their sums may be added up in another order
 _ROUNDINGS = 10  # of what a step adds a little to

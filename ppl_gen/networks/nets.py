@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.errors import require
+from ppl_gen.core.errors import require
 
 Activation = Literal["relu", "tanh", "softplus", "sigmoid", "elu", "gelu", "silu", "leaky-relu"]
 Network = Literal["mlp", "conv"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ppl_gen.errors import require, require_choices
+from ppl_gen.core.errors import require, require_choices
 
 Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
 

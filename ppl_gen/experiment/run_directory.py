@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 
 if TYPE_CHECKING:  # who only reads JSON need not wait for torch
     import xarray

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ppl_gen.errors import BadInput
-from ppl_gen.runs import RunDirectory
+from ppl_gen.core.errors import BadInput
+from ppl_gen.experiment.run_directory import RunDirectory
 
 
 def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from ppl_gen.errors import BadInput, Failed
+from ppl_gen.core.errors import BadInput, Failed
 
 T = TypeVar("T")
 _ELSEWHERE = {

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ppl_gen import sources
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data import sources
 
 NAME = "array"
 """The name of such images in a configuration, and in tables."""

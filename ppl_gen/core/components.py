@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
-from ppl_gen.errors import BadInput, describe, near_miss
+from ppl_gen.core.errors import BadInput, describe, near_miss
 
 Kind = Literal["model", "guide", "prior", "objective"]
 _CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior}

@@ -8,8 +8,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.errors import BadInput
-from ppl_gen.state import unchanged
+from ppl_gen.core.errors import BadInput
+from ppl_gen.experiment.state import unchanged
 
 
 def least_images(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.data import Data
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import Checkpoint, batch
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Fitted

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from ppl_gen.errors import BadInput
+from ppl_gen.core.errors import BadInput
 
 SPLITS = ("train", "validation", "test")
 _Arrays = dict[str, np.ndarray]

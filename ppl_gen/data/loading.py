@@ -1,20 +1,4 @@
-"""Data sets, splits and binarization.
-
-An image is a row of `data_dim` pixels in [0, 1]. A split holds all its images in one tensor on one device, so
-that a batch is an index into it and binarization is one `torch.bernoulli`.
-
-Binarization belongs to the identity of a data set (Salakhutdinov and Murray 2008; Burda et al. 2016):
-
-- `dynamic`: x ~ Bernoulli(pixel), redrawn whenever a training image is used; validation and test images are
-  drawn once with a fixed seed, the same for every run.
-- `static`: one fixed-seed draw of every image.
-- `threshold`: x = 1 where pixel > 0.5.
-- `none`: grey values as they are. Under a Bernoulli likelihood the resulting figure is no bound on a
-  log-probability.
-- `dequantized`: a density in place of the probabilities of L grey levels: x = (level + u) / L, u uniform in [0, 1)
-  (Theis et al. 2016), drawn anew for training, once for validation and test. x is in [0, 1] and so is the density's
-  unit: it is L^data_dim times that of level + u.
-"""
+"""Data sets by name, and from files and arrays, loaded and split."""
 
 import hashlib
 import os
@@ -24,152 +8,23 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ppl_gen import arrays, sources
-from ppl_gen.data_options import Binarization, DataOptions
-from ppl_gen.errors import BadInput, near_miss, require, require_choices
+from ppl_gen.core.errors import BadInput, near_miss, require
+from ppl_gen.data import arrays, sources
+from ppl_gen.data.options import DataOptions
+from ppl_gen.data.splits import POOL_SEED, REDRAWN, SHUFFLE_SEED, TEST_SEED, Data, Split, cut, join, with_fixed_draw
 
-SplitName = Literal["train", "validation", "test"]
-
-_BINARY, _REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
-# Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
-_POOL_SEED, _TEST_SEED, _SHUFFLE_SEED = 1, 2, 3
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 _DOWNLOAD_SECONDS = 10.0
-_DRAWN = 10_000  # images whose binarization is drawn at a time, in their order
 _MNIST_COUNTS, _MNIST_SPLIT = (60_000, 10_000), (50_000, 10_000)  # on disk, train and test; and how train is split
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
 _NAMES = ("auto", "digits", "binarized-mnist", *_TORCHVISION)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images [N, data_dim], as uint8 in 0..scale or as float32 in [0, 1], and their labels [N] if there are any."""
-
-    images: Tensor
-    labels: Tensor | None = None
-    scale: int = 1
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def pixels(self, index: Any = slice(None)) -> Tensor:
-        """Grey values in [0, 1] of the images at `index` (a slice or an index tensor), float32 [n, data_dim]."""
-        images = self.images[index]
-        if self.scale == 1:
-            return images.float()
-        # Not by a number, which CUDA multiplies by the reciprocal of: grey values are the same on every device.
-        return images / torch.full((), float(self.scale), device=images.device)
-
-    def dequantized(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Grey values [n, data_dim] with noise: uniform in the interval of each pixel's level."""
-        return (pixels * self.scale + torch.rand(pixels.shape, generator=generator, device=pixels.device)) / (
-            self.scale + 1
-        )
-
-    def to(self, device: torch.device | str) -> "Split":
-        labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, images=self.images.to(device), labels=labels)
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set in three splits, binarized as asked. `validation` may be empty."""
-
-    name: str
-    shape: tuple[int, ...]
-    binarization: Binarization
-    train: Split
-    validation: Split
-    test: Split
-    notice: str = field(default="", compare=False)
-    """What a person must be told: for `auto`, which data set it became and why; for a file, how it was read where it
-    could be read otherwise."""
-    sha256: str | None = field(default=None, compare=False)
-    """Fingerprint of images that were handed over in Python."""
-
-    def __post_init__(self) -> None:
-        """Binarize, or dequantize, splits that are still grey. Those of `load_data` are as they must be.
-
-        :raises BadInput: for images of another shape, and for pixels outside [0, 1] where they are probabilities.
-        """
-        require_choices(self)
-        for name in ("train", "validation", "test"):
-            split = getattr(self, name)
-            if split.images.shape[1:] != (self.dim,):
-                what = f"images {list(split.images.shape)} of {name}, where shape {self.shape} needs [N, {self.dim}]"
-                raise BadInput(f"data {self.name}: {what}")
-            if self.binarization in _BINARY and not _in_range(split):
-                raise BadInput(f"data {self.name}: pixels of {name} lie outside [0, {split.scale}]")
-        if self.binarization == "dequantized" and self.train.scale == 1:
-            raise BadInput(f"data {self.name}: dequantized needs grey levels, and its scale is 1")
-        fixed = [self.validation] if self.binarization in _REDRAWN else [self.train, self.validation]
-        if not all(_is_fixed(split, self.binarization) for split in fixed):
-            pool, count = _fixed(_join(self.train, self.validation), self.binarization, _POOL_SEED), len(self.train)
-            object.__setattr__(self, "validation", _cut(pool, count, len(pool)))
-            if self.binarization not in _REDRAWN:
-                object.__setattr__(self, "train", _cut(pool, 0, count))
-        if not _is_fixed(self.test, self.binarization):
-            object.__setattr__(self, "test", _fixed(self.test, self.binarization, _TEST_SEED))
-
-    @property
-    def dim(self) -> int:
-        """Pixels per image."""
-        return int(np.prod(self.shape))
-
-    def split(self, name: str) -> Split:
-        """The split of that name. Raises `BadInput` where it holds no image."""
-        split = {"train": self.train, "validation": self.validation, "test": self.test}[name]
-        if len(split) == 0:
-            raise BadInput(f"--split {name}: {self.name} was fitted with all its images, none left for {name}")
-        return split
-
-    def batch(self, index: Tensor) -> Tensor:
-        """Training targets float32 [n, data_dim] at `index`; drawn anew from torch's generator if `dynamic`."""
-        pixels = self.train.pixels(index)
-        if self.binarization == "dynamic":
-            return torch.bernoulli(pixels)
-        return self.train.dequantized(pixels) if self.binarization == "dequantized" else pixels
-
-    def targets(self, name: str, index: Any = slice(None)) -> Tensor:
-        """Fixed targets float32 [n, data_dim] of a split: what an evaluation sees. The training split of `dynamic` and
-        `dequantized` data has one fixed draw for this purpose too."""
-        split = self.split(name)
-        if name == "train" and self.binarization == "dynamic":
-            rows = torch.arange(len(split))[index if isinstance(index, slice) else index.cpu()]
-            needed = int(rows.max()) + 1 if len(rows) else 0
-            split = _draw(_cut(split, 0, -(-needed // _DRAWN) * _DRAWN), _POOL_SEED)
-        elif name == "train" and self.binarization == "dequantized":
-            split = _dequantize(split, _POOL_SEED)
-        return split.pixels(index)
-
-    def examples(self, seed: int, count: int = 2000) -> Tensor:
-        """Grey values [at most count, data_dim] of training images chosen at random."""
-        generator = torch.Generator().manual_seed(seed)
-        index = torch.randperm(len(self.train), generator=generator)[:count]
-        return self.train.pixels(index.to(self.train.images.device))
-
-    def mean(self) -> Tensor:
-        """Mean training pixel [data_dim] in float32, smoothed by half an observation so that it is inside (0, 1)."""
-        total = torch.zeros(self.dim, dtype=torch.float64, device=self.train.images.device)
-        for block in torch.arange(len(self.train)).split(10_000):
-            total += self.train.pixels(block).double().sum(0)
-        return ((total + 0.5) / (len(self.train) + 1)).float()
-
-    def to(self, device: torch.device | str) -> "Data":
-        return replace(
-            self,
-            train=self.train.to(device),
-            validation=self.validation.to(device),
-            test=self.test.to(device),
-        )
 
 
 class _Source(NamedTuple):
@@ -206,12 +61,13 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
             f"--binarization dequantized: {source.name} has no grey levels, its pixels are binary or real numbers"
         )
     fixed, test = (
-        _fixed(each, options.binarization, seed) for each, seed in ((pool, _POOL_SEED), (source.test, _TEST_SEED))
+        with_fixed_draw(each, options.binarization, seed)
+        for each, seed in ((pool, POOL_SEED), (source.test, TEST_SEED))
     )
     # Validation is the end of the pool, and gives way only to a training split that asks for more than its share.
     start = max(sizes[0], count)
-    train = _cut(pool if options.binarization in _REDRAWN else fixed, 0, count)
-    validation = _cut(fixed, start, len(pool))
+    train = cut(pool if options.binarization in REDRAWN else fixed, 0, count)
+    validation = cut(fixed, start, len(pool))
     found = source.name, source.shape, options.binarization, train, validation, test
     return Data(*found, notice=source.notice, sha256=source.sha256)
 
@@ -252,62 +108,6 @@ def fingerprint(name: str) -> str | None:
         return None
     paths = sources.files(name)
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest() if paths[0].is_file() else None
-
-
-def _cut(split: Split, start: int, stop: int) -> Split:
-    labels = None if split.labels is None else split.labels[start:stop]
-    return replace(split, images=split.images[start:stop], labels=labels)
-
-
-def _join(first: Split, second: Split) -> Split:
-    labels = None
-    if first.labels is not None and second.labels is not None:
-        labels = torch.cat([first.labels, second.labels])
-    if first.scale == second.scale:
-        return Split(torch.cat([first.images, second.images]), labels, first.scale)
-    return Split(torch.cat([first.pixels(), second.pixels()]), labels)
-
-
-def _in_range(split: Split) -> bool:
-    return len(split) == 0 or bool((split.images.min() >= 0) & (split.images.max() <= split.scale))
-
-
-def _is_fixed(split: Split, binarization: Binarization) -> bool:
-    """Whether a split holds targets, not grey values that they are made of."""
-    if binarization not in _BINARY:
-        return binarization == "none" or split.scale == 1
-    images = split.images
-    return split.scale == 1 and (not images.is_floating_point() or bool(((images == 0) | (images == 1)).all()))
-
-
-def _fixed(split: Split, binarization: Binarization, seed: int) -> Split:
-    """The fixed targets that a binarization makes of grey values."""
-    if binarization in ("dynamic", "static"):
-        return _draw(split, seed)
-    if binarization == "dequantized":
-        return _dequantize(split, seed)
-    return _threshold(split) if binarization == "threshold" else split
-
-
-def _draw(split: Split, seed: int) -> Split:
-    """One Bernoulli draw of every image, on the CPU so that it is the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    blocks = [
-        torch.bernoulli(split.pixels(block).cpu(), generator=generator).to(torch.uint8)
-        for block in torch.arange(len(split)).split(_DRAWN)
-    ]
-    images = torch.cat(blocks) if blocks else split.images.cpu()
-    return Split(images.to(split.images.device), split.labels, 1)
-
-
-def _dequantize(split: Split, seed: int) -> Split:
-    """One draw of the noise of every image, on the CPU so that it is the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return Split(split.dequantized(split.pixels().cpu(), generator).to(split.images.device), split.labels, 1)
-
-
-def _threshold(split: Split) -> Split:
-    return Split((split.pixels() > 0.5).to(torch.uint8), split.labels, 1)
 
 
 # Where the images come from ------------------------------------------------------------------------------------
@@ -456,11 +256,11 @@ def _digits() -> _Source:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    order = torch.randperm(len(bunch.data), generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
+    order = torch.randperm(len(bunch.data), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
     images = torch.from_numpy(bunch.data).to(torch.uint8)[order]
     labels = torch.from_numpy(bunch.target)[order]
     whole = Split(images, labels, 16)
-    return _Source("digits", (8, 8), _cut(whole, 0, 1_497), _cut(whole, 1_497, 1_797), (1_197, 300))
+    return _Source("digits", (8, 8), cut(whole, 0, 1_497), cut(whole, 1_497, 1_797), (1_197, 300))
 
 
 def _amat(name: str) -> _Source:
@@ -501,7 +301,7 @@ def _splits(name: str, found: sources.Images) -> _Source:
     whole = splits["train"]
     missing = [split for split in ("test", "validation") if split not in splits]
     if missing:
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
         labels = None if whole.labels is None else whole.labels[order]
         whole = replace(whole, images=whole.images[order], labels=labels)
     tenth = max(1, len(whole) // 10)
@@ -512,8 +312,8 @@ def _splits(name: str, found: sources.Images) -> _Source:
             f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}, nothing can be learned from them"
         )
     for split in missing:
-        splits[split] = _cut(whole, len(whole) - tenth, len(whole))
-        whole = _cut(whole, 0, len(whole) - tenth)
-    pool = _join(whole, splits["validation"])
+        splits[split] = cut(whole, len(whole) - tenth, len(whole))
+        whole = cut(whole, 0, len(whole) - tenth)
+    pool = join(whole, splits["validation"])
     notice = f"{name}: {'; '.join(found.notes)}" if found.notes else ""
     return _Source(name, found.shape, pool, splits["test"], (len(whole), len(splits["validation"])), notice)

@@ -1,0 +1,216 @@
+"""Data sets, splits and binarization.
+
+An image is a row of `data_dim` pixels in [0, 1]. A split holds all its images in one tensor on one device, so
+that a batch is an index into it and binarization is one `torch.bernoulli`.
+
+Binarization belongs to the identity of a data set (Salakhutdinov and Murray 2008; Burda et al. 2016):
+
+- `dynamic`: x ~ Bernoulli(pixel), redrawn whenever a training image is used; validation and test images are
+  drawn once with a fixed seed, the same for every run.
+- `static`: one fixed-seed draw of every image.
+- `threshold`: x = 1 where pixel > 0.5.
+- `none`: grey values as they are. Under a Bernoulli likelihood the resulting figure is no bound on a
+  log-probability.
+- `dequantized`: a density in place of the probabilities of L grey levels: x = (level + u) / L, u uniform in [0, 1)
+  (Theis et al. 2016), drawn anew for training, once for validation and test. x is in [0, 1] and so is the density's
+  unit: it is L^data_dim times that of level + u.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_gen.core.errors import BadInput, require_choices
+from ppl_gen.data.options import Binarization
+
+SplitName = Literal["train", "validation", "test"]
+
+_BINARY, REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
+# Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
+POOL_SEED, TEST_SEED, SHUFFLE_SEED = 1, 2, 3
+_DRAWN = 10_000  # images whose binarization is drawn at a time, in their order
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images [N, data_dim], as uint8 in 0..scale or as float32 in [0, 1], and their labels [N] if there are any."""
+
+    images: Tensor
+    labels: Tensor | None = None
+    scale: int = 1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pixels(self, index: Any = slice(None)) -> Tensor:
+        """Grey values in [0, 1] of the images at `index` (a slice or an index tensor), float32 [n, data_dim]."""
+        images = self.images[index]
+        if self.scale == 1:
+            return images.float()
+        # Not by a number, which CUDA multiplies by the reciprocal of: grey values are the same on every device.
+        return images / torch.full((), float(self.scale), device=images.device)
+
+    def dequantized(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Grey values [n, data_dim] with noise: uniform in the interval of each pixel's level."""
+        return (pixels * self.scale + torch.rand(pixels.shape, generator=generator, device=pixels.device)) / (
+            self.scale + 1
+        )
+
+    def to(self, device: torch.device | str) -> "Split":
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, images=self.images.to(device), labels=labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three splits, binarized as asked. `validation` may be empty."""
+
+    name: str
+    shape: tuple[int, ...]
+    binarization: Binarization
+    train: Split
+    validation: Split
+    test: Split
+    notice: str = field(default="", compare=False)
+    """What a person must be told: for `auto`, which data set it became and why; for a file, how it was read where it
+    could be read otherwise."""
+    sha256: str | None = field(default=None, compare=False)
+    """Fingerprint of images that were handed over in Python."""
+
+    def __post_init__(self) -> None:
+        """Binarize, or dequantize, splits that are still grey. Those of `load_data` are as they must be.
+
+        :raises BadInput: for images of another shape, and for pixels outside [0, 1] where they are probabilities.
+        """
+        require_choices(self)
+        for name in ("train", "validation", "test"):
+            split = getattr(self, name)
+            if split.images.shape[1:] != (self.dim,):
+                what = f"images {list(split.images.shape)} of {name}, where shape {self.shape} needs [N, {self.dim}]"
+                raise BadInput(f"data {self.name}: {what}")
+            if self.binarization in _BINARY and not _in_range(split):
+                raise BadInput(f"data {self.name}: pixels of {name} lie outside [0, {split.scale}]")
+        if self.binarization == "dequantized" and self.train.scale == 1:
+            raise BadInput(f"data {self.name}: dequantized needs grey levels, and its scale is 1")
+        fixed = [self.validation] if self.binarization in REDRAWN else [self.train, self.validation]
+        if not all(_is_fixed(split, self.binarization) for split in fixed):
+            pool, count = (
+                with_fixed_draw(join(self.train, self.validation), self.binarization, POOL_SEED),
+                len(self.train),
+            )
+            object.__setattr__(self, "validation", cut(pool, count, len(pool)))
+            if self.binarization not in REDRAWN:
+                object.__setattr__(self, "train", cut(pool, 0, count))
+        if not _is_fixed(self.test, self.binarization):
+            object.__setattr__(self, "test", with_fixed_draw(self.test, self.binarization, TEST_SEED))
+
+    @property
+    def dim(self) -> int:
+        """Pixels per image."""
+        return int(np.prod(self.shape))
+
+    def split(self, name: str) -> Split:
+        """The split of that name. Raises `BadInput` where it holds no image."""
+        split = {"train": self.train, "validation": self.validation, "test": self.test}[name]
+        if len(split) == 0:
+            raise BadInput(f"--split {name}: {self.name} was fitted with all its images, none left for {name}")
+        return split
+
+    def batch(self, index: Tensor) -> Tensor:
+        """Training targets float32 [n, data_dim] at `index`; drawn anew from torch's generator if `dynamic`."""
+        pixels = self.train.pixels(index)
+        if self.binarization == "dynamic":
+            return torch.bernoulli(pixels)
+        return self.train.dequantized(pixels) if self.binarization == "dequantized" else pixels
+
+    def targets(self, name: str, index: Any = slice(None)) -> Tensor:
+        """Fixed targets float32 [n, data_dim] of a split: what an evaluation sees. The training split of `dynamic` and
+        `dequantized` data has one fixed draw for this purpose too."""
+        split = self.split(name)
+        if name == "train" and self.binarization == "dynamic":
+            rows = torch.arange(len(split))[index if isinstance(index, slice) else index.cpu()]
+            needed = int(rows.max()) + 1 if len(rows) else 0
+            split = _draw(cut(split, 0, -(-needed // _DRAWN) * _DRAWN), POOL_SEED)
+        elif name == "train" and self.binarization == "dequantized":
+            split = _dequantize(split, POOL_SEED)
+        return split.pixels(index)
+
+    def examples(self, seed: int, count: int = 2000) -> Tensor:
+        """Grey values [at most count, data_dim] of training images chosen at random."""
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.randperm(len(self.train), generator=generator)[:count]
+        return self.train.pixels(index.to(self.train.images.device))
+
+    def mean(self) -> Tensor:
+        """Mean training pixel [data_dim] in float32, smoothed by half an observation so that it is inside (0, 1)."""
+        total = torch.zeros(self.dim, dtype=torch.float64, device=self.train.images.device)
+        for block in torch.arange(len(self.train)).split(10_000):
+            total += self.train.pixels(block).double().sum(0)
+        return ((total + 0.5) / (len(self.train) + 1)).float()
+
+    def to(self, device: torch.device | str) -> "Data":
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
+
+
+def cut(split: Split, start: int, stop: int) -> Split:
+    labels = None if split.labels is None else split.labels[start:stop]
+    return replace(split, images=split.images[start:stop], labels=labels)
+
+
+def join(first: Split, second: Split) -> Split:
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = torch.cat([first.labels, second.labels])
+    if first.scale == second.scale:
+        return Split(torch.cat([first.images, second.images]), labels, first.scale)
+    return Split(torch.cat([first.pixels(), second.pixels()]), labels)
+
+
+def _in_range(split: Split) -> bool:
+    return len(split) == 0 or bool((split.images.min() >= 0) & (split.images.max() <= split.scale))
+
+
+def _is_fixed(split: Split, binarization: Binarization) -> bool:
+    """Whether a split holds targets, not grey values that they are made of."""
+    if binarization not in _BINARY:
+        return binarization == "none" or split.scale == 1
+    images = split.images
+    return split.scale == 1 and (not images.is_floating_point() or bool(((images == 0) | (images == 1)).all()))
+
+
+def with_fixed_draw(split: Split, binarization: Binarization, seed: int) -> Split:
+    """The fixed targets that a binarization makes of grey values."""
+    if binarization in ("dynamic", "static"):
+        return _draw(split, seed)
+    if binarization == "dequantized":
+        return _dequantize(split, seed)
+    return _threshold(split) if binarization == "threshold" else split
+
+
+def _draw(split: Split, seed: int) -> Split:
+    """One Bernoulli draw of every image, on the CPU so that it is the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = [
+        torch.bernoulli(split.pixels(block).cpu(), generator=generator).to(torch.uint8)
+        for block in torch.arange(len(split)).split(_DRAWN)
+    ]
+    images = torch.cat(blocks) if blocks else split.images.cpu()
+    return Split(images.to(split.images.device), split.labels, 1)
+
+
+def _dequantize(split: Split, seed: int) -> Split:
+    """One draw of the noise of every image, on the CPU so that it is the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return Split(split.dequantized(split.pixels().cpu(), generator).to(split.images.device), split.labels, 1)
+
+
+def _threshold(split: Split) -> Split:
+    return Split((split.pixels() > 0.5).to(torch.uint8), split.labels, 1)

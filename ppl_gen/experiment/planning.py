@@ -1,0 +1,65 @@
+"""The runs of a sweep: every combination of classes, options and seeds, each with a name of its own."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ppl_gen.core.components import Kind, class_name, kebab_case, name_of
+from ppl_gen.core.errors import BadInput
+from ppl_gen.experiment.config import Given
+
+
+class Planned(NamedTuple):
+    """A run that is to be."""
+
+    path: Path
+    given: Given
+    """Its classes."""
+    options: dict[str, Any]
+    """The options that vary, and the seed."""
+
+
+def combinations(
+    model: Any,
+    guides: Sequence[Any],
+    priors: Sequence[Any],
+    objectives: Sequence[Any],
+    vary: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int],
+    out: str | Path | None = None,
+) -> list[Planned]:
+    """Every combination, in order.
+
+    :param guides: each as `Run.fit` takes it; None for the model's own. So are priors and objectives.
+    :param vary: values by the name of an option.
+    :param out: the folder of the run directories; by default `runs/<model>`.
+    :raises BadInput: for an instance, which two runs would share, and where two runs would have one name.
+    """
+    for each in (model, *guides, *priors, *objectives):
+        if isinstance(each, nn.Module):
+            raise BadInput(f"{type(each).__name__} is an instance: several runs would train one; give its class")
+    folder = Path("runs", label("model", model)) if out is None else Path(out)
+    planned: dict[Path, Planned] = {}
+    varied = [[(name, value) for value in values] for name, values in vary.items()]
+    classes = itertools.product(guides, priors, objectives)
+    for (guide, prior, objective), values, seed in itertools.product(classes, itertools.product(*varied), seeds):
+        named: list[tuple[Kind, Any]] = [("guide", guide), ("prior", prior), ("objective", objective)]
+        words = [label("model", model), *(label(kind, each) for kind, each in named if each is not None)]
+        words += [f"{name.replace('_', '-')}-{_text(value)}" for name, value in values]
+        path = folder / "-".join([*words, str(seed)])
+        if path in planned:
+            raise BadInput(f"two runs would be called {path.name}; name every guide, objective, prior and seed once")
+        planned[path] = Planned(path, Given(model, guide, prior, objective), {**dict(values), "seed": seed})
+    return list(planned.values())
+
+
+def label(kind: Kind, reference: Any) -> str:
+    """A class in the name of a run: `my-guide`."""
+    return kebab_case(class_name(name_of(kind, reference)))
+
+
+def _text(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,286 @@
+"""Every guide with every objective and value of an option, from every seed, each in a process of its own.
+
+Each run is a process of `ppl_gen.fit` of its own. Finished runs are not run again, and interrupted ones are continued,
+so that the same command picks up where it stopped.
+"""
+
+import fcntl
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from ppl_gen.core.components import kebab_case
+from ppl_gen.core.errors import BadInput, require
+from ppl_gen.experiment.arguments import parse
+from ppl_gen.experiment.config import Config, Given, check_same
+from ppl_gen.experiment.run_directory import RunDirectory, check_new
+from ppl_gen.training.processes import interrupts
+
+PROGRAM = "python -m ppl_gen.sweep"
+_OWN = (
+    "--guide",
+    "--refit-guide",
+    "--objective",
+    "--prior",
+    "--seed",
+    "--out",
+    "--model",
+    "--resume",
+    "--dry-run",
+    "--no-dry-run",
+)
+"""Options of `fit` that a sweep sets, or that make no run."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """As for fit: a name, or file.py:Class."""
+    out: Path
+    """Directory of the run directories and their logs."""
+    guides: tuple[str, ...] | None = None
+    """Guides: names, or file.py:Class; with options, such as flow,transform=iaf. By default the model's own."""
+    objectives: tuple[str, ...] | None = None
+    """Objectives: names; with :K, of K particles, such as vimco:50. By default the model's own."""
+    priors: tuple[str, ...] = ()
+    """Priors: names, or file.py:Class; by default the model's own."""
+    vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """An option of fit and its values, such as learning-rate 1e-3 3e-3. May be given several times: every combination
+    is run."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of weights, order of images and noise."""
+    jobs: int | None = None
+    """Runs at a time, which share the cores; by default as many as there are cores."""
+
+    def __post_init__(self) -> None:
+        for name in ("guides", "objectives", "seeds"):
+            require(getattr(self, name) is None or len(getattr(self, name)) > 0, name, "", "needs at least one")
+        for name, *values in self.vary:
+            require(len(values) > 0, "vary", name, "needs at least one value")
+        require(self.jobs is None or self.jobs >= 1, "jobs", self.jobs, "must be at least 1")
+
+
+class Planned(NamedTuple):
+    """A run of the sweep."""
+
+    path: Path
+    config: Config
+    arguments: list[str]
+    """Of `fit`, to start it."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def log(self) -> Path:
+        return self.path.with_name(f"{self.name}.log")
+
+
+def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
+    """The runs of a sweep, in order.
+
+    :param rest: options of `fit` that all runs share.
+    :raises BadInput: for options that `fit` cannot read, or that the sweep sets itself.
+    """
+    _check_shared(options, rest)
+    planned: dict[str, Planned] = {}
+    varied = [[(name, value) for value in values] for name, *values in options.vary]
+    parts = [options.guides or (None,), options.priors or (None,), options.objectives or (None,)]
+    for (guide, prior, objective), values in itertools.product(itertools.product(*parts), itertools.product(*varied)):
+        chosen, label = _chosen(guide, prior, objective, values)
+        config, _ = parse([options.model, *chosen, *rest])
+        label = label or [config.guide, config.training.objective]
+        for seed in options.seeds:
+            words = [options.model, *label, str(seed)]
+            name = "-".join(kebab_case(word.rpartition(":")[2]) for word in words)
+            if name in planned:
+                raise BadInput(f"two runs would be called {name}; name every guide, objective, prior and seed once")
+            path = options.out / name
+            arguments = [options.model, *chosen, "--seed", str(seed), "--out", str(path), *rest]
+            planned[name] = Planned(path, replace(config, training=replace(config.training, seed=seed)), arguments)
+    return list(planned.values())
+
+
+def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
+    """Raise `BadInput` for an option after -- that the sweep sets itself."""
+    own = {f"--{name.replace('_', '-')}" for name, *_ in options.vary}
+    particles = {"--num-particles"} if any(":" in name for name in options.objectives or ()) else set()
+    for argument in rest:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in {*_OWN, *own, *particles}:
+            raise BadInput(f"{flag}: after -- stand options that all runs share, and the sweep sets this one itself")
+    for flag in sorted(own & {*_OWN, *particles}):
+        raise BadInput(f"--vary {flag.removeprefix('--')}: has an option of its own here, such as --guides or --seeds")
+
+
+def _chosen(
+    guide: str | None, prior: str | None, objective: str | None, varied: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[str]]:
+    """The options of `fit` that make one combination, and the words of its name."""
+    chosen: list[str] = []
+    label: list[str] = []
+    if guide is not None:
+        name, *own = guide.split(",")
+        if not all("=" in option for option in own):
+            raise BadInput(f"--guides {guide}: after the comma stand options of the guide, as in flow,transform=iaf")
+        chosen += ["--guide", name, *(f"--guide.{option}" for option in own)]
+        label += [name, *(option.partition("=")[2] for option in own)]
+    if objective is not None:
+        name, _, particles = objective.partition(":")
+        chosen += ["--objective", name, *(["--num-particles", particles] if particles else [])]
+    if prior is not None:
+        chosen += ["--prior", prior]
+        label.append(prior)
+    if objective is not None:
+        label.append(objective.replace(":", "-"))
+    for name, value in varied:
+        chosen += [f"--{name}", value]
+        label += [name, value]
+    return chosen, label
+
+
+def remaining(planned: Sequence[Planned]) -> list[Planned]:
+    """The runs that are not finished, with the arguments of `fit` that continue those that are there.
+
+    :raises BadInput: for a directory there that is no run, or a run with other options.
+    """
+    found = []
+    for run in planned:
+        if not run.path.exists():
+            check_new(run.path)
+            found.append(run)
+            continue
+        opened = RunDirectory.open(run.path)
+        check_same(opened, run.config, Given(**run.config.externals()))
+        evaluation, last = opened.read_json("evaluation.json"), (opened.metrics() or [{}])[-1]
+        trained = last.get("epoch", 0) >= run.config.training.epochs or last.get("stopped", False)
+        if evaluation is None or opened.stale(evaluation) or not trained:
+            again = ["--resume", str(run.path)]
+            for kind, reference in run.config.externals().items():
+                again += [f"--{kind}", reference]
+            found.append(run._replace(arguments=again))
+    return found
+
+
+# Running -------------------------------------------------------------------------------------------------------
+
+
+class _Running(NamedTuple):
+    planned: Planned
+    process: "subprocess.Popen[bytes]"
+    start: float
+
+
+def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str, str]:
+    """Run processes of `fit`, with a line on standard error as each starts and ends.
+
+    :param jobs: how many at a time.
+    :param threads: of each.
+    :param lock: a file descriptor that they hold, from `locked`.
+    :returns: of each that failed, by name, how.
+    :raises KeyboardInterrupt: when interrupted, once all have written their checkpoints.
+    """
+    waiting, running = list(todo), list[_Running]()
+    failures: dict[str, str] = {}
+    seconds: list[float] = []
+    stopping = False
+    with interrupts() as interrupted:
+        try:
+            while running or (waiting and not stopping):
+                if interrupted.is_set() and not stopping:
+                    stopping = True
+                    say(f"interrupted: waiting for {len(running)} runs to write their checkpoints")
+                    _interrupt(running)
+                while waiting and len(running) < jobs and not stopping:
+                    running.append(_start(waiting.pop(0), threads, lock))
+                for each in [each for each in running if each.process.poll() is not None]:
+                    running.remove(each)
+                    name, took = each.planned.name, time.perf_counter() - each.start
+                    left = len(waiting) + len(running)
+                    if each.process.returncode == 0:
+                        seconds.append(took)
+                        rest = f", about {_duration(sum(seconds) / len(seconds) * left / jobs)}" if left else ""
+                        say(f"done      {name} in {_duration(took)}; {left} left{rest}")
+                    elif not stopping:
+                        failures[name] = _last_line(each.planned, each.process.returncode)
+                        say(f"failed    {name} after {_duration(took)}; {left} left")
+                time.sleep(0.1)
+        finally:  # after a second interrupt there are some left, and it is their second too
+            _interrupt(running)
+            for each in running:
+                each.process.wait()
+    if stopping:
+        raise KeyboardInterrupt("the same command continues")
+    return failures
+
+
+def _start(planned: Planned, threads: int, lock: int) -> _Running:
+    own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    say(f"{'continue' if planned.path.exists() else 'start':<10}{planned.name}")
+    with open(planned.log, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ppl_gen.fit", *planned.arguments],
+            env=os.environ | own,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Else the terminal's Ctrl-C would reach it too, and the one from here would be its second, which does not
+            # wait for a checkpoint.
+            start_new_session=True,
+            pass_fds=[lock],
+        )
+    return _Running(planned, process, time.perf_counter())
+
+
+def locked(out: Path) -> int:
+    """A new directory, or one that is there, locked for as long as any process has the file descriptor returned: this
+    one, and the runs that it starts, which live on if it is killed.
+
+    :raises BadInput: if it cannot be written, or is locked.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"--out {out}: a sweep, or a run that one has left behind, is at work there") from None
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
+    return lock
+
+
+def _interrupt(running: Sequence[_Running]) -> None:
+    for each in running:
+        each.process.send_signal(signal.SIGINT)
+
+
+def _last_line(planned: Planned, status: int) -> str:
+    lines = planned.log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"killed by signal {-status}; its last line: {last}" if status < 0 else last
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
