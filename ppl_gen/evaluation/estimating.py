@@ -1,4 +1,4 @@
-"""Estimate log p(x) of a fitted run's images by every estimator that is asked for, and record the estimates."""
+"""Estimate log p(x) of a fitted run's images by every estimator that is asked for."""
 
 import hashlib
 import time

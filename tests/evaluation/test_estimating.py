@@ -42,7 +42,9 @@ def _fitted(path: Path, to: Path) -> Fitted:
     return Fitted.open(shutil.copytree(path, to / path.name))
 
 
-def _recorded(fitted: Fitted) -> dict[str, Any]:
+def _recorded(evaluation: Evaluation, fitted: Fitted) -> dict[str, Any]:
+    """The content of the file that an evaluation is written to."""
+    evaluation.write(fitted.directory)
     return json.loads((fitted.directory.path / "evaluation.json").read_text(encoding="utf-8"))
 
 
@@ -54,7 +56,7 @@ def test_every_option_is_recorded_as_it_was_resolved(runs: dict[str, Path], tmp_
     mixed = EvaluationOptions(num_images=6, prior_share=0.5, num_samples=40, proposals=(runs["vae"],))
     for options, others in ((EvaluationOptions(), ()), (annealed, ()), (mixed, (fitted.guide,))):
         evaluation = evaluate(fitted, options, others=others, quiet=True)
-        said = _recorded(fitted)["options"]
+        said = _recorded(evaluation, fitted)["options"]
         assert said == evaluation.options == json.loads(json.dumps(evaluation.options))
         assert said["num_samples"] == (options.num_samples or 30) and said["estimator"] != "auto"
         assert said["num_images"] == (options.num_images or len(fitted.data.test))
@@ -64,7 +66,7 @@ def test_every_option_is_recorded_as_it_was_resolved(runs: dict[str, Path], tmp_
         repeated = evaluate(fitted, EvaluationOptions(**again), others=others, quiet=True)
         same = {key: value for key, value in repeated.summary.items() if key != "seconds"}
         assert same == {key: value for key, value in evaluation.summary.items() if key != "seconds"}
-    assert _recorded(fitted)["options"]["proposals"] == [str(runs["vae"])]
+    assert evaluation.options["proposals"] == [str(runs["vae"])]
 
 
 def test_the_evaluation_of_a_fit_records_its_options(runs: dict[str, Path]) -> None:
@@ -83,7 +85,7 @@ def test_an_estimator_of_ones_own_stands_beside_the_others(runs: dict[str, Path]
     """It is written, judged and printed like those of the package, on disk too; no other module knows it."""
     fitted = _fitted(runs["vae"], tmp_path)
     evaluation = evaluate(fitted, EvaluationOptions(num_images=6), further=[_mine], quiet=True)
-    entry = _recorded(fitted)["log_px_mine"]
+    entry = _recorded(evaluation, fitted)["log_px_mine"]
     assert entry["mean"] == -60 and entry["at_least"] and entry["depth"] == 3 and entry["num_samples"] == 7
     assert "importance" in evaluation.summary["below"]["mine"]
     assert "at least   -60.00 ± 0.00   mine, S = 7; Monte Carlo error" in str(evaluation)
