@@ -14,6 +14,9 @@ import matplotlib.font_manager  # noqa: F401  (its cache, which it tells of on s
 import torch
 
 from ppl_gen.core import cli
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
+from ppl_gen.data.splits import Data
 
 # How fast a machine is, and what it found on another day, decide nothing.
 hypothesis.settings.register_profile(
@@ -45,6 +48,12 @@ def _few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if "all_pictures" not in request.fixturenames and "figures" not in request.path.parts:
         monkeypatch.setattr("ppl_gen.report.pictures.of_latent_space", lambda *arguments: iter(()))
         monkeypatch.setattr("matplotlib.figure.Figure.get_layout_engine", lambda figure: None)
+
+
+@pytest.fixture(scope="session")
+def data() -> Data:
+    """200 training images of the bundled digits."""
+    return load_data(DataOptions(data="digits", train_size=200))
 
 
 @pytest.fixture

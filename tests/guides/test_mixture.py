@@ -8,8 +8,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from families import images, make
 from pyro.infer import Trace_ELBO
-from test_guides import images, make
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput

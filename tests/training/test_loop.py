@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from fits import SMALL, fit_pair, interrupt_after, same, small_config, without_times
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble, load_checkpoint
-from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import RunDirectory
@@ -38,48 +38,14 @@ from ppl_gen.training.checks import prepare, without_gradient
 from ppl_gen.training.loop import Diverged, loss_per_image, loss_with_gradient, train
 from ppl_gen.training.optimizer import OneOptimizer
 
-SMALL = TrainingOptions(epochs=3, batch_size=64)
-
-
-@pytest.fixture(scope="session")
-def data() -> Data:
-    return load_data(DataOptions(data="digits", train_size=200))
-
-
-def _config(options: TrainingOptions = SMALL, **guide_options: Any) -> Config:
-    return Config(
-        model_options={"latent_dim": 3, "hidden_dims": (16,)},
-        guide_options=guide_options,
-        data=DataOptions(data="digits", train_size=200),
-        training=options,
-    )
-
-
-def _fit(
-    path: Path, data: Data, options: TrainingOptions = SMALL, **guide_options: Any
-) -> tuple[RunDirectory, nn.ModuleDict]:
-    model, guide = assemble(_config(options, **guide_options), data)
-    run = RunDirectory.create(path, "run", {}) if not path.exists() else RunDirectory.open(path)
-    train(Fitted(_config(options, **guide_options), model, guide, data, Given(), run), quiet=True)
-    return run, nn.ModuleDict({"model": model, "guide": guide})
-
-
-def _without_times(run: RunDirectory) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()]
-
-
-def _same(one: nn.ModuleDict, other: nn.ModuleDict) -> bool:
-    ours, theirs = tensors_of(one), tensors_of(other)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
 
 def test_every_parameter_moves_twice_in_one_process(tmp_path: Path, data: Data) -> None:
     for attempt in range(2):
-        model, guide = assemble(_config(), data)
+        model, guide = assemble(small_config(), data)
         modules = nn.ModuleDict({"model": model, "guide": guide})
         before = {name: tensor.clone() for name, tensor in tensors_of(modules).items()}
         run = RunDirectory.create(tmp_path / str(attempt), "run", {})
-        train(Fitted(_config(), model, guide, data, Given(), run), quiet=True)
+        train(Fitted(small_config(), model, guide, data, Given(), run), quiet=True)
         for name, tensor in tensors_of(modules).items():
             assert not torch.equal(tensor, before[name]), name
     assert len(pyro.get_param_store()) == 0
@@ -87,7 +53,7 @@ def test_every_parameter_moves_twice_in_one_process(tmp_path: Path, data: Data) 
 
 def test_parameters_that_nothing_depends_on_are_told(data: Data) -> None:
     """And those that model and guide share are counted once."""
-    config = _config()
+    config = small_config()
     assert "8 of 8 parameters have a gradient" in str(prepare(config))
     model, guide = assemble(config, data)
     guide.shared, model.unused = model.decoder, nn.Linear(2, 3)
@@ -100,24 +66,24 @@ def test_parameters_that_nothing_depends_on_are_told(data: Data) -> None:
 def test_settings_and_generators_are_left_as_they_were(tmp_path: Path, data: Data) -> None:
     before = (torch.get_rng_state(), torch.get_float32_matmul_precision(), pyro.settings.get())
     handlers = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-    _fit(tmp_path / "run", data, replace(SMALL, epochs=1, matmul_precision="medium"))
+    fit_pair(tmp_path / "run", data, replace(SMALL, epochs=1, matmul_precision="medium"))
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (torch.get_float32_matmul_precision(), pyro.settings.get())
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
 def test_same_seed_same_run_and_other_seed_other_run(tmp_path: Path, data: Data) -> None:
-    first, ours = _fit(tmp_path / "a", data)
-    second, theirs = _fit(tmp_path / "b", data)
-    assert _same(ours, theirs) and _without_times(first) == _without_times(second)
-    assert not _same(ours, _fit(tmp_path / "c", data, replace(SMALL, seed=1))[1])
+    first, ours = fit_pair(tmp_path / "a", data)
+    second, theirs = fit_pair(tmp_path / "b", data)
+    assert same(ours, theirs) and without_times(first) == without_times(second)
+    assert not same(ours, fit_pair(tmp_path / "c", data, replace(SMALL, seed=1))[1])
 
 
 @pytest.mark.parametrize(("optimizer", "gain"), [("adam", 1.0), ("muon", 0.75)])
 def test_learns(tmp_path: Path, data: Data, optimizer: Literal["adam", "muon"], gain: float) -> None:
     """More than the 0.56 nats that pixels on their own gain, without z."""
     options = replace(SMALL, epochs=60, batch_size=20, learning_rate=3e-3, optimizer=optimizer)
-    run, _ = _fit(tmp_path / "run", data, options)
+    run, _ = fit_pair(tmp_path / "run", data, options)
     lines = run.metrics()
     assert [line["epoch"] for line in lines] == list(range(61))
     assert lines[-1]["train"]["elbo"] > lines[0]["train"]["elbo"] + gain
@@ -131,7 +97,7 @@ def test_learns(tmp_path: Path, data: Data, optimizer: Literal["adam", "muon"], 
 def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) -> None:
     """Gradients and the first step equal stock Pyro's, with `pyro.module` and `pyro.optim.Adam`, on the same noise."""
     chosen = TrainingOptions(**options)
-    model, guide = assemble(_config(), data)
+    model, guide = assemble(small_config(), data)
     x = data.targets("train")[:64]
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x[:8])
@@ -147,7 +113,7 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
     torch.manual_seed(5)
     ours = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads).step(x)
 
-    other_model, other_guide = assemble(_config(), data)
+    other_model, other_guide = assemble(small_config(), data)
 
     def stock_model(x: Tensor) -> None:
         pyro.module("model", other_model)
@@ -174,7 +140,7 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
 
 
 def test_particles_average_the_elbo(data: Data) -> None:
-    model, guide = assemble(_config(), data)
+    model, guide = assemble(small_config(), data)
     x = data.targets("train")[:64]
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x[:8])
@@ -188,7 +154,7 @@ def test_particles_average_the_elbo(data: Data) -> None:
 
 @pytest.mark.parametrize("name", ["elbo", "elbo-analytic-kl"])
 def test_warmup_scales_the_kl_term_alone(data: Data, name: str) -> None:
-    model, guide = assemble(_config(), data)
+    model, guide = assemble(small_config(), data)
     x = data.targets("train")[:64]
     warmup = ScaleLatents()
     values = {}
@@ -212,7 +178,7 @@ def test_analytic_kl_is_refused_where_there_is_none(data: Data) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.StudentT(3.0, torch.zeros(3), torch.ones(3)).to_event(1))
 
-    model, _ = assemble(_config(), data)
+    model, _ = assemble(small_config(), data)
     x = data.targets("train")[:8]
     with evaluating(model):
         pair = Pair.read(model, guide, x)
@@ -234,7 +200,7 @@ def test_schedules() -> None:
 
 
 def test_clipping_bounds_the_gradient(data: Data) -> None:
-    model, guide = assemble(_config(), data)
+    model, guide = assemble(small_config(), data)
     parameters = [*model.parameters(), *guide.parameters()]
     optimizer = OneOptimizer(parameters, TrainingOptions(clip_grad_norm=0.5))
     norms: list[Tensor] = []
@@ -263,26 +229,12 @@ def test_muon_steps_along_orthogonal_matrices_and_adam_along_the_rest() -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: Data) -> None:
     with pytest.raises(Diverged, match=r"not finite at step \d+"):
-        _fit(tmp_path / "run", data, replace(SMALL, learning_rate=1e20))
+        fit_pair(tmp_path / "run", data, replace(SMALL, learning_rate=1e20))
     content = RunDirectory.open(tmp_path / "run").load_checkpoint()
     assert content is not None and all(t.isfinite().all() for name, t in content[0].items() if name.startswith("last."))
 
 
 # Resuming ------------------------------------------------------------------------------------------------------
-
-
-def _interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process a Ctrl-C during a later step."""
-    batch, count = Data.batch, 0
-
-    def counting(self: Data, index: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
-        if count == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-        return batch(self, index)
-
-    monkeypatch.setattr(Data, "batch", counting)
 
 
 @pytest.mark.parametrize("steps", [3, 6, 9])
@@ -298,13 +250,13 @@ def test_interrupted_and_resumed_equals_undisturbed(
     tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch, steps: int, options: dict[str, Any]
 ) -> None:
     chosen = replace(SMALL, **options)
-    whole, weights = _fit(tmp_path / "whole", data, chosen, input_dropout=0.2)
+    whole, weights = fit_pair(tmp_path / "whole", data, chosen, input_dropout=0.2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        _interrupt_after(steps, patch)
-        _fit(tmp_path / "cut", data, chosen, input_dropout=0.2)
-    cut, resumed = _fit(tmp_path / "cut", data, chosen, input_dropout=0.2)
-    assert _same(weights, resumed)
-    assert _without_times(whole) == _without_times(cut)
+        interrupt_after(steps, patch)
+        fit_pair(tmp_path / "cut", data, chosen, input_dropout=0.2)
+    cut, resumed = fit_pair(tmp_path / "cut", data, chosen, input_dropout=0.2)
+    assert same(weights, resumed)
+    assert without_times(whole) == without_times(cut)
     ours, theirs = whole.load_checkpoint(), cut.load_checkpoint()
     assert ours is not None and theirs is not None
     assert ours[0].keys() == theirs[0].keys() and all(torch.equal(ours[0][k], theirs[0][k]) for k in ours[0])
@@ -314,7 +266,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, data: Data) -> None:
-    whole, _ = _fit(tmp_path / "whole", data)
+    whole, _ = fit_pair(tmp_path / "whole", data)
     content = whole.load_checkpoint()
     cut = RunDirectory.create(tmp_path / "partial", "run", {})
     # As after a kill between the metrics and the checkpoint of the last epoch, in the middle of a line.
@@ -330,31 +282,31 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, data: Data) -> N
 
 
 def test_best_on_validation_is_kept(tmp_path: Path, data: Data) -> None:
-    run, modules = _fit(tmp_path / "run", data, replace(SMALL, epochs=12, learning_rate=0.03))
+    run, modules = fit_pair(tmp_path / "run", data, replace(SMALL, epochs=12, learning_rate=0.03))
     content = run.load_checkpoint()
     assert content is not None
     validation = [line["validation"]["elbo"] for line in run.metrics()]
     best = max(validation)
     assert content[1]["best"] == {"epoch": validation.index(best), "elbo": best}
     assert validation[-1] < best  # or the test says nothing
-    model, guide = assemble(_config(), data)
+    model, guide = assemble(small_config(), data)
     load_checkpoint(run, model, guide, "best")
     with evaluating(model, guide):
         pair = Pair.read(model, guide, data.targets("validation")[:8])
     terms = elbo_terms(model, guide, pair, data.targets("validation"), seed=monitor._SEED)
     assert terms["elbo"] == best
     load_checkpoint(run, model, guide, "last")
-    assert _same(nn.ModuleDict({"model": model, "guide": guide}), modules)
+    assert same(nn.ModuleDict({"model": model, "guide": guide}), modules)
 
 
 def test_shared_parameters_are_saved_and_trained_once(tmp_path: Path, data: Data) -> None:
-    model, guide = assemble(_config(), data)
+    model, guide = assemble(small_config(), data)
     guide.shared = model  # type: ignore[assignment]
     modules = nn.ModuleDict({"model": model, "guide": guide})
     names = tensors_of(modules)
     assert len(names) == len(list(modules.parameters()))
     run = RunDirectory.create(tmp_path / "run", "run", {})
-    train(Fitted(_config(replace(SMALL, epochs=1)), model, guide, data, Given(), run), quiet=True)
+    train(Fitted(small_config(replace(SMALL, epochs=1)), model, guide, data, Given(), run), quiet=True)
     content = run.load_checkpoint()
     assert content is not None
     assert sorted(k.removeprefix("last.") for k in content[0] if k.startswith("last.")) == sorted(names)
@@ -370,7 +322,7 @@ def test_labels_reach_a_pair_that_takes_them(tmp_path: Path) -> None:
     splits = {name: data.split(name) for name in ("train", "validation", "test")}
     data = replace(data, **{name: replace(split, labels=told(split.pixels())) for name, split in splits.items()})
     seen = 0
-    model, _ = assemble(_config(), data)
+    model, _ = assemble(small_config(), data)
 
     class Guide(nn.Module):
         def __init__(self) -> None:
@@ -385,7 +337,7 @@ def test_labels_reach_a_pair_that_takes_them(tmp_path: Path) -> None:
                 pyro.sample("z", dist.Normal(self.table(y), 1.0).to_event(1))
 
     run = RunDirectory.create(tmp_path / "run", "run", {})
-    train(Fitted(_config(replace(SMALL, epochs=1)), model, Guide(), data, Given(), run), quiet=True)
+    train(Fitted(small_config(replace(SMALL, epochs=1)), model, Guide(), data, Given(), run), quiet=True)
     assert seen >= 4  # batches of training images
 
 
@@ -394,7 +346,7 @@ def test_no_interrupts_are_caught_outside_the_main_thread(tmp_path: Path, data: 
 
     def work() -> None:
         try:
-            _fit(tmp_path / "run", data, replace(SMALL, epochs=1))
+            fit_pair(tmp_path / "run", data, replace(SMALL, epochs=1))
         except BaseException as error:
             errors.append(error)
 

@@ -13,7 +13,7 @@ from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("PPL_GEN_DATA", ROOT / "data")).resolve()
 
 pytestmark = pytest.mark.skipif(not (FOLDER / "MNIST" / "raw").is_dir(), reason="MNIST is not on disk")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import _interrupt_after as interrupt_after
+from fits import interrupt_after
 from torch import Tensor, nn
 
 from ppl_gen import fit

@@ -9,12 +9,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from test_training import SMALL, _config, _fit, _same, _without_times
+from fits import SMALL, fit_pair, same, small_config, without_times
 from torch import Tensor, nn
 
 from ppl_gen import fit
 from ppl_gen.core.errors import BadInput, Failed
-from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
@@ -31,11 +30,6 @@ from ppl_gen.training.loop import train
 Call = Callable[..., tuple[int, str, str]]
 DATA = DataOptions(data="digits", train_size=200)
 VAE = ("vae", {"latent_dim": 2, "hidden_dims": (8,)})
-
-
-@pytest.fixture(scope="session")
-def data() -> Data:
-    return load_data(DATA)
 
 
 def _gradients(loss: Callable[..., Tensor], modules: nn.Module, x: Tensor, seed: int) -> list[Tensor | None]:
@@ -141,12 +135,12 @@ def test_moments_of_batches_move_with_steps_alone() -> None:
 def test_a_fit_interrupted_and_resumed(tmp_path: Path, data: Data) -> None:
     """Ends with the same weights, bit for bit; and near those of a fit without a record, as far as rounding goes."""
     options = replace(SMALL, capture=True)
-    whole, modules = _fit(tmp_path / "whole", data, options)
-    _fit(tmp_path / "cut", data, replace(options, epochs=2))
-    run, resumed = _fit(tmp_path / "cut", data, options)
-    assert _same(modules, resumed)
-    assert _without_times(whole) == _without_times(run)
-    plain, _ = _fit(tmp_path / "plain", data, SMALL)
+    whole, modules = fit_pair(tmp_path / "whole", data, options)
+    fit_pair(tmp_path / "cut", data, replace(options, epochs=2))
+    run, resumed = fit_pair(tmp_path / "cut", data, options)
+    assert same(modules, resumed)
+    assert without_times(whole) == without_times(run)
+    plain, _ = fit_pair(tmp_path / "plain", data, SMALL)
     for ours, theirs in zip(whole.metrics(), plain.metrics(), strict=True):
         assert ours["train"]["elbo"] == pytest.approx(theirs["train"]["elbo"], abs=1e-3)
 
@@ -234,9 +228,9 @@ class Late(Counting):
 
 def _train(guide: nn.Module, data: Data, path: Path, **changes: Any) -> RunDirectory:
     options = replace(SMALL, capture=True, **changes)
-    model, _ = assemble(_config(options), data)
+    model, _ = assemble(small_config(options), data)
     run = RunDirectory.create(path, "run", {})
-    train(Fitted(_config(options), model, guide, data, Given(), run), quiet=True)
+    train(Fitted(small_config(options), model, guide, data, Given(), run), quiet=True)
     return run
 
 
