@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from ppl_gen.core import cli
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.run import Run
 
 # How fast a machine is, and what it found on another day, decide nothing.
 hypothesis.settings.register_profile(
@@ -26,6 +30,13 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("anywhere")
+
+
+THREE: dict[str, dict[str, Any]] = {
+    "mixture": {"model": "mixture", "guide": "enumerated", "model_options": {"num_components": 5}},
+    "belief-net": {"model": "belief-net", "guide": "enumerated", "model_options": {"latent_dim": 3}},
+    "vae": {"model_options": {"hidden_dims": (8,), "latent_dim": 2}},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +67,18 @@ def data() -> Data:
     return load_data(DataOptions(data="digits", train_size=200))
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the default pair, fitted from Python."""
+    config = Config(
+        model_options={"hidden_dims": (16,)},
+        data=DataOptions(data="digits", train_size=200),
+        training=TrainingOptions(epochs=2),
+        num_samples=50,
+    )
+    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory without data sets or runs, and no data folder named."""
@@ -78,3 +101,22 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return exit.value.code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def three_fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small run of each model."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in THREE.items():
+        data = DataOptions(data="digits", train_size=150)
+        config = Config(**options, data=data, training=TrainingOptions(epochs=1), num_samples=20)
+        Run.start(config, out=folder / name, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def three_runs(elsewhere: Path, three_fitted: Path) -> Path:
+    """A working directory with a small run of a mixture, of a belief net and of a VAE."""
+    for name in THREE:
+        shutil.copytree(three_fitted / name, name)
+    return elsewhere

@@ -20,6 +20,7 @@ from ppl_gen.experiment.state import tensors_of
 from ppl_gen.training.loop import train
 
 SMALL = TrainingOptions(epochs=3, batch_size=64)
+QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "2", "--num-samples", "50", "--hidden-dims", "16")
 
 
 def small_config(options: TrainingOptions = SMALL, **guide_options: Any) -> Config:

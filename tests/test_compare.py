@@ -1,6 +1,9 @@
 """`compare`: what is typed, what is printed, and what is refused."""
 
+import csv
+import io
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -149,3 +152,42 @@ def test_starts_without_torch(elsewhere: Path) -> None:
     code = "import sys; from ppl_gen import compare; compare.command(sys.argv[1:]); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, str(run), "--figure", "f.png"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_term_that_does_not_exist_is_blank(elsewhere: Path, call: Call) -> None:
+    exact = write("exact", [-3, -5], [-3, -5], model="mixture", **{"evaluation.log_px.estimator": "exact"})
+    doubted = {"evaluation.log_px.at_least": True, "evaluation.gap.at_least": True}
+    sampled = write("sampled", [-5, -6], [-4, -6], **doubted, **{"training.num_particles": 5})
+    status, out, _ = call(compare.command, exact, sampled, "--format", "csv")
+    first, second = csv.DictReader(io.StringIO(out))
+    assert status == 0
+    for key in (
+        "gap.mean",
+        "khat_median",
+        "ess_median",
+        "active_units",
+        "iwae.mean",
+        "log_px_difference.mean",
+        "prior",
+    ):
+        assert first[key] == ""
+    assert (first["log_px.estimator"], first["log_px.at_least"], first["runs"]) == ("exact", "False", "exact")
+    assert (second["log_px.num_samples"], second["log_px.at_least"], second["objective"]) == ("100", "True", "elbo-5")
+    assert float(second["log_px_difference.mean"]) == -1 and float(second["iwae.mean"]) == -5.4
+
+    result = json.loads(call(compare.command, exact, sampled, "--format", "json")[1], parse_constant=pytest.fail)
+    assert result["rows"][0]["gap"]["mean"] is None and result["images"]["num_images"] == 2
+    text = str(Comparison([exact, sampled]))
+    rows = text.splitlines()
+    assert "≥ -5.00 ± 1.00" in text and "≥ 0.50" in text and " 0.00 " not in rows[2]
+    assert "an exact one is not" in text and "k-hat is too high or unknown" in text
+    assert len({line.index("S") for line in rows if " S " in line}) == 1
+
+    single = write("single", [-5], [-4])
+    (row,) = json.loads(call(compare.command, single, "--format", "json")[1], parse_constant=pytest.fail)["rows"]
+    assert row["log_px"]["se"] is None
+    infinite = write(
+        "infinite", [-math.inf, -1], [-math.inf, -2], **{"evaluation.elbo.mean": None, "evaluation.log_px.mean": None}
+    )
+    rows = json.loads(call(compare.command, infinite, exact, "--format", "json")[1], parse_constant=pytest.fail)["rows"]
+    assert rows[1]["runs"] == ["infinite"] and rows[1]["log_px"]["mean"] == "-Infinity"

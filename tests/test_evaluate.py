@@ -17,13 +17,15 @@ from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation import estimating
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
+
 QUICK = ("--data", "digits", "--train-size", "300", "--epochs", "3", "--num-samples", "50")
+
 SHARPER = 8.0
+
 ANNEALED = ("--estimator", "annealed", "--annealed.num-temperatures", "30", "--annealed.leapfrog-steps", "3")
 
 
@@ -197,15 +199,6 @@ def test_products_are_of_full_float32(
     assert seen == {"highest"}
 
 
-def test_an_infinite_gap_is_drawn() -> None:
-    gap = np.array([1.0, 2.0, np.inf])
-    assert "1 infinite" in gap_histogram(gap, np.array([False, True, True])).axes[0].get_title()
-    figure = gap_histogram(np.array([1.0, 2.0]), np.zeros(2, bool), at_least=True)
-    legend = figure.axes[0].get_legend()
-    assert legend is not None and "at least" in [text.get_text() for text in legend.get_texts()]
-    assert "3 infinite" in gap_histogram(np.full(3, np.inf), np.ones(3, bool)).axes[0].get_title()
-
-
 OWN_GUIDE = """
 from ppl_gen.guides.normal import Normal
 
@@ -353,3 +346,18 @@ def test_the_default_evaluation_sees_the_mode_that_the_guide_misses(elsewhere: P
         and "above importance sampling over all images together" in out
     )
     assert {"log_px_second_opinion", "blind", "largest_weight"} <= set(images)
+
+
+def test_evaluate_command(finished: Path, call: Call) -> None:
+    before = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
+    arguments = (finished, "--split", "validation", "--num-images", "40", "--num-samples", "25", "--checkpoint", "best")
+    status, out, _ = call(evaluate.command, *arguments)
+    assert status == 0
+    summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
+    assert (summary["split"], summary["num_images"], summary["checkpoint"]) == ("validation", 40, "best")
+    assert summary["log_px"]["num_samples"] == 25
+    for words in ("ELBO", "log p(x)", "gap", "k-hat", "40 validation images of digits", "±"):
+        assert words in out
+    assert call(evaluate.command, finished)[0] == 0
+    again = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}

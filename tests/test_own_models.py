@@ -6,10 +6,64 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fits import QUICK as SMALL_FIT
+from own_classes import PAIRS
 
-from ppl_gen import fit, sample
+from ppl_gen import evaluate, fill, fit, responsibilities, sample, splice
+
+OWN = """
+from ppl_gen.models.mixture import Mixture
+from ppl_gen.models.vae import VAE
+
+
+class Own(Mixture):
+    pass
+
+
+class Conditional(VAE):
+    def model(self, x=None, y=None, *, n=1):
+        return super().model(x, n=n)
+"""
+
+MODEL = '''
+import pyro, torch
+import pyro.distributions as dist
+from torch import nn
+
+
+class Two(nn.Module):
+    """Two latent sites, neither called z, conditioned on the label."""
+
+    def __init__(self, data_dim, *, width: int = 4):
+        super().__init__()
+        self.net = nn.Linear(width, data_dim)
+        self.embed = nn.Embedding(10, width)
+        self.width = width
+
+    def model(self, x=None, y=None, *, n=1):
+        count = n if x is None else len(x)
+        y = torch.zeros(count, dtype=torch.long) if y is None else y
+        with pyro.plate("images", count):
+            a = pyro.sample("a", dist.Normal(torch.zeros(self.width), 1.0).to_event(1))
+            b = pyro.sample("b", dist.Normal(a, 1.0).to_event(1))
+            logits = self.net(b + self.embed(y))
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+class TwoGuide(nn.Module):
+    def __init__(self, data_dim, model):
+        super().__init__()
+        self.net = nn.Linear(data_dim, 2 * model.width)
+
+    def guide(self, x):
+        a, b = self.net(x).chunk(2, -1)
+        with pyro.plate("images", len(x)):
+            pyro.sample("a", dist.Normal(a, 0.5).to_event(1))
+            pyro.sample("b", dist.Normal(b, 0.5).to_event(1))
+'''
 
 Call = Callable[..., tuple[int, str, str]]
+
 QUICK = (
     "--data",
     "digits",
@@ -22,111 +76,6 @@ QUICK = (
     "--binarization",
     "threshold",
 )
-PAIRS = """
-import pyro
-import pyro.distributions as dist
-import torch
-from torch import nn
-
-
-class Base(nn.Module):
-    def __init__(self, data_dim):
-        super().__init__()
-        self.decoder, self.encoder = nn.Linear(4, data_dim), nn.Linear(data_dim, 8)
-
-    def likelihood_of(self, z):
-        return dist.Bernoulli(logits=self.decoder(z)).to_event(1)
-
-    def parts(self, x):
-        loc, log_scale = self.encoder(x).chunk(2, -1)
-        return loc, (log_scale / 10).exp()
-
-
-class Joint(Base):
-    '''The label is observed too, and before the image; nothing but z is latent.'''
-
-    def __init__(self, data_dim):
-        super().__init__(data_dim)
-        self.of_label = nn.Embedding(10, 4)
-
-    def model(self, x=None, y=None, *, n=1):
-        with pyro.plate("data", n if x is None else len(x)):
-            y = pyro.sample("y", dist.Categorical(logits=torch.zeros(10)), obs=y)
-            z = pyro.sample("z", dist.Normal(self.of_label(y), 1.0).to_event(1))
-            return pyro.sample("x", self.likelihood_of(z), obs=x)
-
-
-class Plate(Base):
-    '''The units of z are in a plate of their own.'''
-
-    def model(self, x=None, *, n=1):
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
-            with pyro.plate("units", 4, dim=-2):
-                z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            return pyro.sample("x", self.likelihood_of(z.transpose(-1, -2)), obs=x)
-
-
-class PlateGuide(Base):
-    def guide(self, x):
-        loc, scale = self.parts(x)
-        with pyro.plate("data", len(x), dim=-1), pyro.plate("units", 4, dim=-2):
-            pyro.sample("z", dist.Normal(loc.T, scale.T))
-
-
-class Pixels(Base):
-    '''The pixels are in a plate, so that an image is a column.'''
-
-    def model(self, x=None, *, n=1):
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
-            with pyro.plate("pixels", 64, dim=-2):
-                logits = self.decoder(z).transpose(-1, -2)
-                return pyro.sample("x", dist.Bernoulli(logits=logits), obs=None if x is None else x.T)
-
-
-class Loop(Base):
-    '''A loop over a plate, whose sites have names of their own.'''
-
-    def model(self, x=None, *, n=1):
-        with pyro.plate("data", n if x is None else len(x)):
-            z = [pyro.sample(f"z{unit}", dist.Normal(torch.zeros(()), 1.0)) for unit in pyro.plate("units", 4)]
-            return pyro.sample("x", self.likelihood_of(torch.stack(z, -1)), obs=x)
-
-
-class LoopGuide(Base):
-    def guide(self, x):
-        loc, scale = self.parts(x)
-        with pyro.plate("data", len(x)):
-            for unit in pyro.plate("units", 4):
-                pyro.sample(f"z{unit}", dist.Normal(loc[:, unit], scale[:, unit]))
-
-
-class Factor(Base):
-    '''A factor beside the image, which makes no density of its probability.'''
-
-    def model(self, x=None, *, n=1):
-        with pyro.plate("data", n if x is None else len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
-            pyro.factor("small", -0.1 * z.square().sum(-1))
-            return pyro.sample("x", self.likelihood_of(z), obs=x)
-
-
-class Bounded(Base):
-    '''A z at which x is impossible, which the guide draws now and then.'''
-
-    def model(self, x=None, *, n=1):
-        with pyro.plate("data", n if x is None else len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
-            near = dist.Binomial((z.abs().amax(-1) < 3).to(z), 0.5)
-            pyro.sample("near", near, obs=None if x is None else torch.ones(len(x)))
-            return pyro.sample("x", self.likelihood_of(z), obs=x)
-
-
-class BoundedGuide(Base):
-    def guide(self, x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0 * self.parts(x)[0], 0.66).to_event(1))
-"""
 
 
 @pytest.mark.parametrize(
@@ -162,23 +111,36 @@ def test_a_bound_of_minus_infinity(elsewhere: Path, call: Call) -> None:
     assert not Path("run/figures/bound_against_k.png").exists()
 
 
-def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Call) -> None:
-    """Its ELBO is -inf, whether or not a few draws show it."""
-    uniform = "dist.Uniform(-9 * torch.ones(4), 9.0).to_event(1)"
-    Path("own.py").write_text(
-        PAIRS.replace(
-            "dist.Normal(torch.zeros(4), 1.0).to_event(1))\n            near", f"{uniform})\n            near"
-        )
-    )
-    status, _, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *QUICK, "--out", "run")
-    assert status == 2 and "draws 'z' outside of the support of its prior in Bounded" in err and err.count("\n") == 1, (
-        err
-    )
+def test_a_model_with_several_sites_and_labels(elsewhere: Path, call: Call) -> None:
+    Path("two.py").write_text(MODEL)
+    # Its only option, and the common ones.
+    arguments = [a for a in SMALL_FIT if a not in ("--hidden-dims", "16")]
+    pair = ("two.py:Two", "--guide", "two.py:TwoGuide")
+    status, out, err = call(fit.command, *pair, *arguments, "--width", "3", "--dry-run")
+    assert status == 0, err
+    assert "latent 'a', event shape (3,)" in out and "plate of images 'images'" in out
+    assert "5 of 5 parameters have a gradient" in out
+    status, out, err = call(fit.command, *pair, *arguments, "--width", "3", "--out", "run")
+    assert status == 0, err
+    named = ("--model", "two.py:Two", "--guide", "two.py:TwoGuide")
+    assert call(evaluate.command, "run", *named)[0] == 0
+    assert call(fit.command, "two.py:Two", "--resume", "run", *named[2:])[0] == 0
 
 
-def test_a_contract_that_a_plate_breaks_is_refused(elsewhere: Path, call: Call) -> None:
-    """`prior()` is of one event per image."""
-    prior = "\n    def prior(self):\n        return dist.Normal(torch.zeros(4), 1.0).to_event(1)\n"
-    Path("own.py").write_text(PAIRS.replace("\n\nclass PlateGuide", f"{prior}\n\nclass PlateGuide"))
-    status, _, err = call(fit.command, "own.py:Plate", "--guide", "own.py:PlateGuide", *QUICK, "--out", "run")
-    assert status == 2 and "site 'z' is in a plate within 'data'" in err and err.count("\n") == 1, err
+def test_a_model_of_your_own(three_runs: Path, call: Call) -> None:
+    """It is named again, a change of its file is told, and labels as an input are refused."""
+    Path("own.py").write_text(OWN)
+    small = ("--data", "digits", "--train-size", "150", "--epochs", "1", "--num-samples", "5")
+    assert call(fit.command, "own.py:Own", *small, "--out", "own")[0] == 0
+    assert call(fit.command, "own.py:Conditional", *small, "--latent-dim", "2", "--out", "conditional")[0] == 0
+    reduced = {splice: ("--num-images", "10", "--num-batches", "5"), fill: (), responsibilities: ()}
+    for module, options in reduced.items():
+        status, _, err = call(module.command, "own", *options)
+        assert status == 2 and "--model own.py:Own" in err
+        assert call(module.command, "own", "--model", "own.py:Own", *options)[0] == 0
+        status, _, err = call(module.command, "conditional", "--model", "own.py:Conditional", *options)
+        assert status == 2 and "takes labels" in err and err.count("\n") == 1
+    with open("own.py", "a") as file:
+        file.write("# more\n")
+    status, _, err = call(fill.command, "own", "--model", "own.py:Own")
+    assert status == 0 and "warning: own.py:Own has changed" in err

@@ -1,7 +1,10 @@
 """A run from Python: classes, instances and arrays handed over, training for longer, and ending it."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from fits import QUICK
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import ppl_gen
-from ppl_gen import fit
+from ppl_gen import compare, evaluate, fit
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.gaps import Search
 from ppl_gen.models.vae import VAE
+from ppl_gen.report.run_page import write_report
 from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
@@ -430,3 +436,76 @@ def test_an_objective_of_ones_own(elsewhere: Path, x: Tensor) -> None:
     instance = Learned()
     Run.fit("vae", objective=instance, data=x, **SMALL)
     assert not torch.equal(instance.level, Learned().level) and instance.level.grad is None
+
+
+def test_the_directory_of_a_run(finished: Path) -> None:
+    assert sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "evaluation.json",
+        "evaluation.nc",
+        "explorer.json",
+        "figures/aggregate_posterior.png",
+        "figures/bound_against_k.png",
+        "figures/gap_histogram.png",
+        "figures/interpolations.png",
+        "figures/latent_space.png",
+        "figures/learning_curves.png",
+        "figures/manifold.png",
+        "figures/reconstructions.png",
+        "figures/samples.png",
+        "figures/through_training.png",
+        "metrics.jsonl",
+        "report.html",
+        "samples.npz",
+    ]
+    config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
+    assert config["model_options"]["latent_dim"] == 20 and config["guide_options"]["input_dropout"] == 0.0
+    assert config["training"]["seed"] == 0 and config["versions"]["torch"] == version("torch")
+
+
+def test_what_was_found_before_more_training_is_found_again(
+    elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped, evaluated, and continued; the evaluation of a finished run stays."""
+    options = [*QUICK, "--latent-dim", "1", "--epochs", "4"]
+    assert call(fit.command, "vae", *options, "--out", "whole")[0] == 0
+    append = RunDirectory.append_metrics
+
+    def stop(run: RunDirectory, line: dict[str, Any]) -> None:
+        append(run, line)
+        if line["epoch"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "append_metrics", stop)
+        assert call(fit.command, "vae", *options, "--out", "run")[0] == 1
+    few = ("--num-images", "20", "--num-samples", "10")
+    status, out, err = call(evaluate.command, "run", *few)
+    assert status == 0 and "warning: training stopped after 2 of 4 epochs" in err and "in the place of" not in out
+    status, out, _ = call(compare.command, "run")
+    assert status == 0 and "run stopped after 2 of 4 epochs" in out
+    report = Path("run/report.html").read_text(encoding="utf-8")
+    assert "20 test images" in report and "not evaluated yet" not in report
+
+    def stop_again(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ppl_gen.run.evaluate", stop_again)
+        assert call(fit.command, "--resume", "run")[0] == 1
+    status, _, err = call(compare.command, "run")
+    assert status == 2 and "run: was trained on since its evaluation; evaluate it" in err
+    write_report(RunDirectory.open(Path("run")))
+    report = Path("run/report.html").read_text(encoding="utf-8")
+    assert "20 test images" not in report and "not evaluated yet, as it is now" in report
+
+    assert call(fit.command, "--resume", "run")[0] == 0
+    whole, again = (json.loads(Path(name, "evaluation.json").read_text(encoding="utf-8")) for name in ("whole", "run"))
+    assert whole | {"seconds": 0} == again | {"seconds": 0} and again["training_step"] == 8
+    status, out, err = call(evaluate.command, "run", *few)
+    assert status == 0 and err.count("warning") == 0 and "in the place of one of 300 test images" in out
+    Path("run/evaluation.json").write_text("{")
+    assert call(evaluate.command, "run", *few)[0] == 0
+    assert call(fit.command, "--resume", "run")[0] == 0
+    assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["num_images"] == 20

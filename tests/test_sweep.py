@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 
-from ppl_gen import fit, sweep
+from ppl_gen import sweep
 from ppl_gen.comparison import Comparison
 from ppl_gen.training import sweeping
 
 Call = Callable[..., tuple[int, str, str]]
+
 REST = ("--", "--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "30", "--hidden-dims", "8")
+
 SEEDS = ("vae", "--guides", "normal", "--objectives", "elbo", "--seeds", "0", "1", "2", "--out", "out")
+
 GUIDE = """
 import pyro
 import pyro.distributions as dist
@@ -36,6 +39,8 @@ class Mine(nn.Module):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.loc(x), 0.5).to_event(1))
 """
+
+
 # In the place of the interpreter: says what it is given, fails for seed 1, and makes the directory of the run.
 FAKE = """#!{python} -S
 import os, signal, sys, time
@@ -205,44 +210,3 @@ def test_refused_before_anything_starts(
     for word in words:
         assert word in err, err
     assert not list(elsewhere.iterdir())
-
-
-def test_a_plan(elsewhere: Path) -> None:
-    """Each run's arguments, read by `fit`, are its configuration."""
-    objectives = ("vimco:50", "elbo-analytic-kl")
-    options = sweep.SweepOptions("vae", Path("out"), ("normal",), objectives, seeds=(3, 4))
-    planned = sweep.plan(options, ["--latent-dim", "5"])
-    assert [run.name for run in planned] == [
-        f"vae-normal-{objective}-{seed}" for objective in ("vimco-50", "elbo-analytic-kl") for seed in (3, 4)
-    ]
-    for run in planned:
-        config, where = fit.parse(run.arguments)
-        assert config == run.config and where.out == run.path
-    assert planned[0].config.training.num_particles == 50 and planned[0].config.training.objective == "vimco"
-
-
-def test_a_plan_of_guides_with_options(elsewhere: Path) -> None:
-    guides = ("flow,transform=iaf,num-transforms=2", "flow,transform=planar")
-    planned = sweep.plan(sweep.SweepOptions("vae", Path("out"), guides, ("elbo",), ("flow",)), [])
-    assert [run.name for run in planned] == ["vae-flow-iaf-2-flow-elbo-0", "vae-flow-planar-flow-elbo-0"]
-    assert [run.config.guide_options["transform"] for run in planned] == ["iaf", "planar"]
-    assert planned[0].config.guide_options["num_transforms"] == 2 and planned[0].config.prior == "flow"
-    assert fit.parse(planned[0].arguments)[0] == planned[0].config
-
-
-def test_a_plan_of_any_option(elsewhere: Path) -> None:
-    """Every combination of values, of options of training, of the model and of the guide; guide and objective are the
-    model's own where none is named."""
-    vary = (("learning-rate", "1e-3", "3e-3"), ("latent-dim", "2", "5"), ("guide.input-dropout", "0.1"))
-    planned = sweep.plan(sweep.SweepOptions("vae", Path("out"), vary=vary), [])
-    assert [run.name for run in planned] == [
-        f"vae-learning-rate-{rate}-latent-dim-{dim}-guide.input-dropout-0.1-0"
-        for rate in ("1e-3", "3e-3")
-        for dim in ("2", "5")
-    ]
-    found = [(run.config.training.learning_rate, run.config.model_options["latent_dim"]) for run in planned]
-    assert found == [(1e-3, 2), (1e-3, 5), (3e-3, 2), (3e-3, 5)]
-    assert all(run.config.guide_options["input_dropout"] == 0.1 for run in planned)
-    assert [run.name for run in sweep.plan(sweep.SweepOptions("mixture", Path("out")), [])] == [
-        "mixture-enumerated-elbo-0"
-    ]

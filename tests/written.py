@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xarray
 
+from ppl_gen.comparison import Comparison
+
 
 def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> Path:
     """A run directory with these values per image. `changes` go by dotted name into config.json, those that start
@@ -76,3 +78,8 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
     lines = [{"epoch": 0, "seconds": 0.1}, {"epoch": 3, "seconds": 7.5}]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def compared(*paths: Path) -> dict[str, Any]:
+    """A comparison of runs, as JSON has it."""
+    return Comparison(paths).to_json()

@@ -1,15 +1,8 @@
 import gzip
 import html
-import http.server
 import json
-import math
 import re
-import socket
 import struct
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,127 +13,13 @@ import scipy.io
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ppl_gen import fit
 from ppl_gen.core.errors import BadInput
-from ppl_gen.data import loading as data_module
-from ppl_gen.data import splits
 from ppl_gen.data.loading import fingerprint, load_data
 from ppl_gen.data.options import DataOptions
-from ppl_gen.data.splits import Data, Split
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment.loading import load
-
-COUNTS = {"train": 600, "t10k": 100}
-
-
-def write_mnist(folder: Path, dataset: str = "MNIST") -> Path:
-    """A small data set in MNIST's format."""
-    raw = folder / dataset / "raw"
-    raw.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for part, count in COUNTS.items():
-        pixels = rng.integers(0, 256, (count, 28, 28), np.uint8)
-        header = struct.pack(">IIII", 2051, count, 28, 28)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
-        labels = rng.integers(0, 10, count, np.uint8)
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
-    return raw
-
-
-@pytest.fixture
-def small_mnist(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(data_module, "_MNIST_COUNTS", (600, 100))
-    monkeypatch.setattr(data_module, "_MNIST_SPLIT", (500, 100))
-    return write_mnist(elsewhere / "data")
-
-
-def test_mnist_is_split_and_scaled(small_mnist: Path) -> None:
-    data = load_data(DataOptions(data="mnist", binarization="none"))
-    assert (len(data.train), len(data.validation), len(data.test)) == (500, 100, 100)
-    assert data.shape == (28, 28) and data.dim == 784
-    raw = np.frombuffer((small_mnist / "train-images-idx3-ubyte").read_bytes()[16:], np.uint8).reshape(600, 784)
-    np.testing.assert_array_equal(data.targets("train").numpy(), raw[:500] / np.float32(255))
-    np.testing.assert_array_equal(data.targets("validation").numpy(), raw[500:] / np.float32(255))
-    assert data.train.labels is not None and data.train.labels.shape == (500,)
-    expected = (raw[:500].sum(0) / 255 + 0.5) / 501
-    np.testing.assert_allclose(data.mean().numpy(), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("size", "left"), [(20, 100), (500, 100), (550, 50), (600, 0)])
-def test_train_size(small_mnist: Path, size: int, left: int) -> None:
-    data = load_data(DataOptions(data="mnist", binarization="none", train_size=size))
-    assert (len(data.train), len(data.validation)) == (size, left)
-    whole = load_data(DataOptions(data="mnist", binarization="none"))
-    both = min(size, 500)
-    assert torch.equal(data.train.images[:both], whole.train.images[:both])
-    if left == 0:
-        with pytest.raises(BadInput, match="none left for validation"):
-            data.split("validation")
-
-
-@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
-def test_same_format(small_mnist: Path, elsewhere: Path, name: str) -> None:
-    write_mnist(elsewhere / "data", {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}[name])
-    assert load_data(DataOptions(data=name)).name == name
-
-
-def test_named_folder_comes_first(small_mnist: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named = elsewhere / "named"
-    raw = write_mnist(named)
-    images = raw / "train-images-idx3-ubyte"
-    images.write_bytes(images.read_bytes()[:16] + bytes(600 * 784))
-    monkeypatch.setenv("PPL_GEN_DATA", str(named))
-    assert load_data(DataOptions(data="mnist", binarization="none")).train.pixels().max() == 0
-
-
-def test_dynamic_is_redrawn_for_training_only(small_mnist: Path) -> None:
-    data = load_data(DataOptions(data="mnist"))
-    index = torch.arange(10)
-    first, second = data.batch(index), data.batch(index)
-    assert set(first.unique().tolist()) == {0.0, 1.0} and not torch.equal(first, second)
-    again = load_data(DataOptions(data="mnist"))
-    for split in ("train", "validation", "test"):
-        assert torch.equal(data.targets(split), again.targets(split))
-        assert set(data.targets(split).unique().tolist()) == {0.0, 1.0}
-    grey = load_data(DataOptions(data="mnist", binarization="none"))
-    error = (data.targets("test") - grey.targets("test")).mean().abs()
-    assert error < 5 * 0.5 / (100 * 784) ** 0.5  # 5 standard errors at most: false-alarm rate 6e-7
-
-
-@pytest.mark.parametrize("index", [slice(None), slice(3), slice(40, None, 7), torch.tensor([71, 3, 3]), slice(0)])
-def test_part_of_a_fixed_draw_is_part_of_the_whole(
-    small_mnist: Path, monkeypatch: pytest.MonkeyPatch, index: slice | Tensor
-) -> None:
-    """Only as many blocks are drawn as are asked for."""
-    monkeypatch.setattr(splits, "_DRAWN", 16)
-    for binarization in ("dynamic", "dequantized"):
-        data = load_data(DataOptions("mnist", binarization))
-        assert torch.equal(data.targets("train", index), data.targets("train")[index])
-
-
-def test_static_and_threshold(small_mnist: Path) -> None:
-    static = load_data(DataOptions(data="mnist", binarization="static"))
-    index = torch.arange(10)
-    assert torch.equal(static.batch(index), static.batch(index))
-    assert torch.equal(static.batch(index), static.targets("train", index))
-    dynamic = load_data(DataOptions(data="mnist"))
-    assert torch.equal(static.targets("test"), dynamic.targets("test"))
-    assert torch.equal(static.targets("validation"), dynamic.targets("validation"))
-    grey = load_data(DataOptions(data="mnist", binarization="none"))
-    threshold = load_data(DataOptions(data="mnist", binarization="threshold"))
-    for split in ("train", "validation", "test"):
-        assert torch.equal(threshold.targets(split), (grey.targets(split) > 0.5).float())
-
-
-def test_digits_need_no_network(elsewhere: Path) -> None:
-    data = load_data(DataOptions(data="digits", binarization="none"))
-    assert (len(data.train), len(data.validation), len(data.test)) == (1197, 300, 300)
-    assert data.shape == (8, 8) and data.test.pixels().max() == 1
-    assert data.notice == ""
-
-
-# Files ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -201,24 +80,6 @@ def test_labels_that_cannot_be_used(tmp_path: Path, labels: dict[str, np.ndarray
         load_data(DataOptions(data=str(tmp_path / "images.npz")))
 
 
-def test_fixed_binarization(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_module, "_AMAT_COUNTS", (50, 20, 10))
-    folder = elsewhere / "data" / "BinarizedMNIST"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    parts = [rng.integers(0, 2, (n, 784)) for n in (50, 20, 10)]
-    for name, part in zip(("train", "valid", "test"), parts, strict=True):
-        np.savetxt(folder / f"binarized_mnist_{name}.amat", part, fmt="%d")
-    for given_as in ("binarized-mnist", str(folder / "binarized_mnist_train.amat")):
-        data = load_data(DataOptions(data=given_as))
-        assert data.name == "binarized-mnist"
-        for name, part in zip(("train", "validation", "test"), parts, strict=True):
-            np.testing.assert_array_equal(data.targets(name).numpy(), part)
-    (folder / "binarized_mnist_valid.amat").write_text("0 1 2")
-    with pytest.raises(BadInput, match="truncated or foreign"):
-        load_data(DataOptions(data="binarized-mnist"))
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -257,9 +118,6 @@ def test_foreign_files(tmp_path: Path, content: object, words: str) -> None:
     with pytest.raises(BadInput, match=words) as error:
         load_data(DataOptions(data=str(path)))
     assert str(path) in str(error.value)
-
-
-# What a rule decides is right, and is said -----------------------------------------------------------------------
 
 
 def grey(count: int, shape: tuple[int, ...] = (4, 5), top: int = 255, seed: int = 0) -> np.ndarray:
@@ -449,9 +307,6 @@ def test_types_of_labels(tmp_path: Path, dtype: str) -> None:
     assert data.test.labels.tolist() == [0, 1] * 5
 
 
-# Files of other kinds ----------------------------------------------------------------------------------------------
-
-
 def idx(array: np.ndarray, code: int = 8) -> bytes:
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape) + array.tobytes()
 
@@ -487,39 +342,6 @@ def test_idx(tmp_path: Path, suffix: str) -> None:
     for content in (idx(images)[:-1], idx(images) + b"0", idx(images)[:6]):
         with pytest.raises(BadInput, match=r"x.idx.*: truncated, or not an IDX file \(x.idx"):
             read(write("x.idx", content))
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("layout", ["MNIST/raw", "MNIST", "raw", "."])
-def test_the_folder_that_holds_the_files(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, small_mnist: Path, layout: str, compressed: bool
-) -> None:
-    expected = load_data(DataOptions("mnist"))
-    named = elsewhere / "named" / layout
-    named.mkdir(parents=True)
-    for file in small_mnist.iterdir():
-        content = file.read_bytes()
-        (named / f"{file.name}.gz").write_bytes(gzip.compress(content)) if compressed else file.rename(
-            named / file.name
-        )
-        file.unlink(missing_ok=True)
-    monkeypatch.setenv("PPL_GEN_DATA", str(elsewhere / "named"))
-    data = load_data(DataOptions("mnist"))
-    for split in ("train", "validation", "test"):
-        assert torch.equal(data.targets(split), expected.targets(split))
-    assert ("do not say that they are of mnist" in data.notice) == ("MNIST" not in layout)
-
-
-def test_files_of_another_data_set(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, small_mnist: Path) -> None:
-    """All data sets of MNIST's format have files of the same names."""
-    monkeypatch.setattr(data_module, "_DOWNLOAD_SECONDS", 0.0)
-    small_mnist.parent.rename(elsewhere / "data" / "FashionMNIST")
-    raw = elsewhere / "data" / "FashionMNIST" / "raw"
-    monkeypatch.setenv("PPL_GEN_DATA", str(raw))
-    assert load_data(DataOptions("fashion-mnist")).notice == ""
-    for name in ("mnist", "kmnist"):
-        with pytest.raises(BadInput, match=f"data {name}: not in"):
-            load_data(DataOptions(name))
 
 
 def test_keras_mnist(tmp_path: Path) -> None:
@@ -696,131 +518,3 @@ def test_what_was_decided_is_told_and_recorded(elsewhere: Path, call: Any) -> No
     del config["data"]["largest_pixel"]
     (run / "config.json").write_text(json.dumps(config))
     assert load(run).data.train.scale == 16
-
-
-# Data made by hand -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("binarization", ["dynamic", "static", "threshold", "dequantized", "none"])
-def test_data_by_hand_are_what_they_say(binarization: Any) -> None:
-    """The same splits give the targets that `load_data` gives, bit for bit, and no grey ones."""
-    raw = load_data(DataOptions("digits", "none"))
-    ours = Data("digits", (8, 8), binarization, raw.train, raw.validation, raw.test)
-    theirs = load_data(DataOptions("digits", binarization))
-    for name in ("train", "validation", "test"):
-        assert torch.equal(ours.targets(name), theirs.targets(name))
-        if binarization in ("dynamic", "static", "threshold"):
-            assert set(ours.targets(name).unique().tolist()) == {0.0, 1.0}
-    again = replace(ours, name="again").to("cpu")
-    assert all(torch.equal(again.targets(name), ours.targets(name)) for name in ("train", "validation", "test"))
-
-
-def test_data_by_hand_of_several_kinds() -> None:
-    """Grey floats beside binary ones, and no validation split: what is binary stays, what is grey is drawn."""
-    x = torch.rand(40, 6)
-    binary = torch.bernoulli(x)
-    data = Data("mine", (2, 3), "dynamic", Split(x), Split(binary), Split(x))
-    assert torch.equal(data.targets("validation"), binary)
-    assert set(data.targets("test").unique().tolist()) == {0.0, 1.0}
-    levels = Split((x * 255).to(torch.uint8), scale=255)
-    data = Data("mine", (6,), "dynamic", levels, Split(torch.zeros(0, 6)), levels)
-    assert set(data.targets("test").unique().tolist()) == {0.0, 1.0}
-    data = Data("mine", (6,), "dequantized", levels, Split(torch.zeros(0, 6)), levels)
-    assert not torch.equal(data.targets("test"), levels.pixels())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (((2, 3), "dynamic", Split(torch.rand(4, 6) * 255)), "lie outside"),
-        (((2, 3), "threshold", Split(torch.rand(4, 6) - 0.5)), "lie outside"),
-        (((2, 3), "static", Split(torch.full((4, 6), math.nan))), "lie outside"),
-        (((2, 3), "dynamic", Split(torch.full((4, 6), 255, dtype=torch.uint8))), "lie outside"),
-        (((2, 3), "dequantized", Split(torch.rand(4, 6))), "needs grey levels"),
-        (((2, 3), "treshold", Split(torch.rand(4, 6))), "threshold"),
-        (((3, 3), "dynamic", Split(torch.rand(4, 6))), r"needs \[N, 9\]"),
-        (((2, 3), "dynamic", Split(torch.rand(4, 2, 3))), r"needs \[N, 6\]"),
-    ],
-)
-def test_data_by_hand_that_cannot_be(arguments: Any, words: str) -> None:
-    shape, binarization, split = arguments
-    with pytest.raises(BadInput, match=words):
-        Data("mine", shape, binarization, split, split, split)
-
-
-# The network ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    """A server on this machine in place of MNIST's; what it serves is set by the test."""
-    files: dict[str, bytes] = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = files.get(self.path.lstrip("/"))
-            self.send_response(404 if content is None else 200)
-            self.end_headers()
-            self.wfile.write(content or b"")
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        data_module.import_torchvision()
-        from torchvision.datasets import MNIST
-
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"])
-        yield files
-        httpd.shutdown()
-
-
-def test_downloads_whole_files_only(
-    elsewhere: Path, server: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    import hashlib
-
-    from torchvision.datasets import MNIST
-
-    raw = write_mnist(tmp_path_factory.mktemp("served"))
-    for path in raw.iterdir():
-        server[f"{path.name}.gz"] = gzip.compress(path.read_bytes())
-    sums = [(name, hashlib.md5(server[name]).hexdigest()) for name, _ in MNIST.resources]
-    monkeypatch.setattr(MNIST, "resources", sums)
-    monkeypatch.setattr(data_module, "_MNIST_COUNTS", (600, 100))
-    monkeypatch.setattr(data_module, "_MNIST_SPLIT", (500, 100))
-
-    last = sums[-1][0]
-    whole, server[last] = server[last], server[last][:50]
-    with pytest.raises(BadInput, match="cannot be downloaded"):
-        load_data(DataOptions(data="mnist"))
-    assert not list((elsewhere / "data").rglob("*ubyte*"))
-    assert load_data(DataOptions()).name == "digits"
-
-    server[last] = whole
-    assert load_data(DataOptions()).name == "mnist"
-    server.clear()
-    assert len(load_data(DataOptions(data="mnist")).train) == 500
-
-
-def test_gives_up_on_a_server_that_does_not_answer(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data_module.import_torchvision()
-    from torchvision.datasets import MNIST
-
-    monkeypatch.setattr(data_module, "_DOWNLOAD_SECONDS", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
-        start = time.monotonic()
-        data = load_data(DataOptions())
-        assert time.monotonic() - start < 5
-    assert data.name == "digits"
-    assert "using scikit-learn's 8x8 digits instead" in data.notice
-
-
-def test_a_damaged_mnist_is_not_replaced(small_mnist: Path) -> None:
-    path = small_mnist / "t10k-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:1000])
-    for name in ("auto", "mnist"):
-        with pytest.raises(BadInput, match=r"test files in .* are truncated or foreign"):
-            load_data(DataOptions(data=name))

@@ -1,11 +1,21 @@
 """The two gaps as a run records them, and as a person reads them."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 import torch
 from estimates import ONE, low
+from fits import QUICK
 
+from ppl_gen import evaluate, fit
+from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.gap_split import gap_parts
 from ppl_gen.evaluation.gap_table import gap_rows
 from ppl_gen.inference.gaps import Gaps
+
+Call = Callable[..., tuple[int, str, str]]
 
 
 def test_a_missed_mode_stands_below_the_gaps() -> None:
@@ -27,3 +37,39 @@ def test_a_missed_mode_stands_below_the_gaps() -> None:
     assert "blind to other modes than the encoder's: 10% of images" in said
     earlier = {key: value for key, value in part.items() if not key.startswith(("fraction_missed", "fraction_blind"))}
     assert len(gap_rows({"contexts": earlier})[0][1]) == len(said) - 3
+
+
+def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
+    net = ("belief-net", "--guide", "bernoulli", "--latent-dim", "3", *QUICK[:-2], "--binarization", "static")
+    assert call(fit.command, *net, "--out", "net")[0] == 0
+    status, _, err = call(evaluate.command, "net", "--gaps")
+    assert status == 2 and "can be reparametrized" in err and err.count("\n") == 1
+    status, _, err = call(fit.command, "--init-from", "net", "--refit-guide", "enumerated", "--out", "other")
+    assert status == 2 and "neither model nor guide has a parameter to train" in err
+
+
+def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppl_gen.inference import gaps
+
+    monkeypatch.setattr(gap_split, "Search", lambda: gaps.Search(window=3, patience=1, most_windows=4))
+    before = (finished / "evaluation.json").read_text(encoding="utf-8")
+    arguments = (finished, "--gaps", "--num-images", "5", "--num-samples", "50")
+    status, out, _ = call(evaluate.command, *arguments)
+    assert status == 0 and "approximation gap" in out and "amortization gap" in out
+    assert (finished / "evaluation.json").read_text(encoding="utf-8") == before
+    found = json.loads((finished / "gaps.json").read_text(encoding="utf-8"))["contexts"]
+    whole = found["log_px"]["mean"] - found["elbo"]["mean"]
+    assert found["approximation"]["mean"] + found["amortization"]["mean"] == pytest.approx(whole)
+    assert len(found["per_image"]["elbo"]) == found["num_images"] == 5
+    assert call(fit.command, "--init-from", finished, "--guide", "flow", *QUICK[2:], "--out", "flow")[0] == 0
+    how = ("--estimator", "annealed", "--annealed.num-temperatures", "60", "--annealed.start", "guide")
+    status, out, _ = call(evaluate.command, *arguments, *how)
+    larger = json.loads((finished / "gaps.json").read_text(encoding="utf-8"))
+    of_log_px = {"importance": "importance sampling", "annealed": "annealed"}[larger["contexts"]["estimator"]]
+    assert status == 0 and f"log p(x), {of_log_px}" in out
+    assert larger["annealed"]["num_temperatures"] == 60
+    assert larger["contexts"]["log_px"]["mean"] >= found["log_px"]["mean"]
+    assert call(evaluate.command, "flow", *arguments[1:], "--gap-copies", "2")[0] == 0
+    parts = json.loads(Path("flow/gaps.json").read_text(encoding="utf-8"))
+    assert parts["copies"]["num_images"] == parts["contexts_of_these"]["num_images"] == 2
+    assert parts["contexts_of_these"]["per_image"]["elbo"] == parts["contexts"]["per_image"]["elbo"][:2]

@@ -1,8 +1,10 @@
 """An evaluation as a person reads it, also one of an earlier version."""
 
 import copy
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,3 +130,10 @@ def test_each_estimator_is_told(name: str) -> None:
     }
     found = [row.note for row in rows(_summary(importance=importance(-10, -12), **{name: others[name]}))]
     assert any(note.startswith(told[name]) for note in found), found
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("units", [0, 3])
+def test_a_collapsed_posterior_is_told(finished: Path, units: int) -> None:
+    summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8")) | {"active_units": units}
+    assert ("z is not used, its mean is the same for every image: --kl-warmup" in table(summary)) == (units == 0)

@@ -1,12 +1,16 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fits import fit_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.data.splits import Data
 from ppl_gen.experiment import run_directory as runs
 from ppl_gen.experiment.run_directory import RunDirectory
 
@@ -133,3 +137,26 @@ def test_no_tensor_file_can_run_code() -> None:
 def test_config_is_readable_json(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", "x", {"a": (1, 2)})
     assert json.loads((run.path / "config.json").read_text(encoding="utf-8"))["a"] == [1, 2]
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, data: Data) -> None:
+    whole, _ = fit_pair(tmp_path / "whole", data)
+    content = whole.load_checkpoint()
+    cut = RunDirectory.create(tmp_path / "partial", "run", {})
+    # As after a kill between the metrics and the checkpoint of the last epoch, in the middle of a line.
+    lines = whole.metrics()
+    for line in lines:
+        cut.append_metrics(line)
+    with open(cut.path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "st')
+    assert len(cut.metrics()) == len(lines)
+    cut.cut_metrics(lines[1]["step"])
+    assert cut.metrics() == lines[:2]
+    assert content is not None and content[1]["epoch"] == 3
+
+
+def test_metrics_hold_no_nan(tmp_path: Path, call: Callable[..., Any]) -> None:
+    run = RunDirectory.create(tmp_path / "run", "run", {"x": float("nan")})
+    run.append_metrics({"step": 0, "elbo": float("inf")})
+    for name in ("config.json", "metrics.jsonl"):
+        json.loads((run.path / name).read_text(encoding="utf-8"), parse_constant=lambda text: pytest.fail(text))

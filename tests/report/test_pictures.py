@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fits import QUICK as SMALL_FIT
 from matplotlib.figure import Figure
 
 import ppl_gen
@@ -14,6 +15,46 @@ from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.captions import captions
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.report.pictures import of_evaluation, of_latent_space
+
+PAIR = """
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+
+class Unseen(nn.Module):
+    def __init__(self, data_dim):
+        super().__init__()
+        self.net = nn.Linear(3, data_dim)
+
+    def prior(self):
+        return dist.Normal(torch.zeros(3), 1.0).to_event(1)
+
+    def likelihood(self, z):
+        return dist.TransformedDistribution(dist.Normal(self.net(z), 1.0).to_event(1), [])  # has no mean
+
+    def model(self, x=None, *, n=1):
+        with pyro.plate("data", n if x is None else len(x)):
+            return pyro.sample("x", self.likelihood(pyro.sample("z", self.prior())), obs=x)
+
+
+class Guide(nn.Module):
+    def __init__(self, data_dim, model):
+        super().__init__()
+        assert isinstance(model, Unseen)
+        self.net = nn.Linear(data_dim, 3)
+
+    def encode(self, x):
+        return self.net(x)
+
+    def posterior(self, context):
+        return dist.Normal(context, 1.0).to_event(1)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.encode(x)))
+"""
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "1", "--num-samples", "30", "--out", "run")
@@ -110,3 +151,21 @@ def test_captions_have_the_numbers_of_the_run() -> None:
     assert found["bound_against_k"].alt == "A line that rises from -4.00 nats at k = 1 to -3.00 at k = 50"
     assert found["gap_histogram"].alt.endswith("; its mean is 1.00 nats")
     assert list(found) == list(captions(lines)) == list(captions())
+
+
+def test_pictures_where_no_validation_split_is_left(elsewhere: Path, call: Call, all_pictures: None) -> None:
+    status, _, err = call(fit.command, "vae", *SMALL_FIT, "--train-size", "1497", "--latent-dim", "2", "--out", "run")
+    assert status == 0, err
+    assert Path("run/figures/latent_space.png").exists() and Path("run/report.html").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*grey values under")
+def test_a_pair_of_one_file_that_cannot_be_drawn(elsewhere: Path, call: Call, all_pictures: None) -> None:
+    """Both classes are of one module; and what cannot be drawn is said, not the end of the run."""
+    Path("pair.py").write_text(PAIR)
+    named = ("pair.py:Unseen", "--guide", "pair.py:Guide")
+    status, _, err = call(fit.command, *named, *SMALL_FIT[:-2], "--binarization", "dequantized", "--out", "run")
+    assert status == 0, err
+    for what in ("samples", "reconstructions", "the latent space"):
+        assert f"warning: no picture of {what}: " in err
+    assert Path("run/report.html").is_file() and Path("run/figures/gap_histogram.png").is_file()

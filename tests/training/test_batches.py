@@ -13,7 +13,7 @@ from fits import interrupt_after
 from torch import Tensor, nn
 
 from ppl_gen import fit
-from ppl_gen.core import components, parallel
+from ppl_gen.core import components
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
@@ -77,23 +77,6 @@ def test_what_is_left_over(size: int) -> None:
             assert min(map(len, parts)) >= least
             if least == 1 or count % size != 1:
                 assert [len(part) for part in parts] == [len(part) for part in order.split(size)]
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_shares(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several processes: each has none, or at least two; without a need for two, as torch divides them."""
-    monkeypatch.setattr(parallel, "size", lambda: processes)
-    for count in range(14):
-        rows = torch.arange(count)
-        for least in (1, 2):
-            parts = []
-            for rank in range(processes):
-                monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-                parts.append(parallel.shard(rows, least))
-            assert torch.equal(torch.cat(parts), rows)
-            assert all(len(part) == 0 or len(part) >= min(least, count) for part in parts)
-            if least == 1 or count >= 2 * processes:
-                assert [len(p) for p in parts] == [len(p) for p in rows.tensor_split(processes)]
 
 
 QUICK = ("--data", "digits", "--epochs", "2", "--latent-dim", "2", "--hidden-dims", "8", "--num-samples", "20")

@@ -1,0 +1,80 @@
+"""Classes by name, and in files of a user's own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fits import QUICK
+from own_classes import GUIDE
+
+import ppl_gen
+from ppl_gen import evaluate, fit
+
+Call = Callable[..., tuple[int, str, str]]
+
+PRIOR = """
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+
+class Wide(nn.Module):
+    \'\'\'A wide Gaussian.
+
+    :param scale: standard deviation.
+    \'\'\'
+
+    def __init__(self, latent_dim, *, scale: float = 1.5):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.scale = scale
+
+    def prior(self):
+        return dist.Normal(self.loc, self.scale).to_event(1)
+"""
+
+
+def test_a_prior_of_ones_own(elsewhere: Path, call: Call) -> None:
+    """From a file, with options; named again to be evaluated, never imported otherwise."""
+    Path("my_prior.py").write_text(PRIOR)
+    named = ("--prior", "my_prior.py:Wide")
+    status, out, err = call(fit.command, "vae", *named, "--help")
+    assert status == 0 and "--prior.scale" in out and "standard deviation" in out
+    status, out, err = call(fit.command, "vae", *named, "--prior.scale", "2", *QUICK, "--out", "run")
+    assert status == 0, err
+    assert "prior my_prior.py:Wide" in out
+    assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["prior"] == "my_prior.py:Wide"
+    status, _, err = call(evaluate.command, "run")
+    assert status == 2 and "name it again: --prior my_prior.py:Wide" in err
+    assert call(evaluate.command, "run", *named)[0] == 0
+    status, _, err = call(evaluate.command, "run", "--prior", "flow")
+    assert status == 2 and "was fitted with my_prior.py:Wide" in err
+
+
+def test_a_guide_in_a_file(elsewhere: Path, call: Call) -> None:
+    Path("my_guide.py").write_text(GUIDE)
+    reference = "my_guide.py:MyGuide"
+    options = ("--guide", reference, "--guide.scale", "0.25", "--guide.wide")
+    assert call(fit.command, "vae", *options, *QUICK, "--out", "run")[0] == 0
+    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
+    assert config["guide"] == reference and config["guide_options"] == {"scale": 0.25, "wide": True}
+    first = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
+
+    for command, arguments in ((evaluate.command, ["run"]), (fit.command, ["--resume", "run"])):
+        status, _, err = call(command, *arguments)
+        assert status == 2
+        assert err == f"error: run: was fitted with the guide {reference}; name it again: --guide {reference}\n"
+        status, _, err = call(command, *arguments, "--guide", "normal")
+        assert status == 2 and "was fitted with my_guide.py:MyGuide" in err
+        status, _, err = call(command, *arguments, "--guide", reference)
+        assert status == 0 and "has changed" not in err
+    again = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
+    assert again["elbo"] == first["elbo"]
+    assert type(ppl_gen.load("run", guide=reference).guide).__name__ == "MyGuide"
+    with pytest.raises(ppl_gen.BadInput, match="name it again"):
+        ppl_gen.load("run")
+
+    Path("elsewhere.py").write_text(GUIDE + "\n# changed\n")
+    status, _, err = call(evaluate.command, "run", "--guide", "elsewhere.py:MyGuide")
+    assert status == 0 and "warning: elsewhere.py:MyGuide has changed since the run was fitted" in err

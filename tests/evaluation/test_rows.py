@@ -1,0 +1,188 @@
+"""Rows of a comparison, against numbers worked out by hand, on runs written by hand."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from written import compared, write
+
+from ppl_gen.comparison import Comparison
+from ppl_gen.experiment.run_directory import RunDirectory
+
+
+def test_paired_differences(elsewhere: Path) -> None:
+    """Of log p(x) -1, -2, -3, -2: mean -2, sd sqrt(2/3). Of the ELBO -1, 1, 1, -1: mean 0, sd sqrt(4/3)."""
+    worse = write("worse", [-11, -20, -30, -41], [-10, -20, -30, -40], guide="other")
+    better = write("better", [-10, -21, -31, -40], [-9, -18, -27, -38])
+    result = compared(worse, better)
+    first, second = result["rows"]
+    assert first["runs"] == ["better"] and second["runs"] == ["worse"]
+    nothing = dict.fromkeys(("mean", "se", "se_seeds", "low", "high", "of"))
+    assert first["log_px_difference"] == first["elbo_difference"] == nothing
+    assert second["log_px_difference"]["mean"] == pytest.approx(-2)
+    assert second["log_px_difference"]["se"] == pytest.approx(math.sqrt(2 / 3) / 2)
+    assert second["elbo_difference"]["mean"] == pytest.approx(0)
+    assert second["elbo_difference"]["se"] == pytest.approx(math.sqrt(4 / 3) / 2)
+    assert second["log_px_difference"]["se_seeds"] is None
+    # Far less than the errors of the two means, which have what is hard for both in them: sd sqrt(500 / 3).
+    assert second["log_px"]["mean"] == -25 and second["log_px"]["se"] == pytest.approx(math.sqrt(500 / 3) / 2)
+    assert second["gap"] == {"mean": pytest.approx(0.5), "at_least": False}
+    assert first["iwae"] == {
+        "k": 10,
+        "mean": pytest.approx(-25.4),
+        "se": pytest.approx(math.sqrt(167) / 2),
+        "se_seeds": None,
+    }
+    expected = {"khat_median": 0.5, "ess_median": 12.5, "active_units": 2, "num_parameters": 1234}
+    expected |= {"seconds": 7.5, "epochs": 3, "prior": None, "options": {}, "objective": "elbo"}
+    assert {key: first[key] for key in expected} == expected
+
+
+def test_the_bound_is_below_the_importance_samples(elsewhere: Path) -> None:
+    """Of an annealed log p(x), too: at k = S the bound is the importance-sampled log p(x) itself."""
+    annealed = {"mean": -8.0, "estimator": "annealed", "num_temperatures": 10, "at_least": False}
+    sampled = {"mean": -9.0, "estimator": "importance", "num_samples": 100}
+    found = {"evaluation.log_px": annealed, "evaluation.log_px_importance": sampled, "nc.num_samples": 100}
+    write("run", [-10, -11], [-8, -8], **found)
+    assert compared(Path("run"))["rows"][0]["iwae"]["k"] == 10
+
+
+def test_seeds_are_one_row(elsewhere: Path) -> None:
+    """Means of log p(x) are -10 and -12 for a, over seeds -11 ± 1; -14, -15 and -16 for b, -15 ± 1/sqrt(3)."""
+    paths = [
+        *(write(f"b{s}", [-20, -20], [-13.0 - s, -15.0 - s], guide="other", **{"training.seed": s}) for s in range(3)),
+        write("a0", [-20, -20], [-10, -10]),
+        write("a1", [-22, -22], [-11, -13], **{"training.seed": 1, "num_threads": 9, "git_commit": "x"}),
+    ]
+    a, b = compared(*paths)["rows"]
+    assert (a["seeds"], b["seeds"]) == ([0, 1], [0, 1, 2])
+    assert a["runs"] == ["a0", "a1"]
+    # Averaged over seeds the images of a are at -10.5 and -11.5: sd sqrt(1/2), over sqrt(2).
+    assert a["log_px"]["mean"] == -11 and a["log_px"]["se"] == pytest.approx(0.5) and a["log_px"]["se_seeds"] == 1
+    assert a["elbo"] == {"mean": -21, "se": 0, "se_seeds": 1}
+    assert b["log_px"]["se_seeds"] == pytest.approx(1 / math.sqrt(3))
+    # b is at -14 and -16: differences -3.5 and -4.5.
+    assert b["log_px_difference"]["mean"] == -4 and b["log_px_difference"]["se"] == pytest.approx(0.5)
+    assert b["log_px_difference"]["se_seeds"] == pytest.approx(math.sqrt(1 + 1 / 3))
+    assert a["seconds"] == 7.5
+    text = str(Comparison(paths))
+    assert "-15.00 ± 1.00 ± 0.58" in text and "-4.00 ± 0.50 ± 1.15" in text and "over its seeds" in text
+    alone = compared(*paths[2:])["rows"][1]
+    assert alone["log_px"]["se_seeds"] is None and alone["log_px_difference"]["se_seeds"] is None
+
+
+def test_intervals(elsewhere: Path) -> None:
+    """Of two rows with two seeds each, a difference between methods: t of 1 degree of freedom over seeds, and of 3 over
+    images. Of a row with one seed, a difference between weights. Three rows are three pairs."""
+    paths = [
+        *(write(f"a{s}", [-9, -9, -9, -9], [-1 - s, -2, -3, -4 - s], **{"training.seed": s}) for s in range(2)),
+        *(write(f"b{s}", [-9, -9, -9, -9], [-3, -2, -5 - s, -6], guide="b", **{"training.seed": s}) for s in range(2)),
+        write("c", [-9, -9, -9, -9], [-7, -8, -9, -10], guide="c"),
+    ]
+    a, b, c = compared(*paths)["rows"]
+    assert [row["log_px_difference"]["of"] for row in (a, b, c)] == [None, "methods", "weights"]
+    # Run means -2.5 and -3 of a, -4 and -4.25 of b; per image -1.5, 0, -2.5 and -1.5 apart.
+    t1, t3 = (stats.t.isf(0.05 / 3 / 2, degrees) for degrees in (1, 3))
+    seeds, images = 0.5**2 / 4 + 0.25**2 / 4, np.var([-1.5, 0, -2.5, -1.5], ddof=1) / 4
+    half = math.sqrt(t1**2 * seeds + t3**2 * images)
+    mean = b["log_px_difference"]["mean"]
+    assert mean == pytest.approx(-1.375)
+    assert (b["log_px_difference"]["low"], b["log_px_difference"]["high"]) == pytest.approx((mean - half, mean + half))
+    assert b["elbo_difference"] == {"mean": 0, "se": 0, "se_seeds": 0, "low": 0, "high": 0, "of": "methods"}
+    # c is -5.5, -6, -6 and -5.5 from a.
+    half = t3 * math.sqrt(np.var([5.5, 6, 6, 5.5], ddof=1) / 4)
+    entry = c["log_px_difference"]
+    assert (entry["low"], entry["high"]) == pytest.approx((-5.75 - half, -5.75 + half)) and entry["se_seeds"] is None
+    text = str(Comparison(paths))
+    assert f"-5.75 ± 0.14 [{-5.75 - half:+.2f}, {-5.75 + half:+.2f}]" in text
+    one = "a difference between two sets of weights, not between two methods"
+    assert "whichever of the 3 rows came out best" in text and f"one seed in this row or in the first: {one}" in text
+    (row, _) = csv.DictReader(io.StringIO(Comparison(paths[:4]).to_csv()))
+    assert row["log_px_difference.low"] == row["log_px_difference.of"] == ""
+    text = str(Comparison(paths[:4]))
+    assert "the interval is for two methods: for other seeds, and for other images" in text and one not in text
+    assert "may be chance" in text and "came out best" not in text
+    text = str(Comparison([paths[0], paths[4]]))
+    assert f"one seed: {one}" in text and "two methods: for" not in text
+    assert "interval" not in str(Comparison(paths[:1]))
+
+
+def test_what_makes_a_row(elsewhere: Path) -> None:
+    """Anything but the seed does; the checkpoint and the number of samples too. The row says what."""
+    v = [-2.0, -1.0]
+    paths = [
+        write("plain", v, v),
+        write("again", v, v, **{"training.seed": 1, "num_samples": 5, "versions": {"torch": "9"}, "prior": None}),
+        write("precision", v, v, **{"training.matmul_precision": "high"}),
+        write("wide", v, v, **{"model_options.latent_dim": 7}),
+        write("particles", v, v, **{"training.num_particles": 50, "training.objective": "iwae"}),
+        write("warm", v, v, **{"training.kl_warmup": 4}),
+        write("flow", v, v, prior="flow", prior_options={"depth": 2}),
+        write("deep", v, v, prior="flow", prior_options={"depth": 3}),
+        write("small", v, v, **{"data.train_size": 50}),
+        write("best", v, v, **{"evaluation.checkpoint": "best"}),
+        write("more", v, v, **{"evaluation.log_px.num_samples": 1000}),
+    ]
+    result = compared(*paths)
+    rows = {row["runs"][0]: row for row in result["rows"]}
+    assert len(rows) == 10 and rows["plain"]["seeds"] == [0, 1]
+    assert rows["precision"]["options"]["matmul_precision"] == "high"
+    assert rows["wide"]["options"]["latent_dim"] == 7 and rows["plain"]["options"]["latent_dim"] == 2
+    assert rows["particles"]["objective"] == "iwae-50" and rows["warm"]["objective"] == "elbo kl_warmup=4"
+    assert rows["flow"]["prior"] == "flow" and rows["deep"]["options"]["prior.depth"] == 3
+    assert "prior.depth" not in rows["plain"]["options"]
+    assert rows["small"]["options"]["train_size"] == 50 and rows["plain"]["options"]["train_size"] is None
+    assert rows["best"]["options"]["checkpoint"] == "best"
+    assert rows["more"]["log_px"]["num_samples"] == 1000
+    assert any("different S are not comparable" in note for note in result["notes"])
+    assert rows["more"]["iwae"]["k"] == 10  # the largest below every S
+
+
+def test_what_was_estimated_otherwise_is_another_row(elsewhere: Path) -> None:
+    """Seeds are merged only if log p(x) was estimated with the same settings; each row says whether it is at least
+    what it says, and why."""
+    annealed = {"evaluation.log_px.estimator": "annealed", "evaluation.log_px.num_temperatures": 100}
+    others = (
+        write("long", [-4, -3], [-2, -1], **annealed),
+        write("short", [-4, -3], [-2, -2], **annealed | {"evaluation.log_px.num_temperatures": 10, "training.seed": 1}),
+        write("mixed", [-4, -3], [-3, -2], **{"evaluation.log_px.proposal": {"prior_share": 0.1}, "training.seed": 2}),
+        write("again", [-4, -3], [-2, -2.5], **annealed | {"evaluation.log_px.accepted": 0.6, "training.seed": 3}),
+        write("plain", [-4, -3], [-3, -3], **{"evaluation.gap.at_least": True, "evaluation.log_px.at_least": False}),
+    )
+    result = compared(*others)
+    assert [row["seeds"] for row in result["rows"]] == [[0, 3], [1], [2], [0]]
+    assert [row["options"].get("num_temperatures") for row in result["rows"]] == [100, 10, None, None]
+    assert not any(row["log_px"]["at_least"] for row in result["rows"])
+    assert result["rows"][3]["gap"]["at_least"]
+    text = str(Comparison(others))
+    assert "num_temperatures=10" in text and "num_temperatures=none" not in text
+    doubted = write("doubted", [-4, -3], [-2, -1], **annealed | {"evaluation.log_px.at_least": True})
+    assert any("do not both vouch for annealing" in note for note in compared(doubted)["notes"])
+
+
+def test_gaps_where_they_were_measured(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means over seeds, of a row whose runs all have them; blank for the others."""
+    for seed, approximation in ((0, 1.0), (1, 2.0)):
+        path = write(f"run-{seed}", [-10.0, -11.0], [-8.0, -9.0], **{"training.seed": seed})
+        parts = {"approximation": {"mean": approximation}, "amortization": {"mean": 0.5}}
+        contexts = parts | {"num_images": 100, "at_least": seed == 1}
+        of = {"split": "test", "checkpoint": "last"}
+        (path / "gaps.json").write_text(json.dumps(of | {"contexts": contexts}))
+    write("other", [-10.0, -11.0], [-9.0, -9.5], guide="flow")
+    result = compared(Path("run-0"), Path("run-1"), Path("other"))
+    first, second = result["rows"]
+    assert first["approximation"] == {"mean": 1.5, "num_images": 100.0, "at_least": True}
+    assert first["amortization"] == {"mean": 0.5, "num_images": 100.0, "at_least": False}
+    assert second["approximation"]["mean"] is None
+    text = str(Comparison([Path("run-0"), Path("run-1"), Path("other")]))
+    assert "≥ 1.50" in text and "approx." in text and "of the first 100 images" in text
+    assert "approx." not in str(Comparison(["other"]))
+    monkeypatch.setattr(RunDirectory, "step", lambda run: 4)
+    for other in ({"split": "train"}, {"checkpoint": "best"}, {"training_step": 3}):
+        (path / "gaps.json").write_text(json.dumps(of | other | {"contexts": contexts}))
+        assert "approx." not in str(Comparison(["run-1"]))

@@ -1,0 +1,43 @@
+"""A run that is opened: with which code and which images."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ppl_gen import compare, evaluate, fit
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def test_a_file_of_images_is_known_by_its_content(elsewhere: Path, call: Call) -> None:
+    """Another draw under the same name: evaluating says so, and what was evaluated on either cannot be compared."""
+    images = np.random.default_rng(0).random((2, 60, 12)) < 0.3
+    np.save("mine.npy", images[0])
+    mixture = ("mixture", "--data", "mine.npy", "--epochs", "1", "--num-components", "2")
+    assert call(fit.command, *mixture, "--out", "first")[0] == 0
+    status, _, err = call(evaluate.command, "first")
+    assert status == 0 and "has changed" not in err
+    assert call(fit.command, *mixture, "--num-components", "3", "--out", "second")[0] == 0
+    assert call(compare.command, "first", "second")[0] == 0
+
+    np.save("mine.npy", images[1])
+    assert call(evaluate.command, "second")[2].startswith("warning: mine.npy has changed since the run was fitted\n")
+    assert "warning: mine.npy has changed since the run was started" in call(fit.command, "--resume", "second")[2]
+    status, _, err = call(compare.command, "first", "second")
+    assert status == 2 and "first and second cannot be compared: the images' SHA-256 is" in err
+
+
+def test_a_run_directory_cannot_name_code(elsewhere: Path, finished: Path, call: Call) -> None:
+    """Not even with an edited config.json: a file is run only if the user names it."""
+    import shutil
+
+    shutil.copytree(finished, "run")
+    Path("evil.py").write_text("open('ran', 'w')")
+    original = Path("run/config.json").read_text(encoding="utf-8")
+    for kind in ("model", "guide"):
+        Path("run/config.json").write_text(json.dumps(json.loads(original) | {kind: "evil.py:Code"}))
+        status, _, err = call(evaluate.command, "run")
+        assert status == 2 and f"name it again: --{kind} evil.py:Code" in err
+    assert not Path("ran").exists()

@@ -1,0 +1,126 @@
+"""What is found before the first step."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fits import QUICK as SMALL_FIT
+from fits import small_config
+from own_classes import PAIRS
+from torch import nn
+
+from ppl_gen import fit
+from ppl_gen.data.splits import Data
+from ppl_gen.experiment.assembling import assemble
+from ppl_gen.experiment.config import Given
+from ppl_gen.experiment.fitted import Assembled
+from ppl_gen.training.checks import prepare, without_gradient
+
+QUICK = (
+    "--data",
+    "digits",
+    "--train-size",
+    "60",
+    "--epochs",
+    "1",
+    "--num-samples",
+    "30",
+    "--binarization",
+    "threshold",
+)
+
+Call = Callable[..., tuple[int, str, str]]
+
+DEAF = """
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+
+class Deaf(nn.Module):
+    def __init__(self, data_dim):
+        super().__init__()
+        self.net = nn.Linear(3, data_dim)
+
+    def prior(self):
+        return dist.Normal(torch.zeros(3), 1.0).to_event(1)
+
+    def model(self, x=None, *, n=1):
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            return pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=x)
+"""
+
+
+def test_a_prior_that_the_model_ignores(elsewhere: Path, call: Call) -> None:
+    Path("deaf.py").write_text(DEAF)
+    status, _, err = call(fit.command, "deaf.py:Deaf", "--prior", "flow", *SMALL_FIT[:-2], "--out", "run")
+    assert status == 2 and "prior() and model() disagree" in err and err.count("\n") == 1
+
+
+WRONG = (
+    DEAF.replace(
+        "        with pyro.plate",
+        "        self.seen = True\n        with pyro.plate",
+    )
+    + """
+    def likelihood(self, z):
+        return dist.Bernoulli(logits=2 * self.net(z)).to_event(1)
+"""
+)
+
+
+def test_a_likelihood_that_is_not_the_models(elsewhere: Path, call: Call) -> None:
+    Path("wrong.py").write_text(WRONG)
+    status, _, err = call(fit.command, "wrong.py:Deaf", *SMALL_FIT[:-2], "--out", "run")
+    assert status == 2 and "prior() and likelihood(z) and model() disagree" in err and err.count("\n") == 1
+    assert not Path("run").exists()
+
+
+def test_no_stopwatch_keeps_a_run_from_going_on(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes too long is refused before it starts, not on the way; what does not fit into memory, always."""
+    options = ("belief-net", "--data", "digits", "--train-size", "60", "--epochs", "1", "--latent-dim", "2")
+    assert call(fit.command, *options, "--out", "run")[0] == 0
+    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
+    config["training"]["max_hours"] = 1e-12
+    Path("run/config.json").write_text(json.dumps(config))
+    assert call(fit.command, "--resume", "run")[0] == 0
+    monkeypatch.setattr("ppl_gen.inference.state_memory.free_memory", lambda device: 0)
+    status, _, err = call(fit.command, "--resume", "run")
+    assert status == 2 and "latent states" in err and "0.0 GB are free" in err, err
+
+
+def test_parameters_that_nothing_depends_on_are_told(data: Data) -> None:
+    """And those that model and guide share are counted once."""
+    config = small_config()
+    assert "8 of 8 parameters have a gradient" in str(prepare(config))
+    model, guide = assemble(config, data)
+    guide.shared, model.unused = model.decoder, nn.Linear(2, 3)
+    missing = without_gradient(Assembled(config, model, guide, data, Given()))
+    assert missing == ["model.unused.weight", "model.unused.bias"]
+    modules = nn.ModuleDict({"model": model, "guide": guide})
+    assert sum(1 for _ in modules.parameters()) == 10
+
+
+def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Call) -> None:
+    """Its ELBO is -inf, whether or not a few draws show it."""
+    uniform = "dist.Uniform(-9 * torch.ones(4), 9.0).to_event(1)"
+    Path("own.py").write_text(
+        PAIRS.replace(
+            "dist.Normal(torch.zeros(4), 1.0).to_event(1))\n            near", f"{uniform})\n            near"
+        )
+    )
+    status, _, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *QUICK, "--out", "run")
+    assert status == 2 and "draws 'z' outside of the support of its prior in Bounded" in err and err.count("\n") == 1, (
+        err
+    )
+
+
+def test_a_contract_that_a_plate_breaks_is_refused(elsewhere: Path, call: Call) -> None:
+    """`prior()` is of one event per image."""
+    prior = "\n    def prior(self):\n        return dist.Normal(torch.zeros(4), 1.0).to_event(1)\n"
+    Path("own.py").write_text(PAIRS.replace("\n\nclass PlateGuide", f"{prior}\n\nclass PlateGuide"))
+    status, _, err = call(fit.command, "own.py:Plate", "--guide", "own.py:PlateGuide", *QUICK, "--out", "run")
+    assert status == 2 and "site 'z' is in a plate within 'data'" in err and err.count("\n") == 1, err
