@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.calibrate`: every estimator of log p(x) against the exact answer."""
+"""`python -m ppl_gen.calibrate`: Hold every estimator of log p(x) against exact values."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.fill RUN`: the hidden pixels of an image given its visible ones."""
+"""`python -m ppl_gen.fill RUN`: Fill in the hidden pixels of images given their visible ones."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

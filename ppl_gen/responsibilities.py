@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.responsibilities RUN`: which component of a mixture explains which image."""
+"""`python -m ppl_gen.responsibilities RUN`: Say which component of a mixture explains which image."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

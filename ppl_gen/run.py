@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
+from ppl_gen.core.commands import is_function
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.data import arrays
@@ -47,7 +48,7 @@ from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
-from ppl_gen.report.run_page import gallery
+from ppl_gen.report.run_page import gallery, write_report
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.hooks import Hook, hooks_of
 from ppl_gen.training.loop import train
@@ -150,7 +151,7 @@ class Run:
             options.setdefault("binarization", given.data.binarization)
         if given.data is not None:
             options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
-        named = isinstance(given.data, str | Path)
+        named = isinstance(given.data, str | Path) and not is_function(str(given.data))
         return with_options(config, given, options), replace(given, data=None) if named else given
 
     @classmethod
@@ -259,7 +260,6 @@ class Run:
     def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
         """Do what the run does not have yet: training, evaluation, pictures."""
         from ppl_gen.report.pictures import draw_evaluation, draw_training
-        from ppl_gen.report.run_page import write_report
 
         fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
         self.checkpoint, self.device = "last", fitted.config.training.device
@@ -349,7 +349,7 @@ class Run:
         options: EvaluationOptions | None = None,
         *,
         data: Any = None,
-        further: Sequence[Estimator] = (),
+        further: "Sequence[Estimator | str]" = (),
         quiet: bool = False,
         **chosen: Any,
     ) -> Evaluation:
@@ -359,10 +359,10 @@ class Run:
         :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
         :param data: images [N, …] of your own, in the place of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, called with the model, the guide and the images.
+        :param further: estimators of your own, or the `file.py:function` of each. An estimator is called with model,
+            guide and images, and returns an `Estimate`.
         """
         from ppl_gen.report.pictures import draw_evaluation
-        from ppl_gen.report.run_page import write_report
 
         options, fitted = self._evaluation_options(options, chosen), self.fitted
         others = other_guides(options, self.given)
@@ -461,8 +461,6 @@ class Run:
 
     def _keep(self, name: str, found: Found, draw: Callable[[Fitted, Found], None]) -> Found:
         """Write a result and its pictures into the run directory, and the page anew."""
-        from ppl_gen.report.run_page import write_report
-
         draw(self.fitted, found)
         self.directory.write_json(name, found.summary)
         write_report(self.directory)

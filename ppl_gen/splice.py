@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.splice RUN`: does log p(x) tell spliced digits from natural ones?"""
+"""`python -m ppl_gen.splice RUN`: Tell spliced images from natural ones by log p(x)."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

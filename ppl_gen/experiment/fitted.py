@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.components import is_external
+from ppl_gen.core.commands import named_again
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.loading import load_data
@@ -37,13 +37,16 @@ class Named:
     """file.py:Class of the guide, again, if the run was fitted with your own."""
     prior: str | None = None
     """file.py:Class of the prior, again, if the run was fitted with your own."""
+    data: str | None = None
+    """file.py:function of the images, again, if the run was fitted to images of your own function."""
 
     def given(self) -> Given:
         return Given(**asdict(self))
 
     def restricted(self, run: RunDirectory) -> "Named":
         """What a run has a class of the user's own for. A command that takes several runs has one set of options."""
-        return Named(**{kind: name for kind, name in asdict(self).items() if is_external(str(run.config.get(kind)))})
+        again = named_again(run.config)
+        return Named(**{kind: name for kind, name in asdict(self).items() if f"--{kind}" in again})
 
 
 class Chosen(Protocol):
