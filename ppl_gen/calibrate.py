@@ -26,7 +26,7 @@ def command(arguments: list[str]) -> None:
         text = json.dumps({"options": asdict(options) | {"out": str(options.out)}, "rows": plain}, indent=2)
         figure = calibration(plain)
         write_file(options.out / "calibration.json", lambda path: path.write_text(text + "\n"))
-        write_file(options.out / "calibration.png", lambda path: figure.savefig(path, dpi=120))
+        write_file(options.out / "calibration.png", figure.write)
         print(f"written to {options.out / 'calibration.json'} and calibration.png")
 
 

@@ -1,10 +1,12 @@
 """What pictures of images have in common."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import matplotlib.figure
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,10 +15,25 @@ if TYPE_CHECKING:
 class Figure(matplotlib.figure.Figure):
     """A figure that a notebook shows, whether or not it shows those of pyplot."""
 
+    def write(self, file: Path | IO[bytes]) -> None:
+        """Write a .png file of 120 dots per inch. The picture is `savefig`'s, which draws everything twice: once to
+        find room for the labels, which is found here without, and once for the file."""
+        canvas, engine, before = FigureCanvasAgg(self), self.get_layout_engine(), self.dpi
+        self.set_dpi(120)
+        try:
+            if engine is not None:
+                engine.execute(self)
+                self.set_layout_engine("none")
+            canvas.print_png(file)
+        finally:
+            if engine is not None:
+                self.set_layout_engine(engine)
+            self.set_dpi(before)
+
     def png(self) -> bytes:
         """The content of a .png file."""
         content = io.BytesIO()
-        self.savefig(content, dpi=120, format="png")
+        self.write(content)
         return content.getvalue()
 
     def _repr_png_(self) -> bytes:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.transforms import Affine2D
 
 from ppl_gen.figures.images import mosaic
 from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
@@ -37,8 +38,14 @@ def test_points_and_ellipses() -> None:
     left, right = figure.axes
     assert [line.get_label() for line in left.lines] == ["0", "1", "2"]
     assert len(right.lines) == 1
-    ellipse: Any = left.patches[0]
-    assert (ellipse.width, ellipse.height) == (1, 1)  # one standard deviation to either side
+    figure.draw_without_rendering()
+    ellipses: Any = left.collections[0]
+    assert ellipses.get_offsets().tolist() == means.tolist() and len(ellipses.get_transforms()) == 5
+    scale = left.transData.transform((1, 1)) - left.transData.transform((0, 0))
+    for transform in ellipses.get_transforms():
+        drawn = Affine2D(transform) + ellipses.get_transform()
+        ends = ellipses.get_paths()[0].transformed(drawn).get_extents().get_points() / scale
+        np.testing.assert_allclose(ends, [[-0.5, -0.5], [0.5, 0.5]])  # one standard deviation to either side
 
 
 def test_a_panel_for_each_unit() -> None:

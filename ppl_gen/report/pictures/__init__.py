@@ -32,7 +32,7 @@ Drawn = Iterator[tuple[str, Figure]]
 
 def save(run: RunDirectory, name: str, figure: Figure) -> None:
     """Put a picture into `figures/` of a run."""
-    run.write_file(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=120))
+    run.write_file(f"figures/{name}.png", figure.write)
 
 
 def draw_evaluation(run: RunDirectory) -> None:
