@@ -27,32 +27,32 @@ from ppl_gen.models.vae import VAE
 Times = dict[int, float]
 
 
-def against_images() -> dict[int, Callable[[], object]]:
-    return {n: step_of("vae", n) for n in (64 * 2**i for i in range(8))}
+def against_images(count: int) -> dict[int, Callable[[], object]]:
+    return {n: step_of("vae", n) for n in [64 * 2**i for i in range(8)][:count]}
 
 
-def against_pixels() -> dict[int, Callable[[], object]]:
-    return {side * side: step_of("vae", 128, (side, side)) for side in (20, 28, 40, 56, 80, 112, 160)}
+def against_pixels(count: int) -> dict[int, Callable[[], object]]:
+    return {side * side: step_of("vae", 128, (side, side)) for side in (20, 28, 40, 56, 80, 112, 160)[:count]}
 
 
-def against_components() -> dict[int, Callable[[], object]]:
-    return {k: step_of("mixture", 500, num_components=k) for k in (32 * 4**i for i in range(5))}
+def against_components(count: int) -> dict[int, Callable[[], object]]:
+    return {k: step_of("mixture", 500, num_components=k) for k in [32 * 4**i for i in range(5)][:count]}
 
 
-def against_states() -> dict[int, Callable[[], object]]:
+def against_states(count: int) -> dict[int, Callable[[], object]]:
     x = noise(100).train.images
-    models = [BeliefNet(784, latent_dim=units, init_scale=0.1) for units in (8, 10, 12, 14, 16, 18)]
+    models = [BeliefNet(784, latent_dim=units, init_scale=0.1) for units in (8, 10, 12, 14, 16, 18)[:count]]
     return {2 ** len(m.weight): enumeration._gradient(enumeration.ours(m, x), m) for m in models}
 
 
-def against_samples() -> dict[int, Callable[[], object]]:
+def against_samples(count: int) -> dict[int, Callable[[], object]]:
     model = VAE((28, 28))
     guide, x = Normal((28, 28), 20, "z", model), noise(16).train.images
 
     def call(samples: int) -> Callable[[], object]:
         return lambda: log_marginal_likelihood(model, guide, x, num_samples=samples, ask_again=False)
 
-    return {samples: call(samples) for samples in (50 * 4**i for i in range(6))}
+    return {samples: call(samples) for samples in [50 * 4**i for i in range(6)][:count]}
 
 
 KINDS = {
@@ -97,6 +97,7 @@ def draw(measured: dict[str, Times]) -> Figure:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="calls of each size (default 9)")
+    parser.add_argument("--sizes", type=int, default=8, help="how many sizes of each, from the smallest (default all)")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/growth.png"))
     given = parser.parse_args(arguments)
     keep_freed_memory()
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     measured: dict[str, Times] = {}
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         for name, (meaning, title, candidates) in KINDS.items():
-            calls = {str(size): call for size, call in candidates().items()}
+            calls = {str(size): call for size, call in candidates(given.sizes).items()}
             times = medians(calls, rounds=given.rounds, warmup=3, in_turn=3)
             measured[name] = {int(size): seconds for size, seconds in times.items()}
             fitted = slope(measured[name])

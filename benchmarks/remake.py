@@ -14,11 +14,11 @@ from pathlib import Path
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def sections() -> dict[str, list[str]]:
+def sections(docs: Path = DOCS) -> dict[str, list[str]]:
     """The commands under each heading that has any."""
     found: dict[str, list[str]] = {}
     for page in ("results.md", "speed.md"):
-        for part in re.split(r"^## ", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        for part in re.split(r"^## ", (docs / page).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             title = part.splitlines()[0]
             blocks = re.findall(r"^```bash\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
             if commands := [line for block in blocks for line in block.splitlines() if line]:
@@ -29,9 +29,10 @@ def sections() -> dict[str, list[str]]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.remake", description=__doc__)
     parser.add_argument("title", nargs="?", help="a heading, or the start of one; without it, all headings are listed")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where results.md and speed.md are (default docs/)")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     given = parser.parse_args(arguments)
-    every = sections()
+    every = sections(given.docs)
     if given.title is None:
         print("\n".join(every))
         return 0

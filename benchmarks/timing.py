@@ -9,7 +9,12 @@ _TURN = 5
 
 
 def medians(
-    candidates: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 5, in_turn: int | None = None
+    candidates: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 5,
+    in_turn: int | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of a call of each candidate.
 
@@ -17,6 +22,7 @@ def medians(
     no call in a loop of its own does.
 
     :param in_turn: calls that count in a turn; by default 5, or 1 of few rounds, where every call counts.
+    :param clock: tells the time in seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     if in_turn is None:
@@ -24,10 +30,10 @@ def medians(
     for turn in range(-(-warmup // in_turn) + -(-rounds // in_turn)):
         for name, call in candidates.items():
             for number in range(in_turn + (in_turn > 1)):
-                start = time.perf_counter()
+                start = clock()
                 call()
                 if turn * in_turn >= warmup and (number > 0 or in_turn == 1):
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

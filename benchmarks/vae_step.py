@@ -17,16 +17,19 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.normal import Normal
 from ppl_gen.models.vae import VAE
 
+Nets = tuple[nn.Module, nn.Module]
 
-def _nets() -> tuple[nn.Module, nn.Module]:
+
+def nets() -> Nets:
+    """Encoder and decoder."""
     encoder = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 40))
     decoder = nn.Sequential(nn.Linear(20, 512), nn.ReLU(), nn.Linear(512, 784))
     return encoder, decoder
 
 
-def hand_written(x: Tensor, compiled: bool = False) -> Callable[[], object]:
+def hand_written(x: Tensor, own: Nets | None = None, compiled: bool = False) -> Callable[[], object]:
     """The same mathematics in plain PyTorch: sampled KL, fused Adam, the loss read at every step."""
-    encoder, decoder = _nets()
+    encoder, decoder = own or nets()
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
 
     def negative_elbo(x: Tensor) -> Tensor:
@@ -49,9 +52,9 @@ def hand_written(x: Tensor, compiled: bool = False) -> Callable[[], object]:
     return step
 
 
-def stock_pyro(x: Tensor) -> Callable[[], object]:
+def stock_pyro(x: Tensor, own: Nets | None = None) -> Callable[[], object]:
     """As Pyro's own VAE example: `pyro.module`, `Bernoulli.to_event(1)`, `pyro.optim.Adam`."""
-    encoder, decoder = _nets()
+    encoder, decoder = own or nets()
 
     def model(x: Tensor) -> None:
         pyro.module("decoder", decoder)
@@ -69,10 +72,14 @@ def stock_pyro(x: Tensor) -> Callable[[], object]:
     return lambda: svi.step(x)
 
 
-def ours(x: Tensor, **options: Any) -> Callable[[], object]:
+def ours(x: Tensor, pair: tuple[VAE, Normal] | None = None, **options: Any) -> Callable[[], object]:
     """A step of the training loop."""
+    return training_step(*(pair or default_pair()), x, TrainingOptions(**options))
+
+
+def default_pair() -> tuple[VAE, Normal]:
     model = VAE((28, 28))
-    return training_step(model, Normal((28, 28), 20, "z", model), x, TrainingOptions(**options))
+    return model, Normal((28, 28), 20, "z", model)
 
 
 def at_medium(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:

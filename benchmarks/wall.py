@@ -171,6 +171,7 @@ def _reason(stop: str, width: int = 40) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wall", description=__doc__)
     parser.add_argument("--max-units", type=int, default=24, help="largest M (default 24)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which are tried (default all)")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/wall.png"))
     parser.add_argument("--json", type=Path, help="where the measurements go as well")
     parser.add_argument("--draw-only", type=Path, metavar="JSON", help="draw measurements made before")
@@ -182,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.draw_only:
         results = json.loads(given.draw_only.read_text(encoding="utf-8"))
     else:
-        results = {way: climb(way, given.max_units) for way in WAYS}
+        results = {way: climb(way, given.max_units) for way in given.ways}
     for way, result in results.items():
         rates = {key: slope(result["points"], key) for key in ("seconds", "bytes")}
         told = ", ".join(f"{key} x 2^{rate:.2f} per unit" for key, rate in rates.items() if rate is not None)

@@ -3,17 +3,33 @@
 import copy
 import io
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
+from torch import nn
 
-from benchmarks import closed_form, em, enumeration, growth, null_comparisons, profiles, remake, rows, wall
+from benchmarks import (
+    closed_form,
+    em,
+    enumeration,
+    growth,
+    importance,
+    null_comparisons,
+    profiles,
+    remake,
+    rows,
+    vae_step,
+    wall,
+)
 from benchmarks.__main__ import draw, markdown
 from benchmarks.steps import training_step
-from benchmarks.timing import Comparison, medians
+from benchmarks.timing import Comparison, medians, show
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
@@ -134,18 +150,28 @@ def test_em_climbs() -> None:
     assert bounds == sorted(bounds) and bounds[-1] > bounds[0] + 0.5
 
 
-def test_slope_of_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_slope_of_growth() -> None:
     assert growth.slope({n: 1e-3 + 1e-5 * n for n in (1, 10, 1000, 10_000, 100_000)}) == pytest.approx(1, abs=0.05)
     assert growth.slope({n: 1.0 * n * n for n in (1, 2, 4, 8)}) == pytest.approx(2)
     assert growth.slope(dict.fromkeys((1, 2, 4, 8), 1.0)) is None
-    few = {
-        name: (meaning, title, lambda: {1: lambda: None, 2: lambda: None})
-        for name, (meaning, title, _) in growth.KINDS.items()
-    }
-    monkeypatch.setattr(growth, "KINDS", few)
-    growth.main(["--rounds", "2", "--out", str(tmp_path / "figures" / "growth.png")])
+
+
+def test_growth_of_the_two_smallest_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured, printed, and drawn as they are printed."""
+    growth.main(["--rounds", "2", "--sizes", "2", "--out", str(tmp_path / "figures" / "growth.png")])
     assert (tmp_path / "figures" / "growth.png").stat().st_size > 1000
-    assert capsys.readouterr().out.count("slope") == 5
+    out = capsys.readouterr().out
+    assert out.count("slope unknown") == 5  # of two sizes
+    printed = [(int(size), float(ms)) for size, ms in re.findall(r"^ +(\d+) +([\d.]+) ms$", out, re.MULTILINE)]
+    assert [size for size, _ in printed] == [64, 128, 400, 784, 32, 128, 256, 1024, 50, 200]
+    assert all(ms > 0 for _, ms in printed)
+
+
+def test_the_figure_of_growth_has_its_numbers() -> None:
+    times = {1: 1.0, 10: 10.0, 100: 100.0, 1000: 1000.0}
+    axes = growth.draw({"S": times}).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[size, 1e3 * seconds] for size, seconds in times.items()]
+    assert axes.get_title().endswith("slope 1.00")
 
 
 @pytest.mark.parametrize("model", ["vae", "mixture", "belief-net", "factor-analysis", "gan"])
@@ -186,6 +212,78 @@ def test_calls_in_turns(rounds: int, calls: int) -> None:
     assert called.count("a") == called.count("b") == calls
 
 
+def test_medians_are_of_the_calls_that_count() -> None:
+    """By a clock that each call moves: two turns warm up, and of five calls in a turn the first is left out."""
+    now = [0.0]
+
+    def taking(seconds: list[float]) -> Callable[[], None]:
+        rest = iter(seconds)
+        return lambda: now.__setitem__(0, now[0] + next(rest))
+
+    candidates = {"a": taking([90, 80, 4, 1, 2]), "b": taking([70, 60, 6, 12, 9])}
+    found = medians(candidates, rounds=3, warmup=2, clock=lambda: now[0])
+    assert found == {"a": 2, "b": 9}
+    candidates = {"a": taking([90, 3, 5, 4]), "b": taking([80, 1, 2, 9])}
+    assert medians(candidates, rounds=3, warmup=0, in_turn=3, clock=lambda: now[0]) == {"a": 4, "b": 2}
+
+
+def _printed(out: str) -> list[tuple[float, float]]:
+    """Milliseconds and ratio of each row."""
+    return [(float(ms), float(ratio)) for ms, ratio in re.findall(r"([\d.]+) ms +([\d.]+) x$", out, re.MULTILINE)]
+
+
+def test_ratios_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    show("step", {"plain": 0.002, "ours": 0.003}, "plain")
+    assert _printed(capsys.readouterr().out) == [(2.0, 1.0), (3.0, 1.5)]
+
+
+def test_ways_to_step_a_vae() -> None:
+    """From the same weights and noise all have the same loss, and move to the same weights."""
+    x = torch.bernoulli(torch.rand(8, 784))
+    pair = vae_step.default_pair()
+    models = [nn.ModuleList(pair), *(nn.ModuleList(vae_step.nets()) for _ in range(2))]
+    model, guide = pair
+    start = [*guide.encoder.parameters(), *model.decoder.parameters()]
+    for each in models[1:]:
+        for parameter, first in zip(each.parameters(), start, strict=True):
+            parameter.data.copy_(first.data)
+    losses = []
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        plain, stock = (tuple(each) for each in models[1:])
+        for step in (vae_step.ours(x, pair), vae_step.hand_written(x, plain), vae_step.stock_pyro(x, stock)):  # type: ignore[arg-type]
+            torch.manual_seed(2)
+            losses.append(step())
+    assert losses[1:] == [pytest.approx(losses[0], rel=1e-5), pytest.approx(8 * losses[0], rel=1e-5)]
+    for each in models[1:]:
+        for parameter, moved in zip(each.parameters(), start, strict=True):
+            # Adam's first step is the sign of the gradient: entries whose gradient is rounding are free.
+            assert (parameter - moved).abs().gt(1e-5).double().mean() < 0.02
+
+
+def test_steps_of_a_vae_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = vae_step.main(rounds=1)
+    printed = _printed(capsys.readouterr().out)
+    assert len(printed) == len(found.seconds) == 8 and printed[0][1] == 1
+    for (ms, ratio), seconds in zip(printed, found.seconds.values(), strict=True):
+        assert ms == pytest.approx(1e3 * seconds, abs=0.01) and ms > 0
+        assert ratio == pytest.approx(seconds / found.seconds[found.reference], abs=0.01)
+
+
+def test_ways_to_sample_importance_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    """Mean log weights of four images, within 5 standard errors of a difference (1e-5 of false alarms)."""
+    products, ours, estimate, one, all_images = importance.candidates(4, 300).values()
+    assert products() is None
+    weights: list[Any] = [each() for each in (ours, one, all_images)]
+    assert all(each.shape == (300, 4) for each in weights)
+    errors = [each.var(0) / 300 for each in weights]
+    for other, error in zip(weights[1:], errors[1:], strict=True):
+        assert bool(((other.mean(0) - weights[0].mean(0)).abs() < 5 * (error + errors[0]).sqrt()).all())
+    found: Any = estimate()
+    assert bool(((found.elbo - weights[0].mean(0)).abs() < 5 * (found.elbo_mc_var + errors[0]).sqrt()).all())
+    (compared,) = importance.main(1, num_images=2, num_samples=50)
+    assert len(_printed(capsys.readouterr().out)) == len(compared.seconds) == 5
+
+
 def test_the_figure_of_a_table_has_its_numbers() -> None:
     every = rows.table()
     assert len(every) == 9 and every["normal, dreg-50"]["log_px"]["mean"] == -88.83
@@ -200,20 +298,21 @@ def test_the_figure_of_a_table_has_its_numbers() -> None:
     assert [list(map(float, each)) for each in ends[:2]] == [[-103.67, -89.43], [-95.13, -90.96]]
 
 
-def test_tables_are_made_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands under a heading, until one fails; a heading that is none, or several, is refused."""
     every = remake.sections()
     assert every["The default VAE"][0] == "python -m ppl_gen.fit vae --data mnist --out runs/default"
     assert all(line.startswith(("python -m ", "torchrun ")) for commands in every.values() for line in commands)
-    monkeypatch.setattr(
-        remake, "sections", lambda: {"One": ["python -c 1", "python -c 2 --no"], "Two": ["false", "true"]}
-    )
-    assert remake.main(["one"]) == 0 and capsys.readouterr().out.count("$ python -c") == 2
-    assert remake.main(["two"]) == 1 and "true" not in capsys.readouterr().out
-    assert remake.main(["two", "--dry-run"]) == 0 and "$ true" in capsys.readouterr().out
-    assert remake.main([]) == 0 and capsys.readouterr().out == "One\nTwo\n"
+    page = "# Title\n\n## {}\n\nText.\n\n```bash\n{}\n```\n"
+    (tmp_path / "results.md").write_text(page.format("One", "python -c 1\npython -c 2"))
+    (tmp_path / "speed.md").write_text(page.format("Two", "false\ntrue"))
+    docs = ["--docs", str(tmp_path)]
+    assert remake.main(["one", *docs]) == 0 and capsys.readouterr().out.count("$ python -c") == 2
+    assert remake.main(["two", *docs]) == 1 and "true" not in capsys.readouterr().out
+    assert remake.main(["two", "--dry-run", *docs]) == 0 and "$ true" in capsys.readouterr().out
+    assert remake.main(docs) == 0 and capsys.readouterr().out == "One\nTwo\n"
     for title in ("Three", ""):
-        assert remake.main([title]) == 2 and "there are: One, Two" in capsys.readouterr().err
+        assert remake.main([title, *docs]) == 2 and "there are: One, Two" in capsys.readouterr().err
 
 
 def test_null_comparisons(capsys: pytest.CaptureFixture[str]) -> None:
