@@ -46,21 +46,6 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def all_pictures() -> None:
-    """Fits draw the latent space, too."""
-
-
-@pytest.fixture(autouse=True)
-def _few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing the latent space takes longer than the small fits themselves, and so does finding room for labels, for
-    which all is drawn twice: no test has it but those that ask for it, share a run of their module, or are of
-    figures."""
-    if "all_pictures" not in request.fixturenames and "figures" not in request.path.parts:
-        monkeypatch.setattr("ppl_gen.report.pictures.latent_space.draw", lambda *arguments: iter(()))
-        monkeypatch.setattr("matplotlib.figure.Figure.get_layout_engine", lambda figure: None)
-
-
 @pytest.fixture(scope="session")
 def data() -> Data:
     """200 training images of the bundled digits."""

@@ -20,7 +20,10 @@ from ppl_gen.experiment.state import tensors_of
 from ppl_gen.training.loop import train
 
 SMALL = TrainingOptions(epochs=3, batch_size=64)
-QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "2", "--num-samples", "50", "--hidden-dims", "16")
+PLAIN = ("--data", "digits", "--train-size", "200", "--epochs", "2", "--num-samples", "50")
+"""Options of a small fit of any model."""
+QUICK = (*PLAIN, "--hidden-dims", "16", "--latent-dim", "1")
+"""Of a small fit of a VAE. The latent space is a line: drawing a plane of it takes longer than the fit."""
 
 
 def small_config(options: TrainingOptions = SMALL, **guide_options: Any) -> Config:

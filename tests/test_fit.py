@@ -64,7 +64,7 @@ def _process(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_exit_status_of_the_modules(elsewhere: Path) -> None:
-    done = _process("ppl_gen.fit", "vae", *QUICK, "--latent-dim", "1", "--out", "run", cwd=elsewhere)
+    done = _process("ppl_gen.fit", "vae", *QUICK, "--out", "run", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     done = _process("ppl_gen.evaluate", "run", "--num-images", "5", cwd=elsewhere)
     assert done.returncode == 0, done.stderr

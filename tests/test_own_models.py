@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fits import QUICK as SMALL_FIT
+from fits import PLAIN
 from own_classes import PAIRS
 
 from ppl_gen import evaluate, fill, fit, responsibilities, sample, splice
@@ -113,14 +113,12 @@ def test_a_bound_of_minus_infinity(elsewhere: Path, call: Call) -> None:
 
 def test_a_model_with_several_sites_and_labels(elsewhere: Path, call: Call) -> None:
     Path("two.py").write_text(MODEL)
-    # Its only option, and the common ones.
-    arguments = [a for a in SMALL_FIT if a not in ("--hidden-dims", "16")]
     pair = ("two.py:Two", "--guide", "two.py:TwoGuide")
-    status, out, err = call(fit.command, *pair, *arguments, "--width", "3", "--dry-run")
+    status, out, err = call(fit.command, *pair, *PLAIN, "--width", "3", "--dry-run")
     assert status == 0, err
     assert "latent 'a', event shape (3,)" in out and "plate of images 'images'" in out
     assert "5 of 5 parameters have a gradient" in out
-    status, out, err = call(fit.command, *pair, *arguments, "--width", "3", "--out", "run")
+    status, out, err = call(fit.command, *pair, *PLAIN, "--width", "3", "--out", "run")
     assert status == 0, err
     named = ("--model", "two.py:Two", "--guide", "two.py:TwoGuide")
     assert call(evaluate.command, "run", *named)[0] == 0

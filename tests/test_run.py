@@ -29,7 +29,7 @@ from ppl_gen.report.run_page import write_report
 from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
-SMALL: dict[str, Any] = {"epochs": 2, "num_samples": 20, "hidden_dims": (8,), "latent_dim": 2, "quiet": True}
+SMALL: dict[str, Any] = {"epochs": 2, "num_samples": 20, "hidden_dims": (8,), "latent_dim": 1, "quiet": True}
 
 
 class Laplace(nn.Module):
@@ -381,7 +381,7 @@ def test_new_images(elsewhere: Path, x: Tensor) -> None:
 
 
 def test_latents_of_a_guide(elsewhere: Path, x: Tensor) -> None:
-    run = Run.fit("vae", data=x, **SMALL)
+    run = Run.fit("vae", data=x, **SMALL | {"latent_dim": 2})
     samples = run.latents(x[:5], num_samples=3000)["z"]
     posterior = run.guide.posterior(run.guide.encode(x[:5].flatten(1)))
     error = posterior.stddev / 3000**0.5
@@ -468,7 +468,7 @@ def test_what_was_found_before_more_training_is_found_again(
     elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that was stopped, evaluated, and continued; the evaluation of a finished run stays."""
-    options = [*QUICK, "--latent-dim", "1", "--epochs", "4"]
+    options = [*QUICK, "--epochs", "4"]
     assert call(fit.command, "vae", *options, "--out", "whole")[0] == 0
     append = RunDirectory.append_metrics
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from estimates import ONE, low
-from fits import QUICK
+from fits import PLAIN
 
 from ppl_gen import evaluate, fit
 from ppl_gen.evaluation import gap_split
@@ -40,7 +40,7 @@ def test_a_missed_mode_stands_below_the_gaps() -> None:
 
 
 def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
-    net = ("belief-net", "--guide", "bernoulli", "--latent-dim", "3", *QUICK[:-2], "--binarization", "static")
+    net = ("belief-net", "--guide", "bernoulli", "--latent-dim", "3", *PLAIN, "--binarization", "static")
     assert call(fit.command, *net, "--out", "net")[0] == 0
     status, _, err = call(evaluate.command, "net", "--gaps")
     assert status == 2 and "can be reparametrized" in err and err.count("\n") == 1
@@ -61,7 +61,7 @@ def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch:
     whole = found["log_px"]["mean"] - found["elbo"]["mean"]
     assert found["approximation"]["mean"] + found["amortization"]["mean"] == pytest.approx(whole)
     assert len(found["per_image"]["elbo"]) == found["num_images"] == 5
-    assert call(fit.command, "--init-from", finished, "--guide", "flow", *QUICK[2:], "--out", "flow")[0] == 0
+    assert call(fit.command, "--init-from", finished, "--guide", "flow", *PLAIN[2:], "--out", "flow")[0] == 0
     how = ("--estimator", "annealed", "--annealed.num-temperatures", "60", "--annealed.start", "guide")
     status, out, _ = call(evaluate.command, *arguments, *how)
     larger = json.loads((finished / "gaps.json").read_text(encoding="utf-8"))

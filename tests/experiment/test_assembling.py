@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fits import QUICK
+from fits import PLAIN
 from own_classes import GUIDE
 
 import ppl_gen
@@ -24,7 +24,7 @@ def test_starting_from_another_run(elsewhere: Path, finished: Path, call: Call) 
 
     shutil.copytree(finished, "first")
     last = json.loads(Path("first/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    arguments = ("--init-from", "first", *QUICK, "--out", "second")
+    arguments = ("--init-from", "first", *PLAIN, "--out", "second")
     status, out, _ = call(fit.command, "vae", *arguments, "--objective", "elbo-analytic-kl")
     assert status == 0 and "starts from first: its model, and 4 of the 4 tensors of the guide" in out
     lines = [json.loads(line) for line in Path("second/metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -150,7 +150,7 @@ def test_only_a_model_with_two_losses_is_trained_by_them() -> None:
             _gan(**wrong)
 
 
-def test_a_fit(elsewhere: Path, all_pictures: None, call: Call) -> None:
+def test_a_fit(elsewhere: Path, call: Call) -> None:
     """Curves and pictures of its own, a chosen noise, and an annealed log p(x); then a guide for its generator."""
     quick = ("--data", "digits", "--epochs", "3", "--latent-dim", "3", "--hidden-dims", "16", "--num-samples", "30")
     status, out, err = call(fit.command, "gan", *quick, "--out", "gan")

@@ -311,7 +311,7 @@ const steps = {
 
 
 @with_browser
-def test_a_page_by_hand(elsewhere: Path, all_pictures: None, call: Call, tmp_path: Path) -> None:
+def test_a_page_by_hand(elsewhere: Path, call: Call, tmp_path: Path) -> None:
     """Point, keys, sliders, buttons and choices of a run's own page move z, and the picture is Python's, rounded to 255
     levels of grey."""
     options = ("--data", "digits", "--train-size", "300", "--epochs", "3", "--num-samples", "30", "--latent-dim", "4")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fits import PLAIN
 from fits import QUICK as SMALL_FIT
 from matplotlib.figure import Figure
 
@@ -75,9 +76,7 @@ BOUND = {"bound_against_k", "gap_histogram", "reconstructions"}
         (("belief-net", "--latent-dim", "3"), {"posterior", "weights"}),
     ],
 )
-def test_which_there_are(
-    elsewhere: Path, all_pictures: None, call: Call, options: tuple[str, ...], pictures: set[str]
-) -> None:
+def test_which_there_are(elsewhere: Path, call: Call, options: tuple[str, ...], pictures: set[str]) -> None:
     status, _, err = call(fit.command, *options, *QUICK)
     assert status == 0, err
     drawn = {path.stem for path in (elsewhere / "run" / "figures").iterdir()}
@@ -153,18 +152,18 @@ def test_captions_have_the_numbers_of_the_run() -> None:
     assert list(found) == list(captions(lines)) == list(captions())
 
 
-def test_pictures_where_no_validation_split_is_left(elsewhere: Path, call: Call, all_pictures: None) -> None:
+def test_pictures_where_no_validation_split_is_left(elsewhere: Path, call: Call) -> None:
     status, _, err = call(fit.command, "vae", *SMALL_FIT, "--train-size", "1497", "--latent-dim", "2", "--out", "run")
     assert status == 0, err
     assert Path("run/figures/latent_space.png").exists() and Path("run/report.html").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*grey values under")
-def test_a_pair_of_one_file_that_cannot_be_drawn(elsewhere: Path, call: Call, all_pictures: None) -> None:
+def test_a_pair_of_one_file_that_cannot_be_drawn(elsewhere: Path, call: Call) -> None:
     """Both classes are of one module; and what cannot be drawn is said, not the end of the run."""
     Path("pair.py").write_text(PAIR)
     named = ("pair.py:Unseen", "--guide", "pair.py:Guide")
-    status, _, err = call(fit.command, *named, *SMALL_FIT[:-2], "--binarization", "dequantized", "--out", "run")
+    status, _, err = call(fit.command, *named, *PLAIN, "--binarization", "dequantized", "--out", "run")
     assert status == 0, err
     for what in ("samples", "reconstructions", "the latent space"):
         assert f"warning: no picture of {what}: " in err

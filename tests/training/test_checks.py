@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fits import QUICK as SMALL_FIT
-from fits import small_config
+from fits import PLAIN, small_config
 from own_classes import PAIRS
 from torch import nn
 
@@ -56,7 +55,7 @@ class Deaf(nn.Module):
 
 def test_a_prior_that_the_model_ignores(elsewhere: Path, call: Call) -> None:
     Path("deaf.py").write_text(DEAF)
-    status, _, err = call(fit.command, "deaf.py:Deaf", "--prior", "flow", *SMALL_FIT[:-2], "--out", "run")
+    status, _, err = call(fit.command, "deaf.py:Deaf", "--prior", "flow", *PLAIN, "--out", "run")
     assert status == 2 and "prior() and model() disagree" in err and err.count("\n") == 1
 
 
@@ -74,7 +73,7 @@ WRONG = (
 
 def test_a_likelihood_that_is_not_the_models(elsewhere: Path, call: Call) -> None:
     Path("wrong.py").write_text(WRONG)
-    status, _, err = call(fit.command, "wrong.py:Deaf", *SMALL_FIT[:-2], "--out", "run")
+    status, _, err = call(fit.command, "wrong.py:Deaf", *PLAIN, "--out", "run")
     assert status == 2 and "prior() and likelihood(z) and model() disagree" in err and err.count("\n") == 1
     assert not Path("run").exists()
 
