@@ -93,7 +93,8 @@ def latent_space(splits: Mapping[str, Points], units: Sequence[int]) -> Figure:
         around, scales = points.means[:_MOST_ELLIPSES], 2 * points.scales[:_MOST_ELLIPSES]
         axes.add_collection(
             EllipseCollection(
-                *scales.T,
+                scales[:, 0],
+                scales[:, 1],
                 np.zeros(len(scales)),
                 units="xy",
                 offsets=around,
