@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -176,9 +177,16 @@ def test_the_figure_of_growth_has_its_numbers() -> None:
 
 @pytest.mark.parametrize("model", ["vae", "mixture", "belief-net", "factor-analysis", "gan"])
 def test_steps_that_are_measured(model: str) -> None:
+    """The same weights and noise have the same loss, and a step changes it."""
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
-        first, second = growth.step_of(model, 20, (6, 6)), growth.step_of(model, 20, (6, 6))
-        assert all(isinstance(step(), float) for step in (first, second, first))
+        steps, losses = [], []
+        for _ in range(2):
+            torch.manual_seed(1)
+            steps.append(growth.step_of(model, 20, (6, 6)))
+        for step in (*steps, steps[0]):
+            torch.manual_seed(2)
+            losses.append(step())
+        assert losses[0] == losses[1] and losses[2] != losses[0] and all(map(math.isfinite, losses))
 
 
 def test_profile(capsys: pytest.CaptureFixture[str]) -> None:

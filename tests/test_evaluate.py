@@ -361,3 +361,12 @@ def test_evaluate_command(finished: Path, call: Call) -> None:
     assert call(evaluate.command, finished)[0] == 0
     again = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
+
+
+def test_gaps_command(vae: Path, call: Call) -> None:
+    """Prints the gaps and writes them; the evaluation stays."""
+    before = (vae / "evaluation.json").read_text(encoding="utf-8")
+    status, out, err = call(evaluate.command, "vae", "--gaps", "--num-images", "2", "--num-samples", "50")
+    assert status == 0 and "approximation gap" in out and "amortization gap" in out, err
+    assert (vae / "evaluation.json").read_text(encoding="utf-8") == before
+    assert json.loads((vae / "gaps.json").read_text(encoding="utf-8"))["contexts"]["num_images"] == 2

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from torch.utils.data import TensorDataset
 import ppl_gen
 from ppl_gen import compare, evaluate, fit
 from ppl_gen.core.errors import BadInput
-from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.gaps import Search
@@ -253,10 +253,10 @@ def test_proposals_are_opened_with_what_the_run_was_given(elsewhere: Path, x: Te
     assert found.primary == "mixed" and found.log_px.settings["proposal"]["guides"] == ["own", "other"]
 
 
-def test_the_gap_is_split(elsewhere: Path, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
+def test_the_gap_is_split(elsewhere: Path, x: Tensor) -> None:
     run = Run.fit("vae", data=x, out="run", **SMALL)
     found = run.split_gap(num_images=4, num_samples=30, quiet=True)
+    assert found.summary["search"] == asdict(Search())
     assert found.summary["contexts"]["num_images"] == 4 and found.copies is None and len(found.contexts.elbo) == 4
     assert found.summary["options"]["estimator"] == "importance" and found.summary["options"]["gaps"]
     assert run.directory.read_json("gaps.json") == json.loads(json.dumps(found.summary))
@@ -332,7 +332,7 @@ def test_patience(elsewhere: Path, x: Tensor) -> None:
         Run.fit("gan", data="digits", train_size=40, epochs=1, patience=1, binarization="none", quiet=True)
 
 
-def test_tensorboard(elsewhere: Path, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard(elsewhere: Path, x: Tensor) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     run = Run.fit("vae", data=x, tensorboard=True, **SMALL)
     assert list((run.path / "tensorboard").iterdir())

@@ -57,8 +57,13 @@ def rank() -> int:
 
 def shard(rows: Tensor, least: int = 1) -> Tensor:
     """This process's part of some rows, in their order: none, or at least so many, if there are so many at all."""
-    parts = rows.tensor_split(min(size(), max(1, len(rows) // least)))
-    return parts[rank()] if rank() < len(parts) else rows[:0]
+    return shares(rows, size(), least)[rank()]
+
+
+def shares(rows: Tensor, processes: int, least: int = 1) -> list[Tensor]:
+    """The parts of all processes, in their order."""
+    parts = rows.tensor_split(min(processes, max(1, len(rows) // least)))
+    return [*parts, *[rows[:0]] * (processes - len(parts))]
 
 
 def broadcast_object(value: T) -> T:

@@ -35,12 +35,15 @@ class GapSplit(Printed):
         return gap_table(self.summary)
 
 
-def split_gap(fitted: Fitted, options: EvaluationOptions, *, quiet: bool = False) -> GapSplit:
+def split_gap(
+    fitted: Fitted, options: EvaluationOptions, *, search: Search | None = None, quiet: bool = False
+) -> GapSplit:
     """Split the gap between log p(x) and the ELBO of the first images of a split.
 
+    :param search: how the best contexts are searched; by default as long as Cremer et al. do.
     :raises BadInput: for options and guides that do not fit, before any work is done.
     """
-    options, search = _resolved(fitted, options), Search()
+    options, search = _resolved(fitted, options), search or Search()
     (x,) = fitted.images(options.split, options.num_images)
     check_guide(fitted.pair, fitted.guide)
     if options.estimator == "annealed":

@@ -1,12 +1,16 @@
-"""Two processes against one, started as a user does; on the bundled digits."""
+"""Shares of several processes, and which of them speaks."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torchrun import MIXTURE, run_two
 
-from ppl_gen.core import cli, parallel
+from ppl_gen.core import parallel
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Config
 
@@ -56,21 +60,37 @@ def test_a_rank_that_fails_ends_all(elsewhere: Path) -> None:
     assert not (Path("failed") / "evaluation.json").exists()
 
 
-def test_the_first_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others, which find the same, wait until they are ended."""
-    waited: list[float] = []
-    monkeypatch.setattr("time.sleep", waited.append)
-    for rank, times in (("0", 0), ("1", 1)):
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as exit:
-            cli.main(_refused)
-        assert exit.value.code == 2
-        assert len(waited) == times
+REFUSED = """
+from ppl_gen.core import cli
+from ppl_gen.core.errors import BadInput
 
 
-def _refused(arguments: list[str]) -> None:
+def refused(arguments):
+    print("begun", flush=True)
     raise BadInput("no")
+
+
+cli.main(refused, together=True)
+"""
+
+
+def test_the_first_says_what_is_wrong() -> None:
+    """The others, which find the same, say nothing, and wait until they are ended."""
+
+    def started(rank: int) -> subprocess.Popen[str]:
+        environment = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank)}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([sys.executable, "-c", REFUSED], env=environment, **pipes)
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        return process
+
+    first = started(0)
+    assert first.wait(4) == 2 and first.communicate()[1] == "error: no\n"
+    second = started(1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(0.5)
+    second.kill()
+    assert second.communicate()[1] == ""
 
 
 def test_one_process_is_by_itself() -> None:
@@ -89,17 +109,13 @@ def test_parts_are_joined_in_order() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_shares(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares(processes: int) -> None:
     """Of several processes: each has none, or at least two; without a need for two, as torch divides them."""
-    monkeypatch.setattr(parallel, "size", lambda: processes)
     for count in range(14):
         rows = torch.arange(count)
         for least in (1, 2):
-            parts = []
-            for rank in range(processes):
-                monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-                parts.append(parallel.shard(rows, least))
-            assert torch.equal(torch.cat(parts), rows)
+            parts = parallel.shares(rows, processes, least)
+            assert len(parts) == processes and torch.equal(torch.cat(parts), rows)
             assert all(len(part) == 0 or len(part) >= min(least, count) for part in parts)
             if least == 1 or count >= 2 * processes:
                 assert [len(p) for p in parts] == [len(p) for p in rows.tensor_split(processes)]

@@ -1,7 +1,7 @@
 """The two gaps as a run records them, and as a person reads them."""
 
-import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,12 @@ from estimates import ONE, low
 from fits import PLAIN
 
 from ppl_gen import evaluate, fit
-from ppl_gen.evaluation import gap_split
-from ppl_gen.evaluation.gap_split import gap_parts
+from ppl_gen.evaluation.gap_split import gap_parts, split_gap
 from ppl_gen.evaluation.gap_table import gap_rows
-from ppl_gen.inference.gaps import Gaps
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.annealed import Annealing
+from ppl_gen.inference.gaps import Gaps, Search
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -48,28 +50,33 @@ def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
     assert status == 2 and "neither model nor guide has a parameter to train" in err
 
 
-def test_gaps_of_a_run(elsewhere: Path, finished: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppl_gen.inference import gaps
+FEW = Search(window=3, patience=1, most_windows=4)
 
-    monkeypatch.setattr(gap_split, "Search", lambda: gaps.Search(window=3, patience=1, most_windows=4))
-    before = (finished / "evaluation.json").read_text(encoding="utf-8")
-    arguments = (finished, "--gaps", "--num-images", "5", "--num-samples", "50")
-    status, out, _ = call(evaluate.command, *arguments)
-    assert status == 0 and "approximation gap" in out and "amortization gap" in out
-    assert (finished / "evaluation.json").read_text(encoding="utf-8") == before
-    found = json.loads((finished / "gaps.json").read_text(encoding="utf-8"))["contexts"]
+
+def test_gaps_of_a_run(finished: Path) -> None:
+    """The two parts are the whole, image by image, and are printed; a log p(x) by annealing takes its place where it is
+    the larger."""
+    options = EvaluationOptions(num_images=5, num_samples=50)
+    split = split_gap(Fitted.open(finished), options, search=FEW, quiet=True)
+    assert "approximation gap" in str(split) and "amortization gap" in str(split)
+    found = split.summary["contexts"]
     whole = found["log_px"]["mean"] - found["elbo"]["mean"]
     assert found["approximation"]["mean"] + found["amortization"]["mean"] == pytest.approx(whole)
     assert len(found["per_image"]["elbo"]) == found["num_images"] == 5
+    assert split.summary["search"] == asdict(FEW)
+    annealing = Annealing(num_temperatures=60, start="guide")
+    options = replace(options, estimator="annealed", annealed=annealing)
+    larger = split_gap(Fitted.open(finished), options, search=FEW, quiet=True)
+    of_log_px = {"importance": "importance sampling", "annealed": "annealed"}[larger.summary["contexts"]["estimator"]]
+    assert f"log p(x), {of_log_px}" in str(larger)
+    assert larger.summary["annealed"]["num_temperatures"] == 60
+    assert larger.summary["contexts"]["log_px"]["mean"] >= found["log_px"]["mean"]
+
+
+def test_gaps_of_a_flow(elsewhere: Path, finished: Path, call: Call) -> None:
+    """Whose posterior has weights of its own: copies of it are fitted to the first images."""
     assert call(fit.command, "--init-from", finished, "--guide", "flow", *PLAIN[2:], "--out", "flow")[0] == 0
-    how = ("--estimator", "annealed", "--annealed.num-temperatures", "60", "--annealed.start", "guide")
-    status, out, _ = call(evaluate.command, *arguments, *how)
-    larger = json.loads((finished / "gaps.json").read_text(encoding="utf-8"))
-    of_log_px = {"importance": "importance sampling", "annealed": "annealed"}[larger["contexts"]["estimator"]]
-    assert status == 0 and f"log p(x), {of_log_px}" in out
-    assert larger["annealed"]["num_temperatures"] == 60
-    assert larger["contexts"]["log_px"]["mean"] >= found["log_px"]["mean"]
-    assert call(evaluate.command, "flow", *arguments[1:], "--gap-copies", "2")[0] == 0
-    parts = json.loads(Path("flow/gaps.json").read_text(encoding="utf-8"))
+    options = EvaluationOptions(num_images=5, num_samples=50, gap_copies=2)
+    parts = split_gap(Fitted.open("flow"), options, search=FEW, quiet=True).summary
     assert parts["copies"]["num_images"] == parts["contexts_of_these"]["num_images"] == 2
     assert parts["contexts_of_these"]["per_image"]["elbo"] == parts["contexts"]["per_image"]["elbo"][:2]

@@ -1,6 +1,7 @@
 """Every family of guides of a continuous latent, put to the same tests."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -121,8 +122,12 @@ def test_saved_and_loaded(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_printed(family: str) -> None:
+    """Its class, and every matrix of weights with its sizes: from the pixels to what `posterior` takes, and on."""
     _, guide = make(family, 3)
-    assert repr(guide).startswith(type(guide).__name__) and "encoder" in repr(guide)
+    printed = [(int(i), int(o)) for i, o in re.findall(r"in_features=(\d+), out_features=(\d+)", repr(guide))]
+    assert repr(guide).startswith(f"{type(guide).__name__}(\n")
+    assert printed == [tuple(reversed(p.shape)) for p in guide.parameters() if p.dim() == 2]
+    assert [into for into, _ in printed[:2]] == [PIXELS, 8] and printed[0][1] == 8
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -230,9 +230,7 @@ def test_the_same_numbers_as_of_parameters(elsewhere: Path, call: Call, objectiv
         assert list(pyro.get_param_store()) == ["noise"]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(
-    elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_bits(elsewhere: Path, call: Call) -> None:
     Path("pairs.py").write_text(PAIRS, encoding="utf-8")
     _fit(call, "Stated", "whole", "--epochs", "3")
     _fit(call, "Stated", "cut", "--epochs", "3")

@@ -16,12 +16,10 @@ from pages import BROWSER, Page, check, overflow
 
 from ppl_gen import evaluate, fit
 from ppl_gen.core import cli
-from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.config import Given, config_of
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import Annealing
-from ppl_gen.inference.gaps import Search
 from ppl_gen.report import page as pages
 from ppl_gen.report.run_page import report
 
@@ -220,7 +218,7 @@ def test_whatever_the_directory_holds(run: Path) -> None:
     assert len(page.warnings()) == 1 and "not evaluated yet" in page.texts["p"]
 
 
-def test_evaluating_writes_it_again(run: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluating_writes_it_again(run: Path, call: Call) -> None:
     """With other images and estimators, and with gaps; the commands for them are on the page."""
     chosen = (
         "--split",
@@ -252,7 +250,6 @@ def test_evaluating_writes_it_again(run: Path, call: Call, monkeypatch: pytest.M
     assert options == asked
     assert options.annealed == Annealing(num_temperatures=20, leapfrog_steps=2, start="guide")
 
-    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
     gaps = (run, "--gaps", "--num-images", "3", "--num-samples", "30")
     assert call(evaluate.command, *gaps)[0] == 0
     asked = cli.parse(evaluate.Command, list(map(str, gaps)), "", "").options
