@@ -208,7 +208,8 @@ def _constructors(cls: type) -> list[Any]:
             parameters = inspect.signature(constructor).parameters.values()
             if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
-    return [each for each in found if not getattr(each, "__module__", "builtins").startswith(("torch.", "builtins"))]
+    modules = [getattr(each, "__module__", "builtins") or "" for each in found]  # code from a string has none
+    return [each for each, name in zip(found, modules, strict=True) if not name.startswith(("torch.", "builtins"))]
 
 
 def _keywords(constructor: Any) -> Any:
