@@ -41,7 +41,7 @@ from ppl_gen.experiment.config import (
     with_objective,
     with_options,
 )
-from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.fitted import Fitted, check_same_images
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import RunDirectory, check_new
 from ppl_gen.inference.annealed import Annealing
@@ -250,6 +250,7 @@ class Run:
         # The run that it started from may be gone by now.
         start = not directory.checkpoint_path.exists()
         prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
+        check_same_images(directory, prepared.assembled.data)
         if longer is not None:
             _extend(directory, config.training, longer.training, quiet)
         elif _finished(directory, config.training.epochs) and not quiet:
