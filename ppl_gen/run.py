@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
+from ppl_gen.core.commands import is_function
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.data import arrays
@@ -40,7 +41,7 @@ from ppl_gen.experiment.config import (
     with_objective,
     with_options,
 )
-from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.fitted import Fitted, check_same_images
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import RunDirectory, check_new
 from ppl_gen.inference.annealed import Annealing
@@ -150,7 +151,7 @@ class Run:
             options.setdefault("binarization", given.data.binarization)
         if given.data is not None:
             options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
-        named = isinstance(given.data, str | Path)
+        named = isinstance(given.data, str | Path) and not is_function(str(given.data))
         return with_options(config, given, options), replace(given, data=None) if named else given
 
     @classmethod
@@ -249,6 +250,7 @@ class Run:
         # The run that it started from may be gone by now.
         start = not directory.checkpoint_path.exists()
         prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
+        check_same_images(directory, prepared.assembled.data)
         if longer is not None:
             _extend(directory, config.training, longer.training, quiet)
         elif _finished(directory, config.training.epochs) and not quiet:
@@ -348,7 +350,7 @@ class Run:
         options: EvaluationOptions | None = None,
         *,
         data: Any = None,
-        further: Sequence[Estimator] = (),
+        further: "Sequence[Estimator | str]" = (),
         quiet: bool = False,
         **chosen: Any,
     ) -> Evaluation:
@@ -358,7 +360,8 @@ class Run:
         :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
         :param data: images [N, …] of your own, in the place of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, called with the model, the guide and the images.
+        :param further: estimators of your own, or the `file.py:function` of each. An estimator is called with model,
+            guide and images, and returns an `Estimate`.
         """
         from ppl_gen.report.pictures import draw_evaluation
 

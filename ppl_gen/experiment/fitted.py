@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.components import is_external
+from ppl_gen.core.commands import named_again
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.loading import load_data
@@ -37,13 +37,16 @@ class Named:
     """file.py:Class of the guide, again, if the run was fitted with your own."""
     prior: str | None = None
     """file.py:Class of the prior, again, if the run was fitted with your own."""
+    data: str | None = None
+    """file.py:function of the images, again, if the run was fitted to images of your own function."""
 
     def given(self) -> Given:
         return Given(**asdict(self))
 
     def restricted(self, run: RunDirectory) -> "Named":
         """What a run has a class of the user's own for. A command that takes several runs has one set of options."""
-        return Named(**{kind: name for kind, name in asdict(self).items() if is_external(str(run.config.get(kind)))})
+        again = named_again(run.config)
+        return Named(**{kind: name for kind, name in asdict(self).items() if f"--{kind}" in again})
 
 
 class Chosen(Protocol):
@@ -199,13 +202,18 @@ def resolve_device(name: str) -> torch.device:
 def same_data(directory: RunDirectory, config: Config, given: Given) -> Data:
     """The images of a run.
 
-    :raises BadInput: where images that were handed over again are others.
+    :raises BadInput: for images that were handed over again and are not those of the run.
     """
     data = load_data(config.data, given.data)
+    check_same_images(directory, data)
+    return data
+
+
+def check_same_images(directory: RunDirectory, data: Data) -> None:
+    """Raise `BadInput` for images that were handed over again and are not those of the run."""
     recorded = directory.config.get("data_sha256")
     if data.sha256 is not None and recorded is not None and data.sha256 != recorded:
         raise BadInput(
-            f"--data array: {directory.path} was fitted to other images: their SHA-256 begins with {recorded[:8]}, "
-            f"that of these with {data.sha256[:8]}"
+            f"--data {data.name}: {directory.path} was fitted to other images: their SHA-256 begins with "
+            f"{recorded[:8]}, that of these with {data.sha256[:8]}"
         )
-    return data
