@@ -7,8 +7,7 @@ from typing import Annotated
 import tyro
 
 from ppl_gen.core import cli, parallel
-from ppl_gen.experiment.arguments import PROGRAM, parse
-from ppl_gen.experiment.fitted import Named
+from ppl_gen.experiment.arguments import PROGRAM, Named, parse
 from ppl_gen.run import Run
 
 

@@ -18,17 +18,23 @@ from ppl_gen.data import arrays
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.estimating import Estimator, evaluate
 from ppl_gen.evaluation.evaluation import Evaluation
-from ppl_gen.evaluation.explaining import Responsibilities, ResponsibilityOptions, explain
-from ppl_gen.evaluation.filling import Filled, FillOptions, fill
+from ppl_gen.evaluation.explaining import Responsibilities, explain
+from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.proposal_runs import other_guides
-from ppl_gen.evaluation.quality import Quality, QualityOptions, quality
-from ppl_gen.evaluation.sampling import SampleOptions, sample
-from ppl_gen.evaluation.splicing import Spliced, SpliceOptions, detect
+from ppl_gen.evaluation.quality import Quality, quality
+from ppl_gen.evaluation.sampling import sample
+from ppl_gen.evaluation.splicing import Spliced, detect
 from ppl_gen.evaluation.table import title
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.use_options import (
+    FillOptions,
+    QualityOptions,
+    ResponsibilityOptions,
+    SampleOptions,
+    SpliceOptions,
+)
 from ppl_gen.experiment.config import (
     Config,
     Given,
@@ -41,7 +47,7 @@ from ppl_gen.experiment.config import (
     with_options,
 )
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.options import Checkpoint, TrainingOptions
 from ppl_gen.experiment.run_directory import RunDirectory, check_new
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate

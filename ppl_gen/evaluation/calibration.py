@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -17,8 +16,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.errors import require
 from ppl_gen.core.progress import Progress
+from ppl_gen.evaluation.use_options import CalibrateOptions
 from ppl_gen.inference.annealed import Annealing, annealed_log_px
 from ppl_gen.inference.exact import closed_form, exact_log_px, state_posterior
 from ppl_gen.inference.importance import log_marginal_likelihood
@@ -28,29 +27,6 @@ from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.mixture import Mixture
 
 _PIXELS = 16
-
-
-@dataclass(frozen=True)
-class CalibrateOptions:
-    """How often, and with how many samples."""
-
-    repetitions: int = 200
-    """Of every estimate, for each image."""
-    num_images: int = 5
-    """Images drawn from each model."""
-    num_samples: int = 500
-    """Importance samples per image."""
-    num_temperatures: int = 100
-    """Temperatures of annealing, with 16 chains."""
-    seed: int = 0
-    """Seed of the models, the images and the samples."""
-    out: Path | None = None
-    """Directory for calibration.json and calibration.png; none are written if it is not given."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("repetitions", 2), ("num_images", 1), ("num_samples", 25), ("num_temperatures", 1)):
-            require(getattr(self, name) >= least, name, getattr(self, name), f"must be at least {least}")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
 
 @dataclass(frozen=True)

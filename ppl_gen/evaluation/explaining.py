@@ -6,7 +6,7 @@ Schütze 2008, section 16.3).
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from torch import Tensor
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
-from ppl_gen.data.splits import SplitName
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
@@ -26,34 +25,7 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap, require_memory
 
 _SHUFFLES = 100
-EXAMPLES = 5  # images of either kind that are shown
 _ROWS = 20  # of the table that are printed
-
-
-@dataclass(frozen=True)
-class ResponsibilityOptions:
-    """Which images are explained."""
-
-    num_images: int | None = None
-    """The first N of the split; all by default."""
-    split: SplitName = "test"
-    """Images to use."""
-    checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
-    seed: int = 0
-    """Seed of the shuffled labels that chance is estimated from."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-
-    def __post_init__(self) -> None:
-        least = 2 * EXAMPLES
-        require(
-            self.num_images is None or self.num_images >= least,
-            "num_images",
-            self.num_images,
-            f"must be at least {least}",
-        )
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
 
 @dataclass(frozen=True)
@@ -170,8 +142,8 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
     """
     split, name = fitted.data.split(options.split), fitted.config.model
     count = len(split) if options.num_images is None else options.num_images
-    rule = f"the {options.split} split has {len(split)}, and at least {2 * EXAMPLES} are needed"
-    require(2 * EXAMPLES <= count <= len(split), "num_images", count, rule)
+    rule = f"the {options.split} split has {len(split)}, and at least {2 * NUM_EXAMPLES} are needed"
+    require(2 * NUM_EXAMPLES <= count <= len(split), "num_images", count, rule)
     if fitted.takes_labels:
         raise BadInput(f"{name}: its model or guide takes labels; responsibilities are of models of images alone")
     x = fitted.data.targets(options.split)[:count]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor
 from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.core.errors import BadInput, near_miss, require, warnings_of
 from ppl_gen.core.progress import Progress
-from ppl_gen.data.splits import SplitName
 from ppl_gen.evaluation.estimating import observation
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.use_options import FillOptions
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
@@ -24,33 +23,6 @@ from ppl_gen.inference.state_memory import cheap, require_memory
 
 SIDES = ("left", "right", "top", "bottom")
 _DRAWS = 3
-
-
-@dataclass(frozen=True)
-class FillOptions:
-    """Which pixels of which images are filled in."""
-
-    hide: str = "right"
-    """left, right, top or bottom half; random: each pixel with probability 1/2, the same in every image; or a file .npy
-    with the shape of an image that is true, or 1, where a pixel is hidden."""
-    num_images: int = 10
-    """The first N of the split; the first 10 are shown."""
-    num_samples: int | None = None
-    """Importance samples of z per image, where z cannot be enumerated; by default as many as after training."""
-    split: SplitName = "test"
-    """Images to use."""
-    checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
-    seed: int = 0
-    """Seed of the samples and of a random mask."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_images", "num_samples"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "must be at least 1")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
 
 @dataclass(frozen=True)

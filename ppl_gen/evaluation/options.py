@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppl_gen.core.errors import BadInput, require, require_choices
-from ppl_gen.data.splits import SplitName
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.data.options import SplitName
+from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.inference.annealed import Annealing
 
 

@@ -20,8 +20,8 @@ from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.quality_table import quality_table
-from ppl_gen.evaluation.sampling import SampleOptions, sample
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.sampling import sample
+from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 from ppl_gen.networks.nets import encoder
@@ -30,37 +30,8 @@ Images = Literal["draws", "means"]
 _SHOWN = 10
 _FEATURES = 128
 _BATCH = 1000
-_LEAST, _MOST = 20, 10_000
+_MOST = 10_000
 _PRESENT = 0.1  # of its share in the data, for a class to count as covered
-
-
-@dataclass(frozen=True)
-class QualityOptions:
-    """Which samples are judged, and by what."""
-
-    num_images: int | None = None
-    """Samples, and test images that they are held against; by default as many as there are of these, 10000 at most."""
-    images: Literal["auto", "draws", "means"] = "auto"
-    """draws: x ~ p(x), against images as the run sees them. means: E[x | z], against grey values. auto: draws of binary
-    images, means of grey ones."""
-    classifier_steps: int = 2000
-    """Steps of training of the classifier, on 128 images each."""
-    checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
-    seed: int = 0
-    """Seed of the samples and the classifier."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.num_images is None or self.num_images >= _LEAST,
-            "num_images",
-            self.num_images,
-            f"must be at least {_LEAST}",
-        )
-        require(self.classifier_steps >= 1, "classifier_steps", self.classifier_steps, "must be at least 1")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
 
 @dataclass(frozen=True)
@@ -192,7 +163,7 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
 def check(data: Data, count: int) -> None:
     """Raise `BadInput` for images that no judge can be made of, before any work is done."""
     require(count <= len(data.test), "num_images", count, f"the test split has {len(data.test)}")
-    require(count >= _LEAST, "num_images", count, f"must be at least {_LEAST}")
+    require(count >= LEAST_JUDGED, "num_images", count, f"must be at least {LEAST_JUDGED}")
     labels = data.train.labels
     if labels is None or data.test.labels is None:
         raise BadInput(f"{data.name}: has no labels to train a classifier on")

@@ -6,57 +6,22 @@ the data, the whole is not.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, warnings_of
-from ppl_gen.data.splits import SplitName
 from ppl_gen.evaluation.estimating import by_sampling, estimators, exactly_known, observation
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import title
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.use_options import NUM_SPLICED, SpliceOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.estimate import mean_entry, share
 
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100)
-_SHOWN = 10
 _EXACT_UP_TO = 8  # images in a batch
-
-
-@dataclass(frozen=True)
-class SpliceOptions:
-    """Which images are spliced, and how they are told from natural ones."""
-
-    num_images: int | None = None
-    """Spliced images, each of two images of its own; twice as many natural images beside them. By default 1000, or a
-    quarter of the split if that is less."""
-    num_samples: int | None = None
-    """Importance samples of z per image; by default as many as after training."""
-    estimator: Literal["auto", "exact", "importance"] = "auto"
-    """Estimator of log p(x). auto: exact where every z can be enumerated or there is a closed form, else importance."""
-    false_alarm_rate: float = 0.05
-    """False-alarm rate of the two-sample test: the share of natural batches that it may call unnatural."""
-    num_batches: int = 500
-    """Random batches of each size that the power is estimated from."""
-    split: SplitName = "test"
-    """Images to use."""
-    checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
-    seed: int = 0
-    """Seed of the choice of images, the samples and the batches."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_images", _SHOWN), ("num_samples", 1), ("num_batches", 1)):
-            value = getattr(self, name)
-            require(value is None or value >= least, name, value, f"must be at least {least}")
-        rate = self.false_alarm_rate
-        require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
 
 @dataclass(frozen=True)
@@ -244,7 +209,7 @@ def _count(fitted: Fitted, options: SpliceOptions) -> int:
     most = len(split) // 4
     count = min(1000, most) if options.num_images is None else options.num_images
     rule = f"the {options.split} split has {len(split)} images, and four are needed for each"
-    require(_SHOWN <= count <= most, "num_images", count, rule)
+    require(NUM_SPLICED <= count <= most, "num_images", count, rule)
     return count
 
 

@@ -1,18 +1,64 @@
 """From the words of a command line to the configuration that they mean, and where its run goes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import tyro
 
 from ppl_gen.core import cli, components
-from ppl_gen.core.components import Kind
+from ppl_gen.core.components import Kind, is_external
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, starting_config
+from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import RunDirectory
 
 PROGRAM = "python -m ppl_gen.fit"
+
+
+@dataclass(frozen=True)
+class Named:
+    """The user's own classes of a run, which every command has to be told again."""
+
+    model: str | None = None
+    """file.py:Class of the model, if the run was fitted with your own."""
+    guide: str | None = None
+    """file.py:Class of the guide, if the run was fitted with your own."""
+    prior: str | None = None
+    """file.py:Class of the prior, if the run was fitted with your own."""
+
+    def restricted(self, run: RunDirectory) -> "Named":
+        """The same, without the kinds of which a run has a class of the package: one set of options serves a command
+        that takes several runs."""
+        return Named(**{kind: name for kind, name in asdict(self).items() if is_external(str(run.config.get(kind)))})
+
+
+class OpensRun(Protocol):
+    """Options that say which weights of a run to load, and onto which device."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def device(self) -> str: ...
+
+
+Options = TypeVar("Options", bound=OpensRun)
+
+
+@dataclass(frozen=True)
+class RunCommand(Generic[Options]):
+    """The command line of a command that takes one run."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run directory."""
+    options: Annotated[Options, tyro.conf.arg(name="")]
+    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
+
+    def opening(self) -> dict[str, Any]:
+        """The arguments of `Run.open`."""
+        chosen = {"checkpoint": self.options.checkpoint, "device": self.options.device}
+        return {"path": self.run, **asdict(self.named), **chosen}
 
 
 @dataclass(frozen=True)

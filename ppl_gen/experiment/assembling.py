@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -13,13 +13,12 @@ from ppl_gen.core.components import construct, takes
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.experiment.state import load_weights, prefixed, tensors_of
 from ppl_gen.inference.callables import evaluating, takes_labels
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.statements import adopt
-
-Checkpoint = Literal["last", "best"]
 
 
 def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn.Module, nn.Module]:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.components import is_external
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.loading import load_data
-from ppl_gen.data.splits import Data, SplitName
-from ppl_gen.experiment.assembling import Checkpoint, assemble, batch, load_checkpoint
+from ppl_gen.data.options import SplitName
+from ppl_gen.data.splits import Data
+from ppl_gen.experiment.assembling import assemble, batch, load_checkpoint
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
+from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
 from ppl_gen.inference.checks import check_images
@@ -25,25 +26,6 @@ from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
 _READ = 8  # images that a pair is read on
-
-
-@dataclass(frozen=True)
-class Named:
-    """Classes of a run that are not the package's own, as a command line names them again."""
-
-    model: str | None = None
-    """file.py:Class of the model, again, if the run was fitted with your own."""
-    guide: str | None = None
-    """file.py:Class of the guide, again, if the run was fitted with your own."""
-    prior: str | None = None
-    """file.py:Class of the prior, again, if the run was fitted with your own."""
-
-    def given(self) -> Given:
-        return Given(**asdict(self))
-
-    def restricted(self, run: RunDirectory) -> "Named":
-        """What a run has a class of the user's own for. A command that takes several runs has one set of options."""
-        return Named(**{kind: name for kind, name in asdict(self).items() if is_external(str(run.config.get(kind)))})
 
 
 class Chosen(Protocol):

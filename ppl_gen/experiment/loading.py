@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.assembling import Checkpoint, batch
+from ppl_gen.experiment.assembling import batch
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.pair import Pair

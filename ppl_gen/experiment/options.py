@@ -7,6 +7,9 @@ from typing import Literal
 from ppl_gen.core.errors import BadInput, require, require_choices
 from ppl_gen.core.options import option
 
+Checkpoint = Literal["last", "best"]
+"""The weights after the last epoch, or after the epoch with the best validation ELBO."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions:

@@ -150,7 +150,7 @@ def _again(run: RunDirectory, found: Results) -> Iterator[tuple[str, Sequence[st
     """Comments and the commands that they are of; no command for a run made from Python."""
     # Not for the page of a comparison, which needs no torch.
     from ppl_gen.evaluation.options import EvaluationOptions
-    from ppl_gen.evaluation.quality import QualityOptions
+    from ppl_gen.evaluation.use_options import QualityOptions
 
     named, made = named_again(run.config), fit_command(run.config)
     yield "the run, where there is none yet" if made else "the run was made from Python", made

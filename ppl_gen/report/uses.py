@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 
-from ppl_gen.evaluation.explaining import EXAMPLES, Responsibilities
+from ppl_gen.evaluation.explaining import Responsibilities
 from ppl_gen.evaluation.filling import Filled
 from ppl_gen.evaluation.quality import Quality
 from ppl_gen.evaluation.splicing import Spliced
+from ppl_gen.evaluation.use_options import NUM_EXAMPLES
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.canvas import pictures
 from ppl_gen.figures.completions import completions
@@ -52,8 +53,8 @@ def draw_responsibilities(fitted: Fitted, found: Responsibilities) -> None:
         figure = components_by_label(found.counts[first], found.labels, names, components[first], len(weights))
         save(fitted.directory, "components_by_label", figure)
     entropy = torch.special.entr(found.probabilities).sum(1)
-    uncertain = entropy.argsort(descending=True, stable=True)[:EXAMPLES]
-    shown = torch.cat([torch.arange(EXAMPLES), uncertain])
+    uncertain = entropy.argsort(descending=True, stable=True)[:NUM_EXAMPLES]
+    shown = torch.cat([torch.arange(NUM_EXAMPLES), uncertain])
     top, index = found.probabilities[shown].topk(min(_COMPONENTS, len(weights)))
     names_of = [[str(int(k)) for k in row] for row in index]
     images = pictures(found.x[shown.to(found.x.device)], shape)

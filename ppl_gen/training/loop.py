@@ -42,9 +42,10 @@ from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, least_images
 from ppl_gen.training.capture import Captured
+from ppl_gen.training.interrupts import interrupts
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
-from ppl_gen.training.processes import SharedGradient, interrupts
+from ppl_gen.training.processes import SharedGradient
 
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
 
@@ -92,7 +93,7 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
         matmul_precision(options.matmul_precision),
         pyro.get_param_store().scope(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        interrupts() as interrupted,
+        interrupts(shared=parallel.size() > 1) as interrupted,
         warnings.catch_warnings(),
     ):
         # Pyro warns of a loss that is not finite. Here it ends the run with a sentence.

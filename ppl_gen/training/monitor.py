@@ -9,7 +9,7 @@ from pyro import poutine
 
 from ppl_gen.core.contracts import Monitors
 from ppl_gen.core.progress import Progress
-from ppl_gen.data.splits import SplitName
+from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms

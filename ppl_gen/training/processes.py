@@ -1,10 +1,7 @@
-"""The gradient where several processes share a batch, and the signals that end training."""
+"""Gradient of a batch that several processes share."""
 
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,27 +38,3 @@ class SharedGradient:
         value, stop = told.tolist()
         self.stop = stop > 0
         return value
-
-
-@contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets. The second acts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def set_event(number: int, frame: FrameType | None) -> None:
-        event.set()
-        if parallel.size() == 1:  # torchrun passes on what a terminal has sent to all already
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, set_event)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

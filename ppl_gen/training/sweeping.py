@@ -23,7 +23,7 @@ from ppl_gen.core.errors import BadInput, require
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_new
-from ppl_gen.training.processes import interrupts
+from ppl_gen.training.interrupts import interrupts
 
 PROGRAM = "python -m ppl_gen.sweep"
 _OWN = (
