@@ -53,7 +53,7 @@ from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
-from ppl_gen.report.run_page import gallery
+from ppl_gen.report.run_page import gallery, write_report
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.hooks import Hook, hooks_of
 from ppl_gen.training.loop import train
@@ -265,7 +265,6 @@ class Run:
     def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
         """Do what the run does not have yet: training, evaluation, pictures."""
         from ppl_gen.report.pictures import draw_evaluation, draw_training
-        from ppl_gen.report.run_page import write_report
 
         fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
         self.checkpoint, self.device = "last", fitted.config.training.device
@@ -368,7 +367,6 @@ class Run:
         :param further: estimators of your own, called with the model, the guide and the images.
         """
         from ppl_gen.report.pictures import draw_evaluation
-        from ppl_gen.report.run_page import write_report
 
         options, fitted = self._evaluation_options(options, chosen), self.fitted
         others = other_guides(options, self.given)
@@ -467,8 +465,6 @@ class Run:
 
     def _keep(self, name: str, found: Found, draw: Callable[[Fitted, Found], None]) -> Found:
         """Write a result and its pictures into the run directory, and the page anew."""
-        from ppl_gen.report.run_page import write_report
-
         draw(self.fitted, found)
         self.directory.write_json(name, found.summary)
         write_report(self.directory)
