@@ -1,28 +1,27 @@
 """A run as a user holds it: fit, evaluate, sample, resume, from Python. The commands are callers of it."""
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.contracts import defaults_of
-from ppl_gen.core.errors import BadInput, near_miss
+from ppl_gen.core.errors import BadInput
 from ppl_gen.data import arrays
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.estimating import Estimator, evaluate
+from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, explain
 from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.proposal_runs import other_guides
 from ppl_gen.evaluation.quality import Quality, quality
 from ppl_gen.evaluation.sampling import sample
@@ -34,6 +33,7 @@ from ppl_gen.evaluation.use_options import (
     ResponsibilityOptions,
     SampleOptions,
     SpliceOptions,
+    options_from,
 )
 from ppl_gen.experiment.config import (
     Config,
@@ -41,35 +41,26 @@ from ppl_gen.experiment.config import (
     changed_code,
     check_same,
     config_of,
-    default_guide,
     starting_config,
     with_objective,
     with_options,
 )
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.experiment.options import Checkpoint, TrainingOptions
+from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import RunDirectory, check_new
-from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery, write_report
 from ppl_gen.training.checks import Prepared, prepare
+from ppl_gen.training.extending import record_epochs, with_epochs
 from ppl_gen.training.hooks import Hook, hooks_of
 from ppl_gen.training.loop import train
 
 if TYPE_CHECKING:
     import pandas
 
-T = TypeVar("T")
-
-
-class _Summarized(Protocol):
-    @property
-    def summary(self) -> dict[str, Any]: ...
-
-
-Found = TypeVar("Found", bound=_Summarized)
+Result = TypeVar("Result", bound=Printed)
 
 
 class Run:
@@ -177,7 +168,7 @@ class Run:
         prepared = prepare(config, given, quiet=quiet)
         content = config.to_json(prepared.assembled.data, given)
         first = parallel.rank() == 0
-        stem = _stem(config, prepared.assembled.data)
+        stem = config.stem(prepared.assembled.data.name)
         path = parallel.broadcast_object(RunDirectory.create(out, stem, content).path if first else None)
         assert path is not None
         run = cls(RunDirectory(path, content, writes=first), given)
@@ -195,7 +186,7 @@ class Run:
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
         run = cls(directory, given)
-        finished = _finished(directory, config.training.epochs) and run.evaluation is not None
+        finished = directory.finished(config.training.epochs) and run.evaluation is not None
         return run if finished else run.resume(quiet=True)
 
     @classmethod
@@ -251,13 +242,13 @@ class Run:
         config = with_objective(directory, config_of(directory, self.given), self.given)
         for name in changed_code(directory, config, self.given):
             print(f"warning: {name} has changed since the run was started", file=sys.stderr)
-        longer = None if epochs is None else _longer(directory, config, epochs)
+        longer = None if epochs is None else with_epochs(directory, config, epochs)
         # The run that it started from may be gone by now.
         start = not directory.checkpoint_path.exists()
         prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
         if longer is not None:
-            _extend(directory, config.training, longer.training, quiet)
-        elif _finished(directory, config.training.epochs) and not quiet:
+            record_epochs(directory, config.training, longer.training, quiet=quiet)
+        elif directory.finished(config.training.epochs) and not quiet:
             print("training was finished before; its evaluation:", file=sys.stderr)
         self._finish(prepared, on_epoch, quiet)
         return self
@@ -275,7 +266,7 @@ class Run:
         try:
             train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks_of(fitted.config.training), on_epoch))
             if self.evaluation is None:
-                evaluate(fitted, _options_after_training(fitted), quiet=quiet).write(self.directory)
+                evaluate(fitted, options_after_training(fitted), quiet=quiet).write(self.directory)
             if self.directory.writes:
                 draw_training(fitted)
                 draw_evaluation(self.directory)
@@ -403,14 +394,14 @@ class Run:
         :param options: as for `evaluate`.
         """
         options = self._evaluation_options(options, chosen)
-        return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet), lambda *_: None)
+        return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet))
 
     def _evaluation_options(self, options: EvaluationOptions | None, chosen: Mapping[str, Any]) -> EvaluationOptions:
         """The options of an evaluation, which is of the weights that the run was opened with.
 
         :raises BadInput: where they name others.
         """
-        options = _options(EvaluationOptions, options or EvaluationOptions(checkpoint=self.checkpoint), chosen)
+        options = options_from(EvaluationOptions, options or EvaluationOptions(checkpoint=self.checkpoint), chosen)
         if options.checkpoint != self.checkpoint:
             raise BadInput(
                 f"--checkpoint {options.checkpoint}: this run was opened with its {self.checkpoint} weights; open it "
@@ -425,21 +416,21 @@ class Run:
 
         :param options: or its fields by name: `num_images=25`, `source="grid"`, `draws=True`, …
         """
-        images = sample(self.fitted, _options(SampleOptions, options, chosen))
+        images = sample(self.fitted, options_from(SampleOptions, options, chosen))
         return images.reshape(-1, *self.data.shape)
 
     def fill(self, options: FillOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Filled:
         """Fill in the hidden pixels of images given their visible ones. Writes `fill.json` and a picture."""
         from ppl_gen.report.uses import draw_filled
 
-        found = fill(self.fitted, _options(FillOptions, options, chosen), quiet=quiet)
+        found = fill(self.fitted, options_from(FillOptions, options, chosen), quiet=quiet)
         return self._keep("fill.json", found, draw_filled)
 
     def splice(self, options: SpliceOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Spliced:
         """Tell spliced images from natural ones by log p(x). Writes `splice.json` and pictures."""
         from ppl_gen.report.uses import draw_spliced
 
-        found = detect(self.fitted, _options(SpliceOptions, options, chosen), quiet=quiet)
+        found = detect(self.fitted, options_from(SpliceOptions, options, chosen), quiet=quiet)
         return self._keep("splice.json", found, draw_spliced)
 
     def explain(
@@ -448,12 +439,12 @@ class Run:
         """Say which component of a mixture explains which image. Writes `responsibilities.json` and pictures."""
         from ppl_gen.report.uses import draw_responsibilities
 
-        found = explain(self.fitted, _options(ResponsibilityOptions, options, chosen), quiet=quiet)
+        found = explain(self.fitted, options_from(ResponsibilityOptions, options, chosen), quiet=quiet)
         return self._keep("responsibilities.json", found, draw_responsibilities)
 
     def quality(self, options: QualityOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Quality:
         """Score samples by a classifier of the same images. Writes `quality.json` and pictures."""
-        return self.quality_of([self], _options(QualityOptions, options, chosen), quiet=quiet)[0]
+        return self.quality_of([self], options_from(QualityOptions, options, chosen), quiet=quiet)[0]
 
     @staticmethod
     def quality_of(runs: "Sequence[Run]", options: QualityOptions, *, quiet: bool = False) -> list[Quality]:
@@ -463,76 +454,10 @@ class Run:
         found = quality([run.fitted for run in runs], options, quiet=quiet)
         return [run._keep("quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
 
-    def _keep(self, name: str, found: Found, draw: Callable[[Fitted, Found], None]) -> Found:
+    def _keep(self, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:
         """Write a result and its pictures into the run directory, and the page anew."""
-        draw(self.fitted, found)
+        if draw is not None:
+            draw(self.fitted, found)
         self.directory.write_json(name, found.summary)
         write_report(self.directory)
         return found
-
-
-def _options(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> T:
-    """Options from a whole object, or from its fields by name.
-
-    :raises BadInput: for a field that there is not.
-    """
-    known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
-    for name in chosen:
-        if name not in known:
-            raise BadInput(f"{name}: is no option here{near_miss(name, known)}")
-    return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
-
-
-def _options_after_training(fitted: Fitted) -> EvaluationOptions:
-    """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide."""
-    cls = type(fitted.model)
-    own = fitted.config.guide == default_guide(cls)
-    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
-    if "num_images" in chosen:
-        chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
-    annealing = Annealing(**chosen.pop("annealed", {}))
-    return EvaluationOptions(device=fitted.config.training.device, annealed=annealing, **chosen)
-
-
-def _stem(config: Config, data: Data) -> str:
-    """The name of a run directory before its number."""
-    parts = [components.kebab_case(components.class_name(name)) for name in (config.model, config.guide)]
-    return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data.name).name)])  # a file may be in another folder
-
-
-# Training for longer -------------------------------------------------------------------------------------------
-
-
-def _finished(directory: RunDirectory, epochs: int) -> bool:
-    """Whether training has reached its last epoch, or was stopped before."""
-    last = (directory.metrics() or [{}])[-1]
-    return last.get("epoch", -1) >= epochs or last.get("stopped", False)
-
-
-def _longer(directory: RunDirectory, config: Config, epochs: int) -> Config:
-    """The configuration with more epochs.
-
-    :raises BadInput: for fewer than there were.
-    """
-    before = config.training.epochs
-    done = (directory.metrics() or [{}])[-1].get("epoch", 0)
-    if epochs < max(before, done + 1) and epochs != before:
-        raise BadInput(f"--epochs {epochs}: {directory.path} has {done} of {before} epochs; name more of them")
-    return replace(config, training=replace(config.training, epochs=epochs))
-
-
-def _extend(directory: RunDirectory, before: TrainingOptions, now: TrainingOptions, quiet: bool) -> None:
-    """Record the new number of epochs in `config.json`, and say what it does to the schedule."""
-    if now.epochs != before.epochs:
-        directory.config |= {"training": directory.config["training"] | {"epochs": now.epochs}}
-        directory.write_json("config.json", directory.config)
-    if quiet:
-        return
-    print(f"{directory.path}: trained on from {before.epochs} to {now.epochs} epochs")
-    done = (directory.metrics() or [{}])[-1].get("epoch", 0)
-    if now.schedule != "constant":
-        rates = [options.rate(done, options.epochs) for options in (before, now)]
-        print(
-            f"the {now.schedule} schedule goes on as that of {now.epochs} epochs: the learning rate is {rates[1]:.2g}, "
-            f"where it was {rates[0]:.2g}. The run is not the same as one of {now.epochs} epochs from the start"
-        )

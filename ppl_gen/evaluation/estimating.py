@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core import parallel
-from ppl_gen.core.contracts import HasDensity, offers
+from ppl_gen.core.contracts import HasDensity, defaults_of, offers
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
+from ppl_gen.experiment.config import default_guide
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.inference.annealed import AnnealedEstimate, annealed_log_px, sandwich
+from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, sandwich
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
@@ -88,6 +89,18 @@ def evaluate(
     }
     labels = fitted.data.split(options.split).labels
     return Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
+
+
+def options_after_training(fitted: Fitted) -> EvaluationOptions:
+    """The options of the evaluation that ends a fit: the `evaluation_defaults` of the model's class, unless the fit has
+    another guide than that class's own."""
+    cls = type(fitted.model)
+    own = fitted.config.guide == default_guide(cls)
+    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
+    if "num_images" in chosen:
+        chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
+    annealing = Annealing(**chosen.pop("annealed", {}))
+    return EvaluationOptions(device=fitted.config.training.device, annealed=annealing, **chosen)
 
 
 # Before the work -----------------------------------------------------------------------------------------------

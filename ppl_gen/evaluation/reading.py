@@ -95,9 +95,8 @@ def read(path: Path) -> Evaluated:
     if other:
         raise BadInput(f"{file}: does not belong to the evaluation.json beside it, which has another {other}; {again}")
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
-    last, gaps = (run.metrics() or [{}])[-1], _gaps(run, summary)
-    labels = values.get("label")
-    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, last, gaps)
+    labels, gaps = values.get("label"), _gaps(run, summary)
+    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, run.last, gaps)
 
 
 def _per_image(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -3,11 +3,12 @@
 `ppl_gen.evaluation.options` has the options of `evaluate`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from ppl_gen.core.errors import require
+from ppl_gen.core.errors import BadInput, near_miss, require
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
 
@@ -17,6 +18,23 @@ NUM_SPLICED = 10
 """Spliced images that `splice` shows, and needs at least."""
 LEAST_JUDGED = 20
 """Samples that `quality` needs at least."""
+
+
+T = TypeVar("T")
+
+
+def options_from(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> T:
+    """Options from an instance of their dataclass, from single fields by name, or from both.
+
+    :param options: the instance; None for the defaults.
+    :param chosen: fields that replace those of the instance.
+    :raises BadInput: for a name that is no field.
+    """
+    known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+    for name in chosen:
+        if name not in known:
+            raise BadInput(f"{name}: is no option here{near_miss(name, known)}")
+    return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
 
 
 def _check(options: Any, **least: int) -> None:

@@ -4,6 +4,7 @@ Importing it imports no torch, so that what only reads runs starts fast.
 """
 
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ppl_gen
 from ppl_gen.core import components
-from ppl_gen.core.components import Kind, class_name, find, is_external
+from ppl_gen.core.components import Kind, class_name, find, is_external, kebab_case
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.core.options import flat, option
@@ -90,6 +91,11 @@ class Config:
             "git_commit": _git_commit(),
             "command": sys.argv,
         }
+
+    def stem(self, data_name: str) -> str:
+        """Name of a run directory without its number: `vae-normal-mnist`."""
+        parts = [kebab_case(class_name(name)) for name in (self.model, self.guide)]
+        return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data_name).name)])  # a file may be in another folder
 
     def resolved(self, given: "Given") -> "Config":
         """The same with every option of its classes, at its default where none was chosen."""

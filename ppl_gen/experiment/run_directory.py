@@ -156,6 +156,15 @@ class RunDirectory:
             pass
         return lines
 
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last line of `metrics.jsonl`; empty if there is none."""
+        return (self.metrics() or [{}])[-1]
+
+    def finished(self, epochs: int) -> bool:
+        """True if training has reached this number of epochs, or was stopped early."""
+        return self.last.get("epoch", 0) >= epochs or self.last.get("stopped", False)
+
     def cut_metrics(self, step: int) -> None:
         """Drop what was measured after `step`."""
         kept = [json.dumps(_finite(line)) + "\n" for line in self.metrics() if line["step"] <= step]

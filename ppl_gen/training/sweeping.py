@@ -171,9 +171,8 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             continue
         opened = RunDirectory.open(run.path)
         check_same(opened, run.config, Given(**run.config.externals()))
-        evaluation, last = opened.read_json("evaluation.json"), (opened.metrics() or [{}])[-1]
-        trained = last.get("epoch", 0) >= run.config.training.epochs or last.get("stopped", False)
-        if evaluation is None or opened.stale(evaluation) or not trained:
+        evaluation = opened.read_json("evaluation.json")
+        if evaluation is None or opened.stale(evaluation) or not opened.finished(run.config.training.epochs):
             again = ["--resume", str(run.path)]
             for kind, reference in run.config.externals().items():
                 again += [f"--{kind}", reference]
