@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.tables import Row, fixed, html, sentence
-from ppl_gen.evaluation import table
+from ppl_gen.evaluation import entries, table
 from ppl_gen.experiment.run_directory import GROUP
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from ppl_gen.experiment.run_directory import RunDirectory
     from ppl_gen.inference.estimate import Estimate
-
-_OF = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
-"""Keys that `evaluation.json` and `evaluation.nc` share, if they belong together."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,33 +111,16 @@ class Evaluation:
         except Exception as error:  # h5netcdf, xarray and h5py have no one error for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadInput(f"{file}: damaged ({reason}); evaluate again") from None
-        found = cls(summary, images)
         try:
-            other = found._mismatch(images)
+            values = {name: images[name].values for name in ("elbo", "log_px")}
+            other = entries.mismatch(summary, images.attrs, values)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{directory.path / 'evaluation.json'}: damaged ({error}); evaluate again") from None
         if other:
             raise BadInput(
                 f"{file}: does not belong to the evaluation.json beside it, which has another {other}; evaluate again"
             )
-        return found
-
-    def _mismatch(self, images: "xarray.Dataset") -> str:
-        """Name of what values per image have another of than the summary; empty if they belong to it."""
-        said = {key: self.summary.get(key) for key in _OF} | {"estimator": self.log_px.estimator}
-        if (importance := table.entry_of(self.summary, "importance")) is not None:
-            said["num_samples"] = importance.get("num_samples")
-        for key, value in said.items():
-            if key in images.attrs and images.attrs[key] != value:
-                return key
-        for key in ("elbo", "log_px"):
-            if images[key].shape != (self.summary["num_images"],):
-                return "num_images"
-            mean = self.summary[key]["mean"]
-            found = float(images[key].mean())
-            if mean is not None and not math.isclose(found, mean, rel_tol=1e-6, abs_tol=1e-6):
-                return f"mean {key}"
-        return ""
+        return cls(summary, images)
 
     def write(self, directory: "RunDirectory") -> None:
         """Write `evaluation.nc` and `evaluation.json`."""
@@ -187,7 +167,7 @@ class Evaluation:
         errors = entry.get("mc_se"), entry.get("bias")
         if "estimator" not in entry:
             return Mean(mean, se, *errors, at_least=bool(entry.get("at_least")), values=values)
-        doubted, settings = table.at_least(self.summary, entry), table.settings(entry)
+        doubted, settings = entries.at_least(self.summary, entry), entries.settings(entry)
         return Mean(mean, se, *errors, doubted, entry["estimator"], settings, values)
 
     @property
@@ -216,7 +196,7 @@ class Evaluation:
     @property
     def primary(self) -> str:
         """Name of the estimate that `log_px` is."""
-        return table.primary(self.summary)
+        return entries.primary(self.summary)
 
     @property
     def estimates(self) -> "dict[str, Estimate]":

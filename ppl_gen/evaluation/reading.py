@@ -4,7 +4,6 @@ Only files are read, no model is built, and neither torch nor xarray is imported
 """
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import MISSING
@@ -17,12 +16,11 @@ from ppl_gen.core import components
 from ppl_gen.core.commands import named_again
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat, options_of
+from ppl_gen.evaluation import entries
 from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.run_directory import GROUP, RunDirectory
 
 OPTIONS = options_of(Config)
-_STATISTICS = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
-"""Keys of an estimate of log p(x) in `evaluation.json` that are no settings of its estimator."""
 
 
 class Images(NamedTuple):
@@ -85,7 +83,7 @@ def read(path: Path) -> Evaluated:
         raise BadInput(f"{file}: damaged ({reason}); {again}") from None
     try:
         images = Images(*(summary[key] for key in Images._fields))
-        other = _mismatch(summary, attributes, {"elbo": elbo, "log_px": log_px})
+        other = entries.mismatch(summary, attributes, {"elbo": elbo, "log_px": log_px})
         settings, seed = _settings(summary["log_px"]), summary["training_seed"]
         chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
         for key in ("model", "guide", "num_parameters"):
@@ -113,27 +111,10 @@ def _per_image(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return {name: group[name][()] for name in names}, attributes
 
 
-def _mismatch(summary: dict[str, Any], attributes: dict[str, Any], values: dict[str, np.ndarray]) -> str:
-    """The first property in which values per image are not those of a summary; empty if they belong to it."""
-    importance = summary.get("log_px_importance", summary["log_px"])
-    said = {key: summary[key] for key in (*Images._fields, "seed", "training_seed", "checkpoint")}
-    said |= {"estimator": summary["log_px"]["estimator"], "num_samples": importance.get("num_samples")}
-    for key, value in said.items():
-        if attributes.get(key) != value:
-            return key
-    for name, each in values.items():
-        if each.shape != (summary["num_images"],):
-            return "num_images"
-        mean = summary[name]["mean"]
-        if mean is not None and not math.isclose(float(each.mean()), mean, rel_tol=1e-6, abs_tol=1e-6):
-            return f"mean {name}"
-    return ""
-
-
 def _settings(entry: dict[str, Any]) -> dict[str, Any]:
     """How log p(x) was estimated, from its entry in `evaluation.json`. Guides of other runs among the proposals are
     counted, not named: each seed may have its own."""
-    found = {key: value for key, value in entry.items() if key not in _STATISTICS}
+    found = {"estimator": entry["estimator"], **entries.settings(entry)}
     if "proposal" in found:
         found["proposal"] = found["proposal"] | {"guides": len(found["proposal"].get("guides", ()))}
     return found

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_gen.evaluation import table, verdicts
+from ppl_gen.evaluation import entries, verdicts
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def estimate(summary: dict[str, Any], images: "xarray.Dataset", name: str) -> Es
 
     :param name: as `exact`, `importance`, ….
     """
-    entry = table.entry_of(summary, name)
+    entry = entries.entry_of(summary, name)
     assert entry is not None
     prefix = f"log_px_{name}" if f"log_px_{name}" in images else "log_px"  # earlier versions wrote the primary once
     suffix = "" if name == "importance" else f"_{name}"
@@ -122,6 +122,6 @@ def estimate(summary: dict[str, Any], images: "xarray.Dataset", name: str) -> Es
         narrower=name == "importance" and bool(summary.get("narrower", False)),
         words=str(images[prefix].attrs["long_name"]).removeprefix("log p(x) by "),
         judges_guides=entry["estimator"] != "prior",
-        verdict=table.at_least(summary, entry),
-        settings=table.settings(entry),
+        verdict=entries.at_least(summary, entry),
+        settings=entries.settings(entry),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.reading import OPTIONS, Evaluated, group
 from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
 
@@ -198,10 +199,7 @@ def _known(value: np.ndarray) -> float | None:
 
 def _at_least(summaries: Sequence[dict[str, Any]], key: str) -> bool:
     """Whether an entry of any summary is at least what it says."""
-    # Earlier evaluations said it of the gap alone.
-    return any(
-        summary.get(key, {}).get("at_least", summary.get("gap", {}).get("at_least", False)) for summary in summaries
-    )
+    return any(entries.at_least(summary, summary.get(key, {})) for summary in summaries)
 
 
 def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, fixed, line, small
+from ppl_gen.evaluation.entries import at_least, entry_of
 
 UNITS = "nats per image ± standard error over images; larger is better"
 ESTIMATES = {
@@ -16,8 +17,6 @@ ESTIMATES = {
     "second_opinion": "second opinion",
 }
 """The package's own estimates in words, by their names in the file; others are told by name."""
-_FIGURES = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
-"""Keys of an entry of log p(x) that are no settings of its estimator."""
 
 
 def title(summary: dict[str, Any]) -> str:
@@ -49,27 +48,6 @@ def rows(summary: dict[str, Any]) -> list[Row]:
         several = sum(row.label == "log p(x)" for row in found) > 1
         found += _gap_rows(summary, importance, several)
     return found + _rest(summary)
-
-
-def primary(summary: dict[str, Any]) -> str:
-    """Name of the estimate that `log_px` is."""
-    entry = summary["log_px"]
-    return "mixed" if entry["estimator"] == "importance" and "proposal" in entry else entry["estimator"]
-
-
-def entry_of(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """The entry of an estimate of log p(x) by its name; None if there is none."""
-    return summary["log_px"] if name == primary(summary) else summary.get(f"log_px_{name}")
-
-
-def at_least(summary: dict[str, Any], entry: dict[str, Any]) -> bool:
-    """True if log p(x) is at least what an entry says. Earlier versions said it of the gap alone."""
-    return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
-
-
-def settings(entry: dict[str, Any]) -> dict[str, Any]:
-    """Settings that an estimate was made with, such as its `num_samples`, from its entry."""
-    return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}
 
 
 def _row(label: str, entry: dict[str, Any], note: str = "", at_least: bool = False) -> Row:
