@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.calibrate`: compare every estimator of log p(x) with the exact value."""
+"""`python -m ppl_gen.calibrate`: Compare every estimator of log p(x) with the exact value."""
 
 import json
 from dataclasses import asdict

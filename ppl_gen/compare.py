@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.compare RUN RUN …`: runs side by side, the best first (`ppl_gen.Comparison`)."""
+"""`python -m ppl_gen.compare RUN RUN …`: Put runs side by side, with paired differences."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.evaluate RUN`: the bound against log p(x)."""
+"""`python -m ppl_gen.evaluate RUN`: Estimate ELBO, IWAE bounds and log p(x) of a run."""
 
 from contextlib import suppress
 

@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.fill RUN`: fill in the hidden pixels of images given their visible ones."""
+"""`python -m ppl_gen.fill RUN`: Fill in the hidden pixels of images given their visible ones."""
 
 import ppl_gen
 from ppl_gen.core import cli

@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.fit MODEL`: train, evaluate, draw."""
+"""`python -m ppl_gen.fit MODEL`: Train a model and a guide, evaluate them, draw pictures; or resume a run."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.quality RUN [RUN …]`: score samples by a classifier that was trained on the same images."""
+"""`python -m ppl_gen.quality RUN [RUN …]`: Score samples by a classifier that was trained on the same images."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.responsibilities RUN`: say which component of a mixture explains which image."""
+"""`python -m ppl_gen.responsibilities RUN`: Say which component of a mixture explains which image."""
 
 import ppl_gen
 from ppl_gen.core import cli

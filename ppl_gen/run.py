@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
+from ppl_gen.core.commands import is_function
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data import arrays
 from ppl_gen.data.splits import Data
@@ -147,7 +148,7 @@ class Run:
             options.setdefault("binarization", given.data.binarization)
         if given.data is not None:
             options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
-        named = isinstance(given.data, str | Path)
+        named = isinstance(given.data, str | Path) and not is_function(str(given.data))
         return with_options(config, given, options), replace(given, data=None) if named else given
 
     @classmethod
@@ -345,7 +346,7 @@ class Run:
         options: EvaluationOptions | None = None,
         *,
         data: Any = None,
-        further: Sequence[Estimator] = (),
+        further: "Sequence[Estimator | str]" = (),
         quiet: bool = False,
         **chosen: Any,
     ) -> Evaluation:
@@ -355,7 +356,8 @@ class Run:
         :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
         :param data: images [N, …] of your own, in the place of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, called with the model, the guide and the images.
+        :param further: estimators of your own, or the `file.py:function` of each. An estimator is called with model,
+            guide and images, and returns an `Estimate`.
         """
         from ppl_gen.report.pictures import draw_evaluation
 

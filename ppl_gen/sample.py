@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.sample RUN`: images from a fitted model, as a picture or as numbers."""
+"""`python -m ppl_gen.sample RUN`: Make images from a fitted model."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.splice RUN`: tell spliced images from natural ones by log p(x)."""
+"""`python -m ppl_gen.splice RUN`: Tell spliced images from natural ones by log p(x)."""
 
 import ppl_gen
 from ppl_gen.core import cli

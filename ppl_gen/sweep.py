@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.sweep MODEL … -- FIT OPTIONS…`: every guide with every objective, from every seed."""
+"""`python -m ppl_gen.sweep MODEL … -- FIT OPTIONS…`: Fit a model with every guide and objective, from every seed."""
 
 import os
 import shlex

@@ -46,13 +46,20 @@ def _arguments(value: Any) -> list[str]:
     return [] if value is None else [str(value)]
 
 
+def is_function(data: str) -> bool:
+    """True for data that are named as `file.py:function`, which is code of the user's own."""
+    return data.rpartition(":")[0].endswith(".py")
+
+
 def named_again(config: Mapping[str, Any]) -> list[str]:
-    """The options that name again a run's classes from outside of the package.
+    """The options that name again a run's classes from outside of the package, and the function of its images.
 
     :param config: the content of the run's `config.json`.
     """
     kinds = [kind for kind in ("model", "guide", "prior") if ":" in str(config.get(kind))]
-    return [word for kind in kinds for word in (f"--{kind}", config[kind])]
+    data = config.get("data", {}).get("data", "")
+    words = [word for kind in kinds for word in (f"--{kind}", config[kind])]
+    return [*words, *(["--data", data] if is_function(data) else [])]
 
 
 def fit_command(config: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core import parallel
+from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import HasDensity, defaults_of, offers
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
@@ -53,23 +53,28 @@ def evaluate(
     options: EvaluationOptions,
     *,
     others: Sequence[nn.Module] = (),
-    further: Sequence[Estimator] = (),
+    further: Sequence[Estimator | str] = (),
     quiet: bool = False,
 ) -> Evaluation:
     """Estimate the ELBO and log p(x) of the images of a split.
 
     :param others: the guides of `options.proposals`.
-    :param further: estimators of one's own, whose estimates stand beside the others and are held against them.
+    :param further: estimators of one's own, beside those that `options.further` names. Their estimates stand beside
+        the others and are held against them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
-    options = _resolved(fitted, options)
+    own = [
+        (components.function_name(each), components.find_function("--further", each) if isinstance(each, str) else each)
+        for each in (*options.further, *further)
+    ]
+    options = replace(_resolved(fitted, options), further=tuple(name for name, _ in own))
     whole, task = fitted.images(options.split, options.num_images), _share(fitted, options, quiet)
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
     _check(task, others)
     started = time.perf_counter()
     with fitted.estimating(parallel.seed(options.seed)):
         found: dict[str, Estimate] = {}
-        for name, estimate in _estimates(task, exactly, sampled, others, further):
+        for name, estimate in _estimates(task, exactly, sampled, others, own):
             require(name not in found, "estimator", name, "there are two of that name")
             found[name] = estimate
         in_use = components_in_use(fitted, whole[0])
@@ -184,7 +189,7 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
 
 
 def _estimates(
-    task: Task, exactly: bool, sampled: bool, others: Sequence[nn.Module], further: Sequence[Estimator]
+    task: Task, exactly: bool, sampled: bool, others: Sequence[nn.Module], further: Sequence[tuple[str, Estimator]]
 ) -> Iterator[tuple[str, Estimate]]:
     """Every estimate by name, in the order in which they are told."""
     fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
@@ -200,10 +205,24 @@ def _estimates(
         yield "mixed", replace(_by_proposals(task, others), settings={"proposal": options.proposal()})
     if options.estimator == "annealed":
         yield "annealed", by_annealing(task)
-    for estimator in further:
-        own = estimator(fitted.model, fitted.guide, x, *labels)
+    for name, estimator in further:
+        own = _own(name, estimator, task)
         require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is one of the package's own; take another")
         yield own.estimator, own
+
+
+def _own(name: str, estimator: Estimator, task: Task) -> Estimate:
+    """The estimate of an estimator of one's own.
+
+    :raises BadInput: if it fails, or returns anything else than an estimate for each image.
+    """
+    try:
+        found = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
+    except Exception as error:  # somebody else's code
+        raise BadInput(f"--further {name}: fails: {describe(error)}") from error
+    if not isinstance(found, Estimate) or found.log_px.shape != (len(task.x),):
+        raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")
+    return found
 
 
 def primary_of(estimates: dict[str, Estimate], asked: str) -> str:

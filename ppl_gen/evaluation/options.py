@@ -40,6 +40,9 @@ class EvaluationOptions:
     settings; 0 for none."""
     checkpoint: Checkpoint = "last"
     """The last weights, or those of the epoch with the best validation ELBO."""
+    further: tuple[str, ...] = ()
+    """file.py:function of further estimators, your own. Each is called with model, guide and images, and with labels
+    if model or guide take them. It returns a ppl_gen.Estimate, which stands beside the others."""
     gaps: bool = False
     """Split log p(x) - ELBO into approximation and amortization gap instead, and write gaps.json. By default on 100
     images and with 5000 samples. The search of contexts stays in the encoder's mode of p(z|x); gaps.json says where
@@ -91,4 +94,5 @@ class EvaluationOptions:
     def to_json(self) -> dict[str, Any]:
         """Every option as JSON has it: paths are text, and tuples lists."""
         texts = {"proposals": [str(path) for path in self.proposals], "proposal_guides": list(self.proposal_guides)}
+        texts["further"] = list(self.further)
         return asdict(self) | texts

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import tyro
 
 from ppl_gen.core import cli, components
-from ppl_gen.core.components import Kind, is_external
+from ppl_gen.core.commands import named_again
+from ppl_gen.core.components import Kind
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, starting_config
 from ppl_gen.experiment.options import Checkpoint
@@ -27,11 +28,14 @@ class Named:
     """file.py:Class of the guide, if the run was fitted with your own."""
     prior: str | None = None
     """file.py:Class of the prior, if the run was fitted with your own."""
+    data: str | None = None
+    """file.py:function of the images, if the run was fitted to images of your own function."""
 
     def restricted(self, run: RunDirectory) -> "Named":
         """The same, without the kinds of which a run has a class of the package: one set of options serves a command
         that takes several runs."""
-        return Named(**{kind: name for kind, name in asdict(self).items() if is_external(str(run.config.get(kind)))})
+        again = named_again(run.config)
+        return Named(**{kind: name for kind, name in asdict(self).items() if f"--{kind}" in again})
 
 
 class OpensRun(Protocol):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ppl_gen
 from ppl_gen.core import components
+from ppl_gen.core.commands import is_function
 from ppl_gen.core.components import Kind, class_name, find, is_external, kebab_case
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, near_miss
@@ -105,11 +106,12 @@ class Config:
         }
         return replace(self, **options)
 
-    def externals(self) -> dict[Kind, str]:
-        """The model, guide, prior and objective that are not the package's own, by kind."""
-        named: dict[Kind, str | None] = {kind: getattr(self, kind) for kind in KINDS}
+    def externals(self) -> dict[str, str]:
+        """Names of the user's own code, by option: model, guide, prior, objective, and the function of the images."""
+        named: dict[str, str | None] = {kind: getattr(self, kind) for kind in KINDS}
         named["objective"] = self.training.objective
-        return {kind: name for kind, name in named.items() if name is not None and is_external(name)}
+        found = {kind: name for kind, name in named.items() if name is not None and is_external(name)}
+        return found | ({"data": self.data.data} if is_function(self.data.data) else {})
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Given:
             return None if name is None else find(kind, name)
         return components.checked(kind, own)
 
-    def fingerprint(self, kind: Kind, name: str | None) -> str | None:
+    def fingerprint(self, kind: str, name: str | None) -> str | None:
         """SHA-256 of the code of a class that is not the package's own; None where that is not known."""
         own = getattr(self, kind)
         return None if name is None else components.fingerprint(name if own is None or isinstance(own, str) else own)
@@ -256,6 +258,8 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
     content = run.config
     try:
         classes: dict[str, Any] = {}
+        if given is not None and given.data is None and is_function(images := content["data"]["data"]):
+            raise BadInput(f"{run.path}: was fitted to the images of {images}; name it again: --data {images}")
         for kind, name in (given or Given()).names().items():
             classes |= _class_of(run, kind, name, swap, required=given is not None)
         own = {each.name for each in fields(Config)} - {*classes, "data", "training"}
@@ -332,12 +336,11 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
 
     given = given or Given()
     named = config.externals()
+    named.pop("data", None)  # its images are checked, not its code
     if given.objective is None:  # which none but training needs
         named.pop("objective", None)
-    found: dict[str, tuple[str, str | None]] = {
-        kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()
-    }
-    if run.config.get("data_sha256") is not None and given.data is None:
+    found = {kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()}
+    if run.config.get("data_sha256") is not None and given.data is None and not is_function(config.data.data):
         found["data"] = config.data.data, fingerprint(config.data.data)
     return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]
 

@@ -10,6 +10,7 @@ from ppl_gen.evaluation import table
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.captions import Caption, captions
 from ppl_gen.report.page import Gallery, Picture, render, saving
+from ppl_gen.report.pictures import kinds
 from ppl_gen.report.sections import results, sections
 
 
@@ -59,6 +60,8 @@ def gallery(run: RunDirectory) -> Gallery:
 def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> Gallery:
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
     known = captions(metrics, summary)
+    for module in kinds().values():
+        known |= vars(module).get("CAPTIONS", {})
     if "iwae" not in summary:  # these are of another evaluation
         files = {name: path for name, path in files.items() if name not in ("bound_against_k", "gap_histogram")}
     found = Gallery()
