@@ -10,7 +10,6 @@ from ppl_gen.evaluation import table
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.captions import Caption, captions
 from ppl_gen.report.page import Gallery, Picture, render, saving
-from ppl_gen.report.pictures import kinds
 from ppl_gen.report.sections import results, sections
 
 
@@ -59,6 +58,8 @@ def gallery(run: RunDirectory) -> Gallery:
 
 def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> Gallery:
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
+    from ppl_gen.report.pictures import kinds  # torch, which the page of a comparison does without
+
     known = captions(metrics, summary)
     for module in kinds().values():
         known |= vars(module).get("CAPTIONS", {})
