@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ppl_gen.evaluation.rows import Row, RowMean
+from ppl_gen.evaluation.table import shown
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,17 @@ class Column:
 
 def _text(of: Callable[[Row], str]) -> Callable[[Sequence[Row]], list[str]]:
     return lambda rows: [of(row) for row in rows]
+
+
+def _name(of: Callable[[Row], str]) -> Callable[[Sequence[Row]], list[str]]:
+    """Names as a reader sees them. Names that would look the same are shown as they are recorded."""
+
+    def cells(rows: Sequence[Row]) -> list[str]:
+        recorded = {of(row) for row in rows}
+        names = [shown(name) for name in recorded]
+        return [shown(of(row)) if names.count(shown(of(row))) == 1 else of(row) for row in rows]
+
+    return cells
 
 
 def _number(of: Callable[[Row], float | None], form: str) -> Callable[[Sequence[Row]], list[str]]:
@@ -50,10 +62,10 @@ def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> 
 
 
 COLUMNS = (
-    Column("model", _text(lambda row: row.model), words=True, lifted=True),
-    Column("guide", _text(lambda row: row.guide), words=True, lifted=True),
-    Column("prior", _text(lambda row: row.prior or "-"), words=True, lifted=True),
-    Column("objective", _text(lambda row: row.objective), words=True, lifted=True),
+    Column("model", _name(lambda row: row.model), words=True, lifted=True),
+    Column("guide", _name(lambda row: row.guide), words=True, lifted=True),
+    Column("prior", _name(lambda row: row.prior or "-"), words=True, lifted=True),
+    Column("objective", _name(lambda row: row.objective), words=True, lifted=True),
     Column("options", _text(lambda row: written(row.options)), words=True),
     Column("seeds", _text(lambda row: str(len(row.seeds))), lifted=True),
     Column("ELBO", _nats(lambda row: row.elbo, errors=False)),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, fixed, line, small
 from ppl_gen.evaluation.entries import at_least, entry_of
@@ -22,7 +23,15 @@ ESTIMATES = {
 def title(summary: dict[str, Any]) -> str:
     """Model, guide and prior, of a summary or of a configuration."""
     prior = summary.get("prior")
-    return f"{summary['model']}, guide {summary['guide']}{f', prior {prior}' if prior else ''}"
+    of_prior = f", prior {shown(prior)}" if prior else ""
+    return f"{shown(summary['model'])}, guide {shown(summary['guide'])}{of_prior}"
+
+
+def shown(name: str) -> str:
+    """The name of a model, guide, prior or objective as a reader sees it: `Laplace` for the recorded `class:Laplace` or
+    `instance:Laplace` of an object that was handed over in Python."""
+    origin, _, object_name = name.partition(":")
+    return object_name if origin in OBJECTS else name
 
 
 def images(summary: dict[str, Any]) -> str:
