@@ -18,6 +18,7 @@ from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.notes import notes_of
 from ppl_gen.evaluation.reading import check_same_images, read, with_defaults
 from ppl_gen.evaluation.rows import rows_of
+from ppl_gen.experiment.run_directory import Json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +134,7 @@ class Comparison:
         frame.insert(frame.columns.get_loc("seeds"), "num_seeds", frame["seeds"].map(len))
         return frame.rename(columns=lambda name: name.removesuffix(".mean").replace(".", "_"))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The content of `compare --format json`: `images`, `rows` and `notes`."""
         return {
             "images": self.images._asdict(),

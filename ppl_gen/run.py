@@ -48,7 +48,7 @@ from ppl_gen.experiment.config import (
 )
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import Checkpoint
-from ppl_gen.experiment.run_directory import RunDirectory, check_new
+from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
@@ -277,7 +277,7 @@ class Run:
             resume = f"python -m ppl_gen.fit --resume {self.path}{again}"
             raise KeyboardInterrupt(f"continue with: {resume}") from None
 
-    def _after_epoch(self, hooks: list[Hook], on_epoch: Hook | None, metrics: dict[str, Any]) -> bool:
+    def _after_epoch(self, hooks: list[Hook], on_epoch: Hook | None, metrics: Json) -> bool:
         """Call all hooks. Returns whether any of them ends training."""
         ended = [hook(self, metrics) for hook in (*hooks, on_epoch) if hook is not None]
         return True in ended

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ppl_gen.evaluation.rows import Row, RowMean
 from ppl_gen.evaluation.table import shown
+from ppl_gen.experiment.run_directory import Json
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ COLUMNS = (
 )
 
 
-def written(options: dict[str, Any]) -> str:
+def written(options: Json) -> str:
     """Options as one word each: `latent_dim=2 guide.transform=iaf`."""
 
     def value(of: Any) -> str:

@@ -6,34 +6,36 @@ from typing import Any
 
 import numpy as np
 
+from ppl_gen.experiment.run_directory import Json
+
 SHARED = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
 """Keys that an `evaluation.json` and the attributes of the `evaluation.nc` beside it have in common."""
 _FIGURES = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
 """Keys of an entry of log p(x) that are results, not settings, of its estimator."""
 
 
-def primary(summary: dict[str, Any]) -> str:
+def primary(summary: Json) -> str:
     """Name of the estimate that `log_px` is."""
     entry = summary["log_px"]
     return "mixed" if entry["estimator"] == "importance" and "proposal" in entry else entry["estimator"]
 
 
-def entry_of(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
+def entry_of(summary: Json, name: str) -> Json | None:
     """The entry of an estimate of log p(x) by its name; None if there is none."""
     return summary["log_px"] if name == primary(summary) else summary.get(f"log_px_{name}")
 
 
-def at_least(summary: dict[str, Any], entry: dict[str, Any]) -> bool:
+def at_least(summary: Json, entry: Json) -> bool:
     """True if the value of an entry is a lower bound alone. Earlier versions recorded it for the gap alone."""
     return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
 
 
-def settings(entry: dict[str, Any]) -> dict[str, Any]:
+def settings(entry: Json) -> Json:
     """Settings that an estimate was made with, such as its `num_samples`, from its entry."""
     return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}
 
 
-def mismatch(summary: dict[str, Any], attributes: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> str:
+def mismatch(summary: Json, attributes: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> str:
     """Name of the first property in which values per image differ from a summary; empty if they belong together.
 
     :param attributes: those of the `evaluation.nc`.

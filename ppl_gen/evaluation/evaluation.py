@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.tables import Row, fixed, html, sentence
 from ppl_gen.evaluation import entries, table
-from ppl_gen.experiment.run_directory import GROUP
+from ppl_gen.experiment.run_directory import GROUP, Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,7 @@ class Evaluation:
     (-94.42 ± 0.24, 'exact')
     """
 
-    summary: dict[str, Any]
+    summary: Json
     """Content of `evaluation.json`."""
     images: "xarray.Dataset | None" = None
     """Content of `evaluation.nc`, with a dimension `image`."""
@@ -93,7 +93,7 @@ class Evaluation:
         return cls(summary, dataset(estimates, primary, summary, labels))
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], images: "xarray.Dataset | None" = None) -> "Evaluation":
+    def from_json(cls, content: Json, images: "xarray.Dataset | None" = None) -> "Evaluation":
         """An evaluation from the content of an `evaluation.json`, and of an `evaluation.nc`."""
         return cls(content, images)
 
@@ -128,7 +128,7 @@ class Evaluation:
         directory.write_file("evaluation.nc", lambda path: images.to_netcdf(path, group=GROUP, engine="h5netcdf"))
         directory.write_json("evaluation.json", self.summary)  # last: it says that the evaluation is complete
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Content of `evaluation.json`."""
         return self.summary
 
@@ -162,7 +162,7 @@ class Evaluation:
         values = None if self.images is None or variable not in self.images else self.images[variable].values
         return self._mean(self.summary[key], values)
 
-    def _mean(self, entry: dict[str, Any], values: "np.ndarray | None") -> Mean:
+    def _mean(self, entry: Json, values: "np.ndarray | None") -> Mean:
         mean, se = (math.nan if entry[key] is None else entry[key] for key in ("mean", "se"))
         errors = entry.get("mc_se"), entry.get("bias")
         if "estimator" not in entry:
@@ -211,17 +211,17 @@ class Evaluation:
         return {name: estimate(self.summary, images, name) for name in names}
 
     @property
-    def sandwich(self) -> dict[str, Any] | None:
+    def sandwich(self) -> Json | None:
         """Bounds from both sides on images from the model, if there are any, as `evaluation.json` has them."""
         return self.summary.get("sandwich")
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Json:
         """Model, guide, data, split, seed, and all else that is no figure."""
         return {key: value for key, value in self.summary.items() if isinstance(value, str | int | float)}
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Json:
         """Every option that made it; empty of an evaluation by an earlier version."""
         return self.summary.get("options", {})
 

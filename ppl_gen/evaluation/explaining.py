@@ -19,6 +19,7 @@ from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.pair import Pair
@@ -32,7 +33,7 @@ _ROWS = 20  # of the table that are printed
 class Responsibilities(Printed):
     """p(z | x) of a mixture's components, and what the labels say of them."""
 
-    summary: dict[str, Any]
+    summary: Json
     """The content of `responsibilities.json`."""
     x: Tensor
     """The images [images, pixels]."""
@@ -69,7 +70,7 @@ def purity(counts: np.ndarray) -> float:
     return float(counts.max(1).sum() / counts.sum())
 
 
-def agreement(components: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def agreement(components: np.ndarray, labels: np.ndarray, seed: int = 0) -> Json:
     """Purity and normalized mutual information of components and labels, each with what chance gives: the mean over
     shuffled labels, with components as large as they are. Purity grows with their number; so does chance.
 
@@ -109,12 +110,12 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
         means = model.likelihood(states).mean
     components = probabilities.argmax(1).numpy()
     sizes = np.bincount(components, minlength=len(weights))
-    rows: list[dict[str, Any]] = [
+    rows: list[Json] = [
         {"component": int(k), "weight": float(weights[k]), "images": int(sizes[k])}
         for k in np.argsort(-weights, kind="stable")
     ]
     mean, se = mean_se(torch.special.entr(probabilities).sum(1))
-    summary: dict[str, Any] = {
+    summary: Json = {
         **fitted.provenance(options),
         "num_images": len(x),
         "entropy": {"mean": mean, "se": se},
@@ -172,7 +173,7 @@ def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
     return torch.cat(blocks)
 
 
-def table(summary: dict[str, Any]) -> str:
+def table(summary: Json) -> str:
     """The summary as a person reads it."""
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]

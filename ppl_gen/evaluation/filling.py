@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
 from ppl_gen.evaluation.use_options import FillOptions
 from ppl_gen.experiment.fitted import Assembled, Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
 from ppl_gen.inference.state_memory import cheap, require_memory
@@ -29,7 +29,7 @@ _DRAWS = 3
 class Filled(Printed):
     """Images that were filled in, and how probable their hidden pixels are."""
 
-    summary: dict[str, Any]
+    summary: Json
     """The content of `fill.json`."""
     x: Tensor
     """The images [images, pixels]."""
@@ -124,7 +124,7 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     with fitted.estimating(options.seed):
         found = complete(fitted, x, visible, num_samples, quiet)
     hidden = int((~visible).sum())
-    summary: dict[str, Any] = {
+    summary: Json = {
         **fitted.provenance(options),
         "num_images": len(x),
         "observation": observation(pair, x),
@@ -148,7 +148,7 @@ def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
     return {"mean": mean, "se": se, "bits_per_hidden_pixel": -mean / math.log(2) / hidden, **more}
 
 
-def _of_hidden(found: Completion, hidden: int, num_samples: int) -> dict[str, Any]:
+def _of_hidden(found: Completion, hidden: int, num_samples: int) -> Json:
     """log p(hidden | visible), with its errors where it was sampled."""
     if found.importance is None:
         return {"log_p_hidden": _per_pixel(found.log_prob, hidden)}
@@ -163,7 +163,7 @@ def _of_hidden(found: Completion, hidden: int, num_samples: int) -> dict[str, An
     }
 
 
-def table(summary: dict[str, Any]) -> str:
+def table(summary: Json) -> str:
     """The summary as a person reads it."""
     s = summary
 

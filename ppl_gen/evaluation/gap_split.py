@@ -13,6 +13,7 @@ from ppl_gen.evaluation.gap_table import gap_table
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, share
 from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
@@ -24,7 +25,7 @@ _IMAGES, _SAMPLES = 100, 5000
 class GapSplit(Printed):
     """The gap and its two parts."""
 
-    summary: dict[str, Any]
+    summary: Json
     """Content of `gaps.json`."""
     contexts: Gaps
     """By a search of the contexts of each image."""
@@ -102,7 +103,7 @@ def _search(
         return found, own
 
 
-def gap_parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
+def gap_parts(found: Gaps, count: int | None = None) -> Json:
     """The means over the first images, and every image's, in nats."""
     names = ("log_px", "elbo", "best_elbo", "approximation", "amortization")
     values = {name: getattr(found, name)[:count] for name in names}

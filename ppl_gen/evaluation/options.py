@@ -3,11 +3,12 @@
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ppl_gen.core.errors import BadInput, require, require_choices
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.annealed import Annealing
 
 
@@ -82,7 +83,7 @@ class EvaluationOptions:
         """True if the importance samples are to come from more than the guide."""
         return self.prior_share > 0 or self.temperature != 1 or bool(self.proposals)
 
-    def proposal(self) -> dict[str, Any]:
+    def proposal(self) -> Json:
         """The distributions that importance samples are drawn from, for the record."""
         return {
             "prior_share": self.prior_share,
@@ -91,7 +92,7 @@ class EvaluationOptions:
             **({"named": list(self.proposal_guides)} if self.proposal_guides else {}),
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Every option as JSON has it: paths are text, and tuples lists."""
         texts = {"proposals": [str(path) for path in self.proposals], "proposal_guides": list(self.proposal_guides)}
         texts["further"] = list(self.further)

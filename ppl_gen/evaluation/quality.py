@@ -23,6 +23,7 @@ from ppl_gen.evaluation.quality_table import quality_table
 from ppl_gen.evaluation.sampling import sample
 from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleOptions
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 from ppl_gen.networks.nets import encoder
 
@@ -38,7 +39,7 @@ _PRESENT = 0.1  # of its share in the data, for a class to count as covered
 class Quality(Printed):
     """How samples of a run differ from test images."""
 
-    summary: dict[str, Any]
+    summary: Json
     """The content of `quality.json`."""
     samples: Tensor
     """A few samples [images, pixels]."""
@@ -89,10 +90,10 @@ class Judge:
     """The label of each class."""
     nearest: float
     """Median distance of a test image to the nearest training image."""
-    real: dict[str, Any]
+    real: Json
     """`scores` of validation images, or of training images that were kept from the classifier."""
 
-    def scores(self, samples: Tensor) -> dict[str, Any]:
+    def scores(self, samples: Tensor) -> Json:
         """How samples [images, data_dim] differ from the test images."""
         real, logits_real = self._seen(self.test)
         made, logits = self._seen(samples)

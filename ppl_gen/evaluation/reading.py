@@ -18,7 +18,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat, options_of
 from ppl_gen.evaluation import entries
 from ppl_gen.experiment.config import ORIGIN, Config
-from ppl_gen.experiment.run_directory import GROUP, RunDirectory
+from ppl_gen.experiment.run_directory import GROUP, Json, RunDirectory
 
 OPTIONS = options_of(Config)
 
@@ -38,14 +38,14 @@ class Evaluated(NamedTuple):
     """A run and its evaluation, as its directory has them."""
 
     path: Path
-    config: dict[str, Any]
+    config: Json
     """Options that identify the run, by dotted name, with the settings of its evaluation under `evaluation.`. None is
     an option that was left out on purpose."""
     seed: int
     images: Images
-    settings: dict[str, Any]
+    settings: Json
     """How log p(x) was estimated: `estimator`, and its `num_samples` or options of annealing."""
-    summary: dict[str, Any]
+    summary: Json
     """The content of `evaluation.json`."""
     elbo: np.ndarray
     """In nats [images]; so is `log_px`."""
@@ -53,9 +53,9 @@ class Evaluated(NamedTuple):
     iwae: dict[int, np.ndarray]
     """The bound L_k [images] of each k."""
     labels: np.ndarray | None
-    last: dict[str, Any]
+    last: Json
     """The last line of `metrics.jsonl`; empty if there is none."""
-    gaps: dict[str, Any]
+    gaps: Json
     """The means of `gaps.json`; empty if there is none of the same split and weights."""
 
 
@@ -97,7 +97,7 @@ def read(path: Path) -> Evaluated:
     return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, run.last, gaps)
 
 
-def _per_image(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _per_image(file: Path) -> tuple[dict[str, np.ndarray], Json]:
     """The variables of `evaluation.nc` that are compared, those that there are; and its attributes.
 
     xarray reads every variable with its attributes and dimensions, which takes 30 times as long.
@@ -111,7 +111,7 @@ def _per_image(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return {name: group[name][()] for name in names}, attributes
 
 
-def _settings(entry: dict[str, Any]) -> dict[str, Any]:
+def _settings(entry: Json) -> Json:
     """How log p(x) was estimated, from its entry in `evaluation.json`. Guides of other runs among the proposals are
     counted, not named: each seed may have its own."""
     found = {"estimator": entry["estimator"], **entries.settings(entry)}
@@ -127,11 +127,11 @@ def _identifies(name: str) -> bool:
     return name.partition(".")[0] not in ORIGIN
 
 
-def _gaps(run: RunDirectory, summary: dict[str, Any]) -> dict[str, Any]:
+def _gaps(run: RunDirectory, summary: Json) -> Json:
     """The means of `gaps.json`; empty if there is none of the split and the weights of a summary."""
     split = run.read_json("gaps.json") or {}
     same = all(split.get(key) == summary[key] for key in ("split", "checkpoint")) and not run.stale(split)
-    means: dict[str, Any] = split.get("contexts", {}) if same else {}
+    means: Json = split.get("contexts", {}) if same else {}
     return means
 
 
@@ -156,17 +156,17 @@ def with_defaults(runs: Sequence[Evaluated]) -> list[Evaluated]:
     return filled
 
 
-def _owner(config: dict[str, Any], name: str) -> tuple[str, str | None]:
+def _owner(config: Json, name: str) -> tuple[str, str | None]:
     """The part of a configuration that an option is in, and the class that has the option, where it is not `Config`."""
     part = name.partition(".")[0] if "." in name else ""
     key = "evaluation.estimator" if part == "evaluation" else part.removesuffix("_options")
     return part, config.get(key) if part and part not in ("training", "data") else None
 
 
-def _defaults(part: str, of: str | None) -> dict[str, Any]:
+def _defaults(part: str, of: str | None) -> Json:
     """The defaults of today of a part's options, by dotted name. Those of a model, a guide, a prior or annealing are in
     modules that import torch, which is slow to start."""
-    found: dict[str, Any] = {}
+    found: Json = {}
     if part in ("", "training", "data"):
         found = {name: option.default for name, option in OPTIONS.items() if option.default is not MISSING}
     elif part == "evaluation":

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.evaluation import entries, verdicts
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
 
 if TYPE_CHECKING:
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 Estimates = Mapping[str, Estimate]
 
 
-def summarize(estimates: Estimates, primary: str) -> dict[str, Any]:
+def summarize(estimates: Estimates, primary: str) -> Json:
     """The means over images, in nats, for `evaluation.json`.
 
     :param estimates: by name, in the order in which they are to be told; `exact` or `importance` is among them.
     :param primary: name of the evaluation's log p(x).
     """
-    found: dict[str, Any] = {}
+    found: Json = {}
     for name, estimate in estimates.items():
         found |= estimate.more_entries(name)
     guided = verdicts.of_the_guide(estimates)
@@ -68,7 +69,7 @@ def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
     return found
 
 
-def dataset(estimates: Estimates, primary: str, summary: dict[str, Any], labels: Tensor | None) -> "xarray.Dataset":
+def dataset(estimates: Estimates, primary: str, summary: Json, labels: Tensor | None) -> "xarray.Dataset":
     """Everything per image, labelled.
 
     :param summary: the content of `evaluation.json`, whose plain values are the attributes.
@@ -94,7 +95,7 @@ def dataset(estimates: Estimates, primary: str, summary: dict[str, Any], labels:
     return xarray.Dataset(variables, coordinates, attributes)
 
 
-def estimate(summary: dict[str, Any], images: "xarray.Dataset", name: str) -> Estimate:
+def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
     """An estimate of log p(x) as it was written: the Monte Carlo variance is the square of an error, and the verdict is
     the one that was recorded.
 

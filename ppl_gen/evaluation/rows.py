@@ -9,6 +9,7 @@ import numpy as np
 
 from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.reading import OPTIONS, Evaluated, group
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
 
 _IN_COLUMNS = {name for name, option in OPTIONS.items() if option.metadata.get("column")}
@@ -29,7 +30,7 @@ class RowMean:
     high: float | None = None
     at_least: bool = False
 
-    def to_json(self, *more: str) -> dict[str, Any]:
+    def to_json(self, *more: str) -> Json:
         """The mean with its errors, and with further fields by name."""
         return {name: getattr(self, name) for name in ("mean", "se", "se_seeds", *more)}
 
@@ -43,7 +44,7 @@ class Row:
     prior: str | None
     objective: str
     """The objective with its particles and warm-up, where they are not the defaults: `vimco-50`."""
-    options: dict[str, Any]
+    options: Json
     """The options that tell this row from others of the same model and are in no other column."""
     seeds: list[int]
     runs: list[str]
@@ -53,7 +54,7 @@ class Row:
     """Samples of the IWAE bound `iwae`."""
     iwae: RowMean
     log_px: RowMean
-    settings: dict[str, Any]
+    settings: Json
     """How log p(x) was estimated: `estimator`, `num_samples`, and options of annealing."""
     log_px_difference: RowMean
     """log p(x) of this row minus that of the best, paired by image; without a mean in the best row."""
@@ -72,7 +73,7 @@ class Row:
     seconds: float | None
     epochs: float | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The row as `compare --format json` prints it."""
         of, images = {"of": self.difference_of}, {"num_images": self.gap_images}
         return {
@@ -122,7 +123,7 @@ def _mean_log_px(runs: Sequence[Evaluated]) -> float:
 def _largest_k(runs: Sequence[Evaluated]) -> int | None:
     """The largest k that all runs with IWAE bounds have, below their S: at k = S it is the sampled log p(x) itself."""
     shared = set.intersection(*([set(run.iwae) for run in runs if run.iwae] or [set()]))
-    sampled = [run.summary.get("log_px_importance", run.summary["log_px"]) for run in runs]
+    sampled = [run.summary.get("log_px_importance") or run.summary["log_px"] for run in runs]
     least = min((each.get("num_samples", math.inf) for each in sampled), default=math.inf)
     return max((k for k in shared if 1 < k < least), default=None)
 
@@ -197,12 +198,12 @@ def _known(value: np.ndarray) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _at_least(summaries: Sequence[dict[str, Any]], key: str) -> bool:
+def _at_least(summaries: Sequence[Json], key: str) -> bool:
     """Whether an entry of any summary is at least what it says."""
     return any(entries.at_least(summary, summary.get(key, {})) for summary in summaries)
 
 
-def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:
+def _mean(contents: Sequence[Json], *keys: str) -> float | None:
     """RowMean of what stands under nested keys; None unless all have it."""
     found: list[Any] = list(contents)
     for key in keys:
@@ -210,14 +211,14 @@ def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:
     return None if None in found else float(np.mean(found))
 
 
-def _objective(config: dict[str, Any]) -> str:
+def _objective(config: Json) -> str:
     """The objective with what differs from the defaults of one particle and no warm-up: `vimco-50`."""
     particles, warmup = config.get("training.num_particles", 1), config.get("training.kl_warmup", 0)
     name = f"{config.get('training.objective', '')}{f'-{particles}' if particles != 1 else ''}"
     return name + (f" kl_warmup={warmup}" if warmup else "")
 
 
-def _options(run: Evaluated, others: Sequence[Evaluated]) -> dict[str, Any]:
+def _options(run: Evaluated, others: Sequence[Evaluated]) -> Json:
     """The options that tell a row from the others and are in no column: from those with the same model, whose defaults
     are the same; and those of a guide or prior, from rows that have it too. Data and checkpoint, from all."""
     found = {}

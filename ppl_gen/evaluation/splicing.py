@@ -6,7 +6,6 @@ the data, the whole is not.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import title
 from ppl_gen.evaluation.use_options import NUM_SPLICED, SpliceOptions
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import mean_entry, share
 
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100)
@@ -28,7 +28,7 @@ _EXACT_UP_TO = 8  # images in a batch
 class Spliced(Printed):
     """log p(x) of natural and of spliced images."""
 
-    summary: dict[str, Any]
+    summary: Json
     """The content of `splice.json`."""
     images: Tensor
     """The natural images, and after them the spliced ones, [images, pixels]."""
@@ -68,7 +68,7 @@ def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     return left, right
 
 
-def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: bool) -> tuple[Tensor, dict[str, Any]]:
+def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: bool) -> tuple[Tensor, Json]:
     """log p(x) in nats, float64 [images] on the CPU, and how it was estimated.
 
     :raises BadInput: for `exact` where a latent site has no finite support, or where memory does not suffice.
@@ -136,10 +136,10 @@ def two_sample_test(
     num_batches: int,
     seed: int,
     sizes: Iterable[int] = BATCH_SIZES,
-) -> dict[str, Any]:
+) -> Json:
     """`rejections` for every size of batch that there are images for, as shares with their standard errors."""
     rng = np.random.default_rng(seed)
-    result: dict[str, Any] = {
+    result: Json = {
         "test": "Mann-Whitney U of log p(x), one-sided",
         "false_alarm_rate": rate,
         "reference": len(natural) // 2,
@@ -213,7 +213,7 @@ def _count(fitted: Fitted, options: SpliceOptions) -> int:
     return count
 
 
-def table(summary: dict[str, Any]) -> str:
+def table(summary: Json) -> str:
     """The summary as a person reads it."""
     s, test = summary, summary["two_sample_test"]
     how = "exact"

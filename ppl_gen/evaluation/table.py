@@ -1,11 +1,10 @@
 """An `evaluation.json` as a table: the rows, and the text. Reads what earlier versions wrote, too."""
 
-from typing import Any
-
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, fixed, line, small
 from ppl_gen.evaluation.entries import at_least, entry_of
+from ppl_gen.experiment.run_directory import Json
 
 UNITS = "nats per image ± standard error over images; larger is better"
 ESTIMATES = {
@@ -20,7 +19,7 @@ ESTIMATES = {
 """The package's own estimates in words, by their names in the file; others are told by name."""
 
 
-def title(summary: dict[str, Any]) -> str:
+def title(summary: Json) -> str:
     """Model, guide and prior, of a summary or of a configuration."""
     prior = summary.get("prior")
     of_prior = f", prior {shown(prior)}" if prior else ""
@@ -34,20 +33,20 @@ def shown(name: str) -> str:
     return object_name if origin in OBJECTS else name
 
 
-def images(summary: dict[str, Any]) -> str:
+def images(summary: Json) -> str:
     """The images of an `evaluation.json` or `gaps.json`, in words."""
     s = summary
     count = s["num_images"] if "num_images" in s else s["contexts"]["num_images"]
     return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}"
 
 
-def table(summary: dict[str, Any]) -> str:
+def table(summary: Json) -> str:
     """The summary as a person reads it."""
     lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(line, rows(summary))]
     return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
 
 
-def rows(summary: dict[str, Any]) -> list[Row]:
+def rows(summary: Json) -> list[Row]:
     """The figures of an `evaluation.json`, with their errors."""
     importance = entry_of(summary, "importance")
     found = [] if importance is None else _bound_rows(summary, importance)
@@ -59,11 +58,11 @@ def rows(summary: dict[str, Any]) -> list[Row]:
     return found + _rest(summary)
 
 
-def _row(label: str, entry: dict[str, Any], note: str = "", at_least: bool = False) -> Row:
+def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row:
     return Row.of(label, entry["mean"], entry["se"], note, at_least)
 
 
-def _bound_rows(s: dict[str, Any], importance: dict[str, Any]) -> list[Row]:
+def _bound_rows(s: Json, importance: Json) -> list[Row]:
     """The ELBO with its terms, the IWAE bounds, and log p(x) from the same samples."""
     corrected = s.get("iwae_jackknife")  # which earlier versions did not write
     of_the_prior = " from the prior" if s.get("proposal") == "prior" else ""
@@ -85,7 +84,7 @@ def _bound_rows(s: dict[str, Any], importance: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _log_px_rows(s: dict[str, Any], importance: dict[str, Any] | None) -> list[Row]:
+def _log_px_rows(s: Json, importance: Json | None) -> list[Row]:
     """The other estimates of log p(x): the exact one first, then the evaluation's own."""
     exact = entry_of(s, "exact")
     found = [] if exact is None else [_row("log p(x)", exact, "exact")]
@@ -95,11 +94,11 @@ def _log_px_rows(s: dict[str, Any], importance: dict[str, Any] | None) -> list[R
     return found
 
 
-def _errors(entry: dict[str, Any]) -> str:
+def _errors(entry: Json) -> str:
     return f"Monte Carlo error {small(entry['mc_se'])}, estimated bias {small(entry['bias'])}"
 
 
-def _how(entry: dict[str, Any]) -> str:
+def _how(entry: Json) -> str:
     """The estimator of an entry, with its errors."""
     if "num_chains" in entry:
         chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
@@ -114,7 +113,7 @@ def _how(entry: dict[str, Any]) -> str:
     return f"{samples}{ess}; {_errors(entry)}"
 
 
-def _proposal(proposal: dict[str, Any]) -> str:
+def _proposal(proposal: Json) -> str:
     """The distributions that samples came from."""
     if not proposal["guides"]:
         return "the prior"
@@ -124,7 +123,7 @@ def _proposal(proposal: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _agreement_rows(s: dict[str, Any]) -> list[Row]:
+def _agreement_rows(s: Json) -> list[Row]:
     """Statements of the estimates about each other."""
     found = []
     if "sandwich" in s:
@@ -149,7 +148,7 @@ def _agreement_rows(s: dict[str, Any]) -> list[Row]:
     return found
 
 
-def _unseen(between: dict[str, Any]) -> str:
+def _unseen(between: Json) -> str:
     """Number of images of a sandwich that are wide, and the share that may be; earlier versions did not write it."""
     if "wide" not in between:
         return ""
@@ -159,7 +158,7 @@ def _unseen(between: dict[str, Any]) -> str:
     return f"; {count} more than {wide['above']:g} nat apart, so that {share}"
 
 
-def _second(opinion: dict[str, Any]) -> str:
+def _second(opinion: Json) -> str:
     """Modes that a second opinion saw, and those that it could not see."""
     seen = ["over all images together"] if opinion["together_beyond_errors"] else []
     if opinion["fraction_beyond_errors"]:
@@ -171,7 +170,7 @@ def _second(opinion: dict[str, Any]) -> str:
     return f"{opinion['num_samples']} samples, half from the prior: {above}; {limit}; {blind}"
 
 
-def _gap_rows(s: dict[str, Any], importance: dict[str, Any], several: bool) -> list[Row]:
+def _gap_rows(s: Json, importance: Json, several: bool) -> list[Row]:
     """The gap, and how many samples count."""
     ess = f"median {fixed(s['ess']['median'], 1)}, least {fixed(s['ess']['min'], 1)}"
     return [
@@ -180,7 +179,7 @@ def _gap_rows(s: dict[str, Any], importance: dict[str, Any], several: bool) -> l
     ]
 
 
-def _gap_note(summary: dict[str, Any], several: bool) -> str:
+def _gap_note(summary: Json, several: bool) -> str:
     """The log p(x) that the gap is taken of, where a table has several of them or the gap is of none of them; earlier
     versions did not write it."""
     gap = summary["gap"]
@@ -192,7 +191,7 @@ def _gap_note(summary: dict[str, Any], several: bool) -> str:
     return note + (f"; on {others:.1%} of images, a larger estimate" if others else "")
 
 
-def _khat_note(khat: dict[str, Any]) -> str:
+def _khat_note(khat: Json) -> str:
     median = fixed(khat["median"]) if khat.get("median") is not None else "unknown"
     too_high = f"median {median}; above {khat['threshold']:.2f}: {khat['fraction_above_threshold']:.1%} of images"
     if "fraction_unknown" not in khat:  # earlier versions counted these among the former
@@ -200,7 +199,7 @@ def _khat_note(khat: dict[str, Any]) -> str:
     return f"{too_high}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
 
 
-def _rest(s: dict[str, Any]) -> list[Row]:
+def _rest(s: Json) -> list[Row]:
     """Diagnostics of the guide's samples, sizes and times."""
     found = []
     if "khat" in s:

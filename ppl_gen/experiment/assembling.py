@@ -14,7 +14,7 @@ from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.options import Checkpoint
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import load_weights, prefixed, tensors_of
 from ppl_gen.inference.callables import evaluating, takes_labels
 from ppl_gen.inference.densities import sample_sites
@@ -117,7 +117,7 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
 # Weights -------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> Json:
     """Put the weights of a run into a model and a guide. Returns how far its training is: `epoch`, `step`."""
     content = run.load_checkpoint()
     if content is None:

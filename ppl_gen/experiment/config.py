@@ -22,7 +22,7 @@ from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.core.options import flat, option
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 if TYPE_CHECKING:
     from ppl_gen.data.splits import Data
@@ -58,7 +58,7 @@ class Config:
     objective_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the objective that `training` names, beside those that it has itself."""
 
-    def to_json(self, data: "Data", given: "Given | None" = None) -> dict[str, Any]:
+    def to_json(self, data: "Data", given: "Given | None" = None) -> Json:
         """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
         import torch
 

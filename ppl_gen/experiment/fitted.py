@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble, batch, load_checkpoint
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.experiment.options import Checkpoint
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.objectives import construct
@@ -153,7 +153,7 @@ class Fitted(Assembled):
             print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
         return fitted
 
-    def provenance(self, options: Chosen) -> dict[str, Any]:
+    def provenance(self, options: Chosen) -> Json:
         """Which pair a summary is of, and which images."""
         return {
             "model": self.config.model,

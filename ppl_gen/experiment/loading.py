@@ -11,6 +11,7 @@ from ppl_gen.experiment.assembling import batch
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.pair import Pair
@@ -22,7 +23,7 @@ class Loaded(NamedTuple):
     model: nn.Module
     guide: nn.Module
     data: Data
-    config: dict[str, Any]
+    config: Json
 
 
 def load(

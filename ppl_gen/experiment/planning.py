@@ -10,6 +10,7 @@ from torch import nn
 from ppl_gen.core.components import Kind, class_name, kebab_case, name_of
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Given
+from ppl_gen.experiment.run_directory import Json
 
 
 class Planned(NamedTuple):
@@ -18,7 +19,7 @@ class Planned(NamedTuple):
     path: Path
     given: Given
     """Its classes."""
-    options: dict[str, Any]
+    options: Json
     """The options that vary, and the seed."""
 
 

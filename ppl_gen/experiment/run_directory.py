@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # who only reads JSON need not wait for torch
     import xarray
     from torch import Tensor
 
+Json = dict[str, Any]
+"""Content of a JSON object."""
 FORMAT = 1
 """Version of the layout. A run from a later version is refused."""
 GROUP = "evaluation"
@@ -34,7 +36,7 @@ GROUP = "evaluation"
 class RunDirectory:
     """A directory with the files of one run."""
 
-    def __init__(self, path: Path, config: dict[str, Any], *, writes: bool = True):
+    def __init__(self, path: Path, config: Json, *, writes: bool = True):
         self.path = path
         self.config = config
         self.writes = writes
@@ -43,7 +45,7 @@ class RunDirectory:
         """Steps of training behind the weights that were loaded from it, if any were."""
 
     @classmethod
-    def create(cls, out: Path | None, stem: str, config: dict[str, Any]) -> "RunDirectory":
+    def create(cls, out: Path | None, stem: str, config: Json) -> "RunDirectory":
         """A new run directory, complete with its `config.json` from the first moment that it exists.
 
         :param out: the directory; if None, `runs/<stem>-<number>` with the first number that is free.
@@ -87,7 +89,7 @@ class RunDirectory:
 
     # JSON, arrays and pictures ---------------------------------------------------------------------------------
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def write_json(self, name: str, content: Json) -> None:
         self._write(name, to_json(content).encode())
 
     def _write(self, name: str, content: bytes) -> None:
@@ -95,7 +97,7 @@ class RunDirectory:
             with _told(self.path):
                 _write(self.path / name, content)
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> Json | None:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
@@ -135,7 +137,7 @@ class RunDirectory:
 
     # Metrics ---------------------------------------------------------------------------------------------------
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: Json) -> None:
         if not self.writes:
             return
         with _told(self.path), open(self.path / "metrics.jsonl", "a") as file:
@@ -143,7 +145,7 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Json]:
         """The whole lines of `metrics.jsonl`; a line cut off by a kill ends the list."""
         lines = []
         try:
@@ -157,7 +159,7 @@ class RunDirectory:
         return lines
 
     @property
-    def last(self) -> dict[str, Any]:
+    def last(self) -> Json:
         """The last line of `metrics.jsonl`; empty if there is none."""
         return (self.metrics() or [{}])[-1]
 
@@ -176,7 +178,7 @@ class RunDirectory:
     def checkpoint_path(self) -> Path:
         return self.path / "checkpoint.safetensors"
 
-    def save_checkpoint(self, tensors: "Mapping[str, Tensor]", state: dict[str, Any]) -> None:
+    def save_checkpoint(self, tensors: "Mapping[str, Tensor]", state: Json) -> None:
         """Tensors by name, and a JSON object of everything else."""
         if not self.writes:
             return
@@ -186,7 +188,7 @@ class RunDirectory:
         metadata = {"state": json.dumps(state), "crc32": str(_checksum(tensors))}
         self._write(self.checkpoint_path.name, save(tensors, metadata))
 
-    def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
+    def load_checkpoint(self) -> "tuple[dict[str, Tensor], Json] | None":
         """What `save_checkpoint` wrote; None if nothing was. Raises `BadInput` if it is damaged."""
         from safetensors import safe_open
 
@@ -216,7 +218,7 @@ class RunDirectory:
         except Exception:  # safetensors has no one error of its own; whoever needs the weights is told
             return None
 
-    def stale(self, found: dict[str, Any]) -> bool:
+    def stale(self, found: Json) -> bool:
         """Whether the weights that a summary is of were trained on since."""
         now = self.step()
         return now is not None and found.get("training_step", now) != now

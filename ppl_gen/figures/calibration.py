@@ -1,11 +1,10 @@
 """Estimators of log p(x) against the truth."""
 
-from typing import Any
-
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 
 
-def calibration(rows: list[dict[str, Any]]) -> Figure:
+def calibration(rows: list[Json]) -> Figure:
     """Bias, root-mean-square error and coverage of each estimator, from the rows of `ppl_gen.calibrate` that sample."""
     rows = [row for row in rows if row["coverage"] is not None]
     figure = Figure(figsize=(11, 1.4 + 0.32 * len(rows)), layout="constrained")

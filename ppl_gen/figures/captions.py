@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+from ppl_gen.experiment.run_directory import Json
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Caption:
         return replace(self, alt=self.alt + more)
 
 
-def captions(metrics: Sequence[dict[str, Any]] = (), summary: dict[str, Any] | None = None) -> dict[str, Caption]:
+def captions(metrics: Sequence[Json] = (), summary: Json | None = None) -> dict[str, Caption]:
     """Captions by the names of the pictures, in the order of a page.
 
     :param metrics: the lines of the run's `metrics.jsonl`, whose numbers are put into the captions of its curves.

@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import Any
 
 from ppl_gen.core.tables import fixed
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
@@ -15,7 +16,7 @@ _INTERVALS = {
 }
 
 
-def caption(compared: dict[str, Any], labels: Sequence[str]) -> Caption:
+def caption(compared: Json, labels: Sequence[str]) -> Caption:
     """The words for `bounds_and_log_px`, which takes the same."""
     rows = compared["rows"]
     text = "A line for each row, from its ELBO to its log p(x)"
@@ -32,7 +33,7 @@ def caption(compared: dict[str, Any], labels: Sequence[str]) -> Caption:
     return Caption(text, f"A line for each row: {'; '.join(lines)}")
 
 
-def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
+def bounds_and_log_px(compared: Json, labels: list[str]) -> Figure:
     """A line for each row from its ELBO to its log p(x), in nats per image, the best on top. The line is the gap.
 
     Below it is the interval of the row's difference to the first row, added to the first row's log p(x): the

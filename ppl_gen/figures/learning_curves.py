@@ -1,9 +1,9 @@
 """The ELBO and its two terms through training, or the terms of an objective that measures others."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ppl_gen.core.tables import fixed
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
@@ -15,7 +15,7 @@ CAPTIONS = {
 }
 
 
-def captions(metrics: Sequence[dict[str, Any]]) -> dict[str, Caption]:
+def captions(metrics: Sequence[Json]) -> dict[str, Caption]:
     """`CAPTIONS` with the first and the last number of the curve that matters most."""
     split = "validation" if "validation" in metrics[-1] else "train"
     before, after = (line[split] for line in (metrics[0], metrics[-1]))
@@ -24,7 +24,7 @@ def captions(metrics: Sequence[dict[str, Any]]) -> dict[str, Caption]:
     return {"learning_curves": CAPTIONS["learning_curves"].told(told)}
 
 
-def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
+def learning_curves(metrics: list[Json]) -> Figure:
     """Train and validation curves from the lines of `metrics.jsonl`, in nats per image.
 
     The first point, before training, is left out of the axes where it would flatten the rest, and said in the title.
@@ -57,7 +57,7 @@ def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def monitored_curves(metrics: list[dict[str, Any]]) -> Figure:
+def monitored_curves(metrics: list[Json]) -> Figure:
     """Train and validation curves of every number that the objective measures, from the lines of `metrics.jsonl`."""
     names = list(metrics[0]["train"])
     figure = Figure(figsize=(max(4.0, 3.4 * len(names)), 3.4), layout="constrained")

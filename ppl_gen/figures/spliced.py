@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
 
@@ -41,7 +42,7 @@ def spliced_images(
     return figure
 
 
-def power_against_size(test: dict[str, Any]) -> Figure:
+def power_against_size(test: Json) -> Figure:
     """Power and false alarms of a two-sample test against the number of images in a batch.
 
     :param test: of `splice.json`.

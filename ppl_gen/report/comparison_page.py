@@ -2,15 +2,14 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from ppl_gen.core.commands import fit_command
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.report.page import Picture, render
 
 
 def comparison(
-    compared: dict[str, Any],
+    compared: Json,
     labels: Sequence[str],
     common: dict[str, str],
     columns: dict[str, list[str]],

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppl_gen.experiment.run_directory import Json
+
 LIMIT = 800_000
 """Characters of a page that a decoder may take, as base64."""
 _POINTS, _NUMBERS, _DRAWS, _RANGE = 1000, 100_000, 200, 2000
@@ -132,7 +134,7 @@ def _affine(model: Any, z: Tensor) -> Layer:
 
 def explorer(
     model: Any, shape: tuple[int, ...], order: Sequence[int], means: Tensor | None, labels: Tensor | None
-) -> dict[str, Any] | None:
+) -> Json | None:
     """What `explorer.json` holds; None for a decoder of another kind, or too large a one.
 
     :param model: with `prior()` and `likelihood(z)`, in eval mode.
@@ -170,14 +172,14 @@ def explorer(
     }
 
 
-def read_layers(written: Sequence[dict[str, Any]]) -> list[Layer]:
+def read_layers(written: Sequence[Json]) -> list[Layer]:
     """The layers of an `explorer.json`, as its decoder evaluates them."""
     return [
         Layer(_unpacked(each), _floats(each["bias"]).double(), each["activation"], each["slope"]) for each in written
     ]
 
 
-def _written(layer: Layer) -> dict[str, Any]:
+def _written(layer: Layer) -> Json:
     bias = _base64(layer.bias.float())
     return {**_packed(layer.weight), "bias": bias, "activation": layer.activation, "slope": layer.slope}
 
@@ -190,7 +192,7 @@ def _packed(rows: Tensor) -> dict[str, str]:
     return {"codes": _base64(codes.to(torch.int8)), "scales": _base64(scales)}
 
 
-def _unpacked(packed: dict[str, Any]) -> Tensor:
+def _unpacked(packed: Json) -> Tensor:
     scales = _floats(packed["scales"]).double()
     codes = torch.from_numpy(np.frombuffer(b64decode(packed["codes"]), np.int8).copy())
     return codes.double().reshape(len(scales), -1) * scales.unsqueeze(1)

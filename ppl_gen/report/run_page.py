@@ -7,7 +7,7 @@ from typing import Any
 from ppl_gen.core.commands import command, fit_command, named_again
 from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import table
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.figures.captions import Caption, captions
 from ppl_gen.report.page import Gallery, Picture, render, saving
 from ppl_gen.report.sections import results, sections
@@ -39,7 +39,7 @@ def report(run: RunDirectory) -> str:
     )
 
 
-def _warnings(config: dict[str, Any], found: dict[str, dict[str, Any]]) -> list[str]:
+def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
     """What must not be overlooked, a sentence each."""
     warnings = [config.get("data_notice", "")]
     warnings += [] if "bounds" in found else ["not evaluated yet, as it is now"]
@@ -56,7 +56,7 @@ def gallery(run: RunDirectory) -> Gallery:
     return _pictures(run, results(run).get("bounds", {}), run.metrics())
 
 
-def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> Gallery:
+def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
     from ppl_gen.report.pictures import kinds  # torch, which the page of a comparison does without
 
@@ -73,9 +73,9 @@ def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str
     return found
 
 
-def _options(config: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _options(config: Json) -> dict[str, dict[str, str]]:
     """Every option of `config.json`, as it was resolved, in groups."""
-    groups: dict[str, dict[str, Any]] = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
+    groups: dict[str, Json] = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
     groups |= {name: value for name, value in config.items() if isinstance(value, dict) and value}
     return {
         name.replace("_", " "): {key: _written(value) for key, value in options.items()}

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 
 class HasDirectory(Protocol):
@@ -15,7 +15,7 @@ class HasDirectory(Protocol):
     def directory(self) -> RunDirectory: ...
 
 
-Hook = Callable[[Any, dict[str, Any]], bool | None]
+Hook = Callable[[Any, Json], bool | None]
 """Called after each epoch with the run and its line of metrics. `True` ends training."""
 
 
@@ -28,7 +28,7 @@ class Patience:
     def __init__(self, epochs: int):
         self.epochs = epochs
 
-    def __call__(self, run: HasDirectory, metrics: dict[str, Any]) -> bool:
+    def __call__(self, run: HasDirectory, metrics: Json) -> bool:
         if "elbo" not in metrics.get("validation", {}):
             raise BadInput(f"--patience {self.epochs}: needs a validation split and a bound; this run has none")
         elbos = [line["validation"]["elbo"] for line in run.directory.metrics()]
@@ -45,7 +45,7 @@ class TensorBoard:
             raise BadInput("--tensorboard: needs the package tensorboard; pip install tensorboard") from None
         self.make_writer = SummaryWriter
 
-    def __call__(self, run: HasDirectory, metrics: dict[str, Any]) -> None:
+    def __call__(self, run: HasDirectory, metrics: Json) -> None:
         writer = self.make_writer(str(run.directory.path / "tensorboard"))
         for split in ("train", "validation"):
             for name, value in metrics.get(split, {}).items():

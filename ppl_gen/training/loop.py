@@ -34,7 +34,7 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import restore, snapshot, tensors_of
 from ppl_gen.inference.callables import evaluating, matmul_precision
 from ppl_gen.inference.elbos import ScaleLatents, scaled
@@ -49,7 +49,7 @@ from ppl_gen.training.processes import SharedGradient
 
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
 
-OnEpoch = Callable[[dict[str, Any]], bool | None]
+OnEpoch = Callable[[Json], bool | None]
 """Called after each epoch with its line of `metrics.jsonl`. `True` ends training."""
 
 
@@ -66,13 +66,13 @@ class State:
     loss_sum: float = 0.0
     """Sum of the loss over the images of this epoch so far, in nats."""
     seconds: float = 0.0
-    best: dict[str, Any] | None = None
+    best: Json | None = None
     """The epoch with the best validation ELBO, and that ELBO."""
     stopped: bool = False
     """Whether training was ended before its last epoch, by `on_epoch`."""
 
     @classmethod
-    def read(cls, content: dict[str, Any]) -> "State":
+    def read(cls, content: Json) -> "State":
         return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
 
 
@@ -256,7 +256,7 @@ class Loop:
 
     # Once in a while -------------------------------------------------------------------------------------------
 
-    def measure(self, mean_loss: float | None) -> dict[str, Any] | None:
+    def measure(self, mean_loss: float | None) -> Json | None:
         """Measure the bounds, note the best epoch, and write and show a line. The first process does, for all.
 
         :param mean_loss: of the epoch; None before the first.
@@ -265,7 +265,7 @@ class Loop:
         if parallel.rank() > 0:
             return None
         state = self.state
-        line: dict[str, Any] = {
+        line: Json = {
             "epoch": state.epoch,
             "step": state.step,
             "seconds": time.perf_counter() - self.started,
@@ -295,7 +295,7 @@ class Loop:
             with torch.random.fork_rng([data.train.images.device] if data.train.images.is_cuda else []):
                 objective.finish(self.fitted.model, data.targets("validation" if len(data.validation) else "train"))
 
-    def stop_early(self, line: dict[str, Any] | None) -> None:
+    def stop_early(self, line: Json | None) -> None:
         """Make this epoch the last."""
         self.finish()
         if line is not None:

@@ -11,6 +11,7 @@ from ppl_gen.core.contracts import Monitors
 from ppl_gen.core.progress import Progress
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.pair import Pair
@@ -63,7 +64,7 @@ def is_finite(terms: dict[str, dict[str, float]]) -> bool:
     return all(math.isfinite(value) for figures in terms.values() for value in figures.values())
 
 
-def show(progress: Progress, line: dict[str, Any], epochs: int) -> None:
+def show(progress: Progress, line: Json, epochs: int) -> None:
     """Show a line of `metrics.jsonl` to a person."""
     splits = [name for name in ("train", "validation") if name in line]
     if "elbo" in line["train"]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.commands import command, named_again, words
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 if TYPE_CHECKING:
     from ppl_gen.core.tables import Row
@@ -40,13 +40,13 @@ class Section:
     """A comment and the words of the command, as `again` makes them."""
 
 
-def results(run: RunDirectory) -> dict[str, dict[str, Any]]:
+def results(run: RunDirectory) -> dict[str, Json]:
     """The content of every result that a run has, by the name of its section."""
     found = {name: run.read_json(module.FILE) for name, module in _modules().items()}
     return {name: content for name, content in found.items() if content and not run.stale(content)}
 
 
-def sections(run: RunDirectory, found: Mapping[str, dict[str, Any]]) -> list[Section]:
+def sections(run: RunDirectory, found: Mapping[str, Json]) -> list[Section]:
     """The sections of a run's results, as `results` returns them."""
     modules, named = _modules(), named_again(run.config)
     return [modules[name].section(content, [run.path, *named]) for name, content in found.items()]
