@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_gen.core.components import construct, takes
+from ppl_gen.core.contracts import ClosedForm, HasPrior, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, Given
@@ -17,7 +18,9 @@ from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import load_weights, prefixed, tensors_of
 from ppl_gen.inference.callables import evaluating, takes_labels
+from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.statements import adopt
 
 
@@ -61,11 +64,20 @@ def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple
     return data.targets("train", rows), *(() if labels is None else (labels[rows],))
 
 
+def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Tensor, ...]) -> Pair:
+    """The pair of a model and a guide, read on some images and their labels."""
+    with evaluating(model, guide):
+        pair = Pair.read(model, guide, *images)
+        check_images(pair, *images)
+        return pair
+
+
 def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str, Any]) -> None:
     """Let another prior answer for the model's `prior()`, and be trained and saved with it."""
     assert config.prior is not None
     cls = given.find("prior", config.prior)
-    if not hasattr(model, "prior") or supplied["latent_name"] is None:
+    has_prior, closed = offers(model, HasPrior), offers(model, ClosedForm)
+    if not has_prior or supplied["latent_name"] is None:
         raise BadInput(f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site to swap")
     if config.fixed_model and takes(cls, "guide"):
         raise BadInput(f"--prior {config.prior}: is made of the guide, which can't be refitted without it")
@@ -75,7 +87,7 @@ def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str,
     before = model.prior()
     model.add_module("swapped_prior", prior)
     model.prior = prior.prior
-    if hasattr(model, "log_px"):
+    if closed:
         model.log_px = None  # the closed form was that of the model's own prior
     try:
         with evaluating(model):

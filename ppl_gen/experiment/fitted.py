@@ -16,12 +16,11 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.assembling import assemble, batch, load_checkpoint
+from ppl_gen.experiment.assembling import assemble, batch, load_checkpoint, read_pair
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
-from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
@@ -54,19 +53,20 @@ class Assembled:
         """Model and guide with the weights that training starts from."""
         return cls(config, *assemble(config, data, given), data, given)
 
+    def first_images(self, count: int) -> tuple[Tensor, ...]:
+        """The first training images, with their labels if the pair takes any."""
+        rows = torch.arange(min(count, len(self.data.train)), device=self.data.train.images.device)
+        return batch(self.model, self.guide, self.data, rows)
+
     @cached_property
     def batch(self) -> tuple[Tensor, ...]:
         """The first few training images, with their labels if the pair takes any."""
-        rows = torch.arange(min(_READ, len(self.data.train)), device=self.data.train.images.device)
-        return batch(self.model, self.guide, self.data, rows)
+        return self.first_images(_READ)
 
     @cached_property
     def pair(self) -> Pair:
         """Model and guide, read on `batch`."""
-        with evaluating(self.model, self.guide):
-            pair = Pair.read(self.model, self.guide, *self.batch)
-            check_images(pair, *self.batch)
-            return pair
+        return read_pair(self.model, self.guide, self.batch)
 
     @cached_property
     def objective(self) -> Objective:

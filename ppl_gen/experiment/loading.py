@@ -3,18 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.assembling import batch
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.checks import check_images
-from ppl_gen.inference.pair import Pair
 
 
 class Loaded(NamedTuple):
@@ -49,13 +44,3 @@ def load(
     """
     fitted = Fitted.open(run, Given(model, guide, prior, data=data), checkpoint=checkpoint, device=device)
     return Loaded(fitted.model.eval(), fitted.guide.eval(), fitted.data, fitted.directory.config)
-
-
-def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) -> tuple[Pair, tuple[Tensor, ...]]:
-    """The pair as read on the first few training images, and these images with their labels."""
-    index = torch.arange(min(count, len(data.train)), device=data.train.images.device)
-    images = batch(model, guide, data, index)
-    with evaluating(model, guide):
-        pair = Pair.read(model, guide, *images)
-        check_images(pair, *images)
-        return pair, images

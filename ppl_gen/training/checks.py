@@ -18,17 +18,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.contracts import Amortized, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.assembling import batch as training_batch
-from ppl_gen.experiment.assembling import start_from
+from ppl_gen.experiment.assembling import read_pair, start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory
@@ -153,7 +151,7 @@ def check_contract(assembled: Assembled) -> None:
     if len(pair.latent) != 1 or len(batch) > 1:
         return
     x, name = batch[0], pair.latent[0]
-    if not hasattr(model, "prior") and not offers(guide, Amortized):
+    if not offers(model, HasPrior) and not offers(guide, Amortized):
         return
     checks: list[tuple[Tensor, Tensor, str, str, Any]] = []
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
@@ -165,9 +163,9 @@ def check_contract(assembled: Assembled) -> None:
                 "are of one event per image: use .to_event(1) in place of that plate, or leave them out"
             )
         z = z.reshape(len(x), *pair.event_shapes[name])
-        if hasattr(model, "prior"):
+        if offers(model, HasPrior):
             ours, theirs, what = model.prior().log_prob(z), terms.log_prior, "prior()"
-            if hasattr(model, "likelihood"):
+            if offers(model, HasDensity):
                 ours, theirs = ours + model.likelihood(z).log_prob(x), theirs + terms.log_likelihood
                 what = "prior() and likelihood(z)"
             checks.append((ours, theirs, what, "model", model))
@@ -210,7 +208,8 @@ def enumeration_cost(assembled: Assembled) -> str:
     if spare > 0 and "latent_dim" in [o.name for o in components.options("model", model_class)] and units > spare:
         config = replace(config, model_options=options | {"latent_dim": units - spare})
         smaller = replace(assembled, model=Assembled.make(config, data, assembled.given).model)
-    timed, batch = _read(smaller, size)
+    batch = smaller.first_images(size)
+    timed = read_pair(smaller.model, smaller.guide, batch)
     assert timed.num_states is not None
     ratio = pair.num_states / timed.num_states
     seconds = ratio * _seconds_of_a_step(smaller, timed, batch)
@@ -227,17 +226,6 @@ def enumeration_cost(assembled: Assembled) -> str:
             "such as bernoulli"
         )
     return cost
-
-
-def _read(assembled: Assembled, count: int) -> tuple[Pair, tuple[Tensor, ...]]:
-    """The pair as read on the first training images, and these images with their labels."""
-    data = assembled.data
-    rows = torch.arange(min(count, len(data.train)), device=data.train.images.device)
-    batch = training_batch(assembled.model, assembled.guide, data, rows)
-    with evaluating(assembled.model, assembled.guide):
-        pair = Pair.read(assembled.model, assembled.guide, *batch)
-        check_images(pair, *batch)
-    return pair, batch
 
 
 def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ...]) -> float:
