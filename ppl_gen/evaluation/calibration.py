@@ -1,4 +1,4 @@
-"""Every estimator of log p(x) against the exact answer.
+"""Comparison of every estimator of log p(x) with the exact value.
 
 Three small models with random parameters, whose log p(x) is written out below and not taken from the models. Each
 estimator is run many times on the same images, and its errors are compared with what it says of itself.
@@ -36,19 +36,20 @@ class Row:
     model: str
     estimator: str
     bias: float
-    """Mean of estimate - exact."""
+    """Mean of estimate - exact, in nats."""
     bias_se: float
     """Standard error of `bias` over the repetitions."""
     rmse: float
-    """Root of the mean square of estimate - exact."""
+    """Root of the mean square of estimate - exact, in nats."""
     coverage: float | None
-    """How often estimate ± 1.96 Monte Carlo standard errors holds the exact value."""
+    """Share of the estimates whose interval, ± 1.96 Monte Carlo standard errors, holds the exact value; None for an
+    exact estimator."""
     seconds: float
-    """For 1,000 estimates."""
+    """Time for 1,000 estimates."""
 
 
 class Marginals(nn.Module):
-    """The product of the exact posterior's marginals: as good as a factorized guide gets without training."""
+    """The product of the exact posterior's marginals: a good factorized guide without training."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -141,7 +142,7 @@ def calibrate(options: CalibrateOptions, quiet: bool = False) -> list[Row]:
 
 
 Estimator = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""From images to log p(x) and its Monte Carlo variance, if it has one."""
+"""Function of images that returns log p(x) and its Monte Carlo variance, if it has one."""
 
 
 def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Estimator]]:
@@ -183,7 +184,7 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
 
 
 def _row(model: str, estimator: str, error: Tensor, variance: Tensor | None, seconds: float, num_images: int) -> Row:
-    """The figures from errors [repetitions x images], image by image within a repetition."""
+    """The row of an estimator from its errors [repetitions x images], image by image within a repetition."""
     by_repetition = error.reshape(-1, num_images).mean(1)
     coverage = None
     if variance is not None:
@@ -200,7 +201,7 @@ def _row(model: str, estimator: str, error: Tensor, variance: Tensor | None, sec
 
 
 def table(rows: list[Row], options: CalibrateOptions) -> str:
-    """The rows as a person reads them."""
+    """The rows as text."""
     lines = [
         f"{options.repetitions} repetitions on {options.num_images} images of {_PIXELS} pixels from each model; errors "
         "in nats; seconds for 1,000 estimates",

@@ -21,12 +21,13 @@ def primary(summary: Json) -> str:
 
 
 def entry_of(summary: Json, name: str) -> Json | None:
-    """The entry of an estimate of log p(x) by its name; None if there is none."""
+    """The entry of an estimate of log p(x) by its name; None if it is missing."""
     return summary["log_px"] if name == primary(summary) else summary.get(f"log_px_{name}")
 
 
 def at_least(summary: Json, entry: Json) -> bool:
-    """True if the value of an entry is a lower bound alone. Earlier versions recorded it for the gap alone."""
+    """True if the value of an entry is only a lower bound of log p(x). Earlier versions recorded it for the gap
+    alone."""
     return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
 
 
@@ -38,7 +39,7 @@ def settings(entry: Json) -> Json:
 def mismatch(summary: Json, attributes: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> str:
     """Name of the first property in which values per image differ from a summary; empty if they belong together.
 
-    :param attributes: those of the `evaluation.nc`.
+    :param attributes: attributes of the `evaluation.nc`.
     :param values: its variables `elbo` and `log_px`, each [images].
     """
     recorded = {key: summary.get(key) for key in SHARED} | {"estimator": summary["log_px"]["estimator"]}

@@ -1,7 +1,7 @@
-"""The bound against log p(x) on the same images: an `Evaluation`, made in memory or read from a run.
+"""An `Evaluation`: the bound and log p(x) of the same images, made in memory or read from a run.
 
-It holds the record: the content of `evaluation.json`, and of `evaluation.nc` if that is there. So one that was
-written by an earlier version says what it said then. Reading and printing one needs neither torch nor a model.
+It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if there is one. An evaluation by an earlier
+version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
 import math
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mean:
-    """A mean over images, in nats, as an evaluation has recorded it; not a number where it has none."""
+    """A mean over images in nats, as an evaluation has recorded it. It is NaN if none was recorded."""
 
     mean: float
     se: float
     """Standard error over images."""
     mc_se: float | None = None
-    """Monte Carlo standard error; None where none was recorded, as of an exact value."""
+    """Monte Carlo standard error; None if none was recorded, as for an exact value."""
     bias: float | None = None
-    """Estimated bias, likewise."""
+    """Estimated bias; None if none was recorded."""
     at_least: bool = False
-    """True if the value is likely larger."""
+    """Verdict on the value: True if the true value is likely larger."""
     estimator: str = ""
-    """Name of the estimator, of a log p(x)."""
+    """Name of the estimator, if the mean is a log p(x)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that it was made with, such as `num_samples`."""
+    """Settings of the estimator, such as `num_samples`."""
     values: "np.ndarray | None" = None
-    """The value of each image, if the evaluation has them."""
+    """Value of each image [images]; None if the evaluation has none."""
 
     def __str__(self) -> str:
         return f"{'at least ' if self.at_least else ''}{fixed(self.mean)}" + (
@@ -55,7 +55,8 @@ class Mean:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """The ELBO with its terms and bounds, and every estimate of log p(x) of the same images, one of them primary.
+    """The ELBO with its terms, the IWAE bounds, and every estimate of log p(x) of the same images. One of the estimates
+    is primary.
 
     >>> from ppl_gen.evaluation.evaluation import Evaluation
     >>> elbo, log_px = {"mean": -99.65, "se": 0.25}, {"mean": -94.42, "se": 0.24, "estimator": "exact"}
@@ -81,11 +82,11 @@ class Evaluation:
     ) -> "Evaluation":
         """An evaluation from estimates of the same images.
 
-        :param estimates: by name, in the order in which they are to be told; `exact` or `importance`, which has the
-            ELBO, is among them.
-        :param primary: name of the one that is the evaluation's log p(x).
-        :param about: what it is of and how it was made: further keys of `evaluation.json`.
-        :param labels: of the images.
+        :param estimates: estimates by name, in the order of the report. `exact` or `importance` is among them; the
+            latter has the ELBO.
+        :param primary: name of the estimate that is the evaluation's log p(x).
+        :param about: further keys of `evaluation.json`: model, images, options.
+        :param labels: labels of the images.
         """
         from ppl_gen.evaluation.recording import dataset, summarize
 
@@ -94,7 +95,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: Json, images: "xarray.Dataset | None" = None) -> "Evaluation":
-        """An evaluation from the content of an `evaluation.json`, and of an `evaluation.nc`."""
+        """An evaluation from the content of its two files."""
         return cls(content, images)
 
     @classmethod
@@ -142,8 +143,8 @@ class Evaluation:
         return self.images
 
     def to_dataframe(self) -> "pandas.DataFrame":
-        """A row for each image, and a column for each quantity of `evaluation.nc`; its label, if it has one, and
-        `iwae_1`, `iwae_10`, ….
+        """A row for each image, and a column for each quantity of `evaluation.nc`: `label`, if there are labels,
+        `elbo`, `iwae_1`, `iwae_10`, ….
 
         :raises BadInput: if there are no values per image.
         """
@@ -172,7 +173,7 @@ class Evaluation:
 
     @property
     def elbo(self) -> Mean:
-        """Mean log weight over all samples."""
+        """The ELBO: the mean log weight over all samples."""
         return self["elbo"]
 
     @property
@@ -200,7 +201,7 @@ class Evaluation:
 
     @property
     def estimates(self) -> "dict[str, Estimate]":
-        """Every estimate of log p(x) by name, image by image, as it was written.
+        """Every recorded estimate of log p(x) by name, image by image.
 
         :raises BadInput: if there are no values per image.
         """
@@ -217,18 +218,18 @@ class Evaluation:
 
     @property
     def about(self) -> Json:
-        """Model, guide, data, split, seed, and all else that is no figure."""
+        """The recorded values that are single words or numbers: model, guide, data, split, seed, …."""
         return {key: value for key, value in self.summary.items() if isinstance(value, str | int | float)}
 
     @property
     def options(self) -> Json:
-        """Every option that made it; empty of an evaluation by an earlier version."""
+        """Every option of the evaluation; empty if an earlier version made it."""
         return self.summary.get("options", {})
 
     # For a reader ----------------------------------------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        """The figures as rows of a table."""
+        """The results as rows of a table."""
         return table.rows(self.summary)
 
     def __str__(self) -> str:

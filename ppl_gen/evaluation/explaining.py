@@ -1,8 +1,8 @@
-"""Which component of a mixture explains which image, and what the labels say.
+"""Responsibilities: the component of a mixture that explains each image, compared with the labels.
 
 The responsibility of component k for an image is p(z = k | x) (Bishop 2006, equation 9.23), here exact. The model has
-seen no label; purity and normalized mutual information say how much its components know of them (Manning, Raghavan and
-Schütze 2008, section 16.3).
+not seen the labels. Purity and normalized mutual information measure how well its components match them (Manning,
+Raghavan and Schütze 2008, section 16.3).
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _ROWS = 20  # of the table that are printed
 
 @dataclass(frozen=True)
 class Responsibilities(Printed):
-    """p(z | x) of a mixture's components, and what the labels say of them."""
+    """p(z | x) of a mixture's components, compared with the labels."""
 
     summary: Json
     """The content of `responsibilities.json`."""
@@ -44,7 +44,7 @@ class Responsibilities(Printed):
     means: Tensor
     """E[x | z] [components, pixels]."""
     counts: np.ndarray | None
-    """How many images of each label each component has, [components, labels]; None without labels."""
+    """Number of images of each label in each component [components, labels]; None without labels."""
     labels: list[str]
 
     def __str__(self) -> str:
@@ -52,10 +52,10 @@ class Responsibilities(Printed):
 
 
 def contingency(components: np.ndarray, labels: np.ndarray, num_components: int, num_labels: int) -> np.ndarray:
-    """How many images of each label each component has, [num_components, num_labels].
+    """Number of images of each label in each component, [num_components, num_labels].
 
-    :param components: of each image, in 0 … num_components - 1.
-    :param labels: of each image, in 0 … num_labels - 1.
+    :param components: component of each image, 0 … num_components - 1.
+    :param labels: label of each image, 0 … num_labels - 1.
     """
     counts = np.zeros((num_components, num_labels), int)
     np.add.at(counts, (components, labels), 1)
@@ -63,19 +63,20 @@ def contingency(components: np.ndarray, labels: np.ndarray, num_components: int,
 
 
 def purity(counts: np.ndarray) -> float:
-    """The share of images whose label is the most frequent one of their component.
+    """The share of images whose label is the most frequent one in their component.
 
-    :param counts: of `contingency`.
+    :param counts: numbers of images as `contingency` returns them.
     """
     return float(counts.max(1).sum() / counts.sum())
 
 
 def agreement(components: np.ndarray, labels: np.ndarray, seed: int = 0) -> Json:
-    """Purity and normalized mutual information of components and labels, each with what chance gives: the mean over
-    shuffled labels, with components as large as they are. Purity grows with their number; so does chance.
+    """Purity and normalized mutual information of components and labels, each with its value by chance: the mean over
+    shuffled labels, with components of the same sizes. Both purity and its value by chance grow with the number of
+    components.
 
-    :param components: of each image, in 0, 1, 2, …
-    :param labels: of each image, likewise.
+    :param components: component of each image, 0, 1, 2, …
+    :param labels: label of each image, 0, 1, 2, …
     """
     from sklearn.metrics import normalized_mutual_info_score
 
@@ -137,9 +138,9 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
 
 
 def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
-    """The images that are explained.
+    """The images to explain.
 
-    :raises BadInput: where there are too few, and for a model that is no mixture.
+    :raises BadInput: for too few images, and for a model that is no mixture.
     """
     split, name = fitted.data.split(options.split), fitted.config.model
     count = len(split) if options.num_images is None else options.num_images
@@ -174,7 +175,7 @@ def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
 
 
 def table(summary: Json) -> str:
-    """The summary as a person reads it."""
+    """The content of `responsibilities.json` as text."""
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]
     rows = [

@@ -1,4 +1,4 @@
-"""The hidden pixels of an image given its visible ones."""
+"""Imputation: fill in the hidden pixels of an image given its visible ones."""
 
 import math
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ _DRAWS = 3
 
 @dataclass(frozen=True)
 class Filled(Printed):
-    """Images that were filled in, and how probable their hidden pixels are."""
+    """Images with hidden pixels, their imputation, and the log-probability of the hidden pixels."""
 
     summary: Json
     """The content of `fill.json`."""
     x: Tensor
     """The images [images, pixels]."""
     visible: Tensor
-    """bool [pixels]."""
+    """True for visible pixels, bool [pixels]."""
     completion: Completion
 
     def __str__(self) -> str:
@@ -42,10 +42,11 @@ class Filled(Printed):
 
 
 def visible_pixels(hide: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Which pixels of an image of `shape` are left to be seen, bool [pixels].
+    """A mask of the visible pixels of an image of `shape`: bool [pixels].
 
-    :param hide: as the option of that name.
-    :raises BadInput: for a name or a file that is no mask of such an image, or that hides no pixel or all of them.
+    :param hide: the option `--hide`.
+    :raises BadInput: for an unknown name, a file that is no mask of such an image, and a mask that hides no pixel or
+        all of them.
     """
     if hide == "random":
         hidden = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -82,10 +83,11 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def complete(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Completion:
-    """Complete images by enumeration where there are few enough states, else by importance sampling from the guide.
+    """Impute hidden pixels: exactly if the states of z are few enough to enumerate, else by importance sampling from
+    the guide.
 
-    :param visible: bool [pixels].
-    :raises BadInput: for a model or a guide that lacks what that takes.
+    :param visible: True for visible pixels, bool [pixels].
+    :raises BadInput: for a model or a guide without the methods that this needs.
     """
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
     if len(pair.latent) != 1 or not offers(model, HasDensity):
@@ -109,7 +111,7 @@ def complete(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, qu
 def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled:
     """Fill in the first images of a split.
 
-    :raises BadInput: for a pair that cannot do it.
+    :raises BadInput: for a pair that does not support it.
     """
     data = fitted.data
     split = data.split(options.split)
@@ -149,7 +151,7 @@ def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
 
 
 def _of_hidden(found: Completion, hidden: int, num_samples: int) -> Json:
-    """log p(hidden | visible), with its errors where it was sampled."""
+    """The entries of log p(hidden | visible), with Monte Carlo errors if it was sampled."""
     if found.importance is None:
         return {"log_p_hidden": _per_pixel(found.log_prob, hidden)}
     whole, seen = found.importance
@@ -164,7 +166,7 @@ def _of_hidden(found: Completion, hidden: int, num_samples: int) -> Json:
 
 
 def table(summary: Json) -> str:
-    """The summary as a person reads it."""
+    """The content of `fill.json` as text."""
     s = summary
 
     def row(name: str, key: str, note: str = "") -> str:

@@ -1,4 +1,4 @@
-"""A `gaps.json` as a table: the rows, and the text."""
+"""The table of a `gaps.json`: its rows, and its text."""
 
 from ppl_gen.core.errors import warnings_of
 from ppl_gen.core.tables import Row, line, small
@@ -22,7 +22,7 @@ _BOUNDED = ("log_px", "approximation")
 
 
 def gap_rows(summary: Json) -> list[tuple[str, list[Row]]]:
-    """The figures of a `gaps.json` in parts, each with its title; a note is the Monte Carlo error."""
+    """The rows of a `gaps.json` in parts, each with its title. The note of a row is its Monte Carlo error."""
     return [
         (of.format(summary[key]["num_images"]), _part_rows(summary[key]))
         for key, of in _PARTS.items()
@@ -55,13 +55,13 @@ def _part_rows(part: Json) -> list[Row]:
 
 
 def gap_units(summary: Json) -> str:
-    """The units of the figures of a `gaps.json`."""
+    """The units of the numbers of a `gaps.json`."""
     samples = summary["num_samples"]
     return f"nats per image ± standard error over images; log p(x) and bounds from {samples} samples"
 
 
 def gap_table(summary: Json) -> str:
-    """The gaps as a person reads them."""
+    """The content of `gaps.json` as text."""
     lines = [f"{title(summary)}: gaps of {images(summary)}", gap_units(summary), f"{'Monte Carlo error':>72}"]
     for of, found in gap_rows(summary):
         lines += [of] if of else []

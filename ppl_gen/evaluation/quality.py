@@ -1,8 +1,8 @@
-"""How samples look to a classifier that was trained on the same images.
+"""Quality of samples, by a classifier that is trained on the same images.
 
-Fréchet and kernel distance, precision and recall in the classifier's last hidden layer, which is scaled to a mean
-square of 1 on the test images; the classes that it sees in the samples; and the training images that are nearest to
-them. What as many other real images reach, which the classifier has not seen, stands beside it.
+Scores are Fréchet and kernel distance, precision and recall in the classifier's last hidden layer, which is scaled to a
+mean square of 1 on the test images; the classes that the classifier sees in the samples; and the distances to the
+nearest training images. Each score is also computed for as many real images that the classifier has not seen.
 """
 
 import time
@@ -37,14 +37,14 @@ _PRESENT = 0.1  # of its share in the data, for a class to count as covered
 
 @dataclass(frozen=True)
 class Quality(Printed):
-    """How samples of a run differ from test images."""
+    """Scores of a run's samples, compared with test images."""
 
     summary: Json
     """The content of `quality.json`."""
     samples: Tensor
     """A few samples [images, pixels]."""
     neighbours: Tensor
-    """The training image that is nearest to each of them, and `distances`."""
+    """The nearest training image of each of the samples. `distances` has their distances."""
     distances: list[float]
 
     def __str__(self) -> str:
@@ -52,9 +52,9 @@ class Quality(Printed):
 
 
 class Classifier(nn.Module):
-    """Two convolutions with stride 2, or none for images without a height, and two linear layers.
+    """Two convolutions with stride 2 (none for images without a height), and two linear layers.
 
-    :param num_classes: labels are 0 … num_classes - 1.
+    :param num_classes: number of classes; labels are 0 … num_classes - 1.
     """
 
     def __init__(self, data_shape: tuple[int, ...], num_classes: int):
@@ -75,26 +75,26 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Judge:
-    """A trained classifier, with what samples are held against."""
+    """A trained classifier, with the images that samples are compared with."""
 
     classifier: Classifier
     steps: int
     accuracy: float
-    """Of the classifier, on the test images."""
+    """Accuracy of the classifier on the test images."""
     train: Tensor
     """Training images [N, data_dim]."""
     test: Tensor
     labels: Tensor
-    """Of the test images, as numbers of classes."""
+    """Classes of the test images, as indices into `classes`."""
     classes: list[Any]
     """The label of each class."""
     nearest: float
     """Median distance of a test image to the nearest training image."""
     real: Json
-    """`scores` of validation images, or of training images that were kept from the classifier."""
+    """The `scores` of validation images, or of training images that were held out from the classifier."""
 
     def scores(self, samples: Tensor) -> Json:
-        """How samples [images, data_dim] differ from the test images."""
+        """Scores of samples [images, data_dim], compared with the test images."""
         real, logits_real = self._seen(self.test)
         made, logits = self._seen(samples)
         scale = real.square().mean().sqrt()  # so that no figure depends on what the classifier makes of it
@@ -129,7 +129,7 @@ class Judge:
 
 
 def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = False) -> Judge:
-    """A classifier of the data's training images, and the first test images.
+    """A classifier trained on the training images, with the first `count` test images.
 
     :raises BadInput: for images without labels.
     """
@@ -162,7 +162,7 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
 
 
 def check(data: Data, count: int) -> None:
-    """Raise `BadInput` for images that no judge can be made of, before any work is done."""
+    """Raise `BadInput` for images that do not suffice for a classifier, before any work is done."""
     require(count <= len(data.test), "num_images", count, f"the test split has {len(data.test)}")
     require(count >= LEAST_JUDGED, "num_images", count, f"must be at least {LEAST_JUDGED}")
     labels = data.train.labels
@@ -175,7 +175,7 @@ def check(data: Data, count: int) -> None:
 
 
 def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOptions) -> Quality:
-    """Score as many samples of a run as there are test images."""
+    """Scores of as many samples of a run as there are test images."""
     started = time.perf_counter()
     run, data = fitted.directory, fitted.data
     how = SampleOptions(num_images=len(judge.test), draws=kind == "draws", seed=options.seed)
@@ -203,7 +203,7 @@ def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOp
 
 
 def quality(runs: Sequence[Fitted], options: QualityOptions, *, quiet: bool = False) -> list[Quality]:
-    """How the samples of each run look. Runs of the same images share one classifier.
+    """Scores of the samples of each run. Runs of the same images share one classifier.
 
     :raises BadInput: for images without labels, before any work is done.
     """

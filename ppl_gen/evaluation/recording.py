@@ -1,4 +1,4 @@
-"""From estimates of the same images to `evaluation.json` and `evaluation.nc`, and back."""
+"""Conversion of estimates to `evaluation.json` and `evaluation.nc`, and back."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ Estimates = Mapping[str, Estimate]
 def summarize(estimates: Estimates, primary: str) -> Json:
     """The means over images, in nats, for `evaluation.json`.
 
-    :param estimates: by name, in the order in which they are to be told; `exact` or `importance` is among them.
-    :param primary: name of the evaluation's log p(x).
+    :param estimates: estimates by name, in the order of the report. `exact` or `importance` is among them.
+    :param primary: name of the estimate that is the evaluation's log p(x).
     """
     found: Json = {}
     for name, estimate in estimates.items():
@@ -47,7 +47,8 @@ def summarize(estimates: Estimates, primary: str) -> Json:
 
 
 def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
-    """Every variable of `evaluation.nc` over the images alone, by name; `log_px` is the primary estimate's."""
+    """Every variable of `evaluation.nc` whose only dimension is the image, by name. `log_px` is that of the primary
+    estimate."""
     found: dict[str, Variable] = {}
     for name, estimate in estimates.items():
         found |= estimate.variables(name)
@@ -70,9 +71,9 @@ def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
 
 
 def dataset(estimates: Estimates, primary: str, summary: Json, labels: Tensor | None) -> "xarray.Dataset":
-    """Everything per image, labelled.
+    """The content of `evaluation.nc`.
 
-    :param summary: the content of `evaluation.json`, whose plain values are the attributes.
+    :param summary: the content of `evaluation.json`. Its plain values become the attributes.
     """
     import xarray
 
@@ -96,10 +97,10 @@ def dataset(estimates: Estimates, primary: str, summary: Json, labels: Tensor | 
 
 
 def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
-    """An estimate of log p(x) as it was written: the Monte Carlo variance is the square of an error, and the verdict is
-    the one that was recorded.
+    """A recorded estimate of log p(x). Its Monte Carlo variance is the square of the recorded error, and its verdict
+    the recorded one.
 
-    :param name: as `exact`, `importance`, ….
+    :param name: name of the estimate: `exact`, `importance`, ….
     """
     entry = entries.entry_of(summary, name)
     assert entry is not None

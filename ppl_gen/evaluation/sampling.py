@@ -13,9 +13,9 @@ from ppl_gen.inference.planes import equal_mass_grid, vector_size
 
 
 def sample(fitted: Assembled, options: SampleOptions) -> Tensor:
-    """Images [images, data_dim].
+    """Images from the model [images, data_dim].
 
-    :raises BadInput: for a source that the pair does not have.
+    :raises BadInput: for a source that the pair does not support.
     """
     pair, data = fitted.pair, fitted.data
     with fitted.estimating(options.seed):

@@ -1,7 +1,7 @@
-"""Does log p(x) tell spliced digits from natural ones?
+"""Detection of spliced digits by log p(x).
 
-A spliced image has the left half of one digit and the right half of another of a different class: each half is as in
-the data, the whole is not.
+A spliced image joins the left half of one digit and the right half of a digit of another class. Each half is natural;
+the whole is not.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class Spliced(Printed):
     summary: Json
     """The content of `splice.json`."""
     images: Tensor
-    """The natural images, and after them the spliced ones, [images, pixels]."""
+    """The natural images, followed by the spliced ones, [images, pixels]."""
     natural: Tensor
     """log p(x) of the natural images, in nats [images]."""
     spliced: Tensor
@@ -41,17 +41,17 @@ class Spliced(Printed):
 
 
 def splice(left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The left half of one image joined to the right half of another: [images, pixels] of images of `shape`."""
+    """The left half of one image joined to the right half of another, [images, pixels], for images of `shape`."""
     width = shape[-1]
     from_left = (torch.arange(width, device=left.device) < width // 2).expand(shape).flatten()
     return torch.where(from_left, left, right)
 
 
 def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Every image in one pair, at random, the two of a pair of different classes.
+    """Random pairs of images of different classes. Every image is in one pair.
 
-    :param labels: classes [2 pairs].
-    :returns: indices of the first and of the second of each pair, [pairs].
+    :param labels: classes of the images [2 pairs].
+    :returns: indices [pairs] of the first and of the second image of each pair.
     :raises BadInput: if more than half of the images are of one class.
     """
     labels = labels.cpu()
@@ -69,9 +69,9 @@ def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 
 
 def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: bool) -> tuple[Tensor, Json]:
-    """log p(x) in nats, float64 [images] on the CPU, and how it was estimated.
+    """log p(x) in nats, float64 [images] on the CPU, and the settings of its estimator.
 
-    :raises BadInput: for `exact` where a latent site has no finite support, or where memory does not suffice.
+    :raises BadInput: for `exact` if a latent site has no finite support, or memory does not suffice.
     """
     if estimator != "importance" and estimators(fitted.model, fitted.pair, estimator, x.device)[0]:
         return exactly_known(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
@@ -83,8 +83,8 @@ def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: b
 def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
     """Area under the ROC curve of -log p(x) as a detector of spliced images, and its standard error.
 
-    The error is DeLong, DeLong and Clarke-Pearson's (1988): the area is a mean over pairs of a spliced and a natural
-    image, and its variance that of its mean over either, added up.
+    The error is that of DeLong, DeLong and Clarke-Pearson (1988). The area is a mean over pairs of a spliced and a
+    natural image. Its variance is the sum of the variances of its mean over either.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -101,14 +101,14 @@ def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
 def rejections(
     natural: np.ndarray, spliced: np.ndarray, size: int, rate: float, num_batches: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a one-sided Mann-Whitney test finds log p(x) of a batch less than in natural images, [num_batches] each:
-    of spliced batches, and of natural ones.
+    """Decisions of a one-sided Mann-Whitney test that log p(x) of a batch is lower than that of natural images: True
+    for a rejection, [num_batches] for spliced batches and [num_batches] for natural ones.
 
-    For every batch the natural images are divided anew into a reference set of half of them and the rest, which natural
-    batches come from. So a natural batch is a random part of what it is compared with together, which is what the test
-    assumes, and false alarms occur at no more than the rate asked for.
+    For every batch the natural images are divided at random into a reference set, which is half of them, and the rest,
+    which natural batches are drawn from. So a natural batch is exchangeable with its reference, as the test assumes,
+    and false alarms occur at no more than the nominal rate.
 
-    :param natural: log p(x) [n].
+    :param natural: log p(x) of natural images [n].
     :param spliced: log p(x) of at least `size` other images.
     :param size: images in a batch.
     :param rate: false-alarm rate.
@@ -137,7 +137,7 @@ def two_sample_test(
     seed: int,
     sizes: Iterable[int] = BATCH_SIZES,
 ) -> Json:
-    """`rejections` for every size of batch that there are images for, as shares with their standard errors."""
+    """Shares of `rejections` with their standard errors, for every batch size that the number of images allows."""
     rng = np.random.default_rng(seed)
     result: Json = {
         "test": "Mann-Whitney U of log p(x), one-sided",
@@ -157,7 +157,7 @@ def two_sample_test(
 
 
 def detect(fitted: Fitted, options: SpliceOptions, *, quiet: bool = False) -> Spliced:
-    """Splice images, estimate log p(x) of them and of natural ones, and test the one against the other.
+    """Splice images, estimate log p(x) of spliced and natural ones, and test whether the former is lower.
 
     :raises BadInput: for images without labels, and for a pair that takes labels.
     """
@@ -195,7 +195,7 @@ def detect(fitted: Fitted, options: SpliceOptions, *, quiet: bool = False) -> Sp
 def _count(fitted: Fitted, options: SpliceOptions) -> int:
     """The number of spliced images.
 
-    :raises BadInput: where there can be none, or not so many.
+    :raises BadInput: if the images cannot be spliced, or there are too few.
     """
     data, split = fitted.data, fitted.data.split(options.split)
     if split.labels is None:
@@ -214,7 +214,7 @@ def _count(fitted: Fitted, options: SpliceOptions) -> int:
 
 
 def table(summary: Json) -> str:
-    """The summary as a person reads it."""
+    """The content of `splice.json` as text."""
     s, test = summary, summary["two_sample_test"]
     how = "exact"
     if s["estimator"] == "importance":

@@ -1,4 +1,4 @@
-"""An `evaluation.json` as a table: the rows, and the text. Reads what earlier versions wrote, too."""
+"""The table of an `evaluation.json`: its rows, and its text. Files of earlier versions are supported."""
 
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
@@ -16,38 +16,38 @@ ESTIMATES = {
     "annealed": "annealing",
     "second_opinion": "second opinion",
 }
-"""The package's own estimates in words, by their names in the file; others are told by name."""
+"""Descriptions of the package's own estimates, by their names in the file. Other estimates are shown by name."""
 
 
 def title(summary: Json) -> str:
-    """Model, guide and prior, of a summary or of a configuration."""
+    """Model, guide and prior of a result or a configuration."""
     prior = summary.get("prior")
     of_prior = f", prior {shown(prior)}" if prior else ""
     return f"{shown(summary['model'])}, guide {shown(summary['guide'])}{of_prior}"
 
 
 def shown(name: str) -> str:
-    """The name of a model, guide, prior or objective as a reader sees it: `Laplace` for the recorded `class:Laplace` or
-    `instance:Laplace` of an object that was handed over in Python."""
+    """Short form of the name of a model, guide, prior or objective: `Laplace` for `class:Laplace` and
+    `instance:Laplace`, which record that a class or an instance was handed over in Python."""
     origin, _, object_name = name.partition(":")
     return object_name if origin in OBJECTS else name
 
 
 def images(summary: Json) -> str:
-    """The images of an `evaluation.json` or `gaps.json`, in words."""
+    """The images of an `evaluation.json` or `gaps.json`, as text."""
     s = summary
     count = s["num_images"] if "num_images" in s else s["contexts"]["num_images"]
     return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}"
 
 
 def table(summary: Json) -> str:
-    """The summary as a person reads it."""
+    """The content of `evaluation.json` as text."""
     lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(line, rows(summary))]
     return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
 
 
 def rows(summary: Json) -> list[Row]:
-    """The figures of an `evaluation.json`, with their errors."""
+    """The rows of an `evaluation.json`: results with their errors."""
     importance = entry_of(summary, "importance")
     found = [] if importance is None else _bound_rows(summary, importance)
     found += _log_px_rows(summary, importance)
@@ -85,7 +85,7 @@ def _bound_rows(s: Json, importance: Json) -> list[Row]:
 
 
 def _log_px_rows(s: Json, importance: Json | None) -> list[Row]:
-    """The other estimates of log p(x): the exact one first, then the evaluation's own."""
+    """The other estimates of log p(x), the exact one first."""
     exact = entry_of(s, "exact")
     found = [] if exact is None else [_row("log p(x)", exact, "exact")]
     for entry in (s["log_px"], *(s[key] for key in s if key.startswith("log_px_"))):
@@ -99,7 +99,7 @@ def _errors(entry: Json) -> str:
 
 
 def _how(entry: Json) -> str:
-    """The estimator of an entry, with its errors."""
+    """The estimator of an entry, with its settings and errors."""
     if "num_chains" in entry:
         chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
         return f"annealed, {chains} from the {entry['start']}; {_errors(entry)}"
@@ -124,7 +124,7 @@ def _proposal(proposal: Json) -> str:
 
 
 def _agreement_rows(s: Json) -> list[Row]:
-    """Statements of the estimates about each other."""
+    """Comparisons of the estimates with each other."""
     found = []
     if "sandwich" in s:
         between = s["sandwich"]
@@ -149,7 +149,8 @@ def _agreement_rows(s: Json) -> list[Row]:
 
 
 def _unseen(between: Json) -> str:
-    """Number of images of a sandwich that are wide, and the share that may be; earlier versions did not write it."""
+    """The number of images whose two bounds are far apart, and an upper limit of their share. Earlier versions did not
+    write it."""
     if "wide" not in between:
         return ""
     wide = between["wide"]
@@ -159,7 +160,7 @@ def _unseen(between: Json) -> str:
 
 
 def _second(opinion: Json) -> str:
-    """Modes that a second opinion saw, and those that it could not see."""
+    """The modes that the second opinion found, and the limits of its search."""
     seen = ["over all images together"] if opinion["together_beyond_errors"] else []
     if opinion["fraction_beyond_errors"]:
         by = fixed(opinion.get("nats_beyond_errors"))
@@ -171,7 +172,7 @@ def _second(opinion: Json) -> str:
 
 
 def _gap_rows(s: Json, importance: Json, several: bool) -> list[Row]:
-    """The gap, and how many samples count."""
+    """The gap, and the effective sample size."""
     ess = f"median {fixed(s['ess']['median'], 1)}, least {fixed(s['ess']['min'], 1)}"
     return [
         _row("gap: log p(x) - ELBO", s["gap"], _gap_note(s, several), s["gap"]["at_least"]),
@@ -180,8 +181,8 @@ def _gap_rows(s: Json, importance: Json, several: bool) -> list[Row]:
 
 
 def _gap_note(summary: Json, several: bool) -> str:
-    """The log p(x) that the gap is taken of, where a table has several of them or the gap is of none of them; earlier
-    versions did not write it."""
+    """The log p(x) that the gap is taken of, if the table has several or none of them is it. Earlier versions did not
+    write it."""
     gap = summary["gap"]
     others = gap.get("fraction_of_others", 0)
     if "of" not in gap or (not several and not others and gap["of"] == "importance"):

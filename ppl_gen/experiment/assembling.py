@@ -1,4 +1,4 @@
-"""From a configuration to a model and a guide, with the weights that training starts from or has ended with."""
+"""Build a model and a guide from a configuration, and load their weights."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,7 +25,7 @@ from ppl_gen.inference.statements import adopt
 
 
 def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn.Module, nn.Module]:
-    """Model and guide with the weights that training starts from, on the data's device.
+    """Model and guide on the data's device, with the weights that training starts from.
 
     :param given: classes and instances of the user's own. An instance keeps its weights.
     :raises BadInput: for classes, options or shapes that do not fit one another.
@@ -65,7 +65,7 @@ def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple
 
 
 def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Tensor, ...]) -> Pair:
-    """The pair of a model and a guide, read on some images and their labels."""
+    """The pair of a model and a guide, read on images and their labels."""
     with evaluating(model, guide):
         pair = Pair.read(model, guide, *images)
         check_images(pair, *images)
@@ -73,7 +73,7 @@ def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Tensor, ...]) ->
 
 
 def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str, Any]) -> None:
-    """Let another prior answer for the model's `prior()`, and be trained and saved with it."""
+    """Replace the model's `prior()` by that of another prior, which is trained and saved with the model."""
     assert config.prior is not None
     cls = given.find("prior", config.prior)
     has_prior, closed = offers(model, HasPrior), offers(model, ClosedForm)
@@ -130,7 +130,7 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
 
 
 def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> Json:
-    """Put the weights of a run into a model and a guide. Returns how far its training is: `epoch`, `step`."""
+    """Load the weights of a run into a model and a guide. Returns the progress of its training: `epoch`, `step`."""
     content = run.load_checkpoint()
     if content is None:
         raise BadInput(f"{run.path}: has no checkpoint; train it with --resume {run.path}")
@@ -146,11 +146,11 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
 
 
 def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
-    """Copy the last weights of a run into a model and a guide about to be trained: all of the model's, and of the
-    guide's those that have the name and the shape of one here, so that a model can be given another guide.
+    """Copy the last weights of a run into a model and a guide. The model gets all of its weights. The guide gets those
+    that have the same name and shape in both guides, so that a model can be given another guide.
 
-    :returns: what was taken, in a sentence.
-    :raises BadInput: for a directory that is no run, has no weights, or whose model is another.
+    :returns: a sentence that says which weights were copied.
+    :raises BadInput: for a directory that is no run, a run without weights, and a run of another model.
     """
     run = RunDirectory.open(Path(path))
     content = run.load_checkpoint()

@@ -1,4 +1,4 @@
-"""Training a run for more epochs than it was made for."""
+"""Training of a run for more epochs than it was made for."""
 
 from dataclasses import replace
 

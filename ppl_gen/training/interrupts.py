@@ -1,4 +1,4 @@
-"""Signals that end training, or a sweep, at the next good moment. Importing this imports no torch."""
+"""Signals that end training, or a sweep, in an orderly way. Importing this imports no torch."""
 
 import signal
 import threading
@@ -11,8 +11,8 @@ from types import FrameType
 def interrupts(*, shared: bool = False) -> Iterator[threading.Event]:
     """Event that the first Ctrl-C or SIGTERM sets. The second acts as usual.
 
-    :param shared: torchrun has started several processes. It passes on the signals that the terminal has sent to all of
-        them already, so that a second signal is no second Ctrl-C.
+    :param shared: True if torchrun has started several processes. It forwards the signals that the terminal has already
+        sent to every process, so a second signal is not a second Ctrl-C.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -11,11 +11,11 @@ from ppl_gen.core import parallel
 
 
 class SharedGradient:
-    """Loss with its gradient where several processes each have some images of a batch: the sums over processes, as one
-    of them would have for all images. An interrupt that one of them was sent reaches all of them with it, after the
-    same step.
+    """The loss and its gradient, where several processes share the images of a batch. Both are summed over the
+    processes and equal those of the whole batch. If one process has been interrupted, all of them learn it in the same
+    step.
 
-    :param loss: of a model, a guide and a batch, in nats per image.
+    :param loss: the loss of a model, a guide and a batch, in nats per image.
     """
 
     def __init__(self, loss: Callable[..., Tensor], parameters: list[nn.Parameter], interrupted: threading.Event):
