@@ -1,4 +1,4 @@
-"""A run as a user holds it: fit, evaluate, sample, resume, from Python. The commands are callers of it."""
+"""`Run`: fit, open, evaluate, sample and resume a run from Python. The commands call it."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ from ppl_gen.experiment.config import (
     with_objective,
     with_options,
 )
-from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.fitted import Fitted, check_same_images
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
 from ppl_gen.inference.estimate import Estimate
@@ -65,9 +65,9 @@ Result = TypeVar("Result", bound=Printed)
 
 
 class Run:
-    """A run directory, and the model, guide and data of the run, which are loaded when they are first asked for.
+    """A run directory, with the model, guide and data of the run, which are loaded when they are first used.
 
-    `Run.fit` makes one, `Run.open` opens one.
+    `Run.fit` makes a run, `Run.open` opens one.
     """
 
     def __init__(
@@ -112,21 +112,21 @@ class Run:
     ) -> "Run":
         """Train a model and a guide, evaluate them and draw the pictures.
 
-        :param model: a name such as `"vae"`, `"file.py:Class"`, a class, or an instance, which is trained in place from
-            the weights that it has. So are `guide`, `prior` and `objective`.
+        :param model: a name such as `"vae"`, `"file.py:Class"`, a class, or an instance. An instance is trained in
+            place, from the weights that it has. `guide`, `prior` and `objective` take the same.
         :param data: a name, a file, images [N, …] as a tensor or an array, a pair of images and labels [N], a
-            `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A split that
-            is not there is a tenth of the training images, chosen with a fixed seed.
-        :param init_from: a run whose last weights training starts from.
-        :param guide_options: keyword arguments of the guide's constructor. So are `prior_options` and
-            `objective_options`.
+            `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A missing
+            split is a tenth of the training images, chosen with a fixed seed.
+        :param init_from: a run; training starts from its last weights.
+        :param guide_options: keyword arguments of the guide's constructor. `prior_options` and `objective_options` work
+            the same way.
         :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
-        :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training as if this
-            had been the last epoch.
+        :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training after this
+            epoch.
         :param quiet: print nothing.
-        :param options: every other option of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
+        :param options: all other options of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
             `latent_dim=2`.
-        :raises BadInput: before anything is written, if this cannot work.
+        :raises BadInput: before anything is written, for a pair or options that cannot be fitted.
         """
         chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
         options |= {f"{kind}_options": dict(each) for kind, each in chosen.items() if each is not None}
@@ -136,9 +136,9 @@ class Run:
 
     @staticmethod
     def configure(given: Given, init_from: "str | Path | Run | None" = None, **options: Any) -> tuple[Config, Given]:
-        """The configuration that the arguments of `fit` mean, and what of them no configuration holds.
+        """The configuration for arguments of `fit`, and the objects among them that a configuration cannot hold.
 
-        :raises BadInput: for an option that there is not.
+        :raises BadInput: for an unknown option.
         """
         start = init_from.path if isinstance(init_from, Run) else init_from
         config = starting_config(given, None if start is None else str(start))
@@ -161,7 +161,7 @@ class Run:
         on_epoch: Hook | None = None,
         quiet: bool = False,
     ) -> "Run":
-        """As `fit`, from a whole configuration."""
+        """Fit a run from a complete configuration, as `fit` does from its arguments."""
         out = None if out is None else Path(out)
         parallel.join()
         quiet = quiet or parallel.rank() > 0
@@ -178,9 +178,10 @@ class Run:
 
     @classmethod
     def ensure(cls, path: Path, config: Config, given: Given) -> "Run":
-        """The finished run of a configuration in a directory: fitted now, or continued, or there already.
+        """The finished run of a configuration in a directory. If it is missing it is fitted; if it was interrupted it
+        is continued.
 
-        :raises BadInput: for a run that is there with other options.
+        :raises BadInput: for an existing run with other options.
         """
         if not path.exists():
             return cls.start(config, given, out=path, quiet=True)
@@ -211,16 +212,18 @@ class Run:
         checkpoint: Checkpoint = "last",
         device: str = "auto",
     ) -> "Run":
-        """A run that is there.
+        """An existing run.
 
-        :param model: the class or the instance, again, of a run that was fitted with one of your own: code is never run
-            because a run directory points to it. So are `guide` and `prior`. Weights are loaded into an instance.
-        :param objective: likewise, where training goes on.
-        :param data: the images, again, of a run that was fitted to images of your own. They are told from others by
-            their SHA-256.
-        :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
-        :param device: auto, cpu or cuda.
-        :raises BadInput: for a directory that is no run. Evaluation, metrics and figures need nothing given again.
+        :param model: the class or the instance of the model, if the run was fitted with your own. It must be handed
+            over again: a run directory never runs code. Weights are loaded into an instance. `guide` and `prior` work
+            the same way.
+        :param objective: the objective, if it is your own and training is to be resumed.
+        :param data: the images, if the run was fitted to images of your own. Their SHA-256 must be the recorded one.
+        :param checkpoint: `last`: the weights after the last epoch; `best`: those after the epoch with the best
+            validation ELBO.
+        :param device: `auto`, `cpu` or `cuda`.
+        :raises BadInput: for a directory that is no run. Evaluation, metrics and figures can be read without the
+            objects above.
         """
         return cls(
             RunDirectory.open(Path(path)),
@@ -230,11 +233,12 @@ class Run:
         )
 
     def resume(self, epochs: int | None = None, *, on_epoch: Hook | None = None, quiet: bool = False) -> "Run":
-        """Continue an interrupted run to the numbers that it would have had, or train a finished one for longer.
+        """Continue an interrupted run, which ends with the same numbers as one that was not interrupted; or train a
+        finished run for more epochs.
 
-        :param epochs: of the whole run, if not those of its configuration. The optimizer goes on from its state. A
-            schedule goes on as that of so many epochs.
-        :param on_epoch: as for `fit`.
+        :param epochs: number of epochs of the whole run, if more than in its configuration. The optimizer continues
+            from its state, and a schedule of the learning rate as one over all of these epochs.
+        :param on_epoch: a hook, as for `fit`.
         """
         parallel.join()
         quiet = quiet or parallel.rank() > 0
@@ -247,6 +251,7 @@ class Run:
         # The run that it started from may be gone by now.
         start = not directory.checkpoint_path.exists()
         prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
+        check_same_images(directory, prepared.assembled.data)
         if longer is not None:
             record_epochs(directory, config.training, longer.training, quiet=quiet)
         elif directory.finished(config.training.epochs) and not quiet:
@@ -255,7 +260,7 @@ class Run:
         return self
 
     def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
-        """Do what the run does not have yet: training, evaluation, pictures."""
+        """Do the steps that the run has not done yet: training, evaluation, pictures."""
         from ppl_gen.report.pictures import draw_evaluation, draw_training
 
         fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
@@ -278,7 +283,7 @@ class Run:
             raise KeyboardInterrupt(f"continue with: {resume}") from None
 
     def _after_epoch(self, hooks: list[Hook], on_epoch: Hook | None, metrics: Json) -> bool:
-        """Call all hooks. Returns whether any of them ends training."""
+        """Call all hooks. Returns True if any of them ends training."""
         ended = [hook(self, metrics) for hook in (*hooks, on_epoch) if hook is not None]
         return True in ended
 
@@ -291,12 +296,12 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """Every option of the run, as it was resolved."""
+        """Every option of the run, with defaults filled in."""
         return config_of(self.directory, None)
 
     @cached_property
     def fitted(self) -> Fitted:
-        """Model, guide and data, loaded."""
+        """Model, guide and data, with the weights loaded."""
         fitted = Fitted.open(self.path, self.given, checkpoint=self.checkpoint, device=self.device)
         fitted.directory.writes = self.directory.writes
         return fitted
@@ -308,22 +313,22 @@ class Run:
 
     @property
     def guide(self) -> nn.Module:
-        """The guide, likewise."""
+        """The guide, in eval mode until `train()` is called."""
         return self.fitted.guide.eval()
 
     @property
     def data(self) -> Data:
-        """The images."""
+        """The images: training, validation and test split."""
         return self.fitted.data
 
     @property
     def pair(self) -> Pair:
-        """Model and guide, read: sites, plate, shapes."""
+        """Sites, plate and shapes of model and guide."""
         return self.fitted.pair
 
     @property
     def metrics(self) -> "pandas.DataFrame":
-        """What was measured before the first epoch and after each: `epoch`, `train.elbo`, `validation.elbo`, …"""
+        """Measurements before the first epoch and after each: `epoch`, `train.elbo`, `validation.elbo`, …"""
         import pandas
 
         return pandas.json_normalize(self.directory.metrics())
@@ -335,7 +340,7 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The last evaluation; None if there is none, or the weights were trained on since."""
+        """The last evaluation; None if there is none, or if the weights were trained on after it."""
         found = Evaluation.read(self.directory)
         return None if found is None or self.directory.stale(found.summary) else found
 
@@ -351,13 +356,14 @@ class Run:
         **chosen: Any,
     ) -> Evaluation:
         """Estimate the ELBO and log p(x) of the images of a split. Writes `evaluation.json`, `evaluation.nc` and two
-        pictures, in the place of those that there are.
+        pictures, which replace those of an earlier evaluation.
 
-        :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
-        :param data: images [N, …] of your own, in the place of the test images: a tensor, an array, a pair of images
+        :param options: the options. Their fields can also be given by name: `num_samples=5000`, `estimator="annealed"`,
+            …
+        :param data: images [N, …] of your own to use instead of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, or the `file.py:function` of each. An estimator is called with model,
-            guide and images, and returns an `Estimate`.
+        :param further: estimators of your own, as functions or by the names `file.py:function`. An estimator is called
+            with model, guide and images, and returns an `Estimate`.
         """
         from ppl_gen.report.pictures import draw_evaluation
 
@@ -374,34 +380,34 @@ class Run:
         return found
 
     def log_px(self, x: Any, *, quiet: bool = True, **chosen: Any) -> Estimate:
-        """log p(x) of images of your own, image by image: exact where it can be had, else by importance sampling.
+        """log p(x) of each of your own images: exact if possible, else by importance sampling.
 
-        :param x: as `data` of `evaluate`.
+        :param x: images, as `data` of `evaluate`.
         :param chosen: options of the evaluation by name: `num_samples=5000`, …
         """
         found = self.evaluate(data=x, quiet=quiet, **chosen)
         return found.estimates[found.primary]
 
     def latents(self, x: Any, *, num_samples: int = 1, seed: int = 0) -> dict[str, Tensor]:
-        """Samples of z ~ q(z | x) for images of your own, [samples, images, units] by latent site. Where the guide
-        leaves z to be summed out, they are samples of p(z | x).
+        """Samples [samples, images, units] of each latent site for images of your own: z ~ q(z | x), or z ~ p(z | x) if
+        the guide leaves z to enumeration.
 
-        :param x: as `data` of `evaluate`.
+        :param x: images, as `data` of `evaluate`.
         """
         return latents(self.fitted, x, num_samples, seed)
 
     def split_gap(self, options: EvaluationOptions | None = None, *, quiet: bool = False, **chosen: Any) -> GapSplit:
         """Split log p(x) - ELBO into approximation and amortization gap. Writes `gaps.json`.
 
-        :param options: as for `evaluate`.
+        :param options: options, as for `evaluate`.
         """
         options = self._evaluation_options(options, chosen)
         return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet))
 
     def _evaluation_options(self, options: EvaluationOptions | None, chosen: Mapping[str, Any]) -> EvaluationOptions:
-        """The options of an evaluation, which is of the weights that the run was opened with.
+        """The options of an evaluation. They must be of the weights that the run was opened with.
 
-        :raises BadInput: where they name others.
+        :raises BadInput: for options of other weights.
         """
         options = options_from(EvaluationOptions, options or EvaluationOptions(checkpoint=self.checkpoint), chosen)
         if options.checkpoint != self.checkpoint:
@@ -416,7 +422,8 @@ class Run:
     def sample(self, options: SampleOptions | None = None, **chosen: Any) -> Tensor:
         """Images from the model, [images, *shape of an image].
 
-        :param options: or its fields by name: `num_images=25`, `source="grid"`, `draws=True`, …
+        :param options: the options. Their fields can also be given by name: `num_images=25`, `source="grid"`,
+            `draws=True`, …
         """
         images = sample(self.fitted, options_from(SampleOptions, options, chosen))
         return images.reshape(-1, *self.data.shape)
@@ -445,19 +452,20 @@ class Run:
         return self._keep("responsibilities.json", found, draw_responsibilities)
 
     def quality(self, options: QualityOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Quality:
-        """Score samples by a classifier of the same images. Writes `quality.json` and pictures."""
+        """Score samples by a classifier that is trained on the same images. Writes `quality.json` and pictures."""
         return self.quality_of([self], options_from(QualityOptions, options, chosen), quiet=quiet)[0]
 
     @staticmethod
     def quality_of(runs: "Sequence[Run]", options: QualityOptions, *, quiet: bool = False) -> list[Quality]:
-        """As `quality`, of several runs. Those of the same images share one classifier."""
+        """Score the samples of several runs, as `quality` does for one. Runs of the same images share one
+        classifier."""
         from ppl_gen.report.uses import draw_quality
 
         found = quality([run.fitted for run in runs], options, quiet=quiet)
         return [run._keep("quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
 
     def _keep(self, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:
-        """Write a result and its pictures into the run directory, and the page anew."""
+        """Write a result and its pictures to the run directory, and write its page again."""
         if draw is not None:
             draw(self.fitted, found)
         self.directory.write_json(name, found.summary)

@@ -39,7 +39,7 @@ class OutputOptions:
 @dataclass(frozen=True)
 class Command:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run directory."""
+    """The run directory."""
     images: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
     output: Annotated[OutputOptions, tyro.conf.arg(name="")] = field(default_factory=OutputOptions)
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
@@ -61,7 +61,7 @@ def command(arguments: list[str]) -> None:
 
 
 def save_picture(images: np.ndarray, out: Path) -> None:
-    """Write images [images, height, width] side by side, in a grid that is nearly square."""
+    """Write images [images, height, width] to a picture, in a grid that is nearly square."""
     import matplotlib.image
 
     from ppl_gen.figures.images import mosaic

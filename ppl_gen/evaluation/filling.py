@@ -35,7 +35,7 @@ class Filled(Printed):
     """The images [images, pixels]."""
     visible: Tensor
     """True for visible pixels, bool [pixels]."""
-    completion: Completion
+    imputation: Completion
 
     def __str__(self) -> str:
         return table(self.summary)
@@ -82,7 +82,7 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(mask.astype(bool).reshape(shape))
 
 
-def complete(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Completion:
+def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Completion:
     """Impute hidden pixels: exactly if the states of z are few enough to enumerate, else by importance sampling from
     the guide.
 
@@ -124,7 +124,7 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     num_samples = options.num_samples or fitted.config.num_samples
     pair = fitted.pair
     with fitted.estimating(options.seed):
-        found = complete(fitted, x, visible, num_samples, quiet)
+        found = impute(fitted, x, visible, num_samples, quiet)
     hidden = int((~visible).sum())
     summary: Json = {
         **fitted.provenance(options),

@@ -186,10 +186,15 @@ def same_data(directory: RunDirectory, config: Config, given: Given) -> Data:
     :raises BadInput: if the images that are handed over differ from the recorded ones.
     """
     data = load_data(config.data, given.data)
+    check_same_images(directory, data)
+    return data
+
+
+def check_same_images(directory: RunDirectory, data: Data) -> None:
+    """Raise `BadInput` for images that were handed over again and are not those of the run."""
     recorded = directory.config.get("data_sha256")
     if data.sha256 is not None and recorded is not None and data.sha256 != recorded:
         raise BadInput(
-            f"--data array: {directory.path} was fitted to other images: their SHA-256 begins with {recorded[:8]}, "
-            f"that of these with {data.sha256[:8]}"
+            f"--data {data.name}: {directory.path} was fitted to other images: their SHA-256 begins with "
+            f"{recorded[:8]}, that of these with {data.sha256[:8]}"
         )
-    return data

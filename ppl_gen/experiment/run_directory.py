@@ -40,9 +40,9 @@ class RunDirectory:
         self.path = path
         self.config = config
         self.writes = writes
-        """Whether anything is: of several processes, one does."""
+        """True if this process writes files. Of several processes, one does."""
         self.loaded: int | None = None
-        """Steps of training behind the weights that were loaded from it, if any were."""
+        """Training steps of the weights that were loaded from here; None if none were."""
 
     @classmethod
     def create(cls, out: Path | None, stem: str, config: Json) -> "RunDirectory":

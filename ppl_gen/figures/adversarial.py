@@ -1,4 +1,4 @@
-"""A generator and a discriminator through training."""
+"""Learning curves of a generator and a discriminator."""
 
 import math
 

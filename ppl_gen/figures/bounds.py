@@ -1,4 +1,4 @@
-"""How far the bound is from log p(x)."""
+"""The distance of the bound from log p(x)."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _LEAST = 0.02  # nats that an axis shows: closer than that is rounding
 
 
 def captions(summary: Json) -> dict[str, Caption]:
-    """`CAPTIONS` with the numbers of an `evaluation.json`."""
+    """`CAPTIONS` with numbers from an `evaluation.json`."""
     importance = summary.get("log_px_importance") or summary["log_px"]
     elbo, log_px, gap = (fixed(entry["mean"]) for entry in (summary["elbo"], importance, summary["gap"]))
     told = {
@@ -74,10 +74,10 @@ def bound_against_k(summary: Json) -> Figure:
 
 
 def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False) -> Figure:
-    """Histogram over images of log p(x) - ELBO in nats; images whose log p(x) is not settled are hatched. An infinite
-    gap is not in it, but counted in the title.
+    """Histogram over images of log p(x) - ELBO in nats. Images whose log p(x) is only a lower bound are hatched.
+    Infinite gaps are counted in the title alone.
 
-    :param at_least: whether the mean is at least what it is, whatever is known of single images.
+    :param at_least: True if the mean is only a lower bound, even if no single image is known to be.
     """
     finite = np.isfinite(gap)
     infinite = int((~finite).sum())

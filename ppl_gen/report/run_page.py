@@ -19,7 +19,7 @@ def write_report(run: RunDirectory) -> None:
 
 
 def report(run: RunDirectory) -> str:
-    """The page of a run, with the numbers and pictures that its directory holds."""
+    """The page of a run as HTML."""
     config, metrics, found = run.config, run.metrics(), results(run)
     evaluation, shown = found.get("bounds"), sections(run, found)
     trained = f"{metrics[-1]['epoch']} epochs of training, {metrics[-1]['seconds']:.0f} s" if metrics else ""
@@ -40,7 +40,7 @@ def report(run: RunDirectory) -> str:
 
 
 def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
-    """What must not be overlooked, a sentence each."""
+    """Warnings at the top of the page, a sentence each."""
     warnings = [config.get("data_notice", "")]
     warnings += [] if "bounds" in found else ["not evaluated yet, as it is now"]
     for content in found.values():
@@ -52,7 +52,7 @@ def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
 
 
 def gallery(run: RunDirectory) -> Gallery:
-    """The pictures of a run that there are, those of the package first."""
+    """The pictures in the run directory, those of the package first."""
     return _pictures(run, results(run).get("bounds", {}), run.metrics())
 
 
@@ -74,7 +74,7 @@ def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
 
 
 def _options(config: Json) -> dict[str, dict[str, str]]:
-    """Every option of `config.json`, as it was resolved, in groups."""
+    """Every option of `config.json` as text, in groups."""
     groups: dict[str, Json] = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
     groups |= {name: value for name, value in config.items() if isinstance(value, dict) and value}
     return {
@@ -93,7 +93,7 @@ def _written(value: Any) -> str:
 
 
 def _again(run: RunDirectory) -> Iterator[tuple[str, Sequence[str]]]:
-    """Comments and the commands that they are of; no command for a run made from Python."""
+    """Comments, each with its command. A run that was made from Python has no command that makes it."""
     made = fit_command(run.config)
     yield "the run, where there is none yet" if made else "the run was made from Python", made
     resume = command("fit", "--resume", run.path, *named_again(run.config))

@@ -21,7 +21,7 @@ class SharedGradient:
     def __init__(self, loss: Callable[..., Tensor], parameters: list[nn.Parameter], interrupted: threading.Event):
         self.loss, self.parameters, self.interrupted = loss, parameters, interrupted
         self.whole = 0
-        """Images of the batch of all processes."""
+        """Number of images of the batch over all processes."""
         self.stop = False
 
     def __call__(self, model: Any, guide: Any, x: Tensor, *args: Any) -> float:

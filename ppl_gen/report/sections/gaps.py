@@ -1,4 +1,4 @@
-"""Where the gap comes from: approximation and amortization gaps, from `gaps.json`."""
+"""Approximation and amortization gaps, from `gaps.json`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
