@@ -112,6 +112,20 @@ def test_seeds_are_one_row(elsewhere: Path) -> None:
     assert alone["log_px"]["se_seeds"] is None and alone["log_px_difference"]["se_seeds"] is None
 
 
+def test_guides_of_a_session_have_their_own_names(elsewhere: Path) -> None:
+    """Two of one name are told apart by where they came from, or by their code."""
+    mine = write("a", [-9], [-2], guide="class:Laplace", guide_sha256="a" * 64)
+    assert " Laplace " in str(Comparison([mine])) and "class:" not in str(Comparison([mine]))
+    other = write("b", [-9], [-3], guide="class:Laplace", guide_sha256="b" * 64)
+    instance = write("c", [-9], [-4], guide="instance:Laplace", guide_sha256="a" * 64)
+    assert Comparison([mine, write("d", [-9], [-3])]).frame["guide"].tolist() == ["class:Laplace", "normal"]
+    text = str(Comparison([mine, other]))
+    assert "all rows: model vae, guide Laplace" in text and "guide_sha256=aaaaaaaa" in text and "class:" not in text
+    assert "class:Laplace" in str(Comparison([mine, instance])) and "instance:Laplace" in str(
+        Comparison([mine, instance])
+    )
+
+
 def test_intervals(elsewhere: Path) -> None:
     """Of two rows with two seeds each, a difference between methods: t of 1 degree of freedom over seeds, and of 3 over
     images. Of a row with one seed, a difference between weights. Three rows are three pairs."""
@@ -392,7 +406,6 @@ def test_runs_are_paths_and_what_has_a_directory(elsewhere: Path) -> None:
     ("runs", "words"),
     [
         ([], "name at least one run"),
-        ("a0", "give a list of runs, ['a0']"),
         ([3], "3 is no run"),
         (["a0", None], "None is no run"),
         (["nowhere"], "nowhere: no such run directory"),
@@ -547,3 +560,8 @@ def test_fitting_and_comparing(elsewhere: Path) -> None:
         Comparison.fit("vae", guides=[Laplace(12, 2)], **options)
     with pytest.raises(BadInput, match="two runs would be called vae-normal-0"):
         Comparison.fit("vae", guides=["normal", "normal"], **options)
+
+
+def test_a_single_run_needs_no_list(elsewhere: Path) -> None:
+    path = write("a0", [-20, -20], [-10, -10])
+    assert Comparison(path).to_json() == Comparison([path]).to_json() == Comparison(str(path)).to_json()

@@ -6,6 +6,7 @@ from typing import Literal
 from ppl_gen.core.errors import require, require_choices
 
 Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
+SplitName = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
