@@ -82,13 +82,13 @@ class Run:
         self.checkpoint, self.device = checkpoint, device
 
     def __repr__(self) -> str:
-        told = self.evaluation
+        evaluation = self.evaluation
         about = f"{title(self.directory.config)}, on {self.directory.config.get('data_name')}"
-        return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if told is None else repr(told)}"
+        return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if evaluation is None else repr(evaluation)}"
 
     def _repr_html_(self) -> str:
-        told = self.evaluation
-        return f"<pre>{escape(repr(self))}</pre>" if told is None else told._repr_html_()
+        evaluation = self.evaluation
+        return f"<pre>{escape(repr(self))}</pre>" if evaluation is None else evaluation._repr_html_()
 
     # Making one, and opening one -------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, warnings_of
-from ppl_gen.evaluation.estimating import by_sampling, estimators, exactly_known, observation
+from ppl_gen.evaluation.estimating import estimators, exact_estimate, importance_estimate, observation
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import title
 from ppl_gen.evaluation.use_options import NUM_SPLICED, SpliceOptions
@@ -74,10 +74,10 @@ def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: b
     :raises BadInput: for `exact` if a latent site has no finite support, or memory does not suffice.
     """
     if estimator != "importance" and estimators(fitted.model, fitted.pair, estimator, x.device)[0]:
-        return exactly_known(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
-    found = by_sampling(fitted, x, num_samples=num_samples, quiet=quiet)
-    told = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
-    return found.log_px, told
+        return exact_estimate(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
+    found = importance_estimate(fitted, x, num_samples=num_samples, quiet=quiet)
+    settings = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
+    return found.log_px, settings
 
 
 def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
@@ -90,7 +90,7 @@ def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
 
     truth = np.repeat([0, 1], [len(natural), len(spliced)])
     area = roc_auc_score(truth, -np.concatenate([natural, spliced]))
-    # For each image, the share of the other kind that it is told from; a tie counts half.
+    # For each image, the share of the other kind that it is settings from; a tie counts half.
     below, upto = (np.searchsorted(np.sort(natural), spliced, side) for side in ("left", "right"))
     of_spliced = 1 - (below + upto) / 2 / len(natural)
     below, upto = (np.searchsorted(np.sort(spliced), natural, side) for side in ("left", "right"))

@@ -18,7 +18,7 @@ from ppl_gen.inference.importance import ImportanceEstimate
 Estimates = Mapping[str, Estimate]
 
 
-def of_the_guide(estimates: Estimates) -> ImportanceEstimate | None:
+def guide_estimate(estimates: Estimates) -> ImportanceEstimate | None:
     """The estimate that has the ELBO; None if there is none."""
     return next((each for each in estimates.values() if isinstance(each, ImportanceEstimate)), None)
 
@@ -28,7 +28,7 @@ def lower_bounds(estimates: Estimates) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for name, estimate in estimates.items():
         found |= estimate.lower_bounds(name)
-    guided = of_the_guide(estimates)
+    guided = guide_estimate(estimates)
     if guided is not None and guided.second_opinion is not None:
         found["second_opinion"] = guided.second_opinion
     return found

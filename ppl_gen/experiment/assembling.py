@@ -110,14 +110,14 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
         with evaluating(model), torch.random.fork_rng([]):
             sites = sample_sites(poutine.trace(model.model).get_trace())
     except Exception as error:  # somebody else's code
-        name, told = type(model).__name__, describe(error)
-        raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {told}") from error
+        name, why = type(model).__name__, describe(error)
+        raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {why}") from error
     latents = [site for site in sites if not site["is_observed"] and site["name"] != "x"]
     if len(latents) > 1:  # or labels, which are drawn where there are none
         images = [data.targets("train", slice(2)).cpu()]
         if data.train.labels is not None and takes_labels(model, model):
             images.append(data.train.labels[:2].cpu())
-        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # told when the pair is read
+        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # raised again when the pair is read
             seen = sample_sites(poutine.trace(model.model).get_trace(*images))
             observed = {site["name"] for site in seen if site["is_observed"]}
             latents = [site for site in latents if site["name"] not in observed]

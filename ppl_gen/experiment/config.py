@@ -283,7 +283,7 @@ def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
     recorded, own = config.training.objective, given.objective
     if own is None:
         if is_external(recorded):
-            raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_again('objective', recorded)}")
+            raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_hint('objective', recorded)}")
         return config
     name = components.name_of("objective", own)
     if class_name(name) != class_name(recorded):
@@ -300,7 +300,7 @@ def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, requi
     options = _tuples(run.config.get(f"{kind}_options", {}))
     if name is None:
         if required and recorded is not None and is_external(recorded):
-            raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; {_again(kind, recorded)}")
+            raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; {_hint(kind, recorded)}")
         name = recorded
     elif recorded is None or class_name(name) != class_name(recorded):
         if not swap:
@@ -309,7 +309,7 @@ def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, requi
     return {kind: name, f"{kind}_options": options}
 
 
-def _again(kind: Kind, recorded: str) -> str:
+def _hint(kind: Kind, recorded: str) -> str:
     """Instructions to hand over a class or an instance again."""
     origin, _, name = recorded.partition(":")
     if origin in components.OBJECTS:

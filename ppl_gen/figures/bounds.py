@@ -28,11 +28,11 @@ def captions(summary: Json) -> dict[str, Caption]:
     """`CAPTIONS` with numbers from an `evaluation.json`."""
     importance = summary.get("log_px_importance") or summary["log_px"]
     elbo, log_px, gap = (fixed(entry["mean"]) for entry in (summary["elbo"], importance, summary["gap"]))
-    told = {
+    numbers = {
         "bound_against_k": f" from {elbo} nats at k = 1 to {log_px} at k = {importance['num_samples']}",
         "gap_histogram": f"; its mean is {gap} nats",
     }
-    return {name: caption.told(told[name]) for name, caption in CAPTIONS.items()}
+    return {name: caption.with_numbers(numbers[name]) for name, caption in CAPTIONS.items()}
 
 
 def bound_against_k(summary: Json) -> Figure:

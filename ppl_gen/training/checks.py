@@ -266,7 +266,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
             pyro.validation_enabled(False),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # told below
+            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # raised below
             warnings.filterwarnings("ignore", ".* was not registered in the param store")  # by design, for a moment
             with register_module_forward_pre_hook(lambda module, _: called.append(module)):
                 loss = compute()

@@ -240,16 +240,16 @@ class Loop:
         rows = order[: self.size], order[-self.size :].flip(0)  # flipped: another batch, even if there is but one
         loss = partial(self.loss, self.pair.model, self.pair.guide)
         with pyro.validation_enabled(False):
-            self.captured = Captured(loss, self.modules, *map(self.tried, rows))
+            self.captured = Captured(loss, self.modules, *map(self.probe_batch, rows))
         self.svi.loss_and_grads = self.captured
 
     def verify(self, order: Tensor) -> None:
         """Compare the recorded step with the pair on a batch."""
         if self.captured is not None:
             with pyro.validation_enabled(False):
-                self.captured.check(*self.tried(order[: self.size]))
+                self.captured.check(*self.probe_batch(order[: self.size]))
 
-    def tried(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def probe_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """A batch that is drawn without changing the noise of the next step."""
         with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
             return self.batch(rows)
@@ -331,7 +331,7 @@ class Loop:
 
 
 def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *batch: Tensor) -> ELBO:
-    """The Pyro ELBO for an objective and a pair, tried on a few images.
+    """The Pyro ELBO for an objective and a pair, probe_batch on a few images.
 
     :raises BadInput: if the objective does not support the pair.
     """
