@@ -178,7 +178,7 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
             together = model.likelihood(z).log_prob(x[:3])
             alone = torch.stack([model.likelihood(each).log_prob(x[:3]) for each in z])
             same = together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
-        except Exception as error:  # somebody else's code
+        except Exception as error:  # user code
             raise BadInput(f"{pair.model_name}: likelihood(z) fails on chains of images: {describe(error)}") from error
         if not same:
             raise BadInput(
@@ -219,7 +219,7 @@ def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:
     """
     try:
         found = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # user code
         raise BadInput(f"--further {name}: fails: {describe(error)}") from error
     if not isinstance(found, Estimate) or found.log_px.shape != (len(task.x),):
         raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")

@@ -73,7 +73,7 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
         raise BadInput(f"--hide {name}: no such file")
     try:
         mask = np.load(name, allow_pickle=False)
-    except Exception as error:  # EOF, value and pickle errors all mean the same here
+    except Exception as error:  # EOF, value and pickle errors all mean a bad file
         raise BadInput(f"--hide {name}: truncated, or not a NumPy file of numbers ({error})") from None
     if not isinstance(mask, np.ndarray) or mask.shape not in (shape, (math.prod(shape),)):
         raise BadInput(f"--hide {name}: a mask of shape {getattr(mask, 'shape', None)} for images of shape {shape}")

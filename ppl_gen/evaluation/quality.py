@@ -32,7 +32,7 @@ _SHOWN = 10
 _FEATURES = 128
 _BATCH = 1000
 _MOST = 10_000
-_PRESENT = 0.1  # of its share in the data, for a class to count as covered
+_PRESENT = 0.1  # a class is covered if its share reaches this part of its share in the data
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Judge:
         """Scores of samples [images, data_dim], compared with the test images."""
         real, logits_real = self._features_and_logits(self.test)
         made, logits = self._features_and_logits(samples)
-        scale = real.square().mean().sqrt()  # so that no figure depends on what the classifier makes of it
+        scale = real.square().mean().sqrt()  # removes the arbitrary scale of the features
         real, made = real / scale, made / scale
         keys = ("mean", "se")
         precision, recall = precision_recall(real, made)

@@ -64,7 +64,7 @@ def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row
 
 def _bound_rows(s: Json, importance: Json) -> list[Row]:
     """The ELBO with its terms, the IWAE bounds, and log p(x) from the same samples."""
-    corrected = s.get("iwae_jackknife")  # which earlier versions did not write
+    corrected = s.get("iwae_jackknife")  # earlier versions did not write it
     of_the_prior = " from the prior" if s.get("proposal") == "prior" else ""
     return [
         _row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
@@ -195,7 +195,7 @@ def _gap_note(summary: Json, several: bool) -> str:
 def _khat_note(khat: Json) -> str:
     median = fixed(khat["median"]) if khat.get("median") is not None else "unknown"
     too_high = f"median {median}; above {khat['threshold']:.2f}: {khat['fraction_above_threshold']:.1%} of images"
-    if "fraction_unknown" not in khat:  # earlier versions counted these among the former
+    if "fraction_unknown" not in khat:  # earlier versions counted unknown ones as too high
         return f"{too_high}, those where it is unknown included"
     return f"{too_high}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
 

@@ -109,4 +109,4 @@ def disagreement(annealed: Estimate, importance: Estimate) -> tuple[Tensor, Tens
     difference = annealed.log_px - importance.log_px
     error = (annealed.log_px_mc_var + importance.log_px_mc_var).sqrt()
     allowed = 4 * error + annealed.log_px_bias.abs() + importance.log_px_bias.abs()
-    return difference, difference.abs() > allowed  # not where an error is unknown
+    return difference, difference.abs() > allowed  # False where an error is NaN

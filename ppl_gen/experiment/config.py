@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import ppl_gen
 from ppl_gen.core import components
 from ppl_gen.core.commands import is_function
 from ppl_gen.core.components import Kind, class_name, find, is_external, kebab_case
 from ppl_gen.core.contracts import defaults_of
+from ppl_gen.core.convert import convert, convert_all
 from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.core.options import flat, option
 from ppl_gen.data.options import DataOptions
@@ -75,7 +76,7 @@ class Config:
             }
         return {
             **classes,
-            # The data set that it became, so that nothing is left to what is on disk next time.
+            # The data set that `auto` has chosen, so that the run keeps it whatever is on disk later.
             "data": asdict(self.data) | {"data": data.name if self.data.data == "auto" else self.data.data},
             "data_name": data.name,
             "data_sha256": data.sha256 or fingerprint(self.data.data),
@@ -96,7 +97,7 @@ class Config:
     def stem(self, data_name: str) -> str:
         """Name of a run directory without its number: `vae-normal-mnist`."""
         parts = [kebab_case(class_name(name)) for name in (self.model, self.guide)]
-        return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data_name).name)])  # a file may be in another folder
+        return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data_name).name)])  # a file is named without its folder
 
     def resolved(self, given: "Given") -> "Config":
         """The same configuration with every option of its classes, at the default where none was chosen."""
@@ -202,7 +203,7 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
         there = config_of(RunDirectory.open(Path(init_from)), given, swap=True)
         defaults = training_defaults(given.find("model", there.model))
         if refit_guide:
-            defaults.pop("objective", None)  # it was the model's, which stays as it is
+            defaults.pop("objective", None)  # the default objective trains the model, which stays as it is here
         return replace(there, training=TrainingOptions(**defaults), init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
@@ -219,25 +220,36 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
     )
 
 
+def _types(kind: Kind, found: Any) -> dict[str, Any]:
+    """The types of the options of a class, by name; an instance has none."""
+    return {each.name: each.type for each in components.options(kind, found)} if isinstance(found, type) else {}
+
+
 def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Config:
     """A configuration with some options changed. Options go by name to training, data, the other fields of `Config`, or
     the model's own options.
 
     :raises BadInput: for an unknown option.
     """
-    names = {part: {each.name for each in fields(part)} for part in (TrainingOptions, DataOptions, Config)}
+    names = {part: get_type_hints(part) for part in (TrainingOptions, DataOptions, Config)}
     chosen: dict[Any, dict[str, Any]] = {part: {} for part in names}
     model = given.find("model", config.model)
-    own = [each.name for each in components.options("model", model)] if isinstance(model, type) else []
+    own = _types("model", model)
     for name, value in options.items():
         part = next((part for part, known in names.items() if name in known), None)
         if part is not None:
-            chosen[part][name] = value
+            chosen[part][name] = convert(name, value, names[part][name])
         elif name in own:
-            chosen[Config].setdefault("model_options", {**config.model_options})[name] = value
+            chosen[Config].setdefault("model_options", {**config.model_options})[name] = convert(name, value, own[name])
         else:
             known = sorted(set().union(*names.values(), own) - {*KINDS, "training", "model_options"})
             raise BadInput(f"{name}: is no option of fit{near_miss(name, known)}")
+    classes: dict[Kind, str | None] = {"guide": config.guide, "prior": config.prior}
+    classes["objective"] = chosen[TrainingOptions].get("objective", config.training.objective)
+    for kind, reference in classes.items():
+        if options.get(f"{kind}_options"):
+            types = _types(kind, given.find(kind, reference))
+            chosen[Config][f"{kind}_options"] = convert_all(options[f"{kind}_options"], types, f"{kind}.")
     return replace(
         config,
         data=replace(config.data, **chosen[DataOptions]),
@@ -320,7 +332,7 @@ def _hint(kind: Kind, recorded: str) -> str:
 def check_same(run: RunDirectory, config: Config, given: Given) -> None:
     """Raise `BadInput` if an existing run was made with another configuration or other code."""
     there = config_of(run, given)
-    if config.data.data == "auto":  # the run has the name of what it became
+    if config.data.data == "auto":  # the run records the data set that was chosen
         config = replace(config, data=replace(config.data, data=there.data.data))
     ours, theirs = flat(asdict(config.resolved(given))), flat(asdict(there))
     for name in sorted(ours.keys() | theirs.keys()):
@@ -336,15 +348,17 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
     """Names of the classes and of the data file whose content has changed since the run was made."""
+    from ppl_gen.data import arrays
     from ppl_gen.data.loading import fingerprint
 
     given = given or Given()
     named = config.externals()
     named.pop("data", None)  # its images are checked, not its code
-    if given.objective is None:  # which none but training needs
+    if given.objective is None:  # only training needs it
         named.pop("objective", None)
     found = {kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()}
-    if run.config.get("data_sha256") is not None and given.data is None and not is_function(config.data.data):
+    by_name = config.data.data != arrays.NAME and not is_function(config.data.data)
+    if run.config.get("data_sha256") is not None and given.data is None and by_name:
         found["data"] = config.data.data, fingerprint(config.data.data)
     return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from ppl_gen.core.errors import BadInput
 
-if TYPE_CHECKING:  # who only reads JSON need not wait for torch
+if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
     import xarray
     from torch import Tensor
 
@@ -61,7 +61,7 @@ class RunDirectory:
             try:
                 _write(scratch / "config.json", to_json(config).encode())
                 path = out or next(p for n in itertools.count(1) if not (p := parent / f"{stem}-{n}").exists())
-                os.rename(scratch, path)  # fails on a directory that another process has filled meanwhile
+                os.rename(scratch, path)  # fails if another process has made it meanwhile
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return cls(path, config)
@@ -202,7 +202,7 @@ class RunDirectory:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = json.loads(metadata["state"])
             intact = metadata["crc32"] == str(_checksum(tensors))
-        except Exception as error:  # safetensors has no one error of its own
+        except Exception as error:  # safetensors raises errors of many kinds
             raise BadInput(f"{path}: damaged, or no checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
         if not intact:
             raise BadInput(f"{path}: damaged: its checksum does not match")

@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
@@ -35,7 +35,7 @@ from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
 
 _TIMED_STATES = 2**13
-_MORE_TIMED_STATES = 2**16  # where images do not multiply them, and what does not grow with them would count as well
+_MORE_TIMED_STATES = 2**16  # for sums over states that do not multiply with images: a short step would measure overhead
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
         cost = enumeration_cost(assembled) if start else None
         say(cost)
     check_least_images(assembled)
+    check_patience(assembled)
     missing = without_gradient(assembled)
     if config.training.capture:
         try_capture(assembled)
@@ -115,6 +116,14 @@ def _data(config: Config, given: Given) -> Data:
 
 
 # Do model, guide and data fit one another? ---------------------------------------------------------------------
+
+
+def check_patience(assembled: Assembled) -> None:
+    """Raise `BadInput` for early stopping without a bound on validation images."""
+    patience = assembled.config.training.patience
+    bounded = len(assembled.data.validation) and not isinstance(assembled.objective, Monitors)
+    if patience is not None and not bounded:
+        raise BadInput(f"--patience {patience}: needs a validation split and a bound; this run has none")
 
 
 def check_binarization(assembled: Assembled) -> None:
@@ -236,7 +245,7 @@ def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ..
     seconds = math.inf
     with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *batch)
-        for _ in range(2):  # the first warms up
+        for _ in range(2):  # the first one warms up
             start = time.perf_counter()
             with pyro.validation_enabled(False):
                 loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
@@ -257,7 +266,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
     """
     pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     own = {id(parameter) for parameter in modules.parameters()}
-    with pyro.get_param_store().scope(), unchanged(modules):  # statistics of batches, too, and the generators
+    with pyro.get_param_store().scope(), unchanged(modules):  # restores batch statistics and generators, too
         torch.manual_seed(0)
         compute = partial(_loss(assembled), *batch)
         called: list[nn.Module] = []
@@ -267,7 +276,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # raised below
-            warnings.filterwarnings("ignore", ".* was not registered in the param store")  # by design, for a moment
+            warnings.filterwarnings("ignore", ".* was not registered in the param store")  # intended
             with register_module_forward_pre_hook(lambda module, _: called.append(module)):
                 loss = compute()
         for name, site in trace.trace.nodes.items():

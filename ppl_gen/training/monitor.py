@@ -18,9 +18,9 @@ from ppl_gen.inference.pair import Pair
 
 SAMPLES = "samples.npz"
 """File of a run's samples through training: arrays `epoch_<number>` [samples, data_dim]."""
-_TRAINING_IMAGES = 10_000  # that are measured as the validation split is
+_TRAINING_IMAGES = 10_000  # number of training images to measure on
 _SAMPLES_KEPT = 10
-_ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # terms of a GAN, as they are printed
+_ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # names of a GAN's terms in print
 _SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
 
 

@@ -51,7 +51,7 @@ def draw_training(fitted: Fitted) -> None:
     save(run, "learning_curves", curves(metrics))
     with evaluating(fitted.model, fitted.guide), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for module in kinds().values():
-            torch.manual_seed(0)  # a picture more changes no other
+            torch.manual_seed(0)  # so that no picture depends on the ones before
             with _drawing(module.ABOUT):
                 for name, figure in module.draw(fitted):
                     save(run, name, figure)
@@ -67,7 +67,7 @@ def _drawing(what: str) -> Iterator[None]:
     """Turn an error into a warning. A user's model or guide need not support every picture."""
     try:
         yield
-    except BadInput:  # a full disk
+    except BadInput:  # such as a full disk
         raise
     except Exception as error:
         print(f"warning: no picture of {what}: {describe(error)}", file=sys.stderr)
