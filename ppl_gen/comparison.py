@@ -203,13 +203,13 @@ class Comparison:
 
         :param command: words of the command that makes the page again, which the page shows.
         """
-        from ppl_gen import report
+        from ppl_gen.report.comparison_page import comparison
 
         if command is None:
             command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
         warnings = warnings_of(self.images.observation)
         table, names = layout(self.rows), labels(self.rows)
-        return report.comparison(self.to_json(), names, *table, warnings, self.png, command)
+        return comparison(self.to_json(), names, *table, warnings, self.png, command)
 
 
 def _listed(classes: Any) -> Sequence[Any]:

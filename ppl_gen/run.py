@@ -82,13 +82,13 @@ class Run:
         self.checkpoint, self.device = checkpoint, device
 
     def __repr__(self) -> str:
-        told = self.evaluation
+        evaluation = self.evaluation
         about = f"{title(self.directory.config)}, on {self.directory.config.get('data_name')}"
-        return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if told is None else repr(told)}"
+        return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if evaluation is None else repr(evaluation)}"
 
     def _repr_html_(self) -> str:
-        told = self.evaluation
-        return f"<pre>{escape(repr(self))}</pre>" if told is None else told._repr_html_()
+        evaluation = self.evaluation
+        return f"<pre>{escape(repr(self))}</pre>" if evaluation is None else evaluation._repr_html_()
 
     # Making one, and opening one -------------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class Run:
             splits = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} images"
             print(f"run: {self.path}\ndata: {data.name}, train / validation / test {splits}", flush=True)
         try:
-            train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks))
+            train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, self))
             if self.evaluation is None:
                 evaluate(fitted, options_after_training(fitted), quiet=quiet).write(self.directory)
             if self.directory.writes:
@@ -283,10 +283,6 @@ class Run:
             again = "".join(f" --{kind} {name}" for kind, name in fitted.config.externals().items())
             resume = f"python -m ppl_gen.fit --resume {self.path}{again}"
             raise KeyboardInterrupt(f"continue with: {resume}") from None
-
-    def _after_epoch(self, hooks: list[Hook], metrics: Json) -> bool:
-        """Call all hooks. Returns True if any of them ends training."""
-        return True in [hook(self, metrics) for hook in hooks]
 
     # What it holds ---------------------------------------------------------------------------------------------
 
@@ -368,7 +364,7 @@ class Run:
         """
         from ppl_gen.report.pictures import draw_evaluation
 
-        options, fitted = self._evaluation_options(options, chosen), self.fitted
+        options, fitted = _evaluation_options(options, chosen, self.checkpoint), self.fitted
         others = other_guides(options, self.given)
         if data is not None:
             new = with_images(fitted, data)
@@ -402,21 +398,8 @@ class Run:
 
         :param options: options, as for `evaluate`.
         """
-        options = self._evaluation_options(options, chosen)
+        options = _evaluation_options(options, chosen, self.checkpoint)
         return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet))
-
-    def _evaluation_options(self, options: EvaluationOptions | None, chosen: Mapping[str, Any]) -> EvaluationOptions:
-        """The options of an evaluation. They must be of the weights that the run was opened with.
-
-        :raises BadInput: for options of other weights.
-        """
-        options = options_from(EvaluationOptions, options or EvaluationOptions(checkpoint=self.checkpoint), chosen)
-        if options.checkpoint != self.checkpoint:
-            raise BadInput(
-                f"--checkpoint {options.checkpoint}: this run was opened with its {self.checkpoint} weights; open it "
-                f"with checkpoint='{options.checkpoint}'"
-            )
-        return options
 
     # What it is used for ---------------------------------------------------------------------------------------
 
@@ -472,3 +455,24 @@ class Run:
         self.directory.write_json(name, found.summary)
         write_report(self.directory)
         return found
+
+
+def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:
+    """Call all hooks after an epoch. Returns True if any of them ends training."""
+    return True in [hook(run, metrics) for hook in hooks]
+
+
+def _evaluation_options(
+    options: EvaluationOptions | None, chosen: Mapping[str, Any], checkpoint: Checkpoint
+) -> EvaluationOptions:
+    """The options of an evaluation of a run that was opened with the weights of a checkpoint.
+
+    :raises BadInput: for options of other weights.
+    """
+    options = options_from(EvaluationOptions, options or EvaluationOptions(checkpoint=checkpoint), chosen)
+    if options.checkpoint != checkpoint:
+        raise BadInput(
+            f"--checkpoint {options.checkpoint}: this run was opened with its {checkpoint} weights; open it with "
+            f"checkpoint='{options.checkpoint}'"
+        )
+    return options

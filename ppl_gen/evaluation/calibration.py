@@ -173,7 +173,7 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
     yield "exact, by the package", exact
     yield f"prior, S = {count}", proposed([], prior_share=1)
     if isinstance(model, Mixture):
-        return  # its posterior is not to be factorized
+        return  # its one latent site has no marginals to factorize
     guide = Marginals(model)
     yield f"importance, S = {count}", importance
     yield f"importance, S = {count}, less the jackknife's bias", jackknife

@@ -19,7 +19,7 @@ class Column:
     """Function that returns the cell of each row; empty for a term that does not exist."""
     words: bool = False
     """True for words, which are aligned on the left; False for numbers."""
-    lifted: bool = False
+    lift: bool = False
     """True if a value that all rows share stands once, above the table."""
 
 
@@ -63,16 +63,16 @@ def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> 
 
 
 COLUMNS = (
-    Column("model", _name(lambda row: row.model), words=True, lifted=True),
-    Column("guide", _name(lambda row: row.guide), words=True, lifted=True),
-    Column("prior", _name(lambda row: row.prior or "-"), words=True, lifted=True),
-    Column("objective", _name(lambda row: row.objective), words=True, lifted=True),
+    Column("model", _name(lambda row: row.model), words=True, lift=True),
+    Column("guide", _name(lambda row: row.guide), words=True, lift=True),
+    Column("prior", _name(lambda row: row.prior or "-"), words=True, lift=True),
+    Column("objective", _name(lambda row: row.objective), words=True, lift=True),
     Column("options", _text(lambda row: written(row.options)), words=True),
-    Column("seeds", _text(lambda row: str(len(row.seeds))), lifted=True),
+    Column("seeds", _text(lambda row: str(len(row.seeds))), lift=True),
     Column("ELBO", _nats(lambda row: row.elbo, errors=False)),
     Column("L_{k}", _nats(lambda row: row.iwae, errors=False)),
     Column("log p(x)", _nats(lambda row: row.log_px)),
-    Column("S", _text(lambda row: str(row.settings["num_samples"] or row.settings["estimator"])), lifted=True),
+    Column("S", _text(lambda row: str(row.settings["num_samples"] or row.settings["estimator"])), lift=True),
     Column("Δ log p(x)", _nats(lambda row: row.log_px_difference, "+")),
     Column("Δ ELBO", _nats(lambda row: row.elbo_difference, "+")),
     Column("gap", _nats(lambda row: row.gap, errors=False)),
@@ -81,9 +81,9 @@ COLUMNS = (
     Column("k-hat", _number(lambda row: row.khat_median, ".2f")),
     Column("ESS", _number(lambda row: row.ess_median, ".1f")),
     Column("units", _number(lambda row: row.active_units, ".3g")),
-    Column("params", _number(lambda row: row.num_parameters, ",d"), lifted=True),
+    Column("params", _number(lambda row: row.num_parameters, ",d"), lift=True),
     Column("seconds", _number(lambda row: row.seconds, ".0f")),
-    Column("epochs", _number(lambda row: row.epochs, "g"), lifted=True),
+    Column("epochs", _number(lambda row: row.epochs, "g"), lift=True),
 )
 
 
@@ -114,7 +114,7 @@ def layout(rows: Sequence[Row]) -> Layout:
         heading, cells = column.heading.format(k=rows[0].k), column.cells(rows)
         if set(cells) <= {"", "-"}:
             continue
-        if len(rows) > 1 and column.lifted and len(set(cells)) == 1:
+        if len(rows) > 1 and column.lift and len(set(cells)) == 1:
             found.common[heading] = cells[0]
             continue
         found.columns[heading] = cells

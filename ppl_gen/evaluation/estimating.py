@@ -69,7 +69,7 @@ def evaluate(
         for each in (*options.further, *further)
     ]
     options = replace(_resolved(fitted, options), further=tuple(name for name, _ in own))
-    whole, task = fitted.images(options.split, options.num_images), _share(fitted, options, quiet)
+    whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
     _check(task, others)
     started = time.perf_counter()
@@ -121,7 +121,7 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     return replace(options, num_images=count, num_samples=options.num_samples or fitted.config.num_samples)
 
 
-def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
+def _local_task(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
     """This process's share of the images, and of the images that are drawn from the model."""
     x, *labels = fitted.images(options.split, options.num_images)
     rows = parallel.shard(torch.arange(len(x), device=x.device))
@@ -130,25 +130,25 @@ def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
     return Task(fitted, options, x[rows], tuple(each[rows] for each in labels), quiet)
 
 
-def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device, *args: Tensor) -> tuple[bool, bool]:
+def estimators(model: nn.Module, pair: Pair, chosen: str, device: torch.device, *args: Tensor) -> tuple[bool, bool]:
     """The choice of estimators: True if log p(x) is computed exactly, and True if importance samples are drawn.
 
     :param args: labels, if the model takes them.
-    :param asked: the option `estimator`.
+    :param chosen: the option `estimator`.
     """
     if closed_form(model, *args):
         return True, True
     if pair.num_states is None:
-        if asked == "exact":
+        if chosen == "exact":
             raise BadInput(
                 f"--estimator exact: a latent site of {pair.model_name} has no finite support, and the model no "
                 "log_px(x); use importance"
             )
         return False, True
-    exactly = asked == "exact" or cheap(pair) or (pair.enumerated and asked == "auto")
+    exactly = chosen == "exact" or cheap(pair) or (pair.enumerated and chosen == "auto")
     if exactly:
         require_memory(pair, block_size(pair), device=device)
-    return exactly, asked == "importance" or not (pair.enumerated and exactly)
+    return exactly, chosen == "importance" or not (pair.enumerated and exactly)
 
 
 def _check(task: Task, others: Sequence[nn.Module]) -> None:
@@ -178,7 +178,7 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
             together = model.likelihood(z).log_prob(x[:3])
             alone = torch.stack([model.likelihood(each).log_prob(x[:3]) for each in z])
             same = together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
-        except Exception as error:  # somebody else's code
+        except Exception as error:  # user code
             raise BadInput(f"{pair.model_name}: likelihood(z) fails on chains of images: {describe(error)}") from error
         if not same:
             raise BadInput(
@@ -196,49 +196,49 @@ def _estimates(
     fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
     assert options.num_samples is not None
     if exactly:
-        yield "exact", exactly_known(fitted, x, *labels, quiet=task.quiet)
+        yield "exact", exact_estimate(fitted, x, *labels, quiet=task.quiet)
     if sampled:
-        found = by_sampling(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
+        found = importance_estimate(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
         yield "importance", found if exactly else _with_second_opinion(task, found)
     if options.estimator == "prior":
-        yield "prior", _by_proposals(task, others)
+        yield "prior", _proposal_estimate(task, others)
     elif options.mixes:
-        yield "mixed", replace(_by_proposals(task, others), settings={"proposal": options.proposal()})
+        yield "mixed", replace(_proposal_estimate(task, others), settings={"proposal": options.proposal()})
     if options.estimator == "annealed":
-        yield "annealed", by_annealing(task)
+        yield "annealed", annealed_estimate(task)
     for name, estimator in further:
-        own = _own(name, estimator, task)
+        own = _user_estimate(name, estimator, task)
         require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is one of the package's own; take another")
         yield own.estimator, own
 
 
-def _own(name: str, estimator: Estimator, task: Task) -> Estimate:
+def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:
     """The estimate by an estimator of the user's own.
 
     :raises BadInput: if it fails, or does not return an estimate for each image.
     """
     try:
         found = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # user code
         raise BadInput(f"--further {name}: fails: {describe(error)}") from error
     if not isinstance(found, Estimate) or found.log_px.shape != (len(task.x),):
         raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")
     return found
 
 
-def primary_of(estimates: dict[str, Estimate], asked: str) -> str:
+def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
     """Name of the primary estimate, which is the evaluation's log p(x).
 
-    :param asked: the option `estimator`.
+    :param chosen: the option `estimator`.
     """
-    if asked in ("prior", "annealed"):
-        return asked
-    if "exact" in estimates and (asked != "importance" or "importance" not in estimates):
+    if chosen in ("prior", "annealed"):
+        return chosen
+    if "exact" in estimates and (chosen != "importance" or "importance" not in estimates):
         return "exact"
     return "mixed" if "mixed" in estimates else "importance"
 
 
-def exactly_known(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
+def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
     """Exact log p(x), with a progress bar."""
     blocks, pair = [], fitted.pair
     with Progress(len(x), "image", quiet=quiet) as progress:
@@ -250,10 +250,12 @@ def exactly_known(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Es
     return exact(torch.cat(blocks))
 
 
-def by_sampling(fitted: Fitted, x: Tensor, *labels: Tensor, num_samples: int, quiet: bool) -> ImportanceEstimate:
+def importance_estimate(
+    fitted: Fitted, x: Tensor, *labels: Tensor, num_samples: int, quiet: bool
+) -> ImportanceEstimate:
     """Importance sampling from the guide, with a progress bar."""
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = _noting(progress, f"{num_samples} samples per image")
+        advance = _advance_of(progress, f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
 
@@ -272,15 +274,15 @@ def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module]
     return guides, {"num_samples": options.num_samples, "prior_share": share, "temperature": options.temperature}
 
 
-def _by_proposals(task: Task, others: Sequence[nn.Module]) -> Estimate:
+def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
     """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        advance = _noting(progress, f"{task.options.num_samples} samples of other proposals")
+        advance = _advance_of(progress, f"{task.options.num_samples} samples of other proposals")
         return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
 
 
-def by_annealing(task: Task) -> AnnealedEstimate:
+def annealed_estimate(task: Task) -> AnnealedEstimate:
     """Annealed importance sampling, and bidirectional Monte Carlo on images from the model with the same settings, with
     a progress bar."""
     annealing, count = task.options.annealed, task.options.sandwich
@@ -288,12 +290,12 @@ def by_annealing(task: Task) -> AnnealedEstimate:
     work = len(task.x) * annealing.work + count * annealing.sandwich_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
-        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": _noting(progress, what)}
+        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": _advance_of(progress, what)}
         found = annealed_log_px(model, task.x, **how)
         return replace(found, sandwich=sandwich(model, count, **how)) if count else found
 
 
-def _noting(progress: Progress, text: str) -> Callable[[int], None]:
+def _advance_of(progress: Progress, text: str) -> Callable[[int], None]:
     def advance(units: int) -> None:
         progress.advance(units)
         progress.note("log p(x)", text, every=10)

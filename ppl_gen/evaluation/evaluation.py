@@ -109,7 +109,7 @@ class Evaluation:
             return None if summary is None else cls(summary)
         try:
             images = directory.per_image()
-        except Exception as error:  # h5netcdf, xarray and h5py have no one error for a damaged file
+        except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadInput(f"{file}: damaged ({reason}); evaluate again") from None
         try:
@@ -127,7 +127,7 @@ class Evaluation:
         """Write `evaluation.nc` and `evaluation.json`."""
         images = self.to_xarray()
         directory.write_file("evaluation.nc", lambda path: images.to_netcdf(path, group=GROUP, engine="h5netcdf"))
-        directory.write_json("evaluation.json", self.summary)  # last: it says that the evaluation is complete
+        directory.write_json("evaluation.json", self.summary)  # last: it marks a complete evaluation
 
     def to_json(self) -> Json:
         """Content of `evaluation.json`."""

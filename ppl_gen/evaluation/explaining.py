@@ -26,7 +26,7 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap, require_memory
 
 _SHUFFLES = 100
-_ROWS = 20  # of the table that are printed
+_ROWS = 20  # rows to print
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
         raise BadInput(f"--hide {name}: no such file")
     try:
         mask = np.load(name, allow_pickle=False)
-    except Exception as error:  # EOF, value and pickle errors all mean the same here
+    except Exception as error:  # EOF, value and pickle errors all mean a bad file
         raise BadInput(f"--hide {name}: truncated, or not a NumPy file of numbers ({error})") from None
     if not isinstance(mask, np.ndarray) or mask.shape not in (shape, (math.prod(shape),)):
         raise BadInput(f"--hide {name}: a mask of shape {getattr(mask, 'shape', None)} for images of shape {shape}")
@@ -136,7 +136,7 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
         "estimator": "exact" if found.importance is None else "importance",
         "log_px": mean_entry(found.log_px),
         "log_px_visible": mean_entry(found.log_px_visible),
-        **_of_hidden(found, hidden, num_samples),
+        **_hidden_entries(found, hidden, num_samples),
     }
     if pair.discrete:
         rate, pixels = data.mean()[~visible].double(), x[:, ~visible].double()
@@ -150,7 +150,7 @@ def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
     return {"mean": mean, "se": se, "bits_per_hidden_pixel": -mean / math.log(2) / hidden, **more}
 
 
-def _of_hidden(found: Completion, hidden: int, num_samples: int) -> Json:
+def _hidden_entries(found: Completion, hidden: int, num_samples: int) -> Json:
     """The entries of log p(hidden | visible), with Monte Carlo errors if it was sampled."""
     if found.importance is None:
         return {"log_p_hidden": _per_pixel(found.log_prob, hidden)}

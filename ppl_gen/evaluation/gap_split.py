@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
-from ppl_gen.evaluation.estimating import Task, by_annealing, check_chains, observation
+from ppl_gen.evaluation.estimating import Task, annealed_estimate, check_chains, observation
 from ppl_gen.evaluation.gap_table import gap_table
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.printed import Printed
@@ -52,7 +52,7 @@ def split_gap(fitted: Fitted, options: EvaluationOptions, *, quiet: bool = False
         copies = min(options.gap_copies, len(x)) if has_own_weights(fitted.guide, x) else 0
         found, own = _search(fitted, x, copies, options, search, quiet)
         if options.estimator == "annealed":
-            annealed = by_annealing(Task(fitted, replace(options, sandwich=0), x, quiet=quiet))
+            annealed = annealed_estimate(Task(fitted, replace(options, sandwich=0), x, quiet=quiet))
             found = found.held_against(annealed)
             if own is not None:
                 first = bound(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], annealed.num_samples)

@@ -32,7 +32,7 @@ _SHOWN = 10
 _FEATURES = 128
 _BATCH = 1000
 _MOST = 10_000
-_PRESENT = 0.1  # of its share in the data, for a class to count as covered
+_PRESENT = 0.1  # a class is covered if its share reaches this part of its share in the data
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Judge:
 
     def scores(self, samples: Tensor) -> Json:
         """Scores of samples [images, data_dim], compared with the test images."""
-        real, logits_real = self._seen(self.test)
-        made, logits = self._seen(samples)
-        scale = real.square().mean().sqrt()  # so that no figure depends on what the classifier makes of it
+        real, logits_real = self._features_and_logits(self.test)
+        made, logits = self._features_and_logits(samples)
+        scale = real.square().mean().sqrt()  # removes the arbitrary scale of the features
         real, made = real / scale, made / scale
         keys = ("mean", "se")
         precision, recall = precision_recall(real, made)
@@ -121,7 +121,7 @@ class Judge:
             },
         }
 
-    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of images, on the CPU."""
         with torch.no_grad():
             features = torch.cat([self.classifier.features(each) for each in images.split(_BATCH)])
@@ -157,7 +157,7 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
     apart = float(nearest(test, train)[0].median())
     steps = options.classifier_steps
     judge = Judge(classifier.eval(), steps, 0.0, train, test, test_labels, classes.tolist(), apart, {})
-    right = judge._seen(test)[1].argmax(1) == judge.labels
+    right = judge._features_and_logits(test)[1].argmax(1) == judge.labels
     return replace(judge, accuracy=float(right.double().mean()), real=judge.scores(others))
 
 

@@ -78,7 +78,7 @@ def read(path: Path) -> Evaluated:
         values, attributes = _per_image(file)
         iwae = dict(zip(values["k"].tolist(), values["iwae"].T, strict=True)) if "iwae" in values else {}
         elbo, log_px = values["elbo"], values["log_px"]
-    except Exception as error:  # h5py has no one error for a damaged file
+    except Exception as error:  # h5py raises errors of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{file}: damaged ({reason}); {again}") from None
     try:
@@ -87,7 +87,7 @@ def read(path: Path) -> Evaluated:
         settings, seed = _settings(summary["log_px"]), summary["training_seed"]
         chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
         for key in ("model", "guide", "num_parameters"):
-            summary[key]  # that it is there
+            summary[key]  # raises KeyError if it is missing
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
     if other:
@@ -107,7 +107,7 @@ def _per_image(file: Path) -> tuple[dict[str, np.ndarray], Json]:
     with h5py.File(file) as content:
         group = content[GROUP]
         names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
-        attributes = {name: np.ravel(value)[0] for name, value in group.attrs.items()}  # numbers are arrays of one
+        attributes = {name: np.ravel(value)[0] for name, value in group.attrs.items()}  # arrays of one element
         return {name: group[name][()] for name in names}, attributes
 
 
@@ -183,7 +183,7 @@ def _defaults(part: str, of: str | None) -> Json:
         kind: Any = part.removesuffix("_options")
         options = components.options(kind, cls) if (cls := components.known(kind).get(of)) else []
         found = {f"{part}.{option.name}": option.default for option in options}
-    return json.loads(json.dumps(found))  # tuples are lists in a file
+    return json.loads(json.dumps(found))  # tuples become lists, as in a file
 
 
 def check_same_images(runs: Sequence[Evaluated]) -> None:
@@ -192,12 +192,12 @@ def check_same_images(runs: Sequence[Evaluated]) -> None:
     for run in runs[1:]:
         pairs = dict(zip(Images._fields, zip(first.images, run.images, strict=True), strict=True))
         for name in sorted(first.config.keys() | run.config.keys()):
-            # The test images do not depend on how many images there were to train on.
+            # The test images do not depend on the number of training images.
             if name.startswith("data.") and (name != "data.train_size" or first.images.split != "test"):
                 pairs[name] = (first.config.get(name), run.config.get(name))
         if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
             pairs["labels"] = ("one", "other labels")
-        if "images_sha256" in first.summary and "images_sha256" in run.summary:  # evaluations of old have none
+        if "images_sha256" in first.summary and "images_sha256" in run.summary:  # earlier versions did not write it
             pairs["the images' SHA-256"] = (first.summary["images_sha256"][:8], run.summary["images_sha256"][:8])
         for name, (ours, theirs) in pairs.items():
             if ours != theirs:

@@ -25,7 +25,7 @@ def summarize(estimates: Estimates, primary: str) -> Json:
     found: Json = {}
     for name, estimate in estimates.items():
         found |= estimate.more_entries(name)
-    guided = verdicts.of_the_guide(estimates)
+    guided = verdicts.guide_estimate(estimates)
     if guided is None:  # the ELBO is log p(x)
         found["elbo"] = mean_entry(estimates["exact"].log_px)
     for name, estimate in estimates.items():
@@ -53,7 +53,7 @@ def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
     for name, estimate in estimates.items():
         found |= estimate.variables(name)
     found |= estimates[primary].log_px_variables("log_px")
-    guided = verdicts.of_the_guide(estimates)
+    guided = verdicts.guide_estimate(estimates)
     if guided is None:
         return found | {"elbo": Variable(estimates["exact"].log_px, "ELBO")}
     of = verdicts.largest(estimates, primary)
@@ -85,7 +85,7 @@ def dataset(estimates: Estimates, primary: str, summary: Json, labels: Tensor | 
     coordinates: dict[str, Any] = {"image": range(len(found["elbo"].values))}
     attributes: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
     attributes["estimator"] = estimates[primary].estimator
-    guided = verdicts.of_the_guide(estimates)
+    guided = verdicts.guide_estimate(estimates)
     if guided is not None:
         iwae = torch.stack(list(guided.iwae.values()), 1).numpy()
         variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})

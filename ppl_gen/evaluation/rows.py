@@ -183,17 +183,28 @@ def mean_of(values: np.ndarray, at_least: bool = False) -> RowMean:
     RowMean(mean=-11.0, se=0.5, se_seeds=1.0, low=None, high=None, at_least=False)
     """
     over_images, over_seeds = variance_over_images(values.mean(0)), variance_over_seeds(values)
-    return RowMean(_known(values.mean()), _known(np.sqrt(over_images)), _known(np.sqrt(over_seeds)), at_least=at_least)
+    return RowMean(
+        _float(values.mean()),
+        _float(np.sqrt(over_images)),
+        _float(np.sqrt(over_seeds)),
+        at_least=at_least,
+    )
 
 
 def _difference(values: np.ndarray, best: np.ndarray, num_rows: int) -> RowMean:
     """The mean of values [seeds, images] minus those of the best row, paired by image, with errors and interval."""
     found = difference(values, best, num_rows)
     low, high = found.mean - found.half_width, found.mean + found.half_width
-    return RowMean(_known(found.mean), _known(found.se), _known(found.se_seeds), _known(low), _known(high))
+    return RowMean(
+        _float(found.mean),
+        _float(found.se),
+        _float(found.se_seeds),
+        _float(low),
+        _float(high),
+    )
 
 
-def _known(value: np.ndarray) -> float | None:
+def _float(value: np.ndarray) -> float | None:
     """A number; None for NaN, which an error has with a single image or seed."""
     return None if np.isnan(value) else float(value)
 

@@ -31,7 +31,7 @@ def _from_prior(fitted: Assembled, options: SampleOptions) -> Any:
     pair = fitted.pair
     try:
         return poutine.trace(pair.model).get_trace(n=options.num_images).nodes[pair.image]["fn"]
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # user code
         call = f"model(x=None, n={options.num_images})"
         raise BadInput(f"{pair.model_name} draws no images: {call}: {describe(error)}") from error
 

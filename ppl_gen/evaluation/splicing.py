@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, warnings_of
-from ppl_gen.evaluation.estimating import by_sampling, estimators, exactly_known, observation
+from ppl_gen.evaluation.estimating import estimators, exact_estimate, importance_estimate, observation
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import title
 from ppl_gen.evaluation.use_options import NUM_SPLICED, SpliceOptions
@@ -21,7 +21,7 @@ from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import mean_entry, share
 
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100)
-_EXACT_UP_TO = 8  # images in a batch
+_EXACT_UP_TO = 8  # images in a batch, for the exact distribution of the test
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     for pair in (labels[left] == labels[right]).nonzero().flatten().tolist():
         same = labels[left[pair]]
         if labels[right[pair]] != same:
-            continue  # swapped meanwhile
+            continue  # an earlier swap has resolved it
         others = ((labels[left] != same) & (labels[right] != same)).nonzero().flatten()
         if len(others) == 0:
             raise BadInput("more than half of the images are of one class; spliced images are of two")
@@ -74,10 +74,10 @@ def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: b
     :raises BadInput: for `exact` if a latent site has no finite support, or memory does not suffice.
     """
     if estimator != "importance" and estimators(fitted.model, fitted.pair, estimator, x.device)[0]:
-        return exactly_known(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
-    found = by_sampling(fitted, x, num_samples=num_samples, quiet=quiet)
-    told = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
-    return found.log_px, told
+        return exact_estimate(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
+    found = importance_estimate(fitted, x, num_samples=num_samples, quiet=quiet)
+    settings = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
+    return found.log_px, settings
 
 
 def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
@@ -90,7 +90,7 @@ def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
 
     truth = np.repeat([0, 1], [len(natural), len(spliced)])
     area = roc_auc_score(truth, -np.concatenate([natural, spliced]))
-    # For each image, the share of the other kind that it is told from; a tie counts half.
+    # For each image, the share of the images of the other kind on the right side of it; a tie counts half.
     below, upto = (np.searchsorted(np.sort(natural), spliced, side) for side in ("left", "right"))
     of_spliced = 1 - (below + upto) / 2 / len(natural)
     below, upto = (np.searchsorted(np.sort(spliced), natural, side) for side in ("left", "right"))
@@ -119,8 +119,8 @@ def rejections(
     half = len(natural) // 2
     reference, own = natural[order[:, :half]], natural[order[:, half : half + size]]
     other = spliced[rng.permuted(np.tile(np.arange(len(spliced)), (num_batches, 1)), axis=1)[:, :size]]
-    # At a batch of one the normal approximation allows half of 5 %. The exact distribution knows no ties, of which
-    # float32 makes a few, and then errs on the safe side.
+    # For a batch of one the normal approximation has half of the nominal 5 %. The exact distribution assumes no ties.
+    # float32 makes a few, which makes the test conservative.
     method = "exact" if size <= _EXACT_UP_TO else "asymptotic"
     power, false_alarms = (
         mannwhitneyu(batch, reference, alternative="less", axis=1, method=method).pvalue <= rate

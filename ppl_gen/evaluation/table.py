@@ -55,7 +55,7 @@ def rows(summary: Json) -> list[Row]:
     if importance is not None:
         several = sum(row.label == "log p(x)" for row in found) > 1
         found += _gap_rows(summary, importance, several)
-    return found + _rest(summary)
+    return found + _diagnostic_rows(summary)
 
 
 def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row:
@@ -64,7 +64,7 @@ def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row
 
 def _bound_rows(s: Json, importance: Json) -> list[Row]:
     """The ELBO with its terms, the IWAE bounds, and log p(x) from the same samples."""
-    corrected = s.get("iwae_jackknife")  # which earlier versions did not write
+    corrected = s.get("iwae_jackknife")  # earlier versions did not write it
     of_the_prior = " from the prior" if s.get("proposal") == "prior" else ""
     return [
         _row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
@@ -78,7 +78,7 @@ def _bound_rows(s: Json, importance: Json) -> list[Row]:
         _row(
             "log p(x)",
             importance,
-            f"S = {importance['num_samples']} importance samples{of_the_prior}; {_errors(importance)}",
+            f"S = {importance['num_samples']} importance samples{of_the_prior}; {_errors_text(importance)}",
             at_least(s, importance),
         ),
     ]
@@ -90,30 +90,30 @@ def _log_px_rows(s: Json, importance: Json | None) -> list[Row]:
     found = [] if exact is None else [_row("log p(x)", exact, "exact")]
     for entry in (s["log_px"], *(s[key] for key in s if key.startswith("log_px_"))):
         if entry is not importance and entry is not exact:
-            found.append(_row("log p(x)", entry, _how(entry), at_least(s, entry)))
+            found.append(_row("log p(x)", entry, _estimator_text(entry), at_least(s, entry)))
     return found
 
 
-def _errors(entry: Json) -> str:
+def _errors_text(entry: Json) -> str:
     return f"Monte Carlo error {small(entry['mc_se'])}, estimated bias {small(entry['bias'])}"
 
 
-def _how(entry: Json) -> str:
+def _estimator_text(entry: Json) -> str:
     """The estimator of an entry, with its settings and errors."""
     if "num_chains" in entry:
         chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
-        return f"annealed, {chains} from the {entry['start']}; {_errors(entry)}"
+        return f"annealed, {chains} from the {entry['start']}; {_errors_text(entry)}"
     ess = f"; effective {entry['ess']['median']:.1f}" if "ess" in entry else ""
     if entry["estimator"] == "prior":
         samples = f"S = {entry['num_samples']} importance samples from the prior"
     elif "proposal" in entry:
-        samples = f"S = {entry['num_samples']} importance samples from {_proposal(entry['proposal'])}"
+        samples = f"S = {entry['num_samples']} importance samples from {_proposal_text(entry['proposal'])}"
     else:
         samples = f"{entry['estimator']}{f', S = {count}' if (count := entry.get('num_samples')) else ''}"
-    return f"{samples}{ess}; {_errors(entry)}"
+    return f"{samples}{ess}; {_errors_text(entry)}"
 
 
-def _proposal(proposal: Json) -> str:
+def _proposal_text(proposal: Json) -> str:
     """The distributions that samples came from."""
     if not proposal["guides"]:
         return "the prior"
@@ -133,7 +133,7 @@ def _agreement_rows(s: Json) -> list[Row]:
         found.append(
             Row(
                 f"the same settings on {between['num_images']} images from the model:",
-                note=f"log p(x) between {lower} and {upper}, {width} apart{_unseen(between)}",
+                note=f"log p(x) between {lower} and {upper}, {width} apart{_wide_text(between)}",
             )
         )
     if "disagreement" in s:
@@ -141,14 +141,14 @@ def _agreement_rows(s: Json) -> list[Row]:
         beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
         found.append(_row("annealing - importance", apart, beyond))
     if "second_opinion" in s:
-        found.append(Row("second opinion", note=_second(s["second_opinion"])))
+        found.append(Row("second opinion", note=_second_opinion_text(s["second_opinion"])))
     for name, others in s.get("below", {}).items():
         above = ", ".join(ESTIMATES.get(other, other) for other in others)
         found.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
     return found
 
 
-def _unseen(between: Json) -> str:
+def _wide_text(between: Json) -> str:
     """The number of images whose two bounds are far apart, and an upper limit of their share. Earlier versions did not
     write it."""
     if "wide" not in between:
@@ -159,7 +159,7 @@ def _unseen(between: Json) -> str:
     return f"; {count} more than {wide['above']:g} nat apart, so that {share}"
 
 
-def _second(opinion: Json) -> str:
+def _second_opinion_text(opinion: Json) -> str:
     """The modes that the second opinion found, and the limits of its search."""
     seen = ["over all images together"] if opinion["together_beyond_errors"] else []
     if opinion["fraction_beyond_errors"]:
@@ -195,12 +195,12 @@ def _gap_note(summary: Json, several: bool) -> str:
 def _khat_note(khat: Json) -> str:
     median = fixed(khat["median"]) if khat.get("median") is not None else "unknown"
     too_high = f"median {median}; above {khat['threshold']:.2f}: {khat['fraction_above_threshold']:.1%} of images"
-    if "fraction_unknown" not in khat:  # earlier versions counted these among the former
+    if "fraction_unknown" not in khat:  # earlier versions counted unknown ones as too high
         return f"{too_high}, those where it is unknown included"
     return f"{too_high}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
 
 
-def _rest(s: Json) -> list[Row]:
+def _diagnostic_rows(s: Json) -> list[Row]:
     """Diagnostics of the guide's samples, sizes and times."""
     found = []
     if "khat" in s:

@@ -18,7 +18,7 @@ from ppl_gen.inference.importance import ImportanceEstimate
 Estimates = Mapping[str, Estimate]
 
 
-def of_the_guide(estimates: Estimates) -> ImportanceEstimate | None:
+def guide_estimate(estimates: Estimates) -> ImportanceEstimate | None:
     """The estimate that has the ELBO; None if there is none."""
     return next((each for each in estimates.values() if isinstance(each, ImportanceEstimate)), None)
 
@@ -28,7 +28,7 @@ def lower_bounds(estimates: Estimates) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for name, estimate in estimates.items():
         found |= estimate.lower_bounds(name)
-    guided = of_the_guide(estimates)
+    guided = guide_estimate(estimates)
     if guided is not None and guided.second_opinion is not None:
         found["second_opinion"] = guided.second_opinion
     return found
@@ -109,4 +109,4 @@ def disagreement(annealed: Estimate, importance: Estimate) -> tuple[Tensor, Tens
     difference = annealed.log_px - importance.log_px
     error = (annealed.log_px_mc_var + importance.log_px_mc_var).sqrt()
     allowed = 4 * error + annealed.log_px_bias.abs() + importance.log_px_bias.abs()
-    return difference, difference.abs() > allowed  # not where an error is unknown
+    return difference, difference.abs() > allowed  # False where an error is NaN

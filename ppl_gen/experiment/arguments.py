@@ -203,6 +203,6 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
         model = "vae"
     given = Given(model, refit or chosen["guide"], chosen["prior"])
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
-    if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # which may have options
+    if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
         return replace(config, training=replace(config.training, objective=chosen["objective"]))
     return config

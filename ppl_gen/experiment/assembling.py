@@ -88,12 +88,12 @@ def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str,
     model.add_module("swapped_prior", prior)
     model.prior = prior.prior
     if closed:
-        model.log_px = None  # the closed form was that of the model's own prior
+        model.log_px = None  # the closed form is of the model's own prior
     try:
         with evaluating(model):
             after = model.prior()
             kinds = [_kind(each) for each in (after, before)]
-    except Exception as error:  # somebody else's code, or a prior and a guide that are made of each other
+    except Exception as error:  # user code, or a prior and a guide that need each other
         raise BadInput(f"--prior {config.prior}: prior() fails: {describe(error)}") from error
     if kinds[0] != kinds[1]:
         raise BadInput(f"--prior {config.prior}: is {kinds[0]}, and the latent of {type(model).__name__} {kinds[1]}")
@@ -109,15 +109,15 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
     try:
         with evaluating(model), torch.random.fork_rng([]):
             sites = sample_sites(poutine.trace(model.model).get_trace())
-    except Exception as error:  # somebody else's code
-        name, told = type(model).__name__, describe(error)
-        raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {told}") from error
+    except Exception as error:  # user code
+        name, why = type(model).__name__, describe(error)
+        raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {why}") from error
     latents = [site for site in sites if not site["is_observed"] and site["name"] != "x"]
-    if len(latents) > 1:  # or labels, which are drawn where there are none
+    if len(latents) > 1:  # some may be labels: the model draws those that it is not given
         images = [data.targets("train", slice(2)).cpu()]
         if data.train.labels is not None and takes_labels(model, model):
             images.append(data.train.labels[:2].cpu())
-        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # told when the pair is read
+        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # raised again when the pair is read
             seen = sample_sites(poutine.trace(model.model).get_trace(*images))
             observed = {site["name"] for site in seen if site["is_observed"]}
             latents = [site for site in latents if site["name"] not in observed]

@@ -76,7 +76,7 @@ class Config:
             }
         return {
             **classes,
-            # The data set that it became, so that nothing is left to what is on disk next time.
+            # The data set that `auto` has chosen, so that the run keeps it whatever is on disk later.
             "data": asdict(self.data) | {"data": data.name if self.data.data == "auto" else self.data.data},
             "data_name": data.name,
             "data_sha256": data.sha256 or fingerprint(self.data.data),
@@ -97,7 +97,7 @@ class Config:
     def stem(self, data_name: str) -> str:
         """Name of a run directory without its number: `vae-normal-mnist`."""
         parts = [kebab_case(class_name(name)) for name in (self.model, self.guide)]
-        return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data_name).name)])  # a file may be in another folder
+        return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data_name).name)])  # a file is named without its folder
 
     def resolved(self, given: "Given") -> "Config":
         """The same configuration with every option of its classes, at the default where none was chosen."""
@@ -203,7 +203,7 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
         there = config_of(RunDirectory.open(Path(init_from)), given, swap=True)
         defaults = training_defaults(given.find("model", there.model))
         if refit_guide:
-            defaults.pop("objective", None)  # it was the model's, which stays as it is
+            defaults.pop("objective", None)  # the default objective trains the model, which stays as it is here
         return replace(there, training=TrainingOptions(**defaults), init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
@@ -295,7 +295,7 @@ def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
     recorded, own = config.training.objective, given.objective
     if own is None:
         if is_external(recorded):
-            raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_again('objective', recorded)}")
+            raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_hint('objective', recorded)}")
         return config
     name = components.name_of("objective", own)
     if class_name(name) != class_name(recorded):
@@ -312,7 +312,7 @@ def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, requi
     options = _tuples(run.config.get(f"{kind}_options", {}))
     if name is None:
         if required and recorded is not None and is_external(recorded):
-            raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; {_again(kind, recorded)}")
+            raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; {_hint(kind, recorded)}")
         name = recorded
     elif recorded is None or class_name(name) != class_name(recorded):
         if not swap:
@@ -321,7 +321,7 @@ def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, requi
     return {kind: name, f"{kind}_options": options}
 
 
-def _again(kind: Kind, recorded: str) -> str:
+def _hint(kind: Kind, recorded: str) -> str:
     """Instructions to hand over a class or an instance again."""
     origin, _, name = recorded.partition(":")
     if origin in components.OBJECTS:
@@ -332,7 +332,7 @@ def _again(kind: Kind, recorded: str) -> str:
 def check_same(run: RunDirectory, config: Config, given: Given) -> None:
     """Raise `BadInput` if an existing run was made with another configuration or other code."""
     there = config_of(run, given)
-    if config.data.data == "auto":  # the run has the name of what it became
+    if config.data.data == "auto":  # the run records the data set that was chosen
         config = replace(config, data=replace(config.data, data=there.data.data))
     ours, theirs = flat(asdict(config.resolved(given))), flat(asdict(there))
     for name in sorted(ours.keys() | theirs.keys()):
@@ -354,7 +354,7 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
     given = given or Given()
     named = config.externals()
     named.pop("data", None)  # its images are checked, not its code
-    if given.objective is None:  # which none but training needs
+    if given.objective is None:  # only training needs it
         named.pop("objective", None)
     found = {kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()}
     by_name = config.data.data != arrays.NAME and not is_function(config.data.data)

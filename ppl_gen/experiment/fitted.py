@@ -24,7 +24,7 @@ from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labe
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
-_READ = 8  # images that a pair is read on
+_READ = 8  # number of images that a pair is read on
 
 
 class Chosen(Protocol):
@@ -118,7 +118,7 @@ class Assembled:
     def within(self, directory: RunDirectory) -> "Fitted":
         """The same model, guide and data, with a run directory."""
         fitted = Fitted(self.config, self.model, self.guide, self.data, self.given, directory)
-        vars(fitted).update(vars(self))  # the pair that was read
+        vars(fitted).update(vars(self))  # keeps cached values, such as the pair
         return fitted
 
 

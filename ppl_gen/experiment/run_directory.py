@@ -21,7 +21,7 @@ import numpy as np
 
 from ppl_gen.core.errors import BadInput
 
-if TYPE_CHECKING:  # who only reads JSON need not wait for torch
+if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
     import xarray
     from torch import Tensor
 
@@ -55,13 +55,13 @@ class RunDirectory:
         check_new(out)
         config = {"format": FORMAT, **config}
         scratch = parent / f".{stem.replace('/', '-')}-{os.getpid()}.tmp"
-        with _told(parent):
+        with _readable_errors(parent):
             parent.mkdir(parents=True, exist_ok=True)
             scratch.mkdir()
             try:
                 _write(scratch / "config.json", to_json(config).encode())
                 path = out or next(p for n in itertools.count(1) if not (p := parent / f"{stem}-{n}").exists())
-                os.rename(scratch, path)  # fails on a directory that another process has filled meanwhile
+                os.rename(scratch, path)  # fails if another process has made it meanwhile
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return cls(path, config)
@@ -95,14 +95,14 @@ class RunDirectory:
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:
-            with _told(self.path):
+            with _readable_errors(self.path):
                 _write(self.path / name, content)
 
     def read_json(self, name: str) -> Json | None:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
-            content = _infinite(json.loads(path.read_text(encoding="utf-8")))
+            content = _python_content(json.loads(path.read_text(encoding="utf-8")))
             if not isinstance(content, dict):
                 raise ValueError("not an object")
             return content
@@ -141,8 +141,8 @@ class RunDirectory:
     def append_metrics(self, line: Json) -> None:
         if not self.writes:
             return
-        with _told(self.path), open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(_finite(line)) + "\n")
+        with _readable_errors(self.path), open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(_json_content(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -151,7 +151,7 @@ class RunDirectory:
         lines = []
         try:
             for text in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                line = _infinite(json.loads(text))
+                line = _python_content(json.loads(text))
                 if not isinstance(line, dict):
                     break
                 lines.append(line)
@@ -170,7 +170,7 @@ class RunDirectory:
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of `metrics.jsonl` after a step."""
-        kept = [json.dumps(_finite(line)) + "\n" for line in self.metrics() if line["step"] <= step]
+        kept = [json.dumps(_json_content(line)) + "\n" for line in self.metrics() if line["step"] <= step]
         self._write("metrics.jsonl", "".join(kept).encode())
 
     # Checkpoint ------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class RunDirectory:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = json.loads(metadata["state"])
             intact = metadata["crc32"] == str(_checksum(tensors))
-        except Exception as error:  # safetensors has no one error of its own
+        except Exception as error:  # safetensors raises errors of many kinds
             raise BadInput(f"{path}: damaged, or no checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
         if not intact:
             raise BadInput(f"{path}: damaged: its checksum does not match")
@@ -216,7 +216,7 @@ class RunDirectory:
             with safe_open(self.checkpoint_path, framework="np") as file:
                 step: int = json.loads(file.metadata()["state"])["step"]
                 return step
-        except Exception:  # safetensors has no one error of its own; whoever needs the weights is told
+        except Exception:  # safetensors raises errors of many kinds; `load_checkpoint` reports them
             return None
 
     def stale(self, found: Json) -> bool:
@@ -231,7 +231,7 @@ class RunDirectory:
 def write_file(final: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file under a temporary name, then rename it."""
     scratch = final.with_name(f".{final.name}.tmp{final.suffix}")
-    with _told(final.parent):
+    with _readable_errors(final.parent):
         final.parent.mkdir(exist_ok=True)
         try:
             write(scratch)
@@ -252,7 +252,7 @@ def check_new(out: Path | None) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _readable_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError`, such as a full disk or a missing permission, into a `BadInput`."""
     try:
         yield
@@ -276,28 +276,28 @@ def _write(path: Path, content: bytes) -> None:
 
 def to_json(content: Any) -> str:
     """Indented JSON, as in the files of a run."""
-    return json.dumps(_finite(content), indent=2) + "\n"
+    return json.dumps(_json_content(content), indent=2) + "\n"
 
 
 _INFINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
-def _finite(content: Any) -> Any:
+def _json_content(content: Any) -> Any:
     """Content that JSON can hold. NaN becomes null, and an infinite number the string "Infinity" or "-Infinity", which
     `float` reads."""
     if isinstance(content, dict):
-        return {str(key): _finite(value) for key, value in content.items()}
+        return {str(key): _json_content(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [_json_content(value) for value in content]
     return _INFINITE.get(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _infinite(content: Any) -> Any:
-    """The inverse of `_finite`, except that null stays None."""
+def _python_content(content: Any) -> Any:
+    """The inverse of `_json_content`, except that null stays None."""
     if isinstance(content, dict):
-        return {key: _infinite(value) for key, value in content.items()}
+        return {key: _python_content(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [_infinite(value) for value in content]
+        return [_python_content(value) for value in content]
     return float(content) if isinstance(content, str) and content in _INFINITE.values() else content
 
 

@@ -36,7 +36,7 @@ def unchanged(modules: nn.Module) -> Iterator[None]:
             part.training = training
         with torch.no_grad():
             for tensor, before in tensors:
-                if not torch.equal(tensor, before):  # a NaN is put back, too
+                if not torch.equal(tensor, before):  # unequal for NaN, which is restored, too
                     tensor.copy_(before)
 
 

@@ -32,8 +32,8 @@ def adversarial_curves(metrics: list[Json]) -> Figure:
         axes.grid(alpha=0.3)
     bounded = all(0 <= line["train"]["d_real"] <= 1 and 0 <= line["train"]["d_fake"] <= 1 for line in metrics)
     if bounded:
-        figure.axes[2].axhline(-math.log(4), color="0.5", linestyle=":", label="−log 4, where the two have met")
-    for axes in figure.axes:  # below, where it hides no part of a curve
+        figure.axes[2].axhline(-math.log(4), color="0.5", linestyle=":", label="−log 4, the optimum")
+    for axes in figure.axes:  # below the axes, so that it covers no curve
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     figure.suptitle("Adversarial training, measured on training images and as many samples", fontsize=11)
     return figure

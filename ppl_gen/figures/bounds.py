@@ -21,18 +21,18 @@ CAPTIONS = {
     ),
 }
 
-_LEAST = 0.02  # nats that an axis shows: closer than that is rounding
+_LEAST = 0.02  # smallest range of an axis in nats: differences below it are rounding
 
 
 def captions(summary: Json) -> dict[str, Caption]:
     """`CAPTIONS` with numbers from an `evaluation.json`."""
     importance = summary.get("log_px_importance") or summary["log_px"]
     elbo, log_px, gap = (fixed(entry["mean"]) for entry in (summary["elbo"], importance, summary["gap"]))
-    told = {
+    numbers = {
         "bound_against_k": f" from {elbo} nats at k = 1 to {log_px} at k = {importance['num_samples']}",
         "gap_histogram": f"; its mean is {gap} nats",
     }
-    return {name: caption.told(told[name]) for name, caption in CAPTIONS.items()}
+    return {name: caption.with_numbers(numbers[name]) for name, caption in CAPTIONS.items()}
 
 
 def bound_against_k(summary: Json) -> Figure:
@@ -48,7 +48,7 @@ def bound_against_k(summary: Json) -> Figure:
     level, label = importance["mean"], f"log p(x) ≥ {importance['mean']:.2f}, S = {importance['num_samples']}"
     others = [summary[key] for key in ("log_px", "log_px_annealed") if key in summary]
     annealed = [entry["mean"] for entry in others if entry["estimator"] == "annealed"]
-    if annealed and annealed[0] > level:  # both are low in expectation
+    if annealed and annealed[0] > level:  # both are low in expectation, so the larger is nearer
         level, label = annealed[0], f"log p(x) ≥ {annealed[0]:.2f}, annealed"
     if exact is None and summary["gap"]["mean"] is not None:
         largest = summary["elbo"]["mean"] + summary["gap"]["mean"]

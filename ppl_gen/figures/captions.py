@@ -12,6 +12,6 @@ class Caption:
     alt: str
     """Alternative text, for a reader who does not see the picture."""
 
-    def told(self, more: str) -> "Caption":
+    def with_numbers(self, more: str) -> "Caption":
         """The same caption, with numbers added to its alternative text."""
         return replace(self, alt=self.alt + more)

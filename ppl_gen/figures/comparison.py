@@ -60,7 +60,7 @@ def bounds_and_log_px(compared: Json, labels: list[str]) -> Figure:
         axes.plot([elbo, log_px], [position, position], color="0.55", linewidth=2, zorder=1)
         marker, name = (">", "log p(x), at least") if row["log_px"]["at_least"] else ("o", "log p(x)")
         (right,) = axes.plot(log_px, position, marker, **style)
-        # Above the filled marker: where every z is summed out the two are one.
+        # Drawn above the filled marker: they coincide if every z is enumerated.
         (left,) = axes.plot(elbo, position, "o", markerfacecolor="white", **style | {"markersize": 5})
         legend |= {"ELBO": left, name: right}
         difference = row["log_px_difference"]
@@ -73,7 +73,7 @@ def bounds_and_log_px(compared: Json, labels: list[str]) -> Figure:
     if intervals:
         dashed = axes.axvline(best, color="black", linestyle="--", linewidth=0.7, zorder=0)
         legend |= {"the first row: an interval across it may be chance": dashed}
-        # An interval from few seeds can be far wider than all else: it runs out of the picture.
+        # An interval from few seeds can be very wide. It may extend beyond the axes.
         span = max(ends) - min(ends)
         low, high = max(min(intervals), min(ends) - span), min(max(intervals), max(ends) + span)
         low, high = min(low, *ends), max(high, *ends)

@@ -76,7 +76,7 @@ def latent_space(splits: Mapping[str, Points], units: Sequence[int]) -> Figure:
 
     :param units: indices of the two units. The first rises to the right, the second upwards.
     """
-    # Panels of equal scales are square: the height has to leave room for the titles above them and the label below.
+    # Panels of equal scales are square. The height leaves room for titles and labels.
     figure = Figure(figsize=(4.2 * len(splits) + 0.6, 5.2), layout="compressed")
     panels = figure.subplots(1, len(splits), squeeze=False, sharex=True, sharey=True)[0]
     reach = 1.05 * max(float(np.abs(points.means).max()) for points in splits.values()) or 1.0

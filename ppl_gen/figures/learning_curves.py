@@ -20,8 +20,8 @@ def captions(metrics: Sequence[Json]) -> dict[str, Caption]:
     split = "validation" if "validation" in metrics[-1] else "train"
     before, after = (line[split] for line in (metrics[0], metrics[-1]))
     name = "ELBO" if "kl" in after else "log p(x)"
-    told = f"; {split} {name} {fixed(before['elbo'])} before training, {fixed(after['elbo'])} at its end"
-    return {"learning_curves": CAPTIONS["learning_curves"].told(told)}
+    numbers = f"; {split} {name} {fixed(before['elbo'])} before training, {fixed(after['elbo'])} at its end"
+    return {"learning_curves": CAPTIONS["learning_curves"].with_numbers(numbers)}
 
 
 def learning_curves(metrics: list[Json]) -> Figure:

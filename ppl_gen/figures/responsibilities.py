@@ -32,7 +32,7 @@ def components_by_label(counts: np.ndarray, labels: list[str], names: list[str],
     components, columns = counts.shape
     figure = Figure(figsize=(0.55 * columns + 2.6, 0.3 * components + 1.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[0.3, 0.55 * columns])
-    side = max(means.shape[1:])  # every picture on a square of its own, with a white line below
+    side = max(means.shape[1:])  # each image gets a square tile, with white lines between tiles
     tiles = np.zeros((components, side + 2, side))
     tiles[:, 1 : 1 + means.shape[1], : means.shape[2]] = means
     left.imshow(tiles.reshape(-1, side), cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=(0, 1, components, 0))

@@ -51,8 +51,8 @@ _NAMES: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.LeakyReLU: "leaky-relu",
 }
-# From a decoder's output to E[x | z], and how near that has to be to the model's own. torch's own mean of a continuous
-# Bernoulli, which a user's model may have, is off by up to 0.0034 in float32, next to p = 1/2.
+# Functions that turn a decoder's output into E[x | z], with the tolerance of the comparison with the model's own mean.
+# torch's mean of a continuous Bernoulli is off by up to 0.0034 in float32, near p = 1/2.
 _LINKS = {"identity": 1e-4, "sigmoid": 1e-4, "continuous-bernoulli": 4e-3}
 
 

@@ -59,12 +59,12 @@ def gallery(run: RunDirectory) -> Gallery:
 
 def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
-    from ppl_gen.report.pictures import kinds  # torch, which the page of a comparison does without
+    from ppl_gen.report.pictures import kinds  # imports torch, which the page of a comparison needs not
 
     known = captions(metrics, summary)
     for module in kinds().values():
         known |= vars(module).get("CAPTIONS", {})
-    if "iwae" not in summary:  # these are of another evaluation
+    if "iwae" not in summary:  # these pictures are of another evaluation
         files = {name: path for name, path in files.items() if name not in ("bound_against_k", "gap_histogram")}
     found = Gallery()
     for name in sorted(files, key=[*known, *files].index):

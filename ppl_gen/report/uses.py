@@ -17,7 +17,7 @@ from ppl_gen.figures.spliced import power_against_size, spliced_images
 from ppl_gen.report.pictures import save
 
 _SHOWN = slice(10)
-_COMPONENTS = 4  # of each image
+_COMPONENTS = 4  # components to show beside each image
 
 
 def draw_filled(fitted: Fitted, found: Filled) -> None:

@@ -26,9 +26,9 @@ def least_images(
 
     def works(count: int, images: tuple[Tensor, ...]) -> bool:
         try:
-            with warnings.catch_warnings(action="ignore"):  # of a variance of one image, and of the NaN that it is
+            with warnings.catch_warnings(action="ignore"):  # about the variance of one image, which is NaN
                 return bool(loss(*(part[:count] for part in images)).isfinite())
-        except Exception:  # somebody else's code, which says so in training if it fails on two
+        except Exception:  # user code; if it fails on two images as well, training shows the error
             return False
 
     with unchanged(nn.ModuleDict({"model": model, "guide": guide})), pyro.validation_enabled(False):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ppl_gen.core.errors import BadInput, Failed, describe
 from ppl_gen.experiment.state import unchanged
 
-_TOLERANCE = 1e-4  # of norms; the operations are the same, and their sums may be added up in another order
-_ROUNDINGS = 10  # of what a step adds a little to
+_TOLERANCE = 1e-4  # relative, of norms: the operations are the same, but sums may be in another order
+_ROUNDINGS = 10  # float roundings of a buffer that a step changes a little
 
 
 def _alike(ours: Tensor | None, theirs: Tensor | None) -> bool:
@@ -26,7 +26,7 @@ def _alike(ours: Tensor | None, theirs: Tensor | None) -> bool:
     if ours is None or theirs is None:
         return ours is theirs
     near = torch.linalg.vector_norm(ours - theirs) <= _TOLERANCE * torch.linalg.vector_norm(theirs)
-    return bool(near) or not bool(theirs.isfinite().all())  # which the loop tells
+    return bool(near) or not bool(theirs.isfinite().all())  # the loop reports a loss that is not finite
 
 
 def _moved_alike(ours: Tensor, theirs: Tensor, before: Tensor) -> bool:
@@ -60,7 +60,7 @@ class Captured:
         batch: tuple[Tensor, ...],
         other: tuple[Tensor, ...],
     ):
-        from torch.fx.experimental.proxy_tensor import make_fx  # half a second
+        from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second to import
 
         self.loss, self.modules = loss, modules
         self.parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
@@ -69,7 +69,7 @@ class Captured:
         try:
             with unchanged(modules):
                 self.graph = make_fx(self._with_gradients)(*batch)
-        except Exception as error:  # what a user's Python asks of a tensor, or torch of us
+        except Exception as error:  # user code that reads values, or an operation that torch cannot trace
             raise BadInput(f"--capture: the loss of this pair looks at values: {describe(error)}") from error
         if tensors != [id(tensor) for tensor in self._tensors()]:
             raise BadInput("--capture: a buffer is assigned anew in each step; change it in place")
@@ -77,7 +77,8 @@ class Captured:
             found = self.check(*other)
         except Failed as error:
             raise BadInput(str(error)) from error
-        # An optimizer reads a gradient in the order of its parameter, and may change it in place.
+        # Optimizers take a gradient with the strides of its parameter, and may change it in place. A gradient
+        # with other strides, or with shared storage, is copied.
         others = [*other, *self.parameters, *modules.buffers()]
         storages = [each.untyped_storage().data_ptr() for each in (*others, *found) if each is not None]
         self.copied = [

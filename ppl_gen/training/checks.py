@@ -35,7 +35,7 @@ from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
 
 _TIMED_STATES = 2**13
-_MORE_TIMED_STATES = 2**16  # where images do not multiply them, and what does not grow with them would count as well
+_MORE_TIMED_STATES = 2**16  # for sums over states that do not multiply with images: a short step would measure overhead
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ..
     seconds = math.inf
     with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *batch)
-        for _ in range(2):  # the first warms up
+        for _ in range(2):  # the first one warms up
             start = time.perf_counter()
             with pyro.validation_enabled(False):
                 loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
@@ -266,7 +266,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
     """
     pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     own = {id(parameter) for parameter in modules.parameters()}
-    with pyro.get_param_store().scope(), unchanged(modules):  # statistics of batches, too, and the generators
+    with pyro.get_param_store().scope(), unchanged(modules):  # restores batch statistics and generators, too
         torch.manual_seed(0)
         compute = partial(_loss(assembled), *batch)
         called: list[nn.Module] = []
@@ -275,8 +275,8 @@ def without_gradient(assembled: Assembled) -> list[str]:
             pyro.validation_enabled(False),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # told below
-            warnings.filterwarnings("ignore", ".* was not registered in the param store")  # by design, for a moment
+            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # raised below
+            warnings.filterwarnings("ignore", ".* was not registered in the param store")  # intended
             with register_module_forward_pre_hook(lambda module, _: called.append(module)):
                 loss = compute()
         for name, site in trace.trace.nodes.items():

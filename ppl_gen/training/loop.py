@@ -47,7 +47,7 @@ from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
 
-_NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
+_NOISE_STREAM = 0x1E3779B97F4A7C15  # the noise must not repeat the draws that initialized the weights
 
 OnEpoch = Callable[[Json], bool | None]
 """Function that is called after each epoch with its line of `metrics.jsonl`. `True` ends training."""
@@ -98,7 +98,7 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
     ):
         # Pyro warns of a loss that is not finite. Here it ends the run with a sentence.
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
-        # pyro.module warns of parameters that an objective or --refit-guide keeps as they are.
+        # pyro.module warns of parameters that are not trained, because of the objective or --refit-guide.
         warnings.filterwarnings("ignore", ".* was not registered in the param store")
         torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
         Loop(fitted, interrupted, quiet).run(on_epoch)
@@ -118,7 +118,7 @@ class Loop:
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
         self.modules = fitted.trained.train()
-        # A model that stays as it is has no dropout.
+        # A model that is not trained stays in eval mode, without dropout.
         model.train(any(parameter.requires_grad for parameter in model.parameters()))
         self.parameters = [each for _, each in self.modules.named_parameters() if each.requires_grad]
         if not self.parameters:
@@ -135,9 +135,8 @@ class Loop:
 
         # -- batches --------------------------------------------------------------------------------------------
         self.size, self.least = min(self.options.batch_size, count), 1
-        if (
-            self.size == 1 or count % self.size == 1 or parallel.size() > 1
-        ):  # a batch of one image is to come, or a share
+        # A batch, or the share of a process, may have one image.
+        if self.size == 1 or count % self.size == 1 or parallel.size() > 1:
             loss = partial(self.loss, self.pair.model, self.pair.guide)
             self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
         self.steps_per_epoch = len(batches(torch.arange(count), self.size, self.least))
@@ -153,12 +152,13 @@ class Loop:
         gradient = self.shared or partial(loss_with_gradient, self.loss)
         self.svi = SVI(*functions, self.optimizer, loss=self.loss, loss_and_grads=gradient)
 
-        # -- where training is ----------------------------------------------------------------------------------
+        # -- progress and resumption ----------------------------------------------------------------------------
         self.state, self.best = State(), dict[str, Tensor]()
         self.resumed = self.restore()
         self.directory.cut_metrics(self.state.step if self.resumed else -1)
-        parallel.barrier()  # until all have read what is about to be written
-        parallel.broadcast(list(tensors_of(self.modules).values()))  # whatever a class draws its first weights from
+        parallel.barrier()  # all processes must have read the files before the first writes
+        # The constructor of a user's class may draw weights that the seed does not determine.
+        parallel.broadcast(list(tensors_of(self.modules).values()))
         self.started = time.perf_counter() - self.state.seconds
         self.monitor = Monitor(fitted, self.pair)
         self.progress = Progress(self.total, "step", done=self.state.step, quiet=quiet)
@@ -196,13 +196,13 @@ class Loop:
                 state.stopped = state.stopped and state.epoch < options.epochs
                 if state.stopped:
                     self.stop_early(line)
-                interrupted = parallel.any_rank(self.interrupted.is_set())  # measuring takes a while
+                interrupted = parallel.any_rank(self.interrupted.is_set())  # may have come while measuring
                 last = state.epoch == options.epochs or state.stopped
                 if state.epoch % options.checkpoint_every == 0 or last or interrupted:
                     self.save()
                 if interrupted:
                     raise KeyboardInterrupt
-        # Statistics of batches, and what was chosen after the last step, are each process's own.
+        # Batch statistics, and what `finish` has fitted, differ between processes until here.
         parallel.broadcast(list(tensors_of(self.modules).values()))
 
     # One step --------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class Loop:
             self.warmup.scale = min(1.0, state.step / (options.kl_warmup * self.steps_per_epoch))
         images = len(index)
         if self.shared:
-            # Any number of processes may go on from here: their streams are not in the checkpoint.
+            # Noise is seeded at each step: the checkpoint holds no generator per process, so their number may change.
             first_seed = options.seed * 1_000_003 + state.step + _NOISE_STREAM
             torch.manual_seed(parallel.seed(first_seed))
             self.shared.whole, index = images, parallel.shard(index, self.least)
@@ -237,19 +237,22 @@ class Loop:
 
     def capture(self, order: Tensor) -> None:
         """Record the operations of a step, and use the record from now on."""
-        rows = order[: self.size], order[-self.size :].flip(0)  # flipped: another batch, even if there is but one
+        rows = (
+            order[: self.size],
+            order[-self.size :].flip(0),
+        )  # differs from the first if there is one batch
         loss = partial(self.loss, self.pair.model, self.pair.guide)
         with pyro.validation_enabled(False):
-            self.captured = Captured(loss, self.modules, *map(self.tried, rows))
+            self.captured = Captured(loss, self.modules, *map(self.probe_batch, rows))
         self.svi.loss_and_grads = self.captured
 
     def verify(self, order: Tensor) -> None:
         """Compare the recorded step with the pair on a batch."""
         if self.captured is not None:
             with pyro.validation_enabled(False):
-                self.captured.check(*self.tried(order[: self.size]))
+                self.captured.check(*self.probe_batch(order[: self.size]))
 
-    def tried(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def probe_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """A batch that is drawn without changing the noise of the next step."""
         with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
             return self.batch(rows)
@@ -331,7 +334,7 @@ class Loop:
 
 
 def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *batch: Tensor) -> ELBO:
-    """The Pyro ELBO for an objective and a pair, tried on a few images.
+    """The Pyro ELBO for an objective and a pair, probe_batch on a few images.
 
     :raises BadInput: if the objective does not support the pair.
     """

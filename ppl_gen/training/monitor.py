@@ -18,9 +18,9 @@ from ppl_gen.inference.pair import Pair
 
 SAMPLES = "samples.npz"
 """File of a run's samples through training: arrays `epoch_<number>` [samples, data_dim]."""
-_TRAINING_IMAGES = 10_000  # that are measured as the validation split is
+_TRAINING_IMAGES = 10_000  # number of training images to measure on
 _SAMPLES_KEPT = 10
-_ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # terms of a GAN, as they are printed
+_ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # names of a GAN's terms in print
 _SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
 
 
@@ -55,7 +55,7 @@ class Monitor:
         device = next(self.fitted.model.parameters()).device
         with evaluating(self.fitted.model), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_SEED)
-            with suppress(Exception):  # somebody else's code, which is told when pictures are drawn
+            with suppress(Exception):  # a user's code, whose errors are shown when pictures are drawn
                 site = poutine.trace(self.pair.model).get_trace(n=_SAMPLES_KEPT).nodes[self.pair.image]
                 self.fitted.directory.add_array(SAMPLES, f"epoch_{epoch}", site["fn"].mean.cpu().numpy())
 
@@ -73,6 +73,6 @@ def show(progress: Progress, line: Json, epochs: int) -> None:
         figures = "  ".join(f"{name} {what} {line[name]['elbo']:.2f}" for name in splits)
     else:
         shown = _ADVERSARIAL if _ADVERSARIAL.keys() <= line["train"].keys() else {key: key for key in line["train"]}
-        told = {split: ", ".join(f"{name} {line[split][key]:.3f}" for key, name in shown.items()) for split in splits}
-        figures = "  ".join(f"{split} {text}" for split, text in told.items())
+        texts = {split: ", ".join(f"{name} {line[split][key]:.3f}" for key, name in shown.items()) for split in splits}
+        figures = "  ".join(f"{split} {text}" for split, text in texts.items())
     progress.note(f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}", figures)

@@ -25,16 +25,16 @@ class SharedGradient:
         self.stop = False
 
     def __call__(self, model: Any, guide: Any, x: Tensor, *args: Any) -> float:
-        told = self.parameters[0].new_zeros(2)
+        shared = self.parameters[0].new_zeros(2)
         if len(x):
             value = self.loss(model, guide, x, *args) * (len(x) / self.whole)
             value.backward()
-            told[0] = value.detach()
-        told[1] = float(self.interrupted.is_set())
+            shared[0] = value.detach()
+        shared[1] = float(self.interrupted.is_set())
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        parallel.all_reduce(*(parameter.grad for parameter in self.parameters if parameter.grad is not None), told)
-        value, stop = told.tolist()
+        parallel.all_reduce(*(parameter.grad for parameter in self.parameters if parameter.grad is not None), shared)
+        value, stop = shared.tolist()
         self.stop = stop > 0
         return value

@@ -225,7 +225,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
                         failures[name] = _last_line(each.planned, each.process.returncode)
                         say(f"failed    {name} after {_duration(took)}; {left} left")
                 time.sleep(0.1)
-        finally:  # after a second interrupt there are some left, and it is their second too
+        finally:  # a second interrupt ends up here with processes running, and is passed on to them
             _interrupt(running)
             for each in running:
                 each.process.wait()
@@ -244,8 +244,8 @@ def _start(planned: Planned, threads: int, lock: int) -> _Running:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # Else the terminal's Ctrl-C would reach it too, and the one from here would be its second, which does not
-            # wait for a checkpoint.
+            # Otherwise the terminal's Ctrl-C would reach the process as well. The interrupt from here would be its
+            # second one, which does not wait for a checkpoint.
             start_new_session=True,
             pass_fds=[lock],
         )

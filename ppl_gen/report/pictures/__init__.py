@@ -27,7 +27,7 @@ from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
 from ppl_gen.inference.callables import evaluating
 
 _FIRST = ("samples", "through_training", "reconstructions", "own", "latent_space", "units")
-"""Pictures that share one stream of random numbers. Other pictures draw after them, so that they change none of them."""
+"""Pictures that share one stream of random numbers. Others draw after them, so that they change none of them."""
 
 Drawn = Iterator[tuple[str, Figure]]
 """Pictures with their names. Each picture is computed when the iterator reaches it."""
@@ -72,7 +72,7 @@ def _drawing(what: str) -> Iterator[None]:
     """Turn an error into a warning. A user's model or guide need not support every picture."""
     try:
         yield
-    except BadInput:  # a full disk
+    except BadInput:  # such as a full disk
         raise
     except Exception as error:
         print(f"warning: no picture of {what}: {describe(error)}", file=sys.stderr)

@@ -14,7 +14,7 @@ from ppl_gen.report.explorer import explorer
 from ppl_gen.report.pictures import Drawn, as_images
 
 ABOUT = "the latent space"
-_POSTERIOR_SAMPLES = 32  # for its mean and standard deviation
+_POSTERIOR_SAMPLES = 32  # samples for the posterior mean and standard deviation
 _PAIRS, _STEPS, _GRID, _UNITS = 5, 25, 20, 10
 
 
