@@ -16,7 +16,7 @@ COMMANDS = {
     "quality": "Score samples by a classifier of the same images.",
     "calibrate": "Hold every estimator of log p(x) against exact values.",
 }
-_TOGETHER = ("fit", "evaluate")  # several processes can share their work
+_DISTRIBUTED = ("fit", "evaluate")  # several processes can share their work
 
 
 def main() -> NoReturn:
@@ -41,7 +41,7 @@ def main() -> NoReturn:
     from ppl_gen.core import cli
 
     sys.argv = [str(module.__file__), *rest]  # as a run records what made it
-    cli.main(module.command, together=name in _TOGETHER)
+    cli.main(module.command, distributed=name in _DISTRIBUTED)
 
 
 if __name__ == "__main__":

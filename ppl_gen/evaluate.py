@@ -30,7 +30,7 @@ def command(arguments: list[str]) -> None:
     run = Run.open(given.run, **asdict(given.named), checkpoint=options.checkpoint, device=options.device)
     run.directory.writes = parallel.rank() == 0
     if options.gaps:
-        if parallel.size() > 1:
+        if parallel.world_size() > 1:
             raise BadInput("--gaps: takes one process")
         print(run.split_gap(options))
         print(f"written to {run.path / 'gaps.json'}")
@@ -48,4 +48,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(command, together=True)
+    cli.main(command, distributed=True)

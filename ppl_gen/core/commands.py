@@ -46,7 +46,7 @@ def _arguments(value: Any) -> list[str]:
     return [] if value is None else [str(value)]
 
 
-def named_again(config: Mapping[str, Any]) -> list[str]:
+def external_class_options(config: Mapping[str, Any]) -> list[str]:
     """The options that name again a run's classes from outside of the package.
 
     :param config: the content of the run's `config.json`.

@@ -40,30 +40,30 @@ def join() -> None:
 
 def leave() -> None:
     """Part from the others, when all have come here: gloo aborts where one is gone before the other has heard all."""
-    if size() > 1:
+    if world_size() > 1:
         distributed.barrier()
         distributed.destroy_process_group()
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
     """The number of this one; the first is 0."""
-    return distributed.get_rank() if size() > 1 else 0
+    return distributed.get_rank() if world_size() > 1 else 0
 
 
 def shard(rows: Tensor, least: int = 1) -> Tensor:
     """This process's part of some rows, in their order: none, or at least so many, if there are so many at all."""
-    parts = rows.tensor_split(min(size(), max(1, len(rows) // least)))
+    parts = rows.tensor_split(min(world_size(), max(1, len(rows) // least)))
     return parts[rank()] if rank() < len(parts) else rows[:0]
 
 
 def broadcast_object(value: T) -> T:
     """A picklable value of the first process, in all."""
-    if size() == 1:
+    if world_size() == 1:
         return value
     values = [value]
     distributed.broadcast_object_list(values)
@@ -72,14 +72,14 @@ def broadcast_object(value: T) -> T:
 
 def barrier() -> None:
     """Until all have come here."""
-    if size() > 1:
+    if world_size() > 1:
         distributed.barrier()
 
 
 @contextmanager
 def local_first() -> Iterator[None]:
     """Let one process of each machine do this before its others, which find what it has left on disk."""
-    begins = int(os.environ.get("LOCAL_RANK", "0")) == 0 or size() == 1
+    begins = int(os.environ.get("LOCAL_RANK", "0")) == 0 or world_size() == 1
     if not begins:
         barrier()
     try:
@@ -89,14 +89,14 @@ def local_first() -> Iterator[None]:
             barrier()
 
 
-def seed(first: int) -> int:
+def rank_seed(first: int) -> int:
     """Of this process's noise, given that of the first."""
     return (first + rank() * 0x2545F4914F6CDD1D) % 2**63
 
 
 def all_reduce(*tensors: Tensor) -> None:
     """Replace tensors of one type and device by their sums over the processes."""
-    if size() == 1:
+    if world_size() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     distributed.all_reduce(flat)
@@ -106,16 +106,16 @@ def all_reduce(*tensors: Tensor) -> None:
 
 def any_rank(mine: bool) -> bool:
     """Whether any process says so."""
-    if size() == 1:
+    if world_size() == 1:
         return mine
-    said: list[bool] = [False] * size()
+    said: list[bool] = [False] * world_size()
     distributed.all_gather_object(said, mine)
     return any(said)
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by those of the first process."""
-    if size() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, 0)
 
@@ -123,9 +123,9 @@ def broadcast(tensors: Sequence[Tensor]) -> None:
 def all_gather(part: T) -> T:
     """The parts of all processes as one, in all: tensors are put one after another, also those in dictionaries and
     dataclasses; of what is no tensor, the first's. A process whose part is None has none."""
-    if size() == 1:
+    if world_size() == 1:
         return part
-    parts: list[Any] = [None] * size()
+    parts: list[Any] = [None] * world_size()
     distributed.all_gather_object(parts, part)
     return _joined(parts)
 

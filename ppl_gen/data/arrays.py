@@ -44,8 +44,8 @@ def read(arrays: Mapping[str, np.ndarray], largest: int | None = None) -> source
     :param largest: the value of a white pixel. By default it is read off the pixels.
     :raises BadInput: for arrays that no rule can read.
     """
-    found = sources.named(Path(NAME), list(arrays), arrays.__getitem__, None)
-    return sources.arranged(NAME, found, largest)
+    found = sources.assign_roles(Path(NAME), list(arrays), arrays.__getitem__, None)
+    return sources.to_images(NAME, found, largest)
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:

@@ -41,7 +41,7 @@ class Images(NamedTuple):
     notes: list[str]
 
 
-class Found(NamedTuple):
+class RawArrays(NamedTuple):
     """Arrays as they are in a file, the images first."""
 
     images: _Arrays
@@ -70,7 +70,7 @@ def read(name: str, largest: int | None = None) -> Images:
         kind = "an IDX file" if reader is _idx_files else f"a {_suffix(path)} file of numbers"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(f"--data {name}: truncated, or not {kind} ({reason})") from None
-    return arranged(name, found, largest)
+    return to_images(name, found, largest)
 
 
 def readable(name: str) -> bool:
@@ -123,7 +123,7 @@ def _role(name: str) -> tuple[str | None, str] | None:
     return split, "labels" if kind[0] in "ylt" or kind.startswith("class") else "images"
 
 
-def named(path: Path, names: Sequence[str], get: Callable[[str], Any], chosen: str | None) -> Found:
+def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], chosen: str | None) -> RawArrays:
     """Which array is what, by its name. Raises `BadInput` where two claim to be the same, or none is `train`."""
     roles: dict[tuple[str, str], str] = {}
     if chosen is None:
@@ -168,7 +168,7 @@ def named(path: Path, names: Sequence[str], get: Callable[[str], Any], chosen: s
         notes.append(", ".join(told))
     if unused:
         notes.append(f"not used: {', '.join(map(repr, unused))}")
-    return Found(images, labels, notes)
+    return RawArrays(images, labels, notes)
 
 
 def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
@@ -178,20 +178,20 @@ def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
     return array
 
 
-def _numpy(path: Path, chosen: str | None) -> Found:
+def _numpy(path: Path, chosen: str | None) -> RawArrays:
     with _open(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            found = Found({"train": loaded}, {}, [])
+            found = RawArrays({"train": loaded}, {}, [])
         else:
-            found = named(path, loaded.files, loaded.__getitem__, chosen)
+            found = assign_roles(path, loaded.files, loaded.__getitem__, chosen)
     shape = found.images["train"].shape
     if len(shape) > 2 and shape[-1] > max(shape[:-1]):
         found.notes.append(f"{shape[0]} images of {_size(shape[1:])}, as the first axis says")
     return found
 
 
-def _matlab(path: Path, chosen: str | None) -> Found:
+def _matlab(path: Path, chosen: str | None) -> RawArrays:
     """A .mat file. MATLAB's own order has the images along the last axis: labels tell, or the longest axis."""
     import scipy.io
 
@@ -208,7 +208,7 @@ def _matlab(path: Path, chosen: str | None) -> Found:
                 file.seek(0)
                 return scipy.io.loadmat(file, variable_names=[name])[name]
 
-            found = named(path, names, get, chosen)
+            found = assign_roles(path, names, get, chosen)
 
     shape = found.images["train"].shape
     if len(shape) < 2:
@@ -235,7 +235,7 @@ def _matlab(path: Path, chosen: str | None) -> Found:
     return found
 
 
-def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> Found:
+def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
     """MATLAB 7.3's files are HDF5, with the axes in reverse."""
     import h5py
 
@@ -246,7 +246,7 @@ def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> Found:
         def get(name: str) -> Any:
             return content[name][()].T if content[name].dtype.kind in "bui" + "f" and content[name].shape else None
 
-        return named(path, names, get, chosen)
+        return assign_roles(path, names, get, chosen)
 
 
 # IDX, the format of MNIST's own files --------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def _beside(path: Path) -> dict[str, Path | None]:
     return {"train labels": labels(path), "test": test, "test labels": labels(test)}
 
 
-def _idx_files(path: Path, chosen: str | None) -> Found:
+def _idx_files(path: Path, chosen: str | None) -> RawArrays:
     images = {"train": read_idx(path)}
     if images["train"].ndim == 1:
         raise BadInput(f"--data {path}: holds one number for each image, as labels do; name the file of images")
@@ -308,13 +308,13 @@ def _idx_files(path: Path, chosen: str | None) -> Found:
     if beside["test"] is not None:
         images["test"] = read_idx(beside["test"])
     told = [f"{what} from {file.name}" for what, file in beside.items() if file is not None]
-    return Found(images, labels, [", ".join(told)] if told else [])
+    return RawArrays(images, labels, [", ".join(told)] if told else [])
 
 
 # Text ----------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path, chosen: str | None) -> Found:
+def _text(path: Path, chosen: str | None) -> RawArrays:
     """Rows of numbers, an image each, with or without a header and a column of labels."""
     import pandas
 
@@ -363,7 +363,7 @@ def _text(path: Path, chosen: str | None) -> Found:
     with np.errstate(invalid="ignore"):
         levels = images.astype(np.uint8)
     images = levels if (levels == images).all() else images.astype(np.float32)  # text has no types
-    return Found({"train": images}, {} if label is None else {"train": table[:, label]}, notes, shape)
+    return RawArrays({"train": images}, {} if label is None else {"train": table[:, label]}, notes, shape)
 
 
 def _columns(path: Path, header: Sequence[str], notes: list[str]) -> tuple[list[int], int | None]:
@@ -401,7 +401,7 @@ def _square(count: int) -> bool:
     return count >= _FEWEST_PIXELS and math.isqrt(count) ** 2 == count
 
 
-_READERS: dict[str, Callable[[Path, str | None], Found]] = {
+_READERS: dict[str, Callable[[Path, str | None], RawArrays]] = {
     **dict.fromkeys((".npy", ".npz"), _numpy),
     ".mat": _matlab,
     **dict.fromkeys((".csv", ".amat"), _text),
@@ -411,7 +411,7 @@ _READERS: dict[str, Callable[[Path, str | None], Found]] = {
 # From arrays to pixels -----------------------------------------------------------------------------------------
 
 
-def arranged(name: str, found: Found, largest: int | None) -> Images:
+def to_images(name: str, found: RawArrays, largest: int | None) -> Images:
     """Images as rows of pixels in [0, 1], or of levels, with their labels. Raises `BadInput` for what is neither."""
     images, notes = found.images, list(found.notes)
     first = images["train"]

@@ -121,7 +121,7 @@ def estimate(summary: dict[str, Any], images: "xarray.Dataset", name: str) -> Es
         largest=values("largest_weight") if name == "importance" else None,
         narrower=name == "importance" and bool(summary.get("narrower", False)),
         words=str(images[prefix].attrs["long_name"]).removeprefix("log p(x) by "),
-        judges_guides=entry["estimator"] != "prior",
+        usable_for_gap=entry["estimator"] != "prior",
         verdict=table.at_least(summary, entry),
         settings=table.settings(entry),
     )

@@ -56,8 +56,8 @@ def vouched(estimates: Estimates, name: str) -> bool:
     """True if an estimate without a k-hat that nothing is above can be trusted. Two bounds on images from the model do
     not suffice, since a share of the images that none of them is of may cost the mean any amount: importance sampling,
     too, has to be trusted on every one of these images. Then two methods that fail for different reasons agree."""
-    others = [other for other, each in estimates.items() if each.khat is not None and each.judges_guides]
-    return estimates[name].vouched_for and any(not at_least(estimates, other) for other in others)
+    others = [other for other, each in estimates.items() if each.khat is not None and each.usable_for_gap]
+    return estimates[name].corroborated and any(not at_least(estimates, other) for other in others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def largest(estimates: Estimates, primary: str) -> Largest:
     none = torch.zeros(len(lower[primary].log_px), dtype=torch.bool)
     if "exact" in estimates:
         return Largest("exact", lower["exact"].log_px, none, none, False)
-    name = primary if estimates[primary].judges_guides else "importance"
+    name = primary if estimates[primary].usable_for_gap else "importance"
     better = [other for other in lower if other != name and above_in_mean(lower[name], lower[other])]
     name = max(better, key=lambda other: lower[other].mean, default=name)
     values, replaced = lower[name].log_px, none

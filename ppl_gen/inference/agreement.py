@@ -60,10 +60,10 @@ def above(low: Estimate, high: Estimate) -> Above:
     counts = [math.inf if each.num_samples is None else each.num_samples for each in (low, high)]
     excess = difference - _errors(rate, counts[0]) * low.log_px_mc_var.sqrt() - bias
     images = excess > -math.log(rate)
-    if high.knows_its_error:
+    if high.error_is_reliable:
         images |= difference > _errors(rate, min(counts)) * variances.sqrt() + biases
     mean = bool(difference.sum() > _errors(FALSE_ALARMS) * variances.sum().sqrt() + biases.sum())
-    mean = mean and (high.knows_its_error or len(difference) >= _MANY)
+    mean = mean and (high.error_is_reliable or len(difference) >= _MANY)
     excess = excess.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     won = torch.stack([torch.logaddexp(excess + math.log(b), excess.new_tensor(math.log1p(-b))).sum() for b in _BETS])
     return Above(images, mean or bool(won.logsumexp(0) - math.log(len(_BETS)) > -math.log(FALSE_ALARMS)))

@@ -76,7 +76,7 @@ class Annealing:
         return _adaptation(self.num_temperatures) + self.num_temperatures * len(self.groups)
 
     @property
-    def sandwich_work(self) -> int:
+    def bidirectional_work(self) -> int:
         """Likewise forwards and backwards."""
         return self.work + self.num_temperatures * len(self.groups)
 
@@ -90,7 +90,7 @@ class Annealing:
 
 
 @dataclass(frozen=True)
-class Sandwich:
+class BidirectionalBounds:
     """Two estimates of log p(x) for images from the model, in nats, float64 on the CPU, [images].
 
     In expectation lower <= log p(x) <= upper, and for each image P(lower > log p(x) + b) <= exp(-b), and likewise of
@@ -138,23 +138,23 @@ class AnnealedEstimate(Estimate):
     annealing: Annealing
     acceptance: Tensor
     """Share of the proposals that was accepted."""
-    sandwich: Sandwich | None = None
+    bidirectional: BidirectionalBounds | None = None
     """The same settings on images from the model, if they were asked for."""
 
     @property
-    def vouched_for(self) -> bool:
+    def corroborated(self) -> bool:
         """True if the sandwich is narrow and the estimated bias small."""
-        if self.sandwich is None:
+        if self.bidirectional is None:
             return False
-        width, se = mean_se(self.sandwich.width)
+        width, se = mean_se(self.bidirectional.width)
         return width + 2 * se <= _NARROW and abs(self.bias) <= _NARROW
 
-    def made_with(self) -> dict[str, Any]:
+    def settings_entry(self) -> dict[str, Any]:
         accepted = float(self.acceptance.mean())
         return asdict(self.annealing) | {"accepted": accepted, "ess": median_and_least(self.ess)}
 
     def more_entries(self, name: str) -> dict[str, Any]:
-        return {} if self.sandwich is None else {"sandwich": self.sandwich.entry()}
+        return {} if self.bidirectional is None else {"sandwich": self.bidirectional.entry()}
 
     def diagnostic_variables(self, suffix: str) -> dict[str, Variable]:
         return {f"ess{suffix}": Variable(self.ess, "effective number of chains", "chains")}
@@ -189,14 +189,14 @@ def annealed_log_px(
         return AnnealedEstimate(annealing=annealing, num_samples=annealing.num_chains, **whole)
 
 
-def sandwich(
+def bidirectional_bounds(
     model: Any,
     num_images: int,
     *,
     guide: Any = None,
     annealing: Annealing | None = None,
     progress: Advance | None = None,
-) -> Sandwich:
+) -> BidirectionalBounds:
     """Bidirectional Monte Carlo on images drawn from the model; arguments as for `annealed_log_px`."""
     annealing = annealing or Annealing()
     check(model, guide, annealing)
@@ -214,7 +214,7 @@ def sandwich(
             lower, lower_variance, *_ = log_mean_exp(torch.cat(forward).cpu())
             inverse, *_ = log_mean_exp(-torch.cat(backward).cpu())
             parts.append((lower, -inverse, lower_variance))
-    return Sandwich(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
+    return BidirectionalBounds(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds: int = 20) -> None:

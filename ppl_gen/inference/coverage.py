@@ -43,7 +43,7 @@ def bounded_sites(model: PyroFunction, traces: Traces, batch: Batch) -> frozense
 
 
 def compare_supports(pair: Pair, batch: Batch) -> Pair:
-    """The pair with `leaves` and `narrower`, which compare the guide's support with the prior's.
+    """The pair with `exceeds_prior` and `narrower`, which compare the guide's support with the prior's.
 
     :raises BadInput: for a guide that never draws z where the prior has mass.
     """
@@ -59,7 +59,7 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
                 f"{pair.guide_name} never draws '{name}' inside the support of its prior in {pair.model_name}, so "
                 "that no sample has a weight; give the guide a distribution of that support"
             )
-    leaves = any(supports.certainly_narrower(p["fn"], q["fn"]) for q, p in sites.values())
+    exceeds = any(supports.certainly_narrower(p["fn"], q["fn"]) for q, p in sites.values())
     narrower = {name: supports.certainly_narrower(q["fn"], p["fn"]) for name, (q, p) in sites.items()}
     if None in narrower.values():  # values of the prior have to tell
         prior = trace_of(pair.model, many)
@@ -67,13 +67,13 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
             with suppress(Exception):  # of a shape that the guide's does not have
                 admitted = inside({**sites[name][0], "value": prior.nodes[name]["value"]})
                 narrower[name] = admitted is not None and not bool(admitted.all())
-    return replace(pair, leaves=leaves, narrower=tuple(name for name in pair.latent if narrower[name]))
+    return replace(pair, exceeds_prior=exceeds, narrower=tuple(name for name in pair.latent if narrower[name]))
 
 
 def leaves_support(pair: Pair, x: Tensor, *args: Any, num_samples: int = 100, **kwargs: Any) -> str | None:
     """The name of a latent site that the guide draws where its prior has no mass; None if there is none."""
     suspects = pair.bounded.intersection(pair.latent)
-    if pair.leaves or not suspects:
+    if pair.exceeds_prior or not suspects:
         return min(suspects, default=None)
     model_trace: poutine.Trace = replayed(*pair.for_samples(num_samples, Batch(x, args, kwargs))).model
     for name in suspects:

@@ -100,13 +100,13 @@ def score_function(site: Site) -> Tensor | None:
     return None if is_identically_zero(score) else scale_and_mask(score, mask=site["mask"])
 
 
-def mean_of_others(values: Tensor) -> Tensor:
+def leave_one_out_mean(values: Tensor) -> Tensor:
     """For each of values [samples, ...] the mean of the other samples' values."""
     return (values.sum(0) - values) / (len(values) - 1)
 
 
-def above_others(values: Tensor) -> Tensor:
+def minus_leave_one_out_mean(values: Tensor) -> Tensor:
     """Values [samples, ...] less the mean of the other samples' values, without a gradient: a baseline. A score times
     it has less noise, and the same mean."""
     values = values.detach()
-    return values - mean_of_others(values)
+    return values - leave_one_out_mean(values)

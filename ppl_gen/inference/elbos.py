@@ -11,7 +11,7 @@ from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_gen.inference.densities import above_others, sample_sites, score_function
+from ppl_gen.inference.densities import minus_leave_one_out_mean, sample_sites, score_function
 from ppl_gen.inference.enumeration import DifferentiableLoss
 from ppl_gen.inference.pair import Pair
 
@@ -21,7 +21,7 @@ def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
     return value.detach() + surrogate - surrogate.detach()
 
 
-def least_samples(pair: Pair) -> int:
+def min_samples(pair: Pair) -> int:
     """Samples of an image that a gradient takes: 2 for a guide with a choice in it, whose score is weighted by the
     difference to the image's other samples."""
     return 2 if pair.scored else 1
@@ -29,7 +29,7 @@ def least_samples(pair: Pair) -> int:
 
 def particles(pair: Pair, num_particles: int) -> dict[str, Any]:
     """Arguments of a Pyro `ELBO` for a number of samples, drawn in one call where the pair allows it."""
-    num_particles = max(num_particles, least_samples(pair))
+    num_particles = max(num_particles, min_samples(pair))
     vectorized = num_particles > 1 and pair.vectorized
     return {
         "num_particles": num_particles,
@@ -38,7 +38,7 @@ def particles(pair: Pair, num_particles: int) -> dict[str, Any]:
     }
 
 
-class ScoreFunction(TraceGraph_ELBO):
+class ScoreFunctionELBO(TraceGraph_ELBO):
     """`TraceGraph_ELBO` with a `differentiable_loss`, which Pyro's lacks: the value is -ELBO, the gradient that of
     Pyro's surrogate, with the squared error of the baselines in it."""
 
@@ -47,7 +47,7 @@ class ScoreFunction(TraceGraph_ELBO):
         return with_gradient_of(-elbo, surrogate)
 
 
-class Scored(Trace_ELBO):
+class PartialScoreELBO(Trace_ELBO):
     """`Trace_ELBO` of a guide whose samples are reparametrized but for a choice, as `mixture` chooses a component.
     Pyro's multiplies the score of the choice by the whole ELBO; this one by the difference between a sample's ELBO and
     the mean of the image's other samples."""
@@ -64,7 +64,7 @@ class Scored(Trace_ELBO):
             if pairs:
                 # Particles come first, from one trace under a plate outside all others or from a trace each.
                 values, scores = (torch.stack(e) if len(e) > 1 else e[0] for e in zip(*pairs, strict=True))
-                scored = (above_others(values) * scores).sum()
+                scored = (minus_leave_one_out_mean(values) * scores).sum()
                 total = total + scored - scored.detach()
         return -total / self.num_particles
 
@@ -116,7 +116,7 @@ class RecordableELBO:
     """
 
     def __init__(self, pair: Pair, num_particles: int, *, analytic_kl: bool = False, beta: float = 1.0):
-        self.num_particles = max(num_particles, least_samples(pair))
+        self.num_particles = max(num_particles, min_samples(pair))
         self.analytic_kl, self.beta = analytic_kl, beta
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
@@ -126,4 +126,4 @@ class RecordableELBO:
         loss = -values.mean(0).sum()
         if terms.score is None:
             return loss
-        return with_gradient_of(loss, loss - (above_others(values) * terms.score).mean(0).sum())
+        return with_gradient_of(loss, loss - (minus_leave_one_out_mean(values) * terms.score).mean(0).sum())

@@ -62,7 +62,7 @@ class Estimate:
     """True where the proposal leaves out a part of the prior's support, where more of p(x, z) may be."""
     words: str = ""
     """Name of the estimator in a sentence: "log p(x) by annealed importance sampling"."""
-    judges_guides: bool = True
+    usable_for_gap: bool = True
     """True if the gap of a guide may be taken of it. Samples of the prior alone are often far too low."""
     doubted: Tensor | None = None
     """Images on which other estimates were found to be above it; bool [images]."""
@@ -141,12 +141,12 @@ class Estimate:
         return self.khat is None or bool(self.log_px_mc_var.isnan().any() or self.untrusted.any())
 
     @property
-    def knows_its_error(self) -> bool:
+    def error_is_reliable(self) -> bool:
         """True if its Monte Carlo error suffices for a test at a small rate."""
         return True
 
     @property
-    def vouched_for(self) -> bool:
+    def corroborated(self) -> bool:
         """True if, without a k-hat, something else says that it is near log p(x)."""
         return False
 
@@ -176,9 +176,9 @@ class Estimate:
         :param at_least: the verdict on it.
         """
         errors = {"mc_se": self.mc_se, "bias": self.bias} if self.sampled else {}
-        return mean_entry(self.log_px, **errors, at_least=at_least, estimator=self.estimator, **self.made_with())
+        return mean_entry(self.log_px, **errors, at_least=at_least, estimator=self.estimator, **self.settings_entry())
 
-    def made_with(self) -> dict[str, Any]:
+    def settings_entry(self) -> dict[str, Any]:
         """Its settings and diagnostics in that entry."""
         found = dict(self.settings)
         if self.num_samples is not None:

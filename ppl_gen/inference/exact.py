@@ -28,7 +28,7 @@ from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.enumeration import StateSum, sum_over_states
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap
+from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap_to_enumerate
 from ppl_gen.inference.supports import parts
 
 _CLOSED_FORM_IMAGES = 1000  # that `log_px` is given at a time
@@ -129,7 +129,7 @@ def _taken(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _check_closed_form(model: ClosedForm, pair: Pair, batch: Batch) -> None:
-    if not cheap(pair):
+    if not cheap_to_enumerate(pair):
         return
     few = take(torch.arange(min(3, len(batch.x)), device=batch.x.device), *batch)
     total = sum_over_states(pair, few.x, *few.args, **few.kwargs)

@@ -31,7 +31,7 @@ from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.proposals import SecondOpinion, opinion_samples, second_opinion
+from ppl_gen.inference.proposals import SecondOpinion, second_opinion, second_opinion_samples
 
 _IMAGES_PER_BLOCK = 50
 Advance = Callable[[int], None]
@@ -111,7 +111,7 @@ class Gaps:
     def amortization_mc_var(self) -> Tensor:
         return self.best_elbo_mc_var + self.elbo_mc_var
 
-    def held_against(self, other: Estimate) -> "Gaps":
+    def compared_with(self, other: Estimate) -> "Gaps":
         """With another estimate of log p(x): on every image if its mean is the larger, else on the images where it is
         above this one beyond chance. Each is low in expectation."""
         if other.mean > self.estimate.mean:
@@ -186,7 +186,7 @@ def gaps(
                 progress(len(block))
     amortized, best, settled = zip(*parts, strict=True)
     found = _found(*_joined(amortized), *_joined(best), torch.cat(settled).cpu())
-    opinion = second_opinion(model, guide, x, num_samples=opinion_samples(num_samples), seed=seed)
+    opinion = second_opinion(model, guide, x, num_samples=second_opinion_samples(num_samples), seed=seed)
     return found if opinion is None else found._judged(opinion)
 
 
@@ -259,7 +259,7 @@ def _block(
 
     with frozen(model, guide), torch.enable_grad():
         weights = _weights_of_posterior(local, start) if own_weights else []
-        context, settled = _climb(alone, at, x, start, weights, search)
+        context, settled = optimize_contexts(alone, at, x, start, weights, search)
     return amortized, log_marginal_likelihood(alone, at, x, context, num_samples=num_samples, ask_again=False), settled
 
 
@@ -283,7 +283,7 @@ def _fewer(adam: torch.optim.Adam, contexts: Tensor, chosen: Tensor) -> Tensor:
     return fewer
 
 
-def _climb(
+def optimize_contexts(
     model: Any, at: _At, x: Tensor, start: Tensor, weights: list[nn.Parameter], search: Search
 ) -> tuple[Tensor, Tensor]:
     """The contexts that climb the ELBO of their images, averaged over the best window of each, and whether each has

@@ -108,7 +108,7 @@ class ImportanceEstimate(Estimate):
         """IWAE bounds are not among them: they are below importance sampling from the same samples on every image."""
         return {"elbo": bound(self.elbo, self.elbo_mc_var, self.num_samples), name: self}
 
-    def made_with(self) -> dict[str, Any]:
+    def settings_entry(self) -> dict[str, Any]:
         """Its diagnostics are those of the ELBO, too, and stand beside both."""
         return {"num_samples": self.num_samples}
 
@@ -229,12 +229,12 @@ def log_marginal_likelihood(
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
         told: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
         found = ImportanceEstimate(num_samples=num_samples, **told, **gathered(parts, len(x), progress))
-        if pair.leaves:
+        if pair.exceeds_prior:
             found = _without_bounds(found)
         if ask_again:
-            from ppl_gen.inference.proposals import opinion_samples, second_opinion  # which needs this module
+            from ppl_gen.inference.proposals import second_opinion, second_opinion_samples  # which needs this module
 
-            few = opinion_samples(num_samples)
+            few = second_opinion_samples(num_samples)
             opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **kwargs)
             found = replace(found, second_opinion=opinion)
         return found

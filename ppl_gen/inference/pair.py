@@ -22,9 +22,9 @@ from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import (
     Site,
-    above_others,
     kl_divergence,
     masked_log_prob,
+    minus_leave_one_out_mean,
     sample_sites,
     score_function,
     sum_to,
@@ -70,7 +70,7 @@ class Terms:
         """The mean log weight [images], with the gradient of the guide's choices."""
         elbo = self.log_weight.mean(0)
         if self.score is not None:
-            scored = (above_others(self.log_weight) * self.score).mean(0)
+            scored = (minus_leave_one_out_mean(self.log_weight) * self.score).mean(0)
             elbo = elbo + scored - scored.detach()
         return elbo
 
@@ -126,7 +126,7 @@ class Pair:
     observed ones whose support depends on z."""
     bounded_guide: frozenset[str]
     """Sites of the guide whose support may not have all values of the prior."""
-    leaves: bool = False
+    exceeds_prior: bool = False
     """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
     narrower: tuple[str, ...] = ()
     """Latent sites where the guide leaves out a part of the prior's support, so that log p(x) is at least what its
@@ -225,7 +225,7 @@ class Pair:
         trace = trace_of(poutine.replay(self.guide, trace=drawn), batch)
         return self._total(trace, self.latent, (1, len(x)), self.bounded_guide).flatten()
 
-    def spread(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
+    def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
         """Weights [samples, images] in a shape that broadcasts with a value of the latent site `name`."""
         shape = [1] * -self.sample_dim
         if self.vectorized:

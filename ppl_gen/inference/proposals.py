@@ -94,7 +94,7 @@ def proposal_log_px(
         whole = gathered(parts, len(x), progress)
     if not guides:
         words = "importance sampling from the prior"
-        return Estimate(estimator="prior", num_samples=num_samples, words=words, judges_guides=False, **whole)
+        return Estimate(estimator="prior", num_samples=num_samples, words=words, usable_for_gap=False, **whole)
     words, names = "importance sampling from several proposals", [pair.guide_name for pair in pairs] if used else []
     proposal = {"prior_share": prior_share, "temperature": temperature, "guides": names}
     return Estimate(
@@ -114,7 +114,7 @@ class SecondOpinion(Estimate):
     """Share of the sum of weights that belongs to the samples from the prior."""
 
     @property
-    def knows_its_error(self) -> bool:
+    def error_is_reliable(self) -> bool:
         """True if there are samples enough for a test at a small rate: the weights of a mixture are bounded, and their
         mean and their error are both off where few samples are alike by chance."""
         return self.num_samples >= 100
@@ -152,7 +152,7 @@ class SecondOpinion(Estimate):
         return {"blind": Variable(blind, "the second opinion could not have seen another mode", "1")}
 
 
-def opinion_samples(num_samples: int) -> int:
+def second_opinion_samples(num_samples: int) -> int:
     """Samples of a second opinion on `num_samples` importance samples: a twentieth, and at least 20."""
     return max(num_samples // 20, 20)
 

@@ -28,12 +28,12 @@ from ppl_gen.inference.callables import (
     reading,
     take,
 )
-from ppl_gen.inference.company import check_company, samples_apart
 from ppl_gen.inference.coverage import bounded_sites, compare_supports
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function
 from ppl_gen.inference.enumeration import sum_over_states
+from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import can_sum_states, cheap, count_states, numbers_held
+from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
 from ppl_gen.inference.supports import is_discrete, log_prob_within, support, unbounded
 from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of
 
@@ -57,8 +57,8 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
         _check_shapes(given, traces)
         _check_dimensions(given, traces, plate)
         pair = _pair_of(given, traces, plate, batch)
-        check_company(pair, batch)
-        pair = replace(pair, vectorized=samples_apart(pair, batch))
+        check_independence(pair, batch)
+        pair = replace(pair, vectorized=can_vectorize_samples(pair, batch))
         return compare_supports(pair, batch)
 
 
@@ -315,7 +315,7 @@ def _pair_of(given: _Given, traces: Traces, plate: CondIndepStackFrame, batch: B
         bounded_guide=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),
     )
     loose = {site["name"] for site in observed if not supports.is_fixed(site["fn"])}
-    if loose - pair.bounded and cheap(pair):  # a state of z that no draw had may have another support
+    if loose - pair.bounded and cheap_to_enumerate(pair):  # a state of z that no draw had may have another support
         with suppress(BadInput):  # which a sum over states tells, where it is asked for
             return sum_over_states(pair, batch.x, *batch.args, **batch.kwargs).pair
     return pair

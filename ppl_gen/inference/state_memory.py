@@ -64,7 +64,7 @@ def numbers_per_state(pair: Pair) -> float:
     return 1 / 16 if pair.sums_states else pair.pixels_per_state
 
 
-def cheap(pair: Pair) -> bool:
+def cheap_to_enumerate(pair: Pair) -> bool:
     """True if log p(x) of many images can be enumerated in minutes: up to 2^20 states, fewer where the likelihood
     broadcasts before it sums over pixels."""
     return pair.num_states is not None and pair.num_states * max(1, numbers_per_state(pair)) <= _MOST_STATES

@@ -25,8 +25,8 @@ from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
 from ppl_gen.figures.parts import parts, unit_marginals
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import state_posterior
+from ppl_gen.inference.latent_grid import equal_mass_grid, vector_size
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.planes import equal_mass_grid, vector_size
 from ppl_gen.report.explorer import explorer
 
 _POSTERIOR_SAMPLES = 32  # for its mean and standard deviation

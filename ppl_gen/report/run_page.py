@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.core.commands import command, fit_command, named_again, words
+from ppl_gen.core.commands import command, external_class_options, fit_command, words
 from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.gap_table import gap_rows, gap_units
@@ -152,7 +152,7 @@ def _again(run: RunDirectory, found: Results) -> Iterator[tuple[str, Sequence[st
     from ppl_gen.evaluation.options import EvaluationOptions
     from ppl_gen.evaluation.quality import QualityOptions
 
-    named, made = named_again(run.config), fit_command(run.config)
+    named, made = external_class_options(run.config), fit_command(run.config)
     yield "the run, where there is none yet" if made else "the run was made from Python", made
     resume = command("fit", "--resume", run.path, *named)
     yield "go on with it if it was interrupted, and draw it again", resume

@@ -54,7 +54,7 @@ def interrupts() -> Iterator[threading.Event]:
 
     def set_event(number: int, frame: FrameType | None) -> None:
         event.set()
-        if parallel.size() == 1:  # torchrun passes on what a terminal has sent to all already
+        if parallel.world_size() == 1:  # torchrun passes on what a terminal has sent to all already
             for each, handler in before.items():
                 signal.signal(each, handler)
 

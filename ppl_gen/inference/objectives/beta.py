@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import require
-from ppl_gen.inference.elbos import RecordableELBO, Scored, WeightedKL, particles
+from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, WeightedKL, particles
 from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
 from ppl_gen.inference.pair import Pair
 
@@ -35,7 +35,7 @@ class Beta:
 
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         """`Trace_ELBO` with the log-densities of latent sites, in model and guide, times beta."""
-        elbo = (Scored if pair.scored else Trace_ELBO)(**particles(pair, self.num_particles))
+        elbo = (PartialScoreELBO if pair.scored else Trace_ELBO)(**particles(pair, self.num_particles))
         return WeightedKL(elbo, self.beta)
 
     def recordable(self, pair: Pair) -> Loss:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import BadInput, require
-from ppl_gen.inference.elbos import RecordableELBO, Scored, ScoreFunction, particles
+from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, ScoreFunctionELBO, particles
 from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.objectives.loss import NOT_RECORDABLE, check_sampled
 from ppl_gen.inference.pair import Pair
@@ -40,12 +40,12 @@ class Elbo:
             )
 
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
-        """`TraceEnum`, `ScoreFunction`, `Scored` or `Trace_ELBO`."""
+        """`TraceEnum`, `ScoreFunctionELBO`, `PartialScoreELBO` or `Trace_ELBO`."""
         if pair.enumerated:
             return TraceEnum(pair, x, *args)
         if not pair.reparametrized:
-            return ScoreFunction(num_particles=self.num_particles, max_plate_nesting=pair.max_plate_nesting)
-        return (Scored if pair.scored else Trace_ELBO)(**particles(pair, self.num_particles))
+            return ScoreFunctionELBO(num_particles=self.num_particles, max_plate_nesting=pair.max_plate_nesting)
+        return (PartialScoreELBO if pair.scored else Trace_ELBO)(**particles(pair, self.num_particles))
 
     def recordable(self, pair: Pair) -> Loss:
         if pair.enumerated or not pair.reparametrized:

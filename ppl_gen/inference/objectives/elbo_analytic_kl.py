@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.elbos import RecordableELBO, Scored, particles
+from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, particles
 from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
 from ppl_gen.inference.pair import Pair
 
@@ -43,7 +43,7 @@ class ElboAnalyticKL:
 
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         """`TraceMeanField_ELBO`."""
-        return (Scored if pair.scored else TraceMeanField_ELBO)(**particles(pair, self.num_particles))
+        return (PartialScoreELBO if pair.scored else TraceMeanField_ELBO)(**particles(pair, self.num_particles))
 
     def recordable(self, pair: Pair) -> Loss:
         return RecordableELBO(pair, self.num_particles, analytic_kl=True)

@@ -23,8 +23,8 @@ from ppl_gen.core.contracts import (
     WrapsELBO,
 )
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.densities import mean_of_others
-from ppl_gen.inference.elbos import least_samples, with_gradient_of
+from ppl_gen.inference.densities import leave_one_out_mean
+from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss
 from ppl_gen.inference.pair import Pair, Terms
 
@@ -186,7 +186,7 @@ class _OfSurrogate(_OfPair):
     """An objective that is a function of log-densities, with the score of the guide's choices, if it has any."""
 
     def __init__(self, objective: Surrogate, pair: Pair, draws: Draws):
-        super().__init__(pair, max(objective.num_particles, least_samples(pair)))
+        super().__init__(pair, max(objective.num_particles, min_samples(pair)))
         self.objective = objective
         self.bound = objective.bound if isinstance(objective, HasBound) else None
         self.drawn = _DRAWN[draws]
@@ -220,12 +220,13 @@ def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
     return log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])
 
 
-def added_to_log_mean(log_weight: Tensor) -> Tensor:
+def vimco_signal(log_weight: Tensor) -> Tensor:
     """The amount that each sample adds to L_K, [samples, images]: L_K less the L_K in which the sample's log weight is
     the mean of the others', which does not depend on it (Mnih and Rezende 2016, equations 8 to 10)."""
     log_weight = log_weight.detach()
     own = torch.eye(len(log_weight), dtype=torch.bool, device=log_weight.device)[..., None]
-    replaced = torch.where(own, mean_of_others(log_weight), log_weight)  # [k, samples, images]: row k replaces sample k
+    # [k, samples, images]: row k has sample k replaced.
+    replaced = torch.where(own, leave_one_out_mean(log_weight), log_weight)
     return log_mean_exp(log_weight) - log_mean_exp(replaced, 1)
 
 
@@ -250,7 +251,7 @@ class _Replaced(Terms):
 def _replaced(terms: Terms) -> Iterator[Terms]:
     """For each sample the terms in which its log-densities are the means of the others'."""
     values = [t.detach() for t in (terms.log_likelihood, terms.log_prior, terms.log_guide, terms.log_weight)]
-    others = [mean_of_others(each) for each in values]
+    others = [leave_one_out_mean(each) for each in values]
     for own in torch.eye(len(terms.log_guide), dtype=torch.bool, device=terms.log_guide.device):
         likelihood, prior, guide, weight = (
             torch.where(own[:, None], mean, each) for mean, each in zip(others, values, strict=True)

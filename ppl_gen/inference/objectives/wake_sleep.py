@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import require
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.elbos import least_samples, with_gradient_of
+from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.objectives.loss import check_draws, log_mean_exp
 from ppl_gen.inference.pair import Pair
 
@@ -33,7 +33,7 @@ class WakeSleep:
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-L_K, summed over the images, with the gradients of both phases."""
         dreamt = pair.dream(x, *args).sum()
-        terms = pair.terms(x, *args, num_samples=max(self.num_particles, least_samples(pair)), detach=True)
+        terms = pair.terms(x, *args, num_samples=max(self.num_particles, min_samples(pair)), detach=True)
         share = terms.log_weight.detach().softmax(0)
         awake = (share * (terms.log_likelihood + terms.log_prior)).sum(0)
         loss = with_gradient_of(-log_mean_exp(terms.log_weight).sum(), -awake.sum())

@@ -20,7 +20,7 @@ _COMPANY = 16  # images, as importance sampling holds at once
 # Images ------------------------------------------------------------------------------------------------------------
 
 
-def check_company(pair: Pair, batch: Batch) -> None:
+def check_independence(pair: Pair, batch: Batch) -> None:
     """Refuse a pair in which one image changes the log-densities of another: a batch is scored, and some of its images
     again alone, with the same z. Where that cannot be, since noise besides z would be another for an image alone, or
     since the guide cannot score a z that it has not drawn, they are scored in other company.
@@ -132,7 +132,7 @@ def _all_alike(one: Terms, other: Terms) -> bool:
 # Samples -----------------------------------------------------------------------------------------------------------
 
 
-def samples_apart(pair: Pair, batch: Batch) -> bool:
+def can_vectorize_samples(pair: Pair, batch: Batch) -> bool:
     """True if an outer plate draws independent samples and changes no density.
 
     A function that reshapes by the batch size, or that has fixed shapes in it, fails under an outer plate, or is

@@ -32,7 +32,7 @@ from torch import Tensor
 from ppl_gen.core.contracts import SelectsPixels, offers
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.densities import above_others, score_function
+from ppl_gen.inference.densities import minus_leave_one_out_mean, score_function
 from ppl_gen.inference.exact import enumerated_pair, exact_log_px, require_broadcasting
 from ppl_gen.inference.importance import CHUNK_SIZE, ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
@@ -48,7 +48,7 @@ PASSES = 3
 
 
 @dataclass(frozen=True)
-class Completion:
+class Imputation:
     """What is known of the hidden pixels. Log-probabilities are per image in nats, float64 [images] on the CPU."""
 
     log_px: Tensor
@@ -68,7 +68,7 @@ class Completion:
         return self.log_px - self.log_px_visible
 
 
-def exact_completion(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1) -> Completion:
+def exact_imputation(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1) -> Imputation:
     """By enumeration of every value of z.
 
     :param model: with methods `model`, `prior()` and `likelihood(z)`, and one latent site with finite support.
@@ -86,7 +86,7 @@ def exact_completion(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1)
         size = block_size(enumerated_pair(model, x[:1]), posterior=True)
         blocks = [_exactly(model, prior, states, block, visible, num_draws) for block in x.split(size)]
     mean, draws = (torch.cat(parts, dim) for parts, dim in zip(zip(*blocks, strict=True), (0, 1), strict=True))
-    return Completion(log_px, log_px_visible, mean, draws)
+    return Imputation(log_px, log_px_visible, mean, draws)
 
 
 def _exactly(
@@ -103,7 +103,7 @@ def _exactly(
     return torch.where(visible, x, mean), torch.where(visible, x, draws)
 
 
-def importance_completion(
+def importance_imputation(
     model: Any,
     guide: Any,
     x: Tensor,
@@ -112,7 +112,7 @@ def importance_completion(
     num_samples: int,
     num_draws: int = 1,
     progress: Advance | None = None,
-) -> Completion:
+) -> Imputation:
     """By importance sampling from the guide.
 
     :param model: with methods `model`, `prior()` and `likelihood(z)`, and one latent site.
@@ -152,7 +152,7 @@ def importance_completion(
             draws.append(torch.where(visible, block, drawn))
             if progress is not None:
                 progress(len(block))
-    return Completion(whole.log_px, seen.log_px, torch.cat(means), torch.cat(draws, 1), (whole, seen))
+    return Imputation(whole.log_px, seen.log_px, torch.cat(means), torch.cat(draws, 1), (whole, seen))
 
 
 def _paired(x: Tensor, context: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -170,8 +170,9 @@ def _refine(model: Any, guide: Any, x: Tensor, context: Tensor, visible: Tensor)
             seen, pixels = visible_part(model.likelihood(z), x, visible)
             log_weight = model.prior().log_prob(z) + seen.log_prob(pixels) - q.log_prob(z)
             score = score_function({"fn": q, "value": z, "mask": None})
-            elbo = log_weight.mean(0) if score is None else (log_weight + above_others(log_weight) * score).mean(0)
-            (context.grad,) = torch.autograd.grad(-elbo.sum(), context)
+            if score is not None:
+                log_weight = log_weight + minus_leave_one_out_mean(log_weight) * score
+            (context.grad,) = torch.autograd.grad(-log_weight.mean(0).sum(), context)
             optimizer.step()
     return context.detach()
 
