@@ -29,11 +29,11 @@ _OPTION_ALIASES = {
     "--dataset": "--data",
     "--grad-clip": "--clip-grad-norm",
 }
-"""What other programs call our options."""
+"""Names that other programs give to options of this package, and our names for them."""
 
 
 def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
-    """Options from a dataclass. Raises `BadInput` in place of tyro's box of several lines."""
+    """Parse options into a dataclass. Raises `BadInput`, in one line, in place of tyro's box of several lines."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -45,11 +45,11 @@ def parse(options: Callable[..., T], arguments: list[str], program: str, descrip
 
 
 def _one_line(box: str) -> str:
-    """The message in a box of tyro's: the text above its first rule, and what it thinks was meant."""
+    """Extract the message from tyro's error box: the text above its first rule, and the option that it suggests."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     paragraphs: list[list[str]] = [[]]
-    for line in text.splitlines()[1:]:  # the first has the title
-        row = line.strip(" │╰╯|+")  # drawn in ASCII where the terminal has no other characters
+    for line in text.splitlines()[1:]:  # the first line has the title
+        row = line.strip(" │╰╯|+")  # tyro draws in ASCII where the terminal has no other characters
         if row.strip("─-"):
             paragraphs[-1].append(row)
         elif paragraphs[-1]:
@@ -65,7 +65,7 @@ def _one_line(box: str) -> str:
 
 
 def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> NoReturn:
-    """Run a command on `sys.argv` and exit as promised above.
+    """Run a command on `sys.argv` and exit with one of the statuses above.
 
     :param distributed: True if several processes can share its work.
     """
@@ -94,13 +94,14 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
 
 
 def _wait_unless_first() -> None:
-    """Of several processes that fail for one reason, the first says why, and torchrun ends the others meanwhile."""
+    """Let only the first of several processes print an error that all of them meet: torchrun ends the others while they
+    sleep."""
     if not _is_first():
         time.sleep(5)
 
 
 def _is_distributed() -> bool:
-    """Whether torchrun has started more than one process."""
+    """True if torchrun has started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

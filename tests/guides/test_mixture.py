@@ -222,7 +222,7 @@ def test_two_kinds_of_choice_in_one_guide() -> None:
 
     x = torch.zeros(4, 1, dtype=F64)
     pair = Pair.read(model, guide, x)
-    with pytest.raises(BadInput, match=r"'z' by a choice and a path.*use vimco or rws"):
+    with pytest.raises(BadInput, match=r"a discrete choice in 'z'.*use vimco or rws"):
         bind(construct("elbo"), pair, x)
     for name in ("vimco", "rws"):
         loss = bind(construct(name, num_particles=3), pair, x).differentiable_loss(None, None, x)

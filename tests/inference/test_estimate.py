@@ -13,7 +13,7 @@ from torch import Tensor
 import ppl_gen
 from ppl_gen.inference import estimate
 from ppl_gen.inference.estimate import Estimate, exact, mean_se
-from ppl_gen.inference.importance import reduced
+from ppl_gen.inference.importance import weight_statistics
 from ppl_gen.inference.proposals import SecondOpinion
 
 
@@ -46,7 +46,7 @@ def test_khat_above_its_threshold_is_untrusted() -> None:
 
 
 def _from(log_w: Tensor) -> Estimate:
-    return Estimate(estimator="importance", num_samples=len(log_w), **reduced(log_w))
+    return Estimate(estimator="importance", num_samples=len(log_w), **weight_statistics(log_w))
 
 
 def test_unknown_khat_is_judged_by_the_largest_weight() -> None:

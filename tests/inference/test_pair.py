@@ -100,7 +100,7 @@ def test_values_from_the_prior_and_moved(vectorized: bool) -> None:
         pair = replace(Pair.read(model, guide, x), vectorized=vectorized)
         values, _, log_prior = pair.draw(x, num_samples=2, prior=True)
         torch.testing.assert_close(log_prior, model.prior().log_prob(values["z"].reshape(2, 3, 2)))
-        moved, likelihood, _ = pair.draw(x, num_samples=2, move=lambda all: {"z": torch.ones_like(all["z"])})
+        moved, likelihood, _ = pair.draw(x, num_samples=2, transform=lambda all: {"z": torch.ones_like(all["z"])})
         assert bool((moved["z"] == 1).all())
         at_one = model.likelihood(torch.ones(2, dtype=F64)).log_prob(x)
         torch.testing.assert_close(likelihood, at_one.expand(2, 3))
@@ -122,5 +122,5 @@ def test_dreams_are_scored_by_the_guide() -> None:
 
 def test_a_model_that_draws_nothing_has_no_dreams() -> None:
     pair = Pair.read(_model, _guide, torch.ones(4, 3, dtype=F64))
-    with pytest.raises(BadInput, match=r"_model draws no images: model\(x=None, n=4\)"):
+    with pytest.raises(BadInput, match=r"_model cannot draw images: model\(x=None, n=4\)"):
         pair.dream(torch.ones(4, 3, dtype=F64))

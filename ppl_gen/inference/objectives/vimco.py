@@ -13,8 +13,8 @@ __all__ = ["VIMCO"]
 
 
 class VIMCO:
-    """L_K, as `IWAE`, with an unbiased gradient that takes no path through z (Mnih and Rezende 2016): the score
-    function of each sample times the amount that this sample adds to the bound,
+    """L_K, as `IWAE`, with an unbiased gradient that does not pass through z (Mnih and Rezende 2016): the score
+    function of each sample times its learning signal,
 
         sum_k (L - L_-k) grad log q(z_k | x) + sum_k w~_k grad log w_k    (equations 4, 5 and 7 to 10),
 
