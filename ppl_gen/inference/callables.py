@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -32,17 +32,20 @@ _LARGEST_BUFFER = 1_000_000  # numbers; a larger buffer is a data set, not a run
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "pandas", "scipy", "matplotlib", "ppl_gen"}
 """Packages whose own global variables and class attributes hold no module of a user."""
 
+PyroFunction = Callable[..., Any]
+"""A Pyro model or guide: a function of x and further arguments."""
+
 _LEAVES = (Tensor, np.ndarray, ModuleType)
 """Types whose references are not followed."""
 
 
-def model_function(model: Any) -> Callable[..., Any]:
+def model_function(model: Any) -> PyroFunction:
     """The Pyro function of a model: its method `model`, or the model itself if it has none. A network of that name does
     not count as a method."""
     return model.model if offers(model, Model) and not isinstance(model.model, nn.Module) else model
 
 
-def guide_function(guide: Any) -> Callable[..., Any]:
+def guide_function(guide: Any) -> PyroFunction:
     """The Pyro function of a guide: its method `guide`, or the guide itself if it has none."""
     return guide.guide if offers(guide, Guide) and not isinstance(guide.guide, nn.Module) else guide
 
@@ -52,7 +55,7 @@ def name_of(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def accepting(function: Callable[..., Any]) -> Callable[..., Any]:
+def accepting(function: PyroFunction) -> PyroFunction:
     """Wrap a function so that it is called with as many of the positional arguments as it takes."""
     count = len(_positional(function))
     return function if count >= _ANY else lambda *args, **kwargs: function(*args[:count], **kwargs)
@@ -61,14 +64,14 @@ def accepting(function: Callable[..., Any]) -> Callable[..., Any]:
 _ANY = 100  # positional arguments that *args counts as
 
 
-def _positional(function: Callable[..., Any]) -> list[str]:
+def _positional(function: PyroFunction) -> list[str]:
     """Names of the positional arguments that a function takes. `*args` counts as `_ANY` empty names."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return names + [""] * _ANY * any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
-def check_positional(model: Callable[..., Any], guide: Callable[..., Any], given: int) -> None:
+def check_positional(model: PyroFunction, guide: PyroFunction, given: int) -> None:
     """Refuse a positional argument that would be dropped: neither function takes it, or one takes it as keyword only.
 
     :param given: number of positional arguments, x included.
@@ -216,6 +219,11 @@ def matmul_precision(precision: str = "highest") -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def forked_rng(x: Tensor) -> AbstractContextManager[None]:
+    """Context that restores torch's generators afterwards: of the CPU, and of the device of x."""
+    return torch.random.fork_rng([x.device] if x.is_cuda else [])
+
+
 @contextmanager
 def reading(*functions: Any) -> Iterator[None]:
     """Context that restores the state of all objects that functions can reach, and the parameter store. A module that
@@ -329,6 +337,11 @@ class Batch(NamedTuple):
     x: Tensor
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    def blocks(self, size: int) -> "Iterator[tuple[int, Batch]]":
+        """Split into batches of at most `size` images. Yields the number of the first image, and the batch."""
+        for index, rows in enumerate(torch.arange(len(self.x), device=self.x.device).split(size)):
+            yield index * size, take(rows, *self)
 
 
 def take(rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Batch:

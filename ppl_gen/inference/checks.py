@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference import supports
-from ppl_gen.inference.callables import Batch, name_of, take
+from ppl_gen.inference.callables import Batch, forked_rng, name_of
 from ppl_gen.inference.densities import Site
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.supports import inside, support
@@ -29,10 +29,9 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
     :raises BadInput: for an invalid parameter of a distribution, and for an image that is impossible for every z.
     """
     found = {"density" if not pair.discrete else "probability"}
-    with torch.random.fork_rng([x.device] if x.is_cuda else []), warnings.catch_warnings():
+    with forked_rng(x), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the errors below say the same
-        for rows in torch.arange(len(x), device=x.device).split(_IMAGES_PER_BLOCK):
-            first, batch = int(rows[0]), take(rows, x, args, kwargs)
+        for first, batch in Batch(x, args, kwargs).blocks(_IMAGES_PER_BLOCK):
             traces, unchecked = _checked_traces(pair, first, batch)
             _check_masks(pair, traces)
             sites = (traces.model.nodes[name] for name in pair.observed)

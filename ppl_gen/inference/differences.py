@@ -55,15 +55,11 @@ def critical(degrees: int, num_rows: int) -> float:
 
 def variance_over_seeds(values: np.ndarray) -> np.ndarray:
     """Squared standard error over seeds of the mean of values [..., seeds, images]; NaN for one seed."""
-    return _variance(values.mean(-1))
+    return variance_over_images(values.mean(-1))  # the mean over images takes the place of an image
 
 
 def variance_over_images(values: np.ndarray) -> np.ndarray:
     """Squared standard error of the mean of values [..., images]; NaN for one image."""
-    return _variance(values)
-
-
-def _variance(values: np.ndarray) -> np.ndarray:
     count = values.shape[-1]
     return values.var(-1, ddof=1) / count if count > 1 else np.full(values.shape[:-1], np.nan)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_gen.core.errors import BadInput, as_bad_input, describe
-from ppl_gen.inference.callables import Batch, evaluating, matmul_precision, take
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng, matmul_precision, take
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, can_sum_states, require_memory
@@ -217,7 +217,7 @@ def _states(model: PyroFunction, choose: Callable[[int], Iterable[int]], batch: 
 
     def visit(index: dict[str, int], known: dict[str, Tensor]) -> Iterator[State]:
         # Sites without a value yet draw noise. No result depends on it.
-        with torch.random.fork_rng([batch.x.device] if batch.x.is_cuda else []):
+        with forked_rng(batch.x):
             trace = trace_of(poutine.condition(model, known), batch)
         site = next((site for site in sample_sites(trace) if not site["is_observed"]), None)
         if site is None:

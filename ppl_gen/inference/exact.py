@@ -18,6 +18,7 @@ from ppl_gen.inference.callables import (
     as_arguments,
     as_images,
     evaluating,
+    forked_rng,
     matmul_precision,
     model_function,
     name_of,
@@ -77,8 +78,7 @@ def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kw
         total = sum_over_states(pair, x, *args, **kwargs)
         size = block_size_by_state(pair) if total.by_state else block_size(pair)
         log_px, what = partial(_summed, total), "enumeration"
-    for rows in torch.arange(len(x), device=x.device).split(size):
-        part = take(rows, *batch)
+    for _, part in batch.blocks(size):
         with as_bad_input(f"{pair.model_name}: {what} fails"), evaluating(model, guide):
             block = log_px(part).double().cpu()
         yield block
@@ -168,7 +168,7 @@ def _refuse_infinite(model: Any, batch: Batch) -> None:
     """Raise `BadInput` for a latent site without a finite support that all images share, if there is one. Do nothing if
     the model itself fails."""
     try:
-        with torch.random.fork_rng([batch.x.device] if batch.x.is_cuda else []):
+        with forked_rng(batch.x):
             arguments = (batch.x, *_accepted(model, batch.args))
             trace = poutine.trace(model_function(model)).get_trace(*arguments, **batch.kwargs)
     except Exception:

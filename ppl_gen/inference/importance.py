@@ -29,7 +29,15 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.tables import Row
 from ppl_gen.inference.agreement import above, bound
-from ppl_gen.inference.callables import as_arguments, as_images, evaluating, matmul_precision, take, whole_number
+from ppl_gen.inference.callables import (
+    Batch,
+    as_arguments,
+    as_images,
+    evaluating,
+    forked_rng,
+    matmul_precision,
+    whole_number,
+)
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.exact import exact_blocks
@@ -197,7 +205,7 @@ def log_weights(
         check_images(pair, x, *args, **kwargs)
         blocks = [
             torch.cat([terms.log_weight for terms in chunks])
-            for _, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, False)
+            for _, chunks in _blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size)
         ]
     return torch.cat(blocks, 1)
 
@@ -226,7 +234,7 @@ def log_marginal_likelihood(
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         observation = check_images(pair, x, *args, **kwargs)
-        blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
+        blocks = _blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size, analytic_kl=True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
         about: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
         found = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(parts, len(x), progress))
@@ -265,13 +273,12 @@ def elbo_terms(
     precision of training.
     """
     totals = {"reconstruction": 0.0, "kl": 0.0}
-    with evaluating(model, guide), matmul_precision(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with evaluating(model, guide), matmul_precision(), forked_rng(x):
         if pair.enumerated:
             return {"elbo": float(torch.cat(list(exact_blocks(model, guide, pair, x, *args))).mean())}
         torch.manual_seed(seed)
-        for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            batch, batch_args, _ = take(rows, x, args)
-            terms = pair.terms(batch, *batch_args)
+        for _, batch in Batch(x, args, {}).blocks(batch_size):
+            terms = pair.terms(batch.x, *batch.args)
             totals["reconstruction"] += float(terms.log_likelihood.double().sum())
             totals["kl"] += float((terms.log_guide - terms.log_prior).double().sum())
     means = {name: total / len(x) for name, total in totals.items()}
@@ -279,35 +286,27 @@ def elbo_terms(
 
 
 def _blocks(
-    pair: Pair,
-    x: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    num_samples: int,
-    chunk_size: int,
-    analytic_kl: bool,
+    pair: Pair, images: Batch, num_samples: int, chunk_size: int, analytic_kl: bool = False
 ) -> Iterator[tuple[int, list[Terms]]]:
     """Iterate over blocks of a few images: the number of images, and chunks of their samples."""
     keep_freed_memory()
-    size = max(1, min(_IMAGES_PER_BLOCK, chunk_size))
-    for rows in torch.arange(len(x), device=x.device).split(size):
-        batch, batch_args, batch_kwargs = take(rows, x, args, kwargs)
-        step = max(1, chunk_size // len(rows))
-        options: dict[str, Any] = {"analytic_kl": analytic_kl, **batch_kwargs}
+    for first, (x, args, kwargs) in images.blocks(max(1, min(_IMAGES_PER_BLOCK, chunk_size))):
+        step = max(1, chunk_size // len(x))
+        options: dict[str, Any] = {"analytic_kl": analytic_kl, **kwargs}
+        which = f"images {first} to {first + len(x) - 1}"
         try:
             chunks = [
-                pair.terms(batch, *batch_args, num_samples=min(step, num_samples - start), **options)
+                pair.terms(x, *args, num_samples=min(step, num_samples - start), **options)
                 for start in range(0, num_samples, step)
             ]
         except BadInput as error:
-            raise BadInput(f"{error.sentence} (images {int(rows[0])} to {int(rows[-1])})") from error
+            raise BadInput(f"{error.sentence} ({which})") from error
         except Exception as error:  # in the code of a user
-            which = f"{pair.model_name} and {pair.guide_name} fail on images {int(rows[0])} to {int(rows[-1])}"
-            raise BadInput(f"{which}: {describe(error)}") from error
+            raise BadInput(f"{pair.model_name} and {pair.guide_name} fail on {which}: {describe(error)}") from error
         for terms in chunks:
             if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
-                _raise_for_nan(pair, terms, int(rows[0]))
-        yield len(rows), chunks
+                _raise_for_nan(pair, terms, first)
+        yield len(x), chunks
 
 
 def _raise_for_nan(pair: Pair, terms: Terms, first: int) -> None:

@@ -36,6 +36,7 @@ from ppl_gen.inference.callables import (
     as_arguments,
     as_images,
     evaluating,
+    forked_rng,
     model_function,
     take,
     whole_number,
@@ -89,12 +90,9 @@ def proposal_log_px(
         pairs = _pairs(model, used, temperature, x, *args, **kwargs)
         for pair in pairs:
             check_images(pair, x, *args, **kwargs)
-        blocks = torch.arange(len(x), device=x.device).split(max(1, min(_IMAGES_PER_BLOCK, chunk_size)))
-        mixtures = (
-            (len(rows), _Mixture(pairs, counts or [0], from_prior, temperature, take(rows, x, args, kwargs)))
-            for rows in blocks
-        )
-        parts = ((count, weight_statistics(mixture.log_weights(chunk_size))) for count, mixture in mixtures)
+        blocks = Batch(x, args, kwargs).blocks(max(1, min(_IMAGES_PER_BLOCK, chunk_size)))
+        mixtures = (_Mixture(pairs, counts or [0], from_prior, temperature, batch) for _, batch in blocks)
+        parts = ((len(mixture.x), weight_statistics(mixture.log_weights(chunk_size))) for mixture in mixtures)
         whole = gather_blocks(parts, len(x), progress)
     if not guides:
         words = "importance sampling from the prior"
@@ -183,23 +181,23 @@ def second_opinion(
     """
     require(num_samples >= 2, "num_samples", num_samples, "must be at least 2")
     keep_freed_memory()
-    with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with evaluating(model, guide), forked_rng(x):
         torch.manual_seed(seed)
         pair = Pair.read(model, guide, x, *args, **kwargs)
         if pair.enumerated or not _scores_others(pair, take(torch.arange(1, device=x.device), x, args, kwargs)):
             return None
         counts, from_prior = _counts(1, num_samples, 0.5)
 
-        def block(rows: Tensor) -> dict[str, Tensor]:
-            mixture = _Mixture([pair], counts, from_prior, 1.0, take(rows, x, args, kwargs))
+        def block(batch: Batch) -> dict[str, Tensor]:
+            mixture = _Mixture([pair], counts, from_prior, 1.0, batch)
             # The likelihood may be undefined at a z from the prior. Such a sample has weight 0.
             log_w = mixture.log_weights(chunk_size).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
             log_px, variance, bias, _ = log_mean_exp(log_w)
             of_prior = log_w.softmax(0)[-from_prior:].sum(0)
             return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "from_prior": of_prior}
 
-        blocks = torch.arange(len(x), device=x.device).split(max(1, chunk_size // from_prior))
-        parts = ((len(rows), block(rows)) for rows in blocks)
+        blocks = Batch(x, args, kwargs).blocks(max(1, chunk_size // from_prior))
+        parts = ((len(batch.x), block(batch)) for _, batch in blocks)
         return SecondOpinion(num_samples=num_samples, **gather_blocks(parts, len(x)))
 
 
@@ -207,7 +205,7 @@ def _scores_others(pair: Pair, batch: Batch) -> bool:
     """True if a guide has a density for a z that it has not drawn. Pyro's planar flows, for example, have none."""
     x, args, kwargs = batch
     try:
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with forked_rng(x):
             values, *_ = pair.draw(x, *args, num_samples=2, prior=True, **kwargs)
             pair.log_guide(values, x, *args, num_samples=2, **kwargs)
     except Exception:  # a flow without inverse
@@ -279,14 +277,7 @@ def _pairs(model: Any, guides: Sequence[Any], temperature: float, x: Tensor, *ar
 class _Mixture:
     """The mixture of proposals for a block of images."""
 
-    def __init__(
-        self,
-        pairs: list[Pair],
-        counts: list[int],
-        from_prior: int,
-        temperature: float,
-        batch: Batch,
-    ):
+    def __init__(self, pairs: list[Pair], counts: list[int], from_prior: int, temperature: float, batch: Batch):
         self.pairs, self.counts, self.from_prior, self.temperature = pairs, counts, from_prior, temperature
         self.x, self.args, self.kwargs = batch
         self.centers = [self._center(pair) for pair in pairs] if temperature != 1 else None

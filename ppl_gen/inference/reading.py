@@ -21,6 +21,7 @@ from ppl_gen.inference.callables import (
     Batch,
     accepting,
     check_positional,
+    forked_rng,
     guide_function,
     matmul_precision,
     model_function,
@@ -48,7 +49,7 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
         raise BadInput("there are no images")
     with (
         reading(model, guide),
-        torch.random.fork_rng([x.device] if x.is_cuda else []),
+        forked_rng(x),
         matmul_precision(),
     ):
         plate, traces = _plate_of_images(given, batch)

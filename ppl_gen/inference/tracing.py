@@ -10,11 +10,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.callables import Batch, PyroFunction
 from ppl_gen.inference.densities import masked_log_prob
-
-PyroFunction = Callable[..., Any]
-"""A Pyro model or guide: a function of x and further arguments."""
 
 
 class Traces(NamedTuple):
