@@ -1,47 +1,44 @@
-"""`python -m ppl_gen`, or `ppl-gen`: the commands, one line each, and `ppl-gen NAME …` to run one."""
+"""`python -m ppl_gen`, or `ppl-gen`: List the commands, or run one of them."""
 
+import ast
+import runpy
 import sys
-from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
-COMMANDS = {
-    "fit": "Train a model and a guide, evaluate them, draw pictures; or resume a run.",
-    "evaluate": "Estimate ELBO, IWAE bounds and log p(x) of a run.",
-    "compare": "Put runs side by side, with paired differences.",
-    "sweep": "Fit a model with every guide and objective, from every seed.",
-    "sample": "Make images from a fitted model.",
-    "fill": "Fill in the hidden pixels of images given their visible ones.",
-    "splice": "Tell spliced images from natural ones by log p(x).",
-    "responsibilities": "Say which component of a mixture explains which image.",
-    "quality": "Score samples by a classifier of the same images.",
-    "calibrate": "Hold every estimator of log p(x) against exact values.",
-}
-_DISTRIBUTED = ("fit", "evaluate")  # several processes can share their work
+
+def commands() -> dict[str, str]:
+    """Description of each command, by name: the first line of every file of this folder that defines `command`."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        file = ast.parse(path.read_text(encoding="utf-8"))  # read, not imported: that would import torch
+        if any(isinstance(node, ast.FunctionDef) and node.name == "command" for node in file.body):
+            first = (ast.get_docstring(file) or "").splitlines()[0]
+            found[path.stem] = first.partition("`: ")[2]
+    return found
 
 
 def main() -> NoReturn:
-    """Run the command that `sys.argv` names."""
+    """Run the command that `sys.argv` names, as `python -m ppl_gen.NAME` does."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        lines = [f"  {each:<18}{about}" for each, about in COMMANDS.items()]
+        lines = [f"  {each:<18}{about}" for each, about in commands().items()]
         print("\n".join(["usage: ppl-gen NAME [options], or python -m ppl_gen.NAME [options]", "", *lines, ""]))
-        print("ppl-gen NAME --help says what each takes; ppl-gen --version, which version this is")
+        print("ppl-gen NAME --help lists the options of a command; ppl-gen --version prints the version")
         sys.exit(0)
     if name == "--version":
         from ppl_gen import __version__
 
         print(f"ppl_gen {__version__}")
         sys.exit(0)
-    if name not in COMMANDS:
+    if name not in commands():
         from ppl_gen.core.errors import near_miss
 
-        print(f"error: {name}: no command{near_miss(name, COMMANDS)}", file=sys.stderr)
+        print(f"error: {name}: no command{near_miss(name, commands())}", file=sys.stderr)
         sys.exit(2)
-    module = import_module(f"ppl_gen.{name}")
-    from ppl_gen.core import cli
-
-    sys.argv = [str(module.__file__), *rest]  # as a run records what made it
-    cli.main(module.command, distributed=name in _DISTRIBUTED)
+    sys.argv[1:] = rest
+    runpy.run_module(f"ppl_gen.{name}", run_name="__main__", alter_sys=True)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

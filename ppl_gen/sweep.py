@@ -1,4 +1,4 @@
-"""`python -m ppl_gen.sweep MODEL … -- FIT OPTIONS…`: every guide with every objective, from every seed."""
+"""`python -m ppl_gen.sweep MODEL … -- FIT OPTIONS…`: Fit a model with every guide and objective, from every seed."""
 
 import os
 import shlex
@@ -43,7 +43,8 @@ def command(arguments: list[str]) -> None:
 
 
 def _comparison(out: Path) -> str:
-    """The command that compares the runs of a sweep; their logs, beside them, are no directories."""
+    """The command that compares the runs of a sweep. The pattern matches directories, so it leaves out the logs beside
+    them."""
     return f"python -m ppl_gen.compare {shlex.quote(str(out))}/*/"
 
 

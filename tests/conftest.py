@@ -43,7 +43,7 @@ def _few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     which all is drawn twice: no test has it but those that ask for it, share a run of their module, or are of
     figures."""
     if "all_pictures" not in request.fixturenames and "figures" not in request.path.parts:
-        monkeypatch.setattr("ppl_gen.report.pictures.of_latent_space", lambda *arguments: iter(()))
+        monkeypatch.setattr("ppl_gen.report.pictures.latent_space.draw", lambda *arguments: iter(()))
         monkeypatch.setattr("matplotlib.figure.Figure.get_layout_engine", lambda figure: None)
 
 

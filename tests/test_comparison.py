@@ -112,6 +112,20 @@ def test_seeds_are_one_row(elsewhere: Path) -> None:
     assert alone["log_px"]["se_seeds"] is None and alone["log_px_difference"]["se_seeds"] is None
 
 
+def test_guides_of_a_session_have_their_own_names(elsewhere: Path) -> None:
+    """Two of one name are told apart by where they came from, or by their code."""
+    mine = write("a", [-9], [-2], guide="class:Laplace", guide_sha256="a" * 64)
+    assert " Laplace " in str(Comparison([mine])) and "class:" not in str(Comparison([mine]))
+    other = write("b", [-9], [-3], guide="class:Laplace", guide_sha256="b" * 64)
+    instance = write("c", [-9], [-4], guide="instance:Laplace", guide_sha256="a" * 64)
+    assert Comparison([mine, write("d", [-9], [-3])]).frame["guide"].tolist() == ["class:Laplace", "normal"]
+    text = str(Comparison([mine, other]))
+    assert "all rows: model vae, guide Laplace" in text and "guide_sha256=aaaaaaaa" in text and "class:" not in text
+    assert "class:Laplace" in str(Comparison([mine, instance])) and "instance:Laplace" in str(
+        Comparison([mine, instance])
+    )
+
+
 def test_intervals(elsewhere: Path) -> None:
     """Of two rows with two seeds each, a difference between methods: t of 1 degree of freedom over seeds, and of 3 over
     images. Of a row with one seed, a difference between weights. Three rows are three pairs."""

@@ -575,7 +575,7 @@ def test_what_was_found_before_more_training_is_found_again(
     whole, again = (json.loads(Path(name, "evaluation.json").read_text(encoding="utf-8")) for name in ("whole", "run"))
     assert whole | {"seconds": 0} == again | {"seconds": 0} and again["training_step"] == 8
     status, out, err = call(evaluate.command, "run", *few)
-    assert status == 0 and err.count("warning") == 0 and "in the place of one of 300 test images" in out
+    assert status == 0 and err.count("warning") == 0 and "they replace an evaluation of 300 test images" in out
     Path("run/evaluation.json").write_text("{")
     assert call(evaluate.command, "run", *few)[0] == 0
     assert call(fit.command, "--resume", "run")[0] == 0

@@ -76,6 +76,8 @@ def test_a_class_and_a_tensor(elsewhere: Path, x: Tensor) -> None:
         _ = Run.open(run.path, guide=Laplace).data
     with pytest.raises(BadInput, match="was fitted to other images"):
         _ = Run.open(run.path, guide=Laplace, data=x.flip(0)).data
+    with pytest.raises(BadInput, match="was fitted to other images"):
+        Run.open(run.path, guide=Laplace, data=x.flip(0)).resume(epochs=9)
     whole = Run.open(run.path, guide=Laplace, data=x.numpy())
     assert torch.equal(whole.guide.net[0].weight, run.guide.net[0].weight)
     model, guide, data, _ = ppl_gen.load(run.path, Laplace, data=x)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import ppl_gen
+from ppl_gen.__main__ import commands
 
 ROOT = Path(ppl_gen.__file__).parent
 FLOORS = (
@@ -20,12 +21,12 @@ FLOORS = (
     {"figures"},
     {"report"},
     {"run", "comparison"},
-    {"fit", "evaluate", "compare", "sweep", "sample", "fill", "splice", "responsibilities", "quality", "calibrate"},
+    set(commands()),
 )
 """From the lowest to the highest. A command imports no command."""
 SAME = {"guides", "priors", "models"} | {"comparison", "run"}
 """Neighbours on a floor that may know each other: a comparison fits runs."""
-FILES = sorted(path for path in ROOT.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
+FILES = sorted(path for path in ROOT.rglob("*.py") if path not in (ROOT / "__init__.py", ROOT / "__main__.py"))
 
 
 def _room(path: Path) -> str:

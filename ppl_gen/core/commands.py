@@ -46,13 +46,21 @@ def _arguments(value: Any) -> list[str]:
     return [] if value is None else [str(value)]
 
 
+def is_function(data: str) -> bool:
+    """True for a data set that is named as `file.py:function`: code of the user."""
+    return data.rpartition(":")[0].endswith(".py")
+
+
 def external_class_options(config: Mapping[str, Any]) -> list[str]:
-    """The options that name a run's classes from outside the package, as a reader of the run must name them again.
+    """The options that name a run's classes and its function of images from outside the package, as a reader of the run
+    must name them again.
 
     :param config: the content of the run's `config.json`.
     """
     kinds = [kind for kind in ("model", "guide", "prior") if ":" in str(config.get(kind))]
-    return [word for kind in kinds for word in (f"--{kind}", config[kind])]
+    data = config.get("data", {}).get("data", "")
+    words = [word for kind in kinds for word in (f"--{kind}", config[kind])]
+    return [*words, *(["--data", data] if is_function(data) else [])]
 
 
 def fit_command(config: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -142,7 +142,34 @@ def find(kind: Kind, reference: str) -> type:
     return cls
 
 
-def _import(kind: Kind, where: str) -> ModuleType:
+def find_function(what: str, reference: str) -> Callable[..., Any]:
+    """Return the function that `file.py:function` or `package.module:function` names.
+
+    :param what: the option, for messages.
+    :raises BadInput: if there is none.
+    """
+    where, _, name = reference.rpartition(":")
+    if not where or where == "function":
+        raise BadInput(f"{what} '{reference}': is no file.py:function")
+    module = _import(what, where)
+    found = getattr(module, name, None)
+    if not callable(found):
+        there = [name for name, _ in inspect.getmembers(module, inspect.isfunction)]
+        raise BadInput(f"{what} '{reference}': {where} has no function '{name}'{near_miss(name, there)}")
+    return found
+
+
+def function_name(function: Any) -> str:
+    """The name under which a configuration records a function: `package.module:function` if it can be imported again,
+    else `function:NAME`. A name is returned as it is."""
+    if isinstance(function, str):
+        return function
+    name, module = getattr(function, "__qualname__", type(function).__name__), getattr(function, "__module__", "")
+    again = getattr(sys.modules.get(module), name, None) is function and module != "__main__"
+    return f"{module}:{name}" if again and not module.startswith("_user_") else f"function:{name}"
+
+
+def _import(kind: str, where: str) -> ModuleType:
     with as_bad_input(f"{kind} '{where}': cannot be imported"):
         if not where.endswith(".py"):
             return importlib.import_module(where)

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ppl_gen.core.errors import BadInput, near_miss, require
+from ppl_gen.core.commands import is_function
+from ppl_gen.core.components import find_function
+from ppl_gen.core.errors import BadInput, as_bad_input, near_miss, require
 from ppl_gen.data import arrays, sources
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import POOL_SEED, REDRAWN, SHUFFLE_SEED, TEST_SEED, Data, Split, cut, join, with_fixed_draw
@@ -45,13 +47,21 @@ class _Source(NamedTuple):
 def load_data(options: DataOptions, given: Any = None) -> Data:
     """Load, split and binarize.
 
-    :param given: images that are passed from Python, as `arrays.collect` takes them, in place of `options.data`.
+    :param given: images that are passed from Python, as `arrays.collect` takes them, in place of `options.data`;
+        or a reference `file.py:function` to a function that returns them.
     :raises BadInput: for a data set that is unknown, missing, truncated or of another format, for pixels outside
         [0, 1], and for a `train_size` larger than the data set.
     """
     if isinstance(given, Data):
         return given
-    source = _source(options.data, options.largest_pixel) if given is None else _given(given, options.largest_pixel)
+    if given is None and is_function(options.data):
+        given = options.data
+    if isinstance(given, str):
+        source = _given(_called(given), options.largest_pixel)._replace(name=given)
+    elif given is not None:
+        source = _given(given, options.largest_pixel)
+    else:
+        source = _source(options.data, options.largest_pixel)
     pool, sizes = source.pool, source.sizes
     if options.largest_pixel is not None and source.name in _NAMES:
         raise BadInput(f"--largest-pixel {options.largest_pixel}: is for files, and {source.name} is a named data set")
@@ -100,6 +110,13 @@ def _given(given: Any, largest: int | None) -> _Source:
     collected = arrays.collect(given)
     found = _splits(arrays.NAME, arrays.read(collected, largest))
     return found._replace(sha256=arrays.fingerprint(collected))
+
+
+def _called(reference: str) -> Any:
+    """The images that a user's function returns."""
+    function = find_function("--data", reference)
+    with as_bad_input(f"--data {reference}: fails"):
+        return function()
 
 
 def fingerprint(name: str) -> str | None:

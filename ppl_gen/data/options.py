@@ -6,6 +6,7 @@ from typing import Literal
 from ppl_gen.core.errors import require, require_choices
 
 Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
+SplitName = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class DataOptions:
 
     data: str = "auto"
     """auto, mnist, fashion-mnist, kmnist, digits, binarized-mnist, or a file of images: .npy, .npz, .mat, .csv, or IDX
-    (MNIST's own format), each also as .gz; FILE:ARRAY names one array of an .npz or .mat file.
+    (MNIST's own format), each also as .gz; FILE:ARRAY names one array of an .npz or .mat file. file.py:function is a
+    function of your own that returns images: an array, (images, labels), a Dataset, or a dictionary of these by split.
     auto is MNIST if it is on disk or can be downloaded, else scikit-learn's 8x8 digits."""
     binarization: Binarization = "dynamic"
     """dynamic: redrawn at every use in training, one fixed draw for validation and test; static: one fixed draw;

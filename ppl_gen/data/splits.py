@@ -16,7 +16,7 @@ Binarization belongs to the identity of a data set (Salakhutdinov and Murray 200
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require_choices
 from ppl_gen.data.options import Binarization
-
-SplitName = Literal["train", "validation", "test"]
 
 _BINARY, REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.

@@ -1,4 +1,4 @@
-"""Estimate log p(x) of a fitted run's images by every estimator that is asked for."""
+"""Estimates of log p(x) of a run's images, by every estimator that the options ask for."""
 
 import hashlib
 import time
@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core import parallel
-from ppl_gen.core.contracts import HasDensity, offers
+from ppl_gen.core import components, parallel
+from ppl_gen.core.contracts import HasDensity, defaults_of, offers
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
+from ppl_gen.experiment.config import default_guide
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.inference.annealed import AnnealedEstimate, annealed_log_px, bidirectional_bounds
+from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
@@ -30,20 +31,21 @@ from ppl_gen.inference.proposals import proposal_log_px, second_opinion, second_
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 
 Estimator = Callable[..., Estimate]
-"""An estimator of one's own: from `(model, guide, x, *labels)` to an `Estimate`, whose `estimator` is a new name. It is
-low in expectation, as all of them are: E[exp(log_px)] <= p(x)."""
+"""Estimator of a user's own: a function of `(model, guide, x, *labels)` that returns an `Estimate` with a new name in
+`estimator`. It must be low in expectation, as all estimators here are: E[exp(log_px)] <= p(x)."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A fitted run, the images to evaluate, and how; of several processes, the share of this one."""
+    """A run, the images to evaluate, and the options. Where several processes share the images, this process's
+    share."""
 
     fitted: Fitted
     options: EvaluationOptions
     x: Tensor
     """Images [N, data_dim]."""
     labels: tuple[Tensor, ...] = ()
-    """Labels of these images, if model or guide take them."""
+    """Labels of the images, if model or guide take them; else empty."""
     quiet: bool = False
 
 
@@ -52,23 +54,28 @@ def evaluate(
     options: EvaluationOptions,
     *,
     others: Sequence[nn.Module] = (),
-    further: Sequence[Estimator] = (),
+    further: Sequence[Estimator | str] = (),
     quiet: bool = False,
 ) -> Evaluation:
     """Estimate the ELBO and log p(x) of the images of a split.
 
-    :param others: the guides of `options.proposals`.
-    :param further: estimators of one's own, whose estimates stand beside the others and are held against them.
+    :param others: guides of the runs in `options.proposals`.
+    :param further: estimators of the user's own, in addition to those in `options.further`. Their estimates are
+        reported with the others and compared with them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
-    options = _resolved(fitted, options)
+    own = [
+        (components.function_name(each), components.find_function("--further", each) if isinstance(each, str) else each)
+        for each in (*options.further, *further)
+    ]
+    options = replace(_resolved(fitted, options), further=tuple(name for name, _ in own))
     whole, task = fitted.images(options.split, options.num_images), _share(fitted, options, quiet)
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
     _check(task, others)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)):
         found: dict[str, Estimate] = {}
-        for name, estimate in _estimates(task, exactly, sampled, others, further):
+        for name, estimate in _estimates(task, exactly, sampled, others, own):
             require(name not in found, "estimator", name, "there are two of that name")
             found[name] = estimate
         in_use = components_in_use(fitted, whole[0])
@@ -90,11 +97,23 @@ def evaluate(
     return Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
 
 
+def options_after_training(fitted: Fitted) -> EvaluationOptions:
+    """The options of the evaluation at the end of a fit: the `evaluation_defaults` of the model's class, or the general
+    defaults if the fit has another guide than that class's own."""
+    cls = type(fitted.model)
+    own = fitted.config.guide == default_guide(cls)
+    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
+    if "num_images" in chosen:
+        chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
+    annealing = Annealing(**chosen.pop("annealed", {}))
+    return EvaluationOptions(device=fitted.config.training.device, annealed=annealing, **chosen)
+
+
 # Before the work -----------------------------------------------------------------------------------------------
 
 
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
-    """The options with the numbers of images and samples that they mean."""
+    """The options with their numbers of images and samples filled in."""
     available = len(fitted.data.split(options.split))
     count = available if options.num_images is None else options.num_images
     require(count <= available, "num_images", count, f"the {options.split} split has {available}")
@@ -103,7 +122,7 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
 
 
 def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
-    """This process's part of the images, and of those that are drawn from the model."""
+    """This process's share of the images, and of the images that are drawn from the model."""
     x, *labels = fitted.images(options.split, options.num_images)
     rows = parallel.shard(torch.arange(len(x), device=x.device))
     if options.estimator == "annealed":
@@ -112,9 +131,10 @@ def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
 
 
 def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device, *args: Tensor) -> tuple[bool, bool]:
-    """True if the exact value is to be taken, and true if importance samples are to be drawn.
+    """The choice of estimators: True if log p(x) is computed exactly, and True if importance samples are drawn.
 
     :param args: labels, if the model takes them.
+    :param asked: the option `estimator`.
     """
     if closed_form(model, *args):
         return True, True
@@ -132,7 +152,7 @@ def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device, *
 
 
 def _check(task: Task, others: Sequence[nn.Module]) -> None:
-    """Raise `BadInput` for a pair that an estimator does not take."""
+    """Raise `BadInput` if an estimator does not support the pair."""
     options = task.options
     if options.estimator == "annealed":
         check_chains(task.fitted, task.x, options)
@@ -143,8 +163,7 @@ def _check(task: Task, others: Sequence[nn.Module]) -> None:
 
 
 def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
-    """Raise `BadInput` for a model that cannot be annealed, or whose `prior()` and `likelihood(z)` do not say all that
-    it does."""
+    """Raise `BadInput` for a model that cannot be annealed, and for a `likelihood(z)` that does not support chains."""
     model: Any = fitted.model
     pair = fitted.pair
     if fitted.takes_labels:
@@ -171,9 +190,9 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
 
 
 def _estimates(
-    task: Task, exactly: bool, sampled: bool, others: Sequence[nn.Module], further: Sequence[Estimator]
+    task: Task, exactly: bool, sampled: bool, others: Sequence[nn.Module], further: Sequence[tuple[str, Estimator]]
 ) -> Iterator[tuple[str, Estimate]]:
-    """Every estimate by name, in the order in which they are told."""
+    """Every estimate with its name, in the order of the report."""
     fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
     assert options.num_samples is not None
     if exactly:
@@ -187,14 +206,31 @@ def _estimates(
         yield "mixed", replace(_by_proposals(task, others), settings={"proposal": options.proposal()})
     if options.estimator == "annealed":
         yield "annealed", by_annealing(task)
-    for estimator in further:
-        own = estimator(fitted.model, fitted.guide, x, *labels)
+    for name, estimator in further:
+        own = _own(name, estimator, task)
         require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is one of the package's own; take another")
         yield own.estimator, own
 
 
+def _own(name: str, estimator: Estimator, task: Task) -> Estimate:
+    """The estimate by an estimator of the user's own.
+
+    :raises BadInput: if it fails, or does not return an estimate for each image.
+    """
+    try:
+        found = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
+    except Exception as error:  # somebody else's code
+        raise BadInput(f"--further {name}: fails: {describe(error)}") from error
+    if not isinstance(found, Estimate) or found.log_px.shape != (len(task.x),):
+        raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")
+    return found
+
+
 def primary_of(estimates: dict[str, Estimate], asked: str) -> str:
-    """Name of the estimate that the evaluation's log p(x) is."""
+    """Name of the primary estimate, which is the evaluation's log p(x).
+
+    :param asked: the option `estimator`.
+    """
     if asked in ("prior", "annealed"):
         return asked
     if "exact" in estimates and (asked != "importance" or "importance" not in estimates):
@@ -203,7 +239,7 @@ def primary_of(estimates: dict[str, Estimate], asked: str) -> str:
 
 
 def exactly_known(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
-    """Exact log p(x), with progress."""
+    """Exact log p(x), with a progress bar."""
     blocks, pair = [], fitted.pair
     with Progress(len(x), "image", quiet=quiet) as progress:
         for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
@@ -215,7 +251,7 @@ def exactly_known(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Es
 
 
 def by_sampling(fitted: Fitted, x: Tensor, *labels: Tensor, num_samples: int, quiet: bool) -> ImportanceEstimate:
-    """Importance sampling from the guide, with progress."""
+    """Importance sampling from the guide, with a progress bar."""
     with Progress(len(x), "image", quiet=quiet) as progress:
         advance = _noting(progress, f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
@@ -229,14 +265,15 @@ def _with_second_opinion(task: Task, found: ImportanceEstimate) -> ImportanceEst
 
 
 def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module], dict[str, Any]]:
-    """The guides that importance samples come from beside the prior, and how many of each."""
+    """The guides to draw importance samples from, and the options that divide the samples between them and the
+    prior."""
     options = task.options
     guides, share = ([], 1.0) if options.estimator == "prior" else ([task.fitted.guide, *others], options.prior_share)
     return guides, {"num_samples": options.num_samples, "prior_share": share, "temperature": options.temperature}
 
 
 def _by_proposals(task: Task, others: Sequence[nn.Module]) -> Estimate:
-    """Importance sampling from other distributions than the guide alone, with progress."""
+    """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
         advance = _noting(progress, f"{task.options.num_samples} samples of other proposals")
@@ -244,7 +281,8 @@ def _by_proposals(task: Task, others: Sequence[nn.Module]) -> Estimate:
 
 
 def by_annealing(task: Task) -> AnnealedEstimate:
-    """Annealing, with bounds from both sides on images from the model by the same settings, with progress."""
+    """Annealed importance sampling, and bidirectional Monte Carlo on images from the model with the same settings, with
+    a progress bar."""
     annealing, count = task.options.annealed, task.options.sandwich
     model, guide = task.fitted.model, task.fitted.guide
     work = len(task.x) * annealing.work + count * annealing.bidirectional_work
@@ -267,13 +305,13 @@ def _noting(progress: Progress, text: str) -> Callable[[int], None]:
 
 
 def observation(pair: Pair, x: Tensor, *args: Any) -> str:
-    """Kind of p(x) that these images have, as `check_images` says."""
+    """Kind of p(x) of the images: see `check_images`."""
     with evaluating(pair.model, pair.guide):
         return check_images(pair, x, *args)
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:
-    """Number of values of a categorical z that explain an image's worth of x; None for other models."""
+    """Number of values of a categorical z whose responsibilities sum to at least one image; None for other models."""
     pair = fitted.pair
     if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
         return None

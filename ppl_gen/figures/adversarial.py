@@ -1,8 +1,8 @@
-"""A generator and a discriminator through training."""
+"""Learning curves of a generator and a discriminator."""
 
 import math
-from typing import Any
 
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
@@ -14,7 +14,7 @@ CAPTIONS = {
 }
 
 
-def adversarial_curves(metrics: list[dict[str, Any]]) -> Figure:
+def adversarial_curves(metrics: list[Json]) -> Figure:
     """Losses, means of the discriminator, and the value function, from the lines of `metrics.jsonl`."""
     figure = Figure(figsize=(10, 3.7), layout="constrained")
     panels = {

@@ -1,8 +1,9 @@
-"""Caption and alternative text of every picture that a run can have. Each stands in the file of its picture."""
+"""Caption and alternative text of every picture that a run can have. The file of each picture defines its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+
+from ppl_gen.experiment.run_directory import Json
 
 
 @dataclass(frozen=True)
@@ -10,26 +11,26 @@ class Caption:
     """A picture in words."""
 
     text: str
-    """Below the picture."""
+    """Text below the picture."""
     alt: str
-    """In the place of the picture, for a reader who does not see it."""
+    """Alternative text, for a reader who does not see the picture."""
 
     def told(self, more: str) -> "Caption":
-        """The same, with numbers of the picture added to its alternative text."""
+        """The same caption, with numbers added to its alternative text."""
         return replace(self, alt=self.alt + more)
 
 
-def captions(metrics: Sequence[dict[str, Any]] = (), summary: dict[str, Any] | None = None) -> dict[str, Caption]:
+def captions(metrics: Sequence[Json] = (), summary: Json | None = None) -> dict[str, Caption]:
     """Captions by the names of the pictures, in the order of a page.
 
-    :param metrics: the lines of the run's `metrics.jsonl`, whose numbers are put into the captions of its curves.
-    :param summary: the run's `evaluation.json`, likewise.
+    :param metrics: lines of the run's `metrics.jsonl`. Their numbers are put into the caption of the learning curves.
+    :param summary: the run's `evaluation.json`. Its numbers are put into the captions of its pictures.
     """
     from ppl_gen.figures import (
         adversarial,
         bounds,
-        completions,
         images,
+        imputations,
         latent,
         learning_curves,
         parts,
@@ -54,5 +55,5 @@ def captions(metrics: Sequence[dict[str, Any]] = (), summary: dict[str, Any] | N
         **responsibilities.CAPTIONS,
         **sample_quality.CAPTIONS,
         **spliced.CAPTIONS,
-        **completions.CAPTIONS,
+        **imputations.CAPTIONS,
     }

@@ -1,34 +1,34 @@
-"""What can be called after each epoch: early stopping and TensorBoard, two small users of `on_epoch`."""
+"""Hooks that run after each epoch: early stopping and TensorBoard. Both use nothing but `on_epoch`."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 
 class HasDirectory(Protocol):
-    """A run, as far as a hook needs it."""
+    """A run as a hook sees it."""
 
     @property
     def directory(self) -> RunDirectory: ...
 
 
-Hook = Callable[[Any, dict[str, Any]], bool | None]
-"""Called after each epoch with the run and its line of metrics. `True` ends training."""
+Hook = Callable[[Any, Json], bool | None]
+"""Function that is called after each epoch with the run and its line of metrics. `True` ends training."""
 
 
 class Patience:
-    """Early stopping: ends training when the validation ELBO has not risen above its best for some epochs.
+    """Early stopping: end training when the validation ELBO has not reached a new best value for some epochs.
 
-    It looks at the run's metrics, not at a count of its own, so that a resumed run stops at the same epoch.
+    The epochs are counted in the run's metrics, so that a resumed run stops at the same epoch.
     """
 
     def __init__(self, epochs: int):
         self.epochs = epochs
 
-    def __call__(self, run: HasDirectory, metrics: dict[str, Any]) -> bool:
+    def __call__(self, run: HasDirectory, metrics: Json) -> bool:
         if "elbo" not in metrics.get("validation", {}):
             raise BadInput(f"--patience {self.epochs}: needs a validation split and a bound; this run has none")
         elbos = [line["validation"]["elbo"] for line in run.directory.metrics()]
@@ -36,7 +36,7 @@ class Patience:
 
 
 class TensorBoard:
-    """The curves of a run as TensorBoard shows them, in the run's `tensorboard/`."""
+    """Learning curves for TensorBoard, in the run's `tensorboard/`."""
 
     def __init__(self) -> None:
         try:
@@ -45,7 +45,7 @@ class TensorBoard:
             raise BadInput("--tensorboard: needs the package tensorboard; pip install tensorboard") from None
         self.make_writer = SummaryWriter
 
-    def __call__(self, run: HasDirectory, metrics: dict[str, Any]) -> None:
+    def __call__(self, run: HasDirectory, metrics: Json) -> None:
         writer = self.make_writer(str(run.directory.path / "tensorboard"))
         for split in ("train", "validation"):
             for name, value in metrics.get(split, {}).items():
@@ -56,7 +56,7 @@ class TensorBoard:
 
 
 def hooks_of(options: TrainingOptions) -> list[Hook]:
-    """The hooks that options ask for."""
+    """The hooks for early stopping and TensorBoard, if the options turn them on."""
     return [
         *([] if options.patience is None else [Patience(options.patience)]),
         *([TensorBoard()] if options.tensorboard else []),

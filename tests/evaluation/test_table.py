@@ -9,8 +9,9 @@ import pytest
 import torch
 from estimates import ABOUT, annealed, bidirectional, importance, sampled
 
+from ppl_gen.evaluation.entries import entry_of, primary
 from ppl_gen.evaluation.evaluation import Evaluation
-from ppl_gen.evaluation.table import entry_of, primary, rows, table
+from ppl_gen.evaluation.table import rows, table
 from ppl_gen.inference.estimate import Estimate
 
 

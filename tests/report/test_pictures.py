@@ -13,7 +13,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.captions import captions
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.report.pictures import of_evaluation, of_latent_space
+from ppl_gen.report.pictures import latent_space, of_evaluation
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "1", "--num-samples", "30", "--out", "run")
@@ -51,7 +51,7 @@ def test_the_planes_of_pictures_and_explorer_are_the_same(elsewhere: Path, call:
     assert call(fit.command, "vae", "--latent-dim", "4", *options, "--out", "run")[0] == 0
     fitted = Fitted.open("run")
     with evaluating(fitted.model, fitted.guide):
-        drawn = dict(of_latent_space(fitted))
+        drawn = dict(latent_space.draw(fitted))
     explored = fitted.directory.read_json("explorer.json")
     assert explored is not None and explored["order"][:2] != sorted(explored["order"][:2])
     across, up = explored["order"][:2]
@@ -81,7 +81,7 @@ def names_in(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "save":
             names |= {each.value for each in node.args[1:2] if isinstance(each, ast.Constant)}
-        elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and path.name == "pictures.py":
+        elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and path.parent.name == "pictures":
             names |= {each.value for each in node.value.elts[:1] if isinstance(each, ast.Constant)}
         elif isinstance(node, ast.FunctionDef) and node.name == "pictures" and path.parent.name == "models":
             keys = [key for each in ast.walk(node) if isinstance(each, ast.Dict) for key in each.keys]

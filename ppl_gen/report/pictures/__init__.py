@@ -1,0 +1,93 @@
+"""Pictures of a run, one kind a file: computed from model, guide and data, drawn by `ppl_gen.figures`.
+
+A file has a function `draw(fitted)` that yields pictures with their names, and `ABOUT`, the words of a warning if that
+fails. `CAPTIONS` has captions by name, for pictures that no file of `ppl_gen.figures` has captions of.
+"""
+
+import importlib
+import math
+import pkgutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.data.splits import Data
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.figures.adversarial import adversarial_curves
+from ppl_gen.figures.bounds import bound_against_k, gap_histogram
+from ppl_gen.figures.canvas import Figure, pictures
+from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
+from ppl_gen.inference.callables import evaluating
+
+Drawn = Iterator[tuple[str, Figure]]
+"""Pictures with their names. Each picture is computed when the iterator reaches it."""
+
+
+def save(run: RunDirectory, name: str, figure: Figure) -> None:
+    """Write a picture to `figures/` of a run."""
+    run.write_file(f"figures/{name}.png", lambda path: figure.savefig(path, dpi=120))
+
+
+def draw_evaluation(run: RunDirectory) -> None:
+    """Save the pictures of the run's evaluation."""
+    for name, figure in of_evaluation(run):
+        save(run, name, figure)
+
+
+def draw_training(fitted: Fitted) -> None:
+    """Save learning curves, and the pictures of every file of this folder. If a picture cannot be drawn, a warning on
+    standard error gives the reason."""
+    run, device = fitted.directory, fitted.batch[0].device
+    metrics = run.metrics()
+    measured = metrics[0]["train"]
+    curves = learning_curves if "elbo" in measured else adversarial_curves if "d_real" in measured else monitored_curves
+    save(run, "learning_curves", curves(metrics))
+    with evaluating(fitted.model, fitted.guide), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for module in kinds().values():
+            torch.manual_seed(0)  # a picture more changes no other
+            with _drawing(module.ABOUT):
+                for name, figure in module.draw(fitted):
+                    save(run, name, figure)
+
+
+def kinds() -> dict[str, Any]:
+    """The files of this folder, by name."""
+    return {info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
+
+
+@contextmanager
+def _drawing(what: str) -> Iterator[None]:
+    """Turn an error into a warning. A user's model or guide need not support every picture."""
+    try:
+        yield
+    except BadInput:  # a full disk
+        raise
+    except Exception as error:
+        print(f"warning: no picture of {what}: {describe(error)}", file=sys.stderr)
+
+
+def as_images(values: Tensor, data: Data) -> np.ndarray:
+    """Images [..., pixels] as arrays [..., height, width] in [0, 1]."""
+    return pictures(values.clamp(0, 1), data.shape)
+
+
+def of_evaluation(run: RunDirectory) -> Drawn:
+    """The bound against k, and the histogram of the gap, from the run's evaluation. There are none if every z was
+    enumerated."""
+    summary = run.read_json("evaluation.json")
+    assert summary is not None
+    if "iwae" not in summary:
+        return
+    images = run.per_image()
+    means = [entry["mean"] for entry in (summary["log_px"], *summary["iwae"].values())]
+    if all(mean is not None and math.isfinite(mean) for mean in means):
+        yield "bound_against_k", bound_against_k(summary)
+    gap, untrusted = images["gap"].values, images["untrusted"].values.astype(bool)
+    yield "gap_histogram", gap_histogram(gap, untrusted, bool(summary["gap"]["at_least"]))

@@ -1,0 +1,73 @@
+"""Sections of the page of a run, one a file, in the order of the files' names.
+
+A file has `FILE`, the name of the JSON file with its numbers, and a function `section(content, arguments)` that returns
+a `Section`. A section is left out if its file is missing, or the weights were trained on after it was made.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ppl_gen.core.commands import command, external_class_options, words
+from ppl_gen.experiment.run_directory import Json, RunDirectory
+
+if TYPE_CHECKING:
+    from ppl_gen.core.tables import Row
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers with their errors."""
+
+    rows: "list[Row]"
+    caption: str
+    units: str
+    """Heading of the numbers."""
+    note: str
+    """Heading of the notes."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tables under one heading, and the command that makes their numbers again."""
+
+    heading: str
+    lead: str
+    tables: list[Table]
+    again: tuple[str, Sequence[str]]
+    """A comment and the words of the command, as `again` makes them."""
+
+
+def results(run: RunDirectory) -> dict[str, Json]:
+    """The content of every result of a run, by the name of its section."""
+    found = {name: run.read_json(module.FILE) for name, module in _modules().items()}
+    return {name: content for name, content in found.items() if content and not run.stale(content)}
+
+
+def sections(run: RunDirectory, found: Mapping[str, Json]) -> list[Section]:
+    """The sections for a run's `results`."""
+    modules, named = _modules(), external_class_options(run.config)
+    return [modules[name].section(content, [run.path, *named]) for name, content in found.items()]
+
+
+def again(
+    text: str, content: Mapping[str, Any], module: str, arguments: Sequence[object], defaults: Mapping[str, Any]
+) -> tuple[str, Sequence[str]]:
+    """A comment, and the command that makes a result again with the same options.
+
+    :param content: content of the result's JSON file.
+    :param module: name of the command.
+    :param arguments: the run directory, and the options that name its own classes again.
+    :param defaults: default of each option. Options with these values are left out.
+    """
+    program = command(module, *arguments)
+    if "options" not in content:
+        return f"{text}; an earlier version did not record the options that made them", program
+    return text, [*program, *words(content["options"], defaults)]
+
+
+def _modules() -> dict[str, Any]:
+    """The files of this folder, by name."""
+    return {info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}

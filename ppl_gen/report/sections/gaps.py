@@ -1,0 +1,22 @@
+"""Approximation and amortization gaps, from `gaps.json`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from ppl_gen.evaluation import table
+from ppl_gen.evaluation.gap_table import gap_rows, gap_units
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.run_directory import Json
+from ppl_gen.report.sections import Section, Table, again
+
+FILE = "gaps.json"
+
+
+def section(content: Json, arguments: Sequence[object]) -> Section:
+    """The parts of the gap, on average and of some images."""
+    return Section(
+        "Where the gap comes from",
+        f"{table.images(content)}; {content['checkpoint']} weights; {content['seconds']:.0f} s",
+        [Table(rows, title or gap_units(content), "nats", "Monte Carlo error") for title, rows in gap_rows(content)],
+        again("these gaps", content, "evaluate", [*arguments, "--gaps"], asdict(EvaluationOptions()) | {"gaps": True}),
+    )

@@ -1,0 +1,21 @@
+"""Scores of samples by a classifier, from `quality.json`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from ppl_gen.evaluation.quality_table import QUALITY_UNITS, quality_images, quality_rows
+from ppl_gen.evaluation.use_options import QualityOptions
+from ppl_gen.experiment.run_directory import Json
+from ppl_gen.report.sections import Section, Table, again
+
+FILE = "quality.json"
+
+
+def section(content: Json, arguments: Sequence[object]) -> Section:
+    """Scores of the model's samples."""
+    return Section(
+        "Samples, to a classifier",
+        f"{quality_images(content)}; {content['checkpoint']} weights",
+        [Table(quality_rows(content), QUALITY_UNITS, "value", "")],
+        again("these scores of samples", content, "quality", arguments, asdict(QualityOptions())),
+    )
