@@ -129,9 +129,8 @@ def _log_marginal(pair: Pair, model: PyroFunction, batch: Batch) -> Tensor:
                 factor = torch.where(mask, factor, -math.log(factor.shape[dim]))
             if not torch.is_grad_enabled():
                 total = factor.logsumexp(dim, keepdim=True)
-                if bool(
-                    (total.abs() < _ROUNDING).all()
-                ):  # not for a site under a mask of its event, which adds up to more
+                # A mask on part of an event is not replaced above. Such a site adds up to more than 1.
+                if bool((total.abs() < _ROUNDING).all()):
                     factor = priors[dim] = factor - total
         factors.setdefault(plates, []).append(factor)
     result = _eliminate(factors, dims, priors).movedim(pair.plate.dim, -1)

@@ -271,11 +271,8 @@ def _block(
     with frozen(model, guide), torch.enable_grad():
         weights = _weights_of_posterior(local, start) if own_weights else []
         context, settled = optimize_contexts(model_of_x, at, x, start, weights, search)
-    return (
-        amortized,
-        log_marginal_likelihood(model_of_x, at, x, context, num_samples=num_samples, ask_again=False),
-        settled,
-    )
+    best = log_marginal_likelihood(model_of_x, at, x, context, num_samples=num_samples, ask_again=False)
+    return amortized, best, settled
 
 
 def _weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:
