@@ -52,15 +52,13 @@ class Comparison:
 
     Only the directories are read; no model is built.
 
-    :param runs: run directories, or `Run` objects. Each has been evaluated.
+    :param runs: run directories, or `Run` objects; or a single one. Each has been evaluated.
     :raises BadInput: for a run without a complete evaluation, for runs that were evaluated on different images, and for
         two runs with the same configuration and seed.
     """
 
-    def __init__(self, runs: Iterable[str | Path | HasDirectory]):
-        if isinstance(runs, str | Path):
-            raise BadInput(f"runs={str(runs)!r}: give a list of runs, [{str(runs)!r}]")
-        self.runs = tuple(map(_path, runs))
+    def __init__(self, runs: str | Path | HasDirectory | Iterable[str | Path | HasDirectory]):
+        self.runs = tuple(map(_path, [runs] if isinstance(runs, str | Path | HasDirectory) else runs))
         if not self.runs:
             raise BadInput("name at least one run to compare")
         found = with_defaults([read(path) for path in self.runs])
@@ -104,11 +102,12 @@ class Comparison:
         from ppl_gen.run import Run
 
         every = range(seeds) if isinstance(seeds, int) else seeds
+        guides, priors, objectives = map(_listed, (guides, priors, objectives))
         planned = combinations(model, guides, priors, objectives, vary or {}, every, out)
+        configured = [Run.configure(replace(each.given, data=data), **each.options, **options) for each in planned]
         runs = []
         with Progress(len(planned), "run", quiet=quiet) as progress:
-            for each in planned:
-                config, given = Run.configure(replace(each.given, data=data), **each.options, **options)
+            for each, (config, given) in zip(planned, configured, strict=True):
                 runs.append(Run.ensure(each.path, config, given))
                 progress.advance()
                 progress.note(each.path.name)
@@ -211,6 +210,11 @@ class Comparison:
         warnings = warnings_of(self.images.observation)
         table, names = layout(self.rows), labels(self.rows)
         return report.comparison(self.to_json(), names, *table, warnings, self.png, command)
+
+
+def _listed(classes: Any) -> Sequence[Any]:
+    """A single class, or its name, as a list."""
+    return [classes] if isinstance(classes, str | type) else classes
 
 
 def _path(run: str | Path | HasDirectory) -> Path:

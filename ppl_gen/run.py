@@ -166,6 +166,7 @@ class Run:
         parallel.join()
         quiet = quiet or parallel.rank() > 0
         check_new(out)  # by all, before the data are loaded, where they meet
+        hooks = hooks_of(config.training, on_epoch)
         prepared = prepare(config, given, quiet=quiet)
         content = config.to_json(prepared.assembled.data, given)
         first = parallel.rank() == 0
@@ -173,7 +174,7 @@ class Run:
         path = parallel.broadcast_object(RunDirectory.create(out, stem, content).path if first else None)
         assert path is not None
         run = cls(RunDirectory(path, content, writes=first), given)
-        run._finish(prepared, on_epoch, quiet)
+        run._finish(prepared, hooks, quiet)
         return run
 
     @classmethod
@@ -247,6 +248,7 @@ class Run:
         config = with_objective(directory, config_of(directory, self.given), self.given)
         for name in changed_code(directory, config, self.given):
             print(f"warning: {name} has changed since the run was started", file=sys.stderr)
+        hooks = hooks_of(config.training, on_epoch)
         longer = None if epochs is None else with_epochs(directory, config, epochs)
         # The run that it started from may be gone by now.
         start = not directory.checkpoint_path.exists()
@@ -256,10 +258,10 @@ class Run:
             record_epochs(directory, config.training, longer.training, quiet=quiet)
         elif directory.finished(config.training.epochs) and not quiet:
             print("training was finished before; its evaluation:", file=sys.stderr)
-        self._finish(prepared, on_epoch, quiet)
+        self._finish(prepared, hooks, quiet)
         return self
 
-    def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
+    def _finish(self, prepared: Prepared, hooks: list[Hook], quiet: bool) -> None:
         """Do the steps that the run has not done yet: training, evaluation, pictures."""
         from ppl_gen.report.pictures import draw_evaluation, draw_training
 
@@ -270,7 +272,7 @@ class Run:
             splits = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} images"
             print(f"run: {self.path}\ndata: {data.name}, train / validation / test {splits}", flush=True)
         try:
-            train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks_of(fitted.config.training), on_epoch))
+            train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks))
             if self.evaluation is None:
                 evaluate(fitted, options_after_training(fitted), quiet=quiet).write(self.directory)
             if self.directory.writes:
@@ -282,10 +284,9 @@ class Run:
             resume = f"python -m ppl_gen.fit --resume {self.path}{again}"
             raise KeyboardInterrupt(f"continue with: {resume}") from None
 
-    def _after_epoch(self, hooks: list[Hook], on_epoch: Hook | None, metrics: Json) -> bool:
+    def _after_epoch(self, hooks: list[Hook], metrics: Json) -> bool:
         """Call all hooks. Returns True if any of them ends training."""
-        ended = [hook(self, metrics) for hook in (*hooks, on_epoch) if hook is not None]
-        return True in ended
+        return True in [hook(self, metrics) for hook in hooks]
 
     # What it holds ---------------------------------------------------------------------------------------------
 

@@ -432,3 +432,45 @@ def test_an_objective_of_ones_own(elsewhere: Path, x: Tensor) -> None:
     instance = Learned()
     Run.fit("vae", objective=instance, data=x, **SMALL)
     assert not torch.equal(instance.level, Learned().level) and instance.level.grad is None
+
+
+# Bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": "3"}, "learning_rate '3': must be a number"),
+        ({"hidden_dims": 8}, "hidden_dims 8: must be a list"),
+        ({"guide_options": {"units": "4"}}, "guide.units '4': must be a whole number"),
+        ({"data": {"test": torch.zeros(9, 2, 2)}}, "data: has no split 'train'"),
+        ({"data": {"trian": torch.zeros(9, 2, 2)}}, "data: has a split 'trian'; did you mean 'train'?"),
+        ({"data": 5}, "data [train]: is of type int, not images"),
+        ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
+    ],
+)
+def test_bad_arguments(elsewhere: Path, x: Tensor, options: dict[str, Any], message: str) -> None:
+    """One sentence of arguments, before anything is written."""
+    with pytest.raises(BadInput) as error:
+        Run.fit("vae", **{"guide": Laplace, "data": x, **SMALL, **options})
+    assert str(error.value).startswith(message)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_early_stopping_needs_a_bound_on_validation_images(elsewhere: Path, x: Tensor) -> None:
+    options: dict[str, Any] = {"patience": 1, "latent_dim": 2, "hidden_dims": (4,), "quiet": True}
+    with pytest.raises(BadInput, match="patience 1: needs a validation split and a bound"):
+        Run.fit("gan", data=(255 * x).byte(), **options)
+    with pytest.raises(BadInput, match="patience 1: needs a validation split and a bound"):
+        Run.fit("vae", data="digits", train_size=1_497, **options)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_opened_without_its_images_has_no_warning(
+    elsewhere: Path, x: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.fit("vae", guide=Laplace, data=x, out="run", **SMALL)
+    capsys.readouterr()
+    with pytest.raises(BadInput, match="hand it over again"):
+        _ = Run.open(run.path, guide=Laplace).data
+    assert capsys.readouterr() == ("", "")

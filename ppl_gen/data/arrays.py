@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.data import sources
 
 NAME = "array"
@@ -29,6 +29,11 @@ def collect(data: Any) -> dict[str, np.ndarray]:
     """
     if not isinstance(data, Mapping):
         data = {"train": data}
+    for name in data:
+        if name not in sources.SPLITS:
+            raise BadInput(f"--data: has a split {name!r}{near_miss(str(name), sources.SPLITS)}")
+    if "train" not in data:
+        raise BadInput("--data: has no split 'train'")
     arrays: dict[str, np.ndarray] = {}
     for name, given in data.items():
         images, labels = _pair(str(name), given)
@@ -80,10 +85,11 @@ def _array(name: str, given: Any) -> np.ndarray:
     try:
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     except Exception as error:  # rows of different lengths
-        raise BadInput(f"--data [{name}]: is a {type(given).__name__}, not an array of numbers ({error})") from error
+        kind = type(given).__name__
+        raise BadInput(f"--data [{name}]: is of type {kind}, not an array of numbers ({error})") from error
     if array.dtype.kind not in "buif" or array.ndim == 0:
         raise BadInput(
-            f"--data [{name}]: is a {type(given).__name__}, not images [N, …]: give a tensor, an array, a Dataset, or "
-            "a dictionary of splits"
+            f"--data [{name}]: is of type {type(given).__name__}, not images [N, …]; give a tensor, an array, a "
+            "Dataset, or a dictionary of splits"
         )
     return array

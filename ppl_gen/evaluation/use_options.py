@@ -4,10 +4,11 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
+from ppl_gen.core.convert import convert_all
 from ppl_gen.core.errors import BadInput, near_miss, require
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
@@ -30,10 +31,11 @@ def options_from(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> 
     :param chosen: fields that replace those of the instance.
     :raises BadInput: for a name that is no field.
     """
-    known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+    known = get_type_hints(cls)
     for name in chosen:
         if name not in known:
             raise BadInput(f"{name}: is no option here{near_miss(name, known)}")
+    chosen = convert_all(chosen, known)
     return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
 
 

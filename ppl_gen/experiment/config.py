@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import ppl_gen
 from ppl_gen.core import components
 from ppl_gen.core.commands import is_function
 from ppl_gen.core.components import Kind, class_name, find, is_external, kebab_case
 from ppl_gen.core.contracts import defaults_of
+from ppl_gen.core.convert import convert, convert_all
 from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.core.options import flat, option
 from ppl_gen.data.options import DataOptions
@@ -219,25 +220,36 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
     )
 
 
+def _types(kind: Kind, found: Any) -> dict[str, Any]:
+    """The types of the options of a class, by name; an instance has none."""
+    return {each.name: each.type for each in components.options(kind, found)} if isinstance(found, type) else {}
+
+
 def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Config:
     """A configuration with some options changed. Options go by name to training, data, the other fields of `Config`, or
     the model's own options.
 
     :raises BadInput: for an unknown option.
     """
-    names = {part: {each.name for each in fields(part)} for part in (TrainingOptions, DataOptions, Config)}
+    names = {part: get_type_hints(part) for part in (TrainingOptions, DataOptions, Config)}
     chosen: dict[Any, dict[str, Any]] = {part: {} for part in names}
     model = given.find("model", config.model)
-    own = [each.name for each in components.options("model", model)] if isinstance(model, type) else []
+    own = _types("model", model)
     for name, value in options.items():
         part = next((part for part, known in names.items() if name in known), None)
         if part is not None:
-            chosen[part][name] = value
+            chosen[part][name] = convert(name, value, names[part][name])
         elif name in own:
-            chosen[Config].setdefault("model_options", {**config.model_options})[name] = value
+            chosen[Config].setdefault("model_options", {**config.model_options})[name] = convert(name, value, own[name])
         else:
             known = sorted(set().union(*names.values(), own) - {*KINDS, "training", "model_options"})
             raise BadInput(f"{name}: is no option of fit{near_miss(name, known)}")
+    classes: dict[Kind, str | None] = {"guide": config.guide, "prior": config.prior}
+    classes["objective"] = chosen[TrainingOptions].get("objective", config.training.objective)
+    for kind, reference in classes.items():
+        if options.get(f"{kind}_options"):
+            types = _types(kind, given.find(kind, reference))
+            chosen[Config][f"{kind}_options"] = convert_all(options[f"{kind}_options"], types, f"{kind}.")
     return replace(
         config,
         data=replace(config.data, **chosen[DataOptions]),
@@ -336,6 +348,7 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
     """Names of the classes and of the data file whose content has changed since the run was made."""
+    from ppl_gen.data import arrays
     from ppl_gen.data.loading import fingerprint
 
     given = given or Given()
@@ -344,7 +357,8 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
     if given.objective is None:  # which none but training needs
         named.pop("objective", None)
     found = {kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()}
-    if run.config.get("data_sha256") is not None and given.data is None and not is_function(config.data.data):
+    by_name = config.data.data != arrays.NAME and not is_function(config.data.data)
+    if run.config.get("data_sha256") is not None and given.data is None and by_name:
         found["data"] = config.data.data, fingerprint(config.data.data)
     return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]
 

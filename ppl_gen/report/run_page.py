@@ -8,7 +8,8 @@ from ppl_gen.core.commands import command, external_class_options, fit_command
 from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import table
 from ppl_gen.experiment.run_directory import Json, RunDirectory
-from ppl_gen.figures.captions import Caption, captions
+from ppl_gen.figures.captions import Caption
+from ppl_gen.report.captions import captions
 from ppl_gen.report.page import Gallery, Picture, render, saving
 from ppl_gen.report.sections import results, sections
 

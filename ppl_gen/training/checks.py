@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
@@ -96,6 +96,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
         cost = enumeration_cost(assembled) if start else None
         say(cost)
     check_least_images(assembled)
+    check_patience(assembled)
     missing = without_gradient(assembled)
     if config.training.capture:
         try_capture(assembled)
@@ -115,6 +116,14 @@ def _data(config: Config, given: Given) -> Data:
 
 
 # Do model, guide and data fit one another? ---------------------------------------------------------------------
+
+
+def check_patience(assembled: Assembled) -> None:
+    """Raise `BadInput` for early stopping without a bound on validation images."""
+    patience = assembled.config.training.patience
+    bounded = len(assembled.data.validation) and not isinstance(assembled.objective, Monitors)
+    if patience is not None and not bounded:
+        raise BadInput(f"--patience {patience}: needs a validation split and a bound; this run has none")
 
 
 def check_binarization(assembled: Assembled) -> None:

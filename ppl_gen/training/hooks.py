@@ -29,8 +29,6 @@ class Patience:
         self.epochs = epochs
 
     def __call__(self, run: HasDirectory, metrics: Json) -> bool:
-        if "elbo" not in metrics.get("validation", {}):
-            raise BadInput(f"--patience {self.epochs}: needs a validation split and a bound; this run has none")
         elbos = [line["validation"]["elbo"] for line in run.directory.metrics()]
         return len(elbos) - 1 - elbos.index(max(elbos)) >= self.epochs
 
@@ -55,9 +53,15 @@ class TensorBoard:
         writer.close()
 
 
-def hooks_of(options: TrainingOptions) -> list[Hook]:
-    """The hooks for early stopping and TensorBoard, if the options turn them on."""
+def hooks_of(options: TrainingOptions, own: Hook | None = None) -> list[Hook]:
+    """The hooks for early stopping and TensorBoard, if the options turn them on, and a user's own.
+
+    :raises BadInput: without the package tensorboard, and for an own hook that is no function.
+    """
+    if own is not None and not callable(own):
+        raise BadInput(f"on_epoch={own!r}: must be a function of the run and its metrics")
     return [
         *([] if options.patience is None else [Patience(options.patience)]),
         *([TensorBoard()] if options.tensorboard else []),
+        *([] if own is None else [own]),
     ]
