@@ -192,7 +192,7 @@ def with_fixed_draw(split: Split, binarization: Binarization, seed: int) -> Spli
         return _draw(split, seed)
     if binarization == "dequantized":
         return _dequantize(split, seed)
-    return _threshold(split) if binarization == "threshold" else split
+    return Split((split.pixels() > 0.5).to(torch.uint8), split.labels, 1) if binarization == "threshold" else split
 
 
 def _draw(split: Split, seed: int) -> Split:
@@ -210,7 +210,3 @@ def _dequantize(split: Split, seed: int) -> Split:
     """One draw of the noise of every image, on the CPU so that all devices give the same targets."""
     generator = torch.Generator().manual_seed(seed)
     return Split(split.dequantized(split.pixels().cpu(), generator).to(split.images.device), split.labels, 1)
-
-
-def _threshold(split: Split) -> Split:
-    return Split((split.pixels() > 0.5).to(torch.uint8), split.labels, 1)

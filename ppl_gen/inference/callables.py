@@ -57,14 +57,14 @@ def name_of(function: Any) -> str:
 
 def accepting(function: PyroFunction) -> PyroFunction:
     """Wrap a function so that it is called with as many of the positional arguments as it takes."""
-    count = len(_positional(function))
+    count = len(positional_names(function))
     return function if count >= _ANY else lambda *args, **kwargs: function(*args[:count], **kwargs)
 
 
 _ANY = 100  # positional arguments that *args counts as
 
 
-def _positional(function: PyroFunction) -> list[str]:
+def positional_names(function: PyroFunction) -> list[str]:
     """Names of the positional arguments that a function takes. `*args` counts as `_ANY` empty names."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -77,7 +77,7 @@ def check_positional(model: PyroFunction, guide: PyroFunction, given: int) -> No
     :param given: number of positional arguments, x included.
     """
     both = (model, guide)
-    names = max(map(_positional, both), key=len)
+    names = max(map(positional_names, both), key=len)
     if len(names) < given:
         raise BadInput(
             f"{' and '.join(map(name_of, both))} take {len(names)} by position, x included, and {given} arguments are "
@@ -86,7 +86,7 @@ def check_positional(model: PyroFunction, guide: PyroFunction, given: int) -> No
     for function in both:
         parameters = inspect.signature(function).parameters.values()
         by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        for name in names[len(_positional(function)) : given]:
+        for name in names[len(positional_names(function)) : given]:
             if by_name and (not name or name in by_name):
                 which = name or by_name[0]
                 raise BadInput(f"{name_of(function)} takes {which} only by its name: give {which}=…, not by position")

@@ -72,14 +72,9 @@ def _check_masks(pair: Pair, traces: Traces) -> None:
             [mask for mask in supports.masks(trace.nodes[name], of_events=True) if not mask.all()]
             for trace in (traces.model, traces.guide)
         )
-        if len(ours) != len(theirs) or not all(map(_equal, ours, theirs)):
+        if len(ours) != len(theirs) or not all(bool((m == q).all()) for m, q in zip(ours, theirs, strict=True)):
             both = f"{pair.model_name} and {pair.guide_name}"
             raise BadInput(f"site '{name}' has different masks in {both}: give both the same mask")
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """True if two masks are equal, after broadcasting."""
-    return bool((one == other).all())
 
 
 def _kind_of(pair: Pair, site: Site, unchecked: bool, first: int, batch: Batch) -> str | None:

@@ -44,17 +44,34 @@ def masked_log_prob(site: Site, wide: bool = False) -> Tensor:
     return scale_and_mask(log_prob.float() if log_prob.dtype in _HALF else log_prob, mask=site["mask"])
 
 
+def expand_to_plates(site: Site, log_prob: Tensor, num_dims: int) -> Tensor:
+    """Expand the log-density of a site to the full size of its plates. A density that does not vary in a plate has size
+    1 there, or no such dimension. Expanded, it counts once for each element of the plate.
+
+    :param num_dims: least number of dimensions of the result.
+    """
+    sizes = [1] * num_dims
+    for frame in plates_of(site):
+        sizes[frame.dim] = frame.size
+    return log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes)))
+
+
+def add(terms: list[Tensor]) -> Tensor:
+    """The sum of tensors in their order; `sum` alone would start with the number 0."""
+    return sum(terms[1:], terms[0])
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """True if log-densities are equal up to the rounding of float32, which a pair may have in float64 too."""
+    return torch.allclose(one, other, rtol=2e-5, atol=5e-4, equal_nan=True)
+
+
 def sum_to(site: Site, log_prob: Tensor, *kept: int) -> Tensor:
     """Sum the log-density of a site over all its plates except those in the dimensions `kept`.
 
     :param kept: negative dimensions; the leftmost is left of all plates.
     """
-    # A density that does not vary in a plate has size 1 there, or no such dimension. Expanded, it counts once for each
-    # element of the plate.
-    shape = [1] * -min(kept)
-    for frame in plates_of(site):
-        shape[frame.dim] = frame.size
-    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(shape)))
+    log_prob = expand_to_plates(site, log_prob, -min(kept))
     others = [dim for dim in range(-log_prob.dim(), 0) if dim not in kept]
     return log_prob.sum(others) if others else log_prob
 

@@ -30,7 +30,7 @@ from torch.distributions.constraints import Constraint
 
 from ppl_gen.core.errors import BadInput, as_bad_input, describe
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng, matmul_precision, take
-from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites
+from ppl_gen.inference.densities import Site, add, alike, expand_to_plates, masked_log_prob, plates_of, sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, can_sum_states, require_memory
 from ppl_gen.inference.supports import bounds, log_prob_within, masks, same, support
@@ -116,7 +116,7 @@ def _log_marginal(pair: Pair, model: PyroFunction, batch: Batch) -> Tensor:
     priors: dict[int, Tensor] = {}  # keyed by the dimension over which each is normalized
     for site in sites:
         plates = frozenset(frame.dim for frame in plates_of(site) if frame.name != pair.plate.name)
-        factor = _factor(pair, site)
+        factor = expand_to_plates(site, _log_prob(pair, site), 2 + pair.max_plate_nesting)
         if not site["is_observed"]:
             dim = site["infer"].get("_enumerate_dim")
             if dim is None or any(dim in others for others in dims.values()):
@@ -139,15 +139,6 @@ def _log_marginal(pair: Pair, model: PyroFunction, batch: Batch) -> Tensor:
     return result.flatten()
 
 
-def _factor(pair: Pair, site: Site) -> Tensor:
-    """The log-density of a site, expanded to the full size of its plates."""
-    sizes = [1] * (2 + pair.max_plate_nesting)
-    for frame in plates_of(site):
-        sizes[frame.dim] = frame.size
-    log_prob = _log_prob(pair, site)
-    return log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes)))
-
-
 def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: dict[int, Tensor]) -> Tensor:
     """log of the sum over all states of the product of all factors, by variable elimination: the sites in the innermost
     plate are summed out first, then the product over that plate is taken.
@@ -162,7 +153,7 @@ def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: 
             without = [f for f in remaining if not any(f is other for other in with_it)]
             remaining = [*without, *([_sum_out(with_it, priors.get(dim), dim)] if with_it else [])]
         if not plates:
-            return _add(remaining)
+            return add(remaining)
         parent = max((other for other in factors if other < plates), key=len)
         factors[parent] += [f.sum(sorted(plates - parent), keepdim=True) for f in remaining]
     raise AssertionError("the images' own plate is always among the factors")
@@ -174,18 +165,13 @@ def _sum_out(factors: list[Tensor], prior: Tensor | None, dim: int) -> Tensor:
     :param prior: the factor that is normalized over this dimension, if there is one. With it, and w the product of the
         others, the sum is 1 + sum_z p(z) (w_z - 1). Near 1 that loses no digits.
     """
-    total = _add(factors).logsumexp(dim, keepdim=True)
+    total = add(factors).logsumexp(dim, keepdim=True)
     others = [factor for factor in factors if factor is not prior]
     near = total.abs() < _NEAR
     if prior is None or not others or not bool(near.any()):
         return total
-    exact = (prior.exp() * _add(others).expm1()).sum(dim, keepdim=True).log1p()
+    exact = (prior.exp() * add(others).expm1()).sum(dim, keepdim=True).log1p()
     return torch.where(near & exact.isfinite(), exact, total)
-
-
-def _add(terms: list[Tensor]) -> Tensor:
-    """The sum of tensors; `sum` would start with the number 0."""
-    return sum(terms[1:], terms[0])
 
 
 def _parallel_trace(pair: Pair, model: PyroFunction, batch: Batch) -> poutine.Trace:
@@ -242,8 +228,8 @@ def _log_marginal_by_state(pair: Pair, model: PyroFunction, batch: Batch) -> Ten
                 for mask in masks(site):  # as in `_log_marginal`
                     log_prob = torch.where(mask, log_prob, -math.log(len(site["fn"].enumerate_support(expand=False))))
             terms[latent].append(pair.per_image(site, log_prob).reshape(len(batch.x)))
-        priors.append(_add(terms[True]))
-        likelihoods.append(_add(terms[False]))
+        priors.append(add(terms[True]))
+        likelihoods.append(add(terms[False]))
     prior, likelihood = torch.stack(priors), torch.stack(likelihoods)
     total = prior.logsumexp(0)
     if torch.is_grad_enabled() or bool((total.abs() >= _ROUNDING).any()):
@@ -280,7 +266,7 @@ def _difference(pair: Pair, sites: list[Site], dims: dict[str, int], batch: Batc
     densities = [(site, _log_prob(pair, site)) for site in sites]
     count = len(batch.x)
     for index, trace in _few_states(pair, batch):
-        alone = _add([pair.per_image(s, _log_prob(pair, s)).reshape(count) for s in sample_sites(trace)])
+        alone = add([pair.per_image(s, _log_prob(pair, s)).reshape(count) for s in sample_sites(trace)])
         parts = []
         for site, log_prob in densities:
             for name, chosen in index.items():
@@ -288,8 +274,8 @@ def _difference(pair: Pair, sites: list[Site], dims: dict[str, int], batch: Batc
                 if log_prob.dim() >= -dim and log_prob.shape[dim] > 1:
                     log_prob = log_prob.narrow(dim, chosen, 1)
             parts.append(pair.per_image(site, log_prob).reshape(count))
-        among = _add(parts)
-        if not torch.allclose(among, alone, rtol=2e-5, atol=5e-4, equal_nan=True):
+        among = add(parts)
+        if not alike(among, alone):
             image = int((among - alone).abs().nan_to_num(nan=math.inf).argmax())
             state = ", ".join(f"{name} no. {chosen}" for name, chosen in index.items())
             return (

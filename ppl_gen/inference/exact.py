@@ -22,6 +22,7 @@ from ppl_gen.inference.callables import (
     matmul_precision,
     model_function,
     name_of,
+    positional_names,
     take,
 )
 from ppl_gen.inference.checks import check_images
@@ -111,10 +112,7 @@ def _own_log_px(model: ClosedForm, batch: Batch) -> Tensor:
 
 def _accepted(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments after x, cut to the number that `model(x, ...)` takes."""
-    parameters = inspect.signature(model_function(model)).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return args
-    return args[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1]
+    return args[: len(positional_names(model_function(model))) - 1]
 
 
 def _check_closed_form(model: ClosedForm, pair: Pair, batch: Batch) -> None:

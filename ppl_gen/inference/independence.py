@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, take
-from ppl_gen.inference.densities import Site, samples_first
+from ppl_gen.inference.densities import Site, alike, samples_first
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.tracing import conditioned, replayed
 
@@ -62,7 +62,7 @@ def check_independence(pair: Pair, batch: Batch) -> None:
         else:
             apart, where, how = _alone(scorer, image), everyone[0], "alone"
         for what, one, many in zip(_WHAT, _densities(apart), _densities(together), strict=True):
-            if not _alike(one[0, where], many[0, image]):
+            if not alike(one[0, where], many[0, image]):
                 owner = pair.guide_name if what == "log q(z | x)" else pair.model_name
                 raise BadInput(
                     f"{owner}: images change each other's densities: {what} of image {int(rows[image])} is "
@@ -126,14 +126,9 @@ def _densities(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
     return terms.log_likelihood, terms.log_prior, terms.log_guide
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """True if log-densities are equal up to the rounding of float32, which a pair may have in float64 too."""
-    return torch.allclose(one, other, rtol=2e-5, atol=5e-4, equal_nan=True)
-
-
 def _all_alike(one: Terms, other: Terms) -> bool:
     """True if all log-densities of two terms are equal up to rounding."""
-    return all(map(_alike, _densities(one), _densities(other)))
+    return all(map(alike, _densities(one), _densities(other)))
 
 
 # Samples -----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import (
     Site,
+    add,
     kl_divergence,
     masked_log_prob,
     minus_leave_one_out_mean,
@@ -303,7 +304,7 @@ class Pair:
             site = trace.nodes[name]
             log_prob = log_prob_within(site, masked_log_prob) if name in bounded else masked_log_prob(site)
             parts.append(self.per_image(site, log_prob))
-        return sum(parts[1:], parts[0]).reshape(shape)
+        return add(parts).reshape(shape)
 
     def _model_totals(self, trace: poutine.Trace, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) [samples, images]."""
@@ -321,7 +322,7 @@ class Pair:
         sites = [drawn.nodes[name] for name in self.latent]
         scores = [(site, score_function(site)) for site in sites]
         parts = [self.per_image(site, score) for site, score in scores if score is not None]
-        return sum(parts[1:], parts[0]).reshape(shape) if parts else None
+        return add(parts).reshape(shape) if parts else None
 
 
 def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
