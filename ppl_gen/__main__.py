@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 def commands() -> dict[str, str]:
-    """What each command does, by name: the files of this folder that define `command`, with their first line."""
+    """Description of each command, by name: the first line of every file of this folder that defines `command`."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         file = ast.parse(path.read_text(encoding="utf-8"))  # read, not imported: that would import torch

@@ -1,17 +1,20 @@
-"""`python -m ppl_gen.calibrate`: Hold every estimator of log p(x) against exact values."""
+"""`python -m ppl_gen.calibrate`: Compare every estimator of log p(x) with the exact value."""
 
 import json
 from dataclasses import asdict
 
 from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput
-from ppl_gen.evaluation.calibration import CalibrateOptions, calibrate, table
+from ppl_gen.evaluation.use_options import CalibrateOptions
 from ppl_gen.experiment.run_directory import write_file
+
+ABOUT = "Compare every estimator of log p(x) with the exact value, on small models with random parameters."
 
 
 def command(arguments: list[str]) -> None:
-    about = "Every estimator of log p(x) against the exact answer, on small models with random parameters."
-    options = cli.parse(CalibrateOptions, arguments, "python -m ppl_gen.calibrate", about)
+    options = cli.parse(CalibrateOptions, arguments, "python -m ppl_gen.calibrate", ABOUT)
+    from ppl_gen.evaluation.calibration import calibrate, table  # torch, which --help does without
+
     if options.out is not None:
         try:
             options.out.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,11 @@ class CompareOptions:
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN …]")] = ()
     """Run directories, each with its evaluation."""
     format: Literal["text", "markdown", "csv", "json"] = "text"
-    """Of the table on standard output."""
+    """Format of the table on standard output."""
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Draw each row's ELBO and log p(x) into this .png too."""
+    """A .png file for a picture of each row's ELBO and log p(x)."""
     report: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write all of it into this .html too, with the figure: one page that needs no other file."""
+    """An .html file for the table, the notes and the picture, in one page that needs no other file."""
 
     def __post_init__(self) -> None:
         if not self.runs:

@@ -1,8 +1,8 @@
-"""Runs side by side: which is better, by how many nats, and is that more than chance?
+"""Runs side by side: the best first, with differences in nats and their intervals.
 
-Differences are paired, image by image: all runs saw the same images, and what makes an image hard for all of them
-cancels. A method is repeated by its seeds, so that an interval for the difference between two methods needs two seeds
-of each.
+Differences are paired, image by image. All runs are evaluated on the same images, so a difference between images that
+all runs share cancels. Seeds repeat a method: an interval for the difference between two methods needs two seeds of
+each.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.notes import notes_of
 from ppl_gen.evaluation.reading import check_same_images, read, with_defaults
 from ppl_gen.evaluation.rows import rows_of
+from ppl_gen.experiment.run_directory import Json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,7 @@ class HasDirectory(Protocol):
 
 
 class Comparison:
-    """Runs side by side, one row for runs that differ in the seed alone, the best mean log p(x) first::
+    """Runs side by side, the best mean log p(x) first. Runs that differ in the seed alone share a row::
 
         comparison = ppl_gen.Comparison(["runs/normal", "runs/flow"])
         print(comparison)
@@ -51,15 +52,13 @@ class Comparison:
 
     Only the directories are read; no model is built.
 
-    :param runs: run directories, or runs that have one; each with its evaluation.
-    :raises BadInput: for runs without a whole evaluation, for runs that were not evaluated on the same images, and for
-        two runs of one configuration and one seed.
+    :param runs: run directories, or `Run` objects; or a single one. Each has been evaluated.
+    :raises BadInput: for a run without a complete evaluation, for runs that were evaluated on different images, and for
+        two runs with the same configuration and seed.
     """
 
-    def __init__(self, runs: Iterable[str | Path | HasDirectory]):
-        if isinstance(runs, str | Path):
-            raise BadInput(f"runs={str(runs)!r}: give a list of runs, [{str(runs)!r}]")
-        self.runs = tuple(map(_path, runs))
+    def __init__(self, runs: str | Path | HasDirectory | Iterable[str | Path | HasDirectory]):
+        self.runs = tuple(map(_path, [runs] if isinstance(runs, str | Path | HasDirectory) else runs))
         if not self.runs:
             raise BadInput("name at least one run to compare")
         found = with_defaults([read(path) for path in self.runs])
@@ -68,7 +67,7 @@ class Comparison:
         """The images of the evaluations: `data`, `split`, `num_images`, `binarization`, `observation`."""
         self.rows = rows_of(found)
         self.notes = notes_of(found, self.rows)
-        """What a reader must know, a sentence each."""
+        """Notes for the reader, a sentence each."""
 
     @classmethod
     def fit(
@@ -87,27 +86,28 @@ class Comparison:
     ) -> "Comparison":
         """Fit a model with every guide, objective, prior and value of the options that vary, from every seed.
 
-        Runs that are there and finished are not run again; one that was interrupted goes on. So the same call picks up
-        where it stopped.
+        Finished runs are skipped, and interrupted ones are continued. So the same call picks up where it stopped.
 
-        :param model: as for `Run.fit`; guides, objectives and priors likewise. No instance: each run begins anew.
+        :param model: the model, as for `Run.fit`. Guides, objectives and priors take the same, except instances: each
+            run needs new weights.
         :param vary: values by the name of an option: `{"learning_rate": [1e-3, 3e-3]}`.
-        :param seeds: their number, or the seeds.
-        :param data: as for `Run.fit`.
+        :param seeds: the number of seeds, or a list of seeds.
+        :param data: the images, as for `Run.fit`.
         :param out: the folder of the run directories; by default `runs/<model>`.
-        :param options: every other option of `Run.fit`, for all runs.
-        :raises BadInput: for options that cannot work, and for a run that is there with other options.
+        :param options: all other options of `Run.fit`, for every run.
+        :raises BadInput: for options that do not fit together, and for an existing run with other options.
         """
         from ppl_gen.core.progress import Progress
         from ppl_gen.experiment.planning import combinations
         from ppl_gen.run import Run
 
         every = range(seeds) if isinstance(seeds, int) else seeds
+        guides, priors, objectives = map(_listed, (guides, priors, objectives))
         planned = combinations(model, guides, priors, objectives, vary or {}, every, out)
+        configured = [Run.configure(replace(each.given, data=data), **each.options, **options) for each in planned]
         runs = []
         with Progress(len(planned), "run", quiet=quiet) as progress:
-            for each in planned:
-                config, given = Run.configure(replace(each.given, data=data), **each.options, **options)
+            for each, (config, given) in zip(planned, configured, strict=True):
                 runs.append(Run.ensure(each.path, config, given))
                 progress.advance()
                 progress.note(each.path.name)
@@ -117,11 +117,12 @@ class Comparison:
 
     @property
     def frame(self) -> "pd.DataFrame":
-        """The rows as a data frame, the best first; numbers are in nats unless named otherwise.
+        """The rows as a data frame, the best first. Numbers are in nats unless named otherwise.
 
-        The columns are the keys of `to_json`, nested ones joined by `_`, and a mean has the name of what it is the
-        mean of: `log_px`, `log_px_se`, `log_px_difference_low`. `num_seeds` counts `seeds`. Each option that tells
-        rows apart has a column, such as `options_latent_dim`. A number that does not exist is NaN.
+        The columns are the keys of `to_json`. Nested keys are joined by `_`. The column of a mean has the name of the
+        quantity alone: `log_px`, beside `log_px_se` and `log_px_difference_low`. `num_seeds` is the length of `seeds`.
+        Each option that distinguishes rows has a column, such as `options_latent_dim`. A number that does not exist is
+        NaN.
         """
         import pandas as pd
 
@@ -133,7 +134,7 @@ class Comparison:
         frame.insert(frame.columns.get_loc("seeds"), "num_seeds", frame["seeds"].map(len))
         return frame.rename(columns=lambda name: name.removesuffix(".mean").replace(".", "_"))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The content of `compare --format json`: `images`, `rows` and `notes`."""
         return {
             "images": self.images._asdict(),
@@ -142,7 +143,8 @@ class Comparison:
         }
 
     def to_csv(self) -> str:
-        """A line for each row, means and errors in columns of their own; blank where a term does not exist."""
+        """The rows as CSV, with means and errors in columns of their own. The cell of a term that does not exist is
+        empty."""
         import pandas as pd
 
         lines = []
@@ -153,7 +155,7 @@ class Comparison:
         return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
     def to_markdown(self) -> str:
-        """The table in Markdown, with what all rows have in common above and notes below."""
+        """The table in Markdown, with the values that all rows share above it and the notes below."""
         notes = [f"- {note}" for note in self.notes]
         lead = [f"{line}  " for line in self._lead()]
         return "\n".join([*lead, "", *markdown(layout(self.rows)), "", *notes])
@@ -173,7 +175,7 @@ class Comparison:
         return f"<p>{lead}</p>\n{table}\n<ul>{notes}</ul>"
 
     def _lead(self) -> list[str]:
-        """What the numbers are of, and what all rows have in common."""
+        """The lines above the table: the images, and the values that all rows share."""
         images, common = self.images, layout(self.rows).common
         lines = [
             f"{images.num_images} {images.split} images of {images.data}, binarization {images.binarization}; "
@@ -197,17 +199,22 @@ class Comparison:
         return self.figure().png()
 
     def page(self, command: Sequence[str] | None = None) -> str:
-        """Table, notes, figure and the commands that made the runs as one page of HTML.
+        """A page of HTML with the table, the notes, the figure, and the commands that made the runs.
 
-        :param command: the words of the command that makes the page again, which it shows.
+        :param command: words of the command that makes the page again, which the page shows.
         """
-        from ppl_gen import report
+        from ppl_gen.report.comparison_page import comparison
 
         if command is None:
             command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
         warnings = warnings_of(self.images.observation)
         table, names = layout(self.rows), labels(self.rows)
-        return report.comparison(self.to_json(), names, *table, warnings, self.png, command)
+        return comparison(self.to_json(), names, *table, warnings, self.png, command)
+
+
+def _listed(classes: Any) -> Sequence[Any]:
+    """A single class, or its name, as a list."""
+    return [classes] if isinstance(classes, str | type) else classes
 
 
 def _path(run: str | Path | HasDirectory) -> Path:

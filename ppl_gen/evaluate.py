@@ -1,51 +1,39 @@
 """`python -m ppl_gen.evaluate RUN`: Estimate ELBO, IWAE bounds and log p(x) of a run."""
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
 
-import tyro
-
+import ppl_gen
 from ppl_gen.core import cli, parallel
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.experiment.fitted import Named
-from ppl_gen.run import Run
+from ppl_gen.experiment.arguments import RunCommand
 
-
-@dataclass(frozen=True)
-class Command:
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The run directory."""
-    options: Annotated[EvaluationOptions, tyro.conf.arg(name="")] = field(default_factory=EvaluationOptions)
-    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
+Command = RunCommand[EvaluationOptions]
+ABOUT = "Estimate the ELBO, IWAE bounds and log p(x) of a run."
 
 
 def command(arguments: list[str]) -> None:
-    about = "ELBO, IWAE bounds and log p(x) of a run."
-    given = cli.parse(Command, arguments, "python -m ppl_gen.evaluate", about)
-    options = given.options
+    given = cli.parse(Command, arguments, "python -m ppl_gen.evaluate", ABOUT)
     parallel.join()
-    run = Run.open(given.run, **asdict(given.named), checkpoint=options.checkpoint, device=options.device)
+    run = ppl_gen.Run.open(**given.opening())
     run.directory.writes = parallel.rank() == 0
-    if options.gaps:
-        if parallel.size() > 1:
+    if given.options.gaps:
+        if parallel.world_size() > 1:
             raise BadInput("--gaps: takes one process")
-        print(run.split_gap(options))
+        print(run.split_gap(given.options))
         print(f"written to {run.path / 'gaps.json'}")
         return
-    before: dict[str, Any] | None = None
+    before = None
     with suppress(BadInput):  # a damaged one is replaced as well
         before = run.directory.read_json("evaluation.json")
-    evaluation = run.evaluate(options, quiet=not run.directory.writes)
+    evaluation = run.evaluate(given.options, quiet=not run.directory.writes)
     parallel.leave()
     if run.directory.writes:
         print(evaluation)
         of = "" if before is None else f"{before.get('num_images')} {before.get('split')} images"
-        replaced = f", in the place of one of {of}" if of else ""
+        replaced = f"; they replace an evaluation of {of}" if of else ""
         print(f"written to {run.path / 'evaluation.json'} and evaluation.nc{replaced}")
 
 
 if __name__ == "__main__":
-    cli.main(command, together=True)
+    cli.main(command, distributed=True)

@@ -7,8 +7,7 @@ from typing import Annotated
 import tyro
 
 from ppl_gen.core import cli, parallel
-from ppl_gen.experiment.arguments import PROGRAM, parse
-from ppl_gen.experiment.fitted import Named
+from ppl_gen.experiment.arguments import PROGRAM, Named, parse
 from ppl_gen.run import Run
 
 
@@ -17,10 +16,11 @@ class ResumeCommand:
     resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     epochs: int | None = None
-    """Train until there are this many epochs, more than the run has. A schedule goes on as that of so many epochs."""
+    """Number of epochs to train to, more than the run has. A schedule of the learning rate goes on as one over all of
+    these epochs."""
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
     objective: str | None = None
-    """file.py:Class of the objective, again, if the run was trained with your own."""
+    """file.py:Class of the objective, if the run was trained with your own."""
 
 
 def command(arguments: list[str]) -> None:
@@ -42,4 +42,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(command, together=True)
+    cli.main(command, distributed=True)

@@ -1,76 +1,73 @@
-"""A run as a user holds it: fit, evaluate, sample, resume, from Python. The commands are callers of it."""
+"""`Run`: fit, open, evaluate, sample and resume a run from Python. The commands call it."""
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
 from ppl_gen.core.commands import is_function
-from ppl_gen.core.contracts import defaults_of
-from ppl_gen.core.errors import BadInput, near_miss
+from ppl_gen.core.errors import BadInput
 from ppl_gen.data import arrays
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.estimating import Estimator, evaluate
+from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training
 from ppl_gen.evaluation.evaluation import Evaluation
-from ppl_gen.evaluation.explaining import Responsibilities, ResponsibilityOptions, explain
-from ppl_gen.evaluation.filling import Filled, FillOptions, fill
+from ppl_gen.evaluation.explaining import Responsibilities, explain
+from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.proposal_runs import other_guides
-from ppl_gen.evaluation.quality import Quality, QualityOptions, quality
-from ppl_gen.evaluation.sampling import SampleOptions, sample
-from ppl_gen.evaluation.splicing import Spliced, SpliceOptions, detect
+from ppl_gen.evaluation.quality import Quality, quality
+from ppl_gen.evaluation.sampling import sample
+from ppl_gen.evaluation.splicing import Spliced, detect
 from ppl_gen.evaluation.table import title
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.use_options import (
+    FillOptions,
+    QualityOptions,
+    ResponsibilityOptions,
+    SampleOptions,
+    SpliceOptions,
+    options_from,
+)
 from ppl_gen.experiment.config import (
     Config,
     Given,
     changed_code,
     check_same,
     config_of,
-    default_guide,
     starting_config,
     with_objective,
     with_options,
 )
-from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import RunDirectory, check_new
-from ppl_gen.inference.annealed import Annealing
+from ppl_gen.experiment.fitted import Fitted, check_same_images
+from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery, write_report
 from ppl_gen.training.checks import Prepared, prepare
+from ppl_gen.training.extending import record_epochs, with_epochs
 from ppl_gen.training.hooks import Hook, hooks_of
 from ppl_gen.training.loop import train
 
 if TYPE_CHECKING:
     import pandas
 
-T = TypeVar("T")
-
-
-class _Summarized(Protocol):
-    @property
-    def summary(self) -> dict[str, Any]: ...
-
-
-Found = TypeVar("Found", bound=_Summarized)
+Result = TypeVar("Result", bound=Printed)
 
 
 class Run:
-    """A run directory, and the model, guide and data of the run, which are loaded when they are first asked for.
+    """A run directory, with the model, guide and data of the run, which are loaded when they are first used.
 
-    `Run.fit` makes one, `Run.open` opens one.
+    `Run.fit` makes a run, `Run.open` opens one.
     """
 
     def __init__(
@@ -85,13 +82,13 @@ class Run:
         self.checkpoint, self.device = checkpoint, device
 
     def __repr__(self) -> str:
-        told = self.evaluation
+        evaluation = self.evaluation
         about = f"{title(self.directory.config)}, on {self.directory.config.get('data_name')}"
-        return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if told is None else repr(told)}"
+        return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if evaluation is None else repr(evaluation)}"
 
     def _repr_html_(self) -> str:
-        told = self.evaluation
-        return f"<pre>{escape(repr(self))}</pre>" if told is None else told._repr_html_()
+        evaluation = self.evaluation
+        return f"<pre>{escape(repr(self))}</pre>" if evaluation is None else evaluation._repr_html_()
 
     # Making one, and opening one -------------------------------------------------------------------------------
 
@@ -115,21 +112,21 @@ class Run:
     ) -> "Run":
         """Train a model and a guide, evaluate them and draw the pictures.
 
-        :param model: a name such as `"vae"`, `"file.py:Class"`, a class, or an instance, which is trained in place from
-            the weights that it has. So are `guide`, `prior` and `objective`.
+        :param model: a name such as `"vae"`, `"file.py:Class"`, a class, or an instance. An instance is trained in
+            place, from the weights that it has. `guide`, `prior` and `objective` take the same.
         :param data: a name, a file, images [N, …] as a tensor or an array, a pair of images and labels [N], a
-            `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A split that
-            is not there is a tenth of the training images, chosen with a fixed seed.
-        :param init_from: a run whose last weights training starts from.
-        :param guide_options: keyword arguments of the guide's constructor. So are `prior_options` and
-            `objective_options`.
+            `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A missing
+            split is a tenth of the training images, chosen with a fixed seed.
+        :param init_from: a run; training starts from its last weights.
+        :param guide_options: keyword arguments of the guide's constructor. `prior_options` and `objective_options` work
+            the same way.
         :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
-        :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training as if this
-            had been the last epoch.
+        :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training after this
+            epoch.
         :param quiet: print nothing.
-        :param options: every other option of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
+        :param options: all other options of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
             `latent_dim=2`.
-        :raises BadInput: before anything is written, if this cannot work.
+        :raises BadInput: before anything is written, for a pair or options that cannot be fitted.
         """
         chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
         options |= {f"{kind}_options": dict(each) for kind, each in chosen.items() if each is not None}
@@ -139,9 +136,9 @@ class Run:
 
     @staticmethod
     def configure(given: Given, init_from: "str | Path | Run | None" = None, **options: Any) -> tuple[Config, Given]:
-        """The configuration that the arguments of `fit` mean, and what of them no configuration holds.
+        """The configuration for arguments of `fit`, and the objects among them that a configuration cannot hold.
 
-        :raises BadInput: for an option that there is not.
+        :raises BadInput: for an unknown option.
         """
         start = init_from.path if isinstance(init_from, Run) else init_from
         config = starting_config(given, None if start is None else str(start))
@@ -164,33 +161,35 @@ class Run:
         on_epoch: Hook | None = None,
         quiet: bool = False,
     ) -> "Run":
-        """As `fit`, from a whole configuration."""
+        """Fit a run from a complete configuration, as `fit` does from its arguments."""
         out = None if out is None else Path(out)
         parallel.join()
         quiet = quiet or parallel.rank() > 0
         check_new(out)  # by all, before the data are loaded, where they meet
+        hooks = hooks_of(config.training, on_epoch)
         prepared = prepare(config, given, quiet=quiet)
         content = config.to_json(prepared.assembled.data, given)
         first = parallel.rank() == 0
-        stem = _stem(config, prepared.assembled.data)
+        stem = config.stem(prepared.assembled.data.name)
         path = parallel.broadcast_object(RunDirectory.create(out, stem, content).path if first else None)
         assert path is not None
         run = cls(RunDirectory(path, content, writes=first), given)
-        run._finish(prepared, on_epoch, quiet)
+        run._finish(prepared, hooks, quiet)
         return run
 
     @classmethod
     def ensure(cls, path: Path, config: Config, given: Given) -> "Run":
-        """The finished run of a configuration in a directory: fitted now, or continued, or there already.
+        """The finished run of a configuration in a directory. If it is missing it is fitted; if it was interrupted it
+        is continued.
 
-        :raises BadInput: for a run that is there with other options.
+        :raises BadInput: for an existing run with other options.
         """
         if not path.exists():
             return cls.start(config, given, out=path, quiet=True)
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
         run = cls(directory, given)
-        finished = _finished(directory, config.training.epochs) and run.evaluation is not None
+        finished = directory.finished(config.training.epochs) and run.evaluation is not None
         return run if finished else run.resume(quiet=True)
 
     @classmethod
@@ -214,16 +213,18 @@ class Run:
         checkpoint: Checkpoint = "last",
         device: str = "auto",
     ) -> "Run":
-        """A run that is there.
+        """An existing run.
 
-        :param model: the class or the instance, again, of a run that was fitted with one of your own: code is never run
-            because a run directory points to it. So are `guide` and `prior`. Weights are loaded into an instance.
-        :param objective: likewise, where training goes on.
-        :param data: the images, again, of a run that was fitted to images of your own. They are told from others by
-            their SHA-256.
-        :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
-        :param device: auto, cpu or cuda.
-        :raises BadInput: for a directory that is no run. Evaluation, metrics and figures need nothing given again.
+        :param model: the class or the instance of the model, if the run was fitted with your own. It must be handed
+            over again: a run directory never runs code. Weights are loaded into an instance. `guide` and `prior` work
+            the same way.
+        :param objective: the objective, if it is your own and training is to be resumed.
+        :param data: the images, if the run was fitted to images of your own. Their SHA-256 must be the recorded one.
+        :param checkpoint: `last`: the weights after the last epoch; `best`: those after the epoch with the best
+            validation ELBO.
+        :param device: `auto`, `cpu` or `cuda`.
+        :raises BadInput: for a directory that is no run. Evaluation, metrics and figures can be read without the
+            objects above.
         """
         return cls(
             RunDirectory.open(Path(path)),
@@ -233,11 +234,12 @@ class Run:
         )
 
     def resume(self, epochs: int | None = None, *, on_epoch: Hook | None = None, quiet: bool = False) -> "Run":
-        """Continue an interrupted run to the numbers that it would have had, or train a finished one for longer.
+        """Continue an interrupted run, which ends with the same numbers as one that was not interrupted; or train a
+        finished run for more epochs.
 
-        :param epochs: of the whole run, if not those of its configuration. The optimizer goes on from its state. A
-            schedule goes on as that of so many epochs.
-        :param on_epoch: as for `fit`.
+        :param epochs: number of epochs of the whole run, if more than in its configuration. The optimizer continues
+            from its state, and a schedule of the learning rate as one over all of these epochs.
+        :param on_epoch: a hook, as for `fit`.
         """
         parallel.join()
         quiet = quiet or parallel.rank() > 0
@@ -246,19 +248,21 @@ class Run:
         config = with_objective(directory, config_of(directory, self.given), self.given)
         for name in changed_code(directory, config, self.given):
             print(f"warning: {name} has changed since the run was started", file=sys.stderr)
-        longer = None if epochs is None else _longer(directory, config, epochs)
+        hooks = hooks_of(config.training, on_epoch)
+        longer = None if epochs is None else with_epochs(directory, config, epochs)
         # The run that it started from may be gone by now.
         start = not directory.checkpoint_path.exists()
         prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
+        check_same_images(directory, prepared.assembled.data)
         if longer is not None:
-            _extend(directory, config.training, longer.training, quiet)
-        elif _finished(directory, config.training.epochs) and not quiet:
+            record_epochs(directory, config.training, longer.training, quiet=quiet)
+        elif directory.finished(config.training.epochs) and not quiet:
             print("training was finished before; its evaluation:", file=sys.stderr)
-        self._finish(prepared, on_epoch, quiet)
+        self._finish(prepared, hooks, quiet)
         return self
 
-    def _finish(self, prepared: Prepared, on_epoch: Hook | None, quiet: bool) -> None:
-        """Do what the run does not have yet: training, evaluation, pictures."""
+    def _finish(self, prepared: Prepared, hooks: list[Hook], quiet: bool) -> None:
+        """Do the steps that the run has not done yet: training, evaluation, pictures."""
         from ppl_gen.report.pictures import draw_evaluation, draw_training
 
         fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
@@ -268,9 +272,9 @@ class Run:
             splits = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} images"
             print(f"run: {self.path}\ndata: {data.name}, train / validation / test {splits}", flush=True)
         try:
-            train(fitted, quiet=quiet, on_epoch=partial(self._after_epoch, hooks_of(fitted.config.training), on_epoch))
+            train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, self))
             if self.evaluation is None:
-                evaluate(fitted, _options_after_training(fitted), quiet=quiet).write(self.directory)
+                evaluate(fitted, options_after_training(fitted), quiet=quiet).write(self.directory)
             if self.directory.writes:
                 draw_training(fitted)
                 draw_evaluation(self.directory)
@@ -279,11 +283,6 @@ class Run:
             again = "".join(f" --{kind} {name}" for kind, name in fitted.config.externals().items())
             resume = f"python -m ppl_gen.fit --resume {self.path}{again}"
             raise KeyboardInterrupt(f"continue with: {resume}") from None
-
-    def _after_epoch(self, hooks: list[Hook], on_epoch: Hook | None, metrics: dict[str, Any]) -> bool:
-        """Call all hooks. Returns whether any of them ends training."""
-        ended = [hook(self, metrics) for hook in (*hooks, on_epoch) if hook is not None]
-        return True in ended
 
     # What it holds ---------------------------------------------------------------------------------------------
 
@@ -294,12 +293,12 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """Every option of the run, as it was resolved."""
+        """Every option of the run, with defaults filled in."""
         return config_of(self.directory, None)
 
     @cached_property
     def fitted(self) -> Fitted:
-        """Model, guide and data, loaded."""
+        """Model, guide and data, with the weights loaded."""
         fitted = Fitted.open(self.path, self.given, checkpoint=self.checkpoint, device=self.device)
         fitted.directory.writes = self.directory.writes
         return fitted
@@ -311,22 +310,22 @@ class Run:
 
     @property
     def guide(self) -> nn.Module:
-        """The guide, likewise."""
+        """The guide, in eval mode until `train()` is called."""
         return self.fitted.guide.eval()
 
     @property
     def data(self) -> Data:
-        """The images."""
+        """The images: training, validation and test split."""
         return self.fitted.data
 
     @property
     def pair(self) -> Pair:
-        """Model and guide, read: sites, plate, shapes."""
+        """Sites, plate and shapes of model and guide."""
         return self.fitted.pair
 
     @property
     def metrics(self) -> "pandas.DataFrame":
-        """What was measured before the first epoch and after each: `epoch`, `train.elbo`, `validation.elbo`, …"""
+        """Measurements before the first epoch and after each: `epoch`, `train.elbo`, `validation.elbo`, …"""
         import pandas
 
         return pandas.json_normalize(self.directory.metrics())
@@ -338,7 +337,7 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The last evaluation; None if there is none, or the weights were trained on since."""
+        """The last evaluation; None if there is none, or if the weights were trained on after it."""
         found = Evaluation.read(self.directory)
         return None if found is None or self.directory.stale(found.summary) else found
 
@@ -354,17 +353,18 @@ class Run:
         **chosen: Any,
     ) -> Evaluation:
         """Estimate the ELBO and log p(x) of the images of a split. Writes `evaluation.json`, `evaluation.nc` and two
-        pictures, in the place of those that there are.
+        pictures, which replace those of an earlier evaluation.
 
-        :param options: or its fields by name: `num_samples=5000`, `estimator="annealed"`, …
-        :param data: images [N, …] of your own, in the place of the test images: a tensor, an array, a pair of images
+        :param options: the options. Their fields can also be given by name: `num_samples=5000`, `estimator="annealed"`,
+            …
+        :param data: images [N, …] of your own to use instead of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, or the `file.py:function` of each. An estimator is called with model,
-            guide and images, and returns an `Estimate`.
+        :param further: estimators of your own, as functions or by the names `file.py:function`. An estimator is called
+            with model, guide and images, and returns an `Estimate`.
         """
         from ppl_gen.report.pictures import draw_evaluation
 
-        options, fitted = self._evaluation_options(options, chosen), self.fitted
+        options, fitted = _evaluation_options(options, chosen, self.checkpoint), self.fitted
         others = other_guides(options, self.given)
         if data is not None:
             new = with_images(fitted, data)
@@ -377,65 +377,53 @@ class Run:
         return found
 
     def log_px(self, x: Any, *, quiet: bool = True, **chosen: Any) -> Estimate:
-        """log p(x) of images of your own, image by image: exact where it can be had, else by importance sampling.
+        """log p(x) of each of your own images: exact if possible, else by importance sampling.
 
-        :param x: as `data` of `evaluate`.
+        :param x: images, as `data` of `evaluate`.
         :param chosen: options of the evaluation by name: `num_samples=5000`, …
         """
         found = self.evaluate(data=x, quiet=quiet, **chosen)
         return found.estimates[found.primary]
 
     def latents(self, x: Any, *, num_samples: int = 1, seed: int = 0) -> dict[str, Tensor]:
-        """Samples of z ~ q(z | x) for images of your own, [samples, images, units] by latent site. Where the guide
-        leaves z to be summed out, they are samples of p(z | x).
+        """Samples [samples, images, units] of each latent site for images of your own: z ~ q(z | x), or z ~ p(z | x) if
+        the guide leaves z to enumeration.
 
-        :param x: as `data` of `evaluate`.
+        :param x: images, as `data` of `evaluate`.
         """
         return latents(self.fitted, x, num_samples, seed)
 
     def split_gap(self, options: EvaluationOptions | None = None, *, quiet: bool = False, **chosen: Any) -> GapSplit:
         """Split log p(x) - ELBO into approximation and amortization gap. Writes `gaps.json`.
 
-        :param options: as for `evaluate`.
+        :param options: options, as for `evaluate`.
         """
-        options = self._evaluation_options(options, chosen)
-        return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet), lambda *_: None)
-
-    def _evaluation_options(self, options: EvaluationOptions | None, chosen: Mapping[str, Any]) -> EvaluationOptions:
-        """The options of an evaluation, which is of the weights that the run was opened with.
-
-        :raises BadInput: where they name others.
-        """
-        options = _options(EvaluationOptions, options or EvaluationOptions(checkpoint=self.checkpoint), chosen)
-        if options.checkpoint != self.checkpoint:
-            raise BadInput(
-                f"--checkpoint {options.checkpoint}: this run was opened with its {self.checkpoint} weights; open it "
-                f"with checkpoint='{options.checkpoint}'"
-            )
-        return options
+        options = _evaluation_options(options, chosen, self.checkpoint)
+        return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet))
 
     # What it is used for ---------------------------------------------------------------------------------------
 
     def sample(self, options: SampleOptions | None = None, **chosen: Any) -> Tensor:
-        """Images from the model, [images, *shape of an image].
+        """Images from the model, each of the shape that images have in the data: [images, …].
 
-        :param options: or its fields by name: `num_images=25`, `source="grid"`, `draws=True`, …
+        :param options: the options. Their fields can also be given by name: `num_images=25`, `source="grid"`,
+            `draws=True`, …
         """
-        images = sample(self.fitted, _options(SampleOptions, options, chosen))
+        images = sample(self.fitted, options_from(SampleOptions, options, chosen))
         return images.reshape(-1, *self.data.shape)
 
     def fill(self, options: FillOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Filled:
         """Fill in the hidden pixels of images given their visible ones. Writes `fill.json` and a picture."""
         from ppl_gen.report.uses import draw_filled
 
-        found = fill(self.fitted, _options(FillOptions, options, chosen), quiet=quiet)
+        found = fill(self.fitted, options_from(FillOptions, options, chosen), quiet=quiet)
         return self._keep("fill.json", found, draw_filled)
 
     def splice(self, options: SpliceOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Spliced:
         """Tell spliced images from natural ones by log p(x). Writes `splice.json` and pictures."""
         from ppl_gen.report.uses import draw_spliced
 
-        found = detect(self.fitted, _options(SpliceOptions, options, chosen), quiet=quiet)
+        found = detect(self.fitted, options_from(SpliceOptions, options, chosen), quiet=quiet)
         return self._keep("splice.json", found, draw_spliced)
 
     def explain(
@@ -444,91 +432,47 @@ class Run:
         """Say which component of a mixture explains which image. Writes `responsibilities.json` and pictures."""
         from ppl_gen.report.uses import draw_responsibilities
 
-        found = explain(self.fitted, _options(ResponsibilityOptions, options, chosen), quiet=quiet)
+        found = explain(self.fitted, options_from(ResponsibilityOptions, options, chosen), quiet=quiet)
         return self._keep("responsibilities.json", found, draw_responsibilities)
 
     def quality(self, options: QualityOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Quality:
-        """Score samples by a classifier of the same images. Writes `quality.json` and pictures."""
-        return self.quality_of([self], _options(QualityOptions, options, chosen), quiet=quiet)[0]
+        """Score samples by a classifier that is trained on the same images. Writes `quality.json` and pictures."""
+        return self.quality_of([self], options_from(QualityOptions, options, chosen), quiet=quiet)[0]
 
     @staticmethod
     def quality_of(runs: "Sequence[Run]", options: QualityOptions, *, quiet: bool = False) -> list[Quality]:
-        """As `quality`, of several runs. Those of the same images share one classifier."""
+        """Score the samples of several runs, as `quality` does for one. Runs of the same images share one
+        classifier."""
         from ppl_gen.report.uses import draw_quality
 
         found = quality([run.fitted for run in runs], options, quiet=quiet)
         return [run._keep("quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
 
-    def _keep(self, name: str, found: Found, draw: Callable[[Fitted, Found], None]) -> Found:
-        """Write a result and its pictures into the run directory, and the page anew."""
-        draw(self.fitted, found)
+    def _keep(self, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:
+        """Write a result and its pictures to the run directory, and write its page again."""
+        if draw is not None:
+            draw(self.fitted, found)
         self.directory.write_json(name, found.summary)
         write_report(self.directory)
         return found
 
 
-def _options(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> T:
-    """Options from a whole object, or from its fields by name.
+def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:
+    """Call all hooks after an epoch. Returns True if any of them ends training."""
+    return True in [hook(run, metrics) for hook in hooks]
 
-    :raises BadInput: for a field that there is not.
+
+def _evaluation_options(
+    options: EvaluationOptions | None, chosen: Mapping[str, Any], checkpoint: Checkpoint
+) -> EvaluationOptions:
+    """The options of an evaluation of a run that was opened with the weights of a checkpoint.
+
+    :raises BadInput: for options of other weights.
     """
-    known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
-    for name in chosen:
-        if name not in known:
-            raise BadInput(f"{name}: is no option here{near_miss(name, known)}")
-    return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
-
-
-def _options_after_training(fitted: Fitted) -> EvaluationOptions:
-    """How a fit is evaluated: as its class's own `evaluation_defaults` say, unless it was given another guide."""
-    cls = type(fitted.model)
-    own = fitted.config.guide == default_guide(cls)
-    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
-    if "num_images" in chosen:
-        chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
-    annealing = Annealing(**chosen.pop("annealed", {}))
-    return EvaluationOptions(device=fitted.config.training.device, annealed=annealing, **chosen)
-
-
-def _stem(config: Config, data: Data) -> str:
-    """The name of a run directory before its number."""
-    parts = [components.kebab_case(components.class_name(name)) for name in (config.model, config.guide)]
-    return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data.name).name)])  # a file may be in another folder
-
-
-# Training for longer -------------------------------------------------------------------------------------------
-
-
-def _finished(directory: RunDirectory, epochs: int) -> bool:
-    """Whether training has reached its last epoch, or was stopped before."""
-    last = (directory.metrics() or [{}])[-1]
-    return last.get("epoch", -1) >= epochs or last.get("stopped", False)
-
-
-def _longer(directory: RunDirectory, config: Config, epochs: int) -> Config:
-    """The configuration with more epochs.
-
-    :raises BadInput: for fewer than there were.
-    """
-    before = config.training.epochs
-    done = (directory.metrics() or [{}])[-1].get("epoch", 0)
-    if epochs < max(before, done + 1) and epochs != before:
-        raise BadInput(f"--epochs {epochs}: {directory.path} has {done} of {before} epochs; name more of them")
-    return replace(config, training=replace(config.training, epochs=epochs))
-
-
-def _extend(directory: RunDirectory, before: TrainingOptions, now: TrainingOptions, quiet: bool) -> None:
-    """Record the new number of epochs in `config.json`, and say what it does to the schedule."""
-    if now.epochs != before.epochs:
-        directory.config |= {"training": directory.config["training"] | {"epochs": now.epochs}}
-        directory.write_json("config.json", directory.config)
-    if quiet:
-        return
-    print(f"{directory.path}: trained on from {before.epochs} to {now.epochs} epochs")
-    done = (directory.metrics() or [{}])[-1].get("epoch", 0)
-    if now.schedule != "constant":
-        rates = [options.rate(done, options.epochs) for options in (before, now)]
-        print(
-            f"the {now.schedule} schedule goes on as that of {now.epochs} epochs: the learning rate is {rates[1]:.2g}, "
-            f"where it was {rates[0]:.2g}. The run is not the same as one of {now.epochs} epochs from the start"
+    options = options_from(EvaluationOptions, options or EvaluationOptions(checkpoint=checkpoint), chosen)
+    if options.checkpoint != checkpoint:
+        raise BadInput(
+            f"--checkpoint {options.checkpoint}: this run was opened with its {checkpoint} weights; open it with "
+            f"checkpoint='{options.checkpoint}'"
         )
+    return options

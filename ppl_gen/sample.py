@@ -7,28 +7,28 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+import ppl_gen
 from ppl_gen.core import cli
 from ppl_gen.core.errors import require
-from ppl_gen.evaluation.sampling import SampleOptions
-from ppl_gen.experiment.assembling import Checkpoint
-from ppl_gen.experiment.fitted import Named
+from ppl_gen.evaluation.use_options import SampleOptions
+from ppl_gen.experiment.arguments import Named
+from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import write_file
-from ppl_gen.figures.canvas import pictures
-from ppl_gen.run import Run
 
 _SCALE = 3  # of a pixel in a picture
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where the images go, and which weights make them."""
+    """The file of the images, and the weights that make them."""
 
     out: Path | None = None
-    """FILE.png, a picture, or FILE.npy, an array [images, height, width]; by default samples.png in the run."""
+    """File to write. FILE.png: a picture. FILE.npy: an array [images, height, width]. By default samples.png in the run
+    directory."""
     checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
+    """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
         if self.out is not None:
@@ -46,9 +46,11 @@ class Command:
 
 
 def command(arguments: list[str]) -> None:
-    given = cli.parse(Command, arguments, "python -m ppl_gen.sample", "Images from a fitted model.")
+    given = cli.parse(Command, arguments, "python -m ppl_gen.sample", "Draw images from a fitted model.")
+    from ppl_gen.figures.canvas import pictures  # matplotlib, which --help does without
+
     output = given.output
-    run = Run.open(given.run, **asdict(given.named), checkpoint=output.checkpoint, device=output.device)
+    run = ppl_gen.Run.open(given.run, **asdict(given.named), checkpoint=output.checkpoint, device=output.device)
     images = pictures(run.sample(given.images).flatten(1), run.data.shape)
     out = output.out or run.path / "samples.png"
     if out.suffix == ".npy":
@@ -59,7 +61,7 @@ def command(arguments: list[str]) -> None:
 
 
 def save_picture(images: np.ndarray, out: Path) -> None:
-    """Write images [images, height, width] side by side, in a grid that is nearly square."""
+    """Write images [images, height, width] to a picture, in a grid that is nearly square."""
     import matplotlib.image
 
     from ppl_gen.figures.images import mosaic

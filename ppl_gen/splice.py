@@ -1,31 +1,17 @@
 """`python -m ppl_gen.splice RUN`: Tell spliced images from natural ones by log p(x)."""
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
+import ppl_gen
 from ppl_gen.core import cli
-from ppl_gen.evaluation.splicing import SpliceOptions
-from ppl_gen.experiment.fitted import Named
-from ppl_gen.run import Run
+from ppl_gen.evaluation.use_options import SpliceOptions
+from ppl_gen.experiment.arguments import RunCommand
 
-
-@dataclass(frozen=True)
-class Command:
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The run directory."""
-    options: Annotated[SpliceOptions, tyro.conf.arg(name="")] = field(default_factory=SpliceOptions)
-    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
+ABOUT = "Tell spliced images, each made of the halves of two, from natural ones by log p(x)."
 
 
 def command(arguments: list[str]) -> None:
-    about = "Does log p(x) tell spliced digits from natural ones?"
-    given = cli.parse(Command, arguments, "python -m ppl_gen.splice", about)
-    options = given.options
-    run = Run.open(given.run, **asdict(given.named), checkpoint=options.checkpoint, device=options.device)
-    print(run.splice(options))
+    given = cli.parse(RunCommand[SpliceOptions], arguments, "python -m ppl_gen.splice", ABOUT)
+    run = ppl_gen.Run.open(**given.opening())
+    print(run.splice(given.options))
     print(f"written to {run.path / 'splice.json'}, figures/spliced.png and figures/splice_power.png")
 
 

@@ -43,7 +43,8 @@ def command(arguments: list[str]) -> None:
 
 
 def _comparison(out: Path) -> str:
-    """The command that compares the runs of a sweep; their logs, beside them, are no directories."""
+    """The command that compares the runs of a sweep. The pattern matches directories, so it leaves out the logs beside
+    them."""
     return f"python -m ppl_gen.compare {shlex.quote(str(out))}/*/"
 
 

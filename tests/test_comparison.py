@@ -90,7 +90,6 @@ def test_runs_are_paths_and_what_has_a_directory(elsewhere: Path) -> None:
     ("runs", "words"),
     [
         ([], "name at least one run"),
-        ("a0", "give a list of runs, ['a0']"),
         ([3], "3 is no run"),
         (["a0", None], "None is no run"),
         (["nowhere"], "nowhere: no such run directory"),
@@ -213,3 +212,8 @@ def test_fitting_and_comparing(elsewhere: Path) -> None:
         Comparison.fit("vae", guides=[Laplace(12, 2)], **options)
     with pytest.raises(BadInput, match="two runs would be called vae-normal-0"):
         Comparison.fit("vae", guides=["normal", "normal"], **options)
+
+
+def test_a_single_run_needs_no_list(elsewhere: Path) -> None:
+    path = write("a0", [-20, -20], [-10, -10])
+    assert Comparison(path).to_json() == Comparison([path]).to_json() == Comparison(str(path)).to_json()

@@ -165,7 +165,7 @@ def test_what_proposals_cannot_have_is_said_before_any_work(
 
     fitted = ("belief-net", "--guide", "bernoulli", "--latent-dim", "3", *QUICK, "--out", "discrete")
     assert call(fit.command, *fitted)[0] == 0
-    monkeypatch.setattr(estimating, "by_sampling", begun)
+    monkeypatch.setattr(estimating, "importance_estimate", begun)
     for run, more, words in (
         ("discrete", ("--temperature", "1.3"), "--temperature 1.3: takes latent sites that are continuous"),
         ("vae", ("--num-samples", "3", "--prior-share", "0.1"), "--num-samples 3: too few"),

@@ -41,8 +41,8 @@ def test_the_notebook(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> No
         for whole, part in REDUCED.items():
             source = source.replace(whole, part)
         shown.append(_run(source, number, names))
-    tables = [each for each in shown if hasattr(each, "_repr_html_")]
-    assert len(tables) == 6 and all(each._repr_html_().startswith("<") for each in tables)
+    tables = [each._repr_html_() for each in shown if hasattr(each, "_repr_html_")]
+    assert sum(table is not None and table.startswith("<") for table in tables) == 6  # a Figure has none, but an image
     assert [each._repr_png_()[:4] for each in shown if hasattr(each, "_repr_png_")] == [b"\x89PNG"]
     config = json.loads(Path("runs/guides/vae-laplace-0/config.json").read_text(encoding="utf-8"))
     assert config["guide"] == "class:Laplace" and len(config["guide_sha256"]) == 64
@@ -56,4 +56,4 @@ def test_the_notebook_is_executed() -> None:
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert len(outputs) >= 8 and {output["output_type"] for output in outputs} == {"execute_result", "stream"}
     ten = next(source for source in _cells() if "Comparison.fit" in source)
-    assert len(ten.strip().splitlines()) <= 11
+    assert len(ten.strip().splitlines()) <= 10

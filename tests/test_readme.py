@@ -51,7 +51,7 @@ def _blocks(page: str) -> list[tuple[str, str]]:
 
 
 def _commands(text: str) -> list[list[str]]:
-    """`python -m ppl_gen.…` in each line, as arguments; what torchrun would start, too (`test_parallel.py` does)."""
+    """`python -m ppl_gen.…` in each line, as arguments; what torchrun would start, too (`test_processes.py` does)."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         for part in line.split("&&"):

@@ -78,10 +78,12 @@ def test_a_class_and_a_tensor(elsewhere: Path, x: Tensor) -> None:
     assert again.config.training.epochs == 2
     with pytest.raises(BadInput, match=f"was fitted with the guide {__name__}:Laplace"):
         _ = again.model
-    with pytest.raises(BadInput, match="hand it over again"):
+    with pytest.raises(BadInput, match="pass it again"):
         _ = Run.open(run.path, guide=Laplace).data
     with pytest.raises(BadInput, match="was fitted to other images"):
         _ = Run.open(run.path, guide=Laplace, data=x.flip(0)).data
+    with pytest.raises(BadInput, match="was fitted to other images"):
+        Run.open(run.path, guide=Laplace, data=x.flip(0)).resume(epochs=9)
     whole = Run.open(run.path, guide=Laplace, data=x.numpy())
     assert torch.equal(whole.guide.net[0].weight, run.guide.net[0].weight)
     model, guide, data, _ = ppl_gen.load(run.path, Laplace, data=x)
@@ -504,8 +506,50 @@ def test_what_was_found_before_more_training_is_found_again(
     whole, again = (json.loads(Path(name, "evaluation.json").read_text(encoding="utf-8")) for name in ("whole", "run"))
     assert whole | {"seconds": 0} == again | {"seconds": 0} and again["training_step"] == 8
     status, out, err = call(evaluate.command, "run", *few)
-    assert status == 0 and err.count("warning") == 0 and "in the place of one of 300 test images" in out
+    assert status == 0 and err.count("warning") == 0 and "they replace an evaluation of 300 test images" in out
     Path("run/evaluation.json").write_text("{")
     assert call(evaluate.command, "run", *few)[0] == 0
     assert call(fit.command, "--resume", "run")[0] == 0
     assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["num_images"] == 20
+
+
+# Bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": "3"}, "learning_rate '3': must be a number"),
+        ({"hidden_dims": 8}, "hidden_dims 8: must be a list"),
+        ({"guide_options": {"units": "4"}}, "guide.units '4': must be a whole number"),
+        ({"data": {"test": torch.zeros(9, 2, 2)}}, "data: has no split 'train'"),
+        ({"data": {"trian": torch.zeros(9, 2, 2)}}, "data: has a split 'trian'; did you mean 'train'?"),
+        ({"data": 5}, "data [train]: is of type int, not images"),
+        ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
+    ],
+)
+def test_bad_arguments(elsewhere: Path, x: Tensor, options: dict[str, Any], message: str) -> None:
+    """One sentence of arguments, before anything is written."""
+    with pytest.raises(BadInput) as error:
+        Run.fit("vae", **{"guide": Laplace, "data": x, **SMALL, **options})
+    assert str(error.value).startswith(message)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_early_stopping_needs_a_bound_on_validation_images(elsewhere: Path, x: Tensor) -> None:
+    options: dict[str, Any] = {"patience": 1, "latent_dim": 2, "hidden_dims": (4,), "quiet": True}
+    with pytest.raises(BadInput, match="patience 1: needs a validation split and a bound"):
+        Run.fit("gan", data=(255 * x).byte(), **options)
+    with pytest.raises(BadInput, match="patience 1: needs a validation split and a bound"):
+        Run.fit("vae", data="digits", train_size=1_497, **options)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_opened_without_its_images_has_no_warning(
+    elsewhere: Path, x: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.fit("vae", guide=Laplace, data=x, out="run", **SMALL)
+    capsys.readouterr()
+    with pytest.raises(BadInput, match="hand it over again"):
+        _ = Run.open(run.path, guide=Laplace).data
+    assert capsys.readouterr() == ("", "")

@@ -1,1 +1,1 @@
-"""What is estimated of a fitted model, and what it is used for."""
+"""Estimates of log p(x) of a fitted model, and the other uses of the model."""

@@ -1,4 +1,4 @@
-"""Every estimator of log p(x) against the exact answer.
+"""Comparison of every estimator of log p(x) with the exact value.
 
 Three small models with random parameters, whose log p(x) is written out below and not taken from the models. Each
 estimator is run many times on the same images, and its errors are compared with what it says of itself.
@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -17,8 +16,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.errors import require
 from ppl_gen.core.progress import Progress
+from ppl_gen.evaluation.use_options import CalibrateOptions
 from ppl_gen.inference.annealed import Annealing, annealed_log_px
 from ppl_gen.inference.exact import closed_form, exact_log_px, state_posterior
 from ppl_gen.inference.importance import log_marginal_likelihood
@@ -31,48 +30,26 @@ _PIXELS = 16
 
 
 @dataclass(frozen=True)
-class CalibrateOptions:
-    """How often, and with how many samples."""
-
-    repetitions: int = 200
-    """Of every estimate, for each image."""
-    num_images: int = 5
-    """Images drawn from each model."""
-    num_samples: int = 500
-    """Importance samples per image."""
-    num_temperatures: int = 100
-    """Temperatures of annealing, with 16 chains."""
-    seed: int = 0
-    """Seed of the models, the images and the samples."""
-    out: Path | None = None
-    """Directory for calibration.json and calibration.png; none are written if it is not given."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("repetitions", 2), ("num_images", 1), ("num_samples", 25), ("num_temperatures", 1)):
-            require(getattr(self, name) >= least, name, getattr(self, name), f"must be at least {least}")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
-
-
-@dataclass(frozen=True)
 class Row:
     """An estimator's errors, in nats."""
 
     model: str
     estimator: str
     bias: float
-    """Mean of estimate - exact."""
+    """Mean of estimate - exact, in nats."""
     bias_se: float
     """Standard error of `bias` over the repetitions."""
     rmse: float
-    """Root of the mean square of estimate - exact."""
+    """Root of the mean square of estimate - exact, in nats."""
     coverage: float | None
-    """How often estimate ± 1.96 Monte Carlo standard errors holds the exact value."""
+    """Share of the estimates whose interval, ± 1.96 Monte Carlo standard errors, holds the exact value; None for an
+    exact estimator."""
     seconds: float
-    """For 1,000 estimates."""
+    """Time for 1,000 estimates."""
 
 
 class Marginals(nn.Module):
-    """The product of the exact posterior's marginals: as good as a factorized guide gets without training."""
+    """The product of the exact posterior's marginals: a good factorized guide without training."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -165,7 +142,7 @@ def calibrate(options: CalibrateOptions, quiet: bool = False) -> list[Row]:
 
 
 Estimator = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""From images to log p(x) and its Monte Carlo variance, if it has one."""
+"""Function of images that returns log p(x) and its Monte Carlo variance, if it has one."""
 
 
 def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Estimator]]:
@@ -196,7 +173,7 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
     yield "exact, by the package", exact
     yield f"prior, S = {count}", proposed([], prior_share=1)
     if isinstance(model, Mixture):
-        return  # its posterior is not to be factorized
+        return  # its one latent site has no marginals to factorize
     guide = Marginals(model)
     yield f"importance, S = {count}", importance
     yield f"importance, S = {count}, less the jackknife's bias", jackknife
@@ -207,7 +184,7 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
 
 
 def _row(model: str, estimator: str, error: Tensor, variance: Tensor | None, seconds: float, num_images: int) -> Row:
-    """The figures from errors [repetitions x images], image by image within a repetition."""
+    """The row of an estimator from its errors [repetitions x images], image by image within a repetition."""
     by_repetition = error.reshape(-1, num_images).mean(1)
     coverage = None
     if variance is not None:
@@ -224,7 +201,7 @@ def _row(model: str, estimator: str, error: Tensor, variance: Tensor | None, sec
 
 
 def table(rows: list[Row], options: CalibrateOptions) -> str:
-    """The rows as a person reads them."""
+    """The rows as text."""
     lines = [
         f"{options.repetitions} repetitions on {options.num_images} images of {_PIXELS} pixels from each model; errors "
         "in nats; seconds for 1,000 estimates",

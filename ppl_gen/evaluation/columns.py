@@ -1,10 +1,12 @@
-"""The table of a comparison: what each column shows, and how a person reads it."""
+"""The table of a comparison: its columns, and its text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ppl_gen.evaluation.rows import Row, RowMean
+from ppl_gen.evaluation.table import shown
+from ppl_gen.experiment.run_directory import Json
 
 
 @dataclass(frozen=True)
@@ -12,17 +14,28 @@ class Column:
     """A column of the table."""
 
     heading: str
-    """`{k}` in it is the k of the IWAE bound."""
+    """Title of the column. `{k}` stands for the k of the IWAE bound."""
     cells: Callable[[Sequence[Row]], list[str]]
-    """The cell of each row; empty where a term does not exist."""
+    """Function that returns the cell of each row; empty for a term that does not exist."""
     words: bool = False
-    """Words, aligned on the left; else numbers."""
-    lifted: bool = False
-    """Said once, above the table, where all rows agree."""
+    """True for words, which are aligned on the left; False for numbers."""
+    lift: bool = False
+    """True if a value that all rows share stands once, above the table."""
 
 
 def _text(of: Callable[[Row], str]) -> Callable[[Sequence[Row]], list[str]]:
     return lambda rows: [of(row) for row in rows]
+
+
+def _name(of: Callable[[Row], str]) -> Callable[[Sequence[Row]], list[str]]:
+    """Cells of names in their short form. Different names with the same short form are shown in full."""
+
+    def cells(rows: Sequence[Row]) -> list[str]:
+        recorded = {of(row) for row in rows}
+        names = [shown(name) for name in recorded]
+        return [shown(of(row)) if names.count(shown(of(row))) == 1 else of(row) for row in rows]
+
+    return cells
 
 
 def _number(of: Callable[[Row], float | None], form: str) -> Callable[[Sequence[Row]], list[str]]:
@@ -30,7 +43,7 @@ def _number(of: Callable[[Row], float | None], form: str) -> Callable[[Sequence[
 
 
 def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> Callable[[Sequence[Row]], list[str]]:
-    """Means with their errors and intervals; with three digits where an error has no two."""
+    """Cells of means with their errors and intervals. They have three digits if an error is below 0.01 nats."""
 
     def cells(rows: Sequence[Row]) -> list[str]:
         means = [of(row) for row in rows]
@@ -50,16 +63,16 @@ def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> 
 
 
 COLUMNS = (
-    Column("model", _text(lambda row: row.model), words=True, lifted=True),
-    Column("guide", _text(lambda row: row.guide), words=True, lifted=True),
-    Column("prior", _text(lambda row: row.prior or "-"), words=True, lifted=True),
-    Column("objective", _text(lambda row: row.objective), words=True, lifted=True),
+    Column("model", _name(lambda row: row.model), words=True, lift=True),
+    Column("guide", _name(lambda row: row.guide), words=True, lift=True),
+    Column("prior", _name(lambda row: row.prior or "-"), words=True, lift=True),
+    Column("objective", _name(lambda row: row.objective), words=True, lift=True),
     Column("options", _text(lambda row: written(row.options)), words=True),
-    Column("seeds", _text(lambda row: str(len(row.seeds))), lifted=True),
+    Column("seeds", _text(lambda row: str(len(row.seeds))), lift=True),
     Column("ELBO", _nats(lambda row: row.elbo, errors=False)),
     Column("L_{k}", _nats(lambda row: row.iwae, errors=False)),
     Column("log p(x)", _nats(lambda row: row.log_px)),
-    Column("S", _text(lambda row: str(row.settings["num_samples"] or row.settings["estimator"])), lifted=True),
+    Column("S", _text(lambda row: str(row.settings["num_samples"] or row.settings["estimator"])), lift=True),
     Column("Δ log p(x)", _nats(lambda row: row.log_px_difference, "+")),
     Column("Δ ELBO", _nats(lambda row: row.elbo_difference, "+")),
     Column("gap", _nats(lambda row: row.gap, errors=False)),
@@ -68,13 +81,13 @@ COLUMNS = (
     Column("k-hat", _number(lambda row: row.khat_median, ".2f")),
     Column("ESS", _number(lambda row: row.ess_median, ".1f")),
     Column("units", _number(lambda row: row.active_units, ".3g")),
-    Column("params", _number(lambda row: row.num_parameters, ",d"), lifted=True),
+    Column("params", _number(lambda row: row.num_parameters, ",d"), lift=True),
     Column("seconds", _number(lambda row: row.seconds, ".0f")),
-    Column("epochs", _number(lambda row: row.epochs, "g"), lifted=True),
+    Column("epochs", _number(lambda row: row.epochs, "g"), lift=True),
 )
 
 
-def written(options: dict[str, Any]) -> str:
+def written(options: Json) -> str:
     """Options as one word each: `latent_dim=2 guide.transform=iaf`."""
 
     def value(of: Any) -> str:
@@ -84,10 +97,10 @@ def written(options: dict[str, Any]) -> str:
 
 
 class Layout(NamedTuple):
-    """The table without columns that are blank."""
+    """The cells of a table, without blank columns."""
 
     common: dict[str, str]
-    """What all rows have in common, by heading."""
+    """Values that all rows share, by heading."""
     columns: dict[str, list[str]]
     """The cells of the other columns, by heading."""
     words: set[str]
@@ -95,13 +108,13 @@ class Layout(NamedTuple):
 
 
 def layout(rows: Sequence[Row]) -> Layout:
-    """The cells of a comparison, as a person reads them."""
+    """The cells of a comparison as text."""
     found = Layout({}, {}, set())
     for column in COLUMNS:
         heading, cells = column.heading.format(k=rows[0].k), column.cells(rows)
         if set(cells) <= {"", "-"}:
             continue
-        if len(rows) > 1 and column.lifted and len(set(cells)) == 1:
+        if len(rows) > 1 and column.lift and len(set(cells)) == 1:
             found.common[heading] = cells[0]
             continue
         found.columns[heading] = cells
@@ -111,7 +124,7 @@ def layout(rows: Sequence[Row]) -> Layout:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """What tells each row from the others, for a figure."""
+    """A label for each row in a figure: the words that differ between the rows."""
     table = layout(rows)
     telling = [cells for heading, cells in table.columns.items() if heading in table.words]
     names = [", ".join(cell for cell in cells if cell not in ("", "-")) for cells in zip(*telling, strict=True)]
@@ -123,12 +136,12 @@ def labels(rows: Sequence[Row]) -> list[str]:
 
 
 def text(table: Layout) -> list[str]:
-    """The lines of a table, headings first, columns aligned."""
+    """The lines of a table as text, headings first, columns aligned."""
     return ["  ".join(cells).rstrip() for cells in _aligned(table)]
 
 
 def markdown(table: Layout) -> list[str]:
-    """The lines of a table in Markdown, columns aligned in the source too."""
+    """The lines of a table in Markdown, columns aligned in the source, too."""
     columns = {heading: [cell.replace("|", "\\|") for cell in cells] for heading, cells in table.columns.items()}
     first, *others = _aligned(table._replace(columns=columns))
     rule = [
@@ -139,7 +152,7 @@ def markdown(table: Layout) -> list[str]:
 
 
 def _aligned(table: Layout) -> list[tuple[str, ...]]:
-    """The cells row by row, headings first, as wide as the widest of their column."""
+    """The cells row by row, headings first, padded to the width of their column."""
     padded = []
     for heading, cells in table.columns.items():
         column = [heading, *cells]

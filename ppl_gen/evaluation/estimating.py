@@ -1,4 +1,4 @@
-"""Estimate log p(x) of a fitted run's images by every estimator that is asked for."""
+"""Estimates of log p(x) of a run's images, by every estimator that the options ask for."""
 
 import hashlib
 import time
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.contracts import HasDensity, offers
+from ppl_gen.core.contracts import HasDensity, defaults_of, offers
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
+from ppl_gen.experiment.config import default_guide
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.inference.annealed import AnnealedEstimate, annealed_log_px, sandwich
+from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
@@ -26,24 +27,25 @@ from ppl_gen.inference.exact import closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
-from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
-from ppl_gen.inference.state_memory import block_size, cheap, require_memory
+from ppl_gen.inference.proposals import proposal_log_px, second_opinion, second_opinion_samples
+from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 
 Estimator = Callable[..., Estimate]
-"""An estimator of one's own: from `(model, guide, x, *labels)` to an `Estimate`, whose `estimator` is a new name. It is
-low in expectation, as all of them are: E[exp(log_px)] <= p(x)."""
+"""Estimator of a user's own: a function of `(model, guide, x, *labels)` that returns an `Estimate` with a new name in
+`estimator`. It must be low in expectation, as all estimators here are: E[exp(log_px)] <= p(x)."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A fitted run, the images to evaluate, and how; of several processes, the share of this one."""
+    """A run, the images to evaluate, and the options. Where several processes share the images, this process's
+    share."""
 
     fitted: Fitted
     options: EvaluationOptions
     x: Tensor
     """Images [N, data_dim]."""
     labels: tuple[Tensor, ...] = ()
-    """Labels of these images, if model or guide take them."""
+    """Labels of the images, if model or guide take them; else empty."""
     quiet: bool = False
 
 
@@ -57,9 +59,9 @@ def evaluate(
 ) -> Evaluation:
     """Estimate the ELBO and log p(x) of the images of a split.
 
-    :param others: the guides of `options.proposals`.
-    :param further: estimators of one's own, beside those that `options.further` names. Their estimates stand beside
-        the others and are held against them.
+    :param others: guides of the runs in `options.proposals`.
+    :param further: estimators of the user's own, in addition to those in `options.further`. Their estimates are
+        reported with the others and compared with them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
     own = [
@@ -67,11 +69,11 @@ def evaluate(
         for each in (*options.further, *further)
     ]
     options = replace(_resolved(fitted, options), further=tuple(name for name, _ in own))
-    whole, task = fitted.images(options.split, options.num_images), _share(fitted, options, quiet)
+    whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
     _check(task, others)
     started = time.perf_counter()
-    with fitted.estimating(parallel.seed(options.seed)):
+    with fitted.estimating(parallel.rank_seed(options.seed)):
         found: dict[str, Estimate] = {}
         for name, estimate in _estimates(task, exactly, sampled, others, own):
             require(name not in found, "estimator", name, "there are two of that name")
@@ -95,20 +97,32 @@ def evaluate(
     return Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
 
 
+def options_after_training(fitted: Fitted) -> EvaluationOptions:
+    """The options of the evaluation at the end of a fit: the `evaluation_defaults` of the model's class, or the general
+    defaults if the fit has another guide than that class's own."""
+    cls = type(fitted.model)
+    own = fitted.config.guide == default_guide(cls)
+    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
+    if "num_images" in chosen:
+        chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
+    annealing = Annealing(**chosen.pop("annealed", {}))
+    return EvaluationOptions(device=fitted.config.training.device, annealed=annealing, **chosen)
+
+
 # Before the work -----------------------------------------------------------------------------------------------
 
 
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
-    """The options with the numbers of images and samples that they mean."""
+    """The options with their numbers of images and samples filled in."""
     available = len(fitted.data.split(options.split))
     count = available if options.num_images is None else options.num_images
     require(count <= available, "num_images", count, f"the {options.split} split has {available}")
-    require(count >= parallel.size(), "num_images", count, f"there are {parallel.size()} processes")
+    require(count >= parallel.world_size(), "num_images", count, f"there are {parallel.world_size()} processes")
     return replace(options, num_images=count, num_samples=options.num_samples or fitted.config.num_samples)
 
 
-def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
-    """This process's part of the images, and of those that are drawn from the model."""
+def _local_task(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
+    """This process's share of the images, and of the images that are drawn from the model."""
     x, *labels = fitted.images(options.split, options.num_images)
     rows = parallel.shard(torch.arange(len(x), device=x.device))
     if options.estimator == "annealed":
@@ -116,28 +130,29 @@ def _share(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
     return Task(fitted, options, x[rows], tuple(each[rows] for each in labels), quiet)
 
 
-def estimators(model: nn.Module, pair: Pair, asked: str, device: torch.device, *args: Tensor) -> tuple[bool, bool]:
-    """True if the exact value is to be taken, and true if importance samples are to be drawn.
+def estimators(model: nn.Module, pair: Pair, chosen: str, device: torch.device, *args: Tensor) -> tuple[bool, bool]:
+    """The choice of estimators: True if log p(x) is computed exactly, and True if importance samples are drawn.
 
     :param args: labels, if the model takes them.
+    :param chosen: the option `estimator`.
     """
     if closed_form(model, *args):
         return True, True
     if pair.num_states is None:
-        if asked == "exact":
+        if chosen == "exact":
             raise BadInput(
                 f"--estimator exact: a latent site of {pair.model_name} has no finite support, and the model no "
                 "log_px(x); use importance"
             )
         return False, True
-    exactly = asked == "exact" or cheap(pair) or (pair.enumerated and asked == "auto")
+    exactly = chosen == "exact" or cheap_to_enumerate(pair) or (pair.enumerated and chosen == "auto")
     if exactly:
         require_memory(pair, block_size(pair), device=device)
-    return exactly, asked == "importance" or not (pair.enumerated and exactly)
+    return exactly, chosen == "importance" or not (pair.enumerated and exactly)
 
 
 def _check(task: Task, others: Sequence[nn.Module]) -> None:
-    """Raise `BadInput` for a pair that an estimator does not take."""
+    """Raise `BadInput` if an estimator does not support the pair."""
     options = task.options
     if options.estimator == "annealed":
         check_chains(task.fitted, task.x, options)
@@ -148,8 +163,7 @@ def _check(task: Task, others: Sequence[nn.Module]) -> None:
 
 
 def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
-    """Raise `BadInput` for a model that cannot be annealed, or whose `prior()` and `likelihood(z)` do not say all that
-    it does."""
+    """Raise `BadInput` for a model that cannot be annealed, and for a `likelihood(z)` that does not support chains."""
     model: Any = fitted.model
     pair = fitted.pair
     if fitted.takes_labels:
@@ -164,7 +178,7 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
             together = model.likelihood(z).log_prob(x[:3])
             alone = torch.stack([model.likelihood(each).log_prob(x[:3]) for each in z])
             same = together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
-        except Exception as error:  # somebody else's code
+        except Exception as error:  # user code
             raise BadInput(f"{pair.model_name}: likelihood(z) fails on chains of images: {describe(error)}") from error
         if not same:
             raise BadInput(
@@ -178,51 +192,54 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
 def _estimates(
     task: Task, exactly: bool, sampled: bool, others: Sequence[nn.Module], further: Sequence[tuple[str, Estimator]]
 ) -> Iterator[tuple[str, Estimate]]:
-    """Every estimate by name, in the order in which they are told."""
+    """Every estimate with its name, in the order of the report."""
     fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
     assert options.num_samples is not None
     if exactly:
-        yield "exact", exactly_known(fitted, x, *labels, quiet=task.quiet)
+        yield "exact", exact_estimate(fitted, x, *labels, quiet=task.quiet)
     if sampled:
-        found = by_sampling(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
+        found = importance_estimate(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
         yield "importance", found if exactly else _with_second_opinion(task, found)
     if options.estimator == "prior":
-        yield "prior", _by_proposals(task, others)
+        yield "prior", _proposal_estimate(task, others)
     elif options.mixes:
-        yield "mixed", replace(_by_proposals(task, others), settings={"proposal": options.proposal()})
+        yield "mixed", replace(_proposal_estimate(task, others), settings={"proposal": options.proposal()})
     if options.estimator == "annealed":
-        yield "annealed", by_annealing(task)
+        yield "annealed", annealed_estimate(task)
     for name, estimator in further:
-        own = _own(name, estimator, task)
+        own = _user_estimate(name, estimator, task)
         require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is one of the package's own; take another")
         yield own.estimator, own
 
 
-def _own(name: str, estimator: Estimator, task: Task) -> Estimate:
-    """The estimate of an estimator of one's own.
+def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:
+    """The estimate by an estimator of the user's own.
 
-    :raises BadInput: if it fails, or returns anything else than an estimate for each image.
+    :raises BadInput: if it fails, or does not return an estimate for each image.
     """
     try:
         found = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # user code
         raise BadInput(f"--further {name}: fails: {describe(error)}") from error
     if not isinstance(found, Estimate) or found.log_px.shape != (len(task.x),):
         raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")
     return found
 
 
-def primary_of(estimates: dict[str, Estimate], asked: str) -> str:
-    """Name of the estimate that the evaluation's log p(x) is."""
-    if asked in ("prior", "annealed"):
-        return asked
-    if "exact" in estimates and (asked != "importance" or "importance" not in estimates):
+def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
+    """Name of the primary estimate, which is the evaluation's log p(x).
+
+    :param chosen: the option `estimator`.
+    """
+    if chosen in ("prior", "annealed"):
+        return chosen
+    if "exact" in estimates and (chosen != "importance" or "importance" not in estimates):
         return "exact"
     return "mixed" if "mixed" in estimates else "importance"
 
 
-def exactly_known(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
-    """Exact log p(x), with progress."""
+def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
+    """Exact log p(x), with a progress bar."""
     blocks, pair = [], fitted.pair
     with Progress(len(x), "image", quiet=quiet) as progress:
         for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
@@ -233,48 +250,52 @@ def exactly_known(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Es
     return exact(torch.cat(blocks))
 
 
-def by_sampling(fitted: Fitted, x: Tensor, *labels: Tensor, num_samples: int, quiet: bool) -> ImportanceEstimate:
-    """Importance sampling from the guide, with progress."""
+def importance_estimate(
+    fitted: Fitted, x: Tensor, *labels: Tensor, num_samples: int, quiet: bool
+) -> ImportanceEstimate:
+    """Importance sampling from the guide, with a progress bar."""
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = _noting(progress, f"{num_samples} samples per image")
+        advance = _advance_of(progress, f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
 
 
 def _with_second_opinion(task: Task, found: ImportanceEstimate) -> ImportanceEstimate:
-    how = {"num_samples": opinion_samples(found.num_samples), "seed": parallel.seed(task.options.seed)}
+    how = {"num_samples": second_opinion_samples(found.num_samples), "seed": parallel.rank_seed(task.options.seed)}
     opinion = second_opinion(task.fitted.model, task.fitted.guide, task.x, *task.labels, **how)
     return replace(found, second_opinion=opinion)
 
 
 def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module], dict[str, Any]]:
-    """The guides that importance samples come from beside the prior, and how many of each."""
+    """The guides to draw importance samples from, and the options that divide the samples between them and the
+    prior."""
     options = task.options
     guides, share = ([], 1.0) if options.estimator == "prior" else ([task.fitted.guide, *others], options.prior_share)
     return guides, {"num_samples": options.num_samples, "prior_share": share, "temperature": options.temperature}
 
 
-def _by_proposals(task: Task, others: Sequence[nn.Module]) -> Estimate:
-    """Importance sampling from other distributions than the guide alone, with progress."""
+def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
+    """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        advance = _noting(progress, f"{task.options.num_samples} samples of other proposals")
+        advance = _advance_of(progress, f"{task.options.num_samples} samples of other proposals")
         return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
 
 
-def by_annealing(task: Task) -> AnnealedEstimate:
-    """Annealing, with bounds from both sides on images from the model by the same settings, with progress."""
+def annealed_estimate(task: Task) -> AnnealedEstimate:
+    """Annealed importance sampling, and bidirectional Monte Carlo on images from the model with the same settings, with
+    a progress bar."""
     annealing, count = task.options.annealed, task.options.sandwich
     model, guide = task.fitted.model, task.fitted.guide
-    work = len(task.x) * annealing.work + count * annealing.sandwich_work
+    work = len(task.x) * annealing.work + count * annealing.bidirectional_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
-        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": _noting(progress, what)}
+        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": _advance_of(progress, what)}
         found = annealed_log_px(model, task.x, **how)
-        return replace(found, sandwich=sandwich(model, count, **how)) if count else found
+        return replace(found, bidirectional=bidirectional_bounds(model, count, **how)) if count else found
 
 
-def _noting(progress: Progress, text: str) -> Callable[[int], None]:
+def _advance_of(progress: Progress, text: str) -> Callable[[int], None]:
     def advance(units: int) -> None:
         progress.advance(units)
         progress.note("log p(x)", text, every=10)
@@ -286,17 +307,17 @@ def _noting(progress: Progress, text: str) -> Callable[[int], None]:
 
 
 def observation(pair: Pair, x: Tensor, *args: Any) -> str:
-    """Kind of p(x) that these images have, as `check_images` says."""
+    """Kind of p(x) of the images: see `check_images`."""
     with evaluating(pair.model, pair.guide):
         return check_images(pair, x, *args)
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:
-    """Number of values of a categorical z that explain an image's worth of x; None for other models."""
+    """Number of values of a categorical z whose responsibilities sum to at least one image; None for other models."""
     pair = fitted.pair
     if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
         return None
-    if not (offers(fitted.model, HasDensity) and cheap(pair)):
+    if not (offers(fitted.model, HasDensity) and cheap_to_enumerate(pair)):
         return None
     size = block_size(pair, posterior=True)
     totals = torch.stack([state_posterior(fitted.model, block)[1].sum(1) for block in x.split(size)]).sum(0)

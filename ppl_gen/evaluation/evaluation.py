@@ -1,7 +1,7 @@
-"""The bound against log p(x) on the same images: an `Evaluation`, made in memory or read from a run.
+"""An `Evaluation`: the bound and log p(x) of the same images, made in memory or read from a run.
 
-It holds the record: the content of `evaluation.json`, and of `evaluation.nc` if that is there. So one that was
-written by an earlier version says what it said then. Reading and printing one needs neither torch nor a model.
+It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if there is one. An evaluation by an earlier
+version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
 import math
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.tables import Row, fixed, html, sentence
-from ppl_gen.evaluation import table
-from ppl_gen.experiment.run_directory import GROUP
+from ppl_gen.evaluation import entries, table
+from ppl_gen.experiment.run_directory import GROUP, Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,29 +23,26 @@ if TYPE_CHECKING:
     from ppl_gen.experiment.run_directory import RunDirectory
     from ppl_gen.inference.estimate import Estimate
 
-_OF = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
-"""Keys that `evaluation.json` and `evaluation.nc` share, if they belong together."""
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mean:
-    """A mean over images, in nats, as an evaluation has recorded it; not a number where it has none."""
+    """A mean over images in nats, as an evaluation has recorded it. It is NaN if none was recorded."""
 
     mean: float
     se: float
     """Standard error over images."""
     mc_se: float | None = None
-    """Monte Carlo standard error; None where none was recorded, as of an exact value."""
+    """Monte Carlo standard error; None if none was recorded, as for an exact value."""
     bias: float | None = None
-    """Estimated bias, likewise."""
+    """Estimated bias; None if none was recorded."""
     at_least: bool = False
-    """True if the value is likely larger."""
+    """Verdict on the value: True if the true value is likely larger."""
     estimator: str = ""
-    """Name of the estimator, of a log p(x)."""
+    """Name of the estimator, if the mean is a log p(x)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that it was made with, such as `num_samples`."""
+    """Settings of the estimator, such as `num_samples`."""
     values: "np.ndarray | None" = None
-    """The value of each image, if the evaluation has them."""
+    """Value of each image [images]; None if the evaluation has none."""
 
     def __str__(self) -> str:
         return f"{'at least ' if self.at_least else ''}{fixed(self.mean)}" + (
@@ -58,7 +55,8 @@ class Mean:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """The ELBO with its terms and bounds, and every estimate of log p(x) of the same images, one of them primary.
+    """The ELBO with its terms, the IWAE bounds, and every estimate of log p(x) of the same images. One of the estimates
+    is primary.
 
     >>> from ppl_gen.evaluation.evaluation import Evaluation
     >>> elbo, log_px = {"mean": -99.65, "se": 0.25}, {"mean": -94.42, "se": 0.24, "estimator": "exact"}
@@ -67,7 +65,7 @@ class Evaluation:
     (-94.42 ± 0.24, 'exact')
     """
 
-    summary: dict[str, Any]
+    summary: Json
     """Content of `evaluation.json`."""
     images: "xarray.Dataset | None" = None
     """Content of `evaluation.nc`, with a dimension `image`."""
@@ -84,11 +82,11 @@ class Evaluation:
     ) -> "Evaluation":
         """An evaluation from estimates of the same images.
 
-        :param estimates: by name, in the order in which they are to be told; `exact` or `importance`, which has the
-            ELBO, is among them.
-        :param primary: name of the one that is the evaluation's log p(x).
-        :param about: what it is of and how it was made: further keys of `evaluation.json`.
-        :param labels: of the images.
+        :param estimates: estimates by name, in the order of the report. `exact` or `importance` is among them; the
+            latter has the ELBO.
+        :param primary: name of the estimate that is the evaluation's log p(x).
+        :param about: further keys of `evaluation.json`: model, images, options.
+        :param labels: labels of the images.
         """
         from ppl_gen.evaluation.recording import dataset, summarize
 
@@ -96,8 +94,8 @@ class Evaluation:
         return cls(summary, dataset(estimates, primary, summary, labels))
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], images: "xarray.Dataset | None" = None) -> "Evaluation":
-        """An evaluation from the content of an `evaluation.json`, and of an `evaluation.nc`."""
+    def from_json(cls, content: Json, images: "xarray.Dataset | None" = None) -> "Evaluation":
+        """An evaluation from the content of its two files."""
         return cls(content, images)
 
     @classmethod
@@ -111,44 +109,27 @@ class Evaluation:
             return None if summary is None else cls(summary)
         try:
             images = directory.per_image()
-        except Exception as error:  # h5netcdf, xarray and h5py have no one error for a damaged file
+        except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadInput(f"{file}: damaged ({reason}); evaluate again") from None
-        found = cls(summary, images)
         try:
-            other = found._mismatch(images)
+            values = {name: images[name].values for name in ("elbo", "log_px")}
+            other = entries.mismatch(summary, images.attrs, values)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{directory.path / 'evaluation.json'}: damaged ({error}); evaluate again") from None
         if other:
             raise BadInput(
                 f"{file}: does not belong to the evaluation.json beside it, which has another {other}; evaluate again"
             )
-        return found
-
-    def _mismatch(self, images: "xarray.Dataset") -> str:
-        """Name of what values per image have another of than the summary; empty if they belong to it."""
-        said = {key: self.summary.get(key) for key in _OF} | {"estimator": self.log_px.estimator}
-        if (importance := table.entry_of(self.summary, "importance")) is not None:
-            said["num_samples"] = importance.get("num_samples")
-        for key, value in said.items():
-            if key in images.attrs and images.attrs[key] != value:
-                return key
-        for key in ("elbo", "log_px"):
-            if images[key].shape != (self.summary["num_images"],):
-                return "num_images"
-            mean = self.summary[key]["mean"]
-            found = float(images[key].mean())
-            if mean is not None and not math.isclose(found, mean, rel_tol=1e-6, abs_tol=1e-6):
-                return f"mean {key}"
-        return ""
+        return cls(summary, images)
 
     def write(self, directory: "RunDirectory") -> None:
         """Write `evaluation.nc` and `evaluation.json`."""
         images = self.to_xarray()
         directory.write_file("evaluation.nc", lambda path: images.to_netcdf(path, group=GROUP, engine="h5netcdf"))
-        directory.write_json("evaluation.json", self.summary)  # last: it says that the evaluation is complete
+        directory.write_json("evaluation.json", self.summary)  # last: it marks a complete evaluation
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Content of `evaluation.json`."""
         return self.summary
 
@@ -162,8 +143,8 @@ class Evaluation:
         return self.images
 
     def to_dataframe(self) -> "pandas.DataFrame":
-        """A row for each image, and a column for each quantity of `evaluation.nc`; its label, if it has one, and
-        `iwae_1`, `iwae_10`, ….
+        """A row for each image, and a column for each quantity of `evaluation.nc`: `label`, if there are labels,
+        `elbo`, `iwae_1`, `iwae_10`, ….
 
         :raises BadInput: if there are no values per image.
         """
@@ -182,17 +163,17 @@ class Evaluation:
         values = None if self.images is None or variable not in self.images else self.images[variable].values
         return self._mean(self.summary[key], values)
 
-    def _mean(self, entry: dict[str, Any], values: "np.ndarray | None") -> Mean:
+    def _mean(self, entry: Json, values: "np.ndarray | None") -> Mean:
         mean, se = (math.nan if entry[key] is None else entry[key] for key in ("mean", "se"))
         errors = entry.get("mc_se"), entry.get("bias")
         if "estimator" not in entry:
             return Mean(mean, se, *errors, at_least=bool(entry.get("at_least")), values=values)
-        doubted, settings = table.at_least(self.summary, entry), table.settings(entry)
+        doubted, settings = entries.at_least(self.summary, entry), entries.settings(entry)
         return Mean(mean, se, *errors, doubted, entry["estimator"], settings, values)
 
     @property
     def elbo(self) -> Mean:
-        """Mean log weight over all samples."""
+        """The ELBO: the mean log weight over all samples."""
         return self["elbo"]
 
     @property
@@ -216,11 +197,11 @@ class Evaluation:
     @property
     def primary(self) -> str:
         """Name of the estimate that `log_px` is."""
-        return table.primary(self.summary)
+        return entries.primary(self.summary)
 
     @property
     def estimates(self) -> "dict[str, Estimate]":
-        """Every estimate of log p(x) by name, image by image, as it was written.
+        """Every recorded estimate of log p(x) by name, image by image.
 
         :raises BadInput: if there are no values per image.
         """
@@ -231,24 +212,24 @@ class Evaluation:
         return {name: estimate(self.summary, images, name) for name in names}
 
     @property
-    def sandwich(self) -> dict[str, Any] | None:
+    def sandwich(self) -> Json | None:
         """Bounds from both sides on images from the model, if there are any, as `evaluation.json` has them."""
         return self.summary.get("sandwich")
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Model, guide, data, split, seed, and all else that is no figure."""
+    def about(self) -> Json:
+        """The recorded values that are single words or numbers: model, guide, data, split, seed, …."""
         return {key: value for key, value in self.summary.items() if isinstance(value, str | int | float)}
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Every option that made it; empty of an evaluation by an earlier version."""
+    def options(self) -> Json:
+        """Every option of the evaluation; empty if an earlier version made it."""
         return self.summary.get("options", {})
 
     # For a reader ----------------------------------------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        """The figures as rows of a table."""
+        """The results as rows of a table."""
         return table.rows(self.summary)
 
     def __str__(self) -> str:

@@ -1,12 +1,12 @@
-"""Which component of a mixture explains which image, and what the labels say.
+"""Responsibilities: the component of a mixture that explains each image, compared with the labels.
 
 The responsibility of component k for an image is p(z = k | x) (Bishop 2006, equation 9.23), here exact. The model has
-seen no label; purity and normalized mutual information say how much its components know of them (Manning, Raghavan and
-Schütze 2008, section 16.3).
+not seen the labels. Purity and normalized mutual information measure how well its components match them (Manning,
+Raghavan and Schütze 2008, section 16.3).
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,52 +15,25 @@ from torch import Tensor
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
-from ppl_gen.data.splits import SplitName
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import block_size, cheap, require_memory
+from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 
 _SHUFFLES = 100
-EXAMPLES = 5  # images of either kind that are shown
-_ROWS = 20  # of the table that are printed
-
-
-@dataclass(frozen=True)
-class ResponsibilityOptions:
-    """Which images are explained."""
-
-    num_images: int | None = None
-    """The first N of the split; all by default."""
-    split: SplitName = "test"
-    """Images to use."""
-    checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
-    seed: int = 0
-    """Seed of the shuffled labels that chance is estimated from."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-
-    def __post_init__(self) -> None:
-        least = 2 * EXAMPLES
-        require(
-            self.num_images is None or self.num_images >= least,
-            "num_images",
-            self.num_images,
-            f"must be at least {least}",
-        )
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+_ROWS = 20  # rows to print
 
 
 @dataclass(frozen=True)
 class Responsibilities(Printed):
-    """p(z | x) of a mixture's components, and what the labels say of them."""
+    """p(z | x) of a mixture's components, compared with the labels."""
 
-    summary: dict[str, Any]
+    summary: Json
     """The content of `responsibilities.json`."""
     x: Tensor
     """The images [images, pixels]."""
@@ -71,7 +44,7 @@ class Responsibilities(Printed):
     means: Tensor
     """E[x | z] [components, pixels]."""
     counts: np.ndarray | None
-    """How many images of each label each component has, [components, labels]; None without labels."""
+    """Number of images of each label in each component [components, labels]; None without labels."""
     labels: list[str]
 
     def __str__(self) -> str:
@@ -79,10 +52,10 @@ class Responsibilities(Printed):
 
 
 def contingency(components: np.ndarray, labels: np.ndarray, num_components: int, num_labels: int) -> np.ndarray:
-    """How many images of each label each component has, [num_components, num_labels].
+    """Number of images of each label in each component, [num_components, num_labels].
 
-    :param components: of each image, in 0 … num_components - 1.
-    :param labels: of each image, in 0 … num_labels - 1.
+    :param components: component of each image, 0 … num_components - 1.
+    :param labels: label of each image, 0 … num_labels - 1.
     """
     counts = np.zeros((num_components, num_labels), int)
     np.add.at(counts, (components, labels), 1)
@@ -90,19 +63,20 @@ def contingency(components: np.ndarray, labels: np.ndarray, num_components: int,
 
 
 def purity(counts: np.ndarray) -> float:
-    """The share of images whose label is the most frequent one of their component.
+    """The share of images whose label is the most frequent one in their component.
 
-    :param counts: of `contingency`.
+    :param counts: numbers of images as `contingency` returns them.
     """
     return float(counts.max(1).sum() / counts.sum())
 
 
-def agreement(components: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Purity and normalized mutual information of components and labels, each with what chance gives: the mean over
-    shuffled labels, with components as large as they are. Purity grows with their number; so does chance.
+def agreement(components: np.ndarray, labels: np.ndarray, seed: int = 0) -> Json:
+    """Purity and normalized mutual information of components and labels, each with its value by chance: the mean over
+    shuffled labels, with components of the same sizes. Both purity and its value by chance grow with the number of
+    components.
 
-    :param components: of each image, in 0, 1, 2, …
-    :param labels: of each image, likewise.
+    :param components: component of each image, 0, 1, 2, …
+    :param labels: label of each image, 0, 1, 2, …
     """
     from sklearn.metrics import normalized_mutual_info_score
 
@@ -137,12 +111,12 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
         means = model.likelihood(states).mean
     components = probabilities.argmax(1).numpy()
     sizes = np.bincount(components, minlength=len(weights))
-    rows: list[dict[str, Any]] = [
+    rows: list[Json] = [
         {"component": int(k), "weight": float(weights[k]), "images": int(sizes[k])}
         for k in np.argsort(-weights, kind="stable")
     ]
     mean, se = mean_se(torch.special.entr(probabilities).sum(1))
-    summary: dict[str, Any] = {
+    summary: Json = {
         **fitted.provenance(options),
         "num_images": len(x),
         "entropy": {"mean": mean, "se": se},
@@ -164,14 +138,14 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
 
 
 def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
-    """The images that are explained.
+    """The images to explain.
 
-    :raises BadInput: where there are too few, and for a model that is no mixture.
+    :raises BadInput: for too few images, and for a model that is no mixture.
     """
     split, name = fitted.data.split(options.split), fitted.config.model
     count = len(split) if options.num_images is None else options.num_images
-    rule = f"the {options.split} split has {len(split)}, and at least {2 * EXAMPLES} are needed"
-    require(2 * EXAMPLES <= count <= len(split), "num_images", count, rule)
+    rule = f"the {options.split} split has {len(split)}, and at least {2 * NUM_EXAMPLES} are needed"
+    require(2 * NUM_EXAMPLES <= count <= len(split), "num_images", count, rule)
     if fitted.takes_labels:
         raise BadInput(f"{name}: its model or guide takes labels; responsibilities are of models of images alone")
     x = fitted.data.targets(options.split)[:count]
@@ -185,7 +159,7 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
 
 
 def _is_mixture(model: Any, pair: Pair) -> bool:
-    return cheap(pair) and list(pair.event_shapes.values()) == [()] and offers(model, HasDensity)
+    return cheap_to_enumerate(pair) and list(pair.event_shapes.values()) == [()] and offers(model, HasDensity)
 
 
 def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
@@ -200,8 +174,8 @@ def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
     return torch.cat(blocks)
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as a person reads it."""
+def table(summary: Json) -> str:
+    """The content of `responsibilities.json` as text."""
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]
     rows = [

@@ -1,9 +1,8 @@
-"""The hidden pixels of an image given its visible ones."""
+"""Imputation: fill in the hidden pixels of an image given its visible ones."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,68 +11,42 @@ from torch import Tensor
 from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.core.errors import BadInput, near_miss, require, warnings_of
 from ppl_gen.core.progress import Progress
-from ppl_gen.data.splits import SplitName
 from ppl_gen.evaluation.estimating import observation
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import images, title
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.use_options import FillOptions
 from ppl_gen.experiment.fitted import Assembled, Fitted
-from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
-from ppl_gen.inference.state_memory import cheap, require_memory
+from ppl_gen.inference.imputation import PASSES, Imputation, exact_imputation, importance_imputation
+from ppl_gen.inference.state_memory import cheap_to_enumerate, require_memory
 
 SIDES = ("left", "right", "top", "bottom")
 _DRAWS = 3
 
 
 @dataclass(frozen=True)
-class FillOptions:
-    """Which pixels of which images are filled in."""
-
-    hide: str = "right"
-    """left, right, top or bottom half; random: each pixel with probability 1/2, the same in every image; or a file .npy
-    with the shape of an image that is true, or 1, where a pixel is hidden."""
-    num_images: int = 10
-    """The first N of the split; the first 10 are shown."""
-    num_samples: int | None = None
-    """Importance samples of z per image, where z cannot be enumerated; by default as many as after training."""
-    split: SplitName = "test"
-    """Images to use."""
-    checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
-    seed: int = 0
-    """Seed of the samples and of a random mask."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_images", "num_samples"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "must be at least 1")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
-
-
-@dataclass(frozen=True)
 class Filled(Printed):
-    """Images that were filled in, and how probable their hidden pixels are."""
+    """Images with hidden pixels, their imputation, and the log-probability of the hidden pixels."""
 
-    summary: dict[str, Any]
+    summary: Json
     """The content of `fill.json`."""
     x: Tensor
     """The images [images, pixels]."""
     visible: Tensor
-    """bool [pixels]."""
-    completion: Completion
+    """True for visible pixels, bool [pixels]."""
+    imputation: Imputation
 
     def __str__(self) -> str:
         return table(self.summary)
 
 
 def visible_pixels(hide: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Which pixels of an image of `shape` are left to be seen, bool [pixels].
+    """A mask of the visible pixels of an image of `shape`: bool [pixels].
 
-    :param hide: as the option of that name.
-    :raises BadInput: for a name or a file that is no mask of such an image, or that hides no pixel or all of them.
+    :param hide: the option `--hide`.
+    :raises BadInput: for an unknown name, a file that is no mask of such an image, and a mask that hides no pixel or
+        all of them.
     """
     if hide == "random":
         hidden = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -100,7 +73,7 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
         raise BadInput(f"--hide {name}: no such file")
     try:
         mask = np.load(name, allow_pickle=False)
-    except Exception as error:  # EOF, value and pickle errors all mean the same here
+    except Exception as error:  # EOF, value and pickle errors all mean a bad file
         raise BadInput(f"--hide {name}: truncated, or not a NumPy file of numbers ({error})") from None
     if not isinstance(mask, np.ndarray) or mask.shape not in (shape, (math.prod(shape),)):
         raise BadInput(f"--hide {name}: a mask of shape {getattr(mask, 'shape', None)} for images of shape {shape}")
@@ -109,18 +82,19 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(mask.astype(bool).reshape(shape))
 
 
-def complete(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Completion:
-    """Complete images by enumeration where there are few enough states, else by importance sampling from the guide.
+def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Imputation:
+    """Impute hidden pixels: exactly if the states of z are few enough to enumerate, else by importance sampling from
+    the guide.
 
-    :param visible: bool [pixels].
-    :raises BadInput: for a model or a guide that lacks what that takes.
+    :param visible: True for visible pixels, bool [pixels].
+    :raises BadInput: for a model or a guide without the methods that this needs.
     """
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
     if len(pair.latent) != 1 or not offers(model, HasDensity):
         raise BadInput(f"{pair.model_name}: filling in takes one latent site and the methods prior() and likelihood(z)")
-    if cheap(pair) or (pair.num_states is not None and pair.enumerated):
+    if cheap_to_enumerate(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
-        return exact_completion(model, x, visible, _DRAWS)
+        return exact_imputation(model, x, visible, _DRAWS)
     if not offers(guide, Amortized):
         raise BadInput(
             f"{pair.guide_name}: filling in by importance sampling takes the methods encode(x) and posterior(context)"
@@ -131,13 +105,13 @@ def complete(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, qu
             progress.advance(images)
             progress.note("filling in", f"{num_samples} samples per image", every=10)
 
-        return importance_completion(model, guide, x, visible, fitted.data.mean(), num_samples, _DRAWS, advance)
+        return importance_imputation(model, guide, x, visible, fitted.data.mean(), num_samples, _DRAWS, advance)
 
 
 def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled:
     """Fill in the first images of a split.
 
-    :raises BadInput: for a pair that cannot do it.
+    :raises BadInput: for a pair that does not support it.
     """
     data = fitted.data
     split = data.split(options.split)
@@ -150,9 +124,9 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     num_samples = options.num_samples or fitted.config.num_samples
     pair = fitted.pair
     with fitted.estimating(options.seed):
-        found = complete(fitted, x, visible, num_samples, quiet)
+        found = impute(fitted, x, visible, num_samples, quiet)
     hidden = int((~visible).sum())
-    summary: dict[str, Any] = {
+    summary: Json = {
         **fitted.provenance(options),
         "num_images": len(x),
         "observation": observation(pair, x),
@@ -162,7 +136,7 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
         "estimator": "exact" if found.importance is None else "importance",
         "log_px": mean_entry(found.log_px),
         "log_px_visible": mean_entry(found.log_px_visible),
-        **_of_hidden(found, hidden, num_samples),
+        **_hidden_entries(found, hidden, num_samples),
     }
     if pair.discrete:
         rate, pixels = data.mean()[~visible].double(), x[:, ~visible].double()
@@ -176,8 +150,8 @@ def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
     return {"mean": mean, "se": se, "bits_per_hidden_pixel": -mean / math.log(2) / hidden, **more}
 
 
-def _of_hidden(found: Completion, hidden: int, num_samples: int) -> dict[str, Any]:
-    """log p(hidden | visible), with its errors where it was sampled."""
+def _hidden_entries(found: Imputation, hidden: int, num_samples: int) -> Json:
+    """The entries of log p(hidden | visible), with Monte Carlo errors if it was sampled."""
     if found.importance is None:
         return {"log_p_hidden": _per_pixel(found.log_prob, hidden)}
     whole, seen = found.importance
@@ -191,8 +165,8 @@ def _of_hidden(found: Completion, hidden: int, num_samples: int) -> dict[str, An
     }
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as a person reads it."""
+def table(summary: Json) -> str:
+    """The content of `fill.json` as text."""
     s = summary
 
     def row(name: str, key: str, note: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Split the gap of a fitted run's images into its two parts (`ppl_gen.inference.gaps`)."""
+"""Split of the gap between log p(x) and the ELBO into approximation and amortization gap (`ppl_gen.inference.gaps`)."""
 
 import time
 from dataclasses import asdict, dataclass, replace
@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
-from ppl_gen.evaluation.estimating import Task, by_annealing, check_chains, observation
+from ppl_gen.evaluation.estimating import Task, annealed_estimate, check_chains, observation
 from ppl_gen.evaluation.gap_table import gap_table
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.agreement import bound
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, share
 from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
@@ -24,12 +25,13 @@ _IMAGES, _SAMPLES = 100, 5000
 class GapSplit(Printed):
     """The gap and its two parts."""
 
-    summary: dict[str, Any]
+    summary: Json
     """Content of `gaps.json`."""
     contexts: Gaps
-    """By a search of the contexts of each image."""
+    """Gaps by a search over the contexts of each image."""
     copies: Gaps | None
-    """By a search of contexts and weights, of the first images; None of a guide whose posterior has no weights."""
+    """Gaps of the first images by a search over contexts and weights; None for a guide whose posterior has no
+    weights."""
 
     def __str__(self) -> str:
         return gap_table(self.summary)
@@ -40,8 +42,8 @@ def split_gap(
 ) -> GapSplit:
     """Split the gap between log p(x) and the ELBO of the first images of a split.
 
-    :param search: how the best contexts are searched; by default as long as Cremer et al. do.
-    :raises BadInput: for options and guides that do not fit, before any work is done.
+    :param search: search of the best contexts; by default as long as that of Cremer et al.
+    :raises BadInput: for options and guides that do not support it, before any work is done.
     """
     options, search = _resolved(fitted, options), search or Search()
     (x,) = fitted.images(options.split, options.num_images)
@@ -53,11 +55,11 @@ def split_gap(
         copies = min(options.gap_copies, len(x)) if has_own_weights(fitted.guide, x) else 0
         found, own = _search(fitted, x, copies, options, search, quiet)
         if options.estimator == "annealed":
-            annealed = by_annealing(Task(fitted, replace(options, sandwich=0), x, quiet=quiet))
-            found = found.held_against(annealed)
+            annealed = annealed_estimate(Task(fitted, replace(options, sandwich=0), x, quiet=quiet))
+            found = found.compared_with(annealed)
             if own is not None:
                 first = bound(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], annealed.num_samples)
-                own = own.held_against(replace(first, estimator=annealed.estimator))
+                own = own.compared_with(replace(first, estimator=annealed.estimator))
     summary = {
         **fitted.provenance(options),
         "observation": observation(fitted.pair, x),
@@ -73,7 +75,7 @@ def split_gap(
 
 
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
-    """The options with the numbers of images and samples and the estimator that they mean."""
+    """The options with their numbers of images and samples, and the estimator, filled in."""
     if options.mixes or options.estimator in ("prior", "exact"):
         raise BadInput("--gaps: takes --estimator importance or annealed, and samples of the guide alone")
     if fitted.takes_labels:
@@ -90,7 +92,7 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
 def _search(
     fitted: Fitted, x: Tensor, copies: int, options: EvaluationOptions, search: Search, quiet: bool
 ) -> tuple[Gaps, Gaps | None]:
-    """The gaps by a search of contexts, and, of the first images, by a search of contexts and weights."""
+    """The gaps by a search over contexts, and those of the first images by a search over contexts and weights."""
     assert options.num_samples is not None
     with Progress(len(x) + copies, "image", quiet=quiet) as progress:
 
@@ -105,8 +107,8 @@ def _search(
         return found, own
 
 
-def gap_parts(found: Gaps, count: int | None = None) -> dict[str, Any]:
-    """The means over the first images, and every image's, in nats."""
+def gap_parts(found: Gaps, count: int | None = None) -> Json:
+    """The entries of `gaps.json` for one search: means over the first images, and the value of each, in nats."""
     names = ("log_px", "elbo", "best_elbo", "approximation", "amortization")
     values = {name: getattr(found, name)[:count] for name in names}
     return {

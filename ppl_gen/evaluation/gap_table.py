@@ -1,10 +1,9 @@
-"""A `gaps.json` as a table: the rows, and the text."""
-
-from typing import Any
+"""The table of a `gaps.json`: its rows, and its text."""
 
 from ppl_gen.core.errors import warnings_of
 from ppl_gen.core.tables import Row, line, small
 from ppl_gen.evaluation.table import images, title
+from ppl_gen.experiment.run_directory import Json
 
 _PARTS = {
     "contexts": "",
@@ -22,8 +21,8 @@ _ESTIMATORS = {"importance": "importance sampling", "annealed": "annealed"}
 _BOUNDED = ("log_px", "approximation")
 
 
-def gap_rows(summary: dict[str, Any]) -> list[tuple[str, list[Row]]]:
-    """The figures of a `gaps.json` in parts, each with its title; a note is the Monte Carlo error."""
+def gap_rows(summary: Json) -> list[tuple[str, list[Row]]]:
+    """The rows of a `gaps.json` in parts, each with its title. The note of a row is its Monte Carlo error."""
     return [
         (of.format(summary[key]["num_images"]), _part_rows(summary[key]))
         for key, of in _PARTS.items()
@@ -31,7 +30,7 @@ def gap_rows(summary: dict[str, Any]) -> list[tuple[str, list[Row]]]:
     ]
 
 
-def _part_rows(part: dict[str, Any]) -> list[Row]:
+def _part_rows(part: Json) -> list[Row]:
     estimator = part.get("estimator", "importance")
     of_log_px = {"log_px": f", {_ESTIMATORS.get(estimator, estimator)}"}
     found = [
@@ -55,14 +54,14 @@ def _part_rows(part: dict[str, Any]) -> list[Row]:
     return found
 
 
-def gap_units(summary: dict[str, Any]) -> str:
-    """The units of the figures of a `gaps.json`."""
+def gap_units(summary: Json) -> str:
+    """The units of the numbers of a `gaps.json`."""
     samples = summary["num_samples"]
     return f"nats per image ± standard error over images; log p(x) and bounds from {samples} samples"
 
 
-def gap_table(summary: dict[str, Any]) -> str:
-    """The gaps as a person reads them."""
+def gap_table(summary: Json) -> str:
+    """The content of `gaps.json` as text."""
     lines = [f"{title(summary)}: gaps of {images(summary)}", gap_units(summary), f"{'Monte Carlo error':>72}"]
     for of, found in gap_rows(summary):
         lines += [of] if of else []

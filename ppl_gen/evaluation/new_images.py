@@ -1,4 +1,4 @@
-"""Images that a run was not fitted to: as its test images, and the latents that explain them."""
+"""Images that a run was not fitted to: their evaluation, and their latents."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,13 +12,13 @@ from ppl_gen.data import arrays
 from ppl_gen.data.splits import Split
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.exact import state_posterior
-from ppl_gen.inference.state_memory import block_size, cheap
+from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate
 
 _IMAGES_PER_BLOCK = 100
 
 
 def with_images(fitted: Fitted, given: Any) -> Fitted:
-    """The run with images of the user's in the place of its test images, binarized as these are.
+    """The run with a user's images instead of its test images, binarized in the same way.
 
     :param given: images [N, …] as a tensor or an array, a pair of images and labels, or a `Dataset`.
     :raises BadInput: for images of another size.
@@ -35,11 +35,11 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
 
 
 def latents(fitted: Fitted, given: Any, num_samples: int, seed: int) -> dict[str, Tensor]:
-    """Samples of z ~ q(z | x), or ~ p(z | x) where the guide leaves z to be summed out: [samples, images, units] for
-    each latent site, on the CPU.
+    """Samples [samples, images, units] of each latent site, on the CPU: z ~ q(z | x), or z ~ p(z | x) if the guide
+    leaves z to enumeration.
 
     :param given: images, as for `with_images`.
-    :raises BadInput: for a pair whose z can be drawn by neither.
+    :raises BadInput: for a pair that supports neither.
     """
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
     changed = with_images(fitted, given)
@@ -56,9 +56,9 @@ def latents(fitted: Fitted, given: Any, num_samples: int, seed: int) -> dict[str
 
 
 def _from_posterior(fitted: Fitted, x: Tensor, num_samples: int) -> Tensor:
-    """Samples [samples, images, units] of p(z | x), of one latent site with finite support."""
+    """Samples [samples, images, units] of p(z | x), for one latent site with finite support."""
     pair, model = fitted.pair, fitted.model
-    if len(pair.latent) != 1 or not offers(model, HasDensity) or not cheap(pair):
+    if len(pair.latent) != 1 or not offers(model, HasDensity) or not cheap_to_enumerate(pair):
         raise BadInput(
             f"{pair.model_name}: its guide samples no z; p(z | x) takes one latent site of few states, prior() and "
             "likelihood(z)"

@@ -1,4 +1,4 @@
-"""What a reader of a comparison must know, a sentence each."""
+"""Notes below the table of a comparison, a sentence each."""
 
 from collections.abc import Sequence
 

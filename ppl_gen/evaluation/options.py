@@ -1,60 +1,61 @@
-"""The options of an evaluation."""
+"""Options of an evaluation."""
 
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ppl_gen.core.errors import BadInput, require, require_choices
-from ppl_gen.data.splits import SplitName
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.data.options import SplitName
+from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.annealed import Annealing
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """The estimators, and the images."""
+    """The images and the estimators."""
 
     split: SplitName = "test"
-    """Images to evaluate."""
+    """Split to evaluate."""
     num_images: int | None = None
-    """Evaluate the first N images of the split; all by default."""
+    """Number of images: the first N of the split. By default all."""
     num_samples: int | None = None
-    """Importance samples of z per image; by default as many as after training. The literature's is 5000."""
+    """Importance samples of z per image. By default as many as after training. Papers often use 5000."""
     estimator: Literal["auto", "exact", "importance", "annealed", "prior"] = "auto"
-    """Estimator of log p(x). auto: exact where every latent value can be enumerated or there is a closed form, else
-    importance. annealed: annealed importance sampling, which needs no guide. prior: importance sampling from the prior.
-    The other estimates that there are stand beside it."""
+    """Estimator of log p(x). auto: exact if every latent value can be enumerated or there is a closed form, else
+    importance. importance: importance sampling from the guide. annealed: annealed importance sampling, which needs no
+    guide. prior: importance sampling from the prior. Other estimates that are available are reported as well."""
     prior_share: float = 0.0
-    """Share of the importance samples that is drawn from the prior in place of the guide."""
+    """Share of the importance samples to draw from the prior instead of the guide."""
     temperature: float = 1.0
-    """Factor by which importance samples are spread about the guide's mean; below 1 they are drawn together."""
+    """Factor that spreads the importance samples about the guide's mean. Below 1 it draws them together."""
     proposals: tuple[Path, ...] = ()
-    """Further runs whose guides share the importance samples with this run's guide. They are of the same model, as
-    --refit-guide makes them."""
+    """Further runs whose guides draw a part of the importance samples. They must be of the same model, as --refit-guide
+    makes them."""
     proposal_guides: tuple[str, ...] = ()
-    """file.py:Class of the guides of --proposals, again, that are your own and not this run's."""
+    """file.py:Class of guides of --proposals that are your own and differ from this run's guide."""
     annealed: Annealing = field(default_factory=Annealing)
     sandwich: int = 100
-    """With --estimator annealed: images drawn from the model, whose log p(x) is bounded from both sides with the same
-    settings; 0 for none."""
+    """Number of images to draw from the model for bidirectional Monte Carlo, with --estimator annealed. Their log p(x)
+    is bounded from below and above with the same settings. 0: none."""
     checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
+    """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
     further: tuple[str, ...] = ()
-    """file.py:function of further estimators, your own. Each is called with model, guide and images, and with labels
-    if model or guide take them. It returns a ppl_gen.Estimate, which stands beside the others."""
+    """file.py:function of further estimators, your own. Each is called with model, guide and images, and with labels if
+    model or guide take them, and returns a ppl_gen.Estimate. The estimates are reported with the others."""
     gaps: bool = False
-    """Split log p(x) - ELBO into approximation and amortization gap instead, and write gaps.json. By default on 100
-    images and with 5000 samples. The search of contexts stays in the encoder's mode of p(z|x); gaps.json says where
-    samples of the prior find more elsewhere. With --estimator annealed, log p(x) is annealed where that is the
-    larger."""
+    """Split log p(x) - ELBO into approximation and amortization gap instead of evaluating, and write gaps.json. By
+    default on 100 images with 5000 samples. The search over contexts stays in the encoder's mode of p(z|x); gaps.json
+    says on which images samples of the prior find another mode. With --estimator annealed, the annealed log p(x) is
+    used where it is the larger."""
     gap_copies: int = 3
-    """Images whose gaps are also split with a copy, for each, of the weights of the guide. It takes a guide whose
-    posterior(context) has weights of its own, such as a flow."""
+    """Number of images whose gaps are also split with a copy of the guide's weights for each image. This takes a guide
+    whose posterior(context) has weights of its own, such as a flow."""
     seed: int = 0
     """Seed of the samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -79,11 +80,11 @@ class EvaluationOptions:
 
     @property
     def mixes(self) -> bool:
-        """True if the importance samples are to come from more than the guide."""
+        """Mixed proposals: True if importance samples come from more than the guide."""
         return self.prior_share > 0 or self.temperature != 1 or bool(self.proposals)
 
-    def proposal(self) -> dict[str, Any]:
-        """The distributions that importance samples are drawn from, for the record."""
+    def proposal(self) -> Json:
+        """The entry `proposal` of a result: the distributions that the importance samples are drawn from."""
         return {
             "prior_share": self.prior_share,
             "temperature": self.temperature,
@@ -91,8 +92,8 @@ class EvaluationOptions:
             **({"named": list(self.proposal_guides)} if self.proposal_guides else {}),
         }
 
-    def to_json(self) -> dict[str, Any]:
-        """Every option as JSON has it: paths are text, and tuples lists."""
+    def to_json(self) -> Json:
+        """Every option as JSON has it: paths as text, and tuples as lists."""
         texts = {"proposals": [str(path) for path in self.proposals], "proposal_guides": list(self.proposal_guides)}
         texts["further"] = list(self.further)
         return asdict(self) | texts

@@ -1,4 +1,4 @@
-"""The guides of further runs, to share importance samples with a run's own."""
+"""Guides of further runs, which draw a part of a run's importance samples."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +15,10 @@ from ppl_gen.experiment.run_directory import RunDirectory
 
 
 def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:
-    """The guides of `options.proposals`.
+    """The guides of the runs in `options.proposals`.
 
-    :param given: classes of the user's own and images, again, as for the run that is evaluated.
-    :raises BadInput: where a guide of the user's own is not named again, or a class that is named is of no run.
+    :param given: classes of the user's own and images, as for the run that is evaluated.
+    :raises BadInput: if a guide of the user's own is not named again, and if a named class belongs to no run.
     """
     guides = []
     unused = set(options.proposal_guides)
@@ -35,8 +35,8 @@ def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:
 
 
 def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) -> str | None:
-    """The one of some names that a run's guide is named again by; None where it needs none, or is that of the run that
-    is evaluated."""
+    """The name, among those in `--proposal-guides`, of a run's own guide. None if the guide is one of the package, or
+    the one of the run that is evaluated."""
     if not is_external(recorded):
         return None
     alike = [name for name in names if class_name(name) == class_name(recorded)]

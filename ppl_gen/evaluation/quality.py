@@ -1,8 +1,8 @@
-"""How samples look to a classifier that was trained on the same images.
+"""Quality of samples, by a classifier that is trained on the same images.
 
-Fréchet and kernel distance, precision and recall in the classifier's last hidden layer, which is scaled to a mean
-square of 1 on the test images; the classes that it sees in the samples; and the training images that are nearest to
-them. What as many other real images reach, which the classifier has not seen, stands beside it.
+Scores are Fréchet and kernel distance, precision and recall in the classifier's last hidden layer, which is scaled to a
+mean square of 1 on the test images; the classes that the classifier sees in the samples; and the distances to the
+nearest training images. Each score is also computed for as many real images that the classifier has not seen.
 """
 
 import time
@@ -20,9 +20,10 @@ from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.quality_table import quality_table
-from ppl_gen.evaluation.sampling import SampleOptions, sample
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.sampling import sample
+from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleOptions
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 from ppl_gen.networks.nets import encoder
 
@@ -30,49 +31,20 @@ Images = Literal["draws", "means"]
 _SHOWN = 10
 _FEATURES = 128
 _BATCH = 1000
-_LEAST, _MOST = 20, 10_000
-_PRESENT = 0.1  # of its share in the data, for a class to count as covered
-
-
-@dataclass(frozen=True)
-class QualityOptions:
-    """Which samples are judged, and by what."""
-
-    num_images: int | None = None
-    """Samples, and test images that they are held against; by default as many as there are of these, 10000 at most."""
-    images: Literal["auto", "draws", "means"] = "auto"
-    """draws: x ~ p(x), against images as the run sees them. means: E[x | z], against grey values. auto: draws of binary
-    images, means of grey ones."""
-    classifier_steps: int = 2000
-    """Steps of training of the classifier, on 128 images each."""
-    checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
-    seed: int = 0
-    """Seed of the samples and the classifier."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.num_images is None or self.num_images >= _LEAST,
-            "num_images",
-            self.num_images,
-            f"must be at least {_LEAST}",
-        )
-        require(self.classifier_steps >= 1, "classifier_steps", self.classifier_steps, "must be at least 1")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+_MOST = 10_000
+_PRESENT = 0.1  # a class is covered if its share reaches this part of its share in the data
 
 
 @dataclass(frozen=True)
 class Quality(Printed):
-    """How samples of a run differ from test images."""
+    """Scores of a run's samples, compared with test images."""
 
-    summary: dict[str, Any]
+    summary: Json
     """The content of `quality.json`."""
     samples: Tensor
     """A few samples [images, pixels]."""
     neighbours: Tensor
-    """The training image that is nearest to each of them, and `distances`."""
+    """The nearest training image of each of the samples. `distances` has their distances."""
     distances: list[float]
 
     def __str__(self) -> str:
@@ -80,9 +52,9 @@ class Quality(Printed):
 
 
 class Classifier(nn.Module):
-    """Two convolutions with stride 2, or none for images without a height, and two linear layers.
+    """Two convolutions with stride 2 (none for images without a height), and two linear layers.
 
-    :param num_classes: labels are 0 … num_classes - 1.
+    :param num_classes: number of classes; labels are 0 … num_classes - 1.
     """
 
     def __init__(self, data_shape: tuple[int, ...], num_classes: int):
@@ -103,29 +75,29 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Judge:
-    """A trained classifier, with what samples are held against."""
+    """A trained classifier, with the images that samples are compared with."""
 
     classifier: Classifier
     steps: int
     accuracy: float
-    """Of the classifier, on the test images."""
+    """Accuracy of the classifier on the test images."""
     train: Tensor
     """Training images [N, data_dim]."""
     test: Tensor
     labels: Tensor
-    """Of the test images, as numbers of classes."""
+    """Classes of the test images, as indices into `classes`."""
     classes: list[Any]
     """The label of each class."""
     nearest: float
     """Median distance of a test image to the nearest training image."""
-    real: dict[str, Any]
-    """`scores` of validation images, or of training images that were kept from the classifier."""
+    real: Json
+    """The `scores` of validation images, or of training images that were held out from the classifier."""
 
-    def scores(self, samples: Tensor) -> dict[str, Any]:
-        """How samples [images, data_dim] differ from the test images."""
-        real, logits_real = self._seen(self.test)
-        made, logits = self._seen(samples)
-        scale = real.square().mean().sqrt()  # so that no figure depends on what the classifier makes of it
+    def scores(self, samples: Tensor) -> Json:
+        """Scores of samples [images, data_dim], compared with the test images."""
+        real, logits_real = self._features_and_logits(self.test)
+        made, logits = self._features_and_logits(samples)
+        scale = real.square().mean().sqrt()  # removes the arbitrary scale of the features
         real, made = real / scale, made / scale
         keys = ("mean", "se")
         precision, recall = precision_recall(real, made)
@@ -149,7 +121,7 @@ class Judge:
             },
         }
 
-    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of images, on the CPU."""
         with torch.no_grad():
             features = torch.cat([self.classifier.features(each) for each in images.split(_BATCH)])
@@ -157,7 +129,7 @@ class Judge:
 
 
 def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = False) -> Judge:
-    """A classifier of the data's training images, and the first test images.
+    """A classifier trained on the training images, with the first `count` test images.
 
     :raises BadInput: for images without labels.
     """
@@ -185,14 +157,14 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
     apart = float(nearest(test, train)[0].median())
     steps = options.classifier_steps
     judge = Judge(classifier.eval(), steps, 0.0, train, test, test_labels, classes.tolist(), apart, {})
-    right = judge._seen(test)[1].argmax(1) == judge.labels
+    right = judge._features_and_logits(test)[1].argmax(1) == judge.labels
     return replace(judge, accuracy=float(right.double().mean()), real=judge.scores(others))
 
 
 def check(data: Data, count: int) -> None:
-    """Raise `BadInput` for images that no judge can be made of, before any work is done."""
+    """Raise `BadInput` for images that do not suffice for a classifier, before any work is done."""
     require(count <= len(data.test), "num_images", count, f"the test split has {len(data.test)}")
-    require(count >= _LEAST, "num_images", count, f"must be at least {_LEAST}")
+    require(count >= LEAST_JUDGED, "num_images", count, f"must be at least {LEAST_JUDGED}")
     labels = data.train.labels
     if labels is None or data.test.labels is None:
         raise BadInput(f"{data.name}: has no labels to train a classifier on")
@@ -203,7 +175,7 @@ def check(data: Data, count: int) -> None:
 
 
 def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOptions) -> Quality:
-    """Score as many samples of a run as there are test images."""
+    """Scores of as many samples of a run as there are test images."""
     started = time.perf_counter()
     run, data = fitted.directory, fitted.data
     how = SampleOptions(num_images=len(judge.test), draws=kind == "draws", seed=options.seed)
@@ -231,7 +203,7 @@ def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOp
 
 
 def quality(runs: Sequence[Fitted], options: QualityOptions, *, quiet: bool = False) -> list[Quality]:
-    """How the samples of each run look. Runs of the same images share one classifier.
+    """Scores of the samples of each run. Runs of the same images share one classifier.
 
     :raises BadInput: for images without labels, before any work is done.
     """

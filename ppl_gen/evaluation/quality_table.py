@@ -1,15 +1,14 @@
-"""A `quality.json` as a table: the rows, and the text."""
-
-from typing import Any
+"""The table of a `quality.json`: its rows, and its text."""
 
 from ppl_gen.core.tables import Row, fixed, line
 from ppl_gen.evaluation.table import title
+from ppl_gen.experiment.run_directory import Json
 
 QUALITY_UNITS = "± standard error; in brackets, as many other real images in the place of the samples"
 
 
-def quality_rows(summary: dict[str, Any]) -> list[Row]:
-    """The figures of a `quality.json`."""
+def quality_rows(summary: Json) -> list[Row]:
+    """The rows of a `quality.json`."""
     s = summary
 
     def score(label: str, key: str, digits: int) -> Row:
@@ -35,14 +34,14 @@ def quality_rows(summary: dict[str, Any]) -> list[Row]:
     ]
 
 
-def quality_images(summary: dict[str, Any]) -> str:
-    """The images that a `quality.json` compares, in words."""
+def quality_images(summary: Json) -> str:
+    """The images that a `quality.json` compares, as text."""
     what = {"draws": "draws x ~ p(x)", "means": "means E[x | z]"}[summary["images"]]
     against = f"binarization {summary['binarization']}" if summary["images"] == "draws" else "grey values"
     return f"{summary['num_images']} {what} against as many test images of {summary['data']}, {against}"
 
 
-def quality_table(summary: dict[str, Any]) -> str:
-    """The scores of samples as a person reads them."""
+def quality_table(summary: Json) -> str:
+    """The content of `quality.json` as text."""
     lines = [f"{title(summary)}: {quality_images(summary)}", QUALITY_UNITS]
     return "\n".join([*lines, *(line(row, 24, "{:>1}{:>8}{}") for row in quality_rows(summary))])

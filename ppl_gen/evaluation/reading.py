@@ -1,10 +1,9 @@
-"""Runs as a comparison reads them: what identifies each, and what its evaluation found.
+"""Runs as a comparison reads them: the options that identify each, and its evaluation.
 
-Only files are read, no model is built, and neither torch nor xarray is imported.
+Only files are read. No model is built, and neither torch nor xarray is imported.
 """
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import MISSING
@@ -14,51 +13,50 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_gen.core import components
-from ppl_gen.core.commands import named_again
+from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat, options_of
+from ppl_gen.evaluation import entries
 from ppl_gen.experiment.config import ORIGIN, Config
-from ppl_gen.experiment.run_directory import GROUP, RunDirectory
+from ppl_gen.experiment.run_directory import GROUP, Json, RunDirectory
 
 OPTIONS = options_of(Config)
-_STATISTICS = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
-"""Keys of an estimate of log p(x) in `evaluation.json` that are no settings of its estimator."""
 
 
 class Images(NamedTuple):
-    """The images of an evaluation, and what p(x) is of them."""
+    """The images of an evaluation, and the kind of their p(x)."""
 
     data: str
     split: str
     num_images: int
     binarization: str
     observation: str
-    """probability, density or cross-entropy."""
+    """Kind of p(x): probability, density or cross-entropy."""
 
 
 class Evaluated(NamedTuple):
-    """A run and its evaluation, as its directory has them."""
+    """A run and its evaluation, as read from its directory."""
 
     path: Path
-    config: dict[str, Any]
-    """Options that identify the run, by dotted name, with the settings of its evaluation under `evaluation.`. None is
-    an option that was left out on purpose."""
+    config: Json
+    """Options that identify the run, by dotted name. The settings of its evaluation have names that start with
+    `evaluation.`. None is an option without a value."""
     seed: int
     images: Images
-    settings: dict[str, Any]
-    """How log p(x) was estimated: `estimator`, and its `num_samples` or options of annealing."""
-    summary: dict[str, Any]
+    settings: Json
+    """Settings of log p(x): `estimator`, and its `num_samples` or options of annealing."""
+    summary: Json
     """The content of `evaluation.json`."""
     elbo: np.ndarray
-    """In nats [images]; so is `log_px`."""
+    """ELBO of each image in nats [images]. `log_px` has the same shape."""
     log_px: np.ndarray
     iwae: dict[int, np.ndarray]
-    """The bound L_k [images] of each k."""
+    """Bounds L_k in nats [images], by k."""
     labels: np.ndarray | None
-    last: dict[str, Any]
+    last: Json
     """The last line of `metrics.jsonl`; empty if there is none."""
-    gaps: dict[str, Any]
-    """The means of `gaps.json`; empty if there is none of the same split and weights."""
+    gaps: Json
+    """The means of `gaps.json`; empty if it is missing, or is of another split or other weights."""
 
 
 # A run ---------------------------------------------------------------------------------------------------------
@@ -67,10 +65,10 @@ class Evaluated(NamedTuple):
 def read(path: Path) -> Evaluated:
     """The configuration and the evaluation of a run.
 
-    :raises BadInput: for a directory that is no run, has no evaluation, or one that is damaged or not whole.
+    :raises BadInput: for a directory that is no run, and for an evaluation that is missing, damaged or incomplete.
     """
     run = RunDirectory.open(path)
-    again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *named_again(run.config)])}"
+    again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *external_class_options(run.config)])}"
     summary, file = run.read_json("evaluation.json"), path / "evaluation.nc"
     if summary is not None and run.stale(summary):
         raise BadInput(f"{path}: was trained on since its evaluation; {again}")
@@ -80,78 +78,63 @@ def read(path: Path) -> Evaluated:
         values, attributes = _per_image(file)
         iwae = dict(zip(values["k"].tolist(), values["iwae"].T, strict=True)) if "iwae" in values else {}
         elbo, log_px = values["elbo"], values["log_px"]
-    except Exception as error:  # h5py has no one error for a damaged file
+    except Exception as error:  # h5py raises errors of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{file}: damaged ({reason}); {again}") from None
     try:
         images = Images(*(summary[key] for key in Images._fields))
-        other = _mismatch(summary, attributes, {"elbo": elbo, "log_px": log_px})
+        other = entries.mismatch(summary, attributes, {"elbo": elbo, "log_px": log_px})
         settings, seed = _settings(summary["log_px"]), summary["training_seed"]
         chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
         for key in ("model", "guide", "num_parameters"):
-            summary[key]  # that it is there
+            summary[key]  # raises KeyError if it is missing
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
     if other:
         raise BadInput(f"{file}: does not belong to the evaluation.json beside it, which has another {other}; {again}")
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
-    last, gaps = (run.metrics() or [{}])[-1], _gaps(run, summary)
-    labels = values.get("label")
-    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, last, gaps)
+    labels, gaps = values.get("label"), _gaps(run, summary)
+    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, run.last, gaps)
 
 
-def _per_image(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The variables of `evaluation.nc` that are compared, those that there are; and its attributes.
+def _per_image(file: Path) -> tuple[dict[str, np.ndarray], Json]:
+    """The variables of `evaluation.nc` that a comparison uses, and its attributes.
 
-    xarray reads every variable with its attributes and dimensions, which takes 30 times as long.
+    xarray would read every variable with its attributes and dimensions, which takes 30 times as long.
     """
     import h5py
 
     with h5py.File(file) as content:
         group = content[GROUP]
         names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
-        attributes = {name: np.ravel(value)[0] for name, value in group.attrs.items()}  # numbers are arrays of one
+        attributes = {name: np.ravel(value)[0] for name, value in group.attrs.items()}  # arrays of one element
         return {name: group[name][()] for name in names}, attributes
 
 
-def _mismatch(summary: dict[str, Any], attributes: dict[str, Any], values: dict[str, np.ndarray]) -> str:
-    """The first property in which values per image are not those of a summary; empty if they belong to it."""
-    importance = summary.get("log_px_importance", summary["log_px"])
-    said = {key: summary[key] for key in (*Images._fields, "seed", "training_seed", "checkpoint")}
-    said |= {"estimator": summary["log_px"]["estimator"], "num_samples": importance.get("num_samples")}
-    for key, value in said.items():
-        if attributes.get(key) != value:
-            return key
-    for name, each in values.items():
-        if each.shape != (summary["num_images"],):
-            return "num_images"
-        mean = summary[name]["mean"]
-        if mean is not None and not math.isclose(float(each.mean()), mean, rel_tol=1e-6, abs_tol=1e-6):
-            return f"mean {name}"
-    return ""
-
-
-def _settings(entry: dict[str, Any]) -> dict[str, Any]:
-    """How log p(x) was estimated, from its entry in `evaluation.json`. Guides of other runs among the proposals are
-    counted, not named: each seed may have its own."""
-    found = {key: value for key, value in entry.items() if key not in _STATISTICS}
+def _settings(entry: Json) -> Json:
+    """Settings of log p(x), from its entry in `evaluation.json`. For guides of other runs among the proposals, their
+    number is kept and their names are not: each seed may have its own."""
+    found = {"estimator": entry["estimator"], **entries.settings(entry)}
     if "proposal" in found:
         found["proposal"] = found["proposal"] | {"guides": len(found["proposal"].get("guides", ()))}
     return found
 
 
 def _identifies(name: str) -> bool:
-    """Whether runs are of different methods where they differ in an entry of `config.json`, named with dots."""
+    """True if runs with different values of an option are different methods.
+
+    :param name: the option's dotted name in `config.json`.
+    """
     if name in OPTIONS:
         return bool(OPTIONS[name].metadata.get("identifies", True))
     return name.partition(".")[0] not in ORIGIN
 
 
-def _gaps(run: RunDirectory, summary: dict[str, Any]) -> dict[str, Any]:
-    """The means of `gaps.json`; empty if there is none of the split and the weights of a summary."""
+def _gaps(run: RunDirectory, summary: Json) -> Json:
+    """The means of `gaps.json`; empty if it is missing, or is of another split or other weights than a summary."""
     split = run.read_json("gaps.json") or {}
     same = all(split.get(key) == summary[key] for key in ("split", "checkpoint")) and not run.stale(split)
-    means: dict[str, Any] = split.get("contexts", {}) if same else {}
+    means: Json = split.get("contexts", {}) if same else {}
     return means
 
 
@@ -159,8 +142,9 @@ def _gaps(run: RunDirectory, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(runs: Sequence[Evaluated]) -> list[Evaluated]:
-    """The runs, with the default of today for every option that another run has and their own record lacks: it came
-    later. Options of classes outside the package stay absent, since their code is not run."""
+    """The runs with missing options filled in. A run lacks an option that was added after it was made; it gets the
+    present default if another run has that option. Options of classes outside the package stay missing, because their
+    code is not run."""
     named: dict[tuple[str, str | None], set[str]] = defaultdict(set)
     for run in runs:
         for name in run.config:
@@ -176,17 +160,18 @@ def with_defaults(runs: Sequence[Evaluated]) -> list[Evaluated]:
     return filled
 
 
-def _owner(config: dict[str, Any], name: str) -> tuple[str, str | None]:
-    """The part of a configuration that an option is in, and the class that has the option, where it is not `Config`."""
+def _owner(config: Json, name: str) -> tuple[str, str | None]:
+    """The part of the configuration that an option belongs to, and the class that has the option; None for `Config`
+    itself."""
     part = name.partition(".")[0] if "." in name else ""
     key = "evaluation.estimator" if part == "evaluation" else part.removesuffix("_options")
     return part, config.get(key) if part and part not in ("training", "data") else None
 
 
-def _defaults(part: str, of: str | None) -> dict[str, Any]:
-    """The defaults of today of a part's options, by dotted name. Those of a model, a guide, a prior or annealing are in
-    modules that import torch, which is slow to start."""
-    found: dict[str, Any] = {}
+def _defaults(part: str, of: str | None) -> Json:
+    """The present defaults of a part's options, by dotted name. Those of a model, a guide, a prior or annealing are in
+    modules that import torch, which is slow."""
+    found: Json = {}
     if part in ("", "training", "data"):
         found = {name: option.default for name, option in OPTIONS.items() if option.default is not MISSING}
     elif part == "evaluation":
@@ -198,21 +183,21 @@ def _defaults(part: str, of: str | None) -> dict[str, Any]:
         kind: Any = part.removesuffix("_options")
         options = components.options(kind, cls) if (cls := components.known(kind).get(of)) else []
         found = {f"{part}.{option.name}": option.default for option in options}
-    return json.loads(json.dumps(found))  # tuples are lists in a file
+    return json.loads(json.dumps(found))  # tuples become lists, as in a file
 
 
 def check_same_images(runs: Sequence[Evaluated]) -> None:
-    """Raise `BadInput` unless all runs were evaluated on the same images, and as the same kind of thing."""
+    """Raise `BadInput` unless all runs were evaluated on the same images, with the same kind of p(x)."""
     first = runs[0]
     for run in runs[1:]:
         pairs = dict(zip(Images._fields, zip(first.images, run.images, strict=True), strict=True))
         for name in sorted(first.config.keys() | run.config.keys()):
-            # The test images do not depend on how many images there were to train on.
+            # The test images do not depend on the number of training images.
             if name.startswith("data.") and (name != "data.train_size" or first.images.split != "test"):
                 pairs[name] = (first.config.get(name), run.config.get(name))
         if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
             pairs["labels"] = ("one", "other labels")
-        if "images_sha256" in first.summary and "images_sha256" in run.summary:  # evaluations of old have none
+        if "images_sha256" in first.summary and "images_sha256" in run.summary:  # earlier versions did not write it
             pairs["the images' SHA-256"] = (first.summary["images_sha256"][:8], run.summary["images_sha256"][:8])
         for name, (ours, theirs) in pairs.items():
             if ours != theirs:
@@ -223,7 +208,8 @@ def check_same_images(runs: Sequence[Evaluated]) -> None:
 
 
 def group(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
-    """Runs that differ in the seed alone, together. Raises `BadInput` where not even that differs."""
+    """Groups of runs that differ in the seed alone. Raises `BadInput` for two runs with the same configuration and
+    seed."""
     groups: dict[str, dict[int, Evaluated]] = {}
     for run in runs:
         chosen = {name: value for name, value in run.config.items() if value is not None}

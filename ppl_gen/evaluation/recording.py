@@ -1,4 +1,4 @@
-"""From estimates of the same images to `evaluation.json` and `evaluation.nc`, and back."""
+"""Conversion of estimates to `evaluation.json` and `evaluation.nc`, and back."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_gen.evaluation import table, verdicts
+from ppl_gen.evaluation import entries, verdicts
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
 
 if TYPE_CHECKING:
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
 Estimates = Mapping[str, Estimate]
 
 
-def summarize(estimates: Estimates, primary: str) -> dict[str, Any]:
+def summarize(estimates: Estimates, primary: str) -> Json:
     """The means over images, in nats, for `evaluation.json`.
 
-    :param estimates: by name, in the order in which they are to be told; `exact` or `importance` is among them.
-    :param primary: name of the evaluation's log p(x).
+    :param estimates: estimates by name, in the order of the report. `exact` or `importance` is among them.
+    :param primary: name of the estimate that is the evaluation's log p(x).
     """
-    found: dict[str, Any] = {}
+    found: Json = {}
     for name, estimate in estimates.items():
         found |= estimate.more_entries(name)
-    guided = verdicts.of_the_guide(estimates)
+    guided = verdicts.guide_estimate(estimates)
     if guided is None:  # the ELBO is log p(x)
         found["elbo"] = mean_entry(estimates["exact"].log_px)
     for name, estimate in estimates.items():
@@ -46,12 +47,13 @@ def summarize(estimates: Estimates, primary: str) -> dict[str, Any]:
 
 
 def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
-    """Every variable of `evaluation.nc` over the images alone, by name; `log_px` is the primary estimate's."""
+    """Every variable of `evaluation.nc` whose only dimension is the image, by name. `log_px` is that of the primary
+    estimate."""
     found: dict[str, Variable] = {}
     for name, estimate in estimates.items():
         found |= estimate.variables(name)
     found |= estimates[primary].log_px_variables("log_px")
-    guided = verdicts.of_the_guide(estimates)
+    guided = verdicts.guide_estimate(estimates)
     if guided is None:
         return found | {"elbo": Variable(estimates["exact"].log_px, "ELBO")}
     of = verdicts.largest(estimates, primary)
@@ -68,10 +70,10 @@ def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
     return found
 
 
-def dataset(estimates: Estimates, primary: str, summary: dict[str, Any], labels: Tensor | None) -> "xarray.Dataset":
-    """Everything per image, labelled.
+def dataset(estimates: Estimates, primary: str, summary: Json, labels: Tensor | None) -> "xarray.Dataset":
+    """The content of `evaluation.nc`.
 
-    :param summary: the content of `evaluation.json`, whose plain values are the attributes.
+    :param summary: the content of `evaluation.json`. Its plain values become the attributes.
     """
     import xarray
 
@@ -83,7 +85,7 @@ def dataset(estimates: Estimates, primary: str, summary: dict[str, Any], labels:
     coordinates: dict[str, Any] = {"image": range(len(found["elbo"].values))}
     attributes: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
     attributes["estimator"] = estimates[primary].estimator
-    guided = verdicts.of_the_guide(estimates)
+    guided = verdicts.guide_estimate(estimates)
     if guided is not None:
         iwae = torch.stack(list(guided.iwae.values()), 1).numpy()
         variables["iwae"] = (("image", "k"), iwae, {"long_name": "IWAE bound", "units": "nats"})
@@ -94,13 +96,13 @@ def dataset(estimates: Estimates, primary: str, summary: dict[str, Any], labels:
     return xarray.Dataset(variables, coordinates, attributes)
 
 
-def estimate(summary: dict[str, Any], images: "xarray.Dataset", name: str) -> Estimate:
-    """An estimate of log p(x) as it was written: the Monte Carlo variance is the square of an error, and the verdict is
-    the one that was recorded.
+def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
+    """A recorded estimate of log p(x). Its Monte Carlo variance is the square of the recorded error, and its verdict
+    the recorded one.
 
-    :param name: as `exact`, `importance`, ….
+    :param name: name of the estimate: `exact`, `importance`, ….
     """
-    entry = table.entry_of(summary, name)
+    entry = entries.entry_of(summary, name)
     assert entry is not None
     prefix = f"log_px_{name}" if f"log_px_{name}" in images else "log_px"  # earlier versions wrote the primary once
     suffix = "" if name == "importance" else f"_{name}"
@@ -121,7 +123,7 @@ def estimate(summary: dict[str, Any], images: "xarray.Dataset", name: str) -> Es
         largest=values("largest_weight") if name == "importance" else None,
         narrower=name == "importance" and bool(summary.get("narrower", False)),
         words=str(images[prefix].attrs["long_name"]).removeprefix("log p(x) by "),
-        judges_guides=entry["estimator"] != "prior",
-        verdict=table.at_least(summary, entry),
-        settings=table.settings(entry),
+        usable_for_gap=entry["estimator"] != "prior",
+        verdict=entries.at_least(summary, entry),
+        settings=entries.settings(entry),
     )

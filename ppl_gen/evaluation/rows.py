@@ -1,4 +1,4 @@
-"""Rows of a comparison: runs that differ in the seed alone, and the difference of each row to the best."""
+"""Rows of a comparison: groups of runs that differ in the seed alone, and the difference of each to the best."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.reading import OPTIONS, Evaluated, group
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
 
 _IN_COLUMNS = {name for name, option in OPTIONS.items() if option.metadata.get("column")}
@@ -16,11 +18,11 @@ _IN_COLUMNS |= {"evaluation.estimator", "evaluation.num_samples"}  # column S
 
 @dataclass(frozen=True)
 class RowMean:
-    """A mean over images and seeds, in nats, with what is known of its error. None is what does not exist."""
+    """A mean over images and seeds in nats, with its errors. A value that does not exist is None."""
 
     mean: float | None = None
     se: float | None = None
-    """Standard error over images, with the weights as they are."""
+    """Standard error over images, for fixed weights."""
     se_seeds: float | None = None
     """Standard error over seeds; None for one seed."""
     low: float | None = None
@@ -28,7 +30,7 @@ class RowMean:
     high: float | None = None
     at_least: bool = False
 
-    def to_json(self, *more: str) -> dict[str, Any]:
+    def to_json(self, *more: str) -> Json:
         """The mean with its errors, and with further fields by name."""
         return {name: getattr(self, name) for name in ("mean", "se", "se_seeds", *more)}
 
@@ -41,9 +43,9 @@ class Row:
     guide: str
     prior: str | None
     objective: str
-    """The objective with its particles and warm-up, where they are not the defaults: `vimco-50`."""
-    options: dict[str, Any]
-    """The options that tell this row from others of the same model and are in no other column."""
+    """The objective, with its particles and warm-up if they are not the defaults: `vimco-50`."""
+    options: Json
+    """The options that distinguish this row from others of the same model, and that have no column."""
     seeds: list[int]
     runs: list[str]
     """Run directories, in the order of the seeds."""
@@ -52,18 +54,18 @@ class Row:
     """Samples of the IWAE bound `iwae`."""
     iwae: RowMean
     log_px: RowMean
-    settings: dict[str, Any]
-    """How log p(x) was estimated: `estimator`, `num_samples`, and options of annealing."""
+    settings: Json
+    """Settings of log p(x): `estimator`, `num_samples`, and options of annealing."""
     log_px_difference: RowMean
-    """log p(x) of this row minus that of the best, paired by image; without a mean in the best row."""
+    """log p(x) of this row minus that of the best, paired by image. The best row has no mean here."""
     elbo_difference: RowMean
     difference_of: str | None
-    """What differs: `methods`, or `weights` where this row or the best has one seed."""
+    """Subject of the differences: `methods`, or `weights` if this row or the best has one seed."""
     gap: RowMean
     approximation: RowMean
     amortization: RowMean
     gap_images: float | None
-    """Number of images of the last two."""
+    """Number of images of `approximation` and `amortization`."""
     khat_median: float | None
     ess_median: float | None
     active_units: float | None
@@ -71,7 +73,7 @@ class Row:
     seconds: float | None
     epochs: float | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The row as `compare --format json` prints it."""
         of, images = {"of": self.difference_of}, {"num_images": self.gap_images}
         return {
@@ -105,7 +107,7 @@ class Row:
 def rows_of(runs: Sequence[Evaluated]) -> list[Row]:
     """The rows of runs that are evaluated on the same images, the best mean log p(x) first.
 
-    :raises BadInput: for two runs of one configuration and one seed.
+    :raises BadInput: for two runs with the same configuration and seed.
     """
     groups = sorted(group(runs), key=_mean_log_px, reverse=True)
     k = _largest_k(runs)
@@ -119,15 +121,15 @@ def _mean_log_px(runs: Sequence[Evaluated]) -> float:
 
 
 def _largest_k(runs: Sequence[Evaluated]) -> int | None:
-    """The largest k that all runs with IWAE bounds have, below their S: at k = S it is the sampled log p(x) itself."""
+    """The largest k below S that all runs with IWAE bounds have. At k = S the bound is the sampled log p(x) itself."""
     shared = set.intersection(*([set(run.iwae) for run in runs if run.iwae] or [set()]))
-    sampled = [run.summary.get("log_px_importance", run.summary["log_px"]) for run in runs]
+    sampled = [run.summary.get("log_px_importance") or run.summary["log_px"] for run in runs]
     least = min((each.get("num_samples", math.inf) for each in sampled), default=math.inf)
     return max((k for k in shared if 1 < k < least), default=None)
 
 
 def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) -> Row:
-    """A row; a term that some of its runs do not have is None."""
+    """The row of a group. A term that some of its runs lack is None."""
     first, best = runs[0], groups[0]
     summaries, last, gaps = [run.summary for run in runs], [run.last for run in runs], [run.gaps for run in runs]
     elbo, log_px = _values(runs)
@@ -181,47 +183,56 @@ def mean_of(values: np.ndarray, at_least: bool = False) -> RowMean:
     RowMean(mean=-11.0, se=0.5, se_seeds=1.0, low=None, high=None, at_least=False)
     """
     over_images, over_seeds = variance_over_images(values.mean(0)), variance_over_seeds(values)
-    return RowMean(_known(values.mean()), _known(np.sqrt(over_images)), _known(np.sqrt(over_seeds)), at_least=at_least)
-
-
-def _difference(values: np.ndarray, best: np.ndarray, num_rows: int) -> RowMean:
-    """The mean of values [seeds, images] minus that of the best row, paired by image, with errors and interval."""
-    found = difference(values, best, num_rows)
-    low, high = found.mean - found.half_width, found.mean + found.half_width
-    return RowMean(_known(found.mean), _known(found.se), _known(found.se_seeds), _known(low), _known(high))
-
-
-def _known(value: np.ndarray) -> float | None:
-    """None for what is not a number, or would need a second image or seed."""
-    return None if np.isnan(value) else float(value)
-
-
-def _at_least(summaries: Sequence[dict[str, Any]], key: str) -> bool:
-    """Whether an entry of any summary is at least what it says."""
-    # Earlier evaluations said it of the gap alone.
-    return any(
-        summary.get(key, {}).get("at_least", summary.get("gap", {}).get("at_least", False)) for summary in summaries
+    return RowMean(
+        _float(values.mean()),
+        _float(np.sqrt(over_images)),
+        _float(np.sqrt(over_seeds)),
+        at_least=at_least,
     )
 
 
-def _mean(contents: Sequence[dict[str, Any]], *keys: str) -> float | None:
-    """RowMean of what stands under nested keys; None unless all have it."""
+def _difference(values: np.ndarray, best: np.ndarray, num_rows: int) -> RowMean:
+    """The mean of values [seeds, images] minus those of the best row, paired by image, with errors and interval."""
+    found = difference(values, best, num_rows)
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    return RowMean(
+        _float(found.mean),
+        _float(found.se),
+        _float(found.se_seeds),
+        _float(low),
+        _float(high),
+    )
+
+
+def _float(value: np.ndarray) -> float | None:
+    """A number; None for NaN, which an error has with a single image or seed."""
+    return None if np.isnan(value) else float(value)
+
+
+def _at_least(summaries: Sequence[Json], key: str) -> bool:
+    """True if the entry of any summary is only a lower bound."""
+    return any(entries.at_least(summary, summary.get(key, {})) for summary in summaries)
+
+
+def _mean(contents: Sequence[Json], *keys: str) -> float | None:
+    """Mean of the values under nested keys; None if any is missing."""
     found: list[Any] = list(contents)
     for key in keys:
         found = [None if each is None else each.get(key) for each in found]
     return None if None in found else float(np.mean(found))
 
 
-def _objective(config: dict[str, Any]) -> str:
-    """The objective with what differs from the defaults of one particle and no warm-up: `vimco-50`."""
+def _objective(config: Json) -> str:
+    """The objective, with its particles and warm-up if they are not the defaults: `vimco-50`."""
     particles, warmup = config.get("training.num_particles", 1), config.get("training.kl_warmup", 0)
     name = f"{config.get('training.objective', '')}{f'-{particles}' if particles != 1 else ''}"
     return name + (f" kl_warmup={warmup}" if warmup else "")
 
 
-def _options(run: Evaluated, others: Sequence[Evaluated]) -> dict[str, Any]:
-    """The options that tell a row from the others and are in no column: from those with the same model, whose defaults
-    are the same; and those of a guide or prior, from rows that have it too. Data and checkpoint, from all."""
+def _options(run: Evaluated, others: Sequence[Evaluated]) -> Json:
+    """The options that distinguish a row from the others, and that have no column. An option is compared with rows of
+    the same model, since models have defaults of their own; an option of a guide or prior with rows of the same guide
+    or prior; data and checkpoint with all rows."""
     found = {}
     for name in sorted(set().union(*(other.config for other in others)) - _IN_COLUMNS):
         part = next((part for part in ("guide", "prior") if name.startswith(f"{part}_")), "")

@@ -1,48 +1,21 @@
 """Images from a fitted model: from the prior, from the posterior of an image, or on a grid of z."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe, require
-from ppl_gen.data.splits import SplitName
+from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.fitted import Assembled
-from ppl_gen.inference.planes import equal_mass_grid, vector_size
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """Which images."""
-
-    source: Literal["prior", "image", "grid"] = "prior"
-    """prior: z ~ p(z). image: z ~ q(z | x) of one image. grid: z over two units in steps of equal prior mass, the
-    others 0."""
-    num_images: int = 25
-    """Number of images; of a grid, a square number. Its first row is the top one."""
-    draws: bool = False
-    """Draw x ~ p(x | z) in place of its mean."""
-    image: int = 0
-    """With --source image: the number of x in its split."""
-    split: SplitName = "test"
-    """With --source image: the split of x."""
-    units: tuple[int, int] = (0, 1)
-    """With --source grid: the two units of z."""
-    seed: int = 0
-    """Seed of the samples."""
-
-    def __post_init__(self) -> None:
-        require(self.num_images >= 1, "num_images", self.num_images, "must be at least 1")
-        require(self.image >= 0, "image", self.image, "must be at least 0")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+from ppl_gen.inference.latent_grid import equal_mass_grid, vector_size
 
 
 def sample(fitted: Assembled, options: SampleOptions) -> Tensor:
-    """Images [images, data_dim].
+    """Images from the model [images, data_dim].
 
-    :raises BadInput: for a source that the pair does not have.
+    :raises BadInput: for a source that the pair does not support.
     """
     pair, data = fitted.pair, fitted.data
     with fitted.estimating(options.seed):
@@ -58,7 +31,7 @@ def _from_prior(fitted: Assembled, options: SampleOptions) -> Any:
     pair = fitted.pair
     try:
         return poutine.trace(pair.model).get_trace(n=options.num_images).nodes[pair.image]["fn"]
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # user code
         call = f"model(x=None, n={options.num_images})"
         raise BadInput(f"{pair.model_name} draws no images: {call}: {describe(error)}") from error
 

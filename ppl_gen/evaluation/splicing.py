@@ -1,72 +1,37 @@
-"""Does log p(x) tell spliced digits from natural ones?
+"""Detection of spliced digits by log p(x).
 
-A spliced image has the left half of one digit and the right half of another of a different class: each half is as in
-the data, the whole is not.
+A spliced image joins the left half of one digit and the right half of a digit of another class. Each half is natural;
+the whole is not.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, warnings_of
-from ppl_gen.data.splits import SplitName
-from ppl_gen.evaluation.estimating import by_sampling, estimators, exactly_known, observation
+from ppl_gen.evaluation.estimating import estimators, exact_estimate, importance_estimate, observation
 from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.table import title
-from ppl_gen.experiment.assembling import Checkpoint
+from ppl_gen.evaluation.use_options import NUM_SPLICED, SpliceOptions
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import mean_entry, share
 
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100)
-_SHOWN = 10
-_EXACT_UP_TO = 8  # images in a batch
-
-
-@dataclass(frozen=True)
-class SpliceOptions:
-    """Which images are spliced, and how they are told from natural ones."""
-
-    num_images: int | None = None
-    """Spliced images, each of two images of its own; twice as many natural images beside them. By default 1000, or a
-    quarter of the split if that is less."""
-    num_samples: int | None = None
-    """Importance samples of z per image; by default as many as after training."""
-    estimator: Literal["auto", "exact", "importance"] = "auto"
-    """Estimator of log p(x). auto: exact where every z can be enumerated or there is a closed form, else importance."""
-    false_alarm_rate: float = 0.05
-    """False-alarm rate of the two-sample test: the share of natural batches that it may call unnatural."""
-    num_batches: int = 500
-    """Random batches of each size that the power is estimated from."""
-    split: SplitName = "test"
-    """Images to use."""
-    checkpoint: Checkpoint = "last"
-    """The last weights, or those of the epoch with the best validation ELBO."""
-    seed: int = 0
-    """Seed of the choice of images, the samples and the batches."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_images", _SHOWN), ("num_samples", 1), ("num_batches", 1)):
-            value = getattr(self, name)
-            require(value is None or value >= least, name, value, f"must be at least {least}")
-        rate = self.false_alarm_rate
-        require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
+_EXACT_UP_TO = 8  # images in a batch, for the exact distribution of the test
 
 
 @dataclass(frozen=True)
 class Spliced(Printed):
     """log p(x) of natural and of spliced images."""
 
-    summary: dict[str, Any]
+    summary: Json
     """The content of `splice.json`."""
     images: Tensor
-    """The natural images, and after them the spliced ones, [images, pixels]."""
+    """The natural images, followed by the spliced ones, [images, pixels]."""
     natural: Tensor
     """log p(x) of the natural images, in nats [images]."""
     spliced: Tensor
@@ -76,17 +41,17 @@ class Spliced(Printed):
 
 
 def splice(left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The left half of one image joined to the right half of another: [images, pixels] of images of `shape`."""
+    """The left half of one image joined to the right half of another, [images, pixels], for images of `shape`."""
     width = shape[-1]
     from_left = (torch.arange(width, device=left.device) < width // 2).expand(shape).flatten()
     return torch.where(from_left, left, right)
 
 
 def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Every image in one pair, at random, the two of a pair of different classes.
+    """Random pairs of images of different classes. Every image is in one pair.
 
-    :param labels: classes [2 pairs].
-    :returns: indices of the first and of the second of each pair, [pairs].
+    :param labels: classes of the images [2 pairs].
+    :returns: indices [pairs] of the first and of the second image of each pair.
     :raises BadInput: if more than half of the images are of one class.
     """
     labels = labels.cpu()
@@ -94,7 +59,7 @@ def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     for pair in (labels[left] == labels[right]).nonzero().flatten().tolist():
         same = labels[left[pair]]
         if labels[right[pair]] != same:
-            continue  # swapped meanwhile
+            continue  # an earlier swap has resolved it
         others = ((labels[left] != same) & (labels[right] != same)).nonzero().flatten()
         if len(others) == 0:
             raise BadInput("more than half of the images are of one class; spliced images are of two")
@@ -103,29 +68,29 @@ def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     return left, right
 
 
-def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: bool) -> tuple[Tensor, dict[str, Any]]:
-    """log p(x) in nats, float64 [images] on the CPU, and how it was estimated.
+def log_px(fitted: Fitted, x: Tensor, estimator: str, num_samples: int, quiet: bool) -> tuple[Tensor, Json]:
+    """log p(x) in nats, float64 [images] on the CPU, and the settings of its estimator.
 
-    :raises BadInput: for `exact` where a latent site has no finite support, or where memory does not suffice.
+    :raises BadInput: for `exact` if a latent site has no finite support, or memory does not suffice.
     """
     if estimator != "importance" and estimators(fitted.model, fitted.pair, estimator, x.device)[0]:
-        return exactly_known(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
-    found = by_sampling(fitted, x, num_samples=num_samples, quiet=quiet)
-    told = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
-    return found.log_px, told
+        return exact_estimate(fitted, x, quiet=quiet).log_px, {"estimator": "exact"}
+    found = importance_estimate(fitted, x, num_samples=num_samples, quiet=quiet)
+    settings = {"estimator": "importance", "num_samples": num_samples, "untrusted": share(found.untrusted)}
+    return found.log_px, settings
 
 
 def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
     """Area under the ROC curve of -log p(x) as a detector of spliced images, and its standard error.
 
-    The error is DeLong, DeLong and Clarke-Pearson's (1988): the area is a mean over pairs of a spliced and a natural
-    image, and its variance that of its mean over either, added up.
+    The error is that of DeLong, DeLong and Clarke-Pearson (1988). The area is a mean over pairs of a spliced and a
+    natural image. Its variance is the sum of the variances of its mean over either.
     """
     from sklearn.metrics import roc_auc_score
 
     truth = np.repeat([0, 1], [len(natural), len(spliced)])
     area = roc_auc_score(truth, -np.concatenate([natural, spliced]))
-    # For each image, the share of the other kind that it is told from; a tie counts half.
+    # For each image, the share of the images of the other kind on the right side of it; a tie counts half.
     below, upto = (np.searchsorted(np.sort(natural), spliced, side) for side in ("left", "right"))
     of_spliced = 1 - (below + upto) / 2 / len(natural)
     below, upto = (np.searchsorted(np.sort(spliced), natural, side) for side in ("left", "right"))
@@ -136,14 +101,14 @@ def roc_auc(natural: np.ndarray, spliced: np.ndarray) -> tuple[float, float]:
 def rejections(
     natural: np.ndarray, spliced: np.ndarray, size: int, rate: float, num_batches: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a one-sided Mann-Whitney test finds log p(x) of a batch less than in natural images, [num_batches] each:
-    of spliced batches, and of natural ones.
+    """Decisions of a one-sided Mann-Whitney test that log p(x) of a batch is lower than that of natural images: True
+    for a rejection, [num_batches] for spliced batches and [num_batches] for natural ones.
 
-    For every batch the natural images are divided anew into a reference set of half of them and the rest, which natural
-    batches come from. So a natural batch is a random part of what it is compared with together, which is what the test
-    assumes, and false alarms occur at no more than the rate asked for.
+    For every batch the natural images are divided at random into a reference set, which is half of them, and the rest,
+    which natural batches are drawn from. So a natural batch is exchangeable with its reference, as the test assumes,
+    and false alarms occur at no more than the nominal rate.
 
-    :param natural: log p(x) [n].
+    :param natural: log p(x) of natural images [n].
     :param spliced: log p(x) of at least `size` other images.
     :param size: images in a batch.
     :param rate: false-alarm rate.
@@ -154,8 +119,8 @@ def rejections(
     half = len(natural) // 2
     reference, own = natural[order[:, :half]], natural[order[:, half : half + size]]
     other = spliced[rng.permuted(np.tile(np.arange(len(spliced)), (num_batches, 1)), axis=1)[:, :size]]
-    # At a batch of one the normal approximation allows half of 5 %. The exact distribution knows no ties, of which
-    # float32 makes a few, and then errs on the safe side.
+    # For a batch of one the normal approximation has half of the nominal 5 %. The exact distribution assumes no ties.
+    # float32 makes a few, which makes the test conservative.
     method = "exact" if size <= _EXACT_UP_TO else "asymptotic"
     power, false_alarms = (
         mannwhitneyu(batch, reference, alternative="less", axis=1, method=method).pvalue <= rate
@@ -171,10 +136,10 @@ def two_sample_test(
     num_batches: int,
     seed: int,
     sizes: Iterable[int] = BATCH_SIZES,
-) -> dict[str, Any]:
-    """`rejections` for every size of batch that there are images for, as shares with their standard errors."""
+) -> Json:
+    """Shares of `rejections` with their standard errors, for every batch size that the number of images allows."""
     rng = np.random.default_rng(seed)
-    result: dict[str, Any] = {
+    result: Json = {
         "test": "Mann-Whitney U of log p(x), one-sided",
         "false_alarm_rate": rate,
         "reference": len(natural) // 2,
@@ -192,7 +157,7 @@ def two_sample_test(
 
 
 def detect(fitted: Fitted, options: SpliceOptions, *, quiet: bool = False) -> Spliced:
-    """Splice images, estimate log p(x) of them and of natural ones, and test the one against the other.
+    """Splice images, estimate log p(x) of spliced and natural ones, and test whether the former is lower.
 
     :raises BadInput: for images without labels, and for a pair that takes labels.
     """
@@ -230,7 +195,7 @@ def detect(fitted: Fitted, options: SpliceOptions, *, quiet: bool = False) -> Sp
 def _count(fitted: Fitted, options: SpliceOptions) -> int:
     """The number of spliced images.
 
-    :raises BadInput: where there can be none, or not so many.
+    :raises BadInput: if the images cannot be spliced, or there are too few.
     """
     data, split = fitted.data, fitted.data.split(options.split)
     if split.labels is None:
@@ -244,12 +209,12 @@ def _count(fitted: Fitted, options: SpliceOptions) -> int:
     most = len(split) // 4
     count = min(1000, most) if options.num_images is None else options.num_images
     rule = f"the {options.split} split has {len(split)} images, and four are needed for each"
-    require(_SHOWN <= count <= most, "num_images", count, rule)
+    require(NUM_SPLICED <= count <= most, "num_images", count, rule)
     return count
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as a person reads it."""
+def table(summary: Json) -> str:
+    """The content of `splice.json` as text."""
     s, test = summary, summary["two_sample_test"]
     how = "exact"
     if s["estimator"] == "importance":

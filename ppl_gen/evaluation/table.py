@@ -1,9 +1,10 @@
-"""An `evaluation.json` as a table: the rows, and the text. Reads what earlier versions wrote, too."""
+"""The table of an `evaluation.json`: its rows, and its text. Files of earlier versions are supported."""
 
-from typing import Any
-
+from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, fixed, line, small
+from ppl_gen.evaluation.entries import at_least, entry_of
+from ppl_gen.experiment.run_directory import Json
 
 UNITS = "nats per image ± standard error over images; larger is better"
 ESTIMATES = {
@@ -15,32 +16,38 @@ ESTIMATES = {
     "annealed": "annealing",
     "second_opinion": "second opinion",
 }
-"""The package's own estimates in words, by their names in the file; others are told by name."""
-_FIGURES = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
-"""Keys of an entry of log p(x) that are no settings of its estimator."""
+"""Descriptions of the package's own estimates, by their names in the file. Other estimates are shown by name."""
 
 
-def title(summary: dict[str, Any]) -> str:
-    """Model, guide and prior, of a summary or of a configuration."""
+def title(summary: Json) -> str:
+    """Model, guide and prior of a result or a configuration."""
     prior = summary.get("prior")
-    return f"{summary['model']}, guide {summary['guide']}{f', prior {prior}' if prior else ''}"
+    of_prior = f", prior {shown(prior)}" if prior else ""
+    return f"{shown(summary['model'])}, guide {shown(summary['guide'])}{of_prior}"
 
 
-def images(summary: dict[str, Any]) -> str:
-    """The images of an `evaluation.json` or `gaps.json`, in words."""
+def shown(name: str) -> str:
+    """Short form of the name of a model, guide, prior or objective: `Laplace` for `class:Laplace` and
+    `instance:Laplace`, which record that a class or an instance was handed over in Python."""
+    origin, _, object_name = name.partition(":")
+    return object_name if origin in OBJECTS else name
+
+
+def images(summary: Json) -> str:
+    """The images of an `evaluation.json` or `gaps.json`, as text."""
     s = summary
     count = s["num_images"] if "num_images" in s else s["contexts"]["num_images"]
     return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}"
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as a person reads it."""
+def table(summary: Json) -> str:
+    """The content of `evaluation.json` as text."""
     lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(line, rows(summary))]
     return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
 
 
-def rows(summary: dict[str, Any]) -> list[Row]:
-    """The figures of an `evaluation.json`, with their errors."""
+def rows(summary: Json) -> list[Row]:
+    """The rows of an `evaluation.json`: results with their errors."""
     importance = entry_of(summary, "importance")
     found = [] if importance is None else _bound_rows(summary, importance)
     found += _log_px_rows(summary, importance)
@@ -48,37 +55,16 @@ def rows(summary: dict[str, Any]) -> list[Row]:
     if importance is not None:
         several = sum(row.label == "log p(x)" for row in found) > 1
         found += _gap_rows(summary, importance, several)
-    return found + _rest(summary)
+    return found + _diagnostic_rows(summary)
 
 
-def primary(summary: dict[str, Any]) -> str:
-    """Name of the estimate that `log_px` is."""
-    entry = summary["log_px"]
-    return "mixed" if entry["estimator"] == "importance" and "proposal" in entry else entry["estimator"]
-
-
-def entry_of(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """The entry of an estimate of log p(x) by its name; None if there is none."""
-    return summary["log_px"] if name == primary(summary) else summary.get(f"log_px_{name}")
-
-
-def at_least(summary: dict[str, Any], entry: dict[str, Any]) -> bool:
-    """True if log p(x) is at least what an entry says. Earlier versions said it of the gap alone."""
-    return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
-
-
-def settings(entry: dict[str, Any]) -> dict[str, Any]:
-    """Settings that an estimate was made with, such as its `num_samples`, from its entry."""
-    return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}
-
-
-def _row(label: str, entry: dict[str, Any], note: str = "", at_least: bool = False) -> Row:
+def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row:
     return Row.of(label, entry["mean"], entry["se"], note, at_least)
 
 
-def _bound_rows(s: dict[str, Any], importance: dict[str, Any]) -> list[Row]:
+def _bound_rows(s: Json, importance: Json) -> list[Row]:
     """The ELBO with its terms, the IWAE bounds, and log p(x) from the same samples."""
-    corrected = s.get("iwae_jackknife")  # which earlier versions did not write
+    corrected = s.get("iwae_jackknife")  # earlier versions did not write it
     of_the_prior = " from the prior" if s.get("proposal") == "prior" else ""
     return [
         _row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
@@ -92,42 +78,42 @@ def _bound_rows(s: dict[str, Any], importance: dict[str, Any]) -> list[Row]:
         _row(
             "log p(x)",
             importance,
-            f"S = {importance['num_samples']} importance samples{of_the_prior}; {_errors(importance)}",
+            f"S = {importance['num_samples']} importance samples{of_the_prior}; {_errors_text(importance)}",
             at_least(s, importance),
         ),
     ]
 
 
-def _log_px_rows(s: dict[str, Any], importance: dict[str, Any] | None) -> list[Row]:
-    """The other estimates of log p(x): the exact one first, then the evaluation's own."""
+def _log_px_rows(s: Json, importance: Json | None) -> list[Row]:
+    """The other estimates of log p(x), the exact one first."""
     exact = entry_of(s, "exact")
     found = [] if exact is None else [_row("log p(x)", exact, "exact")]
     for entry in (s["log_px"], *(s[key] for key in s if key.startswith("log_px_"))):
         if entry is not importance and entry is not exact:
-            found.append(_row("log p(x)", entry, _how(entry), at_least(s, entry)))
+            found.append(_row("log p(x)", entry, _estimator_text(entry), at_least(s, entry)))
     return found
 
 
-def _errors(entry: dict[str, Any]) -> str:
+def _errors_text(entry: Json) -> str:
     return f"Monte Carlo error {small(entry['mc_se'])}, estimated bias {small(entry['bias'])}"
 
 
-def _how(entry: dict[str, Any]) -> str:
-    """The estimator of an entry, with its errors."""
+def _estimator_text(entry: Json) -> str:
+    """The estimator of an entry, with its settings and errors."""
     if "num_chains" in entry:
         chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
-        return f"annealed, {chains} from the {entry['start']}; {_errors(entry)}"
+        return f"annealed, {chains} from the {entry['start']}; {_errors_text(entry)}"
     ess = f"; effective {entry['ess']['median']:.1f}" if "ess" in entry else ""
     if entry["estimator"] == "prior":
         samples = f"S = {entry['num_samples']} importance samples from the prior"
     elif "proposal" in entry:
-        samples = f"S = {entry['num_samples']} importance samples from {_proposal(entry['proposal'])}"
+        samples = f"S = {entry['num_samples']} importance samples from {_proposal_text(entry['proposal'])}"
     else:
         samples = f"{entry['estimator']}{f', S = {count}' if (count := entry.get('num_samples')) else ''}"
-    return f"{samples}{ess}; {_errors(entry)}"
+    return f"{samples}{ess}; {_errors_text(entry)}"
 
 
-def _proposal(proposal: dict[str, Any]) -> str:
+def _proposal_text(proposal: Json) -> str:
     """The distributions that samples came from."""
     if not proposal["guides"]:
         return "the prior"
@@ -137,8 +123,8 @@ def _proposal(proposal: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _agreement_rows(s: dict[str, Any]) -> list[Row]:
-    """Statements of the estimates about each other."""
+def _agreement_rows(s: Json) -> list[Row]:
+    """Comparisons of the estimates with each other."""
     found = []
     if "sandwich" in s:
         between = s["sandwich"]
@@ -147,7 +133,7 @@ def _agreement_rows(s: dict[str, Any]) -> list[Row]:
         found.append(
             Row(
                 f"the same settings on {between['num_images']} images from the model:",
-                note=f"log p(x) between {lower} and {upper}, {width} apart{_unseen(between)}",
+                note=f"log p(x) between {lower} and {upper}, {width} apart{_wide_text(between)}",
             )
         )
     if "disagreement" in s:
@@ -155,15 +141,16 @@ def _agreement_rows(s: dict[str, Any]) -> list[Row]:
         beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
         found.append(_row("annealing - importance", apart, beyond))
     if "second_opinion" in s:
-        found.append(Row("second opinion", note=_second(s["second_opinion"])))
+        found.append(Row("second opinion", note=_second_opinion_text(s["second_opinion"])))
     for name, others in s.get("below", {}).items():
         above = ", ".join(ESTIMATES.get(other, other) for other in others)
         found.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
     return found
 
 
-def _unseen(between: dict[str, Any]) -> str:
-    """Number of images of a sandwich that are wide, and the share that may be; earlier versions did not write it."""
+def _wide_text(between: Json) -> str:
+    """The number of images whose two bounds are far apart, and an upper limit of their share. Earlier versions did not
+    write it."""
     if "wide" not in between:
         return ""
     wide = between["wide"]
@@ -172,8 +159,8 @@ def _unseen(between: dict[str, Any]) -> str:
     return f"; {count} more than {wide['above']:g} nat apart, so that {share}"
 
 
-def _second(opinion: dict[str, Any]) -> str:
-    """Modes that a second opinion saw, and those that it could not see."""
+def _second_opinion_text(opinion: Json) -> str:
+    """The modes that the second opinion found, and the limits of its search."""
     seen = ["over all images together"] if opinion["together_beyond_errors"] else []
     if opinion["fraction_beyond_errors"]:
         by = fixed(opinion.get("nats_beyond_errors"))
@@ -184,8 +171,8 @@ def _second(opinion: dict[str, Any]) -> str:
     return f"{opinion['num_samples']} samples, half from the prior: {above}; {limit}; {blind}"
 
 
-def _gap_rows(s: dict[str, Any], importance: dict[str, Any], several: bool) -> list[Row]:
-    """The gap, and how many samples count."""
+def _gap_rows(s: Json, importance: Json, several: bool) -> list[Row]:
+    """The gap, and the effective sample size."""
     ess = f"median {fixed(s['ess']['median'], 1)}, least {fixed(s['ess']['min'], 1)}"
     return [
         _row("gap: log p(x) - ELBO", s["gap"], _gap_note(s, several), s["gap"]["at_least"]),
@@ -193,9 +180,9 @@ def _gap_rows(s: dict[str, Any], importance: dict[str, Any], several: bool) -> l
     ]
 
 
-def _gap_note(summary: dict[str, Any], several: bool) -> str:
-    """The log p(x) that the gap is taken of, where a table has several of them or the gap is of none of them; earlier
-    versions did not write it."""
+def _gap_note(summary: Json, several: bool) -> str:
+    """The log p(x) that the gap is taken of, if the table has several or none of them is it. Earlier versions did not
+    write it."""
     gap = summary["gap"]
     others = gap.get("fraction_of_others", 0)
     if "of" not in gap or (not several and not others and gap["of"] == "importance"):
@@ -205,15 +192,15 @@ def _gap_note(summary: dict[str, Any], several: bool) -> str:
     return note + (f"; on {others:.1%} of images, a larger estimate" if others else "")
 
 
-def _khat_note(khat: dict[str, Any]) -> str:
+def _khat_note(khat: Json) -> str:
     median = fixed(khat["median"]) if khat.get("median") is not None else "unknown"
     too_high = f"median {median}; above {khat['threshold']:.2f}: {khat['fraction_above_threshold']:.1%} of images"
-    if "fraction_unknown" not in khat:  # earlier versions counted these among the former
+    if "fraction_unknown" not in khat:  # earlier versions counted unknown ones as too high
         return f"{too_high}, those where it is unknown included"
     return f"{too_high}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
 
 
-def _rest(s: dict[str, Any]) -> list[Row]:
+def _diagnostic_rows(s: Json) -> list[Row]:
     """Diagnostics of the guide's samples, sizes and times."""
     found = []
     if "khat" in s:

@@ -1,7 +1,8 @@
-"""Estimates of the same images, held against each other: which are too low, and what the gap of a guide is taken of.
+"""Verdicts: comparisons of several estimates of the same images. Estimates that are too low are found, and the log p(x)
+that the gap of a guide is taken of.
 
-All functions take the estimates by name, in the order in which they are to be told. Each estimate is low in
-expectation: one that is above another beyond chance shows that the other is too low (`ppl_gen.inference.agreement`).
+All functions take the estimates by name, in the order of the report. Each estimate is low in expectation. If one is
+above another beyond chance, the other is too low (`ppl_gen.inference.agreement`).
 """
 
 from collections.abc import Mapping
@@ -17,31 +18,32 @@ from ppl_gen.inference.importance import ImportanceEstimate
 Estimates = Mapping[str, Estimate]
 
 
-def of_the_guide(estimates: Estimates) -> ImportanceEstimate | None:
-    """The estimate that holds the ELBO, if there is one."""
+def guide_estimate(estimates: Estimates) -> ImportanceEstimate | None:
+    """The estimate that has the ELBO; None if there is none."""
     return next((each for each in estimates.values() if isinstance(each, ImportanceEstimate)), None)
 
 
 def lower_bounds(estimates: Estimates) -> dict[str, Estimate]:
-    """Everything that is known of log p(x) from below, by name."""
+    """All estimates of log p(x) that are low in expectation, by name."""
     found: dict[str, Estimate] = {}
     for name, estimate in estimates.items():
         found |= estimate.lower_bounds(name)
-    guided = of_the_guide(estimates)
+    guided = guide_estimate(estimates)
     if guided is not None and guided.second_opinion is not None:
         found["second_opinion"] = guided.second_opinion
     return found
 
 
 def below(estimates: Estimates, name: str) -> list[str]:
-    """Names of what shows that an estimate is too low: what is above it beyond chance."""
+    """Names of the estimates that are above a given one beyond chance, which shows that it is too low."""
     lower = lower_bounds(estimates)
     return [other for other in lower if other != name and above(lower[name], lower[other]).any]
 
 
 def at_least(estimates: Estimates, name: str) -> bool:
-    """True if log p(x) is likely above an estimate: another one is above it beyond chance, its error is not known, or
-    k-hat is too high or unknown for an image; or it has no k-hat, and nothing vouches for it on these images."""
+    """Verdict on an estimate: True if log p(x) is likely larger. This is so if another estimate is above it beyond
+    chance, if its error is unknown, or if k-hat is too high or unknown for an image. An estimate without a k-hat needs
+    the support of another method: see `vouched`."""
     estimate = estimates[name]
     if not estimate.sampled:
         return False
@@ -53,37 +55,41 @@ def at_least(estimates: Estimates, name: str) -> bool:
 
 
 def vouched(estimates: Estimates, name: str) -> bool:
-    """True if an estimate without a k-hat that nothing is above can be trusted. Two bounds on images from the model do
-    not suffice, since a share of the images that none of them is of may cost the mean any amount: importance sampling,
-    too, has to be trusted on every one of these images. Then two methods that fail for different reasons agree."""
-    others = [other for other, each in estimates.items() if each.khat is not None and each.judges_guides]
-    return estimates[name].vouched_for and any(not at_least(estimates, other) for other in others)
+    """Verdict on an estimate without a k-hat: True if it can be trusted, given that no other estimate is above it. Two
+    bounds on images from the model do not suffice, because images that are rare or missing among them may cost the mean
+    any amount. Importance sampling has to be trusted on every one of these images, too. Then two methods that fail for
+    different reasons agree."""
+    others = [other for other, each in estimates.items() if each.khat is not None and each.usable_for_gap]
+    return estimates[name].corroborated and any(not at_least(estimates, other) for other in others)
 
 
 @dataclass(frozen=True, eq=False)
 class Largest:
-    """log p(x) that the gap of a guide is taken of; every tensor is [images]."""
+    """The log p(x) that the gap of a guide is taken of. Every tensor is [images]."""
 
     name: str
-    """The estimate that it is on most images, among the lower bounds."""
+    """Name of the estimate that most images take their value from."""
     log_px: Tensor
     replaced: Tensor
-    """Images whose value is that of another estimate, which is above this one beyond chance; bool."""
+    """Images that take their value from another estimate, which is above this one beyond chance; bool."""
     untrusted: Tensor
-    """Images whose value is at least that; bool."""
+    """Images whose value is only a lower bound; bool."""
     at_least: bool
 
 
 def largest(estimates: Estimates, primary: str) -> Largest:
-    """The exact log p(x), or the primary estimate. All others are low in expectation, too: one whose mean is above the
-    primary's beyond their errors takes its place, the largest first; then, image by image, the largest of those that
-    are above it beyond chance. A maximum of all of them would be high by chance. Where a guide is not to be judged by
-    the primary estimate, it begins with the guide's."""
+    """The exact log p(x), or the largest of several estimates.
+
+    The choice starts from the primary estimate, or from importance sampling if the primary one cannot judge a guide.
+    All estimates are low in expectation. If the mean of another one is above it beyond their errors, the one with the
+    largest mean is chosen instead. Then each image takes the largest of the estimates that are above the chosen one
+    beyond chance. The maximum of all estimates would be too high by chance.
+    """
     lower = lower_bounds(estimates)
     none = torch.zeros(len(lower[primary].log_px), dtype=torch.bool)
     if "exact" in estimates:
         return Largest("exact", lower["exact"].log_px, none, none, False)
-    name = primary if estimates[primary].judges_guides else "importance"
+    name = primary if estimates[primary].usable_for_gap else "importance"
     better = [other for other in lower if other != name and above_in_mean(lower[name], lower[other])]
     name = max(better, key=lambda other: lower[other].mean, default=name)
     values, replaced = lower[name].log_px, none
@@ -98,9 +104,9 @@ def largest(estimates: Estimates, primary: str) -> Largest:
 
 
 def disagreement(annealed: Estimate, importance: Estimate) -> tuple[Tensor, Tensor]:
-    """log p(x) by annealing less that by importance sampling, in nats [images]; and where that is beyond 4 of their
-    Monte Carlo errors and the biases that they know of, bool [images]."""
+    """log p(x) by annealing minus that by importance sampling, in nats [images], and True for images where it exceeds 4
+    Monte Carlo errors plus their estimated biases, bool [images]."""
     difference = annealed.log_px - importance.log_px
     error = (annealed.log_px_mc_var + importance.log_px_mc_var).sqrt()
     allowed = 4 * error + annealed.log_px_bias.abs() + importance.log_px_bias.abs()
-    return difference, difference.abs() > allowed  # not where an error is unknown
+    return difference, difference.abs() > allowed  # False where an error is NaN

@@ -1,1 +1,1 @@
-"""What makes a run: its configuration, its directory, and the model, guide and data that these name."""
+"""A run: its configuration, its directory, and the model, guide and data that these describe."""

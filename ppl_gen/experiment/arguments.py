@@ -1,35 +1,86 @@
-"""From the words of a command line to the configuration that they mean, and where its run goes."""
+"""The command line of `fit`: from its words to a configuration. The options that name a run's own classes again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import tyro
 
 from ppl_gen.core import cli, components
+from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.components import Kind
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, starting_config
+from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import RunDirectory
 
 PROGRAM = "python -m ppl_gen.fit"
 
 
 @dataclass(frozen=True)
+class Named:
+    """The user's own classes and images of a run. A run directory never runs code, so a command has to be told them
+    again."""
+
+    model: str | None = None
+    """file.py:Class of the model, if the run was fitted with your own."""
+    guide: str | None = None
+    """file.py:Class of the guide, if the run was fitted with your own."""
+    prior: str | None = None
+    """file.py:Class of the prior, if the run was fitted with your own."""
+    data: str | None = None
+    """file.py:function of the images, if the run was fitted to images of your own function."""
+
+    def restricted(self, run: RunDirectory) -> "Named":
+        """The same options, without the kinds for which a run uses a class of the package. A command that takes several
+        runs has one set of these options for all of them."""
+        again = external_class_options(run.config)
+        return Named(**{kind: name for kind, name in asdict(self).items() if f"--{kind}" in again})
+
+
+class OpensRun(Protocol):
+    """Options with the weights of a run to load, and the device to load them onto."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def device(self) -> str: ...
+
+
+Options = TypeVar("Options", bound=OpensRun)
+
+
+@dataclass(frozen=True)
+class RunCommand(Generic[Options]):
+    """The command line of a command that takes one run."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    options: Annotated[Options, tyro.conf.arg(name="")]
+    named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
+
+    def opening(self) -> dict[str, Any]:
+        """The arguments of `Run.open`."""
+        chosen = {"checkpoint": self.options.checkpoint, "device": self.options.device}
+        return {"path": self.run, **asdict(self.named), **chosen}
+
+
+@dataclass(frozen=True)
 class RunOptions:
-    """Where training starts from, what comes after it, and where it goes."""
+    """The start of training, the evaluation after it, and the run directory."""
 
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Start from the last weights of this run: its model, prior and data, and what fits of its guide. They need not be
-    named again, but for classes of your own."""
+    """Start training from the last weights of this run. Its model, prior and data are taken over, and the weights of
+    its guide that fit. Only classes of your own need to be named again."""
     refit_guide: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Train this guide alone, as --guide names one, against the model of --init-from, which stays as it is."""
+    """Train this guide alone, named as for --guide. The model is the one of --init-from and stays as it is."""
     num_samples: int = 1000
     """Importance samples of z per image for log p(x) after training."""
     out: Path | None = None
-    """The run directory itself; by default runs/<model>-<guide>-<data>-<number>."""
+    """The run directory. By default runs/<model>-<guide>-<data>-<number>."""
     dry_run: bool = False
-    """Only check model, guide and data on 8 images."""
+    """Check model, guide and data on 8 images, and do nothing else."""
 
 
 def options_class(kind: Kind, cls: type) -> type:
@@ -49,8 +100,11 @@ def options_class(kind: Kind, cls: type) -> type:
 
 
 def command_class(base: Config) -> type:
-    """The options of `fit` for a model, a guide, a prior and an objective: their own, and those that all share. The
-    defaults are those of `base`."""
+    """A dataclass of the options of `fit`: the own options of a model, a guide, a prior and an objective, and the
+    options that every fit has.
+
+    :param base: the configuration whose values are the defaults.
+    """
     flat = {
         "model_options": _own_options("model", base.model, base.model_options),
         "data": base.data,
@@ -81,7 +135,7 @@ def _own_options(kind: Any, name: str | None, chosen: Mapping[str, Any]) -> Any:
 
 
 def _check_names(model: str, parts: Mapping[str, Any]) -> None:
-    """Raise `BadInput` for a model with an option that every fit has."""
+    """Raise `BadInput` if an option of a model has the name of an option that every fit has."""
     taken = {"guide", "prior"} | {option.name for part in ("data", "training", "run") for option in fields(parts[part])}
     for option in fields(parts["model_options"]):
         if option.name in taken:
@@ -106,9 +160,9 @@ def _asdict(options: Any) -> Mapping[str, Any]:
 
 
 def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
-    """The configuration that a command line `[MODEL] [options]` means, and where its run goes.
+    """The configuration and the other options of a command line `[MODEL] [options]`.
 
-    :raises BadInput: for a command line that cannot be read, and for a model, guide or prior that is not there.
+    :raises BadInput: for a command line that cannot be read, and for an unknown model, guide or prior.
     """
     named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
     base = _defaults(named[0] if named else None, arguments)
@@ -135,8 +189,8 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
 
 
 def _defaults(model: str | None, arguments: list[str]) -> Config:
-    """The configuration that options change: classes as the command line names them, or as the run has them that it
-    starts from."""
+    """The configuration that the options of a command line change: its classes are those that the command line names,
+    or those of the run that training starts from."""
     flags = ("init-from", "refit-guide", "guide", "prior", "objective")
     chosen = {flag: _value_of(f"--{flag}", arguments) for flag in flags}
     refit = chosen["refit-guide"]
@@ -149,6 +203,6 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
         model = "vae"
     given = Given(model, refit or chosen["guide"], chosen["prior"])
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
-    if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # which may have options
+    if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
         return replace(config, training=replace(config.training, objective=chosen["objective"]))
     return config

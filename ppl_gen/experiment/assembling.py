@@ -1,29 +1,31 @@
-"""From a configuration to a model and a guide, with the weights that training starts from or has ended with."""
+"""Build a model and a guide from a configuration, and load their weights."""
 
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_gen.core.components import construct, takes
+from ppl_gen.core.contracts import ClosedForm, HasPrior, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, Given
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import load_weights, prefixed, tensors_of
 from ppl_gen.inference.callables import evaluating, takes_labels
+from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.statements import adopt
-
-Checkpoint = Literal["last", "best"]
 
 
 def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn.Module, nn.Module]:
-    """Model and guide with the weights that training starts from, on the data's device.
+    """Model and guide on the data's device, with the weights that training starts from.
 
     :param given: classes and instances of the user's own. An instance keeps its weights.
     :raises BadInput: for classes, options or shapes that do not fit one another.
@@ -62,11 +64,20 @@ def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple
     return data.targets("train", rows), *(() if labels is None else (labels[rows],))
 
 
+def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Tensor, ...]) -> Pair:
+    """The pair of a model and a guide, read on images and their labels."""
+    with evaluating(model, guide):
+        pair = Pair.read(model, guide, *images)
+        check_images(pair, *images)
+        return pair
+
+
 def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str, Any]) -> None:
-    """Let another prior answer for the model's `prior()`, and be trained and saved with it."""
+    """Replace the model's `prior()` by that of another prior, which is trained and saved with the model."""
     assert config.prior is not None
     cls = given.find("prior", config.prior)
-    if not hasattr(model, "prior") or supplied["latent_name"] is None:
+    has_prior, closed = offers(model, HasPrior), offers(model, ClosedForm)
+    if not has_prior or supplied["latent_name"] is None:
         raise BadInput(f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site to swap")
     if config.fixed_model and takes(cls, "guide"):
         raise BadInput(f"--prior {config.prior}: is made of the guide, which can't be refitted without it")
@@ -76,13 +87,13 @@ def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str,
     before = model.prior()
     model.add_module("swapped_prior", prior)
     model.prior = prior.prior
-    if hasattr(model, "log_px"):
-        model.log_px = None  # the closed form was that of the model's own prior
+    if closed:
+        model.log_px = None  # the closed form is of the model's own prior
     try:
         with evaluating(model):
             after = model.prior()
             kinds = [_kind(each) for each in (after, before)]
-    except Exception as error:  # somebody else's code, or a prior and a guide that are made of each other
+    except Exception as error:  # user code, or a prior and a guide that need each other
         raise BadInput(f"--prior {config.prior}: prior() fails: {describe(error)}") from error
     if kinds[0] != kinds[1]:
         raise BadInput(f"--prior {config.prior}: is {kinds[0]}, and the latent of {type(model).__name__} {kinds[1]}")
@@ -98,15 +109,15 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
     try:
         with evaluating(model), torch.random.fork_rng([]):
             sites = sample_sites(poutine.trace(model.model).get_trace())
-    except Exception as error:  # somebody else's code
-        name, told = type(model).__name__, describe(error)
-        raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {told}") from error
+    except Exception as error:  # user code
+        name, why = type(model).__name__, describe(error)
+        raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {why}") from error
     latents = [site for site in sites if not site["is_observed"] and site["name"] != "x"]
-    if len(latents) > 1:  # or labels, which are drawn where there are none
+    if len(latents) > 1:  # some may be labels: the model draws those that it is not given
         images = [data.targets("train", slice(2)).cpu()]
         if data.train.labels is not None and takes_labels(model, model):
             images.append(data.train.labels[:2].cpu())
-        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # told when the pair is read
+        with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # raised again when the pair is read
             seen = sample_sites(poutine.trace(model.model).get_trace(*images))
             observed = {site["name"] for site in seen if site["is_observed"]}
             latents = [site for site in latents if site["name"] not in observed]
@@ -118,8 +129,8 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
 # Weights -------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Put the weights of a run into a model and a guide. Returns how far its training is: `epoch`, `step`."""
+def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, checkpoint: Checkpoint) -> Json:
+    """Load the weights of a run into a model and a guide. Returns the progress of its training: `epoch`, `step`."""
     content = run.load_checkpoint()
     if content is None:
         raise BadInput(f"{run.path}: has no checkpoint; train it with --resume {run.path}")
@@ -135,11 +146,11 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
 
 
 def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
-    """Copy the last weights of a run into a model and a guide about to be trained: all of the model's, and of the
-    guide's those that have the name and the shape of one here, so that a model can be given another guide.
+    """Copy the last weights of a run into a model and a guide. The model gets all of its weights. The guide gets those
+    that have the same name and shape in both guides, so that a model can be given another guide.
 
-    :returns: what was taken, in a sentence.
-    :raises BadInput: for a directory that is no run, has no weights, or whose model is another.
+    :returns: a sentence that says which weights were copied.
+    :raises BadInput: for a directory that is no run, a run without weights, and a run of another model.
     """
     run = RunDirectory.open(Path(path))
     content = run.load_checkpoint()

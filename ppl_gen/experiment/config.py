@@ -1,42 +1,44 @@
-"""The configuration of a run, and what a user gives again when the run is opened.
+"""The configuration of a run, and the objects that a user hands over when a run is made or opened.
 
-Importing it imports no torch, so that what only reads runs starts fast.
+Importing it imports no torch, so that commands that only read runs start fast.
 """
 
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import ppl_gen
 from ppl_gen.core import components
 from ppl_gen.core.commands import is_function
-from ppl_gen.core.components import Kind, class_name, find, is_external
+from ppl_gen.core.components import Kind, class_name, find, is_external, kebab_case
 from ppl_gen.core.contracts import defaults_of
+from ppl_gen.core.convert import convert, convert_all
 from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.core.options import flat, option
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 if TYPE_CHECKING:
     from ppl_gen.data.splits import Data
 
 ORIGIN = ("format", "command", "versions", "git_commit", "num_threads", "data_name", "data_notice")
-"""Keys of `config.json` that are no options: where and how the run was made. They do not identify it."""
+"""Keys of `config.json` that record where and how the run was made. They are no options and do not identify the run."""
 KINDS: tuple[Kind, ...] = ("model", "guide", "prior")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines a run.
+    """Every option that determines a run.
 
-    Model, guide and prior are names: of the package's own classes, `file.py:Class`, `package.module:Class`, or, for
-    what was handed over as a Python object, `class:Name` and `instance:Name` (`Given` holds the object).
+    Model, guide and prior are names: a name of the package's own, `file.py:Class`, `package.module:Class`, or
+    `class:Name` and `instance:Name` for an object that was handed over in Python, which `Given` holds.
     """
 
     model: str = option("vae", column="model")
@@ -50,15 +52,15 @@ class Config:
     init_from: str | None = None
     """Directory of the run whose last weights training starts from."""
     fixed_model: bool = False
-    """Train the guide alone."""
+    """Train the guide alone, and keep the model as it is."""
     prior: str | None = option(None, column="prior")
-    """In the place of the model's own."""
+    """Prior that replaces the model's own; None for the model's own."""
     prior_options: Mapping[str, Any] = field(default_factory=dict)
     objective_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the objective that `training` names, beside those that it has itself."""
+    """Options of an objective's class, in addition to those in `training`."""
 
-    def to_json(self, data: "Data", given: "Given | None" = None) -> dict[str, Any]:
-        """The content of `config.json`: every option, with the defaults filled in, and where it was made."""
+    def to_json(self, data: "Data", given: "Given | None" = None) -> Json:
+        """The content of `config.json`: every option with its default filled in, and the origin of the run."""
         import torch
 
         from ppl_gen.data.loading import fingerprint
@@ -74,7 +76,7 @@ class Config:
             }
         return {
             **classes,
-            # The data set that it became, so that nothing is left to what is on disk next time.
+            # The data set that `auto` has chosen, so that the run keeps it whatever is on disk later.
             "data": asdict(self.data) | {"data": data.name if self.data.data == "auto" else self.data.data},
             "data_name": data.name,
             "data_sha256": data.sha256 or fingerprint(self.data.data),
@@ -92,8 +94,13 @@ class Config:
             "command": sys.argv,
         }
 
+    def stem(self, data_name: str) -> str:
+        """Name of a run directory without its number: `vae-normal-mnist`."""
+        parts = [kebab_case(class_name(name)) for name in (self.model, self.guide)]
+        return "-".join([*parts, re.sub(r"[^\w.-]", "-", Path(data_name).name)])  # a file is named without its folder
+
     def resolved(self, given: "Given") -> "Config":
-        """The same with every option of its classes, at its default where none was chosen."""
+        """The same configuration with every option of its classes, at the default where none was chosen."""
         options: dict[str, Any] = {
             f"{kind}_options": _resolved(kind, given.find(kind, getattr(self, kind)), getattr(self, f"{kind}_options"))
             for kind in KINDS
@@ -101,7 +108,8 @@ class Config:
         return replace(self, **options)
 
     def externals(self) -> dict[str, str]:
-        """Names of the user's own code, by option: model, guide, prior, objective, and the function of the images."""
+        """Names of the user's own code, by option: model, guide, prior, objective, and the function that returns the
+        images."""
         named: dict[str, str | None] = {kind: getattr(self, kind) for kind in KINDS}
         named["objective"] = self.training.objective
         found = {kind: name for kind, name in named.items() if name is not None and is_external(name)}
@@ -110,13 +118,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Given:
-    """What a user hands over, since no run directory holds it: classes of their own, instances, and images.
+    """Objects that a user hands over, because no run directory holds them: classes of their own, instances, and images.
 
-    Code is never run because a run directory points to it, so that these are given again whenever a run is opened.
+    A run directory never runs code. The user hands these over again whenever the run is opened.
     """
 
     model: Any = None
-    """A name, `file.py:Class`, a class, or an instance; so are the guide, the prior and the objective."""
+    """A name, `file.py:Class`, a class, or an instance. The guide, the prior and the objective take the same."""
     guide: Any = None
     prior: Any = None
     objective: Any = None
@@ -124,14 +132,14 @@ class Given:
     """Images, as `Run.fit` takes them."""
 
     def names(self) -> dict[Kind, str | None]:
-        """The names that a configuration has for model, guide and prior."""
+        """The names of model, guide and prior in a configuration."""
         given = {kind: getattr(self, kind) for kind in KINDS}
         return {kind: None if each is None else components.name_of(kind, each) for kind, each in given.items()}
 
     def find(self, kind: Kind, name: str | None) -> Any:
-        """The class, or the instance, that a configuration names; None for none.
+        """The class or the instance that a name in a configuration stands for; None for None.
 
-        :raises BadInput: where there is none, or it was not given again.
+        :raises BadInput: for a name that is unknown, or whose object was not handed over again.
         """
         own = getattr(self, kind)
         if name is None or own is None or isinstance(own, str):
@@ -139,20 +147,20 @@ class Given:
         return components.checked(kind, own)
 
     def fingerprint(self, kind: str, name: str | None) -> str | None:
-        """SHA-256 of the code of a class that is not the package's own; None where that is not known."""
+        """SHA-256 of the code of a class outside the package; None if it is unknown."""
         own = getattr(self, kind)
         return None if name is None else components.fingerprint(name if own is None or isinstance(own, str) else own)
 
 
 def _resolved(kind: Kind, found: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of a class, with its value; an instance has none."""
+    """Every option of a class with its value. An instance has none."""
     if not isinstance(found, type):
         return {}
     return {each.name: chosen.get(each.name, each.default) for each in components.options(kind, found)}
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that the package runs from, if it does."""
+    """The commit of the git checkout that the package runs from; None if there is none."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
@@ -165,17 +173,17 @@ def _git_commit() -> str | None:
 
 
 def default_guide(model: Any) -> str:
-    """The guide of a model, a class or its name, where none is named: its own `default_guide`, or `normal`."""
+    """The default guide of a model, given as a class or a name: the class's `default_guide`, or `normal`."""
     return defaults_of(_class(model)).default_guide
 
 
 def training_defaults(model: Any) -> dict[str, Any]:
-    """Defaults of `TrainingOptions` for a model: its own `training_defaults`."""
+    """Defaults of `TrainingOptions` for a model: the class's `training_defaults`."""
     return dict(defaults_of(_class(model)).training_defaults)
 
 
 def data_defaults(model: Any) -> dict[str, Any]:
-    """Defaults of `DataOptions` for a model: its own `data_defaults`."""
+    """Defaults of `DataOptions` for a model: the class's `data_defaults`."""
     return dict(defaults_of(_class(model)).data_defaults)
 
 
@@ -185,17 +193,17 @@ def _class(model: Any) -> type:
 
 
 def starting_config(given: Given, init_from: str | None = None, *, refit_guide: bool = False) -> Config:
-    """The configuration that options change: classes as they are given, or as the run has them that training starts
-    from; options at their defaults, or as that run has them.
+    """The configuration before any option is changed. Classes and options are those of the run that training starts
+    from, if there is one. Otherwise the classes are those that were handed over, with options at their defaults.
 
-    :param refit_guide: train the guide alone, against the model of that run.
-    :raises BadInput: where no model is given, and for a class that is not there.
+    :param refit_guide: train the guide alone, and keep the model of that run.
+    :raises BadInput: if no model is given, and for an unknown class.
     """
     if init_from is not None:
         there = config_of(RunDirectory.open(Path(init_from)), given, swap=True)
         defaults = training_defaults(given.find("model", there.model))
         if refit_guide:
-            defaults.pop("objective", None)  # it was the model's, which stays as it is
+            defaults.pop("objective", None)  # the default objective trains the model, which stays as it is here
         return replace(there, training=TrainingOptions(**defaults), init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
@@ -212,25 +220,36 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
     )
 
 
-def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Config:
-    """A configuration with options by name, as Python has them: those of training, of the data, of `Config`, and the
-    rest of the model's own.
+def _types(kind: Kind, found: Any) -> dict[str, Any]:
+    """The types of the options of a class, by name; an instance has none."""
+    return {each.name: each.type for each in components.options(kind, found)} if isinstance(found, type) else {}
 
-    :raises BadInput: for an option that none of them has.
+
+def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Config:
+    """A configuration with some options changed. Options go by name to training, data, the other fields of `Config`, or
+    the model's own options.
+
+    :raises BadInput: for an unknown option.
     """
-    names = {part: {each.name for each in fields(part)} for part in (TrainingOptions, DataOptions, Config)}
+    names = {part: get_type_hints(part) for part in (TrainingOptions, DataOptions, Config)}
     chosen: dict[Any, dict[str, Any]] = {part: {} for part in names}
     model = given.find("model", config.model)
-    own = [each.name for each in components.options("model", model)] if isinstance(model, type) else []
+    own = _types("model", model)
     for name, value in options.items():
         part = next((part for part, known in names.items() if name in known), None)
         if part is not None:
-            chosen[part][name] = value
+            chosen[part][name] = convert(name, value, names[part][name])
         elif name in own:
-            chosen[Config].setdefault("model_options", {**config.model_options})[name] = value
+            chosen[Config].setdefault("model_options", {**config.model_options})[name] = convert(name, value, own[name])
         else:
             known = sorted(set().union(*names.values(), own) - {*KINDS, "training", "model_options"})
             raise BadInput(f"{name}: is no option of fit{near_miss(name, known)}")
+    classes: dict[Kind, str | None] = {"guide": config.guide, "prior": config.prior}
+    classes["objective"] = chosen[TrainingOptions].get("objective", config.training.objective)
+    for kind, reference in classes.items():
+        if options.get(f"{kind}_options"):
+            types = _types(kind, given.find(kind, reference))
+            chosen[Config][f"{kind}_options"] = convert_all(options[f"{kind}_options"], types, f"{kind}.")
     return replace(
         config,
         data=replace(config.data, **chosen[DataOptions]),
@@ -245,9 +264,9 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
 def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> Config:
     """The configuration of a run.
 
-    :param given: classes of the user's own, named or handed over again; None to read what is recorded and no more.
-    :param swap: let a class that is given take the place of another, with its default options.
-    :raises BadInput: where code outside the package is not given again by the user, or another class is given.
+    :param given: classes of the user's own, named or handed over again; None to read the recorded names only.
+    :param swap: let a class that is handed over replace another one, with its default options.
+    :raises BadInput: if a class outside the package was not handed over again, or another class was.
     """
     content = run.config
     try:
@@ -269,14 +288,14 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
 
 
 def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
-    """The configuration for training on, where the objective is needed again.
+    """The configuration of a run whose training goes on. Its objective is needed again.
 
-    :raises BadInput: where one of the user's own is not given again, or another is given.
+    :raises BadInput: if the user's own objective was not handed over again, or another one was.
     """
     recorded, own = config.training.objective, given.objective
     if own is None:
         if is_external(recorded):
-            raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_again('objective', recorded)}")
+            raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_hint('objective', recorded)}")
         return config
     name = components.name_of("objective", own)
     if class_name(name) != class_name(recorded):
@@ -285,12 +304,15 @@ def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
 
 
 def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, required: bool) -> dict[str, Any]:
-    """The name and the options of a run's model, guide or prior, given the name that the user has for it."""
+    """The name and the options of a run's model, guide or prior.
+
+    :param name: the name that the user has given for it; None if none was given.
+    """
     recorded = run.config.get(kind) if kind == "prior" else run.config[kind]
     options = _tuples(run.config.get(f"{kind}_options", {}))
     if name is None:
         if required and recorded is not None and is_external(recorded):
-            raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; {_again(kind, recorded)}")
+            raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; {_hint(kind, recorded)}")
         name = recorded
     elif recorded is None or class_name(name) != class_name(recorded):
         if not swap:
@@ -299,8 +321,8 @@ def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, requi
     return {kind: name, f"{kind}_options": options}
 
 
-def _again(kind: Kind, recorded: str) -> str:
-    """How a class, or an instance, is given again."""
+def _hint(kind: Kind, recorded: str) -> str:
+    """Instructions to hand over a class or an instance again."""
     origin, _, name = recorded.partition(":")
     if origin in components.OBJECTS:
         return f"it was {origin} {name} of a Python session: Run.open(…, {kind}={name}), or --{kind} FILE.py:{name}"
@@ -308,9 +330,9 @@ def _again(kind: Kind, recorded: str) -> str:
 
 
 def check_same(run: RunDirectory, config: Config, given: Given) -> None:
-    """Raise `BadInput` where a run that is there is not the one that a configuration means."""
+    """Raise `BadInput` if an existing run was made with another configuration or other code."""
     there = config_of(run, given)
-    if config.data.data == "auto":  # the run has the name of what it became
+    if config.data.data == "auto":  # the run records the data set that was chosen
         config = replace(config, data=replace(config.data, data=there.data.data))
     ours, theirs = flat(asdict(config.resolved(given))), flat(asdict(there))
     for name in sorted(ours.keys() | theirs.keys()):
@@ -325,22 +347,24 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
 
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
-    """The names of classes and files of images that are not what they were when the run was made."""
+    """Names of the classes and of the data file whose content has changed since the run was made."""
+    from ppl_gen.data import arrays
     from ppl_gen.data.loading import fingerprint
 
     given = given or Given()
     named = config.externals()
     named.pop("data", None)  # its images are checked, not its code
-    if given.objective is None:  # which none but training needs
+    if given.objective is None:  # only training needs it
         named.pop("objective", None)
     found = {kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()}
-    if run.config.get("data_sha256") is not None and given.data is None and not is_function(config.data.data):
+    by_name = config.data.data != arrays.NAME and not is_function(config.data.data)
+    if run.config.get("data_sha256") is not None and given.data is None and by_name:
         found["data"] = config.data.data, fingerprint(config.data.data)
     return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists are the signatures' tuples."""
+    """A value from JSON with tuples for lists, as signatures have them."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

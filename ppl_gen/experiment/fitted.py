@@ -1,56 +1,34 @@
-"""A run as the rest of the package works on it: its directory, its configuration, model, guide, data and pair."""
+"""A run as the folders above this one use it: directory, configuration, model, guide, data and pair."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.commands import named_again
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.loading import load_data
-from ppl_gen.data.splits import Data, SplitName
-from ppl_gen.experiment.assembling import Checkpoint, assemble, batch, load_checkpoint
+from ppl_gen.data.options import SplitName
+from ppl_gen.data.splits import Data
+from ppl_gen.experiment.assembling import assemble, batch, load_checkpoint, read_pair
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
-from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
-_READ = 8  # images that a pair is read on
-
-
-@dataclass(frozen=True)
-class Named:
-    """Classes of a run that are not the package's own, as a command line names them again."""
-
-    model: str | None = None
-    """file.py:Class of the model, again, if the run was fitted with your own."""
-    guide: str | None = None
-    """file.py:Class of the guide, again, if the run was fitted with your own."""
-    prior: str | None = None
-    """file.py:Class of the prior, again, if the run was fitted with your own."""
-    data: str | None = None
-    """file.py:function of the images, again, if the run was fitted to images of your own function."""
-
-    def given(self) -> Given:
-        return Given(**asdict(self))
-
-    def restricted(self, run: RunDirectory) -> "Named":
-        """What a run has a class of the user's own for. A command that takes several runs has one set of options."""
-        again = named_again(run.config)
-        return Named(**{kind: name for kind, name in asdict(self).items() if f"--{kind}" in again})
+_READ = 8  # number of images that a pair is read on
 
 
 class Chosen(Protocol):
-    """Options of an evaluation that say which images, which weights and which noise."""
+    """Options with the images, the weights and the seed of an evaluation."""
 
     @property
     def split(self) -> SplitName: ...
@@ -62,7 +40,7 @@ class Chosen(Protocol):
 
 @dataclass
 class Assembled:
-    """Model, guide and data, on one device."""
+    """Model, guide and data of a configuration, on one device."""
 
     config: Config
     model: nn.Module
@@ -75,23 +53,24 @@ class Assembled:
         """Model and guide with the weights that training starts from."""
         return cls(config, *assemble(config, data, given), data, given)
 
-    @cached_property
-    def batch(self) -> tuple[Tensor, ...]:
-        """The first few training images, with their labels if the pair takes any."""
-        rows = torch.arange(min(_READ, len(self.data.train)), device=self.data.train.images.device)
+    def first_images(self, count: int) -> tuple[Tensor, ...]:
+        """The first training images, with their labels if the pair takes any."""
+        rows = torch.arange(min(count, len(self.data.train)), device=self.data.train.images.device)
         return batch(self.model, self.guide, self.data, rows)
 
     @cached_property
+    def batch(self) -> tuple[Tensor, ...]:
+        """The first 8 training images, with their labels if the pair takes any."""
+        return self.first_images(_READ)
+
+    @cached_property
     def pair(self) -> Pair:
-        """Model and guide, read on `batch`."""
-        with evaluating(self.model, self.guide):
-            pair = Pair.read(self.model, self.guide, *self.batch)
-            check_images(pair, *self.batch)
-            return pair
+        """The pair of model and guide, read on `batch`."""
+        return read_pair(self.model, self.guide, self.batch)
 
     @cached_property
     def objective(self) -> Objective:
-        """The objective of training. Weights of its own are drawn from the seed."""
+        """The training objective. If it has weights, they are drawn from the seed."""
         training, given = self.config.training, self.given.objective
         with torch.random.fork_rng([]):
             torch.manual_seed(training.seed)
@@ -119,17 +98,17 @@ class Assembled:
 
     @property
     def takes_labels(self) -> bool:
-        """Whether the model or the guide takes labels y."""
+        """True if the model or the guide takes labels y."""
         return takes_labels(self.model, self.guide)
 
     def images(self, split: SplitName, count: int | None = None) -> tuple[Tensor, ...]:
-        """The first targets of a split, with their labels if the pair takes any."""
+        """The first images of a split as targets, with their labels if the pair takes any."""
         x, labels = self.data.targets(split)[:count], self.data.split(split).labels
         return (x,) if labels is None or not self.takes_labels else (x, labels[:count])
 
     @contextmanager
     def estimating(self, seed: int) -> Iterator[None]:
-        """Eval mode, products in full float32 and noise from `seed`; all restored after."""
+        """Eval mode, matrix products in full float32, and noise from `seed`. All are restored afterwards."""
         device = self.data.train.images.device
         devices = [device] if device.type == "cuda" else []
         with evaluating(self.model, self.guide), matmul_precision(), torch.random.fork_rng(devices):
@@ -137,15 +116,15 @@ class Assembled:
             yield
 
     def within(self, directory: RunDirectory) -> "Fitted":
-        """The same, with a run directory."""
+        """The same model, guide and data, with a run directory."""
         fitted = Fitted(self.config, self.model, self.guide, self.data, self.given, directory)
-        vars(fitted).update(vars(self))  # the pair that was read
+        vars(fitted).update(vars(self))  # keeps cached values, such as the pair
         return fitted
 
 
 @dataclass
 class Fitted(Assembled):
-    """A run: model, guide and data with the directory that holds their files."""
+    """Model, guide and data of a run, with its directory."""
 
     directory: RunDirectory
 
@@ -153,13 +132,15 @@ class Fitted(Assembled):
     def open(
         cls, path: str | Path, given: Given | None = None, *, checkpoint: Checkpoint = "last", device: str = "auto"
     ) -> "Fitted":
-        """A run with the weights of a checkpoint. Warns on standard error of code that has changed since.
+        """A run with the weights of a checkpoint. Warns on standard error if code has changed since the run was made,
+        or if training was not finished.
 
-        :param given: classes, instances and images of the user's own, again.
-        :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
-        :param device: auto, cpu or cuda.
-        :raises BadInput: for a directory that is no run, a damaged checkpoint, one that does not match its config, code
-            or images that are not given again, and a device that is not there.
+        :param given: classes, instances and images of the user's own, handed over again.
+        :param checkpoint: `last`: the weights after the last epoch; `best`: those after the epoch with the best
+            validation ELBO.
+        :param device: `auto`, `cpu` or `cuda`.
+        :raises BadInput: for a directory that is no run, a checkpoint that is damaged or does not match the
+            configuration, code or images that are not handed over again, and a missing device.
         """
         given = given or Given()
         directory = RunDirectory.open(Path(path))
@@ -174,8 +155,8 @@ class Fitted(Assembled):
             print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
         return fitted
 
-    def provenance(self, options: Chosen) -> dict[str, Any]:
-        """Which pair a summary is of, and which images."""
+    def provenance(self, options: Chosen) -> Json:
+        """The keys of a result that record its model, guide, images, weights and seeds."""
         return {
             "model": self.config.model,
             "guide": self.config.guide,
@@ -191,7 +172,7 @@ class Fitted(Assembled):
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` names here. Raises `BadInput` for cuda where there is none."""
+    """The device for `auto`, `cpu` or `cuda`. Raises `BadInput` for `cuda` on a machine without one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -202,13 +183,18 @@ def resolve_device(name: str) -> torch.device:
 def same_data(directory: RunDirectory, config: Config, given: Given) -> Data:
     """The images of a run.
 
-    :raises BadInput: where images that were handed over again are others.
+    :raises BadInput: if the images that are handed over differ from the recorded ones.
     """
     data = load_data(config.data, given.data)
+    check_same_images(directory, data)
+    return data
+
+
+def check_same_images(directory: RunDirectory, data: Data) -> None:
+    """Raise `BadInput` for images that were handed over again and are not those of the run."""
     recorded = directory.config.get("data_sha256")
     if data.sha256 is not None and recorded is not None and data.sha256 != recorded:
         raise BadInput(
-            f"--data array: {directory.path} was fitted to other images: their SHA-256 begins with {recorded[:8]}, "
-            f"that of these with {data.sha256[:8]}"
+            f"--data {data.name}: {directory.path} was fitted to other images: their SHA-256 begins with "
+            f"{recorded[:8]}, that of these with {data.sha256[:8]}"
         )
-    return data

@@ -1,27 +1,24 @@
-"""A run's model, guide and data, as separate objects."""
+"""`load`: model, guide and data of a run as separate objects."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.assembling import Checkpoint, batch
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.checks import check_images
-from ppl_gen.inference.pair import Pair
+from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import Json
 
 
 class Loaded(NamedTuple):
-    """What `load` returns."""
+    """The four results of `load`, by name."""
 
     model: nn.Module
     guide: nn.Module
     data: Data
-    config: dict[str, Any]
+    config: Json
 
 
 def load(
@@ -34,26 +31,17 @@ def load(
     checkpoint: Checkpoint = "last",
     device: str = "cpu",
 ) -> Loaded:
-    """Model, guide, data and configuration of a run; model and guide as for evaluation, without dropout and with the
-    moments that batch normalization has learned, until `train()` is called.
+    """Model, guide, data and configuration of a run. Model and guide are in eval mode until `train()` is called:
+    without dropout, and with the moments that batch normalization has learned.
 
-    :param guide: the `file.py:Class`, the class or the instance of a run that was fitted with a guide of your own. It
-        must be given again: code is never run because a run directory points to it.
-    :param model: likewise for a model of your own.
-    :param prior: likewise for a prior.
-    :param data: the images, again, of a run that was fitted to images of your own.
-    :param checkpoint: the last weights, or those of the epoch with the best validation ELBO.
+    :param guide: the `file.py:Class`, the class or the instance of the guide, if the run was fitted with your own. It
+        must be handed over again: a run directory never runs code.
+    :param model: the model, if it is your own.
+    :param prior: the prior, if it is your own.
+    :param data: the images, if the run was fitted to images of your own.
+    :param checkpoint: `last`: the weights after the last epoch; `best`: those after the epoch with the best validation
+        ELBO.
     :raises BadInput: for a directory that is no run, a damaged checkpoint, or one that does not match its config.
     """
     fitted = Fitted.open(run, Given(model, guide, prior, data=data), checkpoint=checkpoint, device=device)
     return Loaded(fitted.model.eval(), fitted.guide.eval(), fitted.data, fitted.directory.config)
-
-
-def read_pair(model: nn.Module, guide: nn.Module, data: Data, count: int = 8) -> tuple[Pair, tuple[Tensor, ...]]:
-    """The pair as read on the first few training images, and these images with their labels."""
-    index = torch.arange(min(count, len(data.train)), device=data.train.images.device)
-    images = batch(model, guide, data, index)
-    with evaluating(model, guide):
-        pair = Pair.read(model, guide, *images)
-        check_images(pair, *images)
-        return pair, images

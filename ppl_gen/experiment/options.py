@@ -1,4 +1,4 @@
-"""Options of training. Importing them imports no torch, so that what only reads runs starts fast."""
+"""Options of training. Importing them imports no torch, so that commands that only read runs start fast."""
 
 import math
 from dataclasses import dataclass
@@ -7,56 +7,63 @@ from typing import Literal
 from ppl_gen.core.errors import BadInput, require, require_choices
 from ppl_gen.core.options import option
 
+Checkpoint = Literal["last", "best"]
+"""`last`: the weights after the last epoch; `best`: those after the epoch with the best validation ELBO."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train."""
+    """Options of training."""
 
     epochs: int = option(20, column="epochs")
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step."""
     learning_rate: float = 1e-3
-    """Of Adam, and of Muon in Adam's units; the peak of a schedule."""
+    """Learning rate of Adam, and of Muon in Adam's units. With a schedule, its highest value."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
-    """cosine: falls to 0; one-cycle: rises for 30 % of the steps, then falls to 0, both as a cosine."""
+    """Schedule of the learning rate. cosine: falls to 0. one-cycle: rises for 30 % of the steps, then falls to 0, both
+    as a cosine."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """muon: steps along the matrix nearest to a weight matrix's momentum that is orthogonal, and Adam for what is no
-    matrix (Jordan et al. 2024; `torch.optim.Muon`). Fewer epochs in larger batches, at more time a step."""
+    """Optimizer. muon: a step along the orthogonal matrix nearest to the momentum of each weight matrix, and Adam for
+    all other parameters (Jordan et al. 2024; `torch.optim.Muon`). It needs fewer epochs with larger batches, and more
+    time for a step."""
     adam_beta1: float = 0.9
-    """Of Adam: the decay of its mean gradient."""
+    """Decay of Adam's mean of the gradient."""
     clip_grad_norm: float | None = None
-    """Scale gradients whose norm is larger down to this."""
+    """Largest norm of a gradient. A longer gradient is scaled down to it. By default there is no limit."""
     objective: str = option("elbo", column="objective")
-    """elbo, elbo-analytic-kl, stl, beta, iwae, dreg, renyi; vimco, rws, wake-sleep for guides of discrete z, or any;
-    adversarial; or file.py:Class."""
+    """Training objective: elbo, elbo-analytic-kl, stl, beta, iwae, dreg or renyi; vimco, rws or wake-sleep, which suit
+    guides of discrete z as well; adversarial, for a GAN; or file.py:Class."""
     num_particles: int = option(1, column="objective")
-    """Samples of z per image in each step: K of iwae, dreg, renyi, vimco, rws, wake-sleep; the others average over
-    them."""
+    """Samples of z per image in each step. iwae, dreg, renyi, vimco, rws and wake-sleep combine them in one bound
+    (their K). The other objectives average over them."""
     alpha: float | None = None
-    """Order of the objective renyi; 0.5 by default."""
+    """Order of the Rényi bound, for the objective renyi. By default 0.5."""
     beta: float | None = None
-    """Weight of the KL term in the objective beta; 4 by default."""
+    """Weight of the KL term, for the objective beta. By default 4."""
     kl_warmup: int = option(0, column="objective")
-    """Epochs over which the weight of the KL term rises from 0 to 1; 0: none."""
+    """Epochs over which the weight of the KL term rises from 0 to 1. 0: no warm-up."""
     seed: int = option(0, identifies=False, column="seeds")
-    """Of weights, order of images and noise."""
+    """Seed of the initial weights, the order of the images and the noise."""
     device: Literal["auto", "cpu", "cuda"] = option("auto", identifies=False)
-    """auto: cuda where there is one."""
+    """Device to train on. auto: cuda if there is one, else cpu."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 matrix products in training: highest is float32; high and medium allow TF32 and bfloat16, where
-    the hardware has them (on CPUs, medium alone: bfloat16). Evaluation always uses highest."""
+    """Precision of float32 matrix products in training. highest: float32. high and medium: TF32 or bfloat16 if the
+    hardware has them (on CPUs medium alone: bfloat16). Evaluation always uses highest."""
     capture: bool = option(False, identifies=False)
-    """Record the operations of a step once, and run them without Pyro and autograd: the same numbers but for rounding,
-    in less time where layers are small. For pairs that do the same at every step; each epoch ends with a check."""
+    """Record the operations of a step once, and run the record without Pyro and autograd. The numbers are the same up
+    to rounding. It saves time where layers are small. The pair must do the same operations at every step; each epoch
+    ends with a check of this."""
     checkpoint_every: int = option(1, identifies=False)
     """Epochs between checkpoints."""
     max_hours: float = option(24.0, identifies=False)
-    """Refuse training by enumeration that is estimated to take longer."""
+    """Longest estimated time, in hours, that training by enumeration may take. A longer one is refused."""
     patience: int | None = None
-    """Stop when the validation ELBO has not risen above its best for this many epochs; by default never."""
+    """Stop training when the validation ELBO has not reached a new best value for this many epochs. By default training
+    never stops early."""
     tensorboard: bool = option(False, identifies=False)
-    """Write the curves for TensorBoard, into the run's tensorboard/."""
+    """Write the learning curves for TensorBoard, to tensorboard/ in the run directory."""
 
     def __post_init__(self) -> None:
         from ppl_gen.inference.objectives import check as check_objective
@@ -84,7 +91,7 @@ class TrainingOptions:
         require(0 < self.max_hours < math.inf, "max_hours", self.max_hours, "must be above 0, and finite")
 
     def rate(self, step: int, total: int) -> float:
-        """Learning rate of step `step` of `total`."""
+        """Learning rate of step `step` out of `total`."""
         done = step / total
         if self.schedule == "cosine":
             return self.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -1,4 +1,4 @@
-"""The runs of a sweep: every combination of classes, options and seeds, each with a name of its own."""
+"""Plan of the runs of a sweep: every combination of classes, options and seeds, each with a name of its own."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,17 @@ from torch import nn
 from ppl_gen.core.components import Kind, class_name, kebab_case, name_of
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Given
+from ppl_gen.experiment.run_directory import Json
 
 
 class Planned(NamedTuple):
-    """A run that is to be."""
+    """A run to be made."""
 
     path: Path
     given: Given
-    """Its classes."""
-    options: dict[str, Any]
-    """The options that vary, and the seed."""
+    """Classes of the run."""
+    options: Json
+    """Options that vary between the runs, and the seed."""
 
 
 def combinations(
@@ -31,12 +32,12 @@ def combinations(
     seeds: Sequence[int],
     out: str | Path | None = None,
 ) -> list[Planned]:
-    """Every combination, in order.
+    """The runs of every combination, in order.
 
-    :param guides: each as `Run.fit` takes it; None for the model's own. So are priors and objectives.
+    :param guides: guides as `Run.fit` takes them; None for the model's own. Priors and objectives take the same.
     :param vary: values by the name of an option.
     :param out: the folder of the run directories; by default `runs/<model>`.
-    :raises BadInput: for an instance, which two runs would share, and where two runs would have one name.
+    :raises BadInput: for an instance, which two runs would share, and if two runs would have the same name.
     """
     for each in (model, *guides, *priors, *objectives):
         if isinstance(each, nn.Module):
@@ -57,7 +58,7 @@ def combinations(
 
 
 def label(kind: Kind, reference: Any) -> str:
-    """A class in the name of a run: `my-guide`."""
+    """The part of a run's name that stands for a class: `my-guide`."""
     return kebab_case(class_name(name_of(kind, reference)))
 
 

@@ -21,10 +21,12 @@ import numpy as np
 
 from ppl_gen.core.errors import BadInput
 
-if TYPE_CHECKING:  # who only reads JSON need not wait for torch
+if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
     import xarray
     from torch import Tensor
 
+Json = dict[str, Any]
+"""Content of a JSON object."""
 FORMAT = 1
 """Version of the layout. A run from a later version is refused."""
 GROUP = "evaluation"
@@ -34,39 +36,40 @@ GROUP = "evaluation"
 class RunDirectory:
     """A directory with the files of one run."""
 
-    def __init__(self, path: Path, config: dict[str, Any], *, writes: bool = True):
+    def __init__(self, path: Path, config: Json, *, writes: bool = True):
         self.path = path
         self.config = config
         self.writes = writes
-        """Whether anything is: of several processes, one does."""
+        """True if this process writes files. Of several processes, one does."""
         self.loaded: int | None = None
-        """Steps of training behind the weights that were loaded from it, if any were."""
+        """Training steps of the weights that were loaded from here; None if none were."""
 
     @classmethod
-    def create(cls, out: Path | None, stem: str, config: dict[str, Any]) -> "RunDirectory":
-        """A new run directory, complete with its `config.json` from the first moment that it exists.
+    def create(cls, out: Path | None, stem: str, config: Json) -> "RunDirectory":
+        """A new run directory. It holds a complete `config.json` from the moment it exists.
 
-        :param out: the directory; if None, `runs/<stem>-<number>` with the first number that is free.
-        :raises BadInput: if it exists or cannot be written.
+        :param out: the directory; None for `runs/<stem>-<number>` with the first free number.
+        :raises BadInput: if it exists already or cannot be written.
         """
         parent = Path("runs") if out is None else out.parent
         check_new(out)
         config = {"format": FORMAT, **config}
         scratch = parent / f".{stem.replace('/', '-')}-{os.getpid()}.tmp"
-        with _told(parent):
+        with _readable_errors(parent):
             parent.mkdir(parents=True, exist_ok=True)
             scratch.mkdir()
             try:
                 _write(scratch / "config.json", to_json(config).encode())
                 path = out or next(p for n in itertools.count(1) if not (p := parent / f"{stem}-{n}").exists())
-                os.rename(scratch, path)  # fails on a directory that another process has filled meanwhile
+                os.rename(scratch, path)  # fails if another process has made it meanwhile
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return cls(path, config)
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """An existing run. Raises `BadInput` if it is none, is damaged, or is from a later version."""
+        """An existing run. Raises `BadInput` for a directory that is no run, is damaged, or was made by a later
+        version."""
         file = path / "config.json"
         if not path.is_dir():
             raise BadInput(f"{path}: no such run directory")
@@ -87,19 +90,19 @@ class RunDirectory:
 
     # JSON, arrays and pictures ---------------------------------------------------------------------------------
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def write_json(self, name: str, content: Json) -> None:
         self._write(name, to_json(content).encode())
 
     def _write(self, name: str, content: bytes) -> None:
         if self.writes:
-            with _told(self.path):
+            with _readable_errors(self.path):
                 _write(self.path / name, content)
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> Json | None:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
-            content = _infinite(json.loads(path.read_text(encoding="utf-8")))
+            content = _python_content(json.loads(path.read_text(encoding="utf-8")))
             if not isinstance(content, dict):
                 raise ValueError("not an object")
             return content
@@ -109,24 +112,24 @@ class RunDirectory:
             raise BadInput(f"{path}: damaged ({error}); delete it and evaluate again") from None
 
     def per_image(self) -> "xarray.Dataset":
-        """The content of `evaluation.nc`. Whatever its libraries raise where it is damaged is for the caller."""
+        """The content of `evaluation.nc`. If the file is damaged, xarray and h5netcdf raise errors of many kinds."""
         import xarray
 
         with xarray.open_dataset(self.path / "evaluation.nc", group=GROUP, engine="h5netcdf") as dataset:
             return dataset.load()
 
     def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Let `write` make the file under a temporary name, then put it in place."""
+        """Let `write` make a file under a temporary name, then rename it."""
         if self.writes:
             write_file(self.path / name, write)
 
     def add_array(self, name: str, key: str, values: "np.ndarray") -> None:
-        """Put an array into an .npz file of the run, in the place of one with its key."""
+        """Write an array to an .npz file of the run. It replaces the array with the same key."""
         arrays = self.arrays(name) | {key: values}
         self.write_file(name, lambda path: np.savez_compressed(path, **arrays))  # type: ignore[arg-type]
 
     def arrays(self, name: str) -> "dict[str, np.ndarray]":
-        """The arrays of an .npz file of the run; none if there is no such file, or it is damaged."""
+        """The arrays of an .npz file of the run; empty if there is no such file, or it is damaged."""
         try:
             with np.load(self.path / name) as file:
                 return dict(file)
@@ -135,20 +138,20 @@ class RunDirectory:
 
     # Metrics ---------------------------------------------------------------------------------------------------
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: Json) -> None:
         if not self.writes:
             return
-        with _told(self.path), open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(_finite(line)) + "\n")
+        with _readable_errors(self.path), open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(_json_content(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of `metrics.jsonl`; a line cut off by a kill ends the list."""
+    def metrics(self) -> list[Json]:
+        """The complete lines of `metrics.jsonl`. A line that was cut off when the process was killed ends the list."""
         lines = []
         try:
             for text in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                line = _infinite(json.loads(text))
+                line = _python_content(json.loads(text))
                 if not isinstance(line, dict):
                     break
                 lines.append(line)
@@ -156,9 +159,18 @@ class RunDirectory:
             pass
         return lines
 
+    @property
+    def last(self) -> Json:
+        """The last line of `metrics.jsonl`; empty if there is none."""
+        return (self.metrics() or [{}])[-1]
+
+    def finished(self, epochs: int) -> bool:
+        """True if training has reached this number of epochs, or was stopped early."""
+        return self.last.get("epoch", 0) >= epochs or self.last.get("stopped", False)
+
     def cut_metrics(self, step: int) -> None:
-        """Drop what was measured after `step`."""
-        kept = [json.dumps(_finite(line)) + "\n" for line in self.metrics() if line["step"] <= step]
+        """Drop the lines of `metrics.jsonl` after a step."""
+        kept = [json.dumps(_json_content(line)) + "\n" for line in self.metrics() if line["step"] <= step]
         self._write("metrics.jsonl", "".join(kept).encode())
 
     # Checkpoint ------------------------------------------------------------------------------------------------
@@ -167,8 +179,8 @@ class RunDirectory:
     def checkpoint_path(self) -> Path:
         return self.path / "checkpoint.safetensors"
 
-    def save_checkpoint(self, tensors: "Mapping[str, Tensor]", state: dict[str, Any]) -> None:
-        """Tensors by name, and a JSON object of everything else."""
+    def save_checkpoint(self, tensors: "Mapping[str, Tensor]", state: Json) -> None:
+        """Write tensors by name, and all other state as a JSON object."""
         if not self.writes:
             return
         from safetensors.torch import save
@@ -177,8 +189,8 @@ class RunDirectory:
         metadata = {"state": json.dumps(state), "crc32": str(_checksum(tensors))}
         self._write(self.checkpoint_path.name, save(tensors, metadata))
 
-    def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
-        """What `save_checkpoint` wrote; None if nothing was. Raises `BadInput` if it is damaged."""
+    def load_checkpoint(self) -> "tuple[dict[str, Tensor], Json] | None":
+        """The tensors and the state of the checkpoint; None if there is none. Raises `BadInput` if it is damaged."""
         from safetensors import safe_open
 
         path = self.checkpoint_path
@@ -190,33 +202,36 @@ class RunDirectory:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = json.loads(metadata["state"])
             intact = metadata["crc32"] == str(_checksum(tensors))
-        except Exception as error:  # safetensors has no one error of its own
+        except Exception as error:  # safetensors raises errors of many kinds
             raise BadInput(f"{path}: damaged, or no checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
         if not intact:
             raise BadInput(f"{path}: damaged: its checksum does not match")
         return tensors, state
 
     def step(self) -> int | None:
-        """Steps of training behind the weights in the checkpoint; None if there is none to be read."""
+        """Number of training steps of the weights in the checkpoint; None if it is missing or cannot be read."""
         from safetensors import safe_open
 
         try:
             with safe_open(self.checkpoint_path, framework="np") as file:
                 step: int = json.loads(file.metadata()["state"])["step"]
                 return step
-        except Exception:  # safetensors has no one error of its own; whoever needs the weights is told
+        except Exception:  # safetensors raises errors of many kinds; `load_checkpoint` reports them
             return None
 
-    def stale(self, found: dict[str, Any]) -> bool:
-        """Whether the weights that a summary is of were trained on since."""
+    def stale(self, found: Json) -> bool:
+        """True if the weights were trained on after a result was made of them.
+
+        :param found: the content of the result's JSON file.
+        """
         now = self.step()
         return now is not None and found.get("training_step", now) != now
 
 
 def write_file(final: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file under a temporary name, then put it in place."""
+    """Let `write` make a file under a temporary name, then rename it."""
     scratch = final.with_name(f".{final.name}.tmp{final.suffix}")
-    with _told(final.parent):
+    with _readable_errors(final.parent):
         final.parent.mkdir(exist_ok=True)
         try:
             write(scratch)
@@ -226,7 +241,7 @@ def write_file(final: Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_new(out: Path | None) -> None:
-    """Raise `BadInput` early if a run directory exists, or cannot be made."""
+    """Raise `BadInput` if a run directory exists already or cannot be made, before any work is done."""
     if out is None:
         return
     if out.exists():
@@ -237,8 +252,8 @@ def check_new(out: Path | None) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """A full disk or a missing permission, told in a sentence."""
+def _readable_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError`, such as a full disk or a missing permission, into a `BadInput`."""
     try:
         yield
     except OSError as error:
@@ -261,28 +276,28 @@ def _write(path: Path, content: bytes) -> None:
 
 def to_json(content: Any) -> str:
     """Indented JSON, as in the files of a run."""
-    return json.dumps(_finite(content), indent=2) + "\n"
+    return json.dumps(_json_content(content), indent=2) + "\n"
 
 
 _INFINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
-def _finite(content: Any) -> Any:
-    """JSON has neither NaN nor infinity: a number that does not exist is null, and an infinite one the string
-    "Infinity" or "-Infinity", which `float` reads. A term that does not exist is absent."""
+def _json_content(content: Any) -> Any:
+    """Content that JSON can hold. NaN becomes null, and an infinite number the string "Infinity" or "-Infinity", which
+    `float` reads."""
     if isinstance(content, dict):
-        return {str(key): _finite(value) for key, value in content.items()}
+        return {str(key): _json_content(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [_json_content(value) for value in content]
     return _INFINITE.get(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _infinite(content: Any) -> Any:
-    """What `_finite` was given, but for null."""
+def _python_content(content: Any) -> Any:
+    """The inverse of `_json_content`, except that null stays None."""
     if isinstance(content, dict):
-        return {key: _infinite(value) for key, value in content.items()}
+        return {key: _python_content(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [_infinite(value) for value in content]
+        return [_python_content(value) for value in content]
     return float(content) if isinstance(content, str) and content in _INFINITE.values() else content
 
 

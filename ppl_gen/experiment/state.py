@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as tensors by name: of modules, optimizers and random number generators."""
+"""The tensors of a checkpoint, by name: of modules, optimizers and random number generators."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from ppl_gen.experiment.run_directory import RunDirectory
 
 
 def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
-    """Every parameter and persistent buffer once, under the first of its names."""
+    """Every parameter and persistent buffer, under its first name if it has several."""
     seen: set[int] = set()
     tensors = {}
     for name, tensor in modules.state_dict(keep_vars=True).items():
@@ -24,8 +24,7 @@ def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
 
 @contextmanager
 def unchanged(modules: nn.Module) -> Iterator[None]:
-    """Parameters and buffers, whether a module is in training, and the random number generators are afterwards as they
-    were."""
+    """Restore parameters, buffers, training mode and random number generators when the block ends."""
     tensors = [(tensor, tensor.detach().clone()) for tensor in (*modules.parameters(), *modules.buffers())]
     states = [(part, part.training) for part in modules.modules()]
     devices = [tensor.device for tensor, _ in tensors[:1] if tensor.is_cuda]
@@ -37,12 +36,12 @@ def unchanged(modules: nn.Module) -> Iterator[None]:
             part.training = training
         with torch.no_grad():
             for tensor, before in tensors:
-                if not torch.equal(tensor, before):  # a NaN is put back, too
+                if not torch.equal(tensor, before):  # unequal for NaN, which is restored, too
                     tensor.copy_(before)
 
 
 def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: RunDirectory) -> None:
-    """Copy weights by name into model and guide. Raises `BadInput` if they are not those that the config describes."""
+    """Copy weights by name into model and guide. Raises `BadInput` if they do not match the run's configuration."""
     own = tensors_of(modules)
     for name in sorted(own.keys() | tensors.keys()):
         if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
@@ -52,7 +51,7 @@ def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: RunDir
 
 
 def snapshot(modules: nn.ModuleDict, optimizers: dict[str, Optimizer]) -> dict[str, Tensor]:
-    """What the next step depends on: weights, the optimizers' state, and that of the random number generators."""
+    """The tensors that the next step depends on: weights, and the states of optimizers and random number generators."""
     tensors = {f"last.{name}": tensor for name, tensor in tensors_of(modules).items()}
     for name, part in optimizers.items():
         for index, values in part.state_dict()["state"].items():
@@ -66,7 +65,7 @@ def snapshot(modules: nn.ModuleDict, optimizers: dict[str, Optimizer]) -> dict[s
 def restore(
     modules: nn.ModuleDict, optimizers: dict[str, Optimizer], tensors: dict[str, Tensor], run: RunDirectory
 ) -> None:
-    """Put back what `snapshot` took. Raises `BadInput` as `load_weights` does."""
+    """Restore the tensors of a `snapshot`. Raises `BadInput` as `load_weights` does."""
     load_weights(modules, prefixed(tensors, "last."), run)
     for part_name, part in optimizers.items():
         content = part.state_dict()
@@ -80,5 +79,5 @@ def restore(
 
 
 def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with the prefix, without it."""
+    """The tensors whose names start with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,2 +1,2 @@
-"""Pictures, one kind a file: functions from arrays to a matplotlib `Figure`, beside the captions of what they draw.
-They touch neither disk nor global state, and know no model and no run."""
+"""Pictures, one kind a file: functions that turn arrays into a matplotlib `Figure`, and the captions of these pictures.
+They use no disk, no global state, no model and no run."""

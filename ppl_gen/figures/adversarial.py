@@ -1,8 +1,8 @@
-"""A generator and a discriminator through training."""
+"""Learning curves of a generator and a discriminator."""
 
 import math
-from typing import Any
 
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
@@ -14,7 +14,7 @@ CAPTIONS = {
 }
 
 
-def adversarial_curves(metrics: list[dict[str, Any]]) -> Figure:
+def adversarial_curves(metrics: list[Json]) -> Figure:
     """Losses, means of the discriminator, and the value function, from the lines of `metrics.jsonl`."""
     figure = Figure(figsize=(10, 3.7), layout="constrained")
     panels = {
@@ -32,8 +32,8 @@ def adversarial_curves(metrics: list[dict[str, Any]]) -> Figure:
         axes.grid(alpha=0.3)
     bounded = all(0 <= line["train"]["d_real"] <= 1 and 0 <= line["train"]["d_fake"] <= 1 for line in metrics)
     if bounded:
-        figure.axes[2].axhline(-math.log(4), color="0.5", linestyle=":", label="−log 4, where the two have met")
-    for axes in figure.axes:  # below, where it hides no part of a curve
+        figure.axes[2].axhline(-math.log(4), color="0.5", linestyle=":", label="−log 4, the optimum")
+    for axes in figure.axes:  # below the axes, so that it covers no curve
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     figure.suptitle("Adversarial training, measured on training images and as many samples", fontsize=11)
     return figure

@@ -1,10 +1,11 @@
-"""How far the bound is from log p(x)."""
+"""The distance of the bound from log p(x)."""
 
 from typing import Any
 
 import numpy as np
 
 from ppl_gen.core.tables import fixed
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
@@ -20,26 +21,26 @@ CAPTIONS = {
     ),
 }
 
-_LEAST = 0.02  # nats that an axis shows: closer than that is rounding
+_LEAST = 0.02  # smallest range of an axis in nats: differences below it are rounding
 
 
-def captions(summary: dict[str, Any]) -> dict[str, Caption]:
-    """`CAPTIONS` with the numbers of an `evaluation.json`."""
-    importance = summary.get("log_px_importance", summary["log_px"])
+def captions(summary: Json) -> dict[str, Caption]:
+    """`CAPTIONS` with numbers from an `evaluation.json`."""
+    importance = summary.get("log_px_importance") or summary["log_px"]
     elbo, log_px, gap = (fixed(entry["mean"]) for entry in (summary["elbo"], importance, summary["gap"]))
-    told = {
+    numbers = {
         "bound_against_k": f" from {elbo} nats at k = 1 to {log_px} at k = {importance['num_samples']}",
         "gap_histogram": f"; its mean is {gap} nats",
     }
-    return {name: caption.told(told[name]) for name, caption in CAPTIONS.items()}
+    return {name: caption.with_numbers(numbers[name]) for name, caption in CAPTIONS.items()}
 
 
-def bound_against_k(summary: dict[str, Any]) -> Figure:
+def bound_against_k(summary: Json) -> Figure:
     """The IWAE bound against k, from the ELBO at k = 1 to log p(x) at k = S, from an `evaluation.json`."""
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
     exact = summary["log_px"] if summary["log_px"]["estimator"] == "exact" else summary.get("log_px_exact")
-    importance = summary.get("log_px_importance", summary["log_px"])
+    importance = summary.get("log_px_importance") or summary["log_px"]
     points = {int(k): entry["mean"] for k, entry in summary["iwae"].items()}
     points[importance["num_samples"]] = importance["mean"]
     k = sorted(points)
@@ -47,7 +48,7 @@ def bound_against_k(summary: dict[str, Any]) -> Figure:
     level, label = importance["mean"], f"log p(x) ≥ {importance['mean']:.2f}, S = {importance['num_samples']}"
     others = [summary[key] for key in ("log_px", "log_px_annealed") if key in summary]
     annealed = [entry["mean"] for entry in others if entry["estimator"] == "annealed"]
-    if annealed and annealed[0] > level:  # both are low in expectation
+    if annealed and annealed[0] > level:  # both are low in expectation, so the larger is nearer
         level, label = annealed[0], f"log p(x) ≥ {annealed[0]:.2f}, annealed"
     if exact is None and summary["gap"]["mean"] is not None:
         largest = summary["elbo"]["mean"] + summary["gap"]["mean"]
@@ -73,10 +74,10 @@ def bound_against_k(summary: dict[str, Any]) -> Figure:
 
 
 def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False) -> Figure:
-    """Histogram over images of log p(x) - ELBO in nats; images whose log p(x) is not settled are hatched. An infinite
-    gap is not in it, but counted in the title.
+    """Histogram over images of log p(x) - ELBO in nats. Images whose log p(x) is only a lower bound are hatched.
+    Infinite gaps are counted in the title alone.
 
-    :param at_least: whether the mean is at least what it is, whatever is known of single images.
+    :param at_least: True if the mean is only a lower bound, even if no single image is known to be.
     """
     finite = np.isfinite(gap)
     infinite = int((~finite).sum())

@@ -1,12 +1,11 @@
-"""Estimators of log p(x) against the truth."""
+"""Estimators of log p(x) compared with the exact value."""
 
-from typing import Any
-
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 
 
-def calibration(rows: list[dict[str, Any]]) -> Figure:
-    """Bias, root-mean-square error and coverage of each estimator, from the rows of `ppl_gen.calibrate` that sample."""
+def calibration(rows: list[Json]) -> Figure:
+    """Bias, root-mean-square error and coverage of each sampling estimator, from the rows of `ppl_gen.calibrate`."""
     rows = [row for row in rows if row["coverage"] is not None]
     figure = Figure(figsize=(11, 1.4 + 0.32 * len(rows)), layout="constrained")
     left, middle, right = figure.subplots(1, 3, sharey=True)

@@ -1,4 +1,4 @@
-"""What pictures of images have in common."""
+"""Shared parts of pictures: the figure class, and images drawn on axes."""
 
 import io
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure that a notebook shows, whether or not it shows those of pyplot."""
+    """A figure that a notebook shows, whatever the backend of pyplot."""
 
     def write(self, file: Path | IO[bytes]) -> None:
         """Write a .png file of 120 dots per inch. The picture is `savefig`'s, which draws everything twice: once to
@@ -41,13 +41,13 @@ class Figure(matplotlib.figure.Figure):
 
 
 def pictures(values: "Tensor", shape: tuple[int, ...]) -> np.ndarray:
-    """The first channel of images [..., pixels], as [..., height, width]; an image without a height is one row."""
+    """The first channel of images [..., pixels], as [..., height, width]. An image without a height becomes one row."""
     height, width = shape[-2:] if len(shape) > 1 else (1, *shape)
     return values.detach().cpu().reshape(*values.shape[:-1], -1, height, width)[..., 0, :, :].numpy()
 
 
 def show(axes: Any, image: np.ndarray) -> None:
-    """An image of values in [0, 1]; black is 1."""
+    """Draw an image of values in [0, 1]; black is 1."""
     axes.imshow(np.clip(image, 0, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

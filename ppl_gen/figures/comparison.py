@@ -1,4 +1,4 @@
-"""Several runs side by side."""
+"""ELBO and log p(x) of several runs."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import Any
 
 from ppl_gen.core.tables import fixed
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
@@ -15,8 +16,8 @@ _INTERVALS = {
 }
 
 
-def caption(compared: dict[str, Any], labels: Sequence[str]) -> Caption:
-    """The words for `bounds_and_log_px`, which takes the same."""
+def caption(compared: Json, labels: Sequence[str]) -> Caption:
+    """The caption of `bounds_and_log_px`, from the same arguments."""
     rows = compared["rows"]
     text = "A line for each row, from its ELBO to its log p(x)"
     if len(rows) > 1:
@@ -32,14 +33,14 @@ def caption(compared: dict[str, Any], labels: Sequence[str]) -> Caption:
     return Caption(text, f"A line for each row: {'; '.join(lines)}")
 
 
-def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
+def bounds_and_log_px(compared: Json, labels: list[str]) -> Figure:
     """A line for each row from its ELBO to its log p(x), in nats per image, the best on top. The line is the gap.
 
-    Below it is the interval of the row's difference to the first row, added to the first row's log p(x): the
-    difference may be chance where the interval holds that value, which is dashed.
+    Below the line is the 95 % interval of the row's difference to the first row, added to the first row's log p(x),
+    which is dashed. If the interval contains the dashed value, the difference may be chance.
 
-    :param compared: what `ppl_gen.Comparison.to_json` returns.
-    :param labels: of its rows.
+    :param compared: the result of `ppl_gen.Comparison.to_json`.
+    :param labels: labels of its rows.
     """
     images, rows = compared["images"], compared["rows"]
     labels = [fill(label, 60) for label in labels]
@@ -59,7 +60,7 @@ def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
         axes.plot([elbo, log_px], [position, position], color="0.55", linewidth=2, zorder=1)
         marker, name = (">", "log p(x), at least") if row["log_px"]["at_least"] else ("o", "log p(x)")
         (right,) = axes.plot(log_px, position, marker, **style)
-        # Above the filled marker: where every z is summed out the two are one.
+        # Drawn above the filled marker: they coincide if every z is enumerated.
         (left,) = axes.plot(elbo, position, "o", markerfacecolor="white", **style | {"markersize": 5})
         legend |= {"ELBO": left, name: right}
         difference = row["log_px_difference"]
@@ -72,7 +73,7 @@ def bounds_and_log_px(compared: dict[str, Any], labels: list[str]) -> Figure:
     if intervals:
         dashed = axes.axvline(best, color="black", linestyle="--", linewidth=0.7, zorder=0)
         legend |= {"the first row: an interval across it may be chance": dashed}
-        # An interval from few seeds can be far wider than all else: it runs out of the picture.
+        # An interval from few seeds can be very wide. It may extend beyond the axes.
         span = max(ends) - min(ends)
         low, high = max(min(intervals), min(ends) - span), min(max(intervals), max(ends) + span)
         low, high = min(low, *ends), max(high, *ends)

@@ -24,7 +24,7 @@ CAPTIONS = {
 
 
 def mosaic(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
-    """[n, height, width] as one picture with white borders around the images."""
+    """One picture of images [n, height, width], with white borders around the images."""
     rows = -(-len(images) // columns)
     padded = np.zeros((rows * columns, *(side + 2 * border for side in images.shape[1:])))
     height, width = images.shape[1:]
@@ -49,8 +49,8 @@ def samples(means: np.ndarray, draws: np.ndarray, columns: int = 5) -> Figure:
 
 
 def through_training(images: dict[int, np.ndarray]) -> Figure:
-    """E[x | z] after some epochs, {epoch: [n, height, width]}, the first on top. The noise that z is drawn with is the
-    same in all of them; so is z, where p(z) is not learned."""
+    """E[x | z] at several epochs, {epoch: [n, height, width]}, the first on top. The noise that z is drawn from is
+    always the same. So is z, unless p(z) is learned."""
     figure = Figure(figsize=(8, 0.5 + 0.85 * len(images)), layout="constrained")
     for axes, (epoch, row) in zip(figure.subplots(len(images), 1, squeeze=False)[:, 0], images.items(), strict=True):
         show(axes, mosaic(row, len(row)))

@@ -45,9 +45,9 @@ class Points:
 def manifold(images: np.ndarray, units: Sequence[int], others: bool) -> Figure:
     """E[x | z] on a grid over two units of z, in equal steps of prior mass.
 
-    :param images: [rows, columns, height, width]; the first unit rises to the right, the second upwards.
-    :param units: numbers of the two.
-    :param others: whether there are further ones, which are 0.
+    :param images: images [rows, columns, height, width]. The first unit rises to the right, the second upwards.
+    :param units: indices of the two units.
+    :param others: True if z has further units, which are 0.
     """
     figure = Figure(figsize=(7, 7.3), layout="constrained")
     axes = figure.subplots()
@@ -74,9 +74,9 @@ def latent_space(splits: Mapping[str, Points], units: Sequence[int]) -> Figure:
     """Posterior means over two units, each drawn as its label if it has one, and ellipses of one posterior standard
     deviation around the first 60.
 
-    :param units: numbers of the two; the first rises to the right, the second upwards.
+    :param units: indices of the two units. The first rises to the right, the second upwards.
     """
-    # Panels of equal scales are square: the height has to leave room for the titles above them and the label below.
+    # Panels of equal scales are square. The height leaves room for titles and labels.
     figure = Figure(figsize=(4.2 * len(splits) + 0.6, 5.2), layout="compressed")
     panels = figure.subplots(1, len(splits), squeeze=False, sharex=True, sharey=True)[0]
     reach = 1.05 * max(float(np.abs(points.means).max()) for points in splits.values()) or 1.0
@@ -117,7 +117,7 @@ def latent_space(splits: Mapping[str, Points], units: Sequence[int]) -> Figure:
 
 
 def aggregate_posterior(posterior: np.ndarray, prior: np.ndarray, units: Sequence[int]) -> Figure:
-    """Histograms of z ~ q(z | x) over test images and of z ~ p(z), both [n, units], for each unit that is shown."""
+    """Histograms of z ~ q(z | x) over test images and of z ~ p(z), both [n, units], one for each unit."""
     columns = min(5, len(units))
     rows = -(-len(units) // columns)
     figure = Figure(figsize=(2.1 * columns + 0.4, 1.8 * rows + 0.7), layout="constrained")

@@ -1,9 +1,9 @@
-"""The ELBO and its two terms through training, or the terms of an objective that measures others."""
+"""Learning curves: the ELBO and its two terms, or the numbers that an objective measures."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ppl_gen.core.tables import fixed
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
@@ -15,19 +15,19 @@ CAPTIONS = {
 }
 
 
-def captions(metrics: Sequence[dict[str, Any]]) -> dict[str, Caption]:
-    """`CAPTIONS` with the first and the last number of the curve that matters most."""
+def captions(metrics: Sequence[Json]) -> dict[str, Caption]:
+    """`CAPTIONS` with the first and the last value of the ELBO or log p(x)."""
     split = "validation" if "validation" in metrics[-1] else "train"
     before, after = (line[split] for line in (metrics[0], metrics[-1]))
     name = "ELBO" if "kl" in after else "log p(x)"
-    told = f"; {split} {name} {fixed(before['elbo'])} before training, {fixed(after['elbo'])} at its end"
-    return {"learning_curves": CAPTIONS["learning_curves"].told(told)}
+    numbers = f"; {split} {name} {fixed(before['elbo'])} before training, {fixed(after['elbo'])} at its end"
+    return {"learning_curves": CAPTIONS["learning_curves"].with_numbers(numbers)}
 
 
-def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
-    """Train and validation curves from the lines of `metrics.jsonl`, in nats per image.
+def learning_curves(metrics: list[Json]) -> Figure:
+    """Curves of training and validation split, from the lines of `metrics.jsonl`, in nats per image.
 
-    The first point, before training, is left out of the axes where it would flatten the rest, and said in the title.
+    The first point, before training, would flatten the curves. It stands in the title instead.
     """
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     shown = metrics[1:] if len(metrics) > 2 else metrics
@@ -57,8 +57,9 @@ def learning_curves(metrics: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def monitored_curves(metrics: list[dict[str, Any]]) -> Figure:
-    """Train and validation curves of every number that the objective measures, from the lines of `metrics.jsonl`."""
+def monitored_curves(metrics: list[Json]) -> Figure:
+    """Curves of training and validation split for every number that the objective measures, from the lines of
+    `metrics.jsonl`."""
     names = list(metrics[0]["train"])
     figure = Figure(figsize=(max(4.0, 3.4 * len(names)), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

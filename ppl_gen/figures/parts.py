@@ -1,4 +1,4 @@
-"""What a model is made of, one image each: the components of a mixture, the weights of a unit."""
+"""The parts of a model, one image each: components of a mixture, weights of a unit."""
 
 from collections.abc import Sequence
 
@@ -32,8 +32,8 @@ CAPTIONS = {
 
 
 def parts(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:
-    """Images [n, height, width] with a caption each, the first 60. In [0, 1], black is 1; where some are negative, grey
-    is 0, black the largest positive value and white its negative."""
+    """Images [n, height, width] with a caption each, the first 60. Values in [0, 1]: black is 1. If some are negative:
+    grey is 0, black the largest absolute value, and white its negative."""
     shown = images[:_MOST]
     signed = bool(images.min() < 0)
     limit = float(np.abs(shown).max()) or 1.0
@@ -57,12 +57,12 @@ def parts(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:
 
 
 def unit_marginals(images: np.ndarray, exact: np.ndarray, guide: np.ndarray | None, prior: np.ndarray) -> Figure:
-    """Posterior probabilities of binary units beside the images they are of.
+    """Posterior probabilities of binary units beside their images.
 
-    :param images: [n, height, width].
-    :param exact: [n, units], by enumeration.
-    :param guide: [n, units] of the guide, if there is one.
-    :param prior: [units].
+    :param images: images [n, height, width].
+    :param exact: exact posterior probabilities [n, units], by enumeration.
+    :param guide: probabilities of the guide [n, units]; None if it has none.
+    :param prior: prior probabilities [units].
     """
     count, units = exact.shape
     figure = Figure(figsize=(8, 1.15 * count + 0.9), layout="constrained")

@@ -1,4 +1,4 @@
-"""Which components of a mixture explain which images."""
+"""Responsibilities of a mixture's components."""
 
 import numpy as np
 
@@ -17,22 +17,22 @@ CAPTIONS = {
 }
 
 MOST = 40
-"""Components that are shown at most."""
+"""Largest number of components to show."""
 
 
 def components_by_label(counts: np.ndarray, labels: list[str], names: list[str], means: np.ndarray, of: int) -> Figure:
-    """A row for each component: its mean image, and how many images of each label it is the most responsible for, on a
-    background as dark as their share of its images.
+    """A row for each component: its mean image, and the number of images of each label that it is most responsible for.
+    The background is as dark as their share of the component's images.
 
-    :param counts: [components, labels].
-    :param names: of the components.
-    :param means: [components, height, width].
-    :param of: how many components there are, if not all are shown.
+    :param counts: numbers of images [components, labels].
+    :param names: names of the components.
+    :param means: mean images [components, height, width].
+    :param of: number of all components, of which these are the most probable.
     """
     components, columns = counts.shape
     figure = Figure(figsize=(0.55 * columns + 2.6, 0.3 * components + 1.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[0.3, 0.55 * columns])
-    side = max(means.shape[1:])  # every picture on a square of its own, with a white line below
+    side = max(means.shape[1:])  # each image gets a square tile, with white lines between tiles
     tiles = np.zeros((components, side + 2, side))
     tiles[:, 1 : 1 + means.shape[1], : means.shape[2]] = means
     left.imshow(tiles.reshape(-1, side), cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=(0, 1, components, 0))
@@ -56,12 +56,12 @@ def components_by_label(counts: np.ndarray, labels: list[str], names: list[str],
 
 
 def examples(images: np.ndarray, means: np.ndarray, probabilities: np.ndarray, names: list[list[str]]) -> Figure:
-    """Images with the components that are most responsible for them, and p(z = k | x) under each.
+    """Images beside the components that are most responsible for them, with p(z = k | x) below each.
 
-    :param images: [n, height, width]; the first half any, the second half the least certain.
-    :param means: [n, components, height, width].
-    :param probabilities: [n, components].
-    :param names: of the components.
+    :param images: images [n, height, width]. The second half are those with the least certain component.
+    :param means: mean images of the components [n, components, height, width].
+    :param probabilities: responsibilities [n, components].
+    :param names: names of the components.
     """
     count, most = probabilities.shape
     figure = Figure(figsize=(0.95 * (most + 1) * 2 + 0.6, 1.15 * (count // 2) + 0.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""What a classifier sees in samples, and the training images that are nearest to them."""
+"""Classes of the samples, and the training images nearest to them."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,7 @@ CAPTIONS = {
 
 
 def class_shares(samples: np.ndarray, data: np.ndarray, labels: Sequence[str]) -> Figure:
-    """The share of each class [classes] in samples, as the classifier sees it, beside that in the data, with its
-    label."""
+    """Share of each class [classes] in the samples, as the classifier sees them, beside its share in the data."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axes = figure.subplots()
     position = np.arange(len(samples))
@@ -37,7 +36,8 @@ def class_shares(samples: np.ndarray, data: np.ndarray, labels: Sequence[str]) -
 
 
 def neighbours(samples: np.ndarray, nearest: np.ndarray, distances: Sequence[float]) -> Figure:
-    """Samples [n, height, width] above their nearest training images, with the Euclidean distance in pixel values."""
+    """Samples above their nearest training images, both [n, height, width], with the Euclidean distance in pixel
+    values."""
     figure = Figure(figsize=(0.85 * len(samples) + 1.0, 2.4), layout="constrained")
     grid = figure.subplots(2, len(samples), squeeze=False)
     for index, distance in enumerate(distances):

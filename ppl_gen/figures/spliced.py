@@ -1,9 +1,10 @@
-"""Spliced images beside natural ones, and how many it takes to tell them apart."""
+"""Spliced images beside natural ones, and the power of a test between them."""
 
 from typing import Any
 
 import numpy as np
 
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
 
@@ -24,8 +25,8 @@ def spliced_images(
 ) -> Figure:
     """Natural images above spliced ones, both [n, height, width], each with its log p(x) in nats.
 
-    :param log_px: of the natural images [n], and of the spliced ones [n].
-    :param bound: log p(x) is an estimate from below.
+    :param log_px: log p(x) of the natural images [n], and of the spliced ones [n].
+    :param bound: True if log p(x) is a lower bound, False if it is exact.
     """
     count = len(natural)
     figure = Figure(figsize=(0.95 * count + 0.4, 3.5), layout="constrained")
@@ -41,10 +42,10 @@ def spliced_images(
     return figure
 
 
-def power_against_size(test: dict[str, Any]) -> Figure:
+def power_against_size(test: Json) -> Figure:
     """Power and false alarms of a two-sample test against the number of images in a batch.
 
-    :param test: of `splice.json`.
+    :param test: the entry `two_sample_test` of `splice.json`.
     """
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()

@@ -2,15 +2,14 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from ppl_gen.core.commands import fit_command
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.report.page import Picture, render
 
 
 def comparison(
-    compared: dict[str, Any],
+    compared: Json,
     labels: Sequence[str],
     common: dict[str, str],
     columns: dict[str, list[str]],
@@ -21,14 +20,14 @@ def comparison(
 ) -> str:
     """The page of a comparison.
 
-    :param compared: what `ppl_gen.Comparison.to_json` returns.
-    :param labels: of its rows.
-    :param common: what all rows agree in, by heading.
-    :param columns: the cells of what is left, by heading.
-    :param words: headings of columns that are no numbers.
-    :param warnings: those of the notes that must not be overlooked.
-    :param png: its picture.
-    :param command: what makes this page.
+    :param compared: the result of `ppl_gen.Comparison.to_json`.
+    :param labels: labels of its rows.
+    :param common: values that all rows share, by heading.
+    :param columns: cells of the other columns, by heading.
+    :param words: headings of columns of words.
+    :param warnings: notes that stand above the table.
+    :param png: the figure, as the content of a .png file.
+    :param command: words of the command that makes this page.
     """
     from ppl_gen.figures.comparison import caption
 

@@ -1,6 +1,6 @@
-"""What a page needs to show E[x | z] for any z: the decoder in 8 bits, and where z is to be looked for.
+"""Data for the explorer of a page, which shows E[x | z] for any z: the decoder in 8 bits, and the range of z.
 
-`explorer.js` beside it is the other half. The largest decoder that has one is `LIMIT` long.
+`explorer.js` evaluates it. Decoders of more than `LIMIT` characters are left out.
 """
 
 import math
@@ -14,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppl_gen.experiment.run_directory import Json
+
 LIMIT = 800_000
-"""Characters of a page that a decoder may take, as base64."""
+"""Largest number of characters that a decoder may have, in base64."""
 _POINTS, _NUMBERS, _DRAWS, _RANGE = 1000, 100_000, 200, 2000
 
 
 def _continuous_bernoulli(logits: Tensor, _: float) -> Tensor:
-    """Its mean (Loaiza-Ganem and Cunningham 2019, equation 8); a series where two large terms would cancel."""
+    """Mean of a continuous Bernoulli (Loaiza-Ganem and Cunningham 2019, equation 8). Near logits of 0, where two large
+    terms would cancel, it is computed by a series."""
     near = logits.abs() < 1e-3
     other = torch.where(near, 1.0, logits)
     return torch.where(near, 0.5 + logits / 12, -1 / torch.expm1(-other) - 1 / other)
@@ -48,8 +51,8 @@ _NAMES: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.LeakyReLU: "leaky-relu",
 }
-# From a decoder's output to E[x | z], and how near that has to be to the model's own. torch's own mean of a continuous
-# Bernoulli, which a user's model may have, is off by up to 0.0034 in float32, next to p = 1/2.
+# Functions that turn a decoder's output into E[x | z], with the tolerance of the comparison with the model's own mean.
+# torch's mean of a continuous Bernoulli is off by up to 0.0034 in float32, near p = 1/2.
 _LINKS = {"identity": 1e-4, "sigmoid": 1e-4, "continuous-bernoulli": 4e-3}
 
 
@@ -57,9 +60,9 @@ _LINKS = {"identity": 1e-4, "sigmoid": 1e-4, "continuous-bernoulli": 4e-3}
 class Layer:
     """activation(weight @ input + bias), in float64.
 
-    :param weight: [outputs, inputs].
-    :param bias: [outputs].
-    :param slope: of the activation below 0, where it has one.
+    :param weight: weight [outputs, inputs].
+    :param bias: bias [outputs].
+    :param slope: slope of the activation below 0, if it has one.
     """
 
     weight: Tensor
@@ -77,8 +80,9 @@ def mean_image(layers: Sequence[Layer], z: Tensor) -> Tensor:
 
 
 def find_decoder(model: Any, z: Tensor) -> list[Layer] | None:
-    """Layers that give a model's E[x | z]: those of one of its `nn.Sequential`, or the one of a model that is affine in
-    z. None if there are none; what decides is whether they agree with `likelihood(z).mean` at z [n, size]."""
+    """Layers that compute a model's E[x | z]: those of one of its `nn.Sequential` modules, or a single layer for a
+    model that is affine in z. None if there are none. Candidates are accepted if they agree with `likelihood(z).mean`
+    at z [n, size]."""
     exact = model.likelihood(z).mean.double().cpu()
     chains = [_chain(module) for module in model.modules() if isinstance(module, nn.Sequential)]
     for layers in (*chains, [_affine(model, z)]):
@@ -93,8 +97,8 @@ def find_decoder(model: Any, z: Tensor) -> list[Layer] | None:
 
 
 def _chain(modules: nn.Sequential) -> list[Layer] | None:
-    """Linear layers, each with the batch normalization (in eval mode) and the activation that follow it; None for
-    whatever else there is."""
+    """Linear layers, each merged with the batch normalization (in eval mode) and the activation that follow it. None if
+    there is a module of another kind."""
     layers: list[Layer] = []
     for module in modules:
         if isinstance(module, nn.Linear):
@@ -121,7 +125,7 @@ def _values(parameter: Tensor | None, default: float) -> Tensor:
 
 
 def _affine(model: Any, z: Tensor) -> Layer:
-    """What a model that is affine in z does, read off at 0 and at the unit vectors."""
+    """The layer of a model that is affine in z, read off at 0 and at the unit vectors."""
     corners = torch.cat([torch.zeros_like(z[:1]), torch.eye(z.shape[1]).to(z)])
     bias, *rows = model.likelihood(corners).mean.double().cpu()
     return Layer((torch.stack(rows) - bias).T, bias)
@@ -132,14 +136,14 @@ def _affine(model: Any, z: Tensor) -> Layer:
 
 def explorer(
     model: Any, shape: tuple[int, ...], order: Sequence[int], means: Tensor | None, labels: Tensor | None
-) -> dict[str, Any] | None:
-    """What `explorer.json` holds; None for a decoder of another kind, or too large a one.
+) -> Json | None:
+    """The content of `explorer.json`; None for a decoder of another kind, and for one that is too large.
 
-    :param model: with `prior()` and `likelihood(z)`, in eval mode.
-    :param shape: of an image; of several channels the first is shown.
-    :param order: every unit of z, the one to be shown first first.
-    :param means: posterior means of test images [n, size], if there is a posterior.
-    :param labels: of those images [n], if they have any.
+    :param model: a model with `prior()` and `likelihood(z)`, in eval mode.
+    :param shape: shape of an image. If it has several channels, the first is shown.
+    :param order: all units of z, in the order in which they are shown.
+    :param means: posterior means of test images [n, size]; None if there is no posterior.
+    :param labels: labels of these images [n]; None if they have none.
     """
     prior = model.prior().sample((_RANGE,))
     layers = find_decoder(model, prior[:64])
@@ -170,14 +174,14 @@ def explorer(
     }
 
 
-def read_layers(written: Sequence[dict[str, Any]]) -> list[Layer]:
-    """The layers of an `explorer.json`, as its decoder evaluates them."""
+def read_layers(written: Sequence[Json]) -> list[Layer]:
+    """The layers of an `explorer.json`, with the rounding of 8 bits."""
     return [
         Layer(_unpacked(each), _floats(each["bias"]).double(), each["activation"], each["slope"]) for each in written
     ]
 
 
-def _written(layer: Layer) -> dict[str, Any]:
+def _written(layer: Layer) -> Json:
     bias = _base64(layer.bias.float())
     return {**_packed(layer.weight), "bias": bias, "activation": layer.activation, "slope": layer.slope}
 
@@ -190,7 +194,7 @@ def _packed(rows: Tensor) -> dict[str, str]:
     return {"codes": _base64(codes.to(torch.int8)), "scales": _base64(scales)}
 
 
-def _unpacked(packed: dict[str, Any]) -> Tensor:
+def _unpacked(packed: Json) -> Tensor:
     scales = _floats(packed["scales"]).double()
     codes = torch.from_numpy(np.frombuffer(b64decode(packed["codes"]), np.int8).copy())
     return codes.double().reshape(len(scales), -1) * scales.unsqueeze(1)

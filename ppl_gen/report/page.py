@@ -1,4 +1,4 @@
-"""Pages from templates. What a template is given is escaped; the style, the script and the pictures are in the page."""
+"""Pages from templates. All content is escaped. Style, script and pictures are in the page."""
 
 import shlex
 import struct
@@ -39,7 +39,7 @@ class Picture:
 
 
 class Gallery(dict[str, Picture]):
-    """Pictures by name. A notebook shows them all."""
+    """Pictures by name. A notebook shows all of them."""
 
     def _repr_html_(self) -> str:
         return "\n".join(picture._repr_html_() for picture in self.values())
@@ -48,13 +48,13 @@ class Gallery(dict[str, Picture]):
 def render(template: str, **content: Any) -> str:
     """The text of a page.
 
-    :param template: a file of this folder; `content` is what it asks for.
+    :param template: name of a template in this folder. `content` are its variables.
     """
     return _environment().get_template(template).render(content)
 
 
 def saving(text: str) -> Callable[[Path], Any]:
-    """The function that writes a page into a file. A path in the page may have bytes that are no character."""
+    """A function that writes a page to a file. Bytes of a path that are no characters are replaced."""
     return lambda path: path.write_bytes(text.encode("utf-8", "replace"))
 
 
@@ -75,5 +75,5 @@ def _environment() -> Environment:
 
 
 def _file(name: str) -> Markup:
-    """A file of this folder, as it is."""
+    """The content of a file of this folder, without escaping."""
     return Markup((_HERE / name).read_text(encoding="utf-8"))

@@ -4,13 +4,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ppl_gen.core.commands import command, fit_command, named_again
+from ppl_gen.core.commands import command, external_class_options, fit_command
 from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import table
-from ppl_gen.experiment.run_directory import RunDirectory
-from ppl_gen.figures.captions import Caption, captions
+from ppl_gen.experiment.run_directory import Json, RunDirectory
+from ppl_gen.figures.captions import Caption
+from ppl_gen.report.captions import captions
 from ppl_gen.report.page import Gallery, Picture, render, saving
-from ppl_gen.report.pictures import kinds
 from ppl_gen.report.sections import results, sections
 
 
@@ -20,7 +20,7 @@ def write_report(run: RunDirectory) -> None:
 
 
 def report(run: RunDirectory) -> str:
-    """The page of a run, with the numbers and pictures that its directory holds."""
+    """The page of a run as HTML."""
     config, metrics, found = run.config, run.metrics(), results(run)
     evaluation, shown = found.get("bounds"), sections(run, found)
     trained = f"{metrics[-1]['epoch']} epochs of training, {metrics[-1]['seconds']:.0f} s" if metrics else ""
@@ -40,8 +40,8 @@ def report(run: RunDirectory) -> str:
     )
 
 
-def _warnings(config: dict[str, Any], found: dict[str, dict[str, Any]]) -> list[str]:
-    """What must not be overlooked, a sentence each."""
+def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
+    """Warnings at the top of the page, a sentence each."""
     warnings = [config.get("data_notice", "")]
     warnings += [] if "bounds" in found else ["not evaluated yet, as it is now"]
     for content in found.values():
@@ -53,16 +53,18 @@ def _warnings(config: dict[str, Any], found: dict[str, dict[str, Any]]) -> list[
 
 
 def gallery(run: RunDirectory) -> Gallery:
-    """The pictures of a run that there are, those of the package first."""
+    """The pictures in the run directory, those of the package first."""
     return _pictures(run, results(run).get("bounds", {}), run.metrics())
 
 
-def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> Gallery:
+def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
+    from ppl_gen.report.pictures import kinds  # imports torch, which the page of a comparison needs not
+
     known = captions(metrics, summary)
     for module in kinds().values():
         known |= vars(module).get("CAPTIONS", {})
-    if "iwae" not in summary:  # these are of another evaluation
+    if "iwae" not in summary:  # these pictures are of another evaluation
         files = {name: path for name, path in files.items() if name not in ("bound_against_k", "gap_histogram")}
     found = Gallery()
     for name in sorted(files, key=[*known, *files].index):
@@ -72,9 +74,9 @@ def _pictures(run: RunDirectory, summary: dict[str, Any], metrics: list[dict[str
     return found
 
 
-def _options(config: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Every option of `config.json`, as it was resolved, in groups."""
-    groups: dict[str, dict[str, Any]] = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
+def _options(config: Json) -> dict[str, dict[str, str]]:
+    """Every option of `config.json` as text, in groups."""
+    groups: dict[str, Json] = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
     groups |= {name: value for name, value in config.items() if isinstance(value, dict) and value}
     return {
         name.replace("_", " "): {key: _written(value) for key, value in options.items()}
@@ -92,8 +94,8 @@ def _written(value: Any) -> str:
 
 
 def _again(run: RunDirectory) -> Iterator[tuple[str, Sequence[str]]]:
-    """Comments and the commands that they are of; no command for a run made from Python."""
+    """Comments, each with its command. A run that was made from Python has no command that makes it."""
     made = fit_command(run.config)
     yield "the run, where there is none yet" if made else "the run was made from Python", made
-    resume = command("fit", "--resume", run.path, *named_again(run.config))
+    resume = command("fit", "--resume", run.path, *external_class_options(run.config))
     yield "go on with it if it was interrupted, and draw it again", resume

@@ -1,39 +1,40 @@
-"""The pictures of what a run is used for, into its `figures/`."""
+"""Pictures for the uses of a run, written to its `figures/`."""
 
 import numpy as np
 import torch
 
-from ppl_gen.evaluation.explaining import EXAMPLES, Responsibilities
+from ppl_gen.evaluation.explaining import Responsibilities
 from ppl_gen.evaluation.filling import Filled
 from ppl_gen.evaluation.quality import Quality
 from ppl_gen.evaluation.splicing import Spliced
+from ppl_gen.evaluation.use_options import NUM_EXAMPLES
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.canvas import pictures
-from ppl_gen.figures.completions import completions
+from ppl_gen.figures.imputations import imputations
 from ppl_gen.figures.responsibilities import MOST, components_by_label, examples
 from ppl_gen.figures.sample_quality import class_shares, neighbours
 from ppl_gen.figures.spliced import power_against_size, spliced_images
 from ppl_gen.report.pictures import save
 
 _SHOWN = slice(10)
-_COMPONENTS = 4  # of each image
+_COMPONENTS = 4  # components to show beside each image
 
 
 def draw_filled(fitted: Fitted, found: Filled) -> None:
-    """Images, their visible pixels, and what is filled in."""
+    """Draw images, their visible pixels, and their imputations."""
     shape = fitted.data.shape
-    figure = completions(
+    figure = imputations(
         pictures(found.x[_SHOWN], shape),
         pictures(found.visible, shape),
-        pictures(found.completion.mean[_SHOWN], shape),
-        pictures(found.completion.draws[:, _SHOWN], shape),
-        [f"{value:.1f}" for value in found.completion.log_prob[_SHOWN]],
+        pictures(found.imputation.mean[_SHOWN], shape),
+        pictures(found.imputation.draws[:, _SHOWN], shape),
+        [f"{value:.1f}" for value in found.imputation.log_prob[_SHOWN]],
     )
     save(fitted.directory, "fill", figure)
 
 
 def draw_spliced(fitted: Fitted, found: Spliced) -> None:
-    """Natural and spliced images, and the power of a test against the size of a batch."""
+    """Draw natural and spliced images, and the power of a test against the size of a batch."""
     shape = fitted.data.shape
     shown, foreign = (pictures(part[_SHOWN], shape) for part in (found.images, found.images[len(found.natural) :]))
     values = found.natural[_SHOWN].numpy(), found.spliced[_SHOWN].numpy()
@@ -43,7 +44,7 @@ def draw_spliced(fitted: Fitted, found: Spliced) -> None:
 
 
 def draw_responsibilities(fitted: Fitted, found: Responsibilities) -> None:
-    """Components beside the labels of their images, and images beside the components that explain them."""
+    """Draw components beside the labels of their images, and images beside the components that explain them."""
     shape, weights = fitted.data.shape, found.weights
     components = pictures(found.means, shape)
     if found.counts is not None:
@@ -52,8 +53,8 @@ def draw_responsibilities(fitted: Fitted, found: Responsibilities) -> None:
         figure = components_by_label(found.counts[first], found.labels, names, components[first], len(weights))
         save(fitted.directory, "components_by_label", figure)
     entropy = torch.special.entr(found.probabilities).sum(1)
-    uncertain = entropy.argsort(descending=True, stable=True)[:EXAMPLES]
-    shown = torch.cat([torch.arange(EXAMPLES), uncertain])
+    uncertain = entropy.argsort(descending=True, stable=True)[:NUM_EXAMPLES]
+    shown = torch.cat([torch.arange(NUM_EXAMPLES), uncertain])
     top, index = found.probabilities[shown].topk(min(_COMPONENTS, len(weights)))
     names_of = [[str(int(k)) for k in row] for row in index]
     images = pictures(found.x[shown.to(found.x.device)], shape)
@@ -61,7 +62,7 @@ def draw_responsibilities(fitted: Fitted, found: Responsibilities) -> None:
 
 
 def draw_quality(fitted: Fitted, found: Quality) -> None:
-    """The classes of samples beside those of the data, and samples beside their nearest training images."""
+    """Draw the classes of samples beside those of the data, and samples beside their nearest training images."""
     classes, shape = found.summary["classes"], fitted.data.shape
     share, of_the_data = (np.array(classes[key]) for key in ("share", "of_the_data"))
     labels = [f"{label:g}" for label in classes["labels"]]

@@ -1,5 +1,5 @@
-"""Which images a step of training takes, where one image alone is too few for a pair: batch normalization divides by
-the standard deviation over the images of a batch."""
+"""Batches of a training epoch. A batch of one image is too small for some pairs: batch normalization divides by the
+standard deviation over the images of a batch."""
 
 import warnings
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from ppl_gen.experiment.state import unchanged
 def least_images(
     loss: Callable[..., Tensor], model: nn.Module, guide: nn.Module, size: int, batch: Callable[[], tuple[Tensor, ...]]
 ) -> int:
-    """How many images a step takes at least: 2 if the loss fails on one image in training, or is not finite, and on two
-    is; else 1. Modules and generators are left as they were.
+    """The smallest number of images in a training step: 1, or 2 if the loss fails or is not finite on one image, and
+    works on two. Modules and generators are left unchanged.
 
-    :param loss: of a batch.
-    :param size: images of a batch; or of the training split, if it has fewer.
-    :param batch: makes a batch of two images or more, or of all that there are.
-    :raises BadInput: if batches are of one image, and that is too few.
+    :param loss: the loss, called with the tensors of a batch.
+    :param size: images of a batch, or of the training split if that has fewer.
+    :param batch: returns a batch of two or more images, or of all if there are fewer.
+    :raises BadInput: if batches have one image, and the pair needs two.
     """
 
     def works(count: int, images: tuple[Tensor, ...]) -> bool:
         try:
-            with warnings.catch_warnings(action="ignore"):  # of a variance of one image, and of the NaN that it is
+            with warnings.catch_warnings(action="ignore"):  # about the variance of one image, which is NaN
                 return bool(loss(*(part[:count] for part in images)).isfinite())
-        except Exception:  # somebody else's code, which says so in training if it fails on two
+        except Exception:  # user code; if it fails on two images as well, training shows the error
             return False
 
     with unchanged(nn.ModuleDict({"model": model, "guide": guide})), pyro.validation_enabled(False):
@@ -47,7 +47,8 @@ def least_images(
 
 
 def batches(order: Tensor, size: int, least: int) -> tuple[Tensor, ...]:
-    """Indices of images in batches of a size; what is left over is the last, or if it is too few, goes with it."""
+    """Batches of indices. The last batch has the remaining indices. If these are fewer than `least`, they are added to
+    the batch before."""
     parts = order.split(size)
     if len(parts) > 1 and len(parts[-1]) < least:
         parts = (*parts[:-2], torch.cat(parts[-2:]))

@@ -1,10 +1,11 @@
-"""A step of training as a graph of torch's operations, recorded once and run without Pyro, distributions and autograd.
+"""A step of training as a graph of torch's operations: recorded once, then run without Pyro, distributions and
+autograd.
 
-On batches of one size a pair does the same operations at every step, unless its Python decides otherwise, and a small
-pair takes a good part of its time for finding out which. What reaches torch's kernels is recorded here, the backward
-pass included, and run again on other batches: with parameters and buffers as they are by then, and with new noise.
-Whatever else the Python does, such as counting steps, is not. So the pair is asked again after every epoch, before
-anything of it is kept.
+For batches of one size a pair does the same operations at every step, unless its Python code branches. Finding out
+which operations takes a small pair much of its time. The operations that reach torch's kernels are recorded here, with
+those of the backward pass, and run again on other batches, with the parameters and buffers of that moment and with new
+noise. Other effects of the Python code, such as a counter of steps, are not recorded. Therefore the record is compared
+with the pair after every epoch, before a checkpoint is written.
 """
 
 from collections.abc import Callable
@@ -16,21 +17,21 @@ from torch import Tensor, nn
 from ppl_gen.core.errors import BadInput, Failed, describe
 from ppl_gen.experiment.state import unchanged
 
-_TOLERANCE = 1e-4  # of norms; the operations are the same, and their sums may be added up in another order
-_ROUNDINGS = 10  # of what a step adds a little to
+_TOLERANCE = 1e-4  # relative, of norms: the operations are the same, but sums may be in another order
+_ROUNDINGS = 10  # float roundings of a buffer that a step changes a little
 
 
 def _alike(ours: Tensor | None, theirs: Tensor | None) -> bool:
-    """Whether the loss, or a gradient, of the record is the pair's."""
+    """True if the loss, or a gradient, from the record equals the pair's."""
     if ours is None or theirs is None:
         return ours is theirs
     near = torch.linalg.vector_norm(ours - theirs) <= _TOLERANCE * torch.linalg.vector_norm(theirs)
-    return bool(near) or not bool(theirs.isfinite().all())  # which the loop tells
+    return bool(near) or not bool(theirs.isfinite().all())  # the loop reports a loss that is not finite
 
 
 def _moved_alike(ours: Tensor, theirs: Tensor, before: Tensor) -> bool:
-    """Whether a step of the record changes a buffer as the pair does, by as much: of a running mean that has settled, a
-    step is a small part."""
+    """True if a step of the record changes a buffer by as much as a step of the pair does. The change is compared, not
+    the buffer: a running mean that has settled hardly changes in a step."""
     if not ours.is_floating_point() or torch.equal(ours, theirs):
         return torch.equal(ours, theirs)
     moved, size = (torch.linalg.vector_norm(each.double()) for each in (theirs - before, theirs))
@@ -41,13 +42,14 @@ def _moved_alike(ours: Tensor, theirs: Tensor, before: Tensor) -> bool:
 
 
 class Captured:
-    """A loss with its gradient, as `SVI(loss_and_grads=…)` takes it. Batches of another shape than the first are not
-    run from the record.
+    """A loss with its gradient, as `SVI(loss_and_grads=…)` takes it. Batches of another shape than the first one are
+    computed without the record.
 
-    :param loss: of a batch, differentiable, as a number; without a look at any value on the way.
-    :param modules: whose trainable parameters the gradient is of. Trying leaves parameters and buffers as they are.
-    :param batch: to record the operations on.
-    :param other: another one, of the same shapes, to check them on.
+    :param loss: a differentiable loss of a batch, scalar, whose Python code reads no values of tensors.
+    :param modules: modules whose trainable parameters get a gradient. Recording leaves parameters and buffers
+        unchanged.
+    :param batch: a batch to record the operations on.
+    :param other: another batch, of the same shapes, to check the record on.
     :raises BadInput: for a loss that cannot be recorded.
     """
 
@@ -58,7 +60,7 @@ class Captured:
         batch: tuple[Tensor, ...],
         other: tuple[Tensor, ...],
     ):
-        from torch.fx.experimental.proxy_tensor import make_fx  # half a second
+        from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second to import
 
         self.loss, self.modules = loss, modules
         self.parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
@@ -67,7 +69,7 @@ class Captured:
         try:
             with unchanged(modules):
                 self.graph = make_fx(self._with_gradients)(*batch)
-        except Exception as error:  # what a user's Python asks of a tensor, or torch of us
+        except Exception as error:  # user code that reads values, or an operation that torch cannot trace
             raise BadInput(f"--capture: the loss of this pair looks at values: {describe(error)}") from error
         if tensors != [id(tensor) for tensor in self._tensors()]:
             raise BadInput("--capture: a buffer is assigned anew in each step; change it in place")
@@ -75,7 +77,8 @@ class Captured:
             found = self.check(*other)
         except Failed as error:
             raise BadInput(str(error)) from error
-        # An optimizer reads a gradient in the order of its parameter, and may change it in place.
+        # Optimizers take a gradient with the strides of its parameter, and may change it in place. A gradient
+        # with other strides, or with shared storage, is copied.
         others = [*other, *self.parameters, *modules.buffers()]
         storages = [each.untyped_storage().data_ptr() for each in (*others, *found) if each is not None]
         self.copied = [
@@ -96,9 +99,10 @@ class Captured:
         return value
 
     def check(self, *batch: Tensor) -> list[Tensor | None]:
-        """The gradients of the record, which are those of the pair, as what it does to parameters and buffers is.
+        """Compare a step of the record with a step of the pair: loss, gradients, and changes of parameters and buffers.
+        Returns the gradients of the record.
 
-        :raises Failed: if they are not.
+        :raises Failed: if they differ.
         """
         before = [tensor.detach().clone() for tensor in self._tensors()]
         with unchanged(self.modules):

@@ -1,4 +1,4 @@
-"""What is checked before the first step: model, guide and data against each other, and what training will cost."""
+"""Checks before the first step: model, guide and data against each other, and the cost of training."""
 
 import math
 import sys
@@ -18,17 +18,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.contracts import Amortized, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.assembling import batch as training_batch
-from ppl_gen.experiment.assembling import start_from
+from ppl_gen.experiment.assembling import read_pair, start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory
@@ -37,18 +35,18 @@ from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
 
 _TIMED_STATES = 2**13
-_MORE_TIMED_STATES = 2**16  # where images do not multiply them, and what does not grow with them would count as well
+_MORE_TIMED_STATES = 2**16  # for sums over states that do not multiply with images: a short step would measure overhead
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Model, guide and data that can be trained, and what there is to say of them."""
+    """Model, guide and data that passed the checks, with the findings."""
 
     assembled: Assembled
     cost: str | None
-    """What enumeration costs, in a sentence."""
+    """Cost of enumeration, in a sentence; None without enumeration."""
     missing: list[str]
-    """Parameters without a gradient."""
+    """Names of parameters without a gradient."""
 
     def __str__(self) -> str:
         data, pair = self.assembled.data, self.assembled.pair
@@ -65,11 +63,11 @@ class Prepared:
 
 
 def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, start: bool = True) -> Prepared:
-    """Put model, guide and data together, and check them against each other.
+    """Build model, guide and data, and check them against each other.
 
     :param given: classes, instances and images of the user's own.
     :param quiet: print nothing.
-    :param start: put the weights into them that training starts from, and refuse what would take too long.
+    :param start: load the weights that training starts from, and refuse training that would take too long.
     :raises BadInput: if the pair cannot be fitted.
     """
     require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
@@ -98,6 +96,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
         cost = enumeration_cost(assembled) if start else None
         say(cost)
     check_least_images(assembled)
+    check_patience(assembled)
     missing = without_gradient(assembled)
     if config.training.capture:
         try_capture(assembled)
@@ -107,7 +106,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
 
 
 def _data(config: Config, given: Given) -> Data:
-    """The images, the same in all processes, on the device."""
+    """The images on the device, the same in all processes."""
     device = resolve_device(config.training.device)
     with parallel.local_first():
         data = load_data(config.data, given.data)
@@ -119,8 +118,17 @@ def _data(config: Config, given: Given) -> Data:
 # Do model, guide and data fit one another? ---------------------------------------------------------------------
 
 
+def check_patience(assembled: Assembled) -> None:
+    """Raise `BadInput` for early stopping without a bound on validation images."""
+    patience = assembled.config.training.patience
+    bounded = len(assembled.data.validation) and not isinstance(assembled.objective, Monitors)
+    if patience is not None and not bounded:
+        raise BadInput(f"--patience {patience}: needs a validation split and a bound; this run has none")
+
+
 def check_binarization(assembled: Assembled) -> None:
-    """Raise `BadInput` for a density of binary pixels, and for a probability of noisy ones."""
+    """Raise `BadInput` if a density of grey pixels meets binary ones, or a probability of binary pixels meets noisy
+    ones."""
     pair, binarization = assembled.pair, assembled.data.binarization
     if not pair.discrete and binarization not in ("none", "dequantized"):
         raise BadInput(
@@ -132,7 +140,7 @@ def check_binarization(assembled: Assembled) -> None:
 
 
 def check_support(assembled: Assembled) -> None:
-    """Raise `BadInput` for a guide that draws z where the prior has no mass: its ELBO is -inf."""
+    """Raise `BadInput` if the guide draws z where the prior has no mass: the ELBO is -inf there."""
     pair, x = assembled.pair, assembled.batch[0]
     with evaluating(assembled.model, assembled.guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
         torch.manual_seed(0)
@@ -145,15 +153,15 @@ def check_support(assembled: Assembled) -> None:
 
 
 def check_contract(assembled: Assembled) -> None:
-    """Raise `BadInput` where `prior()` and `likelihood(z)` do not say what `model` does, or `posterior(encode(x))` not
-    what `guide` does. Other parts of the package use the one where these use the other."""
+    """Raise `BadInput` if `prior()` and `likelihood(z)` disagree with `model`, or `posterior(encode(x))` with `guide`.
+    The package uses either, depending on the task."""
     pair, batch = assembled.pair, assembled.batch
     model: Any = assembled.model
     guide: Any = assembled.guide
     if len(pair.latent) != 1 or len(batch) > 1:
         return
     x, name = batch[0], pair.latent[0]
-    if not hasattr(model, "prior") and not offers(guide, Amortized):
+    if not offers(model, HasPrior) and not offers(guide, Amortized):
         return
     checks: list[tuple[Tensor, Tensor, str, str, Any]] = []
     with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
@@ -165,9 +173,9 @@ def check_contract(assembled: Assembled) -> None:
                 "are of one event per image: use .to_event(1) in place of that plate, or leave them out"
             )
         z = z.reshape(len(x), *pair.event_shapes[name])
-        if hasattr(model, "prior"):
+        if offers(model, HasPrior):
             ours, theirs, what = model.prior().log_prob(z), terms.log_prior, "prior()"
-            if hasattr(model, "likelihood"):
+            if offers(model, HasDensity):
                 ours, theirs = ours + model.likelihood(z).log_prob(x), theirs + terms.log_likelihood
                 what = "prior() and likelihood(z)"
             checks.append((ours, theirs, what, "model", model))
@@ -182,7 +190,7 @@ def check_contract(assembled: Assembled) -> None:
 
 
 def check_least_images(assembled: Assembled) -> None:
-    """Raise `BadInput` for batches of one image, where that is too few for the pair."""
+    """Raise `BadInput` if batches have one image, and the pair needs more."""
     training = assembled.config.training
     if (size := min(training.batch_size, len(assembled.data.train))) == 1:
         least_images(_loss(assembled), assembled.model, assembled.guide, size, lambda: assembled.batch)
@@ -192,11 +200,12 @@ def check_least_images(assembled: Assembled) -> None:
 
 
 def enumeration_cost(assembled: Assembled) -> str:
-    """What a step costs, in a sentence.
+    """The cost of a step with enumeration, in a sentence.
 
-    It is measured on a step. For many states, on a step of the same model with fewer latent units.
+    The time is measured on a step. If there are many states, it is measured on the same model with fewer latent units,
+    and scaled up.
 
-    :raises BadInput: for more time than `max_hours`.
+    :raises BadInput: if training would take more than `max_hours`.
     """
     pair, data, config = assembled.pair, assembled.data, assembled.config
     training = config.training
@@ -210,7 +219,8 @@ def enumeration_cost(assembled: Assembled) -> str:
     if spare > 0 and "latent_dim" in [o.name for o in components.options("model", model_class)] and units > spare:
         config = replace(config, model_options=options | {"latent_dim": units - spare})
         smaller = replace(assembled, model=Assembled.make(config, data, assembled.given).model)
-    timed, batch = _read(smaller, size)
+    batch = smaller.first_images(size)
+    timed = read_pair(smaller.model, smaller.guide, batch)
     assert timed.num_states is not None
     ratio = pair.num_states / timed.num_states
     seconds = ratio * _seconds_of_a_step(smaller, timed, batch)
@@ -229,24 +239,13 @@ def enumeration_cost(assembled: Assembled) -> str:
     return cost
 
 
-def _read(assembled: Assembled, count: int) -> tuple[Pair, tuple[Tensor, ...]]:
-    """The pair as read on the first training images, and these images with their labels."""
-    data = assembled.data
-    rows = torch.arange(min(count, len(data.train)), device=data.train.images.device)
-    batch = training_batch(assembled.model, assembled.guide, data, rows)
-    with evaluating(assembled.model, assembled.guide):
-        pair = Pair.read(assembled.model, assembled.guide, *batch)
-        check_images(pair, *batch)
-    return pair, batch
-
-
 def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ...]) -> float:
     device = batch[0].device
     parameters = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
     seconds = math.inf
     with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *batch)
-        for _ in range(2):  # the first warms up
+        for _ in range(2):  # the first one warms up
             start = time.perf_counter()
             with pyro.validation_enabled(False):
                 loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
@@ -260,14 +259,14 @@ def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ..
 
 
 def without_gradient(assembled: Assembled) -> list[str]:
-    """Names of the trainable parameters that one step of the objective would leave where they are.
+    """Names of the trainable parameters that get no gradient from the objective.
 
-    :raises BadInput: for parameters that are not a module's, which would be neither trained nor saved; and for an
-        objective that is not finite.
+    :raises BadInput: for a parameter outside of model, guide and objective, which would be neither trained nor saved,
+        and for an objective that is not finite.
     """
     pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     own = {id(parameter) for parameter in modules.parameters()}
-    with pyro.get_param_store().scope(), unchanged(modules):  # statistics of batches, too, and the generators
+    with pyro.get_param_store().scope(), unchanged(modules):  # restores batch statistics and generators, too
         torch.manual_seed(0)
         compute = partial(_loss(assembled), *batch)
         called: list[nn.Module] = []
@@ -276,8 +275,8 @@ def without_gradient(assembled: Assembled) -> list[str]:
             pyro.validation_enabled(False),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # told below
-            warnings.filterwarnings("ignore", ".* was not registered in the param store")  # by design, for a moment
+            warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # raised below
+            warnings.filterwarnings("ignore", ".* was not registered in the param store")  # intended
             with register_module_forward_pre_hook(lambda module, _: called.append(module)):
                 loss = compute()
         for name, site in trace.trace.nodes.items():
@@ -303,17 +302,18 @@ def without_gradient(assembled: Assembled) -> list[str]:
 
 
 def _loss(assembled: Assembled) -> Callable[..., Tensor]:
-    """The loss of a batch."""
+    """The loss, as a function of a batch."""
     pair = assembled.pair
     elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *assembled.batch)
     return partial(elbo.differentiable_loss, pair.model, pair.guide)
 
 
 def _check_owned(loss: Tensor, called: list[nn.Module], compute: Callable[[], Tensor], modules: nn.Module) -> None:
-    """Raise `BadInput` where a loss depends on weights, or on a layer with a mode, that are not of the modules.
+    """Raise `BadInput` if a loss depends on weights, dropout or batch normalization outside of the modules.
 
-    :param called: the modules that computed the loss.
-    :param compute: computes it again. Leaves of one loss alone, such as contexts that a guide improves, are no weights.
+    :param called: modules that computed the loss.
+    :param compute: computes the loss again. A leaf of one computation alone is no weight: a guide may improve contexts
+        by gradient steps.
     """
     own = {id(each) for each in (*modules.parameters(), *modules.modules())}
     others = [module for module in called if id(module) not in own]
@@ -334,7 +334,7 @@ def _check_owned(loss: Tensor, called: list[nn.Module], compute: Callable[[], Te
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors that `backward` of a loss would give a gradient."""
+    """The leaf tensors that `backward` of a loss would give a gradient to."""
     queue, seen, leaves = [loss.grad_fn], set(), []
     while queue:
         node = queue.pop()
@@ -347,7 +347,7 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 
 
 def try_capture(assembled: Assembled) -> None:
-    """Raise `BadInput` for a pair whose step cannot be recorded."""
+    """Raise `BadInput` for a pair whose training step cannot be recorded."""
     batch = assembled.batch
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         Captured(_loss(assembled), assembled.trained, batch, tuple(part.flip(0) for part in batch))

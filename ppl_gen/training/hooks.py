@@ -1,42 +1,40 @@
-"""What can be called after each epoch: early stopping and TensorBoard, two small users of `on_epoch`."""
+"""Hooks that run after each epoch: early stopping and TensorBoard. Both use nothing but `on_epoch`."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 
 class HasDirectory(Protocol):
-    """A run, as far as a hook needs it."""
+    """A run as a hook sees it."""
 
     @property
     def directory(self) -> RunDirectory: ...
 
 
-Hook = Callable[[Any, dict[str, Any]], bool | None]
-"""Called after each epoch with the run and its line of metrics. `True` ends training."""
+Hook = Callable[[Any, Json], bool | None]
+"""Function that is called after each epoch with the run and its line of metrics. `True` ends training."""
 
 
 class Patience:
-    """Early stopping: ends training when the validation ELBO has not risen above its best for some epochs.
+    """Early stopping: end training when the validation ELBO has not reached a new best value for some epochs.
 
-    It looks at the run's metrics, not at a count of its own, so that a resumed run stops at the same epoch.
+    The epochs are counted in the run's metrics, so that a resumed run stops at the same epoch.
     """
 
     def __init__(self, epochs: int):
         self.epochs = epochs
 
-    def __call__(self, run: HasDirectory, metrics: dict[str, Any]) -> bool:
-        if "elbo" not in metrics.get("validation", {}):
-            raise BadInput(f"--patience {self.epochs}: needs a validation split and a bound; this run has none")
+    def __call__(self, run: HasDirectory, metrics: Json) -> bool:
         elbos = [line["validation"]["elbo"] for line in run.directory.metrics()]
         return len(elbos) - 1 - elbos.index(max(elbos)) >= self.epochs
 
 
 class TensorBoard:
-    """The curves of a run as TensorBoard shows them, in the run's `tensorboard/`."""
+    """Learning curves for TensorBoard, in the run's `tensorboard/`."""
 
     def __init__(self) -> None:
         try:
@@ -45,7 +43,7 @@ class TensorBoard:
             raise BadInput("--tensorboard: needs the package tensorboard; pip install tensorboard") from None
         self.make_writer = SummaryWriter
 
-    def __call__(self, run: HasDirectory, metrics: dict[str, Any]) -> None:
+    def __call__(self, run: HasDirectory, metrics: Json) -> None:
         writer = self.make_writer(str(run.directory.path / "tensorboard"))
         for split in ("train", "validation"):
             for name, value in metrics.get(split, {}).items():
@@ -55,9 +53,15 @@ class TensorBoard:
         writer.close()
 
 
-def hooks_of(options: TrainingOptions) -> list[Hook]:
-    """The hooks that options ask for."""
+def hooks_of(options: TrainingOptions, own: Hook | None = None) -> list[Hook]:
+    """The hooks for early stopping and TensorBoard, if the options turn them on, and a user's own.
+
+    :raises BadInput: without the package tensorboard, and for an own hook that is no function.
+    """
+    if own is not None and not callable(own):
+        raise BadInput(f"on_epoch={own!r}: must be a function of the run and its metrics")
     return [
         *([] if options.patience is None else [Patience(options.patience)]),
         *([TensorBoard()] if options.tensorboard else []),
+        *([] if own is None else [own]),
     ]

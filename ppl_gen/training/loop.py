@@ -1,4 +1,4 @@
-"""The one training loop.
+"""The training loop.
 
 `SVI` steps a Pyro pair on batches of images. The plate of images is unscaled and the loss is divided by the batch
 size, so that the loss is nats per image and no scale enters the log-weights of any objective.
@@ -34,7 +34,7 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import restore, snapshot, tensors_of
 from ppl_gen.inference.callables import evaluating, matmul_precision
 from ppl_gen.inference.elbos import ScaleLatents, scaled
@@ -42,47 +42,48 @@ from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, least_images
 from ppl_gen.training.capture import Captured
+from ppl_gen.training.interrupts import interrupts
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
-from ppl_gen.training.processes import SharedGradient, interrupts
+from ppl_gen.training.processes import SharedGradient
 
-_NOISE_STREAM = 0x1E3779B97F4A7C15  # so that the noise does not repeat the draws that made the weights
+_NOISE_STREAM = 0x1E3779B97F4A7C15  # the noise must not repeat the draws that initialized the weights
 
-OnEpoch = Callable[[dict[str, Any]], bool | None]
-"""Called after each epoch with its line of `metrics.jsonl`. `True` ends training."""
+OnEpoch = Callable[[Json], bool | None]
+"""Function that is called after each epoch with its line of `metrics.jsonl`. `True` ends training."""
 
 
 class Diverged(Failed):
-    """The loss is not finite. The last checkpoint is kept."""
+    """A loss that is not finite. The last checkpoint is kept."""
 
 
 @dataclass
 class State:
-    """How far training is: what a checkpoint holds beside its tensors."""
+    """Progress of training: the part of a checkpoint that is no tensor."""
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     """Sum of the loss over the images of this epoch so far, in nats."""
     seconds: float = 0.0
-    best: dict[str, Any] | None = None
-    """The epoch with the best validation ELBO, and that ELBO."""
+    best: Json | None = None
+    """The epoch with the best validation ELBO so far, and that ELBO."""
     stopped: bool = False
-    """Whether training was ended before its last epoch, by `on_epoch`."""
+    """True if `on_epoch` has ended training before the last epoch."""
 
     @classmethod
-    def read(cls, content: dict[str, Any]) -> "State":
+    def read(cls, content: Json) -> "State":
         return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
 
 
 def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = None) -> None:
-    """Train a pair from the run's checkpoint, or from the start if there is none, to the last epoch.
+    """Train a pair to the last epoch, from the run's checkpoint if there is one.
 
     The first signal of an interrupt finishes the step, writes a checkpoint and raises `KeyboardInterrupt`.
 
-    :param quiet: no progress on standard error.
-    :param on_epoch: called after each epoch, before its checkpoint.
-    :raises Diverged: when the loss is not finite.
+    :param quiet: show no progress on standard error.
+    :param on_epoch: called after each epoch, before its checkpoint is written.
+    :raises Diverged: if the loss is not finite.
     :raises BadInput: for a pair or an objective that cannot be trained, or a checkpoint that does not fit.
     """
     keep_freed_memory()
@@ -92,21 +93,21 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
         matmul_precision(options.matmul_precision),
         pyro.get_param_store().scope(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        interrupts() as interrupted,
+        interrupts(shared=parallel.world_size() > 1) as interrupted,
         warnings.catch_warnings(),
     ):
         # Pyro warns of a loss that is not finite. Here it ends the run with a sentence.
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
-        # pyro.module warns of parameters that an objective or --refit-guide keeps as they are.
+        # pyro.module warns of parameters that are not trained, because of the objective or --refit-guide.
         warnings.filterwarnings("ignore", ".* was not registered in the param store")
         torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
         Loop(fitted, interrupted, quiet).run(on_epoch)
 
 
 class Loop:
-    """The training of one run. What is set up here, `run` uses from top to bottom.
+    """The training of one run. The constructor sets up what `run` uses.
 
-    :param interrupted: set when training is to end after the step.
+    :param interrupted: event that ends training after the current step.
     """
 
     def __init__(self, fitted: Fitted, interrupted: threading.Event, quiet: bool):
@@ -117,7 +118,7 @@ class Loop:
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
         self.modules = fitted.trained.train()
-        # A model that stays as it is has no dropout.
+        # A model that is not trained stays in eval mode, without dropout.
         model.train(any(parameter.requires_grad for parameter in model.parameters()))
         self.parameters = [each for _, each in self.modules.named_parameters() if each.requires_grad]
         if not self.parameters:
@@ -134,9 +135,8 @@ class Loop:
 
         # -- batches --------------------------------------------------------------------------------------------
         self.size, self.least = min(self.options.batch_size, count), 1
-        if (
-            self.size == 1 or count % self.size == 1 or parallel.size() > 1
-        ):  # a batch of one image is to come, or a share
+        # A batch, or the share of a process, may have one image.
+        if self.size == 1 or count % self.size == 1 or parallel.world_size() > 1:
             loss = partial(self.loss, self.pair.model, self.pair.guide)
             self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
         self.steps_per_epoch = len(batches(torch.arange(count), self.size, self.least))
@@ -144,7 +144,7 @@ class Loop:
 
         # -- step -----------------------------------------------------------------------------------------------
         self.captured: Captured | None = None
-        self.shared = None if parallel.size() == 1 else SharedGradient(self.loss, self.parameters, interrupted)
+        self.shared = None if parallel.world_size() == 1 else SharedGradient(self.loss, self.parameters, interrupted)
         self.warmup = ScaleLatents()
         functions = [self.pair.model, self.pair.guide]
         if self.options.kl_warmup:
@@ -152,12 +152,13 @@ class Loop:
         gradient = self.shared or partial(loss_with_gradient, self.loss)
         self.svi = SVI(*functions, self.optimizer, loss=self.loss, loss_and_grads=gradient)
 
-        # -- where training is ----------------------------------------------------------------------------------
+        # -- progress and resumption ----------------------------------------------------------------------------
         self.state, self.best = State(), dict[str, Tensor]()
         self.resumed = self.restore()
         self.directory.cut_metrics(self.state.step if self.resumed else -1)
-        parallel.barrier()  # until all have read what is about to be written
-        parallel.broadcast(list(tensors_of(self.modules).values()))  # whatever a class draws its first weights from
+        parallel.barrier()  # all processes must have read the files before the first writes
+        # The constructor of a user's class may draw weights that the seed does not determine.
+        parallel.broadcast(list(tensors_of(self.modules).values()))
         self.started = time.perf_counter() - self.state.seconds
         self.monitor = Monitor(fitted, self.pair)
         self.progress = Progress(self.total, "step", done=self.state.step, quiet=quiet)
@@ -195,19 +196,19 @@ class Loop:
                 state.stopped = state.stopped and state.epoch < options.epochs
                 if state.stopped:
                     self.stop_early(line)
-                interrupted = parallel.any_rank(self.interrupted.is_set())  # measuring takes a while
+                interrupted = parallel.any_rank(self.interrupted.is_set())  # may have come while measuring
                 last = state.epoch == options.epochs or state.stopped
                 if state.epoch % options.checkpoint_every == 0 or last or interrupted:
                     self.save()
                 if interrupted:
                     raise KeyboardInterrupt
-        # Statistics of batches, and what was chosen after the last step, are each process's own.
+        # Batch statistics, and what `finish` has fitted, differ between processes until here.
         parallel.broadcast(list(tensors_of(self.modules).values()))
 
     # One step --------------------------------------------------------------------------------------------------
 
     def batch(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Training images at `index`, binarized anew, with their labels if the pair takes any."""
+        """Training images at `index`, newly binarized, with their labels if the pair takes any."""
         x = self.fitted.data.batch(index)
         return (x,) if self.labels is None else (x, self.labels[index])
 
@@ -222,9 +223,9 @@ class Loop:
             self.warmup.scale = min(1.0, state.step / (options.kl_warmup * self.steps_per_epoch))
         images = len(index)
         if self.shared:
-            # Any number of processes may go on from here: their streams are not in the checkpoint.
+            # Noise is seeded at each step: the checkpoint holds no generator per process, so their number may change.
             first_seed = options.seed * 1_000_003 + state.step + _NOISE_STREAM
-            torch.manual_seed(parallel.seed(first_seed))
+            torch.manual_seed(parallel.rank_seed(first_seed))
             self.shared.whole, index = images, parallel.shard(index, self.least)
         with pyro.validation_enabled(False):
             value = self.svi.step(*self.batch(index))
@@ -235,36 +236,39 @@ class Loop:
         self.progress.advance()
 
     def capture(self, order: Tensor) -> None:
-        """Record the operations of a step, and use the record from here on."""
-        rows = order[: self.size], order[-self.size :].flip(0)  # flipped: another batch, even if there is but one
+        """Record the operations of a step, and use the record from now on."""
+        rows = (
+            order[: self.size],
+            order[-self.size :].flip(0),
+        )  # differs from the first if there is one batch
         loss = partial(self.loss, self.pair.model, self.pair.guide)
         with pyro.validation_enabled(False):
-            self.captured = Captured(loss, self.modules, *map(self.tried, rows))
+            self.captured = Captured(loss, self.modules, *map(self.probe_batch, rows))
         self.svi.loss_and_grads = self.captured
 
     def verify(self, order: Tensor) -> None:
-        """Compare the recorded step with the pair, on a batch."""
+        """Compare the recorded step with the pair on a batch."""
         if self.captured is not None:
             with pyro.validation_enabled(False):
-                self.captured.check(*self.tried(order[: self.size]))
+                self.captured.check(*self.probe_batch(order[: self.size]))
 
-    def tried(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """A batch, without a change to the noise of the next."""
+    def probe_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """A batch that is drawn without changing the noise of the next step."""
         with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
             return self.batch(rows)
 
     # Once in a while -------------------------------------------------------------------------------------------
 
-    def measure(self, mean_loss: float | None) -> dict[str, Any] | None:
-        """Measure the bounds, note the best epoch, and write and show a line. The first process does, for all.
+    def measure(self, mean_loss: float | None) -> Json | None:
+        """Measure the bounds, update the best epoch, and write and show a line. The first process does this for all.
 
-        :param mean_loss: of the epoch; None before the first.
+        :param mean_loss: mean loss of the epoch, in nats per image; None before the first epoch.
         :returns: the line of `metrics.jsonl`; None in other processes.
         """
         if parallel.rank() > 0:
             return None
         state = self.state
-        line: dict[str, Any] = {
+        line: Json = {
             "epoch": state.epoch,
             "step": state.step,
             "seconds": time.perf_counter() - self.started,
@@ -288,13 +292,13 @@ class Loop:
         return line
 
     def finish(self) -> None:
-        """Do what the objective does after the last step."""
+        """Run the last step of the objective, if it has one."""
         objective, data = self.fitted.objective, self.fitted.data
         if isinstance(objective, Finishes):
             with torch.random.fork_rng([data.train.images.device] if data.train.images.is_cuda else []):
                 objective.finish(self.fitted.model, data.targets("validation" if len(data.validation) else "train"))
 
-    def stop_early(self, line: dict[str, Any] | None) -> None:
+    def stop_early(self, line: Json | None) -> None:
         """Make this epoch the last."""
         self.finish()
         if line is not None:
@@ -307,7 +311,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint.
 
-        :raises Diverged: for weights that are not finite: the loss was finite, the step after it was not.
+        :raises Diverged: for weights that are not finite: the loss was finite, but the step after it was not.
         """
         if not all(parameter.isfinite().all() for parameter in self.parameters):
             raise Diverged(diverged(self.state.step, self.directory))
@@ -315,7 +319,7 @@ class Loop:
         self.directory.save_checkpoint(snapshot(self.modules, self.optimizer.parts) | self.best, asdict(self.state))
 
     def restore(self) -> bool:
-        """Go back to the run's checkpoint. Returns whether there was one."""
+        """Restore the run's checkpoint. Returns True if there was one."""
         checkpoint = self.directory.load_checkpoint()
         if checkpoint is None:
             return False
@@ -330,16 +334,16 @@ class Loop:
 
 
 def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *batch: Tensor) -> ELBO:
-    """The Pyro ELBO of an objective and a pair, tried on a few images.
+    """The Pyro ELBO for an objective and a pair, probe_batch on a few images.
 
-    :raises BadInput: if the pair cannot have it.
+    :raises BadInput: if the objective does not support the pair.
     """
     elbo = bind(objective, pair, *batch)
     if options.kl_warmup and not has_kl_term(objective, pair):
         raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
     if options.capture:
-        if parallel.size() > 1:
-            raise BadInput(f"--capture: takes one process, not {parallel.size()}")
+        if parallel.world_size() > 1:
+            raise BadInput(f"--capture: takes one process, not {parallel.world_size()}")
         recorded = recordable(objective, pair)
         return elbo if recorded is objective else bind(recorded, pair, *batch)
     return elbo
@@ -352,8 +356,8 @@ def loss_per_image(elbo: Any, model: Any, guide: Any, x: Tensor, *args: Any) -> 
 
 
 def loss_with_gradient(loss: Callable[..., Tensor], model: Any, guide: Any, *batch: Tensor) -> Tensor:
-    """The loss, with its gradient put into the parameters. Pyro's own `loss_and_grads` looks for parameters in the
-    trace and is slower. Here they are the modules' own."""
+    """The loss, after its gradient is written to the parameters. Pyro's own `loss_and_grads` searches the trace for
+    parameters and is slower. Here they are the parameters of the modules."""
     value = loss(model, guide, *batch)
     value.backward()
     return value
@@ -366,9 +370,9 @@ def image_order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def diverged(step: int, run: RunDirectory, impossible: bool = False) -> str:
-    """What to tell of a loss that is not finite.
+    """The message for a loss that is not finite.
 
-    :param impossible: whether the ELBO is -inf.
+    :param impossible: True if the ELBO is -inf.
     """
     kept = f"the last good checkpoint is kept in {run.path}. "
     if impossible:

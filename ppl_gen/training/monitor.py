@@ -1,4 +1,4 @@
-"""What is measured before the first epoch and after each."""
+"""Measurements before the first epoch and after each."""
 
 import math
 from contextlib import suppress
@@ -9,24 +9,25 @@ from pyro import poutine
 
 from ppl_gen.core.contracts import Monitors
 from ppl_gen.core.progress import Progress
-from ppl_gen.data.splits import SplitName
+from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.pair import Pair
 
 SAMPLES = "samples.npz"
-"""The file of a run's samples through training: arrays `epoch_<number>` [samples, data_dim]."""
-_TRAINING_IMAGES = 10_000  # that are measured as the validation split is
+"""File of a run's samples through training: arrays `epoch_<number>` [samples, data_dim]."""
+_TRAINING_IMAGES = 10_000  # number of training images to measure on
 _SAMPLES_KEPT = 10
-_ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # terms of a GAN, as they are printed
+_ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # names of a GAN's terms in print
 _SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
 
 
 class Monitor:
-    """The bounds on training and validation images, with the same noise every time.
+    """Bounds on training and validation images, with the same noise at every epoch.
 
-    :param pair: as it is trained.
+    :param pair: the pair that is trained.
     """
 
     def __init__(self, fitted: Fitted, pair: Pair):
@@ -37,7 +38,7 @@ class Monitor:
         self.images = {split: fitted.images(split, count) for split, count in counts.items()}
 
     def measure(self) -> dict[str, dict[str, float]]:
-        """The terms of the ELBO, in nats per image, by split; or what the objective monitors in their place."""
+        """The terms of the ELBO in nats per image, by split, or the numbers that the objective measures instead."""
         return {split: self._terms(images) for split, images in self.images.items()}
 
     def _terms(self, images: tuple[Any, ...]) -> dict[str, float]:
@@ -49,28 +50,29 @@ class Monitor:
             return objective.monitor(self.pair, *images)
 
     def keep_samples(self, epoch: int) -> None:
-        """Save means of p(x | z) for the same few z ~ p(z), for the pictures. A model need not draw images."""
+        """Save the means of p(x | z) for a few z ~ p(z), the same at every epoch. A model that draws no images saves
+        none."""
         device = next(self.fitted.model.parameters()).device
         with evaluating(self.fitted.model), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(_SEED)
-            with suppress(Exception):  # somebody else's code, which is told when pictures are drawn
+            with suppress(Exception):  # a user's code, whose errors are shown when pictures are drawn
                 site = poutine.trace(self.pair.model).get_trace(n=_SAMPLES_KEPT).nodes[self.pair.image]
                 self.fitted.directory.add_array(SAMPLES, f"epoch_{epoch}", site["fn"].mean.cpu().numpy())
 
 
 def is_finite(terms: dict[str, dict[str, float]]) -> bool:
-    """Whether every figure of every split is."""
+    """True if all measurements of all splits are finite."""
     return all(math.isfinite(value) for figures in terms.values() for value in figures.values())
 
 
-def show(progress: Progress, line: dict[str, Any], epochs: int) -> None:
-    """Show a line of `metrics.jsonl` to a person."""
+def show(progress: Progress, line: Json, epochs: int) -> None:
+    """Show a line of `metrics.jsonl` beside the progress bar."""
     splits = [name for name in ("train", "validation") if name in line]
     if "elbo" in line["train"]:
         what = "ELBO" if "kl" in line["train"] else "log p(x)"  # without a KL term it is exact
         figures = "  ".join(f"{name} {what} {line[name]['elbo']:.2f}" for name in splits)
     else:
         shown = _ADVERSARIAL if _ADVERSARIAL.keys() <= line["train"].keys() else {key: key for key in line["train"]}
-        told = {split: ", ".join(f"{name} {line[split][key]:.3f}" for key, name in shown.items()) for split in splits}
-        figures = "  ".join(f"{split} {text}" for split, text in told.items())
+        texts = {split: ", ".join(f"{name} {line[split][key]:.3f}" for key, name in shown.items()) for split in splits}
+        figures = "  ".join(f"{split} {text}" for split, text in texts.items())
     progress.note(f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}", figures)

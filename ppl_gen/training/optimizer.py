@@ -10,13 +10,13 @@ from ppl_gen.experiment.options import TrainingOptions
 
 
 class OneOptimizer(PyroOptim):
-    """One fused optimizer over all parameters, where Pyro would make one per parameter; two where matrices have their
-    own.
+    """One fused optimizer over all parameters, where Pyro would make one per parameter. With Muon there are two, one
+    for matrices and one for the rest.
 
-    SVI hands over the parameters that it saw as a set. The order of a set of tensors varies between processes, so the
-    optimizer is built once from the modules' named parameters.
+    SVI passes the parameters as a set, whose order varies between processes. Therefore the optimizer is built once,
+    from the modules' named parameters.
 
-    :param parameters: in the order of their names.
+    :param parameters: parameters in the order of their names.
     """
 
     def __init__(self, parameters: list[nn.Parameter], options: TrainingOptions):

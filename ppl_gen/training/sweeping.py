@@ -1,7 +1,7 @@
-"""Every guide with every objective and value of an option, from every seed, each in a process of its own.
+"""Runs of every guide with every objective, every value of an option and every seed.
 
-Each run is a process of `ppl_gen.fit` of its own. Finished runs are not run again, and interrupted ones are continued,
-so that the same command picks up where it stopped.
+Each run is a `ppl_gen.fit` process of its own. Finished runs are skipped, and interrupted ones are continued, so that
+the same command picks up where it stopped.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from ppl_gen.core.errors import BadInput, require
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_new
-from ppl_gen.training.processes import interrupts
+from ppl_gen.training.interrupts import interrupts
 
 PROGRAM = "python -m ppl_gen.sweep"
 _OWN = (
@@ -38,28 +38,30 @@ _OWN = (
     "--dry-run",
     "--no-dry-run",
 )
-"""Options of `fit` that a sweep sets, or that make no run."""
+"""Options of `fit` that a sweep sets itself, or that make no run."""
 
 
 @dataclass(frozen=True)
 class SweepOptions:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """As for fit: a name, or file.py:Class."""
+    """Model, as for fit: a name, or file.py:Class."""
     out: Path
-    """Directory of the run directories and their logs."""
+    """Directory for the run directories and their logs."""
     guides: tuple[str, ...] | None = None
-    """Guides: names, or file.py:Class; with options, such as flow,transform=iaf. By default the model's own."""
+    """Guides: names, or file.py:Class. Options follow after commas, as in flow,transform=iaf. By default the model's
+    own guide."""
     objectives: tuple[str, ...] | None = None
-    """Objectives: names; with :K, of K particles, such as vimco:50. By default the model's own."""
+    """Objectives: names, or file.py:Class. :K sets the number of particles, as in vimco:50. By default the model's own
+    objective."""
     priors: tuple[str, ...] = ()
-    """Priors: names, or file.py:Class; by default the model's own."""
+    """Priors: names, or file.py:Class. By default the model's own prior."""
     vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """An option of fit and its values, such as learning-rate 1e-3 3e-3. May be given several times: every combination
-    is run."""
+    """An option of fit and its values, as in learning-rate 1e-3 3e-3. Give --vary once for each option; every
+    combination is run."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of weights, order of images and noise."""
+    """Seeds of the initial weights, the order of the images and the noise."""
     jobs: int | None = None
-    """Runs at a time, which share the cores; by default as many as there are cores."""
+    """Number of runs at a time. They share the cores. By default as many as there are cores."""
 
     def __post_init__(self) -> None:
         for name in ("guides", "objectives", "seeds"):
@@ -75,7 +77,7 @@ class Planned(NamedTuple):
     path: Path
     config: Config
     arguments: list[str]
-    """Of `fit`, to start it."""
+    """Arguments of `fit` that start the run."""
 
     @property
     def name(self) -> str:
@@ -89,8 +91,8 @@ class Planned(NamedTuple):
 def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
     """The runs of a sweep, in order.
 
-    :param rest: options of `fit` that all runs share.
-    :raises BadInput: for options that `fit` cannot read, or that the sweep sets itself.
+    :param rest: options of `fit` for all runs.
+    :raises BadInput: for options that `fit` cannot read, and for options that the sweep sets itself.
     """
     _check_shared(options, rest)
     planned: dict[str, Planned] = {}
@@ -112,8 +114,8 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
 
 
 def _with_particles(objective: str) -> tuple[str, str]:
-    """The name of an objective and its number of particles, empty where there is none: `vimco:50`. What stands behind
-    the colon of `file.py:Class` is no number of particles."""
+    """The name and the number of particles in `vimco:50`. The number is empty if there is none. The text after the
+    colon of `file.py:Class` is no number of particles."""
     name, colon, particles = objective.rpartition(":")
     if not colon or name.endswith(".py") or ("." in name and not particles.isdigit()):
         return objective, ""
@@ -121,7 +123,7 @@ def _with_particles(objective: str) -> tuple[str, str]:
 
 
 def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
-    """Raise `BadInput` for an option after -- that the sweep sets itself."""
+    """Raise `BadInput` if an option after -- is one that the sweep sets itself."""
     own = {f"--{name.replace('_', '-')}" for name, *_ in options.vary}
     particles = {"--num-particles"} if any(_with_particles(name)[1] for name in options.objectives or ()) else set()
     for argument in rest:
@@ -135,7 +137,7 @@ def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
 def _chosen(
     guide: str | None, prior: str | None, objective: str | None, varied: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[str]]:
-    """The options of `fit` that make one combination, and the words of its name."""
+    """The options of `fit` for one combination, and the words of its name."""
     chosen: list[str] = []
     label: list[str] = []
     if guide is not None:
@@ -159,9 +161,9 @@ def _chosen(
 
 
 def remaining(planned: Sequence[Planned]) -> list[Planned]:
-    """The runs that are not finished, with the arguments of `fit` that continue those that are there.
+    """The unfinished runs, each with the arguments of `fit` that start or continue it.
 
-    :raises BadInput: for a directory there that is no run, or a run with other options.
+    :raises BadInput: for an existing directory that is no run, or is a run with other options.
     """
     found = []
     for run in planned:
@@ -171,9 +173,8 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             continue
         opened = RunDirectory.open(run.path)
         check_same(opened, run.config, Given(**run.config.externals()))
-        evaluation, last = opened.read_json("evaluation.json"), (opened.metrics() or [{}])[-1]
-        trained = last.get("epoch", 0) >= run.config.training.epochs or last.get("stopped", False)
-        if evaluation is None or opened.stale(evaluation) or not trained:
+        evaluation = opened.read_json("evaluation.json")
+        if evaluation is None or opened.stale(evaluation) or not opened.finished(run.config.training.epochs):
             again = ["--resume", str(run.path)]
             for kind, reference in run.config.externals().items():
                 again += [f"--{kind}", reference]
@@ -191,13 +192,13 @@ class _Running(NamedTuple):
 
 
 def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str, str]:
-    """Run processes of `fit`, with a line on standard error as each starts and ends.
+    """Run the processes of `fit`, with a line on standard error when each starts and ends.
 
-    :param jobs: how many at a time.
-    :param threads: of each.
-    :param lock: a file descriptor that they hold, from `locked`.
-    :returns: of each that failed, by name, how.
-    :raises KeyboardInterrupt: when interrupted, once all have written their checkpoints.
+    :param jobs: number of processes at a time.
+    :param threads: threads of each process.
+    :param lock: the file descriptor from `locked`. The processes hold it, too.
+    :returns: for each failed run, by name, the reason.
+    :raises KeyboardInterrupt: after an interrupt, when all processes have written their checkpoints.
     """
     waiting, running = list(todo), list[_Running]()
     failures: dict[str, str] = {}
@@ -224,7 +225,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
                         failures[name] = _last_line(each.planned, each.process.returncode)
                         say(f"failed    {name} after {_duration(took)}; {left} left")
                 time.sleep(0.1)
-        finally:  # after a second interrupt there are some left, and it is their second too
+        finally:  # a second interrupt ends up here with processes running, and is passed on to them
             _interrupt(running)
             for each in running:
                 each.process.wait()
@@ -243,8 +244,8 @@ def _start(planned: Planned, threads: int, lock: int) -> _Running:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # Else the terminal's Ctrl-C would reach it too, and the one from here would be its second, which does not
-            # wait for a checkpoint.
+            # Otherwise the terminal's Ctrl-C would reach the process as well. The interrupt from here would be its
+            # second one, which does not wait for a checkpoint.
             start_new_session=True,
             pass_fds=[lock],
         )
@@ -252,10 +253,10 @@ def _start(planned: Planned, threads: int, lock: int) -> _Running:
 
 
 def locked(out: Path) -> int:
-    """A new directory, or one that is there, locked for as long as any process has the file descriptor returned: this
-    one, and the runs that it starts, which live on if it is killed.
+    """Make a directory if it does not exist, and lock it. It stays locked while any process holds the returned file
+    descriptor: this process, and the runs that it starts, which may outlive it.
 
-    :raises BadInput: if it cannot be written, or is locked.
+    :raises BadInput: if it cannot be written, or another process holds the lock.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -291,5 +292,5 @@ def _duration(seconds: float) -> str:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

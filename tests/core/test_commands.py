@@ -1,6 +1,8 @@
 """Command lines as they are written, and as they are read again."""
 
 import doctest
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from ppl_gen.core import cli, commands
-from ppl_gen.core.commands import fit_command, named_again, words
+from ppl_gen.core.commands import external_class_options, fit_command, words
 from ppl_gen.evaluate import Command
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.inference.annealed import Annealing
@@ -54,8 +56,8 @@ def test_switches() -> None:
 
 def test_classes_of_ones_own_are_named_again() -> None:
     config = {"model": "vae", "guide": "my.py:Mine", "prior": None}
-    assert named_again(config) == ["--guide", "my.py:Mine"]
-    assert named_again({"model": "m.py:M", "prior": "p.py:P"}) == ["--model", "m.py:M", "--prior", "p.py:P"]
+    assert external_class_options(config) == ["--guide", "my.py:Mine"]
+    assert external_class_options({"model": "m.py:M", "prior": "p.py:P"}) == ["--model", "m.py:M", "--prior", "p.py:P"]
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,17 @@ def test_the_command_of_a_fit(made: list[str], again: list[str]) -> None:
 @pytest.mark.parametrize("made", [None, [], ["study.py", "7"]])
 def test_a_run_made_from_python_has_no_command(made: list[str] | None) -> None:
     assert fit_command({"command": made, "data": {"data": "digits"}}) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["compare", "sweep", "sample", "fill", "splice", "responsibilities", "quality", "calibrate"]
+)
+def test_help_needs_no_torch(name: str) -> None:
+    """`fit --help` lists the options of classes, and `evaluate --help` those of annealing, which are beside torch."""
+    code = f"""if True:
+        import contextlib, sys
+        from ppl_gen.{name} import command
+        with contextlib.suppress(SystemExit):
+            command(["--help"])
+        assert not {{"torch", "matplotlib"}} & set(sys.modules)"""
+    assert "usage" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -97,7 +97,7 @@ def test_one_process_is_by_itself() -> None:
     rows = torch.arange(5)
     assert parallel.shard(rows).tolist() == rows.tolist()
     assert parallel.all_gather({"a": rows})["a"] is rows
-    assert (parallel.size(), parallel.rank(), parallel.broadcast_object("x")) == (1, 0, "x")
+    assert (parallel.world_size(), parallel.rank(), parallel.broadcast_object("x")) == (1, 0, "x")
 
 
 def test_parts_are_joined_in_order() -> None:
@@ -114,7 +114,7 @@ def test_shares(processes: int) -> None:
     for count in range(14):
         rows = torch.arange(count)
         for least in (1, 2):
-            parts = parallel.shares(rows, processes, least)
+            parts = parallel.shards(rows, processes, least)
             assert len(parts) == processes and torch.equal(torch.cat(parts), rows)
             assert all(len(part) == 0 or len(part) >= min(least, count) for part in parts)
             if least == 1 or count >= 2 * processes:

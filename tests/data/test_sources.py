@@ -485,7 +485,7 @@ def test_mat_that_is_not_images(tmp_path: Path) -> None:
 
     path = tmp_path / "images.mat"
     for content, words in [
-        ({"X": grey(7, (20,))}, "may be an image a row or an image a column"),
+        ({"X": grey(7, (20,))}, "may have one image per row or per column"),
         ({"X": scipy.sparse.eye(20)}, "'X' is no array of numbers"),
         ({"X": {"a": 1}}, "expected numbers"),
         ({"a": 1, "b": 2}, "no array called 'train' among a, b"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from estimates import ABOUT, ONE, annealed, importance, sampled, sandwich
+from estimates import ABOUT, ONE, annealed, bidirectional, importance, sampled
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.tables import Row
@@ -39,7 +39,7 @@ def _uneven() -> Evaluation:
         num_samples=50, from_prior=ONE, log_px=-11 * ONE, log_px_mc_var=1e-4 * ONE, log_px_bias=0 * ONE
     )
     guided = replace(guided, **values, iwae=bounds, largest=0.1 * ONE, second_opinion=opinion)
-    chains = annealed(-10, sandwich=sandwich())
+    chains = annealed(-10, bidirectional=bidirectional())
     chains = replace(chains, log_px=chains.log_px + steps)
     proposal = {"prior_share": 0.5, "temperature": 1.0, "guides": ["own"]}
     mixed = sampled(-10.0, estimator="importance", words="several", settings={"proposal": proposal})

@@ -46,14 +46,14 @@ def test_filling_in_takes_a_guide_that_can_be_shown_another_image() -> None:
     visible = torch.arange(5) < 3
     opaque = Opaque(ExactGuide(model))
 
-    def complete(model: Any, guide: Any, x: Tensor, visible: Tensor) -> None:
+    def impute(model: Any, guide: Any, x: Tensor, visible: Tensor) -> None:
         none: Any = None
         assembled = Assembled(Config(), model, guide, none, Given())
         vars(assembled)["pair"] = Pair.read(model, guide, x)
-        filling.complete(assembled, x, visible, 5, quiet=True)
+        filling.impute(assembled, x, visible, 5, quiet=True)
 
     with pytest.raises(BadInput, match="encode"):
-        complete(model, opaque, x, visible)
+        impute(model, opaque, x, visible)
     two = TwoLayers()
     with pytest.raises(BadInput, match="one latent site"):
-        complete(two, two, x[:, :3], visible[:3])
+        impute(two, two, x[:, :3], visible[:3])

@@ -11,9 +11,8 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.estimating import estimators
-from ppl_gen.experiment.assembling import assemble
+from ppl_gen.experiment.assembling import assemble, batch, read_pair
 from ppl_gen.experiment.config import Config
-from ppl_gen.experiment.loading import read_pair
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import closed_form
@@ -75,8 +74,8 @@ def test_a_model_uses_it(name: str) -> None:
     )
     model, guide = assemble(config, data)
     with evaluating(model, guide):
-        pair, batch = read_pair(model, guide, data)
-        terms = pair.terms(*batch)
+        images = batch(model, guide, data, torch.arange(8))
+        terms = read_pair(model, guide, images).terms(*images)
         values: Any = model
         torch.testing.assert_close(
             terms.log_prior[0], values.prior().log_prob(terms.latents["z"][0]), rtol=1e-4, atol=1e-4
@@ -96,7 +95,8 @@ def test_a_closed_form_ends_with_the_prior_that_it_was_of() -> None:
         config = Config(model="factor-analysis", guide="normal", prior=prior, model_options={"latent_dim": 3})
         model, guide = assemble(config, data)
         with evaluating(model, guide):
-            pair, (x,) = read_pair(model, guide, data)
+            x = data.targets("train", slice(8))
+            pair = read_pair(model, guide, (x,))
         assert closed_form(model) is known_exactly
         assert estimators(model, pair, "auto", x.device) == (known_exactly, True)
 

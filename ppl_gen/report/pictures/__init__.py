@@ -1,7 +1,7 @@
-"""Pictures of a run, one kind a file: what is computed from model, guide and data for a figure of `ppl_gen.figures`.
+"""Pictures of a run, one kind a file: computed from model, guide and data, drawn by `ppl_gen.figures`.
 
-A file has a function `draw(fitted)` that yields pictures with their names, and `ABOUT`, the words for a warning if that
-fails. `CAPTIONS` has captions by name, where no file of `ppl_gen.figures` has them.
+A file has a function `draw(fitted)` that yields pictures with their names, and `ABOUT`, the words of a warning if that
+fails. `CAPTIONS` has captions by name, for pictures that no file of `ppl_gen.figures` has captions of.
 """
 
 import importlib
@@ -26,12 +26,15 @@ from ppl_gen.figures.canvas import Figure, pictures
 from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
 from ppl_gen.inference.callables import evaluating
 
+_FIRST = ("samples", "through_training", "reconstructions", "own", "latent_space", "units")
+"""Pictures that share one stream of random numbers. Others draw after them, so that they change none of them."""
+
 Drawn = Iterator[tuple[str, Figure]]
-"""Pictures with their names. Each is computed when it is asked for."""
+"""Pictures with their names. Each picture is computed when the iterator reaches it."""
 
 
 def save(run: RunDirectory, name: str, figure: Figure) -> None:
-    """Put a picture into `figures/` of a run."""
+    """Write a picture to `figures/` of a run."""
     run.write_file(f"figures/{name}.png", figure.write)
 
 
@@ -42,44 +45,47 @@ def draw_evaluation(run: RunDirectory) -> None:
 
 
 def draw_training(fitted: Fitted) -> None:
-    """Save learning curves, and the pictures of every file of this folder. If a picture cannot be drawn, a warning
-    says why, on standard error."""
+    """Save learning curves, and the pictures of every file of this folder. If a picture cannot be drawn, a warning on
+    standard error gives the reason."""
     run, device = fitted.directory, fitted.batch[0].device
     metrics = run.metrics()
     measured = metrics[0]["train"]
     curves = learning_curves if "elbo" in measured else adversarial_curves if "d_real" in measured else monitored_curves
     save(run, "learning_curves", curves(metrics))
     with evaluating(fitted.model, fitted.guide), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
         for module in kinds().values():
-            torch.manual_seed(0)  # a picture more changes no other
             with _drawing(module.ABOUT):
                 for name, figure in module.draw(fitted):
                     save(run, name, figure)
 
 
 def kinds() -> dict[str, Any]:
-    """The files of this folder, by name."""
-    return {info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
+    """The files of this folder, by name, in the order in which they draw."""
+    names = [info.name for info in pkgutil.iter_modules(__path__)]
+    ordered = [*_FIRST, *(name for name in names if name not in _FIRST)]
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in ordered}
 
 
 @contextmanager
 def _drawing(what: str) -> Iterator[None]:
-    """A user's model or guide need not draw everything, but then it says so, and the run goes on."""
+    """Turn an error into a warning. A user's model or guide need not support every picture."""
     try:
         yield
-    except BadInput:  # a full disk
+    except BadInput:  # such as a full disk
         raise
     except Exception as error:
         print(f"warning: no picture of {what}: {describe(error)}", file=sys.stderr)
 
 
 def as_images(values: Tensor, data: Data) -> np.ndarray:
-    """Images [..., pixels] in [0, 1], as they are shown."""
+    """Images [..., pixels] as arrays [..., height, width] in [0, 1]."""
     return pictures(values.clamp(0, 1), data.shape)
 
 
 def of_evaluation(run: RunDirectory) -> Drawn:
-    """The bound against k and the histogram of the gap, from the run's evaluation; none if every z was summed out."""
+    """The bound against k, and the histogram of the gap, from the run's evaluation. There are none if every z was
+    enumerated."""
     summary = run.read_json("evaluation.json")
     assert summary is not None
     if "iwae" not in summary:

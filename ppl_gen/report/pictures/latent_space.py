@@ -1,4 +1,4 @@
-"""The latent space."""
+"""Pictures of the latent space."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
-from ppl_gen.inference.planes import equal_mass_grid, vector_size
+from ppl_gen.inference.latent_grid import equal_mass_grid, vector_size
 from ppl_gen.report.explorer import explorer
 from ppl_gen.report.pictures import Drawn, as_images
 
 ABOUT = "the latent space"
-_POSTERIOR_SAMPLES = 32  # for its mean and standard deviation
+_POSTERIOR_SAMPLES = 32  # samples for the posterior mean and standard deviation
 _PAIRS, _STEPS, _GRID, _UNITS = 5, 25, 20, 10
 
 
 def draw(fitted: Fitted) -> Drawn:
-    """One continuous latent site of a model with `prior()` and `likelihood(z)`, and a guide's posterior there, if it
-    has `encode` and `posterior`. The last picture is followed by the file `explorer.json` of the run, which is computed
-    from the same draws."""
+    """Pictures of one continuous latent site, of a model with `prior()` and `likelihood(z)`, and of the guide's
+    posterior if it has `encode` and `posterior`. After the last picture the run's `explorer.json` is written, from the
+    same draws."""
     model: Any = fitted.model
     guide: Any = fitted.guide
     data, size = fitted.data, vector_size(fitted.model, fitted.pair)

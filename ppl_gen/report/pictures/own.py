@@ -1,4 +1,4 @@
-"""Pictures that a model has of its own."""
+"""Pictures that a model draws of itself."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ ABOUT = "the model's own: pictures() fails"
 
 
 def draw(fitted: Fitted) -> Drawn:
-    """The pictures that a model has of its own, if it has any."""
+    """The pictures that a model draws of itself, if any."""
     model: Any = fitted.model
     if offers(model, HasPictures):
         for name, (title, values, captions) in model.pictures().items():

@@ -10,7 +10,8 @@ ABOUT = "reconstructions"
 
 
 def draw(fitted: Fitted) -> Drawn:
-    """Test images beside what the model makes of the guide's z; none where the guide draws no z, or has no ELBO."""
+    """Test images beside their reconstructions from the guide's z. There are none if the guide draws no z, or training
+    has no ELBO."""
     pair, data = fitted.pair, fitted.data
     if pair.enumerated or "elbo" not in fitted.directory.metrics()[0]["train"]:
         return

@@ -10,7 +10,7 @@ ABOUT = "samples through training"
 
 
 def draw(fitted: Fitted) -> Drawn:
-    """Samples from the same noise that were kept before, during and after training, if any were."""
+    """Samples from the same noise, which were saved before, during and after training."""
     kept = {int(name.removeprefix("epoch_")): values for name, values in fitted.directory.arrays("samples.npz").items()}
     if kept:
         images = {epoch: as_images(torch.from_numpy(kept[epoch]), fitted.data) for epoch in sorted(kept)}

@@ -12,8 +12,8 @@ ABOUT = "the posterior of the units"
 
 
 def draw(fitted: Fitted) -> Drawn:
-    """p(z_m = 1 | x) of five test images, exact, and the guide's: of one latent site of up to 16 binary units, of a
-    model with `prior()` and `likelihood(z)`."""
+    """Exact p(z_m = 1 | x) of five test images, and the guide's. The model has one latent site of up to 16 binary
+    units, and the methods `prior()` and `likelihood(z)`."""
     model: Any = fitted.model
     guide: Any = fitted.guide
     data, pair, x = fitted.data, fitted.pair, fitted.data.targets("test")[:5]

@@ -1,7 +1,7 @@
 """Sections of the page of a run, one a file, in the order of the files' names.
 
-A file has the name of the JSON file that its numbers come from, `FILE`, and a function `section(content, program)`
-that returns a `Section`. A section is left out where its file is not there, or where the weights were trained on since.
+A file has `FILE`, the name of the JSON file with its numbers, and a function `section(content, arguments)` that returns
+a `Section`. A section is left out if its file is missing, or the weights were trained on after it was made.
 """
 
 import importlib
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.core.commands import command, named_again, words
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.core.commands import command, external_class_options, words
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 if TYPE_CHECKING:
     from ppl_gen.core.tables import Row
@@ -40,27 +40,27 @@ class Section:
     """A comment and the words of the command, as `again` makes them."""
 
 
-def results(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """The content of every result that a run has, by the name of its section."""
+def results(run: RunDirectory) -> dict[str, Json]:
+    """The content of every result of a run, by the name of its section."""
     found = {name: run.read_json(module.FILE) for name, module in _modules().items()}
     return {name: content for name, content in found.items() if content and not run.stale(content)}
 
 
-def sections(run: RunDirectory, found: Mapping[str, dict[str, Any]]) -> list[Section]:
-    """The sections of a run's results, as `results` returns them."""
-    modules, named = _modules(), named_again(run.config)
+def sections(run: RunDirectory, found: Mapping[str, Json]) -> list[Section]:
+    """The sections for a run's `results`."""
+    modules, named = _modules(), external_class_options(run.config)
     return [modules[name].section(content, [run.path, *named]) for name, content in found.items()]
 
 
 def again(
     text: str, content: Mapping[str, Any], module: str, arguments: Sequence[object], defaults: Mapping[str, Any]
 ) -> tuple[str, Sequence[str]]:
-    """A comment, and the command that makes a result again, with the options that it was made with.
+    """A comment, and the command that makes a result again with the same options.
 
-    :param content: the JSON file of the result.
+    :param content: content of the result's JSON file.
     :param module: name of the command.
-    :param arguments: the run, and its classes that are named again.
-    :param defaults: options that need not be written.
+    :param arguments: the run directory, and the options that name its own classes again.
+    :param defaults: default of each option. Options with these values are left out.
     """
     program = command(module, *arguments)
     if "options" not in content:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.report.sections import Section, Table, again
 
 FILE = "evaluation.json"
 
 
-def section(content: dict[str, Any], arguments: Sequence[object]) -> Section:
+def section(content: Json, arguments: Sequence[object]) -> Section:
     """ELBO with its terms, every estimate of log p(x), and the gap."""
     return Section(
         "Bound against log p(x)",

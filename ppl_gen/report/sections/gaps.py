@@ -1,18 +1,18 @@
-"""Where the gap comes from: approximation and amortization gaps, from `gaps.json`."""
+"""Approximation and amortization gaps, from `gaps.json`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.gap_table import gap_rows, gap_units
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.report.sections import Section, Table, again
 
 FILE = "gaps.json"
 
 
-def section(content: dict[str, Any], arguments: Sequence[object]) -> Section:
+def section(content: Json, arguments: Sequence[object]) -> Section:
     """The parts of the gap, on average and of some images."""
     return Section(
         "Where the gap comes from",

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
-from ppl_gen.evaluation.quality import QualityOptions
 from ppl_gen.evaluation.quality_table import QUALITY_UNITS, quality_images, quality_rows
+from ppl_gen.evaluation.use_options import QualityOptions
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.report.sections import Section, Table, again
 
 FILE = "quality.json"
 
 
-def section(content: dict[str, Any], arguments: Sequence[object]) -> Section:
+def section(content: Json, arguments: Sequence[object]) -> Section:
     """Scores of the model's samples."""
     return Section(
         "Samples, to a classifier",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
-from ppl_gen.inference.completion import exact_completion, importance_completion, visible_part
+from ppl_gen.inference.imputation import exact_imputation, importance_imputation, visible_part
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 
@@ -69,11 +69,11 @@ def _conditional(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["mixture", "stock", "belief-net"])
-def test_exact_completion_is_the_sum_over_everything_hidden(name: str) -> None:
+def test_exact_imputation_is_the_sum_over_everything_hidden(name: str) -> None:
     model, x = _model(name), torch.bernoulli(torch.full((6, PIXELS), 0.5, dtype=F64))
     log_prob, mean = _conditional(model, x)
     draws = 4000
-    found = exact_completion(model, x, VISIBLE, draws)
+    found = exact_imputation(model, x, VISIBLE, draws)
     torch.testing.assert_close(found.log_prob, log_prob)
     torch.testing.assert_close(found.mean[:, ~VISIBLE], mean)
     assert torch.equal(found.mean[:, VISIBLE], x[:, VISIBLE])
@@ -99,7 +99,7 @@ def test_exact_completion_is_the_sum_over_everything_hidden(name: str) -> None:
 @pytest.mark.parametrize("name", ["mixture", "belief-net"])
 def test_states_of_visible_pixels(name: str) -> None:
     model, x = _model(name), torch.bernoulli(torch.full((6, PIXELS), 0.5, dtype=F64))
-    found = exact_completion(model, x, VISIBLE)
+    found = exact_imputation(model, x, VISIBLE)
     states = model.prior().enumerate_support(expand=False)
     likelihood = model.likelihood(states.unsqueeze(1)).select(VISIBLE)
     log_joint = likelihood.log_prob(x[:, VISIBLE]) + model.prior().log_prob(states).unsqueeze(-1)
@@ -108,13 +108,13 @@ def test_states_of_visible_pixels(name: str) -> None:
     torch.testing.assert_close(found.mean[:, ~VISIBLE], mean[:, ~VISIBLE])
 
 
-def test_importance_completion_of_a_belief_net() -> None:
+def test_importance_imputation_of_a_belief_net() -> None:
     """Three images and four standard errors: a false alarm once in 5,000 seeds."""
     model, x = _model("belief-net"), torch.bernoulli(torch.full((3, PIXELS), 0.5, dtype=F64))
     guide = Bernoulli(PIXELS, torch.full((PIXELS,), 0.5), 3, "z").double()
     log_prob, mean = _conditional(model, x)
     filler = torch.full((PIXELS,), 0.5, dtype=F64)
-    found = importance_completion(model, guide, x, VISIBLE, filler, 20_000, 2)
+    found = importance_imputation(model, guide, x, VISIBLE, filler, 20_000, 2)
     assert found.importance is not None
     whole, seen = found.importance
     error = (whole.log_px_mc_var + seen.log_px_mc_var).sqrt()
@@ -125,7 +125,7 @@ def test_importance_completion_of_a_belief_net() -> None:
     assert found.draws.shape == (2, 3, PIXELS)
 
 
-def test_importance_completion_of_a_linear_gaussian() -> None:
+def test_importance_imputation_of_a_linear_gaussian() -> None:
     """The proposal is refined, since z can be reparametrized; p(x_h | x_v) is a Gaussian in closed form. Four images
     and four standard errors: a false alarm once in 4,000 seeds."""
     model = LinearGaussian()
@@ -133,7 +133,7 @@ def test_importance_completion_of_a_linear_gaussian() -> None:
     visible = torch.tensor([True, True, False, True, False])
     x = model.model(n=4).detach()
     filler = torch.zeros(5, dtype=F64)
-    found = importance_completion(model, guide, x, visible, filler, 5000)
+    found = importance_imputation(model, guide, x, visible, filler, 5000)
     covariance = (model.weight @ model.weight.T + model.noise**2 * torch.eye(5, dtype=F64)).detach()
     seen = dist.MultivariateNormal(torch.zeros(3, dtype=F64), covariance[visible][:, visible])
     expected = model.log_px(x).detach() - seen.log_prob(x[:, visible])

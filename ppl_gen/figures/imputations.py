@@ -8,20 +8,20 @@ from ppl_gen.figures.captions import Caption
 CAPTIONS = {
     "fill": Caption(
         "Hidden pixels given the visible ones",
-        "Rows of images: originals, their visible pixels, expected images, and completions drawn",
+        "Rows of images: originals, their visible pixels, expected images, and images drawn",
     )
 }
 
 
-def completions(
+def imputations(
     originals: np.ndarray, visible: np.ndarray, means: np.ndarray, draws: np.ndarray, captions: list[str]
 ) -> Figure:
-    """Originals, what is visible of them, and their expected and drawn completions, a row each.
+    """Originals, their visible pixels, and their expected and drawn imputations, a row each.
 
-    :param originals: [n, height, width].
-    :param visible: bool [height, width]; hidden pixels are shown in mid-grey.
-    :param means: [n, height, width].
-    :param draws: [draws, n, height, width].
+    :param originals: images [n, height, width].
+    :param visible: True for visible pixels, bool [height, width]. Hidden pixels are drawn in mid-grey.
+    :param means: expected images [n, height, width].
+    :param draws: drawn images [draws, n, height, width].
     :param captions: log p(hidden | visible) of each image.
     """
     count = len(originals)

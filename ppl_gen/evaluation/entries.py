@@ -1,0 +1,57 @@
+"""The entries of an `evaluation.json`, as this version and earlier ones wrote them. Reading them needs no torch."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ppl_gen.experiment.run_directory import Json
+
+SHARED = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
+"""Keys that an `evaluation.json` and the attributes of the `evaluation.nc` beside it have in common."""
+_FIGURES = {"mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"}
+"""Keys of an entry of log p(x) that are results, not settings, of its estimator."""
+
+
+def primary(summary: Json) -> str:
+    """Name of the estimate that `log_px` is."""
+    entry = summary["log_px"]
+    return "mixed" if entry["estimator"] == "importance" and "proposal" in entry else entry["estimator"]
+
+
+def entry_of(summary: Json, name: str) -> Json | None:
+    """The entry of an estimate of log p(x) by its name; None if it is missing."""
+    return summary["log_px"] if name == primary(summary) else summary.get(f"log_px_{name}")
+
+
+def at_least(summary: Json, entry: Json) -> bool:
+    """True if the value of an entry is only a lower bound of log p(x). Earlier versions recorded it for the gap
+    alone."""
+    return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
+
+
+def settings(entry: Json) -> Json:
+    """Settings that an estimate was made with, such as its `num_samples`, from its entry."""
+    return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}
+
+
+def mismatch(summary: Json, attributes: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> str:
+    """Name of the first property in which values per image differ from a summary; empty if they belong together.
+
+    :param attributes: attributes of the `evaluation.nc`.
+    :param values: its variables `elbo` and `log_px`, each [images].
+    """
+    recorded = {key: summary.get(key) for key in SHARED} | {"estimator": summary["log_px"]["estimator"]}
+    if (importance := entry_of(summary, "importance")) is not None:
+        recorded["num_samples"] = importance.get("num_samples")
+    for key, value in recorded.items():
+        if key in attributes and attributes[key] != value:
+            return key
+    for name, each in values.items():
+        if each.shape != (summary["num_images"],):
+            return "num_images"
+        mean = summary[name]["mean"]
+        if mean is not None and not math.isclose(float(each.mean()), mean, rel_tol=1e-6, abs_tol=1e-6):
+            return f"mean {name}"
+    return ""

@@ -1,0 +1,188 @@
+"""Options of the commands that use a fitted model, and of `calibrate`. Importing them imports no torch.
+
+`ppl_gen.evaluation.options` has the options of `evaluate`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from ppl_gen.core.convert import convert_all
+from ppl_gen.core.errors import BadInput, near_miss, require
+from ppl_gen.data.options import SplitName
+from ppl_gen.experiment.options import Checkpoint
+
+NUM_EXAMPLES = 5
+"""Images of each kind that `responsibilities` shows."""
+NUM_SPLICED = 10
+"""Spliced images that `splice` shows, and needs at least."""
+LEAST_JUDGED = 20
+"""Samples that `quality` needs at least."""
+
+
+T = TypeVar("T")
+
+
+def options_from(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> T:
+    """Options from an instance of their dataclass, from single fields by name, or from both.
+
+    :param options: the instance; None for the defaults.
+    :param chosen: fields that replace those of the instance.
+    :raises BadInput: for a name that is no field.
+    """
+    known = get_type_hints(cls)
+    for name in chosen:
+        if name not in known:
+            raise BadInput(f"{name}: is no option here{near_miss(name, known)}")
+    chosen = convert_all(chosen, known)
+    return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
+
+
+def _check(options: Any, **least: int) -> None:
+    """Raise `BadInput` for a number below its least value, and for a seed that torch does not take."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        require(value is None or value >= smallest, name, value, f"must be at least {smallest}")
+    require(0 <= options.seed < 2**63, "seed", options.seed, "must be at least 0 and below 2^63")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Source and number of the images."""
+
+    source: Literal["prior", "image", "grid"] = "prior"
+    """Source of z. prior: z ~ p(z). image: z ~ q(z | x) of one image. grid: a grid over two units of z in steps of
+    equal prior mass, with the other units at 0."""
+    num_images: int = 25
+    """Number of images. A grid takes a square number; its first row is the top one."""
+    draws: bool = False
+    """Draw x ~ p(x | z) instead of taking its mean."""
+    image: int = 0
+    """Index of the image x in its split, for --source image."""
+    split: SplitName = "test"
+    """Split of the image x, for --source image."""
+    units: tuple[int, int] = (0, 1)
+    """Indices of the two units of z, for --source grid."""
+    seed: int = 0
+    """Seed of the samples."""
+
+    def __post_init__(self) -> None:
+        _check(self, num_images=1, image=0)
+
+
+@dataclass(frozen=True)
+class FillOptions:
+    """The images, and the pixels to hide in them."""
+
+    hide: str = "right"
+    """Pixels to hide. left, right, top or bottom: that half. random: each pixel with probability 1/2, the same in every
+    image. FILE.npy: an array with the shape of an image that is true, or 1, where a pixel is hidden."""
+    num_images: int = 10
+    """Number of images: the first N of the split. The picture shows the first 10."""
+    num_samples: int | None = None
+    """Importance samples of z per image, where z cannot be enumerated. By default as many as after training."""
+    split: SplitName = "test"
+    """Split to take images from."""
+    checkpoint: Checkpoint = "last"
+    """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the samples and of a random mask."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on. auto: cuda if there is one, else cpu."""
+
+    def __post_init__(self) -> None:
+        _check(self, num_images=1, num_samples=1)
+
+
+@dataclass(frozen=True)
+class SpliceOptions:
+    """The images to splice, and the test that compares them with natural ones."""
+
+    num_images: int | None = None
+    """Number of spliced images. Each is made of two images; twice as many natural images are compared with them. By
+    default 1000, or a quarter of the split if that is less."""
+    num_samples: int | None = None
+    """Importance samples of z per image. By default as many as after training."""
+    estimator: Literal["auto", "exact", "importance"] = "auto"
+    """Estimator of log p(x). auto: exact if every z can be enumerated or there is a closed form, else importance."""
+    false_alarm_rate: float = 0.05
+    """False-alarm rate of the two-sample test: the share of natural batches that it may call unnatural."""
+    num_batches: int = 500
+    """Random batches of each size that the power is estimated from."""
+    split: SplitName = "test"
+    """Split to take images from."""
+    checkpoint: Checkpoint = "last"
+    """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the choice of images, the samples and the batches."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on. auto: cuda if there is one, else cpu."""
+
+    def __post_init__(self) -> None:
+        _check(self, num_images=NUM_SPLICED, num_samples=1, num_batches=1)
+        rate = self.false_alarm_rate
+        require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ResponsibilityOptions:
+    """The images to explain."""
+
+    num_images: int | None = None
+    """Number of images: the first N of the split. By default all."""
+    split: SplitName = "test"
+    """Split to take images from."""
+    checkpoint: Checkpoint = "last"
+    """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the shuffled labels that chance agreement is estimated from."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on. auto: cuda if there is one, else cpu."""
+
+    def __post_init__(self) -> None:
+        _check(self, num_images=2 * NUM_EXAMPLES)
+
+
+@dataclass(frozen=True)
+class QualityOptions:
+    """The samples to judge, and the classifier that judges them."""
+
+    num_images: int | None = None
+    """Number of samples, and of the test images that they are compared with. By default all test images, at most
+    10000."""
+    images: Literal["auto", "draws", "means"] = "auto"
+    """Kind of samples. draws: x ~ p(x), compared with the images that the run was fitted to. means: E[x | z], compared
+    with grey values. auto: draws for binary images, means for grey ones."""
+    classifier_steps: int = 2000
+    """Steps of training of the classifier, on 128 images each."""
+    checkpoint: Checkpoint = "last"
+    """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the samples and the classifier."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on. auto: cuda if there is one, else cpu."""
+
+    def __post_init__(self) -> None:
+        _check(self, num_images=LEAST_JUDGED, classifier_steps=1)
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """Numbers of repetitions, images and samples."""
+
+    repetitions: int = 200
+    """Repetitions of every estimate, for each image."""
+    num_images: int = 5
+    """Images drawn from each model."""
+    num_samples: int = 500
+    """Importance samples per image."""
+    num_temperatures: int = 100
+    """Temperatures of annealing, with 16 chains."""
+    seed: int = 0
+    """Seed of the models, the images and the samples."""
+    out: Path | None = None
+    """Directory to write calibration.json and calibration.png to. By default nothing is written."""
+
+    def __post_init__(self) -> None:
+        _check(self, repetitions=2, num_images=1, num_samples=25, num_temperatures=1)

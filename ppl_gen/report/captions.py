@@ -1,0 +1,44 @@
+"""Captions of every picture that a run can have."""
+
+from collections.abc import Sequence
+
+from ppl_gen.experiment.run_directory import Json
+from ppl_gen.figures import (
+    adversarial,
+    bounds,
+    images,
+    imputations,
+    latent,
+    learning_curves,
+    parts,
+    responsibilities,
+    sample_quality,
+    spliced,
+)
+from ppl_gen.figures.captions import Caption
+
+
+def captions(metrics: Sequence[Json] = (), summary: Json | None = None) -> dict[str, Caption]:
+    """Captions by the names of the pictures, in the order of a page.
+
+    :param metrics: lines of the run's `metrics.jsonl`. Their numbers are put into the caption of the learning curves.
+    :param summary: the run's `evaluation.json`. Its numbers are put into the captions of its pictures.
+    """
+    curves = learning_curves.CAPTIONS
+    if metrics:
+        measured = metrics[-1]["train"]
+        if "elbo" in measured:
+            curves = learning_curves.captions(metrics)
+        elif "d_real" in measured:
+            curves = adversarial.CAPTIONS
+    return {
+        **curves,
+        **(bounds.captions(summary) if summary and "iwae" in summary else bounds.CAPTIONS),
+        **images.CAPTIONS,
+        **latent.CAPTIONS,
+        **parts.CAPTIONS,
+        **responsibilities.CAPTIONS,
+        **sample_quality.CAPTIONS,
+        **spliced.CAPTIONS,
+        **imputations.CAPTIONS,
+    }

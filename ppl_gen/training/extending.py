@@ -1,0 +1,37 @@
+"""Training of a run for more epochs than it was made for."""
+
+from dataclasses import replace
+
+from ppl_gen.core.errors import BadInput
+from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.experiment.run_directory import RunDirectory
+
+
+def with_epochs(directory: RunDirectory, config: Config, epochs: int) -> Config:
+    """The configuration of a run, with another number of epochs.
+
+    :raises BadInput: for fewer epochs than the run has, or than it was made for.
+    """
+    before = config.training.epochs
+    done = directory.last.get("epoch", 0)
+    if epochs < max(before, done + 1) and epochs != before:
+        raise BadInput(f"--epochs {epochs}: {directory.path} has {done} of {before} epochs; name more of them")
+    return replace(config, training=replace(config.training, epochs=epochs))
+
+
+def record_epochs(directory: RunDirectory, before: TrainingOptions, now: TrainingOptions, *, quiet: bool) -> None:
+    """Write the new number of epochs to `config.json`, and say what it does to the schedule."""
+    if now.epochs != before.epochs:
+        directory.config |= {"training": directory.config["training"] | {"epochs": now.epochs}}
+        directory.write_json("config.json", directory.config)
+    if quiet:
+        return
+    print(f"{directory.path}: trained on from {before.epochs} to {now.epochs} epochs")
+    done = directory.last.get("epoch", 0)
+    if now.schedule != "constant":
+        rates = [options.rate(done, options.epochs) for options in (before, now)]
+        print(
+            f"the {now.schedule} schedule goes on as that of {now.epochs} epochs: the learning rate is {rates[1]:.2g}, "
+            f"where it was {rates[0]:.2g}. The run is not the same as one of {now.epochs} epochs from the start"
+        )

@@ -1,0 +1,21 @@
+"""How rows are told apart where a person reads them."""
+
+from pathlib import Path
+
+from written import write
+
+from ppl_gen.comparison import Comparison
+
+
+def test_guides_of_a_session_have_their_own_names(elsewhere: Path) -> None:
+    """Two of one name are told apart by where they came from, or by their code."""
+    mine = write("a", [-9], [-2], guide="class:Laplace", guide_sha256="a" * 64)
+    assert " Laplace " in str(Comparison([mine])) and "class:" not in str(Comparison([mine]))
+    other = write("b", [-9], [-3], guide="class:Laplace", guide_sha256="b" * 64)
+    instance = write("c", [-9], [-4], guide="instance:Laplace", guide_sha256="a" * 64)
+    assert Comparison([mine, write("d", [-9], [-3])]).frame["guide"].tolist() == ["class:Laplace", "normal"]
+    text = str(Comparison([mine, other]))
+    assert "all rows: model vae, guide Laplace" in text and "guide_sha256=aaaaaaaa" in text and "class:" not in text
+    assert "class:Laplace" in str(Comparison([mine, instance])) and "instance:Laplace" in str(
+        Comparison([mine, instance])
+    )
