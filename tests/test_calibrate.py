@@ -1,4 +1,4 @@
-"""A small calibration: a check of the estimators, and of the command itself."""
+"""`calibrate`: what is typed, what is written, and what is refused."""
 
 import json
 from collections.abc import Callable

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import xarray
 
 from ppl_gen import evaluate, fit
@@ -17,7 +16,6 @@ from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation import estimating
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
@@ -172,31 +170,6 @@ def test_what_proposals_cannot_have_is_said_before_any_work(
     ):
         status, _, err = call(evaluate.command, run, "--num-images", "5", *more)
         assert status == 2 and words in err, err
-
-
-@pytest.mark.parametrize("more", [(), ("--estimator", "prior"), ANNEALED], ids=["importance", "prior", "annealed"])
-def test_products_are_of_full_float32(
-    vae: Path, call: Call, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
-) -> None:
-    """Whatever is set outside, which is as it was afterwards."""
-    seen = set()
-    likelihood = VAE.likelihood
-
-    def noting(model: VAE, z: torch.Tensor) -> Any:
-        if z.dim() > 2 and len(z) >= 10:  # samples or chains, and not what the pair is read by
-            seen.add(torch.get_float32_matmul_precision())
-        return likelihood(model, z)
-
-    monkeypatch.setattr(VAE, "likelihood", noting)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        status, _, err = call(evaluate.command, "vae", "--num-images", "3", *more)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert status == 0, err
-    assert seen == {"highest"}
 
 
 OWN_GUIDE = """

@@ -14,12 +14,7 @@ import ppl_gen.networks
 import ppl_gen.priors
 
 PACKAGES = (ppl_gen.guides, ppl_gen.models, ppl_gen.networks, ppl_gen.priors)
-MODULES = [
-    *(f"{package.__name__}.{info.name}" for package in PACKAGES for info in pkgutil.iter_modules(package.__path__)),
-    "ppl_gen.networks.distributions",
-    "ppl_gen.networks.flows",
-    "ppl_gen.networks.nets",
-]
+MODULES = [f"{package.__name__}.{info.name}" for package in PACKAGES for info in pkgutil.iter_modules(package.__path__)]
 
 
 def _classes(module: ModuleType) -> list[type]:

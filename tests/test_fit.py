@@ -1,4 +1,4 @@
-"""The commands, end to end, as a user has them."""
+"""`fit`: its options, what it prints, and its exit status."""
 
 import json
 import math

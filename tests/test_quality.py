@@ -1,4 +1,4 @@
-"""Scores of samples, on the bundled digits."""
+"""`quality`: what is typed, what is written, and what is refused."""
 
 import json
 import shutil

@@ -8,25 +8,19 @@ import io
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import wall
 from ppl_gen import calibrate, evaluate, fit, quality, sweep
 from ppl_gen.core import cli
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
-from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.run_directory import RunDirectory
-from ppl_gen.inference.gaps import Search
-from ppl_gen.inference.objectives import adversarial
-from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
-from ppl_gen.training import sweeping
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
@@ -39,10 +33,11 @@ BENCHMARKS = {
     "benchmarks.null_comparisons": ["--repetitions", "20"],
     "benchmarks.processes": shlex.split("--batch-sizes 10 --rounds 2"),
     "benchmarks.questions": shlex.split("--data digits --fits 3 --epochs 1 --out figures"),
-    "benchmarks.wall": shlex.split("--max-units 1 --out wall.png"),
+    "benchmarks.wall": shlex.split("--ways ours --max-units 1 --out wall.png"),
 }
 QUICK_ANNEALING = shlex.split("--annealed.num-temperatures 4 --annealed.leapfrog-steps 2 --sandwich 3")
 REDUCED = {"--data": "digits", "--train-size": "150", "--epochs": "1", "--num-samples": "30"}
+REDUCED_GAN = {"--latent-dim": "2", "--hidden-dims": "8"}  # annealing, by which it is evaluated, takes most of its time
 
 
 def _blocks(page: str) -> list[tuple[str, str]]:
@@ -62,7 +57,7 @@ def _commands(text: str) -> list[list[str]]:
 
 
 def _reduce(arguments: list[str]) -> list[str]:
-    for flag, value in REDUCED.items():
+    for flag, value in (REDUCED | (REDUCED_GAN if arguments[:1] == ["gan"] else {})).items():
         if flag == "--data" and any(word.endswith(".npz") for word in arguments):
             continue  # what the page has made
         if flag in arguments:
@@ -93,19 +88,6 @@ PAGES = [
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {"num_temperatures": 4, "leapfrog_steps": 2}
-    monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | {"sandwich": 3, "annealed": few})
-    monkeypatch.setattr(adversarial, "_SCALE_IMAGES", 4)
-    # Its processes of their own are tested in test_benchmarks.py.
-    monkeypatch.setattr(wall.climb, "__defaults__", (lambda way, units: wall.measure(way, units, 4, 9),))
-    monkeypatch.setattr(gap_split, "Search", lambda: Search(window=2, patience=1, most_windows=2))
-
-    def one_after_another(todo: Sequence[sweeping.Planned], *_: Any) -> dict[str, str]:
-        """A sweep without its processes, which `test_sweep.py` has."""
-        statuses = {planned.name: call(fit.command, *planned.arguments) for planned in todo}
-        return {name: err for name, (status, _, err) in statuses.items() if status}
-
-    monkeypatch.setattr(sweep, "run", one_after_another)
     ran = 0
     for language, text in _blocks(page):
         if language == "text":

@@ -70,7 +70,7 @@ def refused(arguments):
     raise BadInput("no")
 
 
-cli.main(refused, together=True)
+cli.main(refused, distributed=True)
 """
 
 
@@ -80,17 +80,17 @@ def test_the_first_says_what_is_wrong() -> None:
     def started(rank: int) -> subprocess.Popen[str]:
         environment = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank)}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen([sys.executable, "-c", REFUSED], env=environment, **pipes)
-        assert process.stdout is not None and process.stdout.readline() == "begun\n"
-        return process
+        return subprocess.Popen([sys.executable, "-c", REFUSED], env=environment, **pipes)
 
-    first = started(0)
-    assert first.wait(4) == 2 and first.communicate()[1] == "error: no\n"
-    second = started(1)
-    with pytest.raises(subprocess.TimeoutExpired):
-        second.wait(0.5)
-    second.kill()
-    assert second.communicate()[1] == ""
+    with started(0) as first:
+        assert first.stdout is not None and first.stdout.readline() == "begun\n"
+        assert first.wait(4) == 2 and first.communicate()[1] == "error: no\n"
+    with started(1) as second:
+        assert second.stdout is not None and second.stdout.readline() == "begun\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(0.5)
+        second.kill()
+        assert second.communicate()[1] == ""
 
 
 def test_one_process_is_by_itself() -> None:

@@ -1,3 +1,5 @@
+"""Files of images of every kind, and what is decided of them."""
+
 import gzip
 import html
 import json

@@ -133,3 +133,26 @@ def test_options_as_json_has_them() -> None:
     assert plain == json.loads(json.dumps(plain))
     assert plain["proposals"] == ["a", "b"] and plain["annealed"]["num_chains"] == 16
     assert replace(options, seed=3).to_json() | {"seed": 0} == plain
+
+
+@pytest.mark.parametrize("estimator", ["importance", "prior", "annealed"])
+def test_products_are_of_full_float32(runs: dict[str, Path], tmp_path: Path, estimator: str) -> None:
+    """Whatever is set outside, which is as it was afterwards."""
+    fitted: Any = _fitted(runs["vae"], tmp_path)
+    seen = set()
+
+    def note(decoder: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        if arguments[0].dim() > 2 and len(arguments[0]) >= 10:  # samples or chains, and not what the pair is read by
+            seen.add(torch.get_float32_matmul_precision())
+
+    fitted.model.decoder.register_forward_pre_hook(note)
+    more: dict[str, Any] = {"annealed": Annealing(num_temperatures=3, leapfrog_steps=2)}
+    options = EvaluationOptions(num_images=3, estimator=estimator, **(more if estimator == "annealed" else {}))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        evaluate(fitted, options, quiet=True)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {"highest"}

@@ -1,3 +1,5 @@
+"""The files of a run: whole or not at all."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Training: a step, a run, and a run that is interrupted."""
+
 import json
 import os
 import signal
