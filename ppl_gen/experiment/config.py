@@ -225,6 +225,15 @@ def _types(kind: Kind, found: Any) -> dict[str, Any]:
     return {each.name: each.type for each in components.options(kind, found)} if isinstance(found, type) else {}
 
 
+def particles_of(objective: Any) -> int:
+    """Default number of particles: that of an objective of the user's own, if its constructor has one, else 1."""
+    if not is_external(components.name_of("objective", objective)):
+        return 1
+    found = find("objective", objective) if isinstance(objective, str) else objective
+    default = components.default_of(found, "num_particles")
+    return default if isinstance(default, int) else 1
+
+
 def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Config:
     """A configuration with some options changed. Options go by name to training, data, the other fields of `Config`, or
     the model's own options.
