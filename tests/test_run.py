@@ -192,7 +192,7 @@ def test_dtypes_are_no_other_images(elsewhere: Path) -> None:
         ({"num_samples": 0}, "num_samples 0: must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate -1.0: must be above 0"),
         ({"data": "nosuch"}, "data nosuch: not a data set"),
-        ({"data": {"a": 1}}, r"data \[a\]: is a int, not images"),
+        ({"data": {"train": 1}}, r"data \[train\]: is of type int, not images"),
         ({"data": torch.randn(10, 4)}, r"data array \[train\]: pixels lie in"),
         ({"guide": nn.Linear}, r"guide=.*needs a method 'guide\(self, x, ...\)'"),
         ({"guide": "nosuch"}, "unknown guide 'nosuch'"),
@@ -489,6 +489,15 @@ def test_new_images_have_the_white_of_the_run(elsewhere: Path, x: Tensor) -> Non
         run.log_px(dark.long().clamp(max=0) + 300)
 
 
+def test_what_a_session_shows_is_short(elsewhere: Path, x: Tensor) -> None:
+    run = Run.fit("vae", guide=Laplace, data=x, out="run", **SMALL)
+    assert repr(run.data) == "Data(array: 160 / 20 / 20 images of 4 × 5 pixels, dynamic)"
+    assert repr(run.pair) == "Pair(VAE, Laplace: latent z [2]; observed x)"
+    assert repr(run).startswith("Run('run'): vae, guide test_run:Laplace, on array\nELBO ")
+    with pytest.raises(BadInput, match=r"images of 5 pixels, and the run is of 20; give a single image as x\[None\]"):
+        run.log_px(x[0])
+
+
 # Bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -501,6 +510,8 @@ def test_new_images_have_the_white_of_the_run(elsewhere: Path, x: Tensor) -> Non
         ({"data": {"test": torch.zeros(9, 2, 2)}}, "data: has no split 'train'"),
         ({"data": {"trian": torch.zeros(9, 2, 2)}}, "data: has a split 'trian'; did you mean 'train'?"),
         ({"data": 5}, "data [train]: is of type int, not images"),
+        ({"lr": 3}, "lr: is no option of fit; did you mean 'learning_rate'?"),
+        ({"units": 3}, "units: is an option of the guide; give guide_options={'units': …}"),
         ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
     ],
 )
@@ -526,6 +537,6 @@ def test_a_run_opened_without_its_images_has_no_warning(
 ) -> None:
     run = Run.fit("vae", guide=Laplace, data=x, out="run", **SMALL)
     capsys.readouterr()
-    with pytest.raises(BadInput, match="hand it over again"):
+    with pytest.raises(BadInput, match="pass it again"):
         _ = Run.open(run.path, guide=Laplace).data
     assert capsys.readouterr() == ("", "")

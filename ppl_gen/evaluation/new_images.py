@@ -31,7 +31,9 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     found = arrays.read(collected, 1 if top == 1 else white)
     images, labels = torch.from_numpy(found.splits["train"]), found.labels.get("train")
     if images.shape[1] != fitted.data.dim:
-        raise BadInput(f"data: images of {images.shape[1]} pixels, and the run is of {fitted.data.dim}")
+        one = getattr(given, "shape", None) == fitted.data.shape
+        hint = "; give a single image as x[None]" if one else ""
+        raise BadInput(f"data: images of {images.shape[1]} pixels, and the run is of {fitted.data.dim}{hint}")
     test = Split(images, None if labels is None else torch.from_numpy(labels), found.scale)
     data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
     changed = replace(fitted, data=data)

@@ -251,6 +251,9 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
         elif name in own:
             chosen[Config].setdefault("model_options", {**config.model_options})[name] = convert(name, value, own[name])
         else:
+            for kind in ("guide", "prior"):
+                if name in _types(kind, given.find(kind, getattr(config, kind))):
+                    raise BadInput(f"{name}: is an option of the {kind}; give {kind}_options={{'{name}': …}}")
             known = sorted(set().union(*names.values(), own) - {*KINDS, "training", "model_options"})
             raise BadInput(f"{name}: is no option of fit{near_miss(name, known)}")
     classes: dict[Kind, str | None] = {"guide": config.guide, "prior": config.prior}
