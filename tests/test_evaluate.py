@@ -249,15 +249,15 @@ def test_closed_form_beside_the_others(elsewhere: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--estimator", "annealed", "--prior-share", "0.1"), "--prior-share, --temperature and --proposals are of"),
+        (("--estimator", "annealed", "--prior-share", "0.1"), "--prior-share, --temperature and --proposals need"),
         (("--prior-share", "2"), "--prior-share 2.0: must be from 0 to 1"),
         (("--temperature", "0"), "--temperature 0.0: must be a number above 0"),
         (("--temperature", "inf"), "--temperature inf: must be a number above 0"),
-        (("--gaps", "--prior-share", "0.5"), "--gaps: takes --estimator importance or annealed"),
+        (("--gaps", "--prior-share", "0.5"), "--gaps: needs --estimator importance or annealed"),
         (("--proposals", "nowhere"), "nowhere"),
         (("--sandwich", "-1"), "--sandwich -1"),
-        (("--sandwich", "7"), "--annealed.* and --sandwich are of --estimator annealed"),
-        (("--annealed.num-chains", "8"), "--annealed.* and --sandwich are of --estimator annealed"),
+        (("--sandwich", "7"), "--annealed.* and --sandwich need --estimator annealed"),
+        (("--annealed.num-chains", "8"), "--annealed.* and --sandwich need --estimator annealed"),
         (("--annealed.num-chains", "0"), "--annealed.num-chains 0"),
         (("--annealed.acceptance", "1"), "--annealed.acceptance 1.0: must be between 0 and 1"),
         (("--num-samples", "2", "--prior-share", "0.1"), "too few"),
@@ -278,7 +278,7 @@ def test_annealing_needs_one_continuous_latent(elsewhere: Path, call: Call) -> N
     assert "continuous and unbounded" in err
     status, _, err = call(evaluate.command, "mixture", "--prior-share", "0.2")
     assert status == 2
-    assert "samples no z" in err
+    assert "does not sample z" in err
     two = ("hierarchical-vae", *QUICK, "--latent-dims", "3", "2", "--hidden-dims", "8", "8", "--out", "two")
     assert call(fit.command, *two)[0] == 0
     status, _, err = call(evaluate.command, "two", "--estimator", "annealed")

@@ -119,7 +119,8 @@ class Evaluation:
             raise BadInput(f"{directory.path / 'evaluation.json'}: damaged ({error}); evaluate again") from None
         if other:
             raise BadInput(
-                f"{file}: does not belong to the evaluation.json beside it, which has another {other}; evaluate again"
+                f"{file}: does not belong to the evaluation.json in its directory, which has another {other}; evaluate "
+                "again"
             )
         return cls(summary, images)
 
@@ -139,7 +140,7 @@ class Evaluation:
         :raises BadInput: if there are no values per image.
         """
         if self.images is None:
-            raise BadInput("this evaluation has no values per image: there was no evaluation.nc")
+            raise BadInput("this evaluation has no values per image, because it has no evaluation.nc")
         return self.images
 
     def to_dataframe(self) -> "pandas.DataFrame":
