@@ -21,7 +21,7 @@ from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.calibration import Marginals
-from ppl_gen.inference.annealed import Annealing, sandwich
+from ppl_gen.inference.annealed import Annealing, bidirectional_bounds
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.models.factor_analysis import FactorAnalysis
 
@@ -49,7 +49,7 @@ def misses(model: FactorAnalysis, x: Tensor, num_samples: int) -> tuple[float, f
 
 def bounds(model: FactorAnalysis, num_images: int, num_temperatures: int) -> tuple[float, float, float, float]:
     """Means over the images of the lower and the upper bound less log p(x), and the standard errors of these two."""
-    found = sandwich(model, num_images, annealing=Annealing(num_temperatures))
+    found = bidirectional_bounds(model, num_images, annealing=Annealing(num_temperatures))
     exact = model.log_px(found.x)
     away = torch.stack([found.lower - exact, found.upper - exact])
     lower, upper = away.mean(1).tolist()

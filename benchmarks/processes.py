@@ -62,7 +62,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speaks = parallel.rank() == 0
     if speaks:
-        print(f"{parallel.size()} processes, {torch.get_num_threads()} threads each, {device.type}")
+        print(f"{parallel.world_size()} processes, {torch.get_num_threads()} threads each, {device.type}")
         print(f"{'batch':>6}{'step, ms':>12}{'without averaging':>20}{'averaging alone':>18}{'images/s':>12}")
     for size in given.batch_sizes:
         step, alone, averaging = measure(size, given.rounds, device)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import ppl_gen
+from ppl_gen.__main__ import commands
 
 project = "ppl_gen"
 author = "the ppl_gen authors"
@@ -23,18 +24,8 @@ autodoc_typehints = "description"
 autodoc_typehints_format = "short"
 autodoc_typehints_description_target = "documented_params"
 
-COMMANDS = {
-    "fit": ("fit vae", ["vae", "--help"]),
-    "evaluate": ("evaluate", ["--help"]),
-    "compare": ("compare", ["--help"]),
-    "sweep": ("sweep", ["--help"]),
-    "sample": ("sample", ["--help"]),
-    "quality": ("quality", ["--help"]),
-    "fill": ("fill", ["--help"]),
-    "splice": ("splice", ["--help"]),
-    "responsibilities": ("responsibilities", ["--help"]),
-    "calibrate": ("calibrate", ["--help"]),
-}
+FIRST = ("fit", "evaluate", "compare", "sweep")
+"""The commands that stand first; the others follow by name."""
 
 
 def _help(command: str, arguments: list[str]) -> str:
@@ -49,9 +40,11 @@ def _help(command: str, arguments: list[str]) -> str:
 def _write_commands(app: object) -> None:
     """The page of all commands, from the code."""
     others = "`python -m ppl_gen.fit MODEL --guide NAME --help`"
-    parts = [f"# Commands\n\nWhat `--help` says. Options of other models and guides: {others}.\n"]
-    for command, (title, arguments) in COMMANDS.items():
-        parts.append(f"## {title}\n\n```text\n{_help(command, arguments).strip()}\n```\n")
+    parts = [f"# Commands\n\nWhat `--help` prints. Options of other models and guides: {others}.\n"]
+    for command in dict.fromkeys([*FIRST, *commands()]):
+        model = ["vae"] if command == "fit" else []
+        title, text = " ".join([command, *model]), _help(command, [*model, "--help"]).strip()
+        parts.append(f"## {title}\n\n{commands()[command]}\n\n```text\n{text}\n```\n")
     page = Path(__file__).parent / "reference" / "commands.md"
     page.write_text("\n".join(parts), encoding="utf-8")
 

@@ -18,7 +18,7 @@ def command(arguments: list[str]) -> None:
     run = ppl_gen.Run.open(**given.opening())
     run.directory.writes = parallel.rank() == 0
     if given.options.gaps:
-        if parallel.size() > 1:
+        if parallel.world_size() > 1:
             raise BadInput("--gaps: needs a single process")
         print(run.split_gap(given.options))
         print(f"written to {run.path / 'gaps.json'}")
@@ -36,4 +36,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(command, together=True)
+    cli.main(command, distributed=True)

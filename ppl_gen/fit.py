@@ -42,4 +42,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(command, together=True)
+    cli.main(command, distributed=True)

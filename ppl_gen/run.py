@@ -404,7 +404,7 @@ class Run:
     # What it is used for ---------------------------------------------------------------------------------------
 
     def sample(self, options: SampleOptions | None = None, **chosen: Any) -> Tensor:
-        """Images from the model, [images, *shape of an image].
+        """Images from the model, each of the shape that images have in the data: [images, …].
 
         :param options: the options. Their fields can also be given by name: `num_images=25`, `source="grid"`,
             `draws=True`, …

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, Sandwich
+from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, BidirectionalBounds
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import ImportanceEstimate
 
@@ -62,7 +62,7 @@ def importance(log_px: float, elbo: float, mc_var: float = 1e-4, khat: float = 0
 
 
 def annealed(
-    log_px: float, mc_var: float = 0.04, bias: float = -0.02, sandwich: Sandwich | None = None
+    log_px: float, mc_var: float = 0.04, bias: float = -0.02, bidirectional: BidirectionalBounds | None = None
 ) -> AnnealedEstimate:
     return AnnealedEstimate(
         annealing=Annealing(),
@@ -72,12 +72,14 @@ def annealed(
         log_px_bias=bias * ONE,
         ess=8 * ONE,
         acceptance=0.6 * ONE,
-        sandwich=sandwich,
+        bidirectional=bidirectional,
     )
 
 
-def sandwich(wide: int = 0, count: int = 100) -> Sandwich:
+def bidirectional(wide: int = 0, count: int = 100) -> BidirectionalBounds:
     """Bounds a hundredth of a nat apart on `count` images, and 2 nats on some of them."""
     width = torch.full((count,), 0.01, dtype=torch.float64)
     width[:wide] = 2.0
-    return Sandwich(Annealing(), torch.zeros(count, 1), -50 - width, torch.full_like(width, -50), 1e-4 * width)
+    return BidirectionalBounds(
+        Annealing(), torch.zeros(count, 1), -50 - width, torch.full_like(width, -50), 1e-4 * width
+    )

@@ -82,7 +82,7 @@ def test_what_is_left_over(size: int) -> None:
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_shares(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several processes: each has none, or at least two; without a need for two, as torch divides them."""
-    monkeypatch.setattr(parallel, "size", lambda: processes)
+    monkeypatch.setattr(parallel, "world_size", lambda: processes)
     for count in range(14):
         rows = torch.arange(count)
         for least in (1, 2):

@@ -18,7 +18,7 @@ from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
-from ppl_gen.inference.annealed import Annealing, sandwich
+from ppl_gen.inference.annealed import Annealing, bidirectional_bounds
 from ppl_gen.inference.exact import exact_log_px
 
 
@@ -38,7 +38,7 @@ def test_bounds_of_annealing_hold_within_their_errors() -> None:
     torch.manual_seed(0)
     lower, upper, lower_error, upper_error = closed_form.bounds(model, 10, 2)
     torch.manual_seed(0)
-    between = sandwich(model, 10, annealing=Annealing(2))
+    between = bidirectional_bounds(model, 10, annealing=Annealing(2))
     weight, psi = model.weight.double(), model.psi.double()
     x = between.x.double() - model.loc.double()
     exact = torch.distributions.MultivariateNormal(torch.zeros(64).double(), weight.T @ weight + psi.diag())

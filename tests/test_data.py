@@ -215,7 +215,7 @@ def test_fixed_binarization(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) ->
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
             np.testing.assert_array_equal(data.targets(name).numpy(), part)
     (folder / "binarized_mnist_valid.amat").write_text("0 1 2")
-    with pytest.raises(BadInput, match="truncated or foreign"):
+    with pytest.raises(BadInput, match="truncated or of another format"):
         load_data(DataOptions(data="binarized-mnist"))
 
 
@@ -663,7 +663,7 @@ def test_mat_that_is_not_images(tmp_path: Path) -> None:
 
     path = tmp_path / "images.mat"
     for content, words in [
-        ({"X": grey(7, (20,))}, "may be an image a row or an image a column"),
+        ({"X": grey(7, (20,))}, "may have one image per row or per column"),
         ({"X": scipy.sparse.eye(20)}, "'X' is no array of numbers"),
         ({"X": {"a": 1}}, "expected numbers"),
         ({"a": 1, "b": 2}, "no array called 'train' among a, b"),
@@ -822,5 +822,5 @@ def test_a_damaged_mnist_is_not_replaced(small_mnist: Path) -> None:
     path = small_mnist / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
     for name in ("auto", "mnist"):
-        with pytest.raises(BadInput, match=r"test files in .* are truncated or foreign"):
+        with pytest.raises(BadInput, match=r"test files in .* are truncated or of another format"):
             load_data(DataOptions(data=name))

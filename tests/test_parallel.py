@@ -120,7 +120,7 @@ def test_noise_of_its_own_makes_one_curve_of_two(elsewhere: Path, monkeypatch: p
     summary = json.loads(Path("two/evaluation.json").read_text(encoding="utf-8"))
     assert summary["elbo"]["mean"] == pytest.approx(float(two["elbo"].mean()))
     assert Path("two/report.html").exists() and Path("two/figures/samples.png").exists()
-    monkeypatch.setattr(parallel, "size", lambda: 400)
+    monkeypatch.setattr(parallel, "world_size", lambda: 400)
     monkeypatch.setattr(parallel, "rank", lambda: 0)
     with pytest.raises(BadInput, match="--num-images 3: there are 400 processes"):
         evaluate.command(["one", "--guide", "own.py:Fixed", "--num-images", "3"])
@@ -250,7 +250,7 @@ def test_one_process_is_by_itself() -> None:
     rows = torch.arange(5)
     assert parallel.shard(rows).tolist() == rows.tolist()
     assert parallel.all_gather({"a": rows})["a"] is rows
-    assert (parallel.size(), parallel.rank(), parallel.broadcast_object("x")) == (1, 0, "x")
+    assert (parallel.world_size(), parallel.rank(), parallel.broadcast_object("x")) == (1, 0, "x")
 
 
 def test_parts_are_joined_in_order() -> None:

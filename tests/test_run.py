@@ -72,7 +72,7 @@ def test_a_class_and_a_tensor(elsewhere: Path, x: Tensor) -> None:
     assert again.config.training.epochs == 2
     with pytest.raises(BadInput, match=f"was fitted with the guide {__name__}:Laplace"):
         _ = again.model
-    with pytest.raises(BadInput, match="hand it over again"):
+    with pytest.raises(BadInput, match="pass it again"):
         _ = Run.open(run.path, guide=Laplace).data
     with pytest.raises(BadInput, match="was fitted to other images"):
         _ = Run.open(run.path, guide=Laplace, data=x.flip(0)).data

@@ -24,7 +24,7 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.bernoulli import Bernoulli
-from ppl_gen.inference.completion import exact_completion, importance_completion, visible_part
+from ppl_gen.inference.imputation import exact_imputation, importance_imputation, visible_part
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 from ppl_gen.run import Run
@@ -86,7 +86,7 @@ def test_exact_completion_is_the_sum_over_everything_hidden(name: str) -> None:
     model, x = _model(name), torch.bernoulli(torch.full((6, PIXELS), 0.5, dtype=F64))
     log_prob, mean = _conditional(model, x)
     draws = 4000
-    found = exact_completion(model, x, VISIBLE, draws)
+    found = exact_imputation(model, x, VISIBLE, draws)
     torch.testing.assert_close(found.log_prob, log_prob)
     torch.testing.assert_close(found.mean[:, ~VISIBLE], mean)
     assert torch.equal(found.mean[:, VISIBLE], x[:, VISIBLE])
@@ -112,7 +112,7 @@ def test_exact_completion_is_the_sum_over_everything_hidden(name: str) -> None:
 @pytest.mark.parametrize("name", ["mixture", "belief-net"])
 def test_states_of_visible_pixels(name: str) -> None:
     model, x = _model(name), torch.bernoulli(torch.full((6, PIXELS), 0.5, dtype=F64))
-    found = exact_completion(model, x, VISIBLE)
+    found = exact_imputation(model, x, VISIBLE)
     states = model.prior().enumerate_support(expand=False)
     likelihood = model.likelihood(states.unsqueeze(1)).select(VISIBLE)
     log_joint = likelihood.log_prob(x[:, VISIBLE]) + model.prior().log_prob(states).unsqueeze(-1)
@@ -127,7 +127,7 @@ def test_importance_completion_of_a_belief_net() -> None:
     guide = Bernoulli(PIXELS, torch.full((PIXELS,), 0.5), 3, "z").double()
     log_prob, mean = _conditional(model, x)
     filler = torch.full((PIXELS,), 0.5, dtype=F64)
-    found = importance_completion(model, guide, x, VISIBLE, filler, 20_000, 2)
+    found = importance_imputation(model, guide, x, VISIBLE, filler, 20_000, 2)
     assert found.importance is not None
     whole, seen = found.importance
     error = (whole.log_px_mc_var + seen.log_px_mc_var).sqrt()
@@ -146,7 +146,7 @@ def test_importance_completion_of_a_linear_gaussian() -> None:
     visible = torch.tensor([True, True, False, True, False])
     x = model.model(n=4).detach()
     filler = torch.zeros(5, dtype=F64)
-    found = importance_completion(model, guide, x, visible, filler, 5000)
+    found = importance_imputation(model, guide, x, visible, filler, 5000)
     covariance = (model.weight @ model.weight.T + model.noise**2 * torch.eye(5, dtype=F64)).detach()
     seen = dist.MultivariateNormal(torch.zeros(3, dtype=F64), covariance[visible][:, visible])
     expected = model.log_px(x).detach() - seen.log_prob(x[:, visible])

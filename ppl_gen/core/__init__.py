@@ -1,1 +1,1 @@
-"""What every floor of the package uses, and what uses none of them, nor torch at import."""
+"""Shared code of the package. It imports no other folder."""

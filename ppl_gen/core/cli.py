@@ -18,7 +18,7 @@ import tyro
 from ppl_gen.core.errors import BadInput, Failed
 
 T = TypeVar("T")
-_ELSEWHERE = {
+_OPTION_ALIASES = {
     "--lr": "--learning-rate",
     "--num-epochs": "--epochs",
     "--max-epochs": "--epochs",
@@ -29,11 +29,11 @@ _ELSEWHERE = {
     "--dataset": "--data",
     "--grad-clip": "--clip-grad-norm",
 }
-"""What other programs call our options."""
+"""Names that other programs give to options of this package, and our names for them."""
 
 
 def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
-    """Options from a dataclass. Raises `BadInput` in place of tyro's box of several lines."""
+    """Parse options into a dataclass. Raises `BadInput`, in one line, in place of tyro's box of several lines."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -45,41 +45,41 @@ def parse(options: Callable[..., T], arguments: list[str], program: str, descrip
 
 
 def _one_line(box: str) -> str:
-    """The message in a box of tyro's: the text above its first rule, and what it thinks was meant."""
+    """Extract the message from tyro's error box: the text above its first rule, and the option that it suggests."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     paragraphs: list[list[str]] = [[]]
-    for line in text.splitlines()[1:]:  # the first has the title
-        row = line.strip(" │╰╯|+")  # drawn in ASCII where the terminal has no other characters
+    for line in text.splitlines()[1:]:  # the first line has the title
+        row = line.strip(" │╰╯|+")  # tyro draws in ASCII where the terminal has no other characters
         if row.strip("─-"):
             paragraphs[-1].append(row)
         elif paragraphs[-1]:
             paragraphs.append([])
     message = re.sub(r"^Error parsing (?:[A-Z]\w+: )?", "", " ".join(paragraphs[0]))
     for name in re.findall(r"--[\w-]+", message):
-        if name in _ELSEWHERE:
-            return f"{message}; did you mean {_ELSEWHERE[name]}?"
+        if name in _OPTION_ALIASES:
+            return f"{message}; did you mean {_OPTION_ALIASES[name]}?"
     for paragraph in paragraphs[1:]:
         if paragraph and paragraph[0].startswith("Perhaps you meant"):
             message += f"; did you mean {paragraph[1].split()[0]}?" if len(paragraph) > 1 else ""
     return message or "the command line cannot be read"
 
 
-def main(command: Callable[[list[str]], Any], *, together: bool = False) -> NoReturn:
-    """Run a command on `sys.argv` and exit as promised above.
+def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> NoReturn:
+    """Run a command on `sys.argv` and exit with one of the statuses above.
 
-    :param together: whether several processes can share its work.
+    :param distributed: True if several processes can share its work.
     """
     try:
-        if _others() and not together:
+        if _is_distributed() and not distributed:
             raise BadInput("torchrun: only fit and evaluate can share their work among processes")
         command(sys.argv[1:])
         sys.stdout.flush()
     except BadInput as error:
-        _let_the_first_speak()
+        _wait_unless_first()
         print("error: " + " ".join(error.sentence.split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        _let_the_first_speak()
+        _wait_unless_first()
         if _is_first():
             print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         sys.exit(1)
@@ -87,22 +87,23 @@ def main(command: Callable[[list[str]], Any], *, together: bool = False) -> NoRe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Failed as error:  # anything else keeps its traceback: that is for our bugs
-        _let_the_first_speak()
+        _wait_unless_first()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 
 
-def _let_the_first_speak() -> None:
-    """Of several processes that fail for one reason, the first says why, and torchrun ends the others meanwhile."""
+def _wait_unless_first() -> None:
+    """Let only the first of several processes print an error that all of them meet: torchrun ends the others while they
+    sleep."""
     if not _is_first():
         time.sleep(5)
 
 
-def _others() -> bool:
-    """Whether torchrun has started more than one process."""
+def _is_distributed() -> bool:
+    """True if torchrun has started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _is_first() -> bool:
-    return not _others() or os.environ.get("RANK", "0") == "0"
+    return not _is_distributed() or os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""Command lines that make a result again, from what was recorded with it."""
+"""Command lines that reproduce a result, from the options that were recorded with it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,13 @@ def command(module: str, *arguments: object) -> list[str]:
 
 
 def words(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, prefix: str = "") -> list[str]:
-    """Options as the words of a command line, without those that are None or equal to their default::
+    """Options as the words of a command line. An option that is None or equal to its default is left out::
 
     >>> words({"split": "test", "annealed": {"num_chains": 3}, "gaps": True, "proposals": ["a", "b"], "seed": None})
     ['--split', 'test', '--annealed.num-chains', '3', '--gaps', '--proposals', 'a', 'b']
 
-    :param options: values by name, as they stand in a JSON file; a group of options is a dictionary of its own.
-    :param defaults: the default of each option, in the same form. An option without one is always written.
+    :param options: values by name, as a JSON file has them; a group of options is a dictionary of its own.
+    :param defaults: the default of each option, in the same form. An option without a default is always written.
     :param prefix: names of the groups around these options, each followed by a dot.
     """
     found: list[str] = []
@@ -40,19 +40,20 @@ def words(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None,
 
 
 def _arguments(value: Any) -> list[str]:
-    """A value as it is typed; no word for None."""
+    """The words of a value on the command line; none for None."""
     if isinstance(value, list | tuple):
         return [str(each) for each in value]
     return [] if value is None else [str(value)]
 
 
 def is_function(data: str) -> bool:
-    """True for data that are named as `file.py:function`, which is code of the user's own."""
+    """True for a data set that is named as `file.py:function`: code of the user."""
     return data.rpartition(":")[0].endswith(".py")
 
 
-def named_again(config: Mapping[str, Any]) -> list[str]:
-    """The options that name again a run's classes from outside of the package, and the function of its images.
+def external_class_options(config: Mapping[str, Any]) -> list[str]:
+    """The options that name a run's classes and its function of images from outside the package, as a reader of the run
+    must name them again.
 
     :param config: the content of the run's `config.json`.
     """
@@ -63,7 +64,7 @@ def named_again(config: Mapping[str, Any]) -> list[str]:
 
 
 def fit_command(config: Mapping[str, Any]) -> list[str]:
-    """The command line that made a run, with the data set that was found; empty for a run made from Python.
+    """The command line that made a run, with the data set that `auto` stood for; empty for a run made from Python.
 
     :param config: the content of the run's `config.json`.
     """

@@ -1,9 +1,9 @@
-"""Finding model, guide, prior and objective classes by name, and their options by signature.
+"""Lookup of model, guide, prior and objective classes by name, and of their options by signature.
 
 A class in `ppl_gen.models`, `ppl_gen.guides`, `ppl_gen.priors` or `ppl_gen.inference.objectives` is known by its name
-in kebab-case; any other is named as `file.py:Class` or `package.module:Class`. There is no list to edit and no base
-class to inherit: a public class with a method `model`, `guide` or `prior` is one, and an objective is a public class
-with a method `surrogate`, `loss` or `elbo`.
+in kebab-case; any other class is named as `file.py:Class` or `package.module:Class`. There is no list to edit and no
+base class to inherit: a public class with a method `model`, `guide` or `prior` is a model, a guide or a prior, and an
+objective is a public class with a method `surrogate`, `loss` or `elbo`.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
-from ppl_gen.core.errors import BadInput, describe, near_miss
+from ppl_gen.core.errors import BadInput, as_bad_input, near_miss
 
 Kind = Literal["model", "guide", "prior", "objective"]
 _CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior}
@@ -32,9 +32,9 @@ SUPPLIED = {
     "prior": (*_OF_DATA, "latent_dim", "guide"),
     "objective": ("num_particles", "alpha", "beta"),
 }
-"""What a constructor is given if it asks for it by name; all its other arguments are options."""
+"""Arguments that a constructor is given if its signature names them; all its other arguments are options."""
 OBJECTS = ("class", "instance")
-"""What stands before the colon of the name of an object that was handed over in Python."""
+"""Prefixes, before the colon, of the name of an object that was passed from Python."""
 NEEDED = {
     "model": "'model(self, x, ...)'",
     "guide": "'guide(self, x, ...)'",
@@ -62,12 +62,13 @@ def kebab_case(name: str) -> str:
 
 
 def is_external(reference: str) -> bool:
-    """Whether a reference names code outside the package."""
+    """True if a reference names code outside the package."""
     return ":" in reference
 
 
 def fits(kind: Kind, given: Any) -> bool:
-    """True if a class or an instance has the method of a kind. The `loss` of an `ELBO` of Pyro is another one."""
+    """True if a class or an instance has the method of a kind. An `ELBO` of Pyro is no objective: its `loss` has
+    another signature."""
     if kind != "objective":
         return missing(given, _CONTRACTS[kind]) is None
     from pyro.infer.elbo import ELBO
@@ -90,9 +91,9 @@ def known(kind: Kind) -> dict[str, type]:
 
 
 def name_of(kind: Kind, reference: Any) -> str:
-    """The name that a configuration has for a name, a class or an instance.
+    """The name under which a configuration records a name, a class or an instance.
 
-    `flow` for a class of the package, `package.module:Class` for one that can be imported again, else `class:Class`;
+    `flow` for a class of the package; `package.module:Class` for one that can be imported again, else `class:Class`;
     `instance:Class` for an instance.
     """
     if isinstance(reference, str):
@@ -110,7 +111,7 @@ def name_of(kind: Kind, reference: Any) -> str:
 
 
 def checked(kind: Kind, given: Any) -> Any:
-    """A class or an instance that was handed over.
+    """Return a class or an instance that was passed from Python, if it fits its kind.
 
     :raises BadInput: if it does not have the method that its kind needs.
     """
@@ -120,10 +121,10 @@ def checked(kind: Kind, given: Any) -> Any:
 
 
 def find(kind: Kind, reference: str) -> type:
-    """The class that a name stands for. Raises `BadInput` where there is none."""
+    """Return the class that a name stands for. Raises `BadInput` if there is none."""
     origin, _, object_name = reference.partition(":")
     if origin in OBJECTS:
-        raise BadInput(f"{kind} '{reference}': was {origin} {object_name} of a Python session; hand it over again")
+        raise BadInput(f"{kind} '{reference}': was the {origin} {object_name} in a Python session; pass it again")
     if not is_external(reference):
         classes = known(kind)
         if reference not in classes:
@@ -142,10 +143,10 @@ def find(kind: Kind, reference: str) -> type:
 
 
 def find_function(what: str, reference: str) -> Callable[..., Any]:
-    """The function that `file.py:function` or `package.module:function` names.
+    """Return the function that `file.py:function` or `package.module:function` names.
 
     :param what: the option, for messages.
-    :raises BadInput: where there is none.
+    :raises BadInput: if there is none.
     """
     where, _, name = reference.rpartition(":")
     if not where or where == "function":
@@ -159,8 +160,8 @@ def find_function(what: str, reference: str) -> Callable[..., Any]:
 
 
 def function_name(function: Any) -> str:
-    """The name of a function for the record: `package.module:function` if it can be imported again, else
-    `function:NAME`. A name is itself."""
+    """The name under which a configuration records a function: `package.module:function` if it can be imported again,
+    else `function:NAME`. A name is returned as it is."""
     if isinstance(function, str):
         return function
     name, module = getattr(function, "__qualname__", type(function).__name__), getattr(function, "__module__", "")
@@ -169,7 +170,7 @@ def function_name(function: Any) -> str:
 
 
 def _import(kind: str, where: str) -> ModuleType:
-    try:
+    with as_bad_input(f"{kind} '{where}': cannot be imported"):
         if not where.endswith(".py"):
             return importlib.import_module(where)
         path = Path(where)
@@ -177,22 +178,18 @@ def _import(kind: str, where: str) -> ModuleType:
             raise BadInput(f"{kind} '{where}': no such file")
         content = path.read_bytes()
         name = "_user_" + hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()[:12]
-        if name in sys.modules:  # a model and a guide of one file are of one module
+        if name in sys.modules:  # a model and a guide in one file share a module
             return sys.modules[name]
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # type annotations are looked up there
+        sys.modules[name] = module  # `typing.get_type_hints` looks names up there
         try:
             spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise
         return module
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{kind} '{where}': cannot be imported: {describe(error)}") from error
 
 
 def class_name(reference: str) -> str:
@@ -201,8 +198,8 @@ def class_name(reference: str) -> str:
 
 
 def fingerprint(reference: Any) -> str | None:
-    """SHA-256 of the code behind a reference: of the file that `file.py:Class` names, or of the methods of a class or
-    an instance that was handed over. None for a module, and for a class of the package."""
+    """SHA-256 of the code behind a reference: of the file in `file.py:Class`, or of the methods of a class or an
+    instance that was passed from Python. None for `package.module:Class` and for a class of the package."""
     if isinstance(reference, str):
         path = Path(reference.rpartition(":")[0])
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
@@ -213,20 +210,21 @@ def fingerprint(reference: Any) -> str | None:
 
 
 def _methods(cls: type) -> list[str]:
-    """The source of each method of a class, which a class defined in a notebook has where it has none of its own."""
+    """The source of each method of a class. A class that is defined in a notebook has no source, but its methods
+    have."""
     found = []
     for name, member in sorted(vars(cls).items()):
         for function in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
             if inspect.isfunction(function):
                 try:
                     found.append(inspect.getsource(function))
-                except (OSError, TypeError):  # typed at a prompt
+                except (OSError, TypeError):  # a function typed at a prompt has no source: its bytecode stands in
                     found.append(f"{name} {function.__code__.co_code.hex()} {function.__code__.co_consts!r}")
     return found
 
 
 def _constructors(cls: type) -> list[Any]:
-    """The constructor of a class, and those that it passes its `**kwargs` on to, by way of its bases."""
+    """The constructor of a class, and the constructors of its bases to which it passes its `**kwargs` on."""
     found = []
     for base in cls.__mro__:
         constructor = vars(base).get("__init__")
@@ -235,11 +233,12 @@ def _constructors(cls: type) -> list[Any]:
             parameters = inspect.signature(constructor).parameters.values()
             if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
-    return [each for each in found if not getattr(each, "__module__", "builtins").startswith(("torch.", "builtins"))]
+    modules = [getattr(each, "__module__", "builtins") or "" for each in found]  # code from a string has none
+    return [each for each, name in zip(found, modules, strict=True) if not name.startswith(("torch.", "builtins"))]
 
 
 def _keywords(constructor: Any) -> Any:
-    """The `TypedDict` of a constructor that takes `**kwargs: Unpack[TypedDict]`, else None."""
+    """The `TypedDict` of a constructor that takes `**kwargs: Unpack[TypedDict]`; None for any other constructor."""
     for name, parameter in inspect.signature(constructor).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             hint = typing.get_type_hints(constructor).get(name)
@@ -248,8 +247,8 @@ def _keywords(constructor: Any) -> Any:
 
 
 def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """What a class is constructed with: parameters and their types. Where the constructor takes `**kwargs`, the bases'
-    keyword arguments and what they are given by name, and the keys of a `TypedDict` that annotates it."""
+    """Parameters of a class's constructor, with their types. Where it takes `**kwargs`, these include keyword arguments
+    and supplied arguments of the bases' constructors, and the keys of a `TypedDict` that annotates `**kwargs`."""
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
     for depth, constructor in enumerate(_constructors(cls)):
         hints = typing.get_type_hints(constructor)
@@ -267,16 +266,16 @@ def _parameters(cls: type) -> dict[str, tuple[inspect.Parameter, Any]]:
 
 
 def takes(cls: Any, name: str) -> bool:
-    """Whether the constructor of a class asks for something by this name. An instance asks for nothing."""
+    """True if the constructor of a class has a parameter of this name. For an instance, False."""
     return isinstance(cls, type) and name in _parameters(cls)
 
 
 def options(kind: Kind, cls: type) -> list[Option]:
     """The options in a class's signature: every argument that the package does not supply. Where a constructor takes
     `**kwargs`, the keyword arguments of its bases are options too; where it takes `**kwargs: Unpack[TypedDict]`, so are
-    the keys of the `TypedDict`, with None for one that is left out.
+    the keys of the `TypedDict`, with default None for a key that may be left out.
 
-    :raises BadInput: for an argument with no type or no default, which cannot be one.
+    :raises BadInput: for an argument with no type or no default, which cannot be an option.
     """
     try:
         parameters = _parameters(cls)
@@ -297,6 +296,7 @@ def options(kind: Kind, cls: type) -> list[Option]:
 
 
 def _parameter_help(cls: type) -> dict[str, str]:
+    """Text of each `:param` in the docstrings of a class, its bases, their constructors and their `TypedDict`s."""
     import docstring_parser
 
     bases = [base for base in reversed(cls.__mro__) if not base.__module__.startswith(("torch.", "builtins", "abc"))]
@@ -311,7 +311,8 @@ def _parameter_help(cls: type) -> dict[str, str]:
 
 
 def construct(kind: Kind, cls: Any, supplied: Mapping[str, Any], chosen: Mapping[str, Any]) -> Any:
-    """An instance of a class, given what it asks for by name and the options that were chosen. An instance is itself.
+    """Make an instance of a class from the supplied arguments in its signature and the chosen options. An instance is
+    returned as it is.
 
     :raises BadInput: for an option that the class does not have, or a constructor that fails.
     """
@@ -330,9 +331,5 @@ def construct(kind: Kind, cls: Any, supplied: Mapping[str, Any], chosen: Mapping
             raise BadInput(
                 f"{flag.replace('_', '-')}: {cls.__name__} has no such option{near_miss(name, option_names)}"
             )
-    try:
+    with as_bad_input(f"{kind} {cls.__name__} cannot be constructed"):
         return cls(**{name: value for name, value in supplied.items() if name in names}, **chosen)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{kind} {cls.__name__} cannot be constructed: {describe(error)}") from error

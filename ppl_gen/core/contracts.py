@@ -1,7 +1,7 @@
 """Contracts of a user's or the package's classes: the methods that the package looks for, and the values they return.
 
-A contract is a `typing.Protocol`. No class inherits from it: a class that has its methods satisfies it. Each contract
-is optional but the first of models and of guides, and says what needs it. `offers(model, HasDensity)` asks.
+A contract is a `typing.Protocol`. No class inherits from it: a class with its methods satisfies it. Every contract
+except `Model` and `Guide` is optional, and its docstring says what needs it. `offers(model, HasDensity)` tests for one.
 
 B is the number of images in a batch, D their pixels; numbers are in nats.
 """
@@ -35,16 +35,16 @@ class Model(Protocol):
 
 
 class HasPrior(Protocol):
-    """A distribution of z: a model of one latent site, or what `--prior` puts in the place of that model's own."""
+    """A distribution p(z): a model of one latent site, or the prior that `--prior` puts in the place of its own."""
 
     def prior(self) -> TorchDistribution:
         """p(z), without a batch."""
 
 
 class HasDensity(HasPrior, Protocol):
-    """A model of one latent site that also gives p(z) and p(x | z) as distributions. They say what `model` does.
+    """A model of one latent site that also returns p(z) and p(x | z) as distributions, the same as in its `model`.
 
-    Annealing, filling in and the pictures of the latent space need it.
+    Annealing, filling in hidden pixels and pictures of the latent space need it.
     """
 
     def likelihood(self, z: Tensor) -> TorchDistribution:
@@ -52,12 +52,13 @@ class HasDensity(HasPrior, Protocol):
 
 
 class ClosedForm(Protocol):
-    """A model whose log p(x) has a closed form, which is compared with a sum over states where there is one."""
+    """A model whose log p(x) has a closed form. Where a sum over states can be computed too, the two are compared."""
 
     def log_px(self, x: Tensor, *args: Any) -> Tensor:
         """log p(x) [B].
 
-        :param args: the arguments that `model` takes after x, such as labels. A signature without them is not called.
+        :param args: the arguments that `model` takes after x, such as labels. A `log_px` that does not take them is not
+            used.
         """
 
 
@@ -65,7 +66,7 @@ class HasPictures(Protocol):
     """A model that draws pictures of itself after a fit."""
 
     def pictures(self) -> Mapping[str, tuple[str, Tensor, list[str]]]:
-        """From file names to a title, images [n, D] and n captions."""
+        """A mapping from file names to a title, images [n, D] and n captions."""
 
 
 class AdversarialModel(HasDensity, Protocol):
@@ -75,7 +76,7 @@ class AdversarialModel(HasDensity, Protocol):
         """Losses of generator and discriminator, scalars, each with a gradient for its own parameters alone."""
 
     def monitor(self, x: Tensor) -> Mapping[str, float]:
-        """Numbers for the line of an epoch in `metrics.jsonl`, from validation images [B, D]."""
+        """Numbers for an epoch's line in `metrics.jsonl`, from validation images [B, D]."""
 
     @property
     def log_scale(self) -> Tensor:
@@ -89,7 +90,7 @@ class Guide(Protocol):
     """An approximate posterior q(z | x). Every guide has this."""
 
     def guide(self, x: Tensor, *args: Any) -> Any:
-        """Pyro guide: samples the model's latent sites in a plate of the model's name, or none of them if the model
+        """Pyro guide: samples all latent sites of the model, in a plate of the same name; or none of them, if the model
         enumerates all.
 
         :param x: images [B, D].
@@ -98,9 +99,9 @@ class Guide(Protocol):
 
 
 class Amortized(Protocol):
-    """A guide of one latent site that is a network and then a distribution: q(z | x) = posterior(encode(x)).
+    """A guide of one latent site that consists of a network and a distribution: q(z | x) = posterior(encode(x)).
 
-    The gaps, the prior `vamp` and filling in need it.
+    The split of the gap, the prior `vamp` and filling in hidden pixels need it.
     """
 
     def encode(self, x: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ class LinearGaussianModel(Protocol):
 # Objectives -------------------------------------------------------------------------------------------------------
 
 Draws: TypeAlias = Literal["reparametrized", "detached", "frozen-guide"]
-"""How z is drawn for a surrogate.
+"""Ways to draw z for a surrogate.
 
 - reparametrized: z is a function of the guide's parameters, and gradients go through it.
 - detached: z has no gradient.
@@ -158,36 +159,36 @@ Draws: TypeAlias = Literal["reparametrized", "detached", "frozen-guide"]
 
 @runtime_checkable
 class Surrogate(Protocol):
-    """An objective that is a function of log-densities. It needs `draws` where z is not reparametrized, and `bound`
-    where the reported number is not the one that is differentiated."""
+    """An objective that is a function of log-densities. It needs an attribute `draws` if z is not reparametrized, and a
+    method `bound` if the reported number is not the one that is differentiated."""
 
     num_particles: int
     """Samples of z per image."""
 
     def surrogate(self, terms: Terms) -> Tensor:
-        """The quantity [images] whose gradient the parameters climb, in nats.
+        """The quantity [images] whose gradient the parameters ascend, in nats.
 
-        :param terms: log_likelihood, log_prior, log_guide and log_weight, each [samples, images]. A guide with a choice
-            in it has this called again, without gradients, on terms in which one sample is replaced.
+        :param terms: log_likelihood, log_prior, log_guide and log_weight, each [samples, images]. For a guide that
+            chooses among components, this method is called again, without gradients, on terms with one sample replaced.
         """
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """An objective that draws and scores z by itself, through the pair's `terms` or otherwise. Where a class has both,
-    `loss` takes the place of `surrogate`."""
+    """An objective that draws and scores z by itself, through the pair's `terms` or otherwise. In a class that has
+    both, `loss` takes precedence over `surrogate`."""
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
-        """The number to be minimized, summed over the images, in nats.
+        """The number to minimize, summed over the images, in nats.
 
-        Where a guide draws a path and makes a choice (`pair.scored`), the `terms` of the pair have a `score`; its
-        gradient, times the amount that each sample adds, is left to this method.
+        If samples of a guide are reparametrized but for a discrete choice (`pair.scored`), the `terms` of the pair have
+        a `score`. This method must add its gradient, times the learning signal of each sample.
         """
 
 
 @runtime_checkable
 class WrapsELBO(Protocol):
-    """An objective that is an `ELBO` of Pyro. It scales with the KL term of the pair, so that KL warm-up applies."""
+    """An objective that is an `ELBO` of Pyro. It respects the scales of latent sites, so that KL warm-up applies."""
 
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         """The ELBO for a pair, with a `differentiable_loss`.
@@ -197,12 +198,12 @@ class WrapsELBO(Protocol):
 
 
 Objective: TypeAlias = Surrogate | Loss | WrapsELBO
-"""The quantity that training optimizes: a class of one of three forms, with its options in its constructor."""
+"""The quantity that training optimizes: a class of one of three forms. Its options are constructor arguments."""
 
 
 @runtime_checkable
 class HasDraws(Protocol):
-    """An objective that says how z is drawn; without it, z is reparametrized."""
+    """An objective that states how z is drawn. The default is reparametrized."""
 
     draws: Draws
 
@@ -217,7 +218,7 @@ class HasBound(Protocol):
 
 @runtime_checkable
 class ChecksPair(Protocol):
-    """An objective that not every pair can have."""
+    """An objective that is not defined for every pair."""
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         """Raise `BadInput` for a pair that cannot have this objective."""
@@ -225,7 +226,7 @@ class ChecksPair(Protocol):
 
 @runtime_checkable
 class Monitors(Protocol):
-    """An objective that is measured in training by something else than the terms of the ELBO."""
+    """An objective with its own numbers to monitor in training, in place of the terms of the ELBO."""
 
     def monitor(self, pair: Pair, x: Tensor, *args: Any) -> dict[str, float]:
         """The numbers that `metrics.jsonl` holds for these images."""
@@ -244,10 +245,10 @@ class Finishes(Protocol):
 
 @runtime_checkable
 class Recordable(Protocol):
-    """An objective that says by itself what `--capture` records."""
+    """An objective that provides the form of itself that `--capture` records."""
 
     def recordable(self, pair: Pair) -> Objective:
-        """The same objective as one whose operations can be recorded. Raises `BadInput` if there is none."""
+        """The same objective in a form whose operations can be recorded. Raises `BadInput` if there is none."""
 
 
 # Distributions -----------------------------------------------------------------------------------------------------
@@ -257,14 +258,15 @@ class SumsStates(Protocol):
     """A likelihood p(x | z) that sums over all values of z at once, without an array of states x images."""
 
     def sums_over(self, prior: Any, z: Tensor) -> bool:
-        """True if it can, for z of the distribution p(z)."""
+        """True if `log_marginal` can sum over this z with this p(z)."""
 
     def log_marginal(self, value: Tensor, prior: Any) -> Tensor | None:
         """log sum_z p(z) p(value | z) [B], for value [B, D]; None where z is not every state once."""
 
 
 class SumsPixelsFirst(Protocol):
-    """A distribution of images whose `log_prob` makes no array of states x images x pixels."""
+    """A distribution of images whose `log_prob` sums over pixels first: it makes no array of states x images x
+    pixels."""
 
     @property
     def sums_pixels_first(self) -> bool:
@@ -280,10 +282,10 @@ class CountsStates(Protocol):
 
 
 class SelectsPixels(Protocol):
-    """A distribution of images whose pixels are independent, so that some can be left away."""
+    """A distribution of images whose pixels are independent, so that some can be left out."""
 
     def select(self, pixels: Tensor) -> TorchDistribution:
-        """Distribution of some pixels: an index or a mask [D]."""
+        """Distribution of some of the pixels, given by an index or a mask [D]."""
 
 
 # Defaults of a model's class ---------------------------------------------------------------------------------------
@@ -291,7 +293,8 @@ class SelectsPixels(Protocol):
 
 @dataclass(frozen=True)
 class Defaults:
-    """Attributes of a model's class that say how it is best fitted. Each is optional; options that are given win."""
+    """Attributes of a model's class with its recommended settings. Each is optional; options that are given take
+    precedence."""
 
     default_guide: str = "normal"
     """Name of its guide."""
@@ -300,21 +303,21 @@ class Defaults:
     training_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `TrainingOptions` by name."""
     evaluation_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `EvaluationOptions` by name; they hold with the default guide."""
+    """Fields of `EvaluationOptions` by name; used with the default guide only."""
 
 
 def defaults_of(cls: type) -> Defaults:
-    """The defaults that a model's class has, and the package's for the others."""
+    """The defaults of a model's class; for attributes that it does not have, those of the package."""
     return Defaults(**{each.name: getattr(cls, each.name) for each in fields(Defaults) if hasattr(cls, each.name)})
 
 
-# Asking ------------------------------------------------------------------------------------------------------------
+# Tests -------------------------------------------------------------------------------------------------------------
 
 Contract = TypeVar("Contract")
 
 
 def members(*contracts: type) -> list[str]:
-    """Names of what some contracts ask for, those of a contract's bases first."""
+    """Names of the members of contracts, base contracts first."""
     bases = [base for contract in contracts for base in reversed(contract.__mro__)]
     asked = [base for base in bases if base not in (object, Generic, Protocol)]
     names = (name for base in asked for name in (*inspect.get_annotations(base), *vars(base)))
@@ -324,9 +327,9 @@ def members(*contracts: type) -> list[str]:
 def missing(owner: object, contract: type) -> str | None:
     """Name of the first member of a contract that an object, or a class, does not have; None if it has all.
 
-    A method must be callable, so that `model.log_px = None` takes back what the class of the model offers. `isinstance`
-    does not see that: it asks the class alone; and from Python 3.12 on it does not see submodules, parameters and
-    buffers of a `torch.nn.Module` either.
+    A method must be callable, so that `model.log_px = None` withdraws a method of the class. `isinstance` with a
+    runtime-checkable Protocol does not see that. From Python 3.12 on it does not see submodules, parameters and buffers
+    of a `torch.nn.Module` either.
     """
     for name in members(contract):
         found = getattr(owner, name, None)
@@ -336,5 +339,5 @@ def missing(owner: object, contract: type) -> str | None:
 
 
 def offers(owner: object, contract: type[Contract]) -> TypeGuard[Contract]:
-    """True if an object has everything that a contract asks for."""
+    """True if an object has every member of a contract."""
     return missing(owner, contract) is None

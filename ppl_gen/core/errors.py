@@ -1,27 +1,28 @@
-"""Errors as a person is shown them: one sentence, no traceback."""
+"""Errors that a user sees: one sentence, no traceback."""
 
 import difflib
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 NARROWER = "the guide leaves out a part of the prior's support, where more of log p(x) may be"
-"""What a reader must know of figures from such a guide."""
+"""Note beside the figures of a guide whose support is narrower than the prior's."""
 
 
 class BadInput(ValueError):
-    """What a user gave cannot be used. One sentence that names it and says what to do; exit status 2.
+    """Input of a user that cannot be used. One sentence names the input and says what to do; exit status 2.
 
-    The sentence speaks of command-line options, and is shown so by a command. In Python the error shows arguments.
+    The sentence names command-line options, as a command prints it. Printed in Python, it names arguments instead.
 
     >>> print(BadInput("--num-samples 0: must be at least 1"))
     num_samples 0: must be at least 1
     """
 
     def __init__(self, sentence: str = ""):
-        self.sentence = sentence.partition("\nTrace Shapes:")[0]  # which Pyro adds to what is raised under a trace
+        self.sentence = sentence.partition("\nTrace Shapes:")[0]  # Pyro appends shapes to errors under a trace
         super().__init__(self.sentence)
 
     def __str__(self) -> str:
@@ -30,25 +31,25 @@ class BadInput(ValueError):
 
 
 class Failed(RuntimeError):
-    """A work that was begun and cannot be finished. One sentence that says why and what is kept; exit status 1."""
+    """Work that was begun and cannot be finished. One sentence says why, and what is kept; exit status 1."""
 
 
 def warnings_of(observation: str) -> list[str]:
-    """What a reader of numbers must know of the p(x) in them, a sentence each.
+    """Warnings that a kind of p(x) needs beside its figures, one sentence each.
 
-    :param observation: what p(x) is, as `check_images` says.
+    :param observation: kind of p(x), as `check_images` returns it.
     """
-    told = {
+    warnings = {
         "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",
         "density": "densities of grey pixels: not comparable with probabilities of binary ones",
         "unchecked": "values outside of the likelihood's support, which validate_args=False lets through: these "
         "figures are no log-probability of any data",
     }
-    return [told[observation]] if observation in told else []
+    return [warnings[observation]] if observation in warnings else []
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where a known name is close, else the list of known names."""
+    """`; did you mean 'x'?` if a known name is close, else `; known:` and the list of known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
@@ -61,16 +62,27 @@ def require(condition: bool, option: str, value: object, rule: str) -> None:
 
 
 def require_choices(options: Any, prefix: str = "") -> None:
-    """Raise `BadInput` where a field of a dataclass whose type is a `Literal` has another value: the command line
-    refuses it by itself, Python does not."""
+    """Raise `BadInput` if a field of a dataclass whose type is a `Literal` has another value. The command line checks
+    that itself; Python does not."""
     for name, hint in get_type_hints(type(options)).items():
         if get_origin(hint) is Literal:
             known, value = get_args(hint), getattr(options, name)
             require(value in known, prefix + name, value, f"choose from {', '.join(known)}")
 
 
+@contextmanager
+def as_bad_input(what: str) -> Iterator[None]:
+    """Turn an exception of a user's code into a `BadInput` that begins with `what`. A `BadInput` passes unchanged."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{what}: {describe(error)}") from error
+
+
 def describe(error: BaseException) -> str:
-    """The error's first line, and the last place outside installed libraries that it came from."""
+    """The first line of an error, and the innermost line of code outside installed libraries that it came from."""
     text = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
     if "Shape mismatch inside plate" in message:

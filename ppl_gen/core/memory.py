@@ -1,4 +1,4 @@
-"""How much memory is free; and a habit of the C library's allocator that costs up to a third of a training step."""
+"""Free memory, and a setting of the C library's allocator that saves up to a third of a training step."""
 
 import os
 from pathlib import Path
@@ -11,19 +11,18 @@ _BLOCK = 31 * 2**20
 def keep_freed_memory() -> None:
     """Make glibc's malloc reuse the memory of freed arrays instead of returning it to the operating system.
 
-    The arrays of a step, of a few MiB each, are freed and allocated anew thousands of times. By default glibc gives
-    them back at every free and the kernel zeroes fresh pages at every allocation, or does not, depending on what else
-    lies on the heap. Its thresholds follow the largest mapped block that was ever freed, up to 32 MiB (mallopt(3),
-    M_MMAP_THRESHOLD), so freeing one of just under that size settles it. At most 62 MiB stay with the process. With
-    another C library nothing changes.
+    Arrays of a few MiB are freed and allocated anew in every step. By default glibc may return each of them to the
+    kernel, which then zeroes fresh pages at the next allocation. glibc raises its threshold for that to the largest
+    mapped block that was ever freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). Freeing one block of just under
+    32 MiB therefore sets the threshold. At most 62 MiB stay with the process. With another C library nothing changes.
     """
     block = torch.empty(_BLOCK, dtype=torch.uint8)
     del block
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be allocated: of the GPU's memory, or of the machine's and of the limit on this process's
-    control group, whichever is less."""
+    """Bytes that can still be allocated: on a GPU, its free memory; else the smaller of the machine's available memory
+    and the room under the limit of this process's control group."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -32,6 +31,7 @@ def free_memory(device: torch.device | str = "cpu") -> int:
             free.append(int(line.split()[1]) * 1024)
     limit = _lines("/sys/fs/cgroup/memory.max")
     if limit and limit[0].isdigit():
+        # Cached file pages count as used, but the kernel drops them when memory is needed.
         used = int(_lines("/sys/fs/cgroup/memory.current")[0])
         cache = [
             int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("inactive_file ")
@@ -41,6 +41,7 @@ def free_memory(device: torch.device | str = "cpu") -> int:
 
 
 def _lines(path: str) -> list[str]:
+    """The lines of a file; none if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Options as fields of dataclasses, which say for themselves whether they identify a run and which column they have."""
+"""Options as dataclass fields. Their metadata hold whether they identify a run, and the column that shows them."""
 
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, TypeVar
@@ -9,8 +9,8 @@ T = TypeVar("T")
 def option(default: T, *, identifies: bool = True, column: str | None = None) -> T:
     """A field of a dataclass of options.
 
-    :param identifies: False where runs that differ in it alone are runs of one method: the seed, where it was computed.
-    :param column: heading of the column that shows it in a comparison. Without one it is shown among the `options`.
+    :param identifies: False if runs that differ only in this option are runs of one method: the seed, the device.
+    :param column: heading of the column that shows it in a comparison; None to show it in the column `options`.
     """
     found: T = field(default=default, metadata={"identifies": identifies, "column": column})
     return found

@@ -1,8 +1,8 @@
-"""Several processes that do one job: those that torchrun starts, or the one that there is.
+"""Processes that share the work of one command: those that torchrun has started, or a single one.
 
-Each has the whole model and a share of the images. They need a file system in common; only the first writes and
-speaks. Torch's `DistributedDataParallel` wraps a module's `forward`, which a Pyro pair has not: gradients are averaged
-here, once per step, in one message.
+Each process holds the whole model and a shard of the images. They need a common file system; only the first (rank 0)
+writes files and prints. Torch's `DistributedDataParallel` wraps the `forward` of a module, which a Pyro pair does not
+have. Therefore gradients are averaged here, once per step, in one message.
 """
 
 import os
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 def join() -> None:
-    """Meet the other processes, if torchrun has started any.
+    """Join the process group, if torchrun has started several processes.
 
-    :raises BadInput: if there are GPUs, but not one for each.
+    :raises BadInput: if there are GPUs, but fewer than processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         return
@@ -34,36 +34,40 @@ def join() -> None:
         if here > gpus:
             raise BadInput(f"{here} processes on a machine with {gpus} GPUs; hide them with CUDA_VISIBLE_DEVICES=''")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # They may meet hours after they have parted: one of them evaluates faster, or draws pictures.
+    # The default timeout is too short: one process may draw pictures for hours while the others wait at a barrier.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
 
 
 def leave() -> None:
-    """Part from the others, when all have come here: gloo aborts where one is gone before the other has heard all."""
-    if size() > 1:
+    """Leave the process group, after a barrier: gloo aborts if a process ends before another has received its
+    messages."""
+    if world_size() > 1:
         distributed.barrier()
         distributed.destroy_process_group()
 
 
-def size() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """Number of processes."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this one; the first is 0."""
-    return distributed.get_rank() if size() > 1 else 0
+    """Number of this process, from 0."""
+    return distributed.get_rank() if world_size() > 1 else 0
 
 
 def shard(rows: Tensor, least: int = 1) -> Tensor:
-    """This process's part of some rows, in their order: none, or at least so many, if there are so many at all."""
-    parts = rows.tensor_split(min(size(), max(1, len(rows) // least)))
+    """This process's part of the rows, in their order.
+
+    :param least: fewest rows of a part: fewer processes share the rows if they are few, and the others get none.
+    """
+    parts = rows.tensor_split(min(world_size(), max(1, len(rows) // least)))
     return parts[rank()] if rank() < len(parts) else rows[:0]
 
 
 def broadcast_object(value: T) -> T:
-    """A picklable value of the first process, in all."""
-    if size() == 1:
+    """Send a picklable value of the first process to all, and return it."""
+    if world_size() == 1:
         return value
     values = [value]
     distributed.broadcast_object_list(values)
@@ -71,32 +75,33 @@ def broadcast_object(value: T) -> T:
 
 
 def barrier() -> None:
-    """Until all have come here."""
-    if size() > 1:
+    """Wait until all processes have called this."""
+    if world_size() > 1:
         distributed.barrier()
 
 
 @contextmanager
 def local_first() -> Iterator[None]:
-    """Let one process of each machine do this before its others, which find what it has left on disk."""
-    begins = int(os.environ.get("LOCAL_RANK", "0")) == 0 or size() == 1
+    """Run a block in one process of each machine first, such as a download, and then in the others, which find its
+    files."""
+    begins = int(os.environ.get("LOCAL_RANK", "0")) == 0 or world_size() == 1
     if not begins:
         barrier()
     try:
         yield
-    finally:  # where it fails, the others are to find the same
+    finally:  # after a failure too, so that the others do not wait forever
         if begins:
             barrier()
 
 
-def seed(first: int) -> int:
-    """Of this process's noise, given that of the first."""
+def rank_seed(first: int) -> int:
+    """Seed of this process's noise, from the seed of the first process."""
     return (first + rank() * 0x2545F4914F6CDD1D) % 2**63
 
 
 def all_reduce(*tensors: Tensor) -> None:
-    """Replace tensors of one type and device by their sums over the processes."""
-    if size() == 1:
+    """Replace tensors of one dtype and device by their sums over the processes."""
+    if world_size() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     distributed.all_reduce(flat)
@@ -105,27 +110,30 @@ def all_reduce(*tensors: Tensor) -> None:
 
 
 def any_rank(mine: bool) -> bool:
-    """Whether any process says so."""
-    if size() == 1:
+    """True in all processes if `mine` is true in any."""
+    if world_size() == 1:
         return mine
-    said: list[bool] = [False] * size()
-    distributed.all_gather_object(said, mine)
-    return any(said)
+    flags: list[bool] = [False] * world_size()
+    distributed.all_gather_object(flags, mine)
+    return any(flags)
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by those of the first process."""
-    if size() > 1:
+    """Replace tensors by the first process's."""
+    if world_size() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, 0)
 
 
 def all_gather(part: T) -> T:
-    """The parts of all processes as one, in all: tensors are put one after another, also those in dictionaries and
-    dataclasses; of what is no tensor, the first's. A process whose part is None has none."""
-    if size() == 1:
+    """Gather the parts of all processes, join them, and return the whole in every process.
+
+    Tensors are concatenated, also in dictionaries and dataclasses. Any other value is the first process's. A process
+    without a part gives None.
+    """
+    if world_size() == 1:
         return part
-    parts: list[Any] = [None] * size()
+    parts: list[Any] = [None] * world_size()
     distributed.all_gather_object(parts, part)
     return _joined(parts)
 

@@ -3,15 +3,20 @@
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
+
+Advance = Callable[[int], None]
+"""Callback of a long computation. It is called with the number of units just done, such as images."""
 
 
 class Progress:
-    """Counts what is done of a long work and says how long the rest will take.
+    """Counter of the units of work that are done. It shows them and an estimate of the remaining time.
 
     :param total: units of work.
+    :param unit: name of a unit.
     :param done: units that an earlier process has done.
-    :param quiet: say nothing.
+    :param quiet: show nothing.
     """
 
     def __init__(self, total: int, unit: str, *, done: int = 0, quiet: bool = False):
@@ -35,11 +40,15 @@ class Progress:
         self._bar.close()
 
     def advance(self, units: int = 1) -> None:
+        """Count units as done."""
         self._done += units
         self._bar.update(units)
 
     def note(self, heading: str, text: str = "", *, every: float = 0.0) -> None:
-        """Show a line: beside the bar, or, if `every` seconds have passed since the last, on a line of its own."""
+        """Show a line: beside the bar; or, without a bar, as a line of its own.
+
+        :param every: least seconds between two lines, without a bar.
+        """
         if not self._plain:
             self._bar.set_description(heading, refresh=False)
             self._bar.set_postfix_str(text)
@@ -57,15 +66,15 @@ class Progress:
 
 
 def _in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """True if this process is the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def _bar(notebook: bool) -> Any:
-    """tqdm's class of bars: in a notebook a widget, where there are widgets."""
+    """tqdm's class of bars: a widget in a notebook with ipywidgets, else text."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are no widgets
+        warnings.simplefilter("ignore")  # tqdm warns if ipywidgets is not installed
         if notebook:
             from tqdm.auto import tqdm as automatic
 

@@ -1,4 +1,4 @@
-"""Tables of figures with their errors, as text and as HTML."""
+"""Tables of figures with standard errors, as text and as HTML."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,10 +26,10 @@ _HTML = """\
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: a figure with its standard error and a note, or words alone."""
+    """A row of a table: a label, a figure with its standard error, and a note; or a label and a note alone."""
 
     label: str
-    """Indented where it is a term of the row above."""
+    """Label, indented if the row is a term of the row above."""
     mean: str = ""
     se: str = ""
     note: str = ""
@@ -37,43 +37,43 @@ class Row:
 
     @classmethod
     def of(cls, label: str, mean: float | None, se: float | None, note: str = "", at_least: bool = False) -> "Row":
-        """A figure with two digits; a standard error that is not a number is left out."""
+        """A row of a figure with two digits. A standard error that is NaN or infinite is left out."""
         return cls(label, fixed(mean), "" if se is None or not math.isfinite(se) else fixed(se), note, at_least)
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
-    """A number with so many digits after the point; None, which JSON has in the place of one, is `nan`."""
-    written = f"{math.nan if value is None else value:.{digits}f}"
-    return written.removeprefix("-") if float(written) == 0 else written
+    """Format a number with `digits` digits after the point. None, which stands for NaN in JSON, becomes `nan`."""
+    text = f"{math.nan if value is None else value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def small(value: float | None) -> str:
-    """A number with two digits, or with four below a hundredth."""
+    """Format a number with two digits after the point, or with four if it is below a hundredth."""
     if value is None or math.isnan(value):
         return "unknown"
     return f"{value:.4f}" if abs(value) < 0.01 else f"{value:.2f}"
 
 
 def line(row: Row, width: int = 22, value: str = "{:>9}{:>9}{}") -> str:
-    """A row as text, indented.
+    """Format a row as an indented line of text.
 
-    :param width: of the label.
-    :param value: the format of "at least", the mean and the error.
+    :param width: width of the label.
+    :param value: format of "at least", the mean and the error.
     """
     if not row.mean:
         return f"  {row.label:<{width}} {row.note}".rstrip()
-    written = value.format("at least" if row.at_least else "", row.mean, f" ± {row.se}" if row.se else "")
-    return f"  {row.label:<{width}}{written:<28}{row.note}".rstrip()
+    figure = value.format("at least" if row.at_least else "", row.mean, f" ± {row.se}" if row.se else "")
+    return f"  {row.label:<{width}}{figure:<28}{row.note}".rstrip()
 
 
 def sentence(row: Row, width: int = 10) -> str:
-    """A row as text, each part as wide as it is."""
+    """Format a row as text without columns after the label."""
     parts = ("at least" if row.at_least else "", row.mean, f"± {row.se}" if row.se else "", row.note)
     return f"{row.label:<{width}}{' '.join(part for part in parts if part)}"
 
 
 def html(caption: str, rows: Iterable[Row], notes: Sequence[str] = (), units: str = "nats") -> str:
-    """The rows as an HTML table, as notebooks show it; all text is escaped."""
+    """Format rows as the HTML table that a notebook shows. All text is escaped."""
     from jinja2 import Environment
 
     template = Environment(autoescape=True, trim_blocks=True).from_string(_HTML)

@@ -1,1 +1,1 @@
-"""Data sets: where images come from, splits, binarization."""
+"""Data sets: sources of images, splits, binarization."""

@@ -1,7 +1,7 @@
-"""Images that are handed over in Python: tensors, arrays, dictionaries of them, and torch's data sets.
+"""Images that are passed from Python: tensors, arrays, dictionaries of them, and torch's data sets.
 
-The rules are those for files: what is called `train`, `validation` and `test` is that split, and a split that is not
-there is a tenth of the training images, chosen with a fixed seed.
+The rules are the same as for files. The names `train`, `validation` and `test` denote splits. A missing split is a
+tenth of the training images, chosen with a fixed seed.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from ppl_gen.core.errors import BadInput, near_miss
 from ppl_gen.data import sources
 
 NAME = "array"
-"""The name of such images in a configuration, and in tables."""
+"""Name of such images in a configuration and in tables."""
 
 
 def collect(data: Any) -> dict[str, np.ndarray]:
-    """The arrays that were handed over, by name.
+    """Collect data that was passed from Python into arrays by name.
 
     :param data: images [N, …], as a tensor, an array or a list; a pair of images and labels [N]; a `Dataset` of images,
         or of pairs of an image and its label; or a dictionary of these by split: `train`, `validation`, `test`.
@@ -44,17 +44,17 @@ def collect(data: Any) -> dict[str, np.ndarray]:
 
 
 def read(arrays: Mapping[str, np.ndarray], largest: int | None = None) -> sources.Images:
-    """The images of such arrays, by split, with their labels.
+    """The images of collected arrays, by split, with their labels.
 
-    :param largest: the value of a white pixel. By default it is read off the pixels.
+    :param largest: value of a white pixel. By default it is inferred from the pixels.
     :raises BadInput: for arrays that no rule can read.
     """
-    found = sources.named(Path(NAME), list(arrays), arrays.__getitem__, None)
-    return sources.arranged(NAME, found, largest)
+    found = sources.assign_roles(Path(NAME), list(arrays), arrays.__getitem__, None)
+    return sources.to_images(NAME, found, largest)
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of arrays with their names, types and shapes."""
+    """SHA-256 of arrays with their names, dtypes and shapes."""
     content = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         content.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -63,7 +63,7 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _pair(name: str, given: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images, and labels if there are any."""
+    """Images, and labels or None."""
     if isinstance(given, Dataset):
         return _stacked(name, given)
     if isinstance(given, tuple) and len(given) == 2:
@@ -71,10 +71,10 @@ def _pair(name: str, given: Any) -> tuple[np.ndarray, np.ndarray | None]:
     return _array(name, given), None
 
 
-def _stacked(name: str, given: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def _stacked(name: str, given: Dataset[Any]) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        rows = [given[index] for index in range(len(given))]
-    except Exception as error:  # somebody else's code, or a data set without a length
+        rows = [given[index] for index in range(len(given))]  # type: ignore[arg-type]
+    except Exception as error:  # the data set's own code fails, or it has no length
         raise BadInput(f"--data [{name}]: a Dataset needs a length and items by number ({error})") from error
     if not all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
         return np.stack([_array(name, row) for row in rows]), None
@@ -84,7 +84,7 @@ def _stacked(name: str, given: Any) -> tuple[np.ndarray, np.ndarray | None]:
 def _array(name: str, given: Any) -> np.ndarray:
     try:
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-    except Exception as error:  # rows of several lengths
+    except Exception as error:  # rows of different lengths
         kind = type(given).__name__
         raise BadInput(f"--data [{name}]: is of type {kind}, not an array of numbers ({error})") from error
     if array.dtype.kind not in "buif" or array.ndim == 0:

@@ -1,4 +1,4 @@
-"""Data sets by name, and from files and arrays, loaded and split."""
+"""Loading and splitting of data sets: by name, from files, and from arrays."""
 
 import hashlib
 import os
@@ -17,20 +17,21 @@ import torch
 
 from ppl_gen.core.commands import is_function
 from ppl_gen.core.components import find_function
-from ppl_gen.core.errors import BadInput, describe, near_miss, require
+from ppl_gen.core.errors import BadInput, as_bad_input, near_miss, require
 from ppl_gen.data import arrays, sources
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import POOL_SEED, REDRAWN, SHUFFLE_SEED, TEST_SEED, Data, Split, cut, join, with_fixed_draw
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 _DOWNLOAD_SECONDS = 10.0
-_MNIST_COUNTS, _MNIST_SPLIT = (60_000, 10_000), (50_000, 10_000)  # on disk, train and test; and how train is split
+_MNIST_COUNTS = (60_000, 10_000)  # images on disk, train and test
+_MNIST_SPLIT = (50_000, 10_000)  # of the 60,000, for training and for validation
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
 _NAMES = ("auto", "digits", "binarized-mnist", *_TORCHVISION)
 
 
 class _Source(NamedTuple):
-    """Images as a source has them, before they are split and binarized."""
+    """Images of a source, before they are split and binarized."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +39,7 @@ class _Source(NamedTuple):
     """Images for training and validation."""
     test: Split
     sizes: tuple[int, int]
-    """How many of the pool are for training, and for validation."""
+    """Numbers of images of the pool for training and for validation."""
     notice: str = ""
     sha256: str | None = None
 
@@ -46,10 +47,10 @@ class _Source(NamedTuple):
 def load_data(options: DataOptions, given: Any = None) -> Data:
     """Load, split and binarize.
 
-    :param given: images that were handed over in Python, as `arrays.collect` takes them, in place of `options.data`; or
-        the `file.py:function` that returns them.
-    :raises BadInput: for a data set that is unknown, missing, truncated or foreign, for pixels outside [0, 1], and for
-        a `train_size` that the data set cannot give.
+    :param given: images that are passed from Python, as `arrays.collect` takes them, in place of `options.data`;
+        or a reference `file.py:function` to a function that returns them.
+    :raises BadInput: for a data set that is unknown, missing, truncated or of another format, for pixels outside
+        [0, 1], and for a `train_size` larger than the data set.
     """
     if isinstance(given, Data):
         return given
@@ -63,7 +64,7 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
         source = _source(options.data, options.largest_pixel)
     pool, sizes = source.pool, source.sizes
     if options.largest_pixel is not None and source.name in _NAMES:
-        raise BadInput(f"--largest-pixel {options.largest_pixel}: is for files, and {source.name} has a name")
+        raise BadInput(f"--largest-pixel {options.largest_pixel}: is for files, and {source.name} is a named data set")
     count = sizes[0] if options.train_size is None else options.train_size
     require(1 <= count <= len(pool), "train_size", count, f"{source.name} has 1 to {len(pool)} images for training")
     if options.binarization == "dequantized" and pool.scale == 1:
@@ -74,7 +75,7 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
         with_fixed_draw(each, options.binarization, seed)
         for each, seed in ((pool, POOL_SEED), (source.test, TEST_SEED))
     )
-    # Validation is the end of the pool, and gives way only to a training split that asks for more than its share.
+    # The validation split is the end of the pool. It shrinks only if the training split is asked to be larger.
     start = max(sizes[0], count)
     train = cut(pool if options.binarization in REDRAWN else fixed, 0, count)
     validation = cut(fixed, start, len(pool))
@@ -83,13 +84,13 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
 
 
 def _source(name: str, largest: int | None) -> _Source:
-    """The images that a name stands for, or that a file holds."""
+    """The images of a named data set or of a file."""
     if name == arrays.NAME:
-        raise BadInput("--data array: was an array of a Python session; hand it over again: Run.open(…, data=x)")
+        raise BadInput("--data array: was an array in a Python session; pass it again: Run.open(…, data=x)")
     if name == "auto":
         try:
             return _torchvision("mnist")
-        except _Missing as error:  # a damaged MNIST is said, not replaced
+        except _Missing as error:  # a damaged MNIST is an error, and is not replaced by another data set
             notice = f"MNIST is not on disk and {error.why}: using scikit-learn's 8x8 digits instead"
             return _digits()._replace(notice=notice)
     if name in _TORCHVISION:
@@ -105,7 +106,7 @@ def _source(name: str, largest: int | None) -> _Source:
 
 
 def _given(given: Any, largest: int | None) -> _Source:
-    """The images that were handed over in Python."""
+    """The images that were passed from Python."""
     collected = arrays.collect(given)
     found = _splits(arrays.NAME, arrays.read(collected, largest))
     return found._replace(sha256=arrays.fingerprint(collected))
@@ -114,32 +115,30 @@ def _given(given: Any, largest: int | None) -> _Source:
 def _called(reference: str) -> Any:
     """The images that a user's function returns."""
     function = find_function("--data", reference)
-    try:
+    with as_bad_input(f"--data {reference}: fails"):
         return function()
-    except Exception as error:  # somebody else's code
-        raise BadInput(f"--data {reference}: fails: {describe(error)}") from error
 
 
 def fingerprint(name: str) -> str | None:
-    """SHA-256 of a file of images, with the files beside it that belong to it; None for a data set with a name, which
-    does not change."""
+    """SHA-256 of a file of images and of the files that are read with it. None for a named data set, which never
+    changes."""
     if name in _NAMES:
         return None
     paths = sources.files(name)
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest() if paths[0].is_file() else None
 
 
-# Where the images come from ------------------------------------------------------------------------------------
+# Sources by name -----------------------------------------------------------------------------------------------
 
 
 def _folders() -> list[Path]:
-    """Where data sets are looked for, in order: $PPL_GEN_DATA, then data/."""
+    """Folders that are searched for data sets, in order: $PPL_GEN_DATA, then data/."""
     named = os.environ.get("PPL_GEN_DATA")
     return [*([Path(named)] if named else []), Path("data")]
 
 
 class _Missing(BadInput):
-    """Not on disk and not to be had from the network."""
+    """A data set that is not on disk and cannot be downloaded."""
 
     def __init__(self, message: str, why: str):
         super().__init__(message)
@@ -147,11 +146,11 @@ class _Missing(BadInput):
 
 
 def import_torchvision() -> Any:
-    """torchvision, also beside a CPU-only torch.
+    """Import torchvision, also with a CPU-only torch.
 
-    The registry's torchvision is compiled against CUDA. Beside a CPU-only torch its library cannot load, and its
-    Python code then fails on two operators that it only decorates. Their schemas are enough to import the
-    pure-Python parts, which are all that is used here.
+    PyPI's torchvision is compiled against CUDA. With a CPU-only torch its library cannot be loaded, and its Python code
+    then fails when it registers two operators. If their schemas are declared first, the pure-Python parts can be
+    imported, which are all that is used here.
     """
     try:
         import torchvision
@@ -161,22 +160,22 @@ def import_torchvision() -> Any:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_torchvision.library = library  # type: ignore[attr-defined]  # the schemas live as long as it does
+        import_torchvision.library = library  # type: ignore[attr-defined]  # the schemas are removed when the Library is
         import torchvision
     return torchvision
 
 
 def _torchvision(name: str) -> _Source:
-    """MNIST or a data set of its format, from the first folder that has it in torchvision's layout, or has its files
-    itself; and a notice."""
+    """MNIST or a data set of its format, from the first folder with its files, in torchvision's layout or directly; if
+    there is none, from the network."""
     notice = ""
-    found = next(_found(name), None)
+    found = next(_data_set_folders(name), None)
     if found is None:
         import_torchvision()
         from torchvision import datasets
 
         _download(name, getattr(datasets, _TORCHVISION[name]), _folders()[0])
-        found = next(_found(name))
+        found = next(_data_set_folders(name))
     raw, sure = found
     if not sure:
         notice = f"{name} is read from the files in {raw} itself, whose names do not say that they are of {name}"
@@ -191,55 +190,55 @@ def _torchvision(name: str) -> _Source:
             )
             if (images.shape, labels.shape) != ((count, 28, 28), (count,)) or images.dtype != np.uint8:
                 raise ValueError(f"{images.dtype} {images.shape} is not uint8 ({count}, 28, 28)")
-        except Exception as error:  # gzip, zlib and the file system have errors of their own
+        except Exception as error:  # gzip, zlib and the file system raise errors of many types
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BadInput(
                 f"--data {name}: the {'training' if part == 'train' else 'test'} files in {raw} are truncated or "
-                f"foreign ({reason}); delete them to download them again"
+                f"of another format ({reason}); delete them to download them again"
             ) from None
         pixels = torch.from_numpy(images.reshape(count, -1).copy())
         splits.append(Split(pixels, torch.from_numpy(labels.astype(np.int64)), 255))
     return _Source(name, (28, 28), splits[0], splits[1], _MNIST_SPLIT, notice)
 
 
-def _found(name: str) -> Iterator[tuple[Path, bool]]:
-    """Folders that hold the four files of a data set, and whether it is certain that they are its own.
+def _data_set_folders(name: str) -> Iterator[tuple[Path, bool]]:
+    """Folders that hold the four files of a data set, each with True if its name says so.
 
-    All these data sets have files of the same names. Those that are not in a folder of its own are MNIST's unless the
-    name of their folder, or of the one above, says otherwise.
+    The files of all these data sets have the same names. Files in a folder whose name, and whose parents' names, tell
+    no data set are taken for MNIST.
     """
     files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     own = _TORCHVISION[name]
     for folder in _folders():
         for raw in (folder / own / "raw", folder / own, folder / "raw", folder):
             if all(sources.plain_or_gz(raw / file) for file in files):
-                told = [_data_set_in(part) for part in reversed(raw.absolute().parts[-3:])]
-                said = next((each for each in told if each is not None), None)
-                if said == name or (said is None and name == "mnist"):
-                    yield raw, said == name
+                names = [_data_set_in(part) for part in reversed(raw.absolute().parts[-3:])]
+                told = next((each for each in names if each is not None), None)
+                if told == name or (told is None and name == "mnist"):
+                    yield raw, told == name
 
 
 def _data_set_in(folder: str) -> str | None:
-    """The data set that the name of a folder speaks of."""
+    """The data set in the name of a folder, or None."""
     told = re.search(r"fashion|kuzushiji|(?<![a-z])[ekq]mnist|mnist", folder.lower())
     return None if told is None else {"fashion": "fashion-mnist", "kuzushiji": "kmnist"}.get(told[0], told[0])
 
 
 def _download(name: str, dataset: Any, folder: Path) -> None:
-    """Download into a temporary folder and move the finished files into place, so that a partial file is never
-    taken for a data set. Gives up after 10 seconds without an answer."""
+    """Download into a temporary folder and move the finished files into place, so that no partial file is ever read.
+    Raises `_Missing` after 10 seconds without an answer."""
     answered = threading.Event()
     failure: list[str] = []
 
-    def knock() -> None:
-        # Name resolution obeys no socket timeout; a thread that is left behind does.
+    def probe() -> None:
+        # Name resolution ignores socket timeouts. In a daemon thread it can be abandoned.
         try:
             urllib.request.urlopen(dataset.mirrors[0] + dataset.resources[0][0], timeout=_DOWNLOAD_SECONDS).close()
         except OSError as error:
             failure.append(str(getattr(error, "reason", error)))
         answered.set()
 
-    threading.Thread(target=knock, daemon=True).start()
+    threading.Thread(target=probe, daemon=True).start()
     if not answered.wait(_DOWNLOAD_SECONDS):
         failure.append(f"no answer in {_DOWNLOAD_SECONDS:.0f} seconds")
     if failure:
@@ -270,8 +269,8 @@ def _download(name: str, dataset: Any, folder: Path) -> None:
 
 
 def _digits() -> _Source:
-    """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels; shuffled once with a fixed seed, since the
-    file is sorted by writer. 300 images are the test split."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels. They are shuffled with a fixed seed, because
+    the file is sorted by writer. 300 images are the test split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -300,14 +299,14 @@ def _amat(name: str) -> _Source:
         digits = digits[digits > ord(" ")] - ord("0")
         if digits.size != count * 784 or digits.max() > 1:
             raise BadInput(
-                f"--data {name}: {path} is truncated or foreign: expected {count} lines of 784 zeros and ones"
+                f"--data {name}: {path} is truncated or of another format: expected {count} lines of 784 zeros and ones"
             )
         parts.append(torch.from_numpy(digits.reshape(count, 784).copy()))
     return _Source("binarized-mnist", (28, 28), Split(torch.cat(parts[:2])), Split(parts[2]), _AMAT_COUNTS[:2])
 
 
 def _splits(name: str, found: sources.Images) -> _Source:
-    """The splits of a file, or of arrays. One that is not there is a tenth of the training images, chosen with a fixed
+    """The splits of a file or of arrays. A missing split is a tenth of the training images, chosen with a fixed
     seed."""
     splits = {
         split: Split(
@@ -328,7 +327,7 @@ def _splits(name: str, found: sources.Images) -> _Source:
         raise BadInput(f"--data {name}: {len(whole)} images are too few to split")
     if (whole.images == whole.images[0, 0]).all():
         raise BadInput(
-            f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}, nothing can be learned from them"
+            f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}: nothing can be learned from them"
         )
     for split in missing:
         splits[split] = cut(whole, len(whole) - tenth, len(whole))

@@ -1,4 +1,4 @@
-"""Options of a data set. Importing them imports no torch, so that what only reads runs starts fast."""
+"""Options of a data set. This module imports no torch, so that commands that only read runs start fast."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,21 +11,21 @@ SplitName = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which images, and how they become targets."""
+    """The images, and the way they become targets."""
 
     data: str = "auto"
     """auto, mnist, fashion-mnist, kmnist, digits, binarized-mnist, or a file of images: .npy, .npz, .mat, .csv, or IDX
     (MNIST's own format), each also as .gz; FILE:ARRAY names one array of an .npz or .mat file. file.py:function is a
     function of your own that returns images: an array, (images, labels), a Dataset, or a dictionary of these by split.
-    auto is MNIST where it is on disk or can be downloaded, else scikit-learn's 8x8 digits."""
+    auto is MNIST if it is on disk or can be downloaded, else scikit-learn's 8x8 digits."""
     binarization: Binarization = "dynamic"
     """dynamic: redrawn at every use in training, one fixed draw for validation and test; static: one fixed draw;
     threshold: pixel > 0.5; none: grey values; dequantized: grey values with uniform noise of one level."""
     train_size: int | None = None
-    """Number of training images: the first N. All 60000 of MNIST leaves no validation split."""
+    """Number of training images: the first N. With all 60000 of MNIST there is no validation split."""
     largest_pixel: int | None = None
-    """Value of white in a file whose black is 0, such as 255 or 16. By default the pixels tell it: white is 1 where
-    none is larger, 255 where the largest is 128 to 255, else the largest."""
+    """Value of white in a file, such as 255 or 16; black is 0. By default it follows from the largest pixel: 1 if that
+    is at most 1, 255 if it is 128 to 255, else the largest pixel itself."""
 
     def __post_init__(self) -> None:
         require_choices(self)

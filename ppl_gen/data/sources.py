@@ -1,6 +1,6 @@
-"""Files of images as people have them, read into arrays by stated rules.
+"""Readers of common files of images. Stated rules decide which array is what.
 
-What a rule decides, and could decide wrongly, is put into words in `Images.notes`. Nothing in a file is executed.
+Every decision that could be wrong is reported in `Images.notes`. Nothing in a file is executed.
 """
 
 import gzip
@@ -29,34 +29,36 @@ _FEWEST_PIXELS = 16  # in a row of text, to be taken for a square image
 
 
 class Images(NamedTuple):
-    """What a file holds, by split: `train` at least."""
+    """The images of a file by split, at least `train`."""
 
     shape: tuple[int, ...]
-    """Of one image: [height, width], [channels, height, width] or [pixels]."""
+    """Shape of one image: [height, width], [channels, height, width] or [pixels]."""
     splits: _Arrays
-    """[N, pixels], uint8 in 0..scale, or float32 in [0, 1] with scale 1."""
+    """Pixels [N, pixels] by split: uint8 in 0..scale, or float32 in [0, 1] with scale 1."""
     labels: _Arrays
-    """int64 [N]; of all the splits, or of none."""
+    """Labels by split, int64 [N]: for all splits, or for none."""
     scale: int
+    """Value of a white pixel."""
     notes: list[str]
+    """Decisions of the rules, in words."""
 
 
-class Found(NamedTuple):
-    """Arrays as they are in a file, the images first."""
+class RawArrays(NamedTuple):
+    """Arrays as a file holds them, by split: axes and values are still those of the file."""
 
     images: _Arrays
     labels: _Arrays
     notes: list[str]
     shape: tuple[int, ...] | None = None
-    """Of one image, where it is not what the array's is."""
+    """Shape of one image, if the array of images is flat."""
 
 
 def read(name: str, largest: int | None = None) -> Images:
     """The images in a file: .npy, .npz, .mat, .csv, .amat or IDX, any of them also as .gz.
 
     :param name: `FILE`, or `FILE:ARRAY` for one array of an .npz or .mat file.
-    :param largest: the value of a white pixel. By default it is read off the pixels, see `_scaled`.
-    :raises BadInput: for a file that is missing or damaged, and for one that no rule can read.
+    :param largest: value of a white pixel. By default it is inferred from the pixels, see `_scaled`.
+    :raises BadInput: for a file that is missing or damaged, or that no rule can read.
     """
     path, array = locate(name)
     if not path.is_file():
@@ -66,21 +68,21 @@ def read(name: str, largest: int | None = None) -> Images:
         found = reader(path, array)
     except BadInput:
         raise
-    except Exception as error:  # a damaged file makes each parser raise what it stumbles on
+    except Exception as error:  # parsers raise errors of many types for a damaged file
         kind = "an IDX file" if reader is _idx_files else f"a {_suffix(path)} file of numbers"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(f"--data {name}: truncated, or not {kind} ({reason})") from None
-    return arranged(name, found, largest)
+    return to_images(name, found, largest)
 
 
 def readable(name: str) -> bool:
-    """Whether a name is that of a file that `read` is for: by its suffix, or as IDX by its first bytes."""
+    """True if `read` can be tried on a name: the file has a known suffix, or begins like an IDX file."""
     path, _ = locate(name)
     return _suffix(path) in _READERS or path.is_dir() or (path.is_file() and _is_idx(path))
 
 
 def files(name: str) -> list[Path]:
-    """The files that `read` reads for a name."""
+    """Files that `read` opens for a name."""
     path, _ = locate(name)
     if _suffix(path) in _READERS or not path.is_file():
         return [path]
@@ -88,7 +90,7 @@ def files(name: str) -> list[Path]:
 
 
 def locate(name: str) -> tuple[Path, str | None]:
-    """The file that `FILE` or `FILE:ARRAY` names, and the array."""
+    """Split `FILE` or `FILE:ARRAY` into the path and the array's name or None."""
     file, _, array = name.rpartition(":")
     if not Path(name).is_file() and _suffix(Path(file)) in (".npz", ".mat"):
         return Path(file), array
@@ -100,7 +102,7 @@ def _suffix(path: Path) -> str:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """A file, decompressed if it is gzip's."""
+    """Open a file, and decompress it if it is compressed by gzip."""
     with open(path, "rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if compressed else open(path, "rb")  # type: ignore[return-value]
@@ -110,7 +112,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _role(name: str) -> tuple[str | None, str] | None:
-    """Split (None if it is not said) and kind, `images` or `labels`, that an array's name tells: `x_train`,
+    """Split (None if the name has none) and kind, `images` or `labels`, in the name of an array such as `x_train`,
     `val_images`, `test`, `labels`. None for any other name."""
     match = _ROLE.fullmatch(name)
     if not name or match is None or (match["before"] and match["after"]):
@@ -123,8 +125,13 @@ def _role(name: str) -> tuple[str | None, str] | None:
     return split, "labels" if kind[0] in "ylt" or kind.startswith("class") else "images"
 
 
-def named(path: Path, names: Sequence[str], get: Callable[[str], Any], chosen: str | None) -> Found:
-    """Which array is what, by its name. Raises `BadInput` where two claim to be the same, or none is `train`."""
+def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], chosen: str | None) -> RawArrays:
+    """Assign a split and a kind to each array by its name. Raises `BadInput` if two arrays have the same role, or if
+    there are no training images.
+
+    :param get: returns the array of a name.
+    :param chosen: name of the array of images, if the user has given it.
+    """
     roles: dict[tuple[str, str], str] = {}
     if chosen is None:
         for name in names:
@@ -157,7 +164,7 @@ def named(path: Path, names: Sequence[str], get: Callable[[str], Any], chosen: s
     images = {split: _array(path, name, get) for (split, kind), name in roles.items() if kind == "images"}
     labels = {split: _array(path, name, get) for (split, kind), name in roles.items() if kind == "labels"}
     if chosen is not None and "train" in labels and labels["train"].size not in images["train"].shape:
-        del labels["train"], roles["train", "labels"]  # of another array
+        del labels["train"], roles["train", "labels"]  # they belong to another array
     for split in labels.keys() - images.keys():
         del labels[split], roles[split, "labels"]
     unused = [name for name in names if name not in roles.values()]
@@ -168,7 +175,7 @@ def named(path: Path, names: Sequence[str], get: Callable[[str], Any], chosen: s
         notes.append(", ".join(told))
     if unused:
         notes.append(f"not used: {', '.join(map(repr, unused))}")
-    return Found(images, labels, notes)
+    return RawArrays(images, labels, notes)
 
 
 def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
@@ -178,21 +185,22 @@ def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
     return array
 
 
-def _numpy(path: Path, chosen: str | None) -> Found:
+def _numpy(path: Path, chosen: str | None) -> RawArrays:
     with _open(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            found = Found({"train": loaded}, {}, [])
+            found = RawArrays({"train": loaded}, {}, [])
         else:
-            found = named(path, loaded.files, loaded.__getitem__, chosen)
+            found = assign_roles(path, loaded.files, loaded.__getitem__, chosen)
     shape = found.images["train"].shape
     if len(shape) > 2 and shape[-1] > max(shape[:-1]):
         found.notes.append(f"{shape[0]} images of {_size(shape[1:])}, as the first axis says")
     return found
 
 
-def _matlab(path: Path, chosen: str | None) -> Found:
-    """A .mat file. MATLAB's own order has the images along the last axis: labels tell, or the longest axis."""
+def _matlab(path: Path, chosen: str | None) -> RawArrays:
+    """A .mat file. MATLAB's convention has the images along the last axis. The number of labels decides which axis it
+    is, or else the longest axis."""
     import scipy.io
 
     with _open(path) as file:
@@ -208,7 +216,7 @@ def _matlab(path: Path, chosen: str | None) -> Found:
                 file.seek(0)
                 return scipy.io.loadmat(file, variable_names=[name])[name]
 
-            found = named(path, names, get, chosen)
+            found = assign_roles(path, names, get, chosen)
 
     shape = found.images["train"].shape
     if len(shape) < 2:
@@ -220,7 +228,7 @@ def _matlab(path: Path, chosen: str | None) -> Found:
         last = shape[-1] > max(shape[:-1])
     elif shape[0] < shape[1]:
         raise BadInput(
-            f"--data {path}: {shape} may be an image a row or an image a column; save it as .npy with an image a row"
+            f"--data {path}: {shape} may have one image per row or per column; save it as .npy with one image per row"
         )
     else:
         last = False
@@ -235,8 +243,8 @@ def _matlab(path: Path, chosen: str | None) -> Found:
     return found
 
 
-def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> Found:
-    """MATLAB 7.3's files are HDF5, with the axes in reverse."""
+def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
+    """A .mat file of MATLAB 7.3, which is HDF5 with the axes in reverse."""
     import h5py
 
     with h5py.File(file, "r") as content:
@@ -244,9 +252,9 @@ def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> Found:
         names = [name for name in names if isinstance(content[name], h5py.Dataset)]
 
         def get(name: str) -> Any:
-            return content[name][()].T if content[name].dtype.kind in "bui" + "f" and content[name].shape else None
+            return content[name][()].T if content[name].dtype.kind in "buif" and content[name].shape else None
 
-        return named(path, names, get, chosen)
+        return assign_roles(path, names, get, chosen)
 
 
 # IDX, the format of MNIST's own files --------------------------------------------------------------------------
@@ -262,7 +270,7 @@ def _is_idx(path: Path) -> bool:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an IDX file, or in one compressed by gzip. Raises `ValueError`, or what the file system does."""
+    """Read the array in an IDX file, compressed by gzip or not. Raises `ValueError` or `OSError`."""
     if not _is_idx(path):
         raise ValueError(f"{path.name} does not begin as an IDX file does")
     with _open(path) as file:
@@ -280,12 +288,12 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def plain_or_gz(path: Path) -> Path | None:
-    """A file, or else the same under .gz."""
+    """The path if that file exists, else the path with `.gz` appended if that does, else None."""
     return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
 
 
 def _beside(path: Path) -> dict[str, Path | None]:
-    """Files whose names correspond to those of a file of images: labels, and the same of the test images."""
+    """Files whose names correspond to a file of training images: its labels, the test images, and their labels."""
     name = path.name.removesuffix(".gz")
 
     def other(name: str, word: str, replacement: str) -> Path | None:
@@ -299,7 +307,7 @@ def _beside(path: Path) -> dict[str, Path | None]:
     return {"train labels": labels(path), "test": test, "test labels": labels(test)}
 
 
-def _idx_files(path: Path, chosen: str | None) -> Found:
+def _idx_files(path: Path, chosen: str | None) -> RawArrays:
     images = {"train": read_idx(path)}
     if images["train"].ndim == 1:
         raise BadInput(f"--data {path}: holds one number for each image, as labels do; name the file of images")
@@ -308,22 +316,23 @@ def _idx_files(path: Path, chosen: str | None) -> Found:
     if beside["test"] is not None:
         images["test"] = read_idx(beside["test"])
     told = [f"{what} from {file.name}" for what, file in beside.items() if file is not None]
-    return Found(images, labels, [", ".join(told)] if told else [])
+    return RawArrays(images, labels, [", ".join(told)] if told else [])
 
 
 # Text ----------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path, chosen: str | None) -> Found:
-    """Rows of numbers, an image each, with or without a header and a column of labels."""
+def _text(path: Path, chosen: str | None) -> RawArrays:
+    """Rows of numbers, one image per row, with or without a header and a column of labels."""
     import pandas
 
     with _open(path) as file:
         first = file.readline().decode("utf-8-sig").strip()
     separator = next((mark for mark in ";\t," if mark in first), r"\s+")
-    cells = [cell.strip(" \"'") for cell in re.split(separator, first.removeprefix("#"))]  # as NumPy begins a header
+    # NumPy begins a header with #.
+    cells = [cell.strip(" \"'") for cell in re.split(separator, first.removeprefix("#"))]
     numbers = [float(cell) for cell in cells if _is_number(cell)]
-    # Numbers in a header are those of the columns, as pandas writes them.
+    # pandas writes the numbers of columns as a header: 0, 1, 2, …
     columns = len(numbers) >= _FEWEST_PIXELS and sorted(numbers)[0] in (0, 1) and set(np.diff(sorted(numbers))) == {1}
     header = cells if columns or not numbers else None
     notes = ["the first line counts the columns, and is no image"] if columns else []
@@ -335,7 +344,7 @@ def _text(path: Path, chosen: str | None) -> Found:
             sep=separator,
             header=None,
             skiprows=0 if header is None else 1,
-            dtype=np.float64,  # in which labels of many digits are whole
+            dtype=np.float64,  # labels of many digits stay whole numbers in it
             skipinitialspace=True,
             encoding="utf-8-sig",
         ).to_numpy()
@@ -362,13 +371,13 @@ def _text(path: Path, chosen: str | None) -> Found:
     images = table[:, pixels]
     with np.errstate(invalid="ignore"):
         levels = images.astype(np.uint8)
-    images = levels if (levels == images).all() else images.astype(np.float32)  # text has no types
-    return Found({"train": images}, {} if label is None else {"train": table[:, label]}, notes, shape)
+    images = levels if (levels == images).all() else images.astype(np.float32)  # text has no dtypes
+    return RawArrays({"train": images}, {} if label is None else {"train": table[:, label]}, notes, shape)
 
 
 def _columns(path: Path, header: Sequence[str], notes: list[str]) -> tuple[list[int], int | None]:
-    """Columns of pixels, in the order of their numbers, and the one of labels. Pixels are the columns whose names are a
-    word, the same for most, and a number or two: `pixel0`, `1x1`, `0`."""
+    """Columns of pixels, in the order of their numbers, and the column of labels or None. The columns of pixels are the
+    largest group whose names are one common word and one or two numbers: `pixel0`, `1x1`, `0`."""
     if twice := {name for name in header if header.count(name) > 1}:
         raise BadInput(f"--data {path}: several columns are called '{min(twice)}'")
     groups: dict[str, list[int]] = {}
@@ -401,7 +410,7 @@ def _square(count: int) -> bool:
     return count >= _FEWEST_PIXELS and math.isqrt(count) ** 2 == count
 
 
-_READERS: dict[str, Callable[[Path, str | None], Found]] = {
+_READERS: dict[str, Callable[[Path, str | None], RawArrays]] = {
     **dict.fromkeys((".npy", ".npz"), _numpy),
     ".mat": _matlab,
     **dict.fromkeys((".csv", ".amat"), _text),
@@ -411,8 +420,9 @@ _READERS: dict[str, Callable[[Path, str | None], Found]] = {
 # From arrays to pixels -----------------------------------------------------------------------------------------
 
 
-def arranged(name: str, found: Found, largest: int | None) -> Images:
-    """Images as rows of pixels in [0, 1], or of levels, with their labels. Raises `BadInput` for what is neither."""
+def to_images(name: str, found: RawArrays, largest: int | None) -> Images:
+    """Images as rows of grey levels or of pixels in [0, 1], with labels. Raises `BadInput` for arrays that are
+    neither."""
     images, notes = found.images, list(found.notes)
     first = images["train"]
     for split, array in images.items():
@@ -456,10 +466,10 @@ def _labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _scaled(name: str, rows: _Arrays, largest: int | None, notes: list[str]) -> tuple[_Arrays, int]:
-    """Pixels as levels 0..scale, or as real numbers in [0, 1].
+    """Pixels as levels 0..scale, or as real numbers in [0, 1] with scale 1.
 
-    The largest pixel of all splits says what white is: 1 where it is at most 1; 255 where it is 128 to 255; of whole
-    numbers up to 127, the largest itself.
+    The largest pixel of all splits decides the value of white: 1 if it is at most 1; 255 if it is 128 to 255; for whole
+    numbers up to 127, the largest pixel itself.
     """
     ranges = {split: _range(f"{name} [{split}]", array) for split, array in rows.items()}
     high, dtype = max(top for _, top in ranges.values()), rows["train"].dtype

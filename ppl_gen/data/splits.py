@@ -1,7 +1,7 @@
 """Data sets, splits and binarization.
 
-An image is a row of `data_dim` pixels in [0, 1]. A split holds all its images in one tensor on one device, so
-that a batch is an index into it and binarization is one `torch.bernoulli`.
+An image is a row of `data_dim` pixels in [0, 1]. A split holds all its images in one tensor on one device. A batch is
+an index into it, and binarization is one `torch.bernoulli`.
 
 Binarization belongs to the identity of a data set (Salakhutdinov and Murray 2008; Burda et al. 2016):
 
@@ -9,11 +9,10 @@ Binarization belongs to the identity of a data set (Salakhutdinov and Murray 200
   drawn once with a fixed seed, the same for every run.
 - `static`: one fixed-seed draw of every image.
 - `threshold`: x = 1 where pixel > 0.5.
-- `none`: grey values as they are. Under a Bernoulli likelihood the resulting figure is no bound on a
-  log-probability.
+- `none`: grey values as they are. Under a Bernoulli likelihood the resulting figure is no bound on a log-probability.
 - `dequantized`: a density in place of the probabilities of L grey levels: x = (level + u) / L, u uniform in [0, 1)
-  (Theis et al. 2016), drawn anew for training, once for validation and test. x is in [0, 1] and so is the density's
-  unit: it is L^data_dim times that of level + u.
+  (Theis et al. 2016), redrawn for training, drawn once for validation and test. x is in [0, 1]: its density is
+  L^data_dim times the density of level + u.
 """
 
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from ppl_gen.data.options import Binarization
 _BINARY, REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
 POOL_SEED, TEST_SEED, SHUFFLE_SEED = 1, 2, 3
-_DRAWN = 10_000  # images whose binarization is drawn at a time, in their order
+_DRAWN = 10_000  # images that are binarized at a time; another number would change the draws
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,12 @@ class Split:
         images = self.images[index]
         if self.scale == 1:
             return images.float()
-        # Not by a number, which CUDA multiplies by the reciprocal of: grey values are the same on every device.
+        # CUDA divides by a Python number as a product with its reciprocal, which rounds otherwise. Dividing by a tensor
+        # gives the same grey values on every device.
         return images / torch.full((), float(self.scale), device=images.device)
 
     def dequantized(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Grey values [n, data_dim] with noise: uniform in the interval of each pixel's level."""
+        """Add noise to grey values [n, data_dim]: uniform in the interval of each pixel's level."""
         return (pixels * self.scale + torch.rand(pixels.shape, generator=generator, device=pixels.device)) / (
             self.scale + 1
         )
@@ -64,7 +64,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in three splits, binarized as asked. `validation` may be empty."""
+    """A data set in three splits, binarized. `validation` may be empty."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,15 +73,14 @@ class Data:
     validation: Split
     test: Split
     notice: str = field(default="", compare=False)
-    """What a person must be told: for `auto`, which data set it became and why; for a file, how it was read where it
-    could be read otherwise."""
+    """Notice for the user: the data set that `auto` stands for and why, or the decisions made while reading a file."""
     sha256: str | None = field(default=None, compare=False)
-    """Fingerprint of images that were handed over in Python."""
+    """Fingerprint of images that were passed from Python."""
 
     def __post_init__(self) -> None:
-        """Binarize, or dequantize, splits that are still grey. Those of `load_data` are as they must be.
+        """Binarize, or dequantize, splits that are still grey. Splits from `load_data` are left as they are.
 
-        :raises BadInput: for images of another shape, and for pixels outside [0, 1] where they are probabilities.
+        :raises BadInput: for images of another shape, and for pixels outside [0, 1] if they are probabilities.
         """
         require_choices(self)
         for name in ("train", "validation", "test"):
@@ -111,21 +110,22 @@ class Data:
         return int(np.prod(self.shape))
 
     def split(self, name: str) -> Split:
-        """The split of that name. Raises `BadInput` where it holds no image."""
+        """The split of that name. Raises `BadInput` if it holds no image."""
         split = {"train": self.train, "validation": self.validation, "test": self.test}[name]
         if len(split) == 0:
             raise BadInput(f"--split {name}: {self.name} was fitted with all its images, none left for {name}")
         return split
 
     def batch(self, index: Tensor) -> Tensor:
-        """Training targets float32 [n, data_dim] at `index`; drawn anew from torch's generator if `dynamic`."""
+        """Training targets float32 [n, data_dim] at `index`. For `dynamic` and `dequantized`, they are drawn anew from
+        torch's generator."""
         pixels = self.train.pixels(index)
         if self.binarization == "dynamic":
             return torch.bernoulli(pixels)
         return self.train.dequantized(pixels) if self.binarization == "dequantized" else pixels
 
     def targets(self, name: str, index: Any = slice(None)) -> Tensor:
-        """Fixed targets float32 [n, data_dim] of a split: what an evaluation sees. The training split of `dynamic` and
+        """Fixed targets float32 [n, data_dim] of a split, for evaluation. The training split of `dynamic` and
         `dequantized` data has one fixed draw for this purpose too."""
         split = self.split(name)
         if name == "train" and self.binarization == "dynamic":
@@ -143,7 +143,7 @@ class Data:
         return self.train.pixels(index.to(self.train.images.device))
 
     def mean(self) -> Tensor:
-        """Mean training pixel [data_dim] in float32, smoothed by half an observation so that it is inside (0, 1)."""
+        """Mean training pixel [data_dim] in float32, with half an observation added so that it is inside (0, 1)."""
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.train.images.device)
         for block in torch.arange(len(self.train)).split(10_000):
             total += self.train.pixels(block).double().sum(0)
@@ -159,11 +159,13 @@ class Data:
 
 
 def cut(split: Split, start: int, stop: int) -> Split:
+    """The images from `start` up to `stop`, with their labels."""
     labels = None if split.labels is None else split.labels[start:stop]
     return replace(split, images=split.images[start:stop], labels=labels)
 
 
 def join(first: Split, second: Split) -> Split:
+    """The images of both splits, with labels if both have them. Splits of different scales become grey values."""
     labels = None
     if first.labels is not None and second.labels is not None:
         labels = torch.cat([first.labels, second.labels])
@@ -177,7 +179,7 @@ def _in_range(split: Split) -> bool:
 
 
 def _is_fixed(split: Split, binarization: Binarization) -> bool:
-    """Whether a split holds targets, not grey values that they are made of."""
+    """True if a split holds targets; False if it holds grey values to draw them from."""
     if binarization not in _BINARY:
         return binarization == "none" or split.scale == 1
     images = split.images
@@ -185,16 +187,16 @@ def _is_fixed(split: Split, binarization: Binarization) -> bool:
 
 
 def with_fixed_draw(split: Split, binarization: Binarization, seed: int) -> Split:
-    """The fixed targets that a binarization makes of grey values."""
+    """A split with fixed targets in place of grey values, by a binarization."""
     if binarization in ("dynamic", "static"):
         return _draw(split, seed)
     if binarization == "dequantized":
         return _dequantize(split, seed)
-    return _threshold(split) if binarization == "threshold" else split
+    return Split((split.pixels() > 0.5).to(torch.uint8), split.labels, 1) if binarization == "threshold" else split
 
 
 def _draw(split: Split, seed: int) -> Split:
-    """One Bernoulli draw of every image, on the CPU so that it is the same on every device."""
+    """One Bernoulli draw of every image, on the CPU so that all devices give the same targets."""
     generator = torch.Generator().manual_seed(seed)
     blocks = [
         torch.bernoulli(split.pixels(block).cpu(), generator=generator).to(torch.uint8)
@@ -205,10 +207,6 @@ def _draw(split: Split, seed: int) -> Split:
 
 
 def _dequantize(split: Split, seed: int) -> Split:
-    """One draw of the noise of every image, on the CPU so that it is the same on every device."""
+    """One draw of the noise of every image, on the CPU so that all devices give the same targets."""
     generator = torch.Generator().manual_seed(seed)
     return Split(split.dequantized(split.pixels().cpu(), generator).to(split.images.device), split.labels, 1)
-
-
-def _threshold(split: Split) -> Split:
-    return Split((split.pixels() > 0.5).to(torch.uint8), split.labels, 1)

@@ -18,7 +18,7 @@ from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.experiment.config import default_guide
 from ppl_gen.experiment.fitted import Fitted
-from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, sandwich
+from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.checks import check_images
@@ -27,8 +27,8 @@ from ppl_gen.inference.exact import closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
-from ppl_gen.inference.proposals import opinion_samples, proposal_log_px, second_opinion
-from ppl_gen.inference.state_memory import block_size, cheap, require_memory
+from ppl_gen.inference.proposals import proposal_log_px, second_opinion, second_opinion_samples
+from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 
 Estimator = Callable[..., Estimate]
 """Estimator of a user's own: a function of `(model, guide, x, *labels)` that returns an `Estimate` with a new name in
@@ -73,7 +73,7 @@ def evaluate(
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
     _check(task, others)
     started = time.perf_counter()
-    with fitted.estimating(parallel.seed(options.seed)):
+    with fitted.estimating(parallel.rank_seed(options.seed)):
         found: dict[str, Estimate] = {}
         for name, estimate in _estimates(task, exactly, sampled, others, own):
             require(name not in found, "estimator", name, "there are two of that name")
@@ -117,7 +117,7 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     available = len(fitted.data.split(options.split))
     count = available if options.num_images is None else options.num_images
     require(count <= available, "num_images", count, f"the {options.split} split has {available}")
-    require(count >= parallel.size(), "num_images", count, f"there are {parallel.size()} processes")
+    require(count >= parallel.world_size(), "num_images", count, f"there are {parallel.world_size()} processes")
     return replace(options, num_images=count, num_samples=options.num_samples or fitted.config.num_samples)
 
 
@@ -145,7 +145,7 @@ def estimators(model: nn.Module, pair: Pair, chosen: str, device: torch.device, 
                 "log_px(x); use importance"
             )
         return False, True
-    exactly = chosen == "exact" or cheap(pair) or (pair.enumerated and chosen == "auto")
+    exactly = chosen == "exact" or cheap_to_enumerate(pair) or (pair.enumerated and chosen == "auto")
     if exactly:
         require_memory(pair, block_size(pair), device=device)
     return exactly, chosen == "importance" or not (pair.enumerated and exactly)
@@ -263,7 +263,7 @@ def importance_estimate(
 
 
 def _with_second_opinion(task: Task, found: ImportanceEstimate) -> ImportanceEstimate:
-    how = {"num_samples": opinion_samples(found.num_samples), "seed": parallel.seed(task.options.seed)}
+    how = {"num_samples": second_opinion_samples(found.num_samples), "seed": parallel.rank_seed(task.options.seed)}
     opinion = second_opinion(task.fitted.model, task.fitted.guide, task.x, *task.labels, **how)
     return replace(found, second_opinion=opinion)
 
@@ -289,12 +289,12 @@ def annealed_estimate(task: Task) -> AnnealedEstimate:
     a progress bar."""
     annealing, count = task.options.annealed, task.options.sandwich
     model, guide = task.fitted.model, task.fitted.guide
-    work = len(task.x) * annealing.work + count * annealing.sandwich_work
+    work = len(task.x) * annealing.work + count * annealing.bidirectional_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
         how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": _advance_of(progress, what)}
         found = annealed_log_px(model, task.x, **how)
-        return replace(found, sandwich=sandwich(model, count, **how)) if count else found
+        return replace(found, bidirectional=bidirectional_bounds(model, count, **how)) if count else found
 
 
 def _advance_of(progress: Progress, text: str) -> Callable[[int], None]:
@@ -319,7 +319,7 @@ def components_in_use(fitted: Fitted, x: Tensor) -> int | None:
     pair = fitted.pair
     if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
         return None
-    if not (offers(fitted.model, HasDensity) and cheap(pair)):
+    if not (offers(fitted.model, HasDensity) and cheap_to_enumerate(pair)):
         return None
     size = block_size(pair, posterior=True)
     totals = torch.stack([state_posterior(fitted.model, block)[1].sum(1) for block in x.split(size)]).sum(0)

@@ -213,8 +213,9 @@ class Evaluation:
         return {name: estimate(self.summary, images, name) for name in names}
 
     @property
-    def sandwich(self) -> Json | None:
-        """Bounds from both sides on images from the model, if there are any, as `evaluation.json` has them."""
+    def bidirectional(self) -> Json | None:
+        """Bounds by bidirectional Monte Carlo on images from the model, as `evaluation.json` has them under `sandwich`;
+        None if there are none."""
         return self.summary.get("sandwich")
 
     @property

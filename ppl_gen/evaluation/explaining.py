@@ -23,7 +23,7 @@ from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import block_size, cheap, require_memory
+from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 
 _SHUFFLES = 100
 _ROWS = 20  # rows to print
@@ -159,7 +159,7 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
 
 
 def _is_mixture(model: Any, pair: Pair) -> bool:
-    return cheap(pair) and list(pair.event_shapes.values()) == [()] and offers(model, HasDensity)
+    return cheap_to_enumerate(pair) and list(pair.event_shapes.values()) == [()] and offers(model, HasDensity)
 
 
 def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:

@@ -17,9 +17,9 @@ from ppl_gen.evaluation.table import images, title
 from ppl_gen.evaluation.use_options import FillOptions
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.inference.completion import PASSES, Completion, exact_completion, importance_completion
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
-from ppl_gen.inference.state_memory import cheap, require_memory
+from ppl_gen.inference.imputation import PASSES, Imputation, exact_imputation, importance_imputation
+from ppl_gen.inference.state_memory import cheap_to_enumerate, require_memory
 
 SIDES = ("left", "right", "top", "bottom")
 _DRAWS = 3
@@ -35,7 +35,7 @@ class Filled(Printed):
     """The images [images, pixels]."""
     visible: Tensor
     """True for visible pixels, bool [pixels]."""
-    imputation: Completion
+    imputation: Imputation
 
     def __str__(self) -> str:
         return table(self.summary)
@@ -80,7 +80,7 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(mask.astype(bool).reshape(shape))
 
 
-def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Completion:
+def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Imputation:
     """Impute hidden pixels: exactly if the states of z are few enough to enumerate, else by importance sampling from
     the guide.
 
@@ -90,9 +90,9 @@ def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quie
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
     if len(pair.latent) != 1 or not offers(model, HasDensity):
         raise BadInput(f"{pair.model_name}: filling in needs one latent site and the methods prior() and likelihood(z)")
-    if cheap(pair) or (pair.num_states is not None and pair.enumerated):
+    if cheap_to_enumerate(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
-        return exact_completion(model, x, visible, _DRAWS)
+        return exact_imputation(model, x, visible, _DRAWS)
     if not offers(guide, Amortized):
         raise BadInput(
             f"{pair.guide_name}: filling in by importance sampling needs the methods encode(x) and posterior(context)"
@@ -103,7 +103,7 @@ def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quie
             progress.advance(images)
             progress.note("filling in", f"{num_samples} samples per image", every=10)
 
-        return importance_completion(model, guide, x, visible, fitted.data.mean(), num_samples, _DRAWS, advance)
+        return importance_imputation(model, guide, x, visible, fitted.data.mean(), num_samples, _DRAWS, advance)
 
 
 def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled:
@@ -148,7 +148,7 @@ def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
     return {"mean": mean, "se": se, "bits_per_hidden_pixel": -mean / math.log(2) / hidden, **more}
 
 
-def _hidden_entries(found: Completion, hidden: int, num_samples: int) -> Json:
+def _hidden_entries(found: Imputation, hidden: int, num_samples: int) -> Json:
     """The entries of log p(hidden | visible), with Monte Carlo errors if it was sampled."""
     if found.importance is None:
         return {"log_p_hidden": _per_pixel(found.log_prob, hidden)}

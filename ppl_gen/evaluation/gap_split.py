@@ -53,10 +53,10 @@ def split_gap(fitted: Fitted, options: EvaluationOptions, *, quiet: bool = False
         found, own = _search(fitted, x, copies, options, search, quiet)
         if options.estimator == "annealed":
             annealed = annealed_estimate(Task(fitted, replace(options, sandwich=0), x, quiet=quiet))
-            found = found.held_against(annealed)
+            found = found.compared_with(annealed)
             if own is not None:
                 first = bound(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], annealed.num_samples)
-                own = own.held_against(replace(first, estimator=annealed.estimator))
+                own = own.compared_with(replace(first, estimator=annealed.estimator))
     summary = {
         **fitted.provenance(options),
         "observation": observation(fitted.pair, x),

@@ -12,7 +12,7 @@ from ppl_gen.data import arrays
 from ppl_gen.data.splits import Split
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.exact import state_posterior
-from ppl_gen.inference.state_memory import block_size, cheap
+from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate
 
 _IMAGES_PER_BLOCK = 100
 
@@ -58,7 +58,7 @@ def latents(fitted: Fitted, given: Any, num_samples: int, seed: int) -> dict[str
 def _from_posterior(fitted: Fitted, x: Tensor, num_samples: int) -> Tensor:
     """Samples [samples, images, units] of p(z | x), for one latent site with finite support."""
     pair, model = fitted.pair, fitted.model
-    if len(pair.latent) != 1 or not offers(model, HasDensity) or not cheap(pair):
+    if len(pair.latent) != 1 or not offers(model, HasDensity) or not cheap_to_enumerate(pair):
         raise BadInput(
             f"{pair.model_name}: its guide does not sample z; p(z | x) needs one latent site with few states, prior() "
             "and likelihood(z)"

@@ -123,7 +123,7 @@ def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
         largest=values("largest_weight") if name == "importance" else None,
         narrower=name == "importance" and bool(summary.get("narrower", False)),
         words=str(images[prefix].attrs["long_name"]).removeprefix("log p(x) by "),
-        judges_guides=entry["estimator"] != "prior",
+        usable_for_gap=entry["estimator"] != "prior",
         verdict=entries.at_least(summary, entry),
         settings=entries.settings(entry),
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.fitted import Assembled
-from ppl_gen.inference.planes import equal_mass_grid, vector_size
+from ppl_gen.inference.latent_grid import equal_mass_grid, vector_size
 
 
 def sample(fitted: Assembled, options: SampleOptions) -> Tensor:

@@ -59,8 +59,8 @@ def vouched(estimates: Estimates, name: str) -> bool:
     bounds on images from the model do not suffice, because images that are rare or missing among them may cost the mean
     any amount. Importance sampling has to be trusted on every one of these images, too. Then two methods that fail for
     different reasons agree."""
-    others = [other for other, each in estimates.items() if each.khat is not None and each.judges_guides]
-    return estimates[name].vouched_for and any(not at_least(estimates, other) for other in others)
+    others = [other for other, each in estimates.items() if each.khat is not None and each.usable_for_gap]
+    return estimates[name].corroborated and any(not at_least(estimates, other) for other in others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def largest(estimates: Estimates, primary: str) -> Largest:
     none = torch.zeros(len(lower[primary].log_px), dtype=torch.bool)
     if "exact" in estimates:
         return Largest("exact", lower["exact"].log_px, none, none, False)
-    name = primary if estimates[primary].judges_guides else "importance"
+    name = primary if estimates[primary].usable_for_gap else "importance"
     better = [other for other in lower if other != name and above_in_mean(lower[name], lower[other])]
     name = max(better, key=lambda other: lower[other].mean, default=name)
     values, replaced = lower[name].log_px, none

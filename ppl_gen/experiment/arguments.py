@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import tyro
 
 from ppl_gen.core import cli, components
-from ppl_gen.core.commands import named_again
+from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.components import Kind
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, starting_config
@@ -35,7 +35,7 @@ class Named:
     def restricted(self, run: RunDirectory) -> "Named":
         """The same options, without the kinds for which a run uses a class of the package. A command that takes several
         runs has one set of these options for all of them."""
-        again = named_again(run.config)
+        again = external_class_options(run.config)
         return Named(**{kind: name for kind, name in asdict(self).items() if f"--{kind}" in again})
 
 

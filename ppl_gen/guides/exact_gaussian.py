@@ -1,12 +1,11 @@
 """The posterior of factor analysis in closed form."""
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_gen.core.contracts import LinearGaussianModel, offers
 from ppl_gen.core.errors import BadInput
 
 
@@ -31,10 +30,10 @@ class ExactGaussian(nn.Module):
 
     def __init__(self, latent_name: str, model: nn.Module):
         super().__init__()
-        if not all(hasattr(model, name) for name in ("scaled_weight", "log_psi", "loc")):
+        if not offers(model, LinearGaussianModel):
             raise BadInput(f"the guide exact-gaussian takes a factor-analysis, not a {type(model).__name__}")
         self.latent_name = latent_name
-        self.model: Any = model
+        self.model = model
 
     def _precision(self) -> Tensor:
         """A [latent_dim, latent_dim]."""

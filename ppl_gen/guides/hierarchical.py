@@ -1,11 +1,10 @@
 """The guide of the hierarchical VAE."""
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from ppl_gen.core.contracts import LayeredModel, missing, offers
 from ppl_gen.core.errors import BadInput
 from ppl_gen.networks.nets import mlp
 
@@ -27,15 +26,13 @@ class Hierarchical(nn.Module):
 
     def __init__(self, data_dim: int, model: nn.Module):
         super().__init__()
-        shape: Any = model
-        if not hasattr(model, "latent_dims"):
-            raise BadInput(
-                f"the guide hierarchical needs a model with latent_dims, and {type(model).__name__} has none"
-            )
-        sizes = (data_dim, *shape.latent_dims)
+        if not offers(model, LayeredModel):
+            needed = missing(model, LayeredModel)
+            raise BadInput(f"the guide hierarchical needs a model with {needed}, and {type(model).__name__} has none")
+        sizes = (data_dim, *model.latent_dims)
         self.layers = nn.ModuleList(
-            mlp([lower, hidden, hidden, 2 * upper], shape.activation)
-            for lower, upper, hidden in zip(sizes, shape.latent_dims, shape.hidden_dims, strict=False)
+            mlp([lower, hidden, hidden, 2 * upper], model.activation)
+            for lower, upper, hidden in zip(sizes, model.latent_dims, model.hidden_dims, strict=False)
         )
 
     def guide(self, x: Tensor) -> None:

@@ -120,8 +120,8 @@ class DiagonalMixture(dist.MixtureOfDiagNormals):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Samples [*sample_shape, *batch_shape, dim] with an implicit gradient: Figurnov, Mohamed and Mnih (2018),
-        equation 5. Let S_i(z) be the distribution function of z_i given z_1 … z_{i-1}. S(z) is uniform whatever the
-        parameters phi are, so that dz/dphi = -(dS/dz)^-1 dS/dphi. dS/dz is triangular. First derivatives only.
+        equation 5. Let S_i(z) be the distribution function of z_i given z_1 … z_{i-1}. S(z) is uniform for any
+        parameters phi, so that dz/dphi = -(dS/dz)^-1 dS/dphi. dS/dz is triangular. First derivatives only.
 
         :raises BadInput: if a gradient is asked for and components are far apart.
         """

@@ -1,12 +1,13 @@
 """The guide that improves the encoder's output for each image."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
@@ -56,9 +57,9 @@ class SemiAmortized(nn.Module):
         self.latent_name, self.num_steps, self.step_size = latent_name, num_steps, step_size
         self.dropout = pixel_dropout(input_dropout)
         self.encoder = mirrored_encoder(model, data_shape, 2 * latent_dim, **options)
-        if not (hasattr(model, "prior") and hasattr(model, "likelihood")):
+        if not offers(model, HasDensity):
             raise BadInput(f"SemiAmortized needs a model with prior() and likelihood(z), not a {type(model).__name__}")
-        self.model: Any = model
+        self.model = model
         # Noise vectors come in pairs of opposite sign, which lowers the variance of the ELBO.
         half = torch.randn((num_noise + 1) // 2, 1, latent_dim)
         self.register_buffer("noise", torch.cat([half, -half])[:num_noise])

@@ -1,1 +1,2 @@
-"""What is done with a model/guide pair. Nothing here knows a particular model or guide."""
+"""Inference with a model/guide pair: training objectives, and estimates of log p(x). No module knows a particular
+model or guide."""

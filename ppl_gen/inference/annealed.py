@@ -1,63 +1,60 @@
-"""log p(x) by annealed importance sampling, which needs no guide, and between two bounds on data from the model.
+"""log p(x) by annealed importance sampling, which needs no guide; and bidirectional bounds on data from the model.
 
-A chain z_0 … z_(T-1) of an image leads from f_0(z) = p(z), or q(z | x), to f_T(z) = p(x, z), over
+A chain z_0 … z_(T-1) of an image leads from f_0(z) = p(z), or q(z | x), to f_T(z) = p(x, z), through
 
     log f_t(z) = (1 - beta_t) log f_0(z) + beta_t log p(x, z),    0 = beta_0 < beta_1 < … < beta_T = 1,
 
-with z_t a step of Hamiltonian Monte Carlo from z_(t-1) that leaves f_t as it is. The weight
+where z_t is a step of Hamiltonian Monte Carlo from z_(t-1) that leaves f_t invariant. The weight
 
     log w = sum_t (beta_t - beta_(t-1)) [log p(x, z_(t-1)) - log f_0(z_(t-1))]
 
-has E[w] = p(x) whatever the number of temperatures T and however badly the chains mix (Neal 2001, equations 11 to 18);
-more of them make it less variable. log p(x) is the logarithm of the mean over the chains of an image, biased low as in
-`ppl_gen.inference.importance`.
+has E[w] = p(x) for any number of temperatures T, even if the chains mix badly (Neal 2001, equations 11 to 18). With
+more temperatures its variance is smaller. log p(x) is estimated by the logarithm of the mean over an image's chains,
+which is biased low, as in `ppl_gen.inference.importance`.
 
-Backwards, from a z_(T-1) that was drawn from p(z | x) itself, E[1/w] = 1/p(x), and minus the logarithm of the mean of
-1/w is biased high: bidirectional Monte Carlo (Grosse, Ghahramani and Adams 2015). Such a z is there where x was drawn
-from the model. log p(x) of such data lies between the means of the two, and their distance says how far off the
-settings are, on real data too as far as these are like the model's (Wu et al. 2017).
+A chain that runs backwards, from a z_(T-1) that was drawn from p(z | x) itself, has E[1/w] = 1/p(x). Minus the
+logarithm of the mean of 1/w is therefore biased high: bidirectional Monte Carlo (Grosse, Ghahramani and Adams 2015).
+Such a z is known if x was drawn from the model. log p(x) of such data lies between the two means. Their distance shows
+the error that the settings make; on real data too, if those are similar to the model's (Wu et al. 2017).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ppl_gen.core.contracts import Amortized, HasDensity, offers
+from ppl_gen.core.contracts import AdversarialModel, Amortized, HasDensity, offers
 from ppl_gen.core.errors import BadInput, require, require_choices
 from ppl_gen.core.memory import keep_freed_memory
+from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, mean_mc_se, mean_se, median_and_least
-from ppl_gen.inference.importance import CHUNK_SIZE, gathered, log_mean_exp
+from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp
 from ppl_gen.inference.supports import unbounded
 
 _NARROW = 0.1  # nats by which annealing may be too low and still be trusted
 
-Advance = Callable[[int], None]
-"""Called with the number of temperatures just passed, times images."""
-
 
 @dataclass(frozen=True)
 class Annealing:
-    """The temperatures and the chains of annealing."""
+    """Settings of annealing: temperatures and chains."""
 
     num_temperatures: int = 1000
-    """T, between the start and p(x, z): the more, the less low log p(x) is."""
+    """T, the number of temperatures from the start to p(x, z). With more of them, log p(x) is less biased."""
     num_chains: int = 16
     """Chains per image."""
     leapfrog_steps: int = 10
     """Leapfrog steps of Hamiltonian Monte Carlo at each temperature; each costs a gradient of log p(x|z)."""
     schedule: Literal["adaptive", "sigmoid", "linear"] = "adaptive"
     """Schedule of the temperatures. sigmoid: beta_t goes as 1 / (1 + exp(-4 (2t/T - 1))), finer at both ends (Grosse et
-    al. 2015). adaptive: for each image so that every temperature adds the same standard deviation to log w, as the
-    chains that adapt the step sizes see it (Gelman and Meng 1998, section 4)."""
+    al. 2015). adaptive: chosen for each image so that every temperature adds the same standard deviation to log w,
+    which is estimated by the chains that adapt the step sizes (Gelman and Meng 1998, section 4)."""
     start: Literal["prior", "guide"] = "prior"
-    """The distribution that the chains start from."""
+    """Distribution that the chains start from."""
     acceptance: float = 0.65
-    """Share of proposals to be accepted, which step sizes are adapted to before the chains that count."""
+    """Target share of accepted proposals. Step sizes are adapted to it by separate chains."""
 
     def __post_init__(self) -> None:
         require_choices(self, "annealed.")
@@ -67,21 +64,24 @@ class Annealing:
 
     @property
     def groups(self) -> list[int]:
-        """The chains of an image in as many groups as bound the memory."""
+        """Numbers of chains that run together. An image's chains run in several groups to limit memory."""
         return [min(CHUNK_SIZE, self.num_chains - begun) for begun in range(0, self.num_chains, CHUNK_SIZE)]
 
     @property
     def work(self) -> int:
-        """Temperatures that an image passes, those of adaptation included, as `Advance` counts them."""
+        """Temperatures that an image passes, including adaptation; the units of `progress`."""
         return _adaptation(self.num_temperatures) + self.num_temperatures * len(self.groups)
 
     @property
-    def sandwich_work(self) -> int:
-        """Likewise forwards and backwards."""
+    def bidirectional_work(self) -> int:
+        """Temperatures that an image passes for bidirectional bounds."""
         return self.work + self.num_temperatures * len(self.groups)
 
     def betas(self, count: int | None = None) -> Tensor:
-        """beta_0 … beta_T in float64, with T = `count` or the number of temperatures; before they are adapted."""
+        """beta_0 … beta_T in float64, before adaptation.
+
+        :param count: T; by default the number of temperatures.
+        """
         position = torch.linspace(0, 1, (count or self.num_temperatures) + 1, dtype=torch.float64)
         if self.schedule == "linear":
             return position
@@ -90,26 +90,27 @@ class Annealing:
 
 
 @dataclass(frozen=True)
-class Sandwich:
-    """Two estimates of log p(x) for images from the model, in nats, float64 on the CPU, [images].
+class BidirectionalBounds:
+    """A lower and an upper estimate of log p(x) for images from the model, in nats, float64 on the CPU, [images].
 
-    In expectation lower <= log p(x) <= upper, and for each image P(lower > log p(x) + b) <= exp(-b), and likewise of
-    the upper."""
+    In expectation lower <= log p(x) <= upper. For each image P(lower > log p(x) + b) <= exp(-b), and
+    P(upper < log p(x) - b) <= exp(-b)."""
 
     annealing: Annealing
     x: Tensor
-    """The images, [images, data_dim], as the model draws them."""
+    """The images, [images, data_dim], drawn from the model."""
     lower: Tensor
     upper: Tensor
     lower_mc_var: Tensor
-    """Monte Carlo variance of `lower`. The upper's is not known: the chains of an image begin at one z."""
+    """Monte Carlo variance of `lower`. For `upper` it is unknown, because all chains of an image begin at one z."""
 
     @property
     def width(self) -> Tensor:
+        """upper - lower."""
         return self.upper - self.lower
 
     def entry(self) -> dict[str, Any]:
-        """Its entry in `evaluation.json`."""
+        """The entry in `evaluation.json`."""
         return {
             "num_images": len(self.x),
             "lower": mean_entry(self.lower, mc_se=mean_mc_se(self.lower_mc_var)),
@@ -119,8 +120,8 @@ class Sandwich:
         }
 
     def wide(self) -> dict[str, Any]:
-        """Number of images with bounds more than a nat apart, and the share of the model's images that may have, by the
-        upper 95 % limit of Clopper and Pearson (1934): about 3/n where none of n has."""
+        """Number of images with bounds more than a nat apart; and the upper 95 % confidence limit of the share of such
+        images (Clopper and Pearson 1934), which is about 3/n if there is none among n."""
         from scipy.stats import beta
 
         count, wide = len(self.x), int((~(self.width <= 1)).sum())
@@ -130,31 +131,31 @@ class Sandwich:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AnnealedEstimate(Estimate):
-    """log p(x) by annealed importance sampling; `num_samples` and `ess` are of chains."""
+    """log p(x) by annealed importance sampling. `num_samples` and `ess` count chains."""
 
     estimator: str = "annealed"
     words: str = "annealed importance sampling"
     ess: Tensor
     annealing: Annealing
     acceptance: Tensor
-    """Share of the proposals that was accepted."""
-    sandwich: Sandwich | None = None
-    """The same settings on images from the model, if they were asked for."""
+    """Share of accepted proposals; NaN with one temperature, where nothing is proposed."""
+    bidirectional: BidirectionalBounds | None = None
+    """Bounds from the same settings on images from the model, if they were computed."""
 
     @property
-    def vouched_for(self) -> bool:
-        """True if the sandwich is narrow and the estimated bias small."""
-        if self.sandwich is None:
+    def corroborated(self) -> bool:
+        """True if the bidirectional bounds are close, and the estimated bias is small."""
+        if self.bidirectional is None:
             return False
-        width, se = mean_se(self.sandwich.width)
+        width, se = mean_se(self.bidirectional.width)
         return width + 2 * se <= _NARROW and abs(self.bias) <= _NARROW
 
-    def made_with(self) -> dict[str, Any]:
+    def settings_entry(self) -> dict[str, Any]:
         accepted = float(self.acceptance.mean())
         return asdict(self.annealing) | {"accepted": accepted, "ess": median_and_least(self.ess)}
 
     def more_entries(self, name: str) -> dict[str, Any]:
-        return {} if self.sandwich is None else {"sandwich": self.sandwich.entry()}
+        return {} if self.bidirectional is None else {"sandwich": self.bidirectional.entry()}
 
     def diagnostic_variables(self, suffix: str) -> dict[str, Variable]:
         return {f"ess{suffix}": Variable(self.ess, "effective number of chains", "chains")}
@@ -167,7 +168,8 @@ def annealed_log_px(
 
     :param model: a module with methods `prior()` and `likelihood(z)`, its latent continuous and unbounded.
     :param x: images [N, data_dim].
-    :param guide: with methods `encode(x)` and `posterior(context)`, to start from, if `annealing` says so.
+    :param guide: a module with methods `encode(x)` and `posterior(context)`, for `start="guide"`.
+    :param progress: called with the number of temperatures just passed, times images.
     :raises BadInput: for a model or a guide without these methods.
     """
     annealing = annealing or Annealing()
@@ -180,29 +182,31 @@ def annealed_log_px(
         groups = [path.forward(path.start(count), *adapted, progress) for count in annealing.groups]
         log_w, acceptance = (torch.cat([group[i] for group in groups]).cpu() for i in (0, 1))
         log_px, variance, bias, ess = log_mean_exp(log_w)
-        found = {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess}
-        return found | {"acceptance": acceptance.double().mean(0)}
+        acceptance = acceptance.double().mean(0)
+        return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess, "acceptance": acceptance}
 
     with evaluating(model, guide), frozen(model, guide):
         parts = ((len(part), block(part)) for part in x.split(_block_size(annealing)))
-        whole = gathered(parts, len(x))
+        whole = gather_blocks(parts, len(x))
         return AnnealedEstimate(annealing=annealing, num_samples=annealing.num_chains, **whole)
 
 
-def sandwich(
+def bidirectional_bounds(
     model: Any,
     num_images: int,
     *,
     guide: Any = None,
     annealing: Annealing | None = None,
     progress: Advance | None = None,
-) -> Sandwich:
-    """Bidirectional Monte Carlo on images drawn from the model; arguments as for `annealed_log_px`."""
+) -> BidirectionalBounds:
+    """Bounds of log p(x) by bidirectional Monte Carlo, on images drawn from the model. Arguments are as for
+    `annealed_log_px`."""
     annealing = annealing or Annealing()
     check(model, guide, annealing)
     parts = []
     keep_freed_memory()
     with evaluating(model, guide), frozen(model, guide):
+        # z and x are drawn jointly, so that z is an exact sample of p(z | x), from which backward chains may start.
         z = model.prior().sample((num_images,))
         x = model.likelihood(z).sample()
         for rows in torch.arange(num_images, device=z.device).split(_block_size(annealing)):
@@ -214,16 +218,18 @@ def sandwich(
             lower, lower_variance, *_ = log_mean_exp(torch.cat(forward).cpu())
             inverse, *_ = log_mean_exp(-torch.cat(backward).cpu())
             parts.append((lower, -inverse, lower_variance))
-    return Sandwich(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
+    return BidirectionalBounds(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds: int = 20) -> None:
-    """Set `model.log_scale`, the noise of p(x | z) = N(mean(z), scale^2 I), to what makes images most probable, and
-    nothing else: expectation maximization, with chains of p(z | x) that begin where annealing has ended. The mean of
-    the second half of the rounds counts.
+def fit_scale(model: AdversarialModel, x: Tensor, annealing: Annealing | None = None, rounds: int = 20) -> None:
+    """Set `model.log_scale`, the noise of p(x | z) = N(mean(z), scale^2 I), to its maximum-likelihood value, by Monte
+    Carlo expectation maximization. No other parameter changes.
+
+    The E-step is a few steps of chains of p(z | x), which start at the end points of annealing. The M-step is
+    scale^2 = E[(x - mean(z))^2]. The result is the mean over the second half of the rounds.
 
     :param model: as for `annealed_log_px`, with a parameter `log_scale` and a normal `likelihood(z)`.
-    :param x: images [N, data_dim], as many as are to be held at once.
+    :param x: images [N, data_dim]; all of them are held in memory at once.
     """
     annealing = annealing or Annealing(num_temperatures=30, num_chains=8, leapfrog_steps=5)
     one = torch.ones((), dtype=x.dtype, device=x.device)
@@ -232,6 +238,7 @@ def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds:
         path = _Path(model, None, x, annealing)
         betas, step_sizes = path.adapt(None)
         log_w, _, z = path.forward(path.start(annealing.num_chains), betas, step_sizes, None)
+        # Resampling by weight makes the end points of the chains approximate samples of p(z | x).
         chosen = log_w.softmax(0).T.multinomial(len(z), replacement=True).T
         now = path.at(z[chosen, torch.arange(len(x), device=x.device)])
         log_size = step_sizes[-1].double().log() if len(step_sizes) else torch.full_like(log_w[0], math.log(0.1))
@@ -241,12 +248,12 @@ def fit_scale(model: Any, x: Tensor, annealing: Annealing | None = None, rounds:
                 log_size = log_size + (accepted.double().mean(0) - annealing.acceptance) / 2
             found.append(float((model.likelihood(now.z).mean - x).double().square().mean()))
             model.log_scale.fill_(math.log(found[-1]) / 2)
-            now = path.at(now.z)  # the noise is another
+            now = path.at(now.z)  # the density has changed with the noise
     model.log_scale.data.fill_(math.log(sum(found[rounds // 2 :]) / len(found[rounds // 2 :])) / 2)
 
 
-def check(model: Any, guide: Any, annealing: Annealing) -> None:
-    """Raise `BadInput` for a model or a guide that cannot be annealed."""
+def check(model: object, guide: object, annealing: Annealing) -> None:
+    """Raise `BadInput` for a model or a guide that annealing cannot use."""
     name = type(model).__name__
     if not offers(model, HasDensity):
         raise BadInput(f"{name}: annealing takes a model of one latent site, with prior() and likelihood(z)")
@@ -258,17 +265,19 @@ def check(model: Any, guide: Any, annealing: Annealing) -> None:
 
 
 def _adaptation(num_temperatures: int) -> int:
+    """Number of temperatures of the chains that adapt step sizes."""
     return max(50, num_temperatures // 4)
 
 
 def _block_size(annealing: Annealing) -> int:
+    """Number of images at a time."""
     return max(1, CHUNK_SIZE // annealing.num_chains)
 
 
 @dataclass
 class _Point:
-    """A state of all chains [chains, images, …], and at it log f_0 and log p(x, z) - log f_0 [chains, images] with
-    their gradients: what any temperature takes."""
+    """A state z [chains, images, …] of all chains, with log f_0(z) and log p(x, z) - log f_0(z) [chains, images] and
+    their gradients. The density and gradient at any temperature are linear combinations of these."""
 
     z: Tensor
     base: Tensor
@@ -285,21 +294,23 @@ class _Point:
 
 
 class _Path:
-    """The distributions between f_0 and p(x, z) of a block of images, and the chains along them."""
+    """The path of distributions from f_0 to p(x, z) for a block of images, and chains along it."""
 
-    def __init__(self, model: Any, guide: Any, x: Tensor, annealing: Annealing):
+    def __init__(self, model: HasDensity, guide: Amortized | None, x: Tensor, annealing: Annealing):
         self.model, self.x, self.annealing = model, x, annealing
         self.prior = model.prior()
-        # The first distribution: the guide's has images as its batch, the prior's is one for all.
-        self.first = guide.posterior(guide.encode(x)) if annealing.start == "guide" else None
+        # f_0: the guide's distribution has a batch of images. The prior (None here) is the same for all images.
+        self.first = None if guide is None or annealing.start == "prior" else guide.posterior(guide.encode(x))
         self.events = tuple(range(-len(self.prior.event_shape), 0))
 
     def start(self, chains: int) -> _Point:
+        """Draw the first state of some chains from f_0."""
         z = self.prior.sample((chains, len(self.x))) if self.first is None else self.first.sample((chains,))
         return self.at(z)
 
     @torch.enable_grad()
     def at(self, z: Tensor) -> _Point:
+        """Densities and gradients at z [chains, images, …]."""
         z = z.detach().requires_grad_()
         prior = self.prior.log_prob(z)
         likelihood = self.model.likelihood(z).log_prob(self.x)
@@ -313,9 +324,13 @@ class _Path:
         return _Point(z.detach(), base.detach(), rise.detach(), base_gradient, rise_gradient)
 
     def step(self, now: _Point, beta: Tensor, step_size: Tensor) -> tuple[_Point, Tensor]:
-        """Hamiltonian Monte Carlo at a temperature, of step sizes [images] (Neal 2011, section 5.2); the next point,
-        and the probability [chains, images] with which the proposal was accepted."""
-        # Chains with steps of one size may return to where they began: a tenth more or less keeps them from it.
+        """A step of Hamiltonian Monte Carlo (Neal 2011, section 5.2): the next state, and the acceptance probability
+        [chains, images].
+
+        :param beta: temperature, scalar or [images].
+        :param step_size: step sizes [images].
+        """
+        # With a fixed step size, a trajectory can be periodic and return to its start. Jitter of 10 % prevents that.
         size = step_size * (0.9 + 0.2 * torch.rand_like(now.base))
         size = size.reshape(*size.shape, *[1] * len(self.events))
         momentum = torch.randn_like(now.z)
@@ -326,7 +341,7 @@ class _Path:
             point = self.at(point.z + size * momentum)
             last = leap == self.annealing.leapfrog_steps - 1
             momentum = momentum + (size / 2 if last else size) * point.gradient(beta)
-        # What has left the range of floating point is rejected.
+        # A proposal whose energy overflows is rejected: NaN becomes probability 0.
         accepted = (energy - self._energy(point, momentum, beta)).exp().clamp(max=1).nan_to_num(0, 0, 0)
         chosen = torch.rand_like(accepted) < accepted
         each = chosen.reshape(*chosen.shape, *[1] * len(self.events))
@@ -342,13 +357,15 @@ class _Path:
         )
 
     def _energy(self, point: _Point, momentum: Tensor, beta: Tensor) -> Tensor:
+        """The Hamiltonian [chains, images]: kinetic energy minus log f_t."""
         return momentum.square().sum(self.events) / 2 - point.log_density(beta)
 
     def adapt(self, progress: Advance | None) -> tuple[Tensor, Tensor]:
-        """beta_0 … beta_T [T + 1, images], and step sizes for beta_1 … beta_(T-1), [T - 1, images].
+        """Adapt temperatures beta_0 … beta_T [T + 1, images], and step sizes for beta_1 … beta_(T-1), [T - 1, images].
 
-        From chains of their own over fewer temperatures: at each the step grows or shrinks by how far the acceptance is
-        from what it should be."""
+        Separate chains run over fewer temperatures. At each of them, the logarithm of the step size moves by half the
+        difference between the acceptance and its target (stochastic approximation). Adapting the chains that count
+        would make their weights biased."""
         count = _adaptation(self.annealing.num_temperatures)
         log_size = torch.full((len(self.x),), math.log(0.3), dtype=torch.float64, device=self.x.device)
         sizes, speeds = [], []
@@ -356,13 +373,15 @@ class _Path:
         tried = self.annealing.betas(count).to(log_size.device)
         for beta in tried[1:].to(now.rise.dtype):
             speed = now.rise.double().std(0) if len(now.rise) > 1 else torch.ones_like(log_size)
-            speeds.append(speed.nan_to_num(1, 1, 1))  # a chain where x is impossible
+            speeds.append(speed.nan_to_num(1, 1, 1))  # NaN if x is impossible in some chain
             now, accepted = self.step(now, beta, log_size.exp().to(now.rise.dtype))
             log_size = log_size + (accepted.double().mean(0) - self.annealing.acceptance) / 2
             sizes.append(log_size)
             if progress is not None:
                 progress(len(self.x))
         if self.annealing.schedule == "adaptive":
+            # d log w / d beta is log p(x, z) - log f_0(z). Temperatures at equal steps of the cumulative standard
+            # deviation add the same amount of noise to log w each.
             lengths = torch.stack(speeds).clamp(min=1e-6) * tried.diff().unsqueeze(1)
             passed = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(0)])
             position = torch.linspace(0, 1, self.annealing.num_temperatures + 1).to(passed)
@@ -375,8 +394,8 @@ class _Path:
     def forward(
         self, now: _Point, betas: Tensor, step_sizes: Tensor, progress: Advance | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of chains that begin here: log w [chains, images] in float64, the mean acceptance [chains, images], and where
-        they end."""
+        """Run chains from the state `now`. Returns log w [chains, images] in float64, the mean acceptance
+        [chains, images], and the end points z [chains, images, …]."""
         log_w = torch.zeros_like(now.rise, dtype=torch.float64)
         acceptance = torch.zeros_like(now.rise)
         for index in range(1, len(betas)):
@@ -386,12 +405,13 @@ class _Path:
                 acceptance += accepted
             if progress is not None:
                 progress(len(self.x))
-        # With one temperature nothing was proposed.
+        # With one temperature there is no proposal.
         share = acceptance / (len(betas) - 2) if len(betas) > 2 else torch.full_like(acceptance, math.nan)
         return log_w, share, now.z
 
     def backward(self, z: Tensor, betas: Tensor, step_sizes: Tensor, progress: Advance | None) -> Tensor:
-        """log w [chains, images] in float64 of chains that begin at z [chains, images, …], drawn from p(z | x)."""
+        """Run chains backwards from z [chains, images, …], which was drawn from p(z | x). Returns log w [chains,
+        images] in float64."""
         now = self.at(z)
         log_w = torch.zeros_like(now.rise, dtype=torch.float64)
         for index in range(len(betas) - 1, 0, -1):
@@ -404,7 +424,8 @@ class _Path:
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """y of x [points, images], rising in x, at other points [others, images]: linear between, constant outside."""
+    """Interpolate y(x), given at increasing x [points, images], to the points `at` [others, images]: linear between the
+    given points, constant outside."""
     at, x, y = at.T.contiguous(), x.T.contiguous(), y.T
     right = torch.searchsorted(x, at).clamp(1, x.shape[1] - 1)
     left = right - 1

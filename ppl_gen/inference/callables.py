@@ -1,4 +1,9 @@
-"""A user's model, guide and images: the modules behind functions, and arrays as tensors."""
+"""A user's model, guide and images: modules that a function uses, state that a run must restore, arrays as tensors.
+
+A Pyro function may use a module through a closure, a default argument, a global variable, an attribute of an object,
+and so on. `evaluating` must set each such module to eval mode and put its state back afterwards. Therefore the objects
+that a function can reach are searched, as the garbage collector does it.
+"""
 
 import functools
 import gc
@@ -7,7 +12,7 @@ import sys
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,54 +27,57 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ppl_gen.core.contracts import Guide, Model, offers
 from ppl_gen.core.errors import BadInput
 
-_MOST_OBJECTS = 20_000  # that are looked at for modules
-_LARGEST_BUFFER = 1_000_000  # numbers; a larger one is a table of data, no statistic, and is not copied
+_MOST_OBJECTS = 20_000  # objects that are searched for modules
+_LARGEST_BUFFER = 1_000_000  # numbers; a larger buffer is a data set, not a running statistic, and is not copied
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "pyro", "numpy", "pandas", "scipy", "matplotlib", "ppl_gen"}
 """Packages whose own global variables and class attributes hold no module of a user."""
 
-_LEAD_NOWHERE = (Tensor, np.ndarray, ModuleType)
+PyroFunction = Callable[..., Any]
+"""A Pyro model or guide: a function of x and further arguments."""
+
+_LEAVES = (Tensor, np.ndarray, ModuleType)
+"""Types whose references are not followed."""
 
 
-def model_function(model: Any) -> Callable[..., Any]:
-    """The Pyro function `model.model` of a module, or of anything else with such a method; else the model itself, which
-    may have a net of that name."""
+def model_function(model: Any) -> PyroFunction:
+    """The Pyro function of a model: its method `model`, or the model itself if it has none. A network of that name does
+    not count as a method."""
     return model.model if offers(model, Model) and not isinstance(model.model, nn.Module) else model
 
 
-def guide_function(guide: Any) -> Callable[..., Any]:
-    """The Pyro function `guide.guide`, likewise."""
+def guide_function(guide: Any) -> PyroFunction:
+    """The Pyro function of a guide: its method `guide`, or the guide itself if it has none."""
     return guide.guide if offers(guide, Guide) and not isinstance(guide.guide, nn.Module) else guide
 
 
 def name_of(function: Any) -> str:
-    """The name of a function or of a class; of another object that of its class."""
+    """Name of a function or a class, or of the class of any other object."""
     return getattr(function, "__name__", type(function).__name__)
 
 
-def accepting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, called with as many of the positional arguments as it takes."""
-    count = len(_positional(function))
+def accepting(function: PyroFunction) -> PyroFunction:
+    """Wrap a function so that it is called with as many of the positional arguments as it takes."""
+    count = len(positional_names(function))
     return function if count >= _ANY else lambda *args, **kwargs: function(*args[:count], **kwargs)
 
 
-_ANY = 100  # names that stand for *args
+_ANY = 100  # positional arguments that *args counts as
 
 
-def _positional(function: Callable[..., Any]) -> list[str]:
-    """Names of the positional arguments that a function takes, empty for those of *args."""
+def positional_names(function: PyroFunction) -> list[str]:
+    """Names of the positional arguments that a function takes. `*args` counts as `_ANY` empty names."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return names + [""] * _ANY * any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
-def check_positional(model: Callable[..., Any], guide: Callable[..., Any], given: int) -> None:
-    """Refuse a positional argument that would be dropped: neither function takes it, or one of them takes it only by
-    its name.
+def check_positional(model: PyroFunction, guide: PyroFunction, given: int) -> None:
+    """Refuse a positional argument that would be dropped: neither function takes it, or one takes it as keyword only.
 
     :param given: number of positional arguments, x included.
     """
     both = (model, guide)
-    names = max(map(_positional, both), key=len)
+    names = max(map(positional_names, both), key=len)
     if len(names) < given:
         raise BadInput(
             f"{' and '.join(map(name_of, both))} take {len(names)} by position, x included, and {given} arguments are "
@@ -78,58 +86,63 @@ def check_positional(model: Callable[..., Any], guide: Callable[..., Any], given
     for function in both:
         parameters = inspect.signature(function).parameters.values()
         by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        for name in names[len(_positional(function)) : given]:
+        for name in names[len(positional_names(function)) : given]:
             if by_name and (not name or name in by_name):
                 which = name or by_name[0]
                 raise BadInput(f"{name_of(function)} takes {which} only by its name: give {which}=…, not by position")
 
 
 def takes_labels(model: Any, guide: Any) -> bool:
-    """True if the signature of either function has labels `y`."""
+    """True if the signature of the model or the guide has labels `y`."""
     functions = (model_function(model), guide_function(guide))
     return any("y" in inspect.signature(function).parameters for function in functions)
 
 
 def modules_of(*functions: Any) -> list[nn.Module]:
-    """Every module that functions lead to, and their submodules."""
-    return _modules(_reached(*functions))
+    """Every module that functions can reach, and their submodules."""
+    return _modules(_reachable(*functions))
 
 
 def _modules(reached: list[Any]) -> list[nn.Module]:
+    """The modules among objects, and their submodules, each once."""
     found: dict[int, nn.Module] = {}
     for each in reached:
-        if issubclass(type(each), nn.Module) and id(each) not in found and "_modules" in vars(each):  # made in full
+        if (
+            issubclass(type(each), nn.Module) and id(each) not in found and "_modules" in vars(each)
+        ):  # else its constructor has not finished
             found |= {id(part): part for part in each.modules()}
     return list(found.values())
 
 
-def _reached(*functions: Any) -> list[Any]:
-    """Every object that functions lead to, the nearest first: what the garbage collector knows them to hold, and the
-    global variables that they and the methods of their classes name. No code of a user runs."""
-    queue = deque(filter(_may_lead, functions))
+def _reachable(*functions: Any) -> list[Any]:
+    """Every object that functions can reach, the nearest first: breadth-first search over the references that the
+    garbage collector sees, and over global variables that functions and methods name. No code of a user runs."""
+    queue = deque(filter(_is_followed, functions))
     seen: dict[int, Any] = {}
     while queue and len(seen) < _MOST_OBJECTS:
         each = queue.popleft()
         if id(each) not in seen:
-            seen[id(each)] = each  # which keeps its id from being another's
-            leads = _leads_to(each)
-            if len(leads) <= _MOST_OBJECTS:
-                queue += [lead for lead in leads if _may_lead(lead)]
+            seen[id(each)] = each  # a live object keeps its id
+            references = _references(each)
+            if len(references) <= _MOST_OBJECTS:
+                queue += filter(_is_followed, references)
     return list(seen.values())
 
 
-def _may_lead(each: Any) -> bool:
-    kind = type(each)
+def _is_followed(each: Any) -> bool:
+    """True if an object may hold references to a module."""
+    kind = type(each)  # not isinstance, which runs `__class__` of a user's object
     if issubclass(kind, type):
         return not _of_library(each.__module__)
-    return (gc.is_tracked(each) or kind is ContextVar) and not issubclass(kind, _LEAD_NOWHERE)
+    return (gc.is_tracked(each) or kind is ContextVar) and not issubclass(kind, _LEAVES)
 
 
-def _leads_to(each: Any) -> list[Any]:
+def _references(each: Any) -> list[Any]:
+    """The objects that an object refers to."""
     kind = type(each)
     if issubclass(kind, FunctionType):
         held = [each.__closure__, each.__defaults__, each.__kwdefaults__, vars(each)]
-        return [*held, *([] if _of_library(each.__globals__.get("__name__")) else _named(each))]
+        return [*held, *([] if _of_library(each.__globals__.get("__name__")) else _named_objects(each))]
     if issubclass(kind, type):
         return [*vars(each).values(), *type.mro(each)]
     if issubclass(kind, weakref.ref):
@@ -140,12 +153,13 @@ def _leads_to(each: Any) -> list[Any]:
 
 
 def _of_library(name: Any) -> bool:
+    """True if a module's name is that of a library, or of a part of it."""
     return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
 
 
-def _named(function: FunctionType) -> list[Any]:
-    """Objects that the code of a function names: global variables, and attributes of Python modules, imported in it or
-    not."""
+def _named_objects(function: FunctionType) -> list[Any]:
+    """Objects that the code of a function names: global variables, and attributes of Python modules, whether the
+    function imports them or its module does."""
     names, package = _names(function.__code__), function.__globals__.get("__package__")
     queue = [table[name] for table in (function.__globals__, sys.modules) for name in names if name in table]
     queue += [sys.modules[inside] for name in names if (inside := f"{package}.{name}") in sys.modules]
@@ -161,7 +175,8 @@ def _named(function: FunctionType) -> list[Any]:
 
 @functools.lru_cache(10_000)
 def _names(code: CodeType) -> tuple[str, ...]:
-    """Names in a code and the code within it; and texts, which may be names: `getattr(networks, "decoder")`."""
+    """Names in a code object and the code objects within it; and strings, which may be names as in
+    `getattr(networks, "decoder")`."""
     inner = [part for part in code.co_consts if isinstance(part, CodeType)]
     texts = [part for part in code.co_consts if isinstance(part, str)]
     return tuple({*code.co_names, *texts, *(name for part in inner for name in _names(part))})
@@ -169,10 +184,11 @@ def _names(code: CodeType) -> tuple[str, ...]:
 
 @contextmanager
 def evaluating(*functions: Any) -> Iterator[None]:
-    """The modules that functions lead to in eval mode, no gradients, Pyro's checks off, a copy of the parameter store;
-    all restored after, and buffers. Where `BadInput` is raised, modules and objects are what they were: one that sets
-    itself up when it is first called can still be set up."""
-    reached = _reached(*functions)
+    """Context for evaluation: modules that functions can reach are in eval mode, gradients and Pyro's checks are off,
+    and Pyro's parameter store is a copy. Afterwards all of this and the modules' buffers are restored. If `BadInput` is
+    raised, the state of modules and objects is restored too: a module that initializes itself at its first call can
+    then still do so."""
+    reached = _reachable(*functions)
     modules = _modules(reached)
     restore_state, restore_buffers = _state_of(reached), _buffers_of(modules)
     states = [part.training for part in modules]
@@ -193,8 +209,8 @@ def evaluating(*functions: Any) -> Iterator[None]:
 
 @contextmanager
 def matmul_precision(precision: str = "highest") -> Iterator[None]:
-    """Matrix products in this precision of torch's: in full float32, where what is compared must differ by what it is,
-    not by how it was rounded."""
+    """Context with a float32 precision of matrix products, by default full float32: for comparisons of numbers that
+    must not differ by rounding."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -203,12 +219,18 @@ def matmul_precision(precision: str = "highest") -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def forked_rng(x: Tensor) -> AbstractContextManager[None]:
+    """Context that restores torch's generators afterwards: of the CPU, and of the device of x."""
+    return torch.random.fork_rng([x.device] if x.is_cuda else [])
+
+
 @contextmanager
 def reading(*functions: Any) -> Iterator[None]:
-    """Restore all that functions lead to, and the parameter store. A module that sets itself up when it is first called
-    is then set up by the images that are evaluated, not by the few that a pair is read on.
+    """Context that restores the state of all objects that functions can reach, and the parameter store. A module that
+    initializes itself at its first call, as batch statistics or lazy layers do, is then not initialized by the few
+    images that a pair is read on.
 
-    :raises BadInput: where an autoguide of Pyro is called, before it sets itself up.
+    :raises BadInput: if an autoguide of Pyro is called.
     """
 
     def refuse(module: nn.Module, _: Any) -> None:
@@ -217,7 +239,7 @@ def reading(*functions: Any) -> Iterator[None]:
             "others: write a guide that computes the parameters of q(z | x) from x"
         )
 
-    reached = _reached(*functions)
+    reached = _reachable(*functions)
     modules = _modules(reached)
     restore_state, restore_buffers = _state_of(reached), _buffers_of(modules)
     hooks = [part.register_forward_pre_hook(refuse) for part in modules if isinstance(part, AutoGuide)]
@@ -234,7 +256,8 @@ def reading(*functions: Any) -> Iterator[None]:
 
 @contextmanager
 def frozen(*modules: Any) -> Iterator[None]:
-    """No parameter of the modules asks for a gradient, which saves half of the work; restored after."""
+    """Context in which no parameter of the modules requires a gradient, which saves half of the work of a backward
+    pass."""
     parts = [module for module in modules if isinstance(module, nn.Module)]
     parameters = [p for module in parts for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -250,14 +273,14 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
 def _state_of(reached: list[Any]) -> Callable[[], None]:
-    """A function that puts back the attributes of modules, of a user's objects and functions, the variables of
-    closures, and the dictionaries, lists and sets in these."""
+    """Record the attributes of modules and of a user's objects and functions, the variables of closures, and the
+    dictionaries, lists and sets in these, three levels deep. Returns a function that restores them."""
     own = [each for each in reached if _has_state(each)]
     closures = [each.__closure__ or () for each in own if isinstance(each, FunctionType)]
     cells = [(cell, cell.cell_contents) for cells in closures for cell in cells if gc.get_referents(cell)]
     level = [content for _, content in cells]
     for each in own:
-        with suppress(AttributeError):  # it may have slots
+        with suppress(AttributeError):  # a class with slots has no __dict__
             level.append(object.__getattribute__(each, "__dict__"))
     before: dict[int, tuple[Any, Any]] = {}
     for _ in range(3):
@@ -269,6 +292,7 @@ def _state_of(reached: list[Any]) -> Callable[[], None]:
         for cell, content in cells:
             cell.cell_contents = content
         for each, content in before.values():
+            # Compared by identity: `==` of tensors is no bool, and may run code of a user.
             if list(map(id, _items(each))) != list(map(id, _items(content))):
                 each.clear()
                 each.extend(content) if isinstance(each, list) else each.update(content)
@@ -277,7 +301,7 @@ def _state_of(reached: list[Any]) -> Callable[[], None]:
 
 
 def _has_state(each: Any) -> bool:
-    """True for a module and for a user's object. A lazy module is not put back, as it changes its class."""
+    """True for a module and for a user's object. A lazy module is not restored, because it changes its class."""
     kind = type(each)
     if issubclass(kind, FunctionType):
         return not _of_library(each.__globals__.get("__name__"))
@@ -287,11 +311,12 @@ def _has_state(each: Any) -> bool:
 
 
 def _items(container: Any) -> list[Any]:
+    """Elements of a list or set; keys and values of a dictionary."""
     return [*container, *container.values()] if isinstance(container, dict) else list(container)
 
 
 def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
-    """A function that puts back the numbers in buffers that were changed in place."""
+    """Record buffers. Returns a function that restores those that were changed in place."""
     buffers = [b for m in modules if not isinstance(m, LazyModuleMixin) for b in m.buffers(recurse=False)]
     buffers = [b for b in buffers if b.numel() <= _LARGEST_BUFFER and not b.is_inference()]
     before = [(b, b.detach().clone(), b._version) for b in buffers]
@@ -299,6 +324,7 @@ def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
     def restore() -> None:
         with torch.no_grad():
             for buffer, content, version in before:
+                # Under inference mode, versions do not count changes.
                 if buffer._version != version or torch.is_inference_mode_enabled():
                     buffer.copy_(content)
 
@@ -312,9 +338,14 @@ class Batch(NamedTuple):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    def blocks(self, size: int) -> "Iterator[tuple[int, Batch]]":
+        """Split into batches of at most `size` images. Yields the number of the first image, and the batch."""
+        for index, rows in enumerate(torch.arange(len(self.x), device=self.x.device).split(size)):
+            yield index * size, take(rows, *self)
+
 
 def take(rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Batch:
-    """The images at `rows`, with the same rows of every argument that has one for each image."""
+    """The images at `rows`, with the same rows of every argument that has one row for each image."""
 
     def pick(value: Any) -> Any:
         follows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(x)
@@ -324,10 +355,10 @@ def take(rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[st
 
 
 def as_images(x: Any, *functions: Any) -> Tensor:
-    """Images [N, ...] as a tensor. Numbers of an array or a list have the dtype and the device of the parameters that
-    the functions lead to, or torch's default.
+    """Convert images [N, ...] to a tensor. Numbers in an array or a list get the dtype and the device of the first
+    parameter that the functions can reach, or torch's default.
 
-    :raises BadInput: for anything else than numbers, one row an image.
+    :raises BadInput: for anything else than numbers with one row for each image.
     """
     _check_whole("x", x)
     if not isinstance(x, Tensor):
@@ -337,11 +368,12 @@ def as_images(x: Any, *functions: Any) -> Tensor:
     if x.layout is not torch.strided or x.is_complex():
         raise BadInput(f"x is a tensor of {x.dtype}, {x.layout}: give a dense tensor of real numbers [N, ...]")
     if x.dim() == 0:
-        raise BadInput("x is one number: give images [N, ...], one row an image")
+        raise BadInput("x is one number: give images [N, ...], with one row for each image")
     return x
 
 
 def _from_numbers(x: Any, *functions: Any) -> Tensor:
+    """Convert an array or a list of numbers to a tensor."""
     what = f"x is a {type(x).__name__}"
     if not isinstance(x, list | tuple) and (not hasattr(x, "__array__") or isinstance(x, str)):
         raise BadInput(f"{what}: give images as a tensor, an array or a list [N, ...]; one batch of a loader at a time")
@@ -352,7 +384,7 @@ def _from_numbers(x: Any, *functions: Any) -> Tensor:
             array = np.asarray(x)
         if array.dtype.kind not in "buif":
             raise ValueError(f"its elements are {array.dtype}")
-    except Exception as error:  # of rows of different lengths, or of no numbers
+    except Exception as error:  # rows of different lengths, or elements that are no numbers
         raise BadInput(f"{what}, not of numbers [N, ...] ({str(error).splitlines()[0]})") from error
     floating = [p for part in modules_of(*functions) for p in part.parameters(recurse=False) if p.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.get_default_dtype()
@@ -361,7 +393,8 @@ def _from_numbers(x: Any, *functions: Any) -> Tensor:
 
 
 def _check_whole(name: str, value: Any) -> None:
-    """Refuse what would lose a part of it as a tensor, or has rows of several lengths."""
+    """Refuse a masked array, which would lose its mask as a tensor, and a nested tensor, whose rows differ in
+    length."""
     parts = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(each, np.ma.MaskedArray) for each in parts):
         raise BadInput(
@@ -373,16 +406,17 @@ def _check_whole(name: str, value: Any) -> None:
 
 
 def as_arguments(count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Further arguments of a model, by position and by name: an array, or a list with numbers for each image, as a
-    tensor."""
+    """Convert further arguments of a model, by position and by name: arrays, and lists with a number or a row for each
+    image, become tensors."""
     by_position = tuple(_as_argument(f"argument {i}", value, count) for i, value in enumerate(args, 2))
     return by_position, {name: _as_argument(name, value, count) for name, value in kwargs.items()}
 
 
 def _as_argument(name: str, value: Any, count: int) -> Any:
+    """One argument, as a tensor if it is an array, or a list of `count` numbers or rows."""
     _check_whole(name, value)
     if isinstance(value, list | tuple | range) and len(value) == count:
-        with suppress(Exception):  # rows of different lengths, or no numbers
+        with suppress(Exception):  # rows of different lengths, or elements that are no numbers
             tensors = [each for each in value if isinstance(each, Tensor)]
             if len(tensors) == count:
                 return torch.stack(tensors)
@@ -396,9 +430,9 @@ def _as_argument(name: str, value: Any, count: int) -> Any:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """A number of things, at least 1; 1e3 is one too.
+    """A count, at least 1, as an int. 1e3 is accepted.
 
-    :raises BadInput: for anything else.
+    :raises BadInput: for any other value.
     """
     try:
         number = int(value)

@@ -1,7 +1,7 @@
-"""The supports of guide and prior: where one has mass and the other has none, and which supports depend on z.
+"""Comparison of the supports of guide and prior, and a search for supports that depend on z.
 
-A value of z outside the prior's support has weight zero. Where the guide leaves out a part of that support, importance
-sampling finds a part of p(x) only.
+A value of z outside the prior's support has weight zero. If the guide's support leaves out a part of the prior's,
+importance sampling estimates only a part of p(x).
 """
 
 from contextlib import suppress
@@ -20,17 +20,17 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.supports import inside
 from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of
 
-_DRAWS = 100  # of z for each of three images
+_DRAWS = 100  # draws of z for each of three images
 
 
 def _repeated(batch: Batch) -> Batch:
-    """Three images, many times each: for what shows in a few of many draws of z."""
+    """Three images, `_DRAWS` times each: many draws of z show a rare value."""
     return take((torch.arange(3, device=batch.x.device) % len(batch.x)).repeat(_DRAWS), *batch)
 
 
 def bounded_sites(model: PyroFunction, traces: Traces, batch: Batch) -> frozenset[str]:
-    """Sites of the model whose value may be outside their support: latent ones that the guide may draw there, and
-    observed ones whose support is another for another z."""
+    """Names of the model's sites whose value may be outside their support: latent sites that the guide may draw there,
+    and observed sites whose support depends on z."""
     sites = {site["name"]: site for site in sample_sites(traces.model)}
     guide = traces.guide.nodes
     proposed = [name for name, site in sites.items() if not site["is_observed"] and name in guide]
@@ -43,7 +43,7 @@ def bounded_sites(model: PyroFunction, traces: Traces, batch: Batch) -> frozense
 
 
 def compare_supports(pair: Pair, batch: Batch) -> Pair:
-    """The pair with `leaves` and `narrower`, which compare the guide's support with the prior's.
+    """Compare the guide's support with the prior's. Returns the pair with `exceeds_prior` and `narrower` set.
 
     :raises BadInput: for a guide that never draws z where the prior has mass.
     """
@@ -59,21 +59,24 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
                 f"{pair.guide_name} never draws '{name}' inside the support of its prior in {pair.model_name}, so "
                 "that no sample has a weight; give the guide a distribution of that support"
             )
-    leaves = any(supports.certainly_narrower(p["fn"], q["fn"]) for q, p in sites.values())
+    exceeds = any(supports.certainly_narrower(p["fn"], q["fn"]) for q, p in sites.values())
     narrower = {name: supports.certainly_narrower(q["fn"], p["fn"]) for name, (q, p) in sites.items()}
-    if None in narrower.values():  # values of the prior have to tell
+    if None in narrower.values():  # undecided by the constraints alone: draw from the prior and look
         prior = trace_of(pair.model, many)
-        for name in [name for name, told in narrower.items() if told is None]:
-            with suppress(Exception):  # of a shape that the guide's does not have
+        for name in [name for name, known in narrower.items() if known is None]:
+            with suppress(Exception):  # the guide's distribution cannot check a value of this shape
                 admitted = inside({**sites[name][0], "value": prior.nodes[name]["value"]})
                 narrower[name] = admitted is not None and not bool(admitted.all())
-    return replace(pair, leaves=leaves, narrower=tuple(name for name in pair.latent if narrower[name]))
+    return replace(pair, exceeds_prior=exceeds, narrower=tuple(name for name in pair.latent if narrower[name]))
 
 
 def leaves_support(pair: Pair, x: Tensor, *args: Any, num_samples: int = 100, **kwargs: Any) -> str | None:
-    """The name of a latent site that the guide draws where its prior has no mass; None if there is none."""
+    """Name of a latent site that the guide draws outside the support of its prior; None if there is none.
+
+    :param num_samples: draws of z per image; a rarer violation is not seen.
+    """
     suspects = pair.bounded.intersection(pair.latent)
-    if pair.leaves or not suspects:
+    if pair.exceeds_prior or not suspects:
         return min(suspects, default=None)
     model_trace: poutine.Trace = replayed(*pair.for_samples(num_samples, Batch(x, args, kwargs))).model
     for name in suspects:

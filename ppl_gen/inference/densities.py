@@ -1,6 +1,4 @@
-"""The sites of a trace: their values and log-densities in nats, and the parts of a gradient that come of them."""
-
-from typing import Any
+"""Sites of a trace: values, log-densities in nats, and terms of a gradient."""
 
 import pyro.distributions as dist
 import torch
@@ -10,17 +8,14 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_gen.inference.supports import own_log_prob
+from ppl_gen.inference.supports import Site, own_log_prob
 from ppl_gen.networks.distributions import log_density
 
 _HALF = (torch.float16, torch.bfloat16)
 
-Site = dict[str, Any]
-"""A sample statement, as Pyro's traces hold it."""
-
 
 def sample_sites(trace: poutine.Trace) -> list[Site]:
-    """Sample statements, without the book-keeping of plates and `pyro.deterministic`."""
+    """Sample statements of a trace, without the subsample sites of plates and without `pyro.deterministic`."""
     return [
         site
         for site in trace.nodes.values()
@@ -29,19 +24,19 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
 
 
 def plates_of(site: Site) -> list[CondIndepStackFrame]:
-    """The plates around a site that are dimensions. A loop over a plate is none."""
+    """Vectorized plates around a site. A sequential plate (a loop) has no dimension and is left out."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
 def masked_log_prob(site: Site, wide: bool = False) -> Tensor:
     """The log-density of a site with its mask and without its scale, before any sum.
 
-    :param wide: in float64, if it is of binary values.
+    :param wide: compute densities of binary values in float64.
     """
-    if "masked_log_prob" in site:
+    if "masked_log_prob" in site:  # computed before, see `tracing.frozen_guide_traces`
         return site["masked_log_prob"]
     value = site["value"]
-    if value.dtype in _HALF:  # its pixels would be added up in half precision
+    if value.dtype in _HALF:  # else the sum over pixels would be in half precision
         value = value.float()
     log_prob = own_log_prob(site["fn"], value)
     if log_prob is None:
@@ -49,22 +44,40 @@ def masked_log_prob(site: Site, wide: bool = False) -> Tensor:
     return scale_and_mask(log_prob.float() if log_prob.dtype in _HALF else log_prob, mask=site["mask"])
 
 
-def sum_to(site: Site, log_prob: Tensor, *kept: int) -> Tensor:
-    """The log-density of a site, summed over all of its plates but those in the dimensions `kept`, each element of a
-    plate counted.
+def expand_to_plates(site: Site, log_prob: Tensor, num_dims: int) -> Tensor:
+    """Expand the log-density of a site to the full size of its plates. A density that does not vary in a plate has size
+    1 there, or no such dimension. Expanded, it counts once for each element of the plate.
 
-    :param kept: negative; the leftmost is left of all plates.
+    :param num_dims: least number of dimensions of the result.
     """
-    shape = [1] * -min(kept)
+    sizes = [1] * num_dims
     for frame in plates_of(site):
-        shape[frame.dim] = frame.size
-    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(shape)))
+        sizes[frame.dim] = frame.size
+    return log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes)))
+
+
+def add(terms: list[Tensor]) -> Tensor:
+    """The sum of tensors in their order; `sum` alone would start with the number 0."""
+    return sum(terms[1:], terms[0])
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """True if log-densities are equal up to the rounding of float32, which a pair may have in float64 too."""
+    return torch.allclose(one, other, rtol=2e-5, atol=5e-4, equal_nan=True)
+
+
+def sum_to(site: Site, log_prob: Tensor, *kept: int) -> Tensor:
+    """Sum the log-density of a site over all its plates except those in the dimensions `kept`.
+
+    :param kept: negative dimensions; the leftmost is left of all plates.
+    """
+    log_prob = expand_to_plates(site, log_prob, -min(kept))
     others = [dim for dim in range(-log_prob.dim(), 0) if dim not in kept]
     return log_prob.sum(others) if others else log_prob
 
 
 def samples_first(site: Site, sample_dim: int) -> Tensor:
-    """The value of a site, with dimensions of size 1 on the left up to that of the samples."""
+    """The value of a site, padded on the left with dimensions of size 1 up to `sample_dim`."""
     value: Tensor = site["value"]
     padding = site["fn"].event_dim - sample_dim - value.dim()
     return value.reshape([1] * padding + list(value.shape))
@@ -74,7 +87,8 @@ def units_of(site: Site, shape: tuple[int, int], sample_dim: int, image_dim: int
     """The value of a site as [samples, images, units].
 
     :param shape: numbers of samples and images.
-    :param image_dim: dimension of the plate of images.
+    :param sample_dim: dimension of the samples, counted from the right without the event.
+    :param image_dim: dimension of the plate of images, counted in the same way.
     """
     value = samples_first(site, sample_dim)
     value = value.movedim(value.dim() - site["fn"].event_dim + image_dim, 1)
@@ -83,16 +97,17 @@ def units_of(site: Site, shape: tuple[int, int], sample_dim: int, image_dim: int
 
 
 def kl_divergence(q: Site, p: Site) -> Tensor:
-    """KL(q || p) of the distributions at two sites, with the mask of the first, before any sum.
+    """KL(q || p) of the distributions at two sites, with the mask of q, before any sum.
 
-    :raises NotImplementedError: where Pyro has no closed form.
+    :raises NotImplementedError: if Pyro has no closed form.
     """
     return scale_and_mask(torch.distributions.kl_divergence(q["fn"], p["fn"]), mask=q["mask"])
 
 
 def score_function(site: Site) -> Tensor | None:
-    """The log-probability whose gradient is the score of a distribution that is reparametrized but for a choice, by
-    Pyro's `score_parts`; with the mask of the site, without its scale. None for all other distributions."""
+    """The log-probability whose gradient is the score of a discrete choice, in a distribution whose samples are
+    otherwise reparametrized, such as a mixture. It comes from Pyro's `score_parts`, with the mask of the site and
+    without its scale. None for all other distributions."""
     fn = site["fn"]
     if not fn.has_rsample or type(fn).score_parts is dist.Distribution.score_parts:
         return None
@@ -100,13 +115,14 @@ def score_function(site: Site) -> Tensor | None:
     return None if is_identically_zero(score) else scale_and_mask(score, mask=site["mask"])
 
 
-def mean_of_others(values: Tensor) -> Tensor:
-    """For each of values [samples, ...] the mean of the other samples' values."""
+def leave_one_out_mean(values: Tensor) -> Tensor:
+    """The mean of the other samples' values, for each of values [samples, ...]."""
     return (values.sum(0) - values) / (len(values) - 1)
 
 
-def above_others(values: Tensor) -> Tensor:
-    """Values [samples, ...] less the mean of the other samples' values, without a gradient: a baseline. A score times
-    it has less noise, and the same mean."""
+def minus_leave_one_out_mean(values: Tensor) -> Tensor:
+    """Values [samples, ...] minus the mean of the other samples' values, detached: the learning signal of a score
+    function. The baseline does not depend on the sample itself, so that it lowers the variance and adds no bias (Mnih
+    and Rezende 2016, section 2.5)."""
     values = values.detach()
-    return values - mean_of_others(values)
+    return values - leave_one_out_mean(values)

@@ -1,17 +1,18 @@
-"""Differences between rows of runs, and how far chance may have moved them.
+"""Differences between methods, with confidence intervals.
 
-A row is a method, trained from one or more seeds; all rows are evaluated on the same images. Seeds are what repeats a
-method. The difference between two rows has three errors that are independent of each other: the mean over the seeds
-of the one row, that over the seeds of the other, and the mean over images of the paired difference.
+A method (a row of a comparison) is trained from one or more seeds. All methods are evaluated on the same images. Seeds
+are the unit of repetition. The difference between two methods has three independent errors: of the mean over the seeds
+of the first method, of the mean over the seeds of the second, and of the mean over images of the paired difference.
 
-The sum of normal errors with variances s_1^2, s_2^2, …, which are estimated with d_1, d_2, … degrees of freedom, is
-within ± sqrt(t_1^2 s_1^2 + t_2^2 s_2^2 + …) with at least the confidence that Student's t gives each t_i (Banerjee
-1960), whatever the true variances are. Given the estimates, P(|sum| <= h) is a concave function of h^2 over the true
-variance; Jensen's inequality does the rest. Welch's t has one number of degrees of freedom for the sum, which is an
-approximation: with two seeds in one row and five in the other its 95 % interval covers 89 %.
+Let the errors be normal, with variances s_1^2, s_2^2, … that are estimated with d_1, d_2, … degrees of freedom. Their
+sum lies within ± sqrt(t_1^2 s_1^2 + t_2^2 s_2^2 + …) with at least the confidence for which Student's t with d_i
+degrees of freedom gives t_i (Banerjee 1960), for any true variances. (Given the estimates, P(|sum| <= h) is a concave
+function of h^2 over the true variance. The bound follows by Jensen's inequality.) Welch's t-test has one number of
+degrees of freedom for the sum, which is an approximation: with two seeds in one row and five in the other, its 95 %
+interval covers 89 %.
 
-The row that differences are taken to was chosen, since it came out best. Bonferroni's inequality over all pairs of rows
-allows for any choice.
+The reference row of the differences is chosen after the fact, as the best one. Bonferroni's inequality over all pairs
+of rows allows for any choice.
 """
 
 from typing import NamedTuple
@@ -23,20 +24,25 @@ CONFIDENCE = 0.95
 
 
 class Difference(NamedTuple):
-    """Of one row to another, in nats; of `values` [..., seeds, images], each field is [...]."""
+    """Difference of one row from another, in nats. For `values` [..., seeds, images], each field is [...]."""
 
     mean: np.ndarray
     se: np.ndarray
-    """Standard error over images, of the seeds' mean."""
+    """Standard error over images of the mean over seeds."""
     se_seeds: np.ndarray
-    """Standard error over seeds; not a number where either row has one seed."""
+    """Standard error over seeds; NaN if either row has one seed."""
     half_width: np.ndarray
-    """Of the interval around `mean`: between methods, for other seeds and other images, if `se_seeds` is a number;
-    between two sets of weights, for other images, if not."""
+    """Half-width of the confidence interval around `mean`. If `se_seeds` is a number, the interval is of the difference
+    between methods, for other seeds and images. If it is NaN, it is of the difference between two sets of weights, for
+    other images."""
 
 
 def critical(degrees: int, num_rows: int) -> float:
-    """Student's t for the interval of one of all differences between rows, so that all hold with 95 %.
+    """Critical value of Student's t for one of all pairwise differences between rows. All intervals hold together with
+    95 % confidence.
+
+    :param degrees: degrees of freedom; NaN is returned for 0.
+    :param num_rows: number of rows.
 
     >>> [round(critical(degrees, num_rows=2), 2) for degrees in (1, 2, 4, 9999)]
     [12.71, 4.3, 2.78, 1.96]
@@ -48,24 +54,20 @@ def critical(degrees: int, num_rows: int) -> float:
 
 
 def variance_over_seeds(values: np.ndarray) -> np.ndarray:
-    """Squared standard error of the mean of values [..., seeds, images] over seeds; not a number for one seed."""
-    return _variance(values.mean(-1))
+    """Squared standard error over seeds of the mean of values [..., seeds, images]; NaN for one seed."""
+    return variance_over_images(values.mean(-1))  # the mean over images takes the place of an image
 
 
 def variance_over_images(values: np.ndarray) -> np.ndarray:
-    """Squared standard error of the mean of values [..., images]; not a number for one image."""
-    return _variance(values)
-
-
-def _variance(values: np.ndarray) -> np.ndarray:
+    """Squared standard error of the mean of values [..., images]; NaN for one image."""
     count = values.shape[-1]
     return values.var(-1, ddof=1) / count if count > 1 else np.full(values.shape[:-1], np.nan)
 
 
 def difference(values: np.ndarray, others: np.ndarray, num_rows: int) -> Difference:
-    """The mean of values [..., seeds, images] minus that of others [..., other seeds, images], paired by image.
+    """The mean of values [..., seeds, images] minus the mean of others [..., other seeds, images], paired by image.
 
-    :param num_rows: how many rows there were to choose these two from.
+    :param num_rows: number of rows that these two were chosen from.
     """
     per_image = values.mean(-2) - others.mean(-2)
     over_images = variance_over_images(per_image)

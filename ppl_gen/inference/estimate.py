@@ -1,8 +1,7 @@
-"""log p(x) of images by one estimator, with its errors and what says how far to trust it.
+"""log p(x) of images by one estimator, with its errors and diagnostics.
 
-Every estimator returns an `Estimate`, or a subclass where it has more to hold. An evaluation asks the estimate for all
-that it writes and says about it, so that an estimate of your own is written, judged and printed like those of the
-package.
+Every estimator returns an `Estimate`, or a subclass with further results. An evaluation writes and prints only what the
+estimate itself provides. Therefore an estimate of your own is written, tested and printed like those of the package.
 """
 
 import math
@@ -16,8 +15,8 @@ from torch import Tensor
 from ppl_gen.core.errors import NARROWER
 from ppl_gen.core.tables import Row, html, sentence
 
-_EQUAL = 1e-9  # relative variance of weights that are equal but for rounding
-_LARGEST = 0.01  # share of the weights' sum that one of them may hold where k-hat is unknown: a hundredth of a nat
+_EQUAL = 1e-9  # relative variance of weights that are equal up to rounding
+_LARGEST = 0.01  # share of the weights' sum in the largest one, up to which an unknown k-hat is accepted: 0.01 nats
 
 
 class Variable(NamedTuple):
@@ -31,7 +30,7 @@ class Variable(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Estimate:
-    """log p(x) of images by one estimator, in nats, float64 on the CPU; every tensor is [images].
+    """log p(x) of images by one estimator, in nats. Every tensor is float64 [images] on the CPU.
 
     >>> zero = torch.zeros(4, dtype=torch.float64)
     >>> values = torch.tensor([-1.0, -2.0, -1.0, -2.0], dtype=torch.float64)
@@ -41,35 +40,37 @@ class Estimate:
     """
 
     estimator: str
-    """Name of the estimator: `exact`, `importance`, `prior`, `annealed`, or the name of your own."""
+    """Name of the estimator: `exact`, `importance`, `prior`, `annealed`, or a name of your own."""
     log_px: Tensor
     log_px_mc_var: Tensor
-    """Monte Carlo variance of `log_px`, by the delta method; not a number where it is unknown, 0 of an exact value."""
+    """Monte Carlo variance of `log_px`, by the delta method; NaN if it is unknown, 0 for an exact value."""
     log_px_bias: Tensor
-    """Estimated bias of `log_px`, by the jackknife: negative; 0 of an exact value."""
+    """Estimated bias of `log_px`, by the jackknife: negative; 0 for an exact value."""
     num_samples: int | None = None
-    """Samples, or chains, per image; None of an exact value."""
+    """Samples, or chains, per image; None for an exact value."""
     ess: Tensor | None = None
     """Effective sample size."""
     khat: Tensor | None = None
-    """PSIS k-hat. Not a number where all weights of an image are equal, or fewer than 25, or those of the tail take few
-    values: then there is no tail to fit. None of an estimator that has no k-hat, which by itself shows nothing of how
-    low it may be: others must vouch for it."""
+    """PSIS k-hat. NaN if there is no tail to fit: all weights of an image are equal, or there are fewer than 25, or the
+    weights in the tail take few values. None for an estimator without k-hat; such an estimate does not show how low it
+    may be, and must be corroborated by others."""
     largest: Tensor | None = None
-    """Share of the sum of weights that the largest weight holds. Where the weights have no mean, it stays large however
-    many samples there are; with a tail of shape k it is about S^(k - 1)."""
+    """Share of the largest weight in the sum of weights. With a tail of shape k it is about S^(k - 1). If the weights
+    have no finite mean (k >= 1), it stays large for any number of samples S."""
     narrower: bool = False
-    """True where the proposal leaves out a part of the prior's support, where more of p(x, z) may be."""
+    """True if the proposal leaves out a part of the prior's support. That part of p(x) is missing from the estimate."""
     words: str = ""
     """Name of the estimator in a sentence: "log p(x) by annealed importance sampling"."""
-    judges_guides: bool = True
-    """True if the gap of a guide may be taken of it. Samples of the prior alone are often far too low."""
+    usable_for_gap: bool = True
+    """True if the gap between a guide's ELBO and log p(x) may be computed from it. Importance sampling from the prior
+    alone is often far too low for that."""
     doubted: Tensor | None = None
-    """Images on which other estimates were found to be above it; bool [images]."""
+    """Images on which another estimate is significantly above this one; bool [images]."""
     verdict: bool | None = None
-    """True if log p(x) is likely above the mean, by an evaluation that has held it against other estimates."""
+    """Result of an evaluation that compared it with other estimates: True if log p(x) is likely above its mean. None
+    without such a comparison."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that it was made with beside `num_samples`, for the record, as JSON can hold them."""
+    """Settings of the estimator besides `num_samples`, as JSON values."""
 
     # Over the images -----------------------------------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ class Estimate:
 
     @property
     def se(self) -> float:
-        """Standard error of the mean over images; not a number for one image."""
+        """Standard error of the mean over images; NaN for one image."""
         return mean_se(self.log_px)[1]
 
     @property
@@ -100,14 +101,14 @@ class Estimate:
 
     @property
     def sampled(self) -> bool:
-        """True if it has errors: it is not exact."""
+        """True if the estimate has a Monte Carlo error; False if it is exact."""
         return self.estimator != "exact"
 
-    # How far to trust it -------------------------------------------------------------------------------------------
+    # Diagnostics ---------------------------------------------------------------------------------------------------
 
     @property
     def khat_threshold(self) -> float:
-        """k-hat above which an image's log p(x) is not to be trusted (Vehtari et al. 2024, section 3.2.4)."""
+        """Largest k-hat for which an image's log p(x) is reliable (Vehtari et al. 2024, section 3.2.4)."""
         count = self.num_samples or 0
         return min(1 - 1 / math.log10(count), 0.7) if count > 1 else 0.0
 
@@ -118,8 +119,8 @@ class Estimate:
 
     @property
     def khat_unknown(self) -> Tensor:
-        """Images without a k-hat, whose weights differ and whose largest weight holds more than 1 % of their sum;
-        bool [images]. Below that, an image without a k-hat is fine: no draw counts for much."""
+        """Images whose k-hat is NaN although their weights differ, and whose largest weight is more than 1 % of the
+        sum; bool [images]. With a smaller largest weight no sample matters much, and a k-hat is not needed."""
         if self.khat is None:
             return self._none
         settled = self._equal if self.largest is None else self._equal | (self.largest <= _LARGEST)
@@ -127,59 +128,60 @@ class Estimate:
 
     @property
     def untrusted(self) -> Tensor:
-        """Images whose k-hat is too high or unknown, all where the proposal is narrower, and those that are `doubted`;
-        bool [images]."""
+        """Images whose log p(x) is unreliable; bool [images]: k-hat is too high or unknown, or the image is `doubted`;
+        or all images, if the proposal is `narrower`."""
         doubted = self._none if self.doubted is None else self.doubted
         return self.khat_too_high | self.khat_unknown | self.narrower | doubted
 
     @property
     def at_least(self) -> bool:
-        """True if log p(x) is likely above it: the `verdict` of an evaluation, if there is one. Else k-hat says so
-        for an image, or there is no k-hat, and nothing vouches for the estimate."""
+        """True if log p(x) is likely above the estimate, so that a report must say "at least". It is the `verdict` of
+        an evaluation if there is one. Otherwise it is True without k-hat, or if any image is `untrusted`."""
         if self.verdict is not None or not self.sampled:
             return bool(self.verdict)
         return self.khat is None or bool(self.log_px_mc_var.isnan().any() or self.untrusted.any())
 
     @property
-    def knows_its_error(self) -> bool:
-        """True if its Monte Carlo error suffices for a test at a small rate."""
+    def error_is_reliable(self) -> bool:
+        """True if the Monte Carlo error is accurate enough for a test with a small rate of false alarms."""
         return True
 
     @property
-    def vouched_for(self) -> bool:
-        """True if, without a k-hat, something else says that it is near log p(x)."""
+    def corroborated(self) -> bool:
+        """True if a diagnostic other than k-hat shows that the estimate is near log p(x)."""
         return False
 
     @property
     def _none(self) -> Tensor:
+        """False for every image."""
         return torch.zeros(len(self.log_px), dtype=torch.bool)
 
     @property
     def _equal(self) -> Tensor:
-        """Images whose weights are all equal, as those of the exact posterior are. One weight equals nothing."""
+        """Images whose weights are all equal, as for the exact posterior; none with a single sample; bool [images]."""
         if self.ess is None or self.num_samples is None:
             return self._none
         return (self.ess >= self.num_samples * (1 - _EQUAL)) & (self.num_samples > 1)
 
-    # What an evaluation takes of it ----------------------------------------------------------------------------------
+    # For an evaluation -----------------------------------------------------------------------------------------------
 
     def lower_bounds(self, name: str) -> "dict[str, Estimate]":
-        """Everything that it shows of log p(x) from below, by name.
+        """All lower bounds of log p(x) that it provides, by name.
 
-        :param name: its own among the estimates of an evaluation.
+        :param name: name of this estimate in the evaluation.
         """
         return {name: self}
 
     def entry(self, at_least: bool) -> dict[str, Any]:
-        """Its entry of log p(x) in `evaluation.json`.
+        """The entry of log p(x) in `evaluation.json`.
 
-        :param at_least: the verdict on it.
+        :param at_least: True if log p(x) is likely above the estimate.
         """
         errors = {"mc_se": self.mc_se, "bias": self.bias} if self.sampled else {}
-        return mean_entry(self.log_px, **errors, at_least=at_least, estimator=self.estimator, **self.made_with())
+        return mean_entry(self.log_px, **errors, at_least=at_least, estimator=self.estimator, **self.settings_entry())
 
-    def made_with(self) -> dict[str, Any]:
-        """Its settings and diagnostics in that entry."""
+    def settings_entry(self) -> dict[str, Any]:
+        """Settings and diagnostics in that entry."""
         found = dict(self.settings)
         if self.num_samples is not None:
             found["num_samples"] = self.num_samples
@@ -190,15 +192,15 @@ class Estimate:
         return found
 
     def more_entries(self, name: str) -> dict[str, Any]:
-        """Further entries that it has in `evaluation.json`, by key."""
+        """Further entries in `evaluation.json`, by key."""
         return {} if self.khat is None else {f"khat_{name}": khat_entry(self, self.khat)}
 
     def variables(self, name: str) -> dict[str, Variable]:
-        """Its variables in `evaluation.nc`, by name."""
+        """Variables in `evaluation.nc`, by name."""
         return self.log_px_variables(f"log_px_{name}") | self.diagnostic_variables(f"_{name}")
 
     def log_px_variables(self, prefix: str) -> dict[str, Variable]:
-        """log p(x) with its errors, under names that begin so."""
+        """log p(x) with its errors, as variables whose names begin with `prefix`."""
         if not self.sampled:
             return {prefix: Variable(self.log_px, "log p(x), exact")}
         of = f"of log p(x) by {self.in_words}"
@@ -209,7 +211,7 @@ class Estimate:
         }
 
     def diagnostic_variables(self, suffix: str) -> dict[str, Variable]:
-        """Effective sample size and k-hat, where there are any, under names that end so."""
+        """Effective sample size and k-hat, if they exist, as variables whose names end in `suffix`."""
         found = {}
         if self.ess is not None:
             found[f"ess{suffix}"] = Variable(self.ess, f"effective sample size of {self.in_words}", "samples")
@@ -217,20 +219,21 @@ class Estimate:
             found[f"khat{suffix}"] = Variable(self.khat, f"Pareto k-hat of {self.in_words}", "1")
         return found
 
-    # For a reader ----------------------------------------------------------------------------------------------------
+    # For display -----------------------------------------------------------------------------------------------------
 
     @property
     def in_words(self) -> str:
+        """Name of the estimator in a sentence."""
         return self.words or self.estimator
 
     def rows(self) -> list[Row]:
-        """The figures as rows of a table."""
+        """Rows of the table of results."""
         how = f"by {self.in_words}" if self.sampled else "exact"
         samples = "" if self.num_samples is None else f", S = {self.num_samples}"
         return [Row.of("log p(x)", *self.mean_se, how + samples, self.at_least)]
 
     def notes(self) -> list[str]:
-        """Sentences that a reader must know beside the figures."""
+        """Warnings to show beside the results, one sentence each."""
         return [NARROWER] if self.narrower else []
 
     def __str__(self) -> str:
@@ -254,7 +257,7 @@ def exact(log_px: Tensor) -> Estimate:
 
 
 def mean_se(values: Tensor) -> tuple[float, float]:
-    """Mean over images and its standard error; the error of a single image is not a number."""
+    """Mean over images and its standard error, which is NaN for a single image."""
     return float(values.mean()), float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
@@ -264,13 +267,13 @@ def mean_mc_se(variance: Tensor) -> float:
 
 
 def mean_entry(values: Tensor, **more: Any) -> dict[str, Any]:
-    """A mean over images with its standard error, as JSON has it."""
+    """A mean over images with its standard error, as an entry of JSON."""
     mean, se = mean_se(values)
     return {"mean": mean, "se": se, **more}
 
 
 def khat_entry(estimate: Estimate, khat: Tensor) -> dict[str, Any]:
-    """k-hat over the images, as JSON has it. Images are of three kinds: too high, unknown, and fine."""
+    """k-hat over the images, as an entry of JSON. Images have a k-hat that is too high, unknown, or fine."""
     known = khat[khat.isfinite()]
     return {
         **({"median": float(known.median())} if len(known) else {}),
@@ -283,10 +286,10 @@ def khat_entry(estimate: Estimate, khat: Tensor) -> dict[str, Any]:
 
 
 def median_and_least(ess: Tensor) -> dict[str, float]:
-    """Effective sample sizes [images], as JSON has them."""
+    """Median and minimum of effective sample sizes [images], as an entry of JSON."""
     return {"median": float(ess.median()), "min": float(ess.min())}
 
 
 def share(chosen: Tensor) -> float:
-    """Share of the images that are chosen, bool [images]."""
+    """Share of True in `chosen`, bool [images]."""
     return float(chosen.double().mean())

@@ -1,8 +1,7 @@
-"""log p(x), exactly: by enumeration of every state of z, or by a closed form that the model has; and p(z | x)."""
+"""Exact log p(x), by enumeration of every state of z or by the model's closed form; and exact p(z | x)."""
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,36 +10,39 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from ppl_gen.core.contracts import ClosedForm, offers
-from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.contracts import ClosedForm, HasDensity, offers
+from ppl_gen.core.errors import BadInput, as_bad_input, describe
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.inference.callables import (
     Batch,
     as_arguments,
     as_images,
     evaluating,
+    forked_rng,
     matmul_precision,
     model_function,
     name_of,
+    positional_names,
     take,
 )
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.enumeration import StateSum, sum_over_states
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap
+from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap_to_enumerate
 from ppl_gen.inference.supports import parts
 
-_CLOSED_FORM_IMAGES = 1000  # that `log_px` is given at a time
+_CLOSED_FORM_IMAGES = 1000  # images in a call of `log_px`
 
 
 def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """log p(x) in nats, float64 [images] on the CPU, by enumeration of every latent value; by the model's own
-    `log_px(x, ...)` if it has one that takes `args`, after a comparison with enumeration on a few images.
+    """Exact log p(x) in nats, float64 [images] on the CPU, by enumeration of every latent value. If the model has a
+    method `log_px(x, ...)` that takes `args`, that is used instead, after a comparison with enumeration on a few
+    images.
 
-    Works on any Pyro model with a plate of images whose latent sites have finite support. Memory is bounded by the
-    number of states, not by the number of images. A model that does not broadcast over states is called for one state
-    after the other.
+    Works on any Pyro model with a plate of images whose latent sites have finite support. Memory depends on the number
+    of states, not on the number of images. A model that does not broadcast over states is called for one state after
+    the other.
 
     :param model: a module with a method `model(x, ...)`, or a Pyro function.
     :param x: images [N, ...].
@@ -51,24 +53,24 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model):
         pair = enumerated_pair(model, x, *args, **kwargs)
-        pair = sum_over_states(pair, x, *args, **kwargs).pair  # which says whose support depends on z
+        pair = sum_over_states(pair, x, *args, **kwargs).pair  # with `bounded` completed
         check_images(pair, x, *args, **kwargs)
         return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
 
 
 def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
-    """log p(x) in nats in float64 on the CPU, for as many images at a time as memory allows, in their order: by the
-    model's own `log_px(x, ...)`, if it has one that takes `args`, else by enumeration. Where both can be had, they are
-    compared on a few images.
+    """log p(x) in nats, float64 on the CPU, for blocks of images in their order, as many at a time as memory allows: by
+    the model's own `log_px(x, ...)` if it has one that takes `args`, else by enumeration. If both are possible, they
+    are compared on a few images.
 
-    :raises BadInput: where both disagree, and for whatever the model raises.
+    :raises BadInput: if both disagree, and for an error in the model.
     """
     keep_freed_memory()
     batch = Batch(x, args, kwargs)
     log_px: Callable[[Batch], Tensor]
     if closed_form(model, *args, **kwargs):
         _check_closed_form(model, pair, batch)
-        log_px, size, what = partial(_said, model), _CLOSED_FORM_IMAGES, "log_px(x)"
+        log_px, size, what = partial(_own_log_px, model), _CLOSED_FORM_IMAGES, "log_px(x)"
     elif pair.num_states is None:
         raise BadInput(
             f"{pair.model_name}: log_px(x) takes fewer arguments than model(x, ...): let it take all of them"
@@ -77,9 +79,8 @@ def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kw
         total = sum_over_states(pair, x, *args, **kwargs)
         size = block_size_by_state(pair) if total.by_state else block_size(pair)
         log_px, what = partial(_summed, total), "enumeration"
-    for rows in torch.arange(len(x), device=x.device).split(size):
-        part = take(rows, *batch)
-        with _told(pair, what), evaluating(model, guide):
+    for _, part in batch.blocks(size):
+        with as_bad_input(f"{pair.model_name}: {what} fails"), evaluating(model, guide):
             block = log_px(part).double().cpu()
         yield block
 
@@ -89,63 +90,51 @@ def _summed(total: StateSum, batch: Batch) -> Tensor:
     return total(total.pair.model, batch.x, *batch.args, **batch.kwargs)
 
 
-@contextmanager
-def _told(pair: Pair, what: str) -> Iterator[None]:
-    """Tells in a sentence what a model raises."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{pair.model_name}: {what} fails: {describe(error)}") from error
-
-
 # By a closed form --------------------------------------------------------------------------------------------------
 
 
 def closed_form(model: Any, *args: Any, **kwargs: Any) -> bool:
-    """True if a model has a closed form of log p(x) that takes the further arguments, such as labels, which its
-    `model(x, ...)` takes."""
+    """True if a model has a method `log_px` that takes the same further arguments, such as labels, as `model(x,
+    ...)`."""
     if not offers(model, ClosedForm):
         return False
     try:
-        inspect.signature(model.log_px).bind(None, *_taken(model, args), **kwargs)
+        inspect.signature(model.log_px).bind(None, *_accepted(model, args), **kwargs)
     except TypeError:
         return False
     return True
 
 
-def _said(model: ClosedForm, batch: Batch) -> Tensor:
+def _own_log_px(model: ClosedForm, batch: Batch) -> Tensor:
     """The model's own log p(x) [images]."""
-    return model.log_px(batch.x, *_taken(model, batch.args), **batch.kwargs)
+    return model.log_px(batch.x, *_accepted(model, batch.args), **batch.kwargs)
 
 
-def _taken(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """As many of the arguments after x as `model(x, ...)` takes."""
-    parameters = inspect.signature(model_function(model)).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return args
-    return args[: sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1]
+def _accepted(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments after x, cut to the number that `model(x, ...)` takes."""
+    return args[: len(positional_names(model_function(model))) - 1]
 
 
 def _check_closed_form(model: ClosedForm, pair: Pair, batch: Batch) -> None:
-    if not cheap(pair):
+    """Compare `log_px` with enumeration on a few images, if that is cheap."""
+    if not cheap_to_enumerate(pair):
         return
     few = take(torch.arange(min(3, len(batch.x)), device=batch.x.device), *batch)
     total = sum_over_states(pair, few.x, *few.args, **few.kwargs)
     with matmul_precision(), evaluating(pair.model):
-        with _told(pair, "log_px(x)"):
-            said = _said(model, few).double()
-        with _told(pair, "enumeration"):
+        with as_bad_input(f"{pair.model_name}: log_px(x) fails"):
+            own = _own_log_px(model, few).double()
+        with as_bad_input(f"{pair.model_name}: enumeration fails"):
             summed = _summed(total, few).double()
-    if said.shape != summed.shape or not torch.allclose(said, summed, rtol=1e-4, atol=1e-3, equal_nan=True):
+    if own.shape != summed.shape or not torch.allclose(own, summed, rtol=1e-4, atol=1e-3, equal_nan=True):
         raise BadInput(
-            f"{pair.model_name}: log_px(x) and the sum over states disagree: {_shown(said)} and {_shown(summed)} nats "
-            "for the first images; correct log_px, or leave it out"
+            f"{pair.model_name}: log_px(x) and the sum over states disagree: {_formatted(own)} and "
+            f"{_formatted(summed)} nats for the first images; correct log_px, or leave it out"
         )
 
 
-def _shown(values: Tensor) -> str:
+def _formatted(values: Tensor) -> str:
+    """The first three numbers, for messages."""
     return "[" + ", ".join(f"{value:.6g}" for value in values.flatten()[:3].tolist()) + "]"
 
 
@@ -153,7 +142,7 @@ def _shown(values: Tensor) -> str:
 
 
 def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
-    """A model without a guide, as it is read from a few images x [N, ...], every latent site to be enumerated.
+    """Read a model without a guide on images x [N, ...], with every latent site to be enumerated.
 
     :raises BadInput: for a model that cannot be read.
     """
@@ -174,17 +163,18 @@ def enumerated_pair(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Pair:
 
 
 def _refuse_infinite(model: Any, batch: Batch) -> None:
-    """Name a latent site without a finite support that all images share, if there is one and the model runs."""
+    """Raise `BadInput` for a latent site without a finite support that all images share, if there is one. Do nothing if
+    the model itself fails."""
     try:
-        with torch.random.fork_rng([batch.x.device] if batch.x.is_cuda else []):
-            arguments = (batch.x, *_taken(model, batch.args))
+        with forked_rng(batch.x):
+            arguments = (batch.x, *_accepted(model, batch.args))
             trace = poutine.trace(model_function(model)).get_trace(*arguments, **batch.kwargs)
     except Exception:
         return
     for site in sample_sites(trace):
         if site["is_observed"]:
             continue
-        inner = list(parts(site["fn"]))[-1]
+        inner = list(parts(site["fn"]))[-1]  # the innermost distribution, without Independent, masks and so on
         which = f"{name_of(model)}: latent site '{site['name']}' ({type(inner).__name__})"
         if not site["fn"].has_enumerate_support and inner.has_enumerate_support:
             raise BadInput(f"{which} is an event of several units, which Pyro does not enumerate: give them a plate")
@@ -197,22 +187,23 @@ def _refuse_infinite(model: Any, batch: Batch) -> None:
             site["fn"].enumerate_support(expand=False)
         except NotImplementedError as error:
             raise BadInput(
-                f"{which} has another support for another image and cannot be enumerated ({error}): call exact_log_px "
-                "for images of the same support together"
+                f"{which} has a support that differs between images and cannot be enumerated ({error}): call "
+                "exact_log_px for images of the same support together"
             ) from error
 
 
-def _no_guide(*args: Any, **kwargs: Any) -> None: ...
+def _no_guide(*args: Any, **kwargs: Any) -> None:
+    """A guide that samples nothing."""
 
 
 # p(z | x) ----------------------------------------------------------------------------------------------------------
 
 
-def state_posterior(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """p(z | x) of a model with one enumerable latent site: all values of z [states, ...], and probabilities
-    [states, images].
+def state_posterior(model: HasDensity, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior of a model with one enumerable latent site: all values of z [states, ...], and p(z | x) [states,
+    images].
 
-    :param model: with `prior()` and `likelihood(z)`.
+    :param model: a module with methods `prior()` and `likelihood(z)`.
     :param x: images [images, pixels].
     :raises BadInput: for a likelihood that does not broadcast over states.
     """
@@ -223,10 +214,11 @@ def state_posterior(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return states, log_joint.softmax(0)
 
 
-def require_broadcasting(model: Any, states: Tensor, x: Tensor) -> None:
-    """Try on a few images and states [states, ...] that `likelihood(z)` takes z of [states, 1, ...].
+def require_broadcasting(model: HasDensity, states: Tensor, x: Tensor) -> None:
+    """Check on a few images that `likelihood(z)` broadcasts over z [states, 1, ...].
 
-    :raises BadInput: where it gives something else than for each state alone.
+    :param states: values of z, [states, ...].
+    :raises BadInput: if the densities differ from those of each state alone.
     """
     few, reason = x[:3], ""
     states = states[[0, -1]]

@@ -1,22 +1,22 @@
-"""Why is there a gap between the ELBO and log p(x)? Cremer, Li and Duvenaud (2018), section 3.
+"""The split of the gap between the ELBO and log p(x): Cremer, Li and Duvenaud (2018), section 3.
 
     log p(x) - ELBO = (log p(x) - ELBO*)  +  (ELBO* - ELBO)
                        approximation gap     amortization gap
 
-ELBO* is that of the best member of the guide's family {posterior(c)} for each image, found by optimizing the context c
-of the image, from the encoder's. What is left is what the family cannot represent. A family whose `posterior` has
-weights of its own, such as a flow, has members that no context reaches: `own_weights` optimizes a copy of the weights,
-too, for each image.
+ELBO* is the ELBO of the best member of the guide's family {posterior(c)} for each image. It is found by optimizing the
+context c of the image, starting from the encoder's. The approximation gap is due to the family, the amortization gap to
+the encoder. A family whose `posterior` has weights of its own, such as a flow, has members that no context gives: with
+`own_weights`, a copy of the weights is optimized for each image too.
 
-The search climbs from where the encoder is. Where p(z | x) has several modes it stays in the encoder's, and so do the
-importance samples: neither k-hat nor a small amortization gap tells that another mode holds more. A second opinion with
-samples from the prior (`ppl_gen.inference.proposals.second_opinion`) tells, where the prior reaches that mode. Then
-log p(x) - ELBO is larger than both searches saw, and how it splits is not known.
+The optimization is local. If p(z | x) has several modes, it stays in the mode of the encoder, and so do the importance
+samples. Neither k-hat nor a small amortization gap shows that another mode has more mass. A second opinion with samples
+from the prior (`ppl_gen.inference.proposals.second_opinion`) shows it if the prior reaches that mode. Then
+log p(x) - ELBO is larger than the estimate, and its split is unknown.
 """
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,61 +26,65 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above, above_in_mean, bound
 from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.proposals import SecondOpinion, opinion_samples, second_opinion
+from ppl_gen.inference.proposals import SecondOpinion, second_opinion, second_opinion_samples
+from ppl_gen.inference.tracing import PyroFunction
 
 _IMAGES_PER_BLOCK = 50
-Advance = Callable[[int], None]
-"""Called with the number of images just done."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """The search of the best context of an image. The defaults are those of Cremer et al.: Adam, until the mean
-    bound of a window of steps has not risen above its best for some windows."""
+    """Settings of the optimization of contexts, by default those of Cremer et al.: steps of Adam, until the mean ELBO
+    of a window of steps has not exceeded its best for some windows."""
 
     learning_rate: float = 1e-3
     num_samples: int = 50
     """Samples of z per image and step."""
     window: int = 100
-    """Steps."""
+    """Steps in a window."""
     patience: int = 10
-    """Windows without gain."""
+    """Windows without improvement before an image's context has converged."""
     most_windows: int = 200
+    """Largest number of windows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gaps:
-    """Per image, in nats, float64 on the CPU; every tensor is [images]."""
+    """The two gaps of each image, in nats. Every tensor is [images] on the CPU, float64 or bool."""
 
     estimate: Estimate
-    """log p(x) by importance sampling with the encoder's contexts or with the best ones, the one that has the larger
-    mean; where another estimate is above it beyond chance, that one."""
+    """log p(x) by importance sampling with the encoder's or with the best contexts, the one with the larger mean. On
+    images where another estimate is significantly above it, that one."""
     elbo: Tensor
-    """With the encoder's contexts."""
+    """ELBO with the encoder's contexts."""
     best_elbo: Tensor
-    """With the best contexts; with the encoder's where their bound is the larger beyond the errors."""
+    """ELBO* with the best contexts; with the encoder's if their ELBO is significantly larger."""
     elbo_mc_var: Tensor
     """Monte Carlo variance of `elbo`."""
     best_elbo_mc_var: Tensor
+    """Monte Carlo variance of `best_elbo`."""
     settled: Tensor
-    """True where the search ended by itself, not at its last window; bool."""
+    """True if the optimization converged before its last window; bool."""
     missed: Tensor | None = None
-    """Images for which a second opinion is above importance sampling beyond chance: another mode holds more than both
-    searches saw, and how the gap splits is not known; bool. All of them where only all together show it."""
+    """Images for which a second opinion is significantly above importance sampling; bool. Another mode has more mass,
+    and the split of the gap is unknown. All images, if only all together show it."""
     blind: Tensor | None = None
-    """Images for which the second opinion could not have seen another mode; bool."""
+    """Images for which the second opinion could not have found another mode; bool."""
 
     @property
     def log_px(self) -> Tensor:
+        """log p(x)."""
         return self.estimate.log_px
 
     @property
     def log_px_mc_var(self) -> Tensor:
+        """Monte Carlo variance of `log_px`."""
         return self.estimate.log_px_mc_var
 
     @property
@@ -90,38 +94,41 @@ class Gaps:
 
     @property
     def untrusted(self) -> Tensor:
-        """True where log p(x) is not settled, since k-hat is too high or unknown or another estimate was above it. The
-        sum of the gaps is then at least what is reported; bool."""
+        """True if log p(x) is unreliable, because k-hat is too high or unknown, or another estimate was above it; bool.
+        The true sum of the gaps is then at least the reported one."""
         return self.estimate.untrusted
 
     @property
     def approximation(self) -> Tensor:
+        """The approximation gap, log p(x) - ELBO*."""
         return self.log_px - self.best_elbo
 
     @property
     def amortization(self) -> Tensor:
+        """The amortization gap, ELBO* - ELBO."""
         return self.best_elbo - self.elbo
 
     @property
     def approximation_mc_var(self) -> Tensor:
-        """At most: samples that both estimates share make it less."""
+        """Upper bound of the Monte Carlo variance of `approximation`: samples that both estimates share lower it."""
         return self.log_px_mc_var + self.best_elbo_mc_var
 
     @property
     def amortization_mc_var(self) -> Tensor:
+        """Monte Carlo variance of `amortization`."""
         return self.best_elbo_mc_var + self.elbo_mc_var
 
-    def held_against(self, other: Estimate) -> "Gaps":
-        """With another estimate of log p(x): on every image if its mean is the larger, else on the images where it is
-        above this one beyond chance. Each is low in expectation."""
+    def compared_with(self, other: Estimate) -> "Gaps":
+        """Return the gaps with log p(x) from another estimate: on all images if its mean is larger, else on the images
+        where it is significantly larger. Both estimates are low in expectation, so the larger one is better."""
         if other.mean > self.estimate.mean:
-            doubted = replace(other, doubted=torch.ones_like(self.untrusted))
-            return replace(self, estimate=doubted)._raised(bound(self.log_px, self.log_px_mc_var))
+            larger = replace(other, doubted=torch.ones_like(self.untrusted))
+            return replace(self, estimate=larger)._raised(bound(self.log_px, self.log_px_mc_var))
         return self._raised(other)
 
     def _raised(self, other: Estimate) -> "Gaps":
-        """With another estimate of log p(x) on the images where it is above this one beyond chance; on all where only
-        all of them together show it."""
+        """Return the gaps with log p(x) from another estimate on the images where that is significantly larger; on all
+        images, if only all together show it."""
         own = bound(self.log_px, self.log_px_mc_var)
         found = above(own, other)
         whole = found.together and not found.images.any() and above_in_mean(own, other)
@@ -135,21 +142,22 @@ class Gaps:
         )
         return replace(self, estimate=raised)
 
-    def _judged(self, opinion: SecondOpinion) -> "Gaps":
-        """With what a second opinion says."""
+    def _with_second_opinion(self, opinion: SecondOpinion) -> "Gaps":
+        """Return the gaps with the result of a second opinion."""
         found = above(bound(self.log_px, self.log_px_mc_var), opinion)
         missed = found.images if found.images.any() else found.images | found.together
         return replace(self._raised(opinion), missed=missed, blind=opinion.blind)
 
 
-class _At(nn.Module):
-    """A guide of given contexts [images, …], one for each image."""
+class _ContextGuide(nn.Module):
+    """A guide whose contexts [images, …] are an argument: posterior(context)."""
 
     def __init__(self, posterior: Any, pair: Pair):
         super().__init__()
         self.posterior, self.name, self.plate = posterior, pair.latent[0], pair.plate
 
     def guide(self, x: Tensor, context: Tensor) -> None:
+        """q(z | context) over the plate of images."""
         with pyro.plate(self.plate.name, len(x), dim=self.plate.dim):
             pyro.sample(self.name, self.posterior(context))
 
@@ -165,15 +173,16 @@ def gaps(
     seed: int = 0,
     progress: Advance | None = None,
 ) -> Gaps:
-    """The two gaps of each image.
+    """Split the gap of each image.
 
     :param model: a module with a method `model(x)`.
     :param guide: a module with methods `encode(x)` and `posterior(context)`, of one latent site that can be
         reparametrized.
     :param x: images [N, data_dim].
     :param num_samples: samples of z per image for the bounds and log p(x), after the search.
-    :param own_weights: give each image a copy of the weights that `posterior` has, and optimize it too.
-    :param seed: of the second opinion; all other noise is the caller's to seed.
+    :param own_weights: optimize a copy of the weights of `posterior` for each image too.
+    :param seed: seed of the second opinion. All other noise comes from the caller's generator.
+    :param progress: called with the number of images just done.
     :raises BadInput: for another kind of guide.
     """
     with evaluating(model, guide):
@@ -185,13 +194,13 @@ def gaps(
             if progress is not None:
                 progress(len(block))
     amortized, best, settled = zip(*parts, strict=True)
-    found = _found(*_joined(amortized), *_joined(best), torch.cat(settled).cpu())
-    opinion = second_opinion(model, guide, x, num_samples=opinion_samples(num_samples), seed=seed)
-    return found if opinion is None else found._judged(opinion)
+    found = _gaps_of(*_joined(amortized), *_joined(best), torch.cat(settled).cpu())
+    opinion = second_opinion(model, guide, x, num_samples=second_opinion_samples(num_samples), seed=seed)
+    return found if opinion is None else found._with_second_opinion(opinion)
 
 
 def _joined(blocks: Sequence[ImportanceEstimate]) -> tuple[Estimate, Estimate]:
-    """log p(x) and the ELBO of all images, from the estimates of a few images each."""
+    """Join the estimates of blocks of images into log p(x) and the ELBO of all images."""
 
     def all_of(name: str) -> Tensor:
         return torch.cat([getattr(each, name) for each in blocks])
@@ -212,10 +221,11 @@ def _joined(blocks: Sequence[ImportanceEstimate]) -> tuple[Estimate, Estimate]:
     return log_px, bound(all_of("elbo"), all_of("elbo_mc_var"))
 
 
-def _found(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Estimate, settled: Tensor) -> Gaps:
-    """The gaps, from log p(x) and ELBO with the encoder's contexts, and with the best ones."""
+def _gaps_of(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Estimate, settled: Tensor) -> Gaps:
+    """Combine log p(x) and the ELBO with the encoder's contexts, and with the best ones."""
     better, other = (best, amortized) if best.mean > amortized.mean else (amortized, best)
-    # The encoder's context is a member of the family like any other.
+    # The encoder's context is a member of the family, too. If it is better than the result of the search, it is the
+    # best one.
     kept = above(best_elbo, elbo).images | above_in_mean(best_elbo, elbo)
     found = Gaps(
         estimate=better,
@@ -229,7 +239,7 @@ def _found(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Estim
 
 
 def check_guide(pair: Pair, guide: Any) -> None:
-    """Raise `BadInput` for a guide whose context cannot be optimized."""
+    """Raise `BadInput` for a guide whose contexts cannot be optimized."""
     if not offers(guide, Amortized) or len(pair.latent) != 1:
         raise BadInput(
             f"{pair.guide_name}: the gaps take a guide of one latent site, with the methods encode(x), from images to "
@@ -240,7 +250,7 @@ def check_guide(pair: Pair, guide: Any) -> None:
 
 
 def has_own_weights(guide: Any, x: Tensor) -> bool:
-    """Whether the `posterior` of a guide has parameters of its own, beside the context."""
+    """True if the `posterior` of a guide has parameters of its own besides the context."""
     with evaluating(guide):
         return bool(_weights_of_posterior(copy.deepcopy(guide), guide.encode(x[:1])))
 
@@ -248,23 +258,25 @@ def has_own_weights(guide: Any, x: Tensor) -> bool:
 def _block(
     model: Any, guide: Any, pair: Pair, x: Tensor, num_samples: int, search: Search, own_weights: bool
 ) -> tuple[ImportanceEstimate, ImportanceEstimate, Tensor]:
-    """For a few images: estimates with the encoder's contexts, with the best ones, and whether the search settled."""
+    """A block of images: the estimate with the encoder's contexts, the estimate with the best contexts, and True for
+    each image whose optimization converged."""
     amortized = log_marginal_likelihood(model, guide, x, num_samples=num_samples, ask_again=False)
     start = guide.encode(x).detach()
     local = copy.deepcopy(guide) if own_weights else guide
-    at = _At(local.posterior, pair)
+    at = _ContextGuide(local.posterior, pair)
 
-    def alone(x: Tensor, context: Tensor) -> Any:  # the context is not the model's
+    def model_of_x(x: Tensor, context: Tensor) -> Any:  # the model takes no context
         return pair.model(x)
 
     with frozen(model, guide), torch.enable_grad():
         weights = _weights_of_posterior(local, start) if own_weights else []
-        context, settled = _climb(alone, at, x, start, weights, search)
-    return amortized, log_marginal_likelihood(alone, at, x, context, num_samples=num_samples, ask_again=False), settled
+        context, settled = optimize_contexts(model_of_x, at, x, start, weights, search)
+    best = log_marginal_likelihood(model_of_x, at, x, context, num_samples=num_samples, ask_again=False)
+    return amortized, best, settled
 
 
 def _weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:
-    """The parameters that `posterior` has of its own; all of the guide's ask for a gradient afterwards."""
+    """Parameters of the guide that log q(z | context) depends on. Afterwards all parameters require gradients."""
     parameters = [parameter.requires_grad_() for parameter in guide.parameters()]
     with torch.enable_grad():
         posterior = guide.posterior(context.detach().requires_grad_())
@@ -274,28 +286,35 @@ def _weights_of_posterior(guide: Any, context: Tensor) -> list[nn.Parameter]:
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
-def _fewer(adam: torch.optim.Adam, contexts: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen rows of the contexts, with their moments, in place of all of them."""
-    fewer = contexts.detach()[chosen].requires_grad_()
+def _select_rows(adam: torch.optim.Adam, contexts: Tensor, chosen: Tensor) -> Tensor:
+    """Replace the contexts in an Adam optimizer by some of their rows, with the rows of their moments."""
+    selected = contexts.detach()[chosen].requires_grad_()
     state = adam.state.pop(contexts)
-    adam.state[fewer] = {name: value[chosen] if value.dim() else value for name, value in state.items()}
-    adam.param_groups[0]["params"][0] = fewer
-    return fewer
+    # The moments are tensors like the contexts; the number of steps is a scalar.
+    adam.state[selected] = {name: value[chosen] if value.dim() else value for name, value in state.items()}
+    adam.param_groups[0]["params"][0] = selected
+    return selected
 
 
-def _climb(
-    model: Any, at: _At, x: Tensor, start: Tensor, weights: list[nn.Parameter], search: Search
+def optimize_contexts(
+    model: PyroFunction, at: _ContextGuide, x: Tensor, start: Tensor, weights: list[nn.Parameter], search: Search
 ) -> tuple[Tensor, Tensor]:
-    """The contexts that climb the ELBO of their images, averaged over the best window of each, and whether each has
-    settled. Adam moves every element by itself, so that images do not interact, and those that have settled are left
-    out; `weights`, of one image, move along."""
+    """Maximize the ELBO of each image over its context by Adam. Returns the contexts [images, …], averaged over the
+    best window of each image, and True for each image that converged.
+
+    Adam updates every element separately, so that images do not interact, and images that have converged can be left
+    out of the batch.
+
+    :param start: contexts to start from, [images, …].
+    :param weights: weights of `posterior` to optimize along with the context of a single image; changed in place.
+    """
     moving = [start.clone().requires_grad_(), *weights]
     adam = torch.optim.Adam(moving, lr=search.learning_rate)
     pair = Pair.read(model, at, x, start)
     kept = [each.detach().clone() for each in moving]
     best = torch.full_like(x[:, 0], -math.inf)
     waited = torch.zeros_like(best)
-    rows = torch.arange(len(x), device=x.device)  # still climbing
+    rows = torch.arange(len(x), device=x.device)  # images that have not converged
     for _ in range(search.most_windows):
         bound = torch.zeros_like(rows, dtype=x.dtype)
         averages = [torch.zeros_like(each) for each in moving]
@@ -307,18 +326,18 @@ def _climb(
             adam.zero_grad()
             (-elbo.sum()).backward(inputs=moving)
             adam.step()
-        gained = bound > best[rows]
-        best[rows[gained]] = bound[gained]
-        waited[rows] = torch.where(gained, 0, waited[rows] + 1)
-        kept[0][rows[gained]] = averages[0][gained]
-        if weights and bool(gained):
+        improved = bound > best[rows]
+        best[rows[improved]] = bound[improved]
+        waited[rows] = torch.where(improved, 0, waited[rows] + 1)
+        kept[0][rows[improved]] = averages[0][improved]
+        if weights and bool(improved):
             kept[1:] = averages[1:]
-        climbing = waited[rows] < search.patience
-        if not climbing.any():
+        active = waited[rows] < search.patience
+        if not active.any():
             break
-        if not climbing.all():
-            rows = rows[climbing]
-            moving[0] = _fewer(adam, moving[0], climbing)
+        if not active.all():
+            rows = rows[active]
+            moving[0] = _select_rows(adam, moving[0], active)
     with torch.no_grad():
         for weight, value in zip(weights, kept[1:], strict=True):
             weight.copy_(value)

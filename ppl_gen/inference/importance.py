@@ -1,4 +1,4 @@
-"""log p(x) by importance sampling from the guide, image by image, and how far to trust it.
+"""log p(x) by importance sampling from the guide, image by image, with diagnostics.
 
 For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q(z_s | x):
 
@@ -6,17 +6,17 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
 - the IWAE bound L_k is E[log (1/k) sum_{s<=k} w_s] (Burda et al. 2016, equation 8), here averaged over the
   floor(S/k) disjoint blocks of k samples; ELBO = L_1 <= L_2 <= … <= log p(x);
 - log p(x) is estimated by L_S, one block. (1/S) sum w_s is unbiased for p(x), so its logarithm is biased low, by
-  var(w) / (2 S p(x)^2) to first order. The delete-1 jackknife estimates that bias (Nowozin 2018, section 4);
+  var(w) / (2 S p(x)^2) to first order. The delete-1 jackknife estimates this bias (Nowozin 2018, section 4);
 - the effective sample size is (sum w)^2 / sum w^2 (Kong 1992);
 - k-hat is the shape of a generalized Pareto distribution fitted to the largest weights (Vehtari et al. 2024). Above
-  min(1 - 1/log10 S, 0.7) the estimate is not to be trusted, and log p(x) is at least what is reported. k-hat judges
-  the weights that were drawn. It cannot see a mode that the guide never visits: there k-hat is excellent, and the
-  estimate may be too low by any amount (`ppl_gen.inference.proposals.second_opinion` looks elsewhere).
+  min(1 - 1/log10 S, 0.7) the estimate is unreliable, and log p(x) is at least the reported value. k-hat is computed
+  from the weights that were drawn. It does not see a mode that the guide never visits: k-hat may then be small, and the
+  estimate too low by any amount (`ppl_gen.inference.proposals.second_opinion` looks for such a mode).
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,18 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe, require, warnings_of
 from ppl_gen.core.memory import keep_freed_memory
+from ppl_gen.core.progress import Advance
 from ppl_gen.core.tables import Row
 from ppl_gen.inference.agreement import above, bound
-from ppl_gen.inference.callables import as_arguments, as_images, evaluating, matmul_precision, take, whole_number
+from ppl_gen.inference.callables import (
+    Batch,
+    as_arguments,
+    as_images,
+    evaluating,
+    forked_rng,
+    matmul_precision,
+    whole_number,
+)
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.exact import exact_blocks
@@ -37,14 +46,11 @@ from ppl_gen.inference.pair import Pair, Terms
 if TYPE_CHECKING:
     from ppl_gen.inference.proposals import SecondOpinion
 
-# Pairs of image and sample per call: small enough for the decoder's output to stay in the cache, large enough that
-# Pyro's handlers do not show.
+# Pairs of image and sample per call. The decoder's output then fits into the cache of the CPU, and the overhead of
+# Pyro's handlers is small against the computation.
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
-_ROUNDING = 1e-6  # log weights that differ by less are equal
-
-Advance = Callable[[int], None]
-"""Called with the number of images just done."""
+_ROUNDING = 1e-6  # log weights that differ by less count as equal
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -57,6 +63,7 @@ class ImportanceEstimate(Estimate):
     ess: Tensor
     khat: Tensor
     elbo: Tensor
+    """Mean log weight over all S samples."""
     reconstruction: Tensor
     """E[log p(x | z)] under the guide."""
     kl: Tensor
@@ -64,38 +71,38 @@ class ImportanceEstimate(Estimate):
     elbo_mc_var: Tensor
     """Monte Carlo variance of `elbo`."""
     kl_analytic: Tensor | None
-    """KL(q(z | x) || p(z)) in closed form, where there is one latent site and Pyro has one for it."""
+    """KL(q(z | x) || p(z)) in closed form; None with several latent sites, or if Pyro has no closed form."""
     iwae: dict[int, Tensor]
     """L_k for k = 1, 10, 100, … up to `num_samples`."""
     iwae_jackknife: dict[int, Tensor]
-    """The same for k = 10, 100, …, corrected by the jackknife of order 1: no bounds, but less biased."""
+    """L_k for k = 10, 100, …, corrected by the jackknife of order 1: less biased, but no bounds."""
     latent_mean: dict[str, Tensor]
-    """E[z | x] under the guide by the mean of the samples, [images, units] for each latent site but those with finite
+    """E[z | x] under the guide, the mean of the samples, [images, units]; for each latent site without finite
     support."""
     latent_mc_var: dict[str, Tensor]
     """Monte Carlo variance of `latent_mean`."""
     observation: str = "probability"
-    """Kind of p(x), as `check_images` says: `probability`, `density`, `cross-entropy` or `unchecked`."""
+    """Kind of p(x), as `check_images` returns it: `probability`, `density`, `cross-entropy` or `unchecked`."""
     second_opinion: "SecondOpinion | None" = None
-    """log p(x) from few samples, half of them from the prior, if it was asked for."""
+    """log p(x) from few samples, half of them from the prior; None if it was not computed."""
 
     @property
     def at_least(self) -> bool:
-        """True if log p(x) is likely above it: the `verdict` of an evaluation, if there is one. Else k-hat or the
-        second opinion says so."""
+        """True if log p(x) is likely above the estimate: by the `verdict` of an evaluation if there is one, otherwise
+        by k-hat or the second opinion."""
         if self.verdict is None and self.second_opinion is not None and above(self, self.second_opinion).any:
             return True
         return super().at_least
 
     @property
     def gap(self) -> Tensor:
-        """log p(x) - ELBO: KL(q(z | x) || p(z | x)), up to the estimates' errors."""
+        """log p(x) - ELBO, which is KL(q(z | x) || p(z | x)) up to the errors of the estimates."""
         return self.log_px - self.elbo
 
     @property
     def active_units(self) -> int | None:
         """Latent units with Var_x(E[z | x]) > 0.01 (Burda et al. 2016, section 5.2), corrected for the noise of the
-        mean over samples; None of one sample, which does not tell the noise."""
+        mean over samples. None with one sample, from which that noise cannot be estimated."""
         if self.num_samples == 1:
             return None
         active = 0
@@ -105,11 +112,12 @@ class ImportanceEstimate(Estimate):
         return active
 
     def lower_bounds(self, name: str) -> dict[str, Estimate]:
-        """IWAE bounds are not among them: they are below importance sampling from the same samples on every image."""
+        """The ELBO and log p(x). The IWAE bounds are left out, because on every image they are below log p(x) from the
+        same samples."""
         return {"elbo": bound(self.elbo, self.elbo_mc_var, self.num_samples), name: self}
 
-    def made_with(self) -> dict[str, Any]:
-        """Its diagnostics are those of the ELBO, too, and stand beside both."""
+    def settings_entry(self) -> dict[str, Any]:
+        """The number of samples. Diagnostics are the same for the ELBO and log p(x): `more_entries` has them."""
         return {"num_samples": self.num_samples}
 
     def more_entries(self, name: str) -> dict[str, Any]:
@@ -177,17 +185,17 @@ def log_weights(
     chunk_size: int = CHUNK_SIZE,
     **kwargs: Any,
 ) -> Tensor:
-    """log p(x, z) - log q(z | x) for z ~ q(z | x), in nats, [num_samples, images].
+    """Log importance weights log p(x, z) - log q(z | x) for z ~ q(z | x), in nats, [num_samples, images].
 
     Works on any Pyro pair with a plate of images and latents local to it.
 
     :param model: a module with a method `model(x, ...)`, or a Pyro function.
     :param guide: a module with a method `guide(x, ...)`, or a Pyro function.
-    :param x: images [N, ...]: a tensor, or an array or list, which becomes one of the parameters' dtype.
+    :param x: images [N, ...]: a tensor, or an array or list, which is converted to the parameters' dtype.
     :param args: further positional arguments; tensors with N rows go along with the images.
     :param num_samples: samples of z per image.
-    :param chunk_size: pairs of image and sample that are held at once; bounds the memory.
-    :raises BadInput: for a pair whose weights cannot be told apart image by image.
+    :param chunk_size: pairs of image and sample at a time; limits the memory.
+    :raises BadInput: for a pair that has no weights of single images.
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
@@ -197,7 +205,7 @@ def log_weights(
         check_images(pair, x, *args, **kwargs)
         blocks = [
             torch.cat([terms.log_weight for terms in chunks])
-            for _, chunks in _blocks(pair, x, args, kwargs, num_samples, chunk_size, False)
+            for _, chunks in _blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size)
         ]
     return torch.cat(blocks, 1)
 
@@ -215,9 +223,10 @@ def log_marginal_likelihood(
 ) -> ImportanceEstimate:
     """log p(x) by importance sampling, with the ELBO, the IWAE bounds and diagnostics from the same samples.
 
-    Memory does not grow with `num_samples` times the number of images. Arguments as for `log_weights`.
+    Memory does not grow with the number of samples times images. Arguments are as for `log_weights`.
 
-    :param ask_again: add a second opinion, from a twentieth as many samples, half of them from the prior.
+    :param progress: called with the number of images just done.
+    :param ask_again: compute a second opinion, from a twentieth as many samples, half of them from the prior.
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
@@ -225,24 +234,24 @@ def log_marginal_likelihood(
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         observation = check_images(pair, x, *args, **kwargs)
-        blocks = _blocks(pair, x, args, kwargs, num_samples, chunk_size, True)
+        blocks = _blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size, analytic_kl=True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
-        told: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
-        found = ImportanceEstimate(num_samples=num_samples, **told, **gathered(parts, len(x), progress))
-        if pair.leaves:
+        about: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
+        found = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(parts, len(x), progress))
+        if pair.exceeds_prior:
             found = _without_bounds(found)
         if ask_again:
-            from ppl_gen.inference.proposals import opinion_samples, second_opinion  # which needs this module
+            from ppl_gen.inference.proposals import second_opinion, second_opinion_samples  # it imports this module
 
-            few = opinion_samples(num_samples)
+            few = second_opinion_samples(num_samples)
             opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **kwargs)
             found = replace(found, second_opinion=opinion)
         return found
 
 
 def _without_bounds(found: ImportanceEstimate) -> ImportanceEstimate:
-    """The estimates of a guide with mass where the prior has none: the ELBO is -inf, and so is every bound of a few
-    samples, which may all be there, whether or not they were among the ones that were drawn."""
+    """Correct the bounds of a guide with mass where the prior has none. Its ELBO is -inf; and so is E[L_k], because all
+    k samples may fall there, even if none of those drawn did."""
     infinite = torch.full_like(found.elbo, math.inf)
     return replace(
         found,
@@ -257,20 +266,19 @@ def _without_bounds(found: ImportanceEstimate) -> ImportanceEstimate:
 def elbo_terms(
     model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, seed: int, batch_size: int = 1000
 ) -> dict[str, float]:
-    """The mean over images of the ELBO and its two terms from one sample each, in nats: cheap enough for every epoch.
-    Where the model is enumerated, the ELBO alone, which is log p(x).
+    """Mean over images of the ELBO and its two terms, in nats, from one sample per image: cheap enough for every epoch.
+    If the model is enumerated, the ELBO alone, which is log p(x).
 
-    Draws its own noise from `seed`, in float32 whatever the precision of training, and leaves the generators as they
-    were.
+    Noise is drawn from `seed`, and torch's generators are restored. Matrix products are in full float32 for any
+    precision of training.
     """
     totals = {"reconstruction": 0.0, "kl": 0.0}
-    with evaluating(model, guide), matmul_precision(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with evaluating(model, guide), matmul_precision(), forked_rng(x):
         if pair.enumerated:
             return {"elbo": float(torch.cat(list(exact_blocks(model, guide, pair, x, *args))).mean())}
         torch.manual_seed(seed)
-        for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            batch, batch_args, _ = take(rows, x, args)
-            terms = pair.terms(batch, *batch_args)
+        for _, batch in Batch(x, args, {}).blocks(batch_size):
+            terms = pair.terms(batch.x, *batch.args)
             totals["reconstruction"] += float(terms.log_likelihood.double().sum())
             totals["kl"] += float((terms.log_guide - terms.log_prior).double().sum())
     means = {name: total / len(x) for name, total in totals.items()}
@@ -278,45 +286,38 @@ def elbo_terms(
 
 
 def _blocks(
-    pair: Pair,
-    x: Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    num_samples: int,
-    chunk_size: int,
-    analytic_kl: bool,
+    pair: Pair, images: Batch, num_samples: int, chunk_size: int, analytic_kl: bool = False
 ) -> Iterator[tuple[int, list[Terms]]]:
-    """All samples of a few images at a time: the number of images, and chunks over the samples."""
+    """Iterate over blocks of a few images: the number of images, and chunks of their samples."""
     keep_freed_memory()
-    size = max(1, min(_IMAGES_PER_BLOCK, chunk_size))
-    for rows in torch.arange(len(x), device=x.device).split(size):
-        batch, batch_args, batch_kwargs = take(rows, x, args, kwargs)
-        step = max(1, chunk_size // len(rows))
-        options: dict[str, Any] = {"analytic_kl": analytic_kl, **batch_kwargs}
+    for first, (x, args, kwargs) in images.blocks(max(1, min(_IMAGES_PER_BLOCK, chunk_size))):
+        step = max(1, chunk_size // len(x))
+        options: dict[str, Any] = {"analytic_kl": analytic_kl, **kwargs}
+        which = f"images {first} to {first + len(x) - 1}"
         try:
             chunks = [
-                pair.terms(batch, *batch_args, num_samples=min(step, num_samples - start), **options)
+                pair.terms(x, *args, num_samples=min(step, num_samples - start), **options)
                 for start in range(0, num_samples, step)
             ]
         except BadInput as error:
-            raise BadInput(f"{error.sentence} (images {int(rows[0])} to {int(rows[-1])})") from error
-        except Exception as error:  # somebody else's code
-            which = f"{pair.model_name} and {pair.guide_name} fail on images {int(rows[0])} to {int(rows[-1])}"
-            raise BadInput(f"{which}: {describe(error)}") from error
+            raise BadInput(f"{error.sentence} ({which})") from error
+        except Exception as error:  # in the code of a user
+            raise BadInput(f"{pair.model_name} and {pair.guide_name} fail on {which}: {describe(error)}") from error
         for terms in chunks:
             if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
-                _tell_nan(pair, terms, int(rows[0]))
-        yield len(rows), chunks
+                _raise_for_nan(pair, terms, first)
+        yield len(x), chunks
 
 
-def _tell_nan(pair: Pair, terms: Terms, first: int) -> None:
-    """Raise `BadInput` for log weights that are no numbers."""
+def _raise_for_nan(pair: Pair, terms: Terms, first: int) -> None:
+    """Raise `BadInput` for log weights that are NaN, or that have q(z | x) = 0.
+
+    :param first: number of the first image.
+    """
     impossible = terms.log_guide == -math.inf
     if impossible.any():
         image = first + int(impossible.any(0).nonzero()[0])
-        raise BadInput(
-            f"{pair.guide_name} draws z where it says that q(z | x) = 0, for image {image}: it has no weight"
-        )
+        raise BadInput(f"{pair.guide_name} draws z with q(z | x) = 0 for image {image}: such a sample has no weight")
     image = int(terms.log_weight.isnan().any(0).nonzero()[0])
     which = [name for name, values in pair.log_densities(terms).items() if values[:, image].isnan().any()]
     which = which or ["inf - inf: the log weight"]
@@ -324,9 +325,8 @@ def _tell_nan(pair: Pair, terms: Terms, first: int) -> None:
 
 
 def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log (1/S) sum_s w_s of log weights [S, images]; its Monte Carlo variance by the delta method, its bias by the
-    delete-1 jackknife, and the effective sample size: each [images]. Variance and bias of a single weight are not
-    numbers."""
+    """log (1/S) sum_s w_s of log weights [S, images], its Monte Carlo variance by the delta method, its bias by the
+    delete-1 jackknife, and the effective sample size: each [images]. Variance and bias of a single weight are NaN."""
     count = len(log_w)
     total = log_w.logsumexp(0)
     share = (log_w - total).exp()  # normalized weights
@@ -335,7 +335,7 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         variance = bias = torch.full_like(total, math.nan)
     else:
         variance = (1 / ess - 1 / count) * count / (count - 1)  # var(w) / (S mean(w)^2)
-        # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1)).
+        # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1)). A share of 1 would give -inf.
         left_out = torch.log1p(-share.clamp(max=1 - 1e-12)) + math.log(count / (count - 1))
         bias = (count - 1) * left_out.mean(0)
     return total - math.log(count), variance, bias, ess
@@ -349,9 +349,9 @@ def block_bounds(log_weights: Tensor, k: int) -> Tensor:
 
 def jackknife_bounds(log_weights: Tensor, k: int, order: int = 1) -> Tensor:
     """The jackknife-corrected L_k [images] of log weights [S, images], averaged over the floor(S/k) disjoint blocks:
-    sum_j c(k, order, j) mean_A L_A, A the subsets of k - j of a block's samples and c Sharot's coefficients (Nowozin
-    2018, equations 18 and 19). Its distance from log p(x) goes as k^-(order + 1), where that of L_k goes as 1/k; it is
-    neither a bound nor, above order 1, cheap: it looks at every subset.
+    sum_j c(k, order, j) mean_A L_A, where A are the subsets of k - j of a block's samples, and c Sharot's coefficients
+    (Nowozin 2018, equations 18 and 19). Its bias decreases as k^-(order + 1), that of L_k as 1/k. It is no bound, and
+    above order 1 it is expensive, because it visits every subset.
 
     :param order: 0, L_k itself, 1 or 2.
     :raises BadInput: for another order, or k <= order.
@@ -362,6 +362,7 @@ def jackknife_bounds(log_weights: Tensor, k: int, order: int = 1) -> Tensor:
     result = torch.zeros(log_weights.shape[1], dtype=torch.float64, device=log_weights.device)
     total = blocks.logsumexp(1, keepdim=True)
     share = (blocks - total).exp()
+    # L_A without some samples follows from the whole block: sum_A w = sum w (1 - their share).
     for left_out in range(order + 1):
         if left_out == 0:
             missing = torch.zeros_like(total)
@@ -382,16 +383,19 @@ def powers_of_ten(num_samples: int) -> list[int]:
 
 
 def khat(log_weights: Tensor) -> Tensor:
-    """PSIS k-hat per image [images] of log weights [S, images]: `arviz_stats`'s, which takes their negative. Not a
-    number where fewer than half of the weights in the tail differ, as with few values of a discrete z: no Pareto
-    distribution has ties, and a fit to them calls one enormous weight among equal ones harmless."""
+    """PSIS k-hat [images] of log weights [S, images], by `arviz_stats`, whose `psislw` takes the negative log weights.
+
+    NaN for fewer than 25 samples, and if fewer than half of the weights in the tail differ, as with a discrete z of few
+    values. A Pareto distribution has no ties, and a fit to ties rates one huge weight among equal ones as harmless.
+    """
     from arviz_stats.base import array_stats
 
     result = np.full(log_weights.shape[1], np.nan)
     if len(log_weights) >= 25:
         for image, weights in enumerate(log_weights.double().cpu().numpy().T):
+            # The size of the tail is that of PSIS: min(S / 5, 3 sqrt(S)).
             tail = np.sort(weights)[-math.ceil(min(len(weights) / 5, 3 * math.sqrt(len(weights)))) :]
-            with np.errstate(invalid="ignore"):  # infinite ones
+            with np.errstate(invalid="ignore"):  # of infinite weights
                 differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[1:]), 1)
                 spread = np.ptp(weights) > _ROUNDING
             if spread and differ.mean() >= 0.5:
@@ -400,8 +404,8 @@ def khat(log_weights: Tensor) -> Tensor:
     return torch.from_numpy(result)
 
 
-def reduced(log_w: Tensor) -> dict[str, Tensor]:
-    """The tensors of an `Estimate`, from log weights [S, images] in float64."""
+def weight_statistics(log_w: Tensor) -> dict[str, Tensor]:
+    """The tensors of an `Estimate` from log weights [S, images] in float64."""
     log_px, variance, bias, ess = log_mean_exp(log_w)
     return {
         "log_px": log_px,
@@ -414,12 +418,10 @@ def reduced(log_w: Tensor) -> dict[str, Tensor]:
 
 
 def _summarize(chunks: list[Terms]) -> dict[str, Any]:
-    """The tensors of an `ImportanceEstimate`, for one block of images."""
+    """The tensors of an `ImportanceEstimate` from chunks of samples of one block of images."""
     undefined = torch.full((chunks[0].log_prior.shape[1],), math.nan, dtype=torch.float64)
-    likelihood, prior, guide = (
-        torch.cat([getattr(terms, name) for terms in chunks]).double().cpu()
-        for name in ("log_likelihood", "log_prior", "log_guide")
-    )
+    triples = [(terms.log_likelihood, terms.log_prior, terms.log_guide) for terms in chunks]
+    likelihood, prior, guide = (torch.cat(parts).double().cpu() for parts in zip(*triples, strict=True))
     log_w = likelihood + prior - guide
     count = len(log_w)
     result: dict[str, Any] = {
@@ -430,7 +432,7 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         "kl_analytic": None,
         "iwae": {k: block_bounds(log_w, k) for k in powers_of_ten(count)},
         "iwae_jackknife": {k: jackknife_bounds(log_w, k) for k in powers_of_ten(count)[1:]},
-        **reduced(log_w),
+        **weight_statistics(log_w),
         "latent_mean": {},
         "latent_mc_var": {},
     }
@@ -445,11 +447,15 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
     return result
 
 
-def gathered(
+def gather_blocks(
     parts: Iterator[tuple[int, dict[str, Any]]], total: int, progress: Advance | None = None
 ) -> dict[str, Any]:
-    """All blocks in one tensor each, made before the first: a small tensor kept from every block would pin the memory
-    between them."""
+    """Join the tensors of blocks of images, in dictionaries by name. The whole tensors are allocated before the first
+    block: small tensors kept from every block would fragment the heap, and the memory between them could not be reused.
+
+    :param parts: number of images and tensors of each block.
+    :param total: number of all images.
+    """
     whole: dict[str, Any] = {}
     start = 0
 

@@ -1,10 +1,9 @@
-"""A model and a guide, read once, and what they say of z and x, image by image.
+"""A model and a guide, read and validated once, that draw z and return log-densities image by image.
 
-Everything that judges a pair goes through `Pair`: the traces of its guide and its model are reduced to log-densities
-per sample and image. The pair may have any number of latent sites under any names, as long as each is local to the
-plate of images. A guide may leave all of them to the model, to be summed out by enumeration
-(`ppl_gen.inference.enumeration`); samples then come from the prior. `ppl_gen.inference.reading` makes a `Pair`, and
-refuses with a sentence what cannot be handled.
+All inference goes through `Pair`, which turns the traces of guide and model into log-densities per sample and image.
+The pair may have any number of latent sites with any names, as long as each is local to the plate of images. A guide
+may leave all of them to enumeration in the model (`ppl_gen.inference.enumeration`). Samples then come from the prior.
+`ppl_gen.inference.reading` makes a `Pair`, and refuses with one sentence a pair that cannot be handled.
 """
 
 import math
@@ -22,9 +21,10 @@ from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import (
     Site,
-    above_others,
+    add,
     kl_divergence,
     masked_log_prob,
+    minus_leave_one_out_mean,
     sample_sites,
     score_function,
     sum_to,
@@ -48,17 +48,18 @@ class Terms:
     log_guide: Tensor
     """log q(z | x)."""
     kl: Tensor | None
-    """Analytic KL(q(z | x) || p(z)), where there is one latent site, Pyro has it, and it was asked for. With several,
-    the divergence of one given a sample of another is not a term of KL(q || p)."""
+    """KL(q(z | x) || p(z)) in closed form, if it was asked for; None if Pyro has none, or with several latent sites:
+    the divergence of one site given a sample of another is not a term of KL(q || p)."""
     latents: dict[str, Tensor]
     """Values [samples, images, units] of the latent sites."""
     finite: frozenset[str]
     """Names of the latent sites with finite support."""
     values: Values = field(default_factory=dict)
-    """With `frozen_guide`: what the densities above were evaluated at. The guide's own path from one latent site to
-    another does not lead through them."""
+    """With `frozen_guide`, the values at which the densities were evaluated. They are clones: gradients from one latent
+    site of the guide to another do not pass through them."""
     score: Tensor | None = None
-    """Log-probability of the choices of a guide that is reparametrized but for them; its gradient is their score."""
+    """Log-probability of the guide's discrete choices, if its samples are otherwise reparametrized; its gradient is the
+    score of the choices. None for all other guides."""
 
     @property
     def log_weight(self) -> Tensor:
@@ -67,23 +68,24 @@ class Terms:
 
     @property
     def elbo(self) -> Tensor:
-        """The mean log weight [images], with the gradient of the guide's choices."""
+        """The mean log weight [images]. Its gradient includes the score of the guide's discrete choices."""
         elbo = self.log_weight.mean(0)
         if self.score is not None:
-            scored = (above_others(self.log_weight) * self.score).mean(0)
+            scored = (minus_leave_one_out_mean(self.log_weight) * self.score).mean(0)
             elbo = elbo + scored - scored.detach()
         return elbo
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A model and a guide, as `Pair.read` finds them on a few images. Masks are applied to log-densities, scales are
-    not: a plate that scales its batch to the data set, or KL warm-up, changes what is optimized but not p(x, z)."""
+    """A model and a guide with their properties, as `Pair.read` finds them on a few images. Masks are applied to
+    log-densities, scales are not: a plate that scales its batch to the data set, or KL warm-up, changes the objective
+    but not p(x, z)."""
 
     model: PyroFunction
-    """Pyro function of x, and of as many further arguments as it takes."""
+    """Pyro function of x and of further arguments. Arguments that it does not take are dropped."""
     guide: PyroFunction
-    """Pyro function of the same."""
+    """Pyro function of the same arguments."""
     guide_module: nn.Module | None
     """Module that holds the guide's parameters; None for a function."""
     model_name: str
@@ -93,11 +95,11 @@ class Pair:
     plate: CondIndepStackFrame
     """Plate of the images."""
     max_plate_nesting: int
-    """Number of dimensions that plates take, the one of the images included."""
+    """Number of dimensions of plates, including the plate of images."""
     observed: tuple[str, ...]
     """Names of the model's observed sites."""
     image: str
-    """Name of the observed site that is the images."""
+    """Name of the observed site of the images."""
     discrete: bool
     """True if p(x | z) is a probability, False if it is a density."""
     event_shapes: dict[str, tuple[int, ...]]
@@ -105,47 +107,47 @@ class Pair:
     masked: bool
     """True if a latent site has a mask."""
     unbounded: bool
-    """True if all latent sites are continuous and take any value."""
+    """True if all latent sites are continuous, with any real number as value."""
     num_states: int | None
-    """Number of values that the latent sites of an image have together; None if any has no finite support."""
+    """Number of joint values of an image's latent sites; None if any has no finite support."""
     enumerated: bool
     """True if the guide leaves every latent site to enumeration in the model."""
     sums_states: bool
     """True if the observed distribution sums over all states of z by itself."""
     pixels_per_state: int
-    """Numbers that the log-density of an image takes for each state of z: its pixels, or 1 where the distribution sums
-    over pixels before it broadcasts."""
+    """Numbers in memory per image and state of z for the log-density of an image: its pixels, or 1 if the distribution
+    sums over pixels before it broadcasts."""
     reparametrized: bool
-    """True if samples of all sites of the guide are differentiable."""
+    """True if samples of all sites of the guide are differentiable (`has_rsample`)."""
     scored: tuple[str, ...]
-    """Names of the guide's sites whose samples are reparametrized but for a choice."""
+    """Names of the guide's sites whose samples are reparametrized except for a discrete choice, such as a mixture's."""
     scales: Mapping[str, Tensor | float]
-    """Scale of each site that has one."""
+    """Scale of each site with a scale other than 1."""
     bounded: frozenset[str]
-    """Sites of the model whose value may be outside their support: latent ones that the guide may draw there, and
-    observed ones whose support depends on z."""
+    """Names of the model's sites whose value may be outside their support: latent sites that the guide may draw there,
+    and observed sites whose support depends on z."""
     bounded_guide: frozenset[str]
-    """Sites of the guide whose support may not have all values of the prior."""
-    leaves: bool = False
+    """Names of the guide's sites whose support may exclude values of the prior."""
+    exceeds_prior: bool = False
     """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
     narrower: tuple[str, ...] = ()
-    """Latent sites where the guide leaves out a part of the prior's support, so that log p(x) is at least what its
-    samples say."""
+    """Names of the latent sites where the guide's support leaves out a part of the prior's. An estimate from its
+    samples lacks that part of p(x)."""
     vectorized: bool = False
-    """True if many samples of z can be drawn in one call, under a plate of samples outside all others."""
+    """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
 
     @classmethod
     def read(cls, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> "Pair":
-        """Run a model and a guide on a few images, and check what can be checked there.
+        """Run a model and a guide on a few images, validate them, and record their properties.
 
         :param model: a module with a method `model`, or a Pyro function of x.
         :param guide: a module with a method `guide`, or a Pyro function of x.
         :param x: images [N, ...].
         :param args: further positional arguments, such as labels; a function that takes fewer is given fewer. Tensors
             with N rows are cut into batches along with the images.
-        :raises BadInput: for a pair whose weights cannot be told apart image by image.
+        :raises BadInput: for a pair that has no weights of single images.
         """
-        from ppl_gen.inference.reading import read  # which needs this module
+        from ppl_gen.inference.reading import read  # it imports this module
 
         return read(model, guide, Batch(x, args, kwargs))
 
@@ -159,7 +161,7 @@ class Pair:
         """Dimension of the plate of samples."""
         return -1 - self.max_plate_nesting
 
-    # Draws and scores ------------------------------------------------------------------------------------------------
+    # Drawing and scoring ---------------------------------------------------------------------------------------------
 
     def terms(
         self,
@@ -171,11 +173,12 @@ class Pair:
         frozen_guide: bool = False,
         **kwargs: Any,
     ) -> Terms:
-        """Draw `num_samples` of z for each image and return their log-densities. Differentiable.
+        """Draw `num_samples` values of z for each image and return their log-densities. Differentiable.
 
-        :param detach: cut the path from z back to the parameters that it was drawn with.
-        :param frozen_guide: leave the guide's parameters out of log q(z | x) but for their path through z, by replaying
-            the guide under detached parameters (Roeder et al. 2017).
+        :param analytic_kl: compute the KL term in closed form too.
+        :param detach: detach z from the parameters that it was drawn with.
+        :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only, by replaying the guide
+            under detached parameters (Roeder et al. 2017).
         """
         shape = (num_samples, len(x))
         guide, model, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
@@ -193,40 +196,41 @@ class Pair:
         *args: Any,
         num_samples: int,
         prior: bool = False,
-        move: Callable[[Values], Values] | None = None,
+        transform: Callable[[Values], Values] | None = None,
         **kwargs: Any,
     ) -> tuple[Values, Tensor, Tensor]:
-        """Values of the latent sites, from the guide or from the prior; and log p(x | z) and log p(z) there,
+        """Draw values of the latent sites from the guide or the prior. Returns them with log p(x | z) and log p(z)
         [samples, images].
 
-        :param move: a function of the guide's values, whose result the model sees.
+        :param prior: draw from the prior.
+        :param transform: a function to apply to the guide's values before the model is run on them.
         """
         guide, model, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
         if not prior:
             values = self._values(trace_of(guide, batch))
-            model = poutine.condition(model, values if move is None else move(values))
+            model = poutine.condition(model, values if transform is None else transform(values))
         trace = trace_of(model, batch)
         return self._values(trace), *self._model_totals(trace, (num_samples, len(x)))
 
     def log_guide(self, values: Values, x: Tensor, *args: Any, num_samples: int, **kwargs: Any) -> Tensor:
-        """log q(z | x) [samples, images] at values that `draw` made; -inf outside of the guide's support."""
+        """log q(z | x) [samples, images] at values from `draw`; -inf outside of the guide's support."""
         guide, _, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
         trace = trace_of(poutine.condition(guide, values), batch)
         return self._total(trace, self.latent, (num_samples, len(x)), self.bounded_guide)
 
     def dream(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """log q(z | x') [images] for z and x' drawn from the model, as many as x. Differentiable with respect to the
-        guide.
+        """log q(z | x') [images] for z and x' drawn from the model, as many as there are in x: the sleep phase of
+        wake-sleep. Differentiable with respect to the guide.
 
-        :raises BadInput: for a model that does not draw images.
+        :raises BadInput: for a model that cannot draw images.
         """
         drawn = _drawn_images(self, x, args, kwargs)
         batch = Batch(drawn.nodes[self.image]["value"], args, kwargs)
         trace = trace_of(poutine.replay(self.guide, trace=drawn), batch)
         return self._total(trace, self.latent, (1, len(x)), self.bounded_guide).flatten()
 
-    def spread(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
-        """Weights [samples, images] in a shape that broadcasts with a value of the latent site `name`."""
+    def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
+        """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
         shape = [1] * -self.sample_dim
         if self.vectorized:
             shape[self.sample_dim], shape[self.plate.dim] = weights.shape
@@ -236,7 +240,7 @@ class Pair:
         return weights.reshape(shape[len(shape) - value.dim() :])
 
     def log_densities(self, terms: Terms) -> dict[str, Tensor]:
-        """The log-densities [samples, images] of terms, by their names in messages."""
+        """Log-densities [samples, images] of terms, by their names in messages."""
         return {
             f"log p(x | z) of {self.model_name}": terms.log_likelihood,
             f"log p(z) of {self.model_name}": terms.log_prior,
@@ -246,8 +250,8 @@ class Pair:
     # From traces to numbers ------------------------------------------------------------------------------------------
 
     def for_samples(self, num_samples: int, batch: Batch) -> tuple[PyroFunction, PyroFunction, Batch]:
-        """Guide, model and arguments of a call that draws many samples. Where the pair is not vectorized the batch is
-        repeated: sample s of image i is row s * count + i."""
+        """Guide, model and batch for a call that draws several samples. If the pair is not vectorized, the batch is
+        repeated: sample s of image i is row s * len(x) + i."""
         if self.vectorized:
             guide, model = (under_samples(each, num_samples, self.sample_dim) for each in (self.guide, self.model))
             return guide, model, batch
@@ -255,7 +259,7 @@ class Pair:
         return self.guide, self.model, take(rows, *batch)
 
     def terms_of(self, traces: Traces, shape: tuple[int, int], analytic_kl: bool = False) -> Terms:
-        """The log-densities of two traces.
+        """Log-densities of a pair of traces.
 
         :param shape: numbers of samples and images.
         """
@@ -266,7 +270,8 @@ class Pair:
         kl = None
         if analytic_kl and len(self.latent) == 1:
             q, p = (trace.nodes[self.latent[0]] for trace in (drawn, traces.model))
-            with suppress(Exception):  # NotImplementedError, and what formulas for other shapes or with gradients raise
+            # NotImplementedError without a closed form. A formula may also fail on these shapes.
+            with suppress(Exception):
                 kl = self.per_image(q, kl_divergence(q, p)).reshape(shape)
         latents = {n: units_of(drawn.nodes[n], shape, self.sample_dim, self.plate.dim) for n in self.latent}
         return Terms(
@@ -278,52 +283,59 @@ class Pair:
         )
 
     def proposal(self, traces: Traces) -> poutine.Trace:
-        """The trace that the latent values were drawn in."""
+        """The trace in which the latent values were drawn: the guide's, or the model's if it is enumerated."""
         return traces.model if self.enumerated else traces.guide
 
     def per_image(self, site: Site, log_prob: Tensor) -> Tensor:
-        """The log-density of a site, summed over every plate but those of samples and images."""
+        """Sum the log-density of a site over all plates except those of samples and images."""
         return sum_to(site, log_prob, self.sample_dim, self.plate.dim)
 
     def _values(self, trace: poutine.Trace) -> Values:
+        """The values of the latent sites in a trace."""
         return {name: trace.nodes[name]["value"] for name in self.latent}
 
     def _total(
         self, trace: poutine.Trace, names: Iterable[str], shape: tuple[int, int], bounded: frozenset[str]
     ) -> Tensor:
-        """The log-density [samples, images] of some sites, -inf where one that may be is outside its support."""
+        """The joint log-density [samples, images] of some sites. For those in `bounded`, it is -inf outside their
+        support."""
         parts = []
         for name in names:
             site = trace.nodes[name]
             log_prob = log_prob_within(site, masked_log_prob) if name in bounded else masked_log_prob(site)
             parts.append(self.per_image(site, log_prob))
-        return sum(parts[1:], parts[0]).reshape(shape)
+        return add(parts).reshape(shape)
 
     def _model_totals(self, trace: poutine.Trace, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) [samples, images]."""
         likelihood, prior = (self._total(trace, names, shape, self.bounded) for names in (self.observed, self.latent))
-        if self.bounded.intersection(self.latent):  # where p(z) = 0, p(x | z) may be anything, and counts for nothing
+        # Where p(z) = 0, p(x | z) may be NaN. The weight is 0 for any p(x | z).
+        if self.bounded.intersection(self.latent):
             likelihood = likelihood.masked_fill((prior == -math.inf) & ~likelihood.isfinite(), 0.0)
         return likelihood, prior
 
     def _score(self, drawn: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:
-        """The log-probability of the guide's choices [samples, images]; None without choices or gradients."""
+        """The log-probability of the guide's discrete choices [samples, images]; None if there are none, or without
+        gradients."""
         if self.enumerated or not torch.is_grad_enabled():
             return None
         sites = [drawn.nodes[name] for name in self.latent]
         scores = [(site, score_function(site)) for site in sites]
         parts = [self.per_image(site, score) for site, score in scores if score is not None]
-        return sum(parts[1:], parts[0]).reshape(shape) if parts else None
+        return add(parts).reshape(shape) if parts else None
 
 
 def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
-    """The trace of a model that draws as many images as there are in x, and of their shape."""
+    """Trace of the model when it draws as many images as there are in x.
+
+    :raises BadInput: if it cannot, or if their shape differs.
+    """
     try:
         with torch.no_grad():
             drawn = poutine.trace(pair.model).get_trace(None, *args, n=len(x), **kwargs)
         images = drawn.nodes[pair.image]["value"]
     except Exception as error:
-        raise BadInput(f"{pair.model_name} draws no images: model(x=None, n={len(x)}): {describe(error)}") from error
+        raise BadInput(f"{pair.model_name} cannot draw images: model(x=None, n={len(x)}): {describe(error)}") from error
     if len(pair.observed) > 1 or images.shape != x.shape:
         raise BadInput(
             f"{pair.model_name}: its one observed site must be the images {tuple(x.shape)}, to be drawn from it; "
@@ -333,7 +345,7 @@ def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _check_arguments(trace: poutine.Trace, who: str) -> None:
-    """Refuse a scale that is negative, and the like, at one of the z that were drawn."""
+    """Refuse an invalid parameter of a distribution, such as a negative scale, at any of the z that were drawn."""
     for site in sample_sites(trace):
         if (bad := bad_argument(site["fn"])) is not None:
-            raise BadInput(f"{who}: site '{site['name']}': {bad}, and for some z it is something else")
+            raise BadInput(f"{who}: site '{site['name']}': {bad}, and for some z it is not")

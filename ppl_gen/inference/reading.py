@@ -1,7 +1,7 @@
-"""Reading a model and a guide: which plate holds the images, which sites there are, and whether both fit together.
+"""Reading of a model and a guide into a `Pair`: finding the plate of images and the sites, and checking that both fit.
 
-`read` is the whole of it, in the order of its steps. Functions are run on a few images; nothing of that is left in
-modules, objects or Pyro's parameter store.
+`read` lists the steps in order. The functions are run on a few images. Afterwards the state of modules, objects and
+Pyro's parameter store is restored.
 """
 
 from contextlib import suppress
@@ -21,6 +21,7 @@ from ppl_gen.inference.callables import (
     Batch,
     accepting,
     check_positional,
+    forked_rng,
     guide_function,
     matmul_precision,
     model_function,
@@ -28,27 +29,27 @@ from ppl_gen.inference.callables import (
     reading,
     take,
 )
-from ppl_gen.inference.company import check_company, samples_apart
 from ppl_gen.inference.coverage import bounded_sites, compare_supports
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function
 from ppl_gen.inference.enumeration import sum_over_states
+from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import can_sum_states, cheap, count_states, numbers_held
+from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
 from ppl_gen.inference.supports import is_discrete, log_prob_within, support, unbounded
 from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of
 
-_COUNTS = (2, 3, 5)  # images; the plate whose size follows their number is the plate of images
+_COUNTS = (2, 3, 5)  # numbers of images; the plate whose size equals each of them is the plate of images
 
 
 def read(model: Any, guide: Any, batch: Batch) -> Pair:
-    """A `Pair`, as `Pair.read` describes it."""
-    given = _given(model, guide, batch)
+    """Make a `Pair`, as `Pair.read` describes."""
+    given = _functions_of(model, guide, batch)
     x = batch.x
     if len(x) == 0:
         raise BadInput("there are no images")
     with (
         reading(model, guide),
-        torch.random.fork_rng([x.device] if x.is_cuda else []),
+        forked_rng(x),
         matmul_precision(),
     ):
         plate, traces = _plate_of_images(given, batch)
@@ -57,8 +58,8 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
         _check_shapes(given, traces)
         _check_dimensions(given, traces, plate)
         pair = _pair_of(given, traces, plate, batch)
-        check_company(pair, batch)
-        pair = replace(pair, vectorized=samples_apart(pair, batch))
+        check_independence(pair, batch)
+        pair = replace(pair, vectorized=can_vectorize_samples(pair, batch))
         return compare_supports(pair, batch)
 
 
@@ -66,8 +67,8 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
 
 
 @dataclass(frozen=True)
-class _Given:
-    """The two functions, their names, and the state that they are read in."""
+class _Functions:
+    """The Pyro functions of a model and a guide, with their names and the initial state of the parameter store."""
 
     model: PyroFunction
     guide: PyroFunction
@@ -75,16 +76,17 @@ class _Given:
     guide_name: str
     guide_module: nn.Module | None
     parameters: Any
-    """State of Pyro's parameter store before the pair was read."""
+    """State of Pyro's parameter store before any function was run."""
 
 
-def _given(model: Any, guide: Any, batch: Batch) -> _Given:
+def _functions_of(model: Any, guide: Any, batch: Batch) -> _Functions:
+    """Find the Pyro functions of a model and a guide, and the module that holds the guide's parameters."""
     functions = model_function(model), guide_function(guide)
     if batch.args:
         check_positional(*functions, 1 + len(batch.args))
         functions = accepting(functions[0]), accepting(functions[1])
     owner = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
-    return _Given(
+    return _Functions(
         *functions,
         model_name=name_of(model),
         guide_name=name_of(guide),
@@ -96,9 +98,9 @@ def _given(model: Any, guide: Any, batch: Batch) -> _Given:
 # The plate of images -----------------------------------------------------------------------------------------------
 
 
-def _plate_of_images(given: _Given, batch: Batch) -> tuple[CondIndepStackFrame, Traces]:
-    """The plate that is around all observed sites and has as many elements as there are images; and the traces of 5
-    images."""
+def _plate_of_images(given: _Functions, batch: Batch) -> tuple[CondIndepStackFrame, Traces]:
+    """Find the plate of images: it is around all observed sites, and its size is the number of images in several runs.
+    Returns it with the traces of the last run, on 5 images."""
     candidates = []
     for count in _COUNTS:
         rows = torch.arange(count, device=batch.x.device) % len(batch.x)
@@ -117,16 +119,16 @@ def _plate_of_images(given: _Given, batch: Batch) -> tuple[CondIndepStackFrame, 
     return candidates[-1][names.pop()], traces
 
 
-def _first_traces(given: _Given, batch: Batch, whole: Batch) -> Traces:
-    """The traces of a few images; errors of somebody else's code are told in a sentence.
+def _first_traces(given: _Functions, batch: Batch, whole: Batch) -> Traces:
+    """Run the pair on a few images. An error in a user's code becomes a `BadInput`.
 
-    :param whole: all images.
+    :param whole: all images, for a hint in messages.
     """
     who = given.guide_name
     try:
         guide_trace = trace_of(given.guide, batch)
         who = given.model_name
-        # Not replayed at first: a model that fails on the guide's values still has shapes to compare.
+        # First without replay: if the model fails on the guide's values, the reason may be a shape that differs.
         _check_shapes(given, Traces(guide_trace, trace_of(given.model, batch)))
         return replayed(given.guide, given.model, batch)
     except BadInput:
@@ -136,12 +138,12 @@ def _first_traces(given: _Given, batch: Batch, whole: Batch) -> Traces:
         raise BadInput(f"{who} fails on {len(batch.x)} images: {describe(error)}{hint}") from error
 
 
-def _hint_of_rows(given: _Given, who: str, whole: Batch) -> str:
-    """A hint for a function that fails on a few images because it is made for all of them; else nothing."""
+def _hint_of_rows(given: _Functions, who: str, whole: Batch) -> str:
+    """A hint for a function that runs on all images but fails on a few of them; else an empty string."""
     try:
         with pyro.get_param_store().scope(given.parameters):
             trace_of(given.guide if who == given.guide_name else given.model, whole)
-    except Exception:  # it fails on these as well
+    except Exception:  # it fails on all images too
         return ""
     return (
         f"; it runs on all {len(whole.x)} images alone, such as with a parameter for each of them: compute what "
@@ -153,7 +155,7 @@ def _hint_of_rows(given: _Given, who: str, whole: Batch) -> str:
 
 
 def _latent(trace: poutine.Trace) -> list[str]:
-    """Names of the sites that are not observed."""
+    """Names of the sites of a trace that are not observed."""
     return [site["name"] for site in sample_sites(trace) if not site["is_observed"]]
 
 
@@ -168,8 +170,8 @@ def _is_enumerated(traces: Traces) -> bool:
     return bool(latent) and not _latent(traces.guide) and _marked(traces.model) == latent
 
 
-def _check_sites(given: _Given, traces: Traces) -> None:
-    """Refuse a guide that does not sample the model's latent sites, all of them or, if all are enumerated, none."""
+def _check_sites(given: _Functions, traces: Traces) -> None:
+    """Refuse a guide that does not sample exactly the model's latent sites; or none, if all are enumerated."""
     latent, proposed = _latent(traces.model), _latent(traces.guide)
     for name in [] if _is_enumerated(traces) else latent:
         if not proposed:
@@ -189,8 +191,8 @@ def _check_sites(given: _Given, traces: Traces) -> None:
             raise BadInput(f"{given.guide_name} samples '{name}', which is no latent site of {given.model_name}")
 
 
-def _check_plates(given: _Given, traces: Traces, plate: CondIndepStackFrame) -> None:
-    """Refuse a latent site outside the plate of images."""
+def _check_plates(given: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
+    """Refuse a latent site, in model or guide, outside the plate of images."""
     latent = _latent(traces.model)
     for trace, who in ((traces.model, given.model_name), (traces.guide, given.guide_name)):
         for name in (name for name in latent if name in trace.nodes):
@@ -198,8 +200,8 @@ def _check_plates(given: _Given, traces: Traces, plate: CondIndepStackFrame) -> 
             if plate.name not in plates:
                 where = f", in '{plates[0]}'" if plates else ""
                 raise BadInput(
-                    f"{who}: site '{name}' is outside the plate '{plate.name}'{where}; weights of single images need "
-                    "latents that are local to an image, and model and guide one name for their plate: with "
+                    f"{who}: site '{name}' is outside the plate '{plate.name}'{where}; latents must be local to an "
+                    "image, and model and guide must use one name for the plate: with "
                     f"pyro.plate('{plate.name}', len(x))"
                 )
 
@@ -207,8 +209,8 @@ def _check_plates(given: _Given, traces: Traces, plate: CondIndepStackFrame) -> 
 # Shapes ------------------------------------------------------------------------------------------------------------
 
 
-def _check_shapes(given: _Given, traces: Traces) -> None:
-    """Refuse sites whose event shapes, kinds or values do not fit each other."""
+def _check_shapes(given: _Functions, traces: Traces) -> None:
+    """Refuse sites without a density, and sites whose event shape or kind differs between model, guide and value."""
     for site in sample_sites(traces.guide):
         if site["is_observed"]:
             raise BadInput(f"{given.guide_name} observes '{site['name']}': a guide samples, without obs=")
@@ -226,7 +228,8 @@ def _check_shapes(given: _Given, traces: Traces) -> None:
             )
 
 
-def _check_same_events(given: _Given, q: Site, p: Site) -> None:
+def _check_same_events(given: _Functions, q: Site, p: Site) -> None:
+    """Refuse a latent site whose event shape, or whose kind (discrete or continuous), differs in model and guide."""
     ours, theirs = (tuple(site["fn"].event_shape) for site in (q, p))
     if ours != theirs:
         raise BadInput(
@@ -243,6 +246,7 @@ def _check_same_events(given: _Given, q: Site, p: Site) -> None:
 
 
 def _check_density(site: Site, who: str) -> None:
+    """Refuse a site without a density, such as a Delta, unless it is masked out."""
     if supports.has_no_density(site["fn"]) and not any(not mask.any() for mask in supports.masks(site)):
         kind = [type(part).__name__ for part in supports.parts(site["fn"]) if supports.has_no_density(part)][-1]
         raise BadInput(
@@ -252,12 +256,14 @@ def _check_density(site: Site, who: str) -> None:
 
 
 def _max_plate_nesting(traces: Traces) -> int:
+    """Number of dimensions of plates in both traces."""
     return -min(frame.dim for trace in traces for site in sample_sites(trace) for frame in plates_of(site))
 
 
-def _check_dimensions(given: _Given, traces: Traces, plate: CondIndepStackFrame) -> None:
-    """Refuse a site with images in a dimension left of all plates: as many densities as there are pairs of images,
-    where the shape of a value met that of a distribution. And a plate that takes a part of its elements."""
+def _check_dimensions(given: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
+    """Refuse a site whose log-density has a dimension of size above 1 left of all plates. It arises where a value
+    broadcasts against a distribution by mistake, for example to all pairs of images. Refuse also a plate that
+    subsamples its elements, because log p(x) is of all of them."""
     for trace, who in ((traces.model, given.model_name), (traces.guide, given.guide_name)):
         for site in sample_sites(trace):
             try:
@@ -267,8 +273,8 @@ def _check_dimensions(given: _Given, traces: Traces, plate: CondIndepStackFrame)
             for frame in site["cond_indep_stack"]:
                 if frame.name != plate.name and frame.full_size not in (None, frame.size):
                     raise BadInput(
-                        f"{who}: plate '{frame.name}' takes {frame.size} of {frame.full_size}: log p(x) is of all; "
-                        "leave out subsample_size"
+                        f"{who}: plate '{frame.name}' takes {frame.size} of {frame.full_size} elements: log p(x) "
+                        "needs all of them; leave out subsample_size"
                     )
             if any(size > 1 for size in shape[: -_max_plate_nesting(traces)]):
                 raise BadInput(
@@ -281,14 +287,14 @@ def _check_dimensions(given: _Given, traces: Traces, plate: CondIndepStackFrame)
 # The pair ----------------------------------------------------------------------------------------------------------
 
 
-def _pair_of(given: _Given, traces: Traces, plate: CondIndepStackFrame, batch: Batch) -> Pair:
-    """The pair, without what further runs have to tell."""
+def _pair_of(given: _Functions, traces: Traces, plate: CondIndepStackFrame, batch: Batch) -> Pair:
+    """The pair with the properties that these traces show. Later steps of `read` set the rest."""
     sites = sample_sites(traces.model)
     observed = [site for site in sites if site["is_observed"]]
     priors = {site["name"]: site["fn"] for site in sites if not site["is_observed"]}
     proposals = {name: traces.guide.nodes[name] for name in _latent(traces.guide)}
     names = tuple(site["name"] for site in observed)
-    likelihoods = [site["fn"] for site in observed if not isinstance(site["fn"], dist.Unit)]  # of pyro.factor
+    likelihoods = [site["fn"] for site in observed if not isinstance(site["fn"], dist.Unit)]  # Unit is of pyro.factor
     scales = {s["name"]: s["scale"] for trace in traces for s in sample_sites(trace) if _is_scaled(s)}
     pair = Pair(
         model=given.model,
@@ -315,11 +321,13 @@ def _pair_of(given: _Given, traces: Traces, plate: CondIndepStackFrame, batch: B
         bounded_guide=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),
     )
     loose = {site["name"] for site in observed if not supports.is_fixed(site["fn"])}
-    if loose - pair.bounded and cheap(pair):  # a state of z that no draw had may have another support
-        with suppress(BadInput):  # which a sum over states tells, where it is asked for
+    # A state of z that was not drawn may have another support. Enumeration visits all states.
+    if loose - pair.bounded and cheap_to_enumerate(pair):
+        with suppress(BadInput):  # raised again when log p(x) is asked for
             return sum_over_states(pair, batch.x, *batch.args, **batch.kwargs).pair
     return pair
 
 
 def _is_scaled(site: Site) -> bool:
+    """True if a site has a scale other than 1."""
     return isinstance(site["scale"], Tensor) or site["scale"] != 1

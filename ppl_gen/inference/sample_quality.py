@@ -1,6 +1,6 @@
-"""How samples differ from data, in a space of features: distances between two sets of points, and what they share.
+"""Distances between samples and data in a feature space: Fréchet distance, kernel distance, precision and recall.
 
-None of these is a likelihood: a model that has learned the training images by heart is perfect here.
+None of them is a likelihood: a model that has memorized the training images gets a perfect result.
 """
 
 import torch
@@ -8,39 +8,36 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 
-_ROWS = 1000  # of a matrix of distances that are held at once
-_BLOCKS = 10
+_ROWS = 1000  # rows of a matrix of distances that are in memory at a time
+_BLOCKS = 10  # blocks of points, for standard errors
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Squared Fréchet distance between normal distributions with the mean and covariance of two sets (Heusel et al.
-    2017, equation 6), and its standard error over the second: by a jackknife that leaves out a tenth at a time. Biased
-    upwards by about the number of features squared over the number of points, in units of their variance.
+    """Squared Fréchet distance between normal distributions with the means and covariances of two sets (Heusel et al.
+    2017, equation 6), and its standard error over the second set, by a jackknife that leaves out a tenth at a time. The
+    distance is biased upwards, in units of the features' variance by about (number of features)^2 / (number of points).
 
     :param a: points [N, features].
     :param b: points [M, features], at least 20.
     """
     _check(a, b)
-    one = _moments(a)
-    left_out = [_frechet(one, _moments(torch.cat([*blocks[:i], *blocks[i + 1 :]]))) for blocks, i in _each_block(b)]
+    one, blocks = _moments(a), b.tensor_split(_BLOCKS)
+    left_out = [_frechet(one, _moments(torch.cat([*blocks[:i], *blocks[i + 1 :]]))) for i in range(_BLOCKS)]
     return _frechet(one, _moments(b)), float(torch.tensor(left_out).std(correction=0)) * (_BLOCKS - 1) ** 0.5
 
 
-def _each_block(b: Tensor) -> list[tuple[tuple[Tensor, ...], int]]:
-    blocks = b.tensor_split(_BLOCKS)
-    return [(blocks, i) for i in range(_BLOCKS)]
-
-
 def _moments(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [features] and covariance [features, features] in float64."""
     points = points.double()
     return points.mean(0), points.T.cov().reshape(points.shape[1], points.shape[1])
 
 
 def _frechet(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))."""
     (mean, covariance), (mean_b, covariance_b) = one, other
     values, axes = torch.linalg.eigh(covariance)
     root = axes * values.clamp(min=0).sqrt() @ axes.T
-    # The trace of (C_a C_b)^(1/2), by a symmetric matrix that has the same eigenvalues.
+    # C_a^(1/2) C_b C_a^(1/2) is symmetric and has the eigenvalues of C_a C_b.
     cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
     return float((mean - mean_b).square().sum() + covariance.trace() + covariance_b.trace() - 2 * cross)
 
@@ -59,6 +56,8 @@ def kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 
 def _discrepancy(a: Tensor, b: Tensor) -> Tensor:
+    """Unbiased estimate of the squared maximum mean discrepancy; the diagonal of the kernel is left out."""
+
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + 1) ** 3
 
@@ -70,9 +69,10 @@ def _discrepancy(a: Tensor, b: Tensor) -> Tensor:
 
 
 def precision_recall(data: Tensor, samples: Tensor, k: int = 3) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The share of samples that lie in the data's manifold, and of data that lie in the samples', each with its
-    standard error over the points counted; a set's manifold is the union of balls about its points that reach to their
-    k-th neighbour (Kynkäänniemi et al. 2019, equations 1 and 2).
+    """Precision, the share of samples that lie in the manifold of the data; and recall, the share of data that lie in
+    the manifold of the samples. Each has a standard error over the points that are counted. The manifold of a set is
+    the union of balls around its points, with the distance to the k-th neighbour as radius (Kynkäänniemi et al. 2019,
+    equations 1 and 2).
 
     :param data: points [N, features], more than k.
     :param samples: points [M, features], more than k.
@@ -84,6 +84,7 @@ def precision_recall(data: Tensor, samples: Tensor, k: int = 3) -> tuple[tuple[f
 
 
 def _inside(points: Tensor, manifold: Tensor, k: int) -> tuple[float, float]:
+    """Share of points in the manifold of a set, with its standard error."""
     points, manifold = points.double(), manifold.double()
     # Each point is its own nearest neighbour.
     radii = torch.cat([torch.cdist(rows, manifold).kthvalue(k + 1, dim=1).values for rows in manifold.split(_ROWS)])
@@ -94,12 +95,13 @@ def _inside(points: Tensor, manifold: Tensor, k: int) -> tuple[float, float]:
 
 
 def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """The distance of each point [N, features] to the nearest of the others [M, features], and which that is, both
-    [N]."""
+    """Distance of each point [N, features] to its nearest neighbour among others [M, features], and the index of that
+    neighbour, both [N]."""
     found = [torch.cdist(rows, others).min(1) for rows in points.split(_ROWS)]
     return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 
 def _check(a: Tensor, b: Tensor) -> None:
+    """Raise `BadInput` for too few points."""
     if min(len(a), len(b)) < 2 * _BLOCKS:
         raise BadInput(f"sample quality: takes at least {2 * _BLOCKS} points of either kind")

@@ -1,4 +1,4 @@
-"""Numbers of latent states, and the memory and the time that a sum over all of them takes."""
+"""Number of latent states, and the memory and time that a sum over all of them takes."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,30 +12,31 @@ from ppl_gen.core.memory import free_memory
 from ppl_gen.inference.densities import Site
 from ppl_gen.inference.pair import Pair
 
-_MOST_STATES = 2**20  # x numbers per state: for an image, unless asked for
-_STATES_IMAGES = 2**26  # states x images x numbers per state that are held at once
-_BYTES = 4  # of a number in float32
+_MOST_STATES = 2**20  # states x numbers per state of an image, up to which enumeration is the default
+_STATES_IMAGES = 2**26  # states x images x numbers per state that are in memory at a time
+_BYTES = 4  # size of a float32 number
 
 
-# Of distributions, while a pair is read ----------------------------------------------------------------------------
+# Distributions, while a pair is read -------------------------------------------------------------------------------
 
 
 def count_states(distributions: Iterable[Any]) -> int | None:
-    """Number of values that some distributions have together; None if any has no finite support."""
+    """Number of joint values of some distributions; None if any has no finite support."""
     total = 1
     for distribution in distributions:
         if not distribution.has_enumerate_support:
             return None
-        try:  # a number that is known spares the list of 2^M states
+        try:  # `num_states` avoids listing 2^M states
             known = offers(distribution, CountsStates)
             total *= distribution.num_states if known else len(distribution.enumerate_support(expand=False))
-        except NotImplementedError:  # such as of numbers of trials that differ
+        except NotImplementedError:  # such as a Binomial with different numbers of trials
             return None
     return total
 
 
 def can_sum_states(sites: Sequence[Site]) -> bool:
-    """True if there is one observed distribution, which can sum over all values of the one latent site by itself."""
+    """True if there are one latent and one observed site, and the observed distribution can sum over all values of the
+    latent one by itself."""
     if [site["is_observed"] for site in sites] not in ([False, True], [True, False]):
         return False
     latent, observed = sorted(sites, key=lambda site: bool(site["is_observed"]))
@@ -46,49 +47,50 @@ def can_sum_states(sites: Sequence[Site]) -> bool:
 
 
 def numbers_held(distribution: Any, num_images: int) -> int:
-    """Numbers that the log-density of an image takes for each latent state: its pixels, or 1 where the distribution
-    sums over them before it broadcasts.
+    """Numbers in memory per image and latent state for the log-density of an image: its pixels, or 1 if the
+    distribution sums over pixels before it broadcasts.
 
-    :param num_images: images that the distribution's batch shape has.
+    :param num_images: number of images in the distribution's batch shape.
     """
     first = offers(distribution, SumsPixelsFirst) and distribution.sums_pixels_first
     pixels = 1 if first else math.prod(distribution.event_shape)
     return math.prod(distribution.batch_shape) * pixels // num_images
 
 
-# Of a pair ---------------------------------------------------------------------------------------------------------
+# Pairs -------------------------------------------------------------------------------------------------------------
 
 
 def numbers_per_state(pair: Pair) -> float:
-    """Numbers that are held for each state and image: a sixteenth where the likelihood sums over states by itself."""
+    """Numbers in memory per state and image; a sixteenth if the likelihood sums over states by itself."""
     return 1 / 16 if pair.sums_states else pair.pixels_per_state
 
 
-def cheap(pair: Pair) -> bool:
-    """True if log p(x) of many images can be enumerated in minutes: up to 2^20 states, fewer where the likelihood
+def cheap_to_enumerate(pair: Pair) -> bool:
+    """True if log p(x) of many images can be enumerated in minutes: up to 2^20 states, or fewer if the likelihood
     broadcasts before it sums over pixels."""
     return pair.num_states is not None and pair.num_states * max(1, numbers_per_state(pair)) <= _MOST_STATES
 
 
 def block_size(pair: Pair, posterior: bool = False) -> int:
-    """Number of images that are summed over at a time.
+    """Number of images at a time in a sum over states.
 
-    :param posterior: True where each state of each image is asked for, and not only their sum.
+    :param posterior: True if p(z | x) of every state is needed, not only the sum.
     """
     assert pair.num_states is not None
     return max(1, min(1000, int(_STATES_IMAGES / (pair.num_states * max(numbers_per_state(pair), int(posterior))))))
 
 
 def block_size_by_state(pair: Pair) -> int:
-    """Number of images that are summed over at a time where the model is called for one state after the other."""
+    """Number of images at a time, if the model is called for one state after the other."""
     assert pair.num_states is not None
     return max(1, min(10_000, _STATES_IMAGES // (8 * pair.num_states)))
 
 
 def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
-    """Bytes of an enumeration: the states themselves, and arrays [states, images] of their log-joints: three at a time
-    forwards (two factors and their sum), in float64 without gradients; in float32 with them, and two more backwards.
-    Where the likelihood broadcasts before it sums over pixels, these have its pixels too."""
+    """Bytes that an enumeration needs. These are the states themselves, and arrays [states, images] of log-joints:
+    three at a time in the forward pass (two factors and their sum), in float64 without gradients; in float32 with
+    gradients, and two more in the backward pass. The arrays also have a dimension of pixels if the likelihood
+    broadcasts before it sums over pixels."""
     assert pair.num_states is not None
     units = sum(math.prod(shape) for shape in pair.event_shapes.values())
     held = num_images * numbers_per_state(pair) * (5 if gradients else 6)
@@ -96,10 +98,10 @@ def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
 
 
 def require_memory(pair: Pair, num_images: int, gradients: bool = False, device: torch.device | str = "cpu") -> None:
-    """Refuse an enumeration that does not fit into the memory that is free.
+    """Refuse an enumeration that does not fit into free memory.
 
     :param gradients: True for a training step.
-    :raises BadInput: with the memory that it needs and the memory that there is.
+    :raises BadInput: with the memory that is needed and the memory that is free.
     """
     needed, free = memory_needed(pair, num_images, gradients), free_memory(device)
     if needed > free:

@@ -1,8 +1,9 @@
 """`pyro.param` statements of a pair, as parameters of its modules.
 
 Pyro keeps the value of `pyro.param("scale", …)` in one store for the whole process. A run needs it in its checkpoint,
-on the device of its module, and apart from another run's value of the same name. So the statements of a model and a
-guide are found when the pair is put together, and answered from then on by parameters of the module that makes them.
+on the device of its module, and separate from another run's value of the same name. Therefore the statements of a model
+and a guide are found when the pair is assembled. From then on their values are parameters of the module that makes the
+statement.
 """
 
 import functools
@@ -22,33 +23,35 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import accepting, evaluating, modules_of
 
 _METHODS = members(Model, Guide, HasDensity, Amortized, ClosedForm, HasPictures)
-"""Methods of a module that may make statements."""
+"""Methods of a module that may make `pyro.param` statements."""
 
 
 class ParamStatements(nn.Module):
-    """The unconstrained values of `pyro.param` statements, and the nets of `pyro.module` statements that are no
-    submodules."""
+    """A module with the unconstrained values of `pyro.param` statements, and with the networks of `pyro.module`
+    statements that are not submodules of the model or the guide."""
 
     def __init__(self, values: dict[str, Tensor], constrained_to: dict[str, Any], nets: dict[str, nn.Module]):
         super().__init__()
         self.constrained_to = constrained_to
-        """By the statement that made the parameter; another may read it by its name alone."""
+        """Constraint of each parameter, from the statement that created it. A later statement may give the name
+        alone."""
         for name, value in values.items():
             self.register_parameter(_key("param", name), nn.Parameter(value.detach().clone()))
         for name, net in nets.items():
             self.add_module(_key("module", name), net)
 
     def find(self, name: str) -> nn.Parameter | None:
+        """The parameter of a statement, or None."""
         return self._parameters.get(_key("param", name))
 
 
 def _key(kind: str, name: str) -> str:
-    """A name as a module may have it: without dots, and no attribute's. Different names have different keys."""
+    """A unique name that a module accepts for a parameter or submodule: it has no dots and equals no attribute."""
     return f"{kind}:{name.replace('%', '%25').replace('.', '%2E')}"
 
 
-class _Answer(Messenger):
-    """Answers statements in the place of Pyro's store."""
+class _ParamHandler(Messenger):
+    """Handler that returns parameters of modules for `pyro.param` statements, in place of Pyro's store."""
 
     def __init__(self, owner: str, tables: list[ParamStatements]):
         super().__init__()
@@ -63,25 +66,25 @@ class _Answer(Messenger):
             if type(constraint) is not type(table.constrained_to[name]):
                 constraint = table.constrained_to[name]
             value = transform_to(constraint)(found)
-        elif isinstance(initial, nn.Parameter):  # of pyro.module: the module's own
+        elif isinstance(initial, nn.Parameter):  # a statement of pyro.module: the module's own parameter
             found = value = initial
-        elif initial is None:  # of a PyroModule, which has put its own into the store
+        elif initial is None:  # a statement of a PyroModule, which puts its own parameters into the store
             return
         else:
             raise BadInput(
-                f"pyro.param('{name}') of {self.owner} was not there when the pair was put together: make all "
+                f"pyro.param('{name}') of {self.owner} did not exist when the pair was assembled: make all "
                 "statements at every call, or make it an nn.Parameter"
             )
-        value.unconstrained = lambda: found  # which SVI asks for
+        value.unconstrained = lambda: found  # SVI reads it
         message["value"] = value
 
 
 def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
-    """Find the `pyro.param` statements of a pair by running it, and give its modules the parameters that answer them. A
-    statement of both is the model's. A pair without statements stays as it is.
+    """Find the `pyro.param` statements of a pair by running it, and turn their values into parameters of its modules. A
+    statement that both make belongs to the model. A pair without statements is left as it is.
 
-    :param batch: three images, and their labels where the functions take them.
-    :raises BadInput: for a parameter with a row for each image, and for a net that other runs share.
+    :param batch: three images, and their labels if the functions take them.
+    :raises BadInput: for a parameter with a row for each image, and for a network that other runs share.
     """
     own = {id(parameter) for module in (model, guide) for parameter in module.parameters()}
     tables: list[ParamStatements] = []
@@ -95,7 +98,7 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
         for name, value in of_two.items():
             if id(value) in own or any(table.find(name) is not None for table in tables):
                 continue
-            net, of_net, path = name.partition("$$$")  # as pyro.module joins them
+            net, of_net, path = name.partition("$$$")  # pyro.module joins the names so
             if name in of_three and of_three[name].shape != value.shape:
                 raise BadInput(
                     f"pyro.param('{name}') of {type(module).__name__} has the shape {tuple(value.shape)} for 2 images "
@@ -103,7 +106,7 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
                 )
             if not of_net:
                 values[name] = value
-            elif isinstance(value, nn.Parameter):  # else Pyro's copy of one that is not contiguous
+            elif isinstance(value, nn.Parameter):  # else a copy, which Pyro makes of a parameter that is not contiguous
                 nets[net] = _made_by(model, guide, net, path, value)
         if values or nets:
             tables.append(ParamStatements(values, stores[2]["constraints"], nets))
@@ -112,23 +115,24 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
     if tables:
         prior = dict(model.named_children()).get("swapped_prior")
         for module in (model, guide) if prior is None else (model, guide, prior):
-            _answer_from(module, tables)
+            _handle_params(module, tables)
         if prior is not None:
             model.prior = prior.prior
 
 
 def _run(function: Callable[..., Any], store: Any, *batch: Tensor) -> None:
-    """Add to a store what a function states. One that fails is told where the pair is read."""
+    """Run a function with Pyro's parameter store replaced by `store`. An error is ignored here: it is reported when the
+    pair is read."""
     with pyro.get_param_store().scope(store), warnings.catch_warnings(), suppress(Exception):
         warnings.simplefilter("ignore")
         accepting(function)(*batch)
 
 
 def _made_by(model: nn.Module, guide: nn.Module, name: str, path: str, parameter: nn.Parameter) -> nn.Module:
-    """The net of a `pyro.module` statement that a constructor has put into a list or the like.
+    """Find the network of a `pyro.module` statement that a constructor has stored outside of submodules, as in a list.
 
-    :param path: the name of one of the net's parameters.
-    :raises BadInput: for a net from elsewhere. No seed draws its weights, and all runs of a process would share them.
+    :param path: name of one of the network's parameters.
+    :raises BadInput: for a network from elsewhere. No seed draws its weights, and all runs of a process would share it.
     """
     methods = [f for part in (model, guide) for kind in type(part).mro() for f in vars(kind).values()]
     shared = {id(net) for net in modules_of(*(f for f in methods if isinstance(f, FunctionType)))}
@@ -136,26 +140,28 @@ def _made_by(model: nn.Module, guide: nn.Module, name: str, path: str, parameter
         if id(net) not in shared and dict(net.named_parameters()).get(path) is parameter:
             return net
     raise BadInput(
-        f"pyro.module('{name}') is of a net that is made outside of model and guide, so that no seed draws its weights "
-        "and all runs share them: make it in the constructor, self.net = …, and name self.net"
+        f"pyro.module('{name}') uses a network that is made outside of model and guide, so that no seed draws its "
+        "weights and all runs share them: make it in the constructor, self.net = …, and name self.net"
     )
 
 
-def _answer_from(module: nn.Module, tables: list[ParamStatements]) -> None:
-    """Let the methods of a module be answered from tables, its own first. That takes a class derived from the module's,
-    so that a copy of the module is answered from the tables of the copy."""
+def _handle_params(module: nn.Module, tables: list[ParamStatements]) -> None:
+    """Wrap the methods of a module in `_ParamHandler` with these tables, its own first. The wrapped methods belong to a
+    subclass of the module's class, not to the instance, so that a copy of the module uses the tables of the copy."""
     own = module._modules.get("param_statements")
     vars(module)["statement_tables"] = sorted(tables, key=lambda table: table is not own)
     kind = type(module)
-    methods = {name: _answered(getattr(kind, name)) for name in _METHODS if callable(getattr(kind, name, None))}
+    methods = {name: _handled(getattr(kind, name)) for name in _METHODS if callable(getattr(kind, name, None))}
     make: Any = type(kind)
     module.__class__ = make(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
 
 
-def _answered(method: Callable[..., Any]) -> Callable[..., Any]:
+def _handled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a method in `_ParamHandler` with the tables of its instance."""
+
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _Answer(type(self).__name__, vars(self)["statement_tables"]):
+        with _ParamHandler(type(self).__name__, vars(self)["statement_tables"]):
             return method(self, *args, **kwargs)
 
     return call

@@ -1,4 +1,4 @@
-"""Running a pair: the trace of the guide, and the model's at the values that the guide has drawn."""
+"""Execution of a pair: the trace of the guide, and the trace of the model at the values that the guide has drawn."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -10,36 +10,34 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.callables import Batch, PyroFunction
 from ppl_gen.inference.densities import masked_log_prob
-
-PyroFunction = Callable[..., Any]
 
 
 class Traces(NamedTuple):
-    """The traces of a guide and of a model at the same values of the latent sites."""
+    """The traces of a guide and a model at the same values of the latent sites."""
 
     guide: poutine.Trace
     model: poutine.Trace
 
 
 def trace_of(function: PyroFunction, batch: Batch) -> poutine.Trace:
-    """The trace of a Pyro function."""
+    """Run a Pyro function and return its trace."""
     return poutine.trace(function).get_trace(batch.x, *batch.args, **batch.kwargs)
 
 
 def under_samples(function: PyroFunction, num_samples: int, dim: int) -> PyroFunction:
-    """The function under a plate of samples.
+    """Wrap a function in a plate of samples.
 
-    :param dim: dimension of that plate, left of all others.
+    :param dim: dimension of that plate, left of all other plates.
     """
     return pyro.plate("_samples", num_samples, dim=dim)(function)
 
 
 def replayed(guide: PyroFunction, model: PyroFunction, batch: Batch, detach: bool = False) -> Traces:
-    """The guide's trace, and the model's replayed against it.
+    """Run the guide, and then the model at the values that the guide has drawn.
 
-    :param detach: cut the path from the values back to the parameters that they were drawn with.
+    :param detach: detach the values from the parameters that they were drawn with.
     """
     with _Detach() if detach else nullcontext():
         drawn = trace_of(guide, batch)
@@ -47,12 +45,14 @@ def replayed(guide: PyroFunction, model: PyroFunction, batch: Batch, detach: boo
 
 
 def conditioned(guide: PyroFunction, model: PyroFunction, values: dict[str, Tensor], batch: Batch) -> Traces:
-    """Both traces at given values of the latent sites."""
+    """Run guide and model at given values of the latent sites."""
     guide, model = (poutine.condition(function, values) for function in (guide, model))
     return Traces(trace_of(guide, batch), trace_of(model, batch))
 
 
 class _Detach(Messenger):
+    """Handler that detaches sampled values."""
+
     def _pyro_post_sample(self, message: Any) -> None:
         message["value"] = message["value"].detach()
 
@@ -61,21 +61,24 @@ class _Detach(Messenger):
 
 
 class FrozenTraces(NamedTuple):
-    """A guide's draw, and both traces at clones of the values that it has drawn, the guide's under detached
-    parameters."""
+    """The trace in which the guide has drawn z, and the traces of guide and model at clones of these values. In the
+    second trace of the guide, its parameters are detached."""
 
     drawn: poutine.Trace
     traces: Traces
     values: dict[str, Tensor]
-    """The clones: the path from one latent site of the guide to another does not lead through them."""
+    """The clones. Gradients from one latent site of the guide to another do not pass through them."""
 
 
 def frozen_guide_traces(
     guide: PyroFunction, model: PyroFunction, module: nn.Module | None, latent: Iterable[str], batch: Batch
 ) -> FrozenTraces:
-    """The traces for a gradient along z alone (Roeder et al. 2017): the guide is replayed under detached parameters.
+    """Traces for a gradient through z alone (Roeder et al. 2017): the guide is replayed with detached parameters.
 
-    :param module: the module that holds the guide's parameters. Without one, they are of `pyro.param` statements.
+    Detached distributions would not do. The guide's distribution of one site may depend on z of another site, and this
+    path must stay.
+
+    :param module: module that holds the guide's parameters; None if they are from `pyro.param` statements.
     :param latent: names of the latent sites.
     """
     drawn = trace_of(guide, batch).copy()
@@ -96,8 +99,8 @@ def frozen_guide_traces(
 
 
 def _scored(guide: PyroFunction, latent: Iterable[str]) -> Callable[..., poutine.Trace]:
-    """The guide's trace with the log-densities in it: some distributions, such as flows, look their parameters up when
-    these are asked for, and not when they are made."""
+    """Wrap a guide in a function that returns its trace with log-densities computed. Some distributions, such as flows,
+    read their parameters only when the density is computed. It must be computed while the parameters are replaced."""
 
     def trace(*args: Any, **kwargs: Any) -> poutine.Trace:
         made = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -109,14 +112,15 @@ def _scored(guide: PyroFunction, latent: Iterable[str]) -> Callable[..., poutine
 
 
 class _DetachParameters(Messenger):
-    """Detaches what `pyro.param` statements return; the parameters of a module are replaced in it."""
+    """Handler that detaches the values of `pyro.param` statements. (`functional_call` replaces a module's
+    parameters.)"""
 
     def _pyro_post_param(self, message: Any) -> None:
         message["value"] = message["value"].detach()
 
 
 class _Call(nn.Module):
-    """A function that uses a module, as a module: `torch.func.functional_call` takes no other."""
+    """A function that uses a module, as a module itself, which `torch.func.functional_call` requires."""
 
     def __init__(self, module: nn.Module, function: Callable[..., Any]):
         super().__init__()

@@ -154,7 +154,7 @@ class GAN(nn.Module):
 
 
 def _layers(sizes: Sequence[int], *, normalized: bool) -> nn.Sequential:
-    """Linear layers with leaky ReLU and, if asked for, batch normalization between them."""
+    """Linear layers with leaky ReLU between them, and batch normalization if `normalized`."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), *([_BatchNorm(outputs)] if normalized else []), nn.LeakyReLU(_SLOPE)]
@@ -162,7 +162,7 @@ def _layers(sizes: Sequence[int], *, normalized: bool) -> nn.Sequential:
 
 
 class _BatchNorm(nn.BatchNorm1d):
-    """Over all leading dimensions of [..., features]."""
+    """Batch normalization of features [..., features] over all leading dimensions."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.flatten(0, -2)).reshape(input.shape)

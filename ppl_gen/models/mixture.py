@@ -23,8 +23,8 @@ class Mixture(nn.Module):
     probabilities still start near 1/2.
 
     b learns at a tenth of the rate of w and c, because it is 0.1 times a parameter. Adam moves every parameter by about
-    the learning rate, whatever its gradient. If b moved as fast as w, components would lose their weight in the first
-    epoch.
+    the learning rate, for any size of its gradient. If b moved as fast as w, components would lose their weight in the
+    first epoch.
 
     >>> model = Mixture(64, num_components=3)
     >>> model.prior()

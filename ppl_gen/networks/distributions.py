@@ -61,7 +61,7 @@ class BernoulliVector(dist.TorchDistribution):
     support = constraints.independent(constraints.boolean, 1)
     has_enumerate_support = True
     sums_pixels_first = True
-    """Says that `log_prob` makes no array of states x images x pixels."""
+    """True: `log_prob` makes no array of states x images x pixels (`SumsPixelsFirst`)."""
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
         self._logits = logits
@@ -418,7 +418,7 @@ def log_density(distribution: Any, value: Tensor, *args: Any, wide: bool = False
 
 
 def _has_probs(bernoulli: Any) -> bool:
-    """True if it was constructed from probabilities. Torch keeps log-odds beside them once they are asked for."""
+    """True if a Bernoulli was constructed from probabilities. Torch stores its log-odds too once they are read."""
     return bernoulli._param is not bernoulli.__dict__.get("logits")
 
 
@@ -428,7 +428,7 @@ def _traced() -> bool:
 
 
 def _differentiated(*parts: Tensor) -> bool:
-    """True if a gradient of any of the tensors is asked for."""
+    """True if any of the tensors requires a gradient, and gradients are on."""
     return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
 
 

@@ -1,7 +1,5 @@
 """The VampPrior, a mixture of the guide's posteriors."""
 
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -43,6 +41,5 @@ class Vamp(nn.Module):
 
     def prior(self) -> dist.TorchDistribution:
         """p(z), event [latent_dim]."""
-        guide: Any = self.guide
-        components = guide.posterior(guide.encode(self.pseudo_inputs.sigmoid()))
+        components = self.guide.posterior(self.guide.encode(self.pseudo_inputs.sigmoid()))
         return dist.MixtureSameFamily(dist.Categorical(logits=self.weights), components)

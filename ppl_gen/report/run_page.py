@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ppl_gen.core.commands import command, fit_command, named_again
+from ppl_gen.core.commands import command, external_class_options, fit_command
 from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import table
 from ppl_gen.experiment.run_directory import Json, RunDirectory
@@ -97,5 +97,5 @@ def _again(run: RunDirectory) -> Iterator[tuple[str, Sequence[str]]]:
     """Comments, each with its command. A run that was made from Python has no command that makes it."""
     made = fit_command(run.config)
     yield "the run, where there is none yet" if made else "the run was made from Python", made
-    resume = command("fit", "--resume", run.path, *named_again(run.config))
+    resume = command("fit", "--resume", run.path, *external_class_options(run.config))
     yield "go on with it if it was interrupted, and draw it again", resume

@@ -93,7 +93,7 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
         matmul_precision(options.matmul_precision),
         pyro.get_param_store().scope(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        interrupts(shared=parallel.size() > 1) as interrupted,
+        interrupts(shared=parallel.world_size() > 1) as interrupted,
         warnings.catch_warnings(),
     ):
         # Pyro warns of a loss that is not finite. Here it ends the run with a sentence.
@@ -136,7 +136,7 @@ class Loop:
         # -- batches --------------------------------------------------------------------------------------------
         self.size, self.least = min(self.options.batch_size, count), 1
         # A batch, or the share of a process, may have one image.
-        if self.size == 1 or count % self.size == 1 or parallel.size() > 1:
+        if self.size == 1 or count % self.size == 1 or parallel.world_size() > 1:
             loss = partial(self.loss, self.pair.model, self.pair.guide)
             self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
         self.steps_per_epoch = len(batches(torch.arange(count), self.size, self.least))
@@ -144,7 +144,7 @@ class Loop:
 
         # -- step -----------------------------------------------------------------------------------------------
         self.captured: Captured | None = None
-        self.shared = None if parallel.size() == 1 else SharedGradient(self.loss, self.parameters, interrupted)
+        self.shared = None if parallel.world_size() == 1 else SharedGradient(self.loss, self.parameters, interrupted)
         self.warmup = ScaleLatents()
         functions = [self.pair.model, self.pair.guide]
         if self.options.kl_warmup:
@@ -225,7 +225,7 @@ class Loop:
         if self.shared:
             # Noise is seeded at each step: the checkpoint holds no generator per process, so their number may change.
             first_seed = options.seed * 1_000_003 + state.step + _NOISE_STREAM
-            torch.manual_seed(parallel.seed(first_seed))
+            torch.manual_seed(parallel.rank_seed(first_seed))
             self.shared.whole, index = images, parallel.shard(index, self.least)
         with pyro.validation_enabled(False):
             value = self.svi.step(*self.batch(index))
@@ -342,8 +342,8 @@ def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *b
     if options.kl_warmup and not has_kl_term(objective, pair):
         raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
     if options.capture:
-        if parallel.size() > 1:
-            raise BadInput(f"--capture: needs a single process, not {parallel.size()}")
+        if parallel.world_size() > 1:
+            raise BadInput(f"--capture: needs a single process, not {parallel.world_size()}")
         recorded = recordable(objective, pair)
         return elbo if recorded is objective else bind(recorded, pair, *batch)
     return elbo

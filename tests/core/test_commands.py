@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ppl_gen.core import cli, commands
-from ppl_gen.core.commands import fit_command, named_again, words
+from ppl_gen.core.commands import external_class_options, fit_command, words
 from ppl_gen.evaluate import Command
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.inference.annealed import Annealing
@@ -56,8 +56,8 @@ def test_switches() -> None:
 
 def test_classes_of_ones_own_are_named_again() -> None:
     config = {"model": "vae", "guide": "my.py:Mine", "prior": None}
-    assert named_again(config) == ["--guide", "my.py:Mine"]
-    assert named_again({"model": "m.py:M", "prior": "p.py:P"}) == ["--model", "m.py:M", "--prior", "p.py:P"]
+    assert external_class_options(config) == ["--guide", "my.py:Mine"]
+    assert external_class_options({"model": "m.py:M", "prior": "p.py:P"}) == ["--model", "m.py:M", "--prior", "p.py:P"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from estimates import ABOUT, ONE, annealed, importance, sampled, sandwich
+from estimates import ABOUT, ONE, annealed, bidirectional, importance, sampled
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.tables import Row
@@ -39,7 +39,7 @@ def _uneven() -> Evaluation:
         num_samples=50, from_prior=ONE, log_px=-11 * ONE, log_px_mc_var=1e-4 * ONE, log_px_bias=0 * ONE
     )
     guided = replace(guided, **values, iwae=bounds, largest=0.1 * ONE, second_opinion=opinion)
-    chains = annealed(-10, sandwich=sandwich())
+    chains = annealed(-10, bidirectional=bidirectional())
     chains = replace(chains, log_px=chains.log_px + steps)
     proposal = {"prior_share": 0.5, "temperature": 1.0, "guides": ["own"]}
     mixed = sampled(-10.0, estimator="importance", words="several", settings={"proposal": proposal})
@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_estimates() -> None:
     assert evaluation.elbo.se == pytest.approx(spread) and str(evaluation.elbo) == f"-12.00 ± {spread:.2f}"
     assert [evaluation.iwae[k].mean for k in (1, 10, 100)] == pytest.approx([-12, -11, -10.5])
     assert evaluation.iwae[10].values is not None and evaluation.iwae[10].values.shape == (20,)
-    assert evaluation["second_opinion"].values is not None and evaluation.sandwich is not None
+    assert evaluation["second_opinion"].values is not None and evaluation.bidirectional is not None
     assert evaluation.about["model"] == "vae" and evaluation.options == {"seed": 0, "proposals": []}
     assert repr(evaluation).splitlines()[2].startswith("gap       2.00")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from estimates import ABOUT, annealed, importance, sampled, sandwich
+from estimates import ABOUT, annealed, bidirectional, importance, sampled
 
 from ppl_gen.evaluation.entries import entry_of, primary
 from ppl_gen.evaluation.evaluation import Evaluation
@@ -122,7 +122,7 @@ def test_a_number_that_does_not_exist_is_none_in_json() -> None:
 
 @pytest.mark.parametrize("name", ["annealed", "prior"])
 def test_each_estimator_is_told(name: str) -> None:
-    others = {"annealed": annealed(-10, sandwich=sandwich()), "prior": sampled(-10.5, estimator="prior")}
+    others = {"annealed": annealed(-10, bidirectional=bidirectional()), "prior": sampled(-10.5, estimator="prior")}
     told = {
         "annealed": "annealed, 16 chains x 1000 temperatures from the prior; Monte Carlo error 0.04, estimated bias",
         "prior": "S = 1000 importance samples from the prior; effective 500.0; Monte Carlo error 0.0022, estimated",

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from estimates import ABOUT, ONE, annealed, importance, low, sampled, sandwich
+from estimates import ABOUT, ONE, annealed, bidirectional, importance, low, sampled
 
 from ppl_gen.evaluation import verdicts
 from ppl_gen.evaluation.evaluation import Evaluation
@@ -18,7 +18,7 @@ from ppl_gen.inference.proposals import SecondOpinion
 def test_samples_that_miss_the_posterior_are_at_least() -> None:
     """All weights of a proposal that is nowhere near may be alike: annealing tells what k-hat cannot."""
     for log_px, doubted in ((-90.0, False), (-100.0, True), (-80.0, False)):
-        prior = sampled(log_px, estimator="prior", judges_guides=False)
+        prior = sampled(log_px, estimator="prior", usable_for_gap=False)
         assert verdicts.at_least({"prior": prior, "annealed": annealed(-90.0, 1e-4, -1e-4)}, "prior") == doubted
         assert not verdicts.at_least({"prior": prior}, "prior")
 
@@ -27,7 +27,7 @@ def test_samples_that_miss_the_posterior_are_at_least() -> None:
 def test_annealing_below_the_others_is_at_least(mc_var: float, bias: float) -> None:
     """Importance sampling 66.31, ELBO 59.92, annealing 58.42: all are low, and the gap is taken of the largest, also
     where annealing states a large bias."""
-    found = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, mc_var, bias, sandwich())}
+    found = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, mc_var, bias, bidirectional())}
     evaluation = Evaluation.of(found, "annealed", ABOUT)
     summary = evaluation.summary
     assert summary["log_px"]["at_least"] and not summary["log_px_importance"]["at_least"]
@@ -61,7 +61,7 @@ def test_the_gap_is_of_a_log_px_that_is_told() -> None:
     opinion.log_px[3] = -5.0
     note, gap = noted(asked, "importance")
     assert note.startswith("of log p(x) -9.75: ") and gap["mean"] == pytest.approx(2.25), gap
-    both = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, sandwich=sandwich())}
+    both = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, bidirectional=bidirectional())}
     assert noted(both, "annealed")[0] == "of log p(x) 66.31: importance sampling"
 
 
@@ -84,17 +84,17 @@ def test_one_image_is_enough_to_be_at_least() -> None:
 
 def test_estimates_that_agree_are_not_at_least() -> None:
     """Annealing is trusted where the sandwich is narrow, importance sampling is trusted, and they agree."""
-    trusted, chains = importance(-10, -12), annealed(-10.02, sandwich=sandwich())
+    trusted, chains = importance(-10, -12), annealed(-10.02, bidirectional=bidirectional())
     agreed: dict[str, Estimate] = {"importance": trusted, "annealed": chains}
     assert not verdicts.at_least(agreed, "annealed") and not verdicts.at_least(agreed, "importance")
     doubtful: list[dict[str, Estimate]] = [
-        {"annealed": replace(chains, sandwich=None)},
-        {"annealed": replace(chains, sandwich=sandwich(20))},
-        {"annealed": replace(chains, sandwich=sandwich(0, 1))},
+        {"annealed": replace(chains, bidirectional=None)},
+        {"annealed": replace(chains, bidirectional=bidirectional(20))},
+        {"annealed": replace(chains, bidirectional=bidirectional(0, 1))},
         {"importance": importance(-10, -12, khat=0.9)},
-        {"annealed": annealed(-10.02, 0.04, -0.5, sandwich())},
-        {"annealed": annealed(-10.02, math.nan, math.nan, sandwich())},
-        {"annealed": annealed(-12.5, sandwich=sandwich())},
+        {"annealed": annealed(-10.02, 0.04, -0.5, bidirectional())},
+        {"annealed": annealed(-10.02, math.nan, math.nan, bidirectional())},
+        {"annealed": annealed(-12.5, bidirectional=bidirectional())},
     ]
     for each in doubtful:
         assert verdicts.at_least(agreed | each, "annealed")
@@ -106,8 +106,8 @@ def test_estimates_that_agree_are_not_at_least() -> None:
 
 def test_prior_samples_vouch_for_nothing() -> None:
     """However k-hat trusts them."""
-    chains = annealed(-10.02, sandwich=sandwich())
-    prior = sampled(-10.0, estimator="prior", judges_guides=False)
+    chains = annealed(-10.02, bidirectional=bidirectional())
+    prior = sampled(-10.0, estimator="prior", usable_for_gap=False)
     found = {"importance": importance(-10, -12, khat=0.9), "prior": prior, "annealed": chains}
     assert not verdicts.at_least(found, "prior") and verdicts.at_least(found, "annealed")
     assert not verdicts.at_least(found | {"mixed": sampled(-10.0)}, "annealed")
@@ -119,7 +119,7 @@ def test_prior_samples_vouch_for_nothing() -> None:
 def test_a_sandwich_says_what_it_has_not_seen(wide: int, count: int, most: float) -> None:
     """The upper 95 % limit of a share (Clopper and Pearson): about 3/n where none of n is wide, and in any case the
     share at which so few wide images have a probability of 5 %."""
-    found = {"importance": importance(-10, -12), "annealed": annealed(-10, sandwich=sandwich(wide, count))}
+    found = {"importance": importance(-10, -12), "annealed": annealed(-10, bidirectional=bidirectional(wide, count))}
     evaluation = Evaluation.of(found, "annealed", ABOUT)
     said = evaluation.summary["sandwich"]["wide"]
     assert said["num_images"] == wide and said["fraction_at_most"] == pytest.approx(most, rel=1e-4)
@@ -134,10 +134,10 @@ def test_a_sandwich_says_what_it_has_not_seen(wide: int, count: int, most: float
 
 def test_the_gap_begins_with_an_estimate_that_guides_are_judged_by() -> None:
     """A primary estimate from the prior is no such estimate, whatever its mean; one of several proposals is."""
-    guided, few = importance(-10, -12), sampled(-10.4, estimator="prior", judges_guides=False)
+    guided, few = importance(-10, -12), sampled(-10.4, estimator="prior", usable_for_gap=False)
     few.log_px_mc_var[:] = 1.0  # by less than its error
     assert verdicts.largest({"importance": guided, "prior": few}, "prior").name == "importance"
-    assert verdicts.largest({"importance": guided, "mixed": replace(few, judges_guides=True)}, "mixed").name == "mixed"
+    assert verdicts.largest({"importance": guided, "mixed": replace(few, usable_for_gap=True)}, "mixed").name == "mixed"
     known = verdicts.largest({"exact": exact(-9 * ONE), "importance": guided}, "importance")
     assert known.name == "exact" and not known.at_least and known.log_px.tolist() == [-9] * 20
 

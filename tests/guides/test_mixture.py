@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.mixture import DiagonalMixture
-from ppl_gen.inference.elbos import RecordableELBO, ScaleLatents, Scored, scaled
+from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, ScaleLatents, scaled
 from ppl_gen.inference.gaps import Search, gaps
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind, recordable
@@ -115,7 +115,7 @@ def test_pyros_own_objective() -> None:
     pair = Pair.read(_model, guide, batch)
     elbo = construct("elbo")
     ours = bind(elbo, pair, batch)
-    assert isinstance(ours, Scored) and ours.num_particles == 2
+    assert isinstance(ours, PartialScoreELBO) and ours.num_particles == 2
     tensors_alone = recordable(elbo, pair)
     assert isinstance(tensors_alone, RecordableELBO) and tensors_alone.num_particles == 2
     recorded = bind(tensors_alone, pair, batch)
@@ -222,7 +222,7 @@ def test_two_kinds_of_choice_in_one_guide() -> None:
 
     x = torch.zeros(4, 1, dtype=F64)
     pair = Pair.read(model, guide, x)
-    with pytest.raises(BadInput, match=r"'z' by a choice and a path.*use vimco or rws"):
+    with pytest.raises(BadInput, match=r"a discrete choice in 'z'.*use vimco or rws"):
         bind(construct("elbo"), pair, x)
     for name in ("vimco", "rws"):
         loss = bind(construct(name, num_particles=3), pair, x).differentiable_loss(None, None, x)

@@ -10,7 +10,7 @@ from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite, log_px_w
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.annealed import Annealing, _Path, annealed_log_px, sandwich
+from ppl_gen.inference.annealed import Annealing, _Path, annealed_log_px, bidirectional_bounds
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.vae import VAE
 
@@ -46,7 +46,7 @@ def test_adapted_temperatures_are_worth_it() -> None:
     widths = {}
     for schedule in ("adaptive", "linear"):
         annealing = Annealing(60, num_chains=8, leapfrog_steps=3, schedule=schedule)  # type: ignore[arg-type]
-        widths[schedule] = sandwich(model, 50, annealing=annealing).width
+        widths[schedule] = bidirectional_bounds(model, 50, annealing=annealing).width
     difference = widths["linear"] / 2 - widths["adaptive"]
     assert float(difference.mean()) > 2 * float(difference.std()) / math.sqrt(50)
 
@@ -62,7 +62,7 @@ def test_mean_weight_is_unbiased(schedule: str, start: str) -> None:
     annealing = Annealing(4, 2, leapfrog_steps=2, schedule=schedule, start=start)  # type: ignore[arg-type]
     x, guide = linear.model(n=1), ExactGuide(linear, 1.5)
     found = annealed_log_px(linear, x.expand(5000, -1), guide=guide, annealing=annealing)
-    between = sandwich(linear, 5000, guide=guide, annealing=annealing)
+    between = bidirectional_bounds(linear, 5000, guide=guide, annealing=annealing)
     for ratio in ((found.log_px - linear.log_px(x)).exp(), (linear.log_px(between.x) - between.upper).exp()):
         error = float(ratio.std()) / math.sqrt(5000)
         assert abs(float(ratio.mean()) - 1) < 4 * error
@@ -74,7 +74,7 @@ def test_bounds_pass_log_px_as_rarely_as_they_promise() -> None:
     chain, within 4 standard errors, false alarms below 3e-5 for each of 6. Bounds that were off by 1.5 nats would not
     hold: the promise is not an empty one here."""
     model = LinearGaussian(2, 1, noise=0.5).requires_grad_(False)
-    found = sandwich(model, 10_000, annealing=Annealing(3, num_chains=1, leapfrog_steps=2))
+    found = bidirectional_bounds(model, 10_000, annealing=Annealing(3, num_chains=1, leapfrog_steps=2))
     exact = model.log_px(found.x)
     levels = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
     allowed = (-levels).exp() + 4 * ((-levels).exp() * (1 - (-levels).exp()) / 10_000).sqrt()
@@ -117,7 +117,7 @@ def test_within_its_error_of_quadrature() -> None:
     log_px_within(found, exact, largest=0.05)
 
 
-def test_sandwich_holds_and_narrows() -> None:
+def test_bounds_hold_and_narrow() -> None:
     """Over 100 images: mean lower <= exact <= mean upper, each within 3 standard errors, at 3 numbers of temperatures:
     false alarms at most 1.3e-3 for each of 6; the mean width falls with the temperatures; no bound is off by more than
     10 nats, which has probability 5e-5 each. With the most temperatures the interval widened by 2 of its standard
@@ -126,7 +126,7 @@ def test_sandwich_holds_and_narrows() -> None:
     model = LinearGaussian(8, 4).requires_grad_(False)
     widths = []
     for count in (10, 40, 160):
-        found = sandwich(model, 100, annealing=Annealing(count, num_chains=8, leapfrog_steps=3))
+        found = bidirectional_bounds(model, 100, annealing=Annealing(count, num_chains=8, leapfrog_steps=3))
         exact = model.log_px(found.x)
         low, high = found.lower - exact, found.upper - exact
         assert float(low.mean()) < 3 * float(low.std()) / 10
@@ -149,7 +149,7 @@ def test_from_the_exact_posterior_weights_are_constant(linear: LinearGaussian) -
     found = annealed_log_px(linear, x, guide=ExactGuide(linear), annealing=annealing)
     torch.testing.assert_close(found.log_px, linear.log_px(x), rtol=0, atol=1e-9)
     torch.testing.assert_close(found.ess, torch.full((5,), 3.0, dtype=F64))
-    between = sandwich(linear, 5, guide=ExactGuide(linear), annealing=annealing)
+    between = bidirectional_bounds(linear, 5, guide=ExactGuide(linear), annealing=annealing)
     torch.testing.assert_close(between.lower, linear.log_px(between.x), rtol=0, atol=1e-9)
     torch.testing.assert_close(between.width, torch.zeros(5, dtype=F64), rtol=0, atol=1e-9)
 
@@ -173,8 +173,8 @@ def test_groups_of_chains_are_chains(linear: LinearGaussian, monkeypatch: pytest
     assert float(found.ess.min()) > 5  # of all the groups
     exact = Annealing(3, num_chains=12, leapfrog_steps=1, start="guide")
     guide, passed = ExactGuide(linear), []
-    between = sandwich(linear, 2, guide=guide, annealing=exact, progress=passed.append)
-    assert sum(passed) == 2 * exact.sandwich_work
+    between = bidirectional_bounds(linear, 2, guide=guide, annealing=exact, progress=passed.append)
+    assert sum(passed) == 2 * exact.bidirectional_work
     torch.testing.assert_close(between.width, torch.zeros(2, dtype=F64), rtol=0, atol=1e-9)
 
 

@@ -696,7 +696,7 @@ def test_a_refusal_after_the_pair_was_read_changes_nothing(kind: str) -> None:
     """An image that no z explains is found when all images are looked at."""
     owner, guide = MEANS[kind]()
     for call in (ppl_gen.log_weights, ppl_gen.log_marginal_likelihood):
-        with pytest.raises(BadInput, match="image 8 is impossible whatever z is"):
+        with pytest.raises(BadInput, match="image 8 is impossible for every z"):
             call(_poisson, guide, torch.tensor([1.0] * 8 + [0.5]), num_samples=3)
         assert owner.count == 0 and owner.seen == {"first": {}}
 

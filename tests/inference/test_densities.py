@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ppl_gen.guides.mixture import DiagonalMixture
 from ppl_gen.inference.densities import (
-    above_others,
+    leave_one_out_mean,
     masked_log_prob,
-    mean_of_others,
+    minus_leave_one_out_mean,
     plates_of,
     sample_sites,
     score_function,
@@ -72,9 +72,9 @@ def test_units_of_a_site() -> None:
 def test_means_of_the_others() -> None:
     values = torch.randn(5, 3, dtype=F64, requires_grad=True)
     expected = torch.stack([torch.cat([values[:i], values[i + 1 :]]).mean(0) for i in range(5)])
-    torch.testing.assert_close(mean_of_others(values), expected)
-    torch.testing.assert_close(above_others(values), (values - expected).detach())
-    assert not above_others(values).requires_grad
+    torch.testing.assert_close(leave_one_out_mean(values), expected)
+    torch.testing.assert_close(minus_leave_one_out_mean(values), (values - expected).detach())
+    assert not minus_leave_one_out_mean(values).requires_grad
 
 
 def test_only_a_choice_has_a_score() -> None:

@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from estimates import ONE, annealed, importance, low, sampled, sandwich
+from estimates import ONE, annealed, bidirectional, importance, low, sampled
 from torch import Tensor
 
 import ppl_gen
 from ppl_gen.inference import estimate
 from ppl_gen.inference.estimate import Estimate, exact, mean_se
-from ppl_gen.inference.importance import reduced
+from ppl_gen.inference.importance import weight_statistics
 from ppl_gen.inference.proposals import SecondOpinion
 
 
@@ -46,7 +46,7 @@ def test_khat_above_its_threshold_is_untrusted() -> None:
 
 
 def _from(log_w: Tensor) -> Estimate:
-    return Estimate(estimator="importance", num_samples=len(log_w), **reduced(log_w))
+    return Estimate(estimator="importance", num_samples=len(log_w), **weight_statistics(log_w))
 
 
 def test_unknown_khat_is_judged_by_the_largest_weight() -> None:
@@ -86,7 +86,7 @@ def test_an_estimate_alone_says_whether_it_is_at_least() -> None:
     assert not sampled(-10.0).at_least and sampled(-10.0, khat=0.9 * ONE).at_least
     assert sampled(-10.0, narrower=True).at_least and sampled(-10.0, doubted=torch.arange(20) == 3).at_least
     assert replace(sampled(-10.0), log_px_mc_var=math.nan * ONE).at_least
-    assert low(-10.0, num_samples=5).at_least and annealed(-10, sandwich=sandwich()).at_least
+    assert low(-10.0, num_samples=5).at_least and annealed(-10, bidirectional=bidirectional()).at_least
     assert not replace(low(-10.0), verdict=False).at_least and replace(sampled(-10.0), verdict=True).at_least
 
 
@@ -104,8 +104,8 @@ def test_a_second_opinion_makes_importance_sampling_at_least() -> None:
 
 
 def test_who_vouches_for_annealing() -> None:
-    assert annealed(-10, sandwich=sandwich()).vouched_for and not annealed(-10).vouched_for
-    assert not annealed(-10, sandwich=sandwich(20)).vouched_for and not sampled(-10.0).vouched_for
+    assert annealed(-10, bidirectional=bidirectional()).corroborated and not annealed(-10).corroborated
+    assert not annealed(-10, bidirectional=bidirectional(20)).corroborated and not sampled(-10.0).corroborated
 
 
 def test_it_prints_as_a_table() -> None:
@@ -156,7 +156,7 @@ def test_each_estimator_has_its_own_keys_and_variables() -> None:
         (exact(-10 * ONE), set(), set(), set()),
         (mixed, {"num_samples", "ess", "fraction_above_threshold", "proposal"}, {"khat_it"}, {"ess_it", "khat_it"}),
         (
-            annealed(-10, sandwich=sandwich()),
+            annealed(-10, bidirectional=bidirectional()),
             {"num_temperatures", "num_chains", "leapfrog_steps", "schedule", "start", "acceptance", "accepted", "ess"},
             {"sandwich"},
             {"ess_it"},

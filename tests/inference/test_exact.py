@@ -59,7 +59,7 @@ def test_what_cannot_be_enumerated() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(pyro.sample("z", dist.Binomial(count, 0.3)), 1.0), obs=x)
 
-    with pytest.raises(BadInput, match=r"'z' \(Binomial\) has another support for another image"):
+    with pytest.raises(BadInput, match=r"'z' \(Binomial\) has a support that differs between images"):
         exact_log_px(another_for_each, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
     with pytest.raises(BadInput, match="does not sample 'z'"):
         Pair.read(continuous, Enumerated(), torch.zeros(3))

@@ -188,8 +188,8 @@ def test_another_estimate_counts_where_it_is_the_larger() -> None:
     found = Gaps(low(some, estimator="importance", **TRUSTED), some - 1, some - 0.5, small, small, settled=some < 0)
     assert not found.untrusted.any()
     annealed = low(torch.tensor([-20.0, -10.0, -8.0], dtype=F64), bias=-1e-4, estimator="annealed")
-    new = found.held_against(annealed)
+    new = found.compared_with(annealed)
     assert new.log_px.tolist() == [-10, -10, -8] and new.untrusted.any()
     assert new.estimator == "importance"
-    raised = found.held_against(replace(annealed, log_px=annealed.log_px + 3))
+    raised = found.compared_with(replace(annealed, log_px=annealed.log_px + 3))
     assert raised.log_px.tolist() == [-10, -7, -5] and raised.estimator == "annealed"

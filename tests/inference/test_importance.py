@@ -20,7 +20,7 @@ from ppl_gen.inference.importance import (
     elbo_terms,
     jackknife_bounds,
     khat,
-    reduced,
+    weight_statistics,
 )
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.models.vae import VAE
@@ -80,7 +80,7 @@ def test_jackknife_is_that_of_leaving_one_out() -> None:
         whole = log_w.exp().mean(0).log()
         left_out = [torch.cat([log_w[:s], log_w[s + 1 :]]).exp().mean(0).log() for s in range(count)]
         bias = (count - 1) * (torch.stack(left_out).mean(0) - whole)
-        found = reduced(log_w)
+        found = weight_statistics(log_w)
         torch.testing.assert_close(found["log_px"], whole)
         torch.testing.assert_close(found["log_px_bias"], bias, rtol=1e-9, atol=1e-12)
         assert bool((bias < -0.01).all())

@@ -41,7 +41,7 @@ def test_what_is_known_of_a_pair() -> None:
     assert (pair.observed, pair.image, pair.latent) == (("pixels",), "pixels", ("y", "z"))
     assert pair.event_shapes == {"y": (), "z": (3,)} and pair.num_states is None
     assert pair.discrete and pair.masked and pair.reparametrized and pair.vectorized
-    assert not (pair.unbounded or pair.enumerated or pair.leaves or pair.narrower or pair.scored or pair.bounded)
+    assert not (pair.unbounded or pair.enumerated or pair.exceeds_prior or pair.narrower or pair.scored or pair.bounded)
     assert pair.scales == {"pixels": 0.5}
 
 
@@ -100,11 +100,11 @@ def test_values_from_the_prior_and_moved(vectorized: bool) -> None:
         pair = replace(Pair.read(model, guide, x), vectorized=vectorized)
         values, _, log_prior = pair.draw(x, num_samples=2, prior=True)
         torch.testing.assert_close(log_prior, model.prior().log_prob(values["z"].reshape(2, 3, 2)))
-        moved, likelihood, _ = pair.draw(x, num_samples=2, move=lambda all: {"z": torch.ones_like(all["z"])})
+        moved, likelihood, _ = pair.draw(x, num_samples=2, transform=lambda all: {"z": torch.ones_like(all["z"])})
         assert bool((moved["z"] == 1).all())
         at_one = model.likelihood(torch.ones(2, dtype=F64)).log_prob(x)
         torch.testing.assert_close(likelihood, at_one.expand(2, 3))
-        spread = pair.spread(torch.arange(6.0).reshape(2, 3), "z", values["z"])
+        spread = pair.broadcast_weights(torch.arange(6.0).reshape(2, 3), "z", values["z"])
         assert (spread * values["z"]).shape == values["z"].shape
         torch.testing.assert_close(spread.flatten(), torch.arange(6.0))
 
@@ -122,5 +122,5 @@ def test_dreams_are_scored_by_the_guide() -> None:
 
 def test_a_model_that_draws_nothing_has_no_dreams() -> None:
     pair = Pair.read(_model, _guide, torch.ones(4, 3, dtype=F64))
-    with pytest.raises(BadInput, match=r"_model draws no images: model\(x=None, n=4\)"):
+    with pytest.raises(BadInput, match=r"_model cannot draw images: model\(x=None, n=4\)"):
         pair.dream(torch.ones(4, 3, dtype=F64))

@@ -19,7 +19,7 @@ from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.importance import jackknife_bounds
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.proposals import _Mixture, opinion_samples, proposal_log_px, second_opinion
+from ppl_gen.inference.proposals import _Mixture, proposal_log_px, second_opinion, second_opinion_samples
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 
@@ -230,7 +230,7 @@ def test_a_second_opinion_sees_the_mode_that_the_guide_misses(latent_dim: int) -
         found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=1000)
         assert not found.untrusted.any()
         assert bool(((exact - found.log_px) > 3.5).all()) == missed
-        opinion = second_opinion(model, guide, x, num_samples=opinion_samples(1000))
+        opinion = second_opinion(model, guide, x, num_samples=second_opinion_samples(1000))
         assert opinion is not None and opinion.num_samples == 50
         assert above(found, opinion).any == missed
         # It is itself low in expectation: above the truth by 7 nats once in 1,000.

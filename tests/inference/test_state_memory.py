@@ -11,7 +11,13 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import block_size, cheap, memory_needed, numbers_per_state, require_memory
+from ppl_gen.inference.state_memory import (
+    block_size,
+    cheap_to_enumerate,
+    memory_needed,
+    numbers_per_state,
+    require_memory,
+)
 from ppl_gen.models.belief_net import BeliefNet
 
 
@@ -38,7 +44,7 @@ def test_a_likelihood_that_broadcasts_pixels_is_enumerated_in_small_blocks() -> 
     x = torch.bernoulli(torch.full((3, 784), 0.2))
     ours, theirs = (Pair.read(model, Enumerated(), x) for model in (net, stock))
     assert (numbers_per_state(ours), numbers_per_state(theirs)) == (1 / 16, 784)
-    assert cheap(ours) and not cheap(theirs)
+    assert cheap_to_enumerate(ours) and not cheap_to_enumerate(theirs)
     assert block_size(ours) == 1000 and block_size(theirs) == 20
     large = Pair.read(BeliefNet(784, latent_dim=20), Enumerated(), x)
     assert block_size(large) == 1000 and block_size(large, posterior=True) == 64

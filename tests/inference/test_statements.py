@@ -305,8 +305,8 @@ def test_a_net_in_a_list_is_as_one_that_is_registered(elsewhere: Path, call: Cal
 @pytest.mark.parametrize(
     ("guide", "told"),
     [
-        ("Global", "pyro.module('outside') is of a net that is made outside"),
-        ("Holding", "pyro.module('a net.') is of a net that is made outside"),
+        ("Global", "pyro.module('outside') uses a network that is made outside"),
+        ("Holding", "pyro.module('a net.') uses a network that is made outside"),
         ("Unnamed", "depends on weights (10, 64) of a Linear outside"),
         ("Raw", "depends on weights (64, 5) outside"),
         ("Dropped", "depends on a Dropout outside"),

@@ -1,27 +1,29 @@
-"""Objectives of training, one file each, found by name as guides are.
+"""Objectives of training, one file each. They are found by name, as guides are.
 
-Bounds of one sample, or the mean over several:
+Bounds of one sample, or their mean over several samples:
 
-- `elbo`: every term sampled; the gradient is the one that the pair allows.
-- `elbo-analytic-kl`: the KL term in closed form.
-- `stl`: the gradient along z only.
-- `beta`: the KL term weighted.
+- `elbo`: the ELBO with every term sampled, and the gradient that the pair allows.
+- `elbo-analytic-kl`: the ELBO with the KL term in closed form.
+- `stl`: the ELBO with a gradient through z only.
+- `beta`: the ELBO with a weight of the KL term.
 
 Bounds of K samples, image by image:
 
-- `iwae`, `dreg`: the importance-weighted bound L_K and the same with a gradient of less noise.
+- `iwae`: the importance-weighted bound L_K.
+- `dreg`: the same with a gradient of lower variance.
 - `renyi`: the Rényi bound of order alpha.
-- `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any.
+- `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any guide.
 
-`adversarial` is no bound on log p(x): the two losses of a GAN.
+`adversarial` is the sum of the two losses of a GAN. It is no bound on log p(x).
 
-A class of one of three forms is an objective (`ppl_gen.core.contracts`): `surrogate(terms)`, `loss(pair, x, *args)`, or
-`elbo(pair, x, *args)`. `construct` makes one from a name and options, `bind` makes of it and a pair what `SVI` takes.
+An objective is a class with one of three methods (`ppl_gen.core.contracts`): `surrogate(terms)`,
+`loss(pair, x, *args)`, or `elbo(pair, x, *args)`. `construct` makes one from a name and options. `bind` makes an `ELBO`
+for `SVI` from an objective and a pair.
 
-Pyro's `RenyiELBO` is the bound of each image only where one unscaled plate covers every site, has no
-`differentiable_loss`, and gives a guide of discrete z no gradient at alpha = 0; its `ReweightedWakeSleep` forms one
-weight for a whole batch. Here every weight is an image's own, masks are applied and scales are not; a pair with scales
-of its own is refused.
+Pyro's own classes do not give these bounds image by image. `RenyiELBO` does so only if one unscaled plate covers every
+site. It has no `differentiable_loss`, and gives a guide of discrete z no gradient at alpha = 0. `ReweightedWakeSleep`
+forms one weight for a whole batch. Here every image has its own weights. Masks are applied. A pair with scales of its
+own is refused.
 """
 
 from collections.abc import Mapping
@@ -44,15 +46,15 @@ def construct(
     beta: float | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Objective:
-    """An objective with its options.
+    """Make an objective with its options.
 
-    `num_particles`, `alpha` and `beta` are given to a constructor that asks for them by name.
+    `num_particles`, `alpha` and `beta` are passed to a constructor with parameters of these names.
 
-    :param objective: a name of the package's own, `file.py:Class`, `package.module:Class`, a class, or an instance,
-        which has its options already.
+    :param objective: name of an objective of the package, `file.py:Class`, `package.module:Class`, a class, or an
+        instance, which has its options already.
     :param num_particles: samples of z per image; None for the default of the class.
     :param options: further keyword arguments of the constructor.
-    :raises BadInput: for an objective that there is none of, and for an option that it does not have.
+    :raises BadInput: for an unknown objective, and for an option that it does not have.
     """
     require(num_particles is None or num_particles >= 1, "num_particles", num_particles, "must be at least 1")
     cls, name = _found(objective)
@@ -82,14 +84,15 @@ def check(
     beta: float | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise `BadInput` for an unknown objective, and for options that it cannot have with any pair.
+    """Raise `BadInput` for an unknown objective, and for options that are invalid with every pair.
 
-    A class in a file or module of the user's own is not looked at: a configuration that is read runs no code.
+    A class in a file or module of the user is not imported: reading a configuration must run no code.
     """
     require(num_particles is None or num_particles >= 1, "num_particles", num_particles, "must be at least 1")
     if not (isinstance(objective, str) and components.is_external(objective)):
         if not components.takes(_found(objective)[0], "num_particles"):
-            num_particles = None  # refused by `construct` only: a run of before may hold a number that was ignored
+            # Only `construct` refuses it: the configuration of an older run may hold a number that was ignored.
+            num_particles = None
         construct(objective, num_particles=num_particles, alpha=alpha, beta=beta, options=options)
 
 

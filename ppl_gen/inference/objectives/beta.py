@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import require
-from ppl_gen.inference.elbos import RecordableELBO, Scored, WeightedKL, particles
+from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, WeightedKL, particle_options
 from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
 from ppl_gen.inference.pair import Pair
 
@@ -20,7 +20,7 @@ class Beta:
     """E_q[log p(x | z)] - beta KL(q(z | x) || p(z)) (Higgins et al. 2017, equation 4), both terms sampled. A lower
     bound on log p(x) for beta >= 1 only.
 
-    :param num_particles: K, the samples that it is the mean over.
+    :param num_particles: K, the number of samples over which it is averaged.
     :param beta: weight of the KL term.
     """
 
@@ -34,8 +34,8 @@ class Beta:
         check_reparametrized(self, pair)
 
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
-        """`Trace_ELBO` with the log-densities of latent sites, in model and guide, times beta."""
-        elbo = (Scored if pair.scored else Trace_ELBO)(**particles(pair, self.num_particles))
+        """`Trace_ELBO` in which the log-densities of latent sites, in model and guide, are multiplied by beta."""
+        elbo = (PartialScoreELBO if pair.scored else Trace_ELBO)(**particle_options(pair, self.num_particles))
         return WeightedKL(elbo, self.beta)
 
     def recordable(self, pair: Pair) -> Loss:

@@ -5,20 +5,20 @@ from typing import Any
 from torch import Tensor
 
 from ppl_gen.core.errors import require
-from ppl_gen.inference.elbos import least_samples, with_gradient_of
-from ppl_gen.inference.objectives.loss import added_to_log_mean, check_draws, log_mean_exp
+from ppl_gen.inference.elbos import min_samples, with_gradient_of
+from ppl_gen.inference.objectives.loss import check_draws, log_mean_exp, vimco_signal
 from ppl_gen.inference.pair import Pair
 
 __all__ = ["DREG"]
 
 
 class DREG:
-    """L_K, as `IWAE`, with the model's gradient sum_k w~_k grad log w_k and the guide's along z only,
+    """L_K, as `IWAE`, with the model's gradient sum_k w~_k grad log w_k, and the guide's gradient through z only,
 
         sum_k w~_k^2 (d log w_k / d z_k) (d z_k / d phi)    (Tucker et al. 2019, equation 8),
 
-    with normalized weights w~_k. It is unbiased as `IWAE`'s is; its signal-to-noise ratio rises as sqrt(K). With
-    several latent sites d z_k is that of all, along every path in the guide.
+    with normalized weights w~_k. It is unbiased, as that of `IWAE`, and its signal-to-noise ratio grows as sqrt(K).
+    With several latent sites, d z_k is the derivative of all of them, through every path in the guide.
 
     :param num_particles: K.
     """
@@ -32,18 +32,18 @@ class DREG:
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-L_K, summed over the images."""
-        num_samples = max(self.num_particles, least_samples(pair))
+        num_samples = max(self.num_particles, min_samples(pair))
         terms = pair.terms(x, *args, num_samples=num_samples, frozen_guide=True)
         bound = log_mean_exp(terms.log_weight)
         share = terms.log_weight.detach().softmax(0)
         for name, value in terms.values.items():
             if value.requires_grad:
-                # The second factor w~_k, on the gradient's way from z to the guide.
-                value.register_hook(pair.spread(share, name, value).mul)
+                # Backward from the surrogate, d log w_k / d z_k has one factor w~_k. The hook multiplies the second.
+                value.register_hook(pair.broadcast_weights(share, name, value).mul)
         surrogate = (share * terms.log_weight).sum(0)
         if terms.score is not None:
-            # Where the guide chooses, E[w~_k d log q / d phi], which is left out, is
-            # E[d w~_k / d z_k d z_k / d phi + w~_k d log pi / d phi]: the score of the choice has a part of -w~_k.
-            added = added_to_log_mean(terms.log_weight) - share + 1 / num_samples
+            # Frozen parameters drop the term E[w~_k d log q / d phi]. If the guide makes a discrete choice, it equals
+            # E[d w~_k / d z_k d z_k / d phi + w~_k d log pi / d phi]: the score of the choice gets a term -w~_k for it.
+            added = vimco_signal(terms.log_weight) - share + 1 / num_samples
             surrogate = surrogate + (added * terms.score).sum(0)
         return with_gradient_of(-bound.sum(), -surrogate.sum())

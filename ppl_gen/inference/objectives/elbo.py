@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import BadInput, require
-from ppl_gen.inference.elbos import RecordableELBO, Scored, ScoreFunction, particles
+from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, ScoreFunctionELBO, particle_options
 from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.objectives.loss import NOT_RECORDABLE, check_sampled
 from ppl_gen.inference.pair import Pair
@@ -19,9 +19,9 @@ __all__ = ["Elbo"]
 class Elbo:
     """E_q[log p(x, z) - log q(z | x)] (Kingma and Welling 2014, equation 6), the mean over K samples.
 
-    The gradient is the one that the pair allows: reparametrized (`Trace_ELBO`); score function with the baseline that
-    the site names, if any, for a guide with a site that cannot be reparametrized (`TraceGraph_ELBO`; Mnih and Gregor
-    2014). Where the guide leaves all latent sites to enumeration, nothing is sampled: the bound is log p(x).
+    The gradient depends on the pair. It is reparametrized (`Trace_ELBO`) if all sites of the guide can be. Otherwise it
+    is a score function with the baseline that the site specifies, if any (`TraceGraph_ELBO`; Mnih and Gregor 2014). If
+    the guide leaves all latent sites to enumeration, nothing is sampled, and the bound is log p(x).
 
     :param num_particles: K.
     """
@@ -35,17 +35,17 @@ class Elbo:
             check_sampled(self, pair)
         if pair.scored and not pair.reparametrized:
             raise BadInput(
-                f"--objective elbo: {pair.guide_name} samples '{pair.scored[0]}' by a choice and a path, and other "
-                "sites by neither; use vimco or rws"
+                f"--objective elbo: {pair.guide_name} makes a discrete choice in '{pair.scored[0]}', and samples "
+                "other sites without reparametrization; use vimco or rws"
             )
 
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
-        """`TraceEnum`, `ScoreFunction`, `Scored` or `Trace_ELBO`."""
+        """`TraceEnum`, `ScoreFunctionELBO`, `PartialScoreELBO` or `Trace_ELBO`."""
         if pair.enumerated:
             return TraceEnum(pair, x, *args)
         if not pair.reparametrized:
-            return ScoreFunction(num_particles=self.num_particles, max_plate_nesting=pair.max_plate_nesting)
-        return (Scored if pair.scored else Trace_ELBO)(**particles(pair, self.num_particles))
+            return ScoreFunctionELBO(num_particles=self.num_particles, max_plate_nesting=pair.max_plate_nesting)
+        return (PartialScoreELBO if pair.scored else Trace_ELBO)(**particle_options(pair, self.num_particles))
 
     def recordable(self, pair: Pair) -> Loss:
         if pair.enumerated or not pair.reparametrized:

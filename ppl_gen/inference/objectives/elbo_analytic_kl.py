@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.elbos import RecordableELBO, Scored, particles
+from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, particle_options
 from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
 from ppl_gen.inference.pair import Pair
 
@@ -20,10 +20,10 @@ class ElboAnalyticKL:
     """E_q[log p(x | z)] - KL(q(z | x) || p(z)) with the second term in closed form (Kingma and Welling 2014, equation
     7), by `TraceMeanField_ELBO`.
 
-    Refused where Pyro has no closed form, since it would sample the term without a word, and for several latent sites,
-    where the sum of Pyro's divergences is none.
+    Pairs without a closed form in Pyro are refused, because Pyro would silently sample the term. So are pairs with
+    several latent sites, for which the sum of Pyro's divergences is not the divergence.
 
-    :param num_particles: K, the samples that the first term is the mean over.
+    :param num_particles: K, the number of samples over which the first term is averaged.
     """
 
     def __init__(self, *, num_particles: int = 1):
@@ -43,7 +43,7 @@ class ElboAnalyticKL:
 
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         """`TraceMeanField_ELBO`."""
-        return (Scored if pair.scored else TraceMeanField_ELBO)(**particles(pair, self.num_particles))
+        return (PartialScoreELBO if pair.scored else TraceMeanField_ELBO)(**particle_options(pair, self.num_particles))
 
     def recordable(self, pair: Pair) -> Loss:
         return RecordableELBO(pair, self.num_particles, analytic_kl=True)

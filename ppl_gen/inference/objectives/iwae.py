@@ -11,7 +11,7 @@ __all__ = ["IWAE"]
 
 class IWAE:
     """L_K = log (1/K) sum_k w_k with w_k = p(x, z_k) / q(z_k | x) and z_k ~ q(z | x) (Burda et al. 2016, equation 8),
-    with its gradient along reparametrized samples (equation 13). The signal-to-noise ratio of the guide's gradient
+    with the gradient through reparametrized samples (equation 13). The signal-to-noise ratio of the guide's gradient
     falls as 1 / sqrt(K) (Rainforth et al. 2018).
 
     :param num_particles: K.

@@ -1,8 +1,9 @@
-"""From an objective and a pair to an `ELBO` that `pyro.infer.SVI` takes, and what the objectives share."""
+"""Binding of an objective and a pair into an `ELBO` for `pyro.infer.SVI`; checks and functions that objectives
+share."""
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -22,29 +23,30 @@ from ppl_gen.core.contracts import (
     Surrogate,
     WrapsELBO,
 )
-from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.densities import mean_of_others
-from ppl_gen.inference.elbos import least_samples, with_gradient_of
+from ppl_gen.core.errors import BadInput, as_bad_input
+from ppl_gen.inference.densities import leave_one_out_mean
+from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss
 from ppl_gen.inference.pair import Pair, Terms
+from ppl_gen.inference.tracing import PyroFunction
 
 _DRAWN: dict[Draws, dict[str, bool]] = {
     "reparametrized": {},
     "detached": {"detach": True},
     "frozen-guide": {"frozen_guide": True},
 }
-"""Arguments of `Pair.terms`."""
+"""Arguments of `Pair.terms` for each way to draw z."""
 NOT_RECORDABLE = "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN"
 
 
 def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
-    """An objective of one pair, as `pyro.infer.SVI` takes it.
+    """Make an `ELBO` for `pyro.infer.SVI` from an objective and a pair.
 
-    Its `differentiable_loss(model, guide, x, *args)` is -sum of the bounds over the images, with the gradient of the
-    surrogate. The functions given to it matter to objectives that wrap an ELBO of Pyro only; the others use the pair.
+    Its `differentiable_loss(model, guide, x, *args)` is minus the sum of the bounds over the images, with the gradient
+    of the surrogate. `model` and `guide` are used by objectives that wrap an ELBO of Pyro. All others use the pair.
 
-    :param x: a few images to try it on, with their `args`.
-    :raises BadInput: for an objective that the pair cannot have.
+    :param x: a few images to try the objective on, with their `args`.
+    :raises BadInput: for an objective that is not defined for the pair.
     """
     for site, scale in pair.scales.items():
         raise BadInput(
@@ -54,31 +56,32 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     if isinstance(objective, ChecksPair):
         objective.check(pair, x, *args)
     if isinstance(objective, Loss):
-        return _OfLoss(objective, pair)
+        return _LossELBO(objective, pair)
     if isinstance(objective, WrapsELBO):
         return _elbo_of(objective, pair, x, *args)
     draws = _draws(objective)
     check_draws(objective, pair, draws)
-    return _OfSurrogate(objective, pair, draws)
+    return _SurrogateELBO(objective, pair, draws)
 
 
 def name_of(objective: Objective) -> str:
-    """The name of an objective of the package on the command line; the name of the class of any other."""
+    """Name of an objective: on the command line, if it is of the package; else the name of its class."""
     name = type(objective).__name__
     return kebab_case(name) if _is_ours(objective) else name
 
 
 def _is_ours(objective: Objective) -> bool:
+    """True for an objective of the package."""
     return type(objective).__module__.startswith(f"{__package__}.")
 
 
 def has_kl_term(objective: Objective, pair: Pair) -> bool:
-    """Whether KL warm-up applies: a Pyro ELBO is evaluated, and z is sampled."""
+    """True if KL warm-up applies: the objective wraps an ELBO of Pyro, and z is sampled."""
     return isinstance(objective, WrapsELBO) and not isinstance(objective, Loss) and not pair.enumerated
 
 
 def recordable(objective: Objective, pair: Pair) -> Objective:
-    """The same objective as one whose operations can be recorded, for `--capture`.
+    """Return the form of an objective whose operations can be recorded, for `--capture`.
 
     :raises BadInput: for an objective that cannot be recorded.
     """
@@ -91,7 +94,7 @@ def recordable(objective: Objective, pair: Pair) -> Objective:
     return objective
 
 
-# What a pair must allow ----------------------------------------------------------------------------------------
+# Checks of a pair ----------------------------------------------------------------------------------------------
 
 
 def check_sampled(objective: Objective, pair: Pair) -> None:
@@ -104,12 +107,12 @@ def check_sampled(objective: Objective, pair: Pair) -> None:
 
 
 def check_draws(objective: Surrogate | Loss, pair: Pair, draws: Draws) -> None:
-    """Raise `BadInput` for a pair whose z cannot be drawn in this way."""
+    """Raise `BadInput` for a pair whose z cannot be drawn in the way that an objective needs."""
     check_sampled(objective, pair)
     if draws != "detached":
         check_reparametrized(objective, pair)
     if draws == "frozen-guide":
-        # log q is evaluated a second time: noise in it besides z would be another.
+        # log q is evaluated a second time. Noise besides z would then differ.
         modules = pair.guide_module.modules() if isinstance(pair.guide_module, nn.Module) else ()
         if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules):
             name = name_of(objective)
@@ -123,20 +126,14 @@ def check_reparametrized(objective: Objective, pair: Pair) -> None:
         raise BadInput(f"--objective {name}: {pair.guide_name} cannot be reparametrized; use elbo, vimco or rws")
 
 
-@contextmanager
-def _telling(objective: Objective) -> Iterator[None]:
-    """The errors of a user's own code as `BadInput`, with the line that they came from."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except Exception as error:
-        if _is_ours(objective):
-            raise
-        raise BadInput(f"objective {name_of(objective)} fails: {describe(error)}") from error
+def _reporting(objective: Objective) -> AbstractContextManager[None]:
+    """Context that turns errors of a user's objective into `BadInput`. An error in an objective of the package is a
+    bug, and keeps its traceback."""
+    return nullcontext() if _is_ours(objective) else as_bad_input(f"objective {name_of(objective)} fails")
 
 
 def _draws(objective: Surrogate) -> Draws:
+    """The way that an objective draws z."""
     draws = objective.draws if isinstance(objective, HasDraws) else "reparametrized"
     if draws not in _DRAWN:
         raise BadInput(f"objective {name_of(objective)}: draws = '{draws}': choose from {', '.join(get_args(Draws))}")
@@ -147,9 +144,10 @@ def _draws(objective: Surrogate) -> Draws:
 
 
 def _elbo_of(objective: WrapsELBO, pair: Pair, x: Tensor, *args: Any) -> ELBO:
-    with _telling(objective):
+    """The ELBO of an objective that wraps one of Pyro's."""
+    with _reporting(objective):
         elbo = objective.elbo(pair, x, *args)
-    if not callable(getattr(elbo, "differentiable_loss", None)):  # which some of Pyro's have, and some have not
+    if not callable(getattr(elbo, "differentiable_loss", None)):  # not every ELBO of Pyro has it
         raise BadInput(
             f"objective {name_of(objective)}: elbo(pair, x) returns a {type(elbo).__name__}, which has no "
             "differentiable_loss(model, guide, x)"
@@ -157,56 +155,57 @@ def _elbo_of(objective: WrapsELBO, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     return elbo
 
 
-class _OfPair(DifferentiableLoss, ELBO):
-    """An objective as an `ELBO`. Masks of the pair are applied, scales are not."""
+class _PairELBO(DifferentiableLoss, ELBO):
+    """An objective and a pair as an `ELBO`. Masks of the pair are applied, scales are not."""
 
     def __init__(self, pair: Pair, num_particles: int = 1):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.pair = pair
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+    def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("the pair makes the traces")
 
 
-class _OfLoss(_OfPair):
-    """An objective that draws and scores by itself."""
+class _LossELBO(_PairELBO):
+    """An objective with a method `loss`."""
 
     def __init__(self, objective: Loss, pair: Pair):
         super().__init__(pair)
         self.objective = objective
 
-    def differentiable_loss(self, model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
-        with _telling(self.objective):
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, *args: Any) -> Tensor:
+        with _reporting(self.objective):
             loss = self.objective.loss(self.pair, x, *args)
             _check_shape(self.objective, "loss(pair, x)", loss, (), "one number, the sum over the images")
         return loss
 
 
-class _OfSurrogate(_OfPair):
-    """An objective that is a function of log-densities, with the score of the guide's choices, if it has any."""
+class _SurrogateELBO(_PairELBO):
+    """An objective with a method `surrogate`. The score of the guide's discrete choices is added, if it makes any."""
 
     def __init__(self, objective: Surrogate, pair: Pair, draws: Draws):
-        super().__init__(pair, max(objective.num_particles, least_samples(pair)))
+        super().__init__(pair, max(objective.num_particles, min_samples(pair)))
         self.objective = objective
         self.bound = objective.bound if isinstance(objective, HasBound) else None
         self.drawn = _DRAWN[draws]
 
-    def differentiable_loss(self, model: Any, guide: Any, x: Tensor, *args: Any) -> Tensor:
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, *args: Any) -> Tensor:
         terms = self.pair.terms(x, *args, num_samples=self.num_particles, **self.drawn)
         each = f"one number for each image, [{len(x)}] here"
-        with _telling(self.objective):
+        with _reporting(self.objective):
             surrogate = bound = self.objective.surrogate(terms)
             _check_shape(self.objective, "surrogate(terms)", surrogate, (len(x),), each)
             if self.bound is not None:
                 bound = self.bound(terms)
                 _check_shape(self.objective, "bound(terms)", bound, (len(x),), each)
             if terms.score is not None:
-                changes = added(self.bound or self.objective.surrogate, terms, bound)
-                surrogate = surrogate + (changes * terms.score).sum(0)
+                signal = learning_signal(self.bound or self.objective.surrogate, terms, bound)
+                surrogate = surrogate + (signal * terms.score).sum(0)
         return with_gradient_of(-bound.sum(), -surrogate.sum())
 
 
 def _check_shape(objective: Objective, method: str, result: Any, shape: tuple[int, ...], needed: str) -> None:
+    """Raise `BadInput` if a method of an objective returns anything else than a tensor of this shape."""
     if not isinstance(result, Tensor) or result.shape != shape:
         found = f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
         raise BadInput(f"objective {name_of(objective)}: {method} returns {found}; it must return {needed}")
@@ -216,29 +215,35 @@ def _check_shape(objective: Objective, method: str, result: Any, shape: tuple[in
 
 
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
-    """log (1/K) sum_k w_k over a dimension of K log weights: L_K of each image, for log weights [samples, images]."""
+    """log (1/K) sum_k w_k over a dimension of K log weights; for log weights [samples, images], L_K of each image."""
     return log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])
 
 
-def added_to_log_mean(log_weight: Tensor) -> Tensor:
-    """The amount that each sample adds to L_K, [samples, images]: L_K less the L_K in which the sample's log weight is
-    the mean of the others', which does not depend on it (Mnih and Rezende 2016, equations 8 to 10)."""
+def vimco_signal(log_weight: Tensor) -> Tensor:
+    """The learning signal of each sample in VIMCO, [samples, images]: L_K minus a baseline that does not depend on the
+    sample, L_K with its log weight replaced by the mean of the others' (Mnih and Rezende 2016, equations 8 to 10)."""
     log_weight = log_weight.detach()
     own = torch.eye(len(log_weight), dtype=torch.bool, device=log_weight.device)[..., None]
-    replaced = torch.where(own, mean_of_others(log_weight), log_weight)  # [k, samples, images]: row k replaces sample k
+    # [k, samples, images]: row k has sample k replaced.
+    replaced = torch.where(own, leave_one_out_mean(log_weight), log_weight)
     return log_mean_exp(log_weight) - log_mean_exp(replaced, 1)
 
 
-def added(bound_of: Callable[[Terms], Tensor], terms: Terms, bound: Tensor) -> Tensor:
-    """The amount that each sample adds to any bound, [samples, images]: the bound less the bound in which the sample's
-    log-densities are the means of the others'."""
+def learning_signal(bound_of: Callable[[Terms], Tensor], terms: Terms, bound: Tensor) -> Tensor:
+    """The learning signal of each sample, as `vimco_signal`, for any bound, [samples, images]: the bound minus the
+    bound with the sample's log-densities replaced by the means of the others'.
+
+    :param bound_of: a function from terms to the bound [images].
+    :param bound: its value at `terms`.
+    """
     with torch.no_grad():
         return bound.detach() - torch.stack([bound_of(each) for each in _replaced(terms)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Replaced(Terms):
-    """Terms with one sample replaced. Their log weight is not added up again: it would be rounded otherwise."""
+    """Terms with one sample replaced. The log weight is given: if it were added up again, it would be rounded
+    differently."""
 
     replaced_log_weight: Tensor
 
@@ -248,9 +253,9 @@ class _Replaced(Terms):
 
 
 def _replaced(terms: Terms) -> Iterator[Terms]:
-    """For each sample the terms in which its log-densities are the means of the others'."""
+    """Iterate over samples: terms with the sample's log-densities replaced by the means of the others'."""
     values = [t.detach() for t in (terms.log_likelihood, terms.log_prior, terms.log_guide, terms.log_weight)]
-    others = [mean_of_others(each) for each in values]
+    others = [leave_one_out_mean(each) for each in values]
     for own in torch.eye(len(terms.log_guide), dtype=torch.bool, device=terms.log_guide.device):
         likelihood, prior, guide, weight = (
             torch.where(own[:, None], mean, each) for mean, each in zip(others, values, strict=True)

@@ -10,9 +10,9 @@ __all__ = ["Renyi"]
 
 
 class Renyi:
-    """1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha), along reparametrized samples (Li and Turner 2016, equation 13):
-    L_K at alpha = 0, and the ELBO in the limit alpha = 1. With infinite K it is a lower bound on log p(x) for alpha > 0
-    and an upper one for alpha < 0; with finite K it is lower than that.
+    """1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha), with reparametrized samples (Li and Turner 2016, equation 13).
+    It is L_K at alpha = 0, and the ELBO in the limit alpha = 1. With infinite K it is a lower bound on log p(x) for
+    alpha > 0 and an upper bound for alpha < 0. With finite K it is lower in expectation.
 
     :param num_particles: K.
     :param alpha: order of the Rényi divergence.

@@ -13,12 +13,12 @@ __all__ = ["RWS"]
 
 
 class RWS:
-    """Reweighted wake-sleep, "wake-wake" (Bornschein and Bengio 2015, equations 4 and 6). Model and guide climb the
+    """Reweighted wake-sleep, "wake-wake" (Bornschein and Bengio 2015, equations 4 and 6). Model and guide ascend the
     log-probability of the samples, weighted by w~_k = w_k / sum_j w_j: sum_k w~_k log p(x, z_k) and
     sum_k w~_k log q(z_k | x).
 
-    For the model that is the gradient of L_K. For the guide it lowers KL(p(z | x) || q(z | x)) instead of raising a
-    bound. Both are biased at finite K. L_K is reported.
+    For the model this is the gradient of L_K. For the guide it is the gradient of -KL(p(z | x) || q(z | x)), not of a
+    bound. Both are biased at finite K. The reported number is L_K.
 
     :param num_particles: K.
     """

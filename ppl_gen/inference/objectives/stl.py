@@ -12,9 +12,9 @@ __all__ = ["STL"]
 
 
 class STL:
-    """The mean of K ELBOs, (1/K) sum_k log w_k, with the guide's gradient along z only: the score of q, whose mean is
-    zero, is left out. The gradient's variance vanishes where the guide is the posterior (Roeder et al. 2017, equation
-    8).
+    """The mean of K ELBOs, (1/K) sum_k log w_k, with the guide's gradient through z only: the score of q, whose mean
+    is zero, is left out. The variance of the gradient vanishes if the guide is the exact posterior (Roeder et al. 2017,
+    equation 8).
 
     :param num_particles: K.
     """

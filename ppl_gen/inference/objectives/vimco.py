@@ -6,15 +6,15 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Draws
 from ppl_gen.core.errors import require
-from ppl_gen.inference.objectives.loss import added_to_log_mean, log_mean_exp
+from ppl_gen.inference.objectives.loss import log_mean_exp, vimco_signal
 from ppl_gen.inference.pair import Terms
 
 __all__ = ["VIMCO"]
 
 
 class VIMCO:
-    """L_K, as `IWAE`, with an unbiased gradient that takes no path through z (Mnih and Rezende 2016): the score
-    function of each sample times the amount that this sample adds to the bound,
+    """L_K, as `IWAE`, with an unbiased gradient that does not pass through z (Mnih and Rezende 2016): the score
+    function of each sample times its learning signal,
 
         sum_k (L - L_-k) grad log q(z_k | x) + sum_k w~_k grad log w_k    (equations 4, 5 and 7 to 10),
 
@@ -32,7 +32,7 @@ class VIMCO:
 
     def surrogate(self, terms: Terms) -> Tensor:
         """L_K and the scores [images]."""
-        return log_mean_exp(terms.log_weight) + (added_to_log_mean(terms.log_weight) * terms.log_guide).sum(0)
+        return log_mean_exp(terms.log_weight) + (vimco_signal(terms.log_weight) * terms.log_guide).sum(0)
 
     def bound(self, terms: Terms) -> Tensor:
         """L_K [images]."""

@@ -26,6 +26,9 @@ from ppl_gen.figures.canvas import Figure, pictures
 from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
 from ppl_gen.inference.callables import evaluating
 
+_FIRST = ("samples", "through_training", "reconstructions", "own", "latent_space", "units")
+"""Pictures that share one stream of random numbers. Others draw after them, so that they change none of them."""
+
 Drawn = Iterator[tuple[str, Figure]]
 """Pictures with their names. Each picture is computed when the iterator reaches it."""
 
@@ -50,16 +53,18 @@ def draw_training(fitted: Fitted) -> None:
     curves = learning_curves if "elbo" in measured else adversarial_curves if "d_real" in measured else monitored_curves
     save(run, "learning_curves", curves(metrics))
     with evaluating(fitted.model, fitted.guide), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
         for module in kinds().values():
-            torch.manual_seed(0)  # so that no picture depends on the ones before
             with _drawing(module.ABOUT):
                 for name, figure in module.draw(fitted):
                     save(run, name, figure)
 
 
 def kinds() -> dict[str, Any]:
-    """The files of this folder, by name."""
-    return {info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
+    """The files of this folder, by name, in the order in which they draw."""
+    names = [info.name for info in pkgutil.iter_modules(__path__)]
+    ordered = [*_FIRST, *(name for name in names if name not in _FIRST)]
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in ordered}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.core.commands import command, named_again, words
+from ppl_gen.core.commands import command, external_class_options, words
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def results(run: RunDirectory) -> dict[str, Json]:
 
 def sections(run: RunDirectory, found: Mapping[str, Json]) -> list[Section]:
     """The sections for a run's `results`."""
-    modules, named = _modules(), named_again(run.config)
+    modules, named = _modules(), external_class_options(run.config)
     return [modules[name].section(content, [run.path, *named]) for name, content in found.items()]
 
 

@@ -13,7 +13,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.elbos import ScoreFunction
+from ppl_gen.inference.elbos import ScoreFunctionELBO
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.objectives.rws import RWS
@@ -108,7 +108,7 @@ def test_score_function_is_unbiased(baseline: str) -> None:
     expected = torch.cat([g.flatten() for g in torch.autograd.grad((log_q.exp() * log_w).sum(), parameters)])
     pair = Pair.read(model, guide, x)
     elbo = bind(construct("elbo"), pair, x)
-    assert isinstance(elbo, ScoreFunction)
+    assert isinstance(elbo, ScoreFunctionELBO)
     repeated = x.expand(500, -1)
     gradients = []
     for _ in range(40):

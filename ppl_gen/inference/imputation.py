@@ -1,23 +1,24 @@
-"""The hidden pixels of an image given its visible ones, where pixels are independent given the one latent site z.
+"""Imputation: hidden pixels of an image given its visible ones, for pixels that are independent given one latent site
+z.
 
-For x = (x_v, x_h), visible and hidden, p(x | z) = p(x_v | z) p(x_h | z), so that hidden pixels are summed out by being
-left away, and
+For x = (x_v, x_h), visible and hidden, p(x | z) = p(x_v | z) p(x_h | z). Hidden pixels are therefore marginalized by
+leaving them out, and
 
     p(z | x_v) is proportional to p(z) p(x_v | z),
     E[x_h | x_v] = sum_z p(z | x_v) E[x_h | z],
     x_h ~ p(x_h | x_v):  z ~ p(z | x_v), then x_h ~ p(x_h | z),
     log p(x_h | x_v) = log p(x) - log p(x_v).
 
-Where z has few values all of this is exact, by enumeration. Elsewhere it is importance sampling: S samples
-z_s ~ q(z | c) with weights w_s = p(z_s) p(x_v | z_s) / q(z_s | c). Expectations are self-normalized sums, samples are
-resampled by weight (Rubin 1988), and log p(x_v) is the logarithm of the mean weight, as log p(x) is in
-`ppl_gen.inference.importance`. Both are biased low, so that their difference is biased low by the bias of log p(x) and
-high by that of log p(x_v).
+If z has few values, all of this is computed exactly by enumeration. Otherwise it is estimated by importance sampling,
+from S samples z_s ~ q(z | c) with weights w_s = p(z_s) p(x_v | z_s) / q(z_s | c). Expectations are self-normalized
+sums, draws are resampled by weight (Rubin 1988), and log p(x_v) is the logarithm of the mean weight, as log p(x) in
+`ppl_gen.inference.importance`. Both logarithms are biased low. The bias of their difference is the bias of log p(x)
+minus that of log p(x_v).
 
-The proposal is an amortized guide's. It is shown the image with its hidden pixels replaced by a filler, unlike any
-image that it was trained on; so, where z can be reparametrized, its context c is then refined for each image by
-gradient ascent on the ELBO of the visible pixels, E_q[log p(z) + log p(x_v | z) - log q(z | c)], as in semi-amortized
-inference (Kim et al. 2018). The weights are right with any c; with a better one they vary less.
+The proposal is an amortized guide. Its input is the image with the hidden pixels replaced by a filler, which differs
+from every image that it was trained on. If z can be reparametrized, the guide's context c is therefore refined for each
+image by gradient ascent on the ELBO of the visible pixels, E_q[log p(z) + log p(x_v | z) - log q(z | c)], as in
+semi-amortized inference (Kim et al. 2018). The weights are correct for any c; a better c makes them less variable.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,27 +30,27 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_gen.core.contracts import SelectsPixels, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, SelectsPixels, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.densities import above_others, score_function
+from ppl_gen.inference.densities import minus_leave_one_out_mean, score_function
 from ppl_gen.inference.exact import enumerated_pair, exact_log_px, require_broadcasting
 from ppl_gen.inference.importance import CHUNK_SIZE, ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size
 
-_STATES_PIXELS = 2**24  # states x pixels that are held at once
-_STEPS, _STEP_SIZE, _PARTICLES = 100, 0.05, 4  # of the refinement of a proposal
-_REFINED = 100  # images that are refined together
+_STATES_PIXELS = 2**24  # states x pixels that are held at a time
+_STEPS, _STEP_SIZE, _PARTICLES = 100, 0.05, 4  # refinement of a context
+_REFINED = 100  # images that are refined at a time
 
-Advance = Callable[[int], None]
-"""Called with the number of images just done, in each of `PASSES` passes over them."""
 PASSES = 3
+"""Passes over the images in which `importance_imputation` reports its progress."""
 
 
 @dataclass(frozen=True)
-class Completion:
-    """What is known of the hidden pixels. Log-probabilities are per image in nats, float64 [images] on the CPU."""
+class Imputation:
+    """Distribution of the hidden pixels. Log-probabilities are per image in nats, float64 [images] on the CPU."""
 
     log_px: Tensor
     """log p(x)."""
@@ -60,7 +61,7 @@ class Completion:
     draws: Tensor
     """The images with x_h ~ p(x_h | x_v) in place of their hidden pixels, [draws, images, pixels]."""
     importance: tuple[ImportanceEstimate, ImportanceEstimate] | None = None
-    """Of log p(x) and of log p(x_v), with their diagnostics, where they are not exact."""
+    """Estimates of log p(x) and log p(x_v) with diagnostics; None if both are exact."""
 
     @property
     def log_prob(self) -> Tensor:
@@ -68,13 +69,13 @@ class Completion:
         return self.log_px - self.log_px_visible
 
 
-def exact_completion(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1) -> Completion:
-    """By enumeration of every value of z.
+def exact_imputation(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1) -> Imputation:
+    """Impute hidden pixels exactly, by enumeration of every value of z.
 
     :param model: with methods `model`, `prior()` and `likelihood(z)`, and one latent site with finite support.
     :param x: images [images, pixels].
-    :param visible: which pixels are given, bool [pixels].
-    :param num_draws: samples of the hidden pixels per image.
+    :param visible: True for visible pixels, bool [pixels].
+    :param num_draws: draws of the hidden pixels per image.
     :raises BadInput: for a latent site that cannot be enumerated, and for pixels that are not independent given z.
     """
     with evaluating(model):
@@ -86,12 +87,13 @@ def exact_completion(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1)
         size = block_size(enumerated_pair(model, x[:1]), posterior=True)
         blocks = [_exactly(model, prior, states, block, visible, num_draws) for block in x.split(size)]
     mean, draws = (torch.cat(parts, dim) for parts, dim in zip(zip(*blocks, strict=True), (0, 1), strict=True))
-    return Completion(log_px, log_px_visible, mean, draws)
+    return Imputation(log_px, log_px_visible, mean, draws)
 
 
 def _exactly(
-    model: Any, prior: Any, states: Tensor, x: Tensor, visible: Tensor, num_draws: int
+    model: HasDensity, prior: Any, states: Tensor, x: Tensor, visible: Tensor, num_draws: int
 ) -> tuple[Tensor, Tensor]:
+    """Mean [images, pixels] and draws [draws, images, pixels] of a block of images."""
     seen, pixels = visible_part(model.likelihood(states.unsqueeze(1)), x, visible)
     posterior = (seen.log_prob(pixels) + prior.log_prob(states).unsqueeze(-1)).softmax(0)  # [states, images]
     rows = max(1, _STATES_PIXELS // x.shape[1])
@@ -103,7 +105,7 @@ def _exactly(
     return torch.where(visible, x, mean), torch.where(visible, x, draws)
 
 
-def importance_completion(
+def importance_imputation(
     model: Any,
     guide: Any,
     x: Tensor,
@@ -112,16 +114,17 @@ def importance_completion(
     num_samples: int,
     num_draws: int = 1,
     progress: Advance | None = None,
-) -> Completion:
-    """By importance sampling from the guide.
+) -> Imputation:
+    """Impute hidden pixels by importance sampling from the guide.
 
     :param model: with methods `model`, `prior()` and `likelihood(z)`, and one latent site.
     :param guide: with methods `guide`, `encode(x)` and `posterior(context)`.
     :param x: images [images, pixels].
-    :param visible: which pixels are given, bool [pixels].
-    :param filler: what the guide is shown in place of hidden pixels, [pixels], such as the mean training image.
+    :param visible: True for visible pixels, bool [pixels].
+    :param filler: replacement of hidden pixels in the guide's input, [pixels], such as the mean training image.
     :param num_samples: S, samples of z per image.
-    :param num_draws: samples of the hidden pixels per image.
+    :param num_draws: draws of the hidden pixels per image.
+    :param progress: called with the number of images just done, in each of `PASSES` passes over them.
     :raises BadInput: for pixels that are not independent given z.
     """
 
@@ -152,14 +155,15 @@ def importance_completion(
             draws.append(torch.where(visible, block, drawn))
             if progress is not None:
                 progress(len(block))
-    return Completion(whole.log_px, seen.log_px, torch.cat(means), torch.cat(draws, 1), (whole, seen))
+    return Imputation(whole.log_px, seen.log_px, torch.cat(means), torch.cat(draws, 1), (whole, seen))
 
 
 def _paired(x: Tensor, context: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Blocks of images with their contexts."""
     return zip(x.split(size), context.split(size), strict=True)
 
 
-def _refine(model: Any, guide: Any, x: Tensor, context: Tensor, visible: Tensor) -> Tensor:
+def _refine(model: HasDensity, guide: Amortized, x: Tensor, context: Tensor, visible: Tensor) -> Tensor:
     """The context [images, …] after `_STEPS` steps of Adam on the ELBO of the visible pixels."""
     with torch.enable_grad():
         context = context.detach().clone().requires_grad_()
@@ -170,13 +174,17 @@ def _refine(model: Any, guide: Any, x: Tensor, context: Tensor, visible: Tensor)
             seen, pixels = visible_part(model.likelihood(z), x, visible)
             log_weight = model.prior().log_prob(z) + seen.log_prob(pixels) - q.log_prob(z)
             score = score_function({"fn": q, "value": z, "mask": None})
-            elbo = log_weight.mean(0) if score is None else (log_weight + above_others(log_weight) * score).mean(0)
-            (context.grad,) = torch.autograd.grad(-elbo.sum(), context)
+            # A discrete choice in q has no path for its gradient: its score takes part, with a leave-one-out baseline.
+            if score is not None:
+                log_weight = log_weight + minus_leave_one_out_mean(log_weight) * score
+            (context.grad,) = torch.autograd.grad(-log_weight.mean(0).sum(), context)
             optimizer.step()
     return context.detach()
 
 
-def _visible_model(model: Any, visible: Tensor) -> Callable[[Tensor], None]:
+def _visible_model(model: HasDensity, visible: Tensor) -> Callable[[Tensor], None]:
+    """A Pyro model of the visible pixels alone."""
+
     def visible_model(x: Tensor) -> None:
         """p(x_v, z)."""
         with pyro.plate("data", len(x)):
@@ -188,15 +196,15 @@ def _visible_model(model: Any, visible: Tensor) -> Callable[[Tensor], None]:
 
 
 def visible_part(likelihood: Any, x: Tensor, visible: Tensor) -> tuple[Any, Tensor]:
-    """p(x_v | z), and the value [images, …] of the images to score under it.
+    """p(x_v | z), and the value [images, …] to score under it.
 
-    :raises BadInput: where the pixels are not independent given z, or not known to be.
+    :raises BadInput: if the pixels are not known to be independent given z.
     """
     if offers(likelihood, SelectsPixels):
         return likelihood.select(visible), x[:, visible]
     if isinstance(likelihood, dist.Independent) and not likelihood.base_dist.event_shape:
         return likelihood.base_dist.mask(visible).to_event(likelihood.reinterpreted_batch_ndims), x
     raise BadInput(
-        f"pixels can be hidden where they are independent given z: a {type(likelihood).__name__} from likelihood(z) is "
-        "neither to_event(1) nor has it a method select(pixels)"
+        f"pixels can be hidden only if they are independent given z: a {type(likelihood).__name__} from "
+        "likelihood(z) is neither to_event(1) nor has a method select(pixels)"
     )

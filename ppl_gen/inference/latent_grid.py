@@ -1,4 +1,4 @@
-"""Planes of a continuous latent space: which models have one, and a grid of z in it."""
+"""Grids of z in a plane of a continuous latent space, for pictures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_gen.core.contracts import HasDensity, offers
+from ppl_gen.core.contracts import HasDensity, HasPrior, offers
 from ppl_gen.inference.pair import Pair
 
 
 def vector_size(model: Any, pair: Pair) -> int:
-    """The number of units of a model's one latent site, if that is a continuous and unbounded vector, and the model has
+    """Number of units of z, if the model has one latent site that is a continuous and unbounded vector, and methods
     `prior()` and `likelihood(z)`; else 0."""
     shapes = list(pair.event_shapes.values())
     if len(shapes) != 1 or len(shapes[0]) != 1 or not pair.unbounded:
@@ -19,11 +19,13 @@ def vector_size(model: Any, pair: Pair) -> int:
     return shapes[0][0] if offers(model, HasDensity) else 0
 
 
-def equal_mass_grid(model: Any, units: Sequence[int], size: int, side: int) -> Tensor:
-    """z [side, side, size] at quantiles of two units' priors, the second one's first; the other units are 0.
+def equal_mass_grid(model: HasPrior, units: Sequence[int], size: int, side: int) -> Tensor:
+    """A grid of z [side, side, size] at equally spaced quantiles of the priors of two units. All other units are 0.
+    Along the first axis the second unit varies.
 
-    :param units: numbers of the two.
-    :param size: units of z.
+    :param units: the two units' numbers.
+    :param size: number of units of z.
+    :param side: points along each axis.
     """
     draws = model.prior().sample((10_000,))
     steps = (torch.arange(side, device=draws.device, dtype=draws.dtype) + 0.5) / side

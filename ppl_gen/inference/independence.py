@@ -1,7 +1,7 @@
-"""Checks that the log-densities of an image are its own: the same alone, among other images, and among other samples.
+"""Checks that images, and samples, are independent: log-densities of an image do not depend on the rest of the batch.
 
-A statistic of a batch, as in batch normalization, or an event that reaches across the plate makes one image change
-another's density. The weights of such a pair cannot be told apart image by image.
+Batch normalization, and an event that extends across the plate, make one image change the density of another. Such a
+pair has no importance weights of single images.
 """
 
 from dataclasses import dataclass, replace
@@ -11,24 +11,27 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, take
-from ppl_gen.inference.densities import Site, samples_first
+from ppl_gen.inference.densities import Site, alike, samples_first
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.tracing import conditioned, replayed
 
-_COMPANY = 16  # images, as importance sampling holds at once
+_BATCH_SIZE = 16  # images, as many as importance sampling holds at a time
 
 # Images ------------------------------------------------------------------------------------------------------------
 
 
-def check_company(pair: Pair, batch: Batch) -> None:
-    """Refuse a pair in which one image changes the log-densities of another: a batch is scored, and some of its images
-    again alone, with the same z. Where that cannot be, since noise besides z would be another for an image alone, or
-    since the guide cannot score a z that it has not drawn, they are scored in other company.
+def check_independence(pair: Pair, batch: Batch) -> None:
+    """Refuse a pair in which one image changes the log-densities of another. A batch is scored, and then some of its
+    images alone, at the same z.
 
-    :raises BadInput: for such a pair, and for one that scores the same z twice and finds another density.
+    If the pair has noise besides z, an image alone would get other noise; and if the guide cannot score a z that it has
+    not drawn, an image alone would get another z. In both cases the image is scored again in its place of a batch of
+    the same size, where it has the same random numbers, among other images.
+
+    :raises BadInput: for such a pair, and for a pair whose density of the same z differs between two calls.
     """
     x = batch.x
-    rows = torch.linspace(0, len(x) - 1, max(min(len(x), _COMPANY), 3), device=x.device).round().long()  # from all over
+    rows = torch.linspace(0, len(x) - 1, max(min(len(x), _BATCH_SIZE), 3), device=x.device).round().long()
     batch = take(rows, *batch)
     seed = int(torch.randint(2**31, ()))
     traces = replayed(pair.guide, pair.model, batch)
@@ -37,29 +40,29 @@ def check_company(pair: Pair, batch: Batch) -> None:
     everyone = torch.arange(len(rows), device=x.device)
     try:
         together, values = scorer(everyone)
-    except Exception:  # a guide that cannot score a z that it has not drawn
+    except Exception:  # the guide cannot score a z that it has not drawn, as a flow without inverse
         scorer = replace(scorer, sites=None)
         together, values = scorer(everyone)
     again, _ = scorer(everyone)
     if not _all_alike(together, again):
         raise BadInput(
-            f"{pair.model_name} and {pair.guide_name} score the same z twice, with the same random numbers, and find "
-            "another density: keep nothing from one call to the next, and draw all noise by torch"
+            f"{pair.model_name} and {pair.guide_name} score the same z twice, with the same random numbers, and get "
+            "different densities: keep no state between calls, and draw all noise by torch"
         )
     other, other_values = replace(scorer, seed=seed + 1)(everyone)
     if not all(bool(((one == two) | one.isnan()).all()) for one, two in zip(values, other_values, strict=True)):
         raise BadInput(
-            f"{pair.model_name} observes other values at every call, such as torch.bernoulli(x): draw them once, and "
-            "give them as x"
+            f"{pair.model_name} observes different values at every call, such as torch.bernoulli(x): draw them once, "
+            "and give them as x"
         )
     noisy = scorer.sites is None or not _all_alike(together, other)
     for image in everyone[:: max(1, len(everyone) // 3)][:3]:
         if noisy:
-            apart, where, how = scorer(_other_company(everyone, image))[0], image, "in other company"
+            apart, where, how = scorer(_other_batch(everyone, image))[0], image, "in another batch"
         else:
             apart, where, how = _alone(scorer, image), everyone[0], "alone"
         for what, one, many in zip(_WHAT, _densities(apart), _densities(together), strict=True):
-            if not _alike(one[0, where], many[0, image]):
+            if not alike(one[0, where], many[0, image]):
                 owner = pair.guide_name if what == "log q(z | x)" else pair.model_name
                 raise BadInput(
                     f"{owner}: images change each other's densities: {what} of image {int(rows[image])} is "
@@ -71,17 +74,17 @@ def check_company(pair: Pair, batch: Batch) -> None:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """The log-densities of some rows of a batch, at the z that all of it has drawn."""
+    """A function from rows of a batch to their log-densities, at values of z that were drawn for the whole batch."""
 
     pair: Pair
     batch: Batch
     sites: dict[str, Site] | None
-    """The latent sites with the values of the whole batch; None to draw them anew."""
+    """Latent sites with the values of the whole batch; None to draw them anew."""
     seed: int
-    """Seed of all noise besides z."""
+    """Seed of the noise besides z."""
 
     def __call__(self, rows: Tensor) -> tuple[Terms, list[Tensor]]:
-        """Terms of one sample, and the values of the observed sites."""
+        """The terms of one sample, and the values of the observed sites."""
         torch.manual_seed(self.seed)
         pair, batch = self.pair, take(rows, *self.batch)
         if self.sites is None:
@@ -92,19 +95,21 @@ class _Scorer:
         return pair.terms_of(traces, (1, len(rows))), [traces.model.nodes[name]["value"] for name in pair.observed]
 
     def _of_rows(self, site: Site, rows: Tensor) -> Tensor:
+        """The value of a site for some rows."""
         value: Tensor = site["value"]
         dim = value.dim() - site["fn"].event_dim + self.pair.plate.dim
         return value if dim < 0 or value.shape[dim] == 1 else value.index_select(dim, rows)
 
 
-def _other_company(everyone: Tensor, image: Tensor) -> Tensor:
-    """An image in its own place of a batch of the same size, where the noise is the same, among other images."""
-    company = (everyone.flip(0) if len(everyone) % 2 == 0 else everyone.roll(1)).clone()
-    company[image] = image
-    return company
+def _other_batch(everyone: Tensor, image: Tensor) -> Tensor:
+    """Rows of a batch of the same size with one image in its own place and all other images moved."""
+    rows = (everyone.flip(0) if len(everyone) % 2 == 0 else everyone.roll(1)).clone()
+    rows[image] = image
+    return rows
 
 
 def _alone(scorer: _Scorer, image: Tensor) -> Terms:
+    """The terms of one image without the others."""
     try:
         return scorer(image.reshape(1))[0]
     except Exception as error:
@@ -117,26 +122,23 @@ _WHAT = ("log p(x | z)", "log p(z)", "log q(z | x)")
 
 
 def _densities(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+    """The log-densities [samples, images] in the order of `_WHAT`."""
     return terms.log_likelihood, terms.log_prior, terms.log_guide
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """True if log-densities are the same but for the rounding of float32, which may be in those in float64 too."""
-    return torch.allclose(one, other, rtol=2e-5, atol=5e-4, equal_nan=True)
-
-
 def _all_alike(one: Terms, other: Terms) -> bool:
-    return all(map(_alike, _densities(one), _densities(other)))
+    """True if all log-densities of two terms are equal up to rounding."""
+    return all(map(alike, _densities(one), _densities(other)))
 
 
 # Samples -----------------------------------------------------------------------------------------------------------
 
 
-def samples_apart(pair: Pair, batch: Batch) -> bool:
-    """True if an outer plate draws independent samples and changes no density.
+def can_vectorize_samples(pair: Pair, batch: Batch) -> bool:
+    """True if samples can be drawn together under an outer plate: they are independent, and no density changes.
 
-    A function that reshapes by the batch size, or that has fixed shapes in it, fails under an outer plate, or is
-    silently wrong. So two samples of three images are drawn together, and each is scored again on its own.
+    A function that reshapes by the batch size, or that has fixed shapes in it, fails under an outer plate or returns
+    wrong values. Therefore two samples of three images are drawn together, and each is scored again alone.
     """
     batch = take(torch.arange(3, device=batch.x.device) % len(batch.x), *batch)
     try:
@@ -149,6 +151,6 @@ def samples_apart(pair: Pair, batch: Batch) -> bool:
             for one, many in zip(_densities(alone), _densities(together), strict=True):
                 if not torch.allclose(one[0], many[sample], rtol=1e-4, atol=1e-3, equal_nan=True):
                     return False
-    except Exception:  # whatever a function that does not broadcast stumbles on
+    except Exception:  # a function that does not broadcast may raise anything
         return False
     return True

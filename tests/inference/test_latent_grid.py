@@ -6,8 +6,8 @@ from pairs import ExactGuide, LinearGaussian
 from torch import nn
 
 from ppl_gen.guides.bernoulli import Bernoulli
+from ppl_gen.inference.latent_grid import equal_mass_grid, vector_size
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.planes import equal_mass_grid, vector_size
 from ppl_gen.models.belief_net import BeliefNet
 
 

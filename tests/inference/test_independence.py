@@ -145,9 +145,9 @@ class Redrawn(_Pair):
     [
         (Largest, "alone and"),
         (ManyOnly, "alone and"),
-        (Noisy, "in other company"),
+        (Noisy, "in another batch"),
         (Counting, "keep nothing from one call to the next"),
-        (Redrawn, "observes other values at every call"),
+        (Redrawn, "observes different values at every call"),
     ],
 )
 def test_company_that_is_harder_to_see(kind: type[_Pair], words: str) -> None:
