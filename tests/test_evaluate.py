@@ -278,7 +278,7 @@ def test_annealing_needs_one_continuous_latent(elsewhere: Path, call: Call) -> N
     assert "continuous and unbounded" in err
     status, _, err = call(evaluate.command, "mixture", "--prior-share", "0.2")
     assert status == 2
-    assert "does not sample z" in err
+    assert "samples no z" in err
     two = ("hierarchical-vae", *QUICK, "--latent-dims", "3", "2", "--hidden-dims", "8", "8", "--out", "two")
     assert call(fit.command, *two)[0] == 0
     status, _, err = call(evaluate.command, "two", "--estimator", "annealed")
