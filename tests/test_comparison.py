@@ -263,9 +263,9 @@ def test_a_term_that_does_not_exist_is_blank(elsewhere: Path, call: Call) -> Non
 def test_a_training_size_matters_to_the_images_that_it_chooses(elsewhere: Path) -> None:
     paths = [write("all", [-2, -1], [-2, -1], **{"evaluation.split": "validation"})]
     paths += [write("few", [-2, -1], [-2, -1], **{"evaluation.split": "validation", "data.train_size": 5})]
-    with pytest.raises(BadInput, match="train_size is None in the one and 5"):
+    with pytest.raises(BadInput, match="train_size is None in the first and 5"):
         compared(*paths)
-    with pytest.raises(BadInput, match="num_images is 2 in the one and 3"):
+    with pytest.raises(BadInput, match="num_images is 2 in the first and 3"):
         compared(write("two", [-2, -1], [-2, -1]), write("three", [-2, -1, 0], [-2, -1, 0]))
 
 
@@ -288,7 +288,7 @@ def test_what_was_estimated_otherwise_is_another_row(elsewhere: Path) -> None:
     text = str(Comparison(others))
     assert "num_temperatures=10" in text and "num_temperatures=none" not in text
     doubted = write("doubted", [-4, -3], [-2, -1], **annealed | {"evaluation.log_px.at_least": True})
-    assert any("do not both vouch for annealing" in note for note in compared(doubted)["notes"])
+    assert any("do not both support the annealed value" in note for note in compared(doubted)["notes"])
 
 
 def test_figure_of_several(elsewhere: Path) -> None:
@@ -349,7 +349,7 @@ def test_gaps_where_they_were_measured(elsewhere: Path, monkeypatch: pytest.Monk
     assert first["amortization"] == {"mean": 0.5, "num_images": 100.0, "at_least": False}
     assert second["approximation"]["mean"] is None
     text = str(Comparison([Path("run-0"), Path("run-1"), Path("other")]))
-    assert "≥ 1.50" in text and "approx." in text and "of the first 100 images" in text
+    assert "≥ 1.50" in text and "approx." in text and "on the first 100 images" in text
     assert "approx." not in str(Comparison(["other"]))
     monkeypatch.setattr(RunDirectory, "step", lambda run: 4)
     for other in ({"split": "train"}, {"checkpoint": "best"}, {"training_step": 3}):
@@ -554,9 +554,9 @@ def test_fitting_and_comparing(elsewhere: Path) -> None:
     (Path("runs/vae") / names[0] / "evaluation.json").unlink()
     again = Comparison.fit("vae", **chosen, **options)
     assert [row["log_px"] for row in again.to_json()["rows"]] == [row["log_px"] for row in found.to_json()["rows"]]
-    with pytest.raises(BadInput, match="is there with other options: epochs is 1, not 2"):
+    with pytest.raises(BadInput, match="was made with other options: epochs is 1, not 2"):
         Comparison.fit("vae", **chosen, **options | {"epochs": 2})
-    with pytest.raises(BadInput, match="Laplace is an instance: several runs would train one"):
+    with pytest.raises(BadInput, match="Laplace is an instance: several runs would share its weights"):
         Comparison.fit("vae", guides=[Laplace(12, 2)], **options)
     with pytest.raises(BadInput, match="two runs would be called vae-normal-0"):
         Comparison.fit("vae", guides=["normal", "normal"], **options)

@@ -566,7 +566,7 @@ def test_what_was_found_before_more_training_is_found_again(
         patched.setattr("ppl_gen.run.evaluate", stop_again)
         assert call(fit.command, "--resume", "run")[0] == 1
     status, _, err = call(compare.command, "run")
-    assert status == 2 and "run: was trained on since its evaluation; evaluate it" in err
+    assert status == 2 and "run: was trained after its evaluation; evaluate it" in err
     write_report(RunDirectory.open(Path("run")))
     report = Path("run/report.html").read_text(encoding="utf-8")
     assert "20 test images" not in report and "not evaluated yet, as it is now" in report

@@ -124,7 +124,7 @@ def test_noise_of_its_own_makes_one_curve_of_two(elsewhere: Path, monkeypatch: p
     monkeypatch.setattr(parallel, "rank", lambda: 0)
     with pytest.raises(BadInput, match="--num-images 3: there are 400 processes"):
         evaluate.command(["one", "--guide", "own.py:Fixed", "--num-images", "3"])
-    with pytest.raises(BadInput, match="--gaps: takes one process"):
+    with pytest.raises(BadInput, match="--gaps: needs a single process"):
         evaluate.command(["one", "--guide", "own.py:Fixed", "--gaps"])
 
 

@@ -188,7 +188,7 @@ def test_dtypes_are_no_other_images(elsewhere: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"epoch": 3}, "epoch: is no option of fit; did you mean 'epochs'"),
+        ({"epoch": 3}, "epoch: unknown option of fit; did you mean 'epochs'"),
         ({"num_samples": 0}, "num_samples 0: must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate -1.0: must be above 0"),
         ({"data": "nosuch"}, "data nosuch: not a data set"),
@@ -226,7 +226,7 @@ def test_evaluate_takes_the_place_of_the_evaluation(elsewhere: Path, x: Tensor) 
     assert "10 test images of array" in (run.path / "report.html").read_text(encoding="utf-8")
     same = run.evaluate(EvaluationOptions(num_samples=50, num_images=10, seed=1), quiet=True)
     assert same.summary | {"seconds": 0} == found.summary | {"seconds": 0}
-    with pytest.raises(BadInput, match="num_sample: is no option here; did you mean 'num_samples'"):
+    with pytest.raises(BadInput, match="num_sample: unknown option; did you mean 'num_samples'"):
         run.evaluate(num_sample=3)
 
 
@@ -349,7 +349,7 @@ def test_samples(elsewhere: Path, x: Tensor) -> None:
     run = Run.fit("vae", data=x, **SMALL)
     assert run.sample(num_images=3).shape == (3, 4, 5)
     assert torch.equal(run.sample(seed=4), run.sample(seed=4)) and not torch.equal(run.sample(), run.sample(seed=4))
-    with pytest.raises(BadInput, match="num_image: is no option here; did you mean 'num_images'"):
+    with pytest.raises(BadInput, match="num_image: unknown option; did you mean 'num_images'"):
         run.sample(num_image=3)
 
 
@@ -372,7 +372,7 @@ def test_new_images(elsewhere: Path, x: Tensor) -> None:
     p = joint.softmax(0).double().detach()
     assert bool(((share - p).abs() <= 5 * (p * (1 - p) / 4000).sqrt() + 1e-9).all())
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
-    with pytest.raises(BadInput, match="images of 12 pixels, and the run is of 20"):
+    with pytest.raises(BadInput, match="images of 12 pixels; the run was fitted to images of 20"):
         run.log_px(torch.zeros(3, 12))
 
 
@@ -494,7 +494,9 @@ def test_what_a_session_shows_is_short(elsewhere: Path, x: Tensor) -> None:
     assert repr(run.data) == "Data(array: 160 / 20 / 20 images of 4 × 5 pixels, dynamic)"
     assert repr(run.pair) == "Pair(VAE, Laplace: latent z [2]; observed x)"
     assert repr(run).startswith("Run('run'): vae, guide test_run:Laplace, on array\nELBO ")
-    with pytest.raises(BadInput, match=r"images of 5 pixels, and the run is of 20; give a single image as x\[None\]"):
+    with pytest.raises(
+        BadInput, match=r"images of 5 pixels, but the run was fitted to images of 20; give a single image as x\[None\]"
+    ):
         run.log_px(x[0])
 
 

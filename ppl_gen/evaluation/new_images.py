@@ -33,7 +33,9 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     if images.shape[1] != fitted.data.dim:
         one = getattr(given, "shape", None) == fitted.data.shape
         hint = "; give a single image as x[None]" if one else ""
-        raise BadInput(f"data: images of {images.shape[1]} pixels, and the run is of {fitted.data.dim}{hint}")
+        raise BadInput(
+            f"data: images of {images.shape[1]} pixels, but the run was fitted to images of {fitted.data.dim}{hint}"
+        )
     test = Split(images, None if labels is None else torch.from_numpy(labels), found.scale)
     data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
     changed = replace(fitted, data=data)
@@ -67,8 +69,8 @@ def _from_posterior(fitted: Fitted, x: Tensor, num_samples: int) -> Tensor:
     pair, model = fitted.pair, fitted.model
     if len(pair.latent) != 1 or not offers(model, HasDensity) or not cheap_to_enumerate(pair):
         raise BadInput(
-            f"{pair.model_name}: its guide samples no z; p(z | x) takes one latent site of few states, prior() and "
-            "likelihood(z)"
+            f"{pair.model_name}: its guide does not sample z; p(z | x) needs one latent site with few states, prior() "
+            "and likelihood(z)"
         )
     parts = []
     for block in x.split(block_size(pair, posterior=True)):

@@ -139,7 +139,7 @@ def _check_names(model: str, parts: Mapping[str, Any]) -> None:
     taken = {"guide", "prior"} | {option.name for part in ("data", "training", "run") for option in fields(parts[part])}
     for option in fields(parts["model_options"]):
         if option.name in taken:
-            raise BadInput(f"model {model}: its option '{option.name}' is already one of every fit; rename it")
+            raise BadInput(f"model {model}: every fit has an option '{option.name}' already; rename the model's")
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -195,7 +195,7 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
     chosen = {flag: _value_of(f"--{flag}", arguments) for flag in flags}
     refit = chosen["refit-guide"]
     if refit is not None and chosen["guide"] is not None:
-        raise BadInput("--refit-guide: names the guide; leave --guide out")
+        raise BadInput("--refit-guide: this option names the guide; leave out --guide")
     if model is None and chosen["init-from"] is None:
         if not {"-h", "--help"} & set(arguments):
             models = ", ".join(components.known("model"))

@@ -42,7 +42,9 @@ def combinations(
     """
     for each in (model, *guides, *priors, *objectives):
         if isinstance(each, nn.Module):
-            raise BadInput(f"{type(each).__name__} is an instance: several runs would train one; give its class")
+            raise BadInput(
+                f"{type(each).__name__} is an instance: several runs would share its weights; give its class"
+            )
     folder = Path("runs", label("model", model)) if out is None else Path(out)
     planned: dict[Path, Planned] = {}
     varied = [[(name, value) for value in values] for name, values in vary.items()]
@@ -53,7 +55,9 @@ def combinations(
         words += [f"{name.replace('_', '-')}-{text(value)}" for name, value in values]
         path = folder / "-".join([*words, str(seed)])
         if path in planned:
-            raise BadInput(f"two runs would be called {path.name}; name every guide, objective, prior and seed once")
+            raise BadInput(
+                f"two runs would be called {path.name}; give every guide, objective, prior and seed only once"
+            )
         planned[path] = Planned(path, Given(model, guide, prior, objective), {**dict(values), "seed": seed})
     return list(planned.values())
 

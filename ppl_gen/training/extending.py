@@ -16,7 +16,7 @@ def with_epochs(directory: RunDirectory, config: Config, epochs: int) -> Config:
     before = config.training.epochs
     done = directory.last.get("epoch", 0)
     if epochs < max(before, done + 1) and epochs != before:
-        raise BadInput(f"--epochs {epochs}: {directory.path} has {done} of {before} epochs; name more of them")
+        raise BadInput(f"--epochs {epochs}: {directory.path} has {done} of {before} epochs; choose a larger number")
     return replace(config, training=replace(config.training, epochs=epochs))
 
 

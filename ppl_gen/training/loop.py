@@ -344,7 +344,7 @@ def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *b
         raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
     if options.capture:
         if parallel.world_size() > 1:
-            raise BadInput(f"--capture: takes one process, not {parallel.world_size()}")
+            raise BadInput(f"--capture: needs a single process, not {parallel.world_size()}")
         recorded = recordable(objective, pair)
         return elbo if recorded is objective else bind(recorded, pair, *batch)
     return elbo
