@@ -16,7 +16,7 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
 
 
 def _on_training(runs: Sequence[Evaluated]) -> list[str]:
-    unstopped = [run for run in runs if not run.last.get("stopped", False)]
+    unstopped = [run for run in runs if run.last.get("stopped") != run.config.get("training.epochs")]
     counts = [(run.path, run.last.get("epoch"), run.config.get("training.epochs")) for run in unstopped]
     return [
         f"{path} stopped after {done} of {epochs} epochs"

@@ -11,7 +11,7 @@ from ppl_gen.core import cli, components
 from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.components import Kind
 from ppl_gen.core.errors import BadInput
-from ppl_gen.experiment.config import Config, Given, starting_config
+from ppl_gen.experiment.config import Config, Given, particles_of, starting_config
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import RunDirectory
 
@@ -204,5 +204,6 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
     given = Given(model, refit or chosen["guide"], chosen["prior"])
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
     if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
-        return replace(config, training=replace(config.training, objective=chosen["objective"]))
+        own, particles = chosen["objective"], particles_of(chosen["objective"])
+        return replace(config, training=replace(config.training, objective=own, num_particles=particles))
     return config

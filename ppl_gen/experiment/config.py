@@ -225,6 +225,15 @@ def _types(kind: Kind, found: Any) -> dict[str, Any]:
     return {each.name: each.type for each in components.options(kind, found)} if isinstance(found, type) else {}
 
 
+def particles_of(objective: Any) -> int:
+    """Default number of particles: that of an objective of the user's own, if its constructor has one, else 1."""
+    if not is_external(components.name_of("objective", objective)):
+        return 1
+    found = find("objective", objective) if isinstance(objective, str) else objective
+    default = components.default_of(found, "num_particles")
+    return default if isinstance(default, int) else 1
+
+
 def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Config:
     """A configuration with some options changed. Options go by name to training, data, the other fields of `Config`, or
     the model's own options.
@@ -242,6 +251,9 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
         elif name in own:
             chosen[Config].setdefault("model_options", {**config.model_options})[name] = convert(name, value, own[name])
         else:
+            for kind in ("guide", "prior"):
+                if name in _types(kind, given.find(kind, getattr(config, kind))):
+                    raise BadInput(f"{name}: is an option of the {kind}; give {kind}_options={{'{name}': …}}")
             known = sorted(set().union(*names.values(), own) - {*KINDS, "training", "model_options"})
             raise BadInput(f"{name}: unknown option of fit{near_miss(name, known)}")
     classes: dict[Kind, str | None] = {"guide": config.guide, "prior": config.prior}

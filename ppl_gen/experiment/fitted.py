@@ -150,7 +150,7 @@ class Fitted(Assembled):
             print(f"warning: {name} has changed since the run was fitted", file=sys.stderr)
         fitted = Assembled.make(config, same_data(directory, config, given).to(where), given).within(directory)
         state = load_checkpoint(directory, fitted.model, fitted.guide, checkpoint)
-        if state["epoch"] < config.training.epochs and not state.get("stopped", False):
+        if state["epoch"] < config.training.epochs != state.get("stopped"):
             done = f"after {state['epoch']} of {config.training.epochs} epochs"
             print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
         return fitted

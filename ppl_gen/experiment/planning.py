@@ -9,6 +9,7 @@ from torch import nn
 
 from ppl_gen.core.components import Kind, class_name, kebab_case, name_of
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.options import text
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.run_directory import Json
 
@@ -51,7 +52,7 @@ def combinations(
     for (guide, prior, objective), values, seed in itertools.product(classes, itertools.product(*varied), seeds):
         named: list[tuple[Kind, Any]] = [("guide", guide), ("prior", prior), ("objective", objective)]
         words = [label("model", model), *(label(kind, each) for kind, each in named if each is not None)]
-        words += [f"{name.replace('_', '-')}-{_text(value)}" for name, value in values]
+        words += [f"{name.replace('_', '-')}-{text(value)}" for name, value in values]
         path = folder / "-".join([*words, str(seed)])
         if path in planned:
             raise BadInput(
@@ -64,7 +65,3 @@ def combinations(
 def label(kind: Kind, reference: Any) -> str:
     """The part of a run's name that stands for a class: `my-guide`."""
     return kebab_case(class_name(name_of(kind, reference)))
-
-
-def _text(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

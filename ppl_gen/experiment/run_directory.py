@@ -166,8 +166,8 @@ class RunDirectory:
         return (self.metrics() or [{}])[-1]
 
     def finished(self, epochs: int) -> bool:
-        """True if training has reached this number of epochs, or was stopped early."""
-        return self.last.get("epoch", 0) >= epochs or self.last.get("stopped", False)
+        """True if training has reached this number of epochs, or was stopped early when this number was planned."""
+        return self.last.get("epoch", 0) >= epochs or self.last.get("stopped") == epochs
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of `metrics.jsonl` after a step."""

@@ -27,8 +27,8 @@ def record_epochs(directory: RunDirectory, before: TrainingOptions, now: Trainin
         directory.write_json("config.json", directory.config)
     if quiet:
         return
-    print(f"{directory.path}: trained on from {before.epochs} to {now.epochs} epochs")
     done = directory.last.get("epoch", 0)
+    print(f"{directory.path}: trained on from {done} to {now.epochs} epochs")
     if now.schedule != "constant":
         rates = [options.rate(done, options.epochs) for options in (before, now)]
         print(

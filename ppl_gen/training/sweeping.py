@@ -20,6 +20,7 @@ import tyro
 
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.options import text
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_new
@@ -160,7 +161,7 @@ def _chosen(
         label += [name, *([particles] if particles else [])]
     for name, value in varied:
         chosen += [f"--{name}", value]
-        label += [name, value]
+        label += [name, text(value)]
     return chosen, label
 
 
