@@ -292,7 +292,7 @@ def test_refitting_the_guide(elsewhere: Path, finished: Path, call: Call) -> Non
     assert status == 0, err
 
     for wrong, words in (
-        (("vae", "--refit-guide", "normal"), "--init-from names"),
+        (("vae", "--refit-guide", "normal"), "name it with --init-from"),
         (("--init-from", "first", "--refit-guide", "normal", "--guide", "flow"), "leave --guide out"),
         (("--init-from", "first", "--refit-guide", "norml"), "did you mean 'normal'"),
         (("--init-from", "first", "--refit-guide", "normal", "--prior", "flow"), "has another --prior"),
