@@ -58,7 +58,7 @@ def gallery(run: RunDirectory) -> Gallery:
 
 def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
-    # These import torch and matplotlib, which a command that fits or reads may not need.
+    # Imported here, because they import torch and matplotlib.
     from ppl_gen.report.captions import captions
     from ppl_gen.report.pictures import kinds
 
