@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ppl_gen import calibrate
+from ppl_gen.evaluation import calibration
+from ppl_gen.evaluation.use_options import CalibrateOptions
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -15,8 +17,8 @@ def test_errors_are_what_they_say() -> None:
     """40 repetitions on 3 images: what is exact is exact; importance sampling's bias is within 4 of its standard errors
     of the first-order one, -var / (2 S), and its interval covers at a rate in [0.85, 1] (120 estimates); the prior
     alone is far worse on four continuous latents, and low beyond 4 standard errors."""
-    options = calibrate.CalibrateOptions(repetitions=40, num_images=3, num_samples=200, num_temperatures=50)
-    rows = {(row.model, row.estimator): row for row in calibrate.calibrate(options, quiet=True)}
+    options = CalibrateOptions(repetitions=40, num_images=3, num_samples=200, num_temperatures=50)
+    rows = {(row.model, row.estimator): row for row in calibration.calibrate(options, quiet=True)}
     assert len(rows) == 14
     for (_, estimator), row in rows.items():
         if estimator.startswith("exact"):
