@@ -202,7 +202,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
     :param jobs: number of processes at a time.
     :param threads: threads of each process.
     :param lock: the file descriptor from `locked`. The processes hold it, too.
-    :returns: for each failed run, by name, the reason.
+    :returns: the reason of each failed run, by name.
     :raises KeyboardInterrupt: after an interrupt, when all processes have written their checkpoints.
     """
     waiting, running = list(todo), list[_Running]()
