@@ -2,9 +2,9 @@
 
     import ppl_gen
 
-    model, guide, data, config = ppl_gen.load("runs/my-vae")
-    result = ppl_gen.log_marginal_likelihood(model, guide, data.targets("test"), num_samples=1000)
-    print(result)
+    run = ppl_gen.Run.fit("vae", data="digits", guide="flow", epochs=20)
+    print(run.evaluation)
+    print(ppl_gen.log_marginal_likelihood(run.model, run.guide, run.data.targets("test"), num_samples=1000))
 
 Importing the package imports nothing heavy and changes no setting of Pyro or torch.
 """

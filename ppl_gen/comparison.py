@@ -222,4 +222,4 @@ def _path(run: str | Path | HasDirectory) -> Path:
         return Path(run)
     if isinstance(run, HasDirectory):
         return run.directory.path
-    raise BadInput(f"runs: {run!r} is no run: give run directories, or what Run.fit and Run.open return")
+    raise BadInput(f"runs: {run!r} is no run: give run directories or Run objects")

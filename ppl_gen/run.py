@@ -42,6 +42,7 @@ from ppl_gen.experiment.config import (
     changed_code,
     check_same,
     config_of,
+    particles_of,
     starting_config,
     with_objective,
     with_options,
@@ -144,6 +145,7 @@ class Run:
         config = starting_config(given, None if start is None else str(start))
         if given.objective is not None:
             options["objective"] = components.name_of("objective", given.objective)
+            options.setdefault("num_particles", particles_of(given.objective))
         if isinstance(given.data, Data):
             options.setdefault("binarization", given.data.binarization)
         if given.data is not None:
@@ -173,7 +175,9 @@ class Run:
         stem = config.stem(prepared.assembled.data.name)
         path = parallel.broadcast_object(RunDirectory.create(out, stem, content).path if first else None)
         assert path is not None
-        run = cls(RunDirectory(path, content, writes=first), given)
+        directory = RunDirectory.open(path)
+        directory.writes = first
+        run = cls(directory, given)
         run._finish(prepared, hooks, quiet)
         return run
 

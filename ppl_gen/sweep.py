@@ -15,7 +15,7 @@ def command(arguments: list[str]) -> None:
         SweepOptions,
         arguments[:cut],
         PROGRAM,
-        "Fit a model with every guide and objective, from every seed. After -- stand options of fit for all of them.",
+        "Fit a model with every guide and objective, from every seed. Options of fit after -- apply to all runs.",
     )
     planned = plan(options, arguments[cut + 1 :])
     todo = remaining(planned)

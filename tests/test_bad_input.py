@@ -347,7 +347,7 @@ def test_starting_from_a_run_that_does_not_fit(here: Path, small_run: Path, call
     shutil.copytree(small_run, "run")
     for arguments, words in (
         (("--init-from", "there", "--hidden-dims", "4"), ["there", "not a run directory"]),
-        (("--init-from", "run", "--hidden-dims", "5"), ["--init-from run", "its model is another", "'model.decoder."]),
+        (("--init-from", "run", "--hidden-dims", "5"), ["--init-from run", "its model differs", "'model.decoder."]),
     ):
         status, _, err = call(fit.command, "vae", "--latent-dim", "2", *arguments, *DIGITS, "--out", "new")
         assert status == 2 and err.count("\n") == 1 and all(word in err for word in words), err

@@ -43,13 +43,13 @@ def test_markdown_is_a_table(elsewhere: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"evaluation.data": "mnist"}, ["data is digits in the one and mnist in the other"]),
-        ({"evaluation.split": "train"}, ["split is test in the one and train"]),
-        ({"evaluation.binarization": "dynamic"}, ["binarization is static in the one and dynamic"]),
-        ({"evaluation.observation": "density"}, ["observation is probability in the one and density"]),
-        ({"data.static_seed": 4}, ["static_seed is None in the one and 4"]),
-        ({"labels": [1, 0]}, ["labels is one in the one and other labels"]),
-        ({}, ["one configuration and one seed, 0"]),
+        ({"evaluation.data": "mnist"}, ["data is digits in the first and mnist in the second"]),
+        ({"evaluation.split": "train"}, ["split is test in the first and train"]),
+        ({"evaluation.binarization": "dynamic"}, ["binarization is static in the first and dynamic"]),
+        ({"evaluation.observation": "density"}, ["observation is probability in the first and density"]),
+        ({"data.static_seed": 4}, ["static_seed is None in the first and 4"]),
+        ({"labels": [1, 0]}, ["labels is one set in the first and another"]),
+        ({}, ["the same configuration and seed, 0"]),
     ],
 )
 def test_not_the_same_images(elsewhere: Path, call: Call, changes: dict[str, Any], words: list[str]) -> None:
@@ -96,7 +96,9 @@ def test_damaged(elsewhere: Path, call: Call, damage: Callable[[Path], Any], wor
 )
 def test_another_evaluation_s_values(elsewhere: Path, call: Call, changes: dict[str, Any], word: str) -> None:
     status, _, err = call(compare.command, write("run", [-2, -1], [-2, -1], **changes))
-    assert status == 2 and "does not belong to the evaluation.json beside it" in err and f"another {word};" in err
+    assert (
+        status == 2 and "does not belong to the evaluation.json in its directory" in err and f"another {word};" in err
+    )
 
 
 def test_bad_command_lines(elsewhere: Path, call: Call) -> None:

@@ -206,9 +206,9 @@ def test_fitting_and_comparing(elsewhere: Path) -> None:
     (Path("runs/vae") / names[0] / "evaluation.json").unlink()
     again = Comparison.fit("vae", **chosen, **options)
     assert [row["log_px"] for row in again.to_json()["rows"]] == [row["log_px"] for row in found.to_json()["rows"]]
-    with pytest.raises(BadInput, match="is there with other options: epochs is 1, not 2"):
+    with pytest.raises(BadInput, match="was made with other options: epochs is 1, not 2"):
         Comparison.fit("vae", **chosen, **options | {"epochs": 2})
-    with pytest.raises(BadInput, match="Laplace is an instance: several runs would train one"):
+    with pytest.raises(BadInput, match="Laplace is an instance: several runs would share its weights"):
         Comparison.fit("vae", guides=[Laplace(12, 2)], **options)
     with pytest.raises(BadInput, match="two runs would be called vae-normal-0"):
         Comparison.fit("vae", guides=["normal", "normal"], **options)

@@ -194,11 +194,11 @@ def test_dtypes_are_no_other_images(elsewhere: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"epoch": 3}, "epoch: is no option of fit; did you mean 'epochs'"),
+        ({"epoch": 3}, "epoch: unknown option of fit; did you mean 'epochs'"),
         ({"num_samples": 0}, "num_samples 0: must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate -1.0: must be above 0"),
         ({"data": "nosuch"}, "data nosuch: not a data set"),
-        ({"data": {"a": 1}}, r"data \[a\]: is a int, not images"),
+        ({"data": {"train": 1}}, r"data \[train\]: is of type int, not images"),
         ({"data": torch.randn(10, 4)}, r"data array \[train\]: pixels lie in"),
         ({"guide": nn.Linear}, r"guide=.*needs a method 'guide\(self, x, ...\)'"),
         ({"guide": "nosuch"}, "unknown guide 'nosuch'"),
@@ -232,7 +232,7 @@ def test_evaluate_takes_the_place_of_the_evaluation(elsewhere: Path, x: Tensor) 
     assert "10 test images of array" in (run.path / "report.html").read_text(encoding="utf-8")
     same = run.evaluate(EvaluationOptions(num_samples=50, num_images=10, seed=1), quiet=True)
     assert same.summary | {"seconds": 0} == found.summary | {"seconds": 0}
-    with pytest.raises(BadInput, match="num_sample: is no option here; did you mean 'num_samples'"):
+    with pytest.raises(BadInput, match="num_sample: unknown option; did you mean 'num_samples'"):
         run.evaluate(num_sample=3)
 
 
@@ -355,7 +355,7 @@ def test_samples(elsewhere: Path, x: Tensor) -> None:
     run = Run.fit("vae", data=x, **SMALL)
     assert run.sample(num_images=3).shape == (3, 4, 5)
     assert torch.equal(run.sample(seed=4), run.sample(seed=4)) and not torch.equal(run.sample(), run.sample(seed=4))
-    with pytest.raises(BadInput, match="num_image: is no option here; did you mean 'num_images'"):
+    with pytest.raises(BadInput, match="num_image: unknown option; did you mean 'num_images'"):
         run.sample(num_image=3)
 
 
@@ -378,7 +378,7 @@ def test_new_images(elsewhere: Path, x: Tensor) -> None:
     p = joint.softmax(0).double().detach()
     assert bool(((share - p).abs() <= 5 * (p * (1 - p) / 4000).sqrt() + 1e-9).all())
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
-    with pytest.raises(BadInput, match="images of 12 pixels, and the run is of 20"):
+    with pytest.raises(BadInput, match="images of 12 pixels; the run was fitted to images of 20"):
         run.log_px(torch.zeros(3, 12))
 
 
@@ -484,7 +484,7 @@ def test_what_was_found_before_more_training_is_found_again(
         assert call(fit.command, "vae", *options, "--out", "run")[0] == 1
     few = ("--num-images", "20", "--num-samples", "10")
     status, out, err = call(evaluate.command, "run", *few)
-    assert status == 0 and "warning: training stopped after 2 of 4 epochs" in err and "in the place of" not in out
+    assert status == 0 and "warning: training stopped after 2 of 4 epochs" in err and "they replace" not in out
     status, out, _ = call(compare.command, "run")
     assert status == 0 and "run stopped after 2 of 4 epochs" in out
     report = Path("run/report.html").read_text(encoding="utf-8")
@@ -497,7 +497,7 @@ def test_what_was_found_before_more_training_is_found_again(
         patched.setattr("ppl_gen.run.evaluate", stop_again)
         assert call(fit.command, "--resume", "run")[0] == 1
     status, _, err = call(compare.command, "run")
-    assert status == 2 and "run: was trained on since its evaluation; evaluate it" in err
+    assert status == 2 and "run: was trained after its evaluation; evaluate it" in err
     write_report(RunDirectory.open(Path("run")))
     report = Path("run/report.html").read_text(encoding="utf-8")
     assert "20 test images" not in report and "not evaluated yet, as it is now" in report
@@ -513,6 +513,72 @@ def test_what_was_found_before_more_training_is_found_again(
     assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["num_images"] == 20
 
 
+def test_a_run_that_was_stopped_is_trained_for_longer(elsewhere: Path, x: Tensor) -> None:
+    """The stop was one of so many epochs. Resuming without more of them trains no further."""
+    run = Run.fit("vae", data=x, on_epoch=lambda run, metrics: metrics["epoch"] == 2, **SMALL | {"epochs": 4})
+    assert run.resume(quiet=True).metrics["epoch"].tolist() == [0, 1, 2]
+    run.resume(epochs=6, quiet=True)
+    assert run.metrics["epoch"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    again = Run.open(run.path, data=x)  # the directory is whole
+    assert again.config.training.epochs == 6 and again.evaluation is not None
+    whole = Run.fit("vae", data=x, **SMALL | {"epochs": 6})
+    assert _same(again, whole)
+
+
+class EightParticles:
+    """An objective with a default of its own."""
+
+    def __init__(self, *, num_particles: int = 8):
+        self.num_particles = num_particles
+
+    def surrogate(self, terms: Any) -> Tensor:
+        assert len(terms.log_weight) in (1, self.num_particles)  # it is tried with one sample
+        mean: Tensor = terms.log_weight.mean(0)
+        return mean
+
+
+def test_the_particles_of_an_own_objective(elsewhere: Path, x: Tensor, call: Call) -> None:
+    run = Run.fit("vae", data=x, objective=EightParticles, **SMALL)
+    assert run.config.training.num_particles == 8
+    run = Run.fit("vae", data=x, objective=EightParticles, num_particles=3, **SMALL)
+    assert run.config.training.num_particles == 3
+    Path("mine.py").write_text(
+        "class Mine:\n"
+        "    def __init__(self, *, num_particles: int = 5):\n"
+        "        self.num_particles = num_particles\n"
+        "    def surrogate(self, terms):\n"
+        "        return terms.log_weight.mean(0)\n"
+    )
+    small = ("--data", "digits", "--train-size", "100", "--epochs", "1", "--num-samples", "5", "--hidden-dims", "4")
+    assert call(fit.command, "vae", "--objective", "mine.py:Mine", *small, "--out", "run")[0] == 0
+    assert Run.open("run").config.training.num_particles == 5
+
+
+def test_new_images_have_the_white_of_the_run(elsewhere: Path, x: Tensor) -> None:
+    """However dark they are, and whichever others come with them."""
+    grey = (x * torch.linspace(90, 255, len(x))[:, None, None]).round().byte()
+    run = Run.fit("vae", data=grey, binarization="none", likelihood="normal", **SMALL)
+    dark = grey[:4]
+    assert dark.max() < 128
+    expected = run.log_px(dark.float() / 255, num_samples=5).log_px
+    assert torch.equal(run.log_px(dark, num_samples=5).log_px, expected)
+    assert torch.equal(run.log_px(dark.double(), num_samples=5).log_px, expected)
+    assert torch.allclose(run.log_px(dark.numpy().astype(int), num_samples=5).log_px, expected)
+    with pytest.raises(BadInput, match="pixels up to 300, but white is 255 in the run"):
+        run.log_px(dark.long().clamp(max=0) + 300)
+
+
+def test_what_a_session_shows_is_short(elsewhere: Path, x: Tensor) -> None:
+    run = Run.fit("vae", guide=Laplace, data=x, out="run", **SMALL)
+    assert repr(run.data) == "Data(array: 160 / 20 / 20 images of 4 × 5 pixels, dynamic)"
+    assert repr(run.pair) == "Pair(VAE, Laplace: latent z [2]; observed x)"
+    assert repr(run).startswith(f"Run('run'): vae, guide {__name__}:Laplace, on array\nELBO ")
+    with pytest.raises(
+        BadInput, match=r"images of 5 pixels, but the run was fitted to images of 20; give a single image as x\[None\]"
+    ):
+        run.log_px(x[0])
+
+
 # Bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -525,6 +591,8 @@ def test_what_was_found_before_more_training_is_found_again(
         ({"data": {"test": torch.zeros(9, 2, 2)}}, "data: has no split 'train'"),
         ({"data": {"trian": torch.zeros(9, 2, 2)}}, "data: has a split 'trian'; did you mean 'train'?"),
         ({"data": 5}, "data [train]: is of type int, not images"),
+        ({"lr": 3}, "lr: is no option of fit; did you mean 'learning_rate'?"),
+        ({"units": 3}, "units: is an option of the guide; give guide_options={'units': …}"),
         ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
     ],
 )
@@ -550,6 +618,6 @@ def test_a_run_opened_without_its_images_has_no_warning(
 ) -> None:
     run = Run.fit("vae", guide=Laplace, data=x, out="run", **SMALL)
     capsys.readouterr()
-    with pytest.raises(BadInput, match="hand it over again"):
+    with pytest.raises(BadInput, match="pass it again"):
         _ = Run.open(run.path, guide=Laplace).data
     assert capsys.readouterr() == ("", "")

@@ -151,7 +151,7 @@ def test_other_models(elsewhere: Path, call: Call) -> None:
     quick = ("--data", "digits", "--train-size", "200", "--epochs", "1")
     assert call(fit.command, "mixture", *quick, "--num-components", "3", "--out", "mixture")[0] == 0
     assert call(sample.command, "mixture", "--draws")[0] == 0
-    for source, message in (("image", "samples no z"), ("grid", "no plane of a continuous z")):
+    for source, message in (("image", "does not sample z"), ("grid", "no plane of a continuous z")):
         status, _, err = call(sample.command, "mixture", "--source", source)
         assert status == 2
         assert message in err

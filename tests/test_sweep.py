@@ -108,10 +108,12 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     assert sorted((row.guide, *row.seeds) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
 
     status, out, err = call(sweep.command, *arguments, *REST, "--latent-dim", "3")
-    assert status == 2 and "out/vae-normal-elbo-0: is there with other options: latent_dim is 1, not 3" in err
+    assert status == 2 and "out/vae-normal-elbo-0 was made with other options: latent_dim is 1, not 3" in err
     Path("mine.py").write_text(GUIDE.replace("0.5", "0.6"))
     status, out, err = call(sweep.command, *arguments, *rest)
-    assert status == 2 and "out/vae-mine-elbo-0: mine.py has changed since it was started" in err.replace(":Mine", "")
+    assert status == 2 and "out/vae-mine-elbo-0: mine.py has changed since the run was started" in err.replace(
+        ":Mine", ""
+    )
     shutil.rmtree("out/vae-mine-elbo-0")
     Path("out/vae-mine-elbo-0").mkdir()
     status, out, err = call(sweep.command, *arguments, *rest)
@@ -164,7 +166,7 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
     fake(False)
     lock = sweep.locked(Path("out"))
     status, _, err = call(sweep.command, *SEEDS, *REST)
-    assert status == 2 and err.count("\n") == 1 and "--out out: a sweep, or a run that one has left behind" in err
+    assert status == 2 and err.count("\n") == 1 and "--out out: another sweep is at work there" in err
     left_behind = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
     os.close(lock)
     assert call(sweep.command, *SEEDS, *REST)[0] == 2
@@ -180,18 +182,24 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
         (("vae", "--guides", "normal", "--objectives", "elbo"), ["--out"]),
         (("vae", "--seeds", "--out", "out"), ["--seeds", "at least one"]),
         (("vae", "--vary", "epochs", "--out", "out"), ["--vary epochs", "at least one value"]),
-        (("vae", "--vary", "epochs", "1", "--out", "out", "--", "--epochs", "2"), ["--epochs: after --"]),
-        (("vae", "--vary", "guide", "flow", "--out", "out"), ["--vary guide: has an option of its own"]),
+        (
+            ("vae", "--vary", "epochs", "1", "--out", "out", "--", "--epochs", "2"),
+            ["--epochs: the sweep sets this option itself"],
+        ),
+        (("vae", "--vary", "guide", "flow", "--out", "out"), ["--vary guide: use the sweep's own option"]),
         (("vae", "--vary", "lr", "1e-3", "--out", "out"), ["--lr", "did you mean --learning-rate"]),
         (("vae", "--guides", "--objectives", "elbo", "--seeds", "1", "--out", "out"), ["--guides", "at least one"]),
         ((*SEEDS, "--jobs", "0"), ["--jobs 0", "at least 1"]),
         ((*SEEDS, "--epochs", "3"), ["--epochs"]),
         ((*SEEDS, "--", "--epoch", "3"), ["--epoch", "did you mean --epochs", "ppl_gen.fit vae --help"]),
         ((*SEEDS, "--", "--epochs", "0"), ["--epochs 0"]),
-        ((*SEEDS, "--", "--seed", "0"), ["--seed: after --"]),
-        ((*SEEDS, "--", "--guide=normal"), ["--guide: after --"]),
-        ((*SEEDS, "--", "--dry_run"), ["--dry-run: after --"]),
-        (("vae", *SEEDS[1:4], "iwae:5", *SEEDS[5:], "--", "--num-particles", "3"), ["--num-particles: after --"]),
+        ((*SEEDS, "--", "--seed", "0"), ["--seed: the sweep sets this option itself"]),
+        ((*SEEDS, "--", "--guide=normal"), ["--guide: the sweep sets this option itself"]),
+        ((*SEEDS, "--", "--dry_run"), ["--dry-run: the sweep sets this option itself"]),
+        (
+            ("vae", *SEEDS[1:4], "iwae:5", *SEEDS[5:], "--", "--num-particles", "3"),
+            ["--num-particles: the sweep sets this option itself"],
+        ),
         (("vae", *SEEDS[1:4], "vimco:x", *SEEDS[5:]), ["--num-particles", "x"]),
         (("vae", *SEEDS[1:4], "elbo", "elbo", *SEEDS[5:]), ["two runs would be called vae-normal-elbo-0"]),
         (("vea", *SEEDS[1:]), ["unknown model 'vea'"]),

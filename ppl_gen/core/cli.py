@@ -15,21 +15,9 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from ppl_gen.core.errors import BadInput, Failed
+from ppl_gen.core.errors import ALIASES, BadInput, Failed
 
 T = TypeVar("T")
-_OPTION_ALIASES = {
-    "--lr": "--learning-rate",
-    "--num-epochs": "--epochs",
-    "--max-epochs": "--epochs",
-    "--bs": "--batch-size",
-    "--z-dim": "--latent-dim",
-    "--latent-size": "--latent-dim",
-    "--hidden-dim": "--hidden-dims",
-    "--dataset": "--data",
-    "--grad-clip": "--clip-grad-norm",
-}
-"""Names that other programs give to options of this package, and our names for them."""
 
 
 def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
@@ -56,8 +44,8 @@ def _one_line(box: str) -> str:
             paragraphs.append([])
     message = re.sub(r"^Error parsing (?:[A-Z]\w+: )?", "", " ".join(paragraphs[0]))
     for name in re.findall(r"--[\w-]+", message):
-        if name in _OPTION_ALIASES:
-            return f"{message}; did you mean {_OPTION_ALIASES[name]}?"
+        if name.replace("_", "-")[2:] in ALIASES:
+            return f"{message}; did you mean --{ALIASES[name.replace('_', '-')[2:]]}?"
     for paragraph in paragraphs[1:]:
         if paragraph and paragraph[0].startswith("Perhaps you meant"):
             message += f"; did you mean {paragraph[1].split()[0]}?" if len(paragraph) > 1 else ""

@@ -270,6 +270,13 @@ def takes(cls: Any, name: str) -> bool:
     return isinstance(cls, type) and name in _parameters(cls)
 
 
+def default_of(cls: Any, name: str) -> Any:
+    """Default of a parameter of a class's constructor; None if it has none."""
+    parameters = _parameters(cls) if isinstance(cls, type) else {}
+    default = parameters[name][0].default if name in parameters else None
+    return None if default is inspect.Parameter.empty else default
+
+
 def options(kind: Kind, cls: type) -> list[Option]:
     """The options in a class's signature: every argument that the package does not supply. Where a constructor takes
     `**kwargs`, the keyword arguments of its bases are options too; where it takes `**kwargs: Unpack[TypedDict]`, so are

@@ -11,6 +11,19 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 NARROWER = "the guide leaves out a part of the prior's support, where more of log p(x) may be"
 """Note beside the figures of a guide whose support is narrower than the prior's."""
 
+ALIASES = {
+    "lr": "learning-rate",
+    "num-epochs": "epochs",
+    "max-epochs": "epochs",
+    "bs": "batch-size",
+    "z-dim": "latent-dim",
+    "latent-size": "latent-dim",
+    "hidden-dim": "hidden-dims",
+    "dataset": "data",
+    "grad-clip": "clip-grad-norm",
+}
+"""Names that other programs give to options of this package, and our names for them."""
+
 
 class BadInput(ValueError):
     """Input of a user that cannot be used. One sentence names the input and says what to do; exit status 2.
@@ -51,6 +64,9 @@ def warnings_of(observation: str) -> list[str]:
 def near_miss(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` if a known name is close, else `; known:` and the list of known names."""
     known = sorted(known)
+    alias = ALIASES.get(name.replace("_", "-"), "")
+    if (ours := alias.replace("-", "_")) in known:
+        return f"; did you mean '{ours}'?"
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
 

@@ -1,5 +1,6 @@
 """Options as dataclass fields. Their metadata hold whether they identify a run, and the column that shows them."""
 
+from contextlib import suppress
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -43,3 +44,18 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in content.items():
         result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return result
+
+
+def text(value: Any) -> str:
+    """A value in the name of a run. 1e-3, 0.001 and "1e-3" have the same name.
+
+    >>> text("1e-3"), text(3), text([400, 200])
+    ('0.001', '3', '400-200')
+    """
+    if isinstance(value, tuple | list):
+        return "-".join(map(text, value))
+    with suppress(ValueError):
+        return str(int(str(value)))
+    with suppress(ValueError):
+        return str(float(str(value)))
+    return str(value)

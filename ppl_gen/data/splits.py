@@ -62,7 +62,7 @@ class Split:
         return replace(self, images=self.images.to(device), labels=labels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Data:
     """A data set in three splits, binarized. `validation` may be empty."""
 
@@ -76,6 +76,11 @@ class Data:
     """Notice for the user: the data set that `auto` stands for and why, or the decisions made while reading a file."""
     sha256: str | None = field(default=None, compare=False)
     """Fingerprint of images that were passed from Python."""
+
+    def __repr__(self) -> str:
+        counts = " / ".join(str(len(split)) for split in (self.train, self.validation, self.test))
+        size = " × ".join(map(str, self.shape))
+        return f"Data({self.name}: {counts} images of {size} pixels, {self.binarization})"
 
     def __post_init__(self) -> None:
         """Binarize, or dequantize, splits that are still grey. Splits from `load_data` are left as they are.

@@ -40,7 +40,7 @@ def mismatch(summary: Json, attributes: Mapping[str, Any], values: Mapping[str, 
     """Name of the first property in which values per image differ from a summary; empty if they belong together.
 
     :param attributes: attributes of the `evaluation.nc`.
-    :param values: its variables `elbo` and `log_px`, each [images].
+    :param values: variables `elbo` and `log_px`, each [images].
     """
     recorded = {key: summary.get(key) for key in SHARED} | {"estimator": summary["log_px"]["estimator"]}
     if (importance := entry_of(summary, "importance")) is not None:

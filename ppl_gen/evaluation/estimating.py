@@ -141,7 +141,7 @@ def estimators(model: nn.Module, pair: Pair, chosen: str, device: torch.device, 
     if pair.num_states is None:
         if chosen == "exact":
             raise BadInput(
-                f"--estimator exact: a latent site of {pair.model_name} has no finite support, and the model no "
+                f"--estimator exact: a latent site of {pair.model_name} has no finite support, and the model has no "
                 "log_px(x); use importance"
             )
         return False, True
@@ -167,10 +167,12 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
     model: Any = fitted.model
     pair = fitted.pair
     if fitted.takes_labels:
-        raise BadInput("--estimator annealed: takes a model and a guide without labels")
+        raise BadInput("--estimator annealed: needs a model and a guide without labels")
     if len(pair.latent) != 1 or len(pair.observed) != 1:
         has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
-        raise BadInput(f"--estimator annealed: takes one latent site and one observed; {pair.model_name} has {has}")
+        raise BadInput(
+            f"--estimator annealed: needs one latent site and one observed site; {pair.model_name} has {has}"
+        )
     with evaluating(model, fitted.guide):
         check_annealing(model, fitted.guide, options.annealed)
         z = model.prior().sample((2, min(3, len(x))))
@@ -182,7 +184,7 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
             raise BadInput(f"{pair.model_name}: likelihood(z) fails on chains of images: {describe(error)}") from error
         if not same:
             raise BadInput(
-                f"{pair.model_name}: likelihood(z) of z [chains, images, ...] is not that of each chain alone"
+                f"{pair.model_name}: likelihood(z) for z [chains, images, ...] differs from likelihood(z) of each chain"
             )
 
 

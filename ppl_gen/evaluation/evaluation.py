@@ -119,7 +119,8 @@ class Evaluation:
             raise BadInput(f"{directory.path / 'evaluation.json'}: damaged ({error}); evaluate again") from None
         if other:
             raise BadInput(
-                f"{file}: does not belong to the evaluation.json beside it, which has another {other}; evaluate again"
+                f"{file}: does not belong to the evaluation.json in its directory, which has another {other}; evaluate "
+                "again"
             )
         return cls(summary, images)
 
@@ -139,7 +140,7 @@ class Evaluation:
         :raises BadInput: if there are no values per image.
         """
         if self.images is None:
-            raise BadInput("this evaluation has no values per image: there was no evaluation.nc")
+            raise BadInput("this evaluation has no values per image, because it has no evaluation.nc")
         return self.images
 
     def to_dataframe(self) -> "pandas.DataFrame":
@@ -212,8 +213,9 @@ class Evaluation:
         return {name: estimate(self.summary, images, name) for name in names}
 
     @property
-    def sandwich(self) -> Json | None:
-        """Bounds from both sides on images from the model, if there are any, as `evaluation.json` has them."""
+    def bidirectional(self) -> Json | None:
+        """Bounds by bidirectional Monte Carlo on images from the model, as `evaluation.json` has them under `sandwich`;
+        None if there are none."""
         return self.summary.get("sandwich")
 
     @property

@@ -147,11 +147,11 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
     rule = f"the {options.split} split has {len(split)}, and at least {2 * NUM_EXAMPLES} are needed"
     require(2 * NUM_EXAMPLES <= count <= len(split), "num_images", count, rule)
     if fitted.takes_labels:
-        raise BadInput(f"{name}: its model or guide takes labels; responsibilities are of models of images alone")
+        raise BadInput(f"{name}: its model or guide takes labels; responsibilities need a model without labels")
     x = fitted.data.targets(options.split)[:count]
     if not _is_mixture(fitted.model, fitted.pair):
         raise BadInput(
-            f"{name}: has no components; responsibilities take one latent site with finite support and event shape (), "
+            f"{name}: has no components; responsibilities need one latent site with finite support and event shape (), "
             "such as a Categorical, and the methods prior() and likelihood(z)"
         )
     require_memory(fitted.pair, 1, device=x.device)

@@ -62,9 +62,7 @@ def visible_pixels(hide: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     else:
         raise BadInput(f"--hide {hide}: unknown{near_miss(hide, (*SIDES, 'random', 'FILE.npy'))}")
     if hidden.all() or not hidden.any():
-        raise BadInput(
-            f"--hide {hide}: hides {'every' if hidden.any() else 'no'} pixel; some must be seen and some not"
-        )
+        raise BadInput(f"--hide {hide}: hides {'every' if hidden.any() else 'no'} pixel; hide some pixels, but not all")
     return ~hidden.flatten()
 
 
@@ -91,13 +89,13 @@ def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quie
     """
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
     if len(pair.latent) != 1 or not offers(model, HasDensity):
-        raise BadInput(f"{pair.model_name}: filling in takes one latent site and the methods prior() and likelihood(z)")
+        raise BadInput(f"{pair.model_name}: filling in needs one latent site and the methods prior() and likelihood(z)")
     if cheap_to_enumerate(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
         return exact_imputation(model, x, visible, _DRAWS)
     if not offers(guide, Amortized):
         raise BadInput(
-            f"{pair.guide_name}: filling in by importance sampling takes the methods encode(x) and posterior(context)"
+            f"{pair.guide_name}: filling in by importance sampling needs the methods encode(x) and posterior(context)"
         )
     with Progress(PASSES * len(x), "image", quiet=quiet) as progress:
 
@@ -118,7 +116,7 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     most = f"the {options.split} split has {len(split)}"
     require(options.num_images <= len(split), "num_images", options.num_images, most)
     if fitted.takes_labels:
-        raise BadInput(f"{fitted.config.model}: its model or guide takes labels, with which images cannot be filled in")
+        raise BadInput(f"{fitted.config.model}: its model or guide takes labels, which filling in does not support")
     x = data.targets(options.split)[: options.num_images]
     visible = visible_pixels(options.hide, data.shape, options.seed).to(x.device)
     num_samples = options.num_samples or fitted.config.num_samples

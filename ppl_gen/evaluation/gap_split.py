@@ -77,9 +77,11 @@ def split_gap(
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     """The options with their numbers of images and samples, and the estimator, filled in."""
     if options.mixes or options.estimator in ("prior", "exact"):
-        raise BadInput("--gaps: takes --estimator importance or annealed, and samples of the guide alone")
+        raise BadInput("--gaps: needs --estimator importance or annealed, with samples from the guide alone")
     if fitted.takes_labels:
-        raise BadInput(f"--gaps: {fitted.config.model} or its guide takes labels, which a search of contexts has not")
+        raise BadInput(
+            f"--gaps: {fitted.config.model} or its guide takes labels, which a search over contexts does not support"
+        )
     available = len(fitted.data.split(options.split))
     count = min(_IMAGES, available) if options.num_images is None else options.num_images
     require(count <= available, "num_images", count, f"the {options.split} split has {available}")

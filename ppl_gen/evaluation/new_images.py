@@ -20,13 +20,22 @@ _IMAGES_PER_BLOCK = 100
 def with_images(fitted: Fitted, given: Any) -> Fitted:
     """The run with a user's images instead of its test images, binarized in the same way.
 
-    :param given: images [N, …] as a tensor or an array, a pair of images and labels, or a `Dataset`.
-    :raises BadInput: for images of another size.
+    :param given: images [N, …] as a tensor or an array, a pair of images and labels, or a `Dataset`. Pixels are in
+        [0, 1], or have the run's value of white.
+    :raises BadInput: for images of another size, and for pixels that are larger than white.
     """
-    found = arrays.read(arrays.collect(given))
+    collected = arrays.collect(given)
+    white, top = fitted.data.train.scale, max(float(collected["train"].max(initial=0)), 1)
+    if top > max(white, 1):
+        raise BadInput(f"data: pixels up to {top:g}, but white is {white} in the run; divide by your value of white")
+    found = arrays.read(collected, 1 if top == 1 else white)
     images, labels = torch.from_numpy(found.splits["train"]), found.labels.get("train")
     if images.shape[1] != fitted.data.dim:
-        raise BadInput(f"data: images of {images.shape[1]} pixels, and the run is of {fitted.data.dim}")
+        one = getattr(given, "shape", None) == fitted.data.shape
+        hint = "; give a single image as x[None]" if one else ""
+        raise BadInput(
+            f"data: images of {images.shape[1]} pixels, but the run was fitted to images of {fitted.data.dim}{hint}"
+        )
     test = Split(images, None if labels is None else torch.from_numpy(labels), found.scale)
     data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
     changed = replace(fitted, data=data)
@@ -60,8 +69,8 @@ def _from_posterior(fitted: Fitted, x: Tensor, num_samples: int) -> Tensor:
     pair, model = fitted.pair, fitted.model
     if len(pair.latent) != 1 or not offers(model, HasDensity) or not cheap_to_enumerate(pair):
         raise BadInput(
-            f"{pair.model_name}: its guide samples no z; p(z | x) takes one latent site of few states, prior() and "
-            "likelihood(z)"
+            f"{pair.model_name}: its guide does not sample z; p(z | x) needs one latent site with few states, prior() "
+            "and likelihood(z)"
         )
     parts = []
     for block in x.split(block_size(pair, posterior=True)):

@@ -16,7 +16,7 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
 
 
 def _on_training(runs: Sequence[Evaluated]) -> list[str]:
-    unstopped = [run for run in runs if not run.last.get("stopped", False)]
+    unstopped = [run for run in runs if run.last.get("stopped") != run.config.get("training.epochs")]
     counts = [(run.path, run.last.get("epoch"), run.config.get("training.epochs")) for run in unstopped]
     return [
         f"{path} stopped after {done} of {epochs} epochs"
@@ -60,15 +60,19 @@ def _on_estimates(rows: Sequence[Row]) -> list[str]:
     if doubted - {"annealed"}:
         notes.append("≥ at least: k-hat is too high or unknown for some images, or another estimate of them is larger")
     if "annealed" in doubted:
-        notes.append("≥ at least: the sandwich and importance sampling do not both vouch for annealing")
+        notes.append(
+            "≥ at least: bidirectional Monte Carlo and importance sampling do not both support the annealed value"
+        )
     if k is not None:
         notes.append(f"L_{k}: IWAE bound, the largest k that all runs with such bounds share below S")
     if len({row.settings["num_samples"] for row in rows} - {None}) > 1:
-        notes.append("importance-sampled log p(x) with different S are not comparable: the more samples, the higher")
+        notes.append(
+            "importance-sampled log p(x) with different S are not comparable: more samples give a higher value"
+        )
     if len({row.settings["estimator"] for row in rows}) > 1:
-        notes.append("a sampled log p(x) is biased low, an exact one is not")
+        notes.append("a sampled log p(x) is biased low; an exact one is not")
     split = {row.gap_images for row in rows if row.gap_images is not None}
     if split:
         counts = " or ".join(f"{count:g}" for count in sorted(split))
-        notes.append(f"approximation and amortization gap: of the first {counts} images")
+        notes.append(f"approximation and amortization gap: on the first {counts} images")
     return notes

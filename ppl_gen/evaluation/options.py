@@ -66,15 +66,15 @@ class EvaluationOptions:
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "must be a number above 0")
         require(self.sandwich >= 0, "sandwich", self.sandwich, "must be at least 0")
         if self.estimator != "annealed" and (self.annealed != Annealing() or self.sandwich != 100):
-            raise BadInput(f"--estimator {self.estimator}: --annealed.* and --sandwich are of --estimator annealed")
+            raise BadInput(f"--estimator {self.estimator}: --annealed.* and --sandwich need --estimator annealed")
         if self.mixes and self.estimator not in ("auto", "importance"):
             raise BadInput(
-                f"--estimator {self.estimator}: --prior-share, --temperature and --proposals are of importance sampling"
+                f"--estimator {self.estimator}: --prior-share, --temperature and --proposals need importance sampling"
             )
         if self.prior_share == 1 and (self.proposals or self.temperature != 1):
             raise BadInput("--prior-share 1: leaves no sample for --proposals, or to spread by --temperature")
         if self.proposal_guides and not self.proposals:
-            raise BadInput("--proposal-guides: are of --proposals")
+            raise BadInput("--proposal-guides: needs --proposals")
         require(self.gap_copies >= 0, "gap_copies", self.gap_copies, "must be at least 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 

@@ -30,7 +30,9 @@ def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:
         again = replace(given, **own) if chosen is None else replace(given, **own, guide=chosen)
         guides.append(Fitted.open(path, again, device=options.device).guide)
     if unused:
-        raise BadInput(f"--proposal-guides {' '.join(sorted(unused))}: no run of --proposals was fitted with that")
+        raise BadInput(
+            f"--proposal-guides {' '.join(sorted(unused))}: no run of --proposals was fitted with this guide"
+        )
     return guides
 
 
@@ -43,7 +45,10 @@ def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) 
     if alike:
         chosen = recorded if recorded in alike else alike[0]
         if chosen != recorded and len(alike) > 1:
-            raise BadInput(f"--proposal-guides {' '.join(alike)}: which of them is {recorded}, of {path}?")
+            raise BadInput(
+                f"--proposal-guides {' '.join(alike)}: {path} was fitted with {recorded}, and several of these have "
+                "its name; give the recorded one"
+            )
         return chosen
     if class_name(str(given.names()["guide"])) != class_name(recorded):
         raise BadInput(f"{path}: was fitted with the guide {recorded}; name it again: --proposal-guides {recorded}")

@@ -169,9 +169,15 @@ def check(data: Data, count: int) -> None:
     if labels is None or data.test.labels is None:
         raise BadInput(f"{data.name}: has no labels to train a classifier on")
     if len(labels.unique()) > len(labels) / 2:
-        raise BadInput(f"{data.name}: has {len(labels.unique())} different labels of {len(labels)} images, no classes")
+        raise BadInput(
+            f"{data.name}: has {len(labels.unique())} different labels of {len(labels)} images; a classifier "
+            "needs classes of several images"
+        )
     if len(data.validation) < count and len(data.train) < 2 * count:
-        raise BadInput(f"--num-images {count}: leaves no training images; there are {len(data.train)}, some kept apart")
+        raise BadInput(
+            f"--num-images {count}: leaves no training images; the classifier needs more than the {len(data.train)} "
+            "that there are"
+        )
 
 
 def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOptions) -> Quality:

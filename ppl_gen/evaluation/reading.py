@@ -71,7 +71,7 @@ def read(path: Path) -> Evaluated:
     again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *external_class_options(run.config)])}"
     summary, file = run.read_json("evaluation.json"), path / "evaluation.nc"
     if summary is not None and run.stale(summary):
-        raise BadInput(f"{path}: was trained on since its evaluation; {again}")
+        raise BadInput(f"{path}: was trained after its evaluation; {again}")
     if summary is None or not file.is_file():
         raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else file.name}; {again}")
     try:
@@ -91,7 +91,9 @@ def read(path: Path) -> Evaluated:
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
     if other:
-        raise BadInput(f"{file}: does not belong to the evaluation.json beside it, which has another {other}; {again}")
+        raise BadInput(
+            f"{file}: does not belong to the evaluation.json in its directory, which has another {other}; {again}"
+        )
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
     labels, gaps = values.get("label"), _gaps(run, summary)
     return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, run.last, gaps)
@@ -196,14 +198,14 @@ def check_same_images(runs: Sequence[Evaluated]) -> None:
             if name.startswith("data.") and (name != "data.train_size" or first.images.split != "test"):
                 pairs[name] = (first.config.get(name), run.config.get(name))
         if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
-            pairs["labels"] = ("one", "other labels")
+            pairs["labels"] = ("one set", "another")
         if "images_sha256" in first.summary and "images_sha256" in run.summary:  # earlier versions did not write it
             pairs["the images' SHA-256"] = (first.summary["images_sha256"][:8], run.summary["images_sha256"][:8])
         for name, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise BadInput(
-                    f"{first.path} and {run.path} cannot be compared: {name.removeprefix('data.')} is {ours} in the "
-                    f"one and {theirs} in the other"
+                    f"{first.path} and {run.path} cannot be compared: {name.removeprefix('data.')} is {ours} in "
+                    f"the first and {theirs} in the second"
                 )
 
 
@@ -217,6 +219,6 @@ def group(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
         other = seeds.setdefault(run.seed, run)
         if other is not run:
             raise BadInput(
-                f"{other.path} and {run.path}: have one configuration and one seed, {run.seed}; leave one out"
+                f"{other.path} and {run.path}: have the same configuration and seed, {run.seed}; leave one out"
             )
     return [list(seeds.values()) for seeds in groups.values()]

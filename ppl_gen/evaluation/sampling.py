@@ -40,7 +40,7 @@ def _from_image(fitted: Assembled, options: SampleOptions) -> Any:
     pair, (images, *labels) = fitted.pair, fitted.images(options.split)
     require(options.image < len(images), "image", options.image, f"the {options.split} split has {len(images)}")
     if pair.enumerated:
-        raise BadInput(f"--source image: {pair.guide_name} samples no z; use prior")
+        raise BadInput(f"--source image: {pair.guide_name} does not sample z; use --source prior")
     rows = torch.full((options.num_images,), options.image, device=images.device)
     batch = [each[rows] for each in (images, *labels)]
     drawn = poutine.trace(pair.guide).get_trace(*batch)

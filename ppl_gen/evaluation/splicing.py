@@ -62,7 +62,7 @@ def pair_up(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
             continue  # an earlier swap has resolved it
         others = ((labels[left] != same) & (labels[right] != same)).nonzero().flatten()
         if len(others) == 0:
-            raise BadInput("more than half of the images are of one class; spliced images are of two")
+            raise BadInput("more than half of the images are of one class; a spliced image needs two classes")
         other = int(others[torch.randint(len(others), (), generator=generator)])
         right[pair], right[other] = right[other].clone(), right[pair].clone()
     return left, right
@@ -199,16 +199,16 @@ def _count(fitted: Fitted, options: SpliceOptions) -> int:
     """
     data, split = fitted.data, fitted.data.split(options.split)
     if split.labels is None:
-        raise BadInput(f"{data.name}: has no labels; a spliced image is of two images of different classes")
+        raise BadInput(f"{data.name}: has no labels; a spliced image needs two images of different classes")
     if len(data.shape) != 2:
         raise BadInput(
-            f"{data.name}: its images have shape {data.shape}; those with a height and a width can be spliced"
+            f"{data.name}: its images have shape {data.shape}; only images with a height and a width can be spliced"
         )
     if fitted.takes_labels:
-        raise BadInput(f"{fitted.config.model}: its model or guide takes labels, and a spliced image has none")
+        raise BadInput(f"{fitted.config.model}: its model or guide takes labels, but a spliced image has none")
     most = len(split) // 4
     count = min(1000, most) if options.num_images is None else options.num_images
-    rule = f"the {options.split} split has {len(split)} images, and four are needed for each"
+    rule = f"the {options.split} split has {len(split)} images, and each spliced image needs four"
     require(NUM_SPLICED <= count <= most, "num_images", count, rule)
     return count
 

@@ -127,13 +127,13 @@ def _agreement_rows(s: Json) -> list[Row]:
     """Comparisons of the estimates with each other."""
     found = []
     if "sandwich" in s:
-        between = s["sandwich"]
-        lower, upper = (fixed(between[side]["mean"]) for side in ("lower", "upper"))
-        width = " ± ".join(fixed(between["width"][key], 3) for key in ("mean", "se"))
+        bounds = s["sandwich"]
+        lower, upper = (fixed(bounds[side]["mean"]) for side in ("lower", "upper"))
+        width = " ± ".join(fixed(bounds["width"][key], 3) for key in ("mean", "se"))
         found.append(
             Row(
-                f"the same settings on {between['num_images']} images from the model:",
-                note=f"log p(x) between {lower} and {upper}, {width} apart{_wide_text(between)}",
+                f"the same settings on {bounds['num_images']} images from the model:",
+                note=f"log p(x) between {lower} and {upper}, {width} apart{_wide_text(bounds)}",
             )
         )
     if "disagreement" in s:
@@ -148,13 +148,13 @@ def _agreement_rows(s: Json) -> list[Row]:
     return found
 
 
-def _wide_text(between: Json) -> str:
+def _wide_text(bounds: Json) -> str:
     """The number of images whose two bounds are far apart, and an upper limit of their share. Earlier versions did not
     write it."""
-    if "wide" not in between:
+    if "wide" not in bounds:
         return ""
-    wide = between["wide"]
-    count = f"{wide['num_images']} of {between['num_images']}" if wide["num_images"] else "none"
+    wide = bounds["wide"]
+    count = f"{wide['num_images']} of {bounds['num_images']}" if wide["num_images"] else "none"
     share = f"up to {wide['fraction_at_most']:.1%} of the model's images may be, at {wide['confidence']:.0%} confidence"
     return f"; {count} more than {wide['above']:g} nat apart, so that {share}"
 

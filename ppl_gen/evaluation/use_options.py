@@ -34,7 +34,7 @@ def options_from(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> 
     known = get_type_hints(cls)
     for name in chosen:
         if name not in known:
-            raise BadInput(f"{name}: is no option here{near_miss(name, known)}")
+            raise BadInput(f"{name}: unknown option{near_miss(name, known)}")
     chosen = convert_all(chosen, known)
     return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
 

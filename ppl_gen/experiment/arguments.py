@@ -11,7 +11,7 @@ from ppl_gen.core import cli, components
 from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.components import Kind
 from ppl_gen.core.errors import BadInput
-from ppl_gen.experiment.config import Config, Given, starting_config
+from ppl_gen.experiment.config import Config, Given, particles_of, starting_config
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import RunDirectory
 
@@ -139,7 +139,7 @@ def _check_names(model: str, parts: Mapping[str, Any]) -> None:
     taken = {"guide", "prior"} | {option.name for part in ("data", "training", "run") for option in fields(parts[part])}
     for option in fields(parts["model_options"]):
         if option.name in taken:
-            raise BadInput(f"model {model}: its option '{option.name}' is already one of every fit; rename it")
+            raise BadInput(f"model {model}: every fit has an option '{option.name}' already; rename the model's")
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -195,7 +195,7 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
     chosen = {flag: _value_of(f"--{flag}", arguments) for flag in flags}
     refit = chosen["refit-guide"]
     if refit is not None and chosen["guide"] is not None:
-        raise BadInput("--refit-guide: names the guide; leave --guide out")
+        raise BadInput("--refit-guide: this option names the guide; leave out --guide")
     if model is None and chosen["init-from"] is None:
         if not {"-h", "--help"} & set(arguments):
             models = ", ".join(components.known("model"))
@@ -204,5 +204,6 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
     given = Given(model, refit or chosen["guide"], chosen["prior"])
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
     if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
-        return replace(config, training=replace(config.training, objective=chosen["objective"]))
+        own, particles = chosen["objective"], particles_of(chosen["objective"])
+        return replace(config, training=replace(config.training, objective=own, num_particles=particles))
     return config

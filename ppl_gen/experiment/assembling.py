@@ -78,9 +78,9 @@ def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str,
     cls = given.find("prior", config.prior)
     has_prior, closed = offers(model, HasPrior), offers(model, ClosedForm)
     if not has_prior or supplied["latent_name"] is None:
-        raise BadInput(f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site to swap")
+        raise BadInput(f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site to replace")
     if config.fixed_model and takes(cls, "guide"):
-        raise BadInput(f"--prior {config.prior}: is made of the guide, which can't be refitted without it")
+        raise BadInput(f"--prior {config.prior}: depends on the guide, so that the guide can't be refitted without it")
     prior = construct("prior", cls, supplied, config.prior_options)
     if not isinstance(prior, nn.Module):
         raise BadInput(f"prior {type(prior).__name__} must be a torch.nn.Module")
@@ -137,7 +137,7 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
     tensors = prefixed(content[0], f"{checkpoint}.")
     if not tensors:
         raise BadInput(
-            f"--checkpoint {checkpoint}: {run.path} has none, since it had no validation split or no ELBO in training"
+            f"--checkpoint {checkpoint}: {run.path} has none, because training had no validation split or no ELBO"
         )
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
@@ -161,9 +161,11 @@ def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
     fits = {name for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape}
     for name in sorted(theirs.keys() | own.keys()):
         if name.startswith("model.swapped_prior.") and name not in fits:
-            raise BadInput(f"--init-from {path}: has another --prior, which is part of its model")
+            raise BadInput(f"--init-from {path}: its model has another --prior")
         if name.startswith("model.") and name not in fits:
-            raise BadInput(f"--init-from {path}: its model is another: '{name}' is not in both, of one shape")
+            raise BadInput(
+                f"--init-from {path}: its model differs: '{name}' is missing in one of them, or has another shape"
+            )
     for name in fits:
         own[name].copy_(theirs[name])
     guides = sum(name.startswith("guide.") for name in own)

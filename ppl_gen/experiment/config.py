@@ -206,7 +206,7 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
             defaults.pop("objective", None)  # the default objective trains the model, which stays as it is here
         return replace(there, training=TrainingOptions(**defaults), init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
-        raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
+        raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if given.model is None:
         raise BadInput(f"name a model: {', '.join(components.known('model'))}, or file.py:Class")
     names = given.names()
@@ -223,6 +223,15 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
 def _types(kind: Kind, found: Any) -> dict[str, Any]:
     """The types of the options of a class, by name; an instance has none."""
     return {each.name: each.type for each in components.options(kind, found)} if isinstance(found, type) else {}
+
+
+def particles_of(objective: Any) -> int:
+    """Default number of particles: that of an objective of the user's own, if its constructor has one, else 1."""
+    if not is_external(components.name_of("objective", objective)):
+        return 1
+    found = find("objective", objective) if isinstance(objective, str) else objective
+    default = components.default_of(found, "num_particles")
+    return default if isinstance(default, int) else 1
 
 
 def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Config:
@@ -242,8 +251,11 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
         elif name in own:
             chosen[Config].setdefault("model_options", {**config.model_options})[name] = convert(name, value, own[name])
         else:
+            for kind in ("guide", "prior"):
+                if name in _types(kind, given.find(kind, getattr(config, kind))):
+                    raise BadInput(f"{name}: is an option of the {kind}; give {kind}_options={{'{name}': …}}")
             known = sorted(set().union(*names.values(), own) - {*KINDS, "training", "model_options"})
-            raise BadInput(f"{name}: is no option of fit{near_miss(name, known)}")
+            raise BadInput(f"{name}: unknown option of fit{near_miss(name, known)}")
     classes: dict[Kind, str | None] = {"guide": config.guide, "prior": config.prior}
     classes["objective"] = chosen[TrainingOptions].get("objective", config.training.objective)
     for kind, reference in classes.items():
@@ -339,11 +351,13 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
         if ours.get(name) != theirs.get(name):
             option = name.rpartition(".")[2]
             raise BadInput(
-                f"{run.path}: is there with other options: {option} is {theirs.get(name)}, not {ours.get(name)}; name "
+                f"{run.path} was made with other options: {option} is {theirs.get(name)}, not {ours.get(name)}; name "
                 "another --out, or delete it"
             )
     for name in changed_code(run, config, given):
-        raise BadInput(f"{run.path}: {name} has changed since it was started; name another --out, or delete it")
+        raise BadInput(
+            f"{run.path}: {name} has changed since the run was started; choose another --out, or delete the run"
+        )
 
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:

@@ -150,7 +150,7 @@ class Fitted(Assembled):
             print(f"warning: {name} has changed since the run was fitted", file=sys.stderr)
         fitted = Assembled.make(config, same_data(directory, config, given).to(where), given).within(directory)
         state = load_checkpoint(directory, fitted.model, fitted.guide, checkpoint)
-        if state["epoch"] < config.training.epochs and not state.get("stopped", False):
+        if state["epoch"] < config.training.epochs != state.get("stopped"):
             done = f"after {state['epoch']} of {config.training.epochs} epochs"
             print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
         return fitted
@@ -195,6 +195,6 @@ def check_same_images(directory: RunDirectory, data: Data) -> None:
     recorded = directory.config.get("data_sha256")
     if data.sha256 is not None and recorded is not None and data.sha256 != recorded:
         raise BadInput(
-            f"--data {data.name}: {directory.path} was fitted to other images: their SHA-256 begins with "
-            f"{recorded[:8]}, that of these with {data.sha256[:8]}"
+            f"--data {data.name}: {directory.path} was fitted to other images: the SHA-256 of its images begins with "
+            f"{recorded[:8]}, that of the given ones with {data.sha256[:8]}"
         )

@@ -83,7 +83,7 @@ class TrainingOptions:
             import torch
 
             if not hasattr(torch.optim, "Muon"):
-                raise BadInput(f"--optimizer muon: torch {torch.__version__} has none; it came with torch 2.9")
+                raise BadInput(f"--optimizer muon: torch {torch.__version__} has no Muon; upgrade to torch 2.9")
         if self.capture and self.kl_warmup:
             raise BadInput(
                 f"--capture: the loss must be the same at every step, and --kl-warmup {self.kl_warmup} is not"

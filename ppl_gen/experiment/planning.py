@@ -9,6 +9,7 @@ from torch import nn
 
 from ppl_gen.core.components import Kind, class_name, kebab_case, name_of
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.options import text
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.run_directory import Json
 
@@ -41,7 +42,9 @@ def combinations(
     """
     for each in (model, *guides, *priors, *objectives):
         if isinstance(each, nn.Module):
-            raise BadInput(f"{type(each).__name__} is an instance: several runs would train one; give its class")
+            raise BadInput(
+                f"{type(each).__name__} is an instance: several runs would share its weights; give its class"
+            )
     folder = Path("runs", label("model", model)) if out is None else Path(out)
     planned: dict[Path, Planned] = {}
     varied = [[(name, value) for value in values] for name, values in vary.items()]
@@ -49,10 +52,12 @@ def combinations(
     for (guide, prior, objective), values, seed in itertools.product(classes, itertools.product(*varied), seeds):
         named: list[tuple[Kind, Any]] = [("guide", guide), ("prior", prior), ("objective", objective)]
         words = [label("model", model), *(label(kind, each) for kind, each in named if each is not None)]
-        words += [f"{name.replace('_', '-')}-{_text(value)}" for name, value in values]
+        words += [f"{name.replace('_', '-')}-{text(value)}" for name, value in values]
         path = folder / "-".join([*words, str(seed)])
         if path in planned:
-            raise BadInput(f"two runs would be called {path.name}; name every guide, objective, prior and seed once")
+            raise BadInput(
+                f"two runs would be called {path.name}; give every guide, objective, prior and seed only once"
+            )
         planned[path] = Planned(path, Given(model, guide, prior, objective), {**dict(values), "seed": seed})
     return list(planned.values())
 
@@ -60,7 +65,3 @@ def combinations(
 def label(kind: Kind, reference: Any) -> str:
     """The part of a run's name that stands for a class: `my-guide`."""
     return kebab_case(class_name(name_of(kind, reference)))
-
-
-def _text(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -84,7 +84,8 @@ class RunDirectory:
             raise BadInput(f"{file}: damaged, or not written by ppl_gen ({error})") from None
         if version > FORMAT:
             raise BadInput(
-                f"{path}: from a later version of ppl_gen (format {version}, this one reads {FORMAT}); upgrade"
+                f"{path}: written by a later version of ppl_gen (format {version}; this version reads {FORMAT}); "
+                "upgrade ppl_gen"
             )
         return cls(path, config)
 
@@ -165,8 +166,8 @@ class RunDirectory:
         return (self.metrics() or [{}])[-1]
 
     def finished(self, epochs: int) -> bool:
-        """True if training has reached this number of epochs, or was stopped early."""
-        return self.last.get("epoch", 0) >= epochs or self.last.get("stopped", False)
+        """True if training has reached this number of epochs, or was stopped early when this number was planned."""
+        return self.last.get("epoch", 0) >= epochs or self.last.get("stopped") == epochs
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of `metrics.jsonl` after a step."""
@@ -258,7 +259,8 @@ def _readable_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInput(
-            f"{error.filename or path}: cannot be written: {error.strerror or error}; what was saved before is intact"
+            f"{error.filename or path}: cannot be written: {error.strerror or error}; files that were saved before are "
+            "intact"
         ) from error
 
 

@@ -76,7 +76,7 @@ class Terms:
         return elbo
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pair:
     """A model and a guide with their properties, as `Pair.read` finds them on a few images. Masks are applied to
     log-densities, scales are not: a plate that scales its batch to the data set, or KL warm-up, changes the objective
@@ -135,6 +135,10 @@ class Pair:
     samples lacks that part of p(x)."""
     vectorized: bool = False
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
+
+    def __repr__(self) -> str:
+        latent = ", ".join(f"{name} {list(shape)}" for name, shape in self.event_shapes.items())
+        return f"Pair({self.model_name}, {self.guide_name}: latent {latent}; observed {', '.join(self.observed)})"
 
     @classmethod
     def read(cls, model: Any, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> "Pair":

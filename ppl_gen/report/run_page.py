@@ -9,7 +9,6 @@ from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import table
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.figures.captions import Caption
-from ppl_gen.report.captions import captions
 from ppl_gen.report.page import Gallery, Picture, render, saving
 from ppl_gen.report.sections import results, sections
 
@@ -59,7 +58,9 @@ def gallery(run: RunDirectory) -> Gallery:
 
 def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
-    from ppl_gen.report.pictures import kinds  # imports torch, which the page of a comparison needs not
+    # Imported here, because they import torch and matplotlib.
+    from ppl_gen.report.captions import captions
+    from ppl_gen.report.pictures import kinds
 
     known = captions(metrics, summary)
     for module in kinds().values():

@@ -70,7 +70,9 @@ class Captured:
             with unchanged(modules):
                 self.graph = make_fx(self._with_gradients)(*batch)
         except Exception as error:  # user code that reads values, or an operation that torch cannot trace
-            raise BadInput(f"--capture: the loss of this pair looks at values: {describe(error)}") from error
+            raise BadInput(
+                f"--capture: the loss of this pair depends on values of tensors: {describe(error)}"
+            ) from error
         if tensors != [id(tensor) for tensor in self._tensors()]:
             raise BadInput("--capture: a buffer is assigned anew in each step; change it in place")
         try:

@@ -83,7 +83,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
     if not any(parameter.requires_grad for parameter in assembled.trained.parameters()):
         raise BadInput("neither model nor guide has a parameter to train")
     if start and config.fixed_model and config.init_from is None:
-        raise BadInput("--refit-guide: takes the model of a run, which --init-from names")
+        raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if start and config.init_from is not None:
         say(start_from(config.init_from, assembled.model, assembled.guide))
     check_binarization(assembled)
@@ -111,7 +111,9 @@ def _data(config: Config, given: Given) -> Data:
     with parallel.local_first():
         data = load_data(config.data, given.data)
     if parallel.broadcast_object(data.name) != data.name:
-        raise BadInput(f"--data {config.data.data}: is {data.name} here, and another for the first process")
+        raise BadInput(
+            f"--data {config.data.data}: is {data.name} in this process, and another data set in the first one"
+        )
     return data.to(device)
 
 
@@ -147,7 +149,7 @@ def check_support(assembled: Assembled) -> None:
         site = leaves_support(pair, *assembled.batch)
     if site is not None:
         raise BadInput(
-            f"{pair.guide_name} draws '{site}' outside of the support of its prior in {pair.model_name}, where the "
+            f"{pair.guide_name} draws '{site}' outside the support of its prior in {pair.model_name}, where the "
             "ELBO is -inf; give the guide a distribution of the same support, such as LogNormal for positive numbers"
         )
 
@@ -170,7 +172,7 @@ def check_contract(assembled: Assembled) -> None:
         if z.numel() != len(x) * math.prod(pair.event_shapes[name]):
             raise BadInput(
                 f"site '{name}' is in a plate within '{pair.plate.name}', and prior(), likelihood(z) and posterior(c) "
-                "are of one event per image: use .to_event(1) in place of that plate, or leave them out"
+                "describe one event per image: use .to_event(1) instead of that plate, or leave these methods out"
             )
         z = z.reshape(len(x), *pair.event_shapes[name])
         if offers(model, HasPrior):
@@ -283,7 +285,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
             trained = site["type"] == "param" and site["value"].requires_grad
             if trained and id(site["value"].unconstrained()) not in own:
                 raise BadInput(
-                    f"pyro.param('{name}') was not there when the pair was put together: make it an nn.Parameter of "
+                    f"pyro.param('{name}') was created after the pair was built: make it an nn.Parameter of "
                     "model or guide"
                 )
         if not loss.isfinite():
@@ -291,7 +293,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
             which = [name for name, values in densities.items() if not values.isfinite().all()]
             raise BadInput(
                 f"the objective is {float(loss.detach())} on {len(batch[0])} images before training"
-                + (f"; so is, or is infinite, {' and '.join(which)}" if which else "")
+                + (f"; so is {' and '.join(which)}" if which else "")
             )
         named = [(name, parameter) for name, parameter in modules.named_parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
@@ -328,7 +330,7 @@ def _check_owned(loss: Tensor, called: list[nn.Module], compute: Callable[[], Te
             found += [f"weights {tuple(leaf.shape)}{of}"] if id(leaf) in kept else []
     if found:
         raise BadInput(
-            f"the loss depends on {found[0]} outside of model and guide, which would not be trained, saved or put into "
+            f"the loss depends on {found[0]} outside of model and guide, which is not trained, saved or put into "
             "eval mode with them: make it part of one of them in its constructor, self.net = …"
         )
 

@@ -16,7 +16,7 @@ def with_epochs(directory: RunDirectory, config: Config, epochs: int) -> Config:
     before = config.training.epochs
     done = directory.last.get("epoch", 0)
     if epochs < max(before, done + 1) and epochs != before:
-        raise BadInput(f"--epochs {epochs}: {directory.path} has {done} of {before} epochs; name more of them")
+        raise BadInput(f"--epochs {epochs}: {directory.path} has {done} of {before} epochs; choose a larger number")
     return replace(config, training=replace(config.training, epochs=epochs))
 
 
@@ -27,8 +27,8 @@ def record_epochs(directory: RunDirectory, before: TrainingOptions, now: Trainin
         directory.write_json("config.json", directory.config)
     if quiet:
         return
-    print(f"{directory.path}: trained on from {before.epochs} to {now.epochs} epochs")
     done = directory.last.get("epoch", 0)
+    print(f"{directory.path}: trained on from {done} to {now.epochs} epochs")
     if now.schedule != "constant":
         rates = [options.rate(done, options.epochs) for options in (before, now)]
         print(

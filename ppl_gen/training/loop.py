@@ -68,8 +68,9 @@ class State:
     seconds: float = 0.0
     best: Json | None = None
     """The epoch with the best validation ELBO so far, and that ELBO."""
-    stopped: bool = False
-    """True if `on_epoch` has ended training before the last epoch."""
+    stopped: int = 0
+    """Number of epochs that were planned when `on_epoch` ended training; 0 if it did not. So a run that is to have more
+    epochs is not stopped."""
 
     @classmethod
     def read(cls, content: Json) -> "State":
@@ -170,7 +171,7 @@ class Loop:
             if not self.resumed:
                 self.measure(None)
                 self.save()
-            while state.epoch < options.epochs and not state.stopped:
+            while state.epoch < options.epochs and state.stopped != options.epochs:
                 # -- the steps of an epoch ----------------------------------------------------------------------
                 device = self.fitted.data.train.images.device
                 order = image_order(len(self.fitted.data.train), options.seed, state.epoch).to(device)
@@ -192,12 +193,12 @@ class Loop:
                 if state.epoch == options.epochs:
                     self.finish()
                 line = self.measure(mean_loss)
-                state.stopped = parallel.any_rank(line is not None and on_epoch is not None and on_epoch(line) is True)
-                state.stopped = state.stopped and state.epoch < options.epochs
-                if state.stopped:
+                stopped = parallel.any_rank(line is not None and on_epoch is not None and on_epoch(line) is True)
+                if stopped and state.epoch < options.epochs:
+                    state.stopped = options.epochs
                     self.stop_early(line)
                 interrupted = parallel.any_rank(self.interrupted.is_set())  # may have come while measuring
-                last = state.epoch == options.epochs or state.stopped
+                last = state.epoch == options.epochs or state.stopped == options.epochs
                 if state.epoch % options.checkpoint_every == 0 or last or interrupted:
                     self.save()
                 if interrupted:
@@ -304,7 +305,7 @@ class Loop:
         if line is not None:
             self.monitor.keep_samples(self.state.epoch)
             self.directory.cut_metrics(self.state.step - 1)
-            self.directory.append_metrics(line | {"stopped": True})
+            self.directory.append_metrics(line | {"stopped": self.state.stopped})
 
     # Checkpoints -----------------------------------------------------------------------------------------------
 
@@ -343,7 +344,7 @@ def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *b
         raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
     if options.capture:
         if parallel.world_size() > 1:
-            raise BadInput(f"--capture: takes one process, not {parallel.world_size()}")
+            raise BadInput(f"--capture: needs a single process, not {parallel.world_size()}")
         recorded = recordable(objective, pair)
         return elbo if recorded is objective else bind(recorded, pair, *batch)
     return elbo

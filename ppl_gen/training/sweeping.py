@@ -20,6 +20,7 @@ import tyro
 
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.options import text
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_new
@@ -106,7 +107,9 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
             words = [options.model, *label, str(seed)]
             name = "-".join(kebab_case(word.rpartition(":")[2]) for word in words)
             if name in planned:
-                raise BadInput(f"two runs would be called {name}; name every guide, objective, prior and seed once")
+                raise BadInput(
+                    f"two runs would be called {name}; give every guide, objective, prior and seed only once"
+                )
             path = options.out / name
             arguments = [options.model, *chosen, "--seed", str(seed), "--out", str(path), *rest]
             planned[name] = Planned(path, replace(config, training=replace(config.training, seed=seed)), arguments)
@@ -129,9 +132,11 @@ def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in {*_OWN, *own, *particles}:
-            raise BadInput(f"{flag}: after -- stand options that all runs share, and the sweep sets this one itself")
+            raise BadInput(f"{flag}: the sweep sets this option itself; the options after -- are shared by all runs")
     for flag in sorted(own & {*_OWN, *particles}):
-        raise BadInput(f"--vary {flag.removeprefix('--')}: has an option of its own here, such as --guides or --seeds")
+        raise BadInput(
+            f"--vary {flag.removeprefix('--')}: use the sweep's own option for it, such as --guides or --seeds"
+        )
 
 
 def _chosen(
@@ -143,7 +148,7 @@ def _chosen(
     if guide is not None:
         name, *own = guide.split(",")
         if not all("=" in option for option in own):
-            raise BadInput(f"--guides {guide}: after the comma stand options of the guide, as in flow,transform=iaf")
+            raise BadInput(f"--guides {guide}: expected options of the guide after the comma, as in flow,transform=iaf")
         chosen += ["--guide", name, *(f"--guide.{option}" for option in own)]
         label += [name, *(option.partition("=")[2] for option in own)]
     if objective is not None:
@@ -156,7 +161,7 @@ def _chosen(
         label += [name, *([particles] if particles else [])]
     for name, value in varied:
         chosen += [f"--{name}", value]
-        label += [name, value]
+        label += [name, text(value)]
     return chosen, label
 
 
@@ -197,7 +202,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
     :param jobs: number of processes at a time.
     :param threads: threads of each process.
     :param lock: the file descriptor from `locked`. The processes hold it, too.
-    :returns: for each failed run, by name, the reason.
+    :returns: the reason of each failed run, by name.
     :raises KeyboardInterrupt: after an interrupt, when all processes have written their checkpoints.
     """
     waiting, running = list(todo), list[_Running]()
@@ -263,7 +268,7 @@ def locked(out: Path) -> int:
         lock = os.open(out, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise BadInput(f"--out {out}: a sweep, or a run that one has left behind, is at work there") from None
+        raise BadInput(f"--out {out}: another sweep is at work there, or a run of a sweep that was killed") from None
     except OSError as error:
         raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
     return lock

@@ -69,7 +69,7 @@ def test_a_sweep_goes_on_with_it(run: Path, call: Call) -> None:
     assert call(sweep.command, *options)[0] == 0
     assert weights == {path: path.stat().st_mtime_ns for path in weights}  # there was nothing to fit
     status, _, err = call(sweep.command, *options, "--epochs", "2")
-    assert status == 2 and "is there with other options: epochs is 1, not 2" in err
+    assert status == 2 and "was made with other options: epochs is 1, not 2" in err
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_estimates() -> None:
     assert evaluation.elbo.se == pytest.approx(spread) and str(evaluation.elbo) == f"-12.00 ± {spread:.2f}"
     assert [evaluation.iwae[k].mean for k in (1, 10, 100)] == pytest.approx([-12, -11, -10.5])
     assert evaluation.iwae[10].values is not None and evaluation.iwae[10].values.shape == (20,)
-    assert evaluation["second_opinion"].values is not None and evaluation.sandwich is not None
+    assert evaluation["second_opinion"].values is not None and evaluation.bidirectional is not None
     assert evaluation.about["model"] == "vae" and evaluation.options == {"seed": 0, "proposals": []}
     assert repr(evaluation).splitlines()[2].startswith("gap       2.00")
 

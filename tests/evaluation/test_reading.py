@@ -61,9 +61,9 @@ def test_an_option_that_came_later_has_its_default(elsewhere: Path) -> None:
 def test_a_training_size_matters_to_the_images_that_it_chooses(elsewhere: Path) -> None:
     paths = [write("all", [-2, -1], [-2, -1], **{"evaluation.split": "validation"})]
     paths += [write("few", [-2, -1], [-2, -1], **{"evaluation.split": "validation", "data.train_size": 5})]
-    with pytest.raises(BadInput, match="train_size is None in the one and 5"):
+    with pytest.raises(BadInput, match="train_size is None in the first and 5"):
         compared(*paths)
-    with pytest.raises(BadInput, match="num_images is 2 in the one and 3"):
+    with pytest.raises(BadInput, match="num_images is 2 in the first and 3"):
         compared(write("two", [-2, -1], [-2, -1]), write("three", [-2, -1, 0], [-2, -1, 0]))
 
 

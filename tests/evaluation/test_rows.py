@@ -163,7 +163,7 @@ def test_what_was_estimated_otherwise_is_another_row(elsewhere: Path) -> None:
     text = str(Comparison(others))
     assert "num_temperatures=10" in text and "num_temperatures=none" not in text
     doubted = write("doubted", [-4, -3], [-2, -1], **annealed | {"evaluation.log_px.at_least": True})
-    assert any("do not both vouch for annealing" in note for note in compared(doubted)["notes"])
+    assert any("do not both support the annealed value" in note for note in compared(doubted)["notes"])
 
 
 def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
@@ -181,7 +181,7 @@ def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
     assert first["amortization"] == {"mean": 0.5, "num_images": 100.0, "at_least": False}
     assert second["approximation"]["mean"] is None
     text = str(Comparison([Path("run-0"), Path("run-1"), Path("other")]))
-    assert "≥ 1.50" in text and "approx." in text and "of the first 100 images" in text
+    assert "≥ 1.50" in text and "approx." in text and "on the first 100 images" in text
     assert "approx." not in str(Comparison(["other"]))
     RunDirectory.open(path).save_checkpoint({"weight": torch.zeros(1)}, {"step": 4})
     for other in ({"split": "train"}, {"checkpoint": "best"}, {"training_step": 3}):

@@ -75,11 +75,11 @@ def test_refitting_the_guide(elsewhere: Path, finished: Path, call: Call) -> Non
     assert status == 0, err
 
     for wrong, words in (
-        (("vae", "--refit-guide", "normal"), "--init-from names"),
-        (("--init-from", "first", "--refit-guide", "normal", "--guide", "flow"), "leave --guide out"),
+        (("vae", "--refit-guide", "normal"), "name it with --init-from"),
+        (("--init-from", "first", "--refit-guide", "normal", "--guide", "flow"), "leave out --guide"),
         (("--init-from", "first", "--refit-guide", "norml"), "did you mean 'normal'"),
         (("--init-from", "first", "--refit-guide", "normal", "--prior", "flow"), "has another --prior"),
-        (("--init_from", "first", "--refit_guide", "normal", "--guide", "flow"), "leave --guide out"),
+        (("--init_from", "first", "--refit_guide", "normal", "--guide", "flow"), "leave out --guide"),
     ):
         status, _, err = call(fit.command, *wrong, "--out", "third")
         assert status == 2 and words in err, err

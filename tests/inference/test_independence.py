@@ -146,7 +146,7 @@ class Redrawn(_Pair):
         (Largest, "alone and"),
         (ManyOnly, "alone and"),
         (Noisy, "in another batch"),
-        (Counting, "keep nothing from one call to the next"),
+        (Counting, "keep no state between calls"),
         (Redrawn, "observes different values at every call"),
     ],
 )

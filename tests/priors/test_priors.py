@@ -104,7 +104,7 @@ def test_a_closed_form_ends_with_the_prior_that_it_was_of() -> None:
 def test_what_cannot_be_swapped() -> None:
     data = load_data(DataOptions("digits", train_size=50))
     layered = Config(model="hierarchical-vae", guide="hierarchical", prior="flow")
-    with pytest.raises(BadInput, match=r"no prior\(\) of one latent site to swap"):
+    with pytest.raises(BadInput, match=r"no prior\(\) of one latent site to replace"):
         assemble(layered, data)
     endless = Config(guide="semi-amortized", prior="vamp", model_options={"hidden_dims": (8,)})
     with pytest.raises(BadInput, match=r"prior vamp: prior\(\) fails: RecursionError"):

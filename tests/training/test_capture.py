@@ -238,7 +238,7 @@ def _train(guide: nn.Module, data: Data, path: Path, **changes: Any) -> RunDirec
     ("cls", "words"),
     [
         (Counting, "does not compute what was recorded"),
-        (Looking, r"looks at values: .*test_capture\.py"),
+        (Looking, r"depends on values of tensors: .*test_capture\.py"),
         (OutOfSight, "does not compute what was recorded"),
         (Averaging, "does not compute what was recorded"),
         (Shrinking, "does not compute what was recorded"),

@@ -112,9 +112,7 @@ def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Ca
         )
     )
     status, _, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *QUICK, "--out", "run")
-    assert status == 2 and "draws 'z' outside of the support of its prior in Bounded" in err and err.count("\n") == 1, (
-        err
-    )
+    assert status == 2 and "draws 'z' outside the support of its prior in Bounded" in err and err.count("\n") == 1, err
 
 
 def test_a_contract_that_a_plate_breaks_is_refused(elsewhere: Path, call: Call) -> None:

@@ -89,7 +89,7 @@ def test_noise_of_its_own_makes_one_curve_of_two(elsewhere: Path) -> None:
     assert Path("two/report.html").exists() and Path("two/figures/samples.png").exists()
     for more, words in (
         (("--num-images", "1"), "--num-images 1: there are 2 processes"),
-        (("--gaps",), "--gaps: takes one process"),
+        (("--gaps",), "--gaps: needs a single process"),
     ):
         done = run_two("ppl_gen.evaluate", "one", "--guide", "own.py:Fixed", *more)
         assert done.returncode != 0 and done.stderr.count("error: ") == 1 and words in done.stderr, done.stderr
