@@ -378,7 +378,7 @@ def test_new_images(elsewhere: Path, x: Tensor) -> None:
     p = joint.softmax(0).double().detach()
     assert bool(((share - p).abs() <= 5 * (p * (1 - p) / 4000).sqrt() + 1e-9).all())
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
-    with pytest.raises(BadInput, match="images of 12 pixels; the run was fitted to images of 20"):
+    with pytest.raises(BadInput, match="images of 12 pixels, but the run was fitted to images of 20"):
         run.log_px(torch.zeros(3, 12))
 
 
@@ -571,7 +571,7 @@ def test_new_images_have_the_white_of_the_run(elsewhere: Path, x: Tensor) -> Non
 def test_what_a_session_shows_is_short(elsewhere: Path, x: Tensor) -> None:
     run = Run.fit("vae", guide=Laplace, data=x, out="run", **SMALL)
     assert repr(run.data) == "Data(array: 160 / 20 / 20 images of 4 × 5 pixels, dynamic)"
-    assert repr(run.pair) == "Pair(VAE, Laplace: latent z [2]; observed x)"
+    assert repr(run.pair) == "Pair(VAE, Laplace: latent z [1]; observed x)"
     assert repr(run).startswith(f"Run('run'): vae, guide {__name__}:Laplace, on array\nELBO ")
     with pytest.raises(
         BadInput, match=r"images of 5 pixels, but the run was fitted to images of 20; give a single image as x\[None\]"
@@ -591,7 +591,7 @@ def test_what_a_session_shows_is_short(elsewhere: Path, x: Tensor) -> None:
         ({"data": {"test": torch.zeros(9, 2, 2)}}, "data: has no split 'train'"),
         ({"data": {"trian": torch.zeros(9, 2, 2)}}, "data: has a split 'trian'; did you mean 'train'?"),
         ({"data": 5}, "data [train]: is of type int, not images"),
-        ({"lr": 3}, "lr: is no option of fit; did you mean 'learning_rate'?"),
+        ({"lr": 3}, "lr: unknown option of fit; did you mean 'learning_rate'?"),
         ({"units": 3}, "units: is an option of the guide; give guide_options={'units': …}"),
         ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
     ],

@@ -110,7 +110,7 @@ def test_what_cannot_be_swapped() -> None:
     with pytest.raises(BadInput, match=r"prior vamp: prior\(\) fails: RecursionError"):
         assemble(endless, data)
     fixed = Config(prior="vamp", fixed_model=True, model_options={"hidden_dims": (8,)})
-    with pytest.raises(BadInput, match="made of the guide"):
+    with pytest.raises(BadInput, match="depends on the guide"):
         assemble(fixed, data)
     discrete = Config(model="belief-net", guide="bernoulli", prior="flow", model_options={"latent_dim": 3})
     with pytest.raises(BadInput, match=r"is continuous .* and the latent of BeliefNet discrete"):
