@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import matplotlib.font_manager  # noqa: F401  (its cache, which it tells of on stderr, is built here and in no test)
 import torch
+from torch import Tensor
 
 from ppl_gen.core import cli
 from ppl_gen.data.loading import load_data
@@ -50,6 +51,12 @@ def _seeded() -> Iterator[None]:
 def data() -> Data:
     """200 training images of the bundled digits."""
     return load_data(DataOptions(data="digits", train_size=200))
+
+
+@pytest.fixture(scope="session")
+def x() -> Tensor:
+    """200 binary images of 4 × 5 pixels."""
+    return torch.bernoulli(torch.full((200, 4, 5), 0.3), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="session")

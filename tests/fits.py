@@ -1,10 +1,12 @@
-"""Small fits of the bundled digits: trained without a command, compared, and interrupted."""
+"""Small fits: from Python and by command, compared, and interrupted."""
 
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.experiment.state import tensors_of
+from ppl_gen.run import Run
 from ppl_gen.training.loop import train
 
 SMALL = TrainingOptions(epochs=3, batch_size=64)
@@ -65,3 +68,31 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return batch(self, index)
 
     monkeypatch.setattr(Data, "batch", counting)
+
+
+FEW: dict[str, Any] = {"epochs": 2, "num_samples": 20, "hidden_dims": (8,), "latent_dim": 1, "quiet": True}
+"""Arguments of `Run.fit` for a small fit of a VAE."""
+
+
+class Laplace(nn.Module):
+    """A guide of one's own."""
+
+    def __init__(self, data_dim: int, latent_dim: int, *, units: int = 5):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(data_dim, units), nn.ELU(), nn.Linear(units, 2 * latent_dim))
+
+    def guide(self, x: Tensor) -> None:
+        loc, log_scale = self.net(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Laplace(loc, log_scale.exp()).to_event(1))
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    content = run.directory.load_checkpoint()
+    assert content is not None
+    return {name: tensor for name, tensor in content[0].items() if name.startswith("last.")}
+
+
+def same_runs(one: Run, other: Run) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

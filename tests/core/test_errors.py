@@ -1,0 +1,71 @@
+"""Errors: sentences of options for a command and of arguments for Python, names that were meant, and user code."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from ppl_gen.core.errors import BadInput, as_bad_input, describe, near_miss, require, require_choices
+
+
+@pytest.mark.parametrize(
+    ("sentence", "in_python"),
+    [
+        ("--num-samples 0: must be at least 1", "num_samples 0: must be at least 1"),
+        ("--guide.input-dropout 1: too much", "guide.input_dropout 1: too much"),
+        ("continue with --resume runs/a", "continue with Run.open('runs/a').resume()"),
+        ("a--b - and -- stay", "a--b - and -- stay"),
+        ("no sites\nTrace Shapes:\n Param Sites:", "no sites"),
+    ],
+)
+def test_a_sentence_speaks_of_arguments_in_python(sentence: str, in_python: str) -> None:
+    error = BadInput(sentence)
+    assert str(error) == in_python and error.sentence == sentence.partition("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("epoch", ["seed", "epochs"], "; did you mean 'epochs'?"),
+        ("lr", ["learning_rate", "seed"], "; did you mean 'learning_rate'?"),
+        ("z-dim", ["latent_dim"], "; did you mean 'latent_dim'?"),
+        ("lr", ["seed", "epochs"], "; known: epochs, seed"),  # an alias of what is not there
+        ("x", ["b", "a"], "; known: a, b"),
+    ],
+)
+def test_names_that_were_meant(name: str, known: list[str], hint: str) -> None:
+    assert near_miss(name, known) == hint
+
+
+def test_rules() -> None:
+    @dataclass
+    class Options:
+        split: Literal["test", "train"]
+
+    require(True, "num_samples", 1, "must be at least 1")
+    with pytest.raises(BadInput) as error:
+        require(False, "num_samples", 0, "must be at least 1")
+    assert error.value.sentence == "--num-samples 0: must be at least 1"
+    require_choices(Options("train"))
+    with pytest.raises(BadInput) as error:
+        require_choices(Options("half"), "evaluate.")  # type: ignore[arg-type]
+    assert error.value.sentence == "--evaluate.split half: choose from test, train"
+
+
+def test_errors_of_user_code() -> None:
+    """Name the line that is at fault; what is bad input already stays as it is."""
+
+    def fails() -> None:
+        raise KeyError("width")
+
+    with pytest.raises(BadInput) as error, as_bad_input("guide Mine"):
+        fails()
+    assert error.value.sentence.startswith("guide Mine: KeyError: 'width' (")
+    line = fails.__code__.co_firstlineno + 1
+    assert error.value.sentence.endswith(f"test_errors.py:{line})") and isinstance(error.value.__cause__, KeyError)
+    with pytest.raises(BadInput, match=r"^as it is$"), as_bad_input("guide Mine"):
+        raise BadInput("as it is")
+    with pytest.raises(KeyboardInterrupt), as_bad_input("guide Mine"):
+        raise KeyboardInterrupt
+    assert describe(ValueError()) == "ValueError"
+    assert describe(ValueError("Shape mismatch inside plate('data')\nmore")).endswith("is one event: .to_event(1)")

@@ -1,0 +1,38 @@
+"""Free memory: that of the machine, or what the limit of a control group leaves."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppl_gen.core import memory
+
+
+def test_free_memory() -> None:
+    assert 0 < memory.free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_limit_of_a_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cached file pages count as free."""
+    files = {
+        "/proc/meminfo": ["MemTotal: 9 kB", "MemAvailable: 5000000 kB"],
+        "/sys/fs/cgroup/memory.max": ["1000"],
+        "/sys/fs/cgroup/memory.current": ["800"],
+        "/sys/fs/cgroup/memory.stat": ["active_file 7", "inactive_file 300"],
+    }
+    monkeypatch.setattr(memory, "_lines", lambda path: files.get(path, []))
+    assert memory.free_memory() == 1000 - 800 + 300
+    files["/sys/fs/cgroup/memory.max"] = ["max"]
+    assert memory.free_memory() <= 5_000_000 * 1024
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert memory._lines(str(tmp_path / "nothing")) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_free_memory_of_a_gpu() -> None:
+    free = memory.free_memory("cuda")
+    held = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    assert memory.free_memory("cuda") <= free - len(held) // 2
