@@ -136,11 +136,7 @@ class Comparison:
 
     def to_json(self) -> Json:
         """The content of `compare --format json`: `images`, `rows` and `notes`."""
-        return {
-            "images": self.images._asdict(),
-            "rows": [row.to_json() for row in self.rows],
-            "notes": self.notes,
-        }
+        return {"images": self.images._asdict(), "rows": [row.to_json() for row in self.rows], "notes": self.notes}
 
     def to_csv(self) -> str:
         """The rows as CSV, with means and errors in columns of their own. The cell of a term that does not exist is

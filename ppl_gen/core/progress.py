@@ -25,12 +25,7 @@ class Progress:
         self._total, self._first, self._done = total, done, done
         self._start = self._last_line = time.perf_counter()
         self._bar = _bar(notebook)(
-            total=total,
-            initial=done,
-            unit=unit,
-            disable=quiet or self._plain,
-            dynamic_ncols=True,
-            leave=False,
+            total=total, initial=done, unit=unit, disable=quiet or self._plain, dynamic_ncols=True, leave=False
         )
 
     def __enter__(self) -> "Progress":

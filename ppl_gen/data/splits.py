@@ -156,10 +156,7 @@ class Data:
 
     def to(self, device: torch.device | str) -> "Data":
         return replace(
-            self,
-            train=self.train.to(device),
-            validation=self.validation.to(device),
-            test=self.test.to(device),
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
         )
 
 

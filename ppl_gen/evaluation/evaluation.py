@@ -74,11 +74,7 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls,
-        estimates: "Mapping[str, Estimate]",
-        primary: str,
-        about: Mapping[str, Any],
-        labels: "Tensor | None" = None,
+        cls, estimates: "Mapping[str, Estimate]", primary: str, about: Mapping[str, Any], labels: "Tensor | None" = None
     ) -> "Evaluation":
         """An evaluation from estimates of the same images.
 

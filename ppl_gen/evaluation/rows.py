@@ -183,25 +183,14 @@ def mean_of(values: np.ndarray, at_least: bool = False) -> RowMean:
     RowMean(mean=-11.0, se=0.5, se_seeds=1.0, low=None, high=None, at_least=False)
     """
     over_images, over_seeds = variance_over_images(values.mean(0)), variance_over_seeds(values)
-    return RowMean(
-        _float(values.mean()),
-        _float(np.sqrt(over_images)),
-        _float(np.sqrt(over_seeds)),
-        at_least=at_least,
-    )
+    return RowMean(_float(values.mean()), _float(np.sqrt(over_images)), _float(np.sqrt(over_seeds)), at_least=at_least)
 
 
 def _difference(values: np.ndarray, best: np.ndarray, num_rows: int) -> RowMean:
     """The mean of values [seeds, images] minus those of the best row, paired by image, with errors and interval."""
     found = difference(values, best, num_rows)
     low, high = found.mean - found.half_width, found.mean + found.half_width
-    return RowMean(
-        _float(found.mean),
-        _float(found.se),
-        _float(found.se_seeds),
-        _float(low),
-        _float(high),
-    )
+    return RowMean(_float(found.mean), _float(found.se), _float(found.se_seeds), _float(low), _float(high))
 
 
 def _float(value: np.ndarray) -> float | None:

@@ -88,11 +88,7 @@ def options_class(kind: Kind, cls: type) -> type:
     return make_dataclass(
         f"{cls.__name__}Options",
         [
-            (
-                option.name,
-                Annotated[option.type, tyro.conf.arg(help=option.help)],
-                field(default=option.default),
-            )
+            (option.name, Annotated[option.type, tyro.conf.arg(help=option.help)], field(default=option.default))
             for option in components.options(kind, cls)
         ],
         frozen=True,

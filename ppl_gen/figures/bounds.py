@@ -11,8 +11,7 @@ from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {
     "bound_against_k": Caption(
-        "The IWAE bound against its number of samples k, with the ELBO at k = 1; dashed, log p(x)",
-        "A line that rises",
+        "The IWAE bound against its number of samples k, with the ELBO at k = 1; dashed, log p(x)", "A line that rises"
     ),
     "gap_histogram": Caption(
         "What the bound leaves out, image by image; hatched, if there, where log p(x) is not settled and the gap at "

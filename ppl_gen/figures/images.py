@@ -37,10 +37,7 @@ def samples(means: np.ndarray, draws: np.ndarray, columns: int = 5) -> Figure:
     """Samples from the prior: E[x | z] beside draws x ~ p(x | z) of the same z, both [n, height, width]."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     for axes, images, title in zip(
-        figure.subplots(1, 2),
-        (means, draws),
-        ("mean E[x | z], z ~ p(z)", "draw x ~ p(x | z), same z"),
-        strict=True,
+        figure.subplots(1, 2), (means, draws), ("mean E[x | z], z ~ p(z)", "draw x ~ p(x | z), same z"), strict=True
     ):
         show(axes, mosaic(images, columns))
         axes.set_title(title)

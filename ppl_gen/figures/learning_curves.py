@@ -8,10 +8,7 @@ from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {
-    "learning_curves": Caption(
-        "Through training; dashed, if there, the validation split",
-        "Curves over the epochs",
-    )
+    "learning_curves": Caption("Through training; dashed, if there, the validation split", "Curves over the epochs")
 }
 
 

@@ -24,10 +24,7 @@ CAPTIONS = {
         "Five images, each beside bars of the exact p(z = 1 | x) of every unit, with a mark for the prior's and, if it "
         "has one, for the guide's",
     ),
-    "interpolation": Caption(
-        "From one z to another",
-        "A row of images that go over into one another",
-    ),
+    "interpolation": Caption("From one z to another", "A row of images that go over into one another"),
 }
 
 

@@ -177,13 +177,7 @@ class ImportanceEstimate(Estimate):
 
 
 def log_weights(
-    model: Any,
-    guide: Any,
-    x: Tensor,
-    *args: Any,
-    num_samples: int,
-    chunk_size: int = CHUNK_SIZE,
-    **kwargs: Any,
+    model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, chunk_size: int = CHUNK_SIZE, **kwargs: Any
 ) -> Tensor:
     """Log importance weights log p(x, z) - log q(z | x) for z ~ q(z | x), in nats, [num_samples, images].
 

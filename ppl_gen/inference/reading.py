@@ -47,11 +47,7 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
     x = batch.x
     if len(x) == 0:
         raise BadInput("there are no images")
-    with (
-        reading(model, guide),
-        forked_rng(x),
-        matmul_precision(),
-    ):
+    with reading(model, guide), forked_rng(x), matmul_precision():
         plate, traces = _plate_of_images(given, batch)
         _check_sites(given, traces)
         _check_plates(given, traces, plate)

@@ -42,12 +42,7 @@ class Mixture(nn.Module):
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 0.2, "batch_size": 500, "schedule": "cosine"}
 
     def __init__(
-        self,
-        data_dim: int,
-        data_examples: Tensor | None = None,
-        *,
-        num_components: int = 20,
-        init_scale: float = 0.3,
+        self, data_dim: int, data_examples: Tensor | None = None, *, num_components: int = 20, init_scale: float = 0.3
     ):
         require(num_components >= 1, "num_components", num_components, "must be at least 1")
         require(init_scale > 0, "init_scale", init_scale, "must be above 0")

@@ -154,18 +154,8 @@ class ConvDecoder(nn.Module):
 
 def _pyramid(data_shape: tuple[int, ...], channels: Sequence[int]) -> list[tuple[int, ...]]:
     """(channels, height, width) of the image, and after each convolution with stride 2."""
-    require(
-        len(data_shape) in (2, 3),
-        "network",
-        "conv",
-        f"images must be [height, width], these are {data_shape}",
-    )
-    require(
-        len(channels) > 0 and min(channels) > 0,
-        "channels",
-        channels,
-        "one number of at least 1 per convolution",
-    )
+    require(len(data_shape) in (2, 3), "network", "conv", f"images must be [height, width], these are {data_shape}")
+    require(len(channels) > 0 and min(channels) > 0, "channels", channels, "one number of at least 1 per convolution")
     sizes = [tuple(data_shape) if len(data_shape) == 3 else (1, *data_shape)]
     for features in channels:
         sizes.append((features, *((side + 1) // 2 for side in sizes[-1][1:])))

@@ -54,11 +54,7 @@ class Captured:
     """
 
     def __init__(
-        self,
-        loss: Callable[..., Tensor],
-        modules: nn.Module,
-        batch: tuple[Tensor, ...],
-        other: tuple[Tensor, ...],
+        self, loss: Callable[..., Tensor], modules: nn.Module, batch: tuple[Tensor, ...], other: tuple[Tensor, ...]
     ):
         from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second to import
 

@@ -272,11 +272,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
         torch.manual_seed(0)
         compute = partial(_loss(assembled), *batch)
         called: list[nn.Module] = []
-        with (
-            poutine.trace(param_only=True) as trace,
-            pyro.validation_enabled(False),
-            warnings.catch_warnings(),
-        ):
+        with poutine.trace(param_only=True) as trace, pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # raised below
             warnings.filterwarnings("ignore", ".* was not registered in the param store")  # intended
             with register_module_forward_pre_hook(lambda module, _: called.append(module)):

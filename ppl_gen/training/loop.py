@@ -238,10 +238,7 @@ class Loop:
 
     def capture(self, order: Tensor) -> None:
         """Record the operations of a step, and use the record from now on."""
-        rows = (
-            order[: self.size],
-            order[-self.size :].flip(0),
-        )  # differs from the first if there is one batch
+        rows = (order[: self.size], order[-self.size :].flip(0))  # differs from the first if there is one batch
         loss = partial(self.loss, self.pair.model, self.pair.guide)
         with pyro.validation_enabled(False):
             self.captured = Captured(loss, self.modules, *map(self.probe_batch, rows))
