@@ -4,7 +4,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 Advance = Callable[[int], None]
 """Callback of a long computation. It is called with the number of units just done, such as images."""
@@ -20,11 +19,13 @@ class Progress:
     """
 
     def __init__(self, total: int, unit: str, *, done: int = 0, quiet: bool = False):
-        notebook = _in_notebook()
-        self._plain = not quiet and not notebook and not sys.stderr.isatty()
+        self._plain = not quiet and not _in_notebook() and not sys.stderr.isatty()
         self._total, self._first, self._done = total, done, done
         self._start = self._last_line = time.perf_counter()
-        self._bar = _bar(notebook)(
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tqdm warns in a notebook without ipywidgets, and shows text
+            from tqdm.auto import tqdm
+        self._bar = tqdm(
             total=total, initial=done, unit=unit, disable=quiet or self._plain, dynamic_ncols=True, leave=False
         )
 
@@ -64,16 +65,3 @@ def _in_notebook() -> bool:
     """True if this process is the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__name__ == "ZMQInteractiveShell"
-
-
-def _bar(notebook: bool) -> Any:
-    """tqdm's class of bars: a widget in a notebook with ipywidgets, else text."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm warns if ipywidgets is not installed
-        if notebook:
-            from tqdm.auto import tqdm as automatic
-
-            return automatic
-    from tqdm import tqdm
-
-    return tqdm
