@@ -110,16 +110,6 @@ def name_of(kind: Kind, reference: Any) -> str:
     return f"class:{reference.__name__}"
 
 
-def checked(kind: Kind, given: Any) -> Any:
-    """Return a class or an instance that was passed from Python, if it fits its kind.
-
-    :raises BadInput: if it does not have the method that its kind needs.
-    """
-    if not fits(kind, given):
-        raise BadInput(f"{kind}={given!r}: needs a method {NEEDED[kind]}; it is a class, or an instance of one")
-    return given
-
-
 def find(kind: Kind, reference: str) -> type:
     """Return the class that a name stands for. Raises `BadInput` if there is none."""
     origin, _, object_name = reference.partition(":")
@@ -277,13 +267,15 @@ def default_of(cls: Any, name: str) -> Any:
     return None if default is inspect.Parameter.empty else default
 
 
-def options(kind: Kind, cls: type) -> list[Option]:
+def options(kind: Kind, cls: Any) -> list[Option]:
     """The options in a class's signature: every argument that the package does not supply. Where a constructor takes
     `**kwargs`, the keyword arguments of its bases are options too; where it takes `**kwargs: Unpack[TypedDict]`, so are
-    the keys of the `TypedDict`, with default None for a key that may be left out.
+    the keys of the `TypedDict`, with default None for a key that may be left out. An instance has no options.
 
     :raises BadInput: for an argument with no type or no default, which cannot be an option.
     """
+    if not isinstance(cls, type):
+        return []
     try:
         parameters = _parameters(cls)
     except NameError as error:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args
 
 import tyro
 
@@ -151,10 +151,6 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
     return found
 
 
-def _asdict(options: Any) -> Mapping[str, Any]:
-    return {option.name: getattr(options, option.name) for option in fields(options)}
-
-
 def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
     """The configuration and the other options of a command line `[MODEL] [options]`.
 
@@ -169,12 +165,10 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
     )
     rest = arguments[len(named) :]
     chosen: Any = cli.parse(command_class(base), rest, f"{PROGRAM} {base.model if named else 'MODEL'}", description)
+    own: dict[str, Any] = {f"{kind}_options": vars(getattr(chosen, f"{kind}_options")) for kind in get_args(Kind)}
     config = replace(
         base,
-        model_options=_asdict(chosen.model_options),
-        guide_options=_asdict(chosen.guide_options),
-        prior_options=_asdict(chosen.prior_options),
-        objective_options=_asdict(chosen.objective_options),
+        **own,
         data=chosen.data,
         training=chosen.training,
         num_samples=chosen.run.num_samples,

@@ -101,11 +101,12 @@ class Config:
 
     def resolved(self, given: "Given") -> "Config":
         """The same configuration with every option of its classes, at the default where none was chosen."""
-        options: dict[str, Any] = {
-            f"{kind}_options": _resolved(kind, given.find(kind, getattr(self, kind)), getattr(self, f"{kind}_options"))
-            for kind in KINDS
-        }
-        return replace(self, **options)
+        resolved: dict[str, Any] = {}
+        for kind in KINDS:
+            cls, chosen = given.find(kind, getattr(self, kind)), getattr(self, f"{kind}_options")
+            every = components.options(kind, cls)
+            resolved[f"{kind}_options"] = {each.name: chosen.get(each.name, each.default) for each in every}
+        return replace(self, **resolved)
 
     def externals(self) -> dict[str, str]:
         """Names of the user's own code, by option: model, guide, prior, objective, and the function that returns the
@@ -139,24 +140,20 @@ class Given:
     def find(self, kind: Kind, name: str | None) -> Any:
         """The class or the instance that a name in a configuration stands for; None for None.
 
-        :raises BadInput: for a name that is unknown, or whose object was not handed over again.
+        :raises BadInput: for a name that is unknown, and an object that was not handed over again, or does not fit.
         """
         own = getattr(self, kind)
         if name is None or own is None or isinstance(own, str):
             return None if name is None else find(kind, name)
-        return components.checked(kind, own)
+        if not components.fits(kind, own):
+            needed = components.NEEDED[kind]
+            raise BadInput(f"{kind}={own!r}: needs a method {needed}; it is a class, or an instance of one")
+        return own
 
     def fingerprint(self, kind: str, name: str | None) -> str | None:
         """SHA-256 of the code of a class outside the package; None if it is unknown."""
         own = getattr(self, kind)
         return None if name is None else components.fingerprint(name if own is None or isinstance(own, str) else own)
-
-
-def _resolved(kind: Kind, found: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of a class with its value. An instance has none."""
-    if not isinstance(found, type):
-        return {}
-    return {each.name: chosen.get(each.name, each.default) for each in components.options(kind, found)}
 
 
 def _git_commit() -> str | None:
@@ -222,7 +219,7 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
 
 def _types(kind: Kind, found: Any) -> dict[str, Any]:
     """The types of the options of a class, by name; an instance has none."""
-    return {each.name: each.type for each in components.options(kind, found)} if isinstance(found, type) else {}
+    return {each.name: each.type for each in components.options(kind, found)}
 
 
 def particles_of(objective: Any) -> int:

@@ -148,7 +148,9 @@ class Fitted(Assembled):
         where = resolve_device(device)
         for name in changed_code(directory, config, given):
             print(f"warning: {name} has changed since the run was fitted", file=sys.stderr)
-        fitted = Assembled.make(config, same_data(directory, config, given).to(where), given).within(directory)
+        data = load_data(config.data, given.data)
+        check_same_images(directory, data)
+        fitted = Assembled.make(config, data.to(where), given).within(directory)
         state = load_checkpoint(directory, fitted.model, fitted.guide, checkpoint)
         if state["epoch"] < config.training.epochs != state.get("stopped"):
             done = f"after {state['epoch']} of {config.training.epochs} epochs"
@@ -178,16 +180,6 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch finds no CUDA device; use --device cpu")
     return torch.device(name)
-
-
-def same_data(directory: RunDirectory, config: Config, given: Given) -> Data:
-    """The images of a run.
-
-    :raises BadInput: if the images that are handed over differ from the recorded ones.
-    """
-    data = load_data(config.data, given.data)
-    check_same_images(directory, data)
-    return data
 
 
 def check_same_images(directory: RunDirectory, data: Data) -> None:

@@ -82,16 +82,6 @@ class ScaleLatents(Messenger):
             message["scale"] = message["scale"] * self.scale
 
 
-def scaled(function: PyroFunction, scale: ScaleLatents) -> PyroFunction:
-    """Wrap a Pyro function in the handler `scale`."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with scale:
-            return function(*args, **kwargs)
-
-    return call
-
-
 class WeightedKL(DifferentiableLoss, ELBO):
     """An ELBO in which the log-densities of latent sites, in model and guide, are multiplied by `weight`."""
 
@@ -103,8 +93,7 @@ class WeightedKL(DifferentiableLoss, ELBO):
         raise NotImplementedError("the wrapped ELBO makes the traces")
 
     def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, *args: Any, **kwargs: Any) -> Tensor:
-        functions = scaled(model, self.scale), scaled(guide, self.scale)
-        loss: Tensor = self.elbo.differentiable_loss(*functions, *args, **kwargs)
+        loss: Tensor = self.elbo.differentiable_loss(self.scale(model), self.scale(guide), *args, **kwargs)
         return loss
 
 

@@ -60,19 +60,9 @@ class _Detach(Messenger):
 # With the guide's parameters detached ------------------------------------------------------------------------------
 
 
-class FrozenTraces(NamedTuple):
-    """The trace in which the guide has drawn z, and the traces of guide and model at clones of these values. In the
-    second trace of the guide, its parameters are detached."""
-
-    drawn: poutine.Trace
-    traces: Traces
-    values: dict[str, Tensor]
-    """The clones. Gradients from one latent site of the guide to another do not pass through them."""
-
-
 def frozen_guide_traces(
     guide: PyroFunction, model: PyroFunction, module: nn.Module | None, latent: Iterable[str], batch: Batch
-) -> FrozenTraces:
+) -> tuple[poutine.Trace, Traces, dict[str, Tensor]]:
     """Traces for a gradient through z alone (Roeder et al. 2017): the guide is replayed with detached parameters.
 
     Detached distributions would not do. The guide's distribution of one site may depend on z of another site, and this
@@ -80,6 +70,8 @@ def frozen_guide_traces(
 
     :param module: module that holds the guide's parameters; None if they are from `pyro.param` statements.
     :param latent: names of the latent sites.
+    :returns: the trace in which the guide has drawn z; the traces of the replayed guide and of the model at clones of
+        these values; and the clones. Gradients from one latent site of the guide to another do not pass through them.
     """
     drawn = trace_of(guide, batch).copy()
     values = {}
@@ -95,7 +87,7 @@ def frozen_guide_traces(
             parameters = {f"module.{name}": parameter.detach() for name, parameter in module.named_parameters()}
             called = (_Call(module, scored), parameters, (batch.x, *batch.args), dict(batch.kwargs))
             guide_trace = torch.func.functional_call(*called)
-    return FrozenTraces(drawn, Traces(guide_trace, trace_of(model, batch)), values)
+    return drawn, Traces(guide_trace, trace_of(model, batch)), values
 
 
 def _scored(guide: PyroFunction, latent: Iterable[str]) -> Callable[..., poutine.Trace]:

@@ -37,7 +37,7 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import restore, snapshot, tensors_of
 from ppl_gen.inference.callables import evaluating, matmul_precision
-from ppl_gen.inference.elbos import ScaleLatents, scaled
+from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, least_images
@@ -149,7 +149,7 @@ class Loop:
         self.warmup = ScaleLatents()
         functions = [self.pair.model, self.pair.guide]
         if self.options.kl_warmup:
-            functions = [scaled(function, self.warmup) for function in functions]
+            functions = [self.warmup(function) for function in functions]
         gradient = self.shared or partial(loss_with_gradient, self.loss)
         self.svi = SVI(*functions, self.optimizer, loss=self.loss, loss_and_grads=gradient)
 

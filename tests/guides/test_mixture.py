@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.mixture import DiagonalMixture
-from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, ScaleLatents, scaled
+from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, ScaleLatents
 from ppl_gen.inference.gaps import Search, gaps
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind, recordable
@@ -141,7 +141,7 @@ def test_annealed_kl_term() -> None:
     pair = Pair.read(_model, guide, batch)
     scale = ScaleLatents()
     scale.scale = 0.3
-    functions = [scaled(f, scale) for f in (pair.model, pair.guide)]
+    functions = [scale(f) for f in (pair.model, pair.guide)]
     loss = bind(construct("elbo"), pair, batch).differentiable_loss(*functions, batch)
     (draws,) = torch.autograd.grad(-loss, guide.context)
     assert ((draws.mean(0) - truth).abs() < 4.5 * draws.std(0) / COPIES**0.5 + 1e-6).all()

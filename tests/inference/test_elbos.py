@@ -7,7 +7,7 @@ from fits import small_config
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.elbos import ScaleLatents, scaled
+from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
@@ -25,7 +25,7 @@ def test_warmup_scales_the_kl_term_alone(data: Data, name: str) -> None:
         for scale in (0.0, 0.5, 1.0):
             warmup.scale = scale
             torch.manual_seed(1)
-            values[scale] = elbo.differentiable_loss(scaled(pair.model, warmup), scaled(pair.guide, warmup), x).item()
+            values[scale] = elbo.differentiable_loss(warmup(pair.model), warmup(pair.guide), x).item()
         torch.manual_seed(1)
         terms = pair.terms(x, analytic_kl=True)
     torch.manual_seed(1)

@@ -32,10 +32,9 @@ from typing import Any
 from ppl_gen.core import components
 from ppl_gen.core.contracts import Loss, Objective, Surrogate, WrapsELBO
 from ppl_gen.core.errors import BadInput, near_miss, require
-from ppl_gen.inference.elbos import ScaleLatents, scaled
-from ppl_gen.inference.objectives.loss import bind, has_kl_term, name_of, recordable
+from ppl_gen.inference.objectives.loss import bind
 
-__all__ = ["ScaleLatents", "bind", "check", "construct", "has_kl_term", "name_of", "recordable", "scaled"]
+__all__ = ["bind", "check", "construct"]
 
 
 def construct(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import require
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
-from ppl_gen.inference.objectives.loss import check_draws, log_mean_exp, vimco_signal
+from ppl_gen.inference.objectives.loss import check_draws, log_mean_weight, vimco_signal
 from ppl_gen.inference.pair import Pair
 
 __all__ = ["DREG"]
@@ -34,7 +34,7 @@ class DREG:
         """-L_K, summed over the images."""
         num_samples = max(self.num_particles, min_samples(pair))
         terms = pair.terms(x, *args, num_samples=num_samples, frozen_guide=True)
-        bound = log_mean_exp(terms.log_weight)
+        bound = log_mean_weight(terms.log_weight)
         share = terms.log_weight.detach().softmax(0)
         for name, value in terms.values.items():
             if value.requires_grad:

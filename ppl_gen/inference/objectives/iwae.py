@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ppl_gen.core.errors import require
-from ppl_gen.inference.objectives.loss import log_mean_exp
+from ppl_gen.inference.objectives.loss import log_mean_weight
 from ppl_gen.inference.pair import Terms
 
 __all__ = ["IWAE"]
@@ -23,4 +23,4 @@ class IWAE:
 
     def surrogate(self, terms: Terms) -> Tensor:
         """L_K [images]."""
-        return log_mean_exp(terms.log_weight)
+        return log_mean_weight(terms.log_weight)

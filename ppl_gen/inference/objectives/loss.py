@@ -214,7 +214,7 @@ def _check_shape(objective: Objective, method: str, result: Any, shape: tuple[in
 # Bounds of several samples -------------------------------------------------------------------------------------
 
 
-def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
+def log_mean_weight(log_weight: Tensor, dim: int = 0) -> Tensor:
     """log (1/K) sum_k w_k over a dimension of K log weights; for log weights [samples, images], L_K of each image."""
     return log_weight.logsumexp(dim) - math.log(log_weight.shape[dim])
 
@@ -226,7 +226,7 @@ def vimco_signal(log_weight: Tensor) -> Tensor:
     own = torch.eye(len(log_weight), dtype=torch.bool, device=log_weight.device)[..., None]
     # [k, samples, images]: row k has sample k replaced.
     replaced = torch.where(own, leave_one_out_mean(log_weight), log_weight)
-    return log_mean_exp(log_weight) - log_mean_exp(replaced, 1)
+    return log_mean_weight(log_weight) - log_mean_weight(replaced, 1)
 
 
 def learning_signal(bound_of: Callable[[Terms], Tensor], terms: Terms, bound: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ppl_gen.core.errors import require
-from ppl_gen.inference.objectives.loss import log_mean_exp
+from ppl_gen.inference.objectives.loss import log_mean_weight
 from ppl_gen.inference.pair import Terms
 
 __all__ = ["Renyi"]
@@ -25,4 +25,4 @@ class Renyi:
 
     def surrogate(self, terms: Terms) -> Tensor:
         """The Rényi bound [images]."""
-        return log_mean_exp((1 - self.alpha) * terms.log_weight) / (1 - self.alpha)
+        return log_mean_weight((1 - self.alpha) * terms.log_weight) / (1 - self.alpha)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Draws
 from ppl_gen.core.errors import require
-from ppl_gen.inference.objectives.loss import log_mean_exp, vimco_signal
+from ppl_gen.inference.objectives.loss import log_mean_weight, vimco_signal
 from ppl_gen.inference.pair import Terms
 
 __all__ = ["VIMCO"]
@@ -32,8 +32,8 @@ class VIMCO:
 
     def surrogate(self, terms: Terms) -> Tensor:
         """L_K and the scores [images]."""
-        return log_mean_exp(terms.log_weight) + (vimco_signal(terms.log_weight) * terms.log_guide).sum(0)
+        return log_mean_weight(terms.log_weight) + (vimco_signal(terms.log_weight) * terms.log_guide).sum(0)
 
     def bound(self, terms: Terms) -> Tensor:
         """L_K [images]."""
-        return log_mean_exp(terms.log_weight)
+        return log_mean_weight(terms.log_weight)

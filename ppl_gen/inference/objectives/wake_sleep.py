@@ -7,7 +7,7 @@ from torch import Tensor
 from ppl_gen.core.errors import require
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
-from ppl_gen.inference.objectives.loss import check_draws, log_mean_exp
+from ppl_gen.inference.objectives.loss import check_draws, log_mean_weight
 from ppl_gen.inference.pair import Pair
 
 __all__ = ["WakeSleep"]
@@ -37,5 +37,5 @@ class WakeSleep:
         terms = pair.terms(x, *args, num_samples=max(self.num_particles, min_samples(pair)), detach=True)
         share = terms.log_weight.detach().softmax(0)
         wake = (share * (terms.log_likelihood + terms.log_prior)).sum(0)
-        loss = with_gradient_of(-log_mean_exp(terms.log_weight).sum(), -wake.sum())
+        loss = with_gradient_of(-log_mean_weight(terms.log_weight).sum(), -wake.sum())
         return loss + with_gradient_of(dream * 0, -dream)

@@ -11,9 +11,9 @@ from pyro.infer import Trace_ELBO
 from ppl_gen.core import components
 from ppl_gen.core.contracts import Loss, Surrogate, WrapsELBO
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference import objectives
 from ppl_gen.inference.objectives import check, construct
 from ppl_gen.inference.objectives.iwae import IWAE
+from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.objectives.renyi import Renyi
 
 NAMES = [
@@ -36,7 +36,7 @@ def test_each_is_of_one_form(name: str) -> None:
     """With its defaults, every option of its constructor annotated, by keyword, and told in its docstring."""
     made: Any = construct(name)
     assert sum(isinstance(made, form) for form in (Surrogate, Loss, WrapsELBO)) == 1
-    assert objectives.name_of(made) == name
+    assert name_of(made) == name
     assert components.options("objective", type(made)) == []
     for parameter in inspect.signature(type(made)).parameters.values():
         assert parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation is not parameter.empty
