@@ -6,7 +6,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require, require_choice
 
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path"}
 
@@ -26,7 +26,7 @@ def convert(option: str, value: Any, hint: Any) -> Any:
     if kind in (Union, UnionType):
         return _first(option, value, parts)
     if kind is Literal:
-        require(value in parts, option, value, f"choose from {', '.join(map(str, parts))}")
+        require_choice(option, value, hint)
     elif kind is tuple:
         require(isinstance(value, list | tuple), option, value, "must be a list")
         inner = parts[:1] * len(value) if parts[-1:] == (...,) else parts

@@ -77,13 +77,27 @@ def require(condition: bool, option: str, value: object, rule: str) -> None:
         raise BadInput(f"--{option.replace('_', '-')} {value}: {rule}")
 
 
+def require_choice(option: str, value: object, choices: Any) -> None:
+    """Raise `BadInput` naming the option unless a value is one of a `Literal`."""
+    known = get_args(choices)
+    require(value in known, option, value, f"choose from {', '.join(map(str, known))}")
+
+
 def require_choices(options: Any, prefix: str = "") -> None:
     """Raise `BadInput` if a field of a dataclass whose type is a `Literal` has another value. The command line checks
     that itself; Python does not."""
     for name, hint in get_type_hints(type(options)).items():
         if get_origin(hint) is Literal:
-            known, value = get_args(hint), getattr(options, name)
-            require(value in known, prefix + name, value, f"choose from {', '.join(known)}")
+            require_choice(prefix + name, getattr(options, name), hint)
+
+
+def require_least(options: Any, prefix: str = "", **least: int) -> None:
+    """Raise `BadInput` for a field below its least value, and for a field `seed` that torch does not take."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        require(value is None or value >= smallest, prefix + name, value, f"must be at least {smallest}")
+    seed = getattr(options, "seed", 0)
+    require(0 <= seed < 2**63, prefix + "seed", seed, "must be at least 0 and below 2^63")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ppl_gen.core.errors import BadInput, require, require_choices
+from ppl_gen.core.errors import BadInput, require, require_choices, require_least
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json
@@ -59,12 +59,9 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        for name in ("num_images", "num_samples"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "must be at least 1")
+        require_least(self, num_images=1, num_samples=1, sandwich=0, gap_copies=0)
         require(0 <= self.prior_share <= 1, "prior_share", self.prior_share, "must be from 0 to 1")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "must be a number above 0")
-        require(self.sandwich >= 0, "sandwich", self.sandwich, "must be at least 0")
         if self.estimator != "annealed" and (self.annealed != Annealing() or self.sandwich != 100):
             raise BadInput(f"--estimator {self.estimator}: --annealed.* and --sandwich need --estimator annealed")
         if self.mixes and self.estimator not in ("auto", "importance"):
@@ -75,8 +72,6 @@ class EvaluationOptions:
             raise BadInput("--prior-share 1: leaves no sample for --proposals, or to spread by --temperature")
         if self.proposal_guides and not self.proposals:
             raise BadInput("--proposal-guides: needs --proposals")
-        require(self.gap_copies >= 0, "gap_copies", self.gap_copies, "must be at least 0")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
 
     @property
     def mixes(self) -> bool:

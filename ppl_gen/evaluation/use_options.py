@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from ppl_gen.core.convert import convert_all
-from ppl_gen.core.errors import BadInput, near_miss, require
+from ppl_gen.core.errors import BadInput, near_miss, require, require_least
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
 
@@ -39,14 +39,6 @@ def options_from(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> 
     return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
 
 
-def _check(options: Any, **least: int) -> None:
-    """Raise `BadInput` for a number below its least value, and for a seed that torch does not take."""
-    for name, smallest in least.items():
-        value = getattr(options, name)
-        require(value is None or value >= smallest, name, value, f"must be at least {smallest}")
-    require(0 <= options.seed < 2**63, "seed", options.seed, "must be at least 0 and below 2^63")
-
-
 @dataclass(frozen=True)
 class SampleOptions:
     """Source and number of the images."""
@@ -68,7 +60,7 @@ class SampleOptions:
     """Seed of the samples."""
 
     def __post_init__(self) -> None:
-        _check(self, num_images=1, image=0)
+        require_least(self, num_images=1, image=0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ class FillOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        _check(self, num_images=1, num_samples=1)
+        require_least(self, num_images=1, num_samples=1)
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ class SpliceOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        _check(self, num_images=NUM_SPLICED, num_samples=1, num_batches=1)
+        require_least(self, num_images=NUM_SPLICED, num_samples=1, num_batches=1)
         rate = self.false_alarm_rate
         require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
 
@@ -141,7 +133,7 @@ class ResponsibilityOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        _check(self, num_images=2 * NUM_EXAMPLES)
+        require_least(self, num_images=2 * NUM_EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -164,7 +156,7 @@ class QualityOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        _check(self, num_images=LEAST_JUDGED, classifier_steps=1)
+        require_least(self, num_images=LEAST_JUDGED, classifier_steps=1)
 
 
 @dataclass(frozen=True)
@@ -185,4 +177,4 @@ class CalibrateOptions:
     """Directory to write calibration.json and calibration.png to. By default nothing is written."""
 
     def __post_init__(self) -> None:
-        _check(self, repetitions=2, num_images=1, num_samples=25, num_temperatures=1)
+        require_least(self, repetitions=2, num_images=1, num_samples=25, num_temperatures=1)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ppl_gen.core.errors import BadInput, require, require_choices
+from ppl_gen.core.errors import BadInput, require, require_choices, require_least
 from ppl_gen.core.options import option
 
 Checkpoint = Literal["last", "best"]
@@ -69,14 +69,10 @@ class TrainingOptions:
         from ppl_gen.inference.objectives import check as check_objective
 
         require_choices(self)
-        for name in ("epochs", "batch_size", "checkpoint_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require_least(self, epochs=1, batch_size=1, checkpoint_every=1, patience=1, kl_warmup=0)
         check_objective(self.objective, self.num_particles, self.alpha, self.beta)
         require(0 <= self.adam_beta1 < 1, "adam_beta1", self.adam_beta1, "must be at least 0 and below 1")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be above 0")
-        require(self.patience is None or self.patience >= 1, "patience", self.patience, "must be at least 1")
-        require(self.kl_warmup >= 0, "kl_warmup", self.kl_warmup, "must be at least 0")
-        require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and below 2^63")
         if self.clip_grad_norm is not None:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
         if self.optimizer == "muon":

@@ -1,12 +1,12 @@
 """The factorized Bernoulli guide of binary latent vectors."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.errors import require
+from ppl_gen.core.errors import require, require_choice
 from ppl_gen.networks.distributions import BernoulliVector
 from ppl_gen.networks.nets import Activation, mlp
 
@@ -50,9 +50,7 @@ class Bernoulli(nn.Module):
         baseline_dim: int = 100,
     ):
         require(min(hidden_dims, default=1) >= 1, "guide.hidden_dims", hidden_dims, "every layer needs at least 1 unit")
-        require(
-            baseline in get_args(Baseline), "guide.baseline", baseline, f"choose from {', '.join(get_args(Baseline))}"
-        )
+        require_choice("guide.baseline", baseline, Baseline)
         require(baseline_dim >= 1, "guide.baseline_dim", baseline_dim, "must be at least 1")
         super().__init__()
         self.latent_name = latent_name

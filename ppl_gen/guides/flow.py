@@ -1,6 +1,6 @@
 """Normalizing flows as guides."""
 
-from typing import Literal, Unpack, get_args
+from typing import Literal, Unpack
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.distributions.transforms import AffineTransform
 
-from ppl_gen.core.errors import require
+from ppl_gen.core.errors import require, require_choice
 from ppl_gen.networks.flows import Autoregressive, FlowDistribution, PlanarTransform
 from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
@@ -59,7 +59,7 @@ class Flow(nn.Module):
         input_dropout: float = 0.0,
         **options: Unpack[EncoderOptions],
     ):
-        require(transform in get_args(Kind), "guide.transform", transform, f"choose from {', '.join(get_args(Kind))}")
+        require_choice("guide.transform", transform, Kind)
         require(num_transforms >= 1, "guide.num_transforms", num_transforms, "must be at least 1")
         require(min(transform_dims, default=1) >= 1, "guide.transform_dims", transform_dims, "at least 1 unit each")
         require(num_features >= 1, "guide.num_features", num_features, "must be at least 1")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import AdversarialModel, Amortized, HasDensity, offers
-from ppl_gen.core.errors import BadInput, require, require_choices
+from ppl_gen.core.errors import BadInput, require, require_choices, require_least
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import evaluating, frozen
@@ -58,8 +58,7 @@ class Annealing:
 
     def __post_init__(self) -> None:
         require_choices(self, "annealed.")
-        for name in ("num_temperatures", "num_chains", "leapfrog_steps"):
-            require(getattr(self, name) >= 1, f"annealed.{name}", getattr(self, name), "must be at least 1")
+        require_least(self, "annealed.", num_temperatures=1, num_chains=1, leapfrog_steps=1)
         require(0 < self.acceptance < 1, "annealed.acceptance", self.acceptance, "must be between 0 and 1")
 
     @property

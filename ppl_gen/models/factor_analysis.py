@@ -1,13 +1,13 @@
 """Factor analysis and probabilistic PCA: a continuous latent vector, and log p(x) in closed form."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.errors import require
+from ppl_gen.core.errors import require, require_choice
 
 Noise = Literal["diagonal", "isotropic"]
 
@@ -52,7 +52,7 @@ class FactorAnalysis(nn.Module):
         require(
             1 <= latent_dim < data_dim, "latent_dim", latent_dim, f"must be at least 1 and below {data_dim}, the pixels"
         )
-        require(noise in get_args(Noise), "noise", noise, f"choose from {', '.join(get_args(Noise))}")
+        require_choice("noise", noise, Noise)
         super().__init__()
         examples = torch.randn(2 * data_dim, data_dim) if data_examples is None else data_examples
         loadings, psi = _pca(examples, latent_dim)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppl_gen.core.errors import require
+from ppl_gen.core.errors import require, require_choice
 from ppl_gen.networks.nets import Network, decoder, encoder
 
 Loss = Literal["non-saturating", "minimax", "wasserstein"]
@@ -68,7 +68,7 @@ class GAN(nn.Module):
     ):
         require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")
         require(min(hidden_dims, default=1) >= 1, "hidden_dims", hidden_dims, "every layer needs at least 1 unit")
-        require(loss in get_args(Loss), "loss", loss, f"choose from {', '.join(get_args(Loss))}")
+        require_choice("loss", loss, Loss)
         require(gradient_penalty >= 0, "gradient_penalty", gradient_penalty, "must be at least 0")
         super().__init__()
         self.loss, self.gradient_penalty = loss, gradient_penalty

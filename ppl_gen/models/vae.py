@@ -1,13 +1,13 @@
 """The variational autoencoder."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.errors import require
+from ppl_gen.core.errors import require, require_choice
 from ppl_gen.networks.distributions import BernoulliVector, ContinuousBernoulli
 from ppl_gen.networks.nets import Activation, Network, decoder
 
@@ -56,12 +56,7 @@ class VAE(nn.Module):
     ):
         require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")
         require(min(hidden_dims, default=1) >= 1, "hidden_dims", hidden_dims, "every layer needs at least 1 unit")
-        require(
-            likelihood in get_args(Likelihood),
-            "likelihood",
-            likelihood,
-            f"choose from {', '.join(get_args(Likelihood))}",
-        )
+        require_choice("likelihood", likelihood, Likelihood)
         super().__init__()
         self.hidden_dims, self.activation = hidden_dims, activation
         self.network, self.channels, self.family = network, channels, likelihood

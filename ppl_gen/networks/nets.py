@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.errors import require
+from ppl_gen.core.errors import require, require_choice
 
 Activation = Literal["relu", "tanh", "softplus", "sigmoid", "elu", "gelu", "silu", "leaky-relu"]
 Network = Literal["mlp", "conv"]
@@ -34,7 +34,7 @@ def activation(name: str) -> nn.Module:
 
     :raises BadInput: for an unknown name.
     """
-    require(name in _ACTIVATIONS, "activation", name, f"choose from {', '.join(get_args(Activation))}")
+    require_choice("activation", name, Activation)
     return _ACTIVATIONS[name]()
 
 
@@ -172,7 +172,7 @@ def encoder(
     channels: Sequence[int],
 ) -> nn.Module:
     """A network from images [..., data_dim] to [..., outputs]."""
-    require(network in get_args(Network), "network", network, f"choose from {', '.join(get_args(Network))}")
+    require_choice("network", network, Network)
     if network == "conv":
         return ConvEncoder(data_shape, channels, hidden_dims, outputs, activation_name)
     return mlp([math.prod(data_shape), *hidden_dims, outputs], activation_name)
@@ -241,7 +241,7 @@ def decoder(
 ) -> tuple[nn.Module, nn.Module, nn.Parameter]:
     """A network from [..., inputs] to [..., data_dim], the mirror image of `encoder`. Also its output layer, and the
     bias [data_dim] of that."""
-    require(network in get_args(Network), "network", network, f"choose from {', '.join(get_args(Network))}")
+    require_choice("network", network, Network)
     if network == "conv":
         conv = ConvDecoder(data_shape, channels, hidden_dims[::-1], inputs, activation_name)
         return conv, conv.convolutions[-1], conv.bias

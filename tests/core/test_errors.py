@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from ppl_gen.core.errors import BadInput, as_bad_input, describe, near_miss, require, require_choices
+from ppl_gen.core.errors import BadInput, as_bad_input, describe, near_miss, require, require_choices, require_least
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,24 @@ def test_rules() -> None:
     with pytest.raises(BadInput) as error:
         require_choices(Options("half"), "evaluate.")  # type: ignore[arg-type]
     assert error.value.sentence == "--evaluate.split half: choose from test, train"
+
+
+def test_least_values() -> None:
+    """A seed is checked where there is one. None stands for a default."""
+
+    @dataclass
+    class Options:
+        num_images: int | None = None
+        seed: int = 0
+
+    require_least(Options(), num_images=1)
+    for options, sentence in (
+        (Options(0), "--fill.num-images 0: must be at least 1"),
+        (Options(1, -1), "--fill.seed -1: must be at least 0 and below 2^63"),
+    ):
+        with pytest.raises(BadInput) as error:
+            require_least(options, "fill.", num_images=1)
+        assert error.value.sentence == sentence
 
 
 def test_errors_of_user_code() -> None:
