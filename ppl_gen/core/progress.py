@@ -40,6 +40,15 @@ class Progress:
         self._done += units
         self._bar.update(units)
 
+    def advancing(self, heading: str, text: str) -> Advance:
+        """A callback that counts units as done and shows a line; without a bar, one every 10 seconds."""
+
+        def advance(units: int) -> None:
+            self.advance(units)
+            self.note(heading, text, every=10)
+
+        return advance
+
     def note(self, heading: str, text: str = "", *, every: float = 0.0) -> None:
         """Show a line: beside the bar; or, without a bar, as a line of its own.
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.contracts import HasDensity, defaults_of, offers
+from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.experiment.config import default_guide
@@ -243,12 +244,12 @@ def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
 def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
     """Exact log p(x), with a progress bar."""
     blocks, pair = [], fitted.pair
+    states = "" if pair.num_states is None else f", {pair.num_states:,} states"
     with Progress(len(x), "image", quiet=quiet) as progress:
+        advance = progress.advancing("log p(x)", f"exact{states}")
         for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
             blocks.append(block)
-            progress.advance(len(block))
-            states = "" if pair.num_states is None else f", {pair.num_states:,} states"
-            progress.note("log p(x)", f"exact{states}", every=10)
+            advance(len(block))
     return exact(torch.cat(blocks))
 
 
@@ -257,7 +258,7 @@ def importance_estimate(
 ) -> ImportanceEstimate:
     """Importance sampling from the guide, with a progress bar."""
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = _advance_of(progress, f"{num_samples} samples per image")
+        advance = progress.advancing("log p(x)", f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
 
@@ -280,7 +281,7 @@ def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
     """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        advance = _advance_of(progress, f"{task.options.num_samples} samples of other proposals")
+        advance = progress.advancing("log p(x)", f"{task.options.num_samples} samples of other proposals")
         return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
 
 
@@ -292,17 +293,9 @@ def annealed_estimate(task: Task) -> AnnealedEstimate:
     work = len(task.x) * annealing.work + count * annealing.bidirectional_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
-        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": _advance_of(progress, what)}
+        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": progress.advancing("log p(x)", what)}
         found = annealed_log_px(model, task.x, **how)
         return replace(found, bidirectional=bidirectional_bounds(model, count, **how)) if count else found
-
-
-def _advance_of(progress: Progress, text: str) -> Callable[[int], None]:
-    def advance(units: int) -> None:
-        progress.advance(units)
-        progress.note("log p(x)", text, every=10)
-
-    return advance
 
 
 # Beside it -----------------------------------------------------------------------------------------------------
@@ -316,11 +309,8 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:
     """Number of values of a categorical z whose responsibilities sum to at least one image; None for other models."""
-    pair = fitted.pair
-    if pair.num_states is None or list(pair.event_shapes.values()) != [()]:
+    if not is_mixture(fitted.model, fitted.pair):
         return None
-    if not (offers(fitted.model, HasDensity) and cheap_to_enumerate(pair)):
-        return None
-    size = block_size(pair, posterior=True)
+    size = block_size(fitted.pair, posterior=True)
     totals = torch.stack([state_posterior(fitted.model, block)[1].sum(1) for block in x.split(size)]).sum(0)
     return int((totals >= 1).sum())

@@ -6,7 +6,7 @@ Raghavan and Schütze 2008, section 16.3).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -149,7 +149,7 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
     if fitted.takes_labels:
         raise BadInput(f"{name}: its model or guide takes labels; responsibilities need a model without labels")
     x = fitted.data.targets(options.split)[:count]
-    if not _is_mixture(fitted.model, fitted.pair):
+    if not is_mixture(fitted.model, fitted.pair):
         raise BadInput(
             f"{name}: has no components; responsibilities need one latent site with finite support and event shape (), "
             "such as a Categorical, and the methods prior() and likelihood(z)"
@@ -158,8 +158,9 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
     return x
 
 
-def _is_mixture(model: Any, pair: Pair) -> bool:
-    return cheap_to_enumerate(pair) and list(pair.event_shapes.values()) == [()] and offers(model, HasDensity)
+def is_mixture(model: object, pair: Pair) -> TypeGuard[HasDensity]:
+    """True for a model of one categorical z whose responsibilities can be enumerated."""
+    return list(pair.event_shapes.values()) == [()] and offers(model, HasDensity) and cheap_to_enumerate(pair)
 
 
 def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
@@ -167,10 +168,10 @@ def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
     assert pair.num_states is not None
     blocks = []
     with Progress(len(x), "image", quiet=quiet) as progress:
+        advance = progress.advancing("responsibilities", f"{pair.num_states:,} components")
         for block in x.split(block_size(pair, posterior=True)):
             blocks.append(state_posterior(model, block)[1].T.double().cpu())
-            progress.advance(len(block))
-            progress.note("responsibilities", f"{pair.num_states:,} components", every=10)
+            advance(len(block))
     return torch.cat(blocks)
 
 

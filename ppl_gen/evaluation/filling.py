@@ -98,11 +98,7 @@ def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quie
             f"{pair.guide_name}: filling in by importance sampling needs the methods encode(x) and posterior(context)"
         )
     with Progress(PASSES * len(x), "image", quiet=quiet) as progress:
-
-        def advance(images: int) -> None:
-            progress.advance(images)
-            progress.note("filling in", f"{num_samples} samples per image", every=10)
-
+        advance = progress.advancing("filling in", f"{num_samples} samples per image")
         return importance_imputation(model, guide, x, visible, fitted.data.mean(), num_samples, _DRAWS, advance)
 
 

@@ -97,11 +97,7 @@ def _search(
     """The gaps by a search over contexts, and those of the first images by a search over contexts and weights."""
     assert options.num_samples is not None
     with Progress(len(x) + copies, "image", quiet=quiet) as progress:
-
-        def advance(images: int) -> None:
-            progress.advance(images)
-            progress.note("gaps", f"{search.num_samples} samples a step, {options.num_samples} after", every=10)
-
+        advance = progress.advancing("gaps", f"{search.num_samples} samples a step, {options.num_samples} after")
         how: dict[str, Any] = {"num_samples": options.num_samples, "search": search, "seed": options.seed}
         how["progress"] = advance
         found = gaps(fitted.model, fitted.guide, x, **how)

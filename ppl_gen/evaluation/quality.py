@@ -24,6 +24,7 @@ from ppl_gen.evaluation.sampling import sample
 from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
+from ppl_gen.inference.callables import forked_rng
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 from ppl_gen.networks.nets import encoder
 
@@ -141,19 +142,19 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
     if others is None:
         seen, others = len(train) - count, train[len(train) - count :]
     device = train.device
-    with torch.random.fork_rng([device] if train.is_cuda else []), torch.enable_grad():
+    with forked_rng(train), torch.enable_grad():
         torch.manual_seed(options.seed)
         classifier = Classifier(data.shape, len(classes)).to(device)
         optimizer = torch.optim.Adam(classifier.parameters(), 1e-3)
         with Progress(options.classifier_steps, "step", quiet=quiet) as progress:
+            advance = progress.advancing("classifier", "training")
             for _ in range(options.classifier_steps):
                 rows = torch.randint(seen, (128,), device=device)
                 loss = F.cross_entropy(classifier(train[rows]), labels[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                progress.advance()
-                progress.note("classifier", "training", every=10)
+                advance(1)
     apart = float(nearest(test, train)[0].median())
     steps = options.classifier_steps
     judge = Judge(classifier.eval(), steps, 0.0, train, test, test_labels, classes.tolist(), apart, {})

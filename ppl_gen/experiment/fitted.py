@@ -20,7 +20,7 @@ from ppl_gen.experiment.assembling import assemble, batch, load_checkpoint, read
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
-from ppl_gen.inference.callables import evaluating, matmul_precision, takes_labels
+from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision, takes_labels
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
@@ -109,9 +109,7 @@ class Assembled:
     @contextmanager
     def estimating(self, seed: int) -> Iterator[None]:
         """Eval mode, matrix products in full float32, and noise from `seed`. All are restored afterwards."""
-        device = self.data.train.images.device
-        devices = [device] if device.type == "cuda" else []
-        with evaluating(self.model, self.guide), matmul_precision(), torch.random.fork_rng(devices):
+        with evaluating(self.model, self.guide), matmul_precision(), forked_rng(self.data.train.images):
             torch.manual_seed(seed)
             yield
 

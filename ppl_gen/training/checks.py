@@ -26,7 +26,7 @@ from ppl_gen.experiment.assembling import read_pair, start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, resolve_device
 from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory
@@ -144,7 +144,7 @@ def check_binarization(assembled: Assembled) -> None:
 def check_support(assembled: Assembled) -> None:
     """Raise `BadInput` if the guide draws z where the prior has no mass: the ELBO is -inf there."""
     pair, x = assembled.pair, assembled.batch[0]
-    with evaluating(assembled.model, assembled.guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with evaluating(assembled.model, assembled.guide), forked_rng(x):
         torch.manual_seed(0)
         site = leaves_support(pair, *assembled.batch)
     if site is not None:
@@ -166,7 +166,7 @@ def check_contract(assembled: Assembled) -> None:
     if not offers(model, HasPrior) and not offers(guide, Amortized):
         return
     checks: list[tuple[Tensor, Tensor, str, str, Any]] = []
-    with evaluating(model, guide), torch.random.fork_rng([x.device] if x.is_cuda else []):
+    with evaluating(model, guide), forked_rng(x):
         terms = pair.terms(x)
         z = terms.latents[name][0]
         if z.numel() != len(x) * math.prod(pair.event_shapes[name]):
@@ -242,10 +242,9 @@ def enumeration_cost(assembled: Assembled) -> str:
 
 
 def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ...]) -> float:
-    device = batch[0].device
     parameters = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
     seconds = math.inf
-    with pyro.get_param_store().scope(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with pyro.get_param_store().scope(), forked_rng(batch[0]):
         elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *batch)
         for _ in range(2):  # the first one warms up
             start = time.perf_counter()

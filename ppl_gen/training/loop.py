@@ -36,7 +36,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import restore, snapshot, tensors_of
-from ppl_gen.inference.callables import evaluating, matmul_precision
+from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
@@ -88,12 +88,11 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
     :raises BadInput: for a pair or an objective that cannot be trained, or a checkpoint that does not fit.
     """
     keep_freed_memory()
-    device = fitted.data.train.images.device
     options = fitted.config.training
     with (
         matmul_precision(options.matmul_precision),
         pyro.get_param_store().scope(),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        forked_rng(fitted.data.train.images),
         interrupts(shared=parallel.world_size() > 1) as interrupted,
         warnings.catch_warnings(),
     ):
@@ -252,7 +251,7 @@ class Loop:
 
     def probe_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """A batch that is drawn without changing the noise of the next step."""
-        with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
+        with forked_rng(rows):
             return self.batch(rows)
 
     # Once in a while -------------------------------------------------------------------------------------------
@@ -293,7 +292,7 @@ class Loop:
         """Run the last step of the objective, if it has one."""
         objective, data = self.fitted.objective, self.fitted.data
         if isinstance(objective, Finishes):
-            with torch.random.fork_rng([data.train.images.device] if data.train.images.is_cuda else []):
+            with forked_rng(data.train.images):
                 objective.finish(self.fitted.model, data.targets("validation" if len(data.validation) else "train"))
 
     def stop_early(self, line: Json | None) -> None:

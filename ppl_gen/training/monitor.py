@@ -12,7 +12,7 @@ from ppl_gen.core.progress import Progress
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.pair import Pair
 
@@ -45,15 +45,14 @@ class Monitor:
         model, guide, objective = self.fitted.model, self.fitted.guide, self.fitted.objective
         if not isinstance(objective, Monitors):
             return elbo_terms(model, guide, self.pair, *images, seed=_SEED)
-        with evaluating(model, guide), torch.random.fork_rng([images[0].device] if images[0].is_cuda else []):
+        with evaluating(model, guide), forked_rng(images[0]):
             torch.manual_seed(_SEED)
             return objective.monitor(self.pair, *images)
 
     def keep_samples(self, epoch: int) -> None:
         """Save the means of p(x | z) for a few z ~ p(z), the same at every epoch. A model that draws no images saves
         none."""
-        device = next(self.fitted.model.parameters()).device
-        with evaluating(self.fitted.model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with evaluating(self.fitted.model), forked_rng(next(self.fitted.model.parameters())):
             torch.manual_seed(_SEED)
             with suppress(Exception):  # a user's code, whose errors are shown when pictures are drawn
                 site = poutine.trace(self.pair.model).get_trace(n=_SAMPLES_KEPT).nodes[self.pair.image]

@@ -24,7 +24,7 @@ from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import Figure, pictures
 from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import evaluating, forked_rng
 
 _FIRST = ("samples", "through_training", "reconstructions", "own", "latent_space", "units")
 """Pictures that share one stream of random numbers. Others draw after them, so that they change none of them."""
@@ -47,12 +47,12 @@ def draw_evaluation(run: RunDirectory) -> None:
 def draw_training(fitted: Fitted) -> None:
     """Save learning curves, and the pictures of every file of this folder. If a picture cannot be drawn, a warning on
     standard error gives the reason."""
-    run, device = fitted.directory, fitted.batch[0].device
+    run = fitted.directory
     metrics = run.metrics()
     measured = metrics[0]["train"]
     curves = learning_curves if "elbo" in measured else adversarial_curves if "d_real" in measured else monitored_curves
     save(run, "learning_curves", curves(metrics))
-    with evaluating(fitted.model, fitted.guide), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with evaluating(fitted.model, fitted.guide), forked_rng(fitted.batch[0]):
         torch.manual_seed(0)
         for module in kinds().values():
             with _drawing(module.ABOUT):
