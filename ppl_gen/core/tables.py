@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _HTML = """\
 <table>
 <caption style="text-align: left">{{ caption }}</caption>
-<thead><tr><th>quantity</th><th>{{ units }}</th><th>± s.e.</th><th></th></tr></thead>
+<thead><tr><th>quantity</th><th>nats</th><th>± s.e.</th><th></th></tr></thead>
 <tbody>
 {% for row in rows %}
 <tr><th scope="row" style="text-align: left{{ '; padding-left: 2em' if row.label.startswith(' ') }}">
@@ -66,15 +66,15 @@ def line(row: Row, width: int = 22, value: str = "{:>9}{:>9}{}") -> str:
     return f"  {row.label:<{width}}{figure:<28}{row.note}".rstrip()
 
 
-def sentence(row: Row, width: int = 10) -> str:
+def sentence(row: Row) -> str:
     """Format a row as text without columns after the label."""
     parts = ("at least" if row.at_least else "", row.mean, f"± {row.se}" if row.se else "", row.note)
-    return f"{row.label:<{width}}{' '.join(part for part in parts if part)}"
+    return f"{row.label:<10}{' '.join(part for part in parts if part)}"
 
 
-def html(caption: str, rows: Iterable[Row], notes: Sequence[str] = (), units: str = "nats") -> str:
+def html(caption: str, rows: Iterable[Row], notes: Sequence[str] = ()) -> str:
     """Format rows as the HTML table that a notebook shows. All text is escaped."""
     from jinja2 import Environment
 
     template = Environment(autoescape=True, trim_blocks=True).from_string(_HTML)
-    return template.render(caption=caption, rows=list(rows), notes=notes, units=units)
+    return template.render(caption=caption, rows=list(rows), notes=notes)

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.run_directory import Json
 
 SHARED = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
@@ -36,22 +38,28 @@ def settings(entry: Json) -> Json:
     return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}
 
 
-def mismatch(summary: Json, attributes: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> str:
-    """Name of the first property in which values per image differ from a summary; empty if they belong together.
+def check_match(
+    summary: Json, attributes: Mapping[str, Any], values: Mapping[str, np.ndarray], file: Path, again: str
+) -> None:
+    """Raise `BadInput` if values per image do not belong to a summary.
 
     :param attributes: attributes of the `evaluation.nc`.
     :param values: variables `elbo` and `log_px`, each [images].
+    :param file: the `evaluation.nc`.
+    :param again: what to do about it.
     """
     recorded = {key: summary.get(key) for key in SHARED} | {"estimator": summary["log_px"]["estimator"]}
     if (importance := entry_of(summary, "importance")) is not None:
         recorded["num_samples"] = importance.get("num_samples")
-    for key, value in recorded.items():
-        if key in attributes and attributes[key] != value:
-            return key
+    different = [key for key, value in recorded.items() if key in attributes and attributes[key] != value]
     for name, each in values.items():
-        if each.shape != (summary["num_images"],):
-            return "num_images"
         mean = summary[name]["mean"]
-        if mean is not None and not math.isclose(float(each.mean()), mean, rel_tol=1e-6, abs_tol=1e-6):
-            return f"mean {name}"
-    return ""
+        if each.shape != (summary["num_images"],):
+            different.append("num_images")
+        elif mean is not None and not math.isclose(float(each.mean()), mean, rel_tol=1e-6, abs_tol=1e-6):
+            different.append(f"mean {name}")
+    if different:
+        raise BadInput(
+            f"{file}: does not belong to the evaluation.json in its directory, which has another {different[0]}; "
+            f"{again}"
+        )

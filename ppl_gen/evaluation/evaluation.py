@@ -110,14 +110,9 @@ class Evaluation:
             raise BadInput(f"{file}: damaged ({reason}); evaluate again") from None
         try:
             values = {name: images[name].values for name in ("elbo", "log_px")}
-            other = entries.mismatch(summary, images.attrs, values)
+            entries.check_match(summary, images.attrs, values, file, "evaluate again")
         except (KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{directory.path / 'evaluation.json'}: damaged ({error}); evaluate again") from None
-        if other:
-            raise BadInput(
-                f"{file}: does not belong to the evaluation.json in its directory, which has another {other}; evaluate "
-                "again"
-            )
         return cls(summary, images)
 
     def write(self, directory: "RunDirectory") -> None:

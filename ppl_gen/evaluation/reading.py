@@ -83,17 +83,13 @@ def read(path: Path) -> Evaluated:
         raise BadInput(f"{file}: damaged ({reason}); {again}") from None
     try:
         images = Images(*(summary[key] for key in Images._fields))
-        other = entries.mismatch(summary, attributes, {"elbo": elbo, "log_px": log_px})
+        entries.check_match(summary, attributes, {"elbo": elbo, "log_px": log_px}, file, again)
         settings, seed = _settings(summary["log_px"]), summary["training_seed"]
         chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
         for key in ("model", "guide", "num_parameters"):
             summary[key]  # raises KeyError if it is missing
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
-    if other:
-        raise BadInput(
-            f"{file}: does not belong to the evaluation.json in its directory, which has another {other}; {again}"
-        )
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
     labels, gaps = values.get("label"), _gaps(run, summary)
     return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, run.last, gaps)

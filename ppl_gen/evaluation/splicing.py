@@ -4,7 +4,6 @@ A spliced image joins the left half of one digit and the right half of a digit o
 the whole is not.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +134,6 @@ def two_sample_test(
     rate: float,
     num_batches: int,
     seed: int,
-    sizes: Iterable[int] = BATCH_SIZES,
 ) -> Json:
     """Shares of `rejections` with their standard errors, for every batch size that the number of images allows."""
     rng = np.random.default_rng(seed)
@@ -147,7 +145,7 @@ def two_sample_test(
         "power": {},
         "false_alarms": {},
     }
-    for size in sizes:
+    for size in BATCH_SIZES:
         if size <= min(len(spliced), len(natural) - len(natural) // 2):
             found = rejections(natural, spliced, size, rate, num_batches, rng)
             for key, rejected in zip(("power", "false_alarms"), found, strict=True):

@@ -33,13 +33,13 @@ def mosaic(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
     return padded.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
 
 
-def samples(means: np.ndarray, draws: np.ndarray, columns: int = 5) -> Figure:
+def samples(means: np.ndarray, draws: np.ndarray) -> Figure:
     """Samples from the prior: E[x | z] beside draws x ~ p(x | z) of the same z, both [n, height, width]."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     for axes, images, title in zip(
         figure.subplots(1, 2), (means, draws), ("mean E[x | z], z ~ p(z)", "draw x ~ p(x | z), same z"), strict=True
     ):
-        show(axes, mosaic(images, columns))
+        show(axes, mosaic(images, 5))
         axes.set_title(title)
     figure.suptitle("Samples from the model")
     return figure

@@ -244,11 +244,6 @@ def _admits(constraint: Constraint, value: Tensor, grey: bool) -> Tensor:
     return found
 
 
-def _event_dims(distribution: Distribution) -> int:
-    """Number of dimensions of an event."""
-    return len(distribution.event_shape)
-
-
 def _all(found: Tensor, dims: int) -> Tensor:
     """`all` over the last `dims` dimensions."""
     return found.flatten(-dims).all(-1) if dims > 0 else found
@@ -293,24 +288,24 @@ def _inside(distribution: Distribution, value: Tensor, grey: bool = False) -> Te
     constraint = _ANGLE if isinstance(distribution, _ANGLES) else support(distribution)
     if constraint is None:
         return None
-    return _all(_admits(constraint, value, grey), _event_dims(distribution) - constraint.event_dim)
+    return _all(_admits(constraint, value, grey), len(distribution.event_shape) - constraint.event_dim)
 
 
 def _inside_transformed(distribution: TransformedDistribution, value: Tensor) -> Tensor | None:
     """As `_inside`, by inverting the transforms; None if there is no inverse, as of a planar flow."""
-    constraint = _reliable_support(distribution)
+    constraint, dims = _reliable_support(distribution), len(distribution.event_shape)
     if isinstance(constraint, Constraint):
-        return _all(_admits(constraint, value, False), _event_dims(distribution) - constraint.event_dim)
-    found = torch.ones(value.shape[: value.dim() - _event_dims(distribution)], dtype=torch.bool, device=value.device)
+        return _all(_admits(constraint, value, False), dims - constraint.event_dim)
+    found = torch.ones(value.shape[: value.dim() - dims], dtype=torch.bool, device=value.device)
     try:
         for transform in reversed(_chain(distribution)):
             codomain = transform.codomain
-            found = found & _all(_admits(codomain, value, False), _event_dims(distribution) - codomain.event_dim)
+            found = found & _all(_admits(codomain, value, False), dims - codomain.event_dim)
             value = transform.inv(value)
     except Exception:  # NotImplementedError, or an error of the flow
         return None
     base = _inside(distribution.base_dist, value)
-    return None if base is None else found & _all(base, _event_dims(distribution) - _event_dims(distribution.base_dist))
+    return None if base is None else found & _all(base, dims - len(distribution.base_dist.event_shape))
 
 
 def masks(site: Site, of_events: bool = False) -> list[Tensor]:
@@ -330,7 +325,7 @@ def log_prob_within(site: Site, score: Callable[[Site], Tensor]) -> Tensor:
     if found is None or bool(found.all()):
         return score(site)
     distribution, value = site["fn"], site["value"]
-    chosen = found.reshape(*found.shape, *[1] * _event_dims(distribution))
+    chosen = found.reshape(*found.shape, *[1] * len(distribution.event_shape))
     admitted = torch.where(chosen, value, distribution.sample().to(value.dtype))
     return torch.where(found, score({**site, "value": admitted}), -math.inf)
 

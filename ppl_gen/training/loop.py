@@ -121,8 +121,6 @@ class Loop:
         # A model that is not trained stays in eval mode, without dropout.
         model.train(any(parameter.requires_grad for parameter in model.parameters()))
         self.parameters = [each for _, each in self.modules.named_parameters() if each.requires_grad]
-        if not self.parameters:
-            raise BadInput("neither model nor guide has a parameter to train")
         self.optimizer = OneOptimizer(self.parameters, self.options)
 
         # -- loss -----------------------------------------------------------------------------------------------
@@ -331,7 +329,7 @@ class Loop:
 
 
 def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *batch: Tensor) -> ELBO:
-    """The Pyro ELBO for an objective and a pair, probe_batch on a few images.
+    """The Pyro ELBO for an objective and a pair, tried on a few images.
 
     :raises BadInput: if the objective does not support the pair.
     """

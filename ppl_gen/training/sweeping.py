@@ -18,6 +18,7 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
+from ppl_gen.core.commands import words
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.options import text
@@ -104,8 +105,8 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
         config, _ = parse([options.model, *chosen, *rest])
         label = label or [config.guide, config.training.objective]
         for seed in options.seeds:
-            words = [options.model, *label, str(seed)]
-            name = "-".join(kebab_case(word.rpartition(":")[2]) for word in words)
+            named = [options.model, *label, str(seed)]
+            name = "-".join(kebab_case(word.rpartition(":")[2]) for word in named)
             if name in planned:
                 raise BadInput(
                     f"two runs would be called {name}; give every guide, objective, prior and seed only once"
@@ -180,9 +181,7 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
         check_same(opened, run.config, Given(**run.config.externals()))
         evaluation = opened.read_json("evaluation.json")
         if evaluation is None or opened.stale(evaluation) or not opened.finished(run.config.training.epochs):
-            again = ["--resume", str(run.path)]
-            for kind, reference in run.config.externals().items():
-                again += [f"--{kind}", reference]
+            again = ["--resume", str(run.path), *words(run.config.externals())]
             found.append(run._replace(arguments=again))
     return found
 

@@ -32,4 +32,4 @@ def test_rows() -> None:
 
 
 def test_html_is_escaped() -> None:
-    assert "<b>" not in html("<b>", [Row("<b>", "<b>", "<b>", "<b>")], ["<b>"], "<b>")
+    assert "<b>" not in html("<b>", [Row("<b>", "<b>", "<b>", "<b>")], ["<b>"])
