@@ -59,7 +59,7 @@ class RunDirectory:
             parent.mkdir(parents=True, exist_ok=True)
             scratch.mkdir()
             try:
-                _write(scratch / "config.json", to_json(config).encode())
+                _write_synced(scratch / "config.json", to_json(config).encode())
                 path = out or next(p for n in itertools.count(1) if not (p := parent / f"{stem}-{n}").exists())
                 os.rename(scratch, path)  # fails if another process has made it meanwhile
             finally:
@@ -95,9 +95,7 @@ class RunDirectory:
         self._write(name, to_json(content).encode())
 
     def _write(self, name: str, content: bytes) -> None:
-        if self.writes:
-            with _readable_errors(self.path):
-                _write(self.path / name, content)
+        self.write_file(name, lambda path: _write_synced(path, content))
 
     def read_json(self, name: str) -> Json | None:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
@@ -264,16 +262,12 @@ def _readable_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+def _write_synced(path: Path, content: bytes) -> None:
+    """Write a file, and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def to_json(content: Any) -> str:
