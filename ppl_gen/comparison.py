@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.options import flat
@@ -24,22 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ppl_gen.figures.canvas import Figure
-
-__all__ = ["Comparison", "HasDirectory"]
-
-
-class Directory(Protocol):
-    """A directory on disk."""
-
-    path: Path
-
-
-@runtime_checkable
-class HasDirectory(Protocol):
-    """A run with a directory."""
-
-    @property
-    def directory(self) -> Directory: ...
+    from ppl_gen.run import Run
 
 
 class Comparison:
@@ -57,8 +42,8 @@ class Comparison:
         two runs with the same configuration and seed.
     """
 
-    def __init__(self, runs: str | Path | HasDirectory | Iterable[str | Path | HasDirectory]):
-        self.runs = tuple(map(_path, [runs] if isinstance(runs, str | Path | HasDirectory) else runs))
+    def __init__(self, runs: "str | Path | Run | Iterable[str | Path | Run]"):
+        self.runs = tuple(map(_path, runs if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]))
         if not self.runs:
             raise BadInput("name at least one run to compare")
         found = with_defaults([read(path) for path in self.runs])
@@ -213,9 +198,9 @@ def _listed(classes: Any) -> Sequence[Any]:
     return [classes] if isinstance(classes, str | type) else classes
 
 
-def _path(run: str | Path | HasDirectory) -> Path:
+def _path(run: "str | Path | Run") -> Path:
     if isinstance(run, str | Path):
         return Path(run)
-    if isinstance(run, HasDirectory):
+    if hasattr(run, "directory"):
         return run.directory.path
     raise BadInput(f"runs: {run!r} is no run: give run directories or Run objects")

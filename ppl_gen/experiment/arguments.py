@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import tyro
 
@@ -12,7 +12,6 @@ from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.components import Kind
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import Config, Given, particles_of, starting_config
-from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import RunDirectory
 
 PROGRAM = "python -m ppl_gen.fit"
@@ -39,21 +38,12 @@ class Named:
         return Named(**{kind: name for kind, name in asdict(self).items() if f"--{kind}" in again})
 
 
-class OpensRun(Protocol):
-    """Options with the weights of a run to load, and the device to load them onto."""
-
-    @property
-    def checkpoint(self) -> Checkpoint: ...
-    @property
-    def device(self) -> str: ...
-
-
-Options = TypeVar("Options", bound=OpensRun)
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
 class RunCommand(Generic[Options]):
-    """The command line of a command that takes one run."""
+    """The command line of a command that takes one run. Its options have `checkpoint` and `device`."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory."""
@@ -62,8 +52,8 @@ class RunCommand(Generic[Options]):
 
     def opening(self) -> dict[str, Any]:
         """The arguments of `Run.open`."""
-        chosen = {"checkpoint": self.options.checkpoint, "device": self.options.device}
-        return {"path": self.run, **asdict(self.named), **chosen}
+        options: Any = self.options
+        return {"path": self.run, **asdict(self.named), "checkpoint": options.checkpoint, "device": options.device}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +25,6 @@ from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
 _READ = 8  # number of images that a pair is read on
-
-
-class Chosen(Protocol):
-    """Options with the images, the weights and the seed of an evaluation."""
-
-    @property
-    def split(self) -> SplitName: ...
-    @property
-    def checkpoint(self) -> Checkpoint: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass
@@ -116,7 +105,7 @@ class Assembled:
     def within(self, directory: RunDirectory) -> "Fitted":
         """The same model, guide and data, with a run directory."""
         fitted = Fitted(self.config, self.model, self.guide, self.data, self.given, directory)
-        vars(fitted).update(vars(self))  # keeps cached values, such as the pair
+        vars(fitted).update(vars(self))  # with the cached values: the pair is not read again
         return fitted
 
 
@@ -150,13 +139,18 @@ class Fitted(Assembled):
         check_same_images(directory, data)
         fitted = Assembled.make(config, data.to(where), given).within(directory)
         state = load_checkpoint(directory, fitted.model, fitted.guide, checkpoint)
-        if state["epoch"] < config.training.epochs != state.get("stopped"):
-            done = f"after {state['epoch']} of {config.training.epochs} epochs"
+        epochs = config.training.epochs
+        # `stopped` is the number of epochs that were planned when a hook ended training, 0 if none has.
+        if state["epoch"] < epochs and state.get("stopped") != epochs:
+            done = f"after {state['epoch']} of {epochs} epochs"
             print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
         return fitted
 
-    def provenance(self, options: Chosen) -> Json:
-        """The keys of a result that record its model, guide, images, weights and seeds."""
+    def provenance(self, options: Any) -> Json:
+        """The keys of a result that record its model, guide, images, weights and seeds.
+
+        :param options: the options of the evaluation, with `split`, `checkpoint` and `seed`.
+        """
         return {
             "model": self.config.model,
             "guide": self.config.guide,

@@ -1,21 +1,16 @@
 """Hooks that run after each epoch: early stopping and TensorBoard. Both use nothing but `on_epoch`."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import Json, RunDirectory
+from ppl_gen.experiment.run_directory import Json
 
+if TYPE_CHECKING:
+    from ppl_gen.run import Run
 
-class HasDirectory(Protocol):
-    """A run as a hook sees it."""
-
-    @property
-    def directory(self) -> RunDirectory: ...
-
-
-Hook = Callable[[Any, Json], bool | None]
+Hook = Callable[["Run", Json], bool | None]
 """Function that is called after each epoch with the run and its line of metrics. `True` ends training."""
 
 
@@ -28,7 +23,7 @@ class Patience:
     def __init__(self, epochs: int):
         self.epochs = epochs
 
-    def __call__(self, run: HasDirectory, metrics: Json) -> bool:
+    def __call__(self, run: "Run", metrics: Json) -> bool:
         elbos = [line["validation"]["elbo"] for line in run.directory.metrics()]
         return len(elbos) - 1 - elbos.index(max(elbos)) >= self.epochs
 
@@ -43,7 +38,7 @@ class TensorBoard:
             raise BadInput("--tensorboard: needs the package tensorboard; pip install tensorboard") from None
         self.make_writer = SummaryWriter
 
-    def __call__(self, run: HasDirectory, metrics: Json) -> None:
+    def __call__(self, run: "Run", metrics: Json) -> None:
         writer = self.make_writer(str(run.directory.path / "tensorboard"))
         for split in ("train", "validation"):
             for name, value in metrics.get(split, {}).items():
