@@ -269,7 +269,7 @@ class Run:
         """Do the steps that the run has not done yet: training, evaluation, pictures."""
         from ppl_gen.report.pictures import draw_evaluation, draw_training
 
-        fitted = vars(self)["fitted"] = prepared.assembled.within(self.directory)
+        fitted = self.fitted = prepared.assembled.within(self.directory)  # the cached value; nothing is loaded
         self.checkpoint, self.device = "last", fitted.config.training.device
         if not quiet:
             data = fitted.data

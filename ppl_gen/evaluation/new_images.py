@@ -39,7 +39,7 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     test = Split(images, None if labels is None else torch.from_numpy(labels), found.scale)
     data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
     changed = replace(fitted, data=data)
-    vars(changed)["pair"] = fitted.pair
+    changed.pair = fitted.pair  # the cached value: the pair is not read again, on other images
     return changed
 
 

@@ -351,9 +351,9 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
                 f"{run.path} was made with other options: {option} is {theirs.get(name)}, not {ours.get(name)}; name "
                 "another --out, or delete it"
             )
-    for name in changed_code(run, config, given):
+    if changed := changed_code(run, config, given):
         raise BadInput(
-            f"{run.path}: {name} has changed since the run was started; choose another --out, or delete the run"
+            f"{run.path}: {changed[0]} has changed since the run was started; choose another --out, or delete the run"
         )
 
 

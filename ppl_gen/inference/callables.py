@@ -68,7 +68,9 @@ def positional_names(function: PyroFunction) -> list[str]:
     """Names of the positional arguments that a function takes. `*args` counts as `_ANY` empty names."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return names + [""] * _ANY * any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        names += [""] * _ANY
+    return names
 
 
 def check_positional(model: PyroFunction, guide: PyroFunction, given: int) -> None:

@@ -46,7 +46,7 @@ def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[s
 
     :param first: number of the first image, for messages.
     """
-    who = pair.guide_name
+    who = pair.guide_name  # the function that runs, for the message if it fails
     try:
         with pyro.validation_enabled(True):
             guide_trace = trace_of(pair.guide, batch)

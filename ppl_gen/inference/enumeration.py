@@ -243,12 +243,13 @@ def _log_marginal_by_state(pair: Pair, model: PyroFunction, batch: Batch) -> Ten
 
 def _tried_in_parallel(pair: Pair, batch: Batch) -> tuple[Pair, str | None]:
     """Try enumeration in parallel on a few images. Returns the pair with `bounded` completed, and the reason why the
-    densities in parallel differ from those conditioned on a state; None if they agree."""
+    densities in parallel differ from those conditioned on a state. It is None if they agree, and also for a pair that
+    `_log_marginal` refuses."""
     try:
         sites = sample_sites(_parallel_trace(pair, pair.model, batch))
         dims = {site["name"]: site["infer"].get("_enumerate_dim") for site in sites if not site["is_observed"]}
         if None in dims.values() or len(set(dims.values())) < len(dims):
-            return pair, None  # `_log_marginal` refuses such a pair with a better message
+            return pair, None  # the message of `_log_marginal` is better than one about densities
         differ = {s["name"] for s in sites if s["is_observed"] and _differs_by_state(s, pair.max_plate_nesting)}
         pair = replace(pair, bounded=pair.bounded | differ)
         return pair, _difference(pair, sites, dims, batch)

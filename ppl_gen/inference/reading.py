@@ -120,7 +120,7 @@ def _first_traces(given: _Functions, batch: Batch, whole: Batch) -> Traces:
 
     :param whole: all images, for a hint in messages.
     """
-    who = given.guide_name
+    who = given.guide_name  # the function that runs, for the message if it fails
     try:
         guide_trace = trace_of(given.guide, batch)
         who = given.model_name

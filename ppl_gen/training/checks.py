@@ -195,6 +195,7 @@ def check_least_images(assembled: Assembled) -> None:
     """Raise `BadInput` if batches have one image, and the pair needs more."""
     training = assembled.config.training
     if (size := min(training.batch_size, len(assembled.data.train))) == 1:
+        # Called for its error alone.
         least_images(_loss(assembled), assembled.model, assembled.guide, size, lambda: assembled.batch)
 
 

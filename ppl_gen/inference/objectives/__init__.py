@@ -60,6 +60,7 @@ def construct(
     shared = {"num_particles": num_particles, "alpha": alpha, "beta": beta}
     supplied = {option: value for option, value in shared.items() if value is not None}
     for option, value in supplied.items():
+        # One particle is the default of the command line: it is given to objectives that take no number, too.
         if not components.takes(cls, option) and (option, value) != ("num_particles", 1):
             raise BadInput(f"--{option.replace('_', '-')} {value}: {_not_taken(option, cls, name)}")
     if isinstance(cls, type):

@@ -48,7 +48,8 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     :param x: a few images to try the objective on, with their `args`.
     :raises BadInput: for an objective that is not defined for the pair.
     """
-    for site, scale in pair.scales.items():
+    if pair.scales:
+        site, scale = next(iter(pair.scales.items()))
         raise BadInput(
             f"site '{site}' has the scale {float(scale):g}: the objectives are nats per image, unscaled; leave it out, "
             "or use --kl-warmup or --objective beta"
