@@ -22,12 +22,11 @@ from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.proposal_runs import other_guides
 from ppl_gen.evaluation.quality import Quality, quality
 from ppl_gen.evaluation.sampling import sample
 from ppl_gen.evaluation.splicing import Spliced, detect
-from ppl_gen.evaluation.table import title
+from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import (
     FillOptions,
     QualityOptions,

@@ -12,8 +12,7 @@ from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.core.errors import BadInput, near_miss, require, warnings_of
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.estimating import observation
-from ppl_gen.evaluation.printed import Printed
-from ppl_gen.evaluation.table import images, title
+from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import FillOptions
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import Json

@@ -11,7 +11,7 @@ from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.estimating import Task, annealed_estimate, check_chains, observation
 from ppl_gen.evaluation.gap_table import gap_table
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.table import Printed
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.agreement import bound

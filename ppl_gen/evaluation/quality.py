@@ -18,9 +18,9 @@ from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.printed import Printed
 from ppl_gen.evaluation.quality_table import quality_table
 from ppl_gen.evaluation.sampling import sample
+from ppl_gen.evaluation.table import Printed
 from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json

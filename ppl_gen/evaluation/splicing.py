@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, warnings_of
 from ppl_gen.evaluation.estimating import estimators, exact_estimate, importance_estimate, observation
-from ppl_gen.evaluation.printed import Printed
-from ppl_gen.evaluation.table import title
+from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import NUM_SPLICED, SpliceOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json

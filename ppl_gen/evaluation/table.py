@@ -1,5 +1,7 @@
 """The table of an `evaluation.json`: its rows, and its text. Files of earlier versions are supported."""
 
+from html import escape
+
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, fixed, line, small
@@ -17,6 +19,16 @@ ESTIMATES = {
     "second_opinion": "second opinion",
 }
 """Descriptions of the package's own estimates, by their names in the file. Other estimates are shown by name."""
+
+
+class Printed:
+    """A result whose text is a table. A notebook shows the same text."""
+
+    summary: Json
+    """The content of its JSON file."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def title(summary: Json) -> str:
