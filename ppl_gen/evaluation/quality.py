@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.tables import Row, fixed, line
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.quality_table import quality_table
 from ppl_gen.evaluation.sampling import sample
-from ppl_gen.evaluation.table import Printed
+from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
@@ -28,6 +28,7 @@ from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, 
 from ppl_gen.networks.nets import encoder
 
 Images = Literal["draws", "means"]
+QUALITY_UNITS = "± standard error; in brackets, as many other real images in the place of the samples"
 _SHOWN = 10
 _FEATURES = 128
 _BATCH = 1000
@@ -232,3 +233,46 @@ def quality(runs: Sequence[Fitted], options: QualityOptions, *, quiet: bool = Fa
             judges[key] = train_judge(data, count, options, quiet)
         found.append(judge_samples(fitted, kind, judges[key], options))
     return found
+
+
+# Their table ---------------------------------------------------------------------------------------------------
+
+
+def quality_rows(summary: Json) -> list[Row]:
+    """The rows of a `quality.json`."""
+    s = summary
+
+    def score(label: str, key: str, digits: int) -> Row:
+        ours, real = s[key], s["real_images"][key]
+        mean, se, of_real, its_se = (fixed(each[name], digits) for each in (ours, real) for name in ("mean", "se"))
+        return Row(label, mean, se, f"({of_real} ± {its_se})")
+
+    classes, distance = s["classes"], s["nearest"]
+    seen = ", ".join(f"{share:.1%}" for share in classes["share"])
+    return [
+        score("Fréchet distance", "frechet", 2),
+        score("kernel distance", "kernel", 3),
+        score("precision", "precision", 3),
+        score("recall", "recall", 3),
+        Row("classes covered", note=f"{classes['covered']} of {classes['of']}"),
+        Row("their shares", note=f"{seen}; KL to the data's {classes['divergence']:.3f} nats"),
+        Row(
+            "nearest training image",
+            note=f"median distance {distance['samples']:.2f}; of test images {distance['test']:.2f}",
+        ),
+        Row("classifier", note=f"right on {s['classifier']['accuracy']:.1%} of the test images"),
+        Row("this took", note=f"{s['seconds']:.0f} s, and the classifier's training"),
+    ]
+
+
+def quality_images(summary: Json) -> str:
+    """The images that a `quality.json` compares, as text."""
+    what = {"draws": "draws x ~ p(x)", "means": "means E[x | z]"}[summary["images"]]
+    against = f"binarization {summary['binarization']}" if summary["images"] == "draws" else "grey values"
+    return f"{summary['num_images']} {what} against as many test images of {summary['data']}, {against}"
+
+
+def quality_table(summary: Json) -> str:
+    """The content of `quality.json` as text."""
+    lines = [f"{title(summary)}: {quality_images(summary)}", QUALITY_UNITS]
+    return "\n".join([*lines, *(line(row, 24, "{:>1}{:>8}{}") for row in quality_rows(summary))])
