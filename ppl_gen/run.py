@@ -15,14 +15,13 @@ from ppl_gen.core.commands import is_function
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data import arrays
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training
+from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training, other_guides
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, explain
 from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.evaluation.proposal_runs import other_guides
 from ppl_gen.evaluation.quality import Quality, quality
 from ppl_gen.evaluation.sampling import sample
 from ppl_gen.evaluation.splicing import Spliced, detect
