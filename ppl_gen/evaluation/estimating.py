@@ -18,7 +18,7 @@ from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
-from ppl_gen.experiment.config import KINDS, Given, default_guide
+from ppl_gen.experiment.config import KINDS, Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
@@ -103,9 +103,8 @@ def evaluate(
 def options_after_training(fitted: Fitted) -> EvaluationOptions:
     """The options of the evaluation at the end of a fit: the `evaluation_defaults` of the model's class, or the general
     defaults if the fit has another guide than that class's own."""
-    cls = type(fitted.model)
-    own = fitted.config.guide == default_guide(cls)
-    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
+    defaults = defaults_of(fitted.model)
+    chosen = dict(defaults.evaluation_defaults) if fitted.config.guide == defaults.default_guide else {}
     if "num_images" in chosen:
         chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
     annealing = Annealing(**chosen.pop("annealed", {}))

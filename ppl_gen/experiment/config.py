@@ -172,24 +172,9 @@ def _git_commit() -> str | None:
 # From what a user asks for -------------------------------------------------------------------------------------
 
 
-def default_guide(model: Any) -> str:
-    """The default guide of a model, given as a class or a name: the class's `default_guide`, or `normal`."""
-    return defaults_of(_class(model)).default_guide
-
-
 def training_defaults(model: Any) -> dict[str, Any]:
-    """Defaults of `TrainingOptions` for a model: the class's `training_defaults`."""
-    return dict(defaults_of(_class(model)).training_defaults)
-
-
-def data_defaults(model: Any) -> dict[str, Any]:
-    """Defaults of `DataOptions` for a model: the class's `data_defaults`."""
-    return dict(defaults_of(_class(model)).data_defaults)
-
-
-def _class(model: Any) -> type:
-    found = find("model", model) if isinstance(model, str) else model
-    return found if isinstance(found, type) else type(found)
+    """Defaults of `TrainingOptions` for a model, given as a name, a class or an instance."""
+    return dict(defaults_of(find("model", model) if isinstance(model, str) else model).training_defaults)
 
 
 def starting_config(given: Given, init_from: str | None = None, *, refit_guide: bool = False) -> Config:
@@ -201,22 +186,22 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
     """
     if init_from is not None:
         there = config_of(RunDirectory.open(Path(init_from)), given, swap=True)
-        defaults = training_defaults(given.find("model", there.model))
+        of_training = training_defaults(given.find("model", there.model))
         if refit_guide:
-            defaults.pop("objective", None)  # the default objective trains the model, which stays as it is here
-        return replace(there, training=TrainingOptions(**defaults), init_from=init_from, fixed_model=refit_guide)
+            of_training.pop("objective", None)  # the default objective trains the model, which stays as it is here
+        return replace(there, training=TrainingOptions(**of_training), init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if given.model is None:
         raise BadInput(f"name a model: {', '.join(components.known('model'))}, or file.py:Class")
     names = given.names()
-    model = given.find("model", names["model"])
+    defaults = defaults_of(given.find("model", names["model"]))
     return Config(
         model=str(names["model"]),
-        guide=names["guide"] or default_guide(model),
+        guide=names["guide"] or defaults.default_guide,
         prior=names["prior"],
-        data=DataOptions(**data_defaults(model)),
-        training=TrainingOptions(**training_defaults(model)),
+        data=DataOptions(**defaults.data_defaults),
+        training=TrainingOptions(**defaults.training_defaults),
     )
 
 
