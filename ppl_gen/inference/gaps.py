@@ -17,7 +17,7 @@ log p(x) - ELBO is larger than the estimate, and its split is unknown.
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyro
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.parallel import joined
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above, above_in_mean, bound
 from ppl_gen.inference.callables import evaluating, frozen
@@ -201,24 +202,9 @@ def gaps(
 
 def _joined(blocks: Sequence[ImportanceEstimate]) -> tuple[Estimate, Estimate]:
     """Join the estimates of blocks of images into log p(x) and the ELBO of all images."""
-
-    def all_of(name: str) -> Tensor:
-        return torch.cat([getattr(each, name) for each in blocks])
-
-    first = blocks[0]
-    log_px = Estimate(
-        estimator=first.estimator,
-        words=first.words,
-        num_samples=first.num_samples,
-        narrower=any(each.narrower for each in blocks),
-        log_px=all_of("log_px"),
-        log_px_mc_var=all_of("log_px_mc_var"),
-        log_px_bias=all_of("log_px_bias"),
-        ess=all_of("ess"),
-        khat=all_of("khat"),
-        largest=all_of("largest"),
-    )
-    return log_px, bound(all_of("elbo"), all_of("elbo_mc_var"))
+    whole = joined(blocks)
+    log_px = Estimate(**{each.name: getattr(whole, each.name) for each in fields(Estimate)})
+    return replace(log_px, narrower=any(block.narrower for block in blocks)), bound(whole.elbo, whole.elbo_mc_var)
 
 
 def _gaps_of(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Estimate, settled: Tensor) -> Gaps:
