@@ -14,7 +14,7 @@ from ppl_gen.core.errors import require
 Activation = Literal["relu", "tanh", "softplus", "sigmoid", "elu", "gelu", "silu", "leaky-relu"]
 Network = Literal["mlp", "conv"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
@@ -34,8 +34,8 @@ def activation(name: str) -> nn.Module:
 
     :raises BadInput: for an unknown name.
     """
-    require(name in _ACTIVATIONS, "activation", name, f"choose from {', '.join(get_args(Activation))}")
-    return _ACTIVATIONS[name]()
+    require(name in ACTIVATIONS, "activation", name, f"choose from {', '.join(get_args(Activation))}")
+    return ACTIVATIONS[name]()
 
 
 @cache
