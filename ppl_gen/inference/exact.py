@@ -53,7 +53,7 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model):
         pair = enumerated_pair(model, x, *args, **kwargs)
-        pair = sum_over_states(pair, x, *args, **kwargs).pair  # with `bounded` completed
+        pair = sum_over_states(pair, x, *args, **kwargs).pair  # with `may_leave_support` completed
         check_images(pair, x, *args, **kwargs)
         return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
 

@@ -29,7 +29,7 @@ from ppl_gen.inference.callables import (
     reading,
     take,
 )
-from ppl_gen.inference.coverage import bounded_sites, compare_supports
+from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function
 from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
@@ -313,12 +313,12 @@ def _pair_of(given: _Functions, traces: Traces, plate: CondIndepStackFrame, batc
         reparametrized=all(site["fn"].has_rsample for site in proposals.values()),
         scored=tuple(name for name, site in proposals.items() if score_function(site) is not None),
         scales=scales,
-        bounded=bounded_sites(given.model, traces, batch),
-        bounded_guide=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),
+        may_leave_support=sites_that_may_leave_support(given.model, traces, batch),
+        guide_may_miss=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),
     )
     loose = {site["name"] for site in observed if not supports.is_fixed(site["fn"])}
     # A state of z that was not drawn may have another support. Enumeration visits all states.
-    if loose - pair.bounded and cheap_to_enumerate(pair):
+    if loose - pair.may_leave_support and cheap_to_enumerate(pair):
         with suppress(BadInput):  # raised again when log p(x) is asked for
             return sum_over_states(pair, batch.x, *batch.args, **batch.kwargs).pair
     return pair
