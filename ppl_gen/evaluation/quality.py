@@ -73,6 +73,12 @@ class Classifier(nn.Module):
         """Logits [images, classes]."""
         return self.head(self.features(x))
 
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images, a batch at a time, on the CPU."""
+        with torch.no_grad():
+            features = torch.cat([self.features(batch) for batch in images.split(_BATCH)])
+            return features.cpu(), self.head(features).cpu()
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -96,37 +102,36 @@ class Judge:
 
     def scores(self, samples: Tensor) -> Json:
         """Scores of samples [images, data_dim], compared with the test images."""
-        real, logits_real = self._features_and_logits(self.test)
-        made, logits = self._features_and_logits(samples)
-        scale = real.square().mean().sqrt()  # removes the arbitrary scale of the features
-        real, made = real / scale, made / scale
-        keys = ("mean", "se")
-        precision, recall = precision_recall(real, made)
-        count = logits_real.shape[1]
-        share = torch.bincount(logits.argmax(1), minlength=count).double() / len(samples)
-        expected = torch.bincount(self.labels, minlength=count).double() / len(self.labels)
-        divergence = torch.where(share > 0, share * (share / expected.clamp(min=1e-12)).log(), 0.0).sum()
-        there = expected > 0
-        return {
-            "frechet": dict(zip(keys, frechet_distance(real, made), strict=True)),
-            "kernel": dict(zip(keys, kernel_distance(real, made), strict=True)),
-            "precision": dict(zip(keys, precision, strict=True)),
-            "recall": dict(zip(keys, recall, strict=True)),
-            "classes": {
-                "labels": self.classes,
-                "share": share.tolist(),
-                "of_the_data": expected.tolist(),
-                "covered": int(((share >= _PRESENT * expected) & there).sum()),
-                "of": int(there.sum()),
-                "divergence": float(divergence),
-            },
-        }
+        return _scores(self.classifier, samples, self.test, self.labels, self.classes)
 
-    def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of images, on the CPU."""
-        with torch.no_grad():
-            features = torch.cat([self.classifier.features(each) for each in images.split(_BATCH)])
-            return features.cpu(), self.classifier.head(features).cpu()
+
+def _scores(classifier: Classifier, samples: Tensor, test: Tensor, labels: Tensor, classes: list[Any]) -> Json:
+    """Scores of samples, compared with test images of known classes."""
+    real, logits_real = classifier.features_and_logits(test)
+    made, logits = classifier.features_and_logits(samples)
+    scale = real.square().mean().sqrt()  # removes the arbitrary scale of the features
+    real, made = real / scale, made / scale
+    keys = ("mean", "se")
+    precision, recall = precision_recall(real, made)
+    count = logits_real.shape[1]
+    share = torch.bincount(logits.argmax(1), minlength=count).double() / len(samples)
+    expected = torch.bincount(labels, minlength=count).double() / len(labels)
+    divergence = torch.where(share > 0, share * (share / expected.clamp(min=1e-12)).log(), 0.0).sum()
+    there = expected > 0
+    return {
+        "frechet": dict(zip(keys, frechet_distance(real, made), strict=True)),
+        "kernel": dict(zip(keys, kernel_distance(real, made), strict=True)),
+        "precision": dict(zip(keys, precision, strict=True)),
+        "recall": dict(zip(keys, recall, strict=True)),
+        "classes": {
+            "labels": classes,
+            "share": share.tolist(),
+            "of_the_data": expected.tolist(),
+            "covered": int(((share >= _PRESENT * expected) & there).sum()),
+            "of": int(there.sum()),
+            "divergence": float(divergence),
+        },
+    }
 
 
 def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = False) -> Judge:
@@ -155,11 +160,18 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
                 optimizer.step()
                 progress.advance()
                 progress.note("classifier", "training", every=10)
-    apart = float(nearest(test, train)[0].median())
-    steps = options.classifier_steps
-    judge = Judge(classifier.eval(), steps, 0.0, train, test, test_labels, classes.tolist(), apart, {})
-    right = judge._features_and_logits(test)[1].argmax(1) == judge.labels
-    return replace(judge, accuracy=float(right.double().mean()), real=judge.scores(others))
+    right = classifier.eval().features_and_logits(test)[1].argmax(1) == test_labels
+    return Judge(
+        classifier,
+        steps=options.classifier_steps,
+        accuracy=float(right.double().mean()),
+        train=train,
+        test=test,
+        labels=test_labels,
+        classes=classes.tolist(),
+        nearest=float(nearest(test, train)[0].median()),
+        real=_scores(classifier, others, test, test_labels, classes.tolist()),
+    )
 
 
 def check(data: Data, count: int) -> None:
