@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ppl_gen.core.errors import BadInput, warnings_of
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.notes import notes_of
@@ -203,9 +203,7 @@ class Comparison:
 
         if command is None:
             command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
-        warnings = warnings_of(self.images.observation)
-        table, names = layout(self.rows), labels(self.rows)
-        return comparison(self.to_json(), names, *table, warnings, self.png, command)
+        return comparison(self.to_json(), labels(self.rows), layout(self.rows), self.png, command)
 
 
 def _listed(classes: Any) -> Sequence[Any]:
