@@ -32,7 +32,14 @@ SUPPLIED = {
     "prior": (*_OF_DATA, "latent_dim", "guide"),
     "objective": ("num_particles", "alpha", "beta"),
 }
-"""Arguments that a constructor is given if its signature names them; all its other arguments are options."""
+"""Arguments that a constructor is given if its signature names them; all its other arguments are options.
+
+- `data_shape`: shape of one image; `data_dim`: its number of pixels
+- `data_mean`: mean training pixel [data_dim]; `data_examples`: training images [images, data_dim]
+- `model`: the model whose posterior a guide approximates; `latent_dim`: size of its z
+- `latent_name`: name of the model's latent site; None if it has several
+- `guide`: the guide that a prior is trained with
+"""
 OBJECTS = ("class", "instance")
 """Prefixes, before the colon, of the name of an object that was passed from Python."""
 NEEDED = {
