@@ -28,7 +28,7 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
         `unchecked`, of values outside the support of a likelihood that allows them by `validate_args=False`.
     :raises BadInput: for an invalid parameter of a distribution, and for an image that is impossible for every z.
     """
-    found = {"density" if not pair.discrete else "probability"}
+    seen = {"density" if not pair.discrete else "probability"}
     with forked_rng(x), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the errors below say the same
         for first, batch in Batch(x, args, kwargs).blocks(_IMAGES_PER_BLOCK):
@@ -36,8 +36,8 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
             _check_masks(pair, traces)
             sites = (traces.model.nodes[name] for name in pair.observed)
             kinds = (_kind_of(pair, site, site["name"] in unchecked, first, batch) for site in sites)
-            found |= {kind for kind in kinds if kind is not None}
-    return next(kind for kind in _KINDS if kind in found)
+            seen |= {kind for kind in kinds if kind is not None}
+    return next(kind for kind in _KINDS if kind in seen)
 
 
 def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[str]]:
