@@ -67,24 +67,24 @@ def evaluate(
         reported with the others and compared with them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
-    own = [
+    named = [
         (components.function_name(each), components.find_function("--further", each) if isinstance(each, str) else each)
         for each in (*options.further, *further)
     ]
-    options = replace(_resolved(fitted, options), further=tuple(name for name, _ in own))
+    options = replace(_resolved(fitted, options), further=tuple(name for name, _ in named))
     whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
     _check(task, others)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)):
-        found: dict[str, Estimate] = {}
-        for name, estimate in _estimates(task, exactly, sampled, others, own):
-            require(name not in found, "estimator", name, "there are two of that name")
-            found[name] = estimate
+        estimates: dict[str, Estimate] = {}
+        for name, estimate in _estimates(task, exactly, sampled, others, named):
+            require(name not in estimates, "estimator", name, "there are two of that name")
+            estimates[name] = estimate
         in_use = components_in_use(fitted, whole[0])
-    found = parallel.all_gather(found)
-    primary = primary_of(found, options.estimator)
-    estimator = "auto" if options.mixes and primary == "exact" else found[primary].estimator
+    estimates = parallel.all_gather(estimates)
+    primary = primary_of(estimates, options.estimator)
+    estimator = "auto" if options.mixes and primary == "exact" else estimates[primary].estimator
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),
@@ -97,7 +97,7 @@ def evaluate(
         "seconds": time.perf_counter() - started,
     }
     labels = fitted.data.split(options.split).labels
-    return Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
+    return Evaluation.of(estimates, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
 
 
 def options_after_training(fitted: Fitted) -> EvaluationOptions:
@@ -202,8 +202,8 @@ def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:
         directory = RunDirectory.open(path)
         chosen = _named_again(path, str(directory.config.get("guide")), options.proposal_guides, given)
         unused.discard(str(chosen))
-        own = {kind: None for kind in KINDS if not is_external(str(directory.config.get(kind)))}
-        again = replace(given, **own) if chosen is None else replace(given, **own, guide=chosen)
+        packaged = {kind: None for kind in KINDS if not is_external(str(directory.config.get(kind)))}
+        again = replace(given, **packaged) if chosen is None else replace(given, **packaged, guide=chosen)
         guides.append(Fitted.open(path, again, device=options.device).guide)
     if unused:
         raise BadInput(
@@ -243,8 +243,8 @@ def _estimates(
     if exactly:
         yield "exact", exact_estimate(fitted, x, *labels, quiet=task.quiet)
     if sampled:
-        found = importance_estimate(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
-        yield "importance", found if exactly else _with_second_opinion(task, found)
+        guided = importance_estimate(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
+        yield "importance", guided if exactly else _with_second_opinion(task, guided)
     if options.estimator == "prior":
         yield "prior", _proposal_estimate(task, others)
     elif options.mixes:
@@ -263,12 +263,12 @@ def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:
     :raises BadInput: if it fails, or does not return an estimate for each image.
     """
     try:
-        found = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
+        estimate = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
     except Exception as error:  # user code
         raise BadInput(f"--further {name}: fails: {describe(error)}") from error
-    if not isinstance(found, Estimate) or found.log_px.shape != (len(task.x),):
+    if not isinstance(estimate, Estimate) or estimate.log_px.shape != (len(task.x),):
         raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")
-    return found
+    return estimate
 
 
 def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
@@ -305,10 +305,10 @@ def importance_estimate(
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
 
 
-def _with_second_opinion(task: Task, found: ImportanceEstimate) -> ImportanceEstimate:
-    how = {"num_samples": second_opinion_samples(found.num_samples), "seed": parallel.rank_seed(task.options.seed)}
+def _with_second_opinion(task: Task, estimate: ImportanceEstimate) -> ImportanceEstimate:
+    how = {"num_samples": second_opinion_samples(estimate.num_samples), "seed": parallel.rank_seed(task.options.seed)}
     opinion = second_opinion(task.fitted.model, task.fitted.guide, task.x, *task.labels, **how)
-    return replace(found, second_opinion=opinion)
+    return replace(estimate, second_opinion=opinion)
 
 
 def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module], dict[str, Any]]:

@@ -67,13 +67,13 @@ def split_gap(
     started = time.perf_counter()
     with fitted.estimating(options.seed):
         copies = min(options.gap_copies, len(x)) if has_own_weights(fitted.guide, x) else 0
-        found, own = _search(fitted, x, copies, options, search, quiet)
+        contexts, copied = _search(fitted, x, copies, options, search, quiet)
         if options.estimator == "annealed":
             annealed = annealed_estimate(Task(fitted, replace(options, sandwich=0), x, quiet=quiet))
-            found = found.compared_with(annealed)
-            if own is not None:
+            contexts = contexts.compared_with(annealed)
+            if copied is not None:
                 first = bound(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], annealed.num_samples)
-                own = own.compared_with(replace(first, estimator=annealed.estimator))
+                copied = copied.compared_with(replace(first, estimator=annealed.estimator))
     summary = {
         **fitted.provenance(options),
         "observation": observation(fitted.pair, x),
@@ -81,11 +81,11 @@ def split_gap(
         "options": options.to_json(),
         **({"annealed": asdict(options.annealed)} if options.estimator == "annealed" else {}),
         "search": asdict(search),
-        "contexts": gap_parts(found),
-        **({} if own is None else {"copies": gap_parts(own), "contexts_of_these": gap_parts(found, copies)}),
+        "contexts": gap_parts(contexts),
+        **({} if copied is None else {"copies": gap_parts(copied), "contexts_of_these": gap_parts(contexts, copies)}),
         "seconds": time.perf_counter() - started,
     }
-    return GapSplit(summary, found, own)
+    return GapSplit(summary, contexts, copied)
 
 
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
@@ -118,27 +118,27 @@ def _search(
 
         how: dict[str, Any] = {"num_samples": options.num_samples, "search": search, "seed": options.seed}
         how["progress"] = advance
-        found = gaps(fitted.model, fitted.guide, x, **how)
-        own = gaps(fitted.model, fitted.guide, x[:copies], own_weights=True, **how) if copies else None
-        return found, own
+        contexts = gaps(fitted.model, fitted.guide, x, **how)
+        copied = gaps(fitted.model, fitted.guide, x[:copies], own_weights=True, **how) if copies else None
+        return contexts, copied
 
 
-def gap_parts(found: Gaps, count: int | None = None) -> Json:
+def gap_parts(split: Gaps, count: int | None = None) -> Json:
     """The entries of `gaps.json` for one search: means over the first images, and the value of each, in nats."""
     names = ("log_px", "elbo", "best_elbo", "approximation", "amortization")
-    values = {name: getattr(found, name)[:count] for name in names}
+    values = {name: getattr(split, name)[:count] for name in names}
     return {
         "num_images": len(values["elbo"]),
         **{
-            name: mean_entry(each, mc_se=mean_mc_se(getattr(found, f"{name}_mc_var")[:count]))
-            for name, each in values.items()
+            name: mean_entry(value, mc_se=mean_mc_se(getattr(split, f"{name}_mc_var")[:count]))
+            for name, value in values.items()
         },
-        "estimator": found.estimator,
-        "at_least": bool(found.untrusted[:count].any()),
-        "fraction_settled": share(found.settled[:count]),
-        **({} if found.missed is None else {"fraction_missed": share(found.missed[:count])}),
-        **({} if found.blind is None else {"fraction_blind": share(found.blind[:count])}),
-        "per_image": {name: each.tolist() for name, each in values.items()},
+        "estimator": split.estimator,
+        "at_least": bool(split.untrusted[:count].any()),
+        "fraction_settled": share(split.settled[:count]),
+        **({} if split.missed is None else {"fraction_missed": share(split.missed[:count])}),
+        **({} if split.blind is None else {"fraction_blind": share(split.blind[:count])}),
+        "per_image": {name: value.tolist() for name, value in values.items()},
     }
 
 
@@ -157,7 +157,7 @@ def gap_rows(summary: Json) -> list[tuple[str, list[Row]]]:
 def _part_rows(part: Json) -> list[Row]:
     estimator = part.get("estimator", "importance")
     of_log_px = {"log_px": f", {_ESTIMATORS.get(estimator, estimator)}"}
-    found = [
+    rows = [
         Row.of(
             label + of_log_px.get(name, ""),
             part[name]["mean"],
@@ -169,13 +169,13 @@ def _part_rows(part: Json) -> list[Row]:
     ]
     if part["fraction_settled"] < 1:
         gaining = 1 - part["fraction_settled"]
-        found.append(Row(f"{gaining:.0%} of the searches were still gaining when they were ended"))
+        rows.append(Row(f"{gaining:.0%} of the searches were still gaining when they were ended"))
     if part.get("fraction_missed"):
         of_images = f"{part['fraction_missed']:.0%} of images have a mode that the search did not reach:"
-        found += [Row(of_images), Row("how their gap splits is not known")]
+        rows += [Row(of_images), Row("how their gap splits is not known")]
     if "fraction_blind" in part:
-        found.append(Row(f"blind to other modes than the encoder's: {part['fraction_blind']:.0%} of images"))
-    return found
+        rows.append(Row(f"blind to other modes than the encoder's: {part['fraction_blind']:.0%} of images"))
+    return rows
 
 
 def gap_units(summary: Json) -> str:
@@ -187,8 +187,8 @@ def gap_units(summary: Json) -> str:
 def gap_table(summary: Json) -> str:
     """The content of `gaps.json` as text."""
     lines = [f"{title(summary)}: gaps of {images(summary)}", gap_units(summary), f"{'Monte Carlo error':>72}"]
-    for of, found in gap_rows(summary):
+    for of, rows in gap_rows(summary):
         lines += [of] if of else []
-        lines += [line(row, 34, "{:<9}{:>8}{}") for row in found]
+        lines += [line(row, 34, "{:<9}{:>8}{}") for row in rows]
     lines.append(f"  this took {summary['seconds']:.0f} s")
     return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])

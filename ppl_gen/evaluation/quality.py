@@ -238,13 +238,13 @@ def quality(runs: Sequence[Fitted], options: QualityOptions, *, quiet: bool = Fa
         check(data, count)
         prepared.append((fitted, data, kind, count))
     judges: dict[Any, Judge] = {}
-    found = []
+    scored = []
     for fitted, data, kind, count in prepared:
         key = (replace(fitted.config.data, binarization=data.binarization), data.sha256, count)
         if key not in judges:
             judges[key] = train_judge(data, count, options, quiet)
-        found.append(judge_samples(fitted, kind, judges[key], options))
-    return found
+        scored.append(judge_samples(fitted, kind, judges[key], options))
+    return scored
 
 
 # Their table ---------------------------------------------------------------------------------------------------
