@@ -104,13 +104,13 @@ class Comparison:
         every = range(seeds) if isinstance(seeds, int) else seeds
         guides, priors, objectives = map(_listed, (guides, priors, objectives))
         planned = combinations(model, guides, priors, objectives, vary or {}, every, out)
-        configured = [Run.configure(replace(each.given, data=data), **each.options, **options) for each in planned]
+        configured = [Run.configure(replace(plan.given, data=data), **plan.options, **options) for plan in planned]
         runs = []
         with Progress(len(planned), "run", quiet=quiet) as progress:
-            for each, (config, given) in zip(planned, configured, strict=True):
-                runs.append(Run.ensure(each.path, config, given))
+            for plan, (config, given) in zip(planned, configured, strict=True):
+                runs.append(Run.ensure(plan.path, config, given))
                 progress.advance()
-                progress.note(each.path.name)
+                progress.note(plan.path.name)
         return cls(runs)
 
     # Tables ----------------------------------------------------------------------------------------------------

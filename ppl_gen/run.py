@@ -371,12 +371,12 @@ class Run:
         if data is not None:
             new = with_images(fitted, data)
             return evaluate(new, replace(options, split="test"), others=others, further=further, quiet=quiet)
-        found = evaluate(fitted, options, others=others, further=further, quiet=quiet)
-        found.write(self.directory)
+        evaluation = evaluate(fitted, options, others=others, further=further, quiet=quiet)
+        evaluation.write(self.directory)
         if self.directory.writes:
             draw_evaluation(self.directory)
             write_report(self.directory)
-        return found
+        return evaluation
 
     def log_px(self, x: Any, *, quiet: bool = True, **chosen: Any) -> Estimate:
         """log p(x) of each of your own images: exact if possible, else by importance sampling.
