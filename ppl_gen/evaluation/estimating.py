@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.components import class_name, is_external
 from ppl_gen.core.contracts import HasDensity, defaults_of, offers
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
@@ -202,7 +201,7 @@ def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:
         directory = RunDirectory.open(path)
         chosen = _named_again(path, str(directory.config.get("guide")), options.proposal_guides, given)
         unused.discard(str(chosen))
-        packaged = {kind: None for kind in KINDS if not is_external(str(directory.config.get(kind)))}
+        packaged = {kind: None for kind in KINDS if not components.is_external(str(directory.config.get(kind)))}
         again = replace(given, **packaged) if chosen is None else replace(given, **packaged, guide=chosen)
         guides.append(Fitted.open(path, again, device=options.device).guide)
     if unused:
@@ -215,9 +214,9 @@ def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:
 def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) -> str | None:
     """The name, among those in `--proposal-guides`, of a run's own guide. None if the guide is one of the package, or
     the one of the run that is evaluated."""
-    if not is_external(recorded):
+    if not components.is_external(recorded):
         return None
-    alike = [name for name in names if class_name(name) == class_name(recorded)]
+    alike = [name for name in names if components.class_name(name) == components.class_name(recorded)]
     if alike:
         chosen = recorded if recorded in alike else alike[0]
         if chosen != recorded and len(alike) > 1:
@@ -226,7 +225,7 @@ def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) 
                 "its name; give the recorded one"
             )
         return chosen
-    if class_name(str(given.names()["guide"])) != class_name(recorded):
+    if components.class_name(str(given.names()["guide"])) != components.class_name(recorded):
         raise BadInput(f"{path}: was fitted with the guide {recorded}; name it again: --proposal-guides {recorded}")
     return None
 

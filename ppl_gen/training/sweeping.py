@@ -170,11 +170,11 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
 
     :raises BadInput: for an existing directory that is no run, or is a run with other options.
     """
-    unfinished = []
+    found = []
     for run in planned:
         if not run.path.exists():
             check_new(run.path)
-            unfinished.append(run)
+            found.append(run)
             continue
         opened = RunDirectory.open(run.path)
         check_same(opened, run.config, Given(**run.config.externals()))
@@ -183,8 +183,8 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             again = ["--resume", str(run.path)]
             for kind, reference in run.config.externals().items():
                 again += [f"--{kind}", reference]
-            unfinished.append(run._replace(arguments=again))
-    return unfinished
+            found.append(run._replace(arguments=again))
+    return found
 
 
 # Running -------------------------------------------------------------------------------------------------------
