@@ -8,9 +8,11 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
+from ppl_gen.core.components import find
+from ppl_gen.core.contracts import defaults_of
 from ppl_gen.data.splits import Data, Split
 from ppl_gen.experiment.assembling import assemble
-from ppl_gen.experiment.config import Config, default_guide, training_defaults
+from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import construct
@@ -47,6 +49,8 @@ def step_of(
 ) -> Callable[[], object]:
     """The same of a model by its name, with its default guide and options unless told otherwise."""
     data = noise(num_images, shape)
-    options = TrainingOptions(**training_defaults(model))
-    config = Config(model=model, model_options=model_options, guide=guide or default_guide(model), training=options)
+    defaults = defaults_of(find("model", model))
+    options = TrainingOptions(**defaults.training_defaults)
+    guide = guide or defaults.default_guide
+    config = Config(model=model, model_options=model_options, guide=guide, training=options)
     return training_step(*assemble(config, data), data.train.images, options)

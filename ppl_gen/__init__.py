@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_gen.comparison import Comparison
     from ppl_gen.core.errors import BadInput
-    from ppl_gen.experiment.loading import load
+    from ppl_gen.experiment.fitted import load
     from ppl_gen.inference.estimate import Estimate
     from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood, log_weights
     from ppl_gen.run import Run
@@ -28,7 +28,7 @@ _HOMES = {
     "Estimate": "ppl_gen.inference.estimate",
     "ImportanceEstimate": "ppl_gen.inference.importance",
     "Run": "ppl_gen.run",
-    "load": "ppl_gen.experiment.loading",
+    "load": "ppl_gen.experiment.fitted",
     "log_marginal_likelihood": "ppl_gen.inference.importance",
     "log_weights": "ppl_gen.inference.importance",
 }

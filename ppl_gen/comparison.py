@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.core.errors import BadInput, warnings_of
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.notes import notes_of
@@ -89,13 +89,13 @@ class Comparison:
         every = range(seeds) if isinstance(seeds, int) else seeds
         guides, priors, objectives = map(_listed, (guides, priors, objectives))
         planned = combinations(model, guides, priors, objectives, vary or {}, every, out)
-        configured = [Run.configure(replace(each.given, data=data), **each.options, **options) for each in planned]
+        configured = [Run.configure(replace(plan.given, data=data), **plan.options, **options) for plan in planned]
         runs = []
         with Progress(len(planned), "run", quiet=quiet) as progress:
-            for each, (config, given) in zip(planned, configured, strict=True):
-                runs.append(Run.ensure(each.path, config, given))
+            for plan, (config, given) in zip(planned, configured, strict=True):
+                runs.append(Run.ensure(plan.path, config, given))
                 progress.advance()
-                progress.note(each.path.name)
+                progress.note(plan.path.name)
         return cls(runs)
 
     # Tables ----------------------------------------------------------------------------------------------------
@@ -188,9 +188,7 @@ class Comparison:
 
         if command is None:
             command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
-        warnings = warnings_of(self.images.observation)
-        table, names = layout(self.rows), labels(self.rows)
-        return comparison(self.to_json(), names, *table, warnings, self.png, command)
+        return comparison(self.to_json(), labels(self.rows), layout(self.rows), self.png, command)
 
 
 def _listed(classes: Any) -> Sequence[Any]:

@@ -15,19 +15,17 @@ from ppl_gen.core.commands import is_function
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data import arrays
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training
+from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training, other_guides
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, explain
 from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.evaluation.printed import Printed
-from ppl_gen.evaluation.proposal_runs import other_guides
 from ppl_gen.evaluation.quality import Quality, quality
 from ppl_gen.evaluation.sampling import sample
 from ppl_gen.evaluation.splicing import Spliced, detect
-from ppl_gen.evaluation.table import title
+from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import (
     FillOptions,
     QualityOptions,
@@ -373,12 +371,12 @@ class Run:
         if data is not None:
             new = with_images(fitted, data)
             return evaluate(new, replace(options, split="test"), others=others, further=further, quiet=quiet)
-        found = evaluate(fitted, options, others=others, further=further, quiet=quiet)
-        found.write(self.directory)
+        evaluation = evaluate(fitted, options, others=others, further=further, quiet=quiet)
+        evaluation.write(self.directory)
         if self.directory.writes:
             draw_evaluation(self.directory)
             write_report(self.directory)
-        return found
+        return evaluation
 
     def log_px(self, x: Any, *, quiet: bool = True, **chosen: Any) -> Estimate:
         """log p(x) of each of your own images: exact if possible, else by importance sampling.

@@ -24,19 +24,19 @@ def words(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None,
     :param defaults: the default of each option, in the same form. An option without a default is always written.
     :param prefix: names of the groups around these options, each followed by a dot.
     """
-    found: list[str] = []
+    written: list[str] = []
     for key, value in options.items():
         name, default = key.replace("_", "-"), (defaults or {}).get(key)
-        given = _arguments(value)
+        arguments = _arguments(value)
         if isinstance(value, Mapping):
-            found += words(value, default, f"{prefix}{name}.")
-        elif value is None or given == _arguments(default):
+            written += words(value, default, f"{prefix}{name}.")
+        elif value is None or arguments == _arguments(default):
             continue
         elif isinstance(value, bool):
-            found.append(f"--{prefix}{name}" if value else f"--{prefix}no-{name}")
+            written.append(f"--{prefix}{name}" if value else f"--{prefix}no-{name}")
         else:
-            found += [f"--{prefix}{name}", *given]
-    return found
+            written += [f"--{prefix}{name}", *arguments]
+    return written
 
 
 def _arguments(value: Any) -> list[str]:

@@ -32,7 +32,14 @@ SUPPLIED = {
     "prior": (*_OF_DATA, "latent_dim", "guide"),
     "objective": ("num_particles", "alpha", "beta"),
 }
-"""Arguments that a constructor is given if its signature names them; all its other arguments are options."""
+"""Arguments that a constructor is given if its signature names them; all its other arguments are options.
+
+- `data_shape`: shape of one image; `data_dim`: its number of pixels
+- `data_mean`: mean training pixel [data_dim]; `data_examples`: training images [images, data_dim]
+- `model`: the model whose posterior a guide approximates; `latent_dim`: size of its z
+- `latent_name`: name of the model's latent site; None if it has several
+- `guide`: the guide that a prior is trained with
+"""
 OBJECTS = ("class", "instance")
 """Prefixes, before the colon, of the name of an object that was passed from Python."""
 NEEDED = {
@@ -80,14 +87,14 @@ def fits(kind: Kind, given: Any) -> bool:
 def known(kind: Kind) -> dict[str, type]:
     """The package's own classes of a kind, by name."""
     package = importlib.import_module(_PACKAGES.get(kind, f"ppl_gen.{kind}s"))
-    found = {}
+    classes = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, cls in inspect.getmembers(module, inspect.isclass):
             ours = cls.__module__ == module.__name__ and not name.startswith("_") and not inspect.isabstract(cls)
             if ours and fits(kind, cls):
-                found[kebab_case(name)] = cls
-    return found
+                classes[kebab_case(name)] = cls
+    return classes
 
 
 def name_of(kind: Kind, reference: Any) -> str:
@@ -202,15 +209,15 @@ def fingerprint(reference: Any) -> str | None:
 def _methods(cls: type) -> list[str]:
     """The source of each method of a class. A class that is defined in a notebook has no source, but its methods
     have."""
-    found = []
+    sources = []
     for name, member in sorted(vars(cls).items()):
         for function in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
             if inspect.isfunction(function):
                 try:
-                    found.append(inspect.getsource(function))
+                    sources.append(inspect.getsource(function))
                 except (OSError, TypeError):  # a function typed at a prompt has no source: its bytecode stands in
-                    found.append(f"{name} {function.__code__.co_code.hex()} {function.__code__.co_consts!r}")
-    return found
+                    sources.append(f"{name} {function.__code__.co_code.hex()} {function.__code__.co_consts!r}")
+    return sources
 
 
 def _constructors(cls: type) -> list[Any]:

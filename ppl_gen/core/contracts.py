@@ -306,8 +306,10 @@ class Defaults:
     """Fields of `EvaluationOptions` by name; used with the default guide only."""
 
 
-def defaults_of(cls: type) -> Defaults:
-    """The defaults of a model's class; for attributes that it does not have, those of the package."""
+def defaults_of(model: Any) -> Defaults:
+    """The defaults of a model's class, given as a class or an instance; for attributes that it does not have, those of
+    the package."""
+    cls = model if isinstance(model, type) else type(model)
     return Defaults(**{each.name: getattr(cls, each.name) for each in fields(Defaults) if hasattr(cls, each.name)})
 
 

@@ -24,14 +24,14 @@ def options_of(cls: Any) -> dict[str, Field[Any]]:
     >>> options_of(Config)["training.num_particles"].metadata["column"]
     'objective'
     """
-    found: dict[str, Field[Any]] = {}
+    options: dict[str, Field[Any]] = {}
     for each in fields(cls):
         inner = each.default_factory
         if is_dataclass(inner):
-            found |= {f"{each.name}.{name}": option for name, option in options_of(inner).items()}
+            options |= {f"{each.name}.{name}": option for name, option in options_of(inner).items()}
         else:
-            found[each.name] = each
-    return found
+            options[each.name] = each
+    return options
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -140,10 +140,11 @@ def all_gather(part: T) -> T:
         return part
     parts: list[Any] = [None] * world_size()
     distributed.all_gather_object(parts, part)
-    return _joined(parts)
+    return joined(parts)
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def joined(parts: Sequence[Any]) -> Any:
+    """The whole that is divided into parts, as `all_gather` returns it."""
     parts = [part for part in parts if part is not None]
     if not parts:
         return None
@@ -151,7 +152,7 @@ def _joined(parts: Sequence[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat([part.to(first.device) for part in parts])
     if isinstance(first, dict):
-        return {key: _joined([part[key] for part in parts]) for key in first}
+        return {key: joined([part[key] for part in parts]) for key in first}
     if is_dataclass(first) and not isinstance(first, type):
-        return replace(first, **{f.name: _joined([getattr(part, f.name) for part in parts]) for f in fields(first)})
+        return replace(first, **{f.name: joined([getattr(part, f.name) for part in parts]) for f in fields(first)})
     return first

@@ -35,8 +35,8 @@ def collect(data: Any) -> dict[str, np.ndarray]:
     if "train" not in data:
         raise BadInput("--data: has no split 'train'")
     arrays: dict[str, np.ndarray] = {}
-    for name, given in data.items():
-        images, labels = _pair(str(name), given)
+    for name, part in data.items():
+        images, labels = _pair(str(name), part)
         arrays[str(name)] = images
         if labels is not None:
             arrays[f"{name}_labels"] = labels

@@ -72,15 +72,14 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
             f"--binarization dequantized: {source.name} has no grey levels, its pixels are binary or real numbers"
         )
     fixed, test = (
-        with_fixed_draw(each, options.binarization, seed)
-        for each, seed in ((pool, POOL_SEED), (source.test, TEST_SEED))
+        with_fixed_draw(split, options.binarization, seed)
+        for split, seed in ((pool, POOL_SEED), (source.test, TEST_SEED))
     )
     # The validation split is the end of the pool. It shrinks only if the training split is asked to be larger.
     start = max(sizes[0], count)
     train = cut(pool if options.binarization in REDRAWN else fixed, 0, count)
     validation = cut(fixed, start, len(pool))
-    found = source.name, source.shape, options.binarization, train, validation, test
-    return Data(*found, notice=source.notice, sha256=source.sha256)
+    return Data(source.name, source.shape, options.binarization, train, validation, test, source.notice, source.sha256)
 
 
 def _source(name: str, largest: int | None) -> _Source:
@@ -169,14 +168,14 @@ def _torchvision(name: str) -> _Source:
     """MNIST or a data set of its format, from the first folder with its files, in torchvision's layout or directly; if
     there is none, from the network."""
     notice = ""
-    found = next(_data_set_folders(name), None)
-    if found is None:
+    folder = next(_data_set_folders(name), None)
+    if folder is None:
         import_torchvision()
         from torchvision import datasets
 
         _download(name, getattr(datasets, _TORCHVISION[name]), _folders()[0])
-        found = next(_data_set_folders(name))
-    raw, sure = found
+        folder = next(_data_set_folders(name))
+    raw, sure = folder
     if not sure:
         notice = f"{name} is read from the files in {raw} itself, whose names do not say that they are of {name}"
 
@@ -208,9 +207,9 @@ def _data_set_folders(name: str) -> Iterator[tuple[Path, bool]]:
     no data set are taken for MNIST.
     """
     files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    own = _TORCHVISION[name]
+    subfolder = _TORCHVISION[name]
     for folder in _folders():
-        for raw in (folder / own / "raw", folder / own, folder / "raw", folder):
+        for raw in (folder / subfolder / "raw", folder / subfolder, folder / "raw", folder):
             if all(sources.plain_or_gz(raw / file) for file in files):
                 names = [_data_set_in(part) for part in reversed(raw.absolute().parts[-3:])]
                 told = next((each for each in names if each is not None), None)
@@ -305,16 +304,16 @@ def _amat(name: str) -> _Source:
     return _Source("binarized-mnist", (28, 28), Split(torch.cat(parts[:2])), Split(parts[2]), _AMAT_COUNTS[:2])
 
 
-def _splits(name: str, found: sources.Images) -> _Source:
+def _splits(name: str, source: sources.Images) -> _Source:
     """The splits of a file or of arrays. A missing split is a tenth of the training images, chosen with a fixed
     seed."""
     splits = {
         split: Split(
             torch.from_numpy(images if images.flags.writeable else images.copy()),
-            torch.from_numpy(found.labels[split]) if split in found.labels else None,
-            found.scale,
+            torch.from_numpy(source.labels[split]) if split in source.labels else None,
+            source.scale,
         )
-        for split, images in found.splits.items()
+        for split, images in source.splits.items()
     }
     whole = splits["train"]
     missing = [split for split in ("test", "validation") if split not in splits]
@@ -333,5 +332,5 @@ def _splits(name: str, found: sources.Images) -> _Source:
         splits[split] = cut(whole, len(whole) - tenth, len(whole))
         whole = cut(whole, 0, len(whole) - tenth)
     pool = join(whole, splits["validation"])
-    notice = f"{name}: {'; '.join(found.notes)}" if found.notes else ""
-    return _Source(name, found.shape, pool, splits["test"], (len(whole), len(splits["validation"])), notice)
+    notice = f"{name}: {'; '.join(source.notes)}" if source.notes else ""
+    return _Source(name, source.shape, pool, splits["test"], (len(whole), len(splits["validation"])), notice)

@@ -65,14 +65,14 @@ def read(name: str, largest: int | None = None) -> Images:
         raise BadInput(f"--data {name}: {'is a folder; name a file in it' if path.is_dir() else 'no such file'}")
     reader = _READERS.get(_suffix(path), _idx_files)
     try:
-        found = reader(path, array)
+        arrays = reader(path, array)
     except BadInput:
         raise
     except Exception as error:  # parsers raise errors of many types for a damaged file
         kind = "an IDX file" if reader is _idx_files else f"a {_suffix(path)} file of numbers"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadInput(f"--data {name}: truncated, or not {kind} ({reason})") from None
-    return to_images(name, found, largest)
+    return to_images(name, arrays, largest)
 
 
 def readable(name: str) -> bool:
@@ -189,13 +189,13 @@ def _numpy(path: Path, chosen: str | None) -> RawArrays:
     with _open(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            found = RawArrays({"train": loaded}, {}, [])
+            arrays = RawArrays({"train": loaded}, {}, [])
         else:
-            found = assign_roles(path, loaded.files, loaded.__getitem__, chosen)
-    shape = found.images["train"].shape
+            arrays = assign_roles(path, loaded.files, loaded.__getitem__, chosen)
+    shape = arrays.images["train"].shape
     if len(shape) > 2 and shape[-1] > max(shape[:-1]):
-        found.notes.append(f"{shape[0]} images of {_size(shape[1:])}, as the first axis says")
-    return found
+        arrays.notes.append(f"{shape[0]} images of {_size(shape[1:])}, as the first axis says")
+    return arrays
 
 
 def _matlab(path: Path, chosen: str | None) -> RawArrays:
@@ -207,7 +207,7 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
         start = file.read(128)
         if b"MATLAB 7.3" in start or start.startswith(b"\x89HDF"):
             file.seek(0)
-            found = _matlab_73(path, file, chosen)
+            arrays = _matlab_73(path, file, chosen)
         else:
             file.seek(0)
             names = [name for name, _, _ in scipy.io.whosmat(file)]
@@ -216,12 +216,12 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
                 file.seek(0)
                 return scipy.io.loadmat(file, variable_names=[name])[name]
 
-            found = assign_roles(path, names, get, chosen)
+            arrays = assign_roles(path, names, get, chosen)
 
-    shape = found.images["train"].shape
+    shape = arrays.images["train"].shape
     if len(shape) < 2:
-        return found
-    count = found.labels["train"].size if "train" in found.labels else None
+        return arrays
+    count = arrays.labels["train"].size if "train" in arrays.labels else None
     if (shape[0] == count) != (shape[-1] == count):
         last = shape[-1] == count
     elif len(shape) > 2:
@@ -233,14 +233,14 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
     else:
         last = False
     if last:
-        found = found._replace(images={name: np.moveaxis(array, -1, 0) for name, array in found.images.items()})
-    shape = found.images["train"].shape
+        arrays = arrays._replace(images={name: np.moveaxis(array, -1, 0) for name, array in arrays.images.items()})
+    shape = arrays.images["train"].shape
     where = (
         "column" if last and len(shape) == 2 else "row" if len(shape) == 2 else "last axis" if last else "first axis"
     )
     how = f"an image a {where}" if len(shape) == 2 else f"along the {where}"
-    found.notes.append(f"{shape[0]} images of {_size(shape[1:])}, {how}")
-    return found
+    arrays.notes.append(f"{shape[0]} images of {_size(shape[1:])}, {how}")
+    return arrays
 
 
 def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
@@ -420,10 +420,10 @@ _READERS: dict[str, Callable[[Path, str | None], RawArrays]] = {
 # From arrays to pixels -----------------------------------------------------------------------------------------
 
 
-def to_images(name: str, found: RawArrays, largest: int | None) -> Images:
+def to_images(name: str, arrays: RawArrays, largest: int | None) -> Images:
     """Images as rows of grey levels or of pixels in [0, 1], with labels. Raises `BadInput` for arrays that are
     neither."""
-    images, notes = found.images, list(found.notes)
+    images, notes = arrays.images, list(arrays.notes)
     first = images["train"]
     for split, array in images.items():
         if not 2 <= array.ndim <= 4 or 0 in array.shape or array.dtype.kind not in "buif":
@@ -433,7 +433,7 @@ def to_images(name: str, found: RawArrays, largest: int | None) -> Images:
             raise BadInput(
                 f"--data {name}: {split} is {array.dtype} {array.shape[1:]}, train is {first.dtype} {first.shape[1:]}"
             )
-    labels = {split: _labels(f"{name} [{split}]", array, len(images[split])) for split, array in found.labels.items()}
+    labels = {split: _labels(f"{name} [{split}]", array, len(images[split])) for split, array in arrays.labels.items()}
     if len(labels) not in (0, len(images)):
         told = ", ".join(split for split in SPLITS if split in labels)
         raise BadInput(f"--data {name}: only {told} with labels; give all splits labels, or none")
@@ -447,7 +447,7 @@ def to_images(name: str, found: RawArrays, largest: int | None) -> Images:
         if after <= _MOST_CHANNELS or before > _MOST_CHANNELS:
             axes = "height, width, channels" if last else "channels, height, width"
             notes.append(f"axes are [images, {axes}]: {channels} × {height} × {width}")
-    shape = images["train"].shape[1:] if found.shape is None else found.shape
+    shape = images["train"].shape[1:] if arrays.shape is None else arrays.shape
     rows = {split: np.ascontiguousarray(array).reshape(len(array), -1) for split, array in images.items()}
     rows, scale = _scaled(name, rows, largest, notes)
     return Images(shape, rows, labels, scale, notes)

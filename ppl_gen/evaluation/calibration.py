@@ -153,22 +153,22 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
 
     def proposed(guides: list[Any], **how: Any) -> Estimator:
         def estimate(x: Tensor) -> tuple[Tensor, Tensor]:
-            found = proposal_log_px(model, guides, x, num_samples=count, **how)
-            return found.log_px, found.log_px_mc_var
+            estimated = proposal_log_px(model, guides, x, num_samples=count, **how)
+            return estimated.log_px, estimated.log_px_mc_var
 
         return estimate
 
     def importance(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = log_marginal_likelihood(model, guide, x, num_samples=count, ask_again=False)
-        return found.log_px, found.log_px_mc_var
+        estimated = log_marginal_likelihood(model, guide, x, num_samples=count, ask_again=False)
+        return estimated.log_px, estimated.log_px_mc_var
 
     def jackknife(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = log_marginal_likelihood(model, guide, x, num_samples=count, ask_again=False)
-        return found.log_px - found.log_px_bias, found.log_px_mc_var
+        estimated = log_marginal_likelihood(model, guide, x, num_samples=count, ask_again=False)
+        return estimated.log_px - estimated.log_px_bias, estimated.log_px_mc_var
 
     def annealed(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = annealed_log_px(model, x, annealing=Annealing(options.num_temperatures, leapfrog_steps=5))
-        return found.log_px, found.log_px_mc_var
+        estimated = annealed_log_px(model, x, annealing=Annealing(options.num_temperatures, leapfrog_steps=5))
+        return estimated.log_px, estimated.log_px_mc_var
 
     yield "exact, by the package", exact
     yield f"prior, S = {count}", proposed([], prior_share=1)

@@ -47,17 +47,17 @@ def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> 
 
     def cells(rows: Sequence[Row]) -> list[str]:
         means = [of(row) for row in rows]
-        small = [error for each in means for error in (each.se, each.se_seeds) if error]
+        small = [error for mean in means for error in (mean.se, mean.se_seeds) if error]
         digits = 3 if errors and small and min(small) < 0.0095 else 2
-        found = []
-        for each in means:
-            parts = [each.mean, *([each.se, each.se_seeds] if errors else [])]
+        texts = []
+        for mean in means:
+            parts = [mean.mean, *([mean.se, mean.se_seeds] if errors else [])]
             shown = [format(v, f"{sign if i == 0 else ''}.{digits}f") for i, v in enumerate(parts) if v is not None]
-            cell = ("≥ " if shown and each.at_least else "") + " ± ".join(shown)
-            if each.low is not None:
-                cell += f" [{each.low:+.{digits}f}, {each.high:+.{digits}f}]"
-            found.append(cell)
-        return found
+            cell = ("≥ " if shown and mean.at_least else "") + " ± ".join(shown)
+            if mean.low is not None:
+                cell += f" [{mean.low:+.{digits}f}, {mean.high:+.{digits}f}]"
+            texts.append(cell)
+        return texts
 
     return cells
 
@@ -109,18 +109,18 @@ class Layout(NamedTuple):
 
 def layout(rows: Sequence[Row]) -> Layout:
     """The cells of a comparison as text."""
-    found = Layout({}, {}, set())
+    table = Layout({}, {}, set())
     for column in COLUMNS:
         heading, cells = column.heading.format(k=rows[0].k), column.cells(rows)
         if set(cells) <= {"", "-"}:
             continue
         if len(rows) > 1 and column.lift and len(set(cells)) == 1:
-            found.common[heading] = cells[0]
+            table.common[heading] = cells[0]
             continue
-        found.columns[heading] = cells
+        table.columns[heading] = cells
         if column.words:
-            found.words.add(heading)
-    return found
+            table.words.add(heading)
+    return table
 
 
 def labels(rows: Sequence[Row]) -> list[str]:

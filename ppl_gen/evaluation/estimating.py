@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
-from ppl_gen.experiment.config import default_guide
+from ppl_gen.experiment.config import KINDS, Given
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating
@@ -65,24 +67,24 @@ def evaluate(
         reported with the others and compared with them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
-    own = [
+    named = [
         (components.function_name(each), components.find_function("--further", each) if isinstance(each, str) else each)
         for each in (*options.further, *further)
     ]
-    options = replace(_resolved(fitted, options), further=tuple(name for name, _ in own))
+    options = replace(_resolved(fitted, options), further=tuple(name for name, _ in named))
     whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
     _check(task, others)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)):
-        found: dict[str, Estimate] = {}
-        for name, estimate in _estimates(task, exactly, sampled, others, own):
-            require(name not in found, "estimator", name, "there are two of that name")
-            found[name] = estimate
+        estimates: dict[str, Estimate] = {}
+        for name, estimate in _estimates(task, exactly, sampled, others, named):
+            require(name not in estimates, "estimator", name, "there are two of that name")
+            estimates[name] = estimate
         in_use = components_in_use(fitted, whole[0])
-    found = parallel.all_gather(found)
-    primary = primary_of(found, options.estimator)
-    estimator = "auto" if options.mixes and primary == "exact" else found[primary].estimator
+    estimates = parallel.all_gather(estimates)
+    primary = primary_of(estimates, options.estimator)
+    estimator = "auto" if options.mixes and primary == "exact" else estimates[primary].estimator
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),
@@ -95,15 +97,14 @@ def evaluate(
         "seconds": time.perf_counter() - started,
     }
     labels = fitted.data.split(options.split).labels
-    return Evaluation.of(found, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
+    return Evaluation.of(estimates, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
 
 
 def options_after_training(fitted: Fitted) -> EvaluationOptions:
     """The options of the evaluation at the end of a fit: the `evaluation_defaults` of the model's class, or the general
     defaults if the fit has another guide than that class's own."""
-    cls = type(fitted.model)
-    own = fitted.config.guide == default_guide(cls)
-    chosen = dict(defaults_of(cls).evaluation_defaults) if own else {}
+    defaults = defaults_of(fitted.model)
+    chosen = dict(defaults.evaluation_defaults) if fitted.config.guide == defaults.default_guide else {}
     if "num_images" in chosen:
         chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
     annealing = Annealing(**chosen.pop("annealed", {}))
@@ -189,6 +190,47 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
             )
 
 
+def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:
+    """The guides of the runs in `options.proposals`.
+
+    :param given: classes of the user's own and images, as for the run that is evaluated.
+    :raises BadInput: if a guide of the user's own is not named again, and if a named class belongs to no run.
+    """
+    guides = []
+    unused = set(options.proposal_guides)
+    for path in options.proposals:
+        directory = RunDirectory.open(path)
+        chosen = _named_again(path, str(directory.config.get("guide")), options.proposal_guides, given)
+        unused.discard(str(chosen))
+        packaged = {kind: None for kind in KINDS if not components.is_external(str(directory.config.get(kind)))}
+        again = replace(given, **packaged) if chosen is None else replace(given, **packaged, guide=chosen)
+        guides.append(Fitted.open(path, again, device=options.device).guide)
+    if unused:
+        raise BadInput(
+            f"--proposal-guides {' '.join(sorted(unused))}: no run of --proposals was fitted with this guide"
+        )
+    return guides
+
+
+def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) -> str | None:
+    """The name, among those in `--proposal-guides`, of a run's own guide. None if the guide is one of the package, or
+    the one of the run that is evaluated."""
+    if not components.is_external(recorded):
+        return None
+    alike = [name for name in names if components.class_name(name) == components.class_name(recorded)]
+    if alike:
+        chosen = recorded if recorded in alike else alike[0]
+        if chosen != recorded and len(alike) > 1:
+            raise BadInput(
+                f"--proposal-guides {' '.join(alike)}: {path} was fitted with {recorded}, and several of these have "
+                "its name; give the recorded one"
+            )
+        return chosen
+    if components.class_name(str(given.names()["guide"])) != components.class_name(recorded):
+        raise BadInput(f"{path}: was fitted with the guide {recorded}; name it again: --proposal-guides {recorded}")
+    return None
+
+
 # The work ------------------------------------------------------------------------------------------------------
 
 
@@ -201,8 +243,8 @@ def _estimates(
     if exactly:
         yield "exact", exact_estimate(fitted, x, *labels, quiet=task.quiet)
     if sampled:
-        found = importance_estimate(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
-        yield "importance", found if exactly else _with_second_opinion(task, found)
+        guided = importance_estimate(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
+        yield "importance", guided if exactly else _with_second_opinion(task, guided)
     if options.estimator == "prior":
         yield "prior", _proposal_estimate(task, others)
     elif options.mixes:
@@ -221,12 +263,12 @@ def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:
     :raises BadInput: if it fails, or does not return an estimate for each image.
     """
     try:
-        found = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
+        estimate = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
     except Exception as error:  # user code
         raise BadInput(f"--further {name}: fails: {describe(error)}") from error
-    if not isinstance(found, Estimate) or found.log_px.shape != (len(task.x),):
+    if not isinstance(estimate, Estimate) or estimate.log_px.shape != (len(task.x),):
         raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")
-    return found
+    return estimate
 
 
 def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
@@ -263,10 +305,10 @@ def importance_estimate(
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
 
 
-def _with_second_opinion(task: Task, found: ImportanceEstimate) -> ImportanceEstimate:
-    how = {"num_samples": second_opinion_samples(found.num_samples), "seed": parallel.rank_seed(task.options.seed)}
+def _with_second_opinion(task: Task, estimate: ImportanceEstimate) -> ImportanceEstimate:
+    how = {"num_samples": second_opinion_samples(estimate.num_samples), "seed": parallel.rank_seed(task.options.seed)}
     opinion = second_opinion(task.fitted.model, task.fitted.guide, task.x, *task.labels, **how)
-    return replace(found, second_opinion=opinion)
+    return replace(estimate, second_opinion=opinion)
 
 
 def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module], dict[str, Any]]:

@@ -15,8 +15,7 @@ from torch import Tensor
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
-from ppl_gen.evaluation.printed import Printed
-from ppl_gen.evaluation.table import images, title
+from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json

@@ -12,8 +12,7 @@ from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.core.errors import BadInput, near_miss, require, warnings_of
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.estimating import observation
-from ppl_gen.evaluation.printed import Printed
-from ppl_gen.evaluation.table import images, title
+from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import FillOptions
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import Json
@@ -118,7 +117,7 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     num_samples = options.num_samples or fitted.config.num_samples
     pair = fitted.pair
     with fitted.estimating(options.seed):
-        found = impute(fitted, x, visible, num_samples, quiet)
+        imputation = impute(fitted, x, visible, num_samples, quiet)
     hidden = int((~visible).sum())
     summary: Json = {
         **fitted.provenance(options),
@@ -127,16 +126,16 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
         "hide": options.hide,
         "hidden_pixels": hidden,
         "pixels": data.dim,
-        "estimator": "exact" if found.importance is None else "importance",
-        "log_px": mean_entry(found.log_px),
-        "log_px_visible": mean_entry(found.log_px_visible),
-        **_hidden_entries(found, hidden, num_samples),
+        "estimator": "exact" if imputation.importance is None else "importance",
+        "log_px": mean_entry(imputation.log_px),
+        "log_px_visible": mean_entry(imputation.log_px_visible),
+        **_hidden_entries(imputation, hidden, num_samples),
     }
     if pair.discrete:
         rate, pixels = data.mean()[~visible].double(), x[:, ~visible].double()
         baseline = (pixels * rate.log() + (1 - pixels) * torch.log1p(-rate)).sum(1).cpu()
         summary["independent_pixels"] = _per_pixel(baseline, hidden)
-    return Filled(summary, x, visible, found)
+    return Filled(summary, x, visible, imputation)
 
 
 def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
@@ -144,16 +143,16 @@ def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
     return {"mean": mean, "se": se, "bits_per_hidden_pixel": -mean / math.log(2) / hidden, **more}
 
 
-def _hidden_entries(found: Imputation, hidden: int, num_samples: int) -> Json:
+def _hidden_entries(imputation: Imputation, hidden: int, num_samples: int) -> Json:
     """The entries of log p(hidden | visible), with Monte Carlo errors if it was sampled."""
-    if found.importance is None:
-        return {"log_p_hidden": _per_pixel(found.log_prob, hidden)}
-    whole, seen = found.importance
+    if imputation.importance is None:
+        return {"log_p_hidden": _per_pixel(imputation.log_prob, hidden)}
+    whole, seen = imputation.importance
     mc_se = mean_mc_se(whole.log_px_mc_var + seen.log_px_mc_var)
     bias = float((whole.log_px_bias - seen.log_px_bias).mean())
     return {
         "num_samples": num_samples,
-        "log_p_hidden": _per_pixel(found.log_prob, hidden, mc_se=mc_se, bias=bias),
+        "log_p_hidden": _per_pixel(imputation.log_prob, hidden, mc_se=mc_se, bias=bias),
         "ess": median_and_least(seen.ess),
         "untrusted": share(whole.untrusted | seen.untrusted),
     }

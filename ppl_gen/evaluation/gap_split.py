@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require, warnings_of
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.tables import Row, line, small
 from ppl_gen.evaluation.estimating import Task, annealed_estimate, check_chains, observation
-from ppl_gen.evaluation.gap_table import gap_table
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.evaluation.printed import Printed
+from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.agreement import bound
@@ -19,6 +19,20 @@ from ppl_gen.inference.estimate import mean_entry, mean_mc_se, share
 from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
 
 _IMAGES, _SAMPLES = 100, 5000
+_PARTS = {
+    "contexts": "",
+    "contexts_of_these": "the first {} of these",
+    "copies": "the same, and a copy of the weights of posterior(context) for each image",
+}
+_LABELS = {
+    "log_px": "log p(x)",
+    "best_elbo": "ELBO, best context of each image",
+    "elbo": "ELBO, the encoder's context",
+    "approximation": "approximation gap",
+    "amortization": "amortization gap",
+}
+_ESTIMATORS = {"importance": "importance sampling", "annealed": "annealed"}
+_BOUNDED = ("log_px", "approximation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +67,13 @@ def split_gap(
     started = time.perf_counter()
     with fitted.estimating(options.seed):
         copies = min(options.gap_copies, len(x)) if has_own_weights(fitted.guide, x) else 0
-        found, own = _search(fitted, x, copies, options, search, quiet)
+        contexts, copied = _search(fitted, x, copies, options, search, quiet)
         if options.estimator == "annealed":
             annealed = annealed_estimate(Task(fitted, replace(options, sandwich=0), x, quiet=quiet))
-            found = found.compared_with(annealed)
-            if own is not None:
+            contexts = contexts.compared_with(annealed)
+            if copied is not None:
                 first = bound(annealed.log_px[:copies], annealed.log_px_mc_var[:copies], annealed.num_samples)
-                own = own.compared_with(replace(first, estimator=annealed.estimator))
+                copied = copied.compared_with(replace(first, estimator=annealed.estimator))
     summary = {
         **fitted.provenance(options),
         "observation": observation(fitted.pair, x),
@@ -67,11 +81,11 @@ def split_gap(
         "options": options.to_json(),
         **({"annealed": asdict(options.annealed)} if options.estimator == "annealed" else {}),
         "search": asdict(search),
-        "contexts": gap_parts(found),
-        **({} if own is None else {"copies": gap_parts(own), "contexts_of_these": gap_parts(found, copies)}),
+        "contexts": gap_parts(contexts),
+        **({} if copied is None else {"copies": gap_parts(copied), "contexts_of_these": gap_parts(contexts, copies)}),
         "seconds": time.perf_counter() - started,
     }
-    return GapSplit(summary, found, own)
+    return GapSplit(summary, contexts, copied)
 
 
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
@@ -100,25 +114,77 @@ def _search(
         advance = progress.advancing("gaps", f"{search.num_samples} samples a step, {options.num_samples} after")
         how: dict[str, Any] = {"num_samples": options.num_samples, "search": search, "seed": options.seed}
         how["progress"] = advance
-        found = gaps(fitted.model, fitted.guide, x, **how)
-        own = gaps(fitted.model, fitted.guide, x[:copies], own_weights=True, **how) if copies else None
-        return found, own
+        contexts = gaps(fitted.model, fitted.guide, x, **how)
+        copied = gaps(fitted.model, fitted.guide, x[:copies], own_weights=True, **how) if copies else None
+        return contexts, copied
 
 
-def gap_parts(found: Gaps, count: int | None = None) -> Json:
+def gap_parts(split: Gaps, count: int | None = None) -> Json:
     """The entries of `gaps.json` for one search: means over the first images, and the value of each, in nats."""
     names = ("log_px", "elbo", "best_elbo", "approximation", "amortization")
-    values = {name: getattr(found, name)[:count] for name in names}
+    values = {name: getattr(split, name)[:count] for name in names}
     return {
         "num_images": len(values["elbo"]),
         **{
-            name: mean_entry(each, mc_se=mean_mc_se(getattr(found, f"{name}_mc_var")[:count]))
-            for name, each in values.items()
+            name: mean_entry(value, mc_se=mean_mc_se(getattr(split, f"{name}_mc_var")[:count]))
+            for name, value in values.items()
         },
-        "estimator": found.estimator,
-        "at_least": bool(found.untrusted[:count].any()),
-        "fraction_settled": share(found.settled[:count]),
-        **({} if found.missed is None else {"fraction_missed": share(found.missed[:count])}),
-        **({} if found.blind is None else {"fraction_blind": share(found.blind[:count])}),
-        "per_image": {name: each.tolist() for name, each in values.items()},
+        "estimator": split.estimator,
+        "at_least": bool(split.untrusted[:count].any()),
+        "fraction_settled": share(split.settled[:count]),
+        **({} if split.missed is None else {"fraction_missed": share(split.missed[:count])}),
+        **({} if split.blind is None else {"fraction_blind": share(split.blind[:count])}),
+        "per_image": {name: value.tolist() for name, value in values.items()},
     }
+
+
+# Its table -----------------------------------------------------------------------------------------------------
+
+
+def gap_rows(summary: Json) -> list[tuple[str, list[Row]]]:
+    """The rows of a `gaps.json` in parts, each with its title. The note of a row is its Monte Carlo error."""
+    return [
+        (of.format(summary[key]["num_images"]), _part_rows(summary[key]))
+        for key, of in _PARTS.items()
+        if key in summary
+    ]
+
+
+def _part_rows(part: Json) -> list[Row]:
+    estimator = part.get("estimator", "importance")
+    of_log_px = {"log_px": f", {_ESTIMATORS.get(estimator, estimator)}"}
+    rows = [
+        Row.of(
+            label + of_log_px.get(name, ""),
+            part[name]["mean"],
+            part[name]["se"],
+            small(part[name].get("mc_se")),
+            part["at_least"] and name in _BOUNDED,
+        )
+        for name, label in _LABELS.items()
+    ]
+    if part["fraction_settled"] < 1:
+        gaining = 1 - part["fraction_settled"]
+        rows.append(Row(f"{gaining:.0%} of the searches were still gaining when they were ended"))
+    if part.get("fraction_missed"):
+        of_images = f"{part['fraction_missed']:.0%} of images have a mode that the search did not reach:"
+        rows += [Row(of_images), Row("how their gap splits is not known")]
+    if "fraction_blind" in part:
+        rows.append(Row(f"blind to other modes than the encoder's: {part['fraction_blind']:.0%} of images"))
+    return rows
+
+
+def gap_units(summary: Json) -> str:
+    """The units of the numbers of a `gaps.json`."""
+    samples = summary["num_samples"]
+    return f"nats per image ± standard error over images; log p(x) and bounds from {samples} samples"
+
+
+def gap_table(summary: Json) -> str:
+    """The content of `gaps.json` as text."""
+    lines = [f"{title(summary)}: gaps of {images(summary)}", gap_units(summary), f"{'Monte Carlo error':>72}"]
+    for of, rows in gap_rows(summary):
+        lines += [of] if of else []
+        lines += [line(row, 34, "{:<9}{:>8}{}") for row in rows]
+    lines.append(f"  this took {summary['seconds']:.0f} s")
+    return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])

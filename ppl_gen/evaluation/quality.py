@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.tables import Row, fixed, line
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.printed import Printed
-from ppl_gen.evaluation.quality_table import quality_table
 from ppl_gen.evaluation.sampling import sample
+from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
@@ -29,6 +29,7 @@ from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, 
 from ppl_gen.networks.nets import encoder
 
 Images = Literal["draws", "means"]
+QUALITY_UNITS = "± standard error; in brackets, as many other real images in the place of the samples"
 _SHOWN = 10
 _FEATURES = 128
 _BATCH = 1000
@@ -73,6 +74,12 @@ class Classifier(nn.Module):
         """Logits [images, classes]."""
         return self.head(self.features(x))
 
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images, a batch at a time, on the CPU."""
+        with torch.no_grad():
+            features = torch.cat([self.features(batch) for batch in images.split(_BATCH)])
+            return features.cpu(), self.head(features).cpu()
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -96,37 +103,36 @@ class Judge:
 
     def scores(self, samples: Tensor) -> Json:
         """Scores of samples [images, data_dim], compared with the test images."""
-        real, logits_real = self._features_and_logits(self.test)
-        made, logits = self._features_and_logits(samples)
-        scale = real.square().mean().sqrt()  # removes the arbitrary scale of the features
-        real, made = real / scale, made / scale
-        keys = ("mean", "se")
-        precision, recall = precision_recall(real, made)
-        count = logits_real.shape[1]
-        share = torch.bincount(logits.argmax(1), minlength=count).double() / len(samples)
-        expected = torch.bincount(self.labels, minlength=count).double() / len(self.labels)
-        divergence = torch.where(share > 0, share * (share / expected.clamp(min=1e-12)).log(), 0.0).sum()
-        there = expected > 0
-        return {
-            "frechet": dict(zip(keys, frechet_distance(real, made), strict=True)),
-            "kernel": dict(zip(keys, kernel_distance(real, made), strict=True)),
-            "precision": dict(zip(keys, precision, strict=True)),
-            "recall": dict(zip(keys, recall, strict=True)),
-            "classes": {
-                "labels": self.classes,
-                "share": share.tolist(),
-                "of_the_data": expected.tolist(),
-                "covered": int(((share >= _PRESENT * expected) & there).sum()),
-                "of": int(there.sum()),
-                "divergence": float(divergence),
-            },
-        }
+        return _scores(self.classifier, samples, self.test, self.labels, self.classes)
 
-    def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of images, on the CPU."""
-        with torch.no_grad():
-            features = torch.cat([self.classifier.features(each) for each in images.split(_BATCH)])
-            return features.cpu(), self.classifier.head(features).cpu()
+
+def _scores(classifier: Classifier, samples: Tensor, test: Tensor, labels: Tensor, classes: list[Any]) -> Json:
+    """Scores of samples, compared with test images of known classes."""
+    real, logits_real = classifier.features_and_logits(test)
+    made, logits = classifier.features_and_logits(samples)
+    scale = real.square().mean().sqrt()  # removes the arbitrary scale of the features
+    real, made = real / scale, made / scale
+    keys = ("mean", "se")
+    precision, recall = precision_recall(real, made)
+    count = logits_real.shape[1]
+    share = torch.bincount(logits.argmax(1), minlength=count).double() / len(samples)
+    expected = torch.bincount(labels, minlength=count).double() / len(labels)
+    divergence = torch.where(share > 0, share * (share / expected.clamp(min=1e-12)).log(), 0.0).sum()
+    there = expected > 0
+    return {
+        "frechet": dict(zip(keys, frechet_distance(real, made), strict=True)),
+        "kernel": dict(zip(keys, kernel_distance(real, made), strict=True)),
+        "precision": dict(zip(keys, precision, strict=True)),
+        "recall": dict(zip(keys, recall, strict=True)),
+        "classes": {
+            "labels": classes,
+            "share": share.tolist(),
+            "of_the_data": expected.tolist(),
+            "covered": int(((share >= _PRESENT * expected) & there).sum()),
+            "of": int(there.sum()),
+            "divergence": float(divergence),
+        },
+    }
 
 
 def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = False) -> Judge:
@@ -155,11 +161,18 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
                 loss.backward()
                 optimizer.step()
                 advance(1)
-    apart = float(nearest(test, train)[0].median())
-    steps = options.classifier_steps
-    judge = Judge(classifier.eval(), steps, 0.0, train, test, test_labels, classes.tolist(), apart, {})
-    right = judge._features_and_logits(test)[1].argmax(1) == judge.labels
-    return replace(judge, accuracy=float(right.double().mean()), real=judge.scores(others))
+    right = classifier.eval().features_and_logits(test)[1].argmax(1) == test_labels
+    return Judge(
+        classifier,
+        steps=options.classifier_steps,
+        accuracy=float(right.double().mean()),
+        train=train,
+        test=test,
+        labels=test_labels,
+        classes=classes.tolist(),
+        nearest=float(nearest(test, train)[0].median()),
+        real=_scores(classifier, others, test, test_labels, classes.tolist()),
+    )
 
 
 def check(data: Data, count: int) -> None:
@@ -226,10 +239,53 @@ def quality(runs: Sequence[Fitted], options: QualityOptions, *, quiet: bool = Fa
         check(data, count)
         prepared.append((fitted, data, kind, count))
     judges: dict[Any, Judge] = {}
-    found = []
+    scored = []
     for fitted, data, kind, count in prepared:
         key = (replace(fitted.config.data, binarization=data.binarization), data.sha256, count)
         if key not in judges:
             judges[key] = train_judge(data, count, options, quiet)
-        found.append(judge_samples(fitted, kind, judges[key], options))
-    return found
+        scored.append(judge_samples(fitted, kind, judges[key], options))
+    return scored
+
+
+# Their table ---------------------------------------------------------------------------------------------------
+
+
+def quality_rows(summary: Json) -> list[Row]:
+    """The rows of a `quality.json`."""
+    s = summary
+
+    def score(label: str, key: str, digits: int) -> Row:
+        ours, real = s[key], s["real_images"][key]
+        mean, se, of_real, its_se = (fixed(each[name], digits) for each in (ours, real) for name in ("mean", "se"))
+        return Row(label, mean, se, f"({of_real} ± {its_se})")
+
+    classes, distance = s["classes"], s["nearest"]
+    seen = ", ".join(f"{share:.1%}" for share in classes["share"])
+    return [
+        score("Fréchet distance", "frechet", 2),
+        score("kernel distance", "kernel", 3),
+        score("precision", "precision", 3),
+        score("recall", "recall", 3),
+        Row("classes covered", note=f"{classes['covered']} of {classes['of']}"),
+        Row("their shares", note=f"{seen}; KL to the data's {classes['divergence']:.3f} nats"),
+        Row(
+            "nearest training image",
+            note=f"median distance {distance['samples']:.2f}; of test images {distance['test']:.2f}",
+        ),
+        Row("classifier", note=f"right on {s['classifier']['accuracy']:.1%} of the test images"),
+        Row("this took", note=f"{s['seconds']:.0f} s, and the classifier's training"),
+    ]
+
+
+def quality_images(summary: Json) -> str:
+    """The images that a `quality.json` compares, as text."""
+    what = {"draws": "draws x ~ p(x)", "means": "means E[x | z]"}[summary["images"]]
+    against = f"binarization {summary['binarization']}" if summary["images"] == "draws" else "grey values"
+    return f"{summary['num_images']} {what} against as many test images of {summary['data']}, {against}"
+
+
+def quality_table(summary: Json) -> str:
+    """The content of `quality.json` as text."""
+    lines = [f"{title(summary)}: {quality_images(summary)}", QUALITY_UNITS]
+    return "\n".join([*lines, *(line(row, 24, "{:>1}{:>8}{}") for row in quality_rows(summary))])

@@ -169,19 +169,19 @@ def _owner(config: Json, name: str) -> tuple[str, str | None]:
 def _defaults(part: str, of: str | None) -> Json:
     """The present defaults of a part's options, by dotted name. Those of a model, a guide, a prior or annealing are in
     modules that import torch, which is slow."""
-    found: Json = {}
+    defaults: Json = {}
     if part in ("", "training", "data"):
-        found = {name: option.default for name, option in OPTIONS.items() if option.default is not MISSING}
+        defaults = {name: option.default for name, option in OPTIONS.items() if option.default is not MISSING}
     elif part == "evaluation":
         if of == "annealed":
             from ppl_gen.inference.annealed import Annealing
 
-            found = {f"evaluation.{name}": option.default for name, option in options_of(Annealing).items()}
+            defaults = {f"evaluation.{name}": option.default for name, option in options_of(Annealing).items()}
     elif of is not None and not components.is_external(of):
         kind: Any = part.removesuffix("_options")
         options = components.options(kind, cls) if (cls := components.known(kind).get(of)) else []
-        found = {f"{part}.{option.name}": option.default for option in options}
-    return json.loads(json.dumps(found))  # tuples become lists, as in a file
+        defaults = {f"{part}.{option.name}": option.default for option in options}
+    return json.loads(json.dumps(defaults))  # tuples become lists, as in a file
 
 
 def check_same_images(runs: Sequence[Evaluated]) -> None:

@@ -22,43 +22,43 @@ def summarize(estimates: Estimates, primary: str) -> Json:
     :param estimates: estimates by name, in the order of the report. `exact` or `importance` is among them.
     :param primary: name of the estimate that is the evaluation's log p(x).
     """
-    found: Json = {}
+    summary: Json = {}
     for name, estimate in estimates.items():
-        found |= estimate.more_entries(name)
+        summary |= estimate.more_entries(name)
     guided = verdicts.guide_estimate(estimates)
     if guided is None:  # the ELBO is log p(x)
-        found["elbo"] = mean_entry(estimates["exact"].log_px)
+        summary["elbo"] = mean_entry(estimates["exact"].log_px)
     for name, estimate in estimates.items():
-        found["log_px" if name == primary else f"log_px_{name}"] = estimate.entry(verdicts.at_least(estimates, name))
+        summary["log_px" if name == primary else f"log_px_{name}"] = estimate.entry(verdicts.at_least(estimates, name))
     if guided is None:
-        return found
+        return summary
     sampled = [name for name, estimate in estimates.items() if estimate.sampled]
     below = {name: others for name in sampled if (others := verdicts.below(estimates, name))}
     if below:
-        found["below"] = below
+        summary["below"] = below
     if "annealed" in estimates:
         difference, apart = verdicts.disagreement(estimates["annealed"], guided)
-        found["disagreement"] = mean_entry(difference, fraction_beyond_errors=share(apart))
+        summary["disagreement"] = mean_entry(difference, fraction_beyond_errors=share(apart))
     of = verdicts.largest(estimates, primary)
-    found["gap"] = mean_entry(
+    summary["gap"] = mean_entry(
         of.log_px - guided.elbo, at_least=of.at_least, of=of.name, fraction_of_others=share(of.replaced)
     )
-    return found
+    return summary
 
 
 def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
     """Every variable of `evaluation.nc` whose only dimension is the image, by name. `log_px` is that of the primary
     estimate."""
-    found: dict[str, Variable] = {}
+    variables: dict[str, Variable] = {}
     for name, estimate in estimates.items():
-        found |= estimate.variables(name)
-    found |= estimates[primary].log_px_variables("log_px")
+        variables |= estimate.variables(name)
+    variables |= estimates[primary].log_px_variables("log_px")
     guided = verdicts.guide_estimate(estimates)
     if guided is None:
-        return found | {"elbo": Variable(estimates["exact"].log_px, "ELBO")}
+        return variables | {"elbo": Variable(estimates["exact"].log_px, "ELBO")}
     of = verdicts.largest(estimates, primary)
-    found["gap"] = Variable(of.log_px - guided.elbo, "log p(x) - ELBO")
-    found["untrusted"] = Variable(
+    variables["gap"] = Variable(of.log_px - guided.elbo, "log p(x) - ELBO")
+    variables["untrusted"] = Variable(
         of.untrusted.to(torch.int8),
         "gap at least: k-hat of its log p(x) too high or unknown, or another estimate above it",
         "1",
@@ -66,8 +66,8 @@ def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
     if "annealed" in estimates:
         apart = verdicts.disagreement(estimates["annealed"], guided)[1].to(torch.int8)
         title = "annealing and importance sampling differ beyond their errors"
-        found["disagrees"] = Variable(apart, title, "1")
-    return found
+        variables["disagrees"] = Variable(apart, title, "1")
+    return variables
 
 
 def dataset(estimates: Estimates, primary: str, summary: Json, labels: Tensor | None) -> "xarray.Dataset":
@@ -77,12 +77,12 @@ def dataset(estimates: Estimates, primary: str, summary: Json, labels: Tensor | 
     """
     import xarray
 
-    found = per_image(estimates, primary)
+    of_images = per_image(estimates, primary)
     variables: dict[str, Any] = {
-        name: ("image", each.values.numpy(), {"long_name": each.title, "units": each.units})
-        for name, each in found.items()
+        name: ("image", variable.values.numpy(), {"long_name": variable.title, "units": variable.units})
+        for name, variable in of_images.items()
     }
-    coordinates: dict[str, Any] = {"image": range(len(found["elbo"].values))}
+    coordinates: dict[str, Any] = {"image": range(len(of_images["elbo"].values))}
     attributes: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
     attributes["estimator"] = estimates[primary].estimator
     guided = verdicts.guide_estimate(estimates)

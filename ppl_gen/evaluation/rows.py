@@ -222,7 +222,7 @@ def _options(run: Evaluated, others: Sequence[Evaluated]) -> Json:
     """The options that distinguish a row from the others, and that have no column. An option is compared with rows of
     the same model, since models have defaults of their own; an option of a guide or prior with rows of the same guide
     or prior; data and checkpoint with all rows."""
-    found = {}
+    options = {}
     for name in sorted(set().union(*(other.config for other in others)) - _IN_COLUMNS):
         part = next((part for part in ("guide", "prior") if name.startswith(f"{part}_")), "")
         alike = () if name.startswith(("data.", "evaluation.")) else ("model", part) if part else ("model",)
@@ -231,5 +231,5 @@ def _options(run: Evaluated, others: Sequence[Evaluated]) -> Json:
             section, _, short = name.rpartition(".")
             shown = f"{part}.{short}" if part and section else short
             value = run.config[name]
-            found[shown] = value[:8] if name.endswith("_sha256") and value is not None else value
-    return found
+            options[shown] = value[:8] if name.endswith("_sha256") and value is not None else value
+    return options

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, warnings_of
 from ppl_gen.evaluation.estimating import estimators, exact_estimate, importance_estimate, observation
-from ppl_gen.evaluation.printed import Printed
-from ppl_gen.evaluation.table import title
+from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import NUM_SPLICED, SpliceOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
@@ -116,14 +115,14 @@ def rejections(
 
     order = rng.permuted(np.tile(np.arange(len(natural)), (num_batches, 1)), axis=1)
     half = len(natural) // 2
-    reference, own = natural[order[:, :half]], natural[order[:, half : half + size]]
-    other = spliced[rng.permuted(np.tile(np.arange(len(spliced)), (num_batches, 1)), axis=1)[:, :size]]
+    reference, natural_batches = natural[order[:, :half]], natural[order[:, half : half + size]]
+    spliced_batches = spliced[rng.permuted(np.tile(np.arange(len(spliced)), (num_batches, 1)), axis=1)[:, :size]]
     # For a batch of one the normal approximation has half of the nominal 5 %. The exact distribution assumes no ties.
     # float32 makes a few, which makes the test conservative.
     method = "exact" if size <= _EXACT_UP_TO else "asymptotic"
     power, false_alarms = (
         mannwhitneyu(batch, reference, alternative="less", axis=1, method=method).pvalue <= rate
-        for batch in (other, own)
+        for batch in (spliced_batches, natural_batches)
     )
     return power, false_alarms
 
@@ -147,8 +146,8 @@ def two_sample_test(
     }
     for size in BATCH_SIZES:
         if size <= min(len(spliced), len(natural) - len(natural) // 2):
-            found = rejections(natural, spliced, size, rate, num_batches, rng)
-            for key, rejected in zip(("power", "false_alarms"), found, strict=True):
+            decisions = rejections(natural, spliced, size, rate, num_batches, rng)
+            for key, rejected in zip(("power", "false_alarms"), decisions, strict=True):
                 mean = float(rejected.mean())
                 result[key][str(size)] = {"mean": mean, "se": float(np.sqrt(mean * (1 - mean) / num_batches))}
     return result

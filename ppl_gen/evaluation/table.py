@@ -1,5 +1,7 @@
 """The table of an `evaluation.json`: its rows, and its text. Files of earlier versions are supported."""
 
+from html import escape
+
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, fixed, line, small
@@ -17,6 +19,16 @@ ESTIMATES = {
     "second_opinion": "second opinion",
 }
 """Descriptions of the package's own estimates, by their names in the file. Other estimates are shown by name."""
+
+
+class Printed:
+    """A result whose text is a table. A notebook shows the same text."""
+
+    summary: Json
+    """The content of its JSON file."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def title(summary: Json) -> str:
@@ -87,11 +99,11 @@ def _bound_rows(s: Json, importance: Json) -> list[Row]:
 def _log_px_rows(s: Json, importance: Json | None) -> list[Row]:
     """The other estimates of log p(x), the exact one first."""
     exact = entry_of(s, "exact")
-    found = [] if exact is None else [_row("log p(x)", exact, "exact")]
+    rows = [] if exact is None else [_row("log p(x)", exact, "exact")]
     for entry in (s["log_px"], *(s[key] for key in s if key.startswith("log_px_"))):
         if entry is not importance and entry is not exact:
-            found.append(_row("log p(x)", entry, _estimator_text(entry), at_least(s, entry)))
-    return found
+            rows.append(_row("log p(x)", entry, _estimator_text(entry), at_least(s, entry)))
+    return rows
 
 
 def _errors_text(entry: Json) -> str:
@@ -125,12 +137,12 @@ def _proposal_text(proposal: Json) -> str:
 
 def _agreement_rows(s: Json) -> list[Row]:
     """Comparisons of the estimates with each other."""
-    found = []
+    rows = []
     if "sandwich" in s:
         bounds = s["sandwich"]
         lower, upper = (fixed(bounds[side]["mean"]) for side in ("lower", "upper"))
         width = " ± ".join(fixed(bounds["width"][key], 3) for key in ("mean", "se"))
-        found.append(
+        rows.append(
             Row(
                 f"the same settings on {bounds['num_images']} images from the model:",
                 note=f"log p(x) between {lower} and {upper}, {width} apart{_wide_text(bounds)}",
@@ -139,13 +151,13 @@ def _agreement_rows(s: Json) -> list[Row]:
     if "disagreement" in s:
         apart = s["disagreement"]
         beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
-        found.append(_row("annealing - importance", apart, beyond))
+        rows.append(_row("annealing - importance", apart, beyond))
     if "second_opinion" in s:
-        found.append(Row("second opinion", note=_second_opinion_text(s["second_opinion"])))
+        rows.append(Row("second opinion", note=_second_opinion_text(s["second_opinion"])))
     for name, others in s.get("below", {}).items():
         above = ", ".join(ESTIMATES.get(other, other) for other in others)
-        found.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
-    return found
+        rows.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
+    return rows
 
 
 def _wide_text(bounds: Json) -> str:
@@ -202,21 +214,21 @@ def _khat_note(khat: Json) -> str:
 
 def _diagnostic_rows(s: Json) -> list[Row]:
     """Diagnostics of the guide's samples, sizes and times."""
-    found = []
+    rows = []
     if "khat" in s:
-        found.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
+        rows.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
     if "active_units" in s:
         collapsed = "; z is not used, its mean is the same for every image: --kl-warmup may prevent that"
         if s["guide"] == "prior":
             collapsed = "; the guide is the prior"
         active = s["active_units"]
-        found.append(Row("active latent units", note=f"{active}{collapsed if active == 0 else ''}"))
+        rows.append(Row("active latent units", note=f"{active}{collapsed if active == 0 else ''}"))
     if "narrower" in s:
-        found.append(Row("support", note=NARROWER))
+        rows.append(Row("support", note=NARROWER))
     if "components" in s:
         used, of = s["components"]["in_use"], s["components"]["of"]
         empty = f"; {of - used} explain less than one of these images each" if used < of else ""
-        found.append(Row("components in use", note=f"{used} of {of}{empty}"))
-    found.append(Row("parameters", note=f"{s['num_parameters']:,}"))
-    found.append(Row("evaluation took", note=f"{s['seconds']:.0f} s"))
-    return found
+        rows.append(Row("components in use", note=f"{used} of {of}{empty}"))
+    rows.append(Row("parameters", note=f"{s['num_parameters']:,}"))
+    rows.append(Row("evaluation took", note=f"{s['seconds']:.0f} s"))
+    return rows

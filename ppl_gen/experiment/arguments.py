@@ -107,8 +107,8 @@ def command_class(base: Config) -> type:
         help = f"{text}: {', '.join(components.known(kind))}, or file.py:Class"
         kind_of_name: Any = str if kind == "guide" else str | None
         parts.append((kind, Annotated[kind_of_name, tyro.conf.arg(help=help)], field(default=getattr(base, kind))))
-    own = base.training.objective if components.is_external(base.training.objective) else None
-    for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", own)):
+    objective = base.training.objective if components.is_external(base.training.objective) else None
+    for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))
         parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))
     return make_dataclass("FitCommand", parts, frozen=True)
@@ -184,6 +184,6 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
     given = Given(model, refit or chosen["guide"], chosen["prior"])
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
     if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
-        own, particles = chosen["objective"], particles_of(chosen["objective"])
-        return replace(config, training=replace(config.training, objective=own, num_particles=particles))
+        objective, particles = chosen["objective"], particles_of(chosen["objective"])
+        return replace(config, training=replace(config.training, objective=objective, num_particles=particles))
     return config

@@ -157,9 +157,9 @@ def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
     if content is None:
         raise BadInput(f"--init-from {path}: has no checkpoint")
     theirs = prefixed(content[0], "last.")
-    own = tensors_of(nn.ModuleDict({"model": model, "guide": guide}))
-    fits = {name for name, tensor in own.items() if name in theirs and theirs[name].shape == tensor.shape}
-    for name in sorted(theirs.keys() | own.keys()):
+    ours = tensors_of(nn.ModuleDict({"model": model, "guide": guide}))
+    fits = {name for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape}
+    for name in sorted(theirs.keys() | ours.keys()):
         if name.startswith("model.swapped_prior.") and name not in fits:
             raise BadInput(f"--init-from {path}: its model has another --prior")
         if name.startswith("model.") and name not in fits:
@@ -167,7 +167,7 @@ def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
                 f"--init-from {path}: its model differs: '{name}' is missing in one of them, or has another shape"
             )
     for name in fits:
-        own[name].copy_(theirs[name])
-    guides = sum(name.startswith("guide.") for name in own)
+        ours[name].copy_(theirs[name])
+    guides = sum(name.startswith("guide.") for name in ours)
     taken = sum(name.startswith("guide.") for name in fits)
     return f"starts from {run.path}: its model, and {taken} of the {guides} tensors of the guide"

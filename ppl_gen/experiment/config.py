@@ -113,8 +113,8 @@ class Config:
         images."""
         named: dict[str, str | None] = {kind: getattr(self, kind) for kind in KINDS}
         named["objective"] = self.training.objective
-        found = {kind: name for kind, name in named.items() if name is not None and is_external(name)}
-        return found | ({"data": self.data.data} if is_function(self.data.data) else {})
+        external = {kind: name for kind, name in named.items() if name is not None and is_external(name)}
+        return external | ({"data": self.data.data} if is_function(self.data.data) else {})
 
 
 @dataclass(frozen=True)
@@ -169,24 +169,9 @@ def _git_commit() -> str | None:
 # From what a user asks for -------------------------------------------------------------------------------------
 
 
-def default_guide(model: Any) -> str:
-    """The default guide of a model, given as a class or a name: the class's `default_guide`, or `normal`."""
-    return defaults_of(_class(model)).default_guide
-
-
 def training_defaults(model: Any) -> dict[str, Any]:
-    """Defaults of `TrainingOptions` for a model: the class's `training_defaults`."""
-    return dict(defaults_of(_class(model)).training_defaults)
-
-
-def data_defaults(model: Any) -> dict[str, Any]:
-    """Defaults of `DataOptions` for a model: the class's `data_defaults`."""
-    return dict(defaults_of(_class(model)).data_defaults)
-
-
-def _class(model: Any) -> type:
-    found = find("model", model) if isinstance(model, str) else model
-    return found if isinstance(found, type) else type(found)
+    """Defaults of `TrainingOptions` for a model, given as a name, a class or an instance."""
+    return dict(defaults_of(find("model", model) if isinstance(model, str) else model).training_defaults)
 
 
 def starting_config(given: Given, init_from: str | None = None, *, refit_guide: bool = False) -> Config:
@@ -198,22 +183,22 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
     """
     if init_from is not None:
         there = config_of(RunDirectory.open(Path(init_from)), given, swap=True)
-        defaults = training_defaults(given.find("model", there.model))
+        of_training = training_defaults(given.find("model", there.model))
         if refit_guide:
-            defaults.pop("objective", None)  # the default objective trains the model, which stays as it is here
-        return replace(there, training=TrainingOptions(**defaults), init_from=init_from, fixed_model=refit_guide)
+            of_training.pop("objective", None)  # the default objective trains the model, which stays as it is here
+        return replace(there, training=TrainingOptions(**of_training), init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if given.model is None:
         raise BadInput(f"name a model: {', '.join(components.known('model'))}, or file.py:Class")
     names = given.names()
-    model = given.find("model", names["model"])
+    defaults = defaults_of(given.find("model", names["model"]))
     return Config(
         model=str(names["model"]),
-        guide=names["guide"] or default_guide(model),
+        guide=names["guide"] or defaults.default_guide,
         prior=names["prior"],
-        data=DataOptions(**data_defaults(model)),
-        training=TrainingOptions(**training_defaults(model)),
+        data=DataOptions(**defaults.data_defaults),
+        training=TrainingOptions(**defaults.training_defaults),
     )
 
 
@@ -240,18 +225,19 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
     names = {part: get_type_hints(part) for part in (TrainingOptions, DataOptions, Config)}
     chosen: dict[Any, dict[str, Any]] = {part: {} for part in names}
     model = given.find("model", config.model)
-    own = _types("model", model)
+    of_model = _types("model", model)
     for name, value in options.items():
         part = next((part for part, known in names.items() if name in known), None)
         if part is not None:
             chosen[part][name] = convert(name, value, names[part][name])
-        elif name in own:
-            chosen[Config].setdefault("model_options", {**config.model_options})[name] = convert(name, value, own[name])
+        elif name in of_model:
+            model_options = chosen[Config].setdefault("model_options", {**config.model_options})
+            model_options[name] = convert(name, value, of_model[name])
         else:
             for kind in ("guide", "prior"):
                 if name in _types(kind, given.find(kind, getattr(config, kind))):
                     raise BadInput(f"{name}: is an option of the {kind}; give {kind}_options={{'{name}': …}}")
-            known = sorted(set().union(*names.values(), own) - {*KINDS, "training", "model_options"})
+            known = sorted(set().union(*names.values(), of_model) - {*KINDS, "training", "model_options"})
             raise BadInput(f"{name}: unknown option of fit{near_miss(name, known)}")
     classes: dict[Kind, str | None] = {"guide": config.guide, "prior": config.prior}
     classes["objective"] = chosen[TrainingOptions].get("objective", config.training.objective)
@@ -284,12 +270,12 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
             raise BadInput(f"{run.path}: was fitted to the images of {images}; name it again: --data {images}")
         for kind, name in (given or Given()).names().items():
             classes |= _class_of(run, kind, name, swap, required=given is not None)
-        own = {each.name for each in fields(Config)} - {*classes, "data", "training"}
+        names = {each.name for each in fields(Config)} - {*classes, "data", "training"}
         return Config(
             **classes,
             data=DataOptions(**content["data"]),
             training=TrainingOptions(**content["training"]),
-            **{name: content[name] for name in own if name in content or name == "num_samples"},
+            **{name: content[name] for name in names if name in content or name == "num_samples"},
         )
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
@@ -301,12 +287,12 @@ def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
 
     :raises BadInput: if the user's own objective was not handed over again, or another one was.
     """
-    recorded, own = config.training.objective, given.objective
-    if own is None:
+    recorded, objective = config.training.objective, given.objective
+    if objective is None:
         if is_external(recorded):
             raise BadInput(f"{run.path}: was trained with the objective {recorded}; {_hint('objective', recorded)}")
         return config
-    name = components.name_of("objective", own)
+    name = components.name_of("objective", objective)
     if class_name(name) != class_name(recorded):
         raise BadInput(f"--objective {name}: {run.path} was trained with {recorded}")
     return replace(config, training=replace(config.training, objective=name))
@@ -367,11 +353,11 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
     named.pop("data", None)  # its images are checked, not its code
     if given.objective is None:  # only training needs it
         named.pop("objective", None)
-    found = {kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()}
+    fingerprints = {kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()}
     by_name = config.data.data != arrays.NAME and not is_function(config.data.data)
     if run.config.get("data_sha256") is not None and given.data is None and by_name:
-        found["data"] = config.data.data, fingerprint(config.data.data)
-    return [name for kind, (name, now) in found.items() if now != run.config.get(f"{kind}_sha256")]
+        fingerprints["data"] = config.data.data, fingerprint(config.data.data)
+    return [name for kind, (name, now) in fingerprints.items() if now != run.config.get(f"{kind}_sha256")]
 
 
 def _tuples(value: Any) -> Any:

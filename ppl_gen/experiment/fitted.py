@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,34 @@ class Fitted(Assembled):
             "training_seed": self.config.training.seed,
             "training_step": self.directory.step() if self.directory.loaded is None else self.directory.loaded,
         }
+
+
+class Loaded(NamedTuple):
+    """The four results of `load`, by name."""
+
+    model: nn.Module
+    guide: nn.Module
+    data: Data
+    config: Json
+
+
+def load(
+    run: str | Path,
+    guide: Any = None,
+    *,
+    model: Any = None,
+    prior: Any = None,
+    data: Any = None,
+    checkpoint: Checkpoint = "last",
+    device: str = "cpu",
+) -> Loaded:
+    """Model, guide, data and configuration of a run. Model and guide are in eval mode until `train()` is called:
+    without dropout, and with the moments that batch normalization has learned. Parameters are those of `Run.open`.
+
+    :raises BadInput: for a directory that is no run, a damaged checkpoint, or one that does not match its config.
+    """
+    fitted = Fitted.open(run, Given(model, guide, prior, data=data), checkpoint=checkpoint, device=device)
+    return Loaded(fitted.model.eval(), fitted.guide.eval(), fitted.data, fitted.directory.config)
 
 
 def resolve_device(name: str) -> torch.device:

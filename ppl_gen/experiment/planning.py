@@ -40,10 +40,10 @@ def combinations(
     :param out: the folder of the run directories; by default `runs/<model>`.
     :raises BadInput: for an instance, which two runs would share, and if two runs would have the same name.
     """
-    for each in (model, *guides, *priors, *objectives):
-        if isinstance(each, nn.Module):
+    for reference in (model, *guides, *priors, *objectives):
+        if isinstance(reference, nn.Module):
             raise BadInput(
-                f"{type(each).__name__} is an instance: several runs would share its weights; give its class"
+                f"{type(reference).__name__} is an instance: several runs would share its weights; give its class"
             )
     folder = Path("runs", label("model", model)) if out is None else Path(out)
     planned: dict[Path, Planned] = {}
@@ -51,7 +51,7 @@ def combinations(
     classes = itertools.product(guides, priors, objectives)
     for (guide, prior, objective), values, seed in itertools.product(classes, itertools.product(*varied), seeds):
         named: list[tuple[Kind, Any]] = [("guide", guide), ("prior", prior), ("objective", objective)]
-        words = [label("model", model), *(label(kind, each) for kind, each in named if each is not None)]
+        words = [label("model", model), *(label(kind, reference) for kind, reference in named if reference is not None)]
         words += [f"{name.replace('_', '-')}-{text(value)}" for name, value in values]
         path = folder / "-".join([*words, str(seed)])
         if path in planned:

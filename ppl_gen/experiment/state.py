@@ -42,11 +42,11 @@ def unchanged(modules: nn.Module) -> Iterator[None]:
 
 def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: RunDirectory) -> None:
     """Copy weights by name into model and guide. Raises `BadInput` if they do not match the run's configuration."""
-    own = tensors_of(modules)
-    for name in sorted(own.keys() | tensors.keys()):
-        if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
+    ours = tensors_of(modules)
+    for name in sorted(ours.keys() | tensors.keys()):
+        if name not in tensors or name not in ours or ours[name].shape != tensors[name].shape:
             raise BadInput(f"{run.checkpoint_path}: does not match the run's config.json at '{name}'")
-    for name, tensor in own.items():
+    for name, tensor in ours.items():
         tensor.copy_(tensors[name])
 
 

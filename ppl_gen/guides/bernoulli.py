@@ -25,10 +25,8 @@ class Bernoulli(nn.Module):
     >>> guide.posterior(guide.encode(torch.rand(5, 64))).sample().shape
     torch.Size([5, 3])
 
-    :param data_dim: pixels of one image.
     :param data_mean: mean training pixel [data_dim], subtracted from the images.
     :param latent_dim: number of units M.
-    :param latent_name: name of the model's latent site.
     :param hidden_dims: units of each hidden layer; without hidden layers the encoder is linear.
     :param activation: nonlinearity between layers.
     :param baseline: network: a learned function of the image; constant: one learned number; none.

@@ -24,7 +24,6 @@ class ExactGaussian(nn.Module):
     >>> torch.allclose(log_w, model.log_px(x).float(), rtol=1e-3)
     True
 
-    :param latent_name: name of the model's latent site.
     :param model: a `FactorAnalysis`.
     """
 

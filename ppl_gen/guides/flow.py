@@ -30,10 +30,6 @@ class Flow(nn.Module):
     >>> z.shape, q.log_prob(z).shape
     (torch.Size([5, 2]), torch.Size([5]))
 
-    :param data_shape: shape of one image.
-    :param latent_dim: size of z.
-    :param latent_name: name of the model's latent site.
-    :param model: the model whose posterior q approximates.
     :param transform: iaf: inverse autoregressive, affine (Kingma et al. 2016); spline: autoregressive, monotonic
         rational-quadratic splines (Durkan et al. 2019); spline-coupling: such splines, of one half of z given the
         other; planar: e + u tanh(w e + b), with u, w and b from the encoder (Rezende and Mohamed 2015, section 4.1).

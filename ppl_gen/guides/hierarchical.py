@@ -20,7 +20,6 @@ class Hierarchical(nn.Module):
     >>> trace.nodes["z1"]["value"].shape, trace.nodes["z2"]["value"].shape
     (torch.Size([3, 5]), torch.Size([3, 2]))
 
-    :param data_dim: pixels of an image.
     :param model: a `HierarchicalVAE`, or any model with its `latent_dims`, `hidden_dims` and `activation`.
     """
 

@@ -25,10 +25,6 @@ class Mixture(nn.Module):
     >>> q.batch_shape, q.event_shape, q.locs.shape
     (torch.Size([5]), torch.Size([2]), torch.Size([5, 3, 2]))
 
-    :param data_shape: shape of one image.
-    :param latent_dim: size of z.
-    :param latent_name: name of the model's latent site.
-    :param model: the model whose posterior q approximates.
     :param num_components: number of components K.
     :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """

@@ -25,10 +25,6 @@ class MultivariateNormal(nn.Module):
     >>> context.shape, guide.posterior(context).covariance_matrix.shape
     (torch.Size([5, 9]), torch.Size([5, 3, 3]))
 
-    :param data_shape: shape of one image.
-    :param latent_dim: size of z.
-    :param latent_name: name of the model's latent site.
-    :param model: the model whose posterior q approximates.
     :param rank: columns of F; 0 for L, a full covariance.
     :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """

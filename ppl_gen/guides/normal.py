@@ -19,10 +19,6 @@ class Normal(nn.Module):
     >>> guide.posterior(guide.encode(torch.rand(5, 64)))
     Independent(Normal(loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
 
-    :param data_shape: shape of one image.
-    :param latent_dim: size of z.
-    :param latent_name: name of the model's latent site.
-    :param model: the model whose posterior q approximates.
     :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """
 

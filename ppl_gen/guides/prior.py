@@ -16,7 +16,6 @@ class Prior(nn.Module):
     >>> pyro.poutine.trace(guide.guide).get_trace(torch.rand(3, 64)).nodes["z"]["value"].shape
     torch.Size([3, 2])
 
-    :param latent_name: name of the model's latent site.
     :param model: a model with a method `prior()`.
     """
 

@@ -25,9 +25,6 @@ class SemiAmortized(nn.Module):
     >>> guide.posterior(guide.encode(torch.rand(5, 64).round()))
     Independent(Normal(loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
 
-    :param data_shape: shape of one image.
-    :param latent_dim: size of z.
-    :param latent_name: name of the model's latent site.
     :param model: the model whose posterior q approximates, with `prior()` and `likelihood(z)`.
     :param num_steps: gradient steps for each image.
     :param step_size: length of a step; if sigma is right and log p(x, z) quadratic in z, a step of 1 finds the best mu.

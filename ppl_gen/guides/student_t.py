@@ -21,10 +21,6 @@ class StudentT(nn.Module):
     >>> guide.posterior(guide.encode(torch.rand(5, 64)))
     Independent(StudentT(df: torch.Size([5, 2]), loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
 
-    :param data_shape: shape of one image.
-    :param latent_dim: size of z.
-    :param latent_name: name of the model's latent site.
-    :param model: the model whose posterior q approximates.
     :param df: degrees of freedom; the smaller, the heavier the tails. The variance is finite above 2.
     :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
     """

@@ -232,7 +232,7 @@ def fit_scale(model: AdversarialModel, x: Tensor, annealing: Annealing | None = 
     """
     annealing = annealing or Annealing(num_temperatures=30, num_chains=8, leapfrog_steps=5)
     one = torch.ones((), dtype=x.dtype, device=x.device)
-    found = []
+    variances = []
     with evaluating(model), frozen(model):
         path = _Path(model, None, x, annealing)
         betas, step_sizes = path.adapt(None)
@@ -245,10 +245,10 @@ def fit_scale(model: AdversarialModel, x: Tensor, annealing: Annealing | None = 
             for _ in range(3):
                 now, accepted = path.step(now, one, log_size.exp().to(one.dtype))
                 log_size = log_size + (accepted.double().mean(0) - annealing.acceptance) / 2
-            found.append(float((model.likelihood(now.z).mean - x).double().square().mean()))
-            model.log_scale.fill_(math.log(found[-1]) / 2)
+            variances.append(float((model.likelihood(now.z).mean - x).double().square().mean()))
+            model.log_scale.fill_(math.log(variances[-1]) / 2)
             now = path.at(now.z)  # the density has changed with the noise
-    model.log_scale.data.fill_(math.log(sum(found[rounds // 2 :]) / len(found[rounds // 2 :])) / 2)
+    model.log_scale.data.fill_(math.log(sum(variances[rounds // 2 :]) / len(variances[rounds // 2 :])) / 2)
 
 
 def check(model: object, guide: object, annealing: Annealing) -> None:
@@ -343,14 +343,14 @@ class _Path:
         # A proposal whose energy overflows is rejected: NaN becomes probability 0.
         accepted = (energy - self._energy(point, momentum, beta)).exp().clamp(max=1).nan_to_num(0, 0, 0)
         chosen = torch.rand_like(accepted) < accepted
-        each = chosen.reshape(*chosen.shape, *[1] * len(self.events))
+        chosen_z = chosen.reshape(*chosen.shape, *[1] * len(self.events))
         return (
             _Point(
-                torch.where(each, point.z, now.z),
+                torch.where(chosen_z, point.z, now.z),
                 torch.where(chosen, point.base, now.base),
                 torch.where(chosen, point.rise, now.rise),
-                torch.where(each, point.base_gradient, now.base_gradient),
-                torch.where(each, point.rise_gradient, now.rise_gradient),
+                torch.where(chosen_z, point.base_gradient, now.base_gradient),
+                torch.where(chosen_z, point.rise_gradient, now.rise_gradient),
             ),
             accepted,
         )

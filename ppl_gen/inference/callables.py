@@ -73,22 +73,22 @@ def positional_names(function: PyroFunction) -> list[str]:
     return names
 
 
-def check_positional(model: PyroFunction, guide: PyroFunction, given: int) -> None:
+def check_positional(model: PyroFunction, guide: PyroFunction, count: int) -> None:
     """Refuse a positional argument that would be dropped: neither function takes it, or one takes it as keyword only.
 
-    :param given: number of positional arguments, x included.
+    :param count: number of positional arguments, x included.
     """
     both = (model, guide)
     names = max(map(positional_names, both), key=len)
-    if len(names) < given:
+    if len(names) < count:
         raise BadInput(
-            f"{' and '.join(map(name_of, both))} take {len(names)} by position, x included, and {given} arguments are "
+            f"{' and '.join(map(name_of, both))} take {len(names)} by position, x included, and {count} arguments are "
             "given: give the others by name, such as y=labels"
         )
     for function in both:
         parameters = inspect.signature(function).parameters.values()
         by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        for name in names[len(positional_names(function)) : given]:
+        for name in names[len(positional_names(function)) : count]:
             if by_name and (not name or name in by_name):
                 which = name or by_name[0]
                 raise BadInput(f"{name_of(function)} takes {which} only by its name: give {which}=…, not by position")
@@ -277,27 +277,27 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 def _state_of(reached: list[Any]) -> Callable[[], None]:
     """Record the attributes of modules and of a user's objects and functions, the variables of closures, and the
     dictionaries, lists and sets in these, three levels deep. Returns a function that restores them."""
-    own = [each for each in reached if _has_state(each)]
-    closures = [each.__closure__ or () for each in own if isinstance(each, FunctionType)]
+    owners = [each for each in reached if _has_state(each)]
+    closures = [owner.__closure__ or () for owner in owners if isinstance(owner, FunctionType)]
     cells = [(cell, cell.cell_contents) for cells in closures for cell in cells if gc.get_referents(cell)]
     level = [content for _, content in cells]
-    for each in own:
+    for owner in owners:
         with suppress(AttributeError):  # a class with slots has no __dict__
-            level.append(object.__getattribute__(each, "__dict__"))
+            level.append(object.__getattribute__(owner, "__dict__"))
     before: dict[int, tuple[Any, Any]] = {}
     for _ in range(3):
         level = [each for each in level if type(each) in _CONTAINERS and len(each) <= _MOST_OBJECTS]
-        before |= {id(each): (each, each.copy()) for each in level}
-        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        before |= {id(container): (container, container.copy()) for container in level}
+        level = [inner for container in level for inner in _items(container)]
 
     def restore() -> None:
         for cell, content in cells:
             cell.cell_contents = content
-        for each, content in before.values():
+        for container, content in before.values():
             # Compared by identity: `==` of tensors is no bool, and may run code of a user.
-            if list(map(id, _items(each))) != list(map(id, _items(content))):
-                each.clear()
-                each.extend(content) if isinstance(each, list) else each.update(content)
+            if list(map(id, _items(container))) != list(map(id, _items(content))):
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
 
     return restore
 

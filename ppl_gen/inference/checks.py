@@ -28,7 +28,7 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
         `unchecked`, of values outside the support of a likelihood that allows them by `validate_args=False`.
     :raises BadInput: for an invalid parameter of a distribution, and for an image that is impossible for every z.
     """
-    found = {"density" if not pair.discrete else "probability"}
+    seen = {"density" if not pair.discrete else "probability"}
     with forked_rng(x), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the errors below say the same
         for first, batch in Batch(x, args, kwargs).blocks(_IMAGES_PER_BLOCK):
@@ -36,8 +36,8 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
             _check_masks(pair, traces)
             sites = (traces.model.nodes[name] for name in pair.observed)
             kinds = (_kind_of(pair, site, site["name"] in unchecked, first, batch) for site in sites)
-            found |= {kind for kind in kinds if kind is not None}
-    return next(kind for kind in _KINDS if kind in found)
+            seen |= {kind for kind in kinds if kind is not None}
+    return next(kind for kind in _KINDS if kind in seen)
 
 
 def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[str]]:
@@ -53,7 +53,7 @@ def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[s
             who = pair.model_name
             # If the guide may draw z outside the prior's support, the likelihood may be undefined there. That is no
             # fault of the model: it is then run on its own draws.
-            anywhere = bool(pair.bounded.intersection(pair.latent))
+            anywhere = bool(pair.may_leave_support.intersection(pair.latent))
             model = pair.model if anywhere else poutine.replay(pair.model, trace=guide_trace)
             model_trace = trace_of(model, batch)
             unchecked = {name for name in pair.observed if supports.unchecked(model_trace.nodes[name]["fn"])}
@@ -82,7 +82,7 @@ def _kind_of(pair: Pair, site: Site, unchecked: bool, first: int, batch: Batch) 
 
     :param unchecked: True if the site's distribution does not check its values.
     """
-    strictly = None if site["name"] in pair.bounded else inside(site)
+    strictly = None if site["name"] in pair.may_leave_support else inside(site)
     if strictly is None or strictly.all():
         return None
     admitted = inside(site, grey=True)

@@ -28,7 +28,7 @@ def _repeated(batch: Batch) -> Batch:
     return take((torch.arange(3, device=batch.x.device) % len(batch.x)).repeat(_DRAWS), *batch)
 
 
-def bounded_sites(model: PyroFunction, traces: Traces, batch: Batch) -> frozenset[str]:
+def sites_that_may_leave_support(model: PyroFunction, traces: Traces, batch: Batch) -> frozenset[str]:
     """Names of the model's sites whose value may be outside their support: latent sites that the guide may draw there,
     and observed sites whose support depends on z."""
     sites = {site["name"]: site for site in sample_sites(traces.model)}
@@ -53,7 +53,7 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
     traces = replayed(pair.guide, pair.model, many)
     sites = {name: (traces.guide.nodes[name], traces.model.nodes[name]) for name in pair.latent}
     for name, (_, p) in sites.items():
-        admitted = inside(p) if name in pair.bounded else None
+        admitted = inside(p) if name in pair.may_leave_support else None
         if admitted is not None and not admitted.any():
             raise BadInput(
                 f"{pair.guide_name} never draws '{name}' inside the support of its prior in {pair.model_name}, so "
@@ -75,7 +75,7 @@ def leaves_support(pair: Pair, x: Tensor, *args: Any, num_samples: int = 100, **
 
     :param num_samples: draws of z per image; a rarer violation is not seen.
     """
-    suspects = pair.bounded.intersection(pair.latent)
+    suspects = pair.may_leave_support.intersection(pair.latent)
     if pair.exceeds_prior or not suspects:
         return min(suspects, default=None)
     model_trace: poutine.Trace = replayed(*pair.for_samples(num_samples, Batch(x, args, kwargs))).model

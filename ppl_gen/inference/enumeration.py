@@ -54,7 +54,7 @@ class StateSum:
     """
 
     pair: Pair
-    """The pair. Its `bounded` includes observed sites whose support depends on the state."""
+    """The pair. Its `may_leave_support` includes observed sites whose support depends on the state."""
     by_state: bool
     """True if the model is called for one state at a time; False if it takes all states in parallel."""
 
@@ -184,7 +184,7 @@ def _log_prob(pair: Pair, site: Site) -> Tensor:
     """The log-density of a site, in float64 if gradients are off."""
     evaluated = not torch.is_grad_enabled()
     score = partial(masked_log_prob, wide=evaluated)
-    log_prob = log_prob_within(site, score) if site["name"] in pair.bounded else score(site)
+    log_prob = log_prob_within(site, score) if site["name"] in pair.may_leave_support else score(site)
     return log_prob.double() if evaluated else log_prob
 
 
@@ -242,16 +242,16 @@ def _log_marginal_by_state(pair: Pair, model: PyroFunction, batch: Batch) -> Ten
 
 
 def _tried_in_parallel(pair: Pair, batch: Batch) -> tuple[Pair, str | None]:
-    """Try enumeration in parallel on a few images. Returns the pair with `bounded` completed, and the reason why the
-    densities in parallel differ from those conditioned on a state. It is None if they agree, and also for a pair that
-    `_log_marginal` refuses."""
+    """Try enumeration in parallel on a few images. Returns the pair with `may_leave_support` completed, and the reason
+    why the densities in parallel differ from those conditioned on a state. It is None if they agree, and also for a
+    pair that `_log_marginal` refuses."""
     try:
         sites = sample_sites(_parallel_trace(pair, pair.model, batch))
         dims = {site["name"]: site["infer"].get("_enumerate_dim") for site in sites if not site["is_observed"]}
         if None in dims.values() or len(set(dims.values())) < len(dims):
             return pair, None  # the message of `_log_marginal` is better than one about densities
         differ = {s["name"] for s in sites if s["is_observed"] and _differs_by_state(s, pair.max_plate_nesting)}
-        pair = replace(pair, bounded=pair.bounded | differ)
+        pair = replace(pair, may_leave_support=pair.may_leave_support | differ)
         return pair, _difference(pair, sites, dims, batch)
     except Exception as error:  # a model that does not broadcast may raise anything
         return pair, describe(error)
@@ -299,8 +299,8 @@ def _few_states(pair: Pair, batch: Batch) -> list[State]:
 
 
 def _tried_by_state(pair: Pair, batch: Batch, hint: str) -> Pair:
-    """Visit every state. Returns the pair with `bounded` completed by observed sites whose support depends on the
-    state.
+    """Visit every state. Returns the pair with `may_leave_support` completed by observed sites whose support depends
+    on the state.
 
     :raises BadInput: for a latent site in an inner plate, and for an error in the model.
     """
@@ -317,7 +317,7 @@ def _tried_by_state(pair: Pair, batch: Batch, hint: str) -> Pair:
                     continue
                 if not same(first.setdefault(name, constraint), constraint):
                     differ.add(name)
-    return replace(pair, bounded=pair.bounded | differ)
+    return replace(pair, may_leave_support=pair.may_leave_support | differ)
 
 
 def _differs_by_state(site: Site, plates: int) -> bool:

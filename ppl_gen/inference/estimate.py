@@ -182,14 +182,14 @@ class Estimate:
 
     def settings_entry(self) -> dict[str, Any]:
         """Settings and diagnostics in that entry."""
-        found = dict(self.settings)
+        entry = dict(self.settings)
         if self.num_samples is not None:
-            found["num_samples"] = self.num_samples
+            entry["num_samples"] = self.num_samples
         if self.ess is not None:
-            found["ess"] = median_and_least(self.ess)
+            entry["ess"] = median_and_least(self.ess)
         if self.khat is not None:
-            found["fraction_above_threshold"] = share(self.khat_too_high)
-        return found
+            entry["fraction_above_threshold"] = share(self.khat_too_high)
+        return entry
 
     def more_entries(self, name: str) -> dict[str, Any]:
         """Further entries in `evaluation.json`, by key."""

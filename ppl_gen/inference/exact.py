@@ -53,7 +53,7 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     args, kwargs = as_arguments(len(x), args, kwargs)
     with evaluating(model):
         pair = enumerated_pair(model, x, *args, **kwargs)
-        pair = sum_over_states(pair, x, *args, **kwargs).pair  # with `bounded` completed
+        pair = sum_over_states(pair, x, *args, **kwargs).pair  # with `may_leave_support` completed
         check_images(pair, x, *args, **kwargs)
         return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
 
@@ -123,12 +123,12 @@ def _check_closed_form(model: ClosedForm, pair: Pair, batch: Batch) -> None:
     total = sum_over_states(pair, few.x, *few.args, **few.kwargs)
     with matmul_precision(), evaluating(pair.model):
         with as_bad_input(f"{pair.model_name}: log_px(x) fails"):
-            own = _own_log_px(model, few).double()
+            closed = _own_log_px(model, few).double()
         with as_bad_input(f"{pair.model_name}: enumeration fails"):
             summed = _summed(total, few).double()
-    if own.shape != summed.shape or not torch.allclose(own, summed, rtol=1e-4, atol=1e-3, equal_nan=True):
+    if closed.shape != summed.shape or not torch.allclose(closed, summed, rtol=1e-4, atol=1e-3, equal_nan=True):
         raise BadInput(
-            f"{pair.model_name}: log_px(x) and the sum over states disagree: {_formatted(own)} and "
+            f"{pair.model_name}: log_px(x) and the sum over states disagree: {_formatted(closed)} and "
             f"{_formatted(summed)} nats for the first images; correct log_px, or leave it out"
         )
 

@@ -17,7 +17,7 @@ log p(x) - ELBO is larger than the estimate, and its split is unknown.
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyro
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.parallel import joined
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above, above_in_mean, bound
 from ppl_gen.inference.callables import evaluating, frozen
@@ -129,23 +130,23 @@ class Gaps:
     def _raised(self, other: Estimate) -> "Gaps":
         """Return the gaps with log p(x) from another estimate on the images where that is significantly larger; on all
         images, if only all together show it."""
-        own = bound(self.log_px, self.log_px_mc_var)
-        found = above(own, other)
-        whole = found.together and not found.images.any() and above_in_mean(own, other)
-        chosen = torch.ones_like(found.images) if whole else found.images
+        ours = bound(self.log_px, self.log_px_mc_var)
+        larger = above(ours, other)
+        whole = larger.together and not larger.images.any() and above_in_mean(ours, other)
+        chosen = torch.ones_like(larger.images) if whole else larger.images
         raised = replace(
             self.estimate,
             log_px=torch.where(chosen, other.log_px, self.log_px),
             log_px_mc_var=torch.where(chosen, other.log_px_mc_var, self.log_px_mc_var),
             log_px_bias=torch.where(chosen, other.log_px_bias, self.estimate.log_px_bias),
-            doubted=self.untrusted | found.images | found.together,
+            doubted=self.untrusted | larger.images | larger.together,
         )
         return replace(self, estimate=raised)
 
     def _with_second_opinion(self, opinion: SecondOpinion) -> "Gaps":
         """Return the gaps with the result of a second opinion."""
-        found = above(bound(self.log_px, self.log_px_mc_var), opinion)
-        missed = found.images if found.images.any() else found.images | found.together
+        larger = above(bound(self.log_px, self.log_px_mc_var), opinion)
+        missed = larger.images if larger.images.any() else larger.images | larger.together
         return replace(self._raised(opinion), missed=missed, blind=opinion.blind)
 
 
@@ -194,31 +195,16 @@ def gaps(
             if progress is not None:
                 progress(len(block))
     amortized, best, settled = zip(*parts, strict=True)
-    found = _gaps_of(*_joined(amortized), *_joined(best), torch.cat(settled).cpu())
+    split = _gaps_of(*_joined(amortized), *_joined(best), torch.cat(settled).cpu())
     opinion = second_opinion(model, guide, x, num_samples=second_opinion_samples(num_samples), seed=seed)
-    return found if opinion is None else found._with_second_opinion(opinion)
+    return split if opinion is None else split._with_second_opinion(opinion)
 
 
 def _joined(blocks: Sequence[ImportanceEstimate]) -> tuple[Estimate, Estimate]:
     """Join the estimates of blocks of images into log p(x) and the ELBO of all images."""
-
-    def all_of(name: str) -> Tensor:
-        return torch.cat([getattr(each, name) for each in blocks])
-
-    first = blocks[0]
-    log_px = Estimate(
-        estimator=first.estimator,
-        words=first.words,
-        num_samples=first.num_samples,
-        narrower=any(each.narrower for each in blocks),
-        log_px=all_of("log_px"),
-        log_px_mc_var=all_of("log_px_mc_var"),
-        log_px_bias=all_of("log_px_bias"),
-        ess=all_of("ess"),
-        khat=all_of("khat"),
-        largest=all_of("largest"),
-    )
-    return log_px, bound(all_of("elbo"), all_of("elbo_mc_var"))
+    whole = joined(blocks)
+    log_px = Estimate(**{each.name: getattr(whole, each.name) for each in fields(Estimate)})
+    return replace(log_px, narrower=any(block.narrower for block in blocks)), bound(whole.elbo, whole.elbo_mc_var)
 
 
 def _gaps_of(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Estimate, settled: Tensor) -> Gaps:
@@ -227,7 +213,7 @@ def _gaps_of(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Est
     # The encoder's context is a member of the family, too. If it is better than the result of the search, it is the
     # best one.
     kept = above(best_elbo, elbo).images | above_in_mean(best_elbo, elbo)
-    found = Gaps(
+    split = Gaps(
         estimate=better,
         elbo=elbo.log_px,
         best_elbo=torch.where(kept, elbo.log_px, best_elbo.log_px),
@@ -235,7 +221,7 @@ def _gaps_of(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Est
         best_elbo_mc_var=torch.where(kept, elbo.log_px_mc_var, best_elbo.log_px_mc_var),
         settled=settled,
     )
-    return found._raised(bound(other.log_px, other.log_px_mc_var))
+    return split._raised(bound(other.log_px, other.log_px_mc_var))
 
 
 def check_guide(pair: Pair, guide: Any) -> None:
@@ -311,18 +297,18 @@ def optimize_contexts(
     moving = [start.clone().requires_grad_(), *weights]
     adam = torch.optim.Adam(moving, lr=search.learning_rate)
     pair = Pair.read(model, at, x, start)
-    kept = [each.detach().clone() for each in moving]
+    kept = [parameter.detach().clone() for parameter in moving]
     best = torch.full_like(x[:, 0], -math.inf)
     waited = torch.zeros_like(best)
     rows = torch.arange(len(x), device=x.device)  # images that have not converged
     for _ in range(search.most_windows):
         bound = torch.zeros_like(rows, dtype=x.dtype)
-        averages = [torch.zeros_like(each) for each in moving]
+        averages = [torch.zeros_like(parameter) for parameter in moving]
         for _ in range(search.window):
             elbo = pair.terms(x[rows], moving[0], num_samples=search.num_samples).elbo
             bound += elbo.detach() / search.window
-            for average, each in zip(averages, moving, strict=True):
-                average += each.detach() / search.window
+            for average, parameter in zip(averages, moving, strict=True):
+                average += parameter.detach() / search.window
             adam.zero_grad()
             (-elbo.sum()).backward(inputs=moving)
             adam.step()

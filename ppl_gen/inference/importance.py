@@ -122,42 +122,42 @@ class ImportanceEstimate(Estimate):
 
     def more_entries(self, name: str) -> dict[str, Any]:
         """The ELBO with its terms, the bounds, the diagnostics and the second opinion."""
-        found: dict[str, Any] = {
+        entries: dict[str, Any] = {
             "elbo": mean_entry(self.elbo, mc_se=mean_mc_se(self.elbo_mc_var)),
             "reconstruction": mean_entry(self.reconstruction),
             "kl": mean_entry(self.kl),
         }
         if self.kl_analytic is not None:
-            found["kl_analytic"] = mean_entry(self.kl_analytic)
-            found["elbo_analytic_kl"] = mean_entry(self.reconstruction - self.kl_analytic)
-        found["iwae"] = {str(k): mean_entry(values) for k, values in self.iwae.items()}
-        found["iwae_jackknife"] = {str(k): mean_entry(values) for k, values in self.iwae_jackknife.items()}
-        found |= {"ess": median_and_least(self.ess), "khat": khat_entry(self, self.khat)}
+            entries["kl_analytic"] = mean_entry(self.kl_analytic)
+            entries["elbo_analytic_kl"] = mean_entry(self.reconstruction - self.kl_analytic)
+        entries["iwae"] = {str(k): mean_entry(values) for k, values in self.iwae.items()}
+        entries["iwae_jackknife"] = {str(k): mean_entry(values) for k, values in self.iwae_jackknife.items()}
+        entries |= {"ess": median_and_least(self.ess), "khat": khat_entry(self, self.khat)}
         if self.narrower:
-            found["narrower"] = True
+            entries["narrower"] = True
         if self.second_opinion is not None:
-            found["second_opinion"] = self.second_opinion.entry_on(self)
+            entries["second_opinion"] = self.second_opinion.entry_on(self)
         active = self.active_units
         if self.latent_mean and len(self.elbo) > 1 and active is not None:
-            found["active_units"] = active
-        return found
+            entries["active_units"] = active
+        return entries
 
     def variables(self, name: str) -> dict[str, Variable]:
-        found = {
+        variables = {
             "elbo": Variable(self.elbo, "ELBO"),
             "reconstruction": Variable(self.reconstruction, "E[log p(x|z)]"),
             "kl": Variable(self.kl, "E[log q(z|x) - log p(z)]"),
             "elbo_mc_se": Variable(self.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO"),
         }
         if self.kl_analytic is not None:
-            found["kl_analytic"] = Variable(self.kl_analytic, "KL(q(z|x) || p(z))")
-        found |= self.log_px_variables(f"log_px_{name}") | self.diagnostic_variables("")
+            variables["kl_analytic"] = Variable(self.kl_analytic, "KL(q(z|x) || p(z))")
+        variables |= self.log_px_variables(f"log_px_{name}") | self.diagnostic_variables("")
         if self.largest is not None:
             title = "share of the sum of importance weights in the largest"
-            found["largest_weight"] = Variable(self.largest, title, "1")
+            variables["largest_weight"] = Variable(self.largest, title, "1")
         if self.second_opinion is not None:
-            found |= self.second_opinion.variables("second_opinion")
-        return found
+            variables |= self.second_opinion.variables("second_opinion")
+        return variables
 
     def rows(self) -> list[Row]:
         return [
@@ -231,29 +231,29 @@ def log_marginal_likelihood(
         blocks = _blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size, analytic_kl=True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
         about: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
-        found = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(parts, len(x), progress))
+        estimate = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(parts, len(x), progress))
         if pair.exceeds_prior:
-            found = _without_bounds(found)
+            estimate = _without_bounds(estimate)
         if ask_again:
             from ppl_gen.inference.proposals import second_opinion, second_opinion_samples  # it imports this module
 
             few = second_opinion_samples(num_samples)
             opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **kwargs)
-            found = replace(found, second_opinion=opinion)
-        return found
+            estimate = replace(estimate, second_opinion=opinion)
+        return estimate
 
 
-def _without_bounds(found: ImportanceEstimate) -> ImportanceEstimate:
+def _without_bounds(estimate: ImportanceEstimate) -> ImportanceEstimate:
     """Correct the bounds of a guide with mass where the prior has none. Its ELBO is -inf; and so is E[L_k], because all
     k samples may fall there, even if none of those drawn did."""
-    infinite = torch.full_like(found.elbo, math.inf)
+    infinite, whole = torch.full_like(estimate.elbo, math.inf), estimate.num_samples
     return replace(
-        found,
+        estimate,
         elbo=-infinite,
         kl=infinite,
         elbo_mc_var=torch.full_like(infinite, math.nan),
-        iwae={k: bound if k == found.num_samples else -infinite for k, bound in found.iwae.items()},
-        iwae_jackknife={k: bound if k == found.num_samples else -infinite for k, bound in found.iwae_jackknife.items()},
+        iwae={k: bound if k == whole else -infinite for k, bound in estimate.iwae.items()},
+        iwae_jackknife={k: bound if k == whole else -infinite for k, bound in estimate.iwae_jackknife.items()},
     )
 
 

@@ -144,8 +144,8 @@ def importance_imputation(
         whole = log_marginal_likelihood(model, guide, x, num_samples=num_samples, progress=progress, ask_again=False)
         pair = Pair.read(visible_model, visible_guide, x, context)
         means, draws = [], []
-        for block, given in _paired(x, context, max(1, CHUNK_SIZE // num_samples)):
-            terms = pair.terms(block, given, num_samples=num_samples)
+        for block, contexts in _paired(x, context, max(1, CHUNK_SIZE // num_samples)):
+            terms = pair.terms(block, contexts, num_samples=num_samples)
             z = terms.latents["z"].reshape(num_samples, len(block), *pair.event_shapes["z"])
             weights = terms.log_weight.softmax(0)  # [samples, images]
             mean = torch.einsum("si,sid->id", weights, model.likelihood(z).mean)

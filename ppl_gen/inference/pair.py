@@ -123,10 +123,10 @@ class Pair:
     """Names of the guide's sites whose samples are reparametrized except for a discrete choice, such as a mixture's."""
     scales: Mapping[str, Tensor | float]
     """Scale of each site with a scale other than 1."""
-    bounded: frozenset[str]
+    may_leave_support: frozenset[str]
     """Names of the model's sites whose value may be outside their support: latent sites that the guide may draw there,
     and observed sites whose support depends on z."""
-    bounded_guide: frozenset[str]
+    guide_may_miss: frozenset[str]
     """Names of the guide's sites whose support may exclude values of the prior."""
     exceeds_prior: bool = False
     """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
@@ -220,7 +220,7 @@ class Pair:
         """log q(z | x) [samples, images] at values from `draw`; -inf outside of the guide's support."""
         guide, _, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
         trace = trace_of(poutine.condition(guide, values), batch)
-        return self._total(trace, self.latent, (num_samples, len(x)), self.bounded_guide)
+        return self._total(trace, self.latent, (num_samples, len(x)), self.guide_may_miss)
 
     def dream(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """log q(z | x') [images] for z and x' drawn from the model, as many as there are in x: the sleep phase of
@@ -231,7 +231,7 @@ class Pair:
         drawn = _drawn_images(self, x, args, kwargs)
         batch = Batch(drawn.nodes[self.image]["value"], args, kwargs)
         trace = trace_of(poutine.replay(self.guide, trace=drawn), batch)
-        return self._total(trace, self.latent, (1, len(x)), self.bounded_guide).flatten()
+        return self._total(trace, self.latent, (1, len(x)), self.guide_may_miss).flatten()
 
     def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
         """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
@@ -268,7 +268,7 @@ class Pair:
         :param shape: numbers of samples and images.
         """
         drawn = self.proposal(traces)
-        if not torch.is_grad_enabled() and not self.bounded.intersection(self.latent):
+        if not torch.is_grad_enabled() and not self.may_leave_support.intersection(self.latent):
             for trace, who in ((drawn, self.guide_name), (traces.model, self.model_name)):
                 _check_arguments(trace, who)
         kl = None
@@ -299,22 +299,23 @@ class Pair:
         return {name: trace.nodes[name]["value"] for name in self.latent}
 
     def _total(
-        self, trace: poutine.Trace, names: Iterable[str], shape: tuple[int, int], bounded: frozenset[str]
+        self, trace: poutine.Trace, names: Iterable[str], shape: tuple[int, int], checked: frozenset[str]
     ) -> Tensor:
-        """The joint log-density [samples, images] of some sites. For those in `bounded`, it is -inf outside their
+        """The joint log-density [samples, images] of some sites. For those in `checked`, it is -inf outside their
         support."""
         parts = []
         for name in names:
             site = trace.nodes[name]
-            log_prob = log_prob_within(site, masked_log_prob) if name in bounded else masked_log_prob(site)
+            log_prob = log_prob_within(site, masked_log_prob) if name in checked else masked_log_prob(site)
             parts.append(self.per_image(site, log_prob))
         return add(parts).reshape(shape)
 
     def _model_totals(self, trace: poutine.Trace, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) [samples, images]."""
-        likelihood, prior = (self._total(trace, names, shape, self.bounded) for names in (self.observed, self.latent))
+        checked = self.may_leave_support
+        likelihood, prior = (self._total(trace, names, shape, checked) for names in (self.observed, self.latent))
         # Where p(z) = 0, p(x | z) may be NaN. The weight is 0 for any p(x | z).
-        if self.bounded.intersection(self.latent):
+        if checked.intersection(self.latent):
             likelihood = likelihood.masked_fill((prior == -math.inf) & ~likelihood.isfinite(), 0.0)
         return likelihood, prior
 

@@ -135,16 +135,16 @@ class SecondOpinion(Estimate):
 
     def entry_on(self, other: Estimate) -> dict[str, Any]:
         """The entry in `evaluation.json`: the comparison with another estimate."""
-        found = above(other, self)
-        by = (self.log_px - other.log_px)[found.images]
+        larger = above(other, self)
+        by = (self.log_px - other.log_px)[larger.images]
         return mean_entry(
             self.log_px,
             mc_se=self.mc_se,
             num_samples=self.num_samples,
-            at_least=found.any,
-            fraction_beyond_errors=share(found.images),
+            at_least=larger.any,
+            fraction_beyond_errors=share(larger.images),
             **({"nats_beyond_errors": float(by.mean())} if len(by) else {}),
-            together_beyond_errors=found.together,
+            together_beyond_errors=larger.together,
             fraction_blind=share(self.blind),
             visible_mass=self.visible_mass,
         )

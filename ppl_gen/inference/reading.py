@@ -29,7 +29,7 @@ from ppl_gen.inference.callables import (
     reading,
     take,
 )
-from ppl_gen.inference.coverage import bounded_sites, compare_supports
+from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function
 from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
@@ -43,17 +43,17 @@ _COUNTS = (2, 3, 5)  # numbers of images; the plate whose size equals each of th
 
 def read(model: Any, guide: Any, batch: Batch) -> Pair:
     """Make a `Pair`, as `Pair.read` describes."""
-    given = _functions_of(model, guide, batch)
+    functions = _functions_of(model, guide, batch)
     x = batch.x
     if len(x) == 0:
         raise BadInput("there are no images")
     with reading(model, guide), forked_rng(x), matmul_precision():
-        plate, traces = _plate_of_images(given, batch)
-        _check_sites(given, traces)
-        _check_plates(given, traces, plate)
-        _check_shapes(given, traces)
-        _check_dimensions(given, traces, plate)
-        pair = _pair_of(given, traces, plate, batch)
+        plate, traces = _plate_of_images(functions, batch)
+        _check_sites(functions, traces)
+        _check_plates(functions, traces, plate)
+        _check_shapes(functions, traces)
+        _check_dimensions(functions, traces, plate)
+        pair = _pair_of(functions, traces, plate, batch)
         check_independence(pair, batch)
         pair = replace(pair, vectorized=can_vectorize_samples(pair, batch))
         return compare_supports(pair, batch)
@@ -94,51 +94,51 @@ def _functions_of(model: Any, guide: Any, batch: Batch) -> _Functions:
 # The plate of images -----------------------------------------------------------------------------------------------
 
 
-def _plate_of_images(given: _Functions, batch: Batch) -> tuple[CondIndepStackFrame, Traces]:
+def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStackFrame, Traces]:
     """Find the plate of images: it is around all observed sites, and its size is the number of images in several runs.
     Returns it with the traces of the last run, on 5 images."""
     candidates = []
     for count in _COUNTS:
         rows = torch.arange(count, device=batch.x.device) % len(batch.x)
-        traces = _first_traces(given, take(rows, *batch), batch)
+        traces = _first_traces(functions, take(rows, *batch), batch)
         observed = [site for site in sample_sites(traces.model) if site["is_observed"]]
         if not observed:
-            raise BadInput(f"{given.model_name} observes nothing: give its image site obs=x")
+            raise BadInput(f"{functions.model_name} observes nothing: give its image site obs=x")
         frames = set.intersection(*(set(site["cond_indep_stack"]) for site in observed))
         candidates.append({f.name: f for f in frames if f.vectorized and f.size == count})
     names = set.intersection(*(set(found) for found in candidates))
     if len(names) != 1:
         raise BadInput(
-            f"{given.model_name}: its observed sites share no plate over the images; sample them in one vectorized "
+            f"{functions.model_name}: its observed sites share no plate over the images; sample them in one vectorized "
             "`with pyro.plate('data', len(x)):`"
         )
     return candidates[-1][names.pop()], traces
 
 
-def _first_traces(given: _Functions, batch: Batch, whole: Batch) -> Traces:
+def _first_traces(functions: _Functions, batch: Batch, whole: Batch) -> Traces:
     """Run the pair on a few images. An error in a user's code becomes a `BadInput`.
 
     :param whole: all images, for a hint in messages.
     """
-    who = given.guide_name  # the function that runs, for the message if it fails
+    who = functions.guide_name  # the function that runs, for the message if it fails
     try:
-        guide_trace = trace_of(given.guide, batch)
-        who = given.model_name
+        guide_trace = trace_of(functions.guide, batch)
+        who = functions.model_name
         # First without replay: if the model fails on the guide's values, the reason may be a shape that differs.
-        _check_shapes(given, Traces(guide_trace, trace_of(given.model, batch)))
-        return replayed(given.guide, given.model, batch)
+        _check_shapes(functions, Traces(guide_trace, trace_of(functions.model, batch)))
+        return replayed(functions.guide, functions.model, batch)
     except BadInput:
         raise
     except Exception as error:
-        hint = _hint_of_rows(given, who, whole)
+        hint = _hint_of_rows(functions, who, whole)
         raise BadInput(f"{who} fails on {len(batch.x)} images: {describe(error)}{hint}") from error
 
 
-def _hint_of_rows(given: _Functions, who: str, whole: Batch) -> str:
+def _hint_of_rows(functions: _Functions, who: str, whole: Batch) -> str:
     """A hint for a function that runs on all images but fails on a few of them; else an empty string."""
     try:
-        with pyro.get_param_store().scope(given.parameters):
-            trace_of(given.guide if who == given.guide_name else given.model, whole)
+        with pyro.get_param_store().scope(functions.parameters):
+            trace_of(functions.guide if who == functions.guide_name else functions.model, whole)
     except Exception:  # it fails on all images too
         return ""
     return (
@@ -166,31 +166,33 @@ def _is_enumerated(traces: Traces) -> bool:
     return bool(latent) and not _latent(traces.guide) and _marked(traces.model) == latent
 
 
-def _check_sites(given: _Functions, traces: Traces) -> None:
+def _check_sites(functions: _Functions, traces: Traces) -> None:
     """Refuse a guide that does not sample exactly the model's latent sites; or none, if all are enumerated."""
     latent, proposed = _latent(traces.model), _latent(traces.guide)
     for name in [] if _is_enumerated(traces) else latent:
         if not proposed:
             raise BadInput(
-                f"{given.guide_name} does not sample '{name}' of {given.model_name}, and it is not enumerated: that "
-                'takes finite support and infer={"enumerate": "parallel"}'
+                f"{functions.guide_name} does not sample '{name}' of {functions.model_name}, and it is not enumerated: "
+                'that takes finite support and infer={"enumerate": "parallel"}'
             )
         if name not in proposed:
             marked = name in _marked(traces.model)
             hint = "; a guide samples all latent sites, or none if all are enumerated" if marked else ""
             raise BadInput(
-                f"{given.guide_name} does not sample '{name}', a latent site of {given.model_name}, but "
+                f"{functions.guide_name} does not sample '{name}', a latent site of {functions.model_name}, but "
                 f"{', '.join(map(repr, proposed))}{hint}"
             )
     for name in proposed:
         if name not in latent:
-            raise BadInput(f"{given.guide_name} samples '{name}', which is no latent site of {given.model_name}")
+            raise BadInput(
+                f"{functions.guide_name} samples '{name}', which is no latent site of {functions.model_name}"
+            )
 
 
-def _check_plates(given: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
+def _check_plates(functions: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
     """Refuse a latent site, in model or guide, outside the plate of images."""
     latent = _latent(traces.model)
-    for trace, who in ((traces.model, given.model_name), (traces.guide, given.guide_name)):
+    for trace, who in ((traces.model, functions.model_name), (traces.guide, functions.guide_name)):
         for name in (name for name in latent if name in trace.nodes):
             plates = [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]
             if plate.name not in plates:
@@ -205,39 +207,39 @@ def _check_plates(given: _Functions, traces: Traces, plate: CondIndepStackFrame)
 # Shapes ------------------------------------------------------------------------------------------------------------
 
 
-def _check_shapes(given: _Functions, traces: Traces) -> None:
+def _check_shapes(functions: _Functions, traces: Traces) -> None:
     """Refuse sites without a density, and sites whose event shape or kind differs between model, guide and value."""
     for site in sample_sites(traces.guide):
         if site["is_observed"]:
-            raise BadInput(f"{given.guide_name} observes '{site['name']}': a guide samples, without obs=")
-        _check_density(site, given.guide_name)
+            raise BadInput(f"{functions.guide_name} observes '{site['name']}': a guide samples, without obs=")
+        _check_density(site, functions.guide_name)
         if site["name"] in traces.model.nodes:
-            _check_same_events(given, site, traces.model.nodes[site["name"]])
+            _check_same_events(functions, site, traces.model.nodes[site["name"]])
     for site in sample_sites(traces.model):
         if not site["is_observed"] or any(isinstance(part, dist.Delta) for part in supports.parts(site["fn"])):
-            _check_density(site, given.model_name)
+            _check_density(site, functions.model_name)
         event = tuple(site["fn"].event_shape)
         if site["is_observed"] and event and tuple(site["value"].shape[-len(event) :]) != event:
             raise BadInput(
-                f"{given.model_name}: site '{site['name']}' has event shape {event}, and what it observes the shape "
-                f"{tuple(site['value'].shape)}; a constructor is given data_dim and data_shape if it asks"
+                f"{functions.model_name}: site '{site['name']}' has event shape {event}, and what it observes the "
+                f"shape {tuple(site['value'].shape)}; a constructor is given data_dim and data_shape if it asks"
             )
 
 
-def _check_same_events(given: _Functions, q: Site, p: Site) -> None:
+def _check_same_events(functions: _Functions, q: Site, p: Site) -> None:
     """Refuse a latent site whose event shape, or whose kind (discrete or continuous), differs in model and guide."""
     ours, theirs = (tuple(site["fn"].event_shape) for site in (q, p))
     if ours != theirs:
         raise BadInput(
-            f"{given.guide_name} does not fit {given.model_name}: site '{q['name']}' has event shape {ours} in the "
-            f"guide and {theirs} in the model"
+            f"{functions.guide_name} does not fit {functions.model_name}: site '{q['name']}' has event shape {ours} in "
+            f"the guide and {theirs} in the model"
         )
     both = (q["fn"], p["fn"])
-    kinds = ["discrete" if is_discrete(each) else "continuous" for each in both]
-    if kinds[0] != kinds[1] and all(support(each) is not None for each in both):
+    kinds = ["discrete" if is_discrete(distribution) else "continuous" for distribution in both]
+    if kinds[0] != kinds[1] and all(support(distribution) is not None for distribution in both):
         raise BadInput(
-            f"{given.guide_name} does not fit {given.model_name}: site '{q['name']}' is {kinds[0]} in the guide and "
-            f"{kinds[1]} in the model"
+            f"{functions.guide_name} does not fit {functions.model_name}: site '{q['name']}' is {kinds[0]} in the "
+            f"guide and {kinds[1]} in the model"
         )
 
 
@@ -256,11 +258,11 @@ def _max_plate_nesting(traces: Traces) -> int:
     return -min(frame.dim for trace in traces for site in sample_sites(trace) for frame in plates_of(site))
 
 
-def _check_dimensions(given: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
+def _check_dimensions(functions: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
     """Refuse a site whose log-density has a dimension of size above 1 left of all plates. It arises where a value
     broadcasts against a distribution by mistake, for example to all pairs of images. Refuse also a plate that
     subsamples its elements, because log p(x) is of all of them."""
-    for trace, who in ((traces.model, given.model_name), (traces.guide, given.guide_name)):
+    for trace, who in ((traces.model, functions.model_name), (traces.guide, functions.guide_name)):
         for site in sample_sites(trace):
             try:
                 shape = tuple(log_prob_within(site, masked_log_prob).shape)
@@ -283,7 +285,7 @@ def _check_dimensions(given: _Functions, traces: Traces, plate: CondIndepStackFr
 # The pair ----------------------------------------------------------------------------------------------------------
 
 
-def _pair_of(given: _Functions, traces: Traces, plate: CondIndepStackFrame, batch: Batch) -> Pair:
+def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, batch: Batch) -> Pair:
     """The pair with the properties that these traces show. Later steps of `read` set the rest."""
     sites = sample_sites(traces.model)
     observed = [site for site in sites if site["is_observed"]]
@@ -293,11 +295,11 @@ def _pair_of(given: _Functions, traces: Traces, plate: CondIndepStackFrame, batc
     likelihoods = [site["fn"] for site in observed if not isinstance(site["fn"], dist.Unit)]  # Unit is of pyro.factor
     scales = {s["name"]: s["scale"] for trace in traces for s in sample_sites(trace) if _is_scaled(s)}
     pair = Pair(
-        model=given.model,
-        guide=given.guide,
-        guide_module=given.guide_module,
-        model_name=given.model_name,
-        guide_name=given.guide_name,
+        model=functions.model,
+        guide=functions.guide,
+        guide_module=functions.guide_module,
+        model_name=functions.model_name,
+        guide_name=functions.guide_name,
         plate=plate,
         max_plate_nesting=_max_plate_nesting(traces),
         observed=names,
@@ -313,12 +315,12 @@ def _pair_of(given: _Functions, traces: Traces, plate: CondIndepStackFrame, batc
         reparametrized=all(site["fn"].has_rsample for site in proposals.values()),
         scored=tuple(name for name, site in proposals.items() if score_function(site) is not None),
         scales=scales,
-        bounded=bounded_sites(given.model, traces, batch),
-        bounded_guide=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),
+        may_leave_support=sites_that_may_leave_support(functions.model, traces, batch),
+        guide_may_miss=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),
     )
     loose = {site["name"] for site in observed if not supports.is_fixed(site["fn"])}
     # A state of z that was not drawn may have another support. Enumeration visits all states.
-    if loose - pair.bounded and cheap_to_enumerate(pair):
+    if loose - pair.may_leave_support and cheap_to_enumerate(pair):
         with suppress(BadInput):  # raised again when log p(x) is asked for
             return sum_over_states(pair, batch.x, *batch.args, **batch.kwargs).pair
     return pair

@@ -62,12 +62,12 @@ class _ParamHandler(Messenger):
         name, initial = message["name"], message["args"][1] if len(message["args"]) > 1 else None
         table = next((table for table in self.tables if table.find(name) is not None), None)
         if table is not None:
-            found, constraint = table.find(name), message["kwargs"].get("constraint", constraints.real)
+            unconstrained, constraint = table.find(name), message["kwargs"].get("constraint", constraints.real)
             if type(constraint) is not type(table.constrained_to[name]):
                 constraint = table.constrained_to[name]
-            value = transform_to(constraint)(found)
+            value = transform_to(constraint)(unconstrained)
         elif isinstance(initial, nn.Parameter):  # a statement of pyro.module: the module's own parameter
-            found = value = initial
+            unconstrained = value = initial
         elif initial is None:  # a statement of a PyroModule, which puts its own parameters into the store
             return
         else:
@@ -75,7 +75,7 @@ class _ParamHandler(Messenger):
                 f"pyro.param('{name}') of {self.owner} did not exist when the pair was assembled: make all "
                 "statements at every call, or make it an nn.Parameter"
             )
-        value.unconstrained = lambda: found  # SVI reads it
+        value.unconstrained = lambda: unconstrained  # SVI reads it
         message["value"] = value
 
 
@@ -86,7 +86,7 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
     :param batch: three images, and their labels if the functions take them.
     :raises BadInput: for a parameter with a row for each image, and for a network that other runs share.
     """
-    own = {id(parameter) for module in (model, guide) for parameter in module.parameters()}
+    owned = {id(parameter) for module in (model, guide) for parameter in module.parameters()}
     tables: list[ParamStatements] = []
     stores: dict[int, Any] = {count: {"params": {}, "constraints": {}} for count in (2, 3)}
     for module, function in ((model, model.model), (guide, guide.guide)):
@@ -96,7 +96,7 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
         of_two, of_three = (store["params"] for store in stores.values())
         values, nets = {}, {}
         for name, value in of_two.items():
-            if id(value) in own or any(table.find(name) is not None for table in tables):
+            if id(value) in owned or any(table.find(name) is not None for table in tables):
                 continue
             net, of_net, path = name.partition("$$$")  # pyro.module joins the names so
             if name in of_three and of_three[name].shape != value.shape:
@@ -111,7 +111,7 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
         if values or nets:
             tables.append(ParamStatements(values, stores[2]["constraints"], nets))
             module.add_module("param_statements", tables[-1])
-            own |= {id(parameter) for net in nets.values() for parameter in net.parameters()}
+            owned |= {id(parameter) for net in nets.values() for parameter in net.parameters()}
     if tables:
         prior = dict(model.named_children()).get("swapped_prior")
         for module in (model, guide) if prior is None else (model, guide, prior):

@@ -232,16 +232,16 @@ def _admits(constraint: Constraint, value: Tensor, grey: bool) -> Tensor:
     base = _base(constraint)
     if isinstance(base, type(constraints.simplex)):
         tolerance = 1e-4 if value.dtype is not torch.float64 else 1e-6
-        found: Tensor = (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < tolerance)
-        return found
+        admitted: Tensor = (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < tolerance)
+        return admitted
     if admits_all_reals(constraint):
         return _all(value.isfinite(), constraint.event_dim)
     if grey and isinstance(base, type(constraints.boolean)):
         return _all((value >= 0) & (value <= 1), constraint.event_dim)
-    found = constraint.check(value)
+    admitted = constraint.check(value)
     if constraint.is_discrete and value.is_floating_point():
-        found = found & _all(value == value.round(), constraint.event_dim)
-    return found
+        admitted = admitted & _all(value == value.round(), constraint.event_dim)
+    return admitted
 
 
 def _all(found: Tensor, dims: int) -> Tensor:
@@ -344,9 +344,9 @@ def own_log_prob(distribution: Distribution, value: Tensor) -> Tensor | None:
         known = _reliable_support(component)
         if known is _UNKNOWN or (isinstance(known, Constraint) and admits_all_reals(known)):
             return None
-        found = _inside(component, padded)
-        own = own_log_prob(component, padded)
-        log_prob = component.log_prob(padded) if own is None else own
-        log_prob = log_prob if found is None else torch.where(found, log_prob, -math.inf)
+        supported = _inside(component, padded)
+        corrected = own_log_prob(component, padded)
+        log_prob = component.log_prob(padded) if corrected is None else corrected
+        log_prob = log_prob if supported is None else torch.where(supported, log_prob, -math.inf)
         return (log_prob + distribution.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
     return None

@@ -24,7 +24,6 @@ class BeliefNet(nn.Module):
     >>> net.model(n=2).shape
     torch.Size([2, 64])
 
-    :param data_dim: pixels of one image.
     :param data_mean: mean training pixel [data_dim]; c starts at its log-odds.
     :param latent_dim: number of units M.
     :param init_scale: standard deviation of W before training.

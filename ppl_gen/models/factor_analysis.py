@@ -24,7 +24,6 @@ class FactorAnalysis(nn.Module):
     >>> model.log_px(x).shape, model.weight.shape, model.psi.shape
     (torch.Size([5]), torch.Size([2, 16]), torch.Size([16]))
 
-    :param data_dim: pixels of an image.
     :param data_examples: training images [n, data_dim], whose PCA the parameters start from.
     :param data_mean: mean training pixel [data_dim], where mu starts.
     :param latent_dim: size of z.

@@ -30,7 +30,6 @@ class GAN(nn.Module):
     >>> x.shape, generator_loss.shape, discriminator_loss.shape
     (torch.Size([5, 64]), torch.Size([]), torch.Size([]))
 
-    :param data_shape: shape of one image.
     :param latent_dim: size of z.
     :param hidden_dims: units of the generator's hidden layers; the discriminator has them in reverse.
     :param network: mlp, with batch normalization in the generator; or conv, with stride-2 convolutions.

@@ -22,7 +22,6 @@ class HierarchicalVAE(nn.Module):
     >>> model.model(n=4).shape
     torch.Size([4, 64])
 
-    :param data_dim: pixels of an image.
     :param data_mean: mean training pixel [data_dim]; the output bias starts at its log-odds.
     :param latent_dims: sizes of z_1, z_2, ….
     :param hidden_dims: units of each of the two hidden layers between x and z_1, between z_1 and z_2, ….

@@ -32,7 +32,6 @@ class Mixture(nn.Module):
     >>> model.likelihood(torch.tensor([0, 2])).log_prob(torch.zeros(2, 64)).shape
     torch.Size([2])
 
-    :param data_dim: pixels of one image.
     :param data_examples: training images [images, data_dim] that the components start near; without them, w is noise.
     :param num_components: number of components K.
     :param init_scale: contrast of the images that the components start near.

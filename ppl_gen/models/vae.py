@@ -27,7 +27,6 @@ class VAE(nn.Module):
     >>> model.model(n=3).shape
     torch.Size([3, 64])
 
-    :param data_shape: shape of one image.
     :param data_mean: mean training pixel [data_dim]; the output bias starts at its log-odds.
     :param latent_dim: size of z.
     :param hidden_dims: units of the encoder's hidden layers, in its order; the decoder has them in reverse.

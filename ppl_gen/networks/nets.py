@@ -14,7 +14,7 @@ from ppl_gen.core.errors import require, require_choice
 Activation = Literal["relu", "tanh", "softplus", "sigmoid", "elu", "gelu", "silu", "leaky-relu"]
 Network = Literal["mlp", "conv"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
@@ -35,7 +35,7 @@ def activation(name: str) -> nn.Module:
     :raises BadInput: for an unknown name.
     """
     require_choice("activation", name, Activation)
-    return _ACTIVATIONS[name]()
+    return ACTIVATIONS[name]()
 
 
 @cache

@@ -17,7 +17,6 @@ class Flow(nn.Module):
     >>> z.shape, prior.log_prob(z).shape
     (torch.Size([5, 2]), torch.Size([5]))
 
-    :param latent_dim: size of z.
     :param num_transforms: number of couplings; they transform one half of z and the other in turn.
     :param transform_dims: units of each hidden layer of the networks in a coupling.
     :param num_bins: bins of a spline, which covers [-5, 5].

@@ -10,8 +10,6 @@ class StandardNormal(nn.Module):
 
     >>> StandardNormal(2).prior().log_prob(torch.zeros(2))  # -log(2 pi)
     tensor(-1.8379)
-
-    :param latent_dim: size of z.
     """
 
     loc: Tensor

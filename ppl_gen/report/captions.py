@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures import (
-    adversarial,
     bounds,
     images,
     imputations,
@@ -24,15 +23,8 @@ def captions(metrics: Sequence[Json] = (), summary: Json | None = None) -> dict[
     :param metrics: lines of the run's `metrics.jsonl`. Their numbers are put into the caption of the learning curves.
     :param summary: the run's `evaluation.json`. Its numbers are put into the captions of its pictures.
     """
-    curves = learning_curves.CAPTIONS
-    if metrics:
-        measured = metrics[-1]["train"]
-        if "elbo" in measured:
-            curves = learning_curves.captions(metrics)
-        elif "d_real" in measured:
-            curves = adversarial.CAPTIONS
     return {
-        **curves,
+        **(learning_curves.captions(metrics) if metrics else learning_curves.CAPTIONS),
         **(bounds.captions(summary) if summary and "iwae" in summary else bounds.CAPTIONS),
         **images.CAPTIONS,
         **latent.CAPTIONS,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_gen.experiment.run_directory import Json
+from ppl_gen.networks.nets import ACTIVATIONS
 
 LIMIT = 800_000
 """Largest number of characters that a decoder may have, in base64."""
@@ -41,16 +42,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "leaky-relu": lambda x, slope: F.leaky_relu(x, slope),
     "continuous-bernoulli": _continuous_bernoulli,
 }
-_NAMES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.Tanh: "tanh",
-    nn.Softplus: "softplus",
-    nn.Sigmoid: "sigmoid",
-    nn.ELU: "elu",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.LeakyReLU: "leaky-relu",
-}
+_NAMES = {module: name for name, module in ACTIVATIONS.items()}
 # Functions that turn a decoder's output into E[x | z], with the tolerance of the comparison with the model's own mean.
 # torch's mean of a continuous Bernoulli is off by up to 0.0034 in float32, near p = 1/2.
 _LINKS = {"identity": 1e-4, "sigmoid": 1e-4, "continuous-bernoulli": 4e-3}

@@ -20,8 +20,8 @@ def write_report(run: RunDirectory) -> None:
 
 def report(run: RunDirectory) -> str:
     """The page of a run as HTML."""
-    config, metrics, found = run.config, run.metrics(), results(run)
-    evaluation, shown = found.get("bounds"), sections(run, found)
+    config, metrics, contents = run.config, run.metrics(), results(run)
+    evaluation, shown = contents.get("bounds"), sections(run, contents)
     trained = f"{metrics[-1]['epoch']} epochs of training, {metrics[-1]['seconds']:.0f} s" if metrics else ""
     about = f"{config['data_name']}, binarization {config['data']['binarization']}"
     if evaluation is not None:
@@ -31,7 +31,7 @@ def report(run: RunDirectory) -> str:
         title=f"{table.title(config)}, on {config['data_name']}",
         lead=f"{about}; {trained}",
         sections=shown,
-        warnings=_warnings(config, found),
+        warnings=_warnings(config, contents),
         explored=run.read_json("explorer.json"),
         pictures=list(_pictures(run, evaluation or {}, metrics).values()),
         groups=_options(config),
@@ -67,12 +67,12 @@ def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
         known |= vars(module).get("CAPTIONS", {})
     if "iwae" not in summary:  # these pictures are of another evaluation
         files = {name: path for name, path in files.items() if name not in ("bound_against_k", "gap_histogram")}
-    found = Gallery()
+    gallery = Gallery()
     for name in sorted(files, key=[*known, *files].index):
         text = name.replace("_", " ")
-        own = Caption(text, f"A picture that the model has of its own: {text}")
-        found[name] = Picture.of(files[name].read_bytes(), known.get(name, own))
-    return found
+        caption = Caption(text, f"A picture that the model has of its own: {text}")
+        gallery[name] = Picture.of(files[name].read_bytes(), known.get(name, caption))
+    return gallery
 
 
 def _options(config: Json) -> dict[str, dict[str, str]]:

@@ -43,21 +43,21 @@ def draw_spliced(fitted: Fitted, found: Spliced) -> None:
     save(fitted.directory, "splice_power", power_against_size(found.summary["two_sample_test"]))
 
 
-def draw_responsibilities(fitted: Fitted, found: Responsibilities) -> None:
+def draw_responsibilities(fitted: Fitted, explained: Responsibilities) -> None:
     """Draw components beside the labels of their images, and images beside the components that explain them."""
-    shape, weights = fitted.data.shape, found.weights
-    components = pictures(found.means, shape)
-    if found.counts is not None:
+    shape, weights = fitted.data.shape, explained.weights
+    components = pictures(explained.means, shape)
+    if explained.counts is not None:
         first = np.argsort(-weights, kind="stable")[:MOST]
         names = [f"{k}: {weights[k]:.1%}" for k in first]
-        figure = components_by_label(found.counts[first], found.labels, names, components[first], len(weights))
+        figure = components_by_label(explained.counts[first], explained.labels, names, components[first], len(weights))
         save(fitted.directory, "components_by_label", figure)
-    entropy = torch.special.entr(found.probabilities).sum(1)
+    entropy = torch.special.entr(explained.probabilities).sum(1)
     uncertain = entropy.argsort(descending=True, stable=True)[:NUM_EXAMPLES]
     shown = torch.cat([torch.arange(NUM_EXAMPLES), uncertain])
-    top, index = found.probabilities[shown].topk(min(_COMPONENTS, len(weights)))
+    top, index = explained.probabilities[shown].topk(min(_COMPONENTS, len(weights)))
     names_of = [[str(int(k)) for k in row] for row in index]
-    images = pictures(found.x[shown.to(found.x.device)], shape)
+    images = pictures(explained.x[shown.to(explained.x.device)], shape)
     save(fitted.directory, "responsibilities", examples(images, components[index.numpy()], top.numpy(), names_of))
 
 

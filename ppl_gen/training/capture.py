@@ -72,17 +72,17 @@ class Captured:
         if tensors != [id(tensor) for tensor in self._tensors()]:
             raise BadInput("--capture: a buffer is assigned anew in each step; change it in place")
         try:
-            found = self.check(*other)
+            gradients = self.check(*other)
         except Failed as error:
             raise BadInput(str(error)) from error
         # Optimizers take a gradient with the strides of its parameter, and may change it in place. A gradient
         # with other strides, or with shared storage, is copied.
         others = [*other, *self.parameters, *modules.buffers()]
-        storages = [each.untyped_storage().data_ptr() for each in (*others, *found) if each is not None]
+        storages = [tensor.untyped_storage().data_ptr() for tensor in (*others, *gradients) if tensor is not None]
         self.copied = [
-            each is not None
-            and (each.stride() != parameter.stride() or storages.count(each.untyped_storage().data_ptr()) > 1)
-            for each, parameter in zip(found, self.parameters, strict=True)
+            gradient is not None
+            and (gradient.stride() != parameter.stride() or storages.count(gradient.untyped_storage().data_ptr()) > 1)
+            for gradient, parameter in zip(gradients, self.parameters, strict=True)
         ]
 
     def __call__(self, model: Any, guide: Any, *batch: Tensor) -> Tensor:
@@ -107,14 +107,14 @@ class Captured:
             value, *gradients = self._with_gradients(*batch)
             after = [tensor.detach().clone() for tensor in self._tensors()]
         with unchanged(self.modules), torch.no_grad():
-            again, *found = self.graph(*batch)
+            again, *recorded = self.graph(*batch)
             moved = all(map(_moved_alike, self._tensors(), after, before))
-        if not (moved and all(map(_alike, (again, *found), (value, *gradients)))):
+        if not (moved and all(map(_alike, (again, *recorded), (value, *gradients)))):
             raise Failed(
                 "--capture: the pair does not compute what was recorded of it: it depends on something besides "
                 "tensors, such as a number of steps, or on values as numbers; train it without --capture"
             )
-        return found
+        return recorded
 
     def _tensors(self) -> list[Tensor]:
         return [*self.modules.parameters(), *self.modules.buffers()]

@@ -267,7 +267,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
         and for an objective that is not finite.
     """
     pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
-    own = {id(parameter) for parameter in modules.parameters()}
+    owned = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), unchanged(modules):  # restores batch statistics and generators, too
         torch.manual_seed(0)
         compute = partial(_loss(assembled), *batch)
@@ -279,7 +279,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
                 loss = compute()
         for name, site in trace.trace.nodes.items():
             trained = site["type"] == "param" and site["value"].requires_grad
-            if trained and id(site["value"].unconstrained()) not in own:
+            if trained and id(site["value"].unconstrained()) not in owned:
                 raise BadInput(
                     f"pyro.param('{name}') was created after the pair was built: make it an nn.Parameter of "
                     "model or guide"
@@ -313,20 +313,20 @@ def _check_owned(loss: Tensor, called: list[nn.Module], compute: Callable[[], Te
     :param compute: computes the loss again. A leaf of one computation alone is no weight: a guide may improve contexts
         by gradient steps.
     """
-    own = {id(each) for each in (*modules.parameters(), *modules.modules())}
-    others = [module for module in called if id(module) not in own]
-    found = [f"a {type(module).__name__}" for module in others if isinstance(module, _NormBase | _DropoutNd)]
-    leaves = [leaf for leaf in _leaves(loss) if id(leaf) not in own]
+    owned = {id(each) for each in (*modules.parameters(), *modules.modules())}
+    others = [module for module in called if id(module) not in owned]
+    outside = [f"a {type(module).__name__}" for module in others if isinstance(module, _NormBase | _DropoutNd)]
+    leaves = [leaf for leaf in _leaves(loss) if id(leaf) not in owned]
     if leaves:
         with unchanged(modules):
             kept = {id(leaf) for leaf in _leaves(compute())}
         for leaf in leaves:
             owners = [part for part in others if any(leaf is each for each in part.parameters(recurse=False))]
             of = f" of a {type(owners[0]).__name__}" if owners else ""
-            found += [f"weights {tuple(leaf.shape)}{of}"] if id(leaf) in kept else []
-    if found:
+            outside += [f"weights {tuple(leaf.shape)}{of}"] if id(leaf) in kept else []
+    if outside:
         raise BadInput(
-            f"the loss depends on {found[0]} outside of model and guide, which is not trained, saved or put into "
+            f"the loss depends on {outside[0]} outside of model and guide, which is not trained, saved or put into "
             "eval mode with them: make it part of one of them in its constructor, self.net = …"
         )
 

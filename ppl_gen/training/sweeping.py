@@ -147,11 +147,11 @@ def _chosen(
     chosen: list[str] = []
     label: list[str] = []
     if guide is not None:
-        name, *own = guide.split(",")
-        if not all("=" in option for option in own):
+        name, *options = guide.split(",")
+        if not all("=" in option for option in options):
             raise BadInput(f"--guides {guide}: expected options of the guide after the comma, as in flow,transform=iaf")
-        chosen += ["--guide", name, *(f"--guide.{option}" for option in own)]
-        label += [name, *(option.partition("=")[2] for option in own)]
+        chosen += ["--guide", name, *(f"--guide.{option}" for option in options)]
+        label += [name, *(option.partition("=")[2] for option in options)]
     if objective is not None:
         name, particles = _with_particles(objective)
         chosen += ["--objective", name, *(["--num-particles", particles] if particles else [])]
@@ -217,34 +217,34 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
                     _interrupt(running)
                 while waiting and len(running) < jobs and not stopping:
                     running.append(_start(waiting.pop(0), threads, lock))
-                for each in [each for each in running if each.process.poll() is not None]:
-                    running.remove(each)
-                    name, took = each.planned.name, time.perf_counter() - each.start
+                for child in [child for child in running if child.process.poll() is not None]:
+                    running.remove(child)
+                    name, took = child.planned.name, time.perf_counter() - child.start
                     left = len(waiting) + len(running)
-                    if each.process.returncode == 0:
+                    if child.process.returncode == 0:
                         seconds.append(took)
                         rest = f", about {_duration(sum(seconds) / len(seconds) * left / jobs)}" if left else ""
                         say(f"done      {name} in {_duration(took)}; {left} left{rest}")
                     elif not stopping:
-                        failures[name] = _last_line(each.planned, each.process.returncode)
+                        failures[name] = _last_line(child.planned, child.process.returncode)
                         say(f"failed    {name} after {_duration(took)}; {left} left")
                 time.sleep(0.1)
         finally:  # a second interrupt ends up here with processes running, and is passed on to them
             _interrupt(running)
-            for each in running:
-                each.process.wait()
+            for child in running:
+                child.process.wait()
     if stopping:
         raise KeyboardInterrupt("the same command continues")
     return failures
 
 
 def _start(planned: Planned, threads: int, lock: int) -> _Running:
-    own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     say(f"{'continue' if planned.path.exists() else 'start':<10}{planned.name}")
     with open(planned.log, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ppl_gen.fit", *planned.arguments],
-            env=os.environ | own,
+            env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -102,10 +102,10 @@ def test_one_process_is_by_itself() -> None:
 
 def test_parts_are_joined_in_order() -> None:
     parts = [{"x": torch.arange(2), "of": Config(), "n": 3}, None, {"x": torch.arange(2, 5), "of": Config(), "n": 3}]
-    joined = parallel._joined(parts)
+    joined = parallel.joined(parts)
     assert joined["x"].tolist() == [0, 1, 2, 3, 4]
     assert joined["of"] == Config() and joined["n"] == 3
-    assert parallel._joined([None, None]) is None
+    assert parallel.joined([None, None]) is None
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])

@@ -21,7 +21,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.data.loading import fingerprint, load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.loading import load
+from ppl_gen.experiment.fitted import load
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,8 +10,7 @@ from estimates import ONE, low
 from fits import PLAIN
 
 from ppl_gen import evaluate, fit
-from ppl_gen.evaluation.gap_split import gap_parts, split_gap
-from ppl_gen.evaluation.gap_table import gap_rows
+from ppl_gen.evaluation.gap_split import gap_parts, gap_rows, split_gap
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.annealed import Annealing

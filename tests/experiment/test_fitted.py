@@ -1,11 +1,13 @@
-"""A run that is opened: with which code and which images."""
+"""A run that is opened is the run that was fitted: with which code and which images."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
+import ppl_gen
 from ppl_gen import compare, evaluate, fit
 
 Call = Callable[..., tuple[int, str, str]]
@@ -41,3 +43,19 @@ def test_a_run_directory_cannot_name_code(elsewhere: Path, finished: Path, call:
         status, _, err = call(evaluate.command, "run")
         assert status == 2 and f"name it again: --{kind} evil.py:Code" in err
     assert not Path("ran").exists()
+
+
+def test_load_gives_the_pair_that_was_evaluated(finished: Path) -> None:
+    model, guide, data, config = ppl_gen.load(finished)
+    assert config["model"] == "vae" and data.name == "digits"
+    summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    result = ppl_gen.log_marginal_likelihood(model, guide, data.targets("test"), num_samples=50)
+    assert result.log_px.mean().item() == summary["log_px"]["mean"]
+    assert "by importance sampling, S = 50" in str(result)
+
+
+def test_loaded_modules_are_for_evaluation(finished: Path) -> None:
+    """Not in training mode, whatever their parts do in it."""
+    model, guide, _, _ = ppl_gen.load(finished)
+    assert not any(module.training for part in (model, guide) for module in part.modules())

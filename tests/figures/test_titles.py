@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.figures.images import through_training
 from ppl_gen.figures.latent import Points, latent_space
-from ppl_gen.figures.learning_curves import learning_curves
+from ppl_gen.figures.learning_curves import adversarial_curves, learning_curves
 
 
 def boxes(figure: Figure) -> list[Any]:

@@ -41,7 +41,8 @@ def test_what_is_known_of_a_pair() -> None:
     assert (pair.observed, pair.image, pair.latent) == (("pixels",), "pixels", ("y", "z"))
     assert pair.event_shapes == {"y": (), "z": (3,)} and pair.num_states is None
     assert pair.discrete and pair.masked and pair.reparametrized and pair.vectorized
-    assert not (pair.unbounded or pair.enumerated or pair.exceeds_prior or pair.narrower or pair.scored or pair.bounded)
+    assert not (pair.unbounded or pair.enumerated or pair.exceeds_prior or pair.narrower or pair.scored)
+    assert not pair.may_leave_support
     assert pair.scales == {"pixels": 0.5}
 
 

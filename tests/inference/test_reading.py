@@ -128,7 +128,7 @@ def test_a_support_of_a_state_that_no_draw_had(flatten: bool) -> None:
     x = torch.tensor([3.0, 7.0], dtype=torch.float64)
     with evaluating():
         pair = Pair.read(model, Enumerated(), x)
-        assert pair.bounded == {"x"}
+        assert pair.may_leave_support == {"x"}
         assert check_images(pair, x) == "probability"
 
 
@@ -142,6 +142,6 @@ def test_one_support_of_all_states_is_no_excuse() -> None:
 
     with evaluating():
         pair = Pair.read(model, Enumerated(), number(0.5).expand(3))
-        assert not pair.bounded
+        assert not pair.may_leave_support
         with pytest.raises(BadInput, match="image 1 is impossible"):
             check_images(pair, torch.tensor([0.5, 2.0], dtype=torch.float64))

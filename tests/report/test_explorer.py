@@ -22,7 +22,7 @@ from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.gan import GAN
 from ppl_gen.models.vae import VAE
-from ppl_gen.networks.nets import _ACTIVATIONS
+from ppl_gen.networks.nets import ACTIVATIONS
 from ppl_gen.report import page
 from ppl_gen.report.explorer import LIMIT, explorer, find_decoder, mean_image, read_layers
 from ppl_gen.report.run_page import report
@@ -55,7 +55,7 @@ def models() -> dict[str, nn.Module]:
     made: dict[str, nn.Module] = {}
     for output in ("bernoulli", "normal", "continuous-bernoulli"):
         made[output] = VAE((8, 8), DIGITS.mean(), latent_dim=SIZE, hidden_dims=(9, 16), likelihood=output)
-    for name in _ACTIVATIONS:
+    for name in ACTIVATIONS:
         made[name] = VAE((8, 8), latent_dim=SIZE, hidden_dims=(16, 9), activation=name)
     for model in made.values():
         for parameter in model.parameters():

@@ -256,10 +256,10 @@ class _Replaced(Terms):
 def _replaced(terms: Terms) -> Iterator[Terms]:
     """Iterate over samples: terms with the sample's log-densities replaced by the means of the others'."""
     values = [t.detach() for t in (terms.log_likelihood, terms.log_prior, terms.log_guide, terms.log_weight)]
-    others = [leave_one_out_mean(each) for each in values]
-    for own in torch.eye(len(terms.log_guide), dtype=torch.bool, device=terms.log_guide.device):
+    others = [leave_one_out_mean(value) for value in values]
+    for sample in torch.eye(len(terms.log_guide), dtype=torch.bool, device=terms.log_guide.device):
         likelihood, prior, guide, weight = (
-            torch.where(own[:, None], mean, each) for mean, each in zip(others, values, strict=True)
+            torch.where(sample[:, None], mean, value) for mean, value in zip(others, values, strict=True)
         )
         yield _Replaced(
             log_likelihood=likelihood,

@@ -20,10 +20,9 @@ from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
-from ppl_gen.figures.adversarial import adversarial_curves
 from ppl_gen.figures.bounds import bound_against_k, gap_histogram
 from ppl_gen.figures.canvas import Figure, pictures
-from ppl_gen.figures.learning_curves import learning_curves, monitored_curves
+from ppl_gen.figures.learning_curves import adversarial_curves, learning_curves, monitored_curves
 from ppl_gen.inference.callables import evaluating, forked_rng
 
 _FIRST = ("samples", "through_training", "reconstructions", "own", "latent_space", "units")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import Amortized, offers
+from ppl_gen.evaluation.sampling import equal_mass_grid, vector_size
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.latent import Points, aggregate_posterior, interpolations, latent_space, manifold
-from ppl_gen.inference.latent_grid import equal_mass_grid, vector_size
 from ppl_gen.report.explorer import explorer
 from ppl_gen.report.pictures import Drawn, as_images
 

@@ -23,6 +23,6 @@ def draw(fitted: Fitted) -> Drawn:
         return
     states, probabilities = state_posterior(model, x)
     exact = (probabilities.T @ states).cpu().numpy()
-    own = guide.posterior(guide.encode(x)).mean.cpu().numpy() if offers(guide, Amortized) else None
+    of_guide = guide.posterior(guide.encode(x)).mean.cpu().numpy() if offers(guide, Amortized) else None
     prior = model.prior().mean.cpu().numpy()
-    yield "posterior", unit_marginals(as_images(x, data), exact, own, prior)
+    yield "posterior", unit_marginals(as_images(x, data), exact, of_guide, prior)

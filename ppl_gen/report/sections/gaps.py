@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from ppl_gen.evaluation import table
-from ppl_gen.evaluation.gap_table import gap_rows, gap_units
+from ppl_gen.evaluation.gap_split import gap_rows, gap_units
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.report.sections import Section, Table, again

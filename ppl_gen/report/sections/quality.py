@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ppl_gen.evaluation.quality_table import QUALITY_UNITS, quality_images, quality_rows
+from ppl_gen.evaluation.quality import QUALITY_UNITS, quality_images, quality_rows
 from ppl_gen.evaluation.use_options import QualityOptions
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.report.sections import Section, Table, again

@@ -5,8 +5,8 @@ import torch
 from pairs import ExactGuide, LinearGaussian
 from torch import nn
 
+from ppl_gen.evaluation.sampling import equal_mass_grid, vector_size
 from ppl_gen.guides.bernoulli import Bernoulli
-from ppl_gen.inference.latent_grid import equal_mass_grid, vector_size
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 
