@@ -1,7 +1,8 @@
 """`Run`: fit, open, evaluate, sample and resume a run from Python. The commands call it."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from html import escape
@@ -14,6 +15,7 @@ from ppl_gen.core import components, parallel
 from ppl_gen.core.commands import is_function
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data import arrays
+from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training, other_guides
 from ppl_gen.evaluation.evaluation import Evaluation
@@ -34,6 +36,7 @@ from ppl_gen.evaluation.use_options import (
     SpliceOptions,
     options_from,
 )
+from ppl_gen.experiment.assembling import thaw
 from ppl_gen.experiment.config import (
     Config,
     Given,
@@ -48,6 +51,8 @@ from ppl_gen.experiment.config import (
 from ppl_gen.experiment.fitted import Fitted, check_same_images
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
+from ppl_gen.experiment.state import same_modes
+from ppl_gen.inference.callables import forked_rng
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
@@ -79,6 +84,7 @@ class Run:
     ):
         self.directory, self.given = directory, given or Given()
         self.checkpoint, self.device = checkpoint, device
+        self._in_training = False
 
     def __repr__(self) -> str:
         evaluation = self.evaluation
@@ -190,6 +196,8 @@ class Run:
             return cls.start(config, given, out=path, quiet=True)
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
+        if given.data is not None or is_function(config.data.data):
+            check_same_images(directory, load_data(config.data, given.data))
         run = cls(directory, given)
         finished = directory.finished(config.training.epochs) and run.evaluation is not None
         return run if finished else run.resume(quiet=True)
@@ -274,7 +282,10 @@ class Run:
             splits = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} images"
             print(f"run: {self.path}\ndata: {data.name}, train / validation / test {splits}", flush=True)
         try:
-            train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, self))
+            try:
+                train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, self))
+            finally:
+                thaw(fitted.model)
             if self.evaluation is None:
                 evaluate(fitted, options_after_training(fitted), quiet=quiet).write(self.directory)
             if self.directory.writes:
@@ -285,6 +296,20 @@ class Run:
             again = "".join(f" --{kind} {name}" for kind, name in fitted.config.externals().items())
             resume = f"python -m ppl_gen.fit --resume {self.path}{again}"
             raise KeyboardInterrupt(f"continue with: {resume}") from None
+
+    @contextmanager
+    def _training(self, step: int) -> Iterator[None]:
+        """After an epoch, a hook sees a run of the weights in training. The checkpoint may be of an earlier epoch:
+        results are recorded with the step of these weights, and nothing is written. Modes and random numbers are
+        restored."""
+        directory, modules = self.directory, self.fitted.trained
+        writes, loaded = directory.writes, directory.loaded
+        self._in_training, directory.writes, directory.loaded = True, False, step
+        try:
+            with same_modes(modules), forked_rng(self.fitted.data.train.images):
+                yield
+        finally:
+            self._in_training, directory.writes, directory.loaded = False, writes, loaded
 
     # What it holds ---------------------------------------------------------------------------------------------
 
@@ -304,6 +329,14 @@ class Run:
         fitted = Fitted.open(self.path, self.given, checkpoint=self.checkpoint, device=self.device)
         fitted.directory.writes = self.directory.writes
         return fitted
+
+    @property
+    def _checked(self) -> Fitted:
+        """The same, for results that are of the weights of the checkpoint. In a hook they are of the weights in
+        training."""
+        if not self._in_training:
+            self.fitted.check_weights(self.checkpoint)
+        return self.fitted
 
     @property
     def model(self) -> nn.Module:
@@ -366,7 +399,7 @@ class Run:
         """
         from ppl_gen.report.pictures import draw_evaluation
 
-        options, fitted = _evaluation_options(options, chosen, self.checkpoint), self.fitted
+        options, fitted = _evaluation_options(options, chosen, self.checkpoint), self._checked
         others = other_guides(options, self.given)
         if data is not None:
             new = with_images(fitted, data)
@@ -393,7 +426,7 @@ class Run:
 
         :param x: images, as `data` of `evaluate`.
         """
-        return latents(self.fitted, x, num_samples, seed)
+        return latents(self._checked, x, num_samples, seed)
 
     def split_gap(self, options: EvaluationOptions | None = None, *, quiet: bool = False, **chosen: Any) -> GapSplit:
         """Split log p(x) - ELBO into approximation and amortization gap. Writes `gaps.json`.
@@ -401,7 +434,7 @@ class Run:
         :param options: options, as for `evaluate`.
         """
         options = _evaluation_options(options, chosen, self.checkpoint)
-        return self._keep("gaps.json", split_gap(self.fitted, options, quiet=quiet))
+        return self._keep("gaps.json", split_gap(self._checked, options, quiet=quiet))
 
     # What it is used for ---------------------------------------------------------------------------------------
 
@@ -411,21 +444,21 @@ class Run:
         :param options: the options. Their fields can also be given by name: `num_images=25`, `source="grid"`,
             `draws=True`, …
         """
-        images = sample(self.fitted, options_from(SampleOptions, options, chosen))
+        images = sample(self._checked, options_from(SampleOptions, options, chosen))
         return images.reshape(-1, *self.data.shape)
 
     def fill(self, options: FillOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Filled:
         """Fill in the hidden pixels of images given their visible ones. Writes `fill.json` and a picture."""
         from ppl_gen.report.uses import draw_filled
 
-        found = fill(self.fitted, options_from(FillOptions, options, chosen), quiet=quiet)
+        found = fill(self._checked, options_from(FillOptions, options, chosen), quiet=quiet)
         return self._keep("fill.json", found, draw_filled)
 
     def splice(self, options: SpliceOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Spliced:
         """Tell spliced images from natural ones by log p(x). Writes `splice.json` and pictures."""
         from ppl_gen.report.uses import draw_spliced
 
-        found = detect(self.fitted, options_from(SpliceOptions, options, chosen), quiet=quiet)
+        found = detect(self._checked, options_from(SpliceOptions, options, chosen), quiet=quiet)
         return self._keep("splice.json", found, draw_spliced)
 
     def explain(
@@ -434,7 +467,7 @@ class Run:
         """Say which component of a mixture explains which image. Writes `responsibilities.json` and pictures."""
         from ppl_gen.report.uses import draw_responsibilities
 
-        found = explain(self.fitted, options_from(ResponsibilityOptions, options, chosen), quiet=quiet)
+        found = explain(self._checked, options_from(ResponsibilityOptions, options, chosen), quiet=quiet)
         return self._keep("responsibilities.json", found, draw_responsibilities)
 
     def quality(self, options: QualityOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Quality:
@@ -447,7 +480,7 @@ class Run:
         classifier."""
         from ppl_gen.report.uses import draw_quality
 
-        found = quality([run.fitted for run in runs], options, quiet=quiet)
+        found = quality([run._checked for run in runs], options, quiet=quiet)
         return [run._keep("quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
 
     def _keep(self, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:
@@ -461,7 +494,8 @@ class Run:
 
 def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:
     """Call all hooks after an epoch. Returns True if any of them ends training."""
-    return True in [hook(run, metrics) for hook in hooks]
+    with run._training(metrics["step"]):
+        return True in [hook(run, metrics) for hook in hooks]
 
 
 def _evaluation_options(

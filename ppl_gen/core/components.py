@@ -202,15 +202,18 @@ def fingerprint(reference: Any) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
     cls = reference if isinstance(reference, type) else type(reference)
     own = [base for base in cls.__mro__ if not base.__module__.startswith(("torch.", "pyro.", "builtins", "ppl_gen."))]
-    code = [text for base in own for text in _methods(base)]
+    # A run makes a subclass of the class of an instance with `pyro.param` statements; its methods are not the user's.
+    code = [text for base in own if "wraps_statements" not in vars(base) for text in _methods(base)]
     return hashlib.sha256("\0".join(code).encode()).hexdigest() if code else None
 
 
 def _methods(cls: type) -> list[str]:
-    """The source of each method of a class. A class that is defined in a notebook has no source, but its methods
-    have."""
+    """The source of each method of a class, and its constants. A class that is defined in a notebook has no source, but
+    its methods have."""
     sources = []
     for name, member in sorted(vars(cls).items()):
+        if isinstance(member, bool | int | float | complex | str | bytes | tuple) and not name.startswith("__"):
+            sources.append(f"{name} = {member!r}")
         for function in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
             if inspect.isfunction(function):
                 try:

@@ -139,7 +139,9 @@ class Data:
             split = _draw(cut(split, 0, -(-needed // _DRAWN) * _DRAWN), POOL_SEED)
         elif name == "train" and self.binarization == "dequantized":
             split = _dequantize(split, POOL_SEED)
-        return split.pixels(index)
+        pixels = split.pixels(index)
+        shared = pixels.untyped_storage().data_ptr() == split.images.untyped_storage().data_ptr()
+        return pixels.clone() if shared else pixels  # the caller's own, to change as it likes
 
     def examples(self, seed: int, count: int = 2000) -> Tensor:
         """Grey values [at most count, data_dim] of training images chosen at random."""

@@ -23,7 +23,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, exact
 from ppl_gen.inference.exact import closed_form, exact_blocks, state_posterior
@@ -175,7 +175,7 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
         raise BadInput(
             f"--estimator annealed: needs one latent site and one observed site; {pair.model_name} has {has}"
         )
-    with evaluating(model, fitted.guide):
+    with evaluating(model, fitted.guide), forked_rng(x):
         check_annealing(model, fitted.guide, options.annealed)
         z = model.prior().sample((2, min(3, len(x))))
         try:

@@ -16,12 +16,15 @@ from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
-from ppl_gen.experiment.state import load_weights, prefixed, tensors_of
+from ppl_gen.experiment.state import load_weights, prefixed, tensors_of, weights_of
 from ppl_gen.inference.callables import evaluating, takes_labels
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.statements import adopt
+
+_FROZEN, _OWN = "_frozen_by_run", "_own_before_run"
+"""Attributes of a model that hold what `release` restores."""
 
 
 def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn.Module, nn.Module]:
@@ -31,6 +34,7 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
     :raises BadInput: for classes, options or shapes that do not fit one another.
     """
     given = given or Given()
+    release(given.model)
     device = data.train.images.device
     supplied: dict[str, Any] = {
         "data_shape": data.shape,
@@ -54,8 +58,31 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         rows = torch.arange(3, device=device) % len(data.train)
         adopt(model, guide, *(each.cpu() for each in batch(model, guide, data, rows)))
     if config.fixed_model:
+        vars(model)[_FROZEN] = [name for name, each in model.named_parameters() if each.requires_grad]
         model.requires_grad_(False)
     return model.to(device), guide.to(device)
+
+
+def release(model: Any) -> None:
+    """Undo what a run does to an instance besides training its weights, so that the next run finds it as its user made
+    it: a prior in the place of its own, and weights that are not trained."""
+    if not isinstance(model, nn.Module):
+        return
+    thaw(model)
+    own = vars(model).pop(_OWN, None)
+    if own is not None:
+        del model.swapped_prior
+        for name in ("prior", "log_px"):
+            vars(model).pop(name, None)
+        vars(model).update(own)
+
+
+def thaw(model: nn.Module) -> None:
+    """Let the weights of a model that a run has kept fixed be trained again."""
+    frozen = vars(model).pop(_FROZEN, [])
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_()
 
 
 def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple[Tensor, ...]:
@@ -85,6 +112,7 @@ def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str,
     if not isinstance(prior, nn.Module):
         raise BadInput(f"prior {type(prior).__name__} must be a torch.nn.Module")
     before = model.prior()
+    vars(model)[_OWN] = {name: vars(model)[name] for name in ("prior", "log_px") if name in vars(model)}
     model.add_module("swapped_prior", prior)
     model.prior = prior.prior
     if closed:
@@ -134,12 +162,11 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
     content = run.load_checkpoint()
     if content is None:
         raise BadInput(f"{run.path}: has no checkpoint; train it with --resume {run.path}")
-    tensors = prefixed(content[0], f"{checkpoint}.")
+    tensors = weights_of(content[0], checkpoint)
     if not tensors:
         raise BadInput(
             f"--checkpoint {checkpoint}: {run.path} has none, because training had no validation split or no ELBO"
         )
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
     run.loaded = content[1]["step"]
     return content[1]

@@ -20,6 +20,7 @@ from ppl_gen.experiment.assembling import assemble, batch, load_checkpoint, read
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
+from ppl_gen.experiment.state import tensors_of, weights_of
 from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision, takes_labels
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
@@ -145,6 +146,19 @@ class Fitted(Assembled):
             done = f"after {state['epoch']} of {epochs} epochs"
             print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
         return fitted
+
+    def check_weights(self, checkpoint: Checkpoint) -> None:
+        """Raise `BadInput` if the weights in memory are not those of the checkpoint: another fit of the same instance
+        has trained them, or the user has changed them."""
+        content = self.directory.load_checkpoint()
+        if content is None:
+            raise BadInput(f"{self.directory.path}: has no checkpoint any more")
+        ours, theirs = tensors_of(self.modules), weights_of(content[0], checkpoint)
+        if ours.keys() != theirs.keys() or not all(torch.equal(ours[name].cpu(), theirs[name]) for name in ours):
+            raise BadInput(
+                f"{self.directory.path}: the weights of its model and guide have changed since they were saved, as by "
+                "another fit of the same instance; open the run again, with an instance of its own"
+            )
 
     def provenance(self, options: Any) -> Json:
         """The keys of a result that record its model, guide, images, weights and seeds.

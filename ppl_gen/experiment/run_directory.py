@@ -37,12 +37,17 @@ class RunDirectory:
     """A directory with the files of one run."""
 
     def __init__(self, path: Path, config: Json, *, writes: bool = True):
-        self.path = path
+        self._named, self._seen_from = path, Path.cwd()
         self.config = config
         self.writes = writes
         """True if this process writes files. Of several processes, one does."""
         self.loaded: int | None = None
         """Training steps of the weights that were loaded from here; None if none were."""
+
+    @property
+    def path(self) -> Path:
+        """The path as it was named; if the working directory has changed since, the absolute path."""
+        return self._named if Path.cwd() == self._seen_from else self._seen_from / self._named
 
     @classmethod
     def create(cls, out: Path | None, stem: str, config: Json) -> "RunDirectory":

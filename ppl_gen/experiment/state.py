@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import RunDirectory
 
 
@@ -23,17 +24,25 @@ def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
 
 
 @contextmanager
+def same_modes(modules: nn.Module) -> Iterator[None]:
+    """Restore the training mode of every module when the block ends."""
+    modes = [(part, part.training) for part in modules.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
 def unchanged(modules: nn.Module) -> Iterator[None]:
     """Restore parameters, buffers, training mode and random number generators when the block ends."""
     tensors = [(tensor, tensor.detach().clone()) for tensor in (*modules.parameters(), *modules.buffers())]
-    states = [(part, part.training) for part in modules.modules()]
     devices = [tensor.device for tensor, _ in tensors[:1] if tensor.is_cuda]
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), same_modes(modules):
             yield
     finally:
-        for part, training in states:
-            part.training = training
         with torch.no_grad():
             for tensor, before in tensors:
                 if not torch.equal(tensor, before):  # unequal for NaN, which is restored, too
@@ -76,6 +85,12 @@ def restore(
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and next(modules.parameters()).is_cuda:
         torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def weights_of(tensors: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of model and guide in a checkpoint, by name; empty if it has none of that kind."""
+    found = prefixed(tensors, f"{checkpoint}.")
+    return {name: tensor for name, tensor in found.items() if not name.startswith("objective.")}
 
 
 def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

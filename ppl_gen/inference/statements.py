@@ -151,9 +151,13 @@ def _handle_params(module: nn.Module, tables: list[ParamStatements]) -> None:
     own = module._modules.get("param_statements")
     vars(module)["statement_tables"] = sorted(tables, key=lambda table: table is not own)
     kind = type(module)
-    methods = {name: _handled(getattr(kind, name)) for name in _METHODS if callable(getattr(kind, name, None))}
+    methods: dict[str, Any] = {
+        name: _handled(getattr(kind, name)) for name in _METHODS if callable(getattr(kind, name, None))
+    }
     make: Any = type(kind)
-    module.__class__ = make(kind.__name__, (kind,), {**methods, "__module__": kind.__module__})
+    module.__class__ = make(
+        kind.__name__, (kind,), {**methods, "__module__": kind.__module__, "wraps_statements": True}
+    )
 
 
 def _handled(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, of
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.assembling import read_pair, start_from
+from ppl_gen.experiment.assembling import read_pair, release, start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, resolve_device
 from ppl_gen.experiment.state import unchanged
@@ -72,7 +72,14 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
     """
     require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
     given = given or Given()
+    try:
+        return _prepare(config, given, quiet, start)
+    except BaseException:
+        release(given.model)
+        raise
 
+
+def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared:
     def say(text: str | None) -> None:
         if text and not quiet:
             print(text, flush=True)

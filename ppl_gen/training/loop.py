@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -71,6 +71,8 @@ class State:
     stopped: int = 0
     """Number of epochs that were planned when `on_epoch` ended training; 0 if it did not. So a run that is to have more
     epochs is not stopped."""
+    trained: list[str] = field(default_factory=list)
+    """Names of the parameters that are trained, in the order of the optimizer; empty in an older checkpoint."""
 
     @classmethod
     def read(cls, content: Json) -> "State":
@@ -120,7 +122,8 @@ class Loop:
         self.modules = fitted.trained.train()
         # A model that is not trained stays in eval mode, without dropout.
         model.train(any(parameter.requires_grad for parameter in model.parameters()))
-        self.parameters = [each for _, each in self.modules.named_parameters() if each.requires_grad]
+        trained = {name: each for name, each in self.modules.named_parameters() if each.requires_grad}
+        self.parameters, self.names = list(trained.values()), list(trained)
         self.optimizer = OneOptimizer(self.parameters, self.options)
 
         # -- loss -----------------------------------------------------------------------------------------------
@@ -165,6 +168,7 @@ class Loop:
         """Train to the last epoch."""
         state, options = self.state, self.options
         with self.progress:
+            state.trained = self.names
             if not self.resumed:
                 self.measure(None)
                 self.save()
@@ -320,6 +324,12 @@ class Loop:
             return False
         tensors, content = checkpoint
         self.state = State.read(content)
+        if self.state.trained not in ([], self.names):  # the optimizer's state goes by their order
+            other = sorted({*self.state.trained} ^ {*self.names}) or self.names
+            raise BadInput(
+                f"{self.directory.path}: its training had other parameters, such as {other[0]}: let requires_grad of "
+                "your instances be as it was"
+            )
         self.best = {name: tensor for name, tensor in tensors.items() if name.startswith("best.")}
         restore(self.modules, self.optimizer.parts, tensors, self.directory)
         return True
