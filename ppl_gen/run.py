@@ -54,7 +54,7 @@ from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery, write_report
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.extending import record_epochs, with_epochs
-from ppl_gen.training.hooks import Hook, hooks_of
+from ppl_gen.training.hooks import Hook, ends_training, hooks_of
 from ppl_gen.training.loop import train
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ class Run:
         :param guide_options: keyword arguments of the guide's constructor. `prior_options` and `objective_options` work
             the same way.
         :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
-        :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training after this
-            epoch.
+        :param on_epoch: called after each epoch with the run and its line of metrics. It returns `True` to end training
+            after this epoch, and `None` or `False` to go on.
         :param quiet: print nothing.
         :param options: all other options of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
             `latent_dim=2`.
@@ -180,19 +180,19 @@ class Run:
         return run
 
     @classmethod
-    def ensure(cls, path: Path, config: Config, given: Given) -> "Run":
+    def ensure(cls, path: Path, config: Config, given: Given, *, on_epoch: Hook | None = None) -> "Run":
         """The finished run of a configuration in a directory. If it is missing it is fitted; if it was interrupted it
         is continued.
 
         :raises BadInput: for an existing run with other options.
         """
         if not path.exists():
-            return cls.start(config, given, out=path, quiet=True)
+            return cls.start(config, given, out=path, on_epoch=on_epoch, quiet=True)
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
         run = cls(directory, given)
         finished = directory.finished(config.training.epochs) and run.evaluation is not None
-        return run if finished else run.resume(quiet=True)
+        return run if finished else run.resume(on_epoch=on_epoch, quiet=True)
 
     @classmethod
     def dry_run(cls, config: Config, given: Given | None = None) -> Prepared:
@@ -461,7 +461,8 @@ class Run:
 
 def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:
     """Call all hooks after an epoch. Returns True if any of them ends training."""
-    return True in [hook(run, metrics) for hook in hooks]
+    ended = [ends_training(hook, run, metrics) for hook in hooks]
+    return any(ended)
 
 
 def _evaluation_options(
@@ -471,7 +472,9 @@ def _evaluation_options(
 
     :raises BadInput: for options of other weights.
     """
-    options = options_from(EvaluationOptions, options or EvaluationOptions(checkpoint=checkpoint), chosen)
+    if options is None:
+        options = EvaluationOptions(checkpoint=checkpoint)
+    options = options_from(EvaluationOptions, options, chosen)
     if options.checkpoint != checkpoint:
         raise BadInput(
             f"--checkpoint {options.checkpoint}: this run was opened with its {checkpoint} weights; open it with "

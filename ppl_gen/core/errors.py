@@ -71,6 +71,12 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
 
 
+def shown(value: object) -> str:
+    """A value of a user's in a sentence: its first characters, in one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 def require(condition: bool, option: str, value: object, rule: str) -> None:
     """Raise `BadInput` naming the command-line option unless `condition` holds."""
     if not condition:

@@ -250,6 +250,12 @@ def check_new(out: Path | None) -> None:
         raise BadInput(f"--out {out}: cannot be written: no permission in {parent}, or not a directory")
 
 
+def check_folder(out: Path) -> None:
+    """Raise `BadInput` if a folder for several runs is a run directory itself."""
+    if (out / "config.json").is_file():
+        raise BadInput(f"--out {out}: is a run directory; name the folder that the runs are to be in")
+
+
 @contextmanager
 def _readable_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError`, such as a full disk or a missing permission, into a `BadInput`."""
@@ -285,6 +291,8 @@ def _json_content(content: Any) -> Any:
         return {str(key): _json_content(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_json_content(value) for value in content]
+    if isinstance(content, np.generic):  # json has no numbers of NumPy
+        content = content.item()
     return _INFINITE.get(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 
