@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
 from ppl_gen.core.commands import is_function
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.convert import convert
+from ppl_gen.core.errors import BadInput, require_choice
 from ppl_gen.data import arrays
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training, other_guides
@@ -45,7 +46,7 @@ from ppl_gen.experiment.config import (
     with_objective,
     with_options,
 )
-from ppl_gen.experiment.fitted import Fitted, check_same_images
+from ppl_gen.experiment.fitted import Fitted, check_same_images, resolve_device
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
 from ppl_gen.inference.estimate import Estimate
@@ -128,7 +129,7 @@ class Run:
         :raises BadInput: before anything is written, for a pair or options that cannot be fitted.
         """
         chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
-        options |= {f"{kind}_options": dict(each) for kind, each in chosen.items() if each is not None}
+        options |= {f"{kind}_options": each for kind, each in chosen.items() if each is not None}
         given = Given(model, guide, prior, objective, data)
         config, given = cls.configure(given, init_from=init_from, **options)
         return cls.start(config, given, out=out, on_epoch=on_epoch, quiet=quiet)
@@ -162,7 +163,7 @@ class Run:
         quiet: bool = False,
     ) -> "Run":
         """Fit a run from a complete configuration, as `fit` does from its arguments."""
-        out = None if out is None else Path(out)
+        out = None if out is None else Path(convert("out", out, Path))
         parallel.join()
         quiet = quiet or parallel.rank() > 0
         check_new(out)  # by all, before the data are loaded, where they meet
@@ -205,7 +206,7 @@ class Run:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: "str | Path | Run",
         *,
         model: Any = None,
         guide: Any = None,
@@ -217,6 +218,7 @@ class Run:
     ) -> "Run":
         """An existing run.
 
+        :param path: the run directory, or an open run of it.
         :param model: the class or the instance of the model, if the run was fitted with your own. It must be handed
             over again: a run directory never runs code. Weights are loaded into an instance. `guide` and `prior` work
             the same way.
@@ -228,8 +230,10 @@ class Run:
         :raises BadInput: for a directory that is no run. Evaluation, metrics and figures can be read without the
             objects above.
         """
+        require_choice("checkpoint", checkpoint, Checkpoint)
+        resolve_device(device)
         return cls(
-            RunDirectory.open(Path(path)),
+            RunDirectory.open(path.path if isinstance(path, Run) else path),
             Given(model, guide, prior, objective, data),
             checkpoint=checkpoint,
             device=device,
@@ -251,7 +255,7 @@ class Run:
         for name in changed_code(directory, config, self.given):
             print(f"warning: {name} has changed since the run was started", file=sys.stderr)
         hooks = hooks_of(config.training, on_epoch)
-        longer = None if epochs is None else with_epochs(directory, config, epochs)
+        longer = None if epochs is None else with_epochs(directory, config, convert("epochs", epochs, int))
         # The run that it started from may be gone by now.
         start = not directory.checkpoint_path.exists()
         prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
@@ -350,7 +354,7 @@ class Run:
         options: EvaluationOptions | None = None,
         *,
         data: Any = None,
-        further: "Sequence[Estimator | str]" = (),
+        further: "Estimator | str | Sequence[Estimator | str]" = (),
         quiet: bool = False,
         **chosen: Any,
     ) -> Evaluation:
@@ -361,8 +365,8 @@ class Run:
             …
         :param data: images [N, …] of your own to use instead of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, as functions or by the names `file.py:function`. An estimator is called
-            with model, guide and images, and returns an `Estimate`.
+        :param further: estimators of your own, as functions or by the names `file.py:function`; or a single one. An
+            estimator is called with model, guide and images, and returns an `Estimate`.
         """
         from ppl_gen.report.pictures import draw_evaluation
 
@@ -384,6 +388,8 @@ class Run:
         :param x: images, as `data` of `evaluate`.
         :param chosen: options of the evaluation by name: `num_samples=5000`, …
         """
+        if x is None:  # which is the test split for `evaluate`
+            raise BadInput("x None: give images [N, …]")
         found = self.evaluate(data=x, quiet=quiet, **chosen)
         return found.estimates[found.primary]
 

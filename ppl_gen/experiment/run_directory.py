@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
 
 if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
@@ -67,9 +68,10 @@ class RunDirectory:
         return cls(path, config)
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
+    def open(cls, path: str | Path) -> "RunDirectory":
         """An existing run. Raises `BadInput` for a directory that is no run, is damaged, or was made by a later
         version."""
+        path = Path(convert("path", path, Path))
         file = path / "config.json"
         if not path.is_dir():
             raise BadInput(f"{path}: no such run directory")

@@ -24,7 +24,7 @@ from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import read_pair, start_from
 from ppl_gen.experiment.config import Config, Given
-from ppl_gen.experiment.fitted import Assembled, resolve_device
+from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.coverage import leaves_support
@@ -71,6 +71,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
     :raises BadInput: if the pair cannot be fitted.
     """
     require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
+    check_precision()
     given = given or Given()
 
     def say(text: str | None) -> None:
