@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.commands import is_function
+from ppl_gen.core.commands import command, is_function, words
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, require_choice
 from ppl_gen.data import arrays
@@ -127,6 +127,7 @@ class Run:
         :param options: all other options of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
             `latent_dim=2`.
         :raises BadInput: before anything is written, for a pair or options that cannot be fitted.
+        :raises Failed: if the loss is not finite. The run keeps its last checkpoint.
         """
         chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
         options |= {f"{kind}_options": each for kind, each in chosen.items() if each is not None}
@@ -141,7 +142,8 @@ class Run:
         :raises BadInput: for an unknown option.
         """
         start = init_from.path if isinstance(init_from, Run) else init_from
-        config = starting_config(given, None if start is None else str(start))
+        fixed = bool(options.get("fixed_model", False))
+        config = starting_config(given, None if start is None else str(start), refit_guide=fixed)
         if given.objective is not None:
             options["objective"] = components.name_of("objective", given.objective)
             options.setdefault("num_particles", particles_of(given.objective))
@@ -286,9 +288,7 @@ class Run:
                 draw_evaluation(self.directory)
                 write_report(self.directory)
         except KeyboardInterrupt:
-            again = "".join(f" --{kind} {name}" for kind, name in fitted.config.externals().items())
-            resume = f"python -m ppl_gen.fit --resume {self.path}{again}"
-            raise KeyboardInterrupt(f"continue with: {resume}") from None
+            raise KeyboardInterrupt(f"continue with: {_continuing(self.path, fitted.config)}") from None
 
     # What it holds ---------------------------------------------------------------------------------------------
 
@@ -463,6 +463,18 @@ class Run:
         self.directory.write_json(name, found.summary)
         write_report(self.directory)
         return found
+
+
+def _continuing(path: Path, config: Config) -> str:
+    """The command that continues a run; for a run of objects that only a Python session has, the call."""
+    named = config.externals()
+    of_session = {kind: "…" for kind, name in named.items() if name.partition(":")[0] in components.OBJECTS}
+    if config.data.data == arrays.NAME:
+        of_session["data"] = "…"
+    if of_session:
+        again = {kind: repr(name) for kind, name in named.items()} | of_session
+        return f"Run.open({', '.join([repr(str(path)), *map('='.join, again.items())])}).resume()"
+    return " ".join(command("fit", "--resume", path, *words(named)))
 
 
 def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:

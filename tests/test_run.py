@@ -18,6 +18,7 @@ import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.inference.gaps import Search
+from ppl_gen.inference.objectives.elbo import Elbo
 from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
 
@@ -462,6 +463,55 @@ class LabelledLaplace(Laplace):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         super().guide(x if y is None else x * (1 + y[:, None]))
+
+
+def test_where_gradients_are_off(elsewhere: Path, x: Tensor, small_run: Run) -> None:
+    """A fit means to train. What cannot be is told, and a run that was opened there is like any other."""
+    with torch.no_grad():
+        run = Run.fit("vae", data=x, out="off", **FEW)
+        run.resume(3, quiet=True)
+    assert same_runs(run, Run.fit("vae", data=x, out="on", **FEW | {"epochs": 3}))
+    settings: dict[str, Any] = {"estimator": "annealed", "annealed": {"num_temperatures": 3}, "quiet": True}
+    with torch.inference_mode():
+        for use in (
+            lambda: Run.fit("vae", data=x, **FEW),
+            lambda: run.resume(4, quiet=True),
+            lambda: run.evaluate(data=x[:2], sandwich=0, **settings),
+            lambda: run.split_gap(num_images=2, num_samples=5, quiet=True),
+        ):
+            with pytest.raises(BadInput, match=r"takes gradients, which torch.inference_mode\(\) rules out"):
+                use()
+        opened = Run.open("on", data=x)
+        assert torch.equal(opened.log_px(x[:2]).log_px, run.log_px(x[:2]).log_px)
+    assert len(opened.split_gap(num_images=2, num_samples=5, quiet=True).contexts.elbo) == 2
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["off", "on"]
+
+
+def test_a_run_that_diverges_fails(elsewhere: Path, x: Tensor) -> None:
+    """With a sentence of arguments, and its last checkpoint."""
+    with pytest.raises(ppl_gen.Failed, match="A lower learning_rate or clip_grad_norm may help") as error:
+        Run.fit("vae", data=x, out="run", **FEW | {"learning_rate": 1e20})
+    assert "kept in run" in str(error.value) and Run.open("run", data=x).model is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        ({"data": "digits"}, "python -m ppl_gen.fit --resume run"),
+        ({"data": "digits", "guide": Laplace}, "python -m ppl_gen.fit --resume run --guide fits:Laplace"),
+        ({}, "Run.open('run', data=…).resume()"),
+        ({"guide": Laplace}, "Run.open('run', guide='fits:Laplace', data=…).resume()"),
+        ({"guide": Laplace(20, 1)}, "Run.open('run', guide=…, data=…).resume()"),
+        ({"objective": type("Own", (Elbo,), {})}, "Run.open('run', objective=…, data=…).resume()"),
+    ],
+)
+def test_ctrl_c_says_a_call_that_works(elsewhere: Path, x: Tensor, options: dict[str, Any], call: str) -> None:
+    def interrupt(run: Run, metrics: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        Run.fit("vae", **{"data": x, "out": "run", "on_epoch": interrupt, **FEW, **options})
+    assert str(error.value) == f"continue with: {call}"
 
 
 def test_float64_is_told(elsewhere: Path, x: Tensor, small_run: Run) -> None:

@@ -235,6 +235,8 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
             model_options = chosen[Config].setdefault("model_options", {**config.model_options})
             model_options[name] = convert(name, value, of_model[name])
         else:
+            if name == "refit_guide":
+                raise BadInput("refit_guide: give the guide as guide=…, with init_from=… and fixed_model=True")
             for kind in ("guide", "prior"):
                 if name in _types(kind, given.find(kind, getattr(config, kind))):
                     raise BadInput(f"{name}: is an option of the {kind}; give {kind}_options={{'{name}': …}}")

@@ -116,6 +116,7 @@ class Fitted(Assembled):
     directory: RunDirectory
 
     @classmethod
+    @torch.inference_mode(False)  # else the weights could have no gradients later
     def open(
         cls, path: str | Path, given: Given | None = None, *, checkpoint: Checkpoint = "last", device: str = "auto"
     ) -> "Fitted":
