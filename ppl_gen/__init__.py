@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_gen.comparison import Comparison
-    from ppl_gen.core.errors import BadInput
+    from ppl_gen.core.errors import BadInput, Failed
     from ppl_gen.experiment.fitted import load
     from ppl_gen.inference.estimate import Estimate
     from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood, log_weights
@@ -26,6 +26,7 @@ _HOMES = {
     "BadInput": "ppl_gen.core.errors",
     "Comparison": "ppl_gen.comparison",
     "Estimate": "ppl_gen.inference.estimate",
+    "Failed": "ppl_gen.core.errors",
     "ImportanceEstimate": "ppl_gen.inference.importance",
     "Run": "ppl_gen.run",
     "load": "ppl_gen.experiment.fitted",
@@ -36,6 +37,7 @@ __all__ = [
     "BadInput",
     "Comparison",
     "Estimate",
+    "Failed",
     "ImportanceEstimate",
     "Run",
     "load",

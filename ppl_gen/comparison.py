@@ -6,25 +6,27 @@ each.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.core.options import flat
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.notes import notes_of
-from ppl_gen.evaluation.reading import check_same_images, read, with_defaults
+from ppl_gen.evaluation.reading import OPTIONS, check_same_images, read, with_defaults
 from ppl_gen.evaluation.rows import rows_of
 from ppl_gen.experiment.run_directory import Json
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ppl_gen.experiment.config import Config, Given
     from ppl_gen.figures.canvas import Figure
     from ppl_gen.run import Run
+    from ppl_gen.training.hooks import Hook
 
 
 class Comparison:
@@ -66,6 +68,7 @@ class Comparison:
         seeds: int | Sequence[int] = 1,
         data: Any = None,
         out: str | Path | None = None,
+        on_epoch: "Hook | None" = None,
         quiet: bool = False,
         **options: Any,
     ) -> "Comparison":
@@ -79,21 +82,27 @@ class Comparison:
         :param seeds: the number of seeds, or a list of seeds.
         :param data: the images, as for `Run.fit`.
         :param out: the folder of the run directories; by default `runs/<model>`.
+        :param on_epoch: called after each epoch of every run, as for `Run.fit`.
         :param options: all other options of `Run.fit`, for every run.
-        :raises BadInput: for options that do not fit together, and for an existing run with other options.
+        :raises BadInput: for options that do not fit together, for an existing run with other options, and for runs
+            that could not be compared.
         """
         from ppl_gen.core.progress import Progress
-        from ppl_gen.experiment.planning import combinations
+        from ppl_gen.experiment.planning import check_shared, combinations
         from ppl_gen.run import Run
+        from ppl_gen.training.hooks import check as check_hook
 
-        every = range(seeds) if isinstance(seeds, int) else seeds
-        guides, priors, objectives = map(_listed, (guides, priors, objectives))
-        planned = combinations(model, guides, priors, objectives, vary or {}, every, out)
+        check_shared(options, vary)
+        if on_epoch is not None:
+            check_hook(on_epoch)
+        planned = combinations(model, guides, priors, objectives, vary, seeds, out)
         configured = [Run.configure(replace(plan.given, data=data), **plan.options, **options) for plan in planned]
+        if not all(plan.path.exists() for plan in planned):
+            _check_comparable(configured, vary or {})
         runs = []
         with Progress(len(planned), "run", quiet=quiet) as progress:
             for plan, (config, given) in zip(planned, configured, strict=True):
-                runs.append(Run.ensure(plan.path, config, given))
+                runs.append(Run.ensure(plan.path, config, given, on_epoch=on_epoch))
                 progress.advance()
                 progress.note(plan.path.name)
         return cls(runs)
@@ -191,9 +200,30 @@ class Comparison:
         return comparison(self.to_json(), labels(self.rows), layout(self.rows), self.png, command)
 
 
-def _listed(classes: Any) -> Sequence[Any]:
-    """A single class, or its name, as a list."""
-    return [classes] if isinstance(classes, str | type) else classes
+def _check_comparable(configured: "Sequence[tuple[Config, Given]]", vary: Iterable[str]) -> None:
+    """Raise `BadInput` for runs that could not stand side by side: of other test images, of another kind of p(x), or
+    alike in every option that makes a method."""
+    from ppl_gen.evaluation.estimating import observation
+    from ppl_gen.run import Run
+
+    for name in vary:
+        option = next((each for dotted, each in OPTIONS.items() if dotted.rpartition(".")[2] == name), None)
+        if option is not None and not option.metadata.get("identifies", True) and name != "num_samples":
+            raise BadInput(f"--vary {name}: runs that differ in it are not two methods; give it once, for all runs")
+    first, kinds = asdict(configured[0][0].data), dict[str, str]()
+    for config, given in configured:
+        for name, value in asdict(config.data).items():
+            # The test images do not depend on the number of training images.
+            if value != first[name] and name != "train_size":
+                raise BadInput(f"--vary {name}: runs are compared on the same test images, and it changes them")
+        if (key := repr(sorted(config.model_options.items()))) not in kinds and set(config.model_options) & set(vary):
+            assembled = Run.dry_run(config, given).assembled
+            kinds[key] = observation(assembled.pair, *assembled.images("test"))
+    if len(found := sorted(set(kinds.values()))) > 1:
+        names = ", ".join(sorted(set(vary) & set(configured[0][0].model_options)))
+        raise BadInput(
+            f"--vary {names}: runs are compared by the same kind of p(x), and it changes that: {' and '.join(found)}"
+        )
 
 
 def _path(run: "str | Path | Run") -> Path:
@@ -201,4 +231,4 @@ def _path(run: "str | Path | Run") -> Path:
         return Path(run)
     if hasattr(run, "directory"):
         return run.directory.path
-    raise BadInput(f"runs: {run!r} is no run: give run directories or Run objects")
+    raise BadInput(f"runs: {shown(run)} is no run: give run directories or Run objects")

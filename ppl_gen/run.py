@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.commands import is_function
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.commands import command, is_function, words
+from ppl_gen.core.convert import convert
+from ppl_gen.core.errors import BadInput, require_choice
 from ppl_gen.data import arrays
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
@@ -48,7 +49,7 @@ from ppl_gen.experiment.config import (
     with_objective,
     with_options,
 )
-from ppl_gen.experiment.fitted import Fitted, check_same_images
+from ppl_gen.experiment.fitted import Fitted, check_same_images, resolve_device
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
 from ppl_gen.experiment.state import same_modes
@@ -59,7 +60,7 @@ from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery, write_report
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.extending import record_epochs, with_epochs
-from ppl_gen.training.hooks import Hook, hooks_of
+from ppl_gen.training.hooks import Hook, ends_training, hooks_of
 from ppl_gen.training.loop import train
 
 if TYPE_CHECKING:
@@ -126,15 +127,16 @@ class Run:
         :param guide_options: keyword arguments of the guide's constructor. `prior_options` and `objective_options` work
             the same way.
         :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
-        :param on_epoch: called after each epoch with the run and its line of metrics. `True` ends training after this
-            epoch.
+        :param on_epoch: called after each epoch with the run and its line of metrics. It returns `True` to end training
+            after this epoch, and `None` or `False` to go on.
         :param quiet: print nothing.
         :param options: all other options of `python -m ppl_gen.fit`, with underscores: `epochs=20`, `seed=1`,
             `latent_dim=2`.
         :raises BadInput: before anything is written, for a pair or options that cannot be fitted.
+        :raises Failed: if the loss is not finite. The run keeps its last checkpoint.
         """
         chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
-        options |= {f"{kind}_options": dict(each) for kind, each in chosen.items() if each is not None}
+        options |= {f"{kind}_options": each for kind, each in chosen.items() if each is not None}
         given = Given(model, guide, prior, objective, data)
         config, given = cls.configure(given, init_from=init_from, **options)
         return cls.start(config, given, out=out, on_epoch=on_epoch, quiet=quiet)
@@ -146,7 +148,8 @@ class Run:
         :raises BadInput: for an unknown option.
         """
         start = init_from.path if isinstance(init_from, Run) else init_from
-        config = starting_config(given, None if start is None else str(start))
+        fixed = bool(options.get("fixed_model", False))
+        config = starting_config(given, None if start is None else str(start), refit_guide=fixed)
         if given.objective is not None:
             options["objective"] = components.name_of("objective", given.objective)
             options.setdefault("num_particles", particles_of(given.objective))
@@ -168,7 +171,7 @@ class Run:
         quiet: bool = False,
     ) -> "Run":
         """Fit a run from a complete configuration, as `fit` does from its arguments."""
-        out = None if out is None else Path(out)
+        out = None if out is None else Path(convert("out", out, Path))
         parallel.join()
         quiet = quiet or parallel.rank() > 0
         check_new(out)  # by all, before the data are loaded, where they meet
@@ -186,21 +189,21 @@ class Run:
         return run
 
     @classmethod
-    def ensure(cls, path: Path, config: Config, given: Given) -> "Run":
+    def ensure(cls, path: Path, config: Config, given: Given, *, on_epoch: Hook | None = None) -> "Run":
         """The finished run of a configuration in a directory. If it is missing it is fitted; if it was interrupted it
         is continued.
 
         :raises BadInput: for an existing run with other options.
         """
         if not path.exists():
-            return cls.start(config, given, out=path, quiet=True)
+            return cls.start(config, given, out=path, on_epoch=on_epoch, quiet=True)
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
         if given.data is not None or is_function(config.data.data):
             check_same_images(directory, load_data(config.data, given.data))
         run = cls(directory, given)
         finished = directory.finished(config.training.epochs) and run.evaluation is not None
-        return run if finished else run.resume(quiet=True)
+        return run if finished else run.resume(on_epoch=on_epoch, quiet=True)
 
     @classmethod
     def dry_run(cls, config: Config, given: Given | None = None) -> Prepared:
@@ -213,7 +216,7 @@ class Run:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: "str | Path | Run",
         *,
         model: Any = None,
         guide: Any = None,
@@ -225,6 +228,7 @@ class Run:
     ) -> "Run":
         """An existing run.
 
+        :param path: the run directory, or an open run of it.
         :param model: the class or the instance of the model, if the run was fitted with your own. It must be handed
             over again: a run directory never runs code. Weights are loaded into an instance. `guide` and `prior` work
             the same way.
@@ -236,8 +240,10 @@ class Run:
         :raises BadInput: for a directory that is no run. Evaluation, metrics and figures can be read without the
             objects above.
         """
+        require_choice("checkpoint", checkpoint, Checkpoint)
+        resolve_device(device)
         return cls(
-            RunDirectory.open(Path(path)),
+            RunDirectory.open(path.path if isinstance(path, Run) else path),
             Given(model, guide, prior, objective, data),
             checkpoint=checkpoint,
             device=device,
@@ -259,7 +265,7 @@ class Run:
         for name in changed_code(directory, config, self.given):
             print(f"warning: {name} has changed since the run was started", file=sys.stderr)
         hooks = hooks_of(config.training, on_epoch)
-        longer = None if epochs is None else with_epochs(directory, config, epochs)
+        longer = None if epochs is None else with_epochs(directory, config, convert("epochs", epochs, int))
         # The run that it started from may be gone by now.
         start = not directory.checkpoint_path.exists()
         prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
@@ -293,9 +299,7 @@ class Run:
                 draw_evaluation(self.directory)
                 write_report(self.directory)
         except KeyboardInterrupt:
-            again = "".join(f" --{kind} {name}" for kind, name in fitted.config.externals().items())
-            resume = f"python -m ppl_gen.fit --resume {self.path}{again}"
-            raise KeyboardInterrupt(f"continue with: {resume}") from None
+            raise KeyboardInterrupt(f"continue with: {_continuing(self.path, fitted.config)}") from None
 
     @contextmanager
     def _training(self, step: int) -> Iterator[None]:
@@ -383,7 +387,7 @@ class Run:
         options: EvaluationOptions | None = None,
         *,
         data: Any = None,
-        further: "Sequence[Estimator | str]" = (),
+        further: "Estimator | str | Sequence[Estimator | str]" = (),
         quiet: bool = False,
         **chosen: Any,
     ) -> Evaluation:
@@ -394,8 +398,8 @@ class Run:
             …
         :param data: images [N, …] of your own to use instead of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, as functions or by the names `file.py:function`. An estimator is called
-            with model, guide and images, and returns an `Estimate`.
+        :param further: estimators of your own, as functions or by the names `file.py:function`; or a single one. An
+            estimator is called with model, guide and images, and returns an `Estimate`.
         """
         from ppl_gen.report.pictures import draw_evaluation
 
@@ -417,6 +421,8 @@ class Run:
         :param x: images, as `data` of `evaluate`.
         :param chosen: options of the evaluation by name: `num_samples=5000`, …
         """
+        if x is None:  # which is the test split for `evaluate`
+            raise BadInput("x None: give images [N, …]")
         found = self.evaluate(data=x, quiet=quiet, **chosen)
         return found.estimates[found.primary]
 
@@ -492,10 +498,23 @@ class Run:
         return found
 
 
+def _continuing(path: Path, config: Config) -> str:
+    """The command that continues a run; for a run of objects that only a Python session has, the call."""
+    named = config.externals()
+    of_session = {kind: "…" for kind, name in named.items() if name.partition(":")[0] in components.OBJECTS}
+    if config.data.data == arrays.NAME:
+        of_session["data"] = "…"
+    if of_session:
+        again = {kind: repr(name) for kind, name in named.items()} | of_session
+        return f"Run.open({', '.join([repr(str(path)), *map('='.join, again.items())])}).resume()"
+    return " ".join(command("fit", "--resume", path, *words(named)))
+
+
 def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:
     """Call all hooks after an epoch. Returns True if any of them ends training."""
     with run._training(metrics["step"]):
-        return True in [hook(run, metrics) for hook in hooks]
+        ended = [ends_training(hook, run, metrics) for hook in hooks]
+        return any(ended)
 
 
 def _evaluation_options(
@@ -505,7 +524,9 @@ def _evaluation_options(
 
     :raises BadInput: for options of other weights.
     """
-    options = options_from(EvaluationOptions, options or EvaluationOptions(checkpoint=checkpoint), chosen)
+    if options is None:
+        options = EvaluationOptions(checkpoint=checkpoint)
+    options = options_from(EvaluationOptions, options, chosen)
     if options.checkpoint != checkpoint:
         raise BadInput(
             f"--checkpoint {options.checkpoint}: this run was opened with its {checkpoint} weights; open it with "

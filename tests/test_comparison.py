@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -212,6 +213,79 @@ def test_fitting_and_comparing(elsewhere: Path) -> None:
         Comparison.fit("vae", guides=[Laplace(12, 2)], **options)
     with pytest.raises(BadInput, match="two runs would be called vae-normal-0"):
         Comparison.fit("vae", guides=["normal", "normal"], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"vary": {"latent_dim": [1, 2]}, "latent_dim": 1},
+            "latent_dim: is given for all runs, and varies; give it once",
+        ),
+        ({"seed": 1}, "seed: varies by seeds=[…]; give it there"),
+        ({"vary": {"seed": [1, 2]}}, "seed: varies by seeds=[…]; give it there"),
+        ({"guide": "flow"}, "guide: varies by guides=[…]; give it there"),
+        ({"vary": {"latent_dim": 2}}, "vary latent_dim 2: must be a list of values"),
+        ({"vary": {"optimizer": "adam"}}, "vary optimizer 'adam': must be a list of values"),
+        ({"vary": {"latent_dim": []}}, "vary latent_dim: needs at least one value"),
+        ({"vary": ["latent_dim"]}, "vary ['latent_dim']: must be a dictionary of options by name"),
+        ({"vary": {"data": ["digits"]}}, "vary data: runs are compared on the same images; give them once, as data=…"),
+        (
+            {"vary": {"binarization": ["static", "threshold"]}},
+            "vary binarization: runs are compared on the same test images, and it changes them",
+        ),
+        (
+            {"vary": {"likelihood": ["bernoulli", "normal"]}, "binarization": "none"},
+            "vary likelihood: runs are compared by the same kind of p(x), and it changes that: cross-entropy and "
+            "density",
+        ),
+        (
+            {"vary": {"device": ["cpu", "auto"]}},
+            "vary device: runs that differ in it are not two methods; give it once, for all runs",
+        ),
+        ({"seeds": "2"}, "seeds '2': must be a whole number"),
+        ({"seeds": 0}, "seeds 0: needs at least one"),
+        ({"seeds": [0.5]}, "seeds 0.5: must be a whole number"),
+        ({"guides": []}, "guides []: needs at least one"),
+        ({"guide_options": [1]}, "guide_options [1]: must be a dictionary of options by name"),
+        ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
+        ({"out": 3}, "out 3: must be a path"),
+        ({"out": "run"}, "out run: is a run directory; name the folder that the runs are to be in"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused_before_any_run(
+    elsewhere: Path, options: dict[str, Any], message: str
+) -> None:
+    write("run", [-1, -2], [-1, -2])
+    grey = torch.rand((60, 12), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(BadInput) as error:
+        Comparison.fit("vae", data=None if "data" in options.get("vary", {}) else grey, epochs=1, quiet=True, **options)
+    assert str(error.value) == message
+    assert [path.name for path in elsewhere.iterdir()] == ["run"]
+
+
+def test_every_run_calls_on_epoch(elsewhere: Path) -> None:
+    """Numbers of NumPy are numbers: of seeds, and of an option."""
+    x = torch.bernoulli(torch.full((60, 12), 0.3), generator=torch.Generator().manual_seed(0))
+    called: list[tuple[str, int]] = []
+    Comparison.fit(
+        "vae",
+        vary={"latent_dim": np.array([1])},
+        seeds=np.int64(2),
+        on_epoch=lambda run, metrics: called.append((run.path.name, metrics["epoch"])),
+        epochs=2,
+        num_samples=10,
+        hidden_dims=(4,),
+        data=x,
+        quiet=True,
+    )
+    assert called == [(f"vae-latent-dim-1-{seed}", epoch) for seed in (0, 1) for epoch in (1, 2)]
+
+
+def test_what_is_no_run_is_not_compared() -> None:
+    for given in (3, None, [3]):
+        with pytest.raises(BadInput, match="is no run: give run directories or Run objects"):
+            Comparison(given)  # type: ignore[arg-type]
 
 
 def test_a_single_run_needs_no_list(elsewhere: Path) -> None:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fits import FEW, Laplace, same_runs, weights
@@ -17,6 +18,7 @@ import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.inference.gaps import Search
+from ppl_gen.inference.objectives.elbo import Elbo
 from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
 
@@ -366,6 +368,162 @@ def test_what_a_session_shows_is_short(elsewhere: Path, x: Tensor) -> None:
 
 
 # Bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    x = torch.bernoulli(torch.full((100, 4, 5), 0.3), generator=torch.Generator().manual_seed(0))
+    return Run.fit("vae", data=x, out=tmp_path_factory.mktemp("runs") / "run", **FEW)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (
+            lambda run, x: run.evaluate("test"),
+            "options 'test': must be EvaluationOptions(…); single options are given by",
+        ),
+        (lambda run, x: run.evaluate(options=0), "options 0: must be EvaluationOptions(…)"),
+        (lambda run, x: run.sample(5), "options 5: must be SampleOptions(…)"),
+        (lambda run, x: run.evaluate(EvaluationOptions(num_samples=2.5)), "num_samples 2.5: must be a whole number"),
+        (
+            lambda run, x: run.evaluate(annealed=3),
+            "annealed 3: must be a dictionary of options by name, or Annealing(…)",
+        ),
+        (
+            lambda run, x: run.evaluate(estimator="annealed", annealed={"num_temperature": 20}),
+            "annealed.num_temperature: unknown option; did you mean 'num_temperatures'?",
+        ),
+        (lambda run, x: run.evaluate(further=3), "further 3: must be a function, or file.py:function"),
+        (lambda run, x: run.evaluate(further=[None]), "further None: must be a function, or file.py:function"),
+        (lambda run, x: run.evaluate(further="foo"), "further 'foo': is no file.py:function"),
+        (lambda run, x: run.latents(x, num_samples="3"), "num_samples '3': must be a whole number"),
+        (lambda run, x: run.latents(x, num_samples=2.5), "num_samples 2.5: must be a whole number"),
+        (lambda run, x: run.latents(x, seed=None), "seed None: must be a whole number"),
+        (lambda run, x: run.latents(x, seed=-1), "seed -1: must be at least 0 and below 2^63"),
+        (lambda run, x: run.log_px(x, num_samples="3"), "num_samples '3': must be a whole number"),
+        (lambda run, x: run.log_px(x, seed=-1), "seed -1: must be at least 0 and below 2^63"),
+        (lambda run, x: run.sample(seed=None), "seed None: must be a whole number"),
+        (lambda run, x: run.fill(num_samples=2.5), "num_samples 2.5: must be a whole number"),
+        (lambda run, x: run.splice(seed=-1), "seed -1: must be at least 0 and below 2^63"),
+        (lambda run, x: run.log_px(None), "x None: give images [N, …]"),
+        (lambda run, x: run.latents(None), "x None: give images [N, …]"),
+        (lambda run, x: Run.open(3), "path 3: must be a path"),
+        (lambda run, x: Run.open(None), "path None: must be a path"),
+        (lambda run, x: ppl_gen.load(3), "path 3: must be a path"),
+        (lambda run, x: Run.open(run.path, device="foo"), "device foo: choose from auto, cpu, cuda"),
+        (lambda run, x: Run.open(run.path, device=None), "device None: choose from auto, cpu, cuda"),
+        (lambda run, x: Run.open(run.path, checkpoint="first"), "checkpoint first: choose from last, best"),
+    ],
+)
+def test_bad_arguments_of_uses(small_run: Run, x: Tensor, use: Any, message: str) -> None:
+    """One sentence of arguments, and nothing is written."""
+    before = {path: path.stat().st_mtime_ns for path in small_run.path.rglob("*")}
+    with pytest.raises(BadInput) as error:
+        use(small_run, x[:3])
+    assert str(error.value).startswith(message)
+    assert {path: path.stat().st_mtime_ns for path in small_run.path.rglob("*")} == before
+
+
+def test_arguments_in_other_forms(small_run: Run, x: Tensor) -> None:
+    """A run for its path, a single function for a list, a dictionary for a group of options, numbers of NumPy."""
+    assert Run.open(small_run).path == small_run.path
+    assert small_run.latents(x[:3], num_samples=np.int64(2), seed=np.int32(1))["z"].shape == (2, 3, 1)
+
+    def mine(model: Any, guide: Any, x: Tensor) -> ppl_gen.Estimate:
+        zero = torch.zeros(len(x), dtype=torch.float64)
+        return ppl_gen.Estimate(estimator="mine", log_px=zero, log_px_mc_var=zero, log_px_bias=zero, num_samples=1)
+
+    assert "mine" in small_run.evaluate(data=x[:3], further=mine, quiet=True).estimates
+    settings = {"num_temperatures": np.int64(20), "num_chains": 4}
+    found = small_run.evaluate(data=x[:3], estimator="annealed", annealed=settings, sandwich=0, quiet=True)
+    assert found.log_px.settings["num_temperatures"] == 20 and found.log_px.settings["num_chains"] == 4
+    whole = small_run.evaluate(EvaluationOptions(num_samples=np.int64(5)), quiet=True)  # type: ignore[arg-type]
+    assert small_run.evaluation is not None and small_run.evaluation.summary == json.loads(json.dumps(whole.summary))
+
+
+class Labelled(VAE):
+    """A model that does without labels, otherwise."""
+
+    def model(self, x: Tensor | None = None, y: Tensor | None = None, *, n: int = 1) -> None:
+        super().model(x, n=n)
+
+
+def test_a_run_with_labels_is_not_evaluated_without(elsewhere: Path, x: Tensor) -> None:
+    y = torch.arange(len(x)) % 3
+    run = Run.fit(Labelled, guide=LabelledLaplace, data=(x, y), **FEW)
+    assert len(run.log_px((x[:4], y[:4])).log_px) == 4
+    for use in (run.log_px, run.latents, lambda x: run.evaluate(data=x)):
+        with pytest.raises(BadInput, match=r"was fitted to images with labels; give both: \(x, y\)"):
+            use(x[:4])
+
+
+class LabelledLaplace(Laplace):
+    """The guide beside it."""
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        super().guide(x if y is None else x * (1 + y[:, None]))
+
+
+def test_where_gradients_are_off(elsewhere: Path, x: Tensor, small_run: Run) -> None:
+    """A fit means to train. What cannot be is told, and a run that was opened there is like any other."""
+    with torch.no_grad():
+        run = Run.fit("vae", data=x, out="off", **FEW)
+        run.resume(3, quiet=True)
+    assert same_runs(run, Run.fit("vae", data=x, out="on", **FEW | {"epochs": 3}))
+    settings: dict[str, Any] = {"estimator": "annealed", "annealed": {"num_temperatures": 3}, "quiet": True}
+    with torch.inference_mode():
+        for use in (
+            lambda: Run.fit("vae", data=x, **FEW),
+            lambda: run.resume(4, quiet=True),
+            lambda: run.evaluate(data=x[:2], sandwich=0, **settings),
+            lambda: run.split_gap(num_images=2, num_samples=5, quiet=True),
+        ):
+            with pytest.raises(BadInput, match=r"takes gradients, which torch.inference_mode\(\) rules out"):
+                use()
+        opened = Run.open("on", data=x)
+        assert torch.equal(opened.log_px(x[:2]).log_px, run.log_px(x[:2]).log_px)
+    assert len(opened.split_gap(num_images=2, num_samples=5, quiet=True).contexts.elbo) == 2
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["off", "on"]
+
+
+def test_a_run_that_diverges_fails(elsewhere: Path, x: Tensor) -> None:
+    """With a sentence of arguments, and its last checkpoint."""
+    with pytest.raises(ppl_gen.Failed, match="A lower learning_rate or clip_grad_norm may help") as error:
+        Run.fit("vae", data=x, out="run", **FEW | {"learning_rate": 1e20})
+    assert "kept in run" in str(error.value) and Run.open("run", data=x).model is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        ({"data": "digits"}, "python -m ppl_gen.fit --resume run"),
+        ({"data": "digits", "guide": Laplace}, "python -m ppl_gen.fit --resume run --guide fits:Laplace"),
+        ({}, "Run.open('run', data=…).resume()"),
+        ({"guide": Laplace}, "Run.open('run', guide='fits:Laplace', data=…).resume()"),
+        ({"guide": Laplace(20, 1)}, "Run.open('run', guide=…, data=…).resume()"),
+        ({"objective": type("Own", (Elbo,), {})}, "Run.open('run', objective=…, data=…).resume()"),
+    ],
+)
+def test_ctrl_c_says_a_call_that_works(elsewhere: Path, x: Tensor, options: dict[str, Any], call: str) -> None:
+    def interrupt(run: Run, metrics: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        Run.fit("vae", **{"data": x, "out": "run", "on_epoch": interrupt, **FEW, **options})
+    assert str(error.value) == f"continue with: {call}"
+
+
+def test_float64_is_told(elsewhere: Path, x: Tensor, small_run: Run) -> None:
+    """By its cause, before any work."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        for use in (lambda: Run.fit("vae", data=x, **FEW), lambda: Run.open(small_run).model):
+            with pytest.raises(BadInput, match=r"default dtype is torch.float64, and runs are in float32; call torch"):
+                use()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_run_opened_without_its_images_has_no_warning(

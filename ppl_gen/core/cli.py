@@ -76,7 +76,7 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
         sys.exit(0)
     except Failed as error:  # anything else keeps its traceback: that is for our bugs
         _wait_unless_first()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.sentence}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 

@@ -1,18 +1,23 @@
 """Values of options from Python, as the types that the options declare. The command line does that by itself."""
 
+import os
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ppl_gen.core.errors import BadInput, require, require_choice
+from ppl_gen.core.errors import BadInput, near_miss, require, require_choice, shown
+
+T = TypeVar("T")
 
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a path"}
 
 
 def convert(option: str, value: Any, hint: Any) -> Any:
-    """The value of an option as its type: a list as a tuple, NumPy's numbers as Python's, text as a `Path`.
+    """The value of an option as its type: a list as a tuple, NumPy's numbers as Python's, text as a `Path`, and a
+    dictionary as a dataclass of options.
 
     >>> convert("hidden_dims", [400, 200], tuple[int, ...])
     (400, 200)
@@ -28,10 +33,20 @@ def convert(option: str, value: Any, hint: Any) -> Any:
     if kind is Literal:
         require_choice(option, value, hint)
     elif kind is tuple:
-        require(isinstance(value, list | tuple), option, value, "must be a list")
+        require(isinstance(value, list | tuple), option, shown(value), "must be a list")
         inner = parts[:1] * len(value) if parts[-1:] == (...,) else parts
-        require(len(inner) == len(value), option, value, f"must have {len(inner)} entries")
+        require(len(inner) == len(value), option, shown(value), f"must have {len(inner)} entries")
         return tuple(convert(option, each, one) for each, one in zip(value, inner, strict=True))
+    elif kind is Mapping:
+        named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+        require(named, option, shown(value), "must be a dictionary of options by name")
+        return dict(value)
+    elif isinstance(hint, type) and is_dataclass(hint):
+        if isinstance(value, Mapping):
+            return hint(**convert_fields(hint, convert(option, value, Mapping[str, Any]), f"{option}."))
+        fits = isinstance(value, hint)
+        require(fits, option, shown(value), f"must be a dictionary of options by name, or {hint.__name__}(…)")
+        return converted(value, f"{option}.")
     elif hint in _NAMES:
         return _plain(option, value, hint)
     return value
@@ -43,6 +58,24 @@ def convert_all(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: str
     :param prefix: words before each name in messages, such as `guide.`
     """
     return {name: convert(prefix + name, value, hints.get(name)) for name, value in values.items()}
+
+
+def convert_fields(cls: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """As `convert_all`, for fields of a dataclass.
+
+    :raises BadInput: for a name that is no field, too.
+    """
+    hints = get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise BadInput(f"{prefix}{name}: unknown option{near_miss(name, hints)}")
+    return convert_all(values, hints, prefix)
+
+
+def converted(options: T, prefix: str = "") -> T:
+    """An instance of a dataclass with its fields as their types."""
+    values = {each.name: getattr(options, each.name) for each in fields(options)}  # type: ignore[arg-type]
+    return replace(options, **convert_fields(type(options), values, prefix))  # type: ignore[type-var]
 
 
 def _first(option: str, value: Any, hints: tuple[Any, ...]) -> Any:
@@ -66,7 +99,7 @@ def _plain(option: str, value: Any, kind: type) -> Any:
         int: isinstance(value, Integral) and not truth,
         float: isinstance(value, Real) and not truth,
         str: isinstance(value, str),
-        Path: isinstance(value, str | Path),
+        Path: isinstance(value, str | os.PathLike),
     }[kind]
-    require(fits, option, repr(value), f"must be {_NAMES[kind]}")
+    require(fits, option, shown(value), f"must be {_NAMES[kind]}")
     return kind(value)

@@ -23,9 +23,28 @@ ALIASES = {
     "grad-clip": "clip-grad-norm",
 }
 """Names that other programs give to options of this package, and our names for them."""
+_IN_PYTHON = {"refit-guide": "fixed_model"}
+"""Arguments of Python that have another name than the option of the command line."""
 
 
-class BadInput(ValueError):
+class _Sentence(Exception):
+    """An error of one sentence, which names command-line options. Printed in Python, it names arguments instead."""
+
+    def __init__(self, sentence: str = ""):
+        self.sentence = sentence.partition("\nTrace Shapes:")[0]  # Pyro appends shapes to errors under a trace
+        super().__init__(self.sentence)
+
+    def __str__(self) -> str:
+        resumed = re.sub(r"--resume (\S+)", r"Run.open('\1').resume()", self.sentence)
+        return re.sub(r"--([a-z][\w.-]*\w)", _argument, resumed)
+
+
+def _argument(option: re.Match[str]) -> str:
+    """The argument that an option of the command line is in Python."""
+    return _IN_PYTHON.get(option[1], option[1].replace("-", "_"))
+
+
+class BadInput(_Sentence, ValueError):
     """Input of a user that cannot be used. One sentence names the input and says what to do; exit status 2.
 
     The sentence names command-line options, as a command prints it. Printed in Python, it names arguments instead.
@@ -34,17 +53,10 @@ class BadInput(ValueError):
     num_samples 0: must be at least 1
     """
 
-    def __init__(self, sentence: str = ""):
-        self.sentence = sentence.partition("\nTrace Shapes:")[0]  # Pyro appends shapes to errors under a trace
-        super().__init__(self.sentence)
 
-    def __str__(self) -> str:
-        resumed = re.sub(r"--resume (\S+)", r"Run.open('\1').resume()", self.sentence)
-        return re.sub(r"--([a-z][\w.-]*\w)", lambda option: option[1].replace("-", "_"), resumed)
-
-
-class Failed(RuntimeError):
-    """Work that was begun and cannot be finished. One sentence says why, and what is kept; exit status 1."""
+class Failed(_Sentence, RuntimeError):
+    """Work that was begun and cannot be finished, such as a run that diverged. One sentence says why, and what is kept;
+    exit status 1."""
 
 
 def warnings_of(observation: str) -> list[str]:
@@ -69,6 +81,12 @@ def near_miss(name: str, known: Iterable[str]) -> str:
         return f"; did you mean '{ours}'?"
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def shown(value: object) -> str:
+    """A value of a user's in a sentence: its first characters, in one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def require(condition: bool, option: str, value: object, rule: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ppl_gen.core.errors import BadInput, near_miss
+from ppl_gen.core.errors import BadInput, near_miss, shown
 from ppl_gen.data import sources
 
 NAME = "array"
@@ -76,18 +76,42 @@ def _stacked(name: str, given: Dataset[Any]) -> tuple[np.ndarray, np.ndarray | N
         rows = [given[index] for index in range(len(given))]  # type: ignore[arg-type]
     except Exception as error:  # the data set's own code fails, or it has no length
         raise BadInput(f"--data [{name}]: a Dataset needs a length and items by number ({error})") from error
-    if not all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
-        return np.stack([_array(name, row) for row in rows]), None
-    return np.stack([_array(name, image) for image, _ in rows]), _array(name, [int(label) for _, label in rows])
+    if not rows:
+        raise BadInput(f"--data [{name}]: the Dataset has no items")
+    if all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
+        labels = _stack(f"{name}_labels", [label for _, label in rows])
+        if (labels == np.rint(labels)).all():
+            labels = labels.astype(np.int64)
+        return _stack(name, [image for image, _ in rows]), labels
+    if all(isinstance(row, tuple) and len(row) == 1 for row in rows):  # as of a TensorDataset without labels
+        rows = [row[0] for row in rows]
+    if any(isinstance(row, tuple) for row in rows):
+        raise BadInput(f"--data [{name}]: items of a Dataset must be images, or pairs of an image and its label")
+    return _stack(name, rows), None
+
+
+def _stack(name: str, items: list[Any]) -> np.ndarray:
+    """Images or labels of a `Dataset`, as one array."""
+    arrays = [_array(name, item) for item in items]
+    shapes = dict.fromkeys(array.shape for array in arrays)
+    if len(shapes) > 1:
+        raise BadInput(
+            f"--data [{name}]: items of a Dataset differ in shape: {' and '.join(map(str, list(shapes)[:2]))}"
+        )
+    return np.stack(arrays)
 
 
 def _array(name: str, given: Any) -> np.ndarray:
+    if any(np.ma.is_masked(part) for part in (given if isinstance(given, list | tuple) else [given])):
+        raise BadInput(f"--data [{name}]: a masked array would lose its mask; fill it in first: x.filled(0)")
     try:
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     except Exception as error:  # rows of different lengths
         kind = type(given).__name__
         raise BadInput(f"--data [{name}]: is of type {kind}, not an array of numbers ({error})") from error
-    if array.dtype.kind not in "buif" or array.ndim == 0:
+    if name.endswith("_labels") and array.dtype.kind not in "buif":
+        raise BadInput(f"--data [{name}]: labels must be whole numbers, not {shown(given)}")
+    if array.dtype.kind not in "buif" or (array.ndim == 0 and not name.endswith("_labels")):
         raise BadInput(
             f"--data [{name}]: is of type {type(given).__name__}, not images [N, …]; give a tensor, an array, a "
             "Dataset, or a dictionary of splits"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import defaults_of
-from ppl_gen.core.errors import BadInput, describe, require
+from ppl_gen.core.errors import BadInput, describe, require, shown
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
@@ -57,7 +57,7 @@ def evaluate(
     options: EvaluationOptions,
     *,
     others: Sequence[nn.Module] = (),
-    further: Sequence[Estimator | str] = (),
+    further: Estimator | str | Sequence[Estimator | str] = (),
     quiet: bool = False,
 ) -> Evaluation:
     """Estimate the ELBO and log p(x) of the images of a split.
@@ -67,10 +67,7 @@ def evaluate(
         reported with the others and compared with them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
-    named = [
-        (components.function_name(each), components.find_function("--further", each) if isinstance(each, str) else each)
-        for each in (*options.further, *further)
-    ]
+    named = _further(options.further, further)
     options = replace(_resolved(fitted, options), further=tuple(name for name, _ in named))
     whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
@@ -112,6 +109,21 @@ def options_after_training(fitted: Fitted) -> EvaluationOptions:
 
 
 # Before the work -----------------------------------------------------------------------------------------------
+
+
+def _further(recorded: Sequence[str], own: Any) -> list[tuple[str, Estimator]]:
+    """The further estimators, with their names.
+
+    :param own: one of them, or several, as functions or by name.
+    """
+    own = own if isinstance(own, list | tuple) else [own]
+    found = []
+    for each in (*recorded, *own):
+        if not isinstance(each, str) and not callable(each):
+            raise BadInput(f"--further {shown(each)}: must be a function, or file.py:function")
+        function = components.find_function("--further", each) if isinstance(each, str) else each
+        found.append((components.function_name(each), function))
+    return found
 
 
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:

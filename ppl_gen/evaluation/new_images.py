@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import HasDensity, offers
+from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.data import arrays
 from ppl_gen.data.splits import Split
@@ -24,6 +25,8 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
         [0, 1], or have the run's value of white.
     :raises BadInput: for images of another size, and for pixels that are larger than white.
     """
+    if given is None:
+        raise BadInput("x None: give images [N, …]")
     collected = arrays.collect(given)
     white, top = fitted.data.train.scale, max(float(collected["train"].max(initial=0)), 1)
     if top > max(white, 1):
@@ -36,6 +39,8 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
         raise BadInput(
             f"data: images of {images.shape[1]} pixels, but the run was fitted to images of {fitted.data.dim}{hint}"
         )
+    if labels is None and fitted.takes_labels and fitted.data.train.labels is not None:
+        raise BadInput(f"data: {fitted.pair.model_name} was fitted to images with labels; give both: (x, y)")
     test = Split(images, None if labels is None else torch.from_numpy(labels), found.scale)
     data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
     changed = replace(fitted, data=data)
@@ -50,7 +55,9 @@ def latents(fitted: Fitted, given: Any, num_samples: int, seed: int) -> dict[str
     :param given: images, as for `with_images`.
     :raises BadInput: for a pair that supports neither.
     """
+    num_samples, seed = convert("num_samples", num_samples, int), convert("seed", seed, int)
     require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
+    require(0 <= seed < 2**63, "seed", seed, "must be at least 0 and below 2^63")
     changed = with_images(fitted, given)
     pair, (x, *labels) = changed.pair, changed.images("test")
     parts: list[dict[str, Tensor]] = []

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.gradients import gradients
 from ppl_gen.core.progress import Progress
 from ppl_gen.core.tables import Row, fixed, line
 from ppl_gen.data.loading import load_data
@@ -148,7 +149,7 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
     if others is None:
         seen, others = len(train) - count, train[len(train) - count :]
     device = train.device
-    with forked_rng(train), torch.enable_grad():
+    with forked_rng(train), gradients("the classifier's training"):
         torch.manual_seed(options.seed)
         classifier = Classifier(data.shape, len(classes)).to(device)
         optimizer = torch.optim.Adam(classifier.parameters(), 1e-3)

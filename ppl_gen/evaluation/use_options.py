@@ -6,10 +6,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar
 
-from ppl_gen.core.convert import convert_all
-from ppl_gen.core.errors import BadInput, near_miss, require, require_least
+from ppl_gen.core.convert import convert_fields, converted
+from ppl_gen.core.errors import require, require_least, shown
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
 
@@ -29,14 +29,14 @@ def options_from(cls: type[T], options: T | None, chosen: Mapping[str, Any]) -> 
 
     :param options: the instance; None for the defaults.
     :param chosen: fields that replace those of the instance.
-    :raises BadInput: for a name that is no field.
+    :raises BadInput: for an object of another class, a name that is no field, and a value of another type.
     """
-    known = get_type_hints(cls)
-    for name in chosen:
-        if name not in known:
-            raise BadInput(f"{name}: unknown option{near_miss(name, known)}")
-    chosen = convert_all(chosen, known)
-    return cls(**chosen) if options is None else replace(options, **chosen)  # type: ignore[type-var]
+    chosen = convert_fields(cls, chosen)
+    if options is None:
+        return cls(**chosen)
+    rule = f"must be {cls.__name__}(…); single options are given by name, such as seed=1"
+    require(isinstance(options, cls), "options", shown(options), rule)
+    return converted(replace(options, **chosen))  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
     :raises BadInput: for an unknown option.
     """
     names = {part: get_type_hints(part) for part in (TrainingOptions, DataOptions, Config)}
+    del names[Config]["training"]  # its options are given one by one
     chosen: dict[Any, dict[str, Any]] = {part: {} for part in names}
     model = given.find("model", config.model)
     of_model = _types("model", model)
@@ -234,10 +235,12 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
             model_options = chosen[Config].setdefault("model_options", {**config.model_options})
             model_options[name] = convert(name, value, of_model[name])
         else:
+            if name == "refit_guide":
+                raise BadInput("refit_guide: give the guide as guide=…, with init_from=… and fixed_model=True")
             for kind in ("guide", "prior"):
                 if name in _types(kind, given.find(kind, getattr(config, kind))):
                     raise BadInput(f"{name}: is an option of the {kind}; give {kind}_options={{'{name}': …}}")
-            known = sorted(set().union(*names.values(), of_model) - {*KINDS, "training", "model_options"})
+            known = sorted(set().union(*names.values(), of_model) - {*KINDS, "model_options"})
             raise BadInput(f"{name}: unknown option of fit{near_miss(name, known)}")
     classes: dict[Kind, str | None] = {"guide": config.guide, "prior": config.prior}
     classes["objective"] = chosen[TrainingOptions].get("objective", config.training.objective)

@@ -117,6 +117,7 @@ class Fitted(Assembled):
     directory: RunDirectory
 
     @classmethod
+    @torch.inference_mode(False)  # else the weights could have no gradients later
     def open(
         cls, path: str | Path, given: Given | None = None, *, checkpoint: Checkpoint = "last", device: str = "auto"
     ) -> "Fitted":
@@ -131,7 +132,8 @@ class Fitted(Assembled):
             configuration, code or images that are not handed over again, and a missing device.
         """
         given = given or Given()
-        directory = RunDirectory.open(Path(path))
+        check_precision()
+        directory = RunDirectory.open(path)
         config = config_of(directory, given)
         where = resolve_device(device)
         for name in changed_code(directory, config, given):
@@ -208,12 +210,28 @@ def load(
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`. Raises `BadInput` for `cuda` on a machine without one."""
-    if name == "auto":
+    """The device for `auto`, `cpu` or `cuda`. Raises `BadInput` for another one, and for `cuda` on a machine without
+    one."""
+    if isinstance(name, str) and name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BadInput("--device cuda: torch finds no CUDA device; use --device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise BadInput(f"--device {name}: choose from auto, cpu, cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        which = " of that number" if device.index else ""
+        raise BadInput(f"--device {name}: torch finds no CUDA device{which}; use --device cpu")
+    return device
+
+
+def check_precision() -> None:
+    """Raise `BadInput` unless torch makes weights in float32, as images are."""
+    if (dtype := torch.get_default_dtype()) is not torch.float32:
+        raise BadInput(
+            f"torch's default dtype is {dtype}, and runs are in float32; call torch.set_default_dtype(torch.float32)"
+        )
 
 
 def check_same_images(directory: RunDirectory, data: Data) -> None:

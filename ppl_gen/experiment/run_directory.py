@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
 
 if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
@@ -72,9 +73,10 @@ class RunDirectory:
         return cls(path, config)
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
+    def open(cls, path: str | Path) -> "RunDirectory":
         """An existing run. Raises `BadInput` for a directory that is no run, is damaged, or was made by a later
         version."""
+        path = Path(convert("path", path, Path))
         file = path / "config.json"
         if not path.is_dir():
             raise BadInput(f"{path}: no such run directory")
@@ -255,6 +257,12 @@ def check_new(out: Path | None) -> None:
         raise BadInput(f"--out {out}: cannot be written: no permission in {parent}, or not a directory")
 
 
+def check_folder(out: Path) -> None:
+    """Raise `BadInput` if a folder for several runs is a run directory itself."""
+    if (out / "config.json").is_file():
+        raise BadInput(f"--out {out}: is a run directory; name the folder that the runs are to be in")
+
+
 @contextmanager
 def _readable_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError`, such as a full disk or a missing permission, into a `BadInput`."""
@@ -290,6 +298,8 @@ def _json_content(content: Any) -> Any:
         return {str(key): _json_content(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_json_content(value) for value in content]
+    if isinstance(content, np.generic):  # json has no numbers of NumPy
+        content = content.item()
     return _INFINITE.get(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -129,7 +129,8 @@ def aggregate_posterior(posterior: np.ndarray, prior: np.ndarray, units: Sequenc
         low, high = np.quantile(both, [0.001, 0.999])
         bins = np.linspace(low, high, 40)
         # One polygon each: the bars of `axes.hist` are forty, which take most of the time of a small fit's pictures.
-        ours, theirs = (np.histogram(values[:, index], bins, density=True)[0] for values in (posterior, prior))
+        counts = (np.histogram(values[:, index], bins)[0] for values in (posterior, prior))
+        ours, theirs = (count / np.diff(bins) / max(count.sum(), 1) for count in counts)  # few may lie in no bin
         axes.stairs(ours, bins, fill=True, color="0.7", label="q(z | x) over test images")
         axes.stairs(theirs, bins, color="black", label="p(z)")
         axes.set_title(f"z[{unit}]", fontsize=9)

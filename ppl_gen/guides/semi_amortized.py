@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.gradients import gradients
 from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
 
 
@@ -65,7 +66,7 @@ class SemiAmortized(nn.Module):
         """Context [images, 2 latent_dim] of images [images, data_dim]."""
         context = self.encoder(self.dropout(x))
         learning = context.requires_grad
-        with torch.enable_grad():  # evaluation needs the gradient of a step too
+        with gradients("SemiAmortized"):  # evaluation needs the gradient of a step too
             if not learning:  # no graph from one step to the next
                 context = context.detach().requires_grad_()
             for _ in range(self.num_steps):

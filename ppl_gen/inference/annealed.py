@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import AdversarialModel, Amortized, HasDensity, offers
 from ppl_gen.core.errors import BadInput, require, require_choices, require_least
+from ppl_gen.core.gradients import check_gradients
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import evaluating, frozen
@@ -296,6 +297,7 @@ class _Path:
     """The path of distributions from f_0 to p(x, z) for a block of images, and chains along it."""
 
     def __init__(self, model: HasDensity, guide: Amortized | None, x: Tensor, annealing: Annealing):
+        check_gradients("annealing")
         self.model, self.x, self.annealing = model, x, annealing
         self.prior = model.prior()
         # f_0: the guide's distribution has a batch of images. The prior (None here) is the same for all images.

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.gradients import check_gradients
 from ppl_gen.core.parallel import joined
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above, above_in_mean, bound
@@ -226,6 +227,7 @@ def _gaps_of(amortized: Estimate, elbo: Estimate, best: Estimate, best_elbo: Est
 
 def check_guide(pair: Pair, guide: Any) -> None:
     """Raise `BadInput` for a guide whose contexts cannot be optimized."""
+    check_gradients("the split of the gap")
     if not offers(guide, Amortized) or len(pair.latent) != 1:
         raise BadInput(
             f"{pair.guide_name}: the gaps take a guide of one latent site, with the methods encode(x), from images to "

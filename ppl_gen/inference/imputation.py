@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Amortized, HasDensity, SelectsPixels, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.gradients import gradients
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.densities import minus_leave_one_out_mean, score_function
@@ -165,7 +166,7 @@ def _paired(x: Tensor, context: Tensor, size: int) -> Iterable[tuple[Tensor, Ten
 
 def _refine(model: HasDensity, guide: Amortized, x: Tensor, context: Tensor, visible: Tensor) -> Tensor:
     """The context [images, …] after `_STEPS` steps of Adam on the ELBO of the visible pixels."""
-    with torch.enable_grad():
+    with gradients("filling in"):
         context = context.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([context], lr=_STEP_SIZE)
         for _ in range(_STEPS):

@@ -19,15 +19,17 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, offers
-from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, as_bad_input, require
+from ppl_gen.core.gradients import gradients
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import read_pair, release, start_from
 from ppl_gen.experiment.config import Config, Given
-from ppl_gen.experiment.fitted import Assembled, resolve_device
+from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.coverage import leaves_support
+from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory
 from ppl_gen.training.batches import least_images
@@ -62,6 +64,7 @@ class Prepared:
         return "\n".join(lines)
 
 
+@gradients("training")
 def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, start: bool = True) -> Prepared:
     """Build model, guide and data, and check them against each other.
 
@@ -71,6 +74,7 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
     :raises BadInput: if the pair cannot be fitted.
     """
     require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
+    check_precision()
     given = given or Given()
     try:
         return _prepare(config, given, quiet, start)
@@ -258,6 +262,7 @@ def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ..
             start = time.perf_counter()
             with pyro.validation_enabled(False):
                 loss = elbo.differentiable_loss(pair.model, pair.guide, *batch)
+            _require_gradient(assembled, loss)
             torch.autograd.grad(loss, parameters, allow_unused=True)
             float(loss.detach())
             seconds = min(seconds, time.perf_counter() - start)
@@ -282,7 +287,10 @@ def without_gradient(assembled: Assembled) -> list[str]:
         with poutine.trace(param_only=True) as trace, pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # raised below
             warnings.filterwarnings("ignore", ".* was not registered in the param store")  # intended
-            with register_module_forward_pre_hook(lambda module, _: called.append(module)):
+            with (
+                register_module_forward_pre_hook(lambda module, _: called.append(module)),
+                as_bad_input(f"{pair.model_name} and {pair.guide_name} fail in training mode"),
+            ):
                 loss = compute()
         for name, site in trace.trace.nodes.items():
             trained = site["type"] == "param" and site["value"].requires_grad
@@ -298,12 +306,20 @@ def without_gradient(assembled: Assembled) -> list[str]:
                 f"the objective is {float(loss.detach())} on {len(batch[0])} images before training"
                 + (f"; so is {' and '.join(which)}" if which else "")
             )
+        _require_gradient(assembled, loss)
         named = [(name, parameter) for name, parameter in modules.named_parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
         with pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as above
             _check_owned(loss, called, compute, modules)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _require_gradient(assembled: Assembled, loss: Tensor) -> None:
+    """Raise `BadInput` for a loss without a gradient, as an objective has that detaches its surrogate."""
+    if not loss.requires_grad:
+        name = name_of(assembled.objective)
+        raise BadInput(f"objective {name}: its loss has no gradient; do not detach it, and leave out torch.no_grad()")
 
 
 def _loss(assembled: Assembled) -> Callable[..., Tensor]:

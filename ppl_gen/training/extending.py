@@ -23,8 +23,9 @@ def with_epochs(directory: RunDirectory, config: Config, epochs: int) -> Config:
 def record_epochs(directory: RunDirectory, before: TrainingOptions, now: TrainingOptions, *, quiet: bool) -> None:
     """Write the new number of epochs to `config.json`, and say what it does to the schedule."""
     if now.epochs != before.epochs:
-        directory.config |= {"training": directory.config["training"] | {"epochs": now.epochs}}
-        directory.write_json("config.json", directory.config)
+        content = directory.config | {"training": directory.config["training"] | {"epochs": now.epochs}}
+        directory.write_json("config.json", content)
+        directory.config = content
     if quiet:
         return
     done = directory.last.get("epoch", 0)

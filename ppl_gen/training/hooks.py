@@ -1,9 +1,13 @@
 """Hooks that run after each epoch: early stopping and TensorBoard. Both use nothing but `on_epoch`."""
 
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from ppl_gen.core.errors import BadInput
+import numpy as np
+
+from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
 
@@ -11,7 +15,8 @@ if TYPE_CHECKING:
     from ppl_gen.run import Run
 
 Hook = Callable[["Run", Json], bool | None]
-"""Function that is called after each epoch with the run and its line of metrics. `True` ends training."""
+"""Function that is called after each epoch with the run and its line of metrics. It returns `True` to end training, and
+`None` or `False` to go on."""
 
 
 class Patience:
@@ -53,10 +58,36 @@ def hooks_of(options: TrainingOptions, own: Hook | None = None) -> list[Hook]:
 
     :raises BadInput: without the package tensorboard, and for an own hook that is no function.
     """
-    if own is not None and not callable(own):
-        raise BadInput(f"on_epoch={own!r}: must be a function of the run and its metrics")
+    if own is not None:
+        check(own)
     return [
         *([] if options.patience is None else [Patience(options.patience)]),
         *([TensorBoard()] if options.tensorboard else []),
         *([] if own is None else [own]),
     ]
+
+
+def check(own: Any) -> None:
+    """Raise `BadInput` for an `on_epoch` that cannot be called with a run and its metrics."""
+    fits = callable(own)
+    with suppress(ValueError):  # some functions of C have no signature
+        try:
+            inspect.signature(own).bind(None, None)
+        except TypeError:
+            fits = False
+    if not fits:
+        raise BadInput(f"on_epoch={shown(own)}: must be a function of the run and its metrics")
+
+
+def ends_training(hook: Hook, run: "Run", metrics: Json) -> bool:
+    """Call a hook after an epoch. Returns True if it ends training.
+
+    :raises BadInput: if it returns anything else than True, False and None.
+    """
+    answer = hook(run, metrics)
+    if answer is not None and not isinstance(answer, bool | np.bool_):
+        raise BadInput(
+            f"on_epoch: returned {shown(answer)} after epoch {metrics['epoch']}; return True to end training, and None "
+            f"or False to go on. The run is whole: continue it with Run.open({str(run.path)!r}).resume(on_epoch=…)"
+        )
+    return bool(answer)

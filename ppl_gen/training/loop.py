@@ -30,6 +30,7 @@ from torch import Tensor
 from ppl_gen.core import parallel
 from ppl_gen.core.contracts import Finishes, Objective
 from ppl_gen.core.errors import BadInput, Failed
+from ppl_gen.core.gradients import gradients
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.fitted import Fitted
@@ -79,6 +80,7 @@ class State:
         return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
 
 
+@gradients("training")
 def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = None) -> None:
     """Train a pair to the last epoch, from the run's checkpoint if there is one.
 

@@ -24,7 +24,7 @@ from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.options import text
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
-from ppl_gen.experiment.run_directory import RunDirectory, check_new
+from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
 from ppl_gen.training.interrupts import interrupts
 
 PROGRAM = "python -m ppl_gen.sweep"
@@ -97,6 +97,7 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
     :raises BadInput: for options that `fit` cannot read, and for options that the sweep sets itself.
     """
     _check_shared(options, rest)
+    check_folder(options.out)
     planned: dict[str, Planned] = {}
     varied = [[(name, value) for value in values] for name, *values in options.vary]
     parts = [options.guides or (None,), options.priors or (None,), options.objectives or (None,)]

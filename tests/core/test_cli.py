@@ -50,7 +50,7 @@ def test_errors_are_one_line(arguments: list[str], words: list[str]) -> None:
     [
         (None, 0, ""),
         (BadInput("--seed -1:\n  must be positive"), 2, "error: --seed -1: must be positive\n"),
-        (Failed("the loss is not finite"), 1, "error: the loss is not finite\n"),
+        (Failed("a lower --learning-rate may help"), 1, "error: a lower --learning-rate may help\n"),
         (KeyboardInterrupt("continue with: this"), 1, "interrupted: continue with: this\n"),
         (KeyboardInterrupt(), 1, "interrupted\n"),
     ],

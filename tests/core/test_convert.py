@@ -1,5 +1,7 @@
 """Values of options from Python, as the types that the command line gives them."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +10,14 @@ import pytest
 
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A group of options within others."""
+
+    steps: int = 3
+    start: Literal["prior", "guide"] = "prior"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +36,9 @@ from ppl_gen.core.errors import BadInput
         ("a", Literal["a", "b"], "a"),
         ({"free": 1}, dict, {"free": 1}),
         (object, None, object),
+        ({"a": 1}, Mapping[str, Any], {"a": 1}),
+        ({"steps": np.int64(4)}, Inner, Inner(4)),
+        (Inner(np.int64(4)), Inner, Inner(4)),  # type: ignore[arg-type]
     ],
 )
 def test_converted(value: Any, hint: Any, expected: Any) -> None:
@@ -47,6 +60,14 @@ def test_converted(value: Any, hint: Any, expected: Any) -> None:
         ([3, "4"], tuple[int, ...], "learning_rate '4': must be a whole number"),
         ([3], tuple[int, int], "learning_rate [3]: must have 2 entries"),
         ("c", Literal["a", "b"], "learning_rate c: choose from a, b"),
+        ([1], Mapping[str, Any], "learning_rate [1]: must be a dictionary of options by name"),
+        ({1: 2}, Mapping[str, Any], "learning_rate {1: 2}: must be a dictionary of options by name"),
+        (3, Inner, "learning_rate 3: must be a dictionary of options by name, or Inner(…)"),
+        ({"step": 4}, Inner, "learning_rate.step: unknown option; did you mean 'steps'?"),
+        ({"steps": "4"}, Inner, "learning_rate.steps '4': must be a whole number"),
+        (Inner(4.5), Inner, "learning_rate.steps 4.5: must be a whole number"),  # type: ignore[arg-type]
+        ({"start": "here"}, Inner, "learning_rate.start here: choose from prior, guide"),
+        ("x" * 99, int, f"learning_rate '{'x' * 59}…: must be a whole number"),
         ("x", int | None, "learning_rate 'x': must be a whole number"),
     ],
 )

@@ -5,7 +5,16 @@ from typing import Literal
 
 import pytest
 
-from ppl_gen.core.errors import BadInput, as_bad_input, describe, near_miss, require, require_choices, require_least
+from ppl_gen.core.errors import (
+    BadInput,
+    Failed,
+    as_bad_input,
+    describe,
+    near_miss,
+    require,
+    require_choices,
+    require_least,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,14 +22,16 @@ from ppl_gen.core.errors import BadInput, as_bad_input, describe, near_miss, req
     [
         ("--num-samples 0: must be at least 1", "num_samples 0: must be at least 1"),
         ("--guide.input-dropout 1: too much", "guide.input_dropout 1: too much"),
+        ("--refit-guide: needs --init-from", "fixed_model: needs init_from"),
         ("continue with --resume runs/a", "continue with Run.open('runs/a').resume()"),
         ("a--b - and -- stay", "a--b - and -- stay"),
         ("no sites\nTrace Shapes:\n Param Sites:", "no sites"),
     ],
 )
 def test_a_sentence_speaks_of_arguments_in_python(sentence: str, in_python: str) -> None:
-    error = BadInput(sentence)
-    assert str(error) == in_python and error.sentence == sentence.partition("\n")[0]
+    for kind in (BadInput, Failed):
+        error = kind(sentence)
+        assert str(error) == in_python and error.sentence == sentence.partition("\n")[0]
 
 
 @pytest.mark.parametrize(

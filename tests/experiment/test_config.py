@@ -119,6 +119,13 @@ def test_the_particles_of_an_own_objective(elsewhere: Path, x: Tensor, call: Cal
         ({"data": 5}, "data [train]: is of type int, not images"),
         ({"lr": 3}, "lr: unknown option of fit; did you mean 'learning_rate'?"),
         ({"units": 3}, "units: is an option of the guide; give guide_options={'units': …}"),
+        ({"guide_options": [1]}, "guide_options [1]: must be a dictionary of options by name"),
+        ({"prior_options": "units"}, "prior_options 'units': must be a dictionary of options by name"),
+        ({"guide_options": {1: 2}}, "guide_options {1: 2}: must be a dictionary of options by name"),
+        ({"out": 3}, "out 3: must be a path"),
+        ({"refit_guide": "flow"}, "refit_guide: give the guide as guide=…, with init_from=… and fixed_model=True"),
+        ({"fixed_model": True}, "fixed_model: needs the run of the model; name it with init_from"),
+        ({"training": 3}, "training: unknown option of fit"),
         ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
     ],
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D
 
@@ -51,3 +52,11 @@ def test_points_and_ellipses() -> None:
 def test_a_panel_for_each_unit() -> None:
     figure = aggregate_posterior(np.random.default_rng(0).normal(size=(50, 7)), np.zeros((50, 7)), range(7))
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [f"z[{unit}]" for unit in range(7)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_few_images_that_lie_in_no_bin() -> None:
+    """Both of two may lie outside of the bins, which leave out the extremes."""
+    figure = aggregate_posterior(np.array([[-9.0], [9.0]]), np.array([[0.0], [1.0]]), range(1))
+    ours, theirs = (patch.get_data().values for patch in figure.axes[0].patches)
+    assert (ours == 0).all() and np.isfinite(theirs).all() and theirs.sum() > 0

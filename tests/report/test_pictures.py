@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fits import PLAIN
+import torch
+from fits import FEW, PLAIN
 from fits import QUICK as SMALL_FIT
 from matplotlib.figure import Figure
 
@@ -16,6 +17,7 @@ from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.report.captions import captions
 from ppl_gen.report.pictures import latent_space, of_evaluation
+from ppl_gen.run import Run
 
 PAIR = """
 import pyro
@@ -168,3 +170,15 @@ def test_a_pair_of_one_file_that_cannot_be_drawn(elsewhere: Path, call: Call) ->
     for what in ("samples", "reconstructions", "the latent space"):
         assert f"warning: no picture of {what}: " in err
     assert Path("run/report.html").is_file() and Path("run/figures/gap_histogram.png").is_file()
+
+
+@pytest.mark.parametrize("count", [5, 10, 20])
+@pytest.mark.filterwarnings("error:.*degrees of freedom", "error:invalid value")
+def test_pictures_of_very_few_test_images(elsewhere: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    """One of them is shown, or nothing is said."""
+    grey = torch.rand((count, 4, 5), generator=torch.Generator().manual_seed(0))
+    for units in (1, 2):
+        run = Run.fit("vae", data=grey, **FEW | {"latent_dim": units})
+        assert {"samples", "reconstructions"} <= set(run.figures)
+        assert ("latent_space" in run.figures) == (units == 2)
+    assert capsys.readouterr() == ("", "")

@@ -3,17 +3,21 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fits import PLAIN, small_config
+import torch
+from fits import FEW, PLAIN, Laplace, small_config
 from own_classes import PAIRS
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_gen import fit
+from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Assembled
+from ppl_gen.run import Run
 from ppl_gen.training.checks import prepare, without_gradient
 
 QUICK = (
@@ -121,3 +125,44 @@ def test_a_contract_that_a_plate_breaks_is_refused(elsewhere: Path, call: Call) 
     Path("own.py").write_text(PAIRS.replace("\n\nclass PlateGuide", f"{prior}\n\nclass PlateGuide"))
     status, _, err = call(fit.command, "own.py:Plate", "--guide", "own.py:PlateGuide", *QUICK, "--out", "run")
     assert status == 2 and "site 'z' is in a plate within 'data'" in err and err.count("\n") == 1, err
+
+
+class Detached:
+    """An objective whose surrogate lets no gradient through."""
+
+    num_particles = 1
+
+    def surrogate(self, terms: Any) -> Tensor:
+        return terms.log_weight.mean(0).detach()
+
+
+class DetachedLoss:
+    """Likewise, as a loss, which may be of an enumerated pair."""
+
+    def loss(self, pair: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return -pair.terms(x).log_weight.sum()
+
+
+class Strict(Laplace):
+    """A guide that fails in training alone."""
+
+    def guide(self, x: Tensor) -> None:
+        if self.training and torch.is_grad_enabled():
+            raise KeyError("width")
+        super().guide(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": Detached}, "objective Detached: its loss has no gradient; do not detach it"),
+        ({"objective": DetachedLoss}, "objective DetachedLoss: its loss has no gradient; do not detach it"),
+        ({"guide": Strict}, "VAE and Strict fail in training mode: KeyError: 'width' ("),
+    ],
+)
+def test_what_cannot_be_trained_is_told(elsewhere: Path, x: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput) as error:
+        Run.fit("vae", data=x, **options, **FEW)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert list(elsewhere.iterdir()) == []

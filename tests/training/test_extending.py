@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fits import FEW, QUICK, same_runs
 from torch import Tensor
@@ -29,6 +30,17 @@ def test_training_for_longer_is_training_for_so_long(elsewhere: Path, x: Tensor,
     assert longer.evaluation.summary | {"seconds": 0} == whole.evaluation.summary | {"seconds": 0}
     with pytest.raises(BadInput, match="epochs 3: longer has 4 of 4 epochs"):
         longer.resume(3, quiet=True)
+
+
+def test_a_number_of_epochs_is_a_whole_number(elsewhere: Path, x: Tensor) -> None:
+    """NumPy's, too. Another one changes nothing."""
+    run = Run.fit("vae", data=x, out="run", **FEW)
+    for epochs in (50.5, 2.5, "50", True):
+        with pytest.raises(BadInput, match=rf"^epochs {epochs!r}: must be a whole number$"):
+            run.resume(epochs=epochs, quiet=True)  # type: ignore[arg-type]
+    assert run.config.training.epochs == 2 and len(run.metrics) == 3
+    run.resume(epochs=np.int64(3), quiet=True)
+    assert run.config.training.epochs == Run.open("run").config.training.epochs == 3 and len(run.metrics) == 4
 
 
 def test_a_schedule_goes_on(elsewhere: Path, call: Call) -> None:

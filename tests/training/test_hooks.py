@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fits import FEW, same_runs
 from torch import Tensor
 
@@ -34,6 +35,35 @@ def test_on_epoch_ends_training(elsewhere: Path, x: Tensor, capsys: pytest.Captu
     assert again.metrics["epoch"].tolist() == [0, 1, 2] and same_runs(again, whole)
     _ = Run.open("stopped", data=x).model
     assert "training stopped" not in capsys.readouterr().err
+
+
+def test_only_true_ends_training(elsewhere: Path, x: Tensor) -> None:
+    """What a function returns by accident is refused, and the run can be continued."""
+    whole = Run.fit("vae", data=x, out="whole", **FEW)
+    for n, value in enumerate((1, 1.0, torch.tensor(True), [3], "yes")):
+        with pytest.raises(
+            BadInput, match=r"on_epoch: returned .* after epoch 1; return True to end training"
+        ) as error:
+            Run.fit("vae", data=x, out=f"cut{n}", on_epoch=lambda run, metrics, value=value: value, **FEW)
+        assert f"Run.open('cut{n}').resume(on_epoch=…)" in str(error.value)
+    assert same_runs(Run.open("cut0", data=x).resume(quiet=True), whole)
+    for n, (value, epochs) in enumerate(((None, 2), (False, 2), (np.False_, 2), (np.True_, 1), (True, 1))):
+        run = Run.fit("vae", data=x, out=f"run{n}", on_epoch=lambda run, metrics, value=value: value, **FEW)
+        assert len(run.metrics) == epochs + 1
+
+
+@pytest.mark.parametrize("hook", [3, lambda: None, lambda run: None, lambda run, metrics, more: None, [].append])
+def test_what_cannot_be_called_is_refused_before_training(elsewhere: Path, x: Tensor, hook: Any) -> None:
+    with pytest.raises(BadInput, match=r"^on_epoch=.*: must be a function of the run and its metrics$"):
+        Run.fit("vae", data=x, on_epoch=hook, **FEW)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_function_without_a_signature_is_called(elsewhere: Path, x: Tensor) -> None:
+    with pytest.raises(BadInput, match="on_epoch: returned"):
+        Run.fit("vae", data=x, on_epoch=lambda run, metrics: max(run.path.name, "a"), **FEW)
+    with pytest.raises(TypeError):  # max itself, which finds nothing to compare
+        Run.fit("vae", data=x, on_epoch=max, **FEW)
 
 
 def test_patience(elsewhere: Path, x: Tensor) -> None:

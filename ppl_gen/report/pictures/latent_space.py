@@ -39,6 +39,7 @@ def draw(fitted: Fitted) -> Drawn:
     order = list(range(size))  # the most active units first
     if has_posterior:
         one, mean, _ = posterior(data.targets("test")[:2000])
+    if has_posterior and len(mean) > 1:
         order = mean.var(0).argsort(descending=True).tolist()
         ends = mean[: 2 * _PAIRS][: len(mean) // 2 * 2].unflatten(0, (2, -1))
         share = torch.linspace(0, 1, _STEPS, device=mean.device)[:, None, None]

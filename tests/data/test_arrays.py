@@ -1,0 +1,77 @@
+"""Images that are handed over in Python: what is taken, and what is refused with a sentence."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data import arrays
+
+X = torch.bernoulli(torch.full((20, 4, 5), 0.3), generator=torch.Generator().manual_seed(0))
+Y = torch.arange(20) % 3
+
+
+class Items(Dataset[Any]):
+    """A data set of a list of items."""
+
+    def __init__(self, items: Any):
+        self.items = list(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        (TensorDataset(X), None),
+        (Items(X), None),
+        (Items(X.numpy()), None),
+        (TensorDataset(X, Y), Y),
+        (TensorDataset(X, Y.float()), Y),
+        (TensorDataset(X, Y.int()), Y),
+        (Items(zip(X, Y.tolist(), strict=True)), Y),
+        (Items((x, True) for x in X), torch.ones(20)),
+        (np.ma.masked_array(X.numpy()), None),
+    ],
+)
+def test_taken(given: Any, labels: Tensor | None) -> None:
+    """Labels of a data set are int64, whatever they were, so that the SHA-256 of the images is one."""
+    collected = arrays.collect(given)
+    assert np.array_equal(collected["train"], X.numpy())
+    found = arrays.read(collected)
+    assert found.shape == (4, 5)
+    if labels is None:
+        assert "train_labels" not in collected
+    else:
+        assert collected["train_labels"].dtype == np.int64 and np.array_equal(found.labels["train"], labels.numpy())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Items((x, "cat") for x in X), "data [train_labels]: labels must be whole numbers, not 'cat'"),
+        ((X, ["cat"] * 20), "data [train_labels]: labels must be whole numbers, not ['cat', 'cat'"),
+        ((X, None), "data [train_labels]: labels must be whole numbers, not None"),
+        (Items((x, torch.eye(3)[0]) for x in X), "data array [train]: (20, 3) labels for 20 images; give one integer"),
+        (Items((x, 0.5) for x in X), "data array [train]: labels must be integers"),
+        (TensorDataset(X, Y + 0.9), "data array [train]: labels must be integers"),
+        (Items([]), "data [train]: the Dataset has no items"),
+        (Items([X[0], X[1, :3]]), "data [train]: items of a Dataset differ in shape: (4, 5) and (3, 5)"),
+        (Items((x, 1, 2) for x in X), "data [train]: items of a Dataset must be images, or pairs of an image and its"),
+        (Items(["cat"]), "data [train]: is of type str, not images [N, …]"),
+        (np.ma.masked_array(X.numpy(), X.numpy() > 0), "data [train]: a masked array would lose its mask"),
+        ([np.ma.masked_array(x.numpy(), x.numpy() > 0) for x in X], "data [train]: a masked array would lose its mask"),
+    ],
+)
+def test_refused(given: Any, message: str) -> None:
+    with pytest.raises(BadInput) as error:
+        arrays.read(arrays.collect(given))
+    assert str(error.value).startswith(message)
