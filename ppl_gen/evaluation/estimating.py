@@ -26,12 +26,14 @@ from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, exact
-from ppl_gen.inference.exact import closed_form, exact_blocks, state_posterior
+from ppl_gen.inference.exact import check_against_samples, closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import proposal_log_px, second_opinion, second_opinion_samples
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
+
+_ABOVE = 0.01  # nats; a log-probability of 0 may be above 0 by rounding
 
 Estimator = Callable[..., Estimate]
 """Estimator of a user's own: a function of `(model, guide, x, *labels)` that returns an `Estimate` with a new name in
@@ -80,13 +82,15 @@ def evaluate(
             estimates[name] = estimate
         in_use = components_in_use(fitted, whole[0])
     estimates = parallel.all_gather(estimates)
+    kind = observation(fitted.pair, *whole)
+    _check_exact(fitted, estimates, kind)
     primary = primary_of(estimates, options.estimator)
     estimator = "auto" if options.mixes and primary == "exact" else estimates[primary].estimator
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),
         "images_sha256": hashlib.sha256(whole[0].cpu().numpy().tobytes()).hexdigest(),
-        "observation": observation(fitted.pair, *whole),
+        "observation": kind,
         "options": options.to_json() | {"estimator": estimator},
         **({"proposal": "prior"} if fitted.pair.enumerated and sampled else {}),
         **({"components": {"in_use": in_use, "of": fitted.pair.num_states}} if in_use is not None else {}),
@@ -267,6 +271,20 @@ def _estimates(
         own = _user_estimate(name, estimator, task)
         require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is one of the package's own; take another")
         yield own.estimator, own
+
+
+def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str) -> None:
+    """Raise `BadInput` for an exact log p(x) that cannot be that of the model.
+
+    :param kind: kind of p(x), as `observation` returns it.
+    """
+    if "exact" not in estimates:
+        return
+    log_px = estimates["exact"].log_px
+    if kind == "probability" and float(log_px.max()) > _ABOVE:
+        raise BadInput(f"{fitted.pair.model_name}: log_px(x) is {float(log_px.max()):.6g}, above 0, for a probability")
+    if "importance" in estimates:
+        check_against_samples(fitted.model, log_px, estimates["importance"].log_px)
 
 
 def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate
 
 _IMAGES_PER_BLOCK = 100
+_ROUNDING = 1e-3  # of a grey level, in float32
 
 
 def with_images(fitted: Fitted, given: Any) -> Fitted:
@@ -31,6 +33,12 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     white, top = fitted.data.train.scale, max(float(collected["train"].max(initial=0)), 1)
     if top > max(white, 1):
         raise BadInput(f"data: pixels up to {top:g}, but white is {white} in the run; divide by your value of white")
+    whole = bool((collected["train"] == np.rint(collected["train"])).all())
+    if 1 < top <= white / 2 and not whole:
+        raise BadInput(
+            f"data: pixels up to {top:g} are neither in [0, 1] nor grey levels up to {white}, the run's white; divide "
+            "by your value of white"
+        )
     found = arrays.read(collected, 1 if top == 1 else white)
     images, labels = torch.from_numpy(found.splits["train"]), found.labels.get("train")
     if images.shape[1] != fitted.data.dim:
@@ -41,11 +49,27 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
         )
     if labels is None and fitted.takes_labels and fitted.data.train.labels is not None:
         raise BadInput(f"data: {fitted.pair.model_name} was fitted to images with labels; give both: (x, y)")
-    test = Split(images, None if labels is None else torch.from_numpy(labels), found.scale)
+    scale = found.scale
+    if fitted.data.binarization == "dequantized" and scale == 1:  # noise is added to levels, as to those of test images
+        images, scale = _levels(images, white), white
+    test = Split(images, None if labels is None else torch.from_numpy(labels), scale)
     data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
     changed = replace(fitted, data=data)
     changed.pair = fitted.pair  # the cached value: the pair is not read again, on other images
     return changed
+
+
+def _levels(pixels: Tensor, white: int) -> Tensor:
+    """The grey levels of pixels in [0, 1].
+
+    :raises BadInput: for pixels between two levels, such as those that have noise already.
+    """
+    levels = (pixels * white).round()
+    if float((levels - pixels * white).abs().max()) > _ROUNDING:
+        raise BadInput(
+            f"data: pixels lie between the grey levels of the run, to which it adds noise; give levels 0 … {white}"
+        )
+    return levels.to(torch.int64)
 
 
 def latents(fitted: Fitted, given: Any, num_samples: int, seed: int) -> dict[str, Tensor]:

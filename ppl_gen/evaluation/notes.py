@@ -18,7 +18,9 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
 def _on_training(runs: Sequence[Evaluated]) -> list[str]:
     unstopped = [run for run in runs if run.last.get("stopped") != run.config.get("training.epochs")]
     counts = [(run.path, run.last.get("epoch"), run.config.get("training.epochs")) for run in unstopped]
-    return [
+    best = [str(run.path) for run in runs if run.config.get("evaluation.checkpoint") == "best"]
+    notes = [f"weights of the best epoch: {', '.join(best)}"] if best else []
+    return notes + [
         f"{path} stopped after {done} of {epochs} epochs"
         for path, done, epochs in counts
         if done is not None and epochs is not None and done < epochs

@@ -32,10 +32,11 @@ class Printed:
 
 
 def title(summary: Json) -> str:
-    """Model, guide and prior of a result or a configuration."""
+    """Model, guide and prior of a result or a configuration, and its weights if they are not the last."""
     prior = summary.get("prior")
     of_prior = f", prior {shown(prior)}" if prior else ""
-    return f"{shown(summary['model'])}, guide {shown(summary['guide'])}{of_prior}"
+    weights = ", weights of the best epoch" if summary.get("checkpoint") == "best" else ""
+    return f"{shown(summary['model'])}, guide {shown(summary['guide'])}{of_prior}{weights}"
 
 
 def shown(name: str) -> str:

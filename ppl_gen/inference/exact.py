@@ -1,6 +1,7 @@
 """Exact log p(x), by enumeration of every state of z or by the model's closed form; and exact p(z | x)."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -32,6 +33,8 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap_to_enumerate
 from ppl_gen.inference.supports import parts
 
+_IMPROBABLE = 14.0  # nats: exp(-14) is one in a million
+_ROUNDING, _RELATIVE = 5e-4, 2e-5  # of log-densities in float32, as for `alike`
 _CLOSED_FORM_IMAGES = 1000  # images in a call of `log_px`
 
 
@@ -106,8 +109,36 @@ def closed_form(model: Any, *args: Any, **kwargs: Any) -> bool:
 
 
 def _own_log_px(model: ClosedForm, batch: Batch) -> Tensor:
-    """The model's own log p(x) [images]."""
-    return model.log_px(batch.x, *_accepted(model, batch.args), **batch.kwargs)
+    """The model's own log p(x) [images].
+
+    :raises BadInput: if it does not return a number for each image.
+    """
+    found = model.log_px(batch.x, *_accepted(model, batch.args), **batch.kwargs)
+    what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if what != [len(batch.x)]:
+        raise BadInput(f"{name_of(model)}: log_px(x) must return [images], {[len(batch.x)]}, and returns {what}")
+    if bool((found.isnan() | (found == torch.inf)).any()):
+        raise BadInput(f"{name_of(model)}: log_px(x) is not finite for some images")
+    return found
+
+
+def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor) -> None:
+    """Raise `BadInput` if log p(x) is too low to be that of the model.
+
+    The mean weight of importance samples is p(x) in expectation. So its ratio to p(x), and the product of such ratios
+    over images, are above exp(t) with a probability of at most exp(-t) (Markov's inequality).
+
+    :param log_px: log p(x) [images], said to be exact.
+    :param sampled: log p(x) [images] by importance sampling.
+    """
+    excess = sampled - log_px - (_ROUNDING + _RELATIVE * log_px.abs())
+    if float(excess.sum()) > _IMPROBABLE or float(excess.max()) > _IMPROBABLE + math.log(len(excess)):
+        image = int(excess.argmax())
+        raise BadInput(
+            f"{name_of(model)}: log_px(x) of image {image} is {float(log_px[image]):.6g}, and importance samples find "
+            f"{float(sampled[image]):.6g}; on average {float(log_px.mean()):.6g} and {float(sampled.mean()):.6g}: "
+            "correct log_px, or leave it out"
+        )
 
 
 def _accepted(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

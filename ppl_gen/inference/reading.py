@@ -121,17 +121,26 @@ def _first_traces(functions: _Functions, batch: Batch, whole: Batch) -> Traces:
     :param whole: all images, for a hint in messages.
     """
     who = functions.guide_name  # the function that runs, for the message if it fails
+    before = batch.x.clone()
     try:
         guide_trace = trace_of(functions.guide, batch)
+        _check_kept(who, batch.x, before)
         who = functions.model_name
         # First without replay: if the model fails on the guide's values, the reason may be a shape that differs.
         _check_shapes(functions, Traces(guide_trace, trace_of(functions.model, batch)))
+        _check_kept(who, batch.x, before)
         return replayed(functions.guide, functions.model, batch)
     except BadInput:
         raise
     except Exception as error:
         hint = _hint_of_rows(functions, who, whole)
         raise BadInput(f"{who} fails on {len(batch.x)} images: {describe(error)}{hint}") from error
+
+
+def _check_kept(who: str, x: Tensor, before: Tensor) -> None:
+    """Raise `BadInput` if a function has changed its images in place: the other one would score other images."""
+    if not torch.equal(x.nan_to_num(), before.nan_to_num()):
+        raise BadInput(f"{who} changes x in place, which model and guide share: let it work on a copy, x.clone()")
 
 
 def _hint_of_rows(functions: _Functions, who: str, whole: Batch) -> str:

@@ -29,6 +29,7 @@ from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.coverage import leaves_support
+from ppl_gen.inference.exact import check_against_samples, closed_form, exact_blocks
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory
@@ -36,6 +37,7 @@ from ppl_gen.training.batches import least_images
 from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
 
+_SAMPLES = 100  # of z, to hold a closed form against
 _TIMED_STATES = 2**13
 _MORE_TIMED_STATES = 2**16  # for sums over states that do not multiply with images: a short step would measure overhead
 
@@ -100,6 +102,7 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     check_binarization(assembled)
     check_support(assembled)
     check_contract(assembled)
+    check_closed_form(assembled)
     cost = None
     if assembled.pair.enumerated:
         size = min(config.training.batch_size, len(data.train))
@@ -200,6 +203,18 @@ def check_contract(assembled: Assembled) -> None:
             raise BadInput(
                 f"{kind} {type(owner).__name__}: {what} and {kind}() disagree on the log-density of 8 images"
             )
+
+
+def check_closed_form(assembled: Assembled) -> None:
+    """Raise `BadInput` for a `log_px(x)` of the model that cannot be its log p(x), before training takes hours."""
+    x, *labels = assembled.batch
+    if closed_form(assembled.model, *labels):
+        with evaluating(assembled.model, assembled.guide), forked_rng(x):
+            log_px = torch.cat(list(exact_blocks(assembled.model, assembled.guide, assembled.pair, x, *labels)))
+            if not assembled.pair.enumerated:
+                terms = assembled.pair.terms(x, *labels, num_samples=_SAMPLES)
+                sampled = terms.log_weight.double().logsumexp(0).cpu() - math.log(_SAMPLES)
+                check_against_samples(assembled.model, log_px, sampled)
 
 
 def check_least_images(assembled: Assembled) -> None:
