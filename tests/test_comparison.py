@@ -16,7 +16,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
+from fits import FEW
+from torch import Tensor, nn
 from written import compared, write
 
 import ppl_gen
@@ -291,3 +292,18 @@ def test_what_is_no_run_is_not_compared() -> None:
 def test_a_single_run_needs_no_list(elsewhere: Path) -> None:
     path = write("a0", [-20, -20], [-10, -10])
     assert Comparison(path).to_json() == Comparison([path]).to_json() == Comparison(str(path)).to_json()
+
+
+def test_other_images_are_no_reason_to_take_the_runs_that_are_there(elsewhere: Path, x: Tensor) -> None:
+    Comparison.fit("vae", data=x, out="there", **FEW)
+    with pytest.raises(BadInput, match="was fitted to other images"):
+        Comparison.fit("vae", data=x.flip(1), out="there", **FEW)
+    assert len(Comparison.fit("vae", data=x, out="there", **FEW).rows) == 1
+
+
+def test_weights_of_the_best_epoch_are_named(elsewhere: Path, x: Tensor) -> None:
+    run = Run.fit("vae", data=x, out="run", **FEW)
+    assert "best epoch" not in str(run.evaluation) + str(Comparison(run))
+    Run.open("run", data=x, checkpoint="best").evaluate(quiet=True)
+    for text in (str(run.evaluation), run.evaluation._repr_html_(), str(Comparison(run))):  # type: ignore[union-attr]
+        assert "weights of the best epoch" in text

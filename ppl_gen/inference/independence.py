@@ -4,13 +4,16 @@ Batch normalization, and an event that extends across the plate, make one image 
 pair has no importance weights of single images.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.callables import Batch, modules_of, take
 from ppl_gen.inference.densities import Site, alike, samples_first
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.tracing import conditioned, replayed
@@ -62,7 +65,7 @@ def check_independence(pair: Pair, batch: Batch) -> None:
         else:
             apart, where, how = _alone(scorer, image), everyone[0], "alone"
         for what, one, many in zip(_WHAT, _densities(apart), _densities(together), strict=True):
-            if not alike(one[0, where], many[0, image]) and (noisy or not _kept_among_others(scorer, together, image)):
+            if not alike(one[0, where], many[0, image]) and (noisy or not _differ_by_rounding(scorer, image)):
                 owner = pair.guide_name if what == "log q(z | x)" else pair.model_name
                 raise BadInput(
                     f"{owner}: images change each other's densities: {what} of image {int(rows[image])} is "
@@ -108,12 +111,42 @@ def _other_batch(everyone: Tensor, image: Tensor) -> Tensor:
     return rows
 
 
-def _kept_among_others(scorer: _Scorer, together: Terms, image: Tensor) -> bool:
-    """True if the densities of an image stay the same among other images: then those of the image alone differ by
-    rounding, since a batch of another size is computed in another order. With a scale of 1e-10, that is nats."""
-    others, _ = scorer(_other_batch(torch.arange(together.log_prior.shape[1], device=image.device), image))
-    pairs = zip(_densities(others), _densities(together), strict=True)
-    return all(alike(one[0, image], many[0, image]) for one, many in pairs)
+def _differ_by_rounding(scorer: _Scorer, image: Tensor) -> bool:
+    """True if the densities of an image, alone and among others, are the same in float64. A batch of another size is
+    computed in another order, and with a scale of 1e-9 the rounding of a mean is many nats."""
+    batch = Batch(*(_as_double(each) for each in scorer.batch))
+    sites = {name: {**site, "value": _as_double(site["value"])} for name, site in (scorer.sites or {}).items()}
+    double = replace(scorer, batch=batch, sites=sites)
+    try:
+        with _in_double(modules_of(scorer.pair.model, scorer.pair.guide)):
+            many, _ = double(torch.arange(len(batch.x), device=batch.x.device))
+            alone, _ = double(image.reshape(1))
+    except Exception:  # a function with tensors of its own in float32
+        return False
+    return all(alike(one[0, 0], each[0, image]) for one, each in zip(_densities(alone), _densities(many), strict=True))
+
+
+def _as_double(value: Any) -> Any:
+    """Tensors in float64, also those in a tuple or a dictionary; everything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_double, value))
+    if isinstance(value, dict):
+        return {name: _as_double(each) for name, each in value.items()}
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@contextmanager
+def _in_double(modules: list[nn.Module]) -> Iterator[None]:
+    """Context in which the parameters and buffers of modules are in float64. Their tensors are restored afterwards."""
+    tensors = {id(each): each for module in modules for each in (*module.parameters(), *module.buffers())}
+    before = [(each, each.data) for each in tensors.values()]
+    try:
+        for each, data in before:
+            each.data = _as_double(data)
+        yield
+    finally:
+        for each, data in before:
+            each.data = data
 
 
 def _alone(scorer: _Scorer, image: Tensor) -> Terms:

@@ -3,13 +3,20 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 from fits import QUICK
 from own_classes import GUIDE
+from torch import nn
 
 import ppl_gen
 from ppl_gen import evaluate, fit
+from ppl_gen.core import components
+from ppl_gen.inference.statements import adopt
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -78,3 +85,28 @@ def test_a_guide_in_a_file(elsewhere: Path, call: Call) -> None:
     Path("elsewhere.py").write_text(GUIDE + "\n# changed\n")
     status, _, err = call(evaluate.command, "run", "--guide", "elsewhere.py:MyGuide")
     assert status == 0 and "warning: elsewhere.py:MyGuide has changed since the run was fitted" in err
+
+
+def test_the_fingerprint_of_a_class() -> None:
+    """Methods and constants count; what a run makes of an instance with `pyro.param` statements does not."""
+
+    def made(shift: float, factor: int) -> Any:
+        class Guide(nn.Module):
+            SHIFT = shift
+
+            def guide(self, x: Any) -> None:
+                weight = pyro.param("weight", torch.zeros(3, 1))
+                with pyro.plate("data", len(x)):
+                    pyro.sample("z", dist.Normal(x @ weight + self.SHIFT, 1.0).to_event(1))
+
+        if factor == 2:
+            Guide.guide = lambda self, x: None  # type: ignore[method-assign]
+        return Guide
+
+    first = components.fingerprint(made(0.0, 1))
+    assert components.fingerprint(made(0.0, 1)) == first
+    assert len({first, components.fingerprint(made(1.0, 1)), components.fingerprint(made(0.0, 2))}) == 3
+    instance, model = made(0.0, 1)(), nn.Module()
+    model.model = lambda x: None  # type: ignore[assignment]
+    adopt(model, instance, torch.zeros(3, 3))
+    assert instance.param_statements and components.fingerprint(instance) == first

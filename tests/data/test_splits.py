@@ -108,3 +108,14 @@ def test_data_by_hand_that_cannot_be(arguments: Any, words: str) -> None:
     shape, binarization, split = arguments
     with pytest.raises(BadInput, match=words):
         Data("mine", shape, binarization, split, split, split)
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "static", "threshold", "none", "dequantized"])
+def test_targets_are_the_callers_own(binarization: Any) -> None:
+    """Changing them changes no image of the data set."""
+    data = load_data(DataOptions(data="digits", train_size=100, binarization=binarization))
+    for split in ("train", "validation", "test"):
+        before = data.targets(split).clone()
+        data.targets(split).zero_()
+        data.targets(split, torch.arange(3)).zero_()
+        assert torch.equal(data.targets(split), before) and before.any()

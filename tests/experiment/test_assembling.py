@@ -4,15 +4,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyro.distributions as dist
+import pytest
 import torch
-from fits import PLAIN
+from fits import FEW, PLAIN, Laplace, weights
 from own_classes import GUIDE
+from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen import fit
+from ppl_gen.core.errors import BadInput
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
@@ -84,3 +89,42 @@ def test_refitting_the_guide(elsewhere: Path, finished: Path, call: Call) -> Non
         status, _, err = call(fit.command, *wrong, "--out", "third")
         assert status == 2 and words in err, err
     assert not Path("third").exists()
+
+
+class Shifted(nn.Module):
+    """A prior of one's own."""
+
+    def __init__(self, latent_dim: int):
+        super().__init__()
+        self.loc = nn.Parameter(torch.full((latent_dim,), 3.0))
+
+    def prior(self) -> dist.Distribution:
+        return dist.Normal(self.loc, 0.5).to_event(1)
+
+
+def test_an_instance_is_given_back_as_it_was(elsewhere: Path, x: Tensor) -> None:
+    """Its weights are trained; another prior, and weights that stay fixed, are the run's own affair."""
+    model = VAE((4, 5), latent_dim=1, hidden_dims=(8,))
+    few = {name: FEW[name] for name in ("epochs", "num_samples", "quiet")} | {"data": x}
+    first = Run.fit(model, guide=Laplace(20, 1), prior=Shifted, out="first", **few)
+    assert first.model.prior().base_dist.loc.item() != 0  # type: ignore[operator, union-attr]
+    with pytest.raises(BadInput, match="needs the run of the model"):
+        Run.fit(model, guide=Laplace(20, 1), fixed_model=True, **few)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    second = Run.fit(model, guide=Laplace(20, 1), out="second", **few)
+    assert second.config.prior is None and second.evaluation is not None
+    assert model.prior().base_dist.loc.item() == 0 and "swapped_prior" not in dict(model.named_modules())
+    third = Run.fit(model, guide=Laplace(20, 1), init_from="second", fixed_model=True, out="third", **few)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert third.resume(3, quiet=True).config.fixed_model
+    assert all(torch.equal(weights(third)[name], tensor) for name, tensor in weights(second).items() if "model" in name)
+
+
+def test_other_parameters_than_before_are_refused(elsewhere: Path, x: Tensor) -> None:
+    """The optimizer's state goes by the order of the trained parameters."""
+    few = {name: FEW[name] for name in ("epochs", "num_samples", "quiet")}
+    model, guide = VAE((4, 5), latent_dim=1, hidden_dims=(8,)), Laplace(20, 1)
+    run = Run.fit(model, guide=guide, data=x, out="run", **few)
+    model.decoder[0].weight.requires_grad_(False)
+    with pytest.raises(BadInput, match=r"its training had other parameters, such as model.decoder.0.weight"):
+        run.resume(4, quiet=True)

@@ -3,12 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from fits import FEW, Laplace
+from torch import Tensor
 
 import ppl_gen
 from ppl_gen import compare, evaluate, fit
+from ppl_gen.core.errors import BadInput
+from ppl_gen.models.vae import VAE
+from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -59,3 +66,32 @@ def test_loaded_modules_are_for_evaluation(finished: Path) -> None:
     """Not in training mode, whatever their parts do in it."""
     model, guide, _, _ = ppl_gen.load(finished)
     assert not any(module.training for part in (model, guide) for module in part.modules())
+
+
+def test_results_are_of_the_weights_of_the_checkpoint(elsewhere: Path, x: Tensor) -> None:
+    """Another fit of the same instance, or the user, has changed them: nothing is computed, and nothing is written."""
+    model = VAE((4, 5), latent_dim=1, hidden_dims=(8,))
+    few = {name: FEW[name] for name in ("epochs", "num_samples", "quiet")} | {"data": x}
+    first = Run.fit(model, guide=Laplace(20, 1), out="first", **few)
+    before = (first.path / "evaluation.json").read_bytes()
+    second = Run.fit(model, guide=Laplace(20, 1), out="second", **few)
+    calls: list[Callable[[Run], Any]] = [
+        lambda run: run.evaluate(quiet=True),
+        lambda run: run.log_px(x[:3]),
+        lambda run: run.latents(x[:3]),
+        lambda run: run.sample(num_images=2),
+    ]
+    for each in calls:
+        with pytest.raises(
+            BadInput, match="first: the weights of its model and guide have changed since they were saved"
+        ):
+            each(first)
+        each(second)
+    assert (first.path / "evaluation.json").read_bytes() == before
+    with torch.no_grad():
+        second.model.decoder[0].bias += 1  # type: ignore[index, union-attr, operator]
+    with pytest.raises(BadInput, match="second: the weights"):
+        second.evaluate(quiet=True)
+    again = Run.open("first", model=VAE((4, 5), latent_dim=1, hidden_dims=(8,)), guide=Laplace(20, 1), data=x)
+    assert first.evaluation is not None
+    assert again.evaluate(quiet=True).elbo.mean == pytest.approx(first.evaluation.elbo.mean)

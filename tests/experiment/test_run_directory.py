@@ -161,3 +161,14 @@ def test_metrics_hold_no_nan(tmp_path: Path) -> None:
     run.append_metrics({"step": 0, "elbo": float("inf")})
     for name in ("config.json", "metrics.jsonl"):
         json.loads((run.path / name).read_text(encoding="utf-8"), parse_constant=lambda text: pytest.fail(text))
+
+
+def test_a_relative_path_holds_after_a_change_of_directory(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create(Path("run"), "x", {"seed": 3})
+    run.append_metrics({"step": 1})
+    assert str(run.path) == "run"
+    (elsewhere / "deeper").mkdir()
+    monkeypatch.chdir("deeper")
+    assert run.path == elsewhere / "run" and [line["step"] for line in run.metrics()] == [1]
+    run.write_json("evaluation.json", {"a": 1})
+    assert not list(Path().iterdir()) and run.read_json("evaluation.json") == {"a": 1}

@@ -19,6 +19,7 @@ from ppl_gen.inference.exact import exact_log_px, state_posterior
 from ppl_gen.inference.pair import Pair
 from ppl_gen.networks.distributions import BernoulliVector
 from ppl_gen.networks.state_sums import binary_states
+from ppl_gen.run import Run
 
 F64 = torch.float64
 SLOPE = torch.tensor([0.1, 1.0, 2.0, 3.0], dtype=F64)
@@ -202,9 +203,11 @@ def test_labels_reach_log_px(num_images: int) -> None:
         assert bool(asked) == calls
         pair = Pair.read(model, Enumerated(), x, y)
         torch.testing.assert_close(torch.cat(list(exact.exact_blocks(model, None, pair, x, y)))[-3:], few)
-    for wrong in (lambda x, y: right(x), lambda x, y: right(x, y)[:, None], lambda x, y: right(x, y) + 0.01):
+    for wrong in (lambda x, y: right(x), lambda x, y: right(x, y) + 0.01):
         with pytest.raises(BadInput, match=r"log_px\(x\) and the sum over states disagree"):
             exact_log_px(_Labelled(wrong), x, y)
+    with pytest.raises(BadInput, match=r"must return \[images\], \[3\], and returns \[3, 1\]"):
+        exact_log_px(_Labelled(lambda x, y: right(x, y)[:, None]), x, y)
     with pytest.raises(BadInput, match=r"log_px\(x\) fails: ZeroDivisionError"):
         exact_log_px(_Labelled(lambda x, y: 1 / 0), x, y)
 
@@ -253,3 +256,70 @@ def test_a_likelihood_that_does_not_broadcast_has_no_posterior_over_states() -> 
     for count in (1, 3, 5):
         with pytest.raises(BadInput, match=r"likelihood\(z\) does not broadcast over states"):
             state_posterior(Flattened(), torch.zeros(count, 4, dtype=F64))
+
+
+class _Claims(nn.Module):
+    """One standard normal unit and two binary pixels that do not depend on it, with a `log_px` that a test gives."""
+
+    def __init__(self, claim: Any):
+        super().__init__()
+        self.claim, self.logit = claim, nn.Parameter(torch.zeros(2))
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Any:
+        with pyro.plate("data", n if x is None else len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            return pyro.sample(
+                "x", dist.Bernoulli(logits=self.logit.expand(n if x is None else len(x), 2)).to_event(1), obs=x
+            )
+
+    def log_px(self, x: Tensor) -> Any:
+        return self.claim(x)
+
+
+class _PriorGuide(nn.Module):
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (lambda x: torch.full((len(x),), -100.0), "log_px.x. of image . is -100, and importance samples find -1.38"),
+        (lambda x: torch.full((len(x),), 2 * math.log(0.5) - 2), "importance samples find -1.38"),
+        (lambda x: torch.full((len(x), 1), -1.0), r"must return \[images\], \[8\], and returns \[8, 1\]"),
+        (lambda x: torch.tensor(-1.0), r"returns \[\]"),
+        (lambda x: -1.0, "returns float"),
+        (lambda x: torch.full((len(x),), math.nan), "not finite"),
+        (lambda x: torch.full((len(x),), 5.0), "above 0, for a probability"),
+    ],
+)
+def test_a_closed_form_that_cannot_be_true(elsewhere: Any, claim: Any, message: str) -> None:
+    """It is refused, before training where eight images show it."""
+    x = torch.rand(200, 1, 2).round()
+    with pytest.raises(BadInput, match=message):
+        Run.fit(_Claims(claim), guide=_PriorGuide(), data=x, epochs=1, num_samples=20, quiet=True)
+
+
+def test_a_closed_form_that_is_true(elsewhere: Any) -> None:
+    run = Run.fit(
+        _Claims(lambda x: torch.full((len(x),), 2 * math.log(0.5))),
+        guide=_PriorGuide(),
+        data=torch.rand(200, 1, 2).round(),
+        learning_rate=1e-9,
+        epochs=1,
+        num_samples=20,
+        quiet=True,
+    )
+    assert run.evaluation is not None and run.evaluation.summary["log_px"]["estimator"] == "exact"
+
+
+def test_what_samples_refute() -> None:
+    """A sum of small differences counts, as one large one does; rounding does not."""
+    truth = torch.full((1000,), -90.0, dtype=F64)
+    exact.check_against_samples(None, truth, truth + 5e-4)
+    exact.check_against_samples(None, truth, truth - 50)
+    exact.check_against_samples(None, truth, truth.index_fill(0, torch.tensor([3]), -90.0 + 13))
+    for wrong in (truth + 0.02, truth.index_fill(0, torch.tensor([3]), -90.0 + 22)):
+        with pytest.raises(BadInput, match="correct log_px, or leave it out"):
+            exact.check_against_samples(None, truth, wrong)

@@ -221,3 +221,26 @@ def test_sites_that_differ_by_batch() -> None:
 
     with pytest.raises(BadInput, match="sites must be the same for every batch"):
         ppl_gen.log_weights(model, guide, torch.tensor([1.0, 3.0, 2.0, 3.0]), num_samples=2)
+
+
+def test_rounding_of_a_tight_guide_is_no_dependence() -> None:
+    """With a scale of 1e-9, the rounding of a mean, which a batch of another size changes, is many scales."""
+
+    class Tight(_Pair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 300), nn.Tanh(), nn.Linear(300, 2))
+
+        def posterior(self, x: Tensor) -> dist.Distribution:
+            return dist.Normal(self.net(x), 1e-9).to_event(1)
+
+    class TightAndNormalized(Tight):
+        def posterior(self, x: Tensor) -> dist.Distribution:
+            return dist.Normal(self.norm(self.net(x)), 1e-9).to_event(1)
+
+    x = torch.bernoulli(torch.full((40, 6), 0.5))
+    pair = Tight()
+    ppl_gen.log_marginal_likelihood(pair.model, pair.guide, x, num_samples=5)
+    pair = TightAndNormalized()
+    with pytest.raises(BadInput, match=r"images change each other's densities|fail on one image alone"):
+        ppl_gen.log_marginal_likelihood(pair.model, pair.guide, x, num_samples=5)

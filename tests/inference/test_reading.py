@@ -145,3 +145,26 @@ def test_one_support_of_all_states_is_no_excuse() -> None:
         assert not pair.may_leave_support
         with pytest.raises(BadInput, match="image 1 is impossible"):
             check_images(pair, torch.tensor([0.5, 2.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("who", ["guide", "model"])
+def test_images_are_not_changed_in_place(who: str) -> None:
+    """The other function would score other images."""
+
+    def model(x: Tensor) -> None:
+        if who == "model":
+            x.clamp_(max=0.5)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        if who == "guide":
+            x.sub_(0.5)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.75))
+
+    x = torch.linspace(2, -2, 12)
+    with pytest.raises(BadInput, match=f"{who}.* changes x in place"):
+        ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20)
+    assert torch.equal(x, torch.linspace(2, -2, 12))

@@ -98,3 +98,21 @@ def test_tensorboard(elsewhere: Path, x: Tensor) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     run = Run.fit("vae", data=x, tensorboard=True, **FEW)
     assert list((run.path / "tensorboard").iterdir())
+
+
+def test_a_hook_leaves_training_as_it_is(elsewhere: Path, x: Tensor) -> None:
+    """Looking at the model sets it to evaluation; training goes on with dropout, and with its own random numbers."""
+    steps: list[tuple[int, int]] = []
+
+    def look(run: Run, metrics: dict[str, Any]) -> None:
+        evaluation = run.evaluate(num_samples=5, num_images=5, quiet=True)
+        steps.append((metrics["step"], evaluation.summary["training_step"]))
+        assert not run.guide.training and torch.rand(3).shape == (3,)
+        assert run.evaluation is None and not (run.path / "evaluation.json").exists()  # of weights that are not saved
+
+    options = FEW | {"epochs": 4, "guide_options": {"input_dropout": 0.5}, "checkpoint_every": 3}
+    plain = Run.fit("vae", data=x, out="plain", **options)
+    seen = Run.fit("vae", data=x, out="seen", on_epoch=look, **options)
+    assert same_runs(plain, seen) and plain.metrics["loss"].equals(seen.metrics["loss"])
+    assert steps == [(step, step) for step in seen.metrics["step"][1:]]
+    assert seen.evaluation is not None and seen.evaluation.summary["num_images"] == 20

@@ -1,0 +1,29 @@
+"""Images that a run was not fitted to are read as its test images are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from ppl_gen.core.errors import BadInput
+from ppl_gen.run import Run
+
+DIGITS = torch.from_numpy(load_digits().images[:20]).float()
+"""Grey levels 0 … 16."""
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "dequantized"])
+def test_levels_and_shares_of_white_are_the_same_images(elsewhere: Path, binarization: str) -> None:
+    options = {"binarization": binarization, "epochs": 1, "num_samples": 10, "latent_dim": 2, "quiet": True}
+    model = "factor-analysis" if binarization == "dequantized" else "vae"
+    run = Run.fit(model, data="digits", train_size=200, **options)  # type: ignore[arg-type]
+    log_px = run.log_px(DIGITS).log_px
+    assert torch.equal(run.log_px(DIGITS / 16).log_px, log_px)
+    assert torch.equal(run.log_px(DIGITS.byte().numpy()).log_px, log_px)
+    for divisor in (15.999, 8.5):
+        with pytest.raises(BadInput, match=r"are neither in \[0, 1\] nor grey levels up to 16"):
+            run.log_px(DIGITS / divisor)
+    if binarization == "dequantized":
+        with pytest.raises(BadInput, match="between the grey levels of the run"):
+            run.log_px(DIGITS / 16 * 0.99)
