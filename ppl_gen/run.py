@@ -85,7 +85,8 @@ class Run:
     ):
         self.directory, self.given = directory, given or Given()
         self.checkpoint, self.device = checkpoint, device
-        self._in_training = False
+        self.in_training = False
+        """True while a hook is called: the weights may not be saved yet."""
 
     def __repr__(self) -> str:
         evaluation = self.evaluation
@@ -284,9 +285,7 @@ class Run:
         fitted = self.fitted = prepared.assembled.within(self.directory)  # the cached value; nothing is loaded
         self.checkpoint, self.device = "last", fitted.config.training.device
         if not quiet:
-            data = fitted.data
-            splits = f"{len(data.train)} / {len(data.validation)} / {len(data.test)} images"
-            print(f"run: {self.path}\ndata: {data.name}, train / validation / test {splits}", flush=True)
+            print(f"run: {self.path}\ndata: {_splits(fitted.data)}", flush=True)
         try:
             try:
                 train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, self))
@@ -300,20 +299,6 @@ class Run:
                 write_report(self.directory)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"continue with: {_continuing(self.path, fitted.config)}") from None
-
-    @contextmanager
-    def _training(self, step: int) -> Iterator[None]:
-        """After an epoch, a hook sees a run of the weights in training. The checkpoint may be of an earlier epoch:
-        results are recorded with the step of these weights, and nothing is written. Modes and random numbers are
-        restored."""
-        directory, modules = self.directory, self.fitted.trained
-        writes, loaded = directory.writes, directory.loaded
-        self._in_training, directory.writes, directory.loaded = True, False, step
-        try:
-            with same_modes(modules), forked_rng(self.fitted.data.train.images):
-                yield
-        finally:
-            self._in_training, directory.writes, directory.loaded = False, writes, loaded
 
     # What it holds ---------------------------------------------------------------------------------------------
 
@@ -333,14 +318,6 @@ class Run:
         fitted = Fitted.open(self.path, self.given, checkpoint=self.checkpoint, device=self.device)
         fitted.directory.writes = self.directory.writes
         return fitted
-
-    @property
-    def _checked(self) -> Fitted:
-        """The same, for results that are of the weights of the checkpoint. In a hook they are of the weights in
-        training."""
-        if not self._in_training:
-            self.fitted.check_weights(self.checkpoint)
-        return self.fitted
 
     @property
     def model(self) -> nn.Module:
@@ -403,7 +380,7 @@ class Run:
         """
         from ppl_gen.report.pictures import draw_evaluation
 
-        options, fitted = _evaluation_options(options, chosen, self.checkpoint), self._checked
+        options, fitted = _evaluation_options(options, chosen, self.checkpoint), _checked(self)
         others = other_guides(options, self.given)
         if data is not None:
             new = with_images(fitted, data)
@@ -432,7 +409,7 @@ class Run:
 
         :param x: images, as `data` of `evaluate`.
         """
-        return latents(self._checked, x, num_samples, seed)
+        return latents(_checked(self), x, num_samples, seed)
 
     def split_gap(self, options: EvaluationOptions | None = None, *, quiet: bool = False, **chosen: Any) -> GapSplit:
         """Split log p(x) - ELBO into approximation and amortization gap. Writes `gaps.json`.
@@ -440,7 +417,7 @@ class Run:
         :param options: options, as for `evaluate`.
         """
         options = _evaluation_options(options, chosen, self.checkpoint)
-        return self._keep("gaps.json", split_gap(self._checked, options, quiet=quiet))
+        return _keep(self, "gaps.json", split_gap(_checked(self), options, quiet=quiet))
 
     # What it is used for ---------------------------------------------------------------------------------------
 
@@ -450,22 +427,22 @@ class Run:
         :param options: the options. Their fields can also be given by name: `num_images=25`, `source="grid"`,
             `draws=True`, …
         """
-        images = sample(self._checked, options_from(SampleOptions, options, chosen))
+        images = sample(_checked(self), options_from(SampleOptions, options, chosen))
         return images.reshape(-1, *self.data.shape)
 
     def fill(self, options: FillOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Filled:
         """Fill in the hidden pixels of images given their visible ones. Writes `fill.json` and a picture."""
         from ppl_gen.report.uses import draw_filled
 
-        found = fill(self._checked, options_from(FillOptions, options, chosen), quiet=quiet)
-        return self._keep("fill.json", found, draw_filled)
+        found = fill(_checked(self), options_from(FillOptions, options, chosen), quiet=quiet)
+        return _keep(self, "fill.json", found, draw_filled)
 
     def splice(self, options: SpliceOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Spliced:
         """Tell spliced images from natural ones by log p(x). Writes `splice.json` and pictures."""
         from ppl_gen.report.uses import draw_spliced
 
-        found = detect(self._checked, options_from(SpliceOptions, options, chosen), quiet=quiet)
-        return self._keep("splice.json", found, draw_spliced)
+        found = detect(_checked(self), options_from(SpliceOptions, options, chosen), quiet=quiet)
+        return _keep(self, "splice.json", found, draw_spliced)
 
     def explain(
         self, options: ResponsibilityOptions | None = None, *, quiet: bool = False, **chosen: Any
@@ -473,8 +450,8 @@ class Run:
         """Say which component of a mixture explains which image. Writes `responsibilities.json` and pictures."""
         from ppl_gen.report.uses import draw_responsibilities
 
-        found = explain(self._checked, options_from(ResponsibilityOptions, options, chosen), quiet=quiet)
-        return self._keep("responsibilities.json", found, draw_responsibilities)
+        found = explain(_checked(self), options_from(ResponsibilityOptions, options, chosen), quiet=quiet)
+        return _keep(self, "responsibilities.json", found, draw_responsibilities)
 
     def quality(self, options: QualityOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Quality:
         """Score samples by a classifier that is trained on the same images. Writes `quality.json` and pictures."""
@@ -486,16 +463,30 @@ class Run:
         classifier."""
         from ppl_gen.report.uses import draw_quality
 
-        found = quality([run._checked for run in runs], options, quiet=quiet)
-        return [run._keep("quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
+        found = quality([_checked(run) for run in runs], options, quiet=quiet)
+        return [_keep(run, "quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
 
-    def _keep(self, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:
-        """Write a result and its pictures to the run directory, and write its page again."""
-        if draw is not None:
-            draw(self.fitted, found)
-        self.directory.write_json(name, found.summary)
-        write_report(self.directory)
-        return found
+
+def _keep(run: Run, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:
+    """Write a result and its pictures to the run directory, and write its page again."""
+    if draw is not None:
+        draw(run.fitted, found)
+    run.directory.write_json(name, found.summary)
+    write_report(run.directory)
+    return found
+
+
+def _checked(run: Run) -> Fitted:
+    """Model, guide and data, for results that are of the weights of the checkpoint. In a hook they are of the weights
+    in training."""
+    if not run.in_training:
+        run.fitted.check_weights(run.checkpoint)
+    return run.fitted
+
+
+def _splits(data: Data) -> str:
+    counts = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
+    return f"{data.name}, train / validation / test {counts} images"
 
 
 def _continuing(path: Path, config: Config) -> str:
@@ -510,9 +501,24 @@ def _continuing(path: Path, config: Config) -> str:
     return " ".join(command("fit", "--resume", path, *words(named)))
 
 
+@contextmanager
+def _in_training(run: Run, step: int) -> Iterator[None]:
+    """After an epoch, a hook sees a run of the weights in training. The checkpoint may be of an earlier epoch:
+    results are recorded with the step of these weights, and nothing is written. Modes and random numbers are
+    restored."""
+    directory, modules = run.directory, run.fitted.trained
+    writes, loaded = directory.writes, directory.loaded
+    run.in_training, directory.writes, directory.loaded = True, False, step
+    try:
+        with same_modes(modules), forked_rng(run.fitted.data.train.images):
+            yield
+    finally:
+        run.in_training, directory.writes, directory.loaded = False, writes, loaded
+
+
 def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:
     """Call all hooks after an epoch. Returns True if any of them ends training."""
-    with run._training(metrics["step"]):
+    with _in_training(run, metrics["step"]):
         ended = [ends_training(hook, run, metrics) for hook in hooks]
         return any(ended)
 
