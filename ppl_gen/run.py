@@ -200,11 +200,12 @@ class Run:
             return cls.start(config, given, out=path, on_epoch=on_epoch, quiet=True)
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
+        run = cls(directory, given)
+        if not directory.finished(config.training.epochs) or run.evaluation is None:
+            return run.resume(on_epoch=on_epoch, quiet=True)  # which compares the images, too
         if given.data is not None or is_function(config.data.data):
             check_same_images(directory, load_data(config.data, given.data))
-        run = cls(directory, given)
-        finished = directory.finished(config.training.epochs) and run.evaluation is not None
-        return run if finished else run.resume(on_epoch=on_epoch, quiet=True)
+        return run
 
     @classmethod
     def dry_run(cls, config: Config, given: Given | None = None) -> Prepared:

@@ -7,6 +7,14 @@ from typing import Any
 
 Call = Callable[..., tuple[int, str, str]]
 
+REFUSED: list[tuple[tuple[str, ...], list[str]]] = [
+    (("nowhere",), ["nowhere", "no such run"]),
+    ((), ["run directory"]),
+    (("vae", "--seed", "-1"), ["--seed -1"]),
+    (("vae", "--split", "tset"), ["tset"]),
+]
+"""Arguments that every use of a run refuses, with words of the message."""
+
 
 def read(path: str) -> dict[str, Any]:
     """The content of a .json file."""

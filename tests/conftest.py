@@ -71,6 +71,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
 
 
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a VAE with four hidden units, fitted for an epoch."""
+    config = Config(
+        model_options={"hidden_dims": (4,), "latent_dim": 2},
+        data=DataOptions(data="digits", train_size=60),
+        training=TrainingOptions(epochs=1),
+        num_samples=30,
+    )
+    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory without data sets or runs, and no data folder named."""

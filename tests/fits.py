@@ -25,6 +25,9 @@ from ppl_gen.training.loop import train
 SMALL = TrainingOptions(epochs=3, batch_size=64)
 PLAIN = ("--data", "digits", "--train-size", "200", "--epochs", "2", "--num-samples", "50")
 """Options of a small fit of any model."""
+_LITTLE = ("--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "30")
+SHORT = (*_LITTLE, "--binarization", "threshold")
+"""The same for an even smaller fit, of pixels that are not drawn."""
 QUICK = (*PLAIN, "--hidden-dims", "16", "--latent-dim", "1")
 """Of a small fit of a VAE. The latent space is a line: drawing a plane of it takes longer than the fit."""
 

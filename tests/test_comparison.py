@@ -25,25 +25,11 @@ from ppl_gen import compare
 from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat
-from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.columns import layout
-from ppl_gen.experiment.config import Config
-from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = Config(
-        model_options={"hidden_dims": (4,), "latent_dim": 2},
-        data=DataOptions(data="digits", train_size=60),
-        training=TrainingOptions(epochs=1),
-        num_samples=30,
-    )
-    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
 
 
 def test_of_a_fitted_run(elsewhere: Path, fitted: Path, call: Call) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Call, read, refused
+from commands import REFUSED, Call, read, refused
 
 from ppl_gen import fill, fit
 from ppl_gen.evaluation import filling
@@ -43,10 +43,7 @@ def test_images_without_a_height(elsewhere: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere",), ["nowhere", "no such run"]),
-        ((), ["run directory"]),
-        (("vae", "--seed", "-1"), ["--seed -1"]),
-        (("vae", "--split", "tset"), ["tset"]),
+        *REFUSED,
         (("vae", "--num-images", "0"), ["--num-images 0"]),
         (("vae", "--num-images", "301"), ["--num-images 301", "300"]),
         (("vae", "--hide", "rihgt"), ["--hide rihgt", "did you mean 'right'"]),

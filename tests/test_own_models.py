@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fits import PLAIN
+from fits import PLAIN, SHORT
 from own_classes import PAIRS
 
 from ppl_gen import evaluate, fill, fit, responsibilities, sample, splice
@@ -64,19 +64,6 @@ class TwoGuide(nn.Module):
 
 Call = Callable[..., tuple[int, str, str]]
 
-QUICK = (
-    "--data",
-    "digits",
-    "--train-size",
-    "60",
-    "--epochs",
-    "1",
-    "--num-samples",
-    "30",
-    "--binarization",
-    "threshold",
-)
-
 
 @pytest.mark.parametrize(
     ("model", "guide", "samples"),
@@ -90,7 +77,7 @@ QUICK = (
 )
 def test_from_fit_to_samples(elsewhere: Path, call: Call, model: str, guide: str, samples: bool) -> None:
     Path("own.py").write_text(PAIRS)
-    status, out, err = call(fit.command, f"own.py:{model}", "--guide", guide, *QUICK, "--out", "run")
+    status, out, err = call(fit.command, f"own.py:{model}", "--guide", guide, *SHORT, "--out", "run")
     assert status == 0, err
     assert ("no picture" in err) is not samples
     assert Path("run/figures/samples.png").exists() is samples and Path("run/report.html").exists()
@@ -104,7 +91,7 @@ def test_from_fit_to_samples(elsewhere: Path, call: Call, model: str, guide: str
 def test_a_bound_of_minus_infinity(elsewhere: Path, call: Call) -> None:
     """Is said in the table, and its picture is left out."""
     Path("own.py").write_text(PAIRS)
-    options = (*QUICK[:6], "--num-samples", "1000", *QUICK[8:])
+    options = (*SHORT[:6], "--num-samples", "1000", *SHORT[8:])
     status, out, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *options, "--out", "run")
     assert status == 0, err
     assert "-inf" in out and Path("run/figures/gap_histogram.png").exists() and Path("run/report.html").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import Call, read, refused
+from commands import REFUSED, Call, read, refused
 
 import ppl_gen
 from ppl_gen import fit, responsibilities
@@ -47,10 +47,7 @@ def test_without_labels(elsewhere: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere",), ["nowhere", "no such run"]),
-        ((), ["run directory"]),
-        (("vae", "--seed", "-1"), ["--seed -1"]),
-        (("vae", "--split", "tset"), ["tset"]),
+        *REFUSED,
         (("vae",), ["has no components"]),
         (("belief-net",), ["has no components"]),
         (("mixture", "--num-images", "301"), ["--num-images 301", "300"]),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Call, read, refused
+from commands import REFUSED, Call, read, refused
 
 from ppl_gen import fit, splice
 
@@ -50,10 +50,7 @@ def test_without_labels(elsewhere: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere",), ["nowhere", "no such run"]),
-        ((), ["run directory"]),
-        (("vae", "--seed", "-1"), ["--seed -1"]),
-        (("vae", "--split", "tset"), ["tset"]),
+        *REFUSED,
         (("vae", "--num-images", "9"), ["--num-images 9", "at least 10"]),
         (("vae", "--num-images", "76"), ["--num-images 76", "300"]),
         (("vae", "--num-samples", "0"), ["--num-samples 0"]),

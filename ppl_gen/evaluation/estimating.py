@@ -26,14 +26,12 @@ from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, exact
-from ppl_gen.inference.exact import check_against_samples, closed_form, exact_blocks, state_posterior
+from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import proposal_log_px, second_opinion, second_opinion_samples
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
-
-_ABOVE = 0.01  # nats; a log-probability of 0 may be above 0 by rounding
 
 Estimator = Callable[..., Estimate]
 """Estimator of a user's own: a function of `(model, guide, x, *labels)` that returns an `Estimate` with a new name in
@@ -281,8 +279,7 @@ def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str) -> N
     if "exact" not in estimates:
         return
     log_px = estimates["exact"].log_px
-    if kind == "probability" and float(log_px.max()) > _ABOVE:
-        raise BadInput(f"{fitted.pair.model_name}: log_px(x) is {float(log_px.max()):.6g}, above 0, for a probability")
+    check_probability(fitted.model, log_px, kind)
     if "importance" in estimates:
         check_against_samples(fitted.model, log_px, estimates["importance"].log_px)
 

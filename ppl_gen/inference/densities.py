@@ -12,6 +12,8 @@ from ppl_gen.inference.supports import Site, own_log_prob
 from ppl_gen.networks.distributions import log_density
 
 _HALF = (torch.float16, torch.bfloat16)
+RELATIVE, ABSOLUTE = 2e-5, 5e-4
+"""Rounding of log-densities in float32, relative and in nats."""
 
 
 def sample_sites(trace: poutine.Trace) -> list[Site]:
@@ -63,7 +65,7 @@ def add(terms: list[Tensor]) -> Tensor:
 
 def alike(one: Tensor, other: Tensor) -> bool:
     """True if log-densities are equal up to the rounding of float32, which a pair may have in float64 too."""
-    return torch.allclose(one, other, rtol=2e-5, atol=5e-4, equal_nan=True)
+    return torch.allclose(one, other, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
 
 
 def sum_to(site: Site, log_prob: Tensor, *kept: int) -> Tensor:

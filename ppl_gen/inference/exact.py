@@ -27,14 +27,14 @@ from ppl_gen.inference.callables import (
     take,
 )
 from ppl_gen.inference.checks import check_images
-from ppl_gen.inference.densities import sample_sites
+from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, sample_sites
 from ppl_gen.inference.enumeration import StateSum, sum_over_states
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap_to_enumerate
 from ppl_gen.inference.supports import parts
 
 _IMPROBABLE = 14.0  # nats: exp(-14) is one in a million
-_ROUNDING, _RELATIVE = 5e-4, 2e-5  # of log-densities in float32, as for `alike`
+_ABOVE = 0.01  # nats; a log-probability of 0 may be above 0 by rounding
 _CLOSED_FORM_IMAGES = 1000  # images in a call of `log_px`
 
 
@@ -122,6 +122,15 @@ def _own_log_px(model: ClosedForm, batch: Batch) -> Tensor:
     return found
 
 
+def check_probability(model: Any, log_px: Tensor, kind: str) -> None:
+    """Raise `BadInput` if the log-probability of some image is above 0.
+
+    :param kind: kind of p(x), as `check_images` returns it.
+    """
+    if kind == "probability" and float(log_px.max()) > _ABOVE:
+        raise BadInput(f"{name_of(model)}: log_px(x) is {float(log_px.max()):.6g}, above 0, for a probability")
+
+
 def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor) -> None:
     """Raise `BadInput` if log p(x) is too low to be that of the model.
 
@@ -131,7 +140,7 @@ def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor) -> None:
     :param log_px: log p(x) [images], said to be exact.
     :param sampled: log p(x) [images] by importance sampling.
     """
-    excess = sampled - log_px - (_ROUNDING + _RELATIVE * log_px.abs())
+    excess = sampled - log_px - (ABSOLUTE + RELATIVE * log_px.abs())
     if float(excess.sum()) > _IMPROBABLE or float(excess.max()) > _IMPROBABLE + math.log(len(excess)):
         image = int(excess.argmax())
         raise BadInput(
@@ -257,7 +266,7 @@ def require_broadcasting(model: HasDensity, states: Tensor, x: Tensor) -> None:
         with torch.no_grad(), matmul_precision():
             alone = [model.likelihood(z.expand(len(few), *z.shape)).log_prob(few) for z in states]
             among = model.likelihood(states.unsqueeze(1)).log_prob(few)
-        alike = among.shape == (2, len(few)) and torch.allclose(among, torch.stack(alone), rtol=2e-5, atol=5e-4)
+        alike = among.shape == (2, len(few)) and torch.allclose(among, torch.stack(alone), rtol=RELATIVE, atol=ABSOLUTE)
     except Exception as error:
         alike, reason = False, f" ({describe(error)})"
     if not alike:

@@ -28,8 +28,9 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import evaluating, forked_rng
+from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
-from ppl_gen.inference.exact import check_against_samples, closed_form, exact_blocks
+from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory
@@ -211,6 +212,7 @@ def check_closed_form(assembled: Assembled) -> None:
     if closed_form(assembled.model, *labels):
         with evaluating(assembled.model, assembled.guide), forked_rng(x):
             log_px = torch.cat(list(exact_blocks(assembled.model, assembled.guide, assembled.pair, x, *labels)))
+            check_probability(assembled.model, log_px, check_images(assembled.pair, x, *labels))
             if not assembled.pair.enumerated:
                 terms = assembled.pair.terms(x, *labels, num_samples=_SAMPLES)
                 sampled = terms.log_weight.double().logsumexp(0).cpu() - math.log(_SAMPLES)

@@ -11,23 +11,10 @@ from written import compared, write
 from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat
-from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.columns import COLUMNS
 from ppl_gen.evaluation.reading import OPTIONS
-from ppl_gen.experiment.config import ORIGIN, Config
+from ppl_gen.experiment.config import ORIGIN
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.run import Run
-
-
-@pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = Config(
-        model_options={"hidden_dims": (4,), "latent_dim": 2},
-        data=DataOptions(data="digits", train_size=60),
-        training=TrainingOptions(epochs=1),
-        num_samples=30,
-    )
-    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
 
 
 def test_an_option_that_came_later_has_its_default(elsewhere: Path) -> None:

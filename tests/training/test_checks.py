@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fits import FEW, PLAIN, Laplace, small_config
+from fits import FEW, PLAIN, SHORT, Laplace, small_config
 from own_classes import PAIRS
 from torch import Tensor, nn
 
@@ -19,19 +19,6 @@ from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.run import Run
 from ppl_gen.training.checks import prepare, without_gradient
-
-QUICK = (
-    "--data",
-    "digits",
-    "--train-size",
-    "60",
-    "--epochs",
-    "1",
-    "--num-samples",
-    "30",
-    "--binarization",
-    "threshold",
-)
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -115,7 +102,7 @@ def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Ca
             "dist.Normal(torch.zeros(4), 1.0).to_event(1))\n            near", f"{uniform})\n            near"
         )
     )
-    status, _, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *QUICK, "--out", "run")
+    status, _, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *SHORT, "--out", "run")
     assert status == 2 and "draws 'z' outside the support of its prior in Bounded" in err and err.count("\n") == 1, err
 
 
@@ -123,7 +110,7 @@ def test_a_contract_that_a_plate_breaks_is_refused(elsewhere: Path, call: Call) 
     """`prior()` is of one event per image."""
     prior = "\n    def prior(self):\n        return dist.Normal(torch.zeros(4), 1.0).to_event(1)\n"
     Path("own.py").write_text(PAIRS.replace("\n\nclass PlateGuide", f"{prior}\n\nclass PlateGuide"))
-    status, _, err = call(fit.command, "own.py:Plate", "--guide", "own.py:PlateGuide", *QUICK, "--out", "run")
+    status, _, err = call(fit.command, "own.py:Plate", "--guide", "own.py:PlateGuide", *SHORT, "--out", "run")
     assert status == 2 and "site 'z' is in a plate within 'data'" in err and err.count("\n") == 1, err
 
 
