@@ -13,14 +13,12 @@ from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.annealed import AnnealedEstimate
-from ppl_gen.inference.bidirectional import importance_bounds, why_no_bounds
+from ppl_gen.inference.bidirectional import cycled, importance_bounds, why_no_bounds
 from ppl_gen.inference.callables import Batch, forked_rng
 from ppl_gen.inference.estimate import Estimate
-from ppl_gen.inference.exact import check_against_bounds, closed_form, exact_blocks
+from ppl_gen.inference.exact import exact_blocks
 from ppl_gen.inference.importance import ImportanceEstimate
 from ppl_gen.inference.proposals import scores_others
-
-_CLAIM_IMAGES, _CLAIM_SAMPLES = 100, 30  # to check a closed form with
 
 
 def check_bounds(fitted: Fitted, options: EvaluationOptions, sampled: bool, x: Tensor, *labels: Tensor) -> None:
@@ -71,7 +69,7 @@ def with_bounds(
             return found
     if count == 0 or not isinstance(guided, ImportanceEstimate):
         return found
-    x, *labels = _cycled(count, x, *labels)  # type: ignore[assignment]
+    x, *labels = cycled(count, x, *labels)  # type: ignore[assignment]
     with forked_rng(x), Progress(count, "image", quiet=quiet) as progress:
         torch.manual_seed(parallel.rank_seed(options.seed))
         advance = progress.advancing("log p(x) on images from the model", f"{guided.num_samples} samples per image")
@@ -86,22 +84,3 @@ def _known_log_px(fitted: Fitted, exactly: bool, x: Tensor, *labels: Tensor) -> 
     if not exactly:
         return None
     return torch.cat(list(exact_blocks(fitted.model, fitted.guide, fitted.pair, x, *labels)))
-
-
-def _cycled(count: int, *tensors: Tensor) -> list[Tensor]:
-    """The first `count` rows of tensors, from their beginning again where there are fewer."""
-    rows = torch.arange(count, device=tensors[0].device) % len(tensors[0])
-    return [each[rows] for each in tensors]
-
-
-def check_claim(fitted: Fitted, x: Tensor, *labels: Tensor) -> None:
-    """Raise `BadInput` for a closed form `log_px(x)` that is too high for images that the model draws. Torch's
-    generators are restored. Nothing is checked without a closed form, and for a pair without such bounds."""
-    few = [each[:1] for each in (x, *labels)]
-    if not closed_form(fitted.model, *labels) or why_no_bounds(fitted.pair, *few) is not None:
-        return
-    with fitted.estimating(0):
-        x, *labels = _cycled(_CLAIM_IMAGES, x, *labels)  # type: ignore[assignment]
-        bounds = importance_bounds(fitted.model, fitted.guide, x, *labels, num_samples=_CLAIM_SAMPLES)
-        log_px = torch.cat(list(exact_blocks(fitted.model, fitted.guide, fitted.pair, bounds.x, *labels)))
-    check_against_bounds(fitted.model, log_px, bounds.upper)

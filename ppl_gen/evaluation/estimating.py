@@ -14,7 +14,7 @@ from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, describe, require, shown
 from ppl_gen.core.progress import Progress
-from ppl_gen.evaluation.bounding import check_bounds, check_claim, with_bounds
+from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
@@ -24,6 +24,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
+from ppl_gen.inference.bidirectional import check_claim
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, exact
@@ -174,7 +175,7 @@ def _check(task: Task, others: Sequence[nn.Module], exactly: bool, sampled: bool
     options = task.options
     check_bounds(task.fitted, options, sampled, task.x[:1], *(each[:1] for each in task.labels))
     if exactly:
-        check_claim(task.fitted, task.x, *task.labels)
+        check_claim(task.fitted.model, task.fitted.guide, task.fitted.pair, task.x, *task.labels)
     if options.estimator == "annealed":
         check_chains(task.fitted, task.x, options)
     if options.mixes or options.estimator == "prior":

@@ -143,7 +143,8 @@ def _agreement_rows(s: Json) -> list[Row]:
         rows.append(_between("the same settings", s["sandwich"]))
     if "sandwich_importance" in s:
         bounds = s["sandwich_importance"]
-        rows.append(_between(f"{bounds['num_samples']} importance samples", bounds))
+        count = bounds["num_samples"]
+        rows.append(_between(f"{count} importance sample{'s' if count > 1 else ''}", bounds))
     if "disagreement" in s:
         apart = s["disagreement"]
         beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"

@@ -28,12 +28,22 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
-from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, whole_number
+from ppl_gen.inference.callables import (
+    Batch,
+    as_arguments,
+    as_images,
+    evaluating,
+    forked_rng,
+    matmul_precision,
+    whole_number,
+)
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se
+from ppl_gen.inference.exact import check_against_bounds, closed_form, exact_blocks
 from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, weighted_blocks
 from ppl_gen.inference.pair import Pair, Terms, Values
 
 _IMAGES_PER_DRAW = 500
+_CLAIM_IMAGES, _CLAIM_SAMPLES = 100, 30  # to check a closed form with
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,28 @@ def why_no_bounds(pair: Pair, x: Tensor, *args: Any) -> str | None:
     except BadInput as error:
         return error.sentence
     return None
+
+
+def cycled(count: int, *tensors: Tensor) -> list[Tensor]:
+    """The first `count` rows of tensors, from their beginning again where there are fewer."""
+    rows = torch.arange(count, device=tensors[0].device) % len(tensors[0])
+    return [each[rows] for each in tensors]
+
+
+def check_claim(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Tensor) -> None:
+    """Raise `BadInput` if the model's closed form `log_px(x)` is too high for images that the model draws. Nothing is
+    checked without a closed form, and for a pair without bounds. Torch's generators are restored.
+
+    :param x: images, with their labels in `args`.
+    """
+    if not closed_form(model, *args) or why_no_bounds(pair, *cycled(1, x, *args)) is not None:
+        return
+    with evaluating(model, guide), matmul_precision(), forked_rng(x):
+        torch.manual_seed(0)
+        x, *labels = cycled(_CLAIM_IMAGES, x, *args)
+        bounds = importance_bounds(model, guide, x, *labels, num_samples=_CLAIM_SAMPLES)
+        log_px = torch.cat(list(exact_blocks(model, guide, pair, bounds.x, *labels)))
+    check_against_bounds(model, log_px, bounds.upper)
 
 
 def _drawn(pair: Pair, batch: Batch) -> tuple[Tensor, Tensor]:
