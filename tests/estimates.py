@@ -80,6 +80,4 @@ def bidirectional(wide: int = 0, count: int = 100) -> BidirectionalBounds:
     """Bounds a hundredth of a nat apart on `count` images, and 2 nats on some of them."""
     width = torch.full((count,), 0.01, dtype=torch.float64)
     width[:wide] = 2.0
-    return BidirectionalBounds(
-        Annealing(), torch.zeros(count, 1), -50 - width, torch.full_like(width, -50), 1e-4 * width
-    )
+    return BidirectionalBounds({}, torch.zeros(count, 1), -50 - width, torch.full_like(width, -50), 1e-4 * width)

@@ -78,6 +78,8 @@ COLUMNS = (
     Column("gap", _nats(lambda row: row.gap, errors=False)),
     Column("approx.", _nats(lambda row: row.approximation, errors=False)),
     Column("amort.", _nats(lambda row: row.amortization, errors=False)),
+    Column("width", _number(lambda row: row.width_importance, ".3f")),
+    Column("AIS width", _number(lambda row: row.width_annealed, ".3f")),
     Column("k-hat", _number(lambda row: row.khat_median, ".2f")),
     Column("ESS", _number(lambda row: row.ess_median, ".1f")),
     Column("units", _number(lambda row: row.active_units, ".3g")),

@@ -14,6 +14,7 @@ from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, describe, require, shown
 from ppl_gen.core.progress import Progress
+from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
@@ -23,6 +24,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
+from ppl_gen.inference.bidirectional import check_claim
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, exact
@@ -71,13 +73,14 @@ def evaluate(
     options = replace(_resolved(fitted, options), further=tuple(name for name, _ in named))
     whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
     exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
-    _check(task, others)
+    _check(task, others, exactly, sampled)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)):
         estimates: dict[str, Estimate] = {}
         for name, estimate in _estimates(task, exactly, sampled, others, named):
             require(name not in estimates, "estimator", name, "there are two of that name")
             estimates[name] = estimate
+        estimates = with_bounds(fitted, estimates, task.options, exactly, task.x, *task.labels, quiet=quiet)
         in_use = components_in_use(fitted, whole[0])
     estimates = parallel.all_gather(estimates)
     kind = observation(fitted.pair, *whole)
@@ -134,15 +137,15 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     count = available if options.num_images is None else options.num_images
     require(count <= available, "num_images", count, f"the {options.split} split has {available}")
     require(count >= parallel.world_size(), "num_images", count, f"there are {parallel.world_size()} processes")
-    return replace(options, num_images=count, num_samples=options.num_samples or fitted.config.num_samples)
+    samples = options.num_samples or fitted.config.num_samples
+    return replace(options, num_images=count, num_samples=samples, sandwich=options.num_from_model)
 
 
 def _local_task(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
     """This process's share of the images, and of the images that are drawn from the model."""
     x, *labels = fitted.images(options.split, options.num_images)
     rows = parallel.shard(torch.arange(len(x), device=x.device))
-    if options.estimator == "annealed":
-        options = replace(options, sandwich=len(parallel.shard(torch.arange(options.sandwich))))
+    options = replace(options, sandwich=len(parallel.shard(torch.arange(options.num_from_model))))
     return Task(fitted, options, x[rows], tuple(each[rows] for each in labels), quiet)
 
 
@@ -167,9 +170,12 @@ def estimators(model: nn.Module, pair: Pair, chosen: str, device: torch.device, 
     return exactly, chosen == "importance" or not (pair.enumerated and exactly)
 
 
-def _check(task: Task, others: Sequence[nn.Module]) -> None:
+def _check(task: Task, others: Sequence[nn.Module], exactly: bool, sampled: bool) -> None:
     """Raise `BadInput` if an estimator does not support the pair."""
     options = task.options
+    check_bounds(task.fitted, options, sampled, task.x[:1], *(each[:1] for each in task.labels))
+    if exactly:
+        check_claim(task.fitted.model, task.fitted.guide, task.fitted.pair, task.x, *task.labels)
     if options.estimator == "annealed":
         check_chains(task.fitted, task.x, options)
     if options.mixes or options.estimator == "prior":
@@ -357,7 +363,7 @@ def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
 def annealed_estimate(task: Task) -> AnnealedEstimate:
     """Annealed importance sampling, and bidirectional Monte Carlo on images from the model with the same settings, with
     a progress bar."""
-    annealing, count = task.options.annealed, task.options.sandwich
+    annealing, count = task.options.annealed, task.options.num_from_model
     model, guide = task.fitted.model, task.fitted.guide
     work = len(task.x) * annealing.work + count * annealing.bidirectional_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:

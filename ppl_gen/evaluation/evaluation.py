@@ -205,9 +205,15 @@ class Evaluation:
 
     @property
     def bidirectional(self) -> Json | None:
-        """Bounds by bidirectional Monte Carlo on images from the model, as `evaluation.json` has them under `sandwich`;
-        None if there are none."""
+        """Bounds by annealing on images from the model, as `evaluation.json` has them under `sandwich`; None if there
+        are none."""
         return self.summary.get("sandwich")
+
+    @property
+    def bidirectional_importance(self) -> Json | None:
+        """Bounds by importance sampling on images from the model, as `evaluation.json` has them under
+        `sandwich_importance`; None if there are none."""
+        return self.summary.get("sandwich_importance")
 
     @property
     def about(self) -> Json:

@@ -77,4 +77,8 @@ def _on_estimates(rows: Sequence[Row]) -> list[str]:
     if split:
         counts = " or ".join(f"{count:g}" for count in sorted(split))
         notes.append(f"approximation and amortization gap: on the first {counts} images")
+    if any(mean is not None for row in rows for mean in (row.width_importance, row.width_annealed)):
+        notes.append(
+            "width: distance of the two bounds of log p(x) on images that each model draws itself, not on these"
+        )
     return notes

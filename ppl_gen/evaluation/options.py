@@ -36,9 +36,10 @@ class EvaluationOptions:
     proposal_guides: tuple[str, ...] = ()
     """file.py:Class of guides of --proposals that are your own and differ from this run's guide."""
     annealed: Annealing = field(default_factory=Annealing)
-    sandwich: int = 100
-    """Number of images to draw from the model for bidirectional Monte Carlo, with --estimator annealed. Their log p(x)
-    is bounded from below and above with the same settings. 0: none."""
+    sandwich: int | None = None
+    """Number of images to draw from the model. Their log p(x) is bounded from below and above, by the guide's
+    importance samples and, with --estimator annealed, by annealing with the same settings. By default 100 with
+    --estimator annealed, else none."""
     checkpoint: Checkpoint = "last"
     """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
     further: tuple[str, ...] = ()
@@ -62,8 +63,10 @@ class EvaluationOptions:
         require_least(self, num_images=1, num_samples=1, sandwich=0, gap_copies=0)
         require(0 <= self.prior_share <= 1, "prior_share", self.prior_share, "must be from 0 to 1")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "must be a number above 0")
-        if self.estimator != "annealed" and (self.annealed != Annealing() or self.sandwich != 100):
-            raise BadInput(f"--estimator {self.estimator}: --annealed.* and --sandwich need --estimator annealed")
+        if self.estimator != "annealed" and self.annealed != Annealing():
+            raise BadInput(f"--estimator {self.estimator}: --annealed.* need --estimator annealed")
+        if self.gaps and self.sandwich:
+            raise BadInput(f"--gaps: does not take --sandwich {self.sandwich}; evaluate without --gaps for it")
         if self.mixes and self.estimator not in ("auto", "importance"):
             raise BadInput(
                 f"--estimator {self.estimator}: --prior-share, --temperature and --proposals need importance sampling"
@@ -77,6 +80,13 @@ class EvaluationOptions:
     def mixes(self) -> bool:
         """Mixed proposals: True if importance samples come from more than the guide."""
         return self.prior_share > 0 or self.temperature != 1 or bool(self.proposals)
+
+    @property
+    def num_from_model(self) -> int:
+        """Number of images to draw from the model: `sandwich` with its default filled in."""
+        if self.sandwich is None:
+            return 100 if self.estimator == "annealed" else 0
+        return self.sandwich
 
     def proposal(self) -> Json:
         """The entry `proposal` of a result: the distributions that the importance samples are drawn from."""

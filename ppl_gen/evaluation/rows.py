@@ -64,6 +64,10 @@ class Row:
     gap: RowMean
     approximation: RowMean
     amortization: RowMean
+    width_importance: float | None
+    """Mean distance of the two bounds by importance sampling on images from the model; `width_annealed`: by
+    annealing."""
+    width_annealed: float | None
     gap_images: float | None
     """Number of images of `approximation` and `amortization`."""
     khat_median: float | None
@@ -92,6 +96,8 @@ class Row:
             "gap": {"mean": self.gap.mean, "at_least": self.gap.at_least},
             "approximation": {"mean": self.approximation.mean} | images | {"at_least": self.approximation.at_least},
             "amortization": {"mean": self.amortization.mean} | images | {"at_least": self.amortization.at_least},
+            "width_importance": self.width_importance,
+            "width_annealed": self.width_annealed,
             "khat_median": self.khat_median,
             "ess_median": self.ess_median,
             "active_units": self.active_units,
@@ -161,6 +167,8 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
             _mean(gaps, "approximation", "mean"), at_least=any(g.get("at_least", False) for g in gaps)
         ),
         amortization=RowMean(_mean(gaps, "amortization", "mean")),
+        width_importance=_mean(summaries, "sandwich_importance", "width", "mean"),
+        width_annealed=_mean(summaries, "sandwich", "width", "mean"),
         gap_images=_mean(gaps, "num_images"),
         khat_median=_mean(summaries, "khat", "median"),
         ess_median=_mean(summaries, "ess", "median"),

@@ -140,15 +140,11 @@ def _agreement_rows(s: Json) -> list[Row]:
     """Comparisons of the estimates with each other."""
     rows = []
     if "sandwich" in s:
-        bounds = s["sandwich"]
-        lower, upper = (fixed(bounds[side]["mean"]) for side in ("lower", "upper"))
-        width = " ± ".join(fixed(bounds["width"][key], 3) for key in ("mean", "se"))
-        rows.append(
-            Row(
-                f"the same settings on {bounds['num_images']} images from the model:",
-                note=f"log p(x) between {lower} and {upper}, {width} apart{_wide_text(bounds)}",
-            )
-        )
+        rows.append(_between("the same settings", s["sandwich"]))
+    if "sandwich_importance" in s:
+        bounds = s["sandwich_importance"]
+        count = bounds["num_samples"]
+        rows.append(_between(f"{count} importance sample{'s' if count > 1 else ''}", bounds))
     if "disagreement" in s:
         apart = s["disagreement"]
         beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
@@ -159,6 +155,20 @@ def _agreement_rows(s: Json) -> list[Row]:
         above = ", ".join(ESTIMATES.get(other, other) for other in others)
         rows.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
     return rows
+
+
+def _between(how: str, bounds: Json) -> Row:
+    """Bounds from both sides on images from the model, and the exact value between them if it is known.
+
+    :param how: estimator of the bounds.
+    """
+    lower, upper = (fixed(bounds[side]["mean"]) for side in ("lower", "upper"))
+    width = " ± ".join(fixed(bounds["width"][key], 3) for key in ("mean", "se"))
+    exact = f", exactly {fixed(bounds['exact']['mean'])}" if "exact" in bounds else ""
+    return Row(
+        f"{how} on {bounds['num_images']} images from the model:",
+        note=f"log p(x) between {lower} and {upper}, {width} apart{exact}{_wide_text(bounds)}",
+    )
 
 
 def _wide_text(bounds: Json) -> str:

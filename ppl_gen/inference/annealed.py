@@ -30,8 +30,9 @@ from ppl_gen.core.errors import BadInput, require, require_choices, require_leas
 from ppl_gen.core.gradients import check_gradients
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
+from ppl_gen.inference.bidirectional import BidirectionalBounds
 from ppl_gen.inference.callables import evaluating, frozen
-from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, mean_mc_se, mean_se, median_and_least
+from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_least
 from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp
 from ppl_gen.inference.supports import unbounded
 
@@ -87,46 +88,6 @@ class Annealing:
             return position
         rising = (4 * (2 * position - 1)).sigmoid()
         return (rising - rising[0]) / (rising[-1] - rising[0])
-
-
-@dataclass(frozen=True)
-class BidirectionalBounds:
-    """A lower and an upper estimate of log p(x) for images from the model, in nats, float64 on the CPU, [images].
-
-    In expectation lower <= log p(x) <= upper. For each image P(lower > log p(x) + b) <= exp(-b), and
-    P(upper < log p(x) - b) <= exp(-b)."""
-
-    annealing: Annealing
-    x: Tensor
-    """The images, [images, data_dim], drawn from the model."""
-    lower: Tensor
-    upper: Tensor
-    lower_mc_var: Tensor
-    """Monte Carlo variance of `lower`. For `upper` it is unknown, because all chains of an image begin at one z."""
-
-    @property
-    def width(self) -> Tensor:
-        """upper - lower."""
-        return self.upper - self.lower
-
-    def entry(self) -> dict[str, Any]:
-        """The entry in `evaluation.json`."""
-        return {
-            "num_images": len(self.x),
-            "lower": mean_entry(self.lower, mc_se=mean_mc_se(self.lower_mc_var)),
-            "upper": mean_entry(self.upper),
-            "width": mean_entry(self.width),
-            "wide": self.wide(),
-        }
-
-    def wide(self) -> dict[str, Any]:
-        """Number of images with bounds more than a nat apart; and the upper 95 % confidence limit of the share of such
-        images (Clopper and Pearson 1934), which is about 3/n if there is none among n."""
-        from scipy.stats import beta
-
-        count, wide = len(self.x), int((~(self.width <= 1)).sum())
-        most = 1.0 if wide == count else float(beta.ppf(0.95, wide + 1, count - wide))
-        return {"above": 1.0, "num_images": wide, "fraction_at_most": most, "confidence": 0.95}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -218,7 +179,8 @@ def bidirectional_bounds(
             lower, lower_variance, *_ = log_mean_exp(torch.cat(forward).cpu())
             inverse, *_ = log_mean_exp(-torch.cat(backward).cpu())
             parts.append((lower, -inverse, lower_variance))
-    return BidirectionalBounds(annealing, x, *(torch.cat(each) for each in zip(*parts, strict=True)))
+    lower, upper, lower_mc_var = (torch.cat(each) for each in zip(*parts, strict=True))
+    return BidirectionalBounds({}, x, lower, upper, lower_mc_var, z)
 
 
 def fit_scale(model: AdversarialModel, x: Tensor, annealing: Annealing | None = None, rounds: int = 20) -> None:

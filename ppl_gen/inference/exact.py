@@ -140,14 +140,37 @@ def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor) -> None:
     :param log_px: log p(x) [images], said to be exact.
     :param sampled: log p(x) [images] by importance sampling.
     """
-    excess = sampled - log_px - (ABSOLUTE + RELATIVE * log_px.abs())
-    if float(excess.sum()) > _IMPROBABLE or float(excess.max()) > _IMPROBABLE + math.log(len(excess)):
-        image = int(excess.argmax())
+    if (image := _refuted(log_px, sampled)) is not None:
         raise BadInput(
             f"{name_of(model)}: log_px(x) of image {image} is {float(log_px[image]):.6g}, and importance samples find "
             f"{float(sampled[image]):.6g}; on average {float(log_px.mean()):.6g} and {float(sampled.mean()):.6g}: "
             "correct log_px, or leave it out"
         )
+
+
+def check_against_bounds(model: Any, log_px: Tensor, upper: Tensor) -> None:
+    """Raise `BadInput` if log p(x) is too high to be that of the model.
+
+    The ratio of p(x) to exp(upper), and the product of such ratios over images, are above exp(t) with a probability of
+    at most exp(-t), by Markov's inequality as in `check_against_samples`.
+
+    :param log_px: log p(x) [images], said to be exact, of images drawn from the model.
+    :param upper: upper bounds of their log p(x), as `importance_bounds` returns them.
+    """
+    if (image := _refuted(upper, log_px)) is not None:
+        raise BadInput(
+            f"{name_of(model)}: log_px(x) of image {image} that the model draws is {float(log_px[image]):.6g}, and an "
+            f"upper bound from its z is {float(upper[image]):.6g}; on average {float(log_px.mean()):.6g} and "
+            f"{float(upper.mean()):.6g}: correct log_px, or what model(x=None) draws, or leave log_px out"
+        )
+
+
+def _refuted(low: Tensor, high: Tensor) -> int | None:
+    """The image that shows most that exp(high - low) does not have an expectation of at most 1, if the images do so at
+    the rate of `_IMPROBABLE`; else None."""
+    excess = high - low - (ABSOLUTE + RELATIVE * low.abs())
+    surely = float(excess.sum()) > _IMPROBABLE or float(excess.max()) > _IMPROBABLE + math.log(len(excess))
+    return int(excess.argmax()) if surely else None
 
 
 def _accepted(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

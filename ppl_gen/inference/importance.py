@@ -44,6 +44,7 @@ from ppl_gen.inference.exact import exact_blocks
 from ppl_gen.inference.pair import Pair, Terms
 
 if TYPE_CHECKING:
+    from ppl_gen.inference.bidirectional import BidirectionalBounds
     from ppl_gen.inference.proposals import SecondOpinion
 
 # Pairs of image and sample per call. The decoder's output then fits into the cache of the CPU, and the overhead of
@@ -85,6 +86,8 @@ class ImportanceEstimate(Estimate):
     """Kind of p(x), as `check_images` returns it: `probability`, `density`, `cross-entropy` or `unchecked`."""
     second_opinion: "SecondOpinion | None" = None
     """log p(x) from few samples, half of them from the prior; None if it was not computed."""
+    bidirectional: "BidirectionalBounds | None" = None
+    """Bounds from as many samples on images from the model, if they were computed."""
 
     @property
     def at_least(self) -> bool:
@@ -137,6 +140,8 @@ class ImportanceEstimate(Estimate):
             entries["narrower"] = True
         if self.second_opinion is not None:
             entries["second_opinion"] = self.second_opinion.entry_on(self)
+        if self.bidirectional is not None:
+            entries["sandwich_importance"] = self.bidirectional.entry()
         active = self.active_units
         if self.latent_mean and len(self.elbo) > 1 and active is not None:
             entries["active_units"] = active
@@ -199,7 +204,7 @@ def log_weights(
         check_images(pair, x, *args, **kwargs)
         blocks = [
             torch.cat([terms.log_weight for terms in chunks])
-            for _, chunks in _blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size)
+            for _, chunks in weighted_blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size)
         ]
     return torch.cat(blocks, 1)
 
@@ -228,7 +233,7 @@ def log_marginal_likelihood(
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         observation = check_images(pair, x, *args, **kwargs)
-        blocks = _blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size, analytic_kl=True)
+        blocks = weighted_blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size, analytic_kl=True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
         about: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
         estimate = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(parts, len(x), progress))
@@ -279,7 +284,7 @@ def elbo_terms(
     return {"elbo": means["reconstruction"] - means["kl"], **means}
 
 
-def _blocks(
+def weighted_blocks(
     pair: Pair, images: Batch, num_samples: int, chunk_size: int, analytic_kl: bool = False
 ) -> Iterator[tuple[int, list[Terms]]]:
     """Iterate over blocks of a few images: the number of images, and chunks of their samples."""

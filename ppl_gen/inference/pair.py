@@ -31,7 +31,15 @@ from ppl_gen.inference.densities import (
     units_of,
 )
 from ppl_gen.inference.supports import bad_argument, log_prob_within
-from ppl_gen.inference.tracing import PyroFunction, Traces, frozen_guide_traces, replayed, trace_of, under_samples
+from ppl_gen.inference.tracing import (
+    PyroFunction,
+    Traces,
+    conditioned,
+    frozen_guide_traces,
+    replayed,
+    trace_of,
+    under_samples,
+)
 
 Values = dict[str, Tensor]
 """Values of the latent sites, in the shapes that the sites have."""
@@ -232,6 +240,23 @@ class Pair:
         batch = Batch(drawn.nodes[self.image]["value"], args, kwargs)
         trace = trace_of(poutine.replay(self.guide, trace=drawn), batch)
         return self._total(trace, self.latent, (1, len(x)), self.guide_may_miss).flatten()
+
+    def draw_images(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Values]:
+        """Draw as many images from the model as there are in x. Returns them with the values of the latent sites that
+        they were drawn with, which are samples of p(z | x).
+
+        :raises BadInput: for a model that cannot draw images.
+        """
+        drawn = _drawn_images(self, x, args, kwargs)
+        return drawn.nodes[self.image]["value"], self._values(drawn)
+
+    def log_weight(self, values: Values, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """log p(x, z) - log q(z | x) [images] at one z for each image, as `draw_images` returns them; inf outside of
+        the guide's support."""
+        traces, shape = conditioned(self.guide, self.model, values, Batch(x, args, kwargs)), (1, len(x))
+        likelihood, prior = self._model_totals(traces.model, shape)
+        guide = self._total(self.proposal(traces), self.latent, shape, self.guide_may_miss)
+        return (likelihood + prior - guide).flatten()
 
     def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
         """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""

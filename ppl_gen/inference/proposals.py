@@ -184,7 +184,7 @@ def second_opinion(
     with evaluating(model, guide), forked_rng(x):
         torch.manual_seed(seed)
         pair = Pair.read(model, guide, x, *args, **kwargs)
-        if pair.enumerated or not _scores_others(pair, take(torch.arange(1, device=x.device), x, args, kwargs)):
+        if pair.enumerated or not scores_others(pair, take(torch.arange(1, device=x.device), x, args, kwargs)):
             return None
         counts, from_prior = _counts(1, num_samples, 0.5)
 
@@ -201,7 +201,7 @@ def second_opinion(
         return SecondOpinion(num_samples=num_samples, **gather_blocks(parts, len(x)))
 
 
-def _scores_others(pair: Pair, batch: Batch) -> bool:
+def scores_others(pair: Pair, batch: Batch) -> bool:
     """True if a guide has a density for a z that it has not drawn. Pyro's planar flows, for example, have none."""
     x, args, kwargs = batch
     try:

@@ -27,6 +27,7 @@ from ppl_gen.experiment.assembling import read_pair, release, start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
+from ppl_gen.inference.bidirectional import check_claim
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
@@ -217,6 +218,7 @@ def check_closed_form(assembled: Assembled) -> None:
                 terms = assembled.pair.terms(x, *labels, num_samples=_SAMPLES)
                 sampled = terms.log_weight.double().logsumexp(0).cpu() - math.log(_SAMPLES)
                 check_against_samples(assembled.model, log_px, sampled)
+            check_claim(assembled.model, assembled.guide, assembled.pair, x, *labels)
 
 
 def check_least_images(assembled: Assembled) -> None:

@@ -287,6 +287,10 @@ class _PriorGuide(nn.Module):
     [
         (lambda x: torch.full((len(x),), -100.0), "log_px.x. of image . is -100, and importance samples find -1.38"),
         (lambda x: torch.full((len(x),), 2 * math.log(0.5) - 2), "importance samples find -1.38"),
+        (
+            lambda x: torch.full((len(x),), 2 * math.log(0.5) + 0.3),
+            "that the model draws is -1.08.*from its z is -1.38",
+        ),
         (lambda x: torch.full((len(x), 1), -1.0), r"must return \[images\], \[8\], and returns \[8, 1\]"),
         (lambda x: torch.tensor(-1.0), r"returns \[\]"),
         (lambda x: -1.0, "returns float"),
@@ -323,3 +327,14 @@ def test_what_samples_refute() -> None:
     for wrong in (truth + 0.02, truth.index_fill(0, torch.tensor([3]), -90.0 + 22)):
         with pytest.raises(BadInput, match="correct log_px, or leave it out"):
             exact.check_against_samples(None, truth, wrong)
+
+
+def test_what_upper_bounds_refute() -> None:
+    """The other direction; a bound that is infinite shows nothing."""
+    upper = torch.full((100,), -90.0, dtype=F64)
+    exact.check_against_bounds(None, upper + 5e-4, upper)
+    exact.check_against_bounds(None, upper - 50, upper)
+    exact.check_against_bounds(None, upper + 1, upper.index_fill(0, torch.tensor([3]), math.inf))
+    for wrong in (upper + 0.2, upper.index_fill(0, torch.tensor([3]), -90.0 + 20)):
+        with pytest.raises(BadInput, match=r"correct log_px, or what model\(x=None\) draws"):
+            exact.check_against_bounds(None, wrong, upper)

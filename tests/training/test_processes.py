@@ -167,6 +167,7 @@ def test_annealing_is_shared(elsewhere: Path) -> None:
     assert done.returncode == 0, done.stderr
     summary = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
     assert summary["num_images"] == 7 and summary["sandwich"]["num_images"] == 3
+    assert summary["sandwich_importance"]["num_images"] == 3 and summary["options"]["sandwich"] == 3
     evaluate.command(["run", *annealing])
     alone, shared = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["log_px"], summary["log_px"]
     allowed = 4 * (alone["mc_se"] ** 2 + shared["mc_se"] ** 2) ** 0.5 - alone["bias"] - shared["bias"]

@@ -14,9 +14,10 @@ FILE = "gaps.json"
 
 def section(content: Json, arguments: Sequence[object]) -> Section:
     """The parts of the gap, on average and of some images."""
+    defaults = asdict(EvaluationOptions()) | {"gaps": True, "sandwich": content.get("options", {}).get("sandwich")}
     return Section(
         "Where the gap comes from",
         f"{table.images(content)}; {content['checkpoint']} weights; {content['seconds']:.0f} s",
         [Table(rows, title or gap_units(content), "nats", "Monte Carlo error") for title, rows in gap_rows(content)],
-        again("these gaps", content, "evaluate", [*arguments, "--gaps"], asdict(EvaluationOptions()) | {"gaps": True}),
+        again("these gaps", content, "evaluate", [*arguments, "--gaps"], defaults),
     )

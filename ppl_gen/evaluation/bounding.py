@@ -1,0 +1,86 @@
+"""Bounds of log p(x) from both sides on images from a run's model, beside the estimates of the run's images."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_gen.core import parallel
+from ppl_gen.core.errors import BadInput
+from ppl_gen.core.progress import Progress
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.inference.annealed import AnnealedEstimate
+from ppl_gen.inference.bidirectional import cycled, importance_bounds, why_no_bounds
+from ppl_gen.inference.callables import Batch, forked_rng
+from ppl_gen.inference.estimate import Estimate
+from ppl_gen.inference.exact import exact_blocks
+from ppl_gen.inference.importance import ImportanceEstimate
+from ppl_gen.inference.proposals import scores_others
+
+
+def check_bounds(fitted: Fitted, options: EvaluationOptions, sampled: bool, x: Tensor, *labels: Tensor) -> None:
+    """Raise `BadInput` if `--sandwich` was asked for and the pair has no such bounds. With annealing there are those of
+    the chains in any case.
+
+    :param sampled: True if importance samples are drawn.
+    :param x: a few images, with their labels.
+    """
+    count = options.num_from_model
+    if count == 0 or options.estimator == "annealed":
+        return
+    if not sampled:
+        raise BadInput(
+            f"--sandwich {count}: log p(x) is exact, and no importance samples are drawn; add --estimator importance"
+        )
+    if (reason := why_no_bounds(fitted.pair, x, *labels)) is not None:
+        raise BadInput(f"--sandwich {count}: {reason}")
+
+
+def with_bounds(
+    fitted: Fitted,
+    estimates: Mapping[str, Estimate],
+    options: EvaluationOptions,
+    exactly: bool,
+    x: Tensor,
+    *labels: Tensor,
+    quiet: bool = False,
+) -> dict[str, Estimate]:
+    """Estimates with bounds on images from the model: by importance sampling, and exact values where they are known.
+    Noise is drawn from the seed of the options, and torch's generators are restored.
+
+    :param estimates: estimates by name; an annealed one has its bounds already, and its images are used again.
+    :param exactly: True if log p(x) is computed exactly.
+    :param x: images. Those of the model have their shape and their labels, which are repeated if they are too few.
+    """
+    found, count = dict(estimates), options.num_from_model
+    guided, annealed = found.get("importance"), found.get("annealed")
+    drawn = None
+    if isinstance(annealed, AnnealedEstimate) and annealed.bidirectional is not None:
+        chains = annealed.bidirectional
+        chains = replace(chains, exact=_known_log_px(fitted, exactly, chains.x))
+        found["annealed"] = replace(annealed, bidirectional=chains)
+        assert chains.z is not None
+        x, drawn = chains.x, (chains.x, {fitted.pair.latent[0]: chains.z})
+        # Inner plates may give the z of the model another shape than that of prior().
+        if fitted.pair.max_plate_nesting > 1 or not scores_others(fitted.pair, Batch(x[:1], (), {})):
+            return found
+    if count == 0 or not isinstance(guided, ImportanceEstimate):
+        return found
+    x, *labels = cycled(count, x, *labels)  # type: ignore[assignment]
+    with forked_rng(x), Progress(count, "image", quiet=quiet) as progress:
+        torch.manual_seed(parallel.rank_seed(options.seed))
+        advance = progress.advancing("log p(x) on images from the model", f"{guided.num_samples} samples per image")
+        how: dict[str, Any] = {"num_samples": guided.num_samples, "drawn": drawn, "progress": advance}
+        bounds = importance_bounds(fitted.model, fitted.guide, x, *labels, **how)
+    bounds = replace(bounds, exact=_known_log_px(fitted, exactly, bounds.x, *labels))
+    return found | {"importance": replace(guided, bidirectional=bounds)}
+
+
+def _known_log_px(fitted: Fitted, exactly: bool, x: Tensor, *labels: Tensor) -> Tensor | None:
+    """log p(x) of images from the model, float64 on the CPU [images], where it is known; else None."""
+    if not exactly:
+        return None
+    return torch.cat(list(exact_blocks(fitted.model, fitted.guide, fitted.pair, x, *labels)))
