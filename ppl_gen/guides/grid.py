@@ -62,7 +62,7 @@ class Grid(nn.Module):
         self.model: Any = model
         self.points, self.width = points, width
 
-    def guide(self, x: Tensor, *labels: Tensor) -> None:
+    def guide(self, x: Tensor) -> None:
         """Leave z to the sum over the grid."""
 
     def nodes(self, finer: int = 1) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ Nodes = tuple[Tensor, Tensor]
 TOLERANCE = 0.1
 """Nats; a grid whose mean log p(x) is further from that of a grid of half the step is called too coarse."""
 _IMAGES = 500  # on which the two grids are compared
+_FEW = 2**12
 _POINTS = 2**13  # in memory at a time, without gradients
 _SAME = 1e-4  # relative and absolute, of log p(z) of different images
 
@@ -60,7 +61,7 @@ class PointMasses(dist.TorchDistribution):
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """The points, [points, ...]."""
-        values = self._listed(self.values, 0)
+        values = self.values.reshape(-1, *(1 for _ in self.batch_shape), *self.event_shape)
         return values.expand(-1, *self.batch_shape, *self.event_shape) if expand else values
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -70,19 +71,14 @@ class PointMasses(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log of the mass at a value; -inf where there is no point."""
-        dims = value.dim() - self.event_dim
-        each = self.log_mass.reshape(-1, *(1 for _ in range(dims - 1)))
+        count, dims = len(self.values), value.dim() - self.event_dim
         if dims > len(self.batch_shape) and value.numel() == self.values.numel():  # all points, as they were listed
-            return each.expand(len(each), *torch.broadcast_shapes(each.shape[1:], self.batch_shape))
-        same = self._listed(self.values, dims - len(self.batch_shape)) == value
-        if self.event_dim:
-            same = same.flatten(-self.event_dim).all(-1)
-        result = torch.where(same, each.unsqueeze(-1), -torch.inf).logsumexp(0)
+            result = self.log_mass.reshape(count, *(1,) * (dims - 1))
+        else:
+            same = self.values.reshape(count, *(1,) * dims, *self.event_shape) == value
+            same = same.flatten(1 + dims).all(-1) if self.event_dim else same
+            result = torch.where(same, self.log_mass.reshape(count, *(1,) * dims), -torch.inf).logsumexp(0)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
-
-    def _listed(self, values: Tensor, more: int) -> Tensor:
-        """Points [points, 1, ..., event] that broadcast against a batch with `more` dimensions on its left."""
-        return values.reshape(len(values), *(1 for _ in range(len(self.batch_shape) + more)), *self.event_shape)
 
 
 class _AtNodes(Messenger):
@@ -120,6 +116,13 @@ def discretized(pair: Pair, nodes: Nodes | None = None) -> Pair:
     return replace(pair, model=at_nodes(pair.model, pair.latent[0], nodes), num_states=len(nodes[1]))
 
 
+def few_nodes(pair: Pair) -> tuple[Nodes, int]:
+    """Up to 4,096 of the guide's points, to try the model on, and the number of all."""
+    z, log_mass = guide_of(pair).nodes()
+    # Copies: a view would keep all points in memory.
+    return (z[:_FEW].clone(), log_mass[:_FEW].clone()), len(log_mass)
+
+
 class TraceNodes(TraceEnum):
     """-log sum_g exp(log_mass_g + log p(x | z_g)), summed over the images, with new points at every call.
 
@@ -130,7 +133,7 @@ class TraceNodes(TraceEnum):
 
     def __init__(self, pair: Pair, x: Tensor, *args: Any, **kwargs: Any):
         with evaluating(pair.guide_module), torch.no_grad():
-            nodes = guide_of(pair).nodes()
+            nodes, _ = few_nodes(pair)
         _check(pair, nodes, Batch(x, args, kwargs))
         super().__init__(discretized(pair, nodes), x, *args, **kwargs)
         self.site, self.nodes = pair.latent[0], guide_of(pair).nodes

@@ -31,7 +31,7 @@ from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
-from ppl_gen.inference.discretization import discretized, guide_of
+from ppl_gen.inference.discretization import discretized, few_nodes
 from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks
 from ppl_gen.inference.objectives.loss import name_of
@@ -43,7 +43,6 @@ from ppl_gen.training.loop import objective_for
 
 _SAMPLES = 100  # of z, to hold a closed form against
 _TIMED_STATES = 2**13
-_TIMED_POINTS = 2**12
 _MORE_TIMED_STATES = 2**16  # for sums over states that do not multiply with images: a short step would measure overhead
 
 
@@ -273,10 +272,8 @@ def grid_cost(assembled: Assembled) -> str:
     pair, training = assembled.pair, assembled.config.training
     batch = assembled.first_images(training.batch_size)
     with evaluating(assembled.model, assembled.guide):
-        nodes = guide_of(pair).nodes()
-    count = len(nodes[1])
-    few = discretized(pair, (nodes[0][:_TIMED_POINTS], nodes[1][:_TIMED_POINTS]))
-    ratio = count / min(count, _TIMED_POINTS)
+        nodes, count = few_nodes(pair)
+    few, ratio = discretized(pair, nodes), count / len(nodes[1])
     needed = ratio * _bytes_of_a_step(assembled, few, batch)
     less = "use fewer points, --guide.points, smaller batches, or a guide that samples, such as normal"
     if needed > (free := free_memory(batch[0].device)):
