@@ -190,13 +190,18 @@ def grid_terms(pair: Pair, x: Tensor, *args: Any) -> dict[str, float]:
     which are not shifted; and `grid_bias`, its difference on the first 500 images to the sum over twice as many points
     for each unit. Modules must be in eval mode."""
     guide, few = guide_of(pair), Batch(x, args, {}).blocks(min(_IMAGES, len(x)))
-    coarse = _log_px(pair, guide.nodes(), Batch(x, args, {}))
-    fine = _log_px(pair, guide.nodes(finer=2), next(few)[1])
+    coarse = log_px_at(pair, guide.nodes(), Batch(x, args, {}))
+    fine = log_px_at(pair, guide.nodes(finer=2), next(few)[1])
     return {"elbo": float(coarse.mean()), "grid_bias": float((coarse[: len(fine)] - fine).mean())}
 
 
-def _log_px(pair: Pair, nodes: Nodes, batch: Batch) -> Tensor:
-    """The log of the sum over points [images], in float64, for as many points and images at a time as memory allows."""
+def log_px_at(pair: Pair, nodes: Nodes, batch: Batch) -> Tensor:
+    """The log of the sum over points [images], in float64, for as many points and images at a time as memory allows.
+    Modules must be in eval mode, without gradients.
+
+    :param pair: a pair whose guide gives points.
+    :param nodes: the points, those of the guide or others, and the log of their masses.
+    """
     parts: list[Tensor] = []
     for z, log_mass in zip(*(each.split(_POINTS) for each in nodes), strict=True):
         summed = discretized(pair, (z, log_mass))
