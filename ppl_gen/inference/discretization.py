@@ -18,10 +18,11 @@ from torch.distributions import constraints
 
 from ppl_gen.core.contracts import Discretizes
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import Batch, PyroFunction, evaluating
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng
 from ppl_gen.inference.enumeration import StateSum, TraceEnum, sum_over_states
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size
+from ppl_gen.inference.tracing import PyroFunction, trace_of
 
 Nodes = tuple[Tensor, Tensor]
 """Points z [points, ...] and the log of their masses [points]."""
@@ -156,30 +157,16 @@ def _check(pair: Pair, nodes: Nodes, batch: Batch) -> None:
             f"{pair.guide_name}: nodes() returns points or masses that are not finite; a prior without a standard "
             "deviation has no grid"
         )
-    found: list[Any] = []
-    with _Site(name, found):
-        pair.model(batch.x, *batch.args, **batch.kwargs)
-    own, plates = found[0]["fn"], found[0]["cond_indep_stack"]
-    if pair.masked or len(plates) != 1:
+    with forked_rng(batch.x):
+        site = trace_of(pair.model, batch).nodes[name]
+    if pair.masked or len(site["cond_indep_stack"]) != 1:
         raise BadInput(
             f"{pair.guide_name}: '{name}' of {pair.model_name} has a mask or a plate of its own; use to_event"
         )
     few = z[:: -(-len(z) // 5)]
-    each = own.log_prob(few.unsqueeze(1))
+    each = site["fn"].log_prob(few.unsqueeze(1))
     if not torch.allclose(each, each[:, :1].expand_as(each), rtol=_SAME, atol=_SAME, equal_nan=True):
         raise BadInput(f"{pair.guide_name}: p(z) of {pair.model_name} differs between images, and the grid is for all")
-
-
-class _Site(Messenger):
-    """Handler that keeps the message of a latent site."""
-
-    def __init__(self, site: str, found: list[Any]):
-        super().__init__()
-        self.site, self.found = site, found
-
-    def _pyro_post_sample(self, message: Any) -> None:
-        if message["name"] == self.site:
-            self.found.append(message)
 
 
 # Between epochs ----------------------------------------------------------------------------------------------------
