@@ -46,9 +46,10 @@ def test_an_exact_model_on_either_device(elsewhere: Path, call: Call) -> None:
     )
 
 
-def test_resumed(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("guide", ["normal", "grid"])
+def test_resumed(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch, guide: str) -> None:
     """Random states of the GPU are part of a checkpoint: an interrupted run ends with the weights of another."""
-    options = ("vae", "--device", "cuda", "--epochs", "4", *QUICK)
+    options = ("vae", "--guide", guide, "--device", "cuda", "--epochs", "4", *QUICK)
     assert call(fit.command, *options, "--out", "whole")[0] == 0
     batch, count = Data.batch, 0
 

@@ -111,6 +111,18 @@ class Amortized(Protocol):
         """q(z | context), batch [B]."""
 
 
+class Discretizes(Protocol):
+    """A guide that samples nothing and gives points of the model's one continuous latent site, over which training sums
+    p(x, z). Evaluation does not use them."""
+
+    def nodes(self, finer: int = 1) -> tuple[Tensor, Tensor]:
+        """Points z [points, ...], the same for all images, and log p(z) + log w [points], where w is the volume that a
+        point stands for. Training asks for them at every step, and they may be random in training mode.
+
+        :param finer: factor by which the points of each unit are more than in training; to measure the error.
+        """
+
+
 # Models that a guide is written for --------------------------------------------------------------------------------
 
 

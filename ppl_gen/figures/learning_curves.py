@@ -43,7 +43,9 @@ def learning_curves(metrics: list[Json]) -> Figure:
         "kl": "KL: E[log q(z | x) - log p(z)]",
     }
     if "kl" not in metrics[0]["train"]:
-        titles = {"elbo": "log p(x), exact: all latent values are summed out"}
+        of_grid = "grid_bias" in metrics[0]["train"]
+        how = "by a sum over the points of a grid" if of_grid else "exact: all latent values are summed out"
+        titles = {"elbo": f"log p(x), {how}"}
         figure.set_size_inches(6.4, 3.4)
     for axes, (key, title) in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True):
         _splits(axes, shown, key, few="o")

@@ -39,8 +39,9 @@ from ppl_gen.inference.callables import (
     whole_number,
 )
 from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.discretization import grid_terms
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
-from ppl_gen.inference.exact import exact_blocks
+from ppl_gen.inference.exact import closed_form, exact_blocks
 from ppl_gen.inference.pair import Pair, Terms
 
 if TYPE_CHECKING:
@@ -266,13 +267,16 @@ def elbo_terms(
     model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, seed: int, batch_size: int = 1000
 ) -> dict[str, float]:
     """Mean over images of the ELBO and its two terms, in nats, from one sample per image: cheap enough for every epoch.
-    If the model is enumerated, the ELBO alone, which is log p(x).
+    If the model is enumerated, the ELBO alone, which is log p(x). If the guide gives points of z, the numbers of
+    `grid_terms`.
 
     Noise is drawn from `seed`, and torch's generators are restored. Matrix products are in full float32 for any
     precision of training.
     """
     totals = {"reconstruction": 0.0, "kl": 0.0}
     with evaluating(model, guide), matmul_precision(), forked_rng(x):
+        if pair.discretized and not closed_form(model, *args):
+            return grid_terms(pair, x, *args)
         if pair.enumerated:
             return {"elbo": float(torch.cat(list(exact_blocks(model, guide, pair, x, *args))).mean())}
         torch.manual_seed(seed)

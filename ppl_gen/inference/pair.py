@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
+from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import (
@@ -119,7 +120,8 @@ class Pair:
     num_states: int | None
     """Number of joint values of an image's latent sites; None if any has no finite support."""
     enumerated: bool
-    """True if the guide leaves every latent site to enumeration in the model."""
+    """True if the guide samples nothing: it leaves every latent site to enumeration in the model, or to a sum over
+    points that it gives (`discretized`)."""
     sums_states: bool
     """True if the observed distribution sums over all states of z by itself."""
     pixels_per_state: int
@@ -167,6 +169,11 @@ class Pair:
     def latent(self) -> tuple[str, ...]:
         """Names of the latent sites."""
         return tuple(self.event_shapes)
+
+    @property
+    def discretized(self) -> bool:
+        """True if the guide samples nothing and gives points of z, over which training sums."""
+        return self.enumerated and offers(self.guide_module, Discretizes)
 
     @property
     def sample_dim(self) -> int:

@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
+from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import (
@@ -169,16 +170,18 @@ def _marked(model_trace: poutine.Trace) -> list[str]:
     return [n for n in _latent(model_trace) if model_trace.nodes[n]["infer"].get("enumerate") == "parallel"]
 
 
-def _is_enumerated(traces: Traces) -> bool:
-    """True if the guide leaves every latent site to enumeration in the model."""
+def _is_enumerated(functions: _Functions, traces: Traces) -> bool:
+    """True if the guide leaves every latent site to enumeration in the model, or the one there is to a sum over points
+    that it gives."""
     latent = _latent(traces.model)
-    return bool(latent) and not _latent(traces.guide) and _marked(traces.model) == latent
+    given = len(latent) == 1 and offers(functions.guide_module, Discretizes)
+    return bool(latent) and not _latent(traces.guide) and (given or _marked(traces.model) == latent)
 
 
 def _check_sites(functions: _Functions, traces: Traces) -> None:
     """Refuse a guide that does not sample exactly the model's latent sites; or none, if all are enumerated."""
     latent, proposed = _latent(traces.model), _latent(traces.guide)
-    for name in [] if _is_enumerated(traces) else latent:
+    for name in [] if _is_enumerated(functions, traces) else latent:
         if not proposed:
             raise BadInput(
                 f"{functions.guide_name} does not sample '{name}' of {functions.model_name}, and it is not enumerated: "
@@ -318,7 +321,7 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
         masked=any(site["mask"] is not None for site in sites if not site["is_observed"]),
         unbounded=all(map(unbounded, priors.values())),
         num_states=count_states(priors.values()),
-        enumerated=_is_enumerated(traces),
+        enumerated=_is_enumerated(functions, traces),
         sums_states=can_sum_states(sites),
         pixels_per_state=max(numbers_held(site["fn"], plate.size) for site in observed),
         reparametrized=all(site["fn"].has_rsample for site in proposals.values()),

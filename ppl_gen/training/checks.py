@@ -21,6 +21,7 @@ from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, offers
 from ppl_gen.core.errors import BadInput, as_bad_input, require
 from ppl_gen.core.gradients import gradients
+from ppl_gen.core.memory import free_memory
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import read_pair, release, start_from
@@ -31,6 +32,8 @@ from ppl_gen.inference.bidirectional import check_claim
 from ppl_gen.inference.callables import evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
+from ppl_gen.inference.discretization import discretized, few_nodes
+from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
@@ -106,11 +109,13 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     check_contract(assembled)
     check_closed_form(assembled)
     cost = None
-    if assembled.pair.enumerated:
+    if assembled.pair.discretized:
+        cost = grid_cost(assembled) if start else None
+    elif assembled.pair.enumerated:
         size = min(config.training.batch_size, len(data.train))
         require_memory(assembled.pair, size, gradients=True, device=data.train.images.device)
         cost = enumeration_cost(assembled) if start else None
-        say(cost)
+    say(cost)
     check_least_images(assembled)
     check_patience(assembled)
     missing = without_gradient(assembled)
@@ -241,9 +246,8 @@ def enumeration_cost(assembled: Assembled) -> str:
     :raises BadInput: if training would take more than `max_hours`.
     """
     pair, data, config = assembled.pair, assembled.data, assembled.config
-    training = config.training
     assert pair.num_states is not None
-    size = min(training.batch_size, len(data.train))
+    size = min(config.training.batch_size, len(data.train))
     smaller, ratio = assembled, 1.0
     units = max(math.prod(shape) for shape in pair.event_shapes.values())
     spare = math.ceil(math.log2(pair.num_states / (_MORE_TIMED_STATES if pair.sums_states else _TIMED_STATES)))
@@ -257,26 +261,77 @@ def enumeration_cost(assembled: Assembled) -> str:
     assert timed.num_states is not None
     ratio = pair.num_states / timed.num_states
     seconds = ratio * _seconds_of_a_step(smaller, timed, batch)
-    hours = seconds * training.epochs * math.ceil(len(data.train) / size) / 3600
     needed = memory_needed(pair, size, gradients=True)
+    less = "use fewer latent units, or a guide that samples, such as bernoulli"
+    return _cost(assembled, f"{pair.num_states:,} latent states", seconds, needed, less)
+
+
+def grid_cost(assembled: Assembled) -> str:
+    """The cost of a step that sums over the guide's points, in a sentence: measured with a part of them, and scaled up.
+
+    :raises BadInput: if a step does not fit into free memory, or training would take more than `max_hours`.
+    """
+    pair, training = assembled.pair, assembled.config.training
+    batch = assembled.first_images(training.batch_size)
+    with evaluating(assembled.model, assembled.guide):
+        nodes, count = few_nodes(pair)
+    few, ratio = discretized(pair, nodes), count / len(nodes[1])
+    needed = ratio * _bytes_of_a_step(assembled, few, batch)
+    less = "use fewer points, --guide.points, smaller batches, or a guide that samples, such as normal"
+    if needed > (free := free_memory(batch[0].device)):
+        raise BadInput(
+            f"{pair.guide_name} has {count:,} points: a sum over all of them for {len(batch[0])} images takes about "
+            f"{needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; {less}"
+        )
+    return _cost(assembled, f"{count:,} points of z", ratio * _seconds_of_a_step(assembled, few, batch), needed, less)
+
+
+def _cost(assembled: Assembled, what: str, seconds: float, needed: float, less: str) -> str:
+    """A sentence about the time and the memory of a step.
+
+    :param what: number of states or points that a step sums.
+    :param seconds: time of a step.
+    :param needed: bytes of a step.
+    :param less: what to do if it is too much.
+    :raises BadInput: if training would take more than `max_hours`.
+    """
+    training, count = assembled.config.training, len(assembled.data.train)
+    size = min(training.batch_size, count)
+    hours = seconds * training.epochs * math.ceil(count / size) / 3600
     duration = f"{hours:.1f} h" if hours > 1 else f"{hours * 60:.1f} min"
     cost = (
-        f"a step sums {pair.num_states:,} latent states for {size} images: about {seconds:.2g} s and "
-        f"{needed / 1e9:.2g} GB; the steps of {training.epochs} epochs about {duration}"
+        f"a step sums {what} for {size} images: about {seconds:.2g} s and {needed / 1e9:.2g} GB; "
+        f"the steps of {training.epochs} epochs about {duration}"
     )
     if hours > training.max_hours:
-        raise BadInput(
-            f"{cost}, more than --max-hours {training.max_hours:g}; use fewer latent units, or a guide that samples, "
-            "such as bernoulli"
-        )
+        raise BadInput(f"{cost}, more than --max-hours {training.max_hours:g}; {less}")
     return cost
+
+
+def _bytes_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ...]) -> int:
+    """Bytes of the arrays that a sum over states keeps for its gradient, and of as many again that it works with."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with pyro.get_param_store().scope(), unchanged(assembled.trained), pyro.validation_enabled(False):
+        elbo = TraceEnum(pair, *batch)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            elbo.differentiable_loss(pair.model, pair.guide, *batch)
+    return 2 * sum(kept.values())
 
 
 def _seconds_of_a_step(assembled: Assembled, pair: Pair, batch: tuple[Tensor, ...]) -> float:
     parameters = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
     seconds = math.inf
     with pyro.get_param_store().scope(), forked_rng(batch[0]):
-        elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *batch)
+        elbo: Any
+        if assembled.pair.discretized:
+            elbo = TraceEnum(pair, *batch)
+        else:
+            elbo = objective_for(assembled.config.training, assembled.objective, pair, *batch)
         for _ in range(2):  # the first one warms up
             start = time.perf_counter()
             with pyro.validation_enabled(False):

@@ -13,6 +13,7 @@ from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.callables import evaluating, forked_rng
+from ppl_gen.inference.discretization import TOLERANCE
 from ppl_gen.inference.importance import elbo_terms
 from ppl_gen.inference.pair import Pair
 
@@ -68,8 +69,13 @@ def show(progress: Progress, line: Json, epochs: int) -> None:
     """Show a line of `metrics.jsonl` beside the progress bar."""
     splits = [name for name in ("train", "validation") if name in line]
     if "elbo" in line["train"]:
-        what = "ELBO" if "kl" in line["train"] else "log p(x)"  # without a KL term it is exact
+        what = "ELBO" if "kl" in line["train"] else "log p(x)"  # without a KL term it is exact, or of a grid
         figures = "  ".join(f"{name} {what} {line[name]['elbo']:.2f}" for name in splits)
+        bias = line[splits[-1]].get("grid_bias")
+        if bias is not None:
+            figures += f"  grid bias {round(bias, 3) + 0.0:.3f}"
+            if line["epoch"] == epochs and abs(bias) > TOLERANCE:
+                figures += f": above {TOLERANCE} nats, train with more points, such as a larger --guide.points"
     else:
         shown = _ADVERSARIAL if _ADVERSARIAL.keys() <= line["train"].keys() else {key: key for key in line["train"]}
         texts = {split: ", ".join(f"{name} {line[split][key]:.3f}" for key, name in shown.items()) for split in splits}

@@ -40,7 +40,7 @@ def bounded(z: Tensor) -> Tensor:
 
 
 def test_all_families_are_here() -> None:
-    others = {"bernoulli", "enumerated", "exact-gaussian", "prior", "hierarchical"}
+    others = {"bernoulli", "enumerated", "exact-gaussian", "grid", "prior", "hierarchical"}
     assert set(known("guide")) == {name for name, _ in FAMILIES.values()} | others
 
 

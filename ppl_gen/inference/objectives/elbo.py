@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.inference.discretization import TraceNodes
 from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, ScoreFunctionELBO, particle_options
 from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.objectives.loss import NOT_RECORDABLE, check_sampled
@@ -21,7 +22,8 @@ class Elbo:
 
     The gradient depends on the pair. It is reparametrized (`Trace_ELBO`) if all sites of the guide can be. Otherwise it
     is a score function with the baseline that the site specifies, if any (`TraceGraph_ELBO`; Mnih and Gregor 2014). If
-    the guide leaves all latent sites to enumeration, nothing is sampled, and the bound is log p(x).
+    the guide leaves all latent sites to enumeration, nothing is sampled, and the bound is log p(x). If it gives points
+    of z, the bound is the log of the sum over them, which is below log p(x) in expectation (`TraceNodes`).
 
     :param num_particles: K.
     """
@@ -40,7 +42,9 @@ class Elbo:
             )
 
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
-        """`TraceEnum`, `ScoreFunctionELBO`, `PartialScoreELBO` or `Trace_ELBO`."""
+        """`TraceNodes`, `TraceEnum`, `ScoreFunctionELBO`, `PartialScoreELBO` or `Trace_ELBO`."""
+        if pair.discretized:
+            return TraceNodes(pair, x, *args)
         if pair.enumerated:
             return TraceEnum(pair, x, *args)
         if not pair.reparametrized:

@@ -99,10 +99,11 @@ def recordable(objective: Objective, pair: Pair) -> Objective:
 
 
 def check_sampled(objective: Objective, pair: Pair) -> None:
-    """Raise `BadInput` for a pair whose latent sites are all enumerated."""
+    """Raise `BadInput` for a pair whose latent sites are all enumerated or summed over points."""
     if pair.enumerated:
+        to = "a sum over points of z" if pair.discretized else "enumeration"
         raise BadInput(
-            f"--objective {name_of(objective)}: {pair.guide_name} leaves {pair.model_name} to enumeration, where the "
+            f"--objective {name_of(objective)}: {pair.guide_name} leaves {pair.model_name} to {to}, where the "
             "loss is -log p(x) and nothing is sampled; use elbo with 1 particle"
         )
 
