@@ -11,6 +11,7 @@ from ppl_gen.core import parallel
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.inference.annealed import AnnealedEstimate
 from ppl_gen.inference.bidirectional import cycled, importance_bounds, why_no_bounds
@@ -19,6 +20,7 @@ from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.exact import exact_blocks
 from ppl_gen.inference.importance import ImportanceEstimate
 from ppl_gen.inference.proposals import scores_others
+from ppl_gen.inference.quadrature import quadrature_log_px
 
 
 def check_bounds(fitted: Fitted, options: EvaluationOptions, sampled: bool, x: Tensor, *labels: Tensor) -> None:
@@ -43,7 +45,6 @@ def with_bounds(
     fitted: Fitted,
     estimates: Mapping[str, Estimate],
     options: EvaluationOptions,
-    exactly: bool,
     x: Tensor,
     *labels: Tensor,
     quiet: bool = False,
@@ -52,15 +53,14 @@ def with_bounds(
     Noise is drawn from the seed of the options, and torch's generators are restored.
 
     :param estimates: estimates by name; an annealed one has its bounds already, and its images are used again.
-    :param exactly: True if log p(x) is computed exactly.
     :param x: images. Those of the model have their shape and their labels, which are repeated if they are too few.
     """
-    found, count = dict(estimates), options.num_from_model
+    found, count, known = dict(estimates), options.num_from_model, known_of(estimates)
     guided, annealed = found.get("importance"), found.get("annealed")
     drawn = None
     if isinstance(annealed, AnnealedEstimate) and annealed.bidirectional is not None:
         chains = annealed.bidirectional
-        chains = replace(chains, exact=_known_log_px(fitted, exactly, chains.x))
+        chains = replace(chains, exact=_known_log_px(fitted, known, options, chains.x))
         found["annealed"] = replace(annealed, bidirectional=chains)
         assert chains.z is not None
         x, drawn = chains.x, (chains.x, {fitted.pair.latent[0]: chains.z})
@@ -75,12 +75,17 @@ def with_bounds(
         advance = progress.advancing("log p(x) on images from the model", f"{guided.num_samples} samples per image")
         how: dict[str, Any] = {"num_samples": guided.num_samples, "drawn": drawn, "progress": advance}
         bounds = importance_bounds(fitted.model, fitted.guide, x, *labels, **how)
-    bounds = replace(bounds, exact=_known_log_px(fitted, exactly, bounds.x, *labels))
+    bounds = replace(bounds, exact=_known_log_px(fitted, known, options, bounds.x, *labels))
     return found | {"importance": replace(guided, bidirectional=bounds)}
 
 
-def _known_log_px(fitted: Fitted, exactly: bool, x: Tensor, *labels: Tensor) -> Tensor | None:
-    """log p(x) of images from the model, float64 on the CPU [images], where it is known; else None."""
-    if not exactly:
-        return None
-    return torch.cat(list(exact_blocks(fitted.model, fitted.guide, fitted.pair, x, *labels)))
+def _known_log_px(
+    fitted: Fitted, known: str | None, options: EvaluationOptions, x: Tensor, *labels: Tensor
+) -> Tensor | None:
+    """log p(x) of images from the model, float64 on the CPU [images], where it is known; else None.
+
+    :param known: name of the estimate without a Monte Carlo error.
+    """
+    if known == "quadrature":
+        return quadrature_log_px(fitted.model, x, quadrature=options.quadrature).log_px
+    return None if known is None else torch.cat(list(exact_blocks(fitted.model, fitted.guide, fitted.pair, x, *labels)))

@@ -1,11 +1,12 @@
 """Estimates of log p(x) of a run's images, by every estimator that the options ask for."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import ESTIMATES
+from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.config import KINDS, Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
@@ -33,7 +35,17 @@ from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likeli
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
 from ppl_gen.inference.proposals import proposal_log_px, second_opinion, second_opinion_samples
+from ppl_gen.inference.quadrature import (
+    QuadratureEstimate,
+    TooMuchWork,
+    importance_work,
+    quadrature_log_px,
+    why_no_quadrature,
+)
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
+
+_ALWAYS = 2.0**38
+"""Operations that quadrature may take in any case: some seconds."""
 
 Estimator = Callable[..., Estimate]
 """Estimator of a user's own: a function of `(model, guide, x, *labels)` that returns an `Estimate` with a new name in
@@ -72,19 +84,22 @@ def evaluate(
     named = _further(options.further, further)
     options = replace(_resolved(fitted, options), further=tuple(name for name, _ in named))
     whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
-    exactly, sampled = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
-    _check(task, others, exactly, sampled)
+    chosen = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
+    _check(task, others, chosen)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)):
         estimates: dict[str, Estimate] = {}
-        for name, estimate in _estimates(task, exactly, sampled, others, named):
+        given_up = None
+        if chosen.quadrature:
+            estimates, given_up = _by_quadrature(task, chosen)
+        for name, estimate in _estimates(task, chosen, others, named):
             require(name not in estimates, "estimator", name, "there are two of that name")
             estimates[name] = estimate
-        estimates = with_bounds(fitted, estimates, task.options, exactly, task.x, *task.labels, quiet=quiet)
+        estimates = with_bounds(fitted, estimates, task.options, task.x, *task.labels, quiet=quiet)
         in_use = components_in_use(fitted, whole[0])
     estimates = parallel.all_gather(estimates)
     kind = observation(fitted.pair, *whole)
-    _check_exact(fitted, estimates, kind)
+    given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
     primary = primary_of(estimates, options.estimator)
     estimator = "auto" if options.mixes and primary == "exact" else estimates[primary].estimator
     about = {
@@ -93,7 +108,8 @@ def evaluate(
         "images_sha256": hashlib.sha256(whole[0].cpu().numpy().tobytes()).hexdigest(),
         "observation": kind,
         "options": options.to_json() | {"estimator": estimator},
-        **({"proposal": "prior"} if fitted.pair.enumerated and sampled else {}),
+        **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
+        **({} if given_up is None else {"no_quadrature": given_up}),
         **({"components": {"in_use": in_use, "of": fitted.pair.num_states}} if in_use is not None else {}),
         "num_parameters": sum(p.numel() for p in fitted.modules.parameters()),
         "seconds": time.perf_counter() - started,
@@ -149,32 +165,51 @@ def _local_task(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task
     return Task(fitted, options, x[rows], tuple(each[rows] for each in labels), quiet)
 
 
-def estimators(model: nn.Module, pair: Pair, chosen: str, device: torch.device, *args: Tensor) -> tuple[bool, bool]:
-    """The choice of estimators: True if log p(x) is computed exactly, and True if importance samples are drawn.
+class Chosen(NamedTuple):
+    """The choice of estimators."""
+
+    exact: bool
+    """True if log p(x) is computed in closed form, or by enumeration."""
+    quadrature: bool
+    """True if log p(x) is computed by quadrature."""
+    sampled: bool
+    """True if importance samples are drawn."""
+    may_give_up: bool = False
+    """True if quadrature was not asked for: it is left out where it takes longer than importance sampling."""
+
+
+def estimators(model: nn.Module, pair: Pair, chosen: str, device: torch.device, *args: Tensor) -> Chosen:
+    """The choice of estimators.
 
     :param args: labels, if the model takes them.
     :param chosen: the option `estimator`.
     """
+    by_request = chosen == "quadrature"
+    reason = why_no_quadrature(pair, model, *args)
+    if by_request and reason is not None:
+        raise BadInput(f"--estimator quadrature: {reason}")
     if closed_form(model, *args):
-        return True, True
+        return Chosen(True, by_request, True)
     if pair.num_states is None:
         if chosen == "exact":
+            other = "quadrature" if reason is None else "importance"
             raise BadInput(
                 f"--estimator exact: a latent site of {pair.model_name} has no finite support, and the model has no "
-                "log_px(x); use importance"
+                f"log_px(x); use {other}"
             )
-        return False, True
+        sampled = not pair.enumerated or chosen == "importance"
+        return Chosen(False, reason is None and chosen != "importance", sampled, sampled and not by_request)
     exactly = chosen == "exact" or cheap_to_enumerate(pair) or (pair.enumerated and chosen == "auto")
     if exactly:
         require_memory(pair, block_size(pair), device=device)
-    return exactly, chosen == "importance" or not (pair.enumerated and exactly)
+    return Chosen(exactly, False, chosen == "importance" or not (pair.enumerated and exactly))
 
 
-def _check(task: Task, others: Sequence[nn.Module], exactly: bool, sampled: bool) -> None:
+def _check(task: Task, others: Sequence[nn.Module], chosen: Chosen) -> None:
     """Raise `BadInput` if an estimator does not support the pair."""
     options = task.options
-    check_bounds(task.fitted, options, sampled, task.x[:1], *(each[:1] for each in task.labels))
-    if exactly:
+    check_bounds(task.fitted, options, chosen.sampled, task.x[:1], *(each[:1] for each in task.labels))
+    if chosen.exact:
         check_claim(task.fitted.model, task.fitted.guide, task.fitted.pair, task.x, *task.labels)
     if options.estimator == "annealed":
         check_chains(task.fitted, task.x, options)
@@ -255,16 +290,16 @@ def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) 
 
 
 def _estimates(
-    task: Task, exactly: bool, sampled: bool, others: Sequence[nn.Module], further: Sequence[tuple[str, Estimator]]
+    task: Task, chosen: Chosen, others: Sequence[nn.Module], further: Sequence[tuple[str, Estimator]]
 ) -> Iterator[tuple[str, Estimate]]:
-    """Every estimate with its name, in the order of the report."""
+    """Every further estimate with its name, in the order of the report."""
     fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
     assert options.num_samples is not None
-    if exactly:
+    if chosen.exact:
         yield "exact", exact_estimate(fitted, x, *labels, quiet=task.quiet)
-    if sampled:
+    if chosen.sampled:
         guided = importance_estimate(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
-        yield "importance", guided if exactly else _with_second_opinion(task, guided)
+        yield "importance", guided if chosen.exact else _with_second_opinion(task, guided)
     if options.estimator == "prior":
         yield "prior", _proposal_estimate(task, others)
     elif options.mixes:
@@ -277,17 +312,52 @@ def _estimates(
         yield own.estimator, own
 
 
-def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str) -> None:
-    """Raise `BadInput` for an exact log p(x) that cannot be that of the model.
+def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chosen: Chosen) -> str | None:
+    """Raise `BadInput` for an exact log p(x), or one by quadrature, that cannot be that of the model. If quadrature was
+    not asked for, its estimate is removed instead. Returns a sentence that says why.
 
     :param kind: kind of p(x), as `observation` returns it.
     """
-    if "exact" not in estimates:
-        return
-    log_px = estimates["exact"].log_px
-    check_probability(fitted.model, log_px, kind)
-    if "importance" in estimates:
-        check_against_samples(fitted.model, log_px, estimates["importance"].log_px)
+    for name, estimate in list(estimates.items()):
+        if estimate.sampled:
+            continue
+        what = "log_px(x)" if name == "exact" else name
+        try:
+            check_probability(fitted.model, estimate.log_px, kind, what)
+            if "importance" in estimates:
+                check_against_samples(fitted.model, estimate.log_px, estimates["importance"].log_px, what)
+        except BadInput as error:
+            if not (name == "quadrature" and chosen.may_give_up):
+                raise
+            del estimates[name]
+            return error.sentence
+    return None
+
+
+def _by_quadrature(task: Task, chosen: Chosen) -> tuple[dict[str, Estimate], str | None]:
+    """The estimate by quadrature under its name. If it was left out, a sentence that says why."""
+    sampling = importance_work(task.fitted.model, task.x, task.options.num_samples or 1)
+    reason = None
+    found: dict[str, Estimate] = {}
+    try:
+        most_work = max(sampling, _ALWAYS) if chosen.may_give_up else math.inf
+        found["quadrature"] = quadrature_estimate(task, most_work=most_work)
+    except TooMuchWork as error:
+        reason = f"it takes about {error.work / sampling:.1f} times the operations of importance sampling"
+    except BadInput as error:
+        if not chosen.may_give_up:
+            raise BadInput(f"--estimator quadrature: {error.sentence}") from error
+        reason = error.sentence
+    if parallel.any_rank(reason is not None):
+        return {}, reason or "another process leaves it out"
+    return found, None
+
+
+def quadrature_estimate(task: Task, most_work: float = math.inf) -> QuadratureEstimate:
+    """log p(x) by quadrature, with a progress bar."""
+    with Progress(len(task.x), "image", quiet=task.quiet) as progress:
+        how: dict[str, Any] = {"most_work": most_work, "progress": progress.advancing("log p(x)", "quadrature")}
+        return quadrature_log_px(task.fitted.model, task.x, quadrature=task.options.quadrature, **how)
 
 
 def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:
@@ -309,10 +379,10 @@ def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
 
     :param chosen: the option `estimator`.
     """
-    if chosen in ("prior", "annealed"):
+    if chosen in ("prior", "annealed", "quadrature"):
         return chosen
-    if "exact" in estimates and (chosen != "importance" or "importance" not in estimates):
-        return "exact"
+    if (known := known_of(estimates)) and (chosen != "importance" or "importance" not in estimates):
+        return known
     return "mixed" if "mixed" in estimates else "importance"
 
 

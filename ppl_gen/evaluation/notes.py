@@ -71,8 +71,9 @@ def _on_estimates(rows: Sequence[Row]) -> list[str]:
         notes.append(
             "importance-sampled log p(x) with different S are not comparable: more samples give a higher value"
         )
-    if len({row.settings["estimator"] for row in rows}) > 1:
-        notes.append("a sampled log p(x) is biased low; an exact one is not")
+    kinds = {row.settings["estimator"] for row in rows}
+    if len(kinds) > 1 and kinds - {"exact", "quadrature"}:
+        notes.append("a sampled log p(x) is biased low; one that is exact or by quadrature is not")
     split = {row.gap_images for row in rows if row.gap_images is not None}
     if split:
         counts = " or ".join(f"{count:g}" for count in sorted(split))

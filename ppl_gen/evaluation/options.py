@@ -10,6 +10,7 @@ from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.annealed import Annealing
+from ppl_gen.inference.quadrature import Quadrature
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class EvaluationOptions:
     """Number of images: the first N of the split. By default all."""
     num_samples: int | None = None
     """Importance samples of z per image. By default as many as after training. Papers often use 5000."""
-    estimator: Literal["auto", "exact", "importance", "annealed", "prior"] = "auto"
-    """Estimator of log p(x). auto: exact if every latent value can be enumerated or there is a closed form, else
-    importance. importance: importance sampling from the guide. annealed: annealed importance sampling, which needs no
-    guide. prior: importance sampling from the prior. Other estimates that are available are reported as well."""
+    estimator: Literal["auto", "exact", "quadrature", "importance", "annealed", "prior"] = "auto"
+    """Estimator of log p(x). auto: exact if every latent value can be enumerated or there is a closed form; else
+    quadrature if z has 1 to 3 continuous units and importance sampling would not be faster; else importance.
+    quadrature: a sum over a grid of z, which is refined until log p(x) of every image settles. importance: importance
+    sampling from the guide. annealed: annealed importance sampling, which needs no guide. prior: importance sampling
+    from the prior. Other estimates that are available are reported as well."""
     prior_share: float = 0.0
     """Share of the importance samples to draw from the prior instead of the guide."""
     temperature: float = 1.0
@@ -35,6 +38,7 @@ class EvaluationOptions:
     makes them."""
     proposal_guides: tuple[str, ...] = ()
     """file.py:Class of guides of --proposals that are your own and differ from this run's guide."""
+    quadrature: Quadrature = field(default_factory=Quadrature)
     annealed: Annealing = field(default_factory=Annealing)
     sandwich: int | None = None
     """Number of images to draw from the model. Their log p(x) is bounded from below and above, by the guide's

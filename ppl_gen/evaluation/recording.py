@@ -19,7 +19,8 @@ Estimates = Mapping[str, Estimate]
 def summarize(estimates: Estimates, primary: str) -> Json:
     """The means over images, in nats, for `evaluation.json`.
 
-    :param estimates: estimates by name, in the order of the report. `exact` or `importance` is among them.
+    :param estimates: estimates by name, in the order of the report. `exact`, `quadrature` or `importance` is among
+        them.
     :param primary: name of the estimate that is the evaluation's log p(x).
     """
     summary: Json = {}
@@ -27,7 +28,7 @@ def summarize(estimates: Estimates, primary: str) -> Json:
         summary |= estimate.more_entries(name)
     guided = verdicts.guide_estimate(estimates)
     if guided is None:  # the ELBO is log p(x)
-        summary["elbo"] = mean_entry(estimates["exact"].log_px)
+        summary["elbo"] = mean_entry(estimates[primary].log_px)
     for name, estimate in estimates.items():
         summary["log_px" if name == primary else f"log_px_{name}"] = estimate.entry(verdicts.at_least(estimates, name))
     if guided is None:
@@ -55,7 +56,7 @@ def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
     variables |= estimates[primary].log_px_variables("log_px")
     guided = verdicts.guide_estimate(estimates)
     if guided is None:
-        return variables | {"elbo": Variable(estimates["exact"].log_px, "ELBO")}
+        return variables | {"elbo": Variable(estimates[primary].log_px, "ELBO")}
     of = verdicts.largest(estimates, primary)
     variables["gap"] = Variable(of.log_px - guided.elbo, "log p(x) - ELBO")
     variables["untrusted"] = Variable(

@@ -11,6 +11,7 @@ from ppl_gen.experiment.run_directory import Json
 UNITS = "nats per image ± standard error over images; larger is better"
 ESTIMATES = {
     "exact": "exact",
+    "quadrature": "quadrature",
     "elbo": "ELBO",
     "importance": "importance sampling",
     "mixed": "several proposals",
@@ -104,6 +105,8 @@ def _log_px_rows(s: Json, importance: Json | None) -> list[Row]:
     for entry in (s["log_px"], *(s[key] for key in s if key.startswith("log_px_"))):
         if entry is not importance and entry is not exact:
             rows.append(_row("log p(x)", entry, _estimator_text(entry), at_least(s, entry)))
+    if "no_quadrature" in s:
+        rows.append(Row("no quadrature:", note=f"{s['no_quadrature']}; --estimator quadrature asks for it"))
     return rows
 
 
@@ -116,6 +119,9 @@ def _estimator_text(entry: Json) -> str:
     if "num_chains" in entry:
         chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
         return f"annealed, {chains} from the {entry['start']}; {_errors_text(entry)}"
+    if entry["estimator"] == "quadrature":
+        points = f"{entry['points_per_image']:,} points of z per image"
+        return f"quadrature, {points}; halving the step moves no image by more than {small(entry['largest_change'])}"
     ess = f"; effective {entry['ess']['median']:.1f}" if "ess" in entry else ""
     if entry["estimator"] == "prior":
         samples = f"S = {entry['num_samples']} importance samples from the prior"

@@ -23,6 +23,11 @@ def guide_estimate(estimates: Estimates) -> ImportanceEstimate | None:
     return next((each for each in estimates.values() if isinstance(each, ImportanceEstimate)), None)
 
 
+def known_of(estimates: Estimates) -> str | None:
+    """Name of the estimate that has no Monte Carlo error; None if there is none."""
+    return next((name for name in sorted(estimates) if not estimates[name].sampled), None)
+
+
 def lower_bounds(estimates: Estimates) -> dict[str, Estimate]:
     """All estimates of log p(x) that are low in expectation, by name."""
     found: dict[str, Estimate] = {}
@@ -50,7 +55,7 @@ def at_least(estimates: Estimates, name: str) -> bool:
     if bool(estimate.log_px_mc_var.isnan().any()) or below(estimates, name):
         return True
     if estimate.khat is None:
-        return "exact" not in estimates and not vouched(estimates, name)
+        return known_of(estimates) is None and not vouched(estimates, name)
     return bool(estimate.untrusted.any())
 
 
@@ -78,7 +83,7 @@ class Largest:
 
 
 def largest(estimates: Estimates, primary: str) -> Largest:
-    """The exact log p(x), or the largest of several estimates.
+    """The log p(x) that is exact or by quadrature, or the largest of several estimates.
 
     The choice starts from the primary estimate, or from importance sampling if the primary one cannot judge a guide.
     All estimates are low in expectation. If the mean of another one is above it beyond their errors, the one with the
@@ -87,8 +92,8 @@ def largest(estimates: Estimates, primary: str) -> Largest:
     """
     lower = lower_bounds(estimates)
     none = torch.zeros(len(lower[primary].log_px), dtype=torch.bool)
-    if "exact" in estimates:
-        return Largest("exact", lower["exact"].log_px, none, none, False)
+    if (known := known_of(estimates)) is not None:
+        return Largest(known, lower[known].log_px, none, none, False)
     name = primary if estimates[primary].usable_for_gap else "importance"
     better = [other for other in lower if other != name and above_in_mean(lower[name], lower[other])]
     name = max(better, key=lambda other: lower[other].mean, default=name)

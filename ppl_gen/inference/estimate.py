@@ -40,7 +40,7 @@ class Estimate:
     """
 
     estimator: str
-    """Name of the estimator: `exact`, `importance`, `prior`, `annealed`, or a name of your own."""
+    """Name of the estimator: `exact`, `quadrature`, `importance`, `prior`, `annealed`, or a name of your own."""
     log_px: Tensor
     log_px_mc_var: Tensor
     """Monte Carlo variance of `log_px`, by the delta method; NaN if it is unknown, 0 for an exact value."""
@@ -101,8 +101,8 @@ class Estimate:
 
     @property
     def sampled(self) -> bool:
-        """True if the estimate has a Monte Carlo error; False if it is exact."""
-        return self.estimator != "exact"
+        """True if the estimate has a Monte Carlo error; False if it is exact or by quadrature."""
+        return self.estimator not in ("exact", "quadrature")
 
     # Diagnostics ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +202,8 @@ class Estimate:
     def log_px_variables(self, prefix: str) -> dict[str, Variable]:
         """log p(x) with its errors, as variables whose names begin with `prefix`."""
         if not self.sampled:
-            return {prefix: Variable(self.log_px, "log p(x), exact")}
+            how = ", exact" if self.estimator == "exact" else f" by {self.in_words}"
+            return {prefix: Variable(self.log_px, f"log p(x){how}")}
         of = f"of log p(x) by {self.in_words}"
         return {
             prefix: Variable(self.log_px, f"log p(x) by {self.in_words}"),
@@ -228,7 +229,7 @@ class Estimate:
 
     def rows(self) -> list[Row]:
         """Rows of the table of results."""
-        how = f"by {self.in_words}" if self.sampled else "exact"
+        how = "exact" if self.estimator == "exact" else f"by {self.in_words}"
         samples = "" if self.num_samples is None else f", S = {self.num_samples}"
         return [Row.of("log p(x)", *self.mean_se, how + samples, self.at_least)]
 

@@ -122,16 +122,16 @@ def _own_log_px(model: ClosedForm, batch: Batch) -> Tensor:
     return found
 
 
-def check_probability(model: Any, log_px: Tensor, kind: str) -> None:
+def check_probability(model: Any, log_px: Tensor, kind: str, what: str = "log_px(x)") -> None:
     """Raise `BadInput` if the log-probability of some image is above 0.
 
     :param kind: kind of p(x), as `check_images` returns it.
     """
     if kind == "probability" and float(log_px.max()) > _ABOVE:
-        raise BadInput(f"{name_of(model)}: log_px(x) is {float(log_px.max()):.6g}, above 0, for a probability")
+        raise BadInput(f"{name_of(model)}: {what} is {float(log_px.max()):.6g}, above 0, for a probability")
 
 
-def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor) -> None:
+def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor, what: str = "log_px(x)") -> None:
     """Raise `BadInput` if log p(x) is too low to be that of the model.
 
     The mean weight of importance samples is p(x) in expectation. So its ratio to p(x), and the product of such ratios
@@ -139,12 +139,13 @@ def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor) -> None:
 
     :param log_px: log p(x) [images], said to be exact.
     :param sampled: log p(x) [images] by importance sampling.
+    :param what: origin of `log_px`, for the message.
     """
     if (image := _refuted(log_px, sampled)) is not None:
         raise BadInput(
-            f"{name_of(model)}: log_px(x) of image {image} is {float(log_px[image]):.6g}, and importance samples find "
-            f"{float(sampled[image]):.6g}; on average {float(log_px.mean()):.6g} and {float(sampled.mean()):.6g}: "
-            "correct log_px, or leave it out"
+            f"{name_of(model)}: {what} of image {image} is {float(log_px[image]):.6g}, and importance samples find "
+            f"{float(sampled[image]):.6g}; on average {float(log_px.mean()):.6g} and {float(sampled.mean()):.6g}"
+            + (": correct log_px, or leave it out" if what == "log_px(x)" else "")
         )
 
 

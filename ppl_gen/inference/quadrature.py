@@ -31,7 +31,8 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import as_images, evaluating, forked_rng, matmul_precision, modules_of, name_of
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE
-from ppl_gen.inference.estimate import Estimate
+from ppl_gen.inference.estimate import Estimate, Variable
+from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import numbers_held
 from ppl_gen.inference.supports import is_discrete, support
 
@@ -73,6 +74,10 @@ class QuadratureEstimate(Estimate):
     def settings_entry(self) -> dict[str, Any]:
         return {**self.settings, "largest_change": float(self.change.max()), "points_per_image": self.points_per_image}
 
+    def diagnostic_variables(self, suffix: str) -> dict[str, Variable]:
+        title = "change of log p(x) when the step of quadrature was halved for the last time"
+        return {f"change{suffix}": Variable(self.change, title)}
+
     @property
     def points_per_image(self) -> int:
         """Mean number of grid points for an image."""
@@ -80,7 +85,11 @@ class QuadratureEstimate(Estimate):
 
 
 class TooMuchWork(BadInput):
-    """Quadrature takes more operations than allowed."""
+    """Quadrature takes more operations than are allowed."""
+
+    def __init__(self, name: str, work: float, most_work: float):
+        super().__init__(f"{name}: quadrature takes about {work:.1e} operations, and {most_work:.1e} are allowed")
+        self.work = work
 
 
 def quadrature_log_px(
@@ -144,6 +153,25 @@ def check(model: Any) -> None:
         )
 
 
+def why_no_quadrature(pair: Pair, model: Any, *args: Tensor) -> str | None:
+    """The reason why quadrature does not support a pair, as a sentence; None if it does.
+
+    :param args: labels, if model or guide take them.
+    """
+    name = pair.model_name
+    if args:
+        return f"{name}: quadrature takes a model and a guide without labels"
+    if len(pair.latent) != 1 or len(pair.observed) != 1 or pair.max_plate_nesting != 1 or pair.masked:
+        has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
+        return f"{name}: quadrature takes one latent and one observed site, in the plate of images alone; it has {has}"
+    try:
+        with evaluating(model):
+            check(model)
+    except BadInput as error:
+        return error.sentence
+    return None
+
+
 def importance_work(model: Any, x: Tensor, num_samples: int) -> float:
     """Multiplications that importance sampling of images x takes, roughly: a decoder's parameters and an image's pixels
     for every sample."""
@@ -163,8 +191,8 @@ def _pixels(x: Tensor) -> int:
 
 
 class Integrand:
-    """log p(x, z) of images as a function of unbounded coordinates u of z, log |dz / du| included. For a z with any real
-    value, u is z."""
+    """log p(x, z) of images as a function of unbounded coordinates u of z, with log |dz / du|. If z may have any real
+    values, u is z."""
 
     def __init__(self, model: HasDensity, x: Tensor):
         self.model, self.prior = model, model.prior()
@@ -333,10 +361,7 @@ class _Refinement:
         # The other images may take as much as those that are settled.
         expected = self.work * len(self.x) / self.done if self.done >= max(1, len(self.x) // 20) else self.work
         if expected > self.most_work:
-            raise TooMuchWork(
-                f"{name_of(self.integrand.model)}: quadrature takes about {expected / self.most_work:.1f} times the "
-                "operations that are allowed"
-            )
+            raise TooMuchWork(name_of(self.integrand.model), expected, self.most_work)
         return self.integrand(centers, x).add_(float(step.double().log().sum()))
 
     # The first grid ------------------------------------------------------------------------------------------------
