@@ -25,6 +25,7 @@ LEVELS = (0.05, *(round(0.1 * tenth, 1) for tenth in range(1, 10)), 0.95, 0.99)
 SHOWN = 0.9
 """The level of the table."""
 _MOST_NAMED = 6
+_CERTAIN = 4.0  # standard errors; a departure of this size at any of 50 levels is no chance
 _IMAGES = 1000
 
 
@@ -88,9 +89,11 @@ def judge(names: Sequence[str], ranks: Tensor, rate: float) -> Json:
     """The verdict on ranks [images, quantities], and the numbers behind it.
 
     All quantities are tested together, by Holm's procedure: exact ranks are called anything but `calibrated` with a
-    probability of at most `rate`. A quantity that departs is `too narrow` or `too wide` by the level at which its
-    intervals cover least like their nominal share, or `shifted` if the mean of its ranks is further off than that. The
-    verdict is the word with the most evidence.
+    probability of at most `rate`. A unit that departs is `too narrow` or `too wide` by the level at which its intervals
+    cover least like their nominal share, or `shifted` if the mean of its ranks is further off than that, in standard
+    errors. The density is one of the first two. What is both, at different levels, is `not calibrated`. The verdict has
+    the word with the most evidence, which is the sum of these errors over all quantities, and words with at least a
+    third of that. That of the likelihood, `fits the image too little` or `too well`, is there if nothing else departs.
 
     :param names: names of the units, and then `JOINT`.
     """
@@ -104,7 +107,10 @@ def judge(names: Sequence[str], ranks: Tensor, rate: float) -> Json:
         if word is not None and name != "likelihood":
             evidence[word] = evidence.get(word, 0.0) + strength
         quantities.append({"name": name, "p": p, "mean": float(column.mean()), "is": word})
-    verdict = max(evidence, key=lambda word: evidence[word], default=quantities[-1]["is"] or "calibrated")
+    words = sorted(
+        (word for word in evidence if evidence[word] >= max(evidence.values()) / 3), key=evidence.__getitem__
+    )
+    verdict = ", ".join(reversed(words)) or quantities[-1]["is"] or "calibrated"
     units = columns[: -len(JOINT)]
     central = np.abs(2 * units - 1)
     return {
@@ -127,20 +133,18 @@ def _share(values: np.ndarray) -> dict[str, float]:
 def _word(name: str, ranks: np.ndarray) -> tuple[str, float]:
     """The word for ranks [images] that are not uniform, and the size of the departure in standard errors."""
     mean = float(ranks.mean() - 0.5) * np.sqrt(12 * len(ranks))
-    if name == "likelihood":  # of z* above that of the samples, which only says that they fit their image less
-        return ("ignores part of the image" if mean > 0 else "not calibrated"), abs(mean)
+    if name == "likelihood":  # it has a sign, and no intervals around a center
+        return f"fits the image too {'little' if mean > 0 else 'well'}", abs(mean)
     level = ranks if name == "density" else np.abs(2 * ranks - 1)
     covered = np.searchsorted(np.sort(level), POINTS, side="right") / len(level)
     excess = (covered - POINTS) / np.sqrt(POINTS * (1 - POINTS) / len(level))
-    most = float(excess[np.abs(excess).argmax()])
-    if name != "density" and abs(mean) > abs(most):
+    wide, narrow = float(excess.max()), float(-excess.min())
+    most = max(wide, narrow)
+    if name != "density" and abs(mean) > most:
         return "shifted", abs(mean)
-    return ("too narrow" if most < 0 else "too wide"), abs(most)
-
-
-def in_words(summary: Json) -> str:
-    """The verdict before and after weighting, as `compare` shows it: `too narrow → calibrated`."""
-    return " → ".join(summary[key]["verdict"] for key in ("before", "after") if key in summary)
+    if min(wide, narrow) > _CERTAIN:  # too wide at some levels, too narrow at others
+        return "not calibrated", most
+    return ("too narrow" if narrow > wide else "too wide"), most
 
 
 # Its table -----------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def rank_ecdfs(
     shown = [*(index for index in range(len(names)) if index not in units), *sorted(worst)]
     rows = -(-len(shown) // 2)
     figure = Figure(figsize=(5.6, 1.2 + 1.55 * rows), layout="constrained")
-    grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     x = np.concatenate([[0], POINTS, [1]])
@@ -60,8 +60,13 @@ def rank_ecdfs(
         axes.set_title(what.get(names[index], names[index]), fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-    figure.supxlabel("rank", fontsize=9)
-    figure.supylabel("ECDF − rank", fontsize=9)
+        axes.sharey(grid[min(1, list(shown).index(index) // 2), 0])  # the functions of all units, or the units
+    for column in grid.T:
+        lowest = [axes for axes in column if axes.get_visible()][-1]
+        lowest.tick_params(labelbottom=True)
+        lowest.set_xlabel("rank", fontsize=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("ECDF − rank", fontsize=9)
     more = f", the {len(worst)} of {len(units)} units furthest off" if len(units) > len(worst) else ""
     figure.suptitle(f"Ranks of z on {summary['num_images']} images from the model{more}", fontsize=10)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
@@ -71,7 +76,7 @@ def rank_ecdfs(
 def coverage(summary: Json) -> Figure:
     """Coverage against its nominal level, of regions of all units on the left and of intervals of single units on the
     right."""
-    figure = Figure(figsize=(5.6, 3.3), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.9), layout="constrained")
     grid = figure.subplots(1, 2, sharex=True, sharey=True)
     titles = {"joint": "highest-density regions,\nall units", "central": "central intervals,\nmean over units"}
     for axes, (key, text) in zip(grid, titles.items(), strict=True):
@@ -85,10 +90,10 @@ def coverage(summary: Json) -> Figure:
         axes.set_title(text, fontsize=9)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
-        axes.set_aspect("equal")
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 0.9], ["0", "", "0.5", "", "0.9"])
+        axes.set_xlabel("nominal share", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-    figure.supxlabel("nominal share", fontsize=9)
     grid[0].set_ylabel("share of z inside", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     figure.suptitle(f"Coverage on {summary['num_images']} images from the model", fontsize=10)

@@ -67,7 +67,8 @@ def simulated_ranks(
     """
     names: tuple[str, ...] = ()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _, batch in Batch(x, args, {}).blocks(max(1, min(_IMAGES_PER_BLOCK, chunk_size))):
+    size = max(_IMAGES_PER_BLOCK, chunk_size // num_samples)
+    for _, batch in Batch(x, args, {}).blocks(max(1, min(size, chunk_size))):
         images, own = pair.simulate(batch.x, *batch.args)
         if pair.enumerated:
             raise BadInput(f"{pair.guide_name} samples no z")
