@@ -74,9 +74,9 @@ def test_the_guide_of_a_run(three_runs: Path, call: Call, name: str) -> None:
 
 def test_the_same_seed_gives_the_same_verdict(three_runs: Path) -> None:
     run = ppl_gen.Run.open("vae")
-    first, again, other = (run.calibrate(num_images=30, num_samples=20, seed=seed, quiet=True) for seed in (0, 0, 1))
+    first, again = (run.calibrate(num_images=30, num_samples=20, quiet=True) for _ in range(2))
     assert first.summary | {"seconds": 0} == again.summary | {"seconds": 0}
-    assert not np.array_equal(first.ranks.before, other.ranks.before)
+    assert np.array_equal(first.ranks.before, again.ranks.before)
     assert repr(first) and first._repr_html_().startswith("<pre>")
 
 

@@ -93,7 +93,8 @@ def judge(names: Sequence[str], ranks: Tensor, rate: float) -> Json:
     cover least like their nominal share, or `shifted` if the mean of its ranks is further off than that, in standard
     errors. The density is one of the first two. What is both, at different levels, is `not calibrated`. The verdict has
     the word with the most evidence, which is the sum of these errors over all quantities, and words with at least a
-    third of that. That of the likelihood, `fits the image too little` or `too well`, is there if nothing else departs.
+    third of that; `not calibrated` for opposite words. That of the likelihood, `fits the image too little` or `too
+    well`, is there if nothing else departs.
 
     :param names: names of the units, and then `JOINT`.
     """
@@ -107,10 +108,7 @@ def judge(names: Sequence[str], ranks: Tensor, rate: float) -> Json:
         if word is not None and name != "likelihood":
             evidence[word] = evidence.get(word, 0.0) + strength
         quantities.append({"name": name, "p": p, "mean": float(column.mean()), "is": word})
-    words = sorted(
-        (word for word in evidence if evidence[word] >= max(evidence.values()) / 3), key=evidence.__getitem__
-    )
-    verdict = ", ".join(reversed(words)) or quantities[-1]["is"] or "calibrated"
+    verdict = _verdict(evidence) or quantities[-1]["is"] or "calibrated"
     units = columns[: -len(JOINT)]
     central = np.abs(2 * units - 1)
     return {
@@ -123,6 +121,15 @@ def judge(names: Sequence[str], ranks: Tensor, rate: float) -> Json:
         },
         "quantities": quantities,
     }
+
+
+def _verdict(evidence: dict[str, float]) -> str:
+    """The words with the most evidence, the first one first; empty without any. Opposite ones are `not calibrated`."""
+    least = max(evidence.values(), default=0.0) / 3
+    words = [word for word in sorted(evidence, key=evidence.__getitem__, reverse=True) if evidence[word] >= least]
+    if {"too narrow", "too wide"} <= set(words):
+        return "not calibrated"
+    return ", ".join([word for word in words if word != "not calibrated"] or words)
 
 
 def _share(values: np.ndarray) -> dict[str, float]:

@@ -40,6 +40,7 @@ def test_the_verdict_on_uniform_ranks_is_a_false_alarm_at_its_rate() -> None:
         ({3: lambda u: u.pow(2)}, "fits the image too well"),
         ({0: lambda u: stretched(u, 0.7), 3: lambda u: u.pow(0.5)}, "too narrow"),
         ({0: lambda u: stretched(u, 0.6), 1: lambda u: u.pow(2)}, "too narrow, shifted"),
+        ({0: lambda u: stretched(u, 0.7), 1: lambda u: stretched(u, 1.5)}, "not calibrated"),
     ],
 )
 def test_the_word_is_that_of_the_departure(changed: dict, verdict: str) -> None:  # type: ignore[type-arg]
