@@ -205,11 +205,10 @@ def _departing(part: Json) -> str:
 
 def calibration_notes(summary: Json) -> list[str]:
     """Sentences below the table."""
-    both = "" if summary["estimator"] == "exact" else "each of "
+    which = "each verdict is" if "after" in summary else "the verdict is"
     notes = [
-        f"{both or 'the '}{'these verdicts' if both else 'verdict'} is a false alarm in at most "
-        f"{summary['false_alarm_rate']:.0%} of runs; it is about images from the model, and about real ones as far as "
-        "these are like them"
+        f"{which} a false alarm in at most {summary['false_alarm_rate']:.0%} of runs, and about images from the model; "
+        "about real ones as far as these are like them"
     ]
     if summary.get("grey"):
         notes.append("images from the model are binary, and the guide was fitted to grey ones")
