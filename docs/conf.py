@@ -41,9 +41,10 @@ def _write_commands(app: object) -> None:
     """The page of all commands, from the code."""
     others = "`python -m ppl_gen.fit MODEL --guide NAME --help`"
     parts = [f"# Commands\n\nWhat `--help` prints. Options of other models and guides: {others}.\n"]
-    for command in dict.fromkeys([*FIRST, *commands()]):
-        model = ["vae"] if command == "fit" else []
-        title, text = " ".join([command, *model]), _help(command, [*model, "--help"]).strip()
+    words = {"fit": [["vae"]], "calibrate": [[], ["RUN"]]}
+    both = [(command, more) for command in dict.fromkeys([*FIRST, *commands()]) for more in words.get(command, [[]])]
+    for command, more in both:
+        title, text = " ".join([command, *more]), _help(command, [*more, "--help"]).strip()
         parts.append(f"## {title}\n\n{commands()[command]}\n\n```text\n{text}\n```\n")
     page = Path(__file__).parent / "reference" / "commands.md"
     page.write_text("\n".join(parts), encoding="utf-8")

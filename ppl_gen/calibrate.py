@@ -1,18 +1,44 @@
-"""`python -m ppl_gen.calibrate`: Compare every estimator of log p(x) with the exact value."""
+"""`python -m ppl_gen.calibrate [RUN]`: Test the guide of a run, or every estimator of log p(x)."""
 
 import json
 from dataclasses import asdict
 
 from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput
-from ppl_gen.evaluation.use_options import CalibrateOptions
+from ppl_gen.evaluation.use_options import CalibrateOptions, GuideCalibrationOptions
+from ppl_gen.experiment.arguments import RunCommand
 from ppl_gen.experiment.run_directory import write_file
 
-ABOUT = "Compare every estimator of log p(x) with the exact value, on small models with random parameters."
+PROGRAM = "python -m ppl_gen.calibrate"
+ABOUT = (
+    "Compare every estimator of log p(x) with the exact value, on small models with random parameters. With a run as "
+    "its first word, it tests the guide of that run instead: python -m ppl_gen.calibrate RUN --help."
+)
+ABOUT_RUN = (
+    "Test the guide of a run on images from its model: is it too narrow, too wide or shifted, and do importance "
+    "weights repair it?"
+)
 
 
 def command(arguments: list[str]) -> None:
-    options = cli.parse(CalibrateOptions, arguments, "python -m ppl_gen.calibrate", ABOUT)
+    if arguments and not arguments[0].startswith("-"):
+        _calibrate_guide(arguments)
+    else:
+        _calibrate_estimators(arguments)
+
+
+def _calibrate_guide(arguments: list[str]) -> None:
+    given = cli.parse(RunCommand[GuideCalibrationOptions], arguments, PROGRAM, ABOUT_RUN)
+    import ppl_gen
+
+    run = ppl_gen.Run.open(**given.opening())
+    print(run.calibrate(given.options))
+    pictures = "figures/calibration_ranks.png and figures/calibration_coverage.png"
+    print(f"written to {run.path / 'calibration.json'}, {pictures}")
+
+
+def _calibrate_estimators(arguments: list[str]) -> None:
+    options = cli.parse(CalibrateOptions, arguments, PROGRAM, ABOUT)
     from ppl_gen.evaluation.calibration import calibrate, table  # torch, which --help does without
 
     if options.out is not None:

@@ -23,6 +23,7 @@ from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, explain
 from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
+from ppl_gen.evaluation.guide_calibration import Calibrated, calibrate_guide
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.quality import Quality, quality
@@ -31,6 +32,7 @@ from ppl_gen.evaluation.splicing import Spliced, detect
 from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import (
     FillOptions,
+    GuideCalibrationOptions,
     QualityOptions,
     ResponsibilityOptions,
     SampleOptions,
@@ -186,7 +188,7 @@ class Run:
         directory = RunDirectory.open(path)
         directory.writes = first
         run = cls(directory, given)
-        run._finish(prepared, hooks, quiet)
+        _finish(run, prepared, hooks, quiet)
         return run
 
     @classmethod
@@ -276,30 +278,8 @@ class Run:
             record_epochs(directory, config.training, longer.training, quiet=quiet)
         elif directory.finished(config.training.epochs) and not quiet:
             print("training was finished before; its evaluation:", file=sys.stderr)
-        self._finish(prepared, hooks, quiet)
+        _finish(self, prepared, hooks, quiet)
         return self
-
-    def _finish(self, prepared: Prepared, hooks: list[Hook], quiet: bool) -> None:
-        """Do the steps that the run has not done yet: training, evaluation, pictures."""
-        from ppl_gen.report.pictures import draw_evaluation, draw_training
-
-        fitted = self.fitted = prepared.assembled.within(self.directory)  # the cached value; nothing is loaded
-        self.checkpoint, self.device = "last", fitted.config.training.device
-        if not quiet:
-            print(f"run: {self.path}\ndata: {_splits(fitted.data)}", flush=True)
-        try:
-            try:
-                train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, self))
-            finally:
-                thaw(fitted.model)
-            if self.evaluation is None:
-                evaluate(fitted, options_after_training(fitted), quiet=quiet).write(self.directory)
-            if self.directory.writes:
-                draw_training(fitted)
-                draw_evaluation(self.directory)
-                write_report(self.directory)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"continue with: {_continuing(self.path, fitted.config)}") from None
 
     # What it holds ---------------------------------------------------------------------------------------------
 
@@ -420,6 +400,16 @@ class Run:
         options = _evaluation_options(options, chosen, self.checkpoint)
         return _keep(self, "gaps.json", split_gap(_checked(self), options, quiet=quiet))
 
+    def calibrate(
+        self, options: GuideCalibrationOptions | None = None, *, quiet: bool = False, **chosen: Any
+    ) -> Calibrated:
+        """Test on images from the model whether the guide is too narrow, too wide or shifted, and whether importance
+        weights repair it. Writes `calibration.json` and pictures."""
+        from ppl_gen.report.uses import draw_calibration
+
+        found = calibrate_guide(_checked(self), options_from(GuideCalibrationOptions, options, chosen), quiet=quiet)
+        return _keep(self, "calibration.json", found, draw_calibration)
+
     # What it is used for ---------------------------------------------------------------------------------------
 
     def sample(self, options: SampleOptions | None = None, **chosen: Any) -> Tensor:
@@ -466,6 +456,29 @@ class Run:
 
         found = quality([_checked(run) for run in runs], options, quiet=quiet)
         return [_keep(run, "quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
+
+
+def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> None:
+    """Do the steps that the run has not done yet: training, evaluation, pictures."""
+    from ppl_gen.report.pictures import draw_evaluation, draw_training
+
+    fitted = run.fitted = prepared.assembled.within(run.directory)  # the cached value; nothing is loaded
+    run.checkpoint, run.device = "last", fitted.config.training.device
+    if not quiet:
+        print(f"run: {run.path}\ndata: {_splits(fitted.data)}", flush=True)
+    try:
+        try:
+            train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, run))
+        finally:
+            thaw(fitted.model)
+        if run.evaluation is None:
+            evaluate(fitted, options_after_training(fitted), quiet=quiet).write(run.directory)
+        if run.directory.writes:
+            draw_training(fitted)
+            draw_evaluation(run.directory)
+            write_report(run.directory)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"continue with: {_continuing(run.path, fitted.config)}") from None
 
 
 def _keep(run: Run, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:

@@ -122,6 +122,8 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
                 arguments = [*arguments, "--num-images", "10", *(QUICK_ANNEALING if "annealed" in arguments else [])]
             elif command is quality.command:
                 arguments += shlex.split("--num-images 30 --classifier-steps 20")
+            elif command is calibrate.command and not arguments[0].startswith("-"):
+                arguments += shlex.split("--num-images 30 --num-samples 30")
             elif command is calibrate.command:
                 arguments += shlex.split("--repetitions 2 --num-images 1 --num-samples 25 --num-temperatures 3")
             status, out_text, err = call(command, *arguments)

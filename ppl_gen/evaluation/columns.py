@@ -83,6 +83,7 @@ COLUMNS = (
     Column("k-hat", _number(lambda row: row.khat_median, ".2f")),
     Column("ESS", _number(lambda row: row.ess_median, ".1f")),
     Column("units", _number(lambda row: row.active_units, ".3g")),
+    Column("calibration", _text(lambda row: row.calibration or "")),
     Column("params", _number(lambda row: row.num_parameters, ",d"), lift=True),
     Column("seconds", _number(lambda row: row.seconds, ".0f")),
     Column("epochs", _number(lambda row: row.epochs, "g"), lift=True),

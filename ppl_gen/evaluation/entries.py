@@ -66,3 +66,8 @@ def check_match(
             f"{file}: does not belong to the evaluation.json in its directory, which has another {different[0]}; "
             f"{again}"
         )
+
+
+def verdicts(calibration: Json) -> str:
+    """The verdicts of a `calibration.json`, before and after weighting: `too narrow → calibrated`."""
+    return " → ".join(calibration[key]["verdict"] for key in ("before", "after") if key in calibration)

@@ -74,6 +74,8 @@ def _on_estimates(rows: Sequence[Row]) -> list[str]:
     kinds = {row.settings["estimator"] for row in rows}
     if len(kinds) > 1 and kinds - {"exact", "quadrature"}:
         notes.append("a sampled log p(x) is biased low; one that is exact or by quadrature is not")
+    if any(row.calibration for row in rows):
+        notes.append("calibration: of the guide's samples, and with importance weights, on images from the model")
     split = {row.gap_images for row in rows if row.gap_images is not None}
     if split:
         counts = " or ".join(f"{count:g}" for count in sorted(split))

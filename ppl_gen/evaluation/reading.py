@@ -57,6 +57,8 @@ class Evaluated(NamedTuple):
     """The last line of `metrics.jsonl`; empty if there is none."""
     gaps: Json
     """The means of `gaps.json`; empty if it is missing, or is of another split or other weights."""
+    calibration: Json
+    """The content of `calibration.json`; empty if it is missing, or is of other weights."""
 
 
 # A run ---------------------------------------------------------------------------------------------------------
@@ -91,8 +93,8 @@ def read(path: Path) -> Evaluated:
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
-    labels, gaps = values.get("label"), _gaps(run, summary)
-    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, run.last, gaps)
+    labels, more = values.get("label"), (_gaps(run, summary), _calibration(run, summary))
+    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, run.last, *more)
 
 
 def _per_image(file: Path) -> tuple[dict[str, np.ndarray], Json]:
@@ -134,6 +136,12 @@ def _gaps(run: RunDirectory, summary: Json) -> Json:
     same = all(split.get(key) == summary[key] for key in ("split", "checkpoint")) and not run.stale(split)
     means: Json = split.get("contexts", {}) if same else {}
     return means
+
+
+def _calibration(run: RunDirectory, summary: Json) -> Json:
+    """The content of `calibration.json`; empty if it is missing, or is of other weights than a summary."""
+    found = run.read_json("calibration.json") or {}
+    return found if found.get("checkpoint") == summary["checkpoint"] and not run.stale(found) else {}
 
 
 # Several runs --------------------------------------------------------------------------------------------------

@@ -73,6 +73,9 @@ class Row:
     khat_median: float | None
     ess_median: float | None
     active_units: float | None
+    calibration: str | None
+    """Verdicts on the guide's samples, before and after weighting: `too narrow → calibrated`; those of several seeds
+    are joined by `or`."""
     num_parameters: int
     seconds: float | None
     epochs: float | None
@@ -101,6 +104,7 @@ class Row:
             "khat_median": self.khat_median,
             "ess_median": self.ess_median,
             "active_units": self.active_units,
+            "calibration": self.calibration,
             "num_parameters": self.num_parameters,
             "seconds": self.seconds,
             "epochs": self.epochs,
@@ -173,10 +177,17 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
         khat_median=_mean(summaries, "khat", "median"),
         ess_median=_mean(summaries, "ess", "median"),
         active_units=_mean(summaries, "active_units"),
+        calibration=_calibration(runs),
         num_parameters=first.summary["num_parameters"],
         seconds=_mean(last, "seconds"),
         epochs=_mean(last, "epoch"),
     )
+
+
+def _calibration(runs: Sequence[Evaluated]) -> str | None:
+    """The verdicts of the runs' `calibration.json`; None if a run has none."""
+    found = [run.calibration for run in runs]
+    return " or ".join(dict.fromkeys(map(entries.verdicts, found))) if all(found) else None
 
 
 def _values(runs: Sequence[Evaluated]) -> tuple[np.ndarray, np.ndarray]:

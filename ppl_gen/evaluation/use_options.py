@@ -19,6 +19,8 @@ NUM_SPLICED = 10
 """Spliced images that `splice` shows, and needs at least."""
 LEAST_JUDGED = 20
 """Samples that `quality` needs at least."""
+LEAST_RANKED = 20
+"""Images, and samples of each, that a test of the guide's calibration needs at least."""
 
 
 T = TypeVar("T")
@@ -157,6 +159,31 @@ class QualityOptions:
 
     def __post_init__(self) -> None:
         require_least(self, num_images=LEAST_JUDGED, classifier_steps=1)
+
+
+@dataclass(frozen=True)
+class GuideCalibrationOptions:
+    """The images from the model, the samples of the guide, and the test of their ranks."""
+
+    num_images: int | None = None
+    """Number of images to draw from the model. By default 1000; with labels at most as many as the split has."""
+    num_samples: int | None = None
+    """Samples of the guide per image, which are weighted too. By default as many as after training."""
+    false_alarm_rate: float = 0.05
+    """False-alarm rate of the test: the share of exact guides that it may call anything but calibrated."""
+    split: SplitName = "test"
+    """Split to take labels from, if the model or the guide takes labels."""
+    checkpoint: Checkpoint = "last"
+    """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the images and the samples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on. auto: cuda if there is one, else cpu."""
+
+    def __post_init__(self) -> None:
+        require_least(self, num_images=LEAST_RANKED, num_samples=LEAST_RANKED)
+        rate = self.false_alarm_rate
+        require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
 
 
 @dataclass(frozen=True)

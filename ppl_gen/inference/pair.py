@@ -265,6 +265,21 @@ class Pair:
         guide = self._total(self.proposal(traces), self.latent, shape, self.guide_may_miss)
         return (likelihood + prior - guide).flatten()
 
+    def simulate(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Terms]:
+        """Draw z and x' from the model, as many as there are images in x. Returns x' [images, ...] and `Terms`
+        [1, images] of these z, each of which is an exact sample of p(z | x'). log q(z | x') is -inf outside of the
+        guide's support, and log p(z) where the guide leaves z to enumeration.
+
+        :raises BadInput: for a model that cannot draw images.
+        """
+        drawn, shape = _drawn_images(self, x, args, kwargs), (1, len(x))
+        images = drawn.nodes[self.image]["value"]
+        if self.enumerated:
+            return images, self.terms_of(Traces(drawn, drawn), shape)
+        guide = trace_of(poutine.replay(self.guide, trace=drawn), Batch(images, args, kwargs))
+        terms = self.terms_of(Traces(guide, drawn), shape)
+        return images, replace(terms, log_guide=self._total(guide, self.latent, shape, self.guide_may_miss))
+
     def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
         """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
         shape = [1] * -self.sample_dim

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures import (
     bounds,
+    guide_calibration,
     images,
     imputations,
     latent,
@@ -26,6 +27,7 @@ def captions(metrics: Sequence[Json] = (), summary: Json | None = None) -> dict[
     return {
         **(learning_curves.captions(metrics) if metrics else learning_curves.CAPTIONS),
         **(bounds.captions(summary) if summary and "iwae" in summary else bounds.CAPTIONS),
+        **guide_calibration.CAPTIONS,
         **images.CAPTIONS,
         **latent.CAPTIONS,
         **parts.CAPTIONS,

@@ -5,19 +5,32 @@ import torch
 
 from ppl_gen.evaluation.explaining import Responsibilities
 from ppl_gen.evaluation.filling import Filled
+from ppl_gen.evaluation.guide_calibration import Calibrated
 from ppl_gen.evaluation.quality import Quality
 from ppl_gen.evaluation.splicing import Spliced
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.canvas import pictures
+from ppl_gen.figures.guide_calibration import coverage, rank_ecdfs
 from ppl_gen.figures.imputations import imputations
 from ppl_gen.figures.responsibilities import MOST, components_by_label, examples
 from ppl_gen.figures.sample_quality import class_shares, neighbours
 from ppl_gen.figures.spliced import power_against_size, spliced_images
+from ppl_gen.inference.ranks import band
 from ppl_gen.report.pictures import save
 
 _SHOWN = slice(10)
 _COMPONENTS = 4  # components to show beside each image
+
+
+def draw_calibration(fitted: Fitted, found: Calibrated) -> None:
+    """Draw the ECDFs of ranks with their band, and coverage against its nominal level."""
+    summary, ranks = found.summary, found.ranks
+    low, high = band(summary["num_images"], summary["false_alarm_rate"])
+    after = None if ranks.after is None else ranks.after.numpy()
+    figure = rank_ecdfs(ranks.names, ranks.before.numpy(), after, low, high, summary)
+    save(fitted.directory, "calibration_ranks", figure)
+    save(fitted.directory, "calibration_coverage", coverage(summary))
 
 
 def draw_filled(fitted: Fitted, found: Filled) -> None:
