@@ -182,7 +182,7 @@ def test_a_term_that_does_not_exist_is_blank(elsewhere: Path, call: Call) -> Non
     text = str(Comparison([exact, sampled]))
     rows = text.splitlines()
     assert "≥ -5.00 ± 1.00" in text and "≥ 0.50" in text and " 0.00 " not in rows[2]
-    assert "an exact one is not" in text and "k-hat is too high or unknown" in text
+    assert "one that is exact or by quadrature is not" in text and "k-hat is too high or unknown" in text
     assert len({line.index("S") for line in rows if " S " in line}) == 1
 
     single = write("single", [-5], [-4])

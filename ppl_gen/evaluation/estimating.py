@@ -101,7 +101,7 @@ def evaluate(
     kind = observation(fitted.pair, *whole)
     given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
     primary = primary_of(estimates, options.estimator)
-    estimator = "auto" if options.mixes and primary == "exact" else estimates[primary].estimator
+    estimator = "auto" if options.mixes and not estimates[primary].sampled else estimates[primary].estimator
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),

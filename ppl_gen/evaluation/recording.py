@@ -28,7 +28,7 @@ def summarize(estimates: Estimates, primary: str) -> Json:
         summary |= estimate.more_entries(name)
     guided = verdicts.guide_estimate(estimates)
     if guided is None:  # the ELBO is log p(x)
-        summary["elbo"] = mean_entry(estimates[primary].log_px)
+        summary["elbo"] = mean_entry(estimates[verdicts.known_of(estimates) or primary].log_px)
     for name, estimate in estimates.items():
         summary["log_px" if name == primary else f"log_px_{name}"] = estimate.entry(verdicts.at_least(estimates, name))
     if guided is None:
@@ -56,7 +56,7 @@ def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
     variables |= estimates[primary].log_px_variables("log_px")
     guided = verdicts.guide_estimate(estimates)
     if guided is None:
-        return variables | {"elbo": Variable(estimates[primary].log_px, "ELBO")}
+        return variables | {"elbo": Variable(estimates[verdicts.known_of(estimates) or primary].log_px, "ELBO")}
     of = verdicts.largest(estimates, primary)
     variables["gap"] = Variable(of.log_px - guided.elbo, "log p(x) - ELBO")
     variables["untrusted"] = Variable(

@@ -19,6 +19,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.estimate import Estimate
+from ppl_gen.inference.quadrature import Quadrature
 from ppl_gen.run import Run
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -58,10 +59,11 @@ def test_every_option_is_recorded_as_it_was_resolved(runs: dict[str, Path], tmp_
         evaluation = evaluate(fitted, options, others=others, quiet=True)
         said = _recorded(evaluation, fitted)["options"]
         assert said == evaluation.options == json.loads(json.dumps(evaluation.options))
-        assert said["num_samples"] == (options.num_samples or 30) and said["estimator"] != "auto"
+        assert said["num_samples"] == (options.num_samples or 30)
+        assert said["estimator"] != "auto" or options.mixes
         assert said["num_images"] == (options.num_images or len(fitted.data.test))
         again = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
-        again["annealed"] = Annealing(**again["annealed"])
+        again["annealed"], again["quadrature"] = Annealing(**again["annealed"]), Quadrature(**again["quadrature"])
         again["proposals"] = tuple(map(Path, again["proposals"]))
         repeated = evaluate(fitted, EvaluationOptions(**again), others=others, quiet=True)
         same = {key: value for key, value in repeated.summary.items() if key != "seconds"}
@@ -113,18 +115,22 @@ def test_samples_of_the_prior_beside_an_exact_value(runs: dict[str, Path], tmp_p
 
 def test_which_estimate_is_the_evaluations_own() -> None:
     one = torch.ones(2)
-    some = Estimate(estimator="any", log_px=one, log_px_mc_var=one, log_px_bias=one)
-    every = dict.fromkeys(("exact", "importance", "mixed", "prior", "annealed"), some)
-    without = {key: some for key in every if key != "exact"}
-    assert [primary_of(every, asked) for asked in ("auto", "exact", "importance", "prior", "annealed")] == [
-        "exact",
-        "exact",
-        "mixed",
-        "prior",
-        "annealed",
-    ]
-    assert primary_of(without, "auto") == "mixed" and primary_of({"importance": some}, "auto") == "importance"
-    assert primary_of({"exact": some}, "importance") == "exact"
+    every = {
+        name: Estimate(estimator=name, log_px=one, log_px_mc_var=one, log_px_bias=one)
+        for name in ("exact", "importance", "mixed", "prior", "annealed")
+    }
+    by_grid = replace(every["exact"], estimator="quadrature")
+    without = {key: each for key, each in every.items() if key != "exact"}
+    for asked, primary in (("auto", "exact"), ("exact", "exact"), ("importance", "mixed"), ("annealed", "annealed")):
+        assert primary_of(every, asked) == primary
+    assert primary_of({**every, "quadrature": by_grid}, "quadrature") == "quadrature"
+    assert primary_of({**every, "quadrature": by_grid}, "auto") == "exact"
+    assert primary_of({**without, "quadrature": by_grid}, "auto") == "quadrature"
+    assert (
+        primary_of(without, "auto") == "mixed"
+        and primary_of({"importance": every["importance"]}, "auto") == "importance"
+    )
+    assert primary_of({"exact": every["exact"]}, "importance") == "exact"
 
 
 def test_options_as_json_has_them() -> None:
