@@ -33,6 +33,8 @@ def test_evaluated_on_either_device(elsewhere: Path, call: Call) -> None:
         ours, theirs = (each["log_px"] for each in found)
         within = 4 * math.hypot(ours["mc_se"], theirs["mc_se"]) + abs(ours["bias"]) + abs(theirs["bias"])
         assert abs(ours["mean"] - theirs["mean"]) < within < 0.5
+        by_grid = [each["log_px_quadrature"]["mean"] for each in found if estimator != "importance"]
+        assert all(abs(mean - by_grid[0]) < 1e-3 for mean in by_grid)
         assert found[0]["images_sha256"] == found[1]["images_sha256"]
 
 
