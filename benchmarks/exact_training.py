@@ -138,7 +138,7 @@ def draw(records: Sequence[dict[str, Any]]) -> Figure:
     axes.set_xlabel("epochs")
     axes.set_ylabel("nats per image")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     return figure
 
 

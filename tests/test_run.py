@@ -175,7 +175,7 @@ def test_evaluate_takes_the_place_of_the_evaluation(elsewhere: Path, x: Tensor) 
     picture = (run.path / "figures" / "gap_histogram.png").read_bytes()
     found = run.evaluate(num_samples=50, num_images=10, seed=1, quiet=True)
     assert run.evaluation is not None and run.evaluation.summary == json.loads(json.dumps(found.summary))
-    assert found.log_px.settings["num_samples"] == 50 and found.options["num_images"] == 10
+    assert found["log_px_importance"].settings["num_samples"] == 50 and found.options["num_images"] == 10
     assert (run.path / "figures" / "gap_histogram.png").read_bytes() != picture
     assert "10 test images of array" in (run.path / "report.html").read_text(encoding="utf-8")
     same = run.evaluate(EvaluationOptions(num_samples=50, num_images=10, seed=1), quiet=True)
@@ -200,7 +200,7 @@ def test_proposals_are_opened_with_what_the_run_was_given(elsewhere: Path, x: Te
     run = Run.fit("vae", data=x, out="run", **FEW)
     other = Run.fit(data=x, init_from=run, guide="student-t", out="other", epochs=1, num_samples=20, quiet=True)
     found = run.evaluate(num_samples=40, num_images=5, proposals=(other.path,), quiet=True)
-    assert found.primary == "mixed" and found.log_px.settings["proposal"]["guides"] == ["own", "other"]
+    assert found["log_px_mixed"].settings["proposal"]["guides"] == ["own", "other"]
 
 
 def test_the_gap_is_split(elsewhere: Path, x: Tensor) -> None:
