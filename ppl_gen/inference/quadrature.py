@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Distribution, Transform, biject_to, constraints
 
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, as_bad_input, require
@@ -196,17 +196,16 @@ class Integrand:
 
     def __init__(self, model: HasDensity, x: Tensor):
         self.model, self.prior = model, model.prior()
-        constraint = support(self.prior)
-        self.transform = biject_to(constraints.real if constraint is None else constraint)
-        drawn = self.coordinates(self.prior.sample((_PRIOR_SAMPLES,)))
+        with as_bad_input(f"{name_of(model)}: prior() has no unbounded coordinates"):
+            self.transform = _to_values(self.prior)
+            drawn = self.coordinates(self.prior.sample((_PRIOR_SAMPLES,)))
         drawn = torch.where(drawn.isfinite(), drawn, math.nan)  # such as at the ends of an interval, by rounding
         self.units = drawn.shape[1]
         self.low, self.high = (drawn.nan_to_num(nan=sign * math.inf).mul(sign).amin(0).mul(sign) for sign in (1, -1))
         if not bool((self.low < self.high).all()):
             raise BadInput(f"{name_of(model)}: samples of prior() are all alike, so that it has no density")
         self.together = self._broadcasts(drawn[:2].nan_to_num(), x[:3])
-        one = self._likelihood(drawn[:1].nan_to_num())
-        self.numbers = numbers_held(one, 1) if self.together else _pixels(x)
+        self.numbers = numbers_held(self._likelihood(drawn[:1].nan_to_num()), 1) if self.together else _pixels(x)
 
     def coordinates(self, z: Tensor) -> Tensor:
         """u [points, units] of z [points, ...]."""
@@ -269,6 +268,15 @@ class Integrand:
         except Exception:  # user code
             return False
         return among.shape == alone.shape and torch.allclose(among, alone, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
+
+
+def _to_values(prior: Distribution) -> Transform:
+    """The map from unbounded coordinates to the values of a prior. If these may have any real values, it is the
+    identity."""
+    constraint = support(prior)
+    if type(constraint).__name__ == "MixtureSameFamilyConstraint":  # torch has no map for it
+        constraint = constraint.base_constraint  # type: ignore[union-attr]
+    return biject_to(constraints.real if constraint is None else constraint)
 
 
 # The grid ----------------------------------------------------------------------------------------------------------
@@ -388,7 +396,8 @@ class _Refinement:
                 cells = self._evaluate(centers, step, x)
                 largest = cells.max(0)
                 peaks.append(centers[largest.indices])
-                matters = (cells >= largest.values - self.negligible).any(1).reshape(counts).cpu()
+                matters = (cells >= largest.values - self.negligible) & (cells > -math.inf)
+                matters = matters.any(1).reshape(counts).cpu()
                 for unit in range(units):
                     ends[0, unit] |= matters.select(unit, 0).any()
                     ends[1, unit] |= matters.select(unit, -1).any()

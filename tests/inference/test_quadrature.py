@@ -1,0 +1,376 @@
+"""log p(x) by quadrature against closed forms, adaptive integrals of SciPy, and sums over fine grids; in float64."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.integrate import dblquad, quad
+from scipy.special import expit, log_expit
+from torch import Tensor, nn
+
+from ppl_gen.core.components import construct, find
+from ppl_gen.core.errors import BadInput
+from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.quadrature import (
+    Quadrature,
+    TooMuchWork,
+    importance_work,
+    quadrature_log_px,
+    why_no_quadrature,
+)
+from ppl_gen.models.factor_analysis import FactorAnalysis
+from ppl_gen.models.mixture import Mixture
+from ppl_gen.models.vae import VAE
+from tests.pairs import TwoLayers, TwoModes, integral, near_guide, number, one_site
+
+PIXELS = 6
+FINE = Quadrature(tolerance=1e-6)
+
+
+class Own(nn.Module):
+    """A model of a given prior and likelihood."""
+
+    def __init__(self, prior: dist.Distribution, likelihood: Callable[[Tensor], dist.Distribution]):
+        super().__init__()
+        self.given, self.of_z = prior, likelihood
+
+    def prior(self) -> dist.Distribution:
+        return self.given
+
+    def likelihood(self, z: Tensor) -> dist.Distribution:
+        return self.of_z(z)
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z), obs=x)
+
+
+def standard(units: int) -> dist.Distribution:
+    """N(0, I)."""
+    return dist.Normal(torch.zeros(units, dtype=torch.float64), 1.0).to_event(1)
+
+
+def vae(units: int, scale: float = 2.0, **options: Any) -> VAE:
+    """A small VAE with weights that make its posterior another than the prior."""
+    model = VAE((3, 2), latent_dim=units, **{"hidden_dims": (8,), "activation": "tanh", **options}).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("decoder."):
+                parameter.mul_(scale)
+    return model
+
+
+def binary(count: int = 4) -> Tensor:
+    return torch.randint(2, (count, PIXELS)).double()
+
+
+def on_a_grid(model: Any, x: Tensor, half: float = 8.0, count: int = 240) -> Tensor:
+    """log p(x) by a sum over a grid on [-half, half]^units, where z may have any real values."""
+    with torch.no_grad():
+        units = math.prod(model.prior().event_shape)
+        side = (torch.arange(count, dtype=torch.float64) + 0.5) * (2 * half / count) - half
+        z = torch.cartesian_prod(*[side] * units).reshape(-1, units)
+        images = [model.likelihood(z).log_prob(image.expand(len(z), -1)) for image in x]
+        joint = torch.stack(images, 1) + model.prior().log_prob(z).unsqueeze(1)
+        return joint.logsumexp(0) + units * math.log(2 * half / count)
+
+
+def close(model: Any, x: Tensor, exact: Tensor, within: float = 1e-9, quadrature: Quadrature = FINE) -> None:
+    """log p(x) by quadrature is exact to so many nats, and the change says no less than the error."""
+    found = quadrature_log_px(model, x, quadrature=quadrature)
+    assert found.log_px.dtype == torch.float64 and float(found.change.max()) <= quadrature.tolerance
+    torch.testing.assert_close(found.log_px, exact.detach(), rtol=0, atol=within)
+
+
+# Closed forms and adaptive integrals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("units", [1, 2, 3])
+def test_closed_form_to_nine_digits(units: int) -> None:
+    model = FactorAnalysis(16, latent_dim=units).double()
+    with torch.no_grad():
+        x = model.model(n=4)
+    close(model, x, model.log_px(x))
+
+
+@pytest.mark.parametrize(("activation", "within"), [("tanh", 1e-9), ("relu", 2e-6)])
+def test_adaptive_integral_of_one_unit(activation: str, within: float) -> None:
+    """With ReLU the integrand has kinks, where the error of the midpoint rule is of second order in the step."""
+    model, x = vae(1, activation=activation), binary(3)
+    (first, _, last), p = model.decoder, {name: each.detach().numpy() for name, each in model.named_parameters()}
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+
+    def joint(z: float, image: Any) -> float:
+        hidden = p["decoder.0.weight"][:, 0] * z + p["decoder.0.bias"]
+        hidden = hidden.clip(min=0) if activation == "relu" else torch.from_numpy(hidden).tanh().numpy()
+        logits = p["decoder.2.weight"] @ hidden + p["decoder.2.bias"]
+        return float(math.exp((log_expit((2 * image - 1) * logits)).sum() - z * z / 2) / math.sqrt(2 * math.pi))
+
+    kinks = (-p["decoder.0.bias"] / p["decoder.0.weight"][:, 0]).tolist() if activation == "relu" else None
+    exact = [quad(joint, -9, 9, (image.numpy(),), points=kinks, epsrel=1e-12, limit=400)[0] for image in x]
+    close(model, x, torch.tensor(exact, dtype=torch.float64).log(), within)
+
+
+@pytest.mark.parametrize(("activation", "tolerance", "within"), [("tanh", 1e-6, 1e-9), ("relu", 1e-4, 1e-5)])
+def test_adaptive_integral_of_two_units(activation: str, tolerance: float, within: float) -> None:
+    """Of one image."""
+    model, image = vae(2, hidden_dims=(3,), activation=activation), binary(1)
+    weight, bias, last, last_bias = (each.detach().numpy() for each in model.decoder.parameters())
+    signs = (2 * image - 1).numpy()[0]
+
+    def joint(second: float, first: float) -> float:
+        hidden = weight @ (first, second) + bias
+        hidden = hidden.clip(min=0) if activation == "relu" else 2 * expit(2 * hidden) - 1
+        likelihood = log_expit(signs * (last @ hidden + last_bias)).sum()
+        return float(math.exp(likelihood - (first * first + second * second) / 2) / (2 * math.pi))
+
+    exact, _ = dblquad(joint, -7, 7, -7, 7, epsabs=0, epsrel=1e-6 if activation == "tanh" else 1e-4)
+    close(model, image, number(math.log(exact)).reshape(1), within, Quadrature(tolerance))
+
+
+# Priors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "tolerance", "within"), [("flow", 0.01, 2e-3), ("vamp", 1e-6, 1e-8)])
+def test_trained_priors(name: str, tolerance: float, within: float) -> None:
+    """The networks of a flow have kinks, as a decoder with ReLU has."""
+    model, x = vae(2), binary()
+    guide = Normal((3, 2), 2, "z", model).double()
+    chosen = {"flow": {"num_transforms": 1, "transform_dims": (8,)}, "vamp": {"num_components": 5}}[name]
+    supplied = {"latent_dim": 2, "guide": guide, "data_examples": torch.rand(5, PIXELS).double()}
+    prior: Any = construct("prior", find("prior", name), supplied, chosen).double()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model = Own(prior.prior(), model.likelihood)
+    close(model, x, on_a_grid(model, x), within, Quadrature(tolerance))
+
+
+def test_mixture_of_two_far_modes() -> None:
+    """The prior has most of its mass where few samples of the range are, and a narrow mode far from it."""
+    modes = dist.Normal(torch.tensor([[-8.0], [5.0]], dtype=torch.float64), torch.tensor([[0.02], [1.0]]).double())
+    prior = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.7, 0.3]).double()), modes.to_event(1))
+    model, x = Own(prior, vae(1).likelihood), binary()
+    close(model, x, on_a_grid(model, x, half=12.0, count=40_000))
+
+
+BOUNDED: dict[str, tuple[dist.Distribution, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "beta": (dist.Beta(number(0.5), number(0.5)), torch.sigmoid, lambda u: (u.sigmoid() * (-u).sigmoid()).log()),
+    "log-normal": (dist.LogNormal(number(0.5), number(1.5)), torch.exp, lambda u: u),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounded_priors(name: str) -> None:
+    """The sum is over unbounded coordinates: the density of Beta(1/2, 1/2) is infinite at both ends."""
+    prior, values, log_slope = BOUNDED[name]
+    weight = torch.linspace(-3, 3, PIXELS, dtype=torch.float64)
+    model = Own(
+        prior.expand([1]).to_event(1), lambda z: dist.Bernoulli(logits=z.clamp(max=100) * weight - 0.5).to_event(1)
+    )
+
+    def joint(u: Tensor, image: Tensor) -> Tensor:
+        z = values(u)
+        likelihood = dist.Bernoulli(logits=z[:, None].clamp(max=100) * weight - 0.5).log_prob(image).sum(1)
+        return likelihood + prior.log_prob(z) + log_slope(u)
+
+    x = binary()
+    close(model, x, integral(x, joint, -60, 30), 1e-5, Quadrature(1e-4))
+
+
+# Likelihoods and decoders ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "normal"])
+def test_likelihoods(likelihood: str) -> None:
+    model = vae(2, likelihood=likelihood)
+    x = binary() if likelihood == "bernoulli" else torch.rand(4, PIXELS).double()
+    close(model, x, on_a_grid(model, x))
+
+
+def by_hand(z: Tensor) -> dist.Distribution:
+    """Of a user: stock Pyro, and z [points, units] alone."""
+    weight = torch.linspace(-2, 3, 2 * PIXELS, dtype=torch.float64).reshape(2, PIXELS)
+    return dist.Bernoulli(logits=z @ weight).to_event(1)
+
+
+def flattened(z: Tensor) -> dist.Distribution:
+    """It takes no further dimension."""
+    return by_hand(z.view(len(z), -1))
+
+
+def fixed(z: Tensor) -> dist.Distribution:
+    """It fails for a further dimension."""
+    points, units = z.shape
+    return by_hand(z.reshape(points, units))
+
+
+@pytest.mark.parametrize("likelihood", [by_hand, flattened, fixed])
+def test_likelihoods_of_a_user(likelihood: Callable[[Tensor], dist.Distribution]) -> None:
+    model, x = Own(standard(2), likelihood), binary()
+    close(model, x, on_a_grid(model, x))
+
+
+def test_convolutional_decoder() -> None:
+    model, x = vae(2, network="conv", channels=(3,)), binary()
+    close(model, x, on_a_grid(model, x))
+
+
+def test_float32() -> None:
+    """The sum is as exact as the densities, and is kept in float64."""
+    model, x = vae(2), binary(8)
+    exact = on_a_grid(model, x)
+    close(model.float(), x.float(), exact, 1e-5, Quadrature(1e-3))
+
+
+# Peaks that a coarse grid does not see -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("units", "ratio"), [(2, 100.0), (2, 1000.0), (3, 20.0)])
+def test_narrow_and_tilted_posteriors(units: int, ratio: float) -> None:
+    """Ridges along a diagonal, as long as the prior and narrower by this ratio."""
+    across, _ = torch.linalg.qr(torch.randn(units, units, dtype=torch.float64))
+    weight = across[:, :1] * 0.5  # along which z is known to 1 / ratio
+    noise = 0.5 / ratio
+    model = Own(standard(units), lambda z: dist.Normal(z @ weight, noise).to_event(1))
+    x = torch.tensor([[-0.9], [0.0], [0.33], [0.8]], dtype=torch.float64)
+    exact = dist.Normal(number(0.0), math.sqrt(0.25 + noise**2)).log_prob(x[:, 0])
+    close(model, x, exact, 3e-3, Quadrature())
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e-4])
+def test_narrow_in_every_unit(scale: float) -> None:
+    model = Own(standard(2), lambda z: dist.Normal(z, scale).to_event(1))
+    x = torch.randn(8, 2, dtype=torch.float64)
+    exact = dist.Normal(number(0.0), math.sqrt(1 + scale**2)).log_prob(x).sum(1)
+    close(model, x, exact, 1e-4, Quadrature())
+
+
+def test_modes_of_a_likelihood_of_squares() -> None:
+    """Every image has two modes, or with two units four, of the same mass."""
+    x = torch.tensor([[0.04], [1.0], [2.56], [6.25]], dtype=torch.float64)
+    alone = Own(standard(1), lambda z: dist.Normal(z.square(), 0.02).to_event(1))
+
+    def joint(z: Tensor, image: Tensor) -> Tensor:
+        return dist.Normal(z.square(), 0.02).log_prob(image) + dist.Normal(0.0, 1.0).log_prob(z)
+
+    exact = integral(x, joint, -9, 9)
+    close(alone, x, exact, 1e-6)
+    both = Own(standard(2), lambda z: dist.Normal(z.square(), 0.02).to_event(1))
+    close(both, x.expand(-1, 2), 2 * exact, 1e-6)
+
+
+def test_a_mode_that_an_encoder_misses() -> None:
+    model, x = TwoModes(2), torch.tensor([[1.0, 0.3], [4.0, -1.0], [9.0, 0.0]], dtype=torch.float64)
+    close(model, x, model.log_px_by_quadrature(x), 1e-7)
+
+
+def test_posterior_outside_of_the_prior_samples() -> None:
+    """The likelihood moves the posterior to 30 standard deviations of the prior."""
+    model = Own(standard(1), lambda z: dist.Normal(z, 0.1).to_event(1))
+    x = torch.tensor([[-30.0], [0.0], [12.0]], dtype=torch.float64)
+    close(model, x, dist.Normal(number(0.0), math.sqrt(1.01)).log_prob(x[:, 0]), 1e-7)
+
+
+def test_impossible_images() -> None:
+    """x ~ U(0, z) and z ~ Beta(2, 1): p(x) = 2 (1 - x) on [0, 1], and 0 above. The integrand has a step."""
+    prior = dist.Beta(number(2.0), number(1.0)).expand([1]).to_event(1)
+    model = Own(prior, lambda z: dist.Uniform(0.0, z, validate_args=False).to_event(1))
+    x = torch.tensor([[0.5], [1.5], [0.1], [2.0]], dtype=torch.float64)
+    found = quadrature_log_px(model, x, quadrature=Quadrature(1e-3))
+    assert found.log_px[[1, 3]].tolist() == [-math.inf] * 2 and found.change[[1, 3]].tolist() == [0.0] * 2
+    exact = (2 * (1 - x[[0, 2], 0])).log()
+    torch.testing.assert_close(found.log_px[[0, 2]], exact, rtol=0, atol=2e-3)
+
+
+def test_no_possible_image() -> None:
+    prior = dist.Beta(number(2.0), number(1.0)).expand([1]).to_event(1)
+    model = Own(prior, lambda z: dist.Uniform(0.0, z, validate_args=False).to_event(1))
+    found = quadrature_log_px(model, torch.tensor([[1.5], [2.0]], dtype=torch.float64))
+    assert found.log_px.tolist() == [-math.inf] * 2
+
+
+# What it returns, and what it refuses ------------------------------------------------------------------------------
+
+
+def test_what_it_returns() -> None:
+    """Images do not depend on each other, nor on the generator, which is left as it was."""
+    model, x, done = vae(2), binary(12), list[int]()
+    state = torch.get_rng_state()
+    found = quadrature_log_px(model, x, progress=done.append)
+    assert torch.equal(torch.get_rng_state(), state) and sum(done) == len(x)
+    torch.manual_seed(5)
+    alone = torch.cat([quadrature_log_px(model, each).log_px for each in x.split(5)])
+    torch.testing.assert_close(alone, found.log_px, rtol=0, atol=1e-9)
+    assert not found.at_least and found.mc_se == found.bias == 0 and not found.sampled
+    assert found.settings_entry()["tolerance"] == 0.01 and found.points_per_image == found.work // 12 > 100
+    assert set(found.variables("quadrature")) == {"log_px_quadrature", "change_quadrature"}
+
+
+class Flat(dist.Normal):  # type: ignore[misc]
+    """An improper prior, that samples as a normal distribution does."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.zeros_like(value)
+
+
+FOUR = Own(standard(4), by_hand)
+DISCRETE = Mixture(PIXELS, num_components=3).double()
+REFUSED: dict[str, tuple[Any, str]] = {
+    "four units": (FOUR, "Own: quadrature takes a latent of 1 to 3 units and one prior.* for all, not 4 units"),
+    "discrete": (DISCRETE, "takes a continuous latent; a finite one is enumerated"),
+    "a batch of priors": (Own(dist.Normal(torch.zeros(5).double(), 1.0), by_hand), r"not a batch \[5\] of priors"),
+    "several sites": (TwoLayers(), r"takes a model of one latent site, with prior\(\) and likelihood\(z\)"),
+    "a constant": (Own(dist.Delta(torch.zeros(2).double()).to_event(1), by_hand), "are all alike"),
+    "no end": (
+        Own(Flat(torch.zeros(2).double(), 1.0).to_event(1), lambda z: by_hand(0.0 * z)),
+        r"finds no end of p\(x, z\), which is not negligible on .* times the range of the prior",
+    ),
+    "NaN": (Own(standard(2), lambda z: by_hand(torch.where(z > 1, math.nan, z))), "NaN|fails"),
+    "no event": (Own(standard(2), lambda z: dist.Bernoulli(logits=z @ torch.ones(2, PIXELS).double())), "its event an"),
+    "it fails": (Own(standard(2), lambda z: by_hand(z @ torch.ones(3, 2).double())), r"likelihood\(z\) fails"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    model, message = REFUSED[name]
+    with pyro.validation_enabled(False), pytest.raises(BadInput, match=message):
+        quadrature_log_px(model, binary())
+
+
+def test_settings_that_are_refused() -> None:
+    for tolerance in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(BadInput, match=r"quadrature\.tolerance"):
+            Quadrature(tolerance)
+
+
+def test_why_a_pair_has_none() -> None:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    layers: Any = TwoLayers()
+    reason = why_no_quadrature(Pair.read(layers, layers, x), layers)
+    assert reason is not None and "one latent and one observed site" in reason
+    model = vae(2)
+    pair = Pair.read(model, Normal((3, 2), 2, "z", model).double(), binary())
+    assert why_no_quadrature(pair, model) is None
+    labelled = why_no_quadrature(pair, model, torch.zeros(4))
+    assert labelled is not None and "without labels" in labelled
+    function = one_site(dist.Normal(number(0.0), 1.0), lambda z: dist.Normal(z, 1.0))
+    nameless = why_no_quadrature(Pair.read(function, near_guide, x[:, 0]), function)
+    assert nameless is not None and "prior() and likelihood(z)" in nameless
+
+
+def test_too_much_work() -> None:
+    """It ends as soon as the work exceeds what is allowed, or is expected to."""
+    model, x = vae(2), binary(50)
+    spent = importance_work(model, x, 10)
+    with pytest.raises(TooMuchWork, match=r"quadrature takes about .* operations, and .* are allowed") as raised:
+        quadrature_log_px(model, x, most_work=spent)
+    assert spent < raised.value.work < 100 * spent
+    quadrature_log_px(model, x, most_work=1000 * spent)
