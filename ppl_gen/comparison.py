@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.core.options import flat
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
+from ppl_gen.evaluation.distances import distances
 from ppl_gen.evaluation.notes import notes_of
 from ppl_gen.evaluation.reading import OPTIONS, check_same_images, read, with_defaults
 from ppl_gen.evaluation.rows import rows_of
@@ -53,6 +54,8 @@ class Comparison:
         self.images = found[0].images
         """The images of the evaluations: `data`, `split`, `num_images`, `binarization`, `observation`."""
         self.rows = rows_of(found)
+        self.distances = distances(found, labels(self.rows))
+        """The bounds and estimates of each row, as `figure` draws them."""
         self.notes = notes_of(found, self.rows)
         """Notes for the reader, a sentence each."""
 
@@ -178,10 +181,11 @@ class Comparison:
     # Figure and page -------------------------------------------------------------------------------------------
 
     def figure(self) -> "Figure":
-        """A line for each row from its ELBO to its log p(x), with the interval of its difference to the first row."""
-        from ppl_gen.figures.comparison import bounds_and_log_px
+        """How far the bounds are from log p(x): a line for each row from its ELBO to its log p(x), with intervals of
+        the difference to the first row."""
+        from ppl_gen.figures.distances import how_far
 
-        return bounds_and_log_px(self.to_json(), labels(self.rows))
+        return how_far(self.distances)
 
     @cached_property
     def png(self) -> bytes:
@@ -197,7 +201,7 @@ class Comparison:
 
         if command is None:
             command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
-        return comparison(self.to_json(), labels(self.rows), layout(self.rows), self.png, command)
+        return comparison(self.to_json(), self.distances, layout(self.rows), self.png, command)
 
 
 def _check_comparable(configured: "Sequence[tuple[Config, Given]]", vary: Iterable[str]) -> None:

@@ -13,7 +13,8 @@ from ppl_gen.comparison import Comparison
 
 def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> Path:
     """A run directory with these values per image. `changes` go by dotted name into config.json, those that start
-    with `evaluation.` into evaluation.json, and those that start with `nc.` into the attributes of evaluation.nc."""
+    with `evaluation.` into evaluation.json, those that start with `nc.` into the attributes of evaluation.nc, and those
+    that start with `values.` into its variables."""
     path = Path(name)
     path.mkdir(parents=True)
     config: dict[str, Any] = {
@@ -49,8 +50,11 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
         "num_parameters": 1234,
     }
     attributes: dict[str, Any] = {}
+    estimates = {key.partition(".")[2]: values for key, values in changes.items() if key.startswith("values.")}
     for key, value in changes.items():
         part, _, rest = key.partition(".")
+        if part == "values":
+            continue
         where, names = (
             (summary, rest) if part == "evaluation" else (attributes, rest) if part == "nc" else (config, key)
         )
@@ -59,7 +63,9 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
             where = where.setdefault(folder, {})
         where[last] = value
     summary |= {key: config[key] for key in ("model", "guide")} | {"training_seed": config["training"]["seed"]}
-    exact = summary["log_px"]["estimator"] == "exact"
+    exact = summary["log_px"]["estimator"] == "exact" and "log_px_importance" not in summary
+    if not exact:
+        summary["iwae"] = {str(k): {"mean": float(values.mean())} for k, values in bounds.items()}
     if exact:
         for key in ("gap", "ess", "khat", "active_units"):
             del summary[key]
@@ -67,6 +73,7 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
     plain = {key: value for key, value in summary.items() if isinstance(value, str | int)}
     plain |= {key: summary["log_px"][key] for key in ("estimator", "num_samples") if key in summary["log_px"]}
     variables: dict[str, Any] = {"elbo": ("image", elbo), "log_px": ("image", log_px)}
+    variables |= {name: ("image", values) for name, values in estimates.items()}
     if not exact:
         variables["iwae"] = (("image", "k"), np.stack(list(bounds.values()), 1))
     coordinates: dict[str, Any] = {} if exact else {"k": list(bounds)}

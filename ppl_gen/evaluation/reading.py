@@ -21,6 +21,7 @@ from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.run_directory import GROUP, Json, RunDirectory
 
 OPTIONS = options_of(Config)
+_ESTIMATE = "log_px_"  # variables of `evaluation.nc`: estimates of log p(x), each with its error and its bias
 
 
 class Images(NamedTuple):
@@ -52,6 +53,9 @@ class Evaluated(NamedTuple):
     log_px: np.ndarray
     iwae: dict[int, np.ndarray]
     """Bounds L_k in nats [images], by k."""
+    estimates: dict[str, np.ndarray]
+    """log p(x) of each image in nats [images], by the names of the estimates. Earlier versions wrote that of
+    `log_px` under no other name."""
     labels: np.ndarray | None
     last: Json
     """The last line of `metrics.jsonl`; empty if there is none."""
@@ -80,6 +84,7 @@ def read(path: Path) -> Evaluated:
         values, attributes = _per_image(file)
         iwae = dict(zip(values["k"].tolist(), values["iwae"].T, strict=True)) if "iwae" in values else {}
         elbo, log_px = values["elbo"], values["log_px"]
+        others = {name.removeprefix(_ESTIMATE): each for name, each in values.items() if name.startswith(_ESTIMATE)}
     except Exception as error:  # h5py raises errors of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{file}: damaged ({reason}); {again}") from None
@@ -94,7 +99,7 @@ def read(path: Path) -> Evaluated:
         raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
     labels, more = values.get("label"), (_gaps(run, summary), _calibration(run, summary))
-    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, labels, run.last, *more)
+    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, others, labels, run.last, *more)
 
 
 def _per_image(file: Path) -> tuple[dict[str, np.ndarray], Json]:
@@ -107,6 +112,7 @@ def _per_image(file: Path) -> tuple[dict[str, np.ndarray], Json]:
     with h5py.File(file) as content:
         group = content[GROUP]
         names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
+        names += [name for name in group if name.startswith(_ESTIMATE) and not name.endswith(("_mc_se", "_bias"))]
         attributes = {name: np.ravel(value)[0] for name, value in group.attrs.items()}  # arrays of one element
         return {name: group[name][()] for name in names}, attributes
 

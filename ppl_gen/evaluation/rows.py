@@ -119,10 +119,17 @@ def rows_of(runs: Sequence[Evaluated]) -> list[Row]:
 
     :raises BadInput: for two runs with the same configuration and seed.
     """
-    groups = sorted(group(runs), key=_mean_log_px, reverse=True)
-    k = _largest_k(runs)
+    groups, k = groups_of(runs), _largest_k(runs)
     with np.errstate(invalid="ignore"):  # log p(x) of an image may be -inf
         return [_row(each, groups, k) for each in groups]
+
+
+def groups_of(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
+    """The runs of each row, the best mean log p(x) first.
+
+    :raises BadInput: for two runs with the same configuration and seed.
+    """
+    return sorted(group(runs), key=_mean_log_px, reverse=True)
 
 
 def _mean_log_px(runs: Sequence[Evaluated]) -> float:

@@ -1,4 +1,4 @@
-"""The distance of the bound from log p(x)."""
+"""The gap between bound and log p(x), image by image."""
 
 from typing import Any
 
@@ -10,9 +10,6 @@ from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
 
 CAPTIONS = {
-    "bound_against_k": Caption(
-        "The IWAE bound against its number of samples k, with the ELBO at k = 1; dashed, log p(x)", "A line that rises"
-    ),
     "gap_histogram": Caption(
         "What the bound leaves out, image by image; hatched, if there, where log p(x) is not settled and the gap at "
         "least this",
@@ -25,51 +22,10 @@ _LEAST = 0.02  # smallest range of an axis in nats: differences below it are rou
 
 def captions(summary: Json) -> dict[str, Caption]:
     """`CAPTIONS` with numbers from an `evaluation.json`."""
-    importance = summary.get("log_px_importance") or summary["log_px"]
-    elbo, log_px, gap = (fixed(entry["mean"]) for entry in (summary["elbo"], importance, summary["gap"]))
-    numbers = {
-        "bound_against_k": f" from {elbo} nats at k = 1 to {log_px} at k = {importance['num_samples']}",
-        "gap_histogram": f"; its mean is {gap} nats",
+    return {
+        name: caption.with_numbers(f"; its mean is {fixed(summary['gap']['mean'])} nats")
+        for name, caption in CAPTIONS.items()
     }
-    return {name: caption.with_numbers(numbers[name]) for name, caption in CAPTIONS.items()}
-
-
-def bound_against_k(summary: Json) -> Figure:
-    """The IWAE bound against k, from the ELBO at k = 1 to log p(x) at k = S, from an `evaluation.json`."""
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    exact = summary["log_px"] if summary["log_px"]["estimator"] == "exact" else summary.get("log_px_exact")
-    importance = summary.get("log_px_importance") or summary["log_px"]
-    points = {int(k): entry["mean"] for k, entry in summary["iwae"].items()}
-    points[importance["num_samples"]] = importance["mean"]
-    k = sorted(points)
-    axes.plot(k, [points[each] for each in k], "o-", color="black")
-    level, label = importance["mean"], f"log p(x) ≥ {importance['mean']:.2f}, S = {importance['num_samples']}"
-    others = [summary[key] for key in ("log_px", "log_px_annealed") if key in summary]
-    annealed = [entry["mean"] for entry in others if entry["estimator"] == "annealed"]
-    if annealed and annealed[0] > level:  # both are low in expectation, so the larger is nearer
-        level, label = annealed[0], f"log p(x) ≥ {annealed[0]:.2f}, annealed"
-    if exact is None and summary["gap"]["mean"] is not None:
-        largest = summary["elbo"]["mean"] + summary["gap"]["mean"]
-        if largest > level + _LEAST:
-            level, label = largest, f"log p(x) ≥ {largest:.2f}, the largest of several estimates"
-    if exact is not None:
-        level, label = exact["mean"], f"log p(x) = {exact['mean']:.2f}, exact"
-    axes.axhline(level, linestyle="--", color="0.4", linewidth=1)
-    axes.annotate(
-        f"ELBO {summary['elbo']['mean']:.2f}", (1, points[1]), xytext=(8, -3), textcoords="offset points", va="top"
-    )
-    axes.annotate(label, (1, level), xytext=(8, 3), textcoords="offset points", va="bottom")
-    axes.set_xscale("log")
-    low, high = min(*points.values(), level), max(*points.values(), level)
-    pad = max(0.15 * (high - low), _LEAST / 2)
-    axes.set_ylim(low - pad, high + pad)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    axes.set_xlabel("k, importance samples in the bound")
-    axes.set_ylabel("nats per image")
-    axes.set_title(f"IWAE bound, {summary['num_images']} {summary['split']} images of {summary['data']}")
-    axes.grid(alpha=0.3)
-    return figure
 
 
 def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False) -> Figure:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from ppl_gen.evaluation.distances import Distances
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures import (
     bounds,
+    distances,
     guide_calibration,
     images,
     imputations,
@@ -18,14 +20,18 @@ from ppl_gen.figures import (
 from ppl_gen.figures.captions import Caption
 
 
-def captions(metrics: Sequence[Json] = (), summary: Json | None = None) -> dict[str, Caption]:
+def captions(
+    metrics: Sequence[Json] = (), summary: Json | None = None, found: Distances | None = None
+) -> dict[str, Caption]:
     """Captions by the names of the pictures, in the order of a page.
 
     :param metrics: lines of the run's `metrics.jsonl`. Their numbers are put into the caption of the learning curves.
     :param summary: the run's `evaluation.json`. Its numbers are put into the captions of its pictures.
+    :param found: the bounds and estimates of the run, for the caption of their picture.
     """
     return {
         **(learning_curves.captions(metrics) if metrics else learning_curves.CAPTIONS),
+        **(distances.captions(found) if found else distances.CAPTIONS),
         **(bounds.captions(summary) if summary and "iwae" in summary else bounds.CAPTIONS),
         **guide_calibration.CAPTIONS,
         **images.CAPTIONS,

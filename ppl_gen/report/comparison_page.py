@@ -6,19 +6,20 @@ from pathlib import Path
 from ppl_gen.core.commands import fit_command
 from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation.columns import Layout
+from ppl_gen.evaluation.distances import Distances
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.report.page import Picture, render
 
 
-def comparison(compared: Json, labels: Sequence[str], table: Layout, png: bytes, command: Sequence[str]) -> str:
+def comparison(compared: Json, found: Distances, table: Layout, png: bytes, command: Sequence[str]) -> str:
     """The page of a comparison.
 
     :param compared: the result of `ppl_gen.Comparison.to_json`.
-    :param labels: labels of its rows.
+    :param found: the content of the picture.
     :param png: the figure, as the content of a .png file.
     :param command: words of the command that makes this page.
     """
-    from ppl_gen.figures.comparison import caption
+    from ppl_gen.figures.distances import caption
 
     images, warnings = compared["images"], warnings_of(compared["images"]["observation"])
     runs = [RunDirectory.open(Path(path)) for row in compared["rows"] for path in row["runs"]]
@@ -41,6 +42,6 @@ def comparison(compared: Json, labels: Sequence[str], table: Layout, png: bytes,
         numbers=set(table.columns) - table.words,
         rows=list(zip(*table.columns.values(), strict=True)),
         notes=[note for note in compared["notes"] if note not in warnings],
-        picture=Picture.of(png, caption(compared, labels)),
+        picture=Picture.of(png, caption(found)),
         again=again,
     )

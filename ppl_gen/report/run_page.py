@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ppl_gen.core.commands import command, external_class_options, fit_command
-from ppl_gen.core.errors import warnings_of
+from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.evaluation import table
+from ppl_gen.evaluation.distances import Distances, distances
+from ppl_gen.evaluation.reading import read
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.figures.captions import Caption
 from ppl_gen.report.page import Gallery, Picture, render, saving
@@ -62,17 +64,25 @@ def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     from ppl_gen.report.captions import captions
     from ppl_gen.report.pictures import kinds
 
-    known = captions(metrics, summary)
+    known = captions(metrics, summary, _distances(run) if "iwae" in summary else None)
     for module in kinds().values():
         known |= vars(module).get("CAPTIONS", {})
     if "iwae" not in summary:  # these pictures are of another evaluation
-        files = {name: path for name, path in files.items() if name not in ("bound_against_k", "gap_histogram")}
+        files = {name: path for name, path in files.items() if name not in ("how_far", "gap_histogram")}
     gallery = Gallery()
     for name in sorted(files, key=[*known, *files].index):
         text = name.replace("_", " ")
         caption = Caption(text, f"A picture that the model has of its own: {text}")
         gallery[name] = Picture.of(files[name].read_bytes(), known.get(name, caption))
     return gallery
+
+
+def _distances(run: RunDirectory) -> Distances | None:
+    """The bounds and estimates of the run; None without a complete evaluation."""
+    try:
+        return distances([read(run.path)])
+    except BadInput:
+        return None
 
 
 def _options(config: Json) -> dict[str, dict[str, str]]:

@@ -143,7 +143,7 @@ def test_guide_beside_the_exact_value(elsewhere: Path, call: Call) -> None:
     assert summary["gap"]["mean"] == pytest.approx(summary["log_px"]["mean"] - summary["elbo"]["mean"])
     assert summary["gap"]["at_least"] is False and summary["gap"]["mean"] > 0
     names = {path.name for path in Path("b/figures").iterdir()}
-    assert {"weights.png", "posterior.png", "reconstructions.png", "bound_against_k.png"} <= names
+    assert {"weights.png", "posterior.png", "reconstructions.png", "how_far.png"} <= names
     import xarray
 
     with xarray.open_dataset("b/evaluation.nc", group="evaluation") as dataset:

@@ -36,7 +36,7 @@ def test_the_page_of_a_comparison(elsewhere: Path, call: Call) -> None:
         assert note in page.texts["li"] and note in out
     assert "3 runs compared on digits" in page.texts["h1"] and "2 test images, binarization static" in page.texts["p"]
     assert "Warning: digits <served>" in page.texts["p"] and len(page.warnings()) == 1
-    assert "from -1.50 to -1.50" in str(page.of("img")[0]["alt"])
+    assert "importance sampling, S = 100 -1.50" in str(page.of("img")[0]["alt"])
     assert page.commands("compare") == [[*map(str, paths), "--report", "page <1>.html"]]
     assert page.commands("fit") == [["vae", "--data", "digits"]] * 2
     assert "# first, made from Python" in page.texts["code"]

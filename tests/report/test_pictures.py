@@ -63,7 +63,7 @@ Call = Callable[..., tuple[int, str, str]]
 QUICK = ("--data", "digits", "--train-size", "200", "--epochs", "1", "--num-samples", "30", "--out", "run")
 LATENT = {"aggregate_posterior", "interpolations", "latent_space", "manifold"}
 ALWAYS = {"learning_curves", "samples", "through_training"}
-BOUND = {"bound_against_k", "gap_histogram", "reconstructions"}
+BOUND = {"how_far", "gap_histogram", "reconstructions"}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_drawing_writes_no_file(elsewhere: Path, call: Call) -> None:
     for path in (run.path / "figures").iterdir():
         path.unlink()
     drawn = dict(of_evaluation(run))
-    assert set(drawn) == {"bound_against_k", "gap_histogram"}
+    assert set(drawn) == {"how_far", "gap_histogram"}
     assert all(isinstance(figure, Figure) for figure in drawn.values())
     assert list((run.path / "figures").iterdir()) == []
 
@@ -149,7 +149,6 @@ def test_captions_have_the_numbers_of_the_run() -> None:
     mean = {"mean": -3.0, "num_samples": 50}
     summary = {"iwae": {}, "elbo": {"mean": -4.0}, "log_px": mean, "gap": {"mean": 1.0}}
     found = captions((), summary)
-    assert found["bound_against_k"].alt == "A line that rises from -4.00 nats at k = 1 to -3.00 at k = 50"
     assert found["gap_histogram"].alt.endswith("; its mean is 1.00 nats")
     assert list(found) == list(captions(lines)) == list(captions())
 

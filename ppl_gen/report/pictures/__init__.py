@@ -5,7 +5,6 @@ fails. `CAPTIONS` has captions by name, for pictures that no file of `ppl_gen.fi
 """
 
 import importlib
-import math
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -18,10 +17,13 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.data.splits import Data
+from ppl_gen.evaluation.distances import distances
+from ppl_gen.evaluation.reading import read
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
-from ppl_gen.figures.bounds import bound_against_k, gap_histogram
+from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.figures.canvas import Figure, pictures
+from ppl_gen.figures.distances import how_far
 from ppl_gen.figures.learning_curves import adversarial_curves, learning_curves, monitored_curves
 from ppl_gen.inference.callables import evaluating, forked_rng
 
@@ -83,15 +85,15 @@ def as_images(values: Tensor, data: Data) -> np.ndarray:
 
 
 def of_evaluation(run: RunDirectory) -> Drawn:
-    """The bound against k, and the histogram of the gap, from the run's evaluation. There are none if every z was
-    enumerated."""
+    """Bounds and estimates on one axis, and the histogram of the gap, from the run's evaluation. There are none if log
+    p(x) is all that it has, as where every z is enumerated."""
     summary = run.read_json("evaluation.json")
     assert summary is not None
     if "iwae" not in summary:
         return
     images = run.per_image()
-    means = [entry["mean"] for entry in (summary["log_px"], *summary["iwae"].values())]
-    if all(mean is not None and math.isfinite(mean) for mean in means):
-        yield "bound_against_k", bound_against_k(summary)
+    found = distances([read(run.path)])
+    if found.rows[0].levels:
+        yield "how_far", how_far(found)
     gap, untrusted = images["gap"].values, images["untrusted"].values.astype(bool)
     yield "gap_histogram", gap_histogram(gap, untrusted, bool(summary["gap"]["at_least"]))

@@ -1,0 +1,309 @@
+"""How far is the bound? Rows of bounds and estimates on one axis in nats, from the ELBO to log p(x)."""
+
+from collections.abc import Iterable, Sequence
+from textwrap import fill
+from typing import Any, NamedTuple
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import MaxNLocator
+
+from ppl_gen.core.tables import fixed
+from ppl_gen.evaluation.distances import Distance, Distances, Level, Sandwich
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.captions import Caption
+
+CAPTIONS = {
+    "how_far": Caption(
+        "How far the bound is from log p(x): ELBO, IWAE bounds and estimates of log p(x) on one axis",
+        "A line from the ELBO to log p(x), with a mark for each bound and estimate",
+    )
+}
+
+# Inches. One unit of the vertical axes is an inch, so that rows of different heights are drawn to scale.
+_WIDTH, _SIDE, _BETWEEN, _MARGIN = 5.0, 1.35, 0.25, 0.14
+_TITLE, _BELOW = 0.34, 0.5
+_LINE, _STRIP, _TIER, _GAP = 0.175, 0.27, 0.155, 0.08
+_PT = 1 / 72
+_LEAST = 0.02  # smallest range of an axis in nats: differences below it are rounding
+
+_MARKS: dict[str, dict[str, Any]] = {
+    "elbo": {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 7},
+    "iwae": {"marker": "|", "color": "black", "markersize": 10, "markeredgewidth": 1.6},
+    "importance": {"marker": "s", "color": "#0072B2", "markersize": 7},
+    "annealed": {"marker": "^", "color": "#D55E00", "markersize": 8},
+    "mixed": {"marker": "P", "color": "#009E73", "markersize": 8},
+    "prior": {"marker": "v", "color": "#CC79A7", "markersize": 8},
+    "quadrature": {"marker": "D", "color": "black", "markersize": 8},
+    "exact": {"marker": "*", "color": "black", "markersize": 13},
+}
+_OWN: dict[str, Any] = {"marker": "X", "color": "0.35", "markersize": 8}  # an estimator of the user's own
+_OF = {
+    "probability": "log p(x), nats per image",
+    "density": "log density of x, nats per image",
+    "cross-entropy": "cross-entropy of grey values, nats per image",
+}
+
+
+# The caption ---------------------------------------------------------------------------------------------------
+
+
+def captions(found: Distances) -> dict[str, Caption]:
+    """`CAPTIONS` with the numbers of the picture."""
+    return {"how_far": caption(found)}
+
+
+def caption(found: Distances) -> Caption:
+    """The caption of `how_far`, from the same argument. It says what the bars are, and what is left out."""
+    text = [_what(found), *_bars(found), *_side(found)]
+    if any(level.at_least for level in _levels(found.rows)):
+        text.append("An arrow to the right: log p(x) is at least this.")
+    for row in found.rows:
+        if row.left_out:
+            text.append(f"{row.label} has no mark for {', '.join(row.left_out)}: the mean is not finite.")
+    lines = "; ".join(_in_words(row) for row in found.rows)
+    return Caption(" ".join(text), f"A line for each row, from the lowest bound to the largest value: {lines}")
+
+
+def _what(found: Distances) -> str:
+    """The first sentence."""
+    images = found.images
+    kinds = [
+        name
+        for present, name in (
+            (any(level.name == "elbo" for level in _levels(found.rows)), "ELBO"),
+            (any(level.name == "iwae" for level in _levels(found.rows)), "IWAE bounds"),
+            (any(level.name not in ("elbo", "iwae") for level in _levels(found.rows)), "estimates of log p(x)"),
+        )
+        if present
+    ]
+    return (
+        f"How far the bound is from log p(x): {_listed(kinds)}, means over {images.num_images:,} {images.split} images "
+        f"of {images.data}, binarization {images.binarization}."
+    )
+
+
+def _bars(found: Distances) -> list[str]:
+    """What the horizontal bars are, and how wide."""
+    reference = found.reference
+    widths = [level.half_width for level in _levels(found.rows) if level.half_width]
+    if reference is None or not widths:
+        return ["No interval is drawn: the values of single images are not recorded, or there is one image."]
+    of = "its own log p(x)" if len(found.rows) == 1 else f"log p(x) of {found.rows[0].label}"
+    over = "other images and seeds" if found.several_seeds else "other images, not for other seeds"
+    unknown = any(level.half_width is None for level in _levels(found.rows))
+    return [
+        f"Bars are 95 % intervals of the difference to {of} ({reference.label}; dashed), paired image by image; they "
+        f"hold for {over}. The widest is ± {fixed(max(widths), 2 if max(widths) >= 0.01 else 4)} nats, and a bar that "
+        "is not seen is shorter than its mark.",
+        *(["A mark has no bar where the values of single images are not recorded."] if unknown else []),
+    ]
+
+
+def _side(found: Distances) -> list[str]:
+    """What the panel of bounds from both sides shows."""
+    bounds = [each for row in found.rows for each in row.sandwiches]
+    if not bounds:
+        return []
+    counts = sorted({each.num_images for each in bounds})
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    exact = "; the star is the exact mean" if any(each.exact is not None for each in bounds) else ""
+    return [
+        f"On the right, on {number} other images, which each model draws itself: the lower and the upper bound of "
+        f"log p(x), in nats above the lower one, with their distance ± its standard error{exact}."
+    ]
+
+
+def _in_words(row: Distance) -> str:
+    """A row as text: its levels, its gap and its bounds from both sides."""
+    words = ", ".join(f"{each.label} {'at least ' if each.at_least else ''}{fixed(each.mean)}" for each in row.levels)
+    bounds = "".join(
+        f", on images from the model between {fixed(each.lower)} and {fixed(each.upper)} by {each.label}"
+        for each in row.sandwiches
+    )
+    return f"{row.label}: {words or 'no finite value'}{bounds}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _levels(rows: Iterable[Distance]) -> list[Level]:
+    return [level for row in rows for level in row.levels]
+
+
+# The picture ---------------------------------------------------------------------------------------------------
+
+
+class _Label(NamedTuple):
+    """The name of a level below its mark."""
+
+    text: str
+    x: float
+    """Centre of the text in nats; `mark` is the place of the mark."""
+    mark: float
+    tier: int
+
+
+def how_far(found: Distances) -> Figure:
+    """Rows of marks on one axis in nats, the best row first: ELBO, IWAE bounds, estimates of log p(x), the exact value
+    where it is known. The gap stands at the right of a row. A mark is named where it first occurs.
+
+    A horizontal bar through a mark is the 95 % interval of its difference to the best log p(x) of the first row, which
+    is dashed. If the bar of a log p(x) crosses the dashed line, the difference may be chance. An arrow means at least.
+    Rows with bounds from both sides have them in a panel of their own, since they are of other images.
+    """
+    has_side = any(row.sandwiches for row in found.rows)
+    width = _WIDTH - 2 * _MARGIN - (_SIDE + _BETWEEN if has_side else 0)
+    low, high = _limits(found)
+    figure = Figure(figsize=(_WIDTH, 1))
+    labels = _labels(figure, found.rows, low, high, width)
+    heads = [fill(row.label, 32 if has_side else 52) for row in found.rows]
+    heights = [
+        _LINE * (head.count("\n") + 1) + _STRIP + _TIER * (1 + max((each.tier for each in named), default=-1)) + _GAP
+        for head, named in zip(heads, labels, strict=True)
+    ]
+    total = sum(heights)
+    figure.set_size_inches(_WIDTH, total + _TITLE + _BELOW + (_LINE if has_side else 0))
+    axes = _panel(figure, _MARGIN, width, total)
+    _scale(axes, low, high, width, 0.16)
+    axes.set_xlabel(_OF.get(found.images.observation, "nats per image"), fontsize=9)
+    side = _panel(figure, _WIDTH - _MARGIN - _SIDE, _SIDE, total) if has_side else None
+    top = 0.0
+    for row, head, named, height in zip(found.rows, heads, labels, heights, strict=True):
+        head_height = _LINE * (head.count("\n") + 1)
+        middle = top + head_height + _STRIP / 2
+        axes.text(0, top, head, transform=axes.get_yaxis_transform(), va="top", fontsize=9, fontweight="bold")
+        axes.text(1, top, _gap_text(row), transform=axes.get_yaxis_transform(), va="top", ha="right", fontsize=9)
+        _draw_row(axes, row, middle)
+        if found.reference is not None:
+            ends = [middle - _STRIP / 2, middle + _STRIP / 2]
+            axes.plot([found.reference.mean] * 2, ends, color="black", linestyle="--", linewidth=0.8, zorder=0.5)
+        _draw_labels(axes, named, middle)
+        if side is not None:
+            _draw_sandwiches(side, row.sandwiches, top, middle)
+        top += height
+    if side is not None:
+        _finish_side(side, [each for row in found.rows for each in row.sandwiches])
+    images = found.images
+    title = f"How far is the bound?  {images.num_images:,} {images.split} images of {images.data}"
+    figure.text(_MARGIN / _WIDTH, 1 - 0.08 / figure.get_figheight(), title, va="top", fontsize=10)
+    return figure
+
+
+def _limits(found: Distances) -> tuple[float, float]:
+    """The ends of the axis. Bars may be very wide, from few seeds: beyond a span of the marks they are cut off."""
+    levels = _levels(found.rows)
+    means = [level.mean for level in levels] or [0.0]
+    span = max(max(means) - min(means), _LEAST)
+    ends = [level.mean + sign * min(level.half_width or 0, span) for level in levels for sign in (-1, 1)] or means
+    low, high = min(*means, *ends), max(*means, *ends)
+    pad = max(0.04 * (high - low), _LEAST / 4)
+    return low - pad, high + 2 * pad  # room for an arrow
+
+
+def _panel(figure: Figure, left: float, width: float, height: float) -> Any:
+    """Axes at a place in inches, whose vertical unit is an inch, downwards."""
+    whole = figure.get_figheight()
+    axes = figure.add_axes((left / _WIDTH, _BELOW / whole, width / _WIDTH, height / whole))
+    axes.set_ylim(height, 0)
+    axes.set_yticks([])
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _scale(axes: Any, low: float, high: float, width: float, inside: float) -> None:
+    """Set the ends of an axis. Ticks are at least `inside` inches from them, so that no number is cut off."""
+    axes.set_xlim(low, high)
+    inside *= (high - low) / width
+    ticks = MaxNLocator(max(2, round(width / 0.75))).tick_values(low + inside, high - inside)
+    axes.set_xticks([tick for tick in ticks if low + inside <= tick <= high - inside])
+    axes.ticklabel_format(axis="x", useOffset=False)
+
+
+def _gap_text(row: Distance) -> str:
+    if row.gap is None:
+        return "ELBO = log p(x)" if row.levels and all(level.known for level in row.levels) else ""
+    return f"gap {'≥ ' if row.gap_at_least else ''}{row.gap:.2f}"
+
+
+def _draw_row(axes: Any, row: Distance, middle: float) -> None:
+    """The line of a row, and its marks over their intervals."""
+    means = [level.mean for level in row.levels]
+    if not means:
+        return
+    axes.plot([min(means), max(means)], [middle, middle], color="0.7", linewidth=2, zorder=1)
+    for order, level in enumerate(row.levels):
+        style = _MARKS.get(level.name, _OWN)
+        if level.half_width:
+            ends = [level.mean - level.half_width, level.mean + level.half_width]
+            axes.plot(ends, [middle] * 2, color="0.25", linewidth=1.2, marker="|", markersize=5, zorder=2)
+        axes.plot(level.mean, middle, linestyle="none", zorder=3 + order / 100, **style)
+        if level.at_least:
+            axes.annotate(
+                "",
+                (level.mean, middle),
+                xytext=(17, 0),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "<-", "color": style["color"], "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0},
+                zorder=2.5,
+            )
+
+
+def _draw_sandwiches(axes: Any, bounds: Sequence[Sandwich], top: float, middle: float) -> None:
+    """Bounds from both sides, in nats above the lower one."""
+    if not bounds:
+        return
+    for number, each in enumerate(bounds):
+        color = _MARKS["importance" if each.label.startswith("importance") else "annealed"]["color"]
+        at = middle + 0.11 * number
+        axes.plot([0, each.width], [at, at], color=color, linewidth=2, marker="|", markersize=9, markeredgewidth=1.6)
+        if each.exact is not None:
+            axes.plot(each.exact - each.lower, at, **_MARKS["exact"] | {"markersize": 9})
+    text = ", ".join(f"{each.width:.2f}" + ("" if each.se is None else f" ± {each.se:.2f}") for each in bounds)
+    axes.text(0, top, text, transform=axes.get_yaxis_transform(), va="top", fontsize=9)
+
+
+def _finish_side(axes: Any, bounds: Sequence[Sandwich]) -> None:
+    widest = max(*(each.width for each in bounds), _LEAST)
+    _scale(axes, -0.06 * widest, 1.06 * widest, _SIDE, 0.06)
+    axes.set_xlabel("upper − lower bound", fontsize=9)
+    axes.set_title("images of the model", fontsize=9, loc="left")
+
+
+# Names of the marks --------------------------------------------------------------------------------------------
+
+
+def _labels(figure: Figure, rows: Sequence[Distance], low: float, high: float, width: float) -> list[list[_Label]]:
+    """The names below the marks of each row. A kind of mark is named where it first occurs. Names that would overlap
+    go to lower tiers."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    per_inch = (high - low) / width
+    named: set[str] = set()
+    found = []
+    for row in rows:
+        taken: dict[int, float] = {}
+        labels = []
+        for level in sorted(row.levels, key=lambda each: each.mean):
+            if level.label in named:
+                continue
+            named.add(level.label)
+            text = figure.text(0, 0, level.label, fontsize=8.5)
+            half = text.get_window_extent(renderer).width / figure.dpi / 2 * per_inch
+            text.remove()
+            x = min(max(level.mean, low + half), high - half)
+            tier = next(t for t in range(99) if taken.get(t, -float("inf")) <= x - half)
+            taken[tier] = x + half + 0.06 * per_inch
+            labels.append(_Label(level.label, x, level.mean, tier))
+        found.append(labels)
+    return found
+
+
+def _draw_labels(axes: Any, labels: Sequence[_Label], middle: float) -> None:
+    for each in labels:
+        y = middle + _STRIP / 2 + _TIER * each.tier
+        axes.text(each.x, y, each.text, va="top", ha="center", fontsize=8.5)
+        if each.tier:
+            axes.plot([each.mark, each.mark], [middle + 0.07, y + 0.01], color="0.5", linewidth=0.6, zorder=0.5)

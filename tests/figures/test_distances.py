@@ -1,0 +1,115 @@
+"""The picture of how far the bounds are: the marks are at the numbers, and nothing covers or cuts off a text."""
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from written import write
+
+from ppl_gen.comparison import Comparison
+from ppl_gen.evaluation.distances import Distance, Distances, Level, Sandwich
+from ppl_gen.evaluation.reading import Images
+from ppl_gen.figures.distances import caption, how_far
+
+IMAGES = Images("digits", "test", 300, "static", "probability")
+KINDS = ("elbo", "iwae", "importance", "annealed", "mixed", "prior", "mine", "quadrature", "exact")
+
+
+def row(label: str, means: list[float], **more: Any) -> Distance:
+    """A row with the first kinds of levels."""
+    levels = [Level(name, name, mean, 0.01) for name, mean in zip(KINDS, means, strict=False)]
+    return Distance(label, levels, [], means[-1] - means[0], **more)
+
+
+def found(*rows: Distance) -> Distances:
+    return Distances(IMAGES, list(rows), rows[0].best)
+
+
+def test_marks_and_bars_are_at_the_numbers(elsewhere: Path) -> None:
+    runs = [
+        write("a", [-5.0, -4.0, -7.5], [-4.0, -3.5, -6.0], **{"evaluation.log_px.at_least": True}),
+        write("b", [-6.5, -4.0, -8.5], [-5.0, -3.6, -6.9], guide="x/mine.py:Mine"),
+    ]
+    comparison = Comparison(runs)
+    axes: Any = comparison.figure().axes[0]
+    (best, other) = comparison.distances.rows
+    marks = {float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
+    assert marks == {level.mean for each in (best, other) for level in each.levels}
+    bars = [line.get_xdata() for line in axes.lines if line.get_marker() == "|" and len(line.get_xdata()) == 2]
+    expected = [
+        (level.mean - level.half_width, level.mean + level.half_width)
+        for each in (best, other)
+        for level in each.levels
+        if level.half_width
+    ]
+    assert len(expected) == 5 and np.array(bars) == pytest.approx(np.array(expected))  # the reference has none
+    heads = [text.get_text() for text in axes.texts]
+    assert {"normal", "x/mine.py:Mine", "gap 1.00"} <= set(heads)
+    assert sum(text.startswith("gap ") for text in heads) == 2
+    arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]
+    assert [arrow.xy[0] for arrow in arrows] == [best.levels[-1].mean]  # at least
+
+
+def test_a_mark_is_named_once_and_each_kind_has_a_shape_of_its_own() -> None:
+    means = [float(number) for number in range(-10, -10 + len(KINDS))]
+    figure = how_far(found(row("first", means), row("second", [-11.0, -9.5])))
+    axes: Any = figure.axes[0]
+    texts = [text.get_text() for text in axes.texts]
+    assert all(texts.count(kind) == 1 for kind in KINDS)
+    shapes = [line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1]
+    assert len(set(shapes)) == len(KINDS)  # readable without colours
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 8.0])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_no_text_is_cut_off_or_covered(count: int, spread: float) -> None:
+    """Also where all marks are at one place, and where a label is long."""
+    means = [-100 + spread * number**0.5 for number in range(len(KINDS))]
+    bounds = (Sandwich("importance sampling", 50, -9.0, -8.5, 0.5, 0.03, -8.9),)
+    rows = [row("folder/" * (20 if number == 0 else 2) + "mine", means, sandwiches=bounds) for number in range(count)]
+    figure = how_far(found(*rows))
+    figure.draw_without_rendering()
+    texts = [*figure.texts, *(text for axes in figure.axes for text in (*axes.texts, axes.xaxis.label, axes.title))]
+    texts += [label for axes in figure.axes for label in axes.get_xticklabels()]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    width, height = figure.bbox.size
+    assert all(box.x0 >= -1 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
+    assert not any(one.shrunk(0.97, 0.9).overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_bounds_from_both_sides_have_a_panel_of_their_own() -> None:
+    bounds = (Sandwich("importance sampling", 50, -9.0, -8.5, 0.5, 0.03, -8.9),)
+    shown = found(row("first", [-10.0, -9.0, -8.0], sandwiches=bounds), row("second", [-11.0, -9.5]))
+    axes: Any = how_far(shown).axes[1]
+    assert sorted(axes.lines[0].get_xdata()) == pytest.approx([0.0, 0.5])  # above the lower bound
+    assert axes.lines[1].get_xdata()[0] == pytest.approx(0.1)  # the exact mean
+    assert [text.get_text() for text in axes.texts] == ["0.50 ± 0.03"]
+    assert "which each model draws itself" in caption(shown).text
+    assert "between -9.00 and -8.50 by importance sampling" in caption(shown).alt
+    assert len(how_far(found(row("first", [-10.0, -9.0]))).axes) == 1
+
+
+def test_the_caption_says_what_the_bars_are() -> None:
+    levels = [Level("elbo", "ELBO", -10.0, 0.25), Level("exact", "exact", -9.0, 0.0)]
+    alone = found(Distance("normal", levels, []))
+    text = caption(alone).text
+    assert "ELBO and estimates of log p(x), means over 300 test images of digits" in text
+    assert "difference to its own log p(x) (exact; dashed), paired image by image" in text
+    assert "not for other seeds" in text and "± 0.25 nats" in text and "at least" not in text
+    assert caption(alone).alt.endswith("normal: ELBO -10.00, exact -9.00")
+    several = Distances(IMAGES, [alone.rows[0], row("flow", [-11.0, -10.5, -10.0])], levels[1], several_seeds=True)
+    assert "difference to log p(x) of normal" in caption(several).text
+    assert "other images and seeds" in caption(several).text
+    sampled = [level._replace(half_width=None, at_least=True) for level in levels]
+    text = caption(found(Distance("normal", sampled, ["IWAE-10"]))).text
+    assert "No interval is drawn" in text and "An arrow to the right" in text
+    assert "normal has no mark for IWAE-10: the mean is not finite." in text
+
+
+def test_wide_intervals_run_out_of_the_picture() -> None:
+    """From few seeds they may be far wider than all else."""
+    levels = [Level("elbo", "ELBO", -10.0, 900.0), Level("importance", "importance sampling", -9.0, 0.0)]
+    low, high = how_far(found(Distance("normal", levels, []))).axes[0].get_xlim()
+    assert -12 < low < -10 and -9 < high < -8
