@@ -106,7 +106,7 @@ def _side(found: Distances) -> list[str]:
         return []
     counts = sorted({each.num_images for each in bounds})
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    exact = "; the star is the exact mean" if any(each.exact is not None for each in bounds) else ""
+    exact = "; the star is the known mean of log p(x)" if any(each.exact is not None for each in bounds) else ""
     return [
         f"On the right, on {number} other images, which each model draws itself: the lower and the upper bound of "
         f"log p(x), in nats above the lower one, with their distance ± its standard error{exact}."
@@ -218,7 +218,7 @@ def _scale(axes: Any, low: float, high: float, width: float, inside: float) -> N
     """Set the ends of an axis. Ticks are at least `inside` inches from them, so that no number is cut off."""
     axes.set_xlim(low, high)
     inside *= (high - low) / width
-    ticks = MaxNLocator(max(2, round(width / 0.75))).tick_values(low + inside, high - inside)
+    ticks = MaxNLocator(max(2, round(width / 0.75)), steps=[1, 2, 5, 10]).tick_values(low + inside, high - inside)
     axes.set_xticks([tick for tick in ticks if low + inside <= tick <= high - inside])
     axes.ticklabel_format(axis="x", useOffset=False)
 
