@@ -22,7 +22,7 @@ class CompareOptions:
     format: Literal["text", "markdown", "csv", "json"] = "text"
     """Format of the table on standard output."""
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A .png file for a picture of each row's ELBO and log p(x)."""
+    """A .png file for a picture of how far each row's bound is from log p(x)."""
     report: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """An .html file for the table, the notes and the picture, in one page that needs no other file."""
 

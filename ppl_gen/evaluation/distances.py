@@ -59,7 +59,8 @@ class Distance(NamedTuple):
     left_out: list[str]
     """Labels of levels that are infinite or NaN."""
     gap: float | None = None
-    """Mean of log p(x) - ELBO; None if every z is enumerated."""
+    """Mean of log p(x) - ELBO; None for a run without a guide's samples, such as one whose z is
+    enumerated."""
     gap_at_least: bool = False
     sandwiches: tuple[Sandwich, ...] = ()
 

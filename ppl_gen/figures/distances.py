@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from textwrap import fill
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.distances import Distance, Distances, Level, Sandwich
@@ -57,6 +58,8 @@ def caption(found: Distances) -> Caption:
     text = [_what(found), *_bars(found), *_side(found)]
     if any(level.at_least for level in _levels(found.rows)):
         text.append("An arrow to the right: log p(x) is at least this.")
+    if _axis(found.rows, 1.0).cuts:
+        text.append("A grey band cuts the axis where it has no mark; the scale is the same on both sides.")
     for row in found.rows:
         if row.left_out:
             text.append(f"{row.label} has no mark for {', '.join(row.left_out)}: the mean is not finite.")
@@ -154,9 +157,9 @@ def how_far(found: Distances) -> Figure:
     """
     has_side = any(row.sandwiches for row in found.rows)
     width = _WIDTH - 2 * _MARGIN - (_SIDE + _BETWEEN if has_side else 0)
-    low, high = _limits(found)
+    scale = _axis(found.rows, width)
     figure = Figure(figsize=(_WIDTH, 1))
-    labels = _labels(figure, found.rows, low, high, width)
+    labels = _labels(figure, found.rows, scale)
     heads = [fill(row.label, 32 if has_side else 52) for row in found.rows]
     heights = [
         _LINE * (head.count("\n") + 1) + _STRIP + _TIER * (1 + max((each.tier for each in named), default=-1)) + _GAP
@@ -165,7 +168,7 @@ def how_far(found: Distances) -> Figure:
     total = sum(heights)
     figure.set_size_inches(_WIDTH, total + _TITLE + _BELOW + (_LINE if has_side else 0))
     axes = _panel(figure, _MARGIN, width, total)
-    _scale(axes, low, high, width, 0.16)
+    _set_scale(axes, scale, 0.16)
     axes.set_xlabel(_OF.get(found.images.observation, "nats per image"), fontsize=9)
     side = _panel(figure, _WIDTH - _MARGIN - _SIDE, _SIDE, total) if has_side else None
     top = 0.0
@@ -190,15 +193,75 @@ def how_far(found: Distances) -> Figure:
     return figure
 
 
-def _limits(found: Distances) -> tuple[float, float]:
-    """The ends of the axis. Bars may be very wide, from few seeds: beyond a span of the marks they are cut off."""
-    levels = _levels(found.rows)
-    means = [level.mean for level in levels] or [0.0]
-    span = max(max(means) - min(means), _LEAST)
-    ends = [level.mean + sign * min(level.half_width or 0, span) for level in levels for sign in (-1, 1)] or means
-    low, high = min(*means, *ends), max(*means, *ends)
-    pad = max(0.04 * (high - low), _LEAST / 4)
-    return low - pad, high + 2 * pad  # room for an arrow
+class _Scale(NamedTuple):
+    """The axis in pieces of one scale, with cuts between them."""
+
+    knots: list[float]
+    """Both ends of each piece in nats, from left to right."""
+    places: list[float]
+    """The same in inches."""
+
+    def place(self, nats: Any) -> Any:
+        """Inches of a value. Beyond the ends, the scale goes on."""
+        per_nat = (self.places[1] - self.places[0]) / (self.knots[1] - self.knots[0])
+        beyond = np.minimum(nats - self.knots[0], 0) + np.maximum(nats - self.knots[-1], 0)
+        return np.interp(nats, self.knots, self.places) + per_nat * beyond
+
+    def nats(self, place: Any) -> Any:
+        """The value at a place; the inverse of `place`."""
+        per_inch = (self.knots[1] - self.knots[0]) / (self.places[1] - self.places[0])
+        beyond = np.minimum(place - self.places[0], 0) + np.maximum(place - self.places[-1], 0)
+        return np.interp(place, self.places, self.knots) + per_inch * beyond
+
+    @property
+    def cuts(self) -> list[tuple[float, float]]:
+        """The ends of each cut in nats."""
+        return list(zip(self.knots[1:-1:2], self.knots[2::2], strict=True))
+
+
+def _axis(rows: Sequence[Distance], width: float) -> _Scale:
+    """The axis of the rows. A stretch without a mark that is more than twice as long as all that is drawn is cut, so
+    that the gaps of rows far apart are still seen."""
+    pieces = _extents(rows)
+    drawn = sum(high - low for low, high in pieces)
+    if drawn < _LEAST:  # single values: what is to be seen is the distance between them
+        pieces = [(pieces[0][0], pieces[-1][1])]
+    kept = pieces[:1]
+    for low, high in pieces[1:]:
+        if low - kept[-1][1] > 2 * drawn:
+            kept.append((low, high))
+        else:
+            kept[-1] = (kept[-1][0], high)
+    total = max(sum(high - low for low, high in kept), _LEAST)
+    pad = 0.04 * total
+    kept = [(low - pad, high + 2 * pad) for low, high in kept]  # room for an arrow at the right
+    cut = 2 * pad
+    per_nat = width / (sum(high - low for low, high in kept) + cut * (len(kept) - 1))
+    places, at = [], 0.0
+    for low, high in kept:
+        places += [at, at + (high - low) * per_nat]
+        at = places[-1] + cut * per_nat
+    return _Scale([end for piece in kept for end in piece], places)
+
+
+def _extents(rows: Sequence[Distance]) -> list[tuple[float, float]]:
+    """The ends of all rows, those that overlap as one, from left to right. Bars may be very wide, from few seeds: they
+    are cut off beyond the length of the longest row."""
+    means = [[level.mean for level in row.levels] for row in rows if row.levels] or [[0.0]]
+    longest = max(max(each) - min(each) for each in means)
+    if longest < _LEAST:
+        longest = max(max(map(max, means)) - min(map(min, means)), _LEAST)
+    ends = []
+    for row in rows:
+        reach = [(level.mean, min(level.half_width or 0, longest)) for level in row.levels]
+        ends += [(min(mean - bar for mean, bar in reach), max(mean + bar for mean, bar in reach))] if reach else []
+    merged: list[tuple[float, float]] = []
+    for low, high in sorted(ends or [(0.0, 0.0)]):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
 
 
 def _panel(figure: Figure, left: float, width: float, height: float) -> Any:
@@ -214,18 +277,32 @@ def _panel(figure: Figure, left: float, width: float, height: float) -> Any:
     return axes
 
 
-def _scale(axes: Any, low: float, high: float, width: float, inside: float) -> None:
-    """Set the ends of an axis. Ticks are at least `inside` inches from them, so that no number is cut off."""
-    axes.set_xlim(low, high)
-    inside *= (high - low) / width
-    ticks = MaxNLocator(max(2, round(width / 0.75)), steps=[1, 2, 5, 10]).tick_values(low + inside, high - inside)
-    axes.set_xticks([tick for tick in ticks if low + inside <= tick <= high - inside])
-    axes.ticklabel_format(axis="x", useOffset=False)
+def _set_scale(axes: Any, scale: _Scale, inside: float) -> None:
+    """Set an axis, its ticks and its cuts. Ticks are at least `inside` inches from the ends, so that no number is cut
+    off, and no number touches another."""
+    axes.set_xscale("function", functions=(scale.place, scale.nats))
+    axes.set_xlim(scale.knots[0], scale.knots[-1])
+    width, ticks = scale.places[-1], list[float]()
+    for number in range(0, len(scale.knots), 2):
+        low, high = scale.knots[number : number + 2]
+        length = scale.places[number + 1] - scale.places[number]
+        for tick in MaxNLocator(max(2, round(length / 0.75)), steps=[1, 2, 5, 10]).tick_values(low, high):
+            place = scale.place(tick)
+            apart = not ticks or place - scale.place(ticks[-1]) > 0.4
+            if low <= tick <= high and inside <= place <= width - inside and apart:
+                ticks.append(tick)
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    axes.xaxis.set_major_formatter(formatter)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks)
+    for low, high in scale.cuts:
+        axes.axvspan(low, high, color="0.9", zorder=0)
 
 
 def _gap_text(row: Distance) -> str:
     if row.gap is None:
-        return "ELBO = log p(x)" if row.levels and all(level.known for level in row.levels) else ""
+        return "no gap" if row.levels and all(level.known for level in row.levels) else ""
     return f"gap {'≥ ' if row.gap_at_least else ''}{row.gap:.2f}"
 
 
@@ -268,7 +345,7 @@ def _draw_sandwiches(axes: Any, bounds: Sequence[Sandwich], top: float, middle: 
 
 def _finish_side(axes: Any, bounds: Sequence[Sandwich]) -> None:
     widest = max(*(each.width for each in bounds), _LEAST)
-    _scale(axes, -0.06 * widest, 1.06 * widest, _SIDE, 0.06)
+    _set_scale(axes, _Scale([-0.06 * widest, 1.06 * widest], [0.0, _SIDE]), 0.06)
     axes.set_xlabel("upper − lower bound", fontsize=9)
     axes.set_title("images of the model", fontsize=9, loc="left")
 
@@ -276,11 +353,11 @@ def _finish_side(axes: Any, bounds: Sequence[Sandwich]) -> None:
 # Names of the marks --------------------------------------------------------------------------------------------
 
 
-def _labels(figure: Figure, rows: Sequence[Distance], low: float, high: float, width: float) -> list[list[_Label]]:
+def _labels(figure: Figure, rows: Sequence[Distance], scale: _Scale) -> list[list[_Label]]:
     """The names below the marks of each row. A kind of mark is named where it first occurs. Names that would overlap
     go to lower tiers."""
     renderer = FigureCanvasAgg(figure).get_renderer()
-    per_inch = (high - low) / width
+    width = scale.places[-1]
     named: set[str] = set()
     found = []
     for row in rows:
@@ -291,12 +368,12 @@ def _labels(figure: Figure, rows: Sequence[Distance], low: float, high: float, w
                 continue
             named.add(level.label)
             text = figure.text(0, 0, level.label, fontsize=8.5)
-            half = text.get_window_extent(renderer).width / figure.dpi / 2 * per_inch
+            half = text.get_window_extent(renderer).width / figure.dpi / 2
             text.remove()
-            x = min(max(level.mean, low + half), high - half)
-            tier = next(t for t in range(99) if taken.get(t, -float("inf")) <= x - half)
-            taken[tier] = x + half + 0.06 * per_inch
-            labels.append(_Label(level.label, x, level.mean, tier))
+            x = min(max(scale.place(level.mean), half), width - half)
+            tier = next(t for t in range(99) if taken.get(t, 0.0) <= x - half + 1e-9)
+            taken[tier] = x + half + 0.06
+            labels.append(_Label(level.label, scale.nats(x), level.mean, tier))
         found.append(labels)
     return found
 

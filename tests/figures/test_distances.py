@@ -104,6 +104,8 @@ def test_the_caption_says_what_the_bars_are() -> None:
     assert "other images and seeds" in caption(several).text
     sampled = [level._replace(half_width=None, at_least=True) for level in levels]
     text = caption(found(Distance("normal", sampled, ["IWAE-10"]))).text
+    alone = how_far(found(Distance("grid", levels[1:], [])))
+    assert "no gap" in [each.get_text() for each in alone.axes[0].texts]
     assert "No interval is drawn" in text and "An arrow to the right" in text
     assert "normal has no mark for IWAE-10: the mean is not finite." in text
 
@@ -113,3 +115,27 @@ def test_wide_intervals_run_out_of_the_picture() -> None:
     levels = [Level("elbo", "ELBO", -10.0, 900.0), Level("importance", "importance sampling", -9.0, 0.0)]
     low, high = how_far(found(Distance("normal", levels, []))).axes[0].get_xlim()
     assert -12 < low < -10 and -9 < high < -8
+
+
+def test_the_axis_is_cut_between_rows_far_apart() -> None:
+    """So that gaps of 5 nats are seen beside a row 50 nats below. The scale is the same on both sides."""
+    shown = found(row("near", [-100.0, -97.0, -95.0]), row("far", [-158.0, -156.0]))
+    axes: Any = how_far(shown).axes[0]
+    assert "A grey band cuts the axis" in caption(shown).text
+
+    def place(nats: float) -> float:
+        return float(axes.transData.transform((nats, 0))[0])
+
+    per_nat = (place(-95) - place(-100)) / 5
+    assert per_nat == pytest.approx((place(-156) - place(-158)) / 2)
+    assert place(-100) - place(-156) < 0.3 * (place(-95) - place(-158))
+    ticks = list(axes.get_xticks())
+    assert any(tick < -150 for tick in ticks) and any(tick > -105 for tick in ticks) and len(set(ticks)) == len(ticks)
+    assert not any(-150 < tick < -105 for tick in ticks)
+    for together in (found(row("a", [-100.0, -95.0]), row("b", [-104.0, -102.0])), exact(-150.0, -100.0)):
+        assert "cuts" not in caption(together).text
+
+
+def exact(*means: float) -> Distances:
+    """Rows of one exact value each: what is to be seen is how far they are apart."""
+    return found(*(Distance(str(mean), [Level("exact", "exact", mean, 0.0)], []) for mean in sorted(means)[::-1]))
