@@ -56,7 +56,7 @@ def captions(found: Distances) -> dict[str, Caption]:
 def caption(found: Distances) -> Caption:
     """The caption of `how_far`, from the same argument. It says what the bars are, and what is left out."""
     text = [_what(found), *_bars(found), *_side(found)]
-    if any(level.at_least for level in _levels(found.rows)):
+    if any(_has_arrow(row, level) for row in found.rows for level in row.levels):
         text.append("An arrow to the right: log p(x) is at least this.")
     if _axis(found.rows, 1.0).cuts:
         text.append("A grey band cuts the axis where it has no mark; the scale is the same on both sides.")
@@ -124,6 +124,11 @@ def _in_words(row: Distance) -> str:
         for each in row.sandwiches
     )
     return f"{row.label}: {words or 'no finite value'}{bounds}"
+
+
+def _has_arrow(row: Distance, level: Level) -> bool:
+    """True for a mark with an arrow: log p(x) is larger, by how much is unknown."""
+    return level.at_least and not any(each.known for each in row.levels)
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -318,7 +323,7 @@ def _draw_row(axes: Any, row: Distance, middle: float) -> None:
             ends = [level.mean - level.half_width, level.mean + level.half_width]
             axes.plot(ends, [middle] * 2, color="0.25", linewidth=1.2, marker="|", markersize=5, zorder=2)
         axes.plot(level.mean, middle, linestyle="none", zorder=3 + order / 100, **style)
-        if level.at_least:
+        if _has_arrow(row, level):
             axes.annotate(
                 "",
                 (level.mean, middle),
@@ -339,8 +344,11 @@ def _draw_sandwiches(axes: Any, bounds: Sequence[Sandwich], top: float, middle: 
         axes.plot([0, each.width], [at, at], color=color, linewidth=2, marker="|", markersize=9, markeredgewidth=1.6)
         if each.exact is not None:
             axes.plot(each.exact - each.lower, at, **_MARKS["exact"] | {"markersize": 9})
-    text = ", ".join(f"{each.width:.2f}" + ("" if each.se is None else f" ± {each.se:.2f}") for each in bounds)
-    axes.text(0, top, text, transform=axes.get_yaxis_transform(), va="top", fontsize=9)
+    texts = []
+    for each in bounds:
+        digits = 3 if each.width < 0.0095 else 2
+        texts.append(fixed(each.width, digits) + ("" if each.se is None else f" ± {fixed(each.se, digits)}"))
+    axes.text(0, top, ", ".join(texts), transform=axes.get_yaxis_transform(), va="top", fontsize=9)
 
 
 def _finish_side(axes: Any, bounds: Sequence[Sandwich]) -> None:

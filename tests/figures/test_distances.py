@@ -103,6 +103,8 @@ def test_the_caption_says_what_the_bars_are() -> None:
     assert "difference to log p(x) of normal" in caption(several).text
     assert "other images and seeds" in caption(several).text
     sampled = [level._replace(half_width=None, at_least=True) for level in levels]
+    assert "arrow" not in caption(found(Distance("normal", sampled, []))).text  # the exact value is known
+    sampled[1] = sampled[1]._replace(name="importance")
     text = caption(found(Distance("normal", sampled, ["IWAE-10"]))).text
     alone = how_far(found(Distance("grid", levels[1:], [])))
     assert "no gap" in [each.get_text() for each in alone.axes[0].texts]
