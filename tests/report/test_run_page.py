@@ -69,7 +69,7 @@ def test_the_page_of_a_run(run: Path) -> None:
     assert len(page.of("img")) == len(list((run / "figures").iterdir())) > 4
     alts = " ".join(str(picture["alt"]) for picture in page.of("img"))
     assert "the model has of its own" not in alts  # so that each says what it shows
-    assert f"from {summary['elbo']['mean']:.2f} nats at k = 1 to {summary['log_px']['mean']:.2f} at k = 50" in alts
+    assert f": ELBO {summary['elbo']['mean']:.2f}, IWAE-10 {summary['iwae']['10']['mean']:.2f}, importance" in alts
     assert page.warnings() == []
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 
