@@ -1,11 +1,13 @@
 """What the benchmarks compare is the same number."""
 
+import argparse
 import copy
 import io
 import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from benchmarks import (
     profiles,
     remake,
     rows,
+    trusted,
     vae_step,
     wall,
 )
@@ -37,6 +40,7 @@ from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.annealed import Annealing, bidirectional_bounds
+from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.exact import exact_log_px
 
 
@@ -348,3 +352,36 @@ def test_exact_training(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert f"| elbo | 2 | 0.0 | {records[1]['exact']:.2f} |" in capsys.readouterr().out
     assert (tmp_path / "it.png").stat().st_size > 1000
     assert "| grid | 2 | 1.0 | -4.00 ± 1.41 | 0.001 |  |  |  |  |" in several
+
+
+def test_estimates_against_quadrature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every estimate has a row, and a model that is trained is not trained again."""
+    arguments = ["--small", "--models", "normal-5", "--out", str(tmp_path)]
+    monkeypatch.setattr(trusted, "SMALL", replace(trusted.SMALL, samples=(30,)))
+    trusted.main(arguments)
+    (found,) = json.loads((tmp_path / "trusted.json").read_text())
+    assert len(found["rows"]) == 5 and found["rows"][-1]["estimator"] == "annealed"
+    assert all(abs(row["mean_error"]) < 0.5 for row in found["rows"])
+    gap = found["gaps"]
+    total = gap["approximation_by_quadrature"][0] + gap["amortization"][0]
+    assert total == pytest.approx(gap["gap_by_quadrature"][0]) and gap["images"] == trusted.SMALL.gap_images
+    assert f"log p(x) by quadrature {found['exact'][0]:.3f}" in capsys.readouterr().out
+    before = (tmp_path / "normal-5" / "checkpoint.safetensors").stat().st_mtime_ns
+    trusted.trained("normal-5", argparse.Namespace(small=True, data="digits", device="auto", seed=0, out=tmp_path))
+    assert (tmp_path / "normal-5" / "checkpoint.safetensors").stat().st_mtime_ns == before
+
+
+def test_errors_of_trusted_images() -> None:
+    """Four of five images are trusted; of these one is 0.3 nats low, one 0.6 high, and both are beyond their errors."""
+    exact = torch.full((5,), -50.0, dtype=torch.float64)
+    error = torch.tensor([0.0, -0.3, 0.6, 0.05, -9.0], dtype=torch.float64)
+    values = {"log_px": exact + error, "log_px_mc_var": torch.full_like(exact, 1e-4), "log_px_bias": 0 * exact}
+    estimate = Estimate(estimator="test", num_samples=100, khat=(error < -1).double(), **values)
+    found = trusted.held_against(exact, estimate, trusted.by_khat(estimate))
+    assert found["trusted"] == 0.8 and found["low"] == {"0.1": 0.25, "0.5": 0.0} and found["high"]["0.5"] == 0.25
+    assert found["beyond_its_error"] == 0.75 and found["worst"] == pytest.approx(0.6)
+    assert found["mean_error"] == pytest.approx(-1.73) and found["mean_error_of_trusted"] == pytest.approx(0.0875)
+    none = trusted.held_against(exact, estimate, torch.zeros(5, dtype=torch.bool))
+    assert none["trusted"] == 0 and "worst" not in none

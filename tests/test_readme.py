@@ -33,6 +33,7 @@ BENCHMARKS = {
     "benchmarks.null_comparisons": ["--repetitions", "20"],
     "benchmarks.processes": shlex.split("--batch-sizes 10 --rounds 2"),
     "benchmarks.questions": shlex.split("--data digits --fits 3 --epochs 1 --out figures"),
+    "benchmarks.trusted": shlex.split("--small --models normal-5 --out trusted"),
     "benchmarks.wall": shlex.split("--ways ours --max-units 1 --out wall.png"),
 }
 QUICK_ANNEALING = shlex.split("--annealed.num-temperatures 4 --annealed.leapfrog-steps 2 --sandwich 3")

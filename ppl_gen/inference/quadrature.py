@@ -41,7 +41,6 @@ _PRIOR_SAMPLES = 10_000
 _FIRST_CELLS = {1: 64, 2: 24, 3: 16}  # cells along each unit of the first grid, by the number of units
 _MOST_FIRST_CELLS = 2**18  # cells of the first grid after extension
 _TILE = 64  # cells of a tile, before they are halved
-_MOST_POINTS = 2**23  # points of the grid for a single image
 _POINTS_IMAGES = 2**26  # pairs of grid point and image in memory at a time
 _NUMBERS = 2**24  # numbers of the decoder's output, or of a broadcast log-density, in memory at a time
 _LARGEST_SHARE = 0.7  # share of p(x) in one cell, above which a grid is too coarse to be believed
@@ -271,8 +270,7 @@ class Integrand:
 
 
 def _to_values(prior: Distribution) -> Transform:
-    """The map from unbounded coordinates to the values of a prior. If these may have any real values, it is the
-    identity."""
+    """The map from unbounded coordinates to values of a prior; the identity if these may be any real numbers."""
     constraint = support(prior)
     if type(constraint).__name__ == "MixtureSameFamilyConstraint":  # torch has no map for it
         constraint = constraint.base_constraint  # type: ignore[union-attr]
@@ -396,8 +394,8 @@ class _Refinement:
                 cells = self._evaluate(centers, step, x)
                 largest = cells.max(0)
                 peaks.append(centers[largest.indices])
-                matters = (cells >= largest.values - self.negligible) & (cells > -math.inf)
-                matters = matters.any(1).reshape(counts).cpu()
+                least = (largest.values - self.negligible).clamp_min(torch.finfo(cells.dtype).min)  # if p(x) is 0
+                matters = (cells >= least).any(1).reshape(counts).cpu()
                 for unit in range(units):
                     ends[0, unit] |= matters.select(unit, 0).any()
                     ends[1, unit] |= matters.select(unit, -1).any()
@@ -413,7 +411,9 @@ class _Refinement:
         cells = self._evaluate(centers, step, self.x[rows])
         largest = cells.max(0)
         slack = _largest_difference(cells.reshape(*counts, -1)).reshape(cells.shape)
-        needed = cells + slack >= largest.values - self.negligible
+        needed = (
+            cells + slack >= largest.values - self.negligible
+        ) | slack.isinf()  # infinite at an edge of p(x, z) = 0
         outside = torch.full_like(cells[0], -math.inf, dtype=torch.float64)
         block = _Block(rows, [], step, outside, cells.logsumexp(0).double(), centers[largest.indices])
         images = torch.arange(len(rows), device=rows.device)
@@ -500,9 +500,13 @@ class _Refinement:
         the previous grid is enough in that case.
         """
         families = cells.reshape(-1, len(self.halves), cells.shape[1])
-        slack = torch.maximum(families.amax(1) - families.amin(1), slack_before / 4)
-        needed = families + slack.unsqueeze(1) >= largest - self.negligible
-        return needed.reshape(cells.shape), slack.repeat_interleave(len(self.halves), 0)
+        empty = families == -math.inf
+        at_edge = empty & (slack_before.isinf() | ~empty.all(1)).unsqueeze(1)
+        spread = families.amax(1) - families.masked_fill(empty, math.inf).amin(1)
+        slack = torch.maximum(spread, slack_before.nan_to_num(posinf=0.0) / 4).unsqueeze(1)
+        needed = (families + slack >= largest - self.negligible) | at_edge
+        slack = slack.expand_as(families).masked_fill(at_edge, math.inf)
+        return needed.reshape(cells.shape), slack.reshape(cells.shape)
 
     def _settle(self, rows: Tensor, log_px: Tensor, change: Tensor) -> None:
         rows = rows.cpu()
@@ -535,7 +539,7 @@ def _largest_difference(values: Tensor) -> Tensor:
     found = torch.zeros_like(values)
     for unit in range(values.dim() - 1):
         inner = values.shape[unit] - 1
-        difference = values.diff(dim=unit).abs()
+        difference = values.diff(dim=unit).abs().nan_to_num(nan=0.0, posinf=math.inf)  # NaN between empty cells
         for start in (0, 1):
             side = found.narrow(unit, start, inner)
             side.copy_(torch.maximum(side, difference))

@@ -289,6 +289,15 @@ def test_impossible_images() -> None:
     torch.testing.assert_close(found.log_px[[0, 2]], exact, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("units", [1, 2])
+def test_edges(units: int) -> None:
+    """x ~ U(z - 1/2, z + 1/2): p(x, z) is a piece of the prior with sharp edges. The change is no bound there."""
+    model = Own(standard(units), lambda z: dist.Uniform(z - 0.5, z + 0.5, validate_args=False).to_event(1))
+    x = torch.tensor([[0.3], [1.0], [-2.2]], dtype=torch.float64).expand(-1, units)
+    exact = (torch.special.ndtr(x + 0.5) - torch.special.ndtr(x - 0.5)).log().sum(1)
+    close(model, x, exact, 0.03, Quadrature())
+
+
 def test_no_possible_image() -> None:
     prior = dist.Beta(number(2.0), number(1.0)).expand([1]).to_event(1)
     model = Own(prior, lambda z: dist.Uniform(0.0, z, validate_args=False).to_event(1))
