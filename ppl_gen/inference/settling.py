@@ -3,8 +3,9 @@
 A pilot doubles the number of samples S of an image until two proposals settle its log p(x):
 
 - the guide q(z | x);
-- a defensive mixture (Hesterberg 1995): a tenth of the samples from the prior, and the others from the guide spread by
-  a temperature above 1. Its weights are bounded by 10 p(x | z), and it reaches what a narrow guide misses.
+- a defensive mixture (Hesterberg 1995): a tenth of the samples from the prior, at least 100 of them but at most half,
+  and the others from the guide spread by a temperature above 1. Its weights are bounded by 10 p(x | z), and it reaches
+  what a narrow guide misses.
 
 An image is settled by the mixture if k-hat is fine, 2.5 Monte Carlo errors and the estimated bias are within the
 tolerance, and the guide is not above it beyond their errors. It is settled by the guide if that holds, and if the
@@ -39,13 +40,15 @@ from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, share
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px, scores_others
 
-FEWEST = 64  # samples of the first step of the pilot
-_PRIOR_SHARE = 0.1
+FEWEST = 128  # samples of the first step of the pilot
+_PRIOR_SHARE, _MOST_PRIOR_SHARE = 0.1, 0.5
+_PRIOR_SAMPLES = 100  # samples from the prior, as far as the larger share allows
 _SPREAD_COST = 2.0  # factor by which the temperature multiplies the variance, if the guide is the exact posterior
 _ERRORS = 2.5  # Monte Carlo errors within the tolerance: 98.8 % of a normal distribution
 _LENIENT = 1.5  # tolerances to which the estimate must be known: its estimated error varies, too
 _LOOSE = 3.0  # tolerances to which the other proposal is known, if it confirms the guide
 _APART = 3.0  # Monte Carlo errors by which two estimates may differ
+_ROUNDING = 1e-3  # nats; a smaller difference may be rounding in float32
 _HOPELESS = 4.0  # the pilot ends where the error calls for more than this multiple of the most samples
 _JUDGED_FROM = 256  # samples from which the error is good enough to end the pilot so
 LEFT, SETTLED, ANNEALED = 0, 1, 2
@@ -69,7 +72,7 @@ class Settling:
 
     @property
     def steps(self) -> list[int]:
-        """Numbers of samples of the pilot: 64, 128, … up to the most samples."""
+        """Numbers of samples of the pilot: 128, 256, … up to the most samples."""
         return [FEWEST << step for step in range((self.most_samples // FEWEST).bit_length())]
 
 
@@ -161,7 +164,8 @@ def settled_log_px(
 
     def sample(rows: Tensor, num_samples: int, by_guide: bool, progress: Advance | None = None) -> Estimate:
         """log p(x) of some images by one of the two proposals."""
-        proposal = (0.0, 1.0) if by_guide else (_PRIOR_SHARE, temperature)
+        prior_share = min(max(_PRIOR_SHARE, _PRIOR_SAMPLES / num_samples), _MOST_PRIOR_SHARE)
+        proposal = (0.0, 1.0) if by_guide else (prior_share, temperature)
         how: dict[str, Any] = dict(zip(("prior_share", "temperature"), proposal, strict=True))
         batch = take(rows.to(x.device), *images)
         how |= {"num_samples": num_samples, "progress": progress, **batch.kwargs}
@@ -246,7 +250,7 @@ def _run_pilot(sample: Sampler, count: int, settling: Settling, progress: Advanc
 
 def _error(estimate: Estimate) -> Tensor:
     """2.5 Monte Carlo errors and the estimated bias, in nats [images]."""
-    return _ERRORS * estimate.log_px_mc_var.sqrt() + estimate.log_px_bias.abs()
+    return _ERRORS * _root(estimate.log_px_mc_var) + estimate.log_px_bias.abs()
 
 
 def _settles(guided: Estimate, mixed: Estimate, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -261,7 +265,12 @@ def _settles(guided: Estimate, mixed: Estimate, tolerance: float) -> tuple[Tenso
 
 def _allowed(variance: Tensor, bias: Tensor) -> Tensor:
     """The largest difference of two estimates that their errors explain, in nats."""
-    return _APART * variance.sqrt() + bias
+    return _APART * _root(variance) + bias + _ROUNDING
+
+
+def _root(variance: Tensor) -> Tensor:
+    """The square root of variances, which rounding may make negative where all weights are equal."""
+    return variance.clamp(min=0).sqrt()
 
 
 def _estimate(sample: Sampler, pilot: _Pilot, settling: Settling, progress: Advance | None) -> SettledEstimate:
