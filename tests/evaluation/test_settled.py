@@ -80,7 +80,7 @@ def test_what_auto_cannot_be_with(tmp_path: Path) -> None:
     for more in ({"gaps": True}, {"prior_share": 0.1}, {"temperature": 2.0}, {"estimator": "annealed"}):
         with pytest.raises(BadInput, match="does not take"):
             EvaluationOptions(num_samples="auto", **more)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="settling.*needs"):
+    with pytest.raises(BadInput, match=r"settling.*needs"):
         EvaluationOptions(settling=Settling(0.5))
     mixture = _run(tmp_path, "mixture", guide="enumerated", model_options={"num_components": 3})
     with pytest.raises(BadInput, match="no importance samples are drawn"):
