@@ -356,7 +356,9 @@ def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chos
 
 def _by_quadrature(task: Task, chosen: Chosen) -> tuple[dict[str, Estimate], str | None]:
     """The estimate by quadrature under its name. If it was left out, a sentence that says why."""
-    sampling = importance_work(task.fitted.model, task.x, task.num_samples)
+    settling = task.options.num_samples == "auto"
+    samples = task.options.settling.most_samples if settling else task.num_samples
+    sampling = importance_work(task.fitted.model, task.x, samples)
     reason = None
     found: dict[str, Estimate] = {}
     try:
