@@ -14,7 +14,7 @@ SHARED = ("data", "split", "num_images", "binarization", "observation", "seed", 
 """Keys that an `evaluation.json` and the attributes of the `evaluation.nc` beside it have in common."""
 _FIGURES = {
     *("mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"),
-    *("largest_change", "points_per_image"),
+    *("largest_change", "points_per_image", "settled"),
 }
 """Keys of an entry of log p(x) that are results, not settings, of its estimator."""
 

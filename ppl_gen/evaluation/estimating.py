@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.settled import check_settling, fixed_samples, next_options, settled_estimate
 from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.config import KINDS, Given
@@ -65,6 +67,11 @@ class Task:
     """Labels of the images, if model or guide take them; else empty."""
     quiet: bool = False
 
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of estimates from as many for every image."""
+        return fixed_samples(self.fitted, self.options)
+
 
 def evaluate(
     fitted: Fitted,
@@ -102,6 +109,8 @@ def evaluate(
     given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
     primary = primary_of(estimates, options.estimator)
     estimator = "auto" if options.mixes and not estimates[primary].sampled else estimates[primary].estimator
+    estimator = "importance" if estimator == "settled" else estimator  # as --estimator takes it
+    further_on = next_options(fitted, options, estimates, primary, _can_anneal(task), task.x, *task.labels)
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),
@@ -110,6 +119,7 @@ def evaluate(
         "options": options.to_json() | {"estimator": estimator},
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
         **({} if given_up is None else {"no_quadrature": given_up}),
+        **({} if further_on is None else {"next_options": further_on}),
         **({"components": {"in_use": in_use, "of": fitted.pair.num_states}} if in_use is not None else {}),
         "num_parameters": sum(p.numel() for p in fitted.modules.parameters()),
         "seconds": time.perf_counter() - started,
@@ -211,6 +221,7 @@ def _check(task: Task, others: Sequence[nn.Module], chosen: Chosen) -> None:
     check_bounds(task.fitted, options, chosen.sampled, task.x[:1], *(each[:1] for each in task.labels))
     if chosen.exact:
         check_claim(task.fitted.model, task.fitted.guide, task.fitted.pair, task.x, *task.labels)
+    check_settling(task.fitted, options, chosen.sampled, task.x, task.labels)
     if options.estimator == "annealed":
         check_chains(task.fitted, task.x, options)
     if options.mixes or options.estimator == "prior":
@@ -243,6 +254,14 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
             raise BadInput(
                 f"{pair.model_name}: likelihood(z) for z [chains, images, ...] differs from likelihood(z) of each chain"
             )
+
+
+def _can_anneal(task: Task) -> bool:
+    """True if the model can be annealed."""
+    with suppress(BadInput):
+        check_chains(task.fitted, task.x, task.options)
+        return True
+    return False
 
 
 def other_guides(options: EvaluationOptions, given: Given) -> list[nn.Module]:
@@ -294,12 +313,13 @@ def _estimates(
 ) -> Iterator[tuple[str, Estimate]]:
     """Every further estimate with its name, in the order of the report."""
     fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
-    assert options.num_samples is not None
     if chosen.exact:
         yield "exact", exact_estimate(fitted, x, *labels, quiet=task.quiet)
     if chosen.sampled:
-        guided = importance_estimate(fitted, x, *labels, num_samples=options.num_samples, quiet=task.quiet)
+        guided = importance_estimate(fitted, x, *labels, num_samples=task.num_samples, quiet=task.quiet)
         yield "importance", guided if chosen.exact else _with_second_opinion(task, guided)
+    if options.num_samples == "auto":
+        yield "settled", settled_estimate(fitted, options, x, *labels, anneal=_can_anneal(task), quiet=task.quiet)
     if options.estimator == "prior":
         yield "prior", _proposal_estimate(task, others)
     elif options.mixes:
@@ -336,7 +356,9 @@ def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chos
 
 def _by_quadrature(task: Task, chosen: Chosen) -> tuple[dict[str, Estimate], str | None]:
     """The estimate by quadrature under its name. If it was left out, a sentence that says why."""
-    sampling = importance_work(task.fitted.model, task.x, task.options.num_samples or 1)
+    settling = task.options.num_samples == "auto"
+    samples = task.options.settling.most_samples if settling else task.num_samples
+    sampling = importance_work(task.fitted.model, task.x, samples)
     reason = None
     found: dict[str, Estimate] = {}
     try:
@@ -383,7 +405,7 @@ def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
         return chosen
     if (known := known_of(estimates)) and (chosen != "importance" or "importance" not in estimates):
         return known
-    return "mixed" if "mixed" in estimates else "importance"
+    return next(name for name in ("settled", "mixed", "importance") if name in estimates)
 
 
 def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
@@ -419,14 +441,14 @@ def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module]
     prior."""
     options = task.options
     guides, share = ([], 1.0) if options.estimator == "prior" else ([task.fitted.guide, *others], options.prior_share)
-    return guides, {"num_samples": options.num_samples, "prior_share": share, "temperature": options.temperature}
+    return guides, {"num_samples": task.num_samples, "prior_share": share, "temperature": options.temperature}
 
 
 def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
     """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        advance = progress.advancing("log p(x)", f"{task.options.num_samples} samples of other proposals")
+        advance = progress.advancing("log p(x)", f"{task.num_samples} samples of other proposals")
         return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
 
 

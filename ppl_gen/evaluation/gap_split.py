@@ -109,7 +109,7 @@ def _search(
     fitted: Fitted, x: Tensor, copies: int, options: EvaluationOptions, search: Search, quiet: bool
 ) -> tuple[Gaps, Gaps | None]:
     """The gaps by a search over contexts, and those of the first images by a search over contexts and weights."""
-    assert options.num_samples is not None
+    assert isinstance(options.num_samples, int)
     with Progress(len(x) + copies, "image", quiet=quiet) as progress:
         advance = progress.advancing("gaps", f"{search.num_samples} samples a step, {options.num_samples} after")
         how: dict[str, Any] = {"num_samples": options.num_samples, "search": search, "seed": options.seed}

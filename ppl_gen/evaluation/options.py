@@ -11,6 +11,7 @@ from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.quadrature import Quadrature
+from ppl_gen.inference.settling import Settling
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class EvaluationOptions:
     """Split to evaluate."""
     num_images: int | None = None
     """Number of images: the first N of the split. By default all."""
-    num_samples: int | None = None
-    """Importance samples of z per image. By default as many as after training. Papers often use 5000."""
+    num_samples: Literal["auto"] | int | None = None
+    """Importance samples of z per image. By default as many as after training. Papers often use 5000. auto: log p(x) of
+    each image has as many as --settling.tolerance takes; ELBO and IWAE bounds have as many as after training."""
     estimator: Literal["auto", "exact", "quadrature", "importance", "annealed", "prior"] = "auto"
     """Estimator of log p(x). auto: exact if every latent value can be enumerated or there is a closed form; else
     quadrature if z has 1 to 3 continuous units and importance sampling would not be faster; else importance.
@@ -38,6 +40,7 @@ class EvaluationOptions:
     makes them."""
     proposal_guides: tuple[str, ...] = ()
     """file.py:Class of guides of --proposals that are your own and differ from this run's guide."""
+    settling: Settling = field(default_factory=Settling)
     quadrature: Quadrature = field(default_factory=Quadrature)
     annealed: Annealing = field(default_factory=Annealing)
     sandwich: int | None = None
@@ -64,7 +67,16 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require_least(self, num_images=1, num_samples=1, sandwich=0, gap_copies=0)
+        require_least(self, num_images=1, sandwich=0, gap_copies=0)
+        if self.num_samples != "auto":
+            require_least(self, num_samples=1)
+            if self.settling != Settling():
+                raise BadInput("--settling.*: needs --num-samples auto")
+        elif self.gaps or self.mixes or self.estimator in ("annealed", "prior"):
+            raise BadInput(
+                "--num-samples auto: does not take --gaps, --estimator annealed or prior, --prior-share, --temperature "
+                "or --proposals"
+            )
         require(0 <= self.prior_share <= 1, "prior_share", self.prior_share, "must be from 0 to 1")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "must be a number above 0")
         if self.estimator != "annealed" and self.annealed != Annealing():

@@ -113,6 +113,7 @@ def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
 
     log_px, mc_se, bias = (values(f"{prefix}{end}") for end in ("", "_mc_se", "_bias"))
     assert log_px is not None
+    outcome = values(f"outcome{suffix}")  # each image with a threshold of k-hat of its own
     return Estimate(
         estimator=entry["estimator"],
         log_px=log_px,
@@ -120,7 +121,8 @@ def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
         log_px_bias=torch.zeros_like(log_px) if bias is None else bias,
         num_samples=entry.get("num_samples", entry.get("num_chains")),
         ess=values(f"ess{suffix}"),
-        khat=values(f"khat{suffix}"),
+        khat=values(f"khat{suffix}") if outcome is None else None,
+        doubted=None if outcome is None else outcome == 0,
         largest=values("largest_weight") if name == "importance" else None,
         narrower=name == "importance" and bool(summary.get("narrower", False)),
         words=str(images[prefix].attrs["long_name"]).removeprefix("log p(x) by "),

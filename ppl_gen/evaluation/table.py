@@ -14,6 +14,7 @@ ESTIMATES = {
     "quadrature": "quadrature",
     "elbo": "ELBO",
     "importance": "importance sampling",
+    "settled": "settled importance sampling",
     "mixed": "several proposals",
     "prior": "prior sampling",
     "annealed": "annealing",
@@ -119,6 +120,8 @@ def _estimator_text(entry: Json) -> str:
     if "num_chains" in entry:
         chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
         return f"annealed, {chains} from the {entry['start']}; {_errors_text(entry)}"
+    if entry["estimator"] == "settled":
+        return f"{_settled_text(entry)}; {_errors_text(entry)}"
     if entry["estimator"] == "quadrature":
         points = f"{entry['points_per_image']:,} points of z per image"
         return f"quadrature, {points}; halving the step moves no image by more than {small(entry['largest_change'])}"
@@ -130,6 +133,17 @@ def _estimator_text(entry: Json) -> str:
     else:
         samples = f"{entry['estimator']}{f', S = {count}' if (count := entry.get('num_samples')) else ''}"
     return f"{samples}{ess}; {_errors_text(entry)}"
+
+
+def _settled_text(entry: Json) -> str:
+    """The shares of images that were settled, annealed and left, and their samples."""
+    result = entry["settled"]
+    shares = [f"{result['fraction_settled']:.1%} of images by importance sampling"]
+    shares += [f"{result['fraction_annealed']:.1%} by annealing"] if result["fraction_annealed"] else []
+    shares += [f"{result['fraction_left']:.1%} not"] if result["fraction_left"] else []
+    samples = result["samples"]
+    counts = f"S median {samples['median']:,}, largest {samples['largest']:,}, {samples['total']:,} with the pilot's"
+    return f"settled to {entry['tolerance']:g} nats: {', '.join(shares)}; {counts}; {result['seconds']:.0f} s"
 
 
 def _proposal_text(proposal: Json) -> str:
@@ -234,6 +248,8 @@ def _diagnostic_rows(s: Json) -> list[Row]:
     rows = []
     if "khat" in s:
         rows.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
+    if "next_options" in s:
+        rows.append(Row("to settle more images", note=f"python -m ppl_gen.evaluate RUN {s['next_options']}"))
     if "active_units" in s:
         collapsed = "; z is not used, its mean is the same for every image: --kl-warmup may prevent that"
         if s["guide"] == "prior":
