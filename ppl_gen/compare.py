@@ -23,13 +23,21 @@ class CompareOptions:
     """Format of the table on standard output."""
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A .png file for a picture of how far each row's bound is from log p(x)."""
+    posteriors: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A .png file for the exact p(z | x) of six test images with each guide's q(z | x) over it, from runs whose z has
+    two continuous units."""
     report: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """An .html file for the table, the notes and the picture, in one page that needs no other file."""
+    """An .html file for the table, the notes and the pictures, in one page that needs no other file."""
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise BadInput(f"name at least one run: {PROGRAM} RUN RUN …")
-        for option, file, suffix in (("figure", self.figure, ".png"), ("report", self.report, ".html")):
+        files = (
+            ("figure", self.figure, ".png"),
+            ("posteriors", self.posteriors, ".png"),
+            ("report", self.report, ".html"),
+        )
+        for option, file, suffix in files:
             if file is not None:
                 require(file.suffix == suffix, option, file, f"must end in {suffix}")
                 require(file.parent.is_dir(), option, file, "is in no directory that exists")
@@ -44,8 +52,11 @@ def command(arguments: list[str]) -> None:
         "ELBO and log p(x) of several runs in one table, the best first, with paired differences.",
     )
     comparison = Comparison(options.runs)
+    posteriors = None if options.posteriors is None else comparison.posteriors()
     if options.figure is not None:
         write_file(options.figure, lambda path: path.write_bytes(comparison.png))
+    if options.posteriors is not None and posteriors is not None:
+        write_file(options.posteriors, posteriors.write)
     if options.report is not None:
         words = [*PROGRAM.split(), *map(str, options.runs), "--report", str(options.report)]
         write_file(options.report, saving(comparison.page(words)))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from ppl_gen.experiment.config import Config, Given
     from ppl_gen.figures.canvas import Figure
+    from ppl_gen.figures.posteriors import Posteriors
+    from ppl_gen.report.page import Picture
     from ppl_gen.run import Run
     from ppl_gen.training.hooks import Hook
 
@@ -187,6 +189,34 @@ class Comparison:
 
         return how_far(self.distances)
 
+    def posteriors(self) -> "Figure":
+        """The exact p(z | x) of six test images, with a row of panels for the guide of each run whose z is a plane. Of
+        runs that differ in the seed alone, the first is drawn.
+
+        :raises BadInput: if there is no such run.
+        """
+        from ppl_gen.figures.posteriors import posteriors
+
+        if not self._posteriors:
+            raise BadInput(
+                "no run has posteriors of its last weights to draw: its z has two continuous units, and its model "
+                "prior() and likelihood(z); a run of an earlier version draws them with fit --resume RUN"
+            )
+        return posteriors(self._posteriors)
+
+    @cached_property
+    def _posteriors(self) -> "dict[str, Posteriors]":
+        """Posteriors of the same test images, by the label of the row."""
+        from ppl_gen.report.posteriors import shared_posteriors
+
+        names = [row.guide for row in self.rows]
+        names = labels(self.rows) if len(set(names)) < len(names) else names
+        found = {}
+        for name, row in zip(names, self.rows, strict=True):
+            label = name.removesuffix(f" ({len(row.seeds)} seeds)") + f", seed {row.seeds[0]}" * (len(row.seeds) > 1)
+            found[row.runs[0] if label in found else label] = Path(row.runs[0])
+        return shared_posteriors(found)
+
     @cached_property
     def png(self) -> bytes:
         """The figure as the content of a .png file."""
@@ -201,7 +231,14 @@ class Comparison:
 
         if command is None:
             command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
-        return comparison(self.to_json(), self.distances, layout(self.rows), self.png, command)
+        pictures = [self._posterior_picture()] if self._posteriors else []
+        return comparison(self.to_json(), self.distances, layout(self.rows), self.png, command, pictures)
+
+    def _posterior_picture(self) -> "Picture":
+        from ppl_gen.figures.posteriors import caption
+        from ppl_gen.report.page import Picture
+
+        return Picture.of(self.posteriors().png(), caption(self._posteriors))
 
 
 def _check_comparable(configured: "Sequence[tuple[Config, Given]]", vary: Iterable[str]) -> None:

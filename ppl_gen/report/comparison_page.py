@@ -11,13 +11,21 @@ from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.report.page import Picture, render
 
 
-def comparison(compared: Json, found: Distances, table: Layout, png: bytes, command: Sequence[str]) -> str:
+def comparison(
+    compared: Json,
+    found: Distances,
+    table: Layout,
+    png: bytes,
+    command: Sequence[str],
+    further: Sequence[Picture] = (),
+) -> str:
     """The page of a comparison.
 
     :param compared: the result of `ppl_gen.Comparison.to_json`.
     :param found: the content of the picture.
     :param png: the figure, as the content of a .png file.
     :param command: words of the command that makes this page.
+    :param further: pictures to show below the figure.
     """
     from ppl_gen.figures.distances import caption
 
@@ -42,6 +50,6 @@ def comparison(compared: Json, found: Distances, table: Layout, png: bytes, comm
         numbers=set(table.columns) - table.words,
         rows=list(zip(*table.columns.values(), strict=True)),
         notes=[note for note in compared["notes"] if note not in warnings],
-        picture=Picture.of(png, caption(found)),
+        pictures=[Picture.of(png, caption(found)), *further],
         again=again,
     )

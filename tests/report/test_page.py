@@ -19,7 +19,7 @@ COMPARISON = {
     "numbers": {"b"},
     "rows": [(ODD, ODD)],
     "notes": [ODD],
-    "picture": Picture.of(PNG, Caption(ODD, ODD)),
+    "pictures": [Picture.of(PNG, Caption(ODD, ODD))],
     "again": [(f"a\n{ODD}", ["python", ODD]), ("made from Python", [])],
 }
 

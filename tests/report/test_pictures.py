@@ -69,7 +69,7 @@ BOUND = {"how_far", "gap_histogram", "reconstructions"}
 @pytest.mark.parametrize(
     ("options", "pictures"),
     [
-        (("vae", "--latent-dim", "2"), LATENT | BOUND),
+        (("vae", "--latent-dim", "2"), LATENT | BOUND | {"posteriors"}),
         (("vae", "--latent-dim", "1"), BOUND | LATENT - {"latent_space", "manifold"}),
         (("vae", "--latent-dim", "3", "--guide", "flow", "--prior", "flow"), LATENT | BOUND),
         (("factor-analysis", "--latent-dim", "4"), LATENT | BOUND),
@@ -136,7 +136,7 @@ def test_every_picture_has_a_caption_and_an_alternative_text() -> None:
     root = Path(ppl_gen.__file__).parent
     drawn = set().union(*(names_in(path) for path in root.rglob("*.py")))
     known = captions()
-    assert drawn == set(known) and len(drawn) == 23
+    assert drawn == set(known) and len(drawn) == 24
     assert all(len(caption.text) > 10 and len(caption.alt) > 10 for caption in known.values())
 
 
