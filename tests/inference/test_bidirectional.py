@@ -20,6 +20,8 @@ from ppl_gen.inference.bidirectional import BidirectionalBounds, importance_boun
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.quadrature import quadrature_log_px
+from ppl_gen.models.vae import VAE
 
 F64 = torch.float64
 
@@ -114,6 +116,12 @@ def _pair(name: str) -> tuple[Any, Any, Callable[..., Tensor], int]:
         return mixture, Enumerated(), lambda x: exact_log_px(mixture, x), 6
     if name == "layers":
         return _Layers(), _Layers(), _Layers().log_px, 3
+    if name == "vae, by quadrature":
+        torch.manual_seed(4)
+        vae = VAE((3, 3), latent_dim=2, hidden_dims=(8,), activation="tanh").double().requires_grad_(False)
+        for weight in vae.decoder.parameters():
+            weight.mul_(1.5)
+        return vae, Prior("z", vae), lambda x: quadrature_log_px(vae, x).log_px, 9
     linear = LinearGaussian(noise=2.0).requires_grad_(False)
     return linear, ExactGuide(linear, 1.3) if name == "linear, wide" else Prior("z", linear), linear.log_px, 5
 
@@ -129,14 +137,15 @@ def _pair(name: str) -> tuple[Any, Any, Callable[..., Tensor], int]:
         "layers",
         "linear, wide",
         "linear, prior",
+        "vae, by quadrature",
     ],
 )
 def test_the_truth_is_between_them(name: str, num_samples: int) -> None:
     """E[exp(lower) / p(x)] and, on images from the model, E[p(x) / exp(upper)] are 1: within 4 standard errors over
     the images. In expectation lower <= log p(x) <= upper: both by more than 4 standard errors for these guides. False
-    alarms of each of the 14: 1e-4."""
+    alarms of each of the 16: 1e-4."""
     model, guide, log_px, pixels = _pair(name)
-    count = 1000 if name == "belief net 16" else 3000
+    count = 1000 if name in ("belief net 16", "vae, by quadrature") else 3000
     found = importance_bounds(model, guide, torch.zeros(count, pixels, dtype=F64), num_samples=num_samples)
     exact = log_px(found.x)
     for away in (found.lower - exact, exact - found.upper):

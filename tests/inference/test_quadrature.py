@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pairs import TwoLayers, TwoModes, integral, near_guide, number, one_site
 from scipy.integrate import dblquad, quad
 from scipy.special import expit, log_expit
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from ppl_gen.inference.quadrature import (
 from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.mixture import Mixture
 from ppl_gen.models.vae import VAE
-from tests.pairs import TwoLayers, TwoModes, integral, near_guide, number, one_site
 
 PIXELS = 6
 FINE = Quadrature(tolerance=1e-6)
@@ -383,3 +383,10 @@ def test_too_much_work() -> None:
         quadrature_log_px(model, x, most_work=spent)
     assert spent < raised.value.work < 100 * spent
     quadrature_log_px(model, x, most_work=1000 * spent)
+
+
+def test_memory_is_estimated_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_gen.inference.refinement.free_memory", lambda device: 10**6)
+    model = FactorAnalysis(PIXELS, latent_dim=1)
+    with pytest.raises(BadInput, match=r"quadrature of 20 images takes up to 0\.1 GB, and 0\.0 GB are free"):
+        quadrature_log_px(model, model.model(n=20).detach())

@@ -1,0 +1,115 @@
+"""log p(x, z) of images as a function of z, for models of one latent site with `prior()` and `likelihood(z)`."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Transform, biject_to, constraints
+
+from ppl_gen.core.contracts import HasDensity
+from ppl_gen.core.errors import BadInput, as_bad_input
+from ppl_gen.inference.callables import modules_of, name_of
+from ppl_gen.inference.densities import ABSOLUTE, RELATIVE
+from ppl_gen.inference.state_memory import numbers_held
+from ppl_gen.inference.supports import support
+
+_PRIOR_SAMPLES = 10_000
+_NUMBERS = 2**24  # numbers of the decoder's output, or of a broadcast log-density, in memory at a time
+
+
+def num_parameters(model: Any) -> int:
+    """Number of a model's parameters, which is the number of multiplications of a dense decoder."""
+    return sum(p.numel() for module in modules_of(model) for p in module.parameters(recurse=False))
+
+
+def num_pixels(x: Tensor) -> int:
+    return math.prod(x.shape[1:])
+
+
+class Integrand:
+    """log p(x, z) of images as a function of unbounded coordinates u of z, with log |dz / du|. If z may have any real
+    values, u is z."""
+
+    def __init__(self, model: HasDensity, x: Tensor):
+        self.model, self.prior = model, model.prior()
+        with as_bad_input(f"{name_of(model)}: prior() has no unbounded coordinates"):
+            self.transform = _to_values(self.prior)
+            drawn = self.coordinates(self.prior.sample((_PRIOR_SAMPLES,)))
+        drawn = torch.where(drawn.isfinite(), drawn, math.nan)  # such as at the ends of an interval, by rounding
+        self.units = drawn.shape[1]
+        self.low, self.high = (drawn.nan_to_num(nan=sign * math.inf).mul(sign).amin(0).mul(sign) for sign in (1, -1))
+        if not bool((self.low < self.high).all()):
+            raise BadInput(f"{name_of(model)}: samples of prior() are all alike, so that it has no density")
+        self.together = self._broadcasts(drawn[:2].nan_to_num(), x[:3])
+        self.numbers = numbers_held(self._likelihood(drawn[:1].nan_to_num()), 1) if self.together else num_pixels(x)
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """u [points, units] of z [points, ...]."""
+        return self.transform.inv(z).reshape(len(z), -1)
+
+    def values(self, u: Tensor) -> Tensor:
+        """z [points, ...] of u [points, units]."""
+        return self.transform(u.reshape(-1, *self.transform.inverse_shape(self.prior.event_shape)))
+
+    def __call__(self, u: Tensor, x: Tensor) -> Tensor:
+        """log p(x, z) + log |dz / du| in nats, [points, images]; -inf where p(z) is 0.
+
+        :param u: [points, units].
+        :param x: images [images, ...].
+        """
+        if self.together:
+            per_point = max(num_pixels(x), len(x) * self.numbers)
+        else:
+            per_point = num_pixels(x)
+        with as_bad_input(f"{name_of(self.model)}: log p(x, z) on a grid fails"):
+            found = [self._block(block, x) for block in u.split(max(1, _NUMBERS // per_point))]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _block(self, u: Tensor, x: Tensor) -> Tensor:
+        z = self.values(u)
+        log_prior = self.prior.log_prob(z).reshape(len(u))
+        inner = u.reshape(-1, *self.transform.inverse_shape(self.prior.event_shape))
+        log_prior = log_prior + self.transform.log_abs_det_jacobian(inner, z).reshape(len(u), -1).sum(1)
+        if self.together:
+            likelihood = self._likelihood(u).log_prob(x)
+        else:
+            alone = self.model.likelihood(z)
+            likelihood = torch.stack([alone.log_prob(image.expand(len(u), *image.shape)) for image in x], 1)
+        total = likelihood + log_prior.unsqueeze(1)
+        if bool(total.isnan().any()):  # p(x | z) may be NaN where p(z) is 0
+            possible = (log_prior > -math.inf).unsqueeze(1) & total.isnan()
+            if bool(possible.any()):
+                raise BadInput("log p(x, z) is NaN at a grid point")
+            total = total.nan_to_num(nan=-math.inf)
+        return total
+
+    def _likelihood(self, u: Tensor) -> Any:
+        """p(x | z) with a dimension for images, batch [points, 1]."""
+        return self.model.likelihood(self.values(u).unsqueeze(1))
+
+    def _broadcasts(self, u: Tensor, x: Tensor) -> bool:
+        """True if `likelihood(z)` supports z [points, 1, ...]. It is compared with z [points, ...] on a few images."""
+        z = self.values(u)
+        with as_bad_input(f"{name_of(self.model)}: likelihood(z) fails"):
+            alone = torch.stack(
+                [self.model.likelihood(z).log_prob(image.expand(len(z), *image.shape)) for image in x], 1
+            )
+        if alone.shape != (len(z), len(x)):
+            raise BadInput(
+                f"{name_of(self.model)}: likelihood(z).log_prob(x) for {len(z)} values of z and as many images is "
+                f"{list(alone.shape[:1])}: its batch must be the values of z, and its event an image"
+            )
+        try:
+            among = self._likelihood(u).log_prob(x)
+        except Exception:  # user code
+            return False
+        return among.shape == alone.shape and torch.allclose(among, alone, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
+
+
+def _to_values(prior: Distribution) -> Transform:
+    """The map from unbounded coordinates to values of a prior; the identity if these may be any real numbers."""
+    constraint = support(prior)
+    if type(constraint).__name__ == "MixtureSameFamilyConstraint":  # torch has no map for it
+        constraint = constraint.base_constraint  # type: ignore[union-attr]
+    return biject_to(constraints.real if constraint is None else constraint)
