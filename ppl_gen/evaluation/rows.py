@@ -13,7 +13,7 @@ from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
 
 _IN_COLUMNS = {name for name, option in OPTIONS.items() if option.metadata.get("column")}
-_IN_COLUMNS |= {"evaluation.estimator", "evaluation.num_samples"}  # column S
+_IN_COLUMNS |= {f"evaluation.{name}" for name in ("estimator", "num_samples", "tolerance")}  # column S
 
 
 @dataclass(frozen=True)
