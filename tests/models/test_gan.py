@@ -152,7 +152,7 @@ def test_only_a_model_with_two_losses_is_trained_by_them() -> None:
 
 def test_a_fit(elsewhere: Path, call: Call) -> None:
     """Curves and pictures of its own, a chosen noise, and an annealed log p(x); then a guide for its generator."""
-    quick = ("--data", "digits", "--epochs", "3", "--latent-dim", "3", "--hidden-dims", "16", "--num-samples", "30")
+    quick = ("--data", "digits", "--epochs", "3", "--latent-dim", "4", "--hidden-dims", "16", "--num-samples", "30")
     status, out, err = call(fit.command, "gan", *quick, "--out", "gan")
     assert status == 0, err
     assert "V -" in err and "D(G(z))" in err
@@ -166,7 +166,7 @@ def test_a_fit(elsewhere: Path, call: Call) -> None:
     summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["log_px"]["estimator"] == "annealed"
     assert summary["observation"] == "density"
-    assert summary["log_px"]["mean"] == pytest.approx(summary["log_px_importance"]["mean"], abs=1)  # 3 latent units
+    assert summary["log_px"]["mean"] == pytest.approx(summary["log_px_importance"]["mean"], abs=1)  # 4 latent units
     assert math.isfinite(summary["sandwich"]["width"]["mean"])
     assert "at least" in out
     refit = ("--init-from", "gan", "--refit-guide", "normal", "--epochs", "1", "--num-samples", "20", "--out", "refit")
