@@ -205,7 +205,7 @@ def _log_weights(
     :raises BadInput: for a weight that is not a number, or 0.
     """
     with as_bad_input(f"{pair.guide_name} has no density for a z that it has not drawn itself"):
-        log_w = pair.log_weight(values, x, *args, **kwargs).double().cpu()
+        log_w = pair.terms_at(values, x, *args, **kwargs).log_weight.flatten().double().cpu()
     wrong = log_w.isnan() | (log_w == -math.inf)
     if wrong.any():
         raise BadInput(

@@ -257,28 +257,11 @@ class Pair:
         drawn = _drawn_images(self, x, args, kwargs)
         return drawn.nodes[self.image]["value"], self._values(drawn)
 
-    def log_weight(self, values: Values, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """log p(x, z) - log q(z | x) [images] at one z for each image, as `draw_images` returns them; inf outside of
-        the guide's support."""
-        traces, shape = conditioned(self.guide, self.model, values, Batch(x, args, kwargs)), (1, len(x))
-        likelihood, prior = self._model_totals(traces.model, shape)
-        guide = self._total(self.proposal(traces), self.latent, shape, self.guide_may_miss)
-        return (likelihood + prior - guide).flatten()
-
-    def simulate(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Terms]:
-        """Draw z and x' from the model, as many as there are images in x. Returns x' [images, ...] and `Terms`
-        [1, images] of these z, each of which is an exact sample of p(z | x'). log q(z | x') is -inf outside of the
-        guide's support, and log p(z) where the guide leaves z to enumeration.
-
-        :raises BadInput: for a model that cannot draw images.
-        """
-        drawn, shape = _drawn_images(self, x, args, kwargs), (1, len(x))
-        images = drawn.nodes[self.image]["value"]
-        if self.enumerated:
-            return images, self.terms_of(Traces(drawn, drawn), shape)
-        guide = trace_of(poutine.replay(self.guide, trace=drawn), Batch(images, args, kwargs))
-        terms = self.terms_of(Traces(guide, drawn), shape)
-        return images, replace(terms, log_guide=self._total(guide, self.latent, shape, self.guide_may_miss))
+    def terms_at(self, values: Values, x: Tensor, *args: Any, **kwargs: Any) -> Terms:
+        """Log-densities [1, images] at one z for each image, as `draw_images` returns them. log q(z | x) is -inf
+        outside of the guide's support, and log p(z) where the guide leaves z to enumeration."""
+        traces = conditioned(self.guide, self.model, values, Batch(x, args, kwargs))
+        return self.terms_of(traces, (1, len(x)), may_miss=self.guide_may_miss)
 
     def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
         """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
@@ -309,10 +292,17 @@ class Pair:
         rows = torch.arange(len(batch.x), device=batch.x.device).repeat(num_samples)
         return self.guide, self.model, take(rows, *batch)
 
-    def terms_of(self, traces: Traces, shape: tuple[int, int], analytic_kl: bool = False) -> Terms:
+    def terms_of(
+        self,
+        traces: Traces,
+        shape: tuple[int, int],
+        analytic_kl: bool = False,
+        may_miss: frozenset[str] = frozenset(),
+    ) -> Terms:
         """Log-densities of a pair of traces.
 
         :param shape: numbers of samples and images.
+        :param may_miss: sites whose values may be outside of the guide's support.
         """
         drawn = self.proposal(traces)
         if not torch.is_grad_enabled() and not self.may_leave_support.intersection(self.latent):
@@ -327,7 +317,7 @@ class Pair:
         latents = {n: units_of(drawn.nodes[n], shape, self.sample_dim, self.plate.dim) for n in self.latent}
         return Terms(
             *self._model_totals(traces.model, shape),
-            self._total(drawn, self.latent, shape, frozenset()),
+            self._total(drawn, self.latent, shape, may_miss),
             kl,
             latents,
             frozenset(name for name in self.latent if drawn.nodes[name]["fn"].has_enumerate_support),

@@ -69,7 +69,8 @@ def simulated_ranks(
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     size = max(_IMAGES_PER_BLOCK, chunk_size // num_samples)
     for _, batch in Batch(x, args, {}).blocks(max(1, min(size, chunk_size))):
-        images, own = pair.simulate(batch.x, *batch.args)
+        images, drawn = pair.draw_images(batch.x, *batch.args)
+        own = pair.terms_at(drawn, images, *batch.args)
         if pair.enumerated:
             raise BadInput(f"{pair.guide_name} samples no z")
         step = max(1, chunk_size // len(images))
@@ -140,8 +141,8 @@ def enumerated_ranks(pair: Pair, model: object, x: Tensor, progress: Advance | N
     names: tuple[str, ...] = ()
     parts: list[Tensor] = []
     for _, batch in Batch(x, (), {}).blocks(block_size(pair, posterior=True)):
-        images, own = pair.simulate(batch.x)
-        values = own.latents[pair.latent[0]][0]
+        images, drawn = pair.draw_images(batch.x)
+        values = pair.terms_at(drawn, images).latents[pair.latent[0]][0]
         states, posterior = state_posterior(model, images)
         prior, flat = model.prior().log_prob(states).double(), states.reshape(len(states), -1)
         # The densities of z* are looked up in the table of all states: computed again, they might differ by rounding.
