@@ -337,7 +337,8 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if count == 1:
         variance = bias = torch.full_like(total, math.nan)
     else:
-        variance = (1 / ess - 1 / count) * count / (count - 1)  # var(w) / (S mean(w)^2)
+        # var(w) / (S mean(w)^2), which rounding may make negative where all weights are equal
+        variance = ((1 / ess - 1 / count) * count / (count - 1)).clamp(min=0)
         # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1)). A share of 1 would give -inf.
         left_out = torch.log1p(-share.clamp(max=1 - 1e-12)) + math.log(count / (count - 1))
         bias = (count - 1) * left_out.mean(0)

@@ -250,7 +250,7 @@ def _run_pilot(sample: Sampler, count: int, settling: Settling, progress: Advanc
 
 def _error(estimate: Estimate) -> Tensor:
     """2.5 Monte Carlo errors and the estimated bias, in nats [images]."""
-    return _ERRORS * _root(estimate.log_px_mc_var) + estimate.log_px_bias.abs()
+    return _ERRORS * estimate.log_px_mc_var.sqrt() + estimate.log_px_bias.abs()
 
 
 def _settles(guided: Estimate, mixed: Estimate, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -265,12 +265,7 @@ def _settles(guided: Estimate, mixed: Estimate, tolerance: float) -> tuple[Tenso
 
 def _allowed(variance: Tensor, bias: Tensor) -> Tensor:
     """The largest difference of two estimates that their errors explain, in nats."""
-    return _APART * _root(variance) + bias + _ROUNDING
-
-
-def _root(variance: Tensor) -> Tensor:
-    """The square root of variances, which rounding may make negative where all weights are equal."""
-    return variance.clamp(min=0).sqrt()
+    return _APART * variance.sqrt() + bias + _ROUNDING
 
 
 def _estimate(sample: Sampler, pilot: _Pilot, settling: Settling, progress: Advance | None) -> SettledEstimate:
