@@ -57,11 +57,11 @@ def with_bounds(
     """
     found, count, known = dict(estimates), options.num_from_model, known_of(estimates)
     guided, annealed = found.get("importance"), found.get("annealed")
-    drawn = None
+    drawn = exact = None
     if isinstance(annealed, AnnealedEstimate) and annealed.bidirectional is not None:
         chains = annealed.bidirectional
-        chains = replace(chains, exact=_known_log_px(fitted, known, options, chains.x))
-        found["annealed"] = replace(annealed, bidirectional=chains)
+        exact = _known_log_px(fitted, known, options, chains.x)
+        found["annealed"] = replace(annealed, bidirectional=replace(chains, exact=exact))
         assert chains.z is not None
         x, drawn = chains.x, (chains.x, {fitted.pair.latent[0]: chains.z})
         # Inner plates may give the z of the model another shape than that of prior().
@@ -75,8 +75,9 @@ def with_bounds(
         advance = progress.advancing("log p(x) on images from the model", f"{guided.num_samples} samples per image")
         how: dict[str, Any] = {"num_samples": guided.num_samples, "drawn": drawn, "progress": advance}
         bounds = importance_bounds(fitted.model, fitted.guide, x, *labels, **how)
-    bounds = replace(bounds, exact=_known_log_px(fitted, known, options, bounds.x, *labels))
-    return found | {"importance": replace(guided, bidirectional=bounds)}
+    if drawn is None:
+        exact = _known_log_px(fitted, known, options, bounds.x, *labels)
+    return found | {"importance": replace(guided, bidirectional=replace(bounds, exact=exact))}
 
 
 def _known_log_px(
