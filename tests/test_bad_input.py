@@ -16,11 +16,9 @@ from ppl_gen.data import loading as data_module
 from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment import run_directory as runs
-from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.models.vae import VAE
-from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
 DIGITS = ("--data", "digits")
@@ -281,17 +279,6 @@ def test_no_network(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch, nam
     assert not Path("data").exists()
 
 
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = Config(
-        model_options={"hidden_dims": (4,), "latent_dim": 2},
-        data=DataOptions(data="digits", train_size=50),
-        training=TrainingOptions(epochs=1),
-        num_samples=5,
-    )
-    return Run.start(config, out=tmp_path_factory.mktemp("runs") / "run", quiet=True).directory.path
-
-
 def _edit_config(**changes: Any) -> None:
     path = Path("run/config.json")
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes))
@@ -324,13 +311,13 @@ def _cut_checkpoint() -> None:
 )
 def test_evaluate(
     here: Path,
-    small_run: Path,
+    fitted: Path,
     call: Call,
     damage: Callable[[], Any] | None,
     arguments: tuple[str, ...],
     words: list[str],
 ) -> None:
-    shutil.copytree(small_run, "run")
+    shutil.copytree(fitted, "run")
     if damage is not None:
         damage()
     before = Path("run/evaluation.json").read_bytes()
@@ -343,8 +330,8 @@ def test_evaluate(
     assert Path("run/evaluation.json").read_bytes() == before
 
 
-def test_starting_from_a_run_that_does_not_fit(here: Path, small_run: Path, call: Call) -> None:
-    shutil.copytree(small_run, "run")
+def test_starting_from_a_run_that_does_not_fit(here: Path, fitted: Path, call: Call) -> None:
+    shutil.copytree(fitted, "run")
     for arguments, words in (
         (("--init-from", "there", "--hidden-dims", "4"), ["there", "not a run directory"]),
         (("--init-from", "run", "--hidden-dims", "5"), ["--init-from run", "its model differs", "'model.decoder."]),

@@ -13,9 +13,6 @@ from ppl_gen.evaluation.table import ESTIMATES, shown
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.differences import difference
 
-KNOWN = ("exact", "quadrature")
-"""Estimates of log p(x) without Monte Carlo error, by name."""
-
 
 class Level(NamedTuple):
     """A bound or an estimate of log p(x), as a mean over images and seeds in nats."""
@@ -33,7 +30,7 @@ class Level(NamedTuple):
     @property
     def known(self) -> bool:
         """True for a value of log p(x) without Monte Carlo error."""
-        return self.name in KNOWN
+        return self.name in entries.KNOWN
 
 
 class Sandwich(NamedTuple):
@@ -138,10 +135,12 @@ def _levels(summaries: Sequence[Json]) -> list[Level]:
         for k in sorted(k for k in ks if 1 < k < least):
             bounds = [summary["iwae"][str(k)] for summary in summaries]
             levels.append(Level("iwae", f"IWAE-{k}", _mean(bounds), None))
-    for name, found in sorted(of.items(), key=lambda item: item[0] in KNOWN):
+    for name, found in sorted(of.items(), key=lambda item: item[0] in entries.KNOWN):
         counts = {entry["num_samples"] for entry in found if name == "importance" and entry.get("num_samples")}
         count = f", S = {counts.pop()}" if len(counts) == 1 else ""
-        at_least = any(entries.at_least(*pair) for pair in zip(summaries, found, strict=True)) and name not in KNOWN
+        at_least = (
+            any(entries.at_least(*pair) for pair in zip(summaries, found, strict=True)) and name not in entries.KNOWN
+        )
         levels.append(Level(name, ESTIMATES.get(name, name) + count, _mean(found), None, at_least))
     return levels
 

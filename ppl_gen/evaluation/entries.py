@@ -12,6 +12,8 @@ from ppl_gen.experiment.run_directory import Json
 
 SHARED = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
 """Keys that an `evaluation.json` and the attributes of the `evaluation.nc` beside it have in common."""
+KNOWN = frozenset({"exact", "quadrature"})
+"""Estimators of log p(x) without Monte Carlo error."""
 _FIGURES = {
     *("mean", "se", "mc_se", "bias", "at_least", "accepted", "ess", "fraction_above_threshold"),
     *("largest_change", "points_per_image", "settled"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ppl_gen.core.errors import warnings_of
+from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.reading import Evaluated
 from ppl_gen.evaluation.rows import Row
 
@@ -72,7 +73,7 @@ def _on_estimates(rows: Sequence[Row]) -> list[str]:
             "importance-sampled log p(x) with different S are not comparable: more samples give a higher value"
         )
     kinds = {row.settings["estimator"] for row in rows}
-    if len(kinds) > 1 and kinds - {"exact", "quadrature"}:
+    if len(kinds) > 1 and kinds - entries.KNOWN:
         notes.append("a sampled log p(x) is biased low; one that is exact or by quadrature is not")
     if any(row.calibration for row in rows):
         notes.append("calibration: of the guide's samples, and with importance weights, on images from the model")

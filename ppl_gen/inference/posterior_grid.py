@@ -22,6 +22,7 @@ from ppl_gen.inference.callables import as_images, evaluating, forked_rng, matmu
 from ppl_gen.inference.integrand import Integrand
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.quadrature import Quadrature, check, quadrature_log_px
+from ppl_gen.inference.refinement import largest_difference
 
 LogDensity = Callable[[Tensor], Tensor]
 """A log-density of points: [points, 2] -> [points]."""
@@ -183,7 +184,8 @@ def _next_box(log_density: LogDensity, low: Tensor, high: Tensor) -> tuple[Tenso
     needed = needed.reshape(values.shape)
     if shares[0] > _LARGEST_SHARE:
         # A peak may lie between midpoints. The differences among neighbors say how steep the density is.
-        needed = needed | (values + _steepness(values) >= ordered[0] + math.log(_OUTSIDE))
+        steepness = largest_difference(values.unsqueeze(-1), at_edge=0.0).squeeze(-1)
+        needed = needed | (values + steepness >= ordered[0] + math.log(_OUTSIDE))
     ends = [needed.any(1 - unit).nonzero().flatten()[[0, -1]] for unit in range(2)]
     first, last = (torch.stack([end[side] for end in ends]).to(low) for side in (0, 1))
     below, above = first == 0, last == _COARSE_CELLS - 1
@@ -193,17 +195,6 @@ def _next_box(log_density: LogDensity, low: Tensor, high: Tensor) -> tuple[Tenso
         low + step * torch.where(above, _COARSE_CELLS + more, last + 2),
         not bool((below | above).any()),
     )
-
-
-def _steepness(values: Tensor) -> Tensor:
-    """The largest difference of each cell to a neighbor along a unit; 0 next to a density of 0."""
-    found = torch.zeros_like(values)
-    for unit in range(2):
-        difference = values.diff(dim=unit).abs().nan_to_num(nan=0.0, posinf=0.0)
-        for start in (0, 1):
-            side = found.narrow(unit, start, difference.shape[unit])
-            side.copy_(torch.maximum(side, difference))
-    return found
 
 
 # Integrals ---------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class QuadratureEstimate(Estimate):
     change: Tensor
     """Change of log p(x) when the step was halved for the last time, in nats [images]: a bound of the error, unless the
     grid misses a peak."""
-    work: int
+    evaluations: int
     """Number of evaluations of p(x | z): pairs of image and grid point."""
 
     def settings_entry(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class QuadratureEstimate(Estimate):
     @property
     def points_per_image(self) -> int:
         """Mean number of grid points for an image."""
-        return self.work // max(1, len(self.log_px))
+        return self.evaluations // max(1, len(self.log_px))
 
 
 def quadrature_log_px(
@@ -116,7 +116,7 @@ def quadrature_log_px(
         log_px_mc_var=torch.zeros_like(refinement.log_px),
         log_px_bias=torch.zeros_like(refinement.log_px),
         change=refinement.change,
-        work=refinement.pairs,
+        evaluations=refinement.pairs,
         settings={"tolerance": quadrature.tolerance},
     )
 

@@ -169,7 +169,7 @@ class Refinement:
         """The block of some images, with tiles of the first grid."""
         cells = self._evaluate(centers, step, self.x[rows])
         largest = cells.max(0)
-        slack = _largest_difference(cells.reshape(*counts, -1)).reshape(cells.shape)
+        slack = largest_difference(cells.reshape(*counts, -1)).reshape(cells.shape)
         needed = (
             cells + slack >= largest.values - self.negligible
         ) | slack.isinf()  # infinite at an edge of p(x, z) = 0
@@ -290,15 +290,16 @@ def _cubes(counts: list[int], size: int) -> list[Tensor]:
     return [group.flatten() for group in groups]
 
 
-def _largest_difference(values: Tensor) -> Tensor:
+def largest_difference(values: Tensor, at_edge: float = math.inf) -> Tensor:
     """The largest absolute difference between a cell and its neighbors on a regular grid.
 
     :param values: [cells along unit 1, ..., images].
+    :param at_edge: difference to a cell with -inf.
     """
     found = torch.zeros_like(values)
     for unit in range(values.dim() - 1):
         inner = values.shape[unit] - 1
-        difference = values.diff(dim=unit).abs().nan_to_num(nan=0.0, posinf=math.inf)  # NaN between empty cells
+        difference = values.diff(dim=unit).abs().nan_to_num(nan=0.0, posinf=at_edge)  # NaN between empty cells
         for start in (0, 1):
             side = found.narrow(unit, start, inner)
             side.copy_(torch.maximum(side, difference))

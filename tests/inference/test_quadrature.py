@@ -318,7 +318,7 @@ def test_what_it_returns() -> None:
     alone = torch.cat([quadrature_log_px(model, each).log_px for each in x.split(5)])
     torch.testing.assert_close(alone, found.log_px, rtol=0, atol=1e-9)
     assert not found.at_least and found.mc_se == found.bias == 0 and not found.sampled
-    assert found.settings_entry()["tolerance"] == 0.01 and found.points_per_image == found.work // 12 > 100
+    assert found.settings_entry()["tolerance"] == 0.01 and found.points_per_image == found.evaluations // 12 > 100
     assert set(found.variables("quadrature")) == {"log_px_quadrature", "change_quadrature"}
 
 
