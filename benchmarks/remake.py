@@ -1,6 +1,6 @@
 """Make a table of the documentation again from nothing: `python -m benchmarks.remake "A plane of digits"`.
 
-Runs the commands that stand under a heading of docs/results.md or docs/speed.md, one after the other, in their order.
+Runs the commands that stand under a heading of docs/results*.md or docs/speed*.md, one after the other, in their order.
 """
 
 import argparse
@@ -14,22 +14,37 @@ from pathlib import Path
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def pages(docs: Path = DOCS) -> list[Path]:
+    """The pages of results and of speed: results.md, results-discrete.md, …, speed.md, …"""
+    return sorted([*docs.glob("results*.md"), *docs.glob("speed*.md")], key=lambda page: page.stem)
+
+
+def parts(docs: Path = DOCS) -> list[tuple[str, str]]:
+    """Each heading of these pages, and the text below it."""
+    found = []
+    for page in pages(docs):
+        for part in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+            title, _, text = part.partition("\n")
+            found.append((title, text))
+    return found
+
+
 def sections(docs: Path = DOCS) -> dict[str, list[str]]:
     """The commands under each heading that has any."""
     found: dict[str, list[str]] = {}
-    for page in ("results.md", "speed.md"):
-        for part in re.split(r"^## ", (docs / page).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-            title = part.splitlines()[0]
-            blocks = re.findall(r"^```bash\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
-            if commands := [line for block in blocks for line in block.splitlines() if line]:
-                found[title] = commands
+    for title, text in parts(docs):
+        blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        if commands := [line for block in blocks for line in block.splitlines() if line]:
+            if title in found:
+                raise ValueError(f"two headings with commands are '{title}'")
+            found[title] = commands
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.remake", description=__doc__)
     parser.add_argument("title", nargs="?", help="a heading, or the start of one; without it, all headings are listed")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="where results.md and speed.md are (default docs/)")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the pages are (default docs/)")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     given = parser.parse_args(arguments)
     every = sections(given.docs)

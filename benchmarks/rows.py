@@ -1,4 +1,4 @@
-"""The figure of four runs of docs/results.md, from the numbers of their table: `python -m benchmarks.rows`.
+"""The figure of four runs of docs/results-guides.md, from the numbers of their table: `python -m benchmarks.rows`.
 
 Where the runs themselves are there, which take an hour, `python -m ppl_gen.compare --figure` draws the same.
 """
@@ -7,21 +7,21 @@ import argparse
 import re
 from pathlib import Path
 
+from benchmarks.remake import parts
 from ppl_gen.core import cli
 from ppl_gen.evaluation.distances import Distance, Distances, Level
 from ppl_gen.evaluation.reading import Images
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.distances import how_far
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
-HEADING = "## Guides and objectives at 40 epochs"
+HEADING = "Guides and objectives at 40 epochs"
 SHOWN = ("normal, elbo", "flow iaf, elbo", "normal, stl", "normal, iwae-50")
 
 
 def table() -> list[Distance]:
     """The rows below the heading, as the picture of a comparison has them. The table has no values of single images,
     and so there are no intervals."""
-    part = RESULTS.read_text(encoding="utf-8").partition(HEADING + "\n")[2].partition("\n| --- |")[2]
+    part = dict(parts())[HEADING].partition("\n| --- |")[2]
     rows = []
     for line in part.partition("\n\n")[0].splitlines()[1:]:
         cells = [cell.strip().replace("−", "-") for cell in line.strip("|").split("|")]
