@@ -12,6 +12,7 @@ from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.distances import Distance, Distances, Level, Sandwich
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import BLUE, GREEN, PURPLE, VERMILION, styled
 
 CAPTIONS = {
     "how_far": Caption(
@@ -30,10 +31,10 @@ _LEAST = 0.02  # smallest range of an axis in nats: differences below it are rou
 _MARKS: dict[str, dict[str, Any]] = {
     "elbo": {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 7},
     "iwae": {"marker": "|", "color": "black", "markersize": 10, "markeredgewidth": 1.6},
-    "importance": {"marker": "s", "color": "#0072B2", "markersize": 7},
-    "annealed": {"marker": "^", "color": "#D55E00", "markersize": 8},
-    "mixed": {"marker": "P", "color": "#009E73", "markersize": 8},
-    "prior": {"marker": "v", "color": "#CC79A7", "markersize": 8},
+    "importance": {"marker": "s", "color": BLUE, "markersize": 7},
+    "annealed": {"marker": "^", "color": VERMILION, "markersize": 8},
+    "mixed": {"marker": "P", "color": GREEN, "markersize": 8},
+    "prior": {"marker": "v", "color": PURPLE, "markersize": 8},
     "quadrature": {"marker": "D", "color": "black", "markersize": 8},
     "exact": {"marker": "*", "color": "black", "markersize": 13},
 }
@@ -152,6 +153,7 @@ class _Label(NamedTuple):
     tier: int
 
 
+@styled
 def how_far(found: Distances) -> Figure:
     """Rows of marks on one axis in nats, the best row first: ELBO, IWAE bounds, estimates of log p(x), the exact value
     where it is known. The gap stands at the right of a row. A mark is named where it first occurs.
@@ -174,14 +176,14 @@ def how_far(found: Distances) -> Figure:
     figure.set_size_inches(_WIDTH, total + _TITLE + _BELOW + (_LINE if has_side else 0))
     axes = _panel(figure, _MARGIN, width, total)
     _set_scale(axes, scale, 0.16)
-    axes.set_xlabel(_OF.get(found.images.observation, "nats per image"), fontsize=9)
+    axes.set_xlabel(_OF.get(found.images.observation, "nats per image"))
     side = _panel(figure, _WIDTH - _MARGIN - _SIDE, _SIDE, total) if has_side else None
     top = 0.0
     for row, head, named, height in zip(found.rows, heads, labels, heights, strict=True):
         head_height = _LINE * (head.count("\n") + 1)
         middle = top + head_height + _STRIP / 2
-        axes.text(0, top, head, transform=axes.get_yaxis_transform(), va="top", fontsize=9, fontweight="bold")
-        axes.text(1, top, _gap_text(row), transform=axes.get_yaxis_transform(), va="top", ha="right", fontsize=9)
+        axes.text(0, top, head, transform=axes.get_yaxis_transform(), va="top", fontweight="bold")
+        axes.text(1, top, _gap_text(row), transform=axes.get_yaxis_transform(), va="top", ha="right")
         _draw_row(axes, row, middle)
         if found.reference is not None:
             ends = [middle - _STRIP / 2, middle + _STRIP / 2]
@@ -194,7 +196,7 @@ def how_far(found: Distances) -> Figure:
         _finish_side(side, [each for row in found.rows for each in row.sandwiches])
     images = found.images
     title = f"How far is the bound?  {images.num_images:,} {images.split} images of {images.data}"
-    figure.text(_MARGIN / _WIDTH, 1 - 0.08 / figure.get_figheight(), title, va="top", fontsize=10)
+    figure.text(_MARGIN / _WIDTH, 1 - 0.08 / figure.get_figheight(), title, va="top")
     return figure
 
 
@@ -276,9 +278,7 @@ def _panel(figure: Figure, left: float, width: float, height: float) -> Any:
     axes.set_ylim(height, 0)
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.tick_params(labelsize=9)
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     return axes
 
 
@@ -348,14 +348,14 @@ def _draw_sandwiches(axes: Any, bounds: Sequence[Sandwich], top: float, middle: 
     for each in bounds:
         digits = 3 if each.width < 0.0095 else 2
         texts.append(fixed(each.width, digits) + ("" if each.se is None else f" ± {fixed(each.se, digits)}"))
-    axes.text(0, top, ", ".join(texts), transform=axes.get_yaxis_transform(), va="top", fontsize=9)
+    axes.text(0, top, ", ".join(texts), transform=axes.get_yaxis_transform(), va="top")
 
 
 def _finish_side(axes: Any, bounds: Sequence[Sandwich]) -> None:
     widest = max(*(each.width for each in bounds), _LEAST)
     _set_scale(axes, _Scale([-0.06 * widest, 1.06 * widest], [0.0, _SIDE]), 0.06)
-    axes.set_xlabel("upper − lower bound", fontsize=9)
-    axes.set_title("images of the model", fontsize=9, loc="left")
+    axes.set_xlabel("upper − lower bound")
+    axes.set_title("images of the model", loc="left")
 
 
 # Names of the marks --------------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def _labels(figure: Figure, rows: Sequence[Distance], scale: _Scale) -> list[lis
             if level.label in named:
                 continue
             named.add(level.label)
-            text = figure.text(0, 0, level.label, fontsize=8.5)
+            text = figure.text(0, 0, level.label)
             half = text.get_window_extent(renderer).width / figure.dpi / 2
             text.remove()
             x = min(max(scale.place(level.mean), half), width - half)
@@ -389,6 +389,6 @@ def _labels(figure: Figure, rows: Sequence[Distance], scale: _Scale) -> list[lis
 def _draw_labels(axes: Any, labels: Sequence[_Label], middle: float) -> None:
     for each in labels:
         y = middle + _STRIP / 2 + _TIER * each.tier
-        axes.text(each.x, y, each.text, va="top", ha="center", fontsize=8.5)
+        axes.text(each.x, y, each.text, va="top", ha="center")
         if each.tier:
             axes.plot([each.mark, each.mark], [middle + 0.07, y + 0.01], color="0.5", linewidth=0.6, zorder=0.5)
