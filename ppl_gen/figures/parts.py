@@ -29,7 +29,7 @@ CAPTIONS = {
         "has one, for the guide's",
     ),
     "interpolation": Caption(
-        "G(z) in equal steps from one z to another. Of 500 samples of z, the ends are two of the 50 whose images the "
+        "G(z) in equal steps from one z to another. Of 500 samples of z, the ends are two of the 10 whose images the "
         "discriminator takes most for real, and of these the two whose images are furthest apart, by the Euclidean "
         "distance of their pixels",
         "A row of nine images that go over into one another",

@@ -145,11 +145,11 @@ class GAN(nn.Module):
 
     def pictures(self) -> dict[str, tuple[str, Tensor, list[str]]]:
         """Title, images G(z) [9, data_dim] for z on the line from one z to another, and the share of the line. Of 500
-        samples, the ends are two of the 50 that D takes most for real: of these, the two whose images are furthest
+        samples, the ends are two of the 10 that D takes most for real: of these, the two whose images are furthest
         apart."""
         z = torch.randn(500, len(self.prior_loc), generator=torch.Generator().manual_seed(0)).to(self.prior_loc)
         images = self.generator(z).sigmoid()
-        best = self.discriminator(images).squeeze(-1).topk(50).indices
+        best = self.discriminator(images).squeeze(-1).topk(10).indices
         first, second = divmod(int(torch.cdist(images[best], images[best]).argmax()), len(best))
         share = torch.linspace(0, 1, 9, device=z.device)
         between = torch.lerp(z[best[first]], z[best[second]], share.unsqueeze(1))
