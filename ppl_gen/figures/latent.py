@@ -34,7 +34,7 @@ CAPTIONS = {
     ),
     "aggregate_posterior": Caption(
         "z of the guide over test images (grey), beside z of the prior (line): at most ten units, the most active "
-        "first. All units have the same axis",
+        "first if there are more than two. All units have the same axis",
         "Histograms of at most ten latent units, most active first: the guide's in grey, the prior's as an outline",
     ),
 }
@@ -64,7 +64,7 @@ def manifold(images: np.ndarray, units: Sequence[int], low: float, high: float) 
     axes.images[0].set_extent((low, high, low, high))
     axes.set_aspect("equal")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.set_xlabel(f"z[{units[0]}]")
     axes.set_ylabel(f"z[{units[1]}]")
     axes.set_title("E[x | z] over the plane of z")

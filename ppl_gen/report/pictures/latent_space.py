@@ -37,14 +37,15 @@ def draw(fitted: Fitted) -> Drawn:
         return z[0], z.mean(0), z.std(0)
 
     has_posterior = offers(guide, Amortized)
-    order = list(range(size))  # the most active units first
+    order = list(range(size))
     if has_posterior:
         x = data.targets("test")[:2000]
         one, mean, scale = posterior(x)
     prior = model.prior().sample((len(one) if has_posterior else _RANGE,))
     low, high = _range(prior, *([one, mean] if has_posterior else []))  # of every unit, in all of these pictures
     if has_posterior and len(mean) > 1:
-        order = mean.var(0).argsort(descending=True).tolist()
+        if size > 2:  # the most active units first; two are always drawn across and up in their order
+            order = mean.var(0).argsort(descending=True).tolist()
         ends = mean[: 2 * _PAIRS][: len(mean) // 2 * 2].unflatten(0, (2, -1))
         share = torch.linspace(0, 1, _STEPS, device=mean.device)[:, None, None]
         yield "interpolations", interpolations(images(torch.lerp(ends[0], ends[1], share)).swapaxes(0, 1))
@@ -59,7 +60,7 @@ def draw(fitted: Fitted) -> Drawn:
         points = Points(mean[:, units].cpu().numpy(), scale[:, units].cpu().numpy(), labels)
         yield "latent_space", latent_space(points, units, low, high)
     if size == 2:
-        yield "manifold", manifold(images(_grid(units, low, high).to(prior)), units, low, high)
+        yield "manifold", manifold(images(_grid(low, high).to(prior)), units, low, high)
     explored = explorer(model, data.shape, order, mean if has_posterior else None, data.test.labels)
     if explored is not None:
         fitted.directory.write_json("explorer.json", explored)
@@ -74,8 +75,8 @@ def _range(*values: Tensor) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _grid(units: list[int], low: float, high: float) -> Tensor:
-    """z of the middle of each cell of a square grid, [rows, columns, 2]. Along a row the first of `units` rises."""
+def _grid(low: float, high: float) -> Tensor:
+    """z of the middle of each cell of a square grid, [rows, columns, 2]. Along a row the first unit rises."""
     middles = torch.linspace(low, high, 2 * _GRID + 1)[1::2]
     up, across = torch.meshgrid(middles, middles, indexing="ij")
-    return torch.stack([across, up], -1)[..., torch.tensor(units).argsort()]
+    return torch.stack([across, up], -1)
