@@ -111,7 +111,7 @@ def draw(measured: dict[str, Times]) -> Figure:
         plain(axis)
     axes.grid()
     name_lines(axes, names)
-    axes.set_title("Time grows in proportion to size, or slower")
+    axes.set_title("Time against size, beside proportional growth")
     return figure
 
 

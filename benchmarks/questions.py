@@ -127,13 +127,14 @@ def why_reparametrize(num_draws: int = 20_000) -> Figure:
         {"facecolor": "#F3C9A5", "edgecolor": VERMILION},
         {"facecolor": "none", "edgecolor": BLUE, "linewidth": 1.6},
     ]
-    places = ((-14.5, 0.1, VERMILION), (6.2, 0.17, BLUE))
+    places = ((0.06, 0.35, VERMILION), (0.62, 0.7, BLUE))
     for (name, values), style, (left, height, color) in zip(estimates.items(), styles, places, strict=True):
         axes.hist(values, list(range(-15, 21)), density=True, histtype="stepfilled", **style)
-        axes.text(left, height, f"{name}:\nsd {values.std():.1f}", color=color, va="center")
+        text = f"{name}:\nsd {values.std():.1f}"
+        axes.text(left, height, text, transform=axes.transAxes, color=color, va="center")
     axes.axvline(2 * x, color=BLACK, linestyle="--")
     axes.annotate(f"the gradient, {2 * x:g}", (2 * x, 0.98), xycoords=axes.get_xaxis_transform(), **_RIGHT)
-    axes.set_ylim(top=0.23)
+    axes.margins(y=0.12)
     axes.set_xlabel("estimate of the gradient from one sample")
     axes.set_ylabel("density")
     return figure

@@ -24,6 +24,7 @@ def calibration(rows: list[Json]) -> Figure:
     left.margins(x=0.12)
     left.set_xlabel("bias, nats")
     left.set_yticks(range(len(lines)), names)
+    left.tick_params(axis="y", length=0)
     left.set_ylim(len(lines) - 0.5, -0.5)
     middle.plot([row["rmse"] for row in rows], heights, "s", color=VERMILION)
     middle.set_xscale("log")

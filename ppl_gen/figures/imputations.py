@@ -41,6 +41,6 @@ def imputations(
             show(axes, image)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for axes, caption in zip(grid[-1], captions, strict=True):
-        axes.set_xlabel(caption, fontsize=SMALL)
+        axes.set_xlabel(caption.replace("-", "−"), fontsize=SMALL)
     figure.supxlabel("log p(hidden pixels | visible pixels), nats")
     return figure

@@ -39,7 +39,7 @@ def spliced_images(
         part.suptitle(title)
         for axes, image, value in zip(part.subplots(1, count), images, values, strict=True):
             show(axes, image)
-            axes.set_xlabel(f"{value:.1f}", fontsize=SMALL)
+            axes.set_xlabel(f"{value:.1f}".replace("-", "−"), fontsize=SMALL)
     sign = "≥ " if bound else ""
     figure.supxlabel(f"log p(x), nats{', estimated from below' if sign else ''}")
     return figure
