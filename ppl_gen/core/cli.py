@@ -59,19 +59,19 @@ _VALUES: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
 
 def shown_as(hint: Any, default: Any) -> dict[str, Any]:
-    """The arguments of `tyro.conf.arg` for an option that may be left out: its values and its default without `None`.
+    """The arguments of `tyro.conf.arg` for an option whose default is None or (): its values, and no default.
 
     >>> shown_as(int | None, None)
     {'metavar': 'INT', 'help_behavior_hint': ''}
     >>> shown_as(int, 3)
     {}
     """
-    if default is not None:
+    if default not in (None, ()):
         return {}
     if get_origin(hint) is Annotated:  # it has a name for its values
         return shown_as(get_args(hint)[0], default) and {"help_behavior_hint": ""}
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    if type(None) not in get_args(hint):
+    kinds = [hint] if default == () else [kind for kind in get_args(hint) if kind is not type(None)]
+    if default is None and type(None) not in get_args(hint):
         return {}
     names = []
     for kind in kinds:

@@ -11,15 +11,25 @@ from ppl_gen.networks.distributions import BernoulliVector, LinearBernoulliVecto
 
 
 class BeliefNet(nn.Module):
-    """p(z_m = 1) = sigmoid(b_m) and p(x_d = 1 | z) = sigmoid(z . w_d + c_d): Neal (1992), with one layer. Given an
-    image, the M units depend on each other, so that log p(x) is a sum over 2^M states. All units are one latent site,
-    whose support is the 2^M binary vectors. Up to M = 20 or so the site is enumerated, at a cost of O(2^M (D + N)) for
-    N images of D pixels (`LinearBernoulliVector` derives it). Beyond that, a guide such as `bernoulli` samples it. >>>
-    net = BeliefNet(64, latent_dim=3) >>> net.prior().enumerate_support().shape torch.Size([8, 3]) >>>
-    net.model(n=2).shape torch.Size([2, 64]) :param data_mean: mean training pixel [data_dim]; c starts at its log-odds.
-    :param latent_dim: Number of binary units M. :param init_scale: Standard deviation of the weights W before training.
+    """p(z_m = 1) = sigmoid(b_m) and p(x_d = 1 | z) = sigmoid(z . w_d + c_d): Neal (1992), with one layer.
+
+    Given an image, the M units depend on each other, so that log p(x) is a sum over 2^M states. All units are one
+    latent site, whose support is the 2^M binary vectors. Up to M = 20 or so the site is enumerated, at a cost of
+    O(2^M (D + N)) for N images of D pixels (`LinearBernoulliVector` derives it). Beyond that, a guide such as
+    `bernoulli` samples it.
+
+    >>> net = BeliefNet(64, latent_dim=3)
+    >>> net.prior().enumerate_support().shape
+    torch.Size([8, 3])
+    >>> net.model(n=2).shape
+    torch.Size([2, 64])
+
+    :param data_mean: mean training pixel [data_dim]; c starts at its log-odds.
+    :param latent_dim: Number of binary units M.
+    :param init_scale: Standard deviation of the weights W before training.
     :param init_output_bias: Start the output bias c at the log-odds of the mean training pixel. Otherwise start it at
-    0: every pixel then has a probability near 1/2."""
+        0: every pixel then has a probability near 1/2.
+    """
 
     default_guide: ClassVar = "enumerated"
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 0.01, "schedule": "cosine"}

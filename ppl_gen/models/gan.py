@@ -20,18 +20,26 @@ _SLOPE = 0.2  # of the leaky ReLU
 
 class GAN(nn.Module):
     """p(z) = N(0, I) and p(x | z) = N(G(z), sigma^2 I), with a generator G that is trained against a discriminator D
-    (Goodfellow et al. 2014, equation 1). D maximizes V = E[log D(x)] + E[log(1 - D(G(z)))], and G minimizes its loss. V
-    is -log 4 if D cannot tell generated images from real ones. sigma is not trained: it is chosen on validation images
-    afterwards. With it a generator has a likelihood, as in Wu et al. (2017). >>> model = GAN((8, 8), latent_dim=2,
-    hidden_dims=(10,)) >>> x = model.model(n=5) >>> generator_loss, discriminator_loss = model.adversarial_losses(x) >>>
-    x.shape, generator_loss.shape, discriminator_loss.shape (torch.Size([5, 64]), torch.Size([]), torch.Size([])) :param
-    latent_dim: Number of latent units. :param hidden_dims: Units of the generator's hidden layers. The discriminator
-    has the same layers in reverse order. :param network: Networks of generator and discriminator. mlp: linear layers,
-    with batch normalization in the generator. conv: stride-2 convolutions. :param channels: Features of each
-    convolution, for --network conv. :param loss: Loss of the generator G. non-saturating: -E[log D(G(z))]. minimax:
-    E[log(1 - D(G(z)))]. wasserstein: -E[D(G(z))], where D is a critic with gradients of norm near 1 (Gulrajani et al.
-    2017, equation 3). :param gradient_penalty: Weight of the penalty that keeps the critic's gradients near norm 1, for
-    --loss wasserstein."""
+    (Goodfellow et al. 2014, equation 1). D maximizes V = E[log D(x)] + E[log(1 - D(G(z)))], and G minimizes its loss.
+    V is -log 4 if D cannot tell generated images from real ones. sigma is not trained: it is chosen on validation
+    images afterwards. With it a generator has a likelihood, as in Wu et al. (2017).
+
+    >>> model = GAN((8, 8), latent_dim=2, hidden_dims=(10,))
+    >>> x = model.model(n=5)
+    >>> generator_loss, discriminator_loss = model.adversarial_losses(x)
+    >>> x.shape, generator_loss.shape, discriminator_loss.shape
+    (torch.Size([5, 64]), torch.Size([]), torch.Size([]))
+
+    :param latent_dim: Number of latent units.
+    :param hidden_dims: Units of the generator's hidden layers. The discriminator has the same layers in reverse order.
+    :param network: Networks of generator and discriminator. mlp: linear layers, with batch normalization in the
+        generator. conv: stride-2 convolutions.
+    :param channels: Features of each convolution, for --network conv.
+    :param loss: Loss of the generator G. non-saturating: -E[log D(G(z))]. minimax: E[log(1 - D(G(z)))]. wasserstein:
+        -E[D(G(z))], where D is a critic with gradients of norm near 1 (Gulrajani et al. 2017, equation 3).
+    :param gradient_penalty: Weight of the penalty that keeps the critic's gradients near norm 1, for --loss
+        wasserstein.
+    """
 
     default_guide: ClassVar = "prior"
     training_defaults: ClassVar[dict[str, Any]] = {

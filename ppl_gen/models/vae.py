@@ -15,19 +15,31 @@ Likelihood = Literal["bernoulli", "continuous-bernoulli", "normal"]
 
 
 class VAE(nn.Module):
-    """p(z) = N(0, I) and p(x | z) = prod_d Bernoulli(x_d; decoder(z)_d): Kingma and Welling (2014), appendix C. >>>
-    model = VAE((8, 8), latent_dim=2, hidden_dims=(50,)) >>> model.decoder Sequential( (0): Linear(in_features=2,
-    out_features=50, bias=True) (1): ReLU() (2): Linear(in_features=50, out_features=64, bias=True) ) >>>
-    model.model(n=3).shape torch.Size([3, 64]) :param data_mean: mean training pixel [data_dim]; the output bias starts
-    at its log-odds. :param latent_dim: Number of latent units. :param hidden_dims: Units of the encoder's hidden
-    layers. The decoder has the same layers in reverse order. :param activation: Nonlinearity between layers. :param
-    network: Networks of encoder and decoder. mlp: linear layers. conv: stride-2 convolutions between the image and the
-    linear layers. :param channels: Features of each convolution, for --network conv. :param likelihood: Distribution of
-    a pixel given z. bernoulli: for binary pixels. The others are densities of grey pixels, and need --binarization none
-    or dequantized. continuous-bernoulli: Loaiza-Ganem and Cunningham (2019). normal: with one learned standard
-    deviation for all pixels. :param init_output_bias: Start the output bias at the log-odds of the mean training pixel
-    (for normal: at the mean training pixel). Otherwise the whole output layer starts at 0: every pixel has probability
-    1/2."""
+    """p(z) = N(0, I) and p(x | z) = prod_d Bernoulli(x_d; decoder(z)_d): Kingma and Welling (2014), appendix C.
+
+    >>> model = VAE((8, 8), latent_dim=2, hidden_dims=(50,))
+    >>> model.decoder
+    Sequential(
+      (0): Linear(in_features=2, out_features=50, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=50, out_features=64, bias=True)
+    )
+    >>> model.model(n=3).shape
+    torch.Size([3, 64])
+
+    :param data_mean: mean training pixel [data_dim]; the output bias starts at its log-odds.
+    :param latent_dim: Number of latent units.
+    :param hidden_dims: Units of the encoder's hidden layers. The decoder has the same layers in reverse order.
+    :param activation: Nonlinearity between layers.
+    :param network: Networks of encoder and decoder. mlp: linear layers. conv: stride-2 convolutions between the image
+        and the linear layers.
+    :param channels: Features of each convolution, for --network conv.
+    :param likelihood: Distribution of a pixel given z. bernoulli: for binary pixels. The others are densities of grey
+        pixels, and need --binarization none or dequantized. continuous-bernoulli: Loaiza-Ganem and Cunningham (2019).
+        normal: with one learned standard deviation for all pixels.
+    :param init_output_bias: Start the output bias at the log-odds of the mean training pixel (for normal: at the mean
+        training pixel). Otherwise the whole output layer starts at 0: every pixel has probability 1/2.
+    """
 
     def __init__(
         self,
