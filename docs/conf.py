@@ -1,18 +1,21 @@
 """The site: `python -m sphinx -W docs docs/_build`."""
 
 import contextlib
+import html
 import importlib
 import io
+import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside the pages, before an installed one
 
 import ppl_gen
 from ppl_gen.__main__ import commands
+from ppl_gen.core.glossary import TERMS
 
 project = "ppl_gen"
 author = "the ppl_gen authors"
@@ -20,6 +23,7 @@ version = release = ppl_gen.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_enable_extensions = ["colon_fence"]  # figures with captions
 myst_heading_anchors = 3
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}  # a notebook is read as Markdown: `notebook_as_markdown`
 html_theme = "furo"
 html_title = f"ppl_gen {version}"
 html_copy_source = False
@@ -103,5 +107,49 @@ def write_commands(app: object) -> None:
     (REFERENCE / "commands.md").write_text(text, encoding="utf-8")
 
 
+# The glossary and the notebook ---------------------------------------------------------------------------------
+
+
+def glossary_page() -> str:
+    """The page of the terms, from the code."""
+    parts = [
+        "# Glossary",
+        "For readers of a table or of a run's `report.html`: what each term means, and when to distrust the number.",
+        "\n".join(f"- [{term.name}](#{term.anchor})" for term in sorted(TERMS, key=lambda term: term.name.lower())),
+    ]
+    for term in TERMS:
+        also = f" Also called: {', '.join(term.words)}." if term.words else ""
+        more = f" More: [{term.more}]({term.more})." if term.more else ""
+        parts.append(f"## {term.name}\n\n{term.text}{also}{more}")
+    return "\n\n".join(parts) + "\n"
+
+
+def notebook_as_markdown(notebook: dict[str, Any]) -> str:
+    """The cells of a notebook as Markdown, with the outputs that it holds."""
+    parts = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", []):
+            found = {kind: "".join(value) for kind, value in output.get("data", {}).items()}
+            if "image/png" in found:
+                picture = (
+                    f'<img alt="Output of the cell above" src="data:image/png;base64,{found["image/png"].strip()}">'
+                )
+                parts.append(f"```{{raw}} html\n{picture}\n```")
+            elif "text/html" in found:
+                parts.append(f'```{{raw}} html\n<div class="output">{found["text/html"]}</div>\n```')
+            else:
+                shown = found.get("text/plain", "".join(output.get("text", "")))
+                parts.append(f'```{{raw}} html\n<pre class="output">{html.escape(shown)}</pre>\n```')
+    return "\n\n".join(parts) + "\n"
+
+
+def read_source(app: object, name: str, source: list[str]) -> None:
+    if name == "notebook":
+        source[0] = notebook_as_markdown(json.loads(source[0]))
+
+
 def setup(app):  # type: ignore[no-untyped-def]
     app.connect("builder-inited", write_commands)
+    app.connect("source-read", read_source)

@@ -222,13 +222,13 @@ _TRUST = (
         "trust.md#the-second-opinion-and-blind-images",
     ),
     Term(
-        "bias (jackknife)",
+        "jackknife",
         "jackknife",
         "The jackknife repeats an estimate with each sample left out, and estimates its bias from the changes "
         "(Nowozin 2018). The estimated bias of log p(x) is below 0: the estimate is low. Corrected IWAE bounds are "
         "closer to log p(x), but are no bounds. It cannot see what no sample has reached.",
         "estimates.md#the-formulas",
-        ("jackknife", "estimated bias"),
+        ("bias (jackknife)", "estimated bias"),
     ),
     Term(
         "active units",
@@ -331,7 +331,7 @@ _COMPARED = (
     ),
     Term(
         "last and best weights",
-        "checkpoint",
+        "last-and-best-weights",
         "The weights after the last epoch, and those after the epoch with the best validation ELBO. The last ones are "
         "evaluated unless `--checkpoint best` is given.",
         "training.md",
@@ -347,7 +347,7 @@ _COMPARED = (
     ),
     Term(
         "Fréchet distance",
-        "frechet-distance",
+        "fréchet-distance",
         "Distance between the samples' and the test images' mean and covariance, in the last layer of a classifier "
         "(Heusel et al. 2017). Smaller is better. It is biased upwards with few images, and a model that repeats its "
         "training images has a perfect score.",
