@@ -112,15 +112,10 @@ def write_commands(app: object) -> None:
 
 def glossary_page() -> str:
     """The page of the terms, from the code."""
-    parts = [
-        "# Glossary",
-        "For readers of a table or of a run's `report.html`: what each term means, and when to distrust the number.",
-        "\n".join(f"- [{term.name}](#{term.anchor})" for term in sorted(TERMS, key=lambda term: term.name.lower())),
-    ]
+    lead = "For readers of a table or of a run's `report.html`: what each term means, and when to distrust the number."
+    parts = [f"# Glossary\n\n{lead}"]
     for term in TERMS:
-        also = f" Also called: {', '.join(term.words)}." if term.words else ""
-        more = f" More: [{term.more}]({term.more})." if term.more else ""
-        parts.append(f"## {term.name}\n\n{term.text}{also}{more}")
+        parts.append(f"## {term.name}\n\n{term.text}" + (f" [More]({term.more})." if term.more else ""))
     return "\n\n".join(parts) + "\n"
 
 
