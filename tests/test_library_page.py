@@ -85,7 +85,7 @@ def test_another_tracker(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return SimpleNamespace(log=lambda curves, step: logged.append((options["id"], step, curves)))
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     code = re.search(r"^```python\n# weights_and_biases\.py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     assert code is not None
     names: dict[str, Any] = {}
