@@ -27,8 +27,11 @@ source_suffix = {".md": "markdown", ".ipynb": "markdown"}  # a notebook is read 
 html_theme = "furo"
 html_title = f"ppl_gen {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 exclude_patterns = ["_build"]
 default_role = "code"
+smartquotes = False  # it would make one dash of the two of an option
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"
@@ -87,6 +90,7 @@ def command_page(command: str) -> str:
             if name.startswith("-h,"):
                 continue
             about = re.sub(r"\((default: [^()]*|required|repeatable)\)$", r"*(\1)*", text)
+            about = re.sub(r"(?<![\w`])--[a-z][\w.*-]*\w", r"`\g<0>`", about)
             kind = f"{{option}} {name}" if name.startswith("-") else f"{{describe}} {name}"
             parts.append(f":::{kind}\n{about}\n:::")
     return "\n\n".join(parts) + "\n"
@@ -145,6 +149,16 @@ def read_source(app: object, name: str, source: list[str]) -> None:
         source[0] = notebook_as_markdown(json.loads(source[0]))
 
 
+def keep_options_whole(app: object, name: str, template: str, context: dict[str, Any], tree: object) -> None:
+    """Let a browser break a long command between words only, and not after the dashes of an option."""
+    blocks = re.compile(r'(?<=<div class="highlight-bash)[^\0]*?(?=</pre>)')
+    context["body"] = blocks.sub(
+        lambda block: re.sub(r"(?<=</span>)-[\w.-]+", r'<span class="word">\g<0></span>', block[0]),
+        context.get("body", ""),
+    )
+
+
 def setup(app):  # type: ignore[no-untyped-def]
+    app.connect("html-page-context", keep_options_whole)
     app.connect("builder-inited", write_commands)
     app.connect("source-read", read_source)
