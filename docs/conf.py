@@ -116,10 +116,12 @@ def write_commands(app: object) -> None:
 
 def glossary_page() -> str:
     """The page of the terms, from the code."""
-    lead = "For readers of a table or of a run's `report.html`: what each term means, and when to distrust the number."
+    lead = "For readers of a table or of `report.html`: what each term means, and when to distrust it."
     parts = [f"# Glossary\n\n{lead}"]
     for term in TERMS:
-        parts.append(f"## {term.name}\n\n{term.text}" + (f" [More]({term.more})." if term.more else ""))
+        if term.more in ("samples.md", "uses.md"):
+            continue  # these pages define their own terms
+        parts.append(f"## {term.name}\n\n{term.text}" + (f" [More]({term.more})" if term.more else ""))
     return "\n\n".join(parts) + "\n"
 
 
