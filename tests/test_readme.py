@@ -70,7 +70,12 @@ def _reduce(arguments: list[str]) -> list[str]:
 
 
 def _reduce_sweep(arguments: list[str]) -> list[str]:
-    """The first seed of each combination, with reduced options of fit. A plane of latents would be drawn."""
+    """The first seed of each combination, and one option that varies, with reduced options of fit. A plane of latents
+    would be drawn."""
+    varied = [index for index, word in enumerate(arguments) if word == "--vary"]
+    for index in reversed(varied[1:]):
+        end = next(i for i in range(index + 1, len(arguments)) if arguments[i].startswith("--"))
+        arguments = arguments[:index] + arguments[end:]
     cut, seeds = arguments.index("--"), arguments.index("--seeds") + 1
     after = next(i for i in range(seeds, cut) if arguments[i].startswith("--"))
     line = ["--latent-dim", "1"] if "vae" in arguments else []
@@ -80,7 +85,11 @@ def _reduce_sweep(arguments: list[str]) -> list[str]:
 DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: page.stem)
 LONG = [f"docs/{page.name}" for page in DOCS if page.stem.startswith(("results", "speed"))]  # only parsed
 SHORT = ["README.md", *(f"docs/{page.name}" for page in DOCS if f"docs/{page.name}" not in LONG)]
-PAGES = [page for page in SHORT if {"bash", "python"} & {language for language, _ in _blocks(page)}]
+PAGES = [
+    page
+    for page in SHORT
+    if any("ppl_gen" in text for language, text in _blocks(page) if language in ("bash", "python"))
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
