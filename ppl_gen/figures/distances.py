@@ -12,7 +12,7 @@ from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.distances import Distance, Distances, Level, Sandwich
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
-from ppl_gen.figures.style import BLUE, GREEN, PURPLE, VERMILION, styled
+from ppl_gen.figures.style import BLACK, BLUE, GREEN, PURPLE, VERMILION, styled
 
 CAPTIONS = {
     "how_far": Caption(
@@ -89,17 +89,19 @@ def _what(found: Distances) -> str:
 def _bars(found: Distances) -> list[str]:
     """What the horizontal bars are, and how wide."""
     reference = found.reference
-    widths = [level.half_width for level in _levels(found.rows) if level.half_width]
+    barred = [level for row in found.rows for level in _barred(row)]
+    widths = [level.half_width for level in barred if level.half_width]
     if reference is None or not widths:
         return ["No interval is drawn: the values of single images are not recorded, or there is one image."]
     of = "its own log p(x)" if len(found.rows) == 1 else f"log p(x) of {found.rows[0].label}"
     over = "other images and seeds" if found.several_seeds else "other images, not for other seeds"
-    unknown = any(level.half_width is None for level in _levels(found.rows))
+    unknown = any(level.half_width is None for level in barred)
     return [
-        f"Bars are 95 % intervals of the difference to {of} ({reference.label}; dashed), paired image by image; they "
-        f"hold for {over}. The widest is ± {fixed(max(widths), 2 if max(widths) >= 0.01 else 4)} nats, and a bar that "
-        "is not seen is shorter than its mark.",
-        *(["A mark has no bar where the values of single images are not recorded."] if unknown else []),
+        f"Bars, on the ELBO and the best log p(x) of each row, are 95 % intervals of the difference to {of} "
+        f"({reference.label}; dashed), paired image by image; they hold for {over}. The widest is "
+        f"± {fixed(max(widths), 2 if max(widths) >= 0.01 else 4)} nats, and a bar that is not seen is shorter than its "
+        "mark.",
+        *(["There is no bar where the values of single images are not recorded."] if unknown else []),
     ]
 
 
@@ -132,6 +134,11 @@ def _has_arrow(row: Distance, level: Level) -> bool:
     return level.at_least and not any(each.known for each in row.levels)
 
 
+def _barred(row: Distance) -> list[Level]:
+    """The levels whose intervals are drawn: the ELBO and the best log p(x). Those of all levels would overlap."""
+    return [level for level in row.levels if level.name == "elbo" or level == row.best]
+
+
 def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
@@ -158,9 +165,10 @@ def how_far(found: Distances) -> Figure:
     """Rows of marks on one axis in nats, the best row first: ELBO, IWAE bounds, estimates of log p(x), the exact value
     where it is known. The gap stands at the right of a row. A mark is named where it first occurs.
 
-    A horizontal bar through a mark is the 95 % interval of its difference to the best log p(x) of the first row, which
-    is dashed. If the bar of a log p(x) crosses the dashed line, the difference may be chance. An arrow means at least.
-    Rows with bounds from both sides have them in a panel of their own, since they are of other images.
+    A horizontal bar through an ELBO or the best log p(x) of a row is the 95 % interval of its difference to the best
+    log p(x) of the first row, which is dashed. If the bar of a log p(x) crosses the dashed line, the difference may be
+    chance. An arrow means at least. Rows with bounds from both sides have them in a panel of their own, since they are
+    of other images.
     """
     has_side = any(row.sandwiches for row in found.rows)
     width = _WIDTH - 2 * _MARGIN - (_SIDE + _BETWEEN if has_side else 0)
@@ -260,7 +268,8 @@ def _extents(rows: Sequence[Distance]) -> list[tuple[float, float]]:
         longest = max(max(map(max, means)) - min(map(min, means)), _LEAST)
     ends = []
     for row in rows:
-        reach = [(level.mean, min(level.half_width or 0, longest)) for level in row.levels]
+        barred = _barred(row)
+        reach = [(each.mean, min((each.half_width or 0) * (each in barred), longest)) for each in row.levels]
         ends += [(min(mean - bar for mean, bar in reach), max(mean + bar for mean, bar in reach))] if reach else []
     merged: list[tuple[float, float]] = []
     for low, high in sorted(ends or [(0.0, 0.0)]):
@@ -319,9 +328,9 @@ def _draw_row(axes: Any, row: Distance, middle: float) -> None:
     axes.plot([min(means), max(means)], [middle, middle], color="0.7", linewidth=2, zorder=1)
     for order, level in enumerate(row.levels):
         style = _MARKS.get(level.name, _OWN)
-        if level.half_width:
+        if level in _barred(row) and level.half_width:
             ends = [level.mean - level.half_width, level.mean + level.half_width]
-            axes.plot(ends, [middle] * 2, color="0.25", linewidth=1.2, marker="|", markersize=5, zorder=2)
+            axes.plot(ends, [middle] * 2, color=BLACK, linewidth=1.2, marker="|", markersize=7, zorder=2)
         axes.plot(level.mean, middle, linestyle="none", zorder=3 + order / 100, **style)
         if _has_arrow(row, level):
             axes.annotate(
