@@ -50,7 +50,7 @@ def why_logarithms(data: Data) -> Figure:
         axes.plot(gone, log[gone], "x", color=BLACK, markersize=8, markeredgewidth=1.6)
         text = f"product in float32:\n0 from pixel {gone} on"
         axes.annotate(text, (gone, log[gone]), xytext=(-8, -4), textcoords="offset points", ha="right", va="top")
-    axes.set_title(f"log p(x) = −{-log[-1]:.1f} nats: a product of {len(log)} probabilities underflows")
+    axes.set_title(f"log p(x) = −{-log[-1]:.1f} nats, pixel after pixel")
     return figure
 
 

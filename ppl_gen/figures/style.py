@@ -125,5 +125,5 @@ def _mean(values: Sequence[float]) -> float:
 
 def plain(axis: Any) -> None:
     """Write the numbers of a logarithmic axis without powers, which would be too small to read: 0.01, 1, 1,000."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "−")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.9f}".rstrip("0").rstrip(".").replace("-", "−")))
     axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
