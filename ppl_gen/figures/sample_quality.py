@@ -11,7 +11,7 @@ from ppl_gen.figures.style import BLUE, NARROW, SMALL, WIDTH, styled
 CAPTIONS = {
     "sample_classes": Caption(
         "Shares of the classes: in the samples, as a classifier sees them (plain bars), and in the test images, by "
-        "their labels (hatched)",
+        "their labels (hatched). The lines on the bars are ± 1.96 standard errors",
         "Bars of the share of each class, in pairs: of the samples, and of the test images",
     ),
     "neighbours": Caption(
@@ -22,12 +22,15 @@ CAPTIONS = {
 
 
 @styled
-def class_shares(samples: np.ndarray, data: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Share of each class [classes] in the samples, as the classifier sees them, beside its share in the data."""
+def class_shares(samples: np.ndarray, data: np.ndarray, labels: Sequence[str], count: int) -> Figure:
+    """Share of each class [classes] in the samples, as the classifier sees them, beside its share in the data. The
+    samples' shares have intervals of ± 1.96 standard errors of a share of `count` independent samples."""
     figure = Figure(figsize=(NARROW, 2.6), layout="constrained")
     axes = figure.subplots()
     position = np.arange(len(samples))
-    axes.bar(position - 0.2, samples, 0.4, color=BLUE, edgecolor="black", label="samples, by the classifier")
+    errors = 1.96 * np.sqrt(samples * (1 - samples) / count)
+    label = "samples, by the classifier"
+    axes.bar(position - 0.2, samples, 0.4, yerr=errors, color=BLUE, edgecolor="black", label=label)
     axes.bar(position + 0.2, data, 0.4, color="white", edgecolor="black", hatch="///", label="test images, by label")
     axes.set_xticks(position, labels)
     axes.set_xlabel("class")

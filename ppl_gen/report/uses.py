@@ -79,6 +79,6 @@ def draw_quality(fitted: Fitted, found: Quality) -> None:
     classes, shape = found.summary["classes"], fitted.data.shape
     share, of_the_data = (np.array(classes[key]) for key in ("share", "of_the_data"))
     labels = [f"{label:g}" for label in classes["labels"]]
-    save(fitted.directory, "sample_classes", class_shares(share, of_the_data, labels))
+    save(fitted.directory, "sample_classes", class_shares(share, of_the_data, labels, found.summary["num_images"]))
     ours, theirs = (pictures(each, shape) for each in (found.samples, found.neighbours))
     save(fitted.directory, "neighbours", neighbours(ours, theirs, found.distances))

@@ -94,7 +94,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         np.full((5, 10), 12_345), list("0123456789"), ["12: 5.0%"] * 5, TEN[:5], 9
     ),
     "examples": lambda: examples(TEN[:4], np.tile(TEN[:4], (4, 1, 1, 1)), np.full((4, 4), 0.25), [["12"] * 4] * 4),
-    "class_shares": lambda: class_shares(TEN[0].sum(0), TEN[0].sum(0), list("01234")),
+    "class_shares": lambda: class_shares(np.full(5, 0.2), np.full(5, 0.2), list("01234"), 100),
     "neighbours": lambda: neighbours(TEN, TEN, [10.5] * 10),
     "spliced_images": lambda: spliced_images(TEN, TEN, (np.full(10, -123.4), np.full(10, -123.4))),
     "power_against_size": lambda: power_against_size(POWER),
