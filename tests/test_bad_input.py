@@ -169,7 +169,7 @@ def here(elsewhere: Path) -> Path:
         (("vea",), ["unknown model 'vea'", "did you mean 'vae'"]),
         (("nothing.py:Model",), ["'nothing.py'", "no such file"]),
         (("no.such.module:Model",), ["no.such.module", "cannot be imported"]),
-        (("torch.nn:Linear",), ["torch.nn:Linear", "no method 'model(self, x, ...)'"]),
+        (("torch.nn:Linear",), ["torch.nn:Linear", "needs a method 'model(self, x, ...)'"]),
         (("vae", "--guide", "nrmal"), ["unknown guide 'nrmal'", "did you mean 'normal'"]),
         (("vae", "--data", "mnits"), ["--data mnits", "did you mean 'mnist'"]),
         (("vae", "--objective", "elob", *DIGITS), ["--objective elob", "did you mean 'elbo'"]),
@@ -195,7 +195,7 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--guide", "guides.py:NoDefault", *DIGITS), ["'width'", "a type and a default"]),
         (("vae", "--guide", "guides.py:Constructor", *DIGITS), ["Constructor", "no such width"]),
         (("vae", "--guide", "guides.py:NoModule", *DIGITS), ["NoModule", "torch.nn.Module"]),
-        (("vae", "--guide", "guides.py:NoMethod", *DIGITS), ["no method 'guide(self, x, ...)'"]),
+        (("vae", "--guide", "guides.py:NoMethod", *DIGITS), ["needs a method 'guide(self, x, ...)'"]),
         (("vae", "--guide", "normal", "--guide.depth", "3"), ["--guide.depth"]),
         # data
         (("vae", "--data", "nowhere.npy"), ["nowhere.npy", "no such file"]),

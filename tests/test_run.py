@@ -87,7 +87,7 @@ def test_instances_are_trained_in_place(elsewhere: Path, x: Tensor) -> None:
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others[0].state_dict().items())
     with pytest.raises(BadInput, match="does not match"):
         _ = Run.open(run.path, model=VAE((4, 5), latent_dim=3), guide=Laplace(20, 3), data=x).model
-    with pytest.raises(BadInput, match="is an instance, which takes no options: latent_dim"):
+    with pytest.raises(BadInput, match="is an instance and takes no options; leave out latent_dim"):
         Run.fit(model, guide=guide, data=x, model_options={"latent_dim": 4}, **options)
 
 
@@ -479,7 +479,7 @@ def test_where_gradients_are_off(elsewhere: Path, x: Tensor, small_run: Run) -> 
             lambda: run.evaluate(data=x[:2], sandwich=0, **settings),
             lambda: run.split_gap(num_images=2, num_samples=5, quiet=True),
         ):
-            with pytest.raises(BadInput, match=r"takes gradients, which torch.inference_mode\(\) rules out"):
+            with pytest.raises(BadInput, match=r"needs gradients, but torch.inference_mode\(\) forbids them"):
                 use()
         opened = Run.open("on", data=x)
         assert torch.equal(opened.log_px(x[:2]).log_px, run.log_px(x[:2]).log_px)

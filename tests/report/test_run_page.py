@@ -188,7 +188,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("observation", "words"), [("cross-entropy", "no bound on a log-probability"), ("density", "not comparable")]
+    ("observation", "words"), [("cross-entropy", "do not bound the log-probability"), ("density", "cannot be compared")]
 )
 def test_warnings_are_prominent(run: Path, observation: str, words: str) -> None:
     summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))

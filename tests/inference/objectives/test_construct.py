@@ -68,7 +68,7 @@ def test_options_by_name() -> None:
         ("beta", {"beta": float("inf")}, "beta inf: must be above 0"),
         ("adversarial", {"num_particles": 5}, "num_particles 5: adversarial has no such option"),
         ("iwae", {"options": {"groups": 2}}, "objective.groups: IWAE has no such option"),
-        ("pyro.infer:Trace_ELBO", {}, r"the class has no method 'surrogate\(self, terms\)', .* that returns an ELBO"),
+        ("pyro.infer:Trace_ELBO", {}, r"the class needs a method 'surrogate\(self, terms\)', .* that returns an ELBO"),
         (Trace_ELBO(), {}, "objective Trace_ELBO: has no method 'surrogate"),
         (Path, {}, "objective Path: has no method 'surrogate"),
         ("nowhere.py:Mine", {}, "objective 'nowhere.py': no such file"),
