@@ -206,7 +206,7 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--data", "binarized-mnist"), ["binarized_mnist_train.amat is missing"]),
         (("vae", "--train-size", "0", *DIGITS), ["--train-size 0", "1 to 1497"]),
         (("vae", "--train-size", "1498", *DIGITS), ["--train-size 1498"]),
-        (("vae", "--likelihood", "normal", *DIGITS), ["use dequantized, or none"]),
+        (("vae", "--likelihood", "normal", *DIGITS), ["use dequantized or none"]),
         # numbers out of range
         (("vae", "--epochs", "0", *DIGITS), ["--epochs 0"]),
         (("vae", "--batch-size", "-1", *DIGITS), ["--batch-size -1"]),

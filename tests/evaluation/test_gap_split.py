@@ -46,7 +46,7 @@ def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
     status, _, err = call(evaluate.command, "net", "--gaps")
     assert status == 2 and "can be reparametrized" in err and err.count("\n") == 1
     status, _, err = call(fit.command, "--init-from", "net", "--refit-guide", "enumerated", "--out", "other")
-    assert status == 2 and "neither model nor guide has a parameter to train" in err
+    assert status == 2 and "neither the model nor the guide has a parameter to train" in err
 
 
 FEW = Search(window=3, patience=1, most_windows=4)

@@ -123,10 +123,10 @@ def test_the_particles_of_an_own_objective(elsewhere: Path, x: Tensor, call: Cal
         ({"prior_options": "units"}, "prior_options 'units': must be a dictionary of options by name"),
         ({"guide_options": {1: 2}}, "guide_options {1: 2}: must be a dictionary of options by name"),
         ({"out": 3}, "out 3: must be a path"),
-        ({"refit_guide": "flow"}, "refit_guide: give the guide as guide=…, with init_from=… and fixed_model=True"),
+        ({"refit_guide": "flow"}, "refit_guide: in Python, give guide=…, init_from=… and fixed_model=True"),
         ({"fixed_model": True}, "fixed_model: needs the run of the model; name it with init_from"),
         ({"training": 3}, "training: unknown option of fit"),
-        ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
+        ({"on_epoch": 3}, "on_epoch=3: must be a function of two arguments, the run and its metrics"),
     ],
 )
 def test_bad_arguments(elsewhere: Path, x: Tensor, options: dict[str, Any], message: str) -> None:

@@ -127,7 +127,7 @@ def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
     assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["log_px"]["estimator"] == "importance"
 
     for wrong, words in (
-        (("factor-analysis", "--binarization", "static"), "use dequantized, or none"),
+        (("factor-analysis", "--binarization", "static"), "use dequantized or none"),
         (("vae", "--binarization", "dequantized"), "no density of grey pixels"),
         (("vae", "--guide", "exact-gaussian"), "exact-gaussian takes a factor-analysis, not a VAE"),
         (("factor-analysis", "--latent-dim", "64"), "--latent-dim 64"),
