@@ -224,7 +224,7 @@ def test_closed_form_beside_the_others(elsewhere: Path, call: Call) -> None:
         (("--gaps", "--prior-share", "0.5"), "--gaps: needs --estimator importance or annealed"),
         (("--proposals", "nowhere"), "nowhere"),
         (("--sandwich", "-1"), "--sandwich -1"),
-        (("--sandwich", "7", "--gaps"), "--gaps: does not take --sandwich 7"),
+        (("--sandwich", "7", "--gaps"), "--gaps: leave out --sandwich 7"),
         (("--annealed.num-chains", "8"), "--annealed.* need --estimator annealed"),
         (("--annealed.num-chains", "0"), "--annealed.num-chains 0"),
         (("--annealed.acceptance", "1"), "--annealed.acceptance 1.0: must be between 0 and 1"),

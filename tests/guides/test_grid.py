@@ -122,7 +122,7 @@ def test_a_run_and_its_uses(elsewhere: Path, call: Call) -> None:
         (evaluate.command, ("r", "--gaps"), "encode(x)"),
         (evaluate.command, ("r", "--prior-share", "0.5"), "samples no z, and cannot be a proposal"),
         (sample.command, ("r", "--source", "image", "--out", "s.png"), "Grid does not sample z"),
-        (fill.command, ("r",), "filling in by importance sampling needs"),
+        (fill.command, ("r",), "fill by importance sampling needs"),
     ]
     for command, arguments, words in refused:
         status, _, err = call(command, *arguments)
