@@ -181,7 +181,7 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--guide", "broken.py:Guide"), ["broken.py", "SyntaxError"]),
         (("vae", "--guide", "guides.py:TooWide", *DIGITS), ["TooWide does not fit VAE", "(21,)", "(20,)"]),
         (("vae", "--guide", "guides.py:OtherSite", *DIGITS), ["OtherSite", "does not sample 'z'", "but 'w'"]),
-        (("vae", "--guide", "guides.py:Observes", *DIGITS), ["Observes observes 'z'", "without obs="]),
+        (("vae", "--guide", "guides.py:Observes", *DIGITS), ["Observes observes 'z'", "leave out obs="]),
         (("vae", "--guide", "guides.py:NegativeScale", *DIGITS), ["NegativeScale: site 'z': parameter scale"]),
         (("guides.py:OtherPixels", *DIGITS), ["OtherPixels: site 'x' has event shape (784,)", "(2, 64)", "data_dim"]),
         (("guides.py:NoDefaults", *DIGITS), ["NoDefaults: model(self, x=None, *, n=1)", "argument: 'x'"]),

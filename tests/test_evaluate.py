@@ -167,7 +167,7 @@ def test_what_proposals_cannot_have_is_said_before_any_work(
     assert call(fit.command, *fitted)[0] == 0
     monkeypatch.setattr(estimating, "importance_estimate", begun)
     for run, more, words in (
-        ("discrete", ("--temperature", "1.3"), "--temperature 1.3: takes latent sites that are continuous"),
+        ("discrete", ("--temperature", "1.3"), "--temperature 1.3: needs latent sites that are continuous"),
         ("vae", ("--num-samples", "3", "--prior-share", "0.1"), "--num-samples 3: too few"),
     ):
         status, _, err = call(evaluate.command, run, "--num-images", "5", *more)

@@ -70,7 +70,7 @@ def test_what_has_no_grid() -> None:
     for arguments, options, message in (
         ((2, None, vae), {}, "one latent site and a method prior"),
         ((2, "z", nn.Linear(2, 2)), {}, "one latent site and a method prior"),
-        ((4, "z", VAE((8, 8), latent_dim=4)), {}, "1 to 3 latent units, and VAE has 4"),
+        ((4, "z", VAE((8, 8), latent_dim=4)), {}, "1 to 3 latent units, but VAE has 4"),
         ((1, "z", WithPrior(dist.Bernoulli(torch.tensor(0.5)))), {}, "continuous vector"),
         ((2, "z", vae), {"points": 1}, "guide.points 1: must be at least 2"),
         ((2, "z", vae), {"points": 5000}, "guide.points 5000: at most 4096 for 2 latent units"),
@@ -120,7 +120,7 @@ def test_a_run_and_its_uses(elsewhere: Path, call: Call) -> None:
     assert "grid bias" in err
     refused: list[tuple[Any, tuple[str, ...], str]] = [
         (evaluate.command, ("r", "--gaps"), "encode(x)"),
-        (evaluate.command, ("r", "--prior-share", "0.5"), "samples no z, and cannot be a proposal"),
+        (evaluate.command, ("r", "--prior-share", "0.5"), "samples no z, so it cannot be a proposal"),
         (sample.command, ("r", "--source", "image", "--out", "s.png"), "Grid does not sample z"),
         (fill.command, ("r",), "fill by importance sampling needs"),
     ]

@@ -129,7 +129,7 @@ def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
     for wrong, words in (
         (("factor-analysis", "--binarization", "static"), "use dequantized or none"),
         (("vae", "--binarization", "dequantized"), "no density of grey pixels"),
-        (("vae", "--guide", "exact-gaussian"), "exact-gaussian takes a factor-analysis, not a VAE"),
+        (("vae", "--guide", "exact-gaussian"), "exact-gaussian needs the model factor-analysis, not VAE"),
         (("factor-analysis", "--latent-dim", "64"), "--latent-dim 64"),
         (("factor-analysis", "--noise", "loud"), "--noise"),
     ):
