@@ -73,7 +73,7 @@ def test_what_has_no_grid() -> None:
         ((4, "z", VAE((8, 8), latent_dim=4)), {}, "1 to 3 latent units, but VAE has 4"),
         ((1, "z", WithPrior(dist.Bernoulli(torch.tensor(0.5)))), {}, "continuous vector"),
         ((2, "z", vae), {"points": 1}, "guide.points 1: must be at least 2"),
-        ((2, "z", vae), {"points": 5000}, "guide.points 5000: at most 4096 for 2 latent units"),
+        ((2, "z", vae), {"points": 5000}, "guide.points 5000: must be at most 4096 for 2 latent units"),
         ((2, "z", vae), {"width": 0.0}, "guide.width 0.0: must be"),
     ):
         with pytest.raises(BadInput, match=message):
