@@ -36,7 +36,9 @@ _DRAWN: dict[Draws, dict[str, bool]] = {
     "frozen-guide": {"frozen_guide": True},
 }
 """Arguments of `Pair.terms` for each way to draw z."""
-NOT_RECORDABLE = "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN"
+NOT_RECORDABLE = (
+    "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN; leave this out"
+)
 
 
 def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
