@@ -213,7 +213,7 @@ def _second_opinion_text(opinion: Json) -> str:
         by = fixed(opinion.get("nats_beyond_errors"))
         seen = [f"on {opinion['fraction_beyond_errors']:.1%} of images by {by} nats", *seen]
     limit = f"sees modes of {opinion['visible_mass']:.1%} of the prior or more"
-    above = f"above importance sampling {', and '.join(seen)}" if seen else "not above importance sampling"
+    above = f"above importance sampling {', and '.join(seen)}" if seen else "not above"
     blind = f"blind on {opinion['fraction_blind']:.1%} of images"
     return f"{opinion['num_samples']} samples, half from the prior: {above}; {limit}; {blind}"
 
