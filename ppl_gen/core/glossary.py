@@ -158,7 +158,7 @@ _ESTIMATES = (
         "fine, and two proposals agree. `--num-samples auto` takes samples until this is so. A mode that neither "
         "proposal reaches stays unseen.",
         "settling.md",
-        ("settle", "still gaining"),
+        ("settle",),
     ),
 )
 
@@ -180,7 +180,7 @@ _TRUST = (
         "The number after ±: how far the mean would move for other images of the same kind, with the weights as they "
         "are. It does not say how far another seed of training would move it, nor how wrong the estimate is.",
         "compare.md",
-        ("± s.e.", "±"),
+        ("± standard error over images", "± standard error", "± s.e."),
     ),
     Term(
         "Monte Carlo error",

@@ -235,6 +235,9 @@ function explore(place, data) {
     write(high[units[0]], side - 4, side - top(0) + 9, "right");
     write(low[units[1]], right(0) + 4, side - 9, "left");
     write(high[units[1]], right(0) + 4, 9, "left");
+    context.font = "600 12px system-ui, sans-serif";
+    write(`${name(units[0])} →`, side - 4, side - top(0) - 10, "right");
+    write(`${name(units[1])} ↑`, right(0) - 5, 10, "right");
   }
   new ResizeObserver(sketch).observe(plane);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", sketch);
