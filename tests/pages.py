@@ -73,6 +73,11 @@ class Page(HTMLParser):
         return [attributes["class"] for attributes in self.of("p") if attributes.get("class") == "warning"]
 
 
+def plain(text: str) -> str:
+    """Text with numbers as a table in a terminal has them, without the minus signs and the commas of a page."""
+    return re.sub(r"(?<=\d),(?=\d{3})", "", text).replace("−", "-")
+
+
 def check(page: Page) -> None:
     """What every page keeps to."""
     tags = [tag for tag, _ in page.elements]
@@ -89,13 +94,17 @@ def check(page: Page) -> None:
     assert tags.count("figure") == tags.count("img") == tags.count("figcaption") > 0
 
 
+def ids(page: Page) -> set[str]:
+    """The names of the elements that links may lead to."""
+    return {str(attributes["id"]) for _, attributes in page.elements if "id" in attributes}
+
+
 def check_terms(page: Page) -> None:
-    """Every link leads to an entry of the page's glossary, every entry is linked, and each of them has its definition."""
+    """Every link leads to an entry of the page's glossary, every entry is linked, and each has its definition."""
     assert {tag for tag, attributes in page.elements if "href" in attributes} <= {"a"}
     links = {str(link["href"]) for link in page.of("a")}
-    ids = [str(attributes["id"]) for _, attributes in page.elements if "id" in attributes]
-    assert len(set(ids)) == len(ids) and links <= {f"#{each}" for each in ids}
-    terms = [term for term in TERMS if term.anchor in ids]
+    assert sum("id" in attributes for _, attributes in page.elements) == len(ids(page))
+    terms = [term for term in TERMS if term.anchor in ids(page)]
     assert links == {f"#{term.anchor}" for term in terms}
     assert len(page.of("dt")) == len(page.of("dd")) == len(terms)
     for term in terms:
@@ -109,8 +118,19 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 def overflow(text: str, width: int, folder: Path) -> int:
     """By how many pixels a page is wider than a window of `width`."""
+    return measured(text, width, folder, "d.documentElement.scrollWidth - f.contentWindow.innerWidth")
+
+
+def rightmost(text: str, width: int, folder: Path, selector: str) -> int:
+    """The place, in pixels from the left, at which the last of some elements ends in a window of `width`."""
+    edges = f"[...d.querySelectorAll('{selector}')].map(each => each.getBoundingClientRect().right)"
+    return measured(text, width, folder, f"Math.round(Math.max(...{edges}))")
+
+
+def measured(text: str, width: int, folder: Path, of: str) -> int:
+    """A number that JavaScript computes `of` a page in a window of `width`: `d` is the document, `f` its frame."""
     assert BROWSER is not None
-    measure = "document.title = f.contentDocument.documentElement.scrollWidth - f.contentWindow.innerWidth"
+    measure = escape(f"const d = f.contentDocument; document.title = {of}")
     frame = f'<iframe id="f" style="width: {width}px" srcdoc="{escape(text)}" onload="{measure}"></iframe>'
     (folder / "frame.html").write_text(f"<!DOCTYPE html><title>none</title>{frame}", encoding="utf-8")
     options = (

@@ -87,7 +87,7 @@ def _doubts(summary: Json, name: str) -> str:
     """The reasons for "at least", and what may help if no command does."""
     entry: Json = entry_of(summary, name) or {}
     found: list[str] = []
-    khat: Json = entry.get("khat", summary.get("khat", {}) if name in ("importance", "prior") else {})
+    khat: Json = summary.get("khat", {}) if name in ("importance", "prior") else {}
     for key, words in (("fraction_above_threshold", "too high"), ("fraction_unknown", "unknown")):
         if khat.get(key):
             found.append(f"k-hat is {words} on {khat[key]:.1%} of the images")

@@ -39,22 +39,22 @@ def options(config: Json) -> Options:
     """The options in a `config.json`."""
     defaults = default_config(config)
     own = of_session(config)
-    chosen: dict[str, tuple[Any, Any]] = {}
+    chosen: list[tuple[str, str, str]] = []
     for name in ("model", "guide", "prior", "data"):
         value = config["data"]["data"] if name == "data" else config.get(name)
-        usual = defaults.get(name) if name == "guide" else None
+        usual = defaults.get("guide") if name == "guide" else None
         if value is not None:
-            chosen[name] = (f"{own[name]}, of a Python session" if name in own else value, usual)
+            chosen.append((name, f"{own[name]}, of a Python session" if name in own else written(value), usual or ""))
     at_default: dict[str, dict[str, str]] = {}
     for part, values in [*((part, config.get(part, {})) for part in _PARTS), ("run", _part(config, _RUN))]:
-        usual = defaults if part == "run" else defaults.get(part, {})
-        different = changed(values, usual)
+        known = defaults if part == "run" else defaults.get(part, {})
+        different = changed(values, known)
         prefix = "" if part in (*_PLAIN, "run") else part.removesuffix("options").replace("_", ".")
         for name, value in values.items():
             if (part, name) == ("data", "data"):
                 continue
             if name in different:
-                chosen[prefix + name] = (value, usual.get(name))
+                chosen.append((prefix + name, written(value), written(known[name]) if name in known else ""))
             else:
                 at_default.setdefault(part.replace("_", " "), {})[name] = written(value)
     hashes = {key: value for key, value in config.items() if key.endswith("_sha256") and value}
@@ -63,10 +63,7 @@ def options(config: Json) -> Options:
         "record": {key: _exactly(value) for key, value in recorded.items()},
         "versions": {name: str(value) for name, value in config.get("versions", {}).items()},
     }
-    table = [
-        (name, written(value), "" if default is None else written(default)) for name, (value, default) in chosen.items()
-    ]
-    return Options(table, at_default, {name: part for name, part in origin.items() if part})
+    return Options(chosen, at_default, {name: part for name, part in origin.items() if part})
 
 
 def default_config(config: Json) -> Json:

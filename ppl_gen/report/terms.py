@@ -72,7 +72,7 @@ class Terms:
 
 def _escaped(text: str) -> Markup:
     """Text without markup; what is between backquotes is code."""
-    return Markup(_CODE.sub(r"<code>\1</code>", escape(text)))
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def _anchor(anchor: str, text: str) -> Markup:
