@@ -10,7 +10,14 @@ from ppl_gen.evaluation.entries import KNOWN, entry_of
 from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.experiment.run_directory import Json
 
-_KL = "KL(q(z | x) ‖ p(z | x))".replace(" ", "\N{NO-BREAK SPACE}")
+_KL = "KL(q(z | x) ‖ p(z | x))".replace(" ", "\N{WORD JOINER}\N{NO-BREAK SPACE}")  # on one line
+_HOW = {
+    "exact": "which is exact",
+    "mixed": "by importance sampling from several proposals",
+    "second_opinion": "by the second opinion",
+    "elbo": "by the ELBO",
+}
+"""Words for how log p(x) was computed, where they are not those of the table."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,7 @@ def _nats(value: float | None) -> str:
 
 def _how(name: str) -> str:
     """How log p(x) was computed."""
-    if name in ("exact", "quadrature"):
-        return {"exact": "which is exact", "quadrature": "by quadrature"}[name]
-    return f"by {ESTIMATES.get(name, name)}"
+    return _HOW.get(name, f"by {ESTIMATES.get(name, name)}")
 
 
 def _known(summary: Json) -> str:
@@ -87,7 +92,7 @@ def _doubts(summary: Json, name: str) -> str:
     """The reasons for "at least", and what may help if no command does."""
     entry: Json = entry_of(summary, name) or {}
     found: list[str] = []
-    khat: Json = summary.get("khat", {}) if name in ("importance", "prior") else {}
+    khat: Json = summary.get("khat", {}) if name in ("importance", "prior", "second_opinion") else {}
     for key, words in (("fraction_above_threshold", "too high"), ("fraction_unknown", "unknown")):
         if khat.get(key):
             found.append(f"k-hat is {words} on {khat[key]:.1%} of the images")
@@ -97,6 +102,8 @@ def _doubts(summary: Json, name: str) -> str:
         found.append(f"another estimate is above it ({', '.join(ESTIMATES.get(each, each) for each in above)})")
     if others := summary["gap"].get("fraction_of_others"):
         found.append(f"another estimate is above it on {others:.1%} of the images")
+    if name == "second_opinion":
+        found.append("the second opinion, from few samples, is above importance sampling")
     if summary.get("narrower"):
         found.append(NARROWER)
     if name == "annealed" and not found:
@@ -108,10 +115,15 @@ def _doubts(summary: Json, name: str) -> str:
 
 def _trust(summary: Json, name: str) -> str:
     """The reasons to trust a value."""
+    if name == "quadrature" and (change := (entry_of(summary, name) or {}).get("largest_change")) is not None:
+        return (
+            f"It has no Monte Carlo error: halving the step of its grid moves no image by more than {change:.2g} nats."
+        )
     if name in KNOWN:
         return ""
     if name != "importance":
-        return "No other estimate is above it."
+        agreed = ", and importance sampling agrees with it" if name == "annealed" else ""
+        return f"No diagnostic doubts it: no other estimate is above it{agreed}."
     blind = summary.get("second_opinion", {}).get("fraction_blind")
     unseen = f" The second opinion is blind on {blind:.1%} of the images: modes there may be missing." if blind else ""
     return f"No diagnostic doubts it: k-hat is fine on every image, and no other estimate is above it.{unseen}"

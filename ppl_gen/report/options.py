@@ -54,7 +54,9 @@ def options(config: Json) -> Options:
             if (part, name) == ("data", "data"):
                 continue
             if name in different:
-                chosen.append((prefix + name, written(value), written(known[name]) if name in known else ""))
+                chosen.append(
+                    (prefix + name, written(value), written(known[name]) if name in known else "not recorded")
+                )
             else:
                 at_default.setdefault(part.replace("_", " "), {})[name] = written(value)
     hashes = {key: value for key, value in config.items() if key.endswith("_sha256") and value}

@@ -29,7 +29,7 @@ def report(run: RunDirectory) -> str:
     main = None if evaluation is None else main_result(evaluation, [run.path, *external_class_options(config)])
     return render(
         "run.html.jinja",
-        title=f"{table.title(config)}, on {config['data_name']}",
+        title=f"{table.title(config)}, on {_data(config)}",
         lead=_lead(config, metrics),
         main=main,
         next=_next(run, main),
@@ -47,12 +47,18 @@ def _lead(config: Json, metrics: list[Json]) -> str:
     trained = ""
     if metrics:
         count, seconds = metrics[-1]["epoch"], metrics[-1]["seconds"]
-        trained = f", trained for {count} epoch{'s' if count != 1 else ''} in {seconds:.0f} s"
-    data = f"{config['data_name']}, binarization {config['data']['binarization']}"
+        time = f"{seconds:.0f} s" if seconds >= 1 else "less than a second"
+        trained = f", trained for {count} epoch{'s' if count != 1 else ''} in {time}"
     return (
         f"This page is the report of one run: the model {table.shown(config['model'])} with the guide "
-        f"{table.shown(config['guide'])}{trained} on {data}."
+        f"{table.shown(config['guide'])}{trained} on {_data(config)} (binarization "
+        f"{config['data']['binarization']})."
     )
+
+
+def _data(config: Json) -> str:
+    """The name of the data set."""
+    return "images of a Python session" if "data" in of_session(config) else str(config["data_name"])
 
 
 def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
@@ -140,13 +146,16 @@ def _calls(run: RunDirectory, own: dict[str, str], shown: Sequence[Section]) -> 
     config = run.config
     about = "this run was made from Python"
     if own:
-        about += f"; {', '.join(own.values())}: of the session that made it, define or load again"
+        about += f"; define {' and '.join(own.values())} first, as in the session that made it"
     yield about, "import ppl_gen"
     yield "the run, if there is none at this path", fit_call(config, default_config(config), run.path)
     if not own:
         yield "open it again", open_call(config, run.path)
         return
-    yield "open it again; a run directory holds no code and no images, so give them again", open_call(config, run.path)
+    yield (
+        "open it again; the run directory holds no code and no images of yours, so give them again",
+        open_call(config, run.path),
+    )
     yield "continue it if it was interrupted, and draw its pictures again", "run.resume()"
     for each in shown:
         if each.again.checkpoint != "last":

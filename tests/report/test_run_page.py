@@ -132,7 +132,7 @@ def test_its_result_is_said_in_words(run: Path) -> None:
         changed |= {"next_options": "--num-samples auto"} if at_least else {}
         (run / "evaluation.json").write_text(json.dumps({**summary, "next_options": None} | changed))
         page, word = Page(report(RunDirectory.open(run))), "at least " if at_least else ""
-        said = plain(page.texts["p"]).replace("\N{NO-BREAK SPACE}", " ")
+        said = plain(page.texts["p"]).replace("\N{WORD JOINER}\N{NO-BREAK SPACE}", " ")
         assert f"The ELBO is {elbo:.2f} nats per image. log p(x) is {word}{elbo + gap:.2f} nats" in said
         assert f"So the gap, KL(q(z | x) ‖ p(z | x)), is {word}{gap:.2f} nats." in said
         assert ("because k-hat is too high on 28.0% of the images" in said) == at_least
