@@ -81,6 +81,8 @@ def test_the_explorer_is_in_it(run: Path) -> None:
     assert page.of("script") == [{"type": "application/json", "id": "explorer-data"}, {}]
     script = Path(pages.__file__).with_name("explorer.js").read_text(encoding="utf-8")
     assert json.loads(page.texts["script"].removesuffix(script)) == content
+    across, up = content["order"][:2]  # the units of the plane at first, as of the pictures of the latent space
+    assert f"z[{across}] to the right and z[{up}] upwards" in page.texts["p"]
     rounding = content["rounding"]
     assert f"Over {rounding['images']} images, that moves a pixel by at most {rounding['largest']:.2g}/255" in " ".join(
         page.texts["p"].split()
