@@ -11,6 +11,7 @@ import pytest
 
 import ppl_gen
 from ppl_gen import Run
+from ppl_gen.core.glossary import TERMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -85,7 +86,7 @@ def test_another_tracker(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return SimpleNamespace(log=lambda curves, step: logged.append((options["id"], step, curves)))
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     code = re.search(r"^```python\n# weights_and_biases\.py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     assert code is not None
     names: dict[str, Any] = {}
@@ -96,3 +97,14 @@ def test_another_tracker(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [(name, step) for name, step, _ in logged] == [("tracked", 1), ("tracked", 2)]
     last = run.metrics.iloc[-1]
     assert logged[-1][2]["validation/elbo"] == last["validation.elbo"] and logged[-1][2]["loss"] == last["loss"]
+
+
+def test_the_glossary_is_made_from_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = importlib.import_module("conf").glossary_page()
+    assert page == (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert len({term.anchor for term in TERMS}) == len(TERMS)
+    for term in TERMS:
+        assert not term.more or (ROOT / "docs" / term.more.partition("#")[0]).exists()
+        if f"## {term.name}\n" in page:
+            assert re.sub(r"[^\w\- ]", "", term.name.lower()).replace(" ", "-") == term.anchor

@@ -70,7 +70,12 @@ def _reduce(arguments: list[str]) -> list[str]:
 
 
 def _reduce_sweep(arguments: list[str]) -> list[str]:
-    """The first seed of each combination, with reduced options of fit. A plane of latents would be drawn."""
+    """The first seed of each combination, and one option that varies, with reduced options of fit. A plane of latents
+    would be drawn."""
+    varied = [index for index, word in enumerate(arguments) if word == "--vary"]
+    for index in reversed(varied[1:]):
+        end = next(i for i in range(index + 1, len(arguments)) if arguments[i].startswith("--"))
+        arguments = arguments[:index] + arguments[end:]
     cut, seeds = arguments.index("--"), arguments.index("--seeds") + 1
     after = next(i for i in range(seeds, cut) if arguments[i].startswith("--"))
     line = ["--latent-dim", "1"] if "vae" in arguments else []
@@ -79,9 +84,11 @@ def _reduce_sweep(arguments: list[str]) -> list[str]:
 
 DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: page.stem)
 LONG = [f"docs/{page.name}" for page in DOCS if page.stem.startswith(("results", "speed"))]  # only parsed
+SHORT = ["README.md", *(f"docs/{page.name}" for page in DOCS if f"docs/{page.name}" not in LONG)]
 PAGES = [
-    "README.md",
-    *(f"docs/{page.name}" for page in DOCS if not page.stem.startswith(("index", "testing", "results", "speed"))),
+    page
+    for page in SHORT
+    if any("ppl_gen" in text for language, text in _blocks(page) if language in ("bash", "python"))
 ]
 
 
@@ -104,6 +111,7 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
                 with contextlib.redirect_stdout(out):
                     exec(compile(text.replace("seeds=2", "seeds=1"), page, "exec"), {})
                 assert out.getvalue()
+                ran += 1
             continue
         assert language == "bash"
         for module, *arguments in _commands(text):
@@ -132,7 +140,22 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
             assert status == 0, f"{arguments}: {err}"
             assert out_text
             ran += 1
-    assert ran >= 3
+    assert ran
+
+
+# What a page has for its reader ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in DOCS)])
+def test_a_page_is_short_and_its_figures_have_captions(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert len(text.split()) <= 1500
+    title, first = re.findall(r"^(?!```|:::|\(|\|).+", text, re.MULTILINE)[:2]
+    assert title.startswith("# ")
+    if page != "README.md":
+        assert first.startswith("For "), "the first sentence says whom the page serves"
+        figures = re.findall(r"^:::\{figure-md\}\n!\[[^\]]{10,}\]\(figures/\w+\.png\)\n\n\S", text, re.MULTILINE)
+        assert len(figures) == text.count("](figures/")
 
 
 class _Parsed(Exception):

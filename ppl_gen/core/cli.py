@@ -11,8 +11,11 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
+import docstring_parser
 import tyro
 
 from ppl_gen.core.errors import ALIASES, BadInput, Failed
@@ -23,6 +26,7 @@ T = TypeVar("T")
 def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
     """Parse options into a dataclass. Raises `BadInput`, in one line, in place of tyro's box of several lines."""
     errors = io.StringIO()
+    _describe(options)
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(options, args=arguments, prog=program, description=description)
@@ -30,6 +34,57 @@ def parse(options: Callable[..., T], arguments: list[str], program: str, descrip
         if exit.code in (0, None):
             raise  # --help
         raise BadInput(_one_line(errors.getvalue()) + f" (see {program} --help)") from None
+
+
+def _describe(options: Any) -> None:
+    """Tell tyro how to show every field: its docstring as one line, where tyro would keep the line breaks of the
+    source, and no `None` among the values and defaults."""
+    cls = get_origin(options) or options
+    for inner in get_args(options):
+        _describe(inner)
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        return
+    texts = {each.arg_name: each.description for each in docstring_parser.parse_from_object(cls).params}
+    defaults = {each.name: each.default for each in fields(cls)}
+    for name, hint in list(vars(cls).get("__annotations__", {}).items()):
+        _describe(hint)
+        shown = shown_as(hint, defaults.get(name))
+        if texts.get(name):
+            shown["help"] = " ".join(texts[name].split())
+        if shown:
+            cls.__annotations__[name] = Annotated[hint, tyro.conf.arg(**shown)]
+
+
+_VALUES: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
+
+
+def shown_as(hint: Any, default: Any) -> dict[str, Any]:
+    """The arguments of `tyro.conf.arg` for an option whose default is None or (): its values, and no default.
+
+    >>> shown_as(int | None, None)
+    {'metavar': 'INT', 'help_behavior_hint': ''}
+    >>> shown_as(int, 3)
+    {}
+    """
+    if default not in (None, ()):
+        return {}
+    if get_origin(hint) is Annotated:  # it has a name for its values
+        return shown_as(get_args(hint)[0], default) and {"help_behavior_hint": ""}
+    kinds = [hint] if default == () else [kind for kind in get_args(hint) if kind is not type(None)]
+    if default is None and type(None) not in get_args(hint):
+        return {}
+    names = []
+    for kind in kinds:
+        values = get_args(kind)
+        if kind in _VALUES:
+            names.append(_VALUES[kind])
+        elif get_origin(kind) is Literal:
+            names.append(",".join(map(str, values)) if len(values) == 1 else f"{{{','.join(map(str, values))}}}")
+        elif get_origin(kind) is tuple and values[0] in _VALUES and values[1:] == (...,):
+            names.append(f"[{_VALUES[values[0]]} ...]")
+        else:
+            return {}
+    return {"metavar": "|".join(names), "help_behavior_hint": ""}
 
 
 def _one_line(box: str) -> str:

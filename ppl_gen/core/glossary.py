@@ -28,7 +28,7 @@ _BOUND = (
         "nats",
         "nats",
         "Unit of every bound and log-probability: the natural logarithm, per image. A difference of d nats is a "
-        "factor of e^d in p(x). Numbers are comparable on the same images with the same binarization only.",
+        "factor of e^d in p(x).",
         "estimates.md",
         ("nat",),
     ),
@@ -59,7 +59,7 @@ _BOUND = (
         "reconstruction and KL",
         "reconstruction-and-kl",
         "The two terms of the ELBO: ELBO = reconstruction − KL. Reconstruction is the mean of log p(x | z) over z "
-        "from the guide. KL is KL(q(z | x) ‖ p(z)), the mean of log q(z | x) − log p(z): what the guide's z says "
+        "from the guide. KL is KL(q(z | x) ‖ p(z)): what the guide's z says "
         "about the image. A KL near 0 means that z is not used.",
         "runs.md",
         ("reconstruction", "KL"),
@@ -91,8 +91,7 @@ _BOUND = (
     Term(
         "context",
         "context",
-        "Output of the encoder for an image, from which the guide makes q(z | x). The best context of an image is "
-        "found by a search that starts there.",
+        "Output of the encoder for an image, from which the guide makes q(z | x).",
         "gaps.md#how-the-search-works",
     ),
 )
@@ -120,8 +119,8 @@ _ESTIMATES = (
     Term(
         "enumeration",
         "enumeration",
-        "log p(x) as a sum over all values of a z that is finite. Like a closed form, it is exact: no samples are "
-        "drawn, and its only error is rounding.",
+        "log p(x) as a sum over all values of a z that is finite. Like a closed form, it is exact: its only error is "
+        "rounding.",
         "enumeration.md",
         ("exact", "exactly", "enumerated"),
     ),
@@ -155,8 +154,7 @@ _ESTIMATES = (
         "settled",
         "settled",
         "An image whose log p(x) is known to a tolerance: its Monte Carlo error and bias are small, its k-hat is "
-        "fine, and two proposals agree. `--num-samples auto` takes samples until this is so. A mode that neither "
-        "proposal reaches stays unseen.",
+        "fine, and two proposals agree. `--num-samples auto` takes samples until this is so.",
         "settling.md",
         ("settle",),
     ),
@@ -222,13 +220,13 @@ _TRUST = (
         "trust.md#the-second-opinion-and-blind-images",
     ),
     Term(
-        "bias (jackknife)",
+        "jackknife",
         "jackknife",
         "The jackknife repeats an estimate with each sample left out, and estimates its bias from the changes "
         "(Nowozin 2018). The estimated bias of log p(x) is below 0: the estimate is low. Corrected IWAE bounds are "
-        "closer to log p(x), but are no bounds. It cannot see what no sample has reached.",
+        "closer to log p(x), but are no bounds.",
         "estimates.md#the-formulas",
-        ("jackknife", "estimated bias"),
+        ("bias (jackknife)", "estimated bias"),
     ),
     Term(
         "active units",
@@ -259,8 +257,7 @@ _TRUST = (
         "coverage",
         "coverage",
         "How often an interval or a region of the guide holds the z that the image was drawn with. 90 % regions "
-        "should hold it 90 % of the time: less often means that the guide is too narrow, more often that it is too "
-        "wide.",
+        "should hold it 90 % of the time. If it is less, the guide is too narrow; if more, too wide.",
         "calibration.md#read-the-verdict",
         ("90 % regions", "90 % intervals", "outside the band"),
     ),
@@ -331,7 +328,7 @@ _COMPARED = (
     ),
     Term(
         "last and best weights",
-        "checkpoint",
+        "last-and-best-weights",
         "The weights after the last epoch, and those after the epoch with the best validation ELBO. The last ones are "
         "evaluated unless `--checkpoint best` is given.",
         "training.md",
@@ -347,7 +344,7 @@ _COMPARED = (
     ),
     Term(
         "Fréchet distance",
-        "frechet-distance",
+        "fréchet-distance",
         "Distance between the samples' and the test images' mean and covariance, in the last layer of a classifier "
         "(Heusel et al. 2017). Smaller is better. It is biased upwards with few images, and a model that repeats its "
         "training images has a perfect score.",

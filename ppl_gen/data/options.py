@@ -14,18 +14,20 @@ class DataOptions:
     """The images, and the way they become targets."""
 
     data: str = "auto"
-    """auto, mnist, fashion-mnist, kmnist, digits, binarized-mnist, or a file of images: .npy, .npz, .mat, .csv, or IDX
-    (MNIST's own format), each also as .gz; FILE:ARRAY names one array of an .npz or .mat file. file.py:function is a
-    function of your own that returns images: an array, (images, labels), a Dataset, or a dictionary of these by split.
-    auto is MNIST if it is on disk or can be downloaded, else scikit-learn's 8x8 digits."""
+    """Images. A name: mnist, fashion-mnist, kmnist, digits, binarized-mnist. auto: MNIST if it is on disk or can be
+    downloaded, else scikit-learn's 8x8 digits. A file: .npy, .npz, .mat, .csv, or IDX (MNIST's own format), each also
+    as .gz. FILE:ARRAY: one array of an .npz or .mat file. file.py:function: your own function, which returns an array,
+    (images, labels), a Dataset, or a dictionary of these by split."""
     binarization: Binarization = "dynamic"
-    """dynamic: redrawn at every use in training, one fixed draw for validation and test; static: one fixed draw;
-    threshold: pixel > 0.5; none: grey values; dequantized: grey values with uniform noise of one level."""
+    """Treatment of grey pixels. dynamic: binary, drawn again at every use in training; validation and test images are
+    drawn once. static: binary, drawn once. threshold: binary, pixel > 0.5. none: grey values. dequantized: grey values
+    with uniform noise of one level."""
     train_size: int | None = None
-    """Number of training images: the first N. With all 60000 of MNIST there is no validation split."""
+    """Number of training images: the first N. By default all that are not validation images. With all 60000 images of
+    MNIST there is no validation split."""
     largest_pixel: int | None = None
-    """Value of white in a file, such as 255 or 16; black is 0. By default it follows from the largest pixel: 1 if that
-    is at most 1, 255 if it is 128 to 255, else the largest pixel itself."""
+    """Value of white in a file, such as 255 or 16. Black is 0. By default it follows from the largest pixel: 1 if the
+    largest is at most 1; 255 if it is 128 to 255; else the largest pixel itself."""
 
     def __post_init__(self) -> None:
         require_choices(self)

@@ -23,43 +23,43 @@ class EvaluationOptions:
     num_images: int | None = None
     """Number of images: the first N of the split. By default all."""
     num_samples: Literal["auto"] | int | None = None
-    """Importance samples of z per image. By default as many as after training. Papers often use 5000. auto: log p(x) of
-    each image has as many as --settling.tolerance takes; ELBO and IWAE bounds have as many as after training."""
+    """Importance samples of z per image. By default as many as after training. Papers often use 5000. auto: each image
+    takes as many samples for log p(x) as --settling.tolerance needs; the ELBO and the IWAE bounds use as many as after
+    training."""
     estimator: Literal["auto", "exact", "quadrature", "importance", "annealed", "prior"] = "auto"
-    """Estimator of log p(x). auto: exact if every latent value can be enumerated or there is a closed form; else
-    quadrature if z has 1 to 3 continuous units and importance sampling would not be faster; else importance.
-    quadrature: a sum over a grid of z, which is refined until log p(x) of every image settles. importance: importance
-    sampling from the guide. annealed: annealed importance sampling, which needs no guide. prior: importance sampling
-    from the prior. Other estimates that are available are reported as well."""
+    """Estimator of log p(x). auto: the first of exact, quadrature and importance that the pair allows. exact: a sum
+    over every latent value, or a closed form. quadrature: a sum over a grid of z, refined until log p(x) of every image
+    settles; for 1 to 3 continuous units, and with auto only if importance sampling would not be faster. importance:
+    importance sampling from the guide. annealed: annealed importance sampling, which needs no guide. prior: importance
+    sampling from the prior. The evaluation reports the other available estimates too."""
     prior_share: float = 0.0
-    """Share of the importance samples to draw from the prior instead of the guide."""
+    """Share of the importance samples that come from the prior instead of the guide."""
     temperature: float = 1.0
-    """Factor that spreads the importance samples about the guide's mean. Below 1 it draws them together."""
+    """Multiply the spread of the guide's samples: above 1 wider, below 1 narrower."""
     proposals: tuple[Path, ...] = ()
-    """Further runs whose guides draw a part of the importance samples. They must be of the same model, as --refit-guide
-    makes them."""
+    """Other runs of the same model, as --refit-guide makes them. Their guides draw a part of the importance samples."""
     proposal_guides: tuple[str, ...] = ()
-    """file.py:Class of guides of --proposals that are your own and differ from this run's guide."""
+    """file.py:Class of your own guides in --proposals that differ from this run's guide."""
     settling: Settling = field(default_factory=Settling)
     quadrature: Quadrature = field(default_factory=Quadrature)
     annealed: Annealing = field(default_factory=Annealing)
     sandwich: int | None = None
-    """Number of images to draw from the model. Their log p(x) is bounded from below and above, by the guide's
-    importance samples and, with --estimator annealed, by annealing with the same settings. By default 100 with
-    --estimator annealed, else none."""
+    """Number of images to draw from the model for bounds from both sides: a lower and an upper bound of their log p(x).
+    The guide's importance samples give both bounds. With --estimator annealed, annealing with the same settings gives
+    two more. By default 100 with --estimator annealed, else 0."""
     checkpoint: Checkpoint = "last"
     """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
     further: tuple[str, ...] = ()
-    """file.py:function of further estimators, your own. Each is called with model, guide and images, and with labels if
-    model or guide take them, and returns a ppl_gen.Estimate. The estimates are reported with the others."""
+    """file.py:function of your own estimators. The evaluation calls each with model, guide and images, and with labels
+    if model or guide take them. It must return a ppl_gen.Estimate, which is reported with the others."""
     gaps: bool = False
-    """Split log p(x) - ELBO into approximation and amortization gap instead of evaluating, and write gaps.json. By
-    default on 100 images with 5000 samples. The search over contexts stays in the encoder's mode of p(z|x); gaps.json
-    says on which images samples of the prior find another mode. With --estimator annealed, the annealed log p(x) is
-    used where it is the larger."""
+    """Split log p(x) - ELBO into approximation and amortization gap, and write gaps.json; do not evaluate. By default
+    this takes 100 images with 5000 samples. The search over contexts stays in the encoder's mode of p(z|x); gaps.json
+    says on which images samples of the prior find another mode. With --estimator annealed, the gap uses annealed log
+    p(x) if it is larger."""
     gap_copies: int = 3
-    """Number of images whose gaps are also split with a copy of the guide's weights for each image. This takes a guide
-    whose posterior(context) has weights of its own, such as a flow."""
+    """Number of images that are also split with a copy of the guide's weights for each image. The guide's
+    posterior(context) must have weights, as a flow has."""
     seed: int = 0
     """Seed of the samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -61,16 +61,16 @@ class RunOptions:
     """The start of training, the evaluation after it, and the run directory."""
 
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Start training from the last weights of this run. Its model, prior and data are taken over, and the weights of
-    its guide that fit. Only classes of your own need to be named again."""
+    """Start training from the last weights of this run, with its model, prior and data, and those weights of its guide
+    that fit. Name your own classes again."""
     refit_guide: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Train this guide alone, named as for --guide. The model is the one of --init-from and stays as it is."""
+    """Train this guide alone, named as for --guide. The model of --init-from does not change."""
     num_samples: int = 1000
     """Importance samples of z per image for log p(x) after training."""
     out: Path | None = None
     """The run directory. By default runs/<model>-<guide>-<data>-<number>."""
     dry_run: bool = False
-    """Check model, guide and data on 8 images, and do nothing else."""
+    """Only check model, guide and data, on 8 images."""
 
 
 def options_class(kind: Kind, cls: type) -> type:
@@ -78,7 +78,14 @@ def options_class(kind: Kind, cls: type) -> type:
     return make_dataclass(
         f"{cls.__name__}Options",
         [
-            (option.name, Annotated[option.type, tyro.conf.arg(help=option.help)], field(default=option.default))
+            (
+                option.name,
+                Annotated[
+                    option.type,
+                    tyro.conf.arg(help=option.help, **cli.shown_as(option.type, option.default)),
+                ],
+                field(default=option.default),
+            )
             for option in components.options(kind, cls)
         ],
         frozen=True,
@@ -106,7 +113,9 @@ def command_class(base: Config) -> type:
     for kind, text in about.items():
         help = f"{text}: {', '.join(components.known(kind))}, or file.py:Class"
         kind_of_name: Any = str if kind == "guide" else str | None
-        parts.append((kind, Annotated[kind_of_name, tyro.conf.arg(help=help)], field(default=getattr(base, kind))))
+        default_name = getattr(base, kind)
+        shown = tyro.conf.arg(help=help, **cli.shown_as(kind_of_name, default_name))
+        parts.append((kind, Annotated[kind_of_name, shown], field(default=default_name)))
     objective = base.training.objective if components.is_external(base.training.objective) else None
     for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))

@@ -20,24 +20,24 @@ class TrainingOptions:
     batch_size: int = 128
     """Images per step."""
     learning_rate: float = 1e-3
-    """Learning rate of Adam, and of Muon in Adam's units. With a schedule, its highest value."""
+    """Learning rate. With a schedule it is the highest value. Muon uses the same units as Adam."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
-    """Schedule of the learning rate. cosine: falls to 0. one-cycle: rises for 30 % of the steps, then falls to 0, both
-    as a cosine."""
+    """Schedule of the learning rate. constant: no change. cosine: falls to 0. one-cycle: rises for 30 % of the steps,
+    then falls to 0, both as a cosine."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """Optimizer. muon: a step along the orthogonal matrix nearest to the momentum of each weight matrix, and Adam for
-    all other parameters (Jordan et al. 2024; `torch.optim.Muon`). It needs fewer epochs with larger batches, and more
-    time for a step."""
+    """Optimizer. adam: Adam for all parameters. muon: for weight matrices, step along the orthogonal matrix nearest to
+    the momentum; Adam for the rest (Jordan et al. 2024; `torch.optim.Muon`). muon needs fewer epochs with large
+    batches, and more time for a step."""
     adam_beta1: float = 0.9
     """Decay of Adam's mean of the gradient."""
     clip_grad_norm: float | None = None
-    """Largest norm of a gradient. A longer gradient is scaled down to it. By default there is no limit."""
+    """Largest norm of a gradient. A longer gradient is scaled down to this norm. By default there is no limit."""
     objective: str = option("elbo", column="objective")
-    """Training objective: elbo, elbo-analytic-kl, stl, beta, iwae, dreg or renyi; vimco, rws or wake-sleep, which suit
-    guides of discrete z as well; adversarial, for a GAN; or file.py:Class."""
+    """Training objective. For any guide that is reparametrized: elbo, elbo-analytic-kl, stl, beta, iwae, dreg, renyi.
+    Also for discrete z: vimco, rws, wake-sleep. For a GAN: adversarial. Your own: file.py:Class."""
     num_particles: int = option(1, column="objective")
-    """Samples of z per image in each step. iwae, dreg, renyi, vimco, rws and wake-sleep combine them in one bound
-    (their K). The other objectives average over them."""
+    """Samples of z per image in each step, K. iwae, dreg, renyi, vimco, rws and wake-sleep combine them in one bound.
+    The other objectives average over them."""
     alpha: float | None = None
     """Order of the Rényi bound, for the objective renyi. By default 0.5."""
     beta: float | None = None
@@ -49,18 +49,18 @@ class TrainingOptions:
     device: Literal["auto", "cpu", "cuda"] = option("auto", identifies=False)
     """Device to train on. auto: cuda if there is one, else cpu."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Precision of float32 matrix products in training. highest: float32. high and medium: TF32 or bfloat16 if the
-    hardware has them (on CPUs medium alone: bfloat16). Evaluation always uses highest."""
+    """Precision of float32 matrix products in training. highest: float32. high, medium: TF32 or bfloat16 if the
+    hardware has them; on CPUs only medium changes anything (bfloat16). Evaluation always uses highest."""
     capture: bool = option(False, identifies=False)
-    """Record the operations of a step once, and run the record without Pyro and autograd. The numbers are the same up
-    to rounding. It saves time where layers are small. The pair must do the same operations at every step; each epoch
+    """Record the operations of a step once, and repeat the record without Pyro and autograd. The numbers are the same
+    up to rounding. It saves time if layers are small. The pair must do the same operations at every step. Each epoch
     ends with a check of this."""
     checkpoint_every: int = option(1, identifies=False)
     """Epochs between checkpoints."""
     max_hours: float = option(24.0, identifies=False)
-    """Longest estimated time, in hours, that training by enumeration may take. A longer one is refused."""
+    """Longest time, in hours, that training by enumeration may take by estimate. A longer training is refused."""
     patience: int | None = None
-    """Stop training when the validation ELBO has not reached a new best value for this many epochs. By default training
+    """Stop training if the validation ELBO has reached no new best value for this many epochs. By default training
     never stops early."""
     tensorboard: bool = option(False, identifies=False)
     """Write the learning curves for TensorBoard, to tensorboard/ in the run directory."""

@@ -27,10 +27,11 @@ class Bernoulli(nn.Module):
 
     :param data_mean: mean training pixel [data_dim], subtracted from the images.
     :param latent_dim: number of units M.
-    :param hidden_dims: units of each hidden layer; without hidden layers the encoder is linear.
-    :param activation: nonlinearity between layers.
-    :param baseline: network: a learned function of the image; constant: one learned number; none.
-    :param baseline_dim: hidden units of the baseline's network.
+    :param hidden_dims: Units of the encoder's hidden layers. Without hidden layers the encoder is linear.
+    :param activation: Nonlinearity between layers.
+    :param baseline: Baseline of the score-function gradient. network: a learned function of the image. constant: one
+        learned number. none: no baseline.
+    :param baseline_dim: Hidden units of the baseline's network.
     """
 
     data_mean: Tensor

@@ -30,14 +30,15 @@ class Flow(nn.Module):
     >>> z.shape, q.log_prob(z).shape
     (torch.Size([5, 2]), torch.Size([5]))
 
-    :param transform: iaf: inverse autoregressive, affine (Kingma et al. 2016); spline: autoregressive, monotonic
-        rational-quadratic splines (Durkan et al. 2019); spline-coupling: such splines, of one half of z given the
-        other; planar: e + u tanh(w e + b), with u, w and b from the encoder (Rezende and Mohamed 2015, section 4.1).
-    :param num_transforms: number of transforms; the order of the units is reversed between them.
-    :param transform_dims: units of each hidden layer of the networks in a transform.
-    :param num_features: size of h; planar has none.
-    :param num_bins: bins of a spline, which covers [-5, 5].
-    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
+    :param transform: Kind of the flow. iaf: inverse autoregressive, affine (Kingma et al. 2016). spline:
+        autoregressive, with monotonic rational-quadratic splines (Durkan et al. 2019). spline-coupling: the same
+        splines, for one half of z given the other half. planar: e + u tanh(w e + b), with u, w and b from the encoder
+        (Rezende and Mohamed 2015, section 4.1).
+    :param num_transforms: Number of transforms. The order of the latent units is reversed between them.
+    :param transform_dims: Units of the hidden layers of each transform's network.
+    :param num_features: Number of features h of the image that the encoder gives to the transforms. planar has none.
+    :param num_bins: Number of bins of a spline. A spline covers [-5, 5].
+    :param input_dropout: Probability of dropping a pixel at the encoder's input, in training.
     """
 
     def __init__(

@@ -36,8 +36,8 @@ class Grid(nn.Module):
 
     :param latent_name: name of the model's latent site; None if there are several.
     :param model: a model with a method `prior()`.
-    :param points: points for each unit of z.
-    :param width: standard deviations of the prior on each side of its mean.
+    :param points: Number of grid points for each latent unit.
+    :param width: Half the width of the grid, in standard deviations of the prior.
     """
 
     def __init__(

@@ -25,8 +25,8 @@ class Mixture(nn.Module):
     >>> q.batch_shape, q.event_shape, q.locs.shape
     (torch.Size([5]), torch.Size([2]), torch.Size([5, 3, 2]))
 
-    :param num_components: number of components K.
-    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
+    :param num_components: Number of components K.
+    :param input_dropout: Probability of dropping a pixel at the encoder's input, in training.
     """
 
     def __init__(

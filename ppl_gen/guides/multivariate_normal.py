@@ -25,8 +25,8 @@ class MultivariateNormal(nn.Module):
     >>> context.shape, guide.posterior(context).covariance_matrix.shape
     (torch.Size([5, 9]), torch.Size([5, 3, 3]))
 
-    :param rank: columns of F; 0 for L, a full covariance.
-    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
+    :param rank: Rank of the low-rank part F F^T of the covariance. 0: a full covariance L L^T.
+    :param input_dropout: Probability of dropping a pixel at the encoder's input, in training.
     """
 
     below: Tensor

@@ -19,7 +19,7 @@ class Normal(nn.Module):
     >>> guide.posterior(guide.encode(torch.rand(5, 64)))
     Independent(Normal(loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
 
-    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
+    :param input_dropout: Probability of dropping a pixel at the encoder's input, in training.
     """
 
     def __init__(

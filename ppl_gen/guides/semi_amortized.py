@@ -27,10 +27,11 @@ class SemiAmortized(nn.Module):
     Independent(Normal(loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
 
     :param model: the model whose posterior q approximates, with `prior()` and `likelihood(z)`.
-    :param num_steps: gradient steps for each image.
-    :param step_size: length of a step; if sigma is right and log p(x, z) quadratic in z, a step of 1 finds the best mu.
-    :param num_noise: noise vectors over which the ELBO of the steps is averaged.
-    :param input_dropout: probability of dropping a pixel at the encoder's input, in training.
+    :param num_steps: Number of gradient steps for each image.
+    :param step_size: Length of a step. If sigma is right and log p(x, z) is quadratic in z, a step of 1 finds the best
+        mu.
+    :param num_noise: Number of noise vectors. The ELBO of a step is the mean over them.
+    :param input_dropout: Probability of dropping a pixel at the encoder's input, in training.
     """
 
     noise: Tensor

@@ -25,10 +25,10 @@ class BeliefNet(nn.Module):
     torch.Size([2, 64])
 
     :param data_mean: mean training pixel [data_dim]; c starts at its log-odds.
-    :param latent_dim: number of units M.
-    :param init_scale: standard deviation of W before training.
-    :param init_output_bias: start c at the log-odds of the mean training pixel; otherwise at 0, where every pixel has
-        a probability near 1/2.
+    :param latent_dim: Number of binary units M.
+    :param init_scale: Standard deviation of the weights W before training.
+    :param init_output_bias: Start the output bias c at the log-odds of the mean training pixel. Otherwise start it at
+        0: every pixel then has a probability near 1/2.
     """
 
     default_guide: ClassVar = "enumerated"

@@ -26,8 +26,9 @@ class FactorAnalysis(nn.Module):
 
     :param data_examples: training images [n, data_dim], whose PCA the parameters start from.
     :param data_mean: mean training pixel [data_dim], where mu starts.
-    :param latent_dim: size of z.
-    :param noise: diagonal: one psi for each pixel; isotropic: one psi for all pixels.
+    :param latent_dim: Number of latent units (factors).
+    :param noise: Variance of the noise. diagonal: one for each pixel (factor analysis). isotropic: one for all pixels
+        (probabilistic PCA).
     """
 
     default_guide = "exact-gaussian"

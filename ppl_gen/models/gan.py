@@ -30,13 +30,15 @@ class GAN(nn.Module):
     >>> x.shape, generator_loss.shape, discriminator_loss.shape
     (torch.Size([5, 64]), torch.Size([]), torch.Size([]))
 
-    :param latent_dim: size of z.
-    :param hidden_dims: units of the generator's hidden layers; the discriminator has them in reverse.
-    :param network: mlp, with batch normalization in the generator; or conv, with stride-2 convolutions.
-    :param channels: features of each convolution, for the conv network.
-    :param loss: loss of G. non-saturating: -E[log D(G(z))]; minimax: E[log(1 - D(G(z)))]; wasserstein: -E[D(G(z))],
-        where D is a critic with gradients of norm near 1 (Gulrajani et al. 2017, equation 3).
-    :param gradient_penalty: weight of the penalty that keeps the critic's gradients near norm 1, for wasserstein.
+    :param latent_dim: Number of latent units.
+    :param hidden_dims: Units of the generator's hidden layers. The discriminator has the same layers in reverse order.
+    :param network: Networks of generator and discriminator. mlp: linear layers, with batch normalization in the
+        generator. conv: stride-2 convolutions.
+    :param channels: Features of each convolution, for --network conv.
+    :param loss: Loss of the generator G. non-saturating: -E[log D(G(z))]. minimax: E[log(1 - D(G(z)))]. wasserstein:
+        -E[D(G(z))], where D is a critic with gradients of norm near 1 (Gulrajani et al. 2017, equation 3).
+    :param gradient_penalty: Weight of the penalty that keeps the critic's gradients near norm 1, for --loss
+        wasserstein.
     """
 
     default_guide: ClassVar = "prior"

@@ -23,9 +23,10 @@ class HierarchicalVAE(nn.Module):
     torch.Size([4, 64])
 
     :param data_mean: mean training pixel [data_dim]; the output bias starts at its log-odds.
-    :param latent_dims: sizes of z_1, z_2, ….
-    :param hidden_dims: units of each of the two hidden layers between x and z_1, between z_1 and z_2, ….
-    :param activation: nonlinearity between layers.
+    :param latent_dims: Number of latent units of each stochastic layer: z_1, z_2, ….
+    :param hidden_dims: Units of the hidden layers: two layers of the first number between x and z_1, two of the second
+        between z_1 and z_2, ….
+    :param activation: Nonlinearity between layers.
     """
 
     default_guide = "hierarchical"

@@ -33,8 +33,8 @@ class Mixture(nn.Module):
     torch.Size([2])
 
     :param data_examples: training images [images, data_dim] that the components start near; without them, w is noise.
-    :param num_components: number of components K.
-    :param init_scale: contrast of the images that the components start near.
+    :param num_components: Number of components K.
+    :param init_scale: Contrast of the training images that the components start near.
     """
 
     default_guide: ClassVar = "enumerated"

@@ -28,16 +28,17 @@ class VAE(nn.Module):
     torch.Size([3, 64])
 
     :param data_mean: mean training pixel [data_dim]; the output bias starts at its log-odds.
-    :param latent_dim: size of z.
-    :param hidden_dims: units of the encoder's hidden layers, in its order; the decoder has them in reverse.
-    :param activation: nonlinearity between layers.
-    :param network: mlp, or conv: stride-2 convolutions between the image and the hidden layers.
-    :param channels: features of each convolution, for the conv network.
-    :param likelihood: bernoulli, for binary pixels; or a density of grey pixels, which needs --binarization none or
-        dequantized: continuous-bernoulli (Loaiza-Ganem and Cunningham 2019), or normal with one learned standard
-        deviation.
-    :param init_output_bias: start the output bias at the log-odds of the mean training pixel (for normal: at the mean
-        pixel); otherwise the whole output layer starts at 0, and every pixel at probability 1/2.
+    :param latent_dim: Number of latent units.
+    :param hidden_dims: Units of the encoder's hidden layers. The decoder has the same layers in reverse order.
+    :param activation: Nonlinearity between layers.
+    :param network: Networks of encoder and decoder. mlp: linear layers. conv: stride-2 convolutions between the image
+        and the linear layers.
+    :param channels: Features of each convolution, for --network conv.
+    :param likelihood: Distribution of a pixel given z. bernoulli: for binary pixels. The others are densities of grey
+        pixels, and need --binarization none or dequantized. continuous-bernoulli: Loaiza-Ganem and Cunningham (2019).
+        normal: with one learned standard deviation for all pixels.
+    :param init_output_bias: Start the output bias at the log-odds of the mean training pixel (for normal: at the mean
+        training pixel). Otherwise the whole output layer starts at 0: every pixel has probability 1/2.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ class Flow(nn.Module):
     >>> z.shape, prior.log_prob(z).shape
     (torch.Size([5, 2]), torch.Size([5]))
 
-    :param num_transforms: number of couplings; they transform one half of z and the other in turn.
-    :param transform_dims: units of each hidden layer of the networks in a coupling.
-    :param num_bins: bins of a spline, which covers [-5, 5].
+    :param num_transforms: Number of couplings. They transform one half of z and the other half in turn.
+    :param transform_dims: Units of the hidden layers of each coupling's network.
+    :param num_bins: Number of bins of a spline. A spline covers [-5, 5].
     """
 
     zeros: Tensor

@@ -22,7 +22,7 @@ class Vamp(nn.Module):
 
     :param data_examples: training images [n, data_dim].
     :param guide: a guide with `encode` and `posterior`, whose parameters are the prior's too.
-    :param num_components: number of pseudo-inputs K.
+    :param num_components: Number of pseudo-inputs K.
     """
 
     weights: Tensor

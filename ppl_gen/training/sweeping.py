@@ -50,8 +50,8 @@ class SweepOptions:
     out: Path
     """Directory for the run directories and their logs."""
     guides: tuple[str, ...] | None = None
-    """Guides: names, or file.py:Class. Options follow after commas, as in flow,transform=iaf. By default the model's
-    own guide."""
+    """Guides: names, such as normal; or flow,transform=iaf, with an option of the guide; or file.py:Class. By default
+    the model's own guide."""
     objectives: tuple[str, ...] | None = None
     """Objectives: names, or file.py:Class. :K sets the number of particles, as in vimco:50. By default the model's own
     objective."""

@@ -21,7 +21,7 @@ class Beta:
     bound on log p(x) for beta >= 1 only.
 
     :param num_particles: K, the number of samples over which it is averaged.
-    :param beta: weight of the KL term.
+    :param beta: Weight of the KL term.
     """
 
     def __init__(self, *, num_particles: int = 1, beta: float = 4.0):

@@ -15,7 +15,7 @@ class Renyi:
     alpha > 0 and an upper bound for alpha < 0. With finite K it is lower in expectation.
 
     :param num_particles: K.
-    :param alpha: order of the Rényi divergence.
+    :param alpha: Order of the Rényi divergence.
     """
 
     def __init__(self, *, num_particles: int = 50, alpha: float = 0.5):
