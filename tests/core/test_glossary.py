@@ -18,9 +18,9 @@ def test_each_term_has_one_short_entry() -> None:
     assert len(set(anchors)) == len(anchors) and set(ASKED.split()) <= set(anchors)
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", anchor) for anchor in anchors)
     for term in TERMS:
-        assert term.text.endswith(".") and 15 <= len(term.text.split()) <= 62, term.name
+        assert term.text.endswith(".") and 8 <= len(term.text.split()) <= 62, term.name
         for sentence in re.split(r"(?<=[.]) (?=[A-Z`])", term.text):
-            assert len(sentence.split()) <= 32, sentence
+            assert len(sentence.split()) <= 40, sentence
 
 
 def test_no_word_stands_for_two() -> None:
