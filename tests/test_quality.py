@@ -52,7 +52,7 @@ def test_a_run(mixture: Path, call: Call) -> None:
     assert found["frechet"]["mean"] > found["real_images"]["frechet"]["mean"] > 0
     assert "Fréchet distance" in out and f"{found['frechet']['mean']:.2f} ± {found['frechet']['se']:.2f}" in out
     page = (mixture / "report.html").read_text(encoding="utf-8")
-    assert "Samples, to a classifier" in page and f"{found['recall']['mean']:.3f}" in page
+    assert "How good are the samples?" in page and f"{found['recall']['mean']:.3f}" in page
     (again,) = Page(page).commands("quality")
     given = cli.parse(quality.Command, again, "", "")
     assert given.runs == (Path("mixture"),) and asdict(given.options) == found["options"]

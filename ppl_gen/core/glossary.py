@@ -156,7 +156,7 @@ _ESTIMATES = (
         "An image whose log p(x) is known to a tolerance: its Monte Carlo error and bias are small, its k-hat is "
         "fine, and two proposals agree. `--num-samples auto` takes samples until this is so.",
         "settling.md",
-        ("settle", "still gaining"),
+        ("settle",),
     ),
 )
 
@@ -178,7 +178,7 @@ _TRUST = (
         "The number after ±: how far the mean would move for other images of the same kind, with the weights as they "
         "are. It does not say how far another seed of training would move it, nor how wrong the estimate is.",
         "compare.md",
-        ("± s.e.", "±"),
+        ("± standard error over images", "± standard error", "± s.e."),
     ),
     Term(
         "Monte Carlo error",

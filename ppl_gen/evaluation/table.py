@@ -9,6 +9,8 @@ from ppl_gen.evaluation.entries import at_least, entry_of
 from ppl_gen.experiment.run_directory import Json
 
 UNITS = "nats per image ± standard error over images; larger is better"
+NEXT = "to settle more images"
+"""Label of the command to try next."""
 ESTIMATES = {
     "exact": "exact",
     "quadrature": "quadrature",
@@ -256,7 +258,7 @@ def _diagnostic_rows(s: Json) -> list[Row]:
     if "khat" in s:
         rows.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
     if "next_options" in s:
-        rows.append(Row("to settle more images", note=f"python -m ppl_gen.evaluate RUN {s['next_options']}"))
+        rows.append(Row(NEXT, note=f"python -m ppl_gen.evaluate RUN {s['next_options']}"))
     if "active_units" in s:
         collapsed = "; z is not used: its mean is the same for every image; --kl-warmup may prevent this"
         if s["guide"] == "prior":

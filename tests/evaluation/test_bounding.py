@@ -149,6 +149,8 @@ def test_the_command_of_an_earlier_evaluation() -> None:
         "model": "vae",
         "guide": "normal",
         "log_px": {"mean": -1.0, "se": 0.1, "estimator": "exact"},
+        **dict.fromkeys(("data", "split", "binarization", "checkpoint"), ""),
+        "num_images": 1,
         "num_parameters": 1,
         "seconds": 1.0,
     }
@@ -158,7 +160,7 @@ def test_the_command_of_an_earlier_evaluation() -> None:
         ("annealed", {"sandwich": _ENTRY}, []),
     ):
         options = asdict(EvaluationOptions()) | {"estimator": estimator, "sandwich": 100}
-        command = bounds.section(content | more | {"options": options}, ["run"]).again[1]
+        command = bounds.section(content | more | {"options": options}, ["run"]).again.words
         assert [word for word in command if word in ("--sandwich", "100")] == words
     assert EvaluationOptions(estimator="annealed").num_from_model == 100 and EvaluationOptions().num_from_model == 0
 
