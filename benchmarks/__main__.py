@@ -1,14 +1,19 @@
 import argparse
 import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
+from matplotlib.transforms import blended_transform_factory
 
 from benchmarks import enumeration, importance, vae_step
+from benchmarks.pages import numbers, tables
 from benchmarks.timing import Comparison
 from ppl_gen.core.memory import keep_freed_memory
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.style import BLUE, NARROW, SMALL, VERMILION, plain, styled
 
 _ABOUT = """Training steps, importance sampling and enumeration against hand-written PyTorch and stock Pyro, as ratios
 of medians of interleaved calls. Where the time goes: python -m benchmarks.profiles; how it grows: python -m
@@ -26,31 +31,87 @@ def markdown(comparisons: list[Comparison]) -> str:
     return "\n".join(tables)
 
 
+def from_tables() -> list[Comparison]:
+    """The comparisons of the tables in docs/speed*.md: milliseconds, and the ratios of further runs."""
+    found = []
+    for header, *rows in tables():
+        if header[1:3] == ["ms", "ratio"]:
+            first = numbers(rows[0][1])[0] / 1e3
+            seconds = {row[0]: numbers(row[2])[0] * first for row in rows}
+            more = {row[0]: numbers(row[3].replace(", ", " ")) for row in rows if row[3:] and row[3]}
+            found.append(Comparison(header[0], seconds, rows[0][0], more))
+    return found
+
+
+@styled
 def draw(comparisons: list[Comparison]) -> Figure:
-    """The ratios to each reference, on a logarithmic scale."""
-    rows: list[tuple[str, float | None]] = []
-    for comparison in (each for each in comparisons if len(each.seconds) > 1):
-        rows.append((comparison.title, None))
-        rows += [(name, ratio) for name, ratio in comparison.ratios().items() if name != comparison.reference]
-    figure = Figure(figsize=(10, 0.26 * len(rows) + 1), layout="constrained")
-    axes = figure.subplots()
-    for position, (_, ratio) in enumerate(rows):
-        if ratio is not None:
-            axes.plot([1, ratio], [-position, -position], color="0.7", zorder=1)
-            axes.plot([ratio], [-position], "ko", markersize=5)
-            side, align = (6, "left") if ratio >= 1 else (-6, "right")  # away from the line
-            axes.annotate(
-                f"{ratio:.2f}", (ratio, -position), (side, -3), textcoords="offset points", fontsize=8, ha=align
-            )
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.margins(x=0.12, y=0.02)
-    axes.set_yticks([-position for position in range(len(rows))], [name for name, _ in rows], fontsize=8)
-    for label, (_, ratio) in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if ratio is None else "normal")
-    axes.set_xlabel("time, as a multiple of the first row's of the same block in the table (logarithmic)")
-    axes.grid(axis="x", alpha=0.3)
+    """Ratios to the reference of each block, over the range of further runs: on a linear axis, and below it the blocks
+    with large ratios on a logarithmic one. The second line of a block says what 1 is."""
+    shown = [each for each in comparisons if len(each.seconds) > 1]
+    groups = [[each for each in shown if (max(each.ratios().values()) > _LARGE) == large] for large in (False, True)]
+    rows = [sum(len(each.seconds) + 1.5 for each in group) for group in groups]
+    high = sum(_ROW * each + _AXIS for each in rows if each)
+    figure = Figure(figsize=(NARROW, high))
+    top = high
+    for large, (group, count) in enumerate(zip(groups, rows, strict=True)):
+        if group:
+            top -= _ROW * count
+            axes = figure.add_axes((0.56, top / high, 0.38, _ROW * count / high))
+            top -= _AXIS
+            axes.set_xscale("log" if large else "linear")
+            _blocks(axes, group, count)
+            axes.set_xlabel("time, as a multiple of the reference", loc="right")
+            if large:
+                plain(axes.xaxis)
     return figure
+
+
+_LARGE, _ROW, _AXIS = 5.0, 0.175, 0.5
+"""The ratio from which a block is on a logarithmic axis; height of a row and of the numbers below an axis in inches."""
+
+
+def _blocks(axes: Any, comparisons: list[Comparison], count: float) -> None:
+    """The rows of several comparisons, below each other."""
+    left = blended_transform_factory(axes.figure.transFigure, axes.transData)
+    axes.set_ylim(count, 0)
+    axes.set_yticks([])
+    axes.margins(x=0.2)
+    axes.spines["left"].set_visible(False)
+    top = 0.6
+    for each in comparisons:
+        axes.text(0.01, top, each.title, transform=left, va="center", fontweight="bold")
+        reference = f"1 = {each.reference}, {_milliseconds(each.seconds[each.reference])}"
+        axes.text(0.01, top + 1, reference, transform=left, va="center", color="0.35")
+        others = [name for name in each.seconds if name != each.reference]
+        for number, name in enumerate(others, start=2):
+            _row(axes, left, top + number, name, each)
+        axes.plot([1, 1], [top + 1.5, top + 1.5 + len(others)], color="black", linewidth=0.8, zorder=1)
+        top += len(each.seconds) + 1.5
+
+
+def _row(axes: Any, left: Any, height: float, name: str, comparison: Comparison) -> None:
+    """A ratio: its name, its mark, a line from 1, and a bar over all runs."""
+    ratio, stock = comparison.ratios()[name], name.startswith("stock")
+    color, marker = (VERMILION, "s") if stock else (BLUE, "o")
+    every = [ratio, *comparison.more.get(name, [])]
+    axes.text(0.03, height, name, transform=left, va="center", fontsize=SMALL)
+    axes.plot([1, ratio], [height, height], color="0.75", zorder=0.5)
+    axes.plot([min(every), max(every)], [height, height], color=color, linewidth=1, marker="|", markersize=6)
+    axes.plot(ratio, height, marker, color=color)
+    right = ratio >= 1
+    axes.annotate(
+        f"{ratio:,.2f}" if ratio < 100 else f"{ratio:,.0f}",
+        (max(every) if right else min(every), height),
+        xytext=(6 if right else -6, 0),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        va="center",
+        fontsize=SMALL,
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms" if seconds < 0.1 else f"{1e3 * seconds:,.0f} ms"
 
 
 def main() -> None:
@@ -58,7 +119,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=400, help="calls of each candidate (default 400)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where speed.md, speed.json and speed.png go")
     parser.add_argument("--compile", action="store_true", help="torch.compile the hand-written step as well")
+    parser.add_argument(
+        "--draw-only", type=Path, metavar="PNG", help="draw the numbers of the tables in docs/speed*.md"
+    )
     given = parser.parse_args()
+    if given.draw_only:
+        draw(from_tables()).write(given.draw_only)
+        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians")
     keep_freed_memory()  # for all candidates alike: training and evaluation do the same
     shown = vae_step.main(given.rounds, given.compile)
@@ -66,8 +133,8 @@ def main() -> None:
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / "speed.md").write_text(markdown(shown), encoding="utf-8")
-        (given.out / "speed.json").write_text(json.dumps([each._asdict() for each in shown], indent=1))
-        draw(shown).savefig(given.out / "speed.png", dpi=120)
+        (given.out / "speed.json").write_text(json.dumps([asdict(each) for each in shown], indent=1))
+        draw(shown).write(given.out / "speed.png")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ The models are principal components of 2,000 training images; nothing is trained
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_gen.core import cli
@@ -21,13 +21,17 @@ from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.calibration import Marginals
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.style import BLUE, LINES, NARROW, VERMILION, Name, name_lines, plain, styled
 from ppl_gen.inference.annealed import Annealing, bidirectional_bounds
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.models.factor_analysis import FactorAnalysis
 
-LINES = ("ko-", "ks--", "k^-.", "kv:", "kx-", "kd--")
+_LEAST = 1e-5  # nats: smaller errors are rounding
+_UPPER: dict[str, Any] = {"color": VERMILION, "marker": "v", "linestyle": "-"}
+_LOWER: dict[str, Any] = {"color": BLUE, "marker": "^", "linestyle": "--", "markerfacecolor": "white"}
 Curves = dict[int, dict[int, tuple[float, ...]]]
-"""latent size -> samples or temperatures -> figures in nats: two errors, or two bounds and their standard errors."""
+"""latent size -> samples or temperatures -> nats: two errors or two bounds, and the standard errors of these two."""
 
 
 def principal_components(data: Data, latent_dim: int) -> FactorAnalysis:
@@ -38,13 +42,17 @@ def principal_components(data: Data, latent_dim: int) -> FactorAnalysis:
     return model
 
 
-def misses(model: FactorAnalysis, x: Tensor, num_samples: int) -> tuple[float, float]:
-    """Root-mean-square errors of log p(x) over the images, from the prior and from the guide."""
+def misses(model: FactorAnalysis, x: Tensor, num_samples: int) -> tuple[float, float, float, float]:
+    """Root-mean-square errors of log p(x) over the images, from the prior and from the guide, and the standard errors
+    of these two, by the delta method."""
     exact = model.log_px(x)
     prior = proposal_log_px(model, [], x, num_samples=num_samples, prior_share=1)
     guide = proposal_log_px(model, [Marginals(model)], x, num_samples=num_samples)
-    squares = [(found.log_px - exact).square().mean() for found in (prior, guide)]
-    return float(squares[0].sqrt()), float(squares[1].sqrt())
+    squares = torch.stack([(found.log_px - exact).square() for found in (prior, guide)])
+    roots = squares.mean(1).sqrt()
+    errors = squares.std(1) / len(x) ** 0.5 / (2 * roots).clamp(min=1e-12)
+    from_prior, from_guide = roots.tolist()
+    return from_prior, from_guide, *errors.tolist()
 
 
 def bounds(model: FactorAnalysis, num_images: int, num_temperatures: int) -> tuple[float, float, float, float]:
@@ -56,44 +64,67 @@ def bounds(model: FactorAnalysis, num_images: int, num_temperatures: int) -> tup
     return lower, upper, *(away.std(1) / num_images**0.5).tolist()
 
 
-def draw_misses(curves: Curves, title: str) -> Figure:
-    figure = Figure(figsize=(8.6, 4.0), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+@styled
+def draw_misses(curves: Curves) -> Figure:
+    """A panel for z from the prior, and one for z from the guide: errors ± 1.96 standard errors against samples."""
+    figure = Figure(figsize=(NARROW, 6.0), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
     for index, (axes, name) in enumerate(zip(panels, ("the prior", "a factorized guide"), strict=True)):
-        for (units, points), line in zip(curves.items(), LINES, strict=False):
-            values = [max(each[index], 1e-5) for each in points.values()]
-            axes.plot(list(points), values, line, label=_units(units), markersize=5)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("S, importance samples")
-        axes.set_title(f"z from {name}", fontsize=10)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("root-mean-square error of log p(x), nats")
-    panels[1].legend(fontsize=8, loc="best")
-    figure.suptitle(title, fontsize=10)
+        for points, style in zip(curves.values(), LINES, strict=False):
+            values = [max(each[index], _LEAST) for each in points.values()]
+            bars = [1.96 * each[index + 2] for each in points.values()]
+            low = [min(bar, value - min(value, _LEAST)) for bar, value in zip(bars, values, strict=True)]
+            axes.errorbar(list(points), values, [low, bars], **style)
+        for axis in (axes.xaxis, axes.yaxis):
+            plain(axis)
+        axes.set_ylim(bottom=_LEAST)
+        axes.set_ylabel("error of log p(x), nats")
+        axes.set_title(f"z from {name}", loc="left")
+        axes.grid()
+    for index, axes in enumerate(panels):  # once the panels have the limits of both
+        ends = zip(curves.items(), LINES, strict=False)
+        name_lines(
+            axes,
+            [
+                Name(_units(units), list(points)[-1], max(list(points.values())[-1][index], _LEAST), style["color"])
+                for (units, points), style in ends
+            ],
+        )
+    panels[1].set_xlabel("S, importance samples")
     return figure
 
 
-def draw_bounds(curves: Curves, title: str) -> Figure:
-    """A panel for each number of units: both bounds, each with its error, about the truth."""
-    figure = Figure(figsize=(1.2 + 2.6 * len(curves), 4.0), layout="constrained")
-    panels = figure.subplots(1, len(curves), squeeze=False, sharex=True, sharey=True)[0]
+@styled
+def draw_bounds(curves: Curves) -> Figure:
+    """A panel for each number of units: both bounds less the truth, ± 1.96 standard errors."""
+    figure = Figure(figsize=(NARROW, 0.6 + 1.75 * len(curves)), layout="constrained")
+    panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     panels[0].set_xscale("log")
     panels[0].set_yscale("symlog", linthresh=0.1)
     for axes, (units, points) in zip(panels, curves.items(), strict=True):
-        for index, line, name, aside in ((1, "kv-", "upper bound", 1.05), (0, "k^--", "lower bound", 1 / 1.05)):
+        for index, style, aside in ((1, _UPPER, 1.04), (0, _LOWER, 1 / 1.04)):
             values, errors = ([each[index + shift] for each in points.values()] for shift in (0, 2))
-            where, bars = [aside * each for each in points], [1.96 * each for each in errors]
-            axes.errorbar(
-                where, values, bars, fmt=line, label=name, capsize=3, markersize=5, mfc="black" if index else "white"
-            )
-        axes.axhline(0, color="0.5", linewidth=1, label="exact log p(x)")
-        axes.set_title(_units(units), fontsize=10)
-        axes.set_xlabel("temperatures")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("bound - exact log p(x), nats per image")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"{title}: means ± 1.96 standard errors; 16 chains, 10 leapfrog steps", fontsize=10)
+            axes.errorbar([aside * each for each in points], values, [1.96 * each for each in errors], **style)
+        axes.axhline(0, color="0.4", linewidth=1)
+        axes.set_title(_units(units), loc="left")
+        axes.grid()
+    for axis in (panels[0].xaxis, panels[0].yaxis):
+        plain(axis)
+    largest = max(abs(value) for points in curves.values() for each in points.values() for value in each[:2])
+    ticks = [tick for tick in (0.1, 1, 10, 100) if tick <= max(10 * largest, 0.1)]
+    panels[0].set_yticks([*(-tick for tick in ticks[::-1]), 0, *ticks])
+    for axes, points in zip(panels, curves.values(), strict=True):
+        last, (lower, upper, *_) = list(points.items())[-1]
+        names = (
+            ("upper bound", upper, _UPPER),
+            ("exact log p(x)", 0.0, {"color": "0.4"}),
+            ("lower bound", lower, _LOWER),
+        )
+        name_lines(axes, [Name(name, last, value, style["color"]) for name, value, style in names])
+    panels[-1].set_xlabel("temperatures")
+    figure.supylabel("bound − exact log p(x), nats per image")
     return figure
 
 
@@ -113,7 +144,12 @@ def main() -> None:
     data = load_data(DataOptions(given.data, "dequantized"))
     x = data.targets("test")[: given.num_images]
     for title, name, counts, columns in (
-        ("Prior sampling and importance sampling", "prior_sampling", given.num_samples, ("prior", "guide")),
+        (
+            "Prior sampling and importance sampling",
+            "prior_sampling",
+            given.num_samples,
+            ("prior", "guide", "prior s.e.", "guide s.e."),
+        ),
         (
             "Annealing between two bounds",
             "annealing_bounds",
@@ -146,10 +182,9 @@ def main() -> None:
                     flush=True,
                 )
         if counts:
-            images = f"{len(x)} {'test images of' if samples else 'images from models of'} {data.name}"
             draw = draw_misses if samples else draw_bounds
             given.out.mkdir(parents=True, exist_ok=True)
-            draw(curves, f"{title}: probabilistic PCA\n{images}").savefig(given.out / f"{name}.png", dpi=120)
+            draw(curves).write(given.out / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import numbers
+from benchmarks.pages import table as read_table
 from ppl_gen.core import cli
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.style import BLACK, BLUE, NARROW, VERMILION, Name, name_lines, styled
 from ppl_gen.inference.importance import log_marginal_likelihood
 from ppl_gen.inference.quadrature import quadrature_log_px
 from ppl_gen.run import Run
@@ -28,6 +31,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "iwae": {"guide": "normal", "objective": "dreg", "num_particles": 20},
 }
 REFITTED = "grid, guide refitted"
+_DRAWN: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("grid", "exact", "the sum: log p(x)", {"color": BLACK, "marker": "o", "linestyle": "-"}),
+    ("iwae", "exact", "IWAE: log p(x)", {"color": BLUE, "marker": "s", "linestyle": "-"}),
+    ("iwae", "importance", "IWAE: importance\nsampling", {"color": BLUE, "marker": "D", "linestyle": ":"}),
+    ("elbo", "exact", "ELBO: log p(x)", {"color": VERMILION, "marker": "^", "linestyle": "-"}),
+    ("elbo", "importance", "ELBO: importance\nsampling", {"color": VERMILION, "marker": "v", "linestyle": ":"}),
+    ("elbo", "elbo", "ELBO: its ELBO", {"color": VERMILION, "marker": "x", "linestyle": "--"}),
+)
+"""The curves: what the model was trained by, what is drawn of it, its name and style."""
 LOW = 0.5
 """Nats by which a trusted image is called too low."""
 
@@ -115,30 +127,56 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def draw(records: Sequence[dict[str, Any]]) -> Figure:
-    """Exact log p(x), and the bound that each method reports, against epochs: means over the seeds."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
-    lines = (
-        ("grid", "exact", "trained without a guide: log p(x)", "o-", "black"),
-        ("iwae", "exact", "trained by IWAE, k = 20: log p(x)", "s-", "tab:blue"),
-        ("iwae", "importance", "the same, importance sampling, S = 50", "s:", "tab:blue"),
-        ("elbo", "exact", "trained by the ELBO: log p(x)", "^-", "tab:orange"),
-        ("elbo", "importance", "the same, importance sampling, S = 50", "^:", "tab:orange"),
-        ("elbo", "elbo", "the same, ELBO", "^--", "tab:orange"),
+Curves = dict[tuple[str, str], dict[int, tuple[float, float]]]
+"""(method, value) -> epoch -> mean over seeds and standard deviation in nats"""
+
+
+def curves(records: Sequence[dict[str, Any]]) -> Curves:
+    """Means and standard deviations over the seeds; of one seed, the deviation is 0."""
+    found: Curves = {}
+    for method, key, *_ in _DRAWN:
+        epochs = dict.fromkeys(record["epoch"] for record in records if record["method"] == method)
+        for epoch in epochs:
+            of = [each[key] for each in records if (each["method"], each["epoch"]) == (method, epoch)]
+            deviation = statistics.stdev(of) if len(of) > 1 else 0.0
+            found.setdefault((method, key), {})[epoch] = (statistics.mean(of), deviation)
+    return found
+
+
+def from_table() -> Curves:
+    """The same from the table in docs/."""
+    _, *rows = read_table("trained by", "epochs", "log p(x)")
+    methods, columns = (
+        {"the sum": "grid", "ELBO": "elbo", "IWAE, k = 20": "iwae"},
+        {"exact": 2, "elbo": 3, "importance": 4},
     )
-    for method, key, label, style, color in lines:
-        of: dict[int, list[float]] = {}
-        for record in records:
-            if record["method"] == method:
-                of.setdefault(record["epoch"], []).append(record[key])
-        spreads = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in of.values()]
-        means = [statistics.mean(each) for each in of.values()]
-        axes.errorbar(list(of), means, spreads, fmt=style, color=color, label=label, markersize=5, capsize=2)
+    found: Curves = {}
+    for method, key, *_ in _DRAWN:
+        for row in rows:
+            if methods[row[0]] == method:
+                mean, deviation = numbers(row[columns[key]])
+                found.setdefault((method, key), {})[int(row[1])] = (mean, deviation)
+    return found
+
+
+@styled
+def draw(found: Curves) -> Figure:
+    """Exact log p(x), and the bound that each method reports, against epochs: means over the seeds, with bars of one
+    standard deviation."""
+    figure = Figure(figsize=(NARROW, 3.8), layout="constrained")
+    axes = figure.subplots()
+    names = []
+    for method, key, name, style in _DRAWN:
+        if (method, key) in found:
+            epochs, points = list(found[method, key]), list(found[method, key].values())
+            axes.errorbar(epochs, [mean for mean, _ in points], [bar for _, bar in points], **style)
+            names.append(Name(name, epochs[-1], points[-1][0], style["color"]))
     axes.set_xlabel("epochs")
     axes.set_ylabel("nats per image")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.set_xticks(sorted({epoch for each in found.values() for epoch in each}))
+    axes.grid()
+    name_lines(axes, names)
+    axes.set_title("What training on a bound costs the model")
     return figure
 
 
@@ -154,7 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="one seed, digits and few points, to try it")
     parser.add_argument("--runs", type=Path, default=Path("runs/exact-training"), help="where the fits are")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/exact_training.png"), help="the picture")
+    parser.add_argument("--draw-only", action="store_true", help="draw the numbers of the table in docs/")
     given = parser.parse_args(arguments)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    if given.draw_only:
+        draw(from_table()).write(given.out)
+        return
     hidden = 500
     if given.small:
         given.epochs, given.seeds, given.data, hidden = [1, 2], [0], "digits", 16
@@ -175,8 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             records += train(method, seed, given, **options)
             path.write_text(json.dumps(records, indent=1))
     print(table(records))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(records).write(given.out)
+    draw(curves(records)).write(given.out)
 
 
 if __name__ == "__main__":

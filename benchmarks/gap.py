@@ -6,16 +6,19 @@ samples per image and by enumeration. Fits that are there already are not made a
 """
 
 import argparse
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from benchmarks.pages import numbers, table
 from ppl_gen.core import cli
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.style import LINES, NARROW, Name, name_lines, plain, styled
 from ppl_gen.run import Run
 
 
@@ -43,31 +46,51 @@ def fitted(units: int, out: Path, data: str, epochs: int, num_samples: int) -> d
     return summary
 
 
-def draw(summaries: dict[int, dict[str, Any]]) -> Figure:
-    """exact log p(x) - bound in nats against M, a line for each k."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+Misses = dict[str, dict[int, float]]
+"""name of a bound -> M -> exact log p(x) - bound in nats"""
+
+
+def misses(summaries: dict[int, dict[str, Any]]) -> Misses:
+    """What each bound misses, from the `evaluation.json` of each M."""
+    samples = sorted(int(k) for k in next(iter(summaries.values()))["iwae"])
+    names = {k: "ELBO" if k == 1 else f"IWAE, k = {k:,}" for k in samples} | {
+        samples[-1]: f"importance sampling, S = {samples[-1]:,}"
+    }
+    return {
+        names[k]: {m: s["log_px"]["mean"] - s["iwae"][str(k)]["mean"] for m, s in sorted(summaries.items())}
+        for k in samples
+    }
+
+
+def from_table() -> Misses:
+    """The same from the table of docs/results*.md."""
+    header, *rows = table("M", "exact log p(x)")
+    names = [re.sub("^less (the )?(log p.x. by )?", "", cell).replace("IWAE bound", "IWAE") for cell in header[2:]]
+    return {name: {int(row[0]): numbers(row[index])[0] for row in rows} for index, name in enumerate(names, start=2)}
+
+
+@styled
+def draw(found: Misses) -> Figure:
+    """exact log p(x) - bound in nats against M, a line for each bound. What is 0 to all digits has no mark."""
+    figure = Figure(figsize=(NARROW, 3.4), layout="constrained")
     axes = figure.subplots()
-    units = sorted(summaries)
-    samples = sorted(int(k) for k in summaries[units[0]]["iwae"])
-    for k, style in zip(samples, ("ko-", "ks--", "k^-.", "kv:", "kx-"), strict=False):
-        gaps = [summaries[m]["log_px"]["mean"] - summaries[m]["iwae"][str(k)]["mean"] for m in units]
-        label = "ELBO (k = 1)" if k == 1 else f"IWAE bound, k = {k}"
-        if k == samples[-1]:
-            label += " = log p(x) by importance sampling"
-        axes.plot(units, gaps, style, label=label, markersize=5)
     axes.set_yscale("log")
+    names = []
+    for (name, gaps), style in zip(found.items(), LINES, strict=False):
+        points = [(m, gap) for m, gap in gaps.items() if gap > 0]
+        axes.plot(*zip(*points, strict=True), **style)
+        names.append(Name(name.replace(", ", "\n"), *points[-1], style["color"]))
     axes.set_xlabel("M, binary units")
-    axes.set_ylabel("exact log p(x) - bound, nats per image")
-    first = summaries[units[0]]
-    images = f"{first['num_images']} {first['split']} images of {first['data']}"
-    axes.set_title(f"What each bound of a belief net misses: {images}", fontsize=10)
-    axes.set_xticks(units)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="best")
+    axes.set_ylabel("exact log p(x) − bound, nats")
+    axes.set_xticks(list(next(iter(found.values()))))
+    plain(axes.yaxis)
+    axes.grid()
+    name_lines(axes, names)
+    axes.set_title("What each bound of a belief net misses")
     return figure
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gap", description=__doc__)
     parser.add_argument("--units", type=int, nargs="+", default=[2, 4, 6, 8, 10, 12, 14, 16], help="values of M")
     parser.add_argument("--data", default="mnist")
@@ -75,7 +98,12 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=1000)
     parser.add_argument("--runs", type=Path, default=Path("runs/gap"), help="where the fits are")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/gap_against_units.png"))
-    given = parser.parse_args()
+    parser.add_argument("--draw-only", action="store_true", help="draw the numbers of the table in docs/")
+    given = parser.parse_args(arguments)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    if given.draw_only:
+        draw(from_table()).write(given.out)
+        return
     summaries = {}
     print("   M  exact log p(x)      ELBO  then the IWAE bounds, nats per image, and the guide's k-hat", flush=True)
     for units in given.units:
@@ -84,8 +112,7 @@ def main() -> None:
         khat = f"{s['khat']['median']:.2f}" if "median" in s.get("khat", {}) else "unknown"
         exact = f"{s['log_px']['mean']:8.2f} ± {s['log_px']['se']:.2f}"
         print(f"{units:4d}  {exact}  {s['elbo']['mean']:8.2f}  {bounds}  k-hat {khat}", flush=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(summaries).savefig(given.out, dpi=120)
+    draw(misses(summaries)).write(given.out)
 
 
 if __name__ == "__main__":

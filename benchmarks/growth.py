@@ -7,24 +7,28 @@ that of log time against log size over the sizes that take more than three times
 """
 
 import argparse
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyro
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks import enumeration
 from benchmarks.steps import noise, step_of
 from benchmarks.timing import medians
 from ppl_gen.core.memory import keep_freed_memory
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.style import LINES, NARROW, Name, name_lines, plain, styled
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.importance import log_marginal_likelihood
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.vae import VAE
 
 Times = dict[int, float]
+_SHORT = {"N": "images", "D": "pixels", "K": "components", "2^M": "states", "S": "samples"}
 
 
 def against_images(count: int) -> dict[int, Callable[[], object]]:
@@ -64,6 +68,20 @@ KINDS = {
 }
 
 
+def measure(count: int, rounds: int) -> dict[str, Times]:
+    """Median seconds of every kind, for so many sizes each, from the smallest."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    measured: dict[str, Times] = {}
+    with pyro.validation_enabled(False), pyro.get_param_store().scope():
+        for name, (_, title, candidates) in KINDS.items():
+            print(f"measuring: {title}", file=sys.stderr, flush=True)
+            calls = {str(size): call for size, call in candidates(count).items()}
+            times = medians(calls, rounds=rounds, warmup=3, in_turn=3)
+            measured[name] = {int(size): seconds for size, seconds in times.items()}
+    return measured
+
+
 def slope(times: Times) -> float | None:
     """Of log time against log size over the sizes beyond the constant; None for fewer than three such sizes."""
     least = min(times.values())
@@ -74,23 +92,26 @@ def slope(times: Times) -> float | None:
     return float(np.polyfit(sizes, seconds, 1)[0])
 
 
+@styled
 def draw(measured: dict[str, Times]) -> Figure:
-    """Milliseconds against each size, both on logarithmic scales, beside a line of slope 1."""
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
-    panels = iter(figure.subplots(2, 3).flat)
-    for (name, times), axes in zip(measured.items(), panels, strict=False):
-        meaning, title, _ = KINDS[name]
-        sizes, fitted = list(times), slope(times)
-        axes.plot(sizes, [1e3 * times[size] for size in sizes], "ko-", markersize=4)
-        last = 1e3 * times[sizes[-1]]
-        axes.plot(sizes, [last * size / sizes[-1] for size in sizes], color="0.6", linestyle="--", label="slope 1")
-        axes.set(xscale="log", yscale="log", xlabel=f"{name}, {meaning}", ylabel="milliseconds")
-        axes.set_ylim(bottom=0.5 * 1e3 * min(times.values()))
-        axes.set_title(title + ("" if fitted is None else f"\nslope {fitted:.2f}"), fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="best")
-    for axes in panels:
-        axes.remove()
+    """Time against size, both as multiples of the smallest size's, on logarithmic axes, beside a line of slope 1."""
+    figure = Figure(figsize=(NARROW, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log", xlabel="size, as a multiple of the smallest", ylabel="time, as a multiple")
+    names, most = [], 1.0
+    for (kind, times), style in zip(measured.items(), LINES, strict=False):
+        first = min(times)
+        sizes, ratios = [size / first for size in times], [seconds / times[first] for seconds in times.values()]
+        axes.plot(sizes, ratios, **style)
+        names.append(Name(f"{kind}, {_SHORT[kind]}", sizes[-1], ratios[-1], style["color"]))
+        most = max(most, sizes[-1])
+    axes.plot([1, most], [1, most], color="0.5", linestyle=(0, (5, 5)), linewidth=1, zorder=0)
+    names.append(Name("proportional", most, most, "0.4"))
+    for axis in (axes.xaxis, axes.yaxis):
+        plain(axis)
+    axes.grid()
+    name_lines(axes, names)
+    axes.set_title("Time against size, beside proportional growth")
     return figure
 
 
@@ -99,21 +120,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="calls of each size (default 9)")
     parser.add_argument("--sizes", type=int, default=8, help="how many sizes of each, from the smallest (default all)")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/growth.png"))
+    parser.add_argument("--json", type=Path, help="where the measurements go as well")
+    parser.add_argument("--draw-only", type=Path, metavar="JSON", help="draw measurements made before")
     given = parser.parse_args(arguments)
-    keep_freed_memory()
-    torch.manual_seed(0)
-    measured: dict[str, Times] = {}
-    with pyro.validation_enabled(False), pyro.get_param_store().scope():
-        for name, (meaning, title, candidates) in KINDS.items():
-            calls = {str(size): call for size, call in candidates(given.sizes).items()}
-            times = medians(calls, rounds=given.rounds, warmup=3, in_turn=3)
-            measured[name] = {int(size): seconds for size, seconds in times.items()}
-            fitted = slope(measured[name])
-            print(f"{title}, against {name}, {meaning}; slope {'unknown' if fitted is None else f'{fitted:.2f}'}")
-            for size, seconds in measured[name].items():
-                print(f"  {size:>8}{1e3 * seconds:12.2f} ms", flush=True)
+    if given.draw_only:
+        kept = json.loads(given.draw_only.read_text(encoding="utf-8"))
+        measured = {name: {int(size): seconds for size, seconds in times.items()} for name, times in kept.items()}
+    else:
+        measured = measure(given.sizes, given.rounds)
+    for name, times in measured.items():
+        meaning, title, _ = KINDS[name]
+        fitted = slope(times)
+        print(f"{title}, against {name}, {meaning}; slope {'unknown' if fitted is None else f'{fitted:.2f}'}")
+        for size, seconds in times.items():
+            print(f"  {size:>8}{1e3 * seconds:12.2f} ms")
+    if given.json:
+        given.json.write_text(json.dumps(measured), encoding="utf-8")
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(measured).savefig(given.out, dpi=120)
+    draw(measured).write(given.out)
 
 
 if __name__ == "__main__":

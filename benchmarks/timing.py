@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 _TURN = 5
 
@@ -37,12 +37,15 @@ def medians(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True)
+class Comparison:
     """Median seconds of several candidates, one of which the others are compared with."""
 
     title: str
     seconds: dict[str, float]
     reference: str
+    more: dict[str, list[float]] = field(default_factory=dict)
+    """Ratios of further runs, by candidate."""
 
     def ratios(self) -> dict[str, float]:
         return {name: value / self.seconds[self.reference] for name, value in self.seconds.items()}

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from benchmarks import enumeration
 from ppl_gen.core.memory import keep_freed_memory
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.style import BLUE, GREEN, NARROW, VERMILION, styled
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.mixture import Mixture
 
@@ -34,7 +36,20 @@ WAYS = {
     "ours": "ppl_gen",
     "mixture": "ppl_gen, mixture",
 }
-_STYLES = {"sites": "kx:", "broadcast": "ks--", "ours": "ko-", "mixture": "k^-."}
+_STYLES: dict[str, dict[str, Any]] = {
+    "sites": {"color": VERMILION, "marker": "x", "linestyle": ":", "markeredgewidth": 1.3},
+    "broadcast": {"color": VERMILION, "marker": "s", "linestyle": "--", "markerfacecolor": "white", "markersize": 6},
+    "ours": {"color": BLUE, "marker": "o", "linestyle": "-"},
+    "mixture": {"color": GREEN, "marker": "^", "linestyle": "-."},
+}
+_NAMES = {
+    "broadcast": ("stock Pyro\n(□ one site,\n× M sites)", 0.55, (-14, 16), "right"),
+    "mixture": ("ppl_gen, mixture of 2^M components", 0.13, (10, -14), "left"),
+    "ours": ("ppl_gen", 0.75, (12, -8), "left"),
+}
+"""Name of a line, the share of the line where it is written, its distance in points and its alignment."""
+_LIMIT = 10.0
+"""Seconds."""
 _MOST = {"seconds": 60.0, "bytes": 10e9}
 
 
@@ -133,39 +148,99 @@ def slope(points: list[dict[str, float]], key: str) -> float | None:
     return float(np.polyfit([point["units"] for point in upper], [math.log2(point[key]) for point in upper], 1)[0])
 
 
+@styled
 def draw(results: dict[str, Any]) -> Figure:
-    """Seconds and bytes against M on a log scale, with slopes, and where each way stops and why."""
-    figure = Figure(figsize=(11, 6.6), layout="constrained")
-    titles = {"seconds": "Seconds of a gradient", "bytes": "Bytes of memory at the peak"}
-    for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for way, result in results.items():
-            points = [point for point in result["points"] if point[key] > 0]
-            fitted = slope(result["points"], key)
-            label = WAYS[way] + ("" if fitted is None else f", slope {fitted:.2f}") + f"; {_reason(result['stop'])}"
-            axes.plot([p["units"] for p in points], [p[key] for p in points], _STYLES[way], markersize=5, label=label)
-        axes.axhline(_MOST[key], color="0.6", linewidth=0.8, zorder=0)
+    """Seconds and memory against M, both on logarithmic axes. The largest M within ten seconds are marked."""
+    figure = Figure(figsize=(NARROW, 6.2), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True, height_ratios=[1.25, 1])
+    last = max((point["units"] for result in results.values() for point in result["points"]), default=1)
+    for axes, key, unit in zip(panels, ("seconds", "bytes"), ("time of a gradient", "memory at the peak"), strict=True):
         axes.set_yscale("log")
-        axes.set_ylim(top=_MOST[key] * 200)  # room for the legend
-        axes.set_xlabel("M, binary units (mixture: K = 2^M components)")
-        axes.set_title(title)
+        for way, result in results.items():
+            points = [(point["units"], point[key]) for point in result["points"] if point[key] > 0]
+            axes.plot(*zip(*points, strict=True), **_STYLES[way]) if points else None
+        axes.set_ylabel(unit)
+        axes.set_xlim(0, last + 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="upper left", title="slope: doublings per unit; where it ends", title_fontsize=8)
-    figure.suptitle("The 2^M wall: exact gradient of −log p(x), N = 100 images of D = 784 pixels")
-    figure.supxlabel(
-        "Stock Pyro, as M enumerated sites or one site with 2^M states: every state meets every pixel of every image, "
-        "O(2^M N D) time and memory\n(course notes, with logits made anew for each image: O(2^M N D M) time). "
-        "ppl_gen: images and weights are multiplied once; then states meet\nimages, and states meet pixels, apart, in "
-        "matrix products: O(N D M + 2^M (D + N)) time, O(2^M (M + N/128)) memory. Mixture: linear in K,\nO(K N D) time "
-        "as one matrix product, O(K (D + N)) memory. Grey lines: where a way of summing stops, 60 s and 10 GB.",
-        fontsize=9,
-    )
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, key=key: _in_words(value, key)))
+        axes.grid()
+        axes.minorticks_off()
+    if panels[0].lines:
+        _name(panels[0], results)
+        _mark(panels[0], results)
+    panels[1].set_xlabel("M, binary units")
+    above = panels[0].secondary_xaxis("top")
+    ticks = [units for units in (4, 8, 12, 16, 20, 24) if units <= last]
+    above.set_xticks(ticks, [_states(units) for units in ticks])
+    above.set_xlabel("states, 2^M")
+    figure.suptitle(_message(results))
     return figure
 
 
-def _reason(stop: str, width: int = 40) -> str:
-    """In few words, for the figure."""
-    return stop if len(stop) <= width else stop[: width - 1] + "…"
+def within(results: dict[str, Any], *ways: str) -> int | None:
+    """The largest M whose gradient takes at most ten seconds, by any of these ways; None if there is none."""
+    points = [point for way in ways if way in results for point in results[way]["points"]]
+    return max((int(point["units"]) for point in points if point["seconds"] <= _LIMIT), default=None)
+
+
+def _message(results: dict[str, Any]) -> str:
+    stock, ours = within(results, "sites", "broadcast"), within(results, "ours")
+    if stock is None or ours is None:
+        return "Exact gradient of -log p(x)"
+    return f"In ten seconds: stock Pyro $2^{{{stock}}}$ states, ppl_gen $2^{{{ours}}}$"
+
+
+def _mark(axes: Any, results: dict[str, Any]) -> None:
+    """A line at ten seconds, and rings around the last points below it, with their states."""
+    axes.axhline(_LIMIT, color="0.4", linestyle=":")
+    axes.set_ylim(bottom=axes.get_ylim()[0] / 2, top=_LIMIT * 6)
+    for ways, color in ((("sites", "broadcast"), VERMILION), (("ours",), BLUE)):
+        units = within(results, *ways)
+        if units is None:
+            continue
+        seconds = min(
+            p["seconds"] for way in ways if way in results for p in results[way]["points"] if p["units"] == units
+        )
+        axes.plot(units, seconds, "o", markersize=11, markerfacecolor="none", color=color, markeredgewidth=1.6)
+        axes.annotate(
+            f"$2^{{{units}}}$ states",
+            (units, seconds),
+            xytext=(0, 12),
+            textcoords="offset points",
+            ha="right" if units > 18 else "center",
+            color=color,
+            fontweight="bold",
+        )
+
+
+def _name(axes: Any, results: dict[str, Any]) -> None:
+    """Names beside the lines: at a share of their length, on the side where there is room."""
+    for way, (name, share, shift, align) in _NAMES.items():
+        points = results[way]["points"] if way in results else []
+        if points:
+            point = points[min(len(points) - 1, round(share * (len(points) - 1)))]
+            axes.annotate(
+                name,
+                (point["units"], point["seconds"]),
+                xytext=shift,
+                textcoords="offset points",
+                ha=align,
+                va="center",
+                color=_STYLES[way]["color"],
+            )
+
+
+def _in_words(value: float, key: str) -> str:
+    """A tick of the axis of seconds or bytes: 10 ms, 1 GB."""
+    units = ("GB", "MB", "kB", "B") if key == "bytes" else ("s", "ms", "µs", "ns")
+    scaled, powers = value / (1e9 if key == "bytes" else 1.0), list(units)
+    while scaled < 0.999 and len(powers) > 1:
+        scaled, powers = scaled * 1000, powers[1:]
+    return f"{scaled:,.0f} {powers[0]}"
+
+
+def _states(units: int) -> str:
+    return f"{2**units:,}" if units < 20 else f"{2**units / 1e6:.0f} million"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -191,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.json:
         given.json.write_text(json.dumps(results))
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(results).savefig(given.out, dpi=120)
+    draw(results).write(given.out)
 
 
 if __name__ == "__main__":

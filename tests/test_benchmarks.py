@@ -22,6 +22,7 @@ from benchmarks import (
     em,
     enumeration,
     exact_training,
+    gap,
     growth,
     importance,
     null_comparisons,
@@ -32,7 +33,7 @@ from benchmarks import (
     vae_step,
     wall,
 )
-from benchmarks.__main__ import draw, markdown
+from benchmarks.__main__ import draw, from_tables, markdown
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
 from ppl_gen.data.loading import load_data
@@ -71,11 +72,11 @@ def test_bounds_of_annealing_hold_within_their_errors() -> None:
             pytest.approx(away.std(ddof=1) / 10**0.5, abs=1e-3),
         )
     assert lower < -2 * lower_error < 0 < 2 * upper_error < upper  # so few temperatures are far from log p(x)
-    figure = closed_form.draw_bounds({1: {5: (-1.0, 2.0, 0.1, 0.2)}, 2: {5: (0.1, 0.2, 0.3, 0.1)}}, "title")
+    figure = closed_form.draw_bounds({1: {5: (-1.0, 2.0, 0.1, 0.2)}, 2: {5: (0.1, 0.2, 0.3, 0.1)}})
     figure.draw_without_rendering()
-    names = ["upper bound", "lower bound", "exact log p(x)"]
     for axes, title in zip(figure.axes, ("1 latent unit", "2 latent units"), strict=True):
-        assert axes.get_legend_handles_labels()[1] == [names[2], *names[:2]] and axes.get_title() == title
+        names = {text.get_text() for text in axes.texts}
+        assert names == {"upper bound", "lower bound", "exact log p(x)"} and axes.get_title(loc="left") == title
     bars = [container.lines[2][0].get_segments()[0][:, 1].tolist() for container in figure.axes[0].containers]
     assert bars == [pytest.approx([2 - 0.392, 2 + 0.392]), pytest.approx([-1 - 0.196, -1 + 0.196])]
 
@@ -142,6 +143,17 @@ def test_where_the_wall_stops() -> None:
     wall.draw(dict(zip(wall.WAYS, stopped, strict=False))).savefig(io.BytesIO())
 
 
+def test_the_wall_says_how_far_ten_seconds_reach() -> None:
+    times = {"sites": (1.0, 9.0, 12.0), "broadcast": (2.0, 11.0, 12.0), "ours": (1.0, 2.0, 9.9)}
+    results = {
+        way: {"points": [{"units": m, "seconds": s, "bytes": 1e6} for m, s in enumerate(each, 1)], "stop": ""}
+        for way, each in times.items()
+    }
+    assert (wall.within(results, "sites", "broadcast"), wall.within(results, "ours")) == (2, 3)
+    assert "stock Pyro $2^{2}$ states, ppl_gen $2^{3}$" in wall.draw(results).get_suptitle()
+    assert wall.within({"ours": {"points": []}}, "ours") is None
+
+
 def test_slope_of_the_wall() -> None:
     points = [{"units": m, "seconds": 1 + 3 * 2.0**m, "bytes": 4.0**m} for m in range(1, 12)]
     assert wall.slope(points, "seconds") == pytest.approx(1, abs=0.01)
@@ -164,9 +176,12 @@ def test_slope_of_growth() -> None:
 
 def test_growth_of_the_two_smallest_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Measured, printed, and drawn as they are printed."""
-    growth.main(["--rounds", "2", "--sizes", "2", "--out", str(tmp_path / "figures" / "growth.png")])
+    kept, picture = str(tmp_path / "growth.json"), str(tmp_path / "figures" / "growth.png")
+    growth.main(["--rounds", "2", "--sizes", "2", "--json", kept, "--out", picture])
     assert (tmp_path / "figures" / "growth.png").stat().st_size > 1000
     out = capsys.readouterr().out
+    growth.main(["--draw-only", kept, "--out", picture])
+    assert capsys.readouterr().out == out
     assert out.count("slope unknown") == 5  # of two sizes
     printed = [(int(size), float(ms)) for size, ms in re.findall(r"^ +(\d+) +([\d.]+) ms$", out, re.MULTILINE)]
     assert [size for size, _ in printed] == [64, 128, 400, 784, 32, 128, 256, 1024, 50, 200]
@@ -174,10 +189,10 @@ def test_growth_of_the_two_smallest_sizes(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_figure_of_growth_has_its_numbers() -> None:
-    times = {1: 1.0, 10: 10.0, 100: 100.0, 1000: 1000.0}
-    axes = growth.draw({"S": times}).axes[0]
-    assert axes.lines[0].get_xydata().tolist() == [[size, 1e3 * seconds] for size, seconds in times.items()]
-    assert axes.get_title().endswith("slope 1.00")
+    (axes,) = growth.draw({"S": {2: 0.5, 20: 2.5, 200: 25.0}, "N": {1: 1.0, 4: 4.0}}).axes
+    assert axes.lines[0].get_xydata().tolist() == [[1, 1], [10, 5], [100, 50]]
+    assert axes.lines[-1].get_xydata().tolist() == [[1, 1], [100, 100]]
+    assert {text.get_text() for text in axes.texts} == {"S, samples", "N, images", "proportional"}
 
 
 @pytest.mark.parametrize("model", ["vae", "mixture", "belief-net", "factor-analysis", "gan"])
@@ -214,7 +229,22 @@ def test_table_and_figure_of_the_ratios() -> None:
     shown = [Comparison("step", {"plain": 0.002, "ours": 0.003}, "plain")]
     assert shown[0].ratios() == {"plain": 1.0, "ours": pytest.approx(1.5)}
     assert markdown(shown).splitlines()[2:] == ["| plain | 2.00 | 1.00 |", "| ours | 3.00 | 1.50 |"]
-    draw(shown).savefig(io.BytesIO())
+    texts = [text.get_text() for text in draw(shown).axes[0].texts]
+    assert {"step", "1 = plain, 2.00 ms", "ours", "1.50"} <= set(texts)
+
+
+def test_figures_of_tables_have_their_numbers() -> None:
+    """The tables of docs/ give what is measured, so that a figure can be drawn without measuring again."""
+    steps = {each.title.partition(",")[0]: each for each in from_tables()}
+    step = steps["VAE training step"]
+    assert step.reference == "hand-written PyTorch, fused Adam" and len(step.seconds) == 8
+    assert step.ratios()["stock Pyro"] == pytest.approx(1.36) and step.more["stock Pyro"] == [1.36, 1.58, 1.47]
+    missed = gap.from_table()
+    assert list(missed) == ["ELBO", "IWAE, k = 10", "IWAE, k = 100", "importance sampling, S = 1,000"]
+    assert missed["ELBO"][16] == 3.16 and missed["IWAE, k = 100"][2] == 0.0015
+    trained = exact_training.from_table()
+    assert trained["grid", "exact"][50] == (-136.5, 0.13) and trained["elbo", "elbo"][5] == (-161.7, 0.44)
+    assert trained["iwae", "importance"][20] == (-144.4, 0.38) and len(trained) == 6
 
 
 @pytest.mark.parametrize(("rounds", "calls"), [(3, 3 + 2), (60, (12 + 1) * 6)])
@@ -363,9 +393,9 @@ def test_estimates_against_quadrature(
     (found,) = json.loads((tmp_path / "trusted.json").read_text())
     assert len(found["rows"]) == 5 and found["rows"][-1]["estimator"] == "annealed"
     assert all(abs(row["mean_error"]) < 0.5 for row in found["rows"])
-    gap = found["gaps"]
-    total = gap["approximation_by_quadrature"][0] + gap["amortization"][0]
-    assert total == pytest.approx(gap["gap_by_quadrature"][0]) and gap["images"] == trusted.SMALL.gap_images
+    gaps = found["gaps"]
+    total = gaps["approximation_by_quadrature"][0] + gaps["amortization"][0]
+    assert total == pytest.approx(gaps["gap_by_quadrature"][0]) and gaps["images"] == trusted.SMALL.gap_images
     assert f"log p(x) by quadrature {found['exact'][0]:.3f}" in capsys.readouterr().out
     before = (tmp_path / "normal-5" / "checkpoint.safetensors").stat().st_mtime_ns
     trusted.trained("normal-5", argparse.Namespace(small=True, data="digits", device="auto", seed=0, out=tmp_path))

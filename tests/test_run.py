@@ -329,7 +329,6 @@ def test_the_directory_of_a_run(finished: Path) -> None:
         "figures/interpolations.png",
         "figures/latent_space.png",
         "figures/learning_curves.png",
-        "figures/manifold.png",
         "figures/reconstructions.png",
         "figures/samples.png",
         "figures/through_training.png",

@@ -8,12 +8,13 @@ from ppl_gen.core.tables import fixed
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import NARROW, VERMILION, styled
 
 CAPTIONS = {
     "gap_histogram": Caption(
-        "What the bound leaves out, image by image; hatched, if there, where log p(x) is not settled and the gap at "
-        "least this",
-        "A histogram over images of log p(x) - ELBO",
+        "What the bound leaves out, image by image: a histogram of log p(x) − ELBO over the test images. The dashed "
+        "line is the mean. Hatched, if there: images whose log p(x) is not settled, and whose gap is at least this",
+        "A histogram over images of log p(x) − ELBO, with a dashed line at its mean",
     ),
 }
 
@@ -28,6 +29,7 @@ def captions(summary: Json) -> dict[str, Caption]:
     }
 
 
+@styled
 def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False) -> Figure:
     """Histogram over images of log p(x) - ELBO in nats. Images whose log p(x) is only a lower bound are hatched.
     Infinite gaps are counted in the title alone.
@@ -37,21 +39,34 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False
     finite = np.isfinite(gap)
     infinite = int((~finite).sum())
     gap, untrusted = (gap[finite], untrusted[finite]) if finite.any() else (np.zeros(1), np.zeros(1, bool))
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    figure = Figure(figsize=(NARROW, 2.9), layout="constrained")
     axes = figure.subplots()
     spread = (gap.min(), max(gap.max(), gap.min() + _LEAST))
     bins = np.histogram_bin_edges(gap, bins=min(60, max(5, len(gap) // 10)), range=spread)
     trusted, _ = np.histogram(gap[~untrusted], bins)
     rest, _ = np.histogram(gap[untrusted], bins)
     style: dict[str, Any] = {"width": np.diff(bins), "align": "edge", "edgecolor": "black", "linewidth": 0.4}
-    shown = "log p(x) settled" if untrusted.any() else "at least" if at_least else None
-    axes.bar(bins[:-1], trusted, color="0.6", label=shown, **style)
+    shown = "log p(x) is settled" if untrusted.any() else "gap is at least this" if at_least else None
+    axes.bar(bins[:-1], trusted, color="0.7", label=shown, **style)
     if untrusted.any():
-        label = f"not settled: at least ({untrusted.mean():.1%})"
+        label = f"not settled, at least this ({untrusted.mean():.1%})"
         axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
-    axes.axvline(gap.mean(), color="black", linestyle="--", label=f"mean {gap.mean():.2f}")
-    axes.set_xlabel("gap: log p(x) - ELBO, nats")
+    axes.margins(y=0.18)  # room for the name of the line
+    mean, right = float(gap.mean()), float(gap.mean()) > sum(spread) / 2
+    axes.axvline(mean, color=VERMILION, linestyle="--")
+    axes.annotate(
+        f"mean {mean:.2f}",
+        (mean, 0.98),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(-4 if right else 4, 0),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="top",
+        color=VERMILION,
+    )
+    axes.set_xlabel("gap: log p(x) − ELBO, nats")
     axes.set_ylabel("images")
-    axes.set_title("What the bound leaves out, image by image" + (f"; {infinite} infinite" if infinite else ""))
-    axes.legend(loc="best")
+    axes.set_title("Gap of the ELBO, image by image" + (f"; {infinite} infinite" if infinite else ""))
+    if shown is not None:
+        figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -4,16 +4,25 @@ import io
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import matplotlib
 import matplotlib.figure
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from ppl_gen.figures.style import STYLE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure that a notebook shows, whatever the backend of pyplot."""
+    """A figure that a notebook shows, whatever the backend of pyplot. It is drawn in the style of all pictures, which
+    some parts, such as ticks, read only then."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the figure."""
+        with matplotlib.rc_context(STYLE):
+            super().draw(renderer)
 
     def write(self, file: Path | IO[bytes]) -> None:
         """Write a .png file of 120 dots per inch. The picture is `savefig`'s, which draws everything twice: once to
@@ -22,7 +31,8 @@ class Figure(matplotlib.figure.Figure):
         self.set_dpi(120)
         try:
             if engine is not None:
-                engine.execute(self)
+                with matplotlib.rc_context(STYLE):
+                    engine.execute(self)
                 self.set_layout_engine("none")
             canvas.print_png(file)
         finally:
@@ -51,3 +61,4 @@ def show(axes: Any, image: np.ndarray) -> None:
     axes.imshow(np.clip(image, 0, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.spines[:].set(visible=True, color="0.6", linewidth=0.5)

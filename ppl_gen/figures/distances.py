@@ -12,6 +12,7 @@ from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.distances import Distance, Distances, Level, Sandwich
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import BLACK, BLUE, GREEN, PURPLE, VERMILION, styled
 
 CAPTIONS = {
     "how_far": Caption(
@@ -30,10 +31,10 @@ _LEAST = 0.02  # smallest range of an axis in nats: differences below it are rou
 _MARKS: dict[str, dict[str, Any]] = {
     "elbo": {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 7},
     "iwae": {"marker": "|", "color": "black", "markersize": 10, "markeredgewidth": 1.6},
-    "importance": {"marker": "s", "color": "#0072B2", "markersize": 7},
-    "annealed": {"marker": "^", "color": "#D55E00", "markersize": 8},
-    "mixed": {"marker": "P", "color": "#009E73", "markersize": 8},
-    "prior": {"marker": "v", "color": "#CC79A7", "markersize": 8},
+    "importance": {"marker": "s", "color": BLUE, "markersize": 7},
+    "annealed": {"marker": "^", "color": VERMILION, "markersize": 8},
+    "mixed": {"marker": "P", "color": GREEN, "markersize": 8},
+    "prior": {"marker": "v", "color": PURPLE, "markersize": 8},
     "quadrature": {"marker": "D", "color": "black", "markersize": 8},
     "exact": {"marker": "*", "color": "black", "markersize": 13},
 }
@@ -88,17 +89,19 @@ def _what(found: Distances) -> str:
 def _bars(found: Distances) -> list[str]:
     """What the horizontal bars are, and how wide."""
     reference = found.reference
-    widths = [level.half_width for level in _levels(found.rows) if level.half_width]
+    barred = [level for row in found.rows for level in _barred(row)]
+    widths = [level.half_width for level in barred if level.half_width]
     if reference is None or not widths:
         return ["No interval is drawn: the values of single images are not recorded, or there is one image."]
     of = "its own log p(x)" if len(found.rows) == 1 else f"log p(x) of {found.rows[0].label}"
     over = "other images and seeds" if found.several_seeds else "other images, not for other seeds"
-    unknown = any(level.half_width is None for level in _levels(found.rows))
+    unknown = any(level.half_width is None for level in barred)
     return [
-        f"Bars are 95 % intervals of the difference to {of} ({reference.label}; dashed), paired image by image; they "
-        f"hold for {over}. The widest is ± {fixed(max(widths), 2 if max(widths) >= 0.01 else 4)} nats, and a bar that "
-        "is not seen is shorter than its mark.",
-        *(["A mark has no bar where the values of single images are not recorded."] if unknown else []),
+        f"Bars, on the ELBO and the best log p(x) of each row, are 95 % intervals of the difference to {of} "
+        f"({reference.label}; dashed), paired image by image; they hold for {over}. The widest is "
+        f"± {fixed(max(widths), 2 if max(widths) >= 0.01 else 4)} nats, and a bar that is not seen is shorter than its "
+        "mark.",
+        *(["There is no bar where the values of single images are not recorded."] if unknown else []),
     ]
 
 
@@ -131,6 +134,11 @@ def _has_arrow(row: Distance, level: Level) -> bool:
     return level.at_least and not any(each.known for each in row.levels)
 
 
+def _barred(row: Distance) -> list[Level]:
+    """The levels whose intervals are drawn: the ELBO and the best log p(x). Those of all levels would overlap."""
+    return [level for level in row.levels if level.name == "elbo" or level == row.best]
+
+
 def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
@@ -152,13 +160,15 @@ class _Label(NamedTuple):
     tier: int
 
 
+@styled
 def how_far(found: Distances) -> Figure:
     """Rows of marks on one axis in nats, the best row first: ELBO, IWAE bounds, estimates of log p(x), the exact value
     where it is known. The gap stands at the right of a row. A mark is named where it first occurs.
 
-    A horizontal bar through a mark is the 95 % interval of its difference to the best log p(x) of the first row, which
-    is dashed. If the bar of a log p(x) crosses the dashed line, the difference may be chance. An arrow means at least.
-    Rows with bounds from both sides have them in a panel of their own, since they are of other images.
+    A horizontal bar through an ELBO or the best log p(x) of a row is the 95 % interval of its difference to the best
+    log p(x) of the first row, which is dashed. If the bar of a log p(x) crosses the dashed line, the difference may be
+    chance. An arrow means at least. Rows with bounds from both sides have them in a panel of their own, since they are
+    of other images.
     """
     has_side = any(row.sandwiches for row in found.rows)
     width = _WIDTH - 2 * _MARGIN - (_SIDE + _BETWEEN if has_side else 0)
@@ -174,14 +184,14 @@ def how_far(found: Distances) -> Figure:
     figure.set_size_inches(_WIDTH, total + _TITLE + _BELOW + (_LINE if has_side else 0))
     axes = _panel(figure, _MARGIN, width, total)
     _set_scale(axes, scale, 0.16)
-    axes.set_xlabel(_OF.get(found.images.observation, "nats per image"), fontsize=9)
+    axes.set_xlabel(_OF.get(found.images.observation, "nats per image"))
     side = _panel(figure, _WIDTH - _MARGIN - _SIDE, _SIDE, total) if has_side else None
     top = 0.0
     for row, head, named, height in zip(found.rows, heads, labels, heights, strict=True):
         head_height = _LINE * (head.count("\n") + 1)
         middle = top + head_height + _STRIP / 2
-        axes.text(0, top, head, transform=axes.get_yaxis_transform(), va="top", fontsize=9, fontweight="bold")
-        axes.text(1, top, _gap_text(row), transform=axes.get_yaxis_transform(), va="top", ha="right", fontsize=9)
+        axes.text(0, top, head, transform=axes.get_yaxis_transform(), va="top", fontweight="bold")
+        axes.text(1, top, _gap_text(row), transform=axes.get_yaxis_transform(), va="top", ha="right")
         _draw_row(axes, row, middle)
         if found.reference is not None:
             ends = [middle - _STRIP / 2, middle + _STRIP / 2]
@@ -194,7 +204,7 @@ def how_far(found: Distances) -> Figure:
         _finish_side(side, [each for row in found.rows for each in row.sandwiches])
     images = found.images
     title = f"How far is the bound?  {images.num_images:,} {images.split} images of {images.data}"
-    figure.text(_MARGIN / _WIDTH, 1 - 0.08 / figure.get_figheight(), title, va="top", fontsize=10)
+    figure.text(_MARGIN / _WIDTH, 1 - 0.08 / figure.get_figheight(), title, va="top")
     return figure
 
 
@@ -258,7 +268,8 @@ def _extents(rows: Sequence[Distance]) -> list[tuple[float, float]]:
         longest = max(max(map(max, means)) - min(map(min, means)), _LEAST)
     ends = []
     for row in rows:
-        reach = [(level.mean, min(level.half_width or 0, longest)) for level in row.levels]
+        barred = _barred(row)
+        reach = [(each.mean, min((each.half_width or 0) * (each in barred), longest)) for each in row.levels]
         ends += [(min(mean - bar for mean, bar in reach), max(mean + bar for mean, bar in reach))] if reach else []
     merged: list[tuple[float, float]] = []
     for low, high in sorted(ends or [(0.0, 0.0)]):
@@ -276,9 +287,7 @@ def _panel(figure: Figure, left: float, width: float, height: float) -> Any:
     axes.set_ylim(height, 0)
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.tick_params(labelsize=9)
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     return axes
 
 
@@ -319,9 +328,9 @@ def _draw_row(axes: Any, row: Distance, middle: float) -> None:
     axes.plot([min(means), max(means)], [middle, middle], color="0.7", linewidth=2, zorder=1)
     for order, level in enumerate(row.levels):
         style = _MARKS.get(level.name, _OWN)
-        if level.half_width:
+        if level in _barred(row) and level.half_width:
             ends = [level.mean - level.half_width, level.mean + level.half_width]
-            axes.plot(ends, [middle] * 2, color="0.25", linewidth=1.2, marker="|", markersize=5, zorder=2)
+            axes.plot(ends, [middle] * 2, color=BLACK, linewidth=1.2, marker="|", markersize=7, zorder=2)
         axes.plot(level.mean, middle, linestyle="none", zorder=3 + order / 100, **style)
         if _has_arrow(row, level):
             axes.annotate(
@@ -348,14 +357,14 @@ def _draw_sandwiches(axes: Any, bounds: Sequence[Sandwich], top: float, middle: 
     for each in bounds:
         digits = 3 if each.width < 0.0095 else 2
         texts.append(fixed(each.width, digits) + ("" if each.se is None else f" ± {fixed(each.se, digits)}"))
-    axes.text(0, top, ", ".join(texts), transform=axes.get_yaxis_transform(), va="top", fontsize=9)
+    axes.text(0, top, ", ".join(texts), transform=axes.get_yaxis_transform(), va="top")
 
 
 def _finish_side(axes: Any, bounds: Sequence[Sandwich]) -> None:
     widest = max(*(each.width for each in bounds), _LEAST)
     _set_scale(axes, _Scale([-0.06 * widest, 1.06 * widest], [0.0, _SIDE]), 0.06)
-    axes.set_xlabel("upper − lower bound", fontsize=9)
-    axes.set_title("images of the model", fontsize=9, loc="left")
+    axes.set_xlabel("upper − lower bound")
+    axes.set_title("images of the model", loc="left")
 
 
 # Names of the marks --------------------------------------------------------------------------------------------
@@ -375,7 +384,7 @@ def _labels(figure: Figure, rows: Sequence[Distance], scale: _Scale) -> list[lis
             if level.label in named:
                 continue
             named.add(level.label)
-            text = figure.text(0, 0, level.label, fontsize=8.5)
+            text = figure.text(0, 0, level.label)
             half = text.get_window_extent(renderer).width / figure.dpi / 2
             text.remove()
             x = min(max(scale.place(level.mean), half), width - half)
@@ -389,6 +398,6 @@ def _labels(figure: Figure, rows: Sequence[Distance], scale: _Scale) -> list[lis
 def _draw_labels(axes: Any, labels: Sequence[_Label], middle: float) -> None:
     for each in labels:
         y = middle + _STRIP / 2 + _TIER * each.tier
-        axes.text(each.x, y, each.text, va="top", ha="center", fontsize=8.5)
+        axes.text(each.x, y, each.text, va="top", ha="center")
         if each.tier:
             axes.plot([each.mark, each.mark], [middle + 0.07, y + 0.01], color="0.5", linewidth=0.6, zorder=0.5)

@@ -8,6 +8,7 @@ import numpy as np
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import BLUE, NARROW, VERMILION, styled
 from ppl_gen.inference.ranks import POINTS
 
 CAPTIONS = {
@@ -25,10 +26,11 @@ CAPTIONS = {
     ),
 }
 _PANELS = 6
-_BEFORE: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 1.3}
-_AFTER: dict[str, Any] = {"color": "#b35900", "linestyle": "--", "linewidth": 1.6}
+_BEFORE: dict[str, Any] = {"color": BLUE, "linestyle": "-"}
+_AFTER: dict[str, Any] = {"color": VERMILION, "linestyle": "--"}
 
 
+@styled
 def rank_ecdfs(
     names: Sequence[str], before: np.ndarray, after: np.ndarray | None, low: np.ndarray, high: np.ndarray, summary: Json
 ) -> Figure:
@@ -42,7 +44,7 @@ def rank_ecdfs(
     worst = sorted(units, key=lambda index: p_values[index])[: _PANELS - 2]
     shown = [*(index for index in range(len(names)) if index not in units), *sorted(worst)]
     rows = -(-len(shown) // 2)
-    figure = Figure(figsize=(5.6, 1.2 + 1.55 * rows), layout="constrained")
+    figure = Figure(figsize=(NARROW, 1.0 + 1.45 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
@@ -57,26 +59,26 @@ def rank_ecdfs(
                 label = label if after is not None else "exact posterior"
                 axes.plot(x, np.concatenate([[0], below - POINTS, [0]]), label=label, **style)
         what = {"density": "density, all units", "likelihood": "log p(x | z), all units"}
-        axes.set_title(what.get(names[index], names[index]), fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
+        axes.set_title(what.get(names[index], names[index]))
+        axes.grid()
         axes.sharey(grid[min(1, list(shown).index(index) // 2), 0])  # the functions of all units, or the units
     for column in grid.T:
         lowest = [axes for axes in column if axes.get_visible()][-1]
         lowest.tick_params(labelbottom=True)
-        lowest.set_xlabel("rank", fontsize=9)
+        lowest.set_xlabel("rank")
     for axes in grid[:, 0]:
-        axes.set_ylabel("ECDF − rank", fontsize=9)
+        axes.set_ylabel("ECDF − rank")
     more = f", the {len(worst)} of {len(units)} units furthest off" if len(units) > len(worst) else ""
-    figure.suptitle(f"Ranks of z on {summary['num_images']} images from the model{more}", fontsize=10)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    figure.suptitle(f"Ranks of z on {summary['num_images']} images from the model{more}")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
+@styled
 def coverage(summary: Json) -> Figure:
     """Coverage against its nominal level, of regions of all units on the left and of intervals of single units on the
     right."""
-    figure = Figure(figsize=(5.6, 3.9), layout="constrained")
+    figure = Figure(figsize=(NARROW, 3.3), layout="constrained")
     grid = figure.subplots(1, 2, sharex=True, sharey=True)
     titles = {"joint": "highest-density regions,\nall units", "central": "central intervals,\nmean over units"}
     for axes, (key, text) in zip(grid, titles.items(), strict=True):
@@ -86,15 +88,14 @@ def coverage(summary: Json) -> Figure:
                 found = summary[part]["coverage"]
                 label = label if "after" in summary else "exact posterior"
                 means, errors = ([each[of] for each in found[key]] for of in ("mean", "se"))
-                axes.errorbar(found["levels"], means, errors, fmt=marker, markersize=3, label=label, **style)
-        axes.set_title(text, fontsize=9)
+                axes.errorbar(found["levels"], means, errors, fmt=marker, label=label, **style)
+        axes.set_title(text)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 0.9], ["0", "", "0.5", "", "0.9"])
-        axes.set_xlabel("nominal share", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-    grid[0].set_ylabel("share of z inside", fontsize=9)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    figure.suptitle(f"Coverage on {summary['num_images']} images from the model", fontsize=10)
+        axes.set_xlabel("nominal share")
+        axes.grid()
+    grid[0].set_ylabel("share of z inside")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(f"Coverage on {summary['num_images']} images from the model")
     return figure

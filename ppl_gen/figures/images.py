@@ -6,10 +6,11 @@ import numpy as np
 
 from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import NARROW, WIDTH, styled
 
 CAPTIONS = {
     "samples": Caption(
-        "Images from the model, of z from the prior",
+        "Samples from the model: z from the prior. Left, the means E[x | z]; right, images drawn given the same z",
         "Two grids of 25 images: on the left the means E[x | z], on the right images drawn given the same z",
     ),
     "through_training": Caption(
@@ -17,7 +18,7 @@ CAPTIONS = {
         "Rows of ten images E[x | z], with the epoch beside each: before training, half-way, and at its end",
     ),
     "reconstructions": Caption(
-        "Images, and the means that the model gives for z from the guide",
+        "Images of the test split, and below each the mean E[x | z] for a z drawn from the guide, z ~ q(z | x)",
         "Two rows of ten images: images of the test split above, their reconstructions below",
     ),
 }
@@ -33,35 +34,37 @@ def mosaic(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
     return padded.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
 
 
+@styled
 def samples(means: np.ndarray, draws: np.ndarray) -> Figure:
     """Samples from the prior: E[x | z] beside draws x ~ p(x | z) of the same z, both [n, height, width]."""
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    figure = Figure(figsize=(NARROW, 2.6), layout="constrained")
     for axes, images, title in zip(
-        figure.subplots(1, 2), (means, draws), ("mean E[x | z], z ~ p(z)", "draw x ~ p(x | z), same z"), strict=True
+        figure.subplots(1, 2), (means, draws), ("means E[x | z]", "draws x ~ p(x | z), same z"), strict=True
     ):
         show(axes, mosaic(images, 5))
         axes.set_title(title)
-    figure.suptitle("Samples from the model")
     return figure
 
 
+@styled
 def through_training(images: dict[int, np.ndarray]) -> Figure:
     """E[x | z] at several epochs, {epoch: [n, height, width]}, the first on top. The noise that z is drawn from is
     always the same. So is z, unless p(z) is learned."""
-    figure = Figure(figsize=(8, 0.5 + 0.85 * len(images)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.3 + 0.6 * len(images)), layout="constrained")
     for axes, (epoch, row) in zip(figure.subplots(len(images), 1, squeeze=False)[:, 0], images.items(), strict=True):
         show(axes, mosaic(row, len(row)))
         axes.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
-    figure.suptitle("Samples from the same noise through training: mean E[x | z]")
+    figure.suptitle("Samples from the same noise, mean E[x | z]")
     return figure
 
 
+@styled
 def reconstructions(originals: np.ndarray, means: np.ndarray, split: str) -> Figure:
     """Originals above E[x | z], z ~ q(z | x); both [n, height, width]."""
-    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.6), layout="constrained")
     rows: Sequence[tuple[np.ndarray, str]] = ((originals, "x"), (means, "E[x | z]"))
     for axes, (images, label) in zip(figure.subplots(2, 1), rows, strict=True):
         show(axes, mosaic(images, len(images)))
         axes.set_ylabel(label, rotation=0, ha="right", va="center")
-    figure.suptitle(f"{split.capitalize()} images and their reconstructions, z ~ q(z | x)")
+    figure.suptitle(f"Images of the {split} split, and their reconstructions")
     return figure

@@ -4,15 +4,18 @@ import numpy as np
 
 from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import SMALL, WIDTH, styled
 
 CAPTIONS = {
     "fill": Caption(
-        "Hidden pixels given the visible ones",
+        "Hidden pixels given the visible ones: each image, what is visible of it (hidden pixels are grey), its "
+        "expected pixels, and images drawn. Below each image: log p(hidden pixels | visible pixels) in nats",
         "Rows of images: originals, their visible pixels, expected images, and images drawn",
     )
 }
 
 
+@styled
 def imputations(
     originals: np.ndarray, visible: np.ndarray, means: np.ndarray, draws: np.ndarray, captions: list[str]
 ) -> Figure:
@@ -31,14 +34,13 @@ def imputations(
         ("expected", means),
         *((f"sample {number}", images) for number, images in enumerate(draws, 1)),
     ]
-    figure = Figure(figsize=(max(4.5, 0.85 * count + 1.3), 0.85 * len(rows) + 1.0), layout="constrained")
+    figure = Figure(figsize=(min(WIDTH, max(4.0, 0.56 * count + 0.9)), 0.6 * len(rows) + 0.7), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
     for line, (label, images) in zip(grid, rows, strict=True):
         for axes, image in zip(line, images, strict=True):
             show(axes, image)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for axes, caption in zip(grid[-1], captions, strict=True):
-        axes.set_xlabel(caption, fontsize=9)
-    figure.suptitle("Hidden pixels given the visible ones", fontsize=11)
-    figure.supxlabel("log p(hidden pixels | visible pixels) in nats", fontsize=9)
+        axes.set_xlabel(caption.replace("-", "−"), fontsize=SMALL)
+    figure.supxlabel("log p(hidden pixels | visible pixels), nats")
     return figure

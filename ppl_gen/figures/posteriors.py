@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import BLUE, styled
 
 MASSES = (0.5, 0.9, 0.99)
 """Masses of the highest-density regions that are drawn."""
@@ -19,7 +20,6 @@ MASSES = (0.5, 0.9, 0.99)
 _COLUMNS = 3
 _GREYS = ("0.58", "0.76", "0.9")  # of the regions of `MASSES`
 _STYLES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))
-_COLOUR = "#9c4a00"
 _WINDOW = 1.3  # side of a panel, relative to that of the regions in it
 _INSET = 0.22  # side of the image in a corner, relative to that of the panel
 
@@ -99,6 +99,7 @@ CAPTIONS = {
 }
 
 
+@styled
 def posteriors(found: Mapping[str, Posteriors]) -> Figure:
     """Panels for the same images, with a row for each guide: p(z | x) in grey, and q(z | x) as lines.
 
@@ -110,7 +111,7 @@ def posteriors(found: Mapping[str, Posteriors]) -> Figure:
     blocks = [range(first, min(first + _COLUMNS, count)) for first in range(0, count, _COLUMNS)]
     rows = len(blocks) * len(found)
     limits = [each for one in found.values() for each in (one.exact, one.guide) if each is not None]
-    figure = Figure(figsize=(5.6, 0.9 + 1.97 * rows), layout="compressed")
+    figure = Figure(figsize=(5.0, 0.9 + 1.85 * rows), layout="compressed")
     grid = figure.subplots(rows, min(_COLUMNS, count), squeeze=False)
     for number, images in enumerate(blocks):
         for row, (label, each) in enumerate(found.items()):
@@ -120,20 +121,19 @@ def posteriors(found: Mapping[str, Posteriors]) -> Figure:
             for axes, image in zip(panels, images, strict=False):
                 _panel(axes, each, image, limits)
             named = [*wrap(label, 24, max_lines=3, placeholder="…"), "z[1]"]
-            panels[0].set_ylabel("\n".join(named), fontsize=9)
+            panels[0].set_ylabel("\n".join(named))
     for axes in grid[-1]:
-        axes.set_xlabel("z[0]", fontsize=9)
+        axes.set_xlabel("z[0]")
     guides = len(limits) > len(found)
-    title = "Exact posterior p(z | x)" + (" and guide q(z | x)" if guides else "")
-    title += f", first {count} test images" + ("; KL in nats" if guides else "")
-    figure.suptitle(title, fontsize=10)
+    title = "Exact posterior p(z | x)" + (" and guide q(z | x); KL in nats" if guides else "")
+    figure.suptitle(title)
     shares = [f"{mass:.0%}" for mass in MASSES]
     keys: list[Any] = [Patch(color=grey, label=f"p: {share}") for grey, share in zip(_GREYS, shares, strict=True)]
     if guides:
         for style, share in zip(_STYLES, shares, strict=True):
-            keys.append(Line2D([], [], color=_COLOUR, linestyle=style, label=f"q: {share}"))
+            keys.append(Line2D([], [], color=BLUE, linestyle=style, label=f"q: {share}"))
         keys = [keys[i] for i in (0, 3, 1, 4, 2, 5)]  # columns of the legend are filled first
-    figure.legend(handles=keys, loc="outside lower center", ncols=len(MASSES), fontsize=9)
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(MASSES))
     return figure
 
 
@@ -146,9 +146,9 @@ def _panel(axes: Any, found: Posteriors, image: int, limits: Sequence[Regions]) 
     axes.contourf(*grid, levels=[*levels, np.inf], colors=_GREYS[::-1])
     if found.guide is not None:
         grid, levels = _contoured(found.guide, image)
-        axes.contour(*grid, levels=levels, colors=_COLOUR, linestyles=_STYLES[::-1], linewidths=1.5)
+        axes.contour(*grid, levels=levels, colors=BLUE, linestyles=_STYLES[::-1], linewidths=1.5)
         forward, reverse = map(_written, found.kl[image])
-        axes.set_title(f"KL(q‖p) {forward}\nKL(p‖q) {reverse}", fontsize=9)
+        axes.set_title(f"KL(q‖p) {forward}\nKL(p‖q) {reverse}")
     points = [_inside(each, image) for each in limits]
     low, high = np.min([each.min(0) for each in points], 0), np.max([each.max(0) for each in points], 0)
     side = _WINDOW * (high - low).max()
@@ -157,7 +157,6 @@ def _panel(axes: Any, found: Posteriors, image: int, limits: Sequence[Regions]) 
     axes.set_ylim(start[1], start[1] + side)
     axes.set_aspect("equal")
     axes.locator_params(nbins=3)
-    axes.tick_params(labelsize=7.5)
     shares = (np.concatenate(points) - start) / side
     corners = [(x, y) for x in (0, 1 - _INSET) for y in (1 - _INSET, 0)]
     hidden = [int(((shares >= corner) & (shares <= np.add(corner, _INSET))).all(1).sum()) for corner in corners]

@@ -4,14 +4,17 @@ import numpy as np
 
 from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import SMALL, WIDTH, styled
 
 CAPTIONS = {
     "components_by_label": Caption(
-        "Components and labels",
+        "Components and labels: for each component k its mean image and p(z = k), and how many images of each label "
+        "it is most responsible for. The background is as dark as this share of the component's images",
         "A table with a row for each component: its mean image, and the number of its images that have each label",
     ),
     "responsibilities": Caption(
-        "Which components explain which images",
+        "Which components explain which images: each image x, and beside it the means of the components that are most "
+        "responsible for it, with k: p(z = k | x). Left, the first images; right, those of the least certain component",
         "Images, each beside the components most responsible for it and their probabilities",
     ),
 }
@@ -20,6 +23,7 @@ MOST = 40
 """Largest number of components to show."""
 
 
+@styled
 def components_by_label(counts: np.ndarray, labels: list[str], names: list[str], means: np.ndarray, of: int) -> Figure:
     """A row for each component: its mean image, and the number of images of each label that it is most responsible for.
     The background is as dark as their share of the component's images.
@@ -30,31 +34,32 @@ def components_by_label(counts: np.ndarray, labels: list[str], names: list[str],
     :param of: number of all components, of which these are the most probable.
     """
     components, columns = counts.shape
-    figure = Figure(figsize=(0.55 * columns + 2.6, 0.3 * components + 1.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[0.3, 0.55 * columns])
+    figure = Figure(figsize=(min(WIDTH, 0.45 * columns + 2.0), max(0.24 * components, 1.6) + 0.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[0.24, min(WIDTH - 2.0, 0.45 * columns)])
     side = max(means.shape[1:])  # each image gets a square tile, with white lines between tiles
     tiles = np.zeros((components, side + 2, side))
     tiles[:, 1 : 1 + means.shape[1], : means.shape[2]] = means
     left.imshow(tiles.reshape(-1, side), cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=(0, 1, components, 0))
     left.set_xticks([])
-    left.set_yticks(np.arange(components) + 0.5, names, fontsize=7)
-    more = f"; the {components} most probable of {of}" if of > components else ""
+    left.set_yticks(np.arange(components) + 0.5, names)
+    more = f"\nthe {components} most probable of {of}" if of > components else ""
     left.set_ylabel(f"component k, with p(z = k){more}")
-    left.set_title("mean", fontsize=9)
+    left.set_title("mean")
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = right.imshow(shares, cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=(0, columns, components, 0))
     for row, column in np.argwhere(counts > 0):
         color = "white" if shares[row, column] > 0.5 else "black"
         text = f"{counts[row, column]}"
-        right.text(column + 0.5, row + 0.5, text, color=color, fontsize=7, ha="center", va="center")
+        right.text(column + 0.5, row + 0.5, text, color=color, fontsize=SMALL, ha="center", va="center")
     right.set_xticks(np.arange(columns) + 0.5, labels)
     right.set_yticks([])
     right.set_xlabel("label")
-    right.set_title("images the component is most responsible for", fontsize=9)
+    right.set_title("images it is most responsible for")
     figure.colorbar(picture, ax=right, label="share of the component's images", fraction=0.05, aspect=30)
     return figure
 
 
+@styled
 def examples(images: np.ndarray, means: np.ndarray, probabilities: np.ndarray, names: list[list[str]]) -> Figure:
     """Images beside the components that are most responsible for them, with p(z = k | x) below each.
 
@@ -64,17 +69,16 @@ def examples(images: np.ndarray, means: np.ndarray, probabilities: np.ndarray, n
     :param names: names of the components.
     """
     count, most = probabilities.shape
-    figure = Figure(figsize=(0.95 * (most + 1) * 2 + 0.6, 1.15 * (count // 2) + 0.8), layout="constrained")
+    figure = Figure(figsize=(min(WIDTH, 0.64 * (most + 1) * 2 + 0.2), 0.85 * (count // 2) + 0.5), layout="constrained")
     halves = figure.subfigures(1, 2, squeeze=False, wspace=0.06)[0]
     titles = ("the first images", "the least certain images")
     for part, rows, title in zip(halves, np.arange(count).reshape(2, -1), titles, strict=True):
-        part.suptitle(title, fontsize=10)
+        part.suptitle(title)
         for line, row in zip(part.subplots(len(rows), most + 1, squeeze=False), rows, strict=True):
             show(line[0], images[row])
-            line[0].set_xlabel("x", fontsize=8, labelpad=2)
+            line[0].set_xlabel("x", fontsize=SMALL, labelpad=2)
             for axes, mean, probability, name in zip(line[1:], means[row], probabilities[row], names[row], strict=True):
                 show(axes, mean)
-                value = f"{probability:.3f}" if probability >= 0.001 else "< 0.001"
-                axes.set_xlabel(f"{name}: {value}", fontsize=8, labelpad=2)
-    figure.supxlabel("x, and the means of the components most responsible for it, with k: p(z = k | x)", fontsize=9)
+                value = f"{probability:.2f}" if probability >= 0.005 else "0.00"
+                axes.set_xlabel(f"{name}: {value}", fontsize=SMALL, labelpad=2)
     return figure

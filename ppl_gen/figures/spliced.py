@@ -1,25 +1,28 @@
 """Spliced images beside natural ones, and the power of a test between them."""
 
-from typing import Any
-
 import numpy as np
 
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
+from ppl_gen.figures.style import BLUE, NARROW, SMALL, VERMILION, WIDTH, Name, name_lines, styled
 
 CAPTIONS = {
     "spliced": Caption(
-        "Natural and spliced images, with log p(x) in nats",
+        "Natural images, and images spliced from the left half of one and the right half of another; below each, its "
+        "log p(x) in nats",
         "A row of images as they are, and a row of images put together from halves of two, log p(x) below each",
     ),
     "splice_power": Caption(
-        "Telling spliced from natural batches",
+        "Telling spliced from natural batches by the log p(x) of their images, against the number of images in a "
+        "batch: the share of spliced batches that are found (power), and of natural ones that are taken for spliced "
+        "(false alarms). Dotted: the nominal rate of false alarms. Bars are ± one standard error",
         "Curves of power and false alarms against the number of images in a batch",
     ),
 }
 
 
+@styled
 def spliced_images(
     natural: np.ndarray, spliced: np.ndarray, log_px: tuple[np.ndarray, np.ndarray], bound: bool = False
 ) -> Figure:
@@ -29,56 +32,45 @@ def spliced_images(
     :param bound: True if log p(x) is a lower bound, False if it is exact.
     """
     count = len(natural)
-    figure = Figure(figsize=(0.95 * count + 0.4, 3.5), layout="constrained")
-    titles = ("natural", "spliced: the left half of one digit, the right half of another")
+    figure = Figure(figsize=(min(WIDTH, 0.62 * count + 0.3), 2.3), layout="constrained")
+    titles = ("natural", "spliced")
     blocks = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for part, images, values, title in zip(blocks, (natural, spliced), log_px, titles, strict=True):
-        part.suptitle(title, fontsize=10)
+        part.suptitle(title)
         for axes, image, value in zip(part.subplots(1, count), images, values, strict=True):
             show(axes, image)
-            axes.set_xlabel(f"{value:.1f}", fontsize=10)
+            axes.set_xlabel(f"{value:.1f}".replace("-", "−"), fontsize=SMALL)
     sign = "≥ " if bound else ""
-    figure.supxlabel(f"log p(x) in nats{', estimated from below' if sign else ''}", fontsize=9)
+    figure.supxlabel(f"log p(x), nats{', estimated from below' if sign else ''}")
     return figure
 
 
+@styled
 def power_against_size(test: Json) -> Figure:
     """Power and false alarms of a two-sample test against the number of images in a batch.
 
     :param test: the entry `two_sample_test` of `splice.json`.
     """
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    figure = Figure(figsize=(NARROW, 3.1), layout="constrained")
     axes = figure.subplots()
     sizes = [int(size) for size in test["power"]]
-    style: dict[str, Any] = {"color": "black", "capsize": 2, "linewidth": 1.2}
-    for key, line, label in (
-        ("power", "o-", "spliced batches: power"),
-        ("false_alarms", "s:", "natural batches: false alarms"),
-    ):
-        entries = test[key].values()
-        face = "black" if key == "power" else "white"
-        errors = [entry["se"] for entry in entries]
-        axes.errorbar(
-            sizes,
-            [e["mean"] for e in entries],
-            errors,
-            fmt=line,
-            markersize=5,
-            markerfacecolor=face,
-            label=label,
-            **style,
-        )
+    names = []
+    for key, (marker, color, name) in {
+        "power": ("o-", BLUE, "spliced:\npower"),
+        "false_alarms": ("s--", VERMILION, "natural:\nfalse alarms"),
+    }.items():
+        means, errors = ([entry[of] for entry in test[key].values()] for of in ("mean", "se"))
+        axes.errorbar(sizes, means, errors, fmt=marker, color=color)
+        names.append(Name(name, sizes[-1], means[-1], color))
     nominal = test["false_alarm_rate"]
-    axes.axhline(nominal, color="0.5", linestyle="--", linewidth=1, label=f"nominal false-alarm rate {nominal:g}")
+    axes.axhline(nominal, color="0.5", linestyle=":", linewidth=1)
     axes.set_xscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("images in the batch")
     axes.set_ylabel("share of batches called unnatural")
-    axes.set_title(
-        f"Telling spliced from natural batches\nby log p(x), against {test['reference']} natural images", fontsize=10
-    )
-    axes.legend(fontsize=8, loc="best")
-    axes.grid(alpha=0.3)
+    axes.set_title("Telling spliced from natural batches by log p(x)")
+    axes.grid()
+    name_lines(axes, [*names, Name(f"nominal rate {nominal:g}", axes.get_xlim()[1], nominal, "0.4")])
     return figure

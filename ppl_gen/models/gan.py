@@ -146,12 +146,17 @@ class GAN(nn.Module):
         }
 
     def pictures(self) -> dict[str, tuple[str, Tensor, list[str]]]:
-        """Title, images G(z) [9, data_dim] for z on the line from one z to another, and the share of the line."""
-        generator = torch.Generator().manual_seed(0)
-        start, end = torch.randn(2, len(self.prior_loc), generator=generator).to(self.prior_loc)
-        share = torch.linspace(0, 1, 9, device=start.device)
-        images = self.generator(torch.lerp(start, end, share.unsqueeze(1))).sigmoid()
-        return {"interpolation": ("G(z) from one z to another", images, [f"{each:.2f}" for each in share.tolist()])}
+        """Title, images G(z) [9, data_dim] for z on the line from one z to another, and the share of the line. Of 500
+        samples, the ends are two of the 10 that D takes most for real: of these, the two whose images are furthest
+        apart."""
+        z = torch.randn(500, len(self.prior_loc), generator=torch.Generator().manual_seed(0)).to(self.prior_loc)
+        images = self.generator(z).sigmoid()
+        best = self.discriminator(images).squeeze(-1).topk(10).indices
+        first, second = divmod(int(torch.cdist(images[best], images[best]).argmax()), len(best))
+        share = torch.linspace(0, 1, 9, device=z.device)
+        between = torch.lerp(z[best[first]], z[best[second]], share.unsqueeze(1))
+        made = self.generator(between).sigmoid()
+        return {"interpolation": ("G(z) in equal steps of z", made, [f"{each:.2f}" for each in share.tolist()])}
 
 
 def _layers(sizes: Sequence[int], *, normalized: bool) -> nn.Sequential:

@@ -157,7 +157,7 @@ def test_a_fit(elsewhere: Path, call: Call) -> None:
     assert status == 0, err
     assert "V -" in err and "D(G(z))" in err
     run = elsewhere / "gan"
-    for name in ("learning_curves", "samples", "interpolation", "manifold"):
+    for name in ("learning_curves", "samples", "interpolation"):
         assert (run / "figures" / f"{name}.png").exists()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
