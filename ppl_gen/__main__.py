@@ -35,7 +35,7 @@ def main() -> NoReturn:
     if name not in commands():
         from ppl_gen.core.errors import near_miss
 
-        print(f"error: {name}: no command{near_miss(name, commands())}", file=sys.stderr)
+        print(f"error: {name}: no such command{near_miss(name, commands())}", file=sys.stderr)
         sys.exit(2)
     sys.argv[1:] = rest
     runpy.run_module(f"ppl_gen.{name}", run_name="__main__", alter_sys=True)

@@ -59,7 +59,7 @@ def test_pages_that_cannot_be_written(elsewhere: Path, call: Call) -> None:
     Path("folder.html").mkdir()
     for file, words in (
         ("r.txt", "--report r.txt: must end in .html"),
-        ("no/r.html", "--report no/r.html: is in no directory that exists"),
+        ("no/r.html", "--report no/r.html: is in a directory that does not exist"),
         ("folder.html", "--report folder.html: is a directory"),
     ):
         status, out, err = call(compare.command, path, "--report", file)

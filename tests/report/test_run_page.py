@@ -36,7 +36,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [sys.executable, "-m", "ppl_gen.fit", "vae", *QUICK, "--out", ODD]
     done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"all of it in {ODD}/report.html" in done.stdout
+    assert f"the page with all results is {ODD}/report.html" in done.stdout
     return folder / ODD
 
 
@@ -238,7 +238,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     (run / "explorer.json").write_text(json.dumps(explored | {"order": [0, 1]}))
     summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8")) | {"active_units": 0}
     for guide, words in (
-        ("normal", "z is not used, its mean is the same for every image"),
+        ("normal", "z is not used: its mean is the same for every image"),
         ("prior", "the guide is the prior"),
     ):
         (run / "evaluation.json").write_text(json.dumps(summary | {"guide": guide}))
@@ -248,7 +248,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("observation", "words"), [("cross-entropy", "no bound on a log-probability"), ("density", "not comparable")]
+    ("observation", "words"), [("cross-entropy", "do not bound the log-probability"), ("density", "cannot be compared")]
 )
 def test_warnings_are_prominent(run: Path, observation: str, words: str) -> None:
     summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
