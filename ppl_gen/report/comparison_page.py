@@ -81,12 +81,16 @@ def _main(rows: Sequence[Json], labels: Sequence[str]) -> list[str]:
     if mean is not None:
         text = f"The next, {labels[1]}, is {fixed(-mean)} nats below it."
         if low is not None and high is not None:
-            chance = "may be chance" if low <= 0 <= high else "is more than chance explains"
-            text += f" Its 95 % interval is {fixed(-high)} to {fixed(-low)} nats, so this difference {chance}."
+            between = " between these two sets of weights" if difference.get("of") == "weights" else ""
+            chance = f"the difference{between} may be chance"
+            if not low <= 0 <= high:
+                chance = f"chance does not explain the difference{between}"
+            text += f" The 95 % interval is {fixed(-high)} to {fixed(-low)} nats: {chance}."
         sentences.append(text)
     if any(at_least):
         sentences.append(
-            'Where log p(x) reads "at least" (≥), it is likely higher, so that the order of such rows may change.'
+            'Where log p(x) reads "at least" (≥), it is likely higher, so the difference and the order of the rows may '
+            "be others."
         )
     return sentences
 

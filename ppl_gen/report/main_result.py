@@ -1,5 +1,6 @@
 """The main result of a run in words: the ELBO, log p(x) and the gap, whether to trust them, and what to do next."""
 
+import math
 from dataclasses import dataclass
 
 from ppl_gen.core.calls import method_call, options_of
@@ -44,12 +45,14 @@ def main_result(summary: Json, arguments: list[object]) -> MainResult:
     call = method_call("evaluate", options_of(further.split())) if further else ""
     if "gap" not in summary or "iwae" not in summary:
         return MainResult(_known(summary), "", words, call)
+    if not all(mean is not None and math.isfinite(mean) for mean in (summary["elbo"]["mean"], summary["gap"]["mean"])):
+        return MainResult(f"The ELBO is not finite, and neither is the gap. {_estimated(summary)}", "", words, call)
     gap, name = summary["gap"], _of(summary)
     at_least = "at least " if gap["at_least"] else ""
     guide = ", with the prior as the guide," if summary["guide"] == "prior" else ""
     text = (
         f"The ELBO{guide} is {_nats(summary['elbo']['mean'])} per image. "
-        f"log p(x) is {at_least}{_nats(_log_px(summary))}, {_how(name)}. "
+        f"log p(x) is {at_least}{_nats(summary['elbo']['mean'] + gap['mean'])}, {_how(name)}. "
         f"So the gap, {_KL}, is {at_least}{_nats(gap['mean'])}."
     )
     reason = _doubts(summary, name) if gap["at_least"] else _trust(summary, name)
@@ -73,6 +76,12 @@ def _known(summary: Json) -> str:
         if summary["guide"] == "enumerated":
             how += ": every value of z is summed over. The ELBO is the same number"
         return f"log p(x) is {_nats(entry['mean'])} per image. {how}, so there is no gap."
+    return _estimated(summary)
+
+
+def _estimated(summary: Json) -> str:
+    """The sentence of log p(x) alone."""
+    entry = summary["log_px"]
     at_least = "at least " if entry.get("at_least") else ""
     return f"log p(x) is {at_least}{_nats(entry['mean'])} per image, {_how(entry['estimator'])}."
 
@@ -80,12 +89,6 @@ def _known(summary: Json) -> str:
 def _of(summary: Json) -> str:
     """Name of the estimate that the gap is taken of. Earlier versions did not record it."""
     return str(summary["gap"].get("of", summary["log_px"]["estimator"]))
-
-
-def _log_px(summary: Json) -> float | None:
-    """The log p(x) that the gap is taken of."""
-    parts = [summary["elbo"]["mean"], summary["gap"]["mean"]]
-    return None if None in parts else sum(parts)
 
 
 def _doubts(summary: Json, name: str) -> str:

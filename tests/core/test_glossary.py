@@ -16,7 +16,7 @@ reconstruction-and-kl kl-warm-up"""
 def test_each_term_has_one_short_entry() -> None:
     anchors = [term.anchor for term in TERMS]
     assert len(set(anchors)) == len(anchors) and set(ASKED.split()) <= set(anchors)
-    assert all(re.fullmatch(r"\w+(-\w+)*", anchor) for anchor in anchors)
+    assert all(re.fullmatch(r"\w+(-\w+)*", anchor) and anchor.islower() for anchor in anchors)
     for term in TERMS:
         assert term.text.endswith(".") and 8 <= len(term.text.split()) <= 62, term.name
         for sentence in re.split(r"(?<=[.]) (?=[A-Z`])", term.text):

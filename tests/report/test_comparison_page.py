@@ -37,6 +37,7 @@ def test_the_page_of_a_comparison(elsewhere: Path, call: Call) -> None:
         assert note in page.texts["li"] and note in out
     assert {"log-px", "elbo", "gap", "seed", "standard-error", "paired-difference"} <= ids(page)
     assert "The best log p(x) is −1.50 nats: normal." in page.texts["p"]
+    assert "between these two sets of weights may be chance" in page.texts["p"]  # 0 is in the interval; one seed
     assert "3 runs compared on digits" in page.texts["h1"] and "2 test images, binarization static" in page.texts["p"]
     assert "Warning: digits <served>" in page.texts["p"] and len(page.warnings()) == 1
     assert "importance sampling, S = 100 -1.50" in str(page.of("img")[0]["alt"])
