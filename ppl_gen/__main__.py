@@ -25,6 +25,7 @@ def main() -> NoReturn:
         lines = [f"  {each:<18}{about}" for each, about in commands().items()]
         print("\n".join(["usage: ppl-gen NAME [options], or python -m ppl_gen.NAME [options]", "", *lines, ""]))
         print("ppl-gen NAME --help lists the options of a command; ppl-gen --version prints the version")
+        print("report.html, the page of each run, explains the terms of the tables")
         sys.exit(0)
     if name == "--version":
         from ppl_gen import __version__
@@ -34,7 +35,7 @@ def main() -> NoReturn:
     if name not in commands():
         from ppl_gen.core.errors import near_miss
 
-        print(f"error: {name}: no command{near_miss(name, commands())}", file=sys.stderr)
+        print(f"error: {name}: no such command{near_miss(name, commands())}", file=sys.stderr)
         sys.exit(2)
     sys.argv[1:] = rest
     runpy.run_module(f"ppl_gen.{name}", run_name="__main__", alter_sys=True)

@@ -40,7 +40,7 @@ class CompareOptions:
         for option, file, suffix in files:
             if file is not None:
                 require(file.suffix == suffix, option, file, f"must end in {suffix}")
-                require(file.parent.is_dir(), option, file, "is in no directory that exists")
+                require(file.parent.is_dir(), option, file, "is in a directory that does not exist")
                 require(not file.is_dir(), option, file, "is a directory")
 
 

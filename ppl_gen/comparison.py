@@ -199,8 +199,8 @@ class Comparison:
 
         if not self._posteriors:
             raise BadInput(
-                "no run has posteriors of its last weights to draw: its z has two continuous units, and its model "
-                "prior() and likelihood(z); a run of an earlier version draws them with fit --resume RUN"
+                "--posteriors: no run has posteriors of its last weights. They need a continuous z of two units, and a "
+                "model with prior() and likelihood(z). For a run of an earlier version, draw them with fit --resume RUN"
             )
         return posteriors(self._posteriors)
 
@@ -250,20 +250,24 @@ def _check_comparable(configured: "Sequence[tuple[Config, Given]]", vary: Iterab
     for name in vary:
         option = next((each for dotted, each in OPTIONS.items() if dotted.rpartition(".")[2] == name), None)
         if option is not None and not option.metadata.get("identifies", True) and name != "num_samples":
-            raise BadInput(f"--vary {name}: runs that differ in it are not two methods; give it once, for all runs")
+            raise BadInput(
+                f"--vary {name}: runs that differ only in it are not different methods; give it once, for all runs"
+            )
     first, kinds = asdict(configured[0][0].data), dict[str, str]()
     for config, given in configured:
         for name, value in asdict(config.data).items():
             # The test images do not depend on the number of training images.
             if value != first[name] and name != "train_size":
-                raise BadInput(f"--vary {name}: runs are compared on the same test images, and it changes them")
+                raise BadInput(
+                    f"--vary {name}: runs are compared on the same test images, but this option changes them"
+                )
         if (key := repr(sorted(config.model_options.items()))) not in kinds and set(config.model_options) & set(vary):
             assembled = Run.dry_run(config, given).assembled
             kinds[key] = observation(assembled.pair, *assembled.images("test"))
     if len(found := sorted(set(kinds.values()))) > 1:
         names = ", ".join(sorted(set(vary) & set(configured[0][0].model_options)))
         raise BadInput(
-            f"--vary {names}: runs are compared by the same kind of p(x), and it changes that: {' and '.join(found)}"
+            f"--vary {names}: runs are compared by the same kind of p(x), but this changes it: {' and '.join(found)}"
         )
 
 
@@ -272,4 +276,4 @@ def _path(run: "str | Path | Run") -> Path:
         return Path(run)
     if hasattr(run, "directory"):
         return run.directory.path
-    raise BadInput(f"runs: {shown(run)} is no run: give run directories or Run objects")
+    raise BadInput(f"runs: {shown(run)} is not a run; give run directories or Run objects")

@@ -19,7 +19,7 @@ def command(arguments: list[str]) -> None:
     run.directory.writes = parallel.rank() == 0
     if given.options.gaps:
         if parallel.world_size() > 1:
-            raise BadInput("--gaps: needs a single process")
+            raise BadInput("--gaps: needs a single process; start it without torchrun")
         print(run.split_gap(given.options))
         print(f"written to {run.path / 'gaps.json'}")
         return

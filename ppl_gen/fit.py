@@ -36,7 +36,7 @@ def command(arguments: list[str]) -> None:
             return
         run = Run.start(config, out=options.out)
     if run.directory.writes:
-        written = f"pictures in {run.path / 'figures'}, all of it in {run.path / 'report.html'}"
+        written = f"pictures are in {run.path / 'figures'}; the page with all results is {run.path / 'report.html'}"
         print(f"\n{run.evaluation}\n\n{written}")
     parallel.leave()
 

@@ -277,7 +277,7 @@ class Run:
         if longer is not None:
             record_epochs(directory, config.training, longer.training, quiet=quiet)
         elif directory.finished(config.training.epochs) and not quiet:
-            print("training was finished before; its evaluation:", file=sys.stderr)
+            print("training was already finished; its evaluation:", file=sys.stderr)
         _finish(self, prepared, hooks, quiet)
         return self
 
@@ -549,7 +549,7 @@ def _evaluation_options(
     options = options_from(EvaluationOptions, options, chosen)
     if options.checkpoint != checkpoint:
         raise BadInput(
-            f"--checkpoint {options.checkpoint}: this run was opened with its {checkpoint} weights; open it with "
+            f"--checkpoint {options.checkpoint}: this run was opened with its {checkpoint} weights; open it again with "
             f"checkpoint='{options.checkpoint}'"
         )
     return options

@@ -25,8 +25,8 @@ def command(arguments: list[str]) -> None:
     threads = max(1, cores() // jobs)
     begun = sum(run.path.exists() for run in todo)
     say(
-        f"{len(planned)} runs: {len(planned) - len(todo)} finished before, {begun} to continue, {len(todo) - begun} to "
-        f"start; {jobs} at a time, {threads} thread{'s' if threads > 1 else ''} each"
+        f"{len(planned)} runs: {len(planned) - len(todo)} already finished, {begun} to continue, {len(todo) - begun} "
+        f"to start; {jobs} at a time, {threads} thread{'s' if threads > 1 else ''} each"
     )
     try:
         failures = run(todo, jobs, threads, lock)
@@ -36,8 +36,8 @@ def command(arguments: list[str]) -> None:
         say(f"{name}: {how}")
     if failures:
         raise Failed(
-            f"{len(failures)} of {len(planned)} runs failed; their logs are {options.out}/<name>.log; the same command "
-            "tries them again"
+            f"{len(failures)} of {len(planned)} runs failed; their logs are {options.out}/<name>.log; run the same "
+            "command to try them again"
         )
     print(f"all {len(planned)} runs are finished; compare them: {_comparison(options.out)}")
 

@@ -86,7 +86,7 @@ def test_a_comparison_has_the_verdicts(three_runs: Path, call: Call) -> None:
     verdicts = f"{found['before']['verdict']} → {found['after']['verdict']}"
     comparison = ppl_gen.Comparison(["vae"])
     assert comparison.frame["calibration"][0] == verdicts and verdicts in str(comparison)
-    assert "calibration: of the guide's samples" in str(comparison)
+    assert "calibration: verdict on the guide's samples" in str(comparison)
     # Of other weights.
     content = read("vae/calibration.json") | {"checkpoint": "best"}
     Path("vae/calibration.json").write_text(json.dumps(content), encoding="utf-8")
@@ -100,7 +100,7 @@ def test_labels_are_those_of_the_split(elsewhere: Path, call: Call) -> None:
     quick += ("--hidden-dims", "4")
     assert call(fit.command, "vae", *mine, *quick, "--out", "run")[0] == 0
     assert call(calibrate.command, "run", *mine, "--num-images", "30")[0] == 0
-    refused(call, calibrate.command, "run", *mine, "--num-images", "301", words=["--num-images 301", "labels of 300"])
+    refused(call, calibrate.command, "run", *mine, "--num-images", "301", words=["--num-images 301", "labels for 300"])
 
 
 LABELLED = """

@@ -78,8 +78,8 @@ def test_runs_are_paths_and_what_has_a_directory(elsewhere: Path) -> None:
     ("runs", "words"),
     [
         ([], "name at least one run"),
-        ([3], "3 is no run"),
-        (["a0", None], "None is no run"),
+        ([3], "3 is not a run"),
+        (["a0", None], "None is not a run"),
         (["nowhere"], "nowhere: no such run directory"),
     ],
 )
@@ -198,7 +198,7 @@ def test_fitting_and_comparing(elsewhere: Path) -> None:
         Comparison.fit("vae", **chosen, **options | {"epochs": 2})
     with pytest.raises(BadInput, match="Laplace is an instance: several runs would share its weights"):
         Comparison.fit("vae", guides=[Laplace(12, 2)], **options)
-    with pytest.raises(BadInput, match="two runs would be called vae-normal-0"):
+    with pytest.raises(BadInput, match="two runs would have the name vae-normal-0"):
         Comparison.fit("vae", guides=["normal", "normal"], **options)
 
 
@@ -207,11 +207,11 @@ def test_fitting_and_comparing(elsewhere: Path) -> None:
     [
         (
             {"vary": {"latent_dim": [1, 2]}, "latent_dim": 1},
-            "latent_dim: is given for all runs, and varies; give it once",
+            "latent_dim: is given twice, for all runs and in vary; give it once",
         ),
-        ({"seed": 1}, "seed: varies by seeds=[…]; give it there"),
-        ({"vary": {"seed": [1, 2]}}, "seed: varies by seeds=[…]; give it there"),
-        ({"guide": "flow"}, "guide: varies by guides=[…]; give it there"),
+        ({"seed": 1}, "seed: give the values of this option as seeds=[…]"),
+        ({"vary": {"seed": [1, 2]}}, "seed: give the values of this option as seeds=[…]"),
+        ({"guide": "flow"}, "guide: give the values of this option as guides=[…]"),
         ({"vary": {"latent_dim": 2}}, "vary latent_dim 2: must be a list of values"),
         ({"vary": {"optimizer": "adam"}}, "vary optimizer 'adam': must be a list of values"),
         ({"vary": {"latent_dim": []}}, "vary latent_dim: needs at least one value"),
@@ -219,25 +219,25 @@ def test_fitting_and_comparing(elsewhere: Path) -> None:
         ({"vary": {"data": ["digits"]}}, "vary data: runs are compared on the same images; give them once, as data=…"),
         (
             {"vary": {"binarization": ["static", "threshold"]}},
-            "vary binarization: runs are compared on the same test images, and it changes them",
+            "vary binarization: runs are compared on the same test images, but this option changes them",
         ),
         (
             {"vary": {"likelihood": ["bernoulli", "normal"]}, "binarization": "none"},
-            "vary likelihood: runs are compared by the same kind of p(x), and it changes that: cross-entropy and "
+            "vary likelihood: runs are compared by the same kind of p(x), but this changes it: cross-entropy and "
             "density",
         ),
         (
             {"vary": {"device": ["cpu", "auto"]}},
-            "vary device: runs that differ in it are not two methods; give it once, for all runs",
+            "vary device: runs that differ only in it are not different methods; give it once, for all runs",
         ),
         ({"seeds": "2"}, "seeds '2': must be a whole number"),
         ({"seeds": 0}, "seeds 0: needs at least one"),
         ({"seeds": [0.5]}, "seeds 0.5: must be a whole number"),
         ({"guides": []}, "guides []: needs at least one"),
         ({"guide_options": [1]}, "guide_options [1]: must be a dictionary of options by name"),
-        ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
+        ({"on_epoch": 3}, "on_epoch=3: must be a function of two arguments, the run and its metrics"),
         ({"out": 3}, "out 3: must be a path"),
-        ({"out": "run"}, "out run: is a run directory; name the folder that the runs are to be in"),
+        ({"out": "run"}, "out run: is a run directory; name a folder for the runs"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused_before_any_run(
@@ -271,7 +271,7 @@ def test_every_run_calls_on_epoch(elsewhere: Path) -> None:
 
 def test_what_is_no_run_is_not_compared() -> None:
     for given in (3, None, [3]):
-        with pytest.raises(BadInput, match="is no run: give run directories or Run objects"):
+        with pytest.raises(BadInput, match="is not a run; give run directories or Run objects"):
             Comparison(given)  # type: ignore[arg-type]
 
 

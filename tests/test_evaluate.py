@@ -167,7 +167,7 @@ def test_what_proposals_cannot_have_is_said_before_any_work(
     assert call(fit.command, *fitted)[0] == 0
     monkeypatch.setattr(estimating, "importance_estimate", begun)
     for run, more, words in (
-        ("discrete", ("--temperature", "1.3"), "--temperature 1.3: takes latent sites that are continuous"),
+        ("discrete", ("--temperature", "1.3"), "--temperature 1.3: needs latent sites that are continuous"),
         ("vae", ("--num-samples", "3", "--prior-share", "0.1"), "--num-samples 3: too few"),
     ):
         status, _, err = call(evaluate.command, run, "--num-images", "5", *more)
@@ -224,7 +224,7 @@ def test_closed_form_beside_the_others(elsewhere: Path, call: Call) -> None:
         (("--gaps", "--prior-share", "0.5"), "--gaps: needs --estimator importance or annealed"),
         (("--proposals", "nowhere"), "nowhere"),
         (("--sandwich", "-1"), "--sandwich -1"),
-        (("--sandwich", "7", "--gaps"), "--gaps: does not take --sandwich 7"),
+        (("--sandwich", "7", "--gaps"), "--gaps: leave out --sandwich 7"),
         (("--annealed.num-chains", "8"), "--annealed.* need --estimator annealed"),
         (("--annealed.num-chains", "0"), "--annealed.num-chains 0"),
         (("--annealed.acceptance", "1"), "--annealed.acceptance 1.0: must be between 0 and 1"),

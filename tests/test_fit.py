@@ -38,8 +38,8 @@ def test_options(elsewhere: Path, call: Call, arguments: tuple[str, ...]) -> Non
     grey = "none" in arguments
     kind = "density" if "--likelihood" in arguments else "cross-entropy" if grey else "probability"
     assert summary["observation"] == kind
-    assert ("no bound on a log-probability" in out) == (kind == "cross-entropy")
-    assert ("not comparable with probabilities" in out) == (kind == "density")
+    assert ("do not bound the log-probability" in out) == (kind == "cross-entropy")
+    assert ("cannot be compared with probabilities" in out) == (kind == "density")
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(("validation" in line) == ("1497" not in arguments) for line in lines)
 

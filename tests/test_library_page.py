@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import ppl_gen
 from ppl_gen import Run
+from ppl_gen.__main__ import commands
 from ppl_gen.core.glossary import TERMS
 
 ROOT = Path(__file__).parents[1]
@@ -108,3 +110,25 @@ def test_the_glossary_is_made_from_the_code(monkeypatch: pytest.MonkeyPatch) -> 
         assert not term.more or (ROOT / "docs" / term.more.partition("#")[0]).exists()
         if f"## {term.name}\n" in page:
             assert re.sub(r"[^\w\- ]", "", term.name.lower()).replace(" ", "-") == term.anchor
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help_is_whole_sentences(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of help ends where the next word does not fit. Every option has a text, on a page of the site."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    conf = importlib.import_module("conf")
+    for name in ("COLUMNS", "NO_COLOR", "TERM"):
+        monkeypatch.setenv(name, "")  # it sets them
+    printed = conf.printed_help(command, conf.SHOWN.get(command, []))
+    lines = printed.splitlines()[3:]
+    width = max(len(line) for line in lines if line.startswith(" " * 8))
+    for line, following in pairwise(lines):
+        indent = re.match(r" {8,}", line)
+        if indent and following.startswith(indent[0]) and following[len(indent[0])] != " ":
+            assert len(line) + len(following.split()[0]) + 1 > width - 3, (line, following)
+    page = conf.command_page(command)
+    options = re.findall(r"^:::\{(?:option|describe)\} (.*)\n(.*)\n:::", page, re.MULTILINE)
+    assert len(options) == page.count("\n:::{") >= 2 and len(page.split()) <= 1500
+    for name, text in options:
+        assert re.match(r"[A-Zp]", text) or text.startswith("file.py"), name
+        assert "None" not in name + text

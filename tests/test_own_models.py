@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fits import PLAIN, SHORT
 from own_classes import PAIRS
+from pages import Page
 
 from ppl_gen import evaluate, fill, fit, responsibilities, sample, splice
 
@@ -95,8 +96,9 @@ def test_a_bound_of_minus_infinity(elsewhere: Path, call: Call) -> None:
     status, out, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *options, "--out", "run")
     assert status == 0, err
     assert "-inf" in out and Path("run/figures/gap_histogram.png").exists() and Path("run/report.html").exists()
-    report = Path("run/report.html").read_text(encoding="utf-8")
-    assert "has no mark for ELBO" in report and "the mean is not finite" in report
+    page = Page(Path("run/report.html").read_text(encoding="utf-8"))
+    assert "has no mark for ELBO: the mean is not finite" in page.texts["figcaption"]
+    assert "The ELBO is not finite, and neither is the gap" in page.texts["p"]
 
 
 def test_a_model_with_several_sites_and_labels(elsewhere: Path, call: Call) -> None:

@@ -52,7 +52,7 @@ def test_a_run(mixture: Path, call: Call) -> None:
     assert found["frechet"]["mean"] > found["real_images"]["frechet"]["mean"] > 0
     assert "Fréchet distance" in out and f"{found['frechet']['mean']:.2f} ± {found['frechet']['se']:.2f}" in out
     page = (mixture / "report.html").read_text(encoding="utf-8")
-    assert "Samples, to a classifier" in page and f"{found['recall']['mean']:.3f}" in page
+    assert "How good are the samples?" in page and f"{found['recall']['mean']:.3f}" in page
     (again,) = Page(page).commands("quality")
     given = cli.parse(quality.Command, again, "", "")
     assert given.runs == (Path("mixture"),) and asdict(given.options) == found["options"]
@@ -71,7 +71,7 @@ def test_means_against_grey_values_and_several_runs(mixture: Path, elsewhere: Pa
     assert call(fit.command, "gan", *quick, "--out", "gan")[0] == 0
     status, out, err = call(quality.command, "gan", "mixture", "--images", "means", *FEW)
     assert status == 0, err
-    assert out.count("300 means E[x | z] against as many test images of digits, grey values") == 2
+    assert out.count("300 means E[x | z] compared with as many test images of digits, grey values") == 2
     status, out, err = call(quality.command, "gan", *FEW)
     assert status == 0, err
     assert json.loads((elsewhere / "gan" / "quality.json").read_text(encoding="utf-8"))["images"] == "means"
@@ -84,7 +84,7 @@ def test_own_images_without_labels_are_refused(elsewhere: Path, call: Call) -> N
     assert call(fit.command, "mixture", *options)[0] == 0
     status, _, err = call(quality.command, "mine", "--num-images", "20")
     assert status == 2
-    assert "has no labels to train a classifier on" in err
+    assert "has no labels, but the classifier needs them" in err
     assert not (elsewhere / "mine" / "quality.json").exists()
 
 
@@ -104,7 +104,7 @@ def test_labels_of_any_kind(elsewhere: Path, call: Call) -> None:
         assert status == 0, err
     few = ("--num-images", "40", "--classifier-steps", "60")
     status, _, err = call(quality.command, "two", "all", *few)
-    assert status == 2 and "different labels of" in err and not Path("two/quality.json").exists()
+    assert status == 2 and "different labels for" in err and not Path("two/quality.json").exists()
     assert call(quality.command, "two", "nowhere", *few)[0] == 2 and not Path("two/quality.json").exists()
     status, _, err = call(quality.command, "two", *few)
     assert status == 0, err

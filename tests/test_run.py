@@ -87,7 +87,7 @@ def test_instances_are_trained_in_place(elsewhere: Path, x: Tensor) -> None:
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others[0].state_dict().items())
     with pytest.raises(BadInput, match="does not match"):
         _ = Run.open(run.path, model=VAE((4, 5), latent_dim=3), guide=Laplace(20, 3), data=x).model
-    with pytest.raises(BadInput, match="is an instance, which takes no options: latent_dim"):
+    with pytest.raises(BadInput, match="is an instance and takes no options; leave out latent_dim"):
         Run.fit(model, guide=guide, data=x, model_options={"latent_dim": 4}, **options)
 
 
@@ -145,7 +145,7 @@ def test_dtypes_are_no_other_images(elsewhere: Path) -> None:
         ({"epoch": 3}, "epoch: unknown option of fit; did you mean 'epochs'"),
         ({"num_samples": 0}, "num_samples 0: must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate -1.0: must be above 0"),
-        ({"data": "nosuch"}, "data nosuch: not a data set"),
+        ({"data": "nosuch"}, "data nosuch: neither a data set"),
         ({"data": {"train": 1}}, r"data \[train\]: is of type int, not images"),
         ({"data": torch.randn(10, 4)}, r"data array \[train\]: pixels lie in"),
         ({"guide": nn.Linear}, r"guide=.*needs a method 'guide\(self, x, ...\)'"),
@@ -395,7 +395,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         ),
         (lambda run, x: run.evaluate(further=3), "further 3: must be a function, or file.py:function"),
         (lambda run, x: run.evaluate(further=[None]), "further None: must be a function, or file.py:function"),
-        (lambda run, x: run.evaluate(further="foo"), "further 'foo': is no file.py:function"),
+        (lambda run, x: run.evaluate(further="foo"), "further 'foo': must have the form file.py:function"),
         (lambda run, x: run.latents(x, num_samples="3"), "num_samples '3': must be a whole number"),
         (lambda run, x: run.latents(x, num_samples=2.5), "num_samples 2.5: must be a whole number"),
         (lambda run, x: run.latents(x, seed=None), "seed None: must be a whole number"),
@@ -478,7 +478,7 @@ def test_where_gradients_are_off(elsewhere: Path, x: Tensor, small_run: Run) -> 
             lambda: run.evaluate(data=x[:2], sandwich=0, **settings),
             lambda: run.split_gap(num_images=2, num_samples=5, quiet=True),
         ):
-            with pytest.raises(BadInput, match=r"takes gradients, which torch.inference_mode\(\) rules out"):
+            with pytest.raises(BadInput, match=r"needs gradients, but torch.inference_mode\(\) forbids them"):
                 use()
         opened = Run.open("on", data=x)
         assert torch.equal(opened.log_px(x[:2]).log_px, run.log_px(x[:2]).log_px)
@@ -518,7 +518,7 @@ def test_float64_is_told(elsewhere: Path, x: Tensor, small_run: Run) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         for use in (lambda: Run.fit("vae", data=x, **FEW), lambda: Run.open(small_run).model):
-            with pytest.raises(BadInput, match=r"default dtype is torch.float64, and runs are in float32; call torch"):
+            with pytest.raises(BadInput, match=r"default dtype is torch.float64, but runs need float32; call torch"):
                 use()
     finally:
         torch.set_default_dtype(torch.float32)

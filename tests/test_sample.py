@@ -86,8 +86,8 @@ def test_grid_is_the_decoder_at_quantiles(vae: Path, call: Call) -> None:
         (("--out", "picture.jpg"), "--out picture.jpg: must end in .png or .npy"),
         (("--out", "nowhere/a.png"), "there is no directory nowhere"),
         (("--source", "image", "--image", "9999"), "--image 9999: the test split has 300"),
-        (("--source", "grid", "--num-images", "8"), "--num-images 8: of a grid must be a square"),
-        (("--source", "grid", "--units", "0", "3"), "two different units of the 3"),
+        (("--source", "grid", "--num-images", "8"), "--num-images 8: must be a square"),
+        (("--source", "grid", "--units", "0", "3"), "must be two different units from 0 to 2"),
     ],
 )
 def test_bad_options(vae: Path, call: Call, options: tuple[str, ...], message: str) -> None:
@@ -151,7 +151,7 @@ def test_other_models(elsewhere: Path, call: Call) -> None:
     quick = ("--data", "digits", "--train-size", "200", "--epochs", "1")
     assert call(fit.command, "mixture", *quick, "--num-components", "3", "--out", "mixture")[0] == 0
     assert call(sample.command, "mixture", "--draws")[0] == 0
-    for source, message in (("image", "does not sample z"), ("grid", "no plane of a continuous z")):
+    for source, message in (("image", "does not sample z"), ("grid", "needs a continuous z of 2 units")):
         status, _, err = call(sample.command, "mixture", "--source", source)
         assert status == 2
         assert message in err

@@ -85,20 +85,20 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     assert sorted(path.name for path in Path("out").iterdir() if path.is_dir()) == names
     assert out == "all 2 runs are finished; compare them: python -m ppl_gen.compare out/*/\n"
     lines = err.splitlines()
-    assert lines[0].startswith("2 runs: 0 finished before, 0 to continue, 2 to start; ")
+    assert lines[0].startswith("2 runs: 0 already finished, 0 to continue, 2 to start; ")
     assert sorted(line.split()[1] for line in lines if line.startswith("start ")) == names
     assert sorted(line.split()[1] for line in lines if line.startswith("done ")) == names
     assert "; 1 left, about " in err and lines[-1].endswith("; 0 left")
     assert all("log p(x)" in Path(f"out/{name}.log").read_text(encoding="utf-8") for name in names)
 
     status, out, err = call(sweep.command, *arguments, *rest)
-    assert status == 0 and err.startswith("2 runs: 2 finished before") and err.count("\n") == 1
+    assert status == 0 and err.startswith("2 runs: 2 already finished") and err.count("\n") == 1
 
     lost = Path("out/vae-mine-elbo-0/evaluation.json")
     before = json.loads(lost.read_text(encoding="utf-8"))
     lost.unlink()
     status, out, err = call(sweep.command, "vae", "--guides", "mine.py:Mine", *arguments[4:], "1", *rest)
-    assert status == 0 and "2 runs: 0 finished before, 1 to continue, 1 to start" in err
+    assert status == 0 and "2 runs: 0 already finished, 1 to continue, 1 to start" in err
     assert sorted(line for line in err.splitlines()[1:] if "done" not in line) == [
         "continue  vae-mine-elbo-0",
         "start     vae-mine-elbo-1",
@@ -129,7 +129,7 @@ def test_failures_are_listed_and_the_others_go_on(fake: Any, call: Call, monkeyp
     assert first == "vae-normal-elbo-1: error: on purpose"
     assert second.startswith("vae-normal-elbo-2: killed by signal 9; its last line: fit vae ")
     assert last.startswith(
-        "error: 2 of 3 runs failed; their logs are out/<name>.log; the same command tries them again"
+        "error: 2 of 3 runs failed; their logs are out/<name>.log; run the same command to try them again"
     )
     assert "done      vae-normal-elbo-0 in 0 s" in err and "failed    vae-normal-elbo-1 after" in err
     said = Path("out/vae-normal-elbo-0.log").read_text(encoding="utf-8")
@@ -155,7 +155,7 @@ def test_ctrl_c(fake: Any, call: Call, elsewhere: Path) -> None:
     assert status == 1 and out == "" and "failed" not in err
     assert err.splitlines()[-2:] == [
         "interrupted: waiting for 2 runs to write their checkpoints",
-        "interrupted: the same command continues",
+        "interrupted: run the same command to continue",
     ]
     stopped = {path.name: path.read_text(encoding="utf-8") for path in Path("out").glob("*.interrupted")}
     assert stopped == {f"vae-normal-elbo-{seed}.interrupted": "once " for seed in (0, 1)}
@@ -166,7 +166,7 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
     fake(False)
     lock = sweep.locked(Path("out"))
     status, _, err = call(sweep.command, *SEEDS, *REST)
-    assert status == 2 and err.count("\n") == 1 and "--out out: another sweep is at work there" in err
+    assert status == 2 and err.count("\n") == 1 and "--out out: another sweep writes there" in err
     left_behind = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
     os.close(lock)
     assert call(sweep.command, *SEEDS, *REST)[0] == 2
@@ -201,7 +201,7 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
             ["--num-particles: the sweep sets this option itself"],
         ),
         (("vae", *SEEDS[1:4], "vimco:x", *SEEDS[5:]), ["--num-particles", "x"]),
-        (("vae", *SEEDS[1:4], "elbo", "elbo", *SEEDS[5:]), ["two runs would be called vae-normal-elbo-0"]),
+        (("vae", *SEEDS[1:4], "elbo", "elbo", *SEEDS[5:]), ["two runs would have the name vae-normal-elbo-0"]),
         (("vea", *SEEDS[1:]), ["unknown model 'vea'"]),
         (("vae", "--guides", "nrmal", *SEEDS[3:]), ["unknown guide 'nrmal'", "did you mean 'normal'"]),
         (("vae", "--guides", "flow,spline", *SEEDS[3:]), ["--guides flow,spline", "as in flow,transform=iaf"]),

@@ -104,7 +104,7 @@ def _one_line(box: str) -> str:
     for paragraph in paragraphs[1:]:
         if paragraph and paragraph[0].startswith("Perhaps you meant"):
             message += f"; did you mean {paragraph[1].split()[0]}?" if len(paragraph) > 1 else ""
-    return message or "the command line cannot be read"
+    return message or "the command line cannot be read; --help lists the options"
 
 
 def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> NoReturn:
@@ -114,7 +114,9 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
     """
     try:
         if _is_distributed() and not distributed:
-            raise BadInput("torchrun: only fit and evaluate can share their work among processes")
+            raise BadInput(
+                "torchrun: only fit and evaluate can run in several processes; start this command without it"
+            )
         command(sys.argv[1:])
         sys.stdout.flush()
     except BadInput as error:

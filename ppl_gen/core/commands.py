@@ -75,3 +75,9 @@ def fit_command(config: Mapping[str, Any]) -> list[str]:
     if f"--data {data}" not in " ".join(arguments).replace("=", " "):
         arguments += ["--data", data]
     return command("fit", *arguments)
+
+
+def sweep_command(config: Mapping[str, Any]) -> list[str]:
+    """The command line of the sweep that made a run; empty for a run that was made in another way."""
+    program, *arguments = config.get("command") or [""]
+    return command("sweep", *arguments) if Path(program).name == "sweep.py" else []

@@ -121,7 +121,7 @@ def find(kind: Kind, reference: str) -> type:
     """Return the class that a name stands for. Raises `BadInput` if there is none."""
     origin, _, object_name = reference.partition(":")
     if origin in OBJECTS:
-        raise BadInput(f"{kind} '{reference}': was the {origin} {object_name} in a Python session; pass it again")
+        raise BadInput(f"{kind} '{reference}': was the {origin} {object_name} of a Python session; pass it again")
     if not is_external(reference):
         classes = known(kind)
         if reference not in classes:
@@ -135,7 +135,7 @@ def find(kind: Kind, reference: str) -> type:
         classes_there = [n for n, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
         raise BadInput(f"{kind} '{reference}': {where} has no class '{name}'{near_miss(name, classes_there)}")
     if not fits(kind, cls):
-        raise BadInput(f"{kind} '{reference}': the class has no method {NEEDED[kind]}")
+        raise BadInput(f"{kind} '{reference}': the class needs a method {NEEDED[kind]}")
     return cls
 
 
@@ -147,7 +147,7 @@ def find_function(what: str, reference: str) -> Callable[..., Any]:
     """
     where, _, name = reference.rpartition(":")
     if not where or where == "function":
-        raise BadInput(f"{what} '{reference}': is no file.py:function")
+        raise BadInput(f"{what} '{reference}': must have the form file.py:function")
     module = _import(what, where)
     found = getattr(module, name, None)
     if not callable(found):
@@ -298,7 +298,7 @@ def options(kind: Kind, cls: Any) -> list[Option]:
         if hint is None or parameter.default is parameter.empty:
             raise BadInput(
                 f"{kind} {cls.__name__}: its argument '{name}' needs a type and a default to be an option "
-                f"(supplied by name are {', '.join(SUPPLIED[kind])})"
+                f"(only these are supplied by name: {', '.join(SUPPLIED[kind])})"
             )
         found.append(Option(name, hint, parameter.default, helps.get(name, "")))
     return found
@@ -327,12 +327,14 @@ def construct(kind: Kind, cls: Any, supplied: Mapping[str, Any], chosen: Mapping
     """
     if not isinstance(cls, type):
         if chosen:
-            raise BadInput(f"{kind} {type(cls).__name__}: is an instance, which takes no options: {', '.join(chosen)}")
+            raise BadInput(
+                f"{kind} {type(cls).__name__}: is an instance and takes no options; leave out {', '.join(chosen)}"
+            )
         return cls
     names = _parameters(cls)
     if "latent_name" in names and names["latent_name"][1] is str and supplied.get("latent_name", "") is None:
         model = type(supplied.get("model")).__name__
-        raise BadInput(f"{cls.__name__} is a {kind} of one latent site, and {model} has several")
+        raise BadInput(f"{cls.__name__} is a {kind} of one latent site, but {model} has several; use another {kind}")
     option_names = [option.name for option in options(kind, cls)]
     for name in chosen:
         if name not in option_names:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-NARROWER = "the guide leaves out a part of the prior's support, where more of log p(x) may be"
+NARROWER = "the guide leaves out a part of the prior's support; more of log p(x) may be there"
 """Note beside the figures of a guide whose support is narrower than the prior's."""
 
 ALIASES = {
@@ -65,10 +65,10 @@ def warnings_of(observation: str) -> list[str]:
     :param observation: kind of p(x), as `check_images` returns it.
     """
     warnings = {
-        "cross-entropy": "grey values under a Bernoulli: these figures are no bound on a log-probability of any data",
-        "density": "densities of grey pixels: not comparable with probabilities of binary ones",
-        "unchecked": "values outside of the likelihood's support, which validate_args=False lets through: these "
-        "figures are no log-probability of any data",
+        "cross-entropy": "grey values under a Bernoulli: these figures do not bound the log-probability of any data",
+        "density": "densities of grey pixels: they cannot be compared with probabilities of binary pixels",
+        "unchecked": "values outside the likelihood's support, accepted because of validate_args=False: these "
+        "figures are not log-probabilities of any data",
     }
     return [warnings[observation]] if observation in warnings else []
 
@@ -134,7 +134,7 @@ def describe(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
     if "Shape mismatch inside plate" in message:
-        message += "; a vector per image is one event: .to_event(1)"
+        message += "; make a vector per image one event: .to_event(1)"
     standard = sysconfig.get_path("stdlib")
     frames = [
         frame

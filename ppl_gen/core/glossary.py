@@ -75,7 +75,7 @@ _BOUND = (
     Term(
         "approximation gap",
         "approximation-gap",
-        "log p(x) less the best ELBO that the guide's family can reach on each image: what the family cannot "
+        "log p(x) minus the best ELBO that the guide's family can reach on each image: what the family cannot "
         "represent. Another family, such as a flow, may reduce it. A search that ends too early makes it look larger.",
         "gaps.md",
         ("approx.",),
@@ -83,7 +83,7 @@ _BOUND = (
     Term(
         "amortization gap",
         "amortization-gap",
-        "The best ELBO of the guide's family on each image, less the ELBO of the encoder: what the encoder misses. A "
+        "The best ELBO of the guide's family on each image, minus the ELBO of the encoder: what the encoder misses. A "
         "larger encoder may reduce it. It looks too small if the search stays in the lesser of two modes.",
         "gaps.md",
         ("amort.",),
@@ -156,7 +156,7 @@ _ESTIMATES = (
         "An image whose log p(x) is known to a tolerance: its Monte Carlo error and bias are small, its k-hat is "
         "fine, and two proposals agree. `--num-samples auto` takes samples until this is so.",
         "settling.md",
-        ("settle", "still gaining"),
+        ("settle",),
     ),
 )
 
@@ -178,7 +178,7 @@ _TRUST = (
         "The number after ±: how far the mean would move for other images of the same kind, with the weights as they "
         "are. It does not say how far another seed of training would move it, nor how wrong the estimate is.",
         "compare.md",
-        ("± s.e.", "±"),
+        ("± standard error over images", "± standard error", "± s.e."),
     ),
     Term(
         "Monte Carlo error",
@@ -223,8 +223,8 @@ _TRUST = (
         "jackknife",
         "jackknife",
         "The jackknife repeats an estimate with each sample left out, and estimates its bias from the changes "
-        "(Nowozin 2018). The estimated bias of log p(x) is below 0: the estimate is low. Corrected IWAE bounds are "
-        "closer to log p(x), but are no bounds.",
+        "(Nowozin 2018). The estimated bias of log p(x) is below 0: the estimate is low. Corrected IWAE values are "
+        "closer to log p(x), but no longer bounds.",
         "estimates.md#the-formulas",
         ("bias (jackknife)", "estimated bias"),
     ),
@@ -321,7 +321,7 @@ _COMPARED = (
     Term(
         "paired difference",
         "paired-difference",
-        "Δ: the mean over images of a row's value less the first row's value of the same image. Its 95 % interval is "
+        "Δ: the mean over images of a row's value minus the first row's value of the same image. Its 95 % interval is "
         "in brackets: if 0 is in it, the difference may be chance.",
         "compare.md",
         ("Δ log p(x)", "Δ ELBO", "Δ"),

@@ -12,7 +12,7 @@ def check_gradients(what: str) -> None:
     """Raise `BadInput` within `torch.inference_mode()`, whose tensors cannot have gradients."""
     if torch.is_inference_mode_enabled():
         raise BadInput(
-            f"{what} takes gradients, which torch.inference_mode() rules out: leave it, or use torch.no_grad()"
+            f"{what} needs gradients, but torch.inference_mode() forbids them: leave it, or use torch.no_grad()"
         )
 
 

@@ -32,7 +32,10 @@ def join() -> None:
     if on_gpu:
         here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > gpus:
-            raise BadInput(f"{here} processes on a machine with {gpus} GPUs; hide them with CUDA_VISIBLE_DEVICES=''")
+            raise BadInput(
+                f"{here} processes on a machine with {gpus} GPUs: each process needs one; start {gpus} processes, or "
+                "hide the GPUs with CUDA_VISIBLE_DEVICES=''"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # The default timeout is too short: one process may draw pictures for hours while the others wait at a barrier.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=30))

@@ -31,9 +31,9 @@ def collect(data: Any) -> dict[str, np.ndarray]:
         data = {"train": data}
     for name in data:
         if name not in sources.SPLITS:
-            raise BadInput(f"--data: has a split {name!r}{near_miss(str(name), sources.SPLITS)}")
+            raise BadInput(f"--data: unknown split {name!r}{near_miss(str(name), sources.SPLITS)}")
     if "train" not in data:
-        raise BadInput("--data: has no split 'train'")
+        raise BadInput("--data: needs a split 'train'")
     arrays: dict[str, np.ndarray] = {}
     for name, part in data.items():
         images, labels = _pair(str(name), part)
@@ -75,7 +75,7 @@ def _stacked(name: str, given: Dataset[Any]) -> tuple[np.ndarray, np.ndarray | N
     try:
         rows = [given[index] for index in range(len(given))]  # type: ignore[arg-type]
     except Exception as error:  # the data set's own code fails, or it has no length
-        raise BadInput(f"--data [{name}]: a Dataset needs a length and items by number ({error})") from error
+        raise BadInput(f"--data [{name}]: a Dataset needs len(data) and data[i] ({error})") from error
     if not rows:
         raise BadInput(f"--data [{name}]: the Dataset has no items")
     if all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):

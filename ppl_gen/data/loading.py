@@ -64,12 +64,18 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
         source = _source(options.data, options.largest_pixel)
     pool, sizes = source.pool, source.sizes
     if options.largest_pixel is not None and source.name in _NAMES:
-        raise BadInput(f"--largest-pixel {options.largest_pixel}: is for files, and {source.name} is a named data set")
+        white = f"--largest-pixel {options.largest_pixel}"
+        raise BadInput(f"{white}: is for files, but {source.name} is a named data set; leave this option out")
     count = sizes[0] if options.train_size is None else options.train_size
-    require(1 <= count <= len(pool), "train_size", count, f"{source.name} has 1 to {len(pool)} images for training")
+    require(
+        1 <= count <= len(pool),
+        "train_size",
+        count,
+        f"{source.name} has {len(pool)} images for training; choose 1 to {len(pool)}",
+    )
     if options.binarization == "dequantized" and pool.scale == 1:
         raise BadInput(
-            f"--binarization dequantized: {source.name} has no grey levels, its pixels are binary or real numbers"
+            f"--binarization dequantized: needs grey levels, but pixels of {source.name} are binary or real numbers"
         )
     fixed, test = (
         with_fixed_draw(split, options.binarization, seed)
@@ -101,7 +107,7 @@ def _source(name: str, largest: int | None) -> _Source:
     if sources.readable(name):
         return _splits(name, sources.read(name, largest))
     kinds = ".npy, .npz, .mat, .csv or IDX"
-    raise BadInput(f"--data {name}: not a data set, nor a file of images: {kinds}{near_miss(name, _NAMES)}")
+    raise BadInput(f"--data {name}: neither a data set nor a file of images ({kinds}){near_miss(name, _NAMES)}")
 
 
 def _given(given: Any, largest: int | None) -> _Source:
@@ -177,7 +183,7 @@ def _torchvision(name: str) -> _Source:
         folder = next(_data_set_folders(name))
     raw, sure = folder
     if not sure:
-        notice = f"{name} is read from the files in {raw} itself, whose names do not say that they are of {name}"
+        notice = f"{name} is read from the files in {raw}; their names do not say which data set they are"
 
     splits = []
     for part, count in zip(("train", "t10k"), _MNIST_COUNTS, strict=True):
@@ -193,7 +199,7 @@ def _torchvision(name: str) -> _Source:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BadInput(
                 f"--data {name}: the {'training' if part == 'train' else 'test'} files in {raw} are truncated or "
-                f"of another format ({reason}); delete them to download them again"
+                f"have another format ({reason}); delete them to download them again"
             ) from None
         pixels = torch.from_numpy(images.reshape(count, -1).copy())
         splits.append(Split(pixels, torch.from_numpy(labels.astype(np.int64)), 255))
@@ -292,14 +298,12 @@ def _amat(name: str) -> _Source:
         path = folder / f"binarized_mnist_{part}.amat"
         if not path.is_file():
             raise BadInput(
-                f"--data {name}: {path} is missing; all three of binarized_mnist_{{train,valid,test}}.amat are needed"
+                f"--data {name}: {path} is missing; binarized_mnist_{{train,valid,test}}.amat are all needed"
             )
         digits = np.frombuffer(path.read_bytes(), np.uint8)
         digits = digits[digits > ord(" ")] - ord("0")
         if digits.size != count * 784 or digits.max() > 1:
-            raise BadInput(
-                f"--data {name}: {path} is truncated or of another format: expected {count} lines of 784 zeros and ones"
-            )
+            raise BadInput(f"--data {name}: {path} is truncated, or is not {count} lines of 784 zeros and ones")
         parts.append(torch.from_numpy(digits.reshape(count, 784).copy()))
     return _Source("binarized-mnist", (28, 28), Split(torch.cat(parts[:2])), Split(parts[2]), _AMAT_COUNTS[:2])
 
@@ -325,9 +329,7 @@ def _splits(name: str, source: sources.Images) -> _Source:
     if len(whole) <= len(missing) * tenth:
         raise BadInput(f"--data {name}: {len(whole)} images are too few to split")
     if (whole.images == whole.images[0, 0]).all():
-        raise BadInput(
-            f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}: nothing can be learned from them"
-        )
+        raise BadInput(f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}; give images that differ")
     for split in missing:
         splits[split] = cut(whole, len(whole) - tenth, len(whole))
         whole = cut(whole, 0, len(whole) - tenth)

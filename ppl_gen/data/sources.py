@@ -149,12 +149,12 @@ def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], ch
                 unknown = list(names)
             if len(unknown) != 1 or any(key[1] == "images" for key in roles):
                 listed = ", ".join(sorted(names)) or "none"
-                how = f"; name one: --data {path}:{sorted(names)[0]}" if names else ""
-                raise BadInput(f"--data {path}: no array called 'train' among {listed}{how}")
+                how = f"; name the array of images: --data {path}:{sorted(names)[0]}" if names else ""
+                raise BadInput(f"--data {path}: no array is called 'train'; its arrays: {listed}{how}")
             roles["train", "images"] = unknown[0]
     else:
         if chosen not in names:
-            raise BadInput(f"--data {path}:{chosen}: no such array among {', '.join(sorted(names)) or 'none'}")
+            raise BadInput(f"--data {path}:{chosen}: no such array; its arrays: {', '.join(sorted(names)) or 'none'}")
         roles["train", "images"] = chosen
         split = (_role(chosen) or (None, ""))[0]
         told = [name for name in names if name != chosen and _role(name) == (split, "labels")]
@@ -181,7 +181,7 @@ def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], ch
 def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
     array = get(name)
     if not isinstance(array, np.ndarray):
-        raise BadInput(f"--data {path}: '{name}' is no array of numbers")
+        raise BadInput(f"--data {path}: '{name}' is not an array of numbers")
     return array
 
 
@@ -194,7 +194,7 @@ def _numpy(path: Path, chosen: str | None) -> RawArrays:
             arrays = assign_roles(path, loaded.files, loaded.__getitem__, chosen)
     shape = arrays.images["train"].shape
     if len(shape) > 2 and shape[-1] > max(shape[:-1]):
-        arrays.notes.append(f"{shape[0]} images of {_size(shape[1:])}, as the first axis says")
+        arrays.notes.append(f"{shape[0]} images of {_size(shape[1:])}, along the first axis")
     return arrays
 
 
@@ -238,7 +238,7 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
     where = (
         "column" if last and len(shape) == 2 else "row" if len(shape) == 2 else "last axis" if last else "first axis"
     )
-    how = f"an image a {where}" if len(shape) == 2 else f"along the {where}"
+    how = f"one image per {where}" if len(shape) == 2 else f"along the {where}"
     arrays.notes.append(f"{shape[0]} images of {_size(shape[1:])}, {how}")
     return arrays
 
@@ -272,7 +272,7 @@ def _is_idx(path: Path) -> bool:
 def read_idx(path: Path) -> np.ndarray:
     """Read the array in an IDX file, compressed by gzip or not. Raises `ValueError` or `OSError`."""
     if not _is_idx(path):
-        raise ValueError(f"{path.name} does not begin as an IDX file does")
+        raise ValueError(f"{path.name} does not begin like an IDX file")
     with _open(path) as file:
         start = file.read(4)
         header = file.read(4 * start[3])
@@ -283,7 +283,7 @@ def read_idx(path: Path) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
         content = file.read(size + 1)
     if len(content) != size:
-        raise ValueError(f"{path.name} holds {len(content):,} bytes or more, where {tuple(shape)} needs {size:,}")
+        raise ValueError(f"{path.name} holds {len(content):,} bytes or more, but {tuple(shape)} needs {size:,}")
     return np.frombuffer(content, dtype).reshape(shape)
 
 
@@ -310,7 +310,7 @@ def _beside(path: Path) -> dict[str, Path | None]:
 def _idx_files(path: Path, chosen: str | None) -> RawArrays:
     images = {"train": read_idx(path)}
     if images["train"].ndim == 1:
-        raise BadInput(f"--data {path}: holds one number for each image, as labels do; name the file of images")
+        raise BadInput(f"--data {path}: holds one number per image, so these are labels; name the file of images")
     beside = _beside(path)
     labels = {split: read_idx(file) for split in ("train", "test") if (file := beside[f"{split} labels"]) is not None}
     if beside["test"] is not None:
@@ -335,9 +335,9 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
     # pandas writes the numbers of columns as a header: 0, 1, 2, …
     columns = len(numbers) >= _FEWEST_PIXELS and sorted(numbers)[0] in (0, 1) and set(np.diff(sorted(numbers))) == {1}
     header = cells if columns or not numbers else None
-    notes = ["the first line counts the columns, and is no image"] if columns else []
+    notes = ["the first line numbers the columns and is not an image"] if columns else []
     if header is None and len(numbers) < len(cells):
-        raise BadInput(f"--data {path}: its first line is neither names of columns nor numbers")
+        raise BadInput(f"--data {path}: its first line mixes names and numbers; write one or the other")
     with _open(path) as file:
         table = pandas.read_csv(
             file,
@@ -349,7 +349,7 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
             encoding="utf-8-sig",
         ).to_numpy()
     if header is not None and len(header) != table.shape[1]:
-        raise BadInput(f"--data {path}: {len(header)} names and {table.shape[1]} columns")
+        raise BadInput(f"--data {path}: the first line has {len(header)} names, but there are {table.shape[1]} columns")
 
     pixels = list(range(table.shape[1]))
     label = None
@@ -359,7 +359,9 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
         label = next((column for column in (0, -1) if np.ptp(table[:, column]) > 0), None)
         if label is not None and (table[:, label] == np.rint(table[:, label])).all():
             pixels = pixels[1:] if label == 0 else pixels[:-1]
-            notes.append(f"the {'first' if label == 0 else 'last'} column is labels; a header line says otherwise")
+            notes.append(
+                f"the {'first' if label == 0 else 'last'} column is taken as labels; add a header line if it is not"
+            )
         else:
             label = None
     shape: tuple[int, ...] = (len(pixels),)
@@ -367,7 +369,7 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
         shape = (math.isqrt(len(pixels)),) * 2
         notes.append(f"a row is an image of {_size(shape)}")
     elif header is None:
-        notes.append(f"a row is an image of {len(pixels)} pixels, and none is a label")
+        notes.append(f"a row is an image of {len(pixels)} pixels, without a label")
     images = table[:, pixels]
     with np.errstate(invalid="ignore"):
         levels = images.astype(np.uint8)
@@ -385,14 +387,15 @@ def _columns(path: Path, header: Sequence[str], notes: list[str]) -> tuple[list[
         if match := re.fullmatch(r"(\D*)\d+(?:\D+\d+)?", name):
             groups.setdefault(match[1].lower(), []).append(column)
     if not groups:
-        raise BadInput(f"--data {path}: no column is called pixel0, 0 or 1x1: {', '.join(header[:5])}, …")
+        raise BadInput(f"--data {path}: no column is called pixel0, 0 or 1x1; its columns: {', '.join(header[:5])}, …")
     pixels = max(groups.values(), key=len)
     told = [column for column, name in enumerate(header) if column not in pixels and _role(name) == (None, "labels")]
     if len(told) > 1:
-        raise BadInput(f"--data {path}: labels are both in {' and in '.join(header[column] for column in told)}")
+        names = ", ".join(header[column] for column in told)
+        raise BadInput(f"--data {path}: several columns can be the labels: {names}; keep one")
     ordered = sorted(pixels, key=lambda column: [int(number) for number in re.findall(r"\d+", header[column])])
     if ordered != pixels:
-        notes.append("columns are put in the order of their numbers")
+        notes.append("columns are sorted by their numbers")
     if rest := [header[column] for column in range(len(header)) if column not in (*pixels, *told)]:
         notes.append(f"not used: {', '.join(map(repr, rest[:5]))}{', …' if len(rest) > 5 else ''}")
     return ordered, told[0] if told else None
@@ -428,15 +431,14 @@ def to_images(name: str, arrays: RawArrays, largest: int | None) -> Images:
     for split, array in images.items():
         if not 2 <= array.ndim <= 4 or 0 in array.shape or array.dtype.kind not in "buif":
             what = f"{array.dtype} {array.shape}"
-            raise BadInput(f"--data {name} [{split}]: expected numbers [images, height, width], got {what}")
+            raise BadInput(f"--data {name} [{split}]: expected numbers [images, height, width], but got {what}")
         if array.shape[1:] != first.shape[1:] or array.dtype.newbyteorder("=") != first.dtype.newbyteorder("="):
-            raise BadInput(
-                f"--data {name}: {split} is {array.dtype} {array.shape[1:]}, train is {first.dtype} {first.shape[1:]}"
-            )
+            ours, theirs = f"{array.dtype} {array.shape[1:]}", f"{first.dtype} {first.shape[1:]}"
+            raise BadInput(f"--data {name}: {split} is {ours}, but train is {theirs}; make all splits alike")
     labels = {split: _labels(f"{name} [{split}]", array, len(images[split])) for split, array in arrays.labels.items()}
     if len(labels) not in (0, len(images)):
         told = ", ".join(split for split in SPLITS if split in labels)
-        raise BadInput(f"--data {name}: only {told} with labels; give all splits labels, or none")
+        raise BadInput(f"--data {name}: only {told} has labels; give labels for all splits, or for none")
 
     if first.ndim == 4:
         _, before, _, after = first.shape
@@ -457,11 +459,11 @@ def _labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:
     if labels.ndim == 2 and 1 in labels.shape:
         labels = labels.ravel()
     if labels.shape != (count,):
-        raise BadInput(f"--data {where}: {labels.shape} labels for {count} images; give one integer for each")
+        raise BadInput(f"--data {where}: labels {labels.shape} for {count} images; give one integer per image")
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all() and (np.abs(labels) < 2**53).all():
         return labels.astype(np.int64)  # MATLAB's numbers are floats
     if labels.dtype.kind not in "bui" or int(labels.max()) >= 2**63:
-        raise BadInput(f"--data {where}: labels must be integers, these are {labels.dtype}")
+        raise BadInput(f"--data {where}: labels must be integers, but these are {labels.dtype}")
     return labels.astype(np.int64)
 
 
@@ -477,24 +479,26 @@ def _scaled(name: str, rows: _Arrays, largest: int | None, notes: list[str]) -> 
     for split, (low, top) in ranges.items():
         lies = f"--data {name} [{split}]: pixels lie in [{low:g}, {top:g}], outside [0, 1]"
         if low < 0:
-            signed = "save .view(np.uint8), they are bytes with a sign" if dtype == np.int8 else "scale them first"
+            signed = "they are signed bytes: save .view(np.uint8)" if dtype == np.int8 else "scale them first"
             raise BadInput(f"{lies}; {'save (x + 1) / 2' if low >= -1 and top <= 1 else signed}")
         if largest is None and (high > 255 or (1 < high < 128 and not whole) or (top > 1 and low == top)):
-            raise BadInput(f"{lies}; scale them first, or name the value of white by --largest-pixel")
+            raise BadInput(f"{lies}; scale them first, or give the value of white with --largest-pixel")
         if largest is not None and top > largest:
-            raise BadInput(f"{lies} and larger than --largest-pixel {largest}")
+            raise BadInput(f"{lies}, and above --largest-pixel {largest}; give the value of white")
         if largest is None and 2 * top <= high and high > 0:
             other = next(each for each in ranges if ranges[each][1] == high)
             raise BadInput(
-                f"--data {name}: pixels of {split} lie in [{low:g}, {top:g}], those of {other} in "
-                f"[{ranges[other][0]:g}, {high:g}]; scale them alike, or name the value of white by --largest-pixel"
+                f"--data {name}: pixels of {split} lie in [{low:g}, {top:g}], but pixels of {other} in "
+                f"[{ranges[other][0]:g}, {high:g}]; scale them alike, or give the value of white with --largest-pixel"
             )
     if largest is not None and dtype.kind == "b" and largest != 1:
-        raise BadInput(f"--largest-pixel {largest}: {name} holds booleans, whose largest is 1")
+        raise BadInput(f"--largest-pixel {largest}: {name} holds booleans, where white is 1; leave this option out")
 
     scale = largest or (1 if high <= 1 else 255 if high >= 128 else int(high))
     if largest is None and scale > 1 and (dtype != np.uint8 or scale != 255):
-        notes.append(f"{dtype.name} pixels 0…{high:g} are divided by {scale}; --largest-pixel says otherwise")
+        notes.append(
+            f"{dtype.name} pixels 0…{high:g} are divided by {scale}; --largest-pixel sets another value of white"
+        )
     if not whole or scale > 255:
         divided = {split: array if scale == 1 else array.astype(np.float64) / scale for split, array in rows.items()}
         return {split: array.astype(np.float32) for split, array in divided.items()}, 1

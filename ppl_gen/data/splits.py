@@ -91,12 +91,12 @@ class Data:
         for name in ("train", "validation", "test"):
             split = getattr(self, name)
             if split.images.shape[1:] != (self.dim,):
-                what = f"images {list(split.images.shape)} of {name}, where shape {self.shape} needs [N, {self.dim}]"
+                what = f"images {list(split.images.shape)} of {name}, but shape {self.shape} needs [N, {self.dim}]"
                 raise BadInput(f"data {self.name}: {what}")
             if self.binarization in _BINARY and not _in_range(split):
                 raise BadInput(f"data {self.name}: pixels of {name} lie outside [0, {split.scale}]")
         if self.binarization == "dequantized" and self.train.scale == 1:
-            raise BadInput(f"data {self.name}: dequantized needs grey levels, and its scale is 1")
+            raise BadInput(f"data {self.name}: dequantized needs grey levels, but its scale is 1")
         fixed = [self.validation] if self.binarization in REDRAWN else [self.train, self.validation]
         if not all(_is_fixed(split, self.binarization) for split in fixed):
             pool, count = (
@@ -118,7 +118,7 @@ class Data:
         """The split of that name. Raises `BadInput` if it holds no image."""
         split = {"train": self.train, "validation": self.validation, "test": self.test}[name]
         if len(split) == 0:
-            raise BadInput(f"--split {name}: {self.name} was fitted with all its images, none left for {name}")
+            raise BadInput(f"--split {name}: training took all images of {self.name}; choose another split")
         return split
 
     def batch(self, index: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def check_bounds(fitted: Fitted, options: EvaluationOptions, sampled: bool, x: T
         return
     if not sampled:
         raise BadInput(
-            f"--sandwich {count}: log p(x) is exact, and no importance samples are drawn; add --estimator importance"
+            f"--sandwich {count}: log p(x) is exact, so no importance samples are drawn; add --estimator importance"
         )
     if (reason := why_no_bounds(fitted.pair, x, *labels)) is not None:
         raise BadInput(f"--sandwich {count}: {reason}")

@@ -65,8 +65,7 @@ def check_match(
             different.append(f"mean {name}")
     if different:
         raise BadInput(
-            f"{file}: does not belong to the evaluation.json in its directory, which has another {different[0]}; "
-            f"{again}"
+            f"{file}: does not belong to the evaluation.json beside it, which has another {different[0]}; {again}"
         )
 
 

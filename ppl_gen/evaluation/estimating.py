@@ -100,7 +100,7 @@ def evaluate(
         if chosen.quadrature:
             estimates, given_up = _by_quadrature(task, chosen)
         for name, estimate in _estimates(task, chosen, others, named):
-            require(name not in estimates, "estimator", name, "there are two of that name")
+            require(name not in estimates, "estimator", name, "two estimators have this name; rename one")
             estimates[name] = estimate
         estimates = with_bounds(fitted, estimates, task.options, task.x, *task.labels, quiet=quiet)
         in_use = components_in_use(fitted, whole[0])
@@ -161,8 +161,13 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     """The options with their numbers of images and samples filled in."""
     available = len(fitted.data.split(options.split))
     count = available if options.num_images is None else options.num_images
-    require(count <= available, "num_images", count, f"the {options.split} split has {available}")
-    require(count >= parallel.world_size(), "num_images", count, f"there are {parallel.world_size()} processes")
+    require(count <= available, "num_images", count, f"the {options.split} split has {available} images")
+    require(
+        count >= parallel.world_size(),
+        "num_images",
+        count,
+        f"each of the {parallel.world_size()} processes needs an image",
+    )
     samples = options.num_samples or fitted.config.num_samples
     return replace(options, num_images=count, num_samples=samples, sandwich=options.num_from_model)
 
@@ -297,7 +302,7 @@ def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) 
         if chosen != recorded and len(alike) > 1:
             raise BadInput(
                 f"--proposal-guides {' '.join(alike)}: {path} was fitted with {recorded}, and several of these have "
-                "its name; give the recorded one"
+                "its name; give the recorded one alone"
             )
         return chosen
     if components.class_name(str(given.names()["guide"])) != components.class_name(recorded):
@@ -328,7 +333,7 @@ def _estimates(
         yield "annealed", annealed_estimate(task)
     for name, estimator in further:
         own = _user_estimate(name, estimator, task)
-        require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is one of the package's own; take another")
+        require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is a name of the package; choose another")
         yield own.estimator, own
 
 

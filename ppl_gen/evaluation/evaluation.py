@@ -131,7 +131,7 @@ class Evaluation:
         :raises BadInput: if there are no values per image.
         """
         if self.images is None:
-            raise BadInput("this evaluation has no values per image, because it has no evaluation.nc")
+            raise BadInput("this evaluation has no values per image: evaluation.nc is missing; evaluate again")
         return self.images
 
     def to_dataframe(self) -> "pandas.DataFrame":

@@ -143,7 +143,7 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
     """
     split, name = fitted.data.split(options.split), fitted.config.model
     count = len(split) if options.num_images is None else options.num_images
-    rule = f"the {options.split} split has {len(split)}, and at least {2 * NUM_EXAMPLES} are needed"
+    rule = f"the {options.split} split has {len(split)} images, and at least {2 * NUM_EXAMPLES} are needed"
     require(2 * NUM_EXAMPLES <= count <= len(split), "num_images", count, rule)
     if fitted.takes_labels:
         raise BadInput(f"{name}: its model or guide takes labels; responsibilities need a model without labels")

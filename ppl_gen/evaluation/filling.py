@@ -73,7 +73,7 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
     except Exception as error:  # EOF, value and pickle errors all mean a bad file
         raise BadInput(f"--hide {name}: truncated, or not a NumPy file of numbers ({error})") from None
     if not isinstance(mask, np.ndarray) or mask.shape not in (shape, (math.prod(shape),)):
-        raise BadInput(f"--hide {name}: a mask of shape {getattr(mask, 'shape', None)} for images of shape {shape}")
+        raise BadInput(f"--hide {name}: the mask has shape {getattr(mask, 'shape', None)}, the images {shape}")
     if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
         raise BadInput(f"--hide {name}: must be true or 1 where a pixel is hidden, and false or 0 elsewhere")
     return torch.from_numpy(mask.astype(bool).reshape(shape))
@@ -88,13 +88,13 @@ def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quie
     """
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
     if len(pair.latent) != 1 or not offers(model, HasDensity):
-        raise BadInput(f"{pair.model_name}: filling in needs one latent site and the methods prior() and likelihood(z)")
+        raise BadInput(f"{pair.model_name}: fill needs one latent site and the methods prior() and likelihood(z)")
     if cheap_to_enumerate(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
         return exact_imputation(model, x, visible, _DRAWS)
     if not offers(guide, Amortized):
         raise BadInput(
-            f"{pair.guide_name}: filling in by importance sampling needs the methods encode(x) and posterior(context)"
+            f"{pair.guide_name}: fill by importance sampling needs the methods encode(x) and posterior(context)"
         )
     with Progress(PASSES * len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("filling in", f"{num_samples} samples per image")
@@ -108,10 +108,10 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     """
     data = fitted.data
     split = data.split(options.split)
-    most = f"the {options.split} split has {len(split)}"
+    most = f"the {options.split} split has {len(split)} images"
     require(options.num_images <= len(split), "num_images", options.num_images, most)
     if fitted.takes_labels:
-        raise BadInput(f"{fitted.config.model}: its model or guide takes labels, which filling in does not support")
+        raise BadInput(f"{fitted.config.model}: its model or guide takes labels, but fill does not support them")
     x = data.targets(options.split)[: options.num_images]
     visible = visible_pixels(options.hide, data.shape, options.seed).to(x.device)
     num_samples = options.num_samples or fitted.config.num_samples
@@ -182,7 +182,6 @@ def table(summary: Json) -> str:
             f"  S = {s['num_samples']} importance samples each; Monte Carlo error {of['mc_se']:.2f}, estimated bias "
             f"{of['bias']:+.2f}",
             f"  effective sample size given the visible pixels: median {s['ess']['median']:.1f}, least "
-            f"{s['ess']['min']:.1f}; k-hat too high or unknown, not to be trusted: "
-            f"{s['untrusted']:.1%} of images",
+            f"{s['ess']['min']:.1f}; not trusted (k-hat too high or unknown): {s['untrusted']:.1%} of images",
         ]
     return "\n".join([*rows, *(f"  {warning}" for warning in warnings_of(s["observation"]))])

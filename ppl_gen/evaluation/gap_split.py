@@ -91,14 +91,14 @@ def split_gap(
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     """The options with their numbers of images and samples, and the estimator, filled in."""
     if options.mixes or options.estimator in ("prior", "exact"):
-        raise BadInput("--gaps: needs --estimator importance or annealed, with samples from the guide alone")
+        raise BadInput("--gaps: needs --estimator importance or annealed, and samples from the guide alone")
     if fitted.takes_labels:
         raise BadInput(
-            f"--gaps: {fitted.config.model} or its guide takes labels, which a search over contexts does not support"
+            f"--gaps: {fitted.config.model} or its guide takes labels, but a search over contexts does not support them"
         )
     available = len(fitted.data.split(options.split))
     count = min(_IMAGES, available) if options.num_images is None else options.num_images
-    require(count <= available, "num_images", count, f"the {options.split} split has {available}")
+    require(count <= available, "num_images", count, f"the {options.split} split has {available} images")
     estimator = "importance" if options.estimator == "auto" else options.estimator
     return replace(
         options, num_images=count, num_samples=options.num_samples or _SAMPLES, estimator=estimator, gaps=True
@@ -165,10 +165,10 @@ def _part_rows(part: Json) -> list[Row]:
     ]
     if part["fraction_settled"] < 1:
         gaining = 1 - part["fraction_settled"]
-        rows.append(Row(f"{gaining:.0%} of the searches were still gaining when they were ended"))
+        rows.append(Row(f"{gaining:.0%} of the searches were still improving when they ended"))
     if part.get("fraction_missed"):
-        of_images = f"{part['fraction_missed']:.0%} of images have a mode that the search did not reach:"
-        rows += [Row(of_images), Row("how their gap splits is not known")]
+        of_images = f"{part['fraction_missed']:.0%} of images have a mode that the search did not reach;"
+        rows += [Row(of_images), Row("how their gap splits is unknown")]
     if "fraction_blind" in part:
         rows.append(Row(f"blind to other modes than the encoder's: {part['fraction_blind']:.0%} of images"))
     return rows

@@ -50,9 +50,9 @@ def calibrate_guide(fitted: Fitted, options: GuideCalibrationOptions, *, quiet: 
     x, *labels = fitted.images(options.split)
     count = options.num_images or (min(_IMAGES, len(x)) if labels else _IMAGES)
     if labels:
-        require(count <= len(x), "num_images", count, f"the {options.split} split has labels of {len(x)} images")
+        require(count <= len(x), "num_images", count, f"the {options.split} split has labels for {len(x)} images")
     if pair.enumerated and labels:
-        raise BadInput(f"{pair.model_name}: takes labels and leaves z to enumeration, which this test does not support")
+        raise BadInput(f"{pair.model_name}: takes labels and enumerates z; this test does not support both together")
     num_samples = options.num_samples or fitted.config.num_samples
     template = x[:1].expand(count, *x.shape[1:])
     with fitted.estimating(options.seed), Progress(count, "image", quiet=quiet) as progress:
@@ -160,8 +160,8 @@ def _word(name: str, ranks: np.ndarray) -> tuple[str, float]:
 def calibration_images(summary: Json) -> str:
     """The images and samples of a `calibration.json`, as text."""
     s = summary
-    among = "the exact p(z | x)" if s["estimator"] == "exact" else f"{s['num_samples']} samples of the guide each"
-    return f"{s['num_images']} images from the model, their z ranked in {among}"
+    among = "in the exact p(z | x)" if s["estimator"] == "exact" else f"among {s['num_samples']} samples of the guide"
+    return f"{s['num_images']} images from the model; the z of each is ranked {among}"
 
 
 def calibration_rows(summary: Json) -> list[tuple[str, list[Row]]]:
@@ -180,8 +180,8 @@ def _rows(summary: Json, part: Json, note: str) -> list[Row]:
     joint, central = (part["coverage"][key][index] for key in ("joint", "central"))
     expected = f"{summary['false_alarm_rate']:.0%} expected by chance"
     hint = "" if part["verdict"] != "calibrated" else (
-        f"no departure is seen; on {summary['num_images']} images, one of coverage by less than about "
-        f"{summary['resolution']:.1%} may stay unseen"
+        f"no departure is seen; with {summary['num_images']} images, a departure of coverage below about "
+        f"{summary['resolution']:.1%} may be missed"
     )  # fmt: skip
     return [
         Row("verdict", note="; ".join(text for text in (part["verdict"], hint) if text)),
@@ -207,11 +207,11 @@ def calibration_notes(summary: Json) -> list[str]:
     """Sentences below the table."""
     which = "each verdict is" if "after" in summary else "the verdict is"
     notes = [
-        f"{which} a false alarm in at most {summary['false_alarm_rate']:.0%} of runs, and about images from the model; "
-        "about real ones as far as these are like them"
+        f"{which} a false alarm in at most {summary['false_alarm_rate']:.0%} of runs; it is about images from the "
+        "model, and about real images as far as they are similar"
     ]
     if summary.get("grey"):
-        notes.append("images from the model are binary, and the guide was fitted to grey ones")
+        notes.append("images from the model are binary, but the guide was fitted to grey images")
     return notes
 
 

@@ -67,7 +67,7 @@ def _levels(pixels: Tensor, white: int) -> Tensor:
     levels = (pixels * white).round()
     if float((levels - pixels * white).abs().max()) > _ROUNDING:
         raise BadInput(
-            f"data: pixels lie between the grey levels of the run, to which it adds noise; give levels 0 … {white}"
+            f"data: the run adds noise to grey levels, but these pixels lie between levels; give levels 0 … {white}"
         )
     return levels.to(torch.int64)
 

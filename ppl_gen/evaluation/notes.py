@@ -29,30 +29,29 @@ def _on_training(runs: Sequence[Evaluated]) -> list[str]:
 
 
 def _on_errors(rows: Sequence[Row]) -> list[str]:
-    notes = ["± standard error over images, with the weights as they are"]
+    notes = ["±: standard error over images, for these weights"]
     if any(len(row.seeds) > 1 for row in rows):
         notes.append(
-            "a second ± is the standard error of a row's mean over its seeds: how far other seeds would move it; "
-            "all numbers of a row are means over its seeds"
+            "second ±: standard error over seeds of the row's mean; all numbers of a row are means over its seeds"
         )
     if len(rows) > 1:
         notes += [
-            "Δ: the same images, paired: mean of this row minus the first, with the errors of that mean",
-            "[low, high]: 95 % interval of that mean; if 0 is in it, the difference may be chance",
+            "Δ: mean of this row minus the first row, paired by image, with the errors of that mean",
+            "[low, high]: 95 % interval of Δ; if it contains 0, the difference may be chance",
         ]
     if len(rows) > 2:
         notes.append(
-            f"all intervals of a column hold together with 95 %, whichever of the {len(rows)} rows came out best"
+            f"the 95 % are for all intervals of a column together, whichever of the {len(rows)} rows came out best"
         )
     of = {row.difference_of for row in rows}
     if "methods" in of:
-        where = "where this row and the first have several seeds, " if "weights" in of else ""
-        notes.append(f"{where}the interval is for two methods: for other seeds, and for other images of this kind")
+        where = "if this row and the first have several seeds, " if "weights" in of else ""
+        notes.append(f"{where}the interval compares two methods: it is for other seeds and other images of this kind")
     if "weights" in of:
         where = " in this row or in the first" if any(len(row.seeds) > 1 for row in rows) else ""
         notes.append(
-            f"one seed{where}: a difference between two sets of weights, not between two methods; the interval is for "
-            "other images of this kind"
+            f"one seed{where}: Δ compares two sets of weights, not two methods; the interval is for other images of "
+            "this kind"
         )
     return notes
 
@@ -67,22 +66,22 @@ def _on_estimates(rows: Sequence[Row]) -> list[str]:
             "≥ at least: bidirectional Monte Carlo and importance sampling do not both support the annealed value"
         )
     if k is not None:
-        notes.append(f"L_{k}: IWAE bound, the largest k that all runs with such bounds share below S")
+        notes.append(f"L_{k}: IWAE bound with the largest k that all runs with such bounds have below S")
     if len({row.settings["num_samples"] for row in rows} - {None}) > 1:
         notes.append(
             "importance-sampled log p(x) with different S are not comparable: more samples give a higher value"
         )
     kinds = {row.settings["estimator"] for row in rows}
     if len(kinds) > 1 and kinds - entries.KNOWN:
-        notes.append("a sampled log p(x) is biased low; one that is exact or by quadrature is not")
+        notes.append("a sampled log p(x) is biased low; an exact one, or one by quadrature, is not")
     if any(row.calibration for row in rows):
-        notes.append("calibration: of the guide's samples, and with importance weights, on images from the model")
+        notes.append("calibration: verdict on the guide's samples → with importance weights, on images from the model")
     split = {row.gap_images for row in rows if row.gap_images is not None}
     if split:
         counts = " or ".join(f"{count:g}" for count in sorted(split))
         notes.append(f"approximation and amortization gap: on the first {counts} images")
     if any(mean is not None for row in rows for mean in (row.width_importance, row.width_annealed)):
         notes.append(
-            "width: distance of the two bounds of log p(x) on images that each model draws itself, not on these"
+            "width: distance between the two bounds of log p(x), on images that each model draws, not on these"
         )
     return notes

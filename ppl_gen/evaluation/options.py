@@ -74,21 +74,21 @@ class EvaluationOptions:
                 raise BadInput("--settling.*: needs --num-samples auto")
         elif self.gaps or self.mixes or self.estimator in ("annealed", "prior"):
             raise BadInput(
-                "--num-samples auto: does not take --gaps, --estimator annealed or prior, --prior-share, --temperature "
-                "or --proposals"
+                "--num-samples auto: leave out --gaps, --estimator annealed or prior, --prior-share, --temperature and "
+                "--proposals"
             )
         require(0 <= self.prior_share <= 1, "prior_share", self.prior_share, "must be from 0 to 1")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "must be a number above 0")
         if self.estimator != "annealed" and self.annealed != Annealing():
             raise BadInput(f"--estimator {self.estimator}: --annealed.* need --estimator annealed")
         if self.gaps and self.sandwich:
-            raise BadInput(f"--gaps: does not take --sandwich {self.sandwich}; evaluate without --gaps for it")
+            raise BadInput(f"--gaps: leave out --sandwich {self.sandwich}; evaluate again for it, without --gaps")
         if self.mixes and self.estimator not in ("auto", "importance"):
             raise BadInput(
                 f"--estimator {self.estimator}: --prior-share, --temperature and --proposals need importance sampling"
             )
         if self.prior_share == 1 and (self.proposals or self.temperature != 1):
-            raise BadInput("--prior-share 1: leaves no sample for --proposals, or to spread by --temperature")
+            raise BadInput("--prior-share 1: all samples are from the prior; leave out --proposals and --temperature")
         if self.proposal_guides and not self.proposals:
             raise BadInput("--proposal-guides: needs --proposals")
 

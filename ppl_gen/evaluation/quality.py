@@ -30,7 +30,7 @@ from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, 
 from ppl_gen.networks.nets import encoder
 
 Images = Literal["draws", "means"]
-QUALITY_UNITS = "± standard error; in brackets, as many other real images in the place of the samples"
+QUALITY_UNITS = "±: standard error; in brackets: the score of as many other real images"
 _SHOWN = 10
 _FEATURES = 128
 _BATCH = 1000
@@ -178,20 +178,20 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
 
 def check(data: Data, count: int) -> None:
     """Raise `BadInput` for images that do not suffice for a classifier, before any work is done."""
-    require(count <= len(data.test), "num_images", count, f"the test split has {len(data.test)}")
+    require(count <= len(data.test), "num_images", count, f"the test split has {len(data.test)} images")
     require(count >= LEAST_JUDGED, "num_images", count, f"must be at least {LEAST_JUDGED}")
     labels = data.train.labels
     if labels is None or data.test.labels is None:
-        raise BadInput(f"{data.name}: has no labels to train a classifier on")
+        raise BadInput(f"{data.name}: has no labels, but the classifier needs them")
     if len(labels.unique()) > len(labels) / 2:
         raise BadInput(
-            f"{data.name}: has {len(labels.unique())} different labels of {len(labels)} images; a classifier "
-            "needs classes of several images"
+            f"{data.name}: has {len(labels.unique())} different labels for {len(labels)} images; the "
+            "classifier needs several images in a class"
         )
     if len(data.validation) < count and len(data.train) < 2 * count:
         raise BadInput(
-            f"--num-images {count}: leaves no training images; the classifier needs more than the {len(data.train)} "
-            "that there are"
+            f"--num-images {count}: there are {len(data.train)} training images, too few for the comparison and the "
+            "classifier; choose a smaller number"
         )
 
 
@@ -274,8 +274,8 @@ def quality_rows(summary: Json) -> list[Row]:
             "nearest training image",
             note=f"median distance {distance['samples']:.2f}; of test images {distance['test']:.2f}",
         ),
-        Row("classifier", note=f"right on {s['classifier']['accuracy']:.1%} of the test images"),
-        Row("this took", note=f"{s['seconds']:.0f} s, and the classifier's training"),
+        Row("classifier", note=f"correct on {s['classifier']['accuracy']:.1%} of the test images"),
+        Row("this took", note=f"{s['seconds']:.0f} s, plus the classifier's training"),
     ]
 
 
@@ -283,7 +283,7 @@ def quality_images(summary: Json) -> str:
     """The images that a `quality.json` compares, as text."""
     what = {"draws": "draws x ~ p(x)", "means": "means E[x | z]"}[summary["images"]]
     against = f"binarization {summary['binarization']}" if summary["images"] == "draws" else "grey values"
-    return f"{summary['num_images']} {what} against as many test images of {summary['data']}, {against}"
+    return f"{summary['num_images']} {what} compared with as many test images of {summary['data']}, {against}"
 
 
 def quality_table(summary: Json) -> str:

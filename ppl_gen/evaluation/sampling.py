@@ -40,7 +40,7 @@ def _from_prior(fitted: Assembled, options: SampleOptions) -> Any:
 
 def _from_image(fitted: Assembled, options: SampleOptions) -> Any:
     pair, (images, *labels) = fitted.pair, fitted.images(options.split)
-    require(options.image < len(images), "image", options.image, f"the {options.split} split has {len(images)}")
+    require(options.image < len(images), "image", options.image, f"the {options.split} split has {len(images)} images")
     if pair.enumerated:
         raise BadInput(f"--source image: {pair.guide_name} does not sample z; use --source prior")
     rows = torch.full((options.num_images,), options.image, device=images.device)
@@ -55,11 +55,16 @@ def _on_grid(fitted: Assembled, options: SampleOptions) -> Any:
     side = round(options.num_images**0.5)
     if size < 2:
         raise BadInput(
-            f"--source grid: {fitted.pair.model_name} has no plane of a continuous z with prior() and likelihood(z)"
+            f"--source grid: {fitted.pair.model_name} needs a continuous z of 2 units, prior() and likelihood(z)"
         )
-    require(side**2 == options.num_images, "num_images", options.num_images, "of a grid must be a square, such as 400")
+    require(
+        side**2 == options.num_images,
+        "num_images",
+        options.num_images,
+        "must be a square, such as 400",
+    )
     inside = len(set(options.units)) == 2 and all(0 <= unit < size for unit in options.units)
-    require(inside, "units", options.units, f"two different units of the {size}")
+    require(inside, "units", options.units, f"must be two different units from 0 to {size - 1}")
     grid = equal_mass_grid(model, options.units, size, side)
     return model.likelihood(grid.flip(0).flatten(0, 1))  # the second unit rises upwards
 

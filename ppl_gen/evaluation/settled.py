@@ -33,7 +33,7 @@ def check_settling(
     if options.num_samples != "auto":
         return
     if not sampled:
-        raise BadInput("--num-samples auto: log p(x) is exact, and no importance samples are drawn")
+        raise BadInput("--num-samples auto: log p(x) is exact, so no importance samples are drawn; give a number")
     with fitted.estimating(0):
         check(fitted.model, fitted.guide, Batch(x, labels, {}))
 

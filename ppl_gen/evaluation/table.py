@@ -9,6 +9,8 @@ from ppl_gen.evaluation.entries import at_least, entry_of
 from ppl_gen.experiment.run_directory import Json
 
 UNITS = "nats per image ± standard error over images; larger is better"
+NEXT = "to settle more images"
+"""Label of the command to try next."""
 ESTIMATES = {
     "exact": "exact",
     "quadrature": "quadrature",
@@ -107,7 +109,7 @@ def _log_px_rows(s: Json, importance: Json | None) -> list[Row]:
         if entry is not importance and entry is not exact:
             rows.append(_row("log p(x)", entry, _estimator_text(entry), at_least(s, entry)))
     if "no_quadrature" in s:
-        rows.append(Row("no quadrature:", note=f"{s['no_quadrature']}; --estimator quadrature asks for it"))
+        rows.append(Row("no quadrature:", note=f"{s['no_quadrature']}; --estimator quadrature requests it"))
     return rows
 
 
@@ -140,9 +142,11 @@ def _settled_text(entry: Json) -> str:
     result = entry["settled"]
     shares = [f"{result['fraction_settled']:.1%} of images by importance sampling"]
     shares += [f"{result['fraction_annealed']:.1%} by annealing"] if result["fraction_annealed"] else []
-    shares += [f"{result['fraction_left']:.1%} not"] if result["fraction_left"] else []
+    shares += [f"{result['fraction_left']:.1%} not settled"] if result["fraction_left"] else []
     samples = result["samples"]
-    counts = f"S median {samples['median']:,}, largest {samples['largest']:,}, {samples['total']:,} with the pilot's"
+    counts = (
+        f"S median {samples['median']:,}, largest {samples['largest']:,}, {samples['total']:,} including the pilot's"
+    )
     return f"settled to {entry['tolerance']:g} nats: {', '.join(shares)}; {counts}; {result['seconds']:.0f} s"
 
 
@@ -167,7 +171,7 @@ def _agreement_rows(s: Json) -> list[Row]:
         rows.append(_between(f"{count} importance sample{'s' if count > 1 else ''}", bounds))
     if "disagreement" in s:
         apart = s["disagreement"]
-        beyond = f"beyond their errors: {apart['fraction_beyond_errors']:.1%} of images"
+        beyond = f"they differ beyond their errors on {apart['fraction_beyond_errors']:.1%} of images"
         rows.append(_row("annealing - importance", apart, beyond))
     if "second_opinion" in s:
         rows.append(Row("second opinion", note=_second_opinion_text(s["second_opinion"])))
@@ -197,9 +201,11 @@ def _wide_text(bounds: Json) -> str:
     if "wide" not in bounds:
         return ""
     wide = bounds["wide"]
-    count = f"{wide['num_images']} of {bounds['num_images']}" if wide["num_images"] else "none"
-    share = f"up to {wide['fraction_at_most']:.1%} of the model's images may be, at {wide['confidence']:.0%} confidence"
-    return f"; {count} more than {wide['above']:g} nat apart, so that {share}"
+    count = f"{wide['num_images']} of {bounds['num_images']} are" if wide["num_images"] else "none is"
+    share = (
+        f"at most {wide['fraction_at_most']:.1%} of the model's images are, with {wide['confidence']:.0%} confidence"
+    )
+    return f"; {count} more than {wide['above']:g} nat apart: {share}"
 
 
 def _second_opinion_text(opinion: Json) -> str:
@@ -231,16 +237,19 @@ def _gap_note(summary: Json, several: bool) -> str:
     if "of" not in gap or (not several and not others and gap["of"] == "importance"):
         return ""
     means = [summary["elbo"]["mean"], gap["mean"]]
-    note = f"of log p(x) {fixed(None if None in means else sum(means))}: {ESTIMATES.get(gap['of'], gap['of'])}"
-    return note + (f"; on {others:.1%} of images, a larger estimate" if others else "")
+    of = ESTIMATES.get(gap["of"], gap["of"])
+    note = f"from log p(x) {fixed(None if None in means else sum(means))} ({of})"
+    return note + (f"; on {others:.1%} of images from a larger estimate" if others else "")
 
 
 def _khat_note(khat: Json) -> str:
     median = fixed(khat["median"]) if khat.get("median") is not None else "unknown"
-    too_high = f"median {median}; above {khat['threshold']:.2f}: {khat['fraction_above_threshold']:.1%} of images"
+    above, share = f"above {khat['threshold']:.2f}", f"{khat['fraction_above_threshold']:.1%} of images"
     if "fraction_unknown" not in khat:  # earlier versions counted unknown ones as too high
-        return f"{too_high}, those where it is unknown included"
-    return f"{too_high}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
+        return f"median {median}; {above} or unknown: {share}"
+    return (
+        f"median {median}; {above}: {share}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
+    )
 
 
 def _diagnostic_rows(s: Json) -> list[Row]:
@@ -249,9 +258,9 @@ def _diagnostic_rows(s: Json) -> list[Row]:
     if "khat" in s:
         rows.append(Row("Pareto k-hat", note=_khat_note(s["khat"])))
     if "next_options" in s:
-        rows.append(Row("to settle more images", note=f"python -m ppl_gen.evaluate RUN {s['next_options']}"))
+        rows.append(Row(NEXT, note=f"python -m ppl_gen.evaluate RUN {s['next_options']}"))
     if "active_units" in s:
-        collapsed = "; z is not used, its mean is the same for every image: --kl-warmup may prevent that"
+        collapsed = "; z is not used: its mean is the same for every image; --kl-warmup may prevent this"
         if s["guide"] == "prior":
             collapsed = "; the guide is the prior"
         active = s["active_units"]
@@ -260,7 +269,7 @@ def _diagnostic_rows(s: Json) -> list[Row]:
         rows.append(Row("support", note=NARROWER))
     if "components" in s:
         used, of = s["components"]["in_use"], s["components"]["of"]
-        empty = f"; {of - used} explain less than one of these images each" if used < of else ""
+        empty = f"; each of the other {of - used} explains less than one of these images" if used < of else ""
         rows.append(Row("components in use", note=f"{used} of {of}{empty}"))
     rows.append(Row("parameters", note=f"{s['num_parameters']:,}"))
     rows.append(Row("evaluation took", note=f"{s['seconds']:.0f} s"))

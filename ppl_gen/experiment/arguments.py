@@ -134,7 +134,7 @@ def _check_names(model: str, parts: Mapping[str, Any]) -> None:
     taken = {"guide", "prior"} | {option.name for part in ("data", "training", "run") for option in fields(parts[part])}
     for option in fields(parts["model_options"]):
         if option.name in taken:
-            raise BadInput(f"model {model}: every fit has an option '{option.name}' already; rename the model's")
+            raise BadInput(f"model {model}: every fit has an option '{option.name}' too; rename the model's option")
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:

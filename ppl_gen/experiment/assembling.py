@@ -105,9 +105,11 @@ def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str,
     cls = given.find("prior", config.prior)
     has_prior, closed = offers(model, HasPrior), offers(model, ClosedForm)
     if not has_prior or supplied["latent_name"] is None:
-        raise BadInput(f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site to replace")
+        raise BadInput(
+            f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site; leave this option out"
+        )
     if config.fixed_model and takes(cls, "guide"):
-        raise BadInput(f"--prior {config.prior}: depends on the guide, so that the guide can't be refitted without it")
+        raise BadInput(f"--prior {config.prior}: is made from the guide, so the guide can't be refitted")
     prior = construct("prior", cls, supplied, config.prior_options)
     if not isinstance(prior, nn.Module):
         raise BadInput(f"prior {type(prior).__name__} must be a torch.nn.Module")
@@ -124,7 +126,7 @@ def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str,
     except Exception as error:  # user code, or a prior and a guide that need each other
         raise BadInput(f"--prior {config.prior}: prior() fails: {describe(error)}") from error
     if kinds[0] != kinds[1]:
-        raise BadInput(f"--prior {config.prior}: is {kinds[0]}, and the latent of {type(model).__name__} {kinds[1]}")
+        raise BadInput(f"--prior {config.prior}: is {kinds[0]}, but the latent of {type(model).__name__} is {kinds[1]}")
 
 
 def _kind(distribution: Any) -> str:
@@ -165,7 +167,7 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
     tensors = weights_of(content[0], checkpoint)
     if not tensors:
         raise BadInput(
-            f"--checkpoint {checkpoint}: {run.path} has none, because training had no validation split or no ELBO"
+            f"--checkpoint {checkpoint}: {run.path} has none: training had no validation split or no ELBO; use last"
         )
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
     run.loaded = content[1]["step"]

@@ -147,7 +147,7 @@ class Given:
             return None if name is None else find(kind, name)
         if not components.fits(kind, own):
             needed = components.NEEDED[kind]
-            raise BadInput(f"{kind}={own!r}: needs a method {needed}; it is a class, or an instance of one")
+            raise BadInput(f"{kind}={own!r}: needs a method {needed}; give a class, or an instance of one")
         return own
 
     def fingerprint(self, kind: str, name: str | None) -> str | None:
@@ -236,7 +236,7 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
             model_options[name] = convert(name, value, of_model[name])
         else:
             if name == "refit_guide":
-                raise BadInput("refit_guide: give the guide as guide=…, with init_from=… and fixed_model=True")
+                raise BadInput("refit_guide: in Python, give guide=…, init_from=… and fixed_model=True")
             for kind in ("guide", "prior"):
                 if name in _types(kind, given.find(kind, getattr(config, kind))):
                     raise BadInput(f"{name}: is an option of the {kind}; give {kind}_options={{'{name}': …}}")
@@ -297,7 +297,7 @@ def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
         return config
     name = components.name_of("objective", objective)
     if class_name(name) != class_name(recorded):
-        raise BadInput(f"--objective {name}: {run.path} was trained with {recorded}")
+        raise BadInput(f"--objective {name}: {run.path} was trained with {recorded}; give that objective")
     return replace(config, training=replace(config.training, objective=name))
 
 

@@ -154,12 +154,12 @@ class Fitted(Assembled):
         has trained them, or the user has changed them."""
         content = self.directory.load_checkpoint()
         if content is None:
-            raise BadInput(f"{self.directory.path}: has no checkpoint any more")
+            raise BadInput(f"{self.directory.path}: its checkpoint is missing; train it with --resume")
         ours, theirs = tensors_of(self.modules), weights_of(content[0], checkpoint)
         if ours.keys() != theirs.keys() or not all(torch.equal(ours[name].cpu(), theirs[name]) for name in ours):
             raise BadInput(
-                f"{self.directory.path}: the weights of its model and guide have changed since they were saved, as by "
-                "another fit of the same instance; open the run again, with an instance of its own"
+                f"{self.directory.path}: the weights of its model and guide have changed since they were saved, "
+                "such as by another fit of the same instance; open the run again with an instance of its own"
             )
 
     def provenance(self, options: Any) -> Json:
@@ -230,7 +230,7 @@ def check_precision() -> None:
     """Raise `BadInput` unless torch makes weights in float32, as images are."""
     if (dtype := torch.get_default_dtype()) is not torch.float32:
         raise BadInput(
-            f"torch's default dtype is {dtype}, and runs are in float32; call torch.set_default_dtype(torch.float32)"
+            f"torch's default dtype is {dtype}, but runs need float32; call torch.set_default_dtype(torch.float32)"
         )
 
 
@@ -240,5 +240,5 @@ def check_same_images(directory: RunDirectory, data: Data) -> None:
     if data.sha256 is not None and recorded is not None and data.sha256 != recorded:
         raise BadInput(
             f"--data {data.name}: {directory.path} was fitted to other images: the SHA-256 of its images begins with "
-            f"{recorded[:8]}, that of the given ones with {data.sha256[:8]}"
+            f"{recorded[:8]}, the SHA-256 of the given images with {data.sha256[:8]}"
         )

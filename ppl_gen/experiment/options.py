@@ -82,7 +82,7 @@ class TrainingOptions:
                 raise BadInput(f"--optimizer muon: torch {torch.__version__} has no Muon; upgrade to torch 2.9")
         if self.capture and self.kl_warmup:
             raise BadInput(
-                f"--capture: the loss must be the same at every step, and --kl-warmup {self.kl_warmup} is not"
+                f"--capture: the loss must be the same at every step, but --kl-warmup {self.kl_warmup} changes it"
             )
         require(0 < self.max_hours < math.inf, "max_hours", self.max_hours, "must be above 0, and finite")
 

@@ -70,7 +70,7 @@ def combinations(
         path = folder / "-".join([*words, str(seed)])
         if path in planned:
             raise BadInput(
-                f"two runs would be called {path.name}; give every guide, objective, prior and seed only once"
+                f"two runs would have the name {path.name}; give every guide, objective, prior and seed only once"
             )
         planned[path] = Planned(path, Given(model, guide, prior, objective), {**dict(values), "seed": seed})
     return list(planned.values())
@@ -81,12 +81,12 @@ def check_shared(options: Mapping[str, Any], vary: Any) -> None:
     those that vary."""
     for name in (*options, *_named("vary", vary)):
         if name in _LISTED:
-            raise BadInput(f"{name}: varies by {_LISTED[name]}=[…]; give it there")
+            raise BadInput(f"{name}: give the values of this option as {_LISTED[name]}=[…]")
     if "data" in _named("vary", vary):
         raise BadInput("--vary data: runs are compared on the same images; give them once, as data=…")
     for name in options:
         if name in _named("vary", vary):
-            raise BadInput(f"{name}: is given for all runs, and varies; give it once")
+            raise BadInput(f"{name}: is given twice, for all runs and in vary; give it once")
 
 
 def _named(option: str, given: Any) -> dict[str, Any]:

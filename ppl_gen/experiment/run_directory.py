@@ -86,7 +86,7 @@ class RunDirectory:
             config = json.loads(file.read_text(encoding="utf-8"))
             version = config["format"]
             if not isinstance(version, int):
-                raise TypeError("format is no number")
+                raise TypeError("format is not a number")
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{file}: damaged, or not written by ppl_gen ({error})") from None
         if version > FORMAT:
@@ -209,7 +209,7 @@ class RunDirectory:
             state = json.loads(metadata["state"])
             intact = metadata["crc32"] == str(_checksum(tensors))
         except Exception as error:  # safetensors raises errors of many kinds
-            raise BadInput(f"{path}: damaged, or no checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
+            raise BadInput(f"{path}: damaged, or not a checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
         if not intact:
             raise BadInput(f"{path}: damaged: its checksum does not match")
         return tensors, state
@@ -260,7 +260,7 @@ def check_new(out: Path | None) -> None:
 def check_folder(out: Path) -> None:
     """Raise `BadInput` if a folder for several runs is a run directory itself."""
     if (out / "config.json").is_file():
-        raise BadInput(f"--out {out}: is a run directory; name the folder that the runs are to be in")
+        raise BadInput(f"--out {out}: is a run directory; name a folder for the runs")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class ExactGaussian(nn.Module):
     def __init__(self, latent_name: str, model: nn.Module):
         super().__init__()
         if not offers(model, LinearGaussianModel):
-            raise BadInput(f"the guide exact-gaussian takes a factor-analysis, not a {type(model).__name__}")
+            raise BadInput(f"the guide exact-gaussian needs the model factor-analysis, not {type(model).__name__}")
         self.latent_name = latent_name
         self.model = model
 

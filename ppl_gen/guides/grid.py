@@ -48,17 +48,17 @@ class Grid(nn.Module):
         super().__init__()
         name = type(model).__name__
         if latent_name is None or not offers(model, HasPrior):
-            raise BadInput(f"the guide grid takes a model with one latent site and a method prior(), not {name}")
+            raise BadInput(f"the guide grid needs a model with one latent site and a method prior(), not {name}")
         prior = model.prior()
         if prior.support.is_discrete or len(prior.event_shape) > 1:
-            raise BadInput(f"the guide grid takes a z that is a continuous vector, and that of {name} is none")
+            raise BadInput(f"the guide grid needs a z that is a continuous vector; the z of {name} is not")
         if latent_dim > _MOST_UNITS:
             raise BadInput(
-                f"the guide grid takes 1 to {_MOST_UNITS} latent units, and {name} has {latent_dim}: a grid in more "
+                f"the guide grid needs 1 to {_MOST_UNITS} latent units, but {name} has {latent_dim}: a grid in more "
                 "dimensions has too many points; use a guide that samples, such as normal"
             )
         most = round(_MOST_POINTS ** (1 / latent_dim))
-        require(points <= most, "guide.points", points, f"at most {most} for {latent_dim} latent units")
+        require(points <= most, "guide.points", points, f"must be at most {most} for {latent_dim} latent units")
         self.model: Any = model
         self.points, self.width = points, width
 

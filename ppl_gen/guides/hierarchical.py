@@ -27,7 +27,7 @@ class Hierarchical(nn.Module):
         super().__init__()
         if not offers(model, LayeredModel):
             needed = missing(model, LayeredModel)
-            raise BadInput(f"the guide hierarchical needs a model with {needed}, and {type(model).__name__} has none")
+            raise BadInput(f"the guide hierarchical needs a model with {needed}, but {type(model).__name__} has none")
         sizes = (data_dim, *model.latent_dims)
         self.layers = nn.ModuleList(
             mlp([lower, hidden, hidden, 2 * upper], model.activation)

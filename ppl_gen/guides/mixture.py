@@ -126,8 +126,8 @@ class DiagonalMixture(dist.MixtureOfDiagNormals):
             return z
         if self.component_logits.requires_grad and self._far_apart():
             raise BadInput(
-                f"DiagonalMixture.rsample: components are more than {2 * _FARTHEST:g} standard deviations apart, and "
-                "too few samples would show the gradient of their weights; draw by pyro.sample, and use an objective"
+                f"DiagonalMixture.rsample: components are more than {2 * _FARTHEST:g} standard deviations apart: too "
+                "few samples show the gradient of their weights; draw by pyro.sample, and use an objective"
             )
         locs, scales = self.locs, self.coord_scale
         standard = (z.unsqueeze(-2) - locs) / scales  # [..., k, i]

@@ -218,12 +218,12 @@ def check(model: object, guide: object, annealing: Annealing) -> None:
     """Raise `BadInput` for a model or a guide that annealing cannot use."""
     name = type(model).__name__
     if not offers(model, HasDensity):
-        raise BadInput(f"{name}: annealing takes a model of one latent site, with prior() and likelihood(z)")
+        raise BadInput(f"{name}: annealing needs a model of one latent site, with prior() and likelihood(z)")
     prior = model.prior()
     if not unbounded(prior) or prior.batch_shape:
-        raise BadInput(f"{name}: annealing takes a latent that is continuous and unbounded, and one prior() for all")
+        raise BadInput(f"{name}: annealing needs a latent that is continuous and unbounded, and one prior() for all")
     if annealing.start == "guide" and not offers(guide, Amortized):
-        raise BadInput("--annealed.start guide: takes a guide with encode(x) and posterior(context)")
+        raise BadInput("--annealed.start guide: needs a guide with encode(x) and posterior(context)")
 
 
 def _adaptation(num_temperatures: int) -> int:

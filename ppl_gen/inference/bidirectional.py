@@ -204,13 +204,13 @@ def _log_weights(
     :param first: number of the first image, for messages.
     :raises BadInput: for a weight that is not a number, or 0.
     """
-    with as_bad_input(f"{pair.guide_name} has no density for a z that it has not drawn itself"):
+    with as_bad_input(f"{pair.guide_name} has no density for a z that it did not draw itself"):
         log_w = pair.terms_at(values, x, *args, **kwargs).log_weight.flatten().double().cpu()
     wrong = log_w.isnan() | (log_w == -math.inf)
     if wrong.any():
         raise BadInput(
             f"{pair.model_name} draws image {first + int(wrong.nonzero()[0])} with a z at which log p(x, z) - "
-            f"log q(z | x) is {float(log_w[wrong][0]):g}: model(x=None) and model(x) must be one distribution"
+            f"log q(z | x) is {float(log_w[wrong][0]):g}: make model(x=None) and model(x) one distribution"
         )
     return log_w
 

@@ -82,7 +82,7 @@ def check_positional(model: PyroFunction, guide: PyroFunction, count: int) -> No
     names = max(map(positional_names, both), key=len)
     if len(names) < count:
         raise BadInput(
-            f"{' and '.join(map(name_of, both))} take {len(names)} by position, x included, and {count} arguments are "
+            f"{' and '.join(map(name_of, both))} take {len(names)} by position, with x, but {count} arguments are "
             "given: give the others by name, such as y=labels"
         )
     for function in both:
@@ -91,7 +91,7 @@ def check_positional(model: PyroFunction, guide: PyroFunction, count: int) -> No
         for name in names[len(positional_names(function)) : count]:
             if by_name and (not name or name in by_name):
                 which = name or by_name[0]
-                raise BadInput(f"{name_of(function)} takes {which} only by its name: give {which}=…, not by position")
+                raise BadInput(f"{name_of(function)} takes {which} by name only: give {which}=…")
 
 
 def takes_labels(model: Any, guide: Any) -> bool:
@@ -237,7 +237,7 @@ def reading(*functions: Any) -> Iterator[None]:
 
     def refuse(module: nn.Module, _: Any) -> None:
         raise BadInput(
-            f"{type(module).__name__} has parameters for each of the images that it was set up with, and none for "
+            f"{type(module).__name__} has parameters for each of the images that it was set up with, but none for "
             "others: write a guide that computes the parameters of q(z | x) from x"
         )
 
@@ -370,7 +370,7 @@ def as_images(x: Any, *functions: Any) -> Tensor:
     if x.layout is not torch.strided or x.is_complex():
         raise BadInput(f"x is a tensor of {x.dtype}, {x.layout}: give a dense tensor of real numbers [N, ...]")
     if x.dim() == 0:
-        raise BadInput("x is one number: give images [N, ...], with one row for each image")
+        raise BadInput("x is one number: give images [N, ...], one row per image")
     return x
 
 
@@ -400,11 +400,11 @@ def _check_whole(name: str, value: Any) -> None:
     parts = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(each, np.ma.MaskedArray) for each in parts):
         raise BadInput(
-            f"{name} is a masked array, and its mask would be lost: give {name}.filled(0), and the mask as a further "
+            f"{name} is a masked array, whose mask would be lost: give {name}.filled(0), and the mask as a further "
             "argument for a pyro.poutine.mask in the model"
         )
     if any(isinstance(each, Tensor) and each.is_nested for each in parts):
-        raise BadInput(f"{name} is a nested tensor: give a tensor with rows of one length, padded where they differ")
+        raise BadInput(f"{name} is a nested tensor: give a tensor with rows of one length; pad the shorter ones")
 
 
 def as_arguments(count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -60,8 +60,10 @@ def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[s
     except Exception as error:
         missing = batch.x.reshape(len(batch.x), -1).isnan().any(1)
         if missing.any():
-            raise BadInput(f"image {first + int(missing.nonzero()[0])} has pixels that are not numbers") from error
-        raise BadInput(f"{who}: {describe(error)}; found by Pyro's checks, which are on here") from error
+            raise BadInput(
+                f"image {first + int(missing.nonzero()[0])} has pixels that are NaN; replace them"
+            ) from error
+        raise BadInput(f"{who}: {describe(error)}; Pyro's checks, which are on here, found this") from error
     return Traces(guide_trace, model_trace), unchecked
 
 
@@ -96,6 +98,6 @@ def _kind_of(pair: Pair, site: Site, unchecked: bool, first: int, batch: Batch) 
     values = site["value"].detach()
     raise BadInput(
         f"{pair.model_name}: image {first + image} is impossible for every z: values of site '{site['name']}' "
-        f"lie in [{float(values.min()):g}, {float(values.max()):g}], and {name_of(site['fn'])} has the "
+        f"lie in [{float(values.min()):g}, {float(values.max()):g}], but {name_of(site['fn'])} has the "
         f"support {support(site['fn'])}; rescale x, or use another likelihood"
     )

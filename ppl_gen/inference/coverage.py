@@ -56,8 +56,8 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
         admitted = inside(p) if name in pair.may_leave_support else None
         if admitted is not None and not admitted.any():
             raise BadInput(
-                f"{pair.guide_name} never draws '{name}' inside the support of its prior in {pair.model_name}, so "
-                "that no sample has a weight; give the guide a distribution of that support"
+                f"{pair.guide_name} never draws '{name}' inside the support of its prior in {pair.model_name}: no "
+                "sample has a weight; give the guide a distribution of that support"
             )
     exceeds = any(supports.certainly_narrower(p["fn"], q["fn"]) for q, p in sites.values())
     narrower = {name: supports.certainly_narrower(q["fn"], p["fn"]) for name, (q, p) in sites.items()}

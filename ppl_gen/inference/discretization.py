@@ -150,12 +150,12 @@ def _check(pair: Pair, nodes: Nodes, batch: Batch) -> None:
     if z.shape != (*log_mass.shape, *shape):
         raise BadInput(
             f"{pair.guide_name}: nodes() must return points [points, {', '.join(map(str, shape))}] of '{name}' and "
-            f"their log masses [points], and returns {tuple(z.shape)} and {tuple(log_mass.shape)}"
+            f"their log masses [points], but returns {tuple(z.shape)} and {tuple(log_mass.shape)}"
         )
     if not z.isfinite().all() or not (log_mass < torch.inf).all():
         raise BadInput(
-            f"{pair.guide_name}: nodes() returns points or masses that are not finite; a prior without a standard "
-            "deviation has no grid"
+            f"{pair.guide_name}: nodes() returns points or masses that are not finite; a grid needs a prior with a "
+            "standard deviation"
         )
     with forked_rng(batch.x):
         site = trace_of(pair.model, batch).nodes[name]
@@ -166,7 +166,7 @@ def _check(pair: Pair, nodes: Nodes, batch: Batch) -> None:
     few = z[:: -(-len(z) // 5)]
     each = site["fn"].log_prob(few.unsqueeze(1))
     if not torch.allclose(each, each[:, :1].expand_as(each), rtol=_SAME, atol=_SAME, equal_nan=True):
-        raise BadInput(f"{pair.guide_name}: p(z) of {pair.model_name} differs between images, and the grid is for all")
+        raise BadInput(f"{pair.guide_name}: p(z) of {pair.model_name} differs between images, but there is one grid")
 
 
 # Between epochs ----------------------------------------------------------------------------------------------------

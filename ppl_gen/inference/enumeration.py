@@ -93,7 +93,7 @@ def sum_over_states(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> StateSu
             "dimensions on the left, such as z.unsqueeze(-1) instead of z.view(-1, 1)"
         )
         if num_states > _MOST_CALLS:
-            raise BadInput(f"{hint}; it has {num_states:,} states, too many to call it for one after the other")
+            raise BadInput(f"{hint}; it has {num_states:,} states, too many to visit one by one")
         return StateSum(_tried_by_state(pair, batch, hint), by_state=True)
 
 
@@ -135,7 +135,7 @@ def _log_marginal(pair: Pair, model: PyroFunction, batch: Batch) -> Tensor:
         factors.setdefault(plates, []).append(factor)
     result = _eliminate(factors, dims, priors).movedim(pair.plate.dim, -1)
     if result.numel() != result.shape[-1]:
-        raise BadInput(f"{pair.model_name}: its plates are not nested in each other; it cannot be enumerated")
+        raise BadInput(f"{pair.model_name}: its plates are not nested, so it cannot be enumerated; nest them")
     return result.flatten()
 
 
@@ -310,7 +310,7 @@ def _tried_by_state(pair: Pair, batch: Batch, hint: str) -> Pair:
         for index, trace in _states(pair.model, range, batch):
             for name in index:
                 if len(plates_of(trace.nodes[name])) > 1:
-                    raise BadInput(f"{hint}; its site '{name}' is in a plate inside that of the images")
+                    raise BadInput(f"{hint}; its site '{name}' is in a plate inside the plate of images")
             for name in pair.observed:
                 constraint = support(trace.nodes[name]["fn"])
                 if constraint is None or not bounds(constraint):

@@ -76,7 +76,7 @@ def exact_blocks(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any, **kw
         log_px, size, what = partial(_own_log_px, model), _CLOSED_FORM_IMAGES, "log_px(x)"
     elif pair.num_states is None:
         raise BadInput(
-            f"{pair.model_name}: log_px(x) takes fewer arguments than model(x, ...): let it take all of them"
+            f"{pair.model_name}: log_px(x) takes fewer arguments than model(x, ...); it must take all of them"
         )
     else:
         total = sum_over_states(pair, x, *args, **kwargs)
@@ -116,7 +116,7 @@ def _own_log_px(model: ClosedForm, batch: Batch) -> Tensor:
     found = model.log_px(batch.x, *_accepted(model, batch.args), **batch.kwargs)
     what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if what != [len(batch.x)]:
-        raise BadInput(f"{name_of(model)}: log_px(x) must return [images], {[len(batch.x)]}, and returns {what}")
+        raise BadInput(f"{name_of(model)}: log_px(x) must return [images], {[len(batch.x)]}, but returns {what}")
     if bool((found.isnan() | (found == torch.inf)).any()):
         raise BadInput(f"{name_of(model)}: log_px(x) is not finite for some images")
     return found
@@ -128,7 +128,7 @@ def check_probability(model: Any, log_px: Tensor, kind: str, what: str = "log_px
     :param kind: kind of p(x), as `check_images` returns it.
     """
     if kind == "probability" and float(log_px.max()) > _ABOVE:
-        raise BadInput(f"{name_of(model)}: {what} is {float(log_px.max()):.6g}, above 0, for a probability")
+        raise BadInput(f"{name_of(model)}: {what} is {float(log_px.max()):.6g}: a log-probability is at most 0")
 
 
 def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor, what: str = "log_px(x)") -> None:
@@ -143,9 +143,9 @@ def check_against_samples(model: Any, log_px: Tensor, sampled: Tensor, what: str
     """
     if (image := _refuted(log_px, sampled)) is not None:
         raise BadInput(
-            f"{name_of(model)}: {what} of image {image} is {float(log_px[image]):.6g}, and importance samples find "
+            f"{name_of(model)}: {what} of image {image} is {float(log_px[image]):.6g}, but importance samples find "
             f"{float(sampled[image]):.6g}; on average {float(log_px.mean()):.6g} and {float(sampled.mean()):.6g}"
-            + (": correct log_px, or leave it out" if what == "log_px(x)" else "")
+            + ("; correct log_px, or leave it out" if what == "log_px(x)" else "")
         )
 
 
@@ -160,9 +160,9 @@ def check_against_bounds(model: Any, log_px: Tensor, upper: Tensor) -> None:
     """
     if (image := _refuted(upper, log_px)) is not None:
         raise BadInput(
-            f"{name_of(model)}: log_px(x) of image {image} that the model draws is {float(log_px[image]):.6g}, and an "
+            f"{name_of(model)}: log_px(x) of image {image} that the model draws is {float(log_px[image]):.6g}, but an "
             f"upper bound from its z is {float(upper[image]):.6g}; on average {float(log_px.mean()):.6g} and "
-            f"{float(upper.mean()):.6g}: correct log_px, or what model(x=None) draws, or leave log_px out"
+            f"{float(upper.mean()):.6g}; correct log_px, or what model(x=None) draws, or leave log_px out"
         )
 
 
@@ -241,7 +241,7 @@ def _refuse_infinite(model: Any, batch: Batch) -> None:
         inner = list(parts(site["fn"]))[-1]  # the innermost distribution, without Independent, masks and so on
         which = f"{name_of(model)}: latent site '{site['name']}' ({type(inner).__name__})"
         if not site["fn"].has_enumerate_support and inner.has_enumerate_support:
-            raise BadInput(f"{which} is an event of several units, which Pyro does not enumerate: give them a plate")
+            raise BadInput(f"{which} is an event of several units, which Pyro can't enumerate; put them into a plate")
         if not site["fn"].has_enumerate_support:
             raise BadInput(
                 f"{which} has no finite support and cannot be enumerated: use importance sampling with a guide, as "

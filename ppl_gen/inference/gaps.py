@@ -230,11 +230,11 @@ def check_guide(pair: Pair, guide: Any) -> None:
     check_gradients("the split of the gap")
     if not offers(guide, Amortized) or len(pair.latent) != 1:
         raise BadInput(
-            f"{pair.guide_name}: the gaps take a guide of one latent site, with the methods encode(x), from images to "
+            f"{pair.guide_name}: the gaps need a guide of one latent site, with the methods encode(x), from images to "
             "contexts, and posterior(context)"
         )
     if not pair.reparametrized:
-        raise BadInput(f"{pair.guide_name}: the gaps take a guide that can be reparametrized, to move its contexts")
+        raise BadInput(f"{pair.guide_name}: the gaps need a guide that can be reparametrized, to move its contexts")
 
 
 def has_own_weights(guide: Any, x: Tensor) -> bool:

@@ -324,7 +324,7 @@ def _raise_for_nan(pair: Pair, terms: Terms, first: int) -> None:
     image = int(terms.log_weight.isnan().any(0).nonzero()[0])
     which = [name for name, values in pair.log_densities(terms).items() if values[:, image].isnan().any()]
     which = which or ["inf - inf: the log weight"]
-    raise BadInput(f"{which[0]} is not a number for image {first + image}; look for a scale of 0 or an overflow there")
+    raise BadInput(f"{which[0]} is NaN for image {first + image}; look for a scale of 0 or an overflow there")
 
 
 def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -206,6 +206,6 @@ def visible_part(likelihood: Any, x: Tensor, visible: Tensor) -> tuple[Any, Tens
     if isinstance(likelihood, dist.Independent) and not likelihood.base_dist.event_shape:
         return likelihood.base_dist.mask(visible).to_event(likelihood.reinterpreted_batch_ndims), x
     raise BadInput(
-        f"pixels can be hidden only if they are independent given z: a {type(likelihood).__name__} from "
-        "likelihood(z) is neither to_event(1) nor has a method select(pixels)"
+        f"hidden pixels must be independent given z: a {type(likelihood).__name__} from likelihood(z) needs "
+        "to_event(1) or a method select(pixels)"
     )

@@ -49,14 +49,14 @@ def check_independence(pair: Pair, batch: Batch) -> None:
     again, _ = scorer(everyone)
     if not _all_alike(together, again):
         raise BadInput(
-            f"{pair.model_name} and {pair.guide_name} score the same z twice, with the same random numbers, and get "
-            "different densities: keep no state between calls, and draw all noise by torch"
+            f"{pair.model_name} and {pair.guide_name} score the same z twice with the same random numbers, but get "
+            "different densities: keep no state between calls, and draw all noise with torch"
         )
     other, other_values = replace(scorer, seed=seed + 1)(everyone)
     if not all(bool(((one == two) | one.isnan()).all()) for one, two in zip(values, other_values, strict=True)):
         raise BadInput(
-            f"{pair.model_name} observes different values at every call, such as torch.bernoulli(x): draw them once, "
-            "and give them as x"
+            f"{pair.model_name} observes different values at every call, such as torch.bernoulli(x): draw them once "
+            "and pass them as x"
         )
     noisy = scorer.sites is None or not _all_alike(together, other)
     for image in everyone[:: max(1, len(everyone) // 3)][:3]:

@@ -40,7 +40,7 @@ class Integrand:
         self.units = drawn.shape[1]
         self.low, self.high = (drawn.nan_to_num(nan=sign * math.inf).mul(sign).amin(0).mul(sign) for sign in (1, -1))
         if not bool((self.low < self.high).all()):
-            raise BadInput(f"{name_of(model)}: samples of prior() are all alike, so that it has no density")
+            raise BadInput(f"{name_of(model)}: all samples of prior() are equal: it has no density")
         self.together = self._broadcasts(drawn[:2].nan_to_num(), x[:3])
         self.numbers = numbers_held(self._likelihood(drawn[:1].nan_to_num()), 1) if self.together else num_pixels(x)
 

@@ -380,7 +380,7 @@ def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str
         raise BadInput(f"{pair.model_name} cannot draw images: model(x=None, n={len(x)}): {describe(error)}") from error
     if len(pair.observed) > 1 or images.shape != x.shape:
         raise BadInput(
-            f"{pair.model_name}: its one observed site must be the images {tuple(x.shape)}, to be drawn from it; "
+            f"{pair.model_name}: to draw images, its one observed site must be the images {tuple(x.shape)}; "
             f"it is {', '.join(pair.observed)} {tuple(images.shape)}"
         )
     return drawn

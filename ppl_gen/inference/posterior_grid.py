@@ -102,7 +102,7 @@ def posterior_grids(model: Any, pair: Pair, x: Tensor) -> list[GridPosterior]:
     with evaluating(model, pair.guide), matmul_precision(), forked_rng(x):
         check(model)
         if model.prior().event_shape != (2,):
-            raise BadInput(f"{name_of(model)}: posteriors are drawn for a z of two units")
+            raise BadInput(f"{name_of(model)}: posteriors can be drawn only for a z of two units")
         log_px = quadrature_log_px(model, x, quadrature=Quadrature(_LARGEST_ERROR)).log_px.tolist()
         torch.manual_seed(0)
         integrand = Integrand(model, x)

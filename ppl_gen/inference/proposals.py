@@ -247,7 +247,7 @@ def _counts(num_guides: int, num_samples: int, prior_share: float) -> tuple[list
     from_prior = round(prior_share * num_samples)
     counts = [(num_samples - from_prior + i) // num_guides for i in range(num_guides)]
     if min(counts, default=1) < 1 or (prior_share > 0 and from_prior < 1) or from_prior + sum(counts) < num_samples:
-        raise BadInput(f"--num-samples {num_samples}: too few for every proposal to have one")
+        raise BadInput(f"--num-samples {num_samples}: too few: each proposal needs at least one")
     return counts, from_prior
 
 
@@ -259,18 +259,18 @@ def _pairs(model: Any, guides: Sequence[Any], temperature: float, x: Tensor, *ar
         return [Pair.read(*_with_prior(model), x, *args, **kwargs)]
     for pair in pairs:
         if pair.enumerated:
-            raise BadInput(f"{pair.guide_name} samples no z, and cannot be a proposal; use --estimator prior")
+            raise BadInput(f"{pair.guide_name} samples no z, so it cannot be a proposal; use --estimator prior")
     if not all(pair.vectorized for pair in pairs) or len({pair.max_plate_nesting for pair in pairs}) > 1:
         pairs = [
             replace(pair, vectorized=False) for pair in pairs
         ]  # each guide must score the values of the others, in one shape
     for pair in pairs if temperature != 1 else ():
         if not pair.vectorized:
-            raise BadInput(f"--temperature {temperature}: takes a pair that can be run under a plate of samples")
+            raise BadInput(f"--temperature {temperature}: needs a pair that can be run under a plate of samples")
         if pair.masked:
-            raise BadInput(f"--temperature {temperature}: takes latent sites without a mask")
+            raise BadInput(f"--temperature {temperature}: needs latent sites without a mask")
         if not pair.unbounded:
-            raise BadInput(f"--temperature {temperature}: takes latent sites that are continuous and unbounded")
+            raise BadInput(f"--temperature {temperature}: needs latent sites that are continuous and unbounded")
     return pairs
 
 

@@ -125,15 +125,15 @@ def check(model: Any) -> None:
     """Raise `BadInput` for a model that quadrature does not support."""
     name = name_of(model)
     if not offers(model, HasDensity):
-        raise BadInput(f"{name}: quadrature takes a model of one latent site, with prior() and likelihood(z)")
+        raise BadInput(f"{name}: quadrature needs a model of one latent site, with prior() and likelihood(z)")
     prior = model.prior()
     units = math.prod(prior.event_shape)
     if is_discrete(prior):
-        raise BadInput(f"{name}: quadrature takes a continuous latent; a finite one is enumerated")
+        raise BadInput(f"{name}: quadrature needs a continuous latent; enumerate a finite one")
     if not 1 <= units <= MOST_UNITS or prior.batch_shape:
         what = f"{units} units" if not prior.batch_shape else f"a batch {list(prior.batch_shape)} of priors"
         raise BadInput(
-            f"{name}: quadrature takes a latent of 1 to {MOST_UNITS} units and one prior() for all, not {what}"
+            f"{name}: quadrature needs a latent of 1 to {MOST_UNITS} units and one prior() for all, not {what}"
         )
 
 
@@ -144,10 +144,10 @@ def why_no_quadrature(pair: Pair, model: Any, *args: Tensor) -> str | None:
     """
     name = pair.model_name
     if args:
-        return f"{name}: quadrature takes a model and a guide without labels"
+        return f"{name}: quadrature needs a model and a guide without labels"
     if len(pair.latent) != 1 or len(pair.observed) != 1 or pair.max_plate_nesting != 1 or pair.masked:
         has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
-        return f"{name}: quadrature takes one latent and one observed site, in the plate of images alone; it has {has}"
+        return f"{name}: quadrature needs one latent and one observed site, in the plate of images alone; it has {has}"
     try:
         with evaluating(model):
             check(model)

@@ -47,7 +47,7 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
     functions = _functions_of(model, guide, batch)
     x = batch.x
     if len(x) == 0:
-        raise BadInput("there are no images")
+        raise BadInput("x has no images; give at least one")
     with reading(model, guide), forked_rng(x), matmul_precision():
         plate, traces = _plate_of_images(functions, batch)
         _check_sites(functions, traces)
@@ -104,7 +104,7 @@ def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStac
         traces = _first_traces(functions, take(rows, *batch), batch)
         observed = [site for site in sample_sites(traces.model) if site["is_observed"]]
         if not observed:
-            raise BadInput(f"{functions.model_name} observes nothing: give its image site obs=x")
+            raise BadInput(f"{functions.model_name} observes nothing; give its image site obs=x")
         frames = set.intersection(*(set(site["cond_indep_stack"]) for site in observed))
         candidates.append({f.name: f for f in frames if f.vectorized and f.size == count})
     names = set.intersection(*(set(found) for found in candidates))
@@ -141,7 +141,7 @@ def _first_traces(functions: _Functions, batch: Batch, whole: Batch) -> Traces:
 def _check_kept(who: str, x: Tensor, before: Tensor) -> None:
     """Raise `BadInput` if a function has changed its images in place: the other one would score other images."""
     if not torch.equal(x.nan_to_num(), before.nan_to_num()):
-        raise BadInput(f"{who} changes x in place, which model and guide share: let it work on a copy, x.clone()")
+        raise BadInput(f"{who} changes x in place, but model and guide share it: work on a copy, x.clone()")
 
 
 def _hint_of_rows(functions: _Functions, who: str, whole: Batch) -> str:
@@ -152,7 +152,7 @@ def _hint_of_rows(functions: _Functions, who: str, whole: Batch) -> str:
     except Exception:  # it fails on all images too
         return ""
     return (
-        f"; it runs on all {len(whole.x)} images alone, such as with a parameter for each of them: compute what "
+        f"; it runs on all {len(whole.x)} images alone, as with a parameter for each of them: compute what "
         "belongs to an image from x"
     )
 
@@ -185,7 +185,7 @@ def _check_sites(functions: _Functions, traces: Traces) -> None:
         if not proposed:
             raise BadInput(
                 f"{functions.guide_name} does not sample '{name}' of {functions.model_name}, and it is not enumerated: "
-                'that takes finite support and infer={"enumerate": "parallel"}'
+                'this needs finite support and infer={"enumerate": "parallel"}'
             )
         if name not in proposed:
             marked = name in _marked(traces.model)
@@ -197,7 +197,7 @@ def _check_sites(functions: _Functions, traces: Traces) -> None:
     for name in proposed:
         if name not in latent:
             raise BadInput(
-                f"{functions.guide_name} samples '{name}', which is no latent site of {functions.model_name}"
+                f"{functions.guide_name} samples '{name}', which is not a latent site of {functions.model_name}"
             )
 
 
@@ -211,7 +211,7 @@ def _check_plates(functions: _Functions, traces: Traces, plate: CondIndepStackFr
                 where = f", in '{plates[0]}'" if plates else ""
                 raise BadInput(
                     f"{who}: site '{name}' is outside the plate '{plate.name}'{where}; latents must be local to an "
-                    "image, and model and guide must use one name for the plate: with "
+                    "image, and model and guide must use the same name for the plate: with "
                     f"pyro.plate('{plate.name}', len(x))"
                 )
 
@@ -223,7 +223,7 @@ def _check_shapes(functions: _Functions, traces: Traces) -> None:
     """Refuse sites without a density, and sites whose event shape or kind differs between model, guide and value."""
     for site in sample_sites(traces.guide):
         if site["is_observed"]:
-            raise BadInput(f"{functions.guide_name} observes '{site['name']}': a guide samples, without obs=")
+            raise BadInput(f"{functions.guide_name} observes '{site['name']}': a guide only samples; leave out obs=")
         _check_density(site, functions.guide_name)
         if site["name"] in traces.model.nodes:
             _check_same_events(functions, site, traces.model.nodes[site["name"]])
@@ -233,8 +233,8 @@ def _check_shapes(functions: _Functions, traces: Traces) -> None:
         event = tuple(site["fn"].event_shape)
         if site["is_observed"] and event and tuple(site["value"].shape[-len(event) :]) != event:
             raise BadInput(
-                f"{functions.model_name}: site '{site['name']}' has event shape {event}, and what it observes the "
-                f"shape {tuple(site['value'].shape)}; a constructor is given data_dim and data_shape if it asks"
+                f"{functions.model_name}: site '{site['name']}' has event shape {event}, but its observed value has "
+                f"shape {tuple(site['value'].shape)}; a constructor may have the arguments data_dim and data_shape"
             )
 
 
@@ -244,14 +244,14 @@ def _check_same_events(functions: _Functions, q: Site, p: Site) -> None:
     if ours != theirs:
         raise BadInput(
             f"{functions.guide_name} does not fit {functions.model_name}: site '{q['name']}' has event shape {ours} in "
-            f"the guide and {theirs} in the model"
+            f"the guide, but {theirs} in the model"
         )
     both = (q["fn"], p["fn"])
     kinds = ["discrete" if is_discrete(distribution) else "continuous" for distribution in both]
     if kinds[0] != kinds[1] and all(support(distribution) is not None for distribution in both):
         raise BadInput(
             f"{functions.guide_name} does not fit {functions.model_name}: site '{q['name']}' is {kinds[0]} in the "
-            f"guide and {kinds[1]} in the model"
+            f"guide, but {kinds[1]} in the model"
         )
 
 
@@ -260,8 +260,8 @@ def _check_density(site: Site, who: str) -> None:
     if supports.has_no_density(site["fn"]) and not any(not mask.any() for mask in supports.masks(site)):
         kind = [type(part).__name__ for part in supports.parts(site["fn"]) if supports.has_no_density(part)][-1]
         raise BadInput(
-            f"{who}: site '{site['name']}' is a {kind}, which has no density, so that there is no ELBO and no "
-            "importance weight; use a distribution with a spread, such as Normal"
+            f"{who}: site '{site['name']}' is a {kind}, which has no density: there is no ELBO and no importance "
+            "weight; use a distribution with a spread, such as Normal"
         )
 
 
@@ -289,8 +289,8 @@ def _check_dimensions(functions: _Functions, traces: Traces, plate: CondIndepSta
             if any(size > 1 for size in shape[: -_max_plate_nesting(traces)]):
                 raise BadInput(
                     f"{who}: site '{site['name']}' has log-densities of shape {shape} for {plate.size} images in the "
-                    f"plate '{plate.name}': all that belongs to an image must be one event, by .to_event(n), or in a "
-                    "plate of its own"
+                    f"plate '{plate.name}': put all that belongs to an image into one event, by .to_event(n), or into "
+                    "a plate of its own"
                 )
 
 

@@ -24,7 +24,7 @@ class TooMuchWork(BadInput):
     """Quadrature takes more operations than are allowed."""
 
     def __init__(self, name: str, work: float, most_work: float):
-        super().__init__(f"{name}: quadrature takes about {work:.1e} operations, and {most_work:.1e} are allowed")
+        super().__init__(f"{name}: quadrature takes about {work:.1e} operations, but {most_work:.1e} are allowed")
         self.work = work
 
 
@@ -98,7 +98,7 @@ class Refinement:
         if needed > free:
             raise BadInput(
                 f"{name_of(self.integrand.model)}: quadrature of {len(self.x)} images takes up to {needed / 1e9:,.1f} "
-                f"GB, and {free / 1e9:,.1f} GB are free; take fewer images, or --estimator importance"
+                f"GB, but {free / 1e9:,.1f} GB are free; use fewer images, or --estimator importance"
             )
 
     def run(self) -> None:
@@ -144,8 +144,7 @@ class Refinement:
             if math.prod(counts) > _MOST_FIRST_CELLS:
                 times = " x ".join(f"{count / cells_along:.0f}" for count in counts)
                 raise BadInput(
-                    f"{name_of(self.integrand.model)}: quadrature finds no end of p(x, z), which is not negligible on "
-                    f"{times} times the range of the prior"
+                    f"{name_of(self.integrand.model)}: p(x, z) has no end within {times} times the range of the prior"
                 )
             centers = _midpoints(low, step, counts)
             peaks, ends = [], torch.zeros(2, units, dtype=torch.bool)

@@ -79,7 +79,7 @@ def precision_recall(data: Tensor, samples: Tensor, k: int = 3) -> tuple[tuple[f
     """
     _check(data, samples)
     if min(len(data), len(samples)) <= k:
-        raise BadInput(f"precision and recall: take more than {k} points of either kind")
+        raise BadInput(f"precision and recall: need more than {k} points of each kind")
     return _inside(samples, data, k), _inside(data, samples, k)
 
 
@@ -104,4 +104,4 @@ def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 def _check(a: Tensor, b: Tensor) -> None:
     """Raise `BadInput` for too few points."""
     if min(len(a), len(b)) < 2 * _BLOCKS:
-        raise BadInput(f"sample quality: takes at least {2 * _BLOCKS} points of either kind")
+        raise BadInput(f"sample quality: needs at least {2 * _BLOCKS} points of each kind")

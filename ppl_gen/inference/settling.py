@@ -189,8 +189,8 @@ def check(model: Any, guide: Any, images: Batch) -> float:
     with evaluating(model, guide), forked_rng(x):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         if pair.enumerated or not scores_others(pair, few):
-            why = "samples no z" if pair.enumerated else "has no density for a z that it has not drawn"
-            raise BadInput(f"--num-samples auto: {pair.guide_name} {why}, so that there is no second proposal")
+            why = "samples no z" if pair.enumerated else "has no density for a z that it did not draw"
+            raise BadInput(f"--num-samples auto: {pair.guide_name} {why}, so it has no second proposal; give a number")
         if not pair.vectorized or pair.masked or not pair.unbounded:
             return 1.0
         values, *_ = pair.draw(x, *args, num_samples=1, **kwargs)

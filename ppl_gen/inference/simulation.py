@@ -100,9 +100,7 @@ def _block(pair: Pair, own: Terms, chunks: list[Terms]) -> tuple[Tensor, Tensor,
     )
     log_weight = likelihood + prior - guide
     if bool(log_weight.isnan().any() | own.log_weight.isnan().any()):
-        raise BadInput(
-            f"{pair.model_name} and {pair.guide_name}: an image from the model has weights that are no numbers"
-        )
+        raise BadInput(f"{pair.model_name} and {pair.guide_name}: an image from the model has weights that are NaN")
     count = len(guide)
     weights = log_weight.softmax(0).nan_to_num(nan=1 / count)  # of samples that are all impossible
     equal = torch.full_like(weights, 1 / count)

@@ -107,6 +107,6 @@ def require_memory(pair: Pair, num_images: int, gradients: bool = False, device:
     if needed > free:
         raise BadInput(
             f"{pair.model_name} has {pair.num_states:,} latent states: a sum over all of them for {num_images} images "
-            f"takes {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; use fewer latent units or smaller "
+            f"takes {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free; use fewer latent units or smaller "
             "batches, or a guide that samples, such as bernoulli"
         )

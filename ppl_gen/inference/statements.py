@@ -73,7 +73,7 @@ class _ParamHandler(Messenger):
         else:
             raise BadInput(
                 f"pyro.param('{name}') of {self.owner} did not exist when the pair was assembled: make all "
-                "statements at every call, or make it an nn.Parameter"
+                "statements at every call, or use an nn.Parameter"
             )
         value.unconstrained = lambda: unconstrained  # SVI reads it
         message["value"] = value
@@ -140,8 +140,8 @@ def _made_by(model: nn.Module, guide: nn.Module, name: str, path: str, parameter
         if id(net) not in shared and dict(net.named_parameters()).get(path) is parameter:
             return net
     raise BadInput(
-        f"pyro.module('{name}') uses a network that is made outside of model and guide, so that no seed draws its "
-        "weights and all runs share them: make it in the constructor, self.net = …, and name self.net"
+        f"pyro.module('{name}') uses a network that is made outside the model and the guide: no seed draws its "
+        "weights, and all runs share them; make it in the constructor, self.net = …, and name self.net"
     )
 
 

@@ -31,14 +31,14 @@ def captions(
     :param found: the bounds and estimates of the run, for the caption of their picture.
     """
     return {
-        **(learning_curves.captions(metrics) if metrics else learning_curves.CAPTIONS),
         **(distances.captions(found) if found else distances.CAPTIONS),
         **(bounds.captions(summary) if summary and "iwae" in summary else bounds.CAPTIONS),
-        **guide_calibration.CAPTIONS,
+        **(learning_curves.captions(metrics) if metrics else learning_curves.CAPTIONS),
         **images.CAPTIONS,
         **latent.CAPTIONS,
         **posteriors.CAPTIONS,
         **parts.CAPTIONS,
+        **guide_calibration.CAPTIONS,
         **responsibilities.CAPTIONS,
         **sample_quality.CAPTIONS,
         **spliced.CAPTIONS,

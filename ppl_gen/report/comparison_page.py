@@ -1,14 +1,20 @@
 """The page of several runs side by side. It needs no torch."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ppl_gen.core.commands import fit_command
+from ppl_gen.core.calls import of_session, open_call
+from ppl_gen.core.commands import fit_command, sweep_command
 from ppl_gen.core.errors import warnings_of
+from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.columns import Layout
 from ppl_gen.evaluation.distances import Distances
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.report.page import Picture, render
+
+_TERMS = {"S": "importance-sampling", "units": "active-units"}
+"""Headings that are not words of the glossary, with its terms. `L_k` is found by its form."""
 
 
 def comparison(
@@ -31,25 +37,69 @@ def comparison(
 
     images, warnings = compared["images"], warnings_of(compared["images"]["observation"])
     runs = [RunDirectory.open(Path(path)) for row in compared["rows"] for path in row["runs"]]
-    agreed = ", ".join(f"{heading} {cell}" for heading, cell in table.common.items())
-    lead = (
-        f"{images['num_images']} {images['split']} images, binarization {images['binarization']}; "
-        "nats per image, larger is better"
-    )
     notices = [run.config.get("data_notice", "") for run in runs]
-    again = [("this page", command)]
-    for run in runs:
-        made = fit_command(run.config)
-        again.append((f"{run.path}{'' if made else ', made from Python'}", made))
+    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     return render(
         "comparison.html.jinja",
-        title=f"{len(runs)} run{'s' if len(runs) > 1 else ''} compared on {images['data']}",
-        lead=lead + (f"; all rows: {agreed}" if agreed else ""),
+        title=f"{count} compared on {images['data']}",
+        lead=f"This page compares {count} on the same images: {images['num_images']} {images['split']} images, "
+        f"binarization {images['binarization']}. Numbers are nats per image, and larger is better.",
+        main=_main(compared["rows"], [row.label for row in found.rows]),
+        agreed=list(table.common.items()),
         warnings=[text for text in dict.fromkeys([*notices, *warnings]) if text],
+        anchors={each: anchor for each in (*table.columns, *table.common) if (anchor := _anchor(each))},
         headings=list(table.columns),
         numbers=set(table.columns) - table.words,
         rows=list(zip(*table.columns.values(), strict=True)),
+        pieces=_pieces,
         notes=[note for note in compared["notes"] if note not in warnings],
         pictures=[Picture.of(png, caption(found)), *further],
-        again=again,
+        again=[("this page", command), *(each for run in runs for each in _again(run))],
+        calls=[("", open_call(run.config, run.path)) for run in runs if of_session(run.config)],
     )
+
+
+def _pieces(cell: str) -> list[str]:
+    """A cell in pieces that may stand below each other: a mean with its error, a second error, an interval."""
+    mean, *others = re.split(r" (?=± |\[)", cell)
+    return [" ".join([mean, *others[:1]]), *others[1:]] if others and others[0][0] == "±" else [mean, *others]
+
+
+def _anchor(heading: str) -> str:
+    return "iwae-bound" if heading.startswith("L_") else _TERMS.get(heading, "")
+
+
+def _main(rows: Sequence[Json], labels: Sequence[str]) -> list[str]:
+    """The result in sentences: the best row, and whether the next one differs from it by more than chance."""
+    at_least = [bool(row["log_px"]["at_least"]) for row in rows]
+    best = f"{'at least ' if at_least[0] else ''}{fixed(rows[0]['log_px']['mean'])} nats"
+    if len(rows) == 1:
+        return [f"log p(x) is {best}."]
+    sentences = [f"The best log p(x) is {best}: {labels[0]}."]
+    difference = rows[1]["log_px_difference"]
+    mean, low, high = (difference.get(key) for key in ("mean", "low", "high"))
+    if mean is not None:
+        text = f"The next, {labels[1]}, is {fixed(-mean)} nats below it."
+        if low is not None and high is not None:
+            between = " between these two sets of weights" if difference.get("of") == "weights" else ""
+            chance = f"the difference{between} may be chance"
+            if not low <= 0 <= high:
+                chance = f"chance does not explain the difference{between}"
+            text += f" The 95 % interval is {fixed(-high)} to {fixed(-low)} nats: {chance}."
+        sentences.append(text)
+    if any(at_least):
+        sentences.append(
+            'Where log p(x) reads "at least" (≥), it is likely higher, so the difference and the order of the rows may '
+            "be others."
+        )
+    return sentences
+
+
+def _again(run: RunDirectory) -> Iterator[tuple[str, Sequence[str]]]:
+    """Comments, each with the command that makes a run."""
+    if made := fit_command(run.config):
+        yield str(run.path), made
+    elif swept := sweep_command(run.config):
+        yield f"{run.path}, and the other runs of its sweep", swept
+    else:
+        yield f"{run.path}, made from Python: its report.html has the call", []

@@ -235,6 +235,17 @@ function explore(place, data) {
     write(high[units[0]], side - 4, side - top(0) + 9, "right");
     write(low[units[1]], right(0) + 4, side - 9, "left");
     write(high[units[1]], right(0) + 4, 9, "left");
+    context.font = "600 12px system-ui, sans-serif";
+    context.globalAlpha = 1;
+    context.strokeStyle = getComputedStyle(document.body).backgroundColor;  // around the names, which lie over labels
+    context.lineWidth = 4;
+    const label = (text, x, y) => {
+      context.textAlign = "right";
+      context.strokeText(text, x, y);
+      context.fillText(text, x, y);
+    };
+    label(`${name(units[0])} →`, side - 4, side - top(0) - 10);
+    label(`${name(units[1])} ↑`, right(0) - 5, 10);
   }
   new ResizeObserver(sketch).observe(plane);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", sketch);

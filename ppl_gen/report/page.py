@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ppl_gen.figures.captions import Caption
+from ppl_gen.report.terms import Terms, shown
 
 _HERE = Path(__file__).parent
 
@@ -48,9 +49,11 @@ class Gallery(dict[str, Picture]):
 def render(template: str, **content: Any) -> str:
     """The text of a page.
 
-    :param template: name of a template in this folder. `content` are its variables.
+    :param template: name of a template in this folder. `content` are its variables. It has `terms`,
+        which makes links to the glossary of the page and has its entries, and `link` and `shown` as well.
     """
-    return _environment().get_template(template).render(content)
+    terms = Terms()
+    return _environment().get_template(template).render(content, terms=terms, link=terms.link, shown=shown)
 
 
 def saving(text: str) -> Callable[[Path], Any]:

@@ -1,18 +1,20 @@
 """The page of a run."""
 
-import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from ppl_gen.core.commands import command, external_class_options, fit_command
+from ppl_gen.core.calls import fit_call, of_session, open_call
+from ppl_gen.core.commands import command, external_class_options, fit_command, sweep_command
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.distances import Distances, distances
 from ppl_gen.evaluation.reading import read
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.figures.captions import Caption
+from ppl_gen.report.main_result import MainResult, main_result
+from ppl_gen.report.options import default_config, options
 from ppl_gen.report.page import Gallery, Picture, render, saving
-from ppl_gen.report.sections import results, sections
+from ppl_gen.report.sections import Section, results, sections
 
 
 def write_report(run: RunDirectory) -> None:
@@ -24,21 +26,39 @@ def report(run: RunDirectory) -> str:
     """The page of a run as HTML."""
     config, metrics, contents = run.config, run.metrics(), results(run)
     evaluation, shown = contents.get("bounds"), sections(run, contents)
-    trained = f"{metrics[-1]['epoch']} epochs of training, {metrics[-1]['seconds']:.0f} s" if metrics else ""
-    about = f"{config['data_name']}, binarization {config['data']['binarization']}"
-    if evaluation is not None:
-        about = f"{table.images(evaluation)}; {evaluation['checkpoint']} weights"
+    main = None if evaluation is None else main_result(evaluation, [run.path, *external_class_options(config)])
     return render(
         "run.html.jinja",
-        title=f"{table.title(config)}, on {config['data_name']}",
-        lead=f"{about}; {trained}",
+        title=f"{table.title(config)}, on {_data(config)}",
+        lead=_lead(config, metrics),
+        main=main,
+        next=_next(run, main),
         sections=shown,
         warnings=_warnings(config, contents),
         explored=run.read_json("explorer.json"),
         pictures=list(_pictures(run, evaluation or {}, metrics).values()),
-        groups=_options(config),
-        again=[*_again(run), *(each.again for each in shown)],
+        options=options(config),
+        again=_again(run, shown),
     )
+
+
+def _lead(config: Json, metrics: list[Json]) -> str:
+    """The sentence that says what the page is."""
+    trained = ""
+    if metrics:
+        count, seconds = metrics[-1]["epoch"], metrics[-1]["seconds"]
+        time = f"{seconds:.0f} s" if seconds >= 1 else "less than a second"
+        trained = f", trained for {count} epoch{'s' if count != 1 else ''} in {time}"
+    return (
+        f"This page is the report of one run: the model {table.shown(config['model'])} with the guide "
+        f"{table.shown(config['guide'])}{trained} on {_data(config)} (binarization "
+        f"{config['data']['binarization']})."
+    )
+
+
+def _data(config: Json) -> str:
+    """The name of the data set."""
+    return "images of a Python session" if "data" in of_session(config) else str(config["data_name"])
 
 
 def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
@@ -50,7 +70,7 @@ def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
     return [text for text in dict.fromkeys(warnings) if text]
 
 
-# Pictures and options ------------------------------------------------------------------------------------------
+# Pictures ------------------------------------------------------------------------------------------------------
 
 
 def gallery(run: RunDirectory) -> Gallery:
@@ -85,28 +105,59 @@ def _distances(run: RunDirectory) -> Distances | None:
         return None
 
 
-def _options(config: Json) -> dict[str, dict[str, str]]:
-    """Every option of `config.json` as text, in groups."""
-    groups: dict[str, Json] = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
-    groups |= {name: value for name, value in config.items() if isinstance(value, dict) and value}
-    return {
-        name.replace("_", " "): {key: _written(value) for key, value in options.items()}
-        for name, options in groups.items()
-    }
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return shlex.join(map(str, value))
-    return "none" if value in (None, "") else str(value)
-
-
 # Commands ------------------------------------------------------------------------------------------------------
 
 
-def _again(run: RunDirectory) -> Iterator[tuple[str, Sequence[str]]]:
-    """Comments, each with its command. A run that was made from Python has no command that makes it."""
-    made = fit_command(run.config)
-    yield "the run, where there is none yet" if made else "the run was made from Python", made
-    resume = command("fit", "--resume", run.path, *external_class_options(run.config))
-    yield "go on with it if it was interrupted, and draw it again", resume
+@dataclass(frozen=True)
+class MakeAgain:
+    """How to make a run and its results again: calls of Python, and commands."""
+
+    calls: list[tuple[str, str]]
+    """Comments with calls; empty for a run made on the command line."""
+    commands: Sequence[tuple[str, Sequence[str]]]
+    """Comments with the words of a command; empty if a command cannot have the classes or the images of the run."""
+
+
+def _next(run: RunDirectory, main: MainResult | None) -> MakeAgain | None:
+    """What may settle log p(x); None if there is nothing to settle, or nothing to try."""
+    if main is None or not main.command:
+        return None
+    if of_session(run.config):
+        return MakeAgain([("", open_call(run.config, run.path)), ("", main.call)], [])
+    return MakeAgain([], [("", main.command)])
+
+
+def _again(run: RunDirectory, shown: Sequence[Section]) -> MakeAgain:
+    made, swept, own = fit_command(run.config), sweep_command(run.config), of_session(run.config)
+    calls = [] if made or swept else list(_calls(run, own, shown))
+    commands = [] if own else [(each.again.text, each.again.words) for each in shown]
+    if not own:
+        resume = command("fit", "--resume", run.path, *external_class_options(run.config))
+        commands.insert(0, ("continue the run if it was interrupted, and draw its pictures again", resume))
+    if made:
+        commands.insert(0, ("the run, if there is none at this path", made))
+    if swept:
+        commands.insert(0, ("the sweep that made the run; it keeps the runs that are there", swept))
+    return MakeAgain(calls, commands)
+
+
+def _calls(run: RunDirectory, own: dict[str, str], shown: Sequence[Section]) -> Iterator[tuple[str, str]]:
+    """The calls that make a run again that was made from Python. Results are there if no command can make them."""
+    config = run.config
+    about = "this run was made from Python"
+    if own:
+        about += f"; define {' and '.join(own.values())} first, as in the session that made it"
+    yield about, "import ppl_gen"
+    yield "the run, if there is none at this path", fit_call(config, default_config(config), run.path)
+    if not own:
+        yield "open it again", open_call(config, run.path)
+        return
+    yield (
+        "open it again; the run directory holds no code and no images of yours, so give them again",
+        open_call(config, run.path),
+    )
+    yield "continue it if it was interrupted, and draw its pictures again", "run.resume()"
+    for each in shown:
+        if each.again.checkpoint != "last":
+            yield "", open_call(config, run.path, checkpoint=each.again.checkpoint)
+        yield each.again.text, each.again.call

@@ -40,7 +40,7 @@ def least_images(
             return 1
     if size == 1:
         raise BadInput(
-            f"a step on one image fails in training, as it does with batch normalization in {type(model).__name__} or "
+            f"a training step on one image fails, as with batch normalization in {type(model).__name__} or "
             f"{type(guide).__name__}: use a --batch-size and a --train-size of at least 2"
         )
     return 2

@@ -67,10 +67,10 @@ class Captured:
                 self.graph = make_fx(self._with_gradients)(*batch)
         except Exception as error:  # user code that reads values, or an operation that torch cannot trace
             raise BadInput(
-                f"--capture: the loss of this pair depends on values of tensors: {describe(error)}"
+                f"--capture: the code of this pair looks at values of tensors; train it without: {describe(error)}"
             ) from error
         if tensors != [id(tensor) for tensor in self._tensors()]:
-            raise BadInput("--capture: a buffer is assigned anew in each step; change it in place")
+            raise BadInput("--capture: each step assigns a new tensor to a buffer; change the buffer in place")
         try:
             gradients = self.check(*other)
         except Failed as error:
@@ -111,8 +111,8 @@ class Captured:
             moved = all(map(_moved_alike, self._tensors(), after, before))
         if not (moved and all(map(_alike, (again, *recorded), (value, *gradients)))):
             raise Failed(
-                "--capture: the pair does not compute what was recorded of it: it depends on something besides "
-                "tensors, such as a number of steps, or on values as numbers; train it without --capture"
+                "--capture: the pair no longer computes what was recorded: it depends on more than tensors, such as a "
+                "number of steps, or on values of tensors; train it without --capture"
             )
         return recorded
 

@@ -99,7 +99,7 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     say(f"*** {data.notice} ***" if data.notice else None)
     assembled = Assembled.make(config, data, given)
     if not any(parameter.requires_grad for parameter in assembled.trained.parameters()):
-        raise BadInput("neither model nor guide has a parameter to train")
+        raise BadInput("neither the model nor the guide has a parameter to train; give one of them an nn.Parameter")
     if start and config.fixed_model and config.init_from is None:
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if start and config.init_from is not None:
@@ -133,7 +133,7 @@ def _data(config: Config, given: Given) -> Data:
         data = load_data(config.data, given.data)
     if parallel.broadcast_object(data.name) != data.name:
         raise BadInput(
-            f"--data {config.data.data}: is {data.name} in this process, and another data set in the first one"
+            f"--data {config.data.data}: is {data.name} in this process, but another data set in the first process"
         )
     return data.to(device)
 
@@ -146,7 +146,9 @@ def check_patience(assembled: Assembled) -> None:
     patience = assembled.config.training.patience
     bounded = len(assembled.data.validation) and not isinstance(assembled.objective, Monitors)
     if patience is not None and not bounded:
-        raise BadInput(f"--patience {patience}: needs a validation split and a bound; this run has none")
+        raise BadInput(
+            f"--patience {patience}: needs a validation split and an ELBO, but this run has none; leave this option out"
+        )
 
 
 def check_binarization(assembled: Assembled) -> None:
@@ -156,10 +158,12 @@ def check_binarization(assembled: Assembled) -> None:
     if not pair.discrete and binarization not in ("none", "dequantized"):
         raise BadInput(
             f"--binarization {binarization}: {pair.model_name} has a density of grey pixels, not a probability of "
-            "binary ones; use dequantized, or none"
+            "binary pixels; use dequantized or none"
         )
     if pair.discrete and binarization == "dequantized":
-        raise BadInput(f"--binarization dequantized: {pair.model_name} has no density of grey pixels; use another")
+        raise BadInput(
+            f"--binarization dequantized: {pair.model_name} has no density of grey pixels; use another --binarization"
+        )
 
 
 def check_support(assembled: Assembled) -> None:
@@ -170,8 +174,8 @@ def check_support(assembled: Assembled) -> None:
         site = leaves_support(pair, *assembled.batch)
     if site is not None:
         raise BadInput(
-            f"{pair.guide_name} draws '{site}' outside the support of its prior in {pair.model_name}, where the "
-            "ELBO is -inf; give the guide a distribution of the same support, such as LogNormal for positive numbers"
+            f"{pair.guide_name} draws '{site}' outside the support of its prior in {pair.model_name}: the ELBO is -inf "
+            "there; give the guide a distribution of the same support, such as LogNormal for positive numbers"
         )
 
 
@@ -192,7 +196,7 @@ def check_contract(assembled: Assembled) -> None:
         z = terms.latents[name][0]
         if z.numel() != len(x) * math.prod(pair.event_shapes[name]):
             raise BadInput(
-                f"site '{name}' is in a plate within '{pair.plate.name}', and prior(), likelihood(z) and posterior(c) "
+                f"site '{name}' is in a plate within '{pair.plate.name}', but prior(), likelihood(z) and posterior(c) "
                 "describe one event per image: use .to_event(1) instead of that plate, or leave these methods out"
             )
         z = z.reshape(len(x), *pair.event_shapes[name])
@@ -277,11 +281,11 @@ def grid_cost(assembled: Assembled) -> str:
         nodes, count = few_nodes(pair)
     few, ratio = discretized(pair, nodes), count / len(nodes[1])
     needed = ratio * _bytes_of_a_step(assembled, few, batch)
-    less = "use fewer points, --guide.points, smaller batches, or a guide that samples, such as normal"
+    less = "use fewer points (--guide.points), smaller batches, or a guide that samples, such as normal"
     if needed > (free := free_memory(batch[0].device)):
         raise BadInput(
             f"{pair.guide_name} has {count:,} points: a sum over all of them for {len(batch[0])} images takes about "
-            f"{needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; {less}"
+            f"{needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free; {less}"
         )
     return _cost(assembled, f"{count:,} points of z", ratio * _seconds_of_a_step(assembled, few, batch), needed, less)
 
@@ -301,7 +305,7 @@ def _cost(assembled: Assembled, what: str, seconds: float, needed: float, less: 
     duration = f"{hours:.1f} h" if hours > 1 else f"{hours * 60:.1f} min"
     cost = (
         f"a step sums {what} for {size} images: about {seconds:.2g} s and {needed / 1e9:.2g} GB; "
-        f"the steps of {training.epochs} epochs about {duration}"
+        f"{training.epochs} epochs of steps take about {duration}"
     )
     if hours > training.max_hours:
         raise BadInput(f"{cost}, more than --max-hours {training.max_hours:g}; {less}")
@@ -371,7 +375,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
             if trained and id(site["value"].unconstrained()) not in owned:
                 raise BadInput(
                     f"pyro.param('{name}') was created after the pair was built: make it an nn.Parameter of "
-                    "model or guide"
+                    "the model or the guide"
                 )
         if not loss.isfinite():
             densities = pair.log_densities(pair.terms(*batch))
@@ -393,7 +397,7 @@ def _require_gradient(assembled: Assembled, loss: Tensor) -> None:
     """Raise `BadInput` for a loss without a gradient, as an objective has that detaches its surrogate."""
     if not loss.requires_grad:
         name = name_of(assembled.objective)
-        raise BadInput(f"objective {name}: its loss has no gradient; do not detach it, and leave out torch.no_grad()")
+        raise BadInput(f"objective {name}: its loss has no gradient; do not detach it, and do not use torch.no_grad()")
 
 
 def _loss(assembled: Assembled) -> Callable[..., Tensor]:
@@ -423,8 +427,8 @@ def _check_owned(loss: Tensor, called: list[nn.Module], compute: Callable[[], Te
             outside += [f"weights {tuple(leaf.shape)}{of}"] if id(leaf) in kept else []
     if outside:
         raise BadInput(
-            f"the loss depends on {outside[0]} outside of model and guide, which is not trained, saved or put into "
-            "eval mode with them: make it part of one of them in its constructor, self.net = …"
+            f"the loss depends on {outside[0]} outside the model and the guide: it is not trained, saved or put "
+            "into eval mode with them; make it a part of one of them in its constructor: self.net = …"
         )
 
 

@@ -29,10 +29,10 @@ def record_epochs(directory: RunDirectory, before: TrainingOptions, now: Trainin
     if quiet:
         return
     done = directory.last.get("epoch", 0)
-    print(f"{directory.path}: trained on from {done} to {now.epochs} epochs")
+    print(f"{directory.path}: training continues from epoch {done} to {now.epochs}")
     if now.schedule != "constant":
         rates = [options.rate(done, options.epochs) for options in (before, now)]
         print(
-            f"the {now.schedule} schedule goes on as that of {now.epochs} epochs: the learning rate is {rates[1]:.2g}, "
-            f"where it was {rates[0]:.2g}. The run is not the same as one of {now.epochs} epochs from the start"
+            f"the {now.schedule} schedule is now for {now.epochs} epochs: the learning rate changes from "
+            f"{rates[0]:.2g} to {rates[1]:.2g}. A run of {now.epochs} epochs from the start would give other weights"
         )

@@ -40,7 +40,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise BadInput("--tensorboard: needs the package tensorboard; pip install tensorboard") from None
+            raise BadInput(
+                "--tensorboard: needs the package tensorboard; install it: pip install tensorboard"
+            ) from None
         self.make_writer = SummaryWriter
 
     def __call__(self, run: "Run", metrics: Json) -> None:
@@ -76,7 +78,7 @@ def check(own: Any) -> None:
         except TypeError:
             fits = False
     if not fits:
-        raise BadInput(f"on_epoch={shown(own)}: must be a function of the run and its metrics")
+        raise BadInput(f"on_epoch={shown(own)}: must be a function of two arguments, the run and its metrics")
 
 
 def ends_training(hook: Hook, run: "Run", metrics: Json) -> bool:
@@ -87,7 +89,7 @@ def ends_training(hook: Hook, run: "Run", metrics: Json) -> bool:
     answer = hook(run, metrics)
     if answer is not None and not isinstance(answer, bool | np.bool_):
         raise BadInput(
-            f"on_epoch: returned {shown(answer)} after epoch {metrics['epoch']}; return True to end training, and None "
-            f"or False to go on. The run is whole: continue it with Run.open({str(run.path)!r}).resume(on_epoch=…)"
+            f"on_epoch: returned {shown(answer)} after epoch {metrics['epoch']}; return True to end training, None "
+            f"or False to continue. The run is intact: continue it with Run.open({str(run.path)!r}).resume(on_epoch=…)"
         )
     return bool(answer)

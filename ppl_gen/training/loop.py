@@ -329,8 +329,8 @@ class Loop:
         if self.state.trained not in ([], self.names):  # the optimizer's state goes by their order
             other = sorted({*self.state.trained} ^ {*self.names}) or self.names
             raise BadInput(
-                f"{self.directory.path}: its training had other parameters, such as {other[0]}: let requires_grad of "
-                "your instances be as it was"
+                f"{self.directory.path}: it was trained with other parameters, such as {other[0]}; set requires_grad "
+                "of your instances as it was then"
             )
         self.best = {name: tensor for name, tensor in tensors.items() if name.startswith("best.")}
         restore(self.modules, self.optimizer.parts, tensors, self.directory)
@@ -347,10 +347,12 @@ def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *b
     """
     elbo = bind(objective, pair, *batch)
     if options.kl_warmup and not has_kl_term(objective, pair):
-        raise BadInput(f"--kl-warmup {options.kl_warmup}: scales the KL term, which this objective does not have")
+        raise BadInput(
+            f"--kl-warmup {options.kl_warmup}: scales the KL term, but this objective has none; leave this option out"
+        )
     if options.capture:
         if parallel.world_size() > 1:
-            raise BadInput(f"--capture: needs a single process, not {parallel.world_size()}")
+            raise BadInput(f"--capture: needs a single process, but there are {parallel.world_size()}")
         recorded = recordable(objective, pair)
         return elbo if recorded is objective else bind(recorded, pair, *batch)
     return elbo

@@ -75,7 +75,7 @@ def show(progress: Progress, line: Json, epochs: int) -> None:
         if bias is not None:
             figures += f"  grid bias {round(bias, 3) + 0.0:.3f}"
             if line["epoch"] == epochs and abs(bias) > TOLERANCE:
-                figures += f": above {TOLERANCE} nats, train with more points, such as a larger --guide.points"
+                figures += f", above {TOLERANCE} nats: train with more points, such as a larger --guide.points"
     else:
         shown = _ADVERSARIAL if _ADVERSARIAL.keys() <= line["train"].keys() else {key: key for key in line["train"]}
         texts = {split: ", ".join(f"{name} {line[split][key]:.3f}" for key, name in shown.items()) for split in splits}

@@ -110,7 +110,7 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
             name = "-".join(kebab_case(word.rpartition(":")[2]) for word in named)
             if name in planned:
                 raise BadInput(
-                    f"two runs would be called {name}; give every guide, objective, prior and seed only once"
+                    f"two runs would have the name {name}; give every guide, objective, prior and seed only once"
                 )
             path = options.out / name
             arguments = [options.model, *chosen, "--seed", str(seed), "--out", str(path), *rest]
@@ -134,7 +134,7 @@ def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in {*_OWN, *own, *particles}:
-            raise BadInput(f"{flag}: the sweep sets this option itself; the options after -- are shared by all runs")
+            raise BadInput(f"{flag}: the sweep sets this option itself; leave it out after --")
     for flag in sorted(own & {*_OWN, *particles}):
         raise BadInput(
             f"--vary {flag.removeprefix('--')}: use the sweep's own option for it, such as --guides or --seeds"
@@ -150,7 +150,7 @@ def _chosen(
     if guide is not None:
         name, *options = guide.split(",")
         if not all("=" in option for option in options):
-            raise BadInput(f"--guides {guide}: expected options of the guide after the comma, as in flow,transform=iaf")
+            raise BadInput(f"--guides {guide}: after the comma give options of the guide, as in flow,transform=iaf")
         chosen += ["--guide", name, *(f"--guide.{option}" for option in options)]
         label += [name, *(option.partition("=")[2] for option in options)]
     if objective is not None:
@@ -235,7 +235,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
             for child in running:
                 child.process.wait()
     if stopping:
-        raise KeyboardInterrupt("the same command continues")
+        raise KeyboardInterrupt("run the same command to continue")
     return failures
 
 
@@ -268,7 +268,9 @@ def locked(out: Path) -> int:
         lock = os.open(out, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise BadInput(f"--out {out}: another sweep is at work there, or a run of a sweep that was killed") from None
+        raise BadInput(
+            f"--out {out}: another sweep writes there, or a run of a killed sweep; wait for it, or end it"
+        ) from None
     except OSError as error:
         raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
     return lock

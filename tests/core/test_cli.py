@@ -80,4 +80,4 @@ def test_one_process(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (status, out) == (
         2,
         "",
-    ) and err == "error: torchrun: only fit and evaluate can share their work among processes\n"
+    ) and err == "error: torchrun: only fit and evaluate can run in several processes; start this command without it\n"

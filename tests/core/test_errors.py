@@ -97,4 +97,6 @@ def test_errors_of_user_code() -> None:
     with pytest.raises(KeyboardInterrupt), as_bad_input("guide Mine"):
         raise KeyboardInterrupt
     assert describe(ValueError()) == "ValueError"
-    assert describe(ValueError("Shape mismatch inside plate('data')\nmore")).endswith("is one event: .to_event(1)")
+    assert describe(ValueError("Shape mismatch inside plate('data')\nmore")).endswith(
+        "make a vector per image one event: .to_event(1)"
+    )

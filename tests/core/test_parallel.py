@@ -44,7 +44,7 @@ def test_what_is_refused_is_refused_in_one_line(elsewhere: Path) -> None:
     for arguments, message in (
         (("ppl_gen.fit", "mixture", *MIXTURE, "--out", "there"), "--out there: exists already"),
         (("ppl_gen.fit", "mixture", "--data", "nosuch"), "nosuch"),
-        (("ppl_gen.compare", "there"), "only fit and evaluate can share their work"),
+        (("ppl_gen.compare", "there"), "only fit and evaluate can run in several processes"),
     ):
         done = run_two(*arguments)
         assert done.returncode != 0

@@ -60,7 +60,7 @@ def test_taken(given: Any, labels: Tensor | None) -> None:
         (Items((x, "cat") for x in X), "data [train_labels]: labels must be whole numbers, not 'cat'"),
         ((X, ["cat"] * 20), "data [train_labels]: labels must be whole numbers, not ['cat', 'cat'"),
         ((X, None), "data [train_labels]: labels must be whole numbers, not None"),
-        (Items((x, torch.eye(3)[0]) for x in X), "data array [train]: (20, 3) labels for 20 images; give one integer"),
+        (Items((x, torch.eye(3)[0]) for x in X), "data array [train]: labels (20, 3) for 20 images; give one integer"),
         (Items((x, 0.5) for x in X), "data array [train]: labels must be integers"),
         (TensorDataset(X, Y + 0.9), "data array [train]: labels must be integers"),
         (Items([]), "data [train]: the Dataset has no items"),

@@ -88,7 +88,7 @@ def test_train_size(small_mnist: Path, size: int, left: int) -> None:
     both = min(size, 500)
     assert torch.equal(data.train.images[:both], whole.train.images[:both])
     if left == 0:
-        with pytest.raises(BadInput, match="none left for validation"):
+        with pytest.raises(BadInput, match="training took all images"):
             data.split("validation")
 
 
@@ -128,7 +128,7 @@ def test_fixed_binarization(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) ->
         for name, part in zip(("train", "validation", "test"), parts, strict=True):
             np.testing.assert_array_equal(data.targets(name).numpy(), part)
     (folder / "binarized_mnist_valid.amat").write_text("0 1 2")
-    with pytest.raises(BadInput, match="truncated or of another format"):
+    with pytest.raises(BadInput, match="is truncated, or is not 20 lines of 784"):
         load_data(DataOptions(data="binarized-mnist"))
 
 
@@ -150,7 +150,7 @@ def test_the_folder_that_holds_the_files(
     data = load_data(DataOptions("mnist"))
     for split in ("train", "validation", "test"):
         assert torch.equal(data.targets(split), expected.targets(split))
-    assert ("do not say that they are of mnist" in data.notice) == ("MNIST" not in layout)
+    assert ("do not say which data set they are" in data.notice) == ("MNIST" not in layout)
 
 
 def test_files_of_another_data_set(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, small_mnist: Path) -> None:
@@ -211,5 +211,5 @@ def test_a_damaged_mnist_is_not_replaced(small_mnist: Path) -> None:
     path = small_mnist / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
     for name in ("auto", "mnist"):
-        with pytest.raises(BadInput, match=r"test files in .* are truncated or of another format"):
+        with pytest.raises(BadInput, match=r"test files in .* are truncated or have another format"):
             load_data(DataOptions(data=name))

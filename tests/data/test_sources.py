@@ -69,9 +69,9 @@ def test_npz_with_splits_and_labels(tmp_path: Path) -> None:
     ("labels", "words"),
     [
         ({"train": np.array(["a"] * 9)}, "must be integers"),
-        ({"train": np.arange(8)}, "8.* labels for 9 images"),
-        ({"train": np.arange(9), "test": np.arange(5)}, "only train, test with labels"),
-        ({"validation": np.arange(4)}, "only validation with labels"),
+        ({"train": np.arange(8)}, "labels .8,.* for 9 images"),
+        ({"train": np.arange(9), "test": np.arange(5)}, "only train, test has labels"),
+        ({"validation": np.arange(4)}, "only validation has labels"),
     ],
 )
 def test_labels_that_cannot_be_used(tmp_path: Path, labels: dict[str, np.ndarray], words: str) -> None:
@@ -180,7 +180,7 @@ def test_white_can_be_said(tmp_path: Path) -> None:
         data = read(path, largest_pixel=white)
         np.testing.assert_array_equal(pixels_of(data), images.reshape(30, 20) / np.float32(white))
         assert data.train.scale == white and data.notice == ""
-    with pytest.raises(BadInput, match="larger than largest_pixel 15"):
+    with pytest.raises(BadInput, match="above largest_pixel 15"):
         read(path, largest_pixel=15)
     with pytest.raises(BadInput, match="largest_pixel 0: must be at least 1"):
         DataOptions(str(path), largest_pixel=0)
@@ -200,7 +200,7 @@ def test_real_numbers_up_to_255(tmp_path: Path) -> None:
     data = read(path)
     np.testing.assert_array_equal(pixels_of(data), (images.reshape(30, 20) / 255).astype(np.float32))
     assert "float64 pixels 0…" in data.notice and "divided by 255" in data.notice
-    with pytest.raises(BadInput, match="no grey levels"):
+    with pytest.raises(BadInput, match="needs grey levels"):
         load_data(DataOptions(str(path), "dequantized"))
 
 
@@ -209,7 +209,9 @@ def test_real_numbers_up_to_255(tmp_path: Path) -> None:
 def test_splits_of_different_ranges(tmp_path: Path, white: int, dtype: str) -> None:
     images = np.concatenate([grey(20, top=white), grey(10)]).astype(dtype)
     path = in_splits(tmp_path / "images.npz", images)
-    with pytest.raises(BadInput, match=rf"train lie in \[0, {white}\], those of test in \[0, 255\]; scale them alike"):
+    with pytest.raises(
+        BadInput, match=rf"train lie in \[0, {white}\], but pixels of test in \[0, 255\]; scale them alike"
+    ):
         read(path)
     np.testing.assert_array_equal(pixels_of(read(path, largest_pixel=255)), images.reshape(30, 20) / np.float32(255))
     images = np.concatenate([grey(20), grey(10) // 2 + 1])  # a darker split is no other range
@@ -246,7 +248,7 @@ def test_memory_order(tmp_path: Path, layout: Any) -> None:
 
 def test_images_along_the_last_axis_are_said(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", grey(28, (28, 100)))
-    assert "28 images of 28 × 100, as the first axis says" in read(tmp_path / "images.npy").notice
+    assert "28 images of 28 × 100, along the first axis" in read(tmp_path / "images.npy").notice
 
 
 @pytest.mark.parametrize(
@@ -280,9 +282,11 @@ def test_one_array_of_several(tmp_path: Path) -> None:
     images, numbers = grey(30), np.arange(30)
     path = tmp_path / "images.npz"
     np.savez(path, a=images, b=images[:20] // 2, labels=numbers)
-    with pytest.raises(BadInput, match=r"no array called 'train' among a, b, labels; name one: data .*npz:a"):
+    with pytest.raises(
+        BadInput, match=r"no array is called 'train'; its arrays: a, b, labels; name the array of images: data .*npz:a"
+    ):
         read(path)
-    with pytest.raises(BadInput, match=r"images.npz:c: no such array among a, b, labels"):
+    with pytest.raises(BadInput, match=r"images.npz:c: no such array; its arrays: a, b, labels"):
         read(f"{path}:c")
     data = read(f"{path}:a")
     assert data.train.labels is not None and "'labels' is train labels; not used: 'b'" in data.notice
@@ -327,7 +331,7 @@ def test_idx(tmp_path: Path, suffix: str) -> None:
     told = fingerprint(str(path))
     write("train-labels-idx1-ubyte", idx(numbers[:20]))
     write("t10k-images-idx3-ubyte", idx(images[20:]))
-    with pytest.raises(BadInput, match="only train with labels"):
+    with pytest.raises(BadInput, match="only train has labels"):
         read(path)
     labels = write("t10k-labels-idx1-ubyte", idx(numbers[20:]))
     data = read(path)
@@ -335,7 +339,7 @@ def test_idx(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(data.targets("test").numpy(), images[20:].reshape(10, -1) / np.float32(255))
     assert f"test labels from t10k-labels-idx1-ubyte{suffix}" in data.notice
     assert fingerprint(str(path)) != told is not None  # of all that was read
-    with pytest.raises(BadInput, match="one number for each image, as labels do; name the file of images"):
+    with pytest.raises(BadInput, match="one number per image, so these are labels; name the file of images"):
         read(labels)
     real = np.random.default_rng(0).random((20, 3, 4)).astype(">f4")
     np.testing.assert_array_equal(
@@ -392,7 +396,7 @@ def test_csv(tmp_path: Path, style: str) -> None:
         labels = np.concatenate([data.split(name).labels for name in ("train", "validation", "test")])
         np.testing.assert_array_equal(labels[np.lexsort(got.T)], numbers[order])
     assert "a row is an image of 4 × 4" in data.notice
-    assert ("column is labels; a header line says otherwise" in data.notice) == (
+    assert ("column is taken as labels; add a header line if it is not" in data.notice) == (
         style in ("bare labels", "labels last")
     )
     assert ("not used: ''" in data.notice) == (style == "pandas")
@@ -404,7 +408,7 @@ def test_csv_by_the_numbers_of_its_columns(tmp_path: Path) -> None:
     lines = [",".join(f"pixel{i}" for i in order), *(",".join(str(row[i]) for i in order) for row in images)]
     (tmp_path / "x.csv").write_text("\n".join(lines))
     data = read(tmp_path / "x.csv")
-    assert "columns are put in the order of their numbers" in data.notice
+    assert "columns are sorted by their numbers" in data.notice
     got = pixels_of(data)
     expected = images / np.float32(255)
     np.testing.assert_array_equal(got[np.lexsort(got.T)], expected[np.lexsort(expected.T)])
@@ -417,11 +421,11 @@ def test_csv_by_the_numbers_of_its_columns(tmp_path: Path) -> None:
         ("pixel0,pixel1\n", "truncated, or not a .csv file of numbers"),
         ("pixel0,pixel0\n1,0\n0,1\n1,1\n", "several columns are called 'pixel0'"),
         ("a,b\n1,0\n0,1\n", "no column is called pixel0"),
-        ("pixel0,pixel1\n1,0,1\n0,1,1\n1,1,1\n", "2 names and 3 columns"),
+        ("pixel0,pixel1\n1,0,1\n0,1,1\n1,1,1\n", "has 2 names, but there are 3 columns"),
         ("1,0,1\n0,x,1\n", "truncated, or not a .csv file of numbers"),
-        ("1,?,1\n0,1,1\n", "its first line is neither names of columns nor numbers"),
+        ("1,?,1\n0,1,1\n", "its first line mixes names and numbers"),
         ("1,0,1\n0,1\n1,1,0\n1,1,0\n1,0,0\n", "1 pixels are not finite numbers"),
-        ("label,y,pixel0,pixel1\n1,1,0,1\n0,1,1,1\n", "labels are both in label and in y"),
+        ("label,y,pixel0,pixel1\n1,1,0,1\n0,1,1,1\n", "several columns can be the labels: label, y; keep one"),
     ],
 )
 def test_foreign_text(tmp_path: Path, text: str, words: str) -> None:
@@ -488,9 +492,9 @@ def test_mat_that_is_not_images(tmp_path: Path) -> None:
     path = tmp_path / "images.mat"
     for content, words in [
         ({"X": grey(7, (20,))}, "may have one image per row or per column"),
-        ({"X": scipy.sparse.eye(20)}, "'X' is no array of numbers"),
+        ({"X": scipy.sparse.eye(20)}, "'X' is not an array of numbers"),
         ({"X": {"a": 1}}, "expected numbers"),
-        ({"a": 1, "b": 2}, "no array called 'train' among a, b"),
+        ({"a": 1, "b": 2}, "no array is called 'train'; its arrays: a, b"),
     ]:
         scipy.io.savemat(path, content)
         with pytest.raises(BadInput, match=words):
@@ -507,7 +511,7 @@ def test_what_was_decided_is_told_and_recorded(elsewhere: Path, call: Any) -> No
     options = ("--data", "sub/x.npz", "--epochs", "1", "--num-components", "2", "--num-samples", "5")
     told = (
         "sub/x.npz: not used: 'mean'; axes are [images, height, width, channels]: 1 × 4 × 5; "
-        "uint8 pixels 0…16 are divided by 16; --largest-pixel says otherwise"
+        "uint8 pixels 0…16 are divided by 16; --largest-pixel sets another value of white"
     )
     status, out, err = call(fit.command, "mixture", *options)
     assert status == 0, err

@@ -78,11 +78,11 @@ def test_annealing_and_importance_sampling_have_the_same_images(tmp_path: Path) 
 
 def test_what_has_none(tmp_path: Path) -> None:
     fitted = _fitted("mixture", tmp_path)
-    with pytest.raises(BadInput, match=r"sandwich 7: log p\(x\) is exact, and no importance samples are drawn; add"):
+    with pytest.raises(BadInput, match=r"sandwich 7: log p\(x\) is exact, so no importance samples are drawn; add"):
         _evaluated(fitted, sandwich=7)
     from_prior = _evaluated(fitted, sandwich=7, estimator="importance").bidirectional_importance
     assert from_prior is not None and from_prior["num_images"] == 7
-    with pytest.raises(BadInput, match="gaps: does not take sandwich 7"):
+    with pytest.raises(BadInput, match="gaps: leave out sandwich 7"):
         EvaluationOptions(gaps=True, sandwich=7)
 
 
@@ -140,7 +140,7 @@ def test_the_widths_in_a_comparison(elsewhere: Path) -> None:
     assert [row.width_importance for row in comparison.rows] == [0.25, 0.5]
     assert [row.width_annealed for row in comparison.rows] == [None, None]
     assert " width " in str(comparison) and "0.250" in str(comparison) and "AIS width" not in str(comparison)
-    assert "width: distance of the two bounds" in str(comparison)
+    assert "width: distance between the two bounds" in str(comparison)
 
 
 def test_the_command_of_an_earlier_evaluation() -> None:
@@ -149,6 +149,8 @@ def test_the_command_of_an_earlier_evaluation() -> None:
         "model": "vae",
         "guide": "normal",
         "log_px": {"mean": -1.0, "se": 0.1, "estimator": "exact"},
+        **dict.fromkeys(("data", "split", "binarization", "checkpoint"), ""),
+        "num_images": 1,
         "num_parameters": 1,
         "seconds": 1.0,
     }
@@ -158,7 +160,7 @@ def test_the_command_of_an_earlier_evaluation() -> None:
         ("annealed", {"sandwich": _ENTRY}, []),
     ):
         options = asdict(EvaluationOptions()) | {"estimator": estimator, "sandwich": 100}
-        command = bounds.section(content | more | {"options": options}, ["run"]).again[1]
+        command = bounds.section(content | more | {"options": options}, ["run"]).again.words
         assert [word for word in command if word in ("--sandwich", "100")] == words
     assert EvaluationOptions(estimator="annealed").num_from_model == 100 and EvaluationOptions().num_from_model == 0
 

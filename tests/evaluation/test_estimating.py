@@ -104,13 +104,13 @@ def test_an_estimator_of_ones_own_stands_beside_the_others(runs: dict[str, Path]
     assert read is not None and read.estimates["mine"].words == "my own estimator"
     title = read.to_xarray()["log_px_mine"].attrs["long_name"]
     assert title == "log p(x) by my own estimator"
-    with pytest.raises(BadInput, match="two of that name"):
+    with pytest.raises(BadInput, match="two estimators have this name"):
         evaluate(fitted, EvaluationOptions(num_images=6), further=[_mine, _mine], quiet=True)
 
     def taken(*arguments: Any) -> Estimate:
         return replace(_mine(*arguments), estimator="annealed")
 
-    with pytest.raises(BadInput, match="one of the package's own"):
+    with pytest.raises(BadInput, match="a name of the package"):
         evaluate(fitted, EvaluationOptions(num_images=6), further=[taken], quiet=True)
 
 

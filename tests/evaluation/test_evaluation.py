@@ -159,7 +159,7 @@ def test_html_is_escaped() -> None:
 @pytest.mark.parametrize("observation", ["density", "cross-entropy"])
 def test_what_must_not_be_overlooked_is_said(observation: str) -> None:
     evaluation = Evaluation.from_json(_uneven().summary | {"observation": observation})
-    warning = {"density": "densities of grey pixels", "cross-entropy": "no bound on a log-probability"}[observation]
+    warning = {"density": "densities of grey pixels", "cross-entropy": "do not bound the log-probability"}[observation]
     assert warning in str(evaluation) and warning in evaluation._repr_html_()
 
 

@@ -34,7 +34,7 @@ def test_a_missed_mode_stands_below_the_gaps() -> None:
     part = gap_parts(found)
     assert part["fraction_missed"] == 0.25 and part["fraction_blind"] == 0.1 and part["at_least"]
     said = [row.label for _, rows in gap_rows({"contexts": part}) for row in rows]
-    assert "25% of images have a mode that the search did not reach:" in said
+    assert "25% of images have a mode that the search did not reach;" in said
     assert "blind to other modes than the encoder's: 10% of images" in said
     earlier = {key: value for key, value in part.items() if not key.startswith(("fraction_missed", "fraction_blind"))}
     assert len(gap_rows({"contexts": earlier})[0][1]) == len(said) - 3
@@ -46,7 +46,7 @@ def test_gaps_that_cannot_be_split(elsewhere: Path, call: Call) -> None:
     status, _, err = call(evaluate.command, "net", "--gaps")
     assert status == 2 and "can be reparametrized" in err and err.count("\n") == 1
     status, _, err = call(fit.command, "--init-from", "net", "--refit-guide", "enumerated", "--out", "other")
-    assert status == 2 and "neither model nor guide has a parameter to train" in err
+    assert status == 2 and "neither the model nor the guide has a parameter to train" in err
 
 
 FEW = Search(window=3, patience=1, most_windows=4)

@@ -69,12 +69,12 @@ def test_the_table_names_what_departs() -> None:
     about |= {"estimator": "importance", "num_samples": 100, "resolution": 0.07, "ess": {"median": 9.5, "min": 1.0}}
     text = calibration_table(about | {"before": judge(NAMES, found, 0.05), "after": judge(NAMES, ranks(), 0.05)})
     for words in (
-        "400 images from the model, their z ranked in 100 samples of the guide each",
+        "400 images from the model; the z of each is ranked among 100 samples of the guide",
         "too narrow: z[0]",
-        "by less than about 7.0%",
+        "below about 7.0%",
         "median 9.5, least 1.0",
         "at most 5%",
     ):
         assert words in text
     grey = about | {"grey": True, "before": judge(NAMES, ranks(), 0.05), "estimator": "exact"}
-    assert "fitted to grey ones" in calibration_table(grey) and "exact p(z | x)" in calibration_table(grey)
+    assert "fitted to grey images" in calibration_table(grey) and "exact p(z | x)" in calibration_table(grey)

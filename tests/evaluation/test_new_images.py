@@ -25,5 +25,5 @@ def test_levels_and_shares_of_white_are_the_same_images(elsewhere: Path, binariz
         with pytest.raises(BadInput, match=r"are neither in \[0, 1\] nor grey levels up to 16"):
             run.log_px(DIGITS / divisor)
     if binarization == "dequantized":
-        with pytest.raises(BadInput, match="between the grey levels of the run"):
+        with pytest.raises(BadInput, match="these pixels lie between levels"):
             run.log_px(DIGITS / 16 * 0.99)

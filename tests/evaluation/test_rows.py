@@ -101,12 +101,12 @@ def test_intervals(elsewhere: Path) -> None:
     assert (entry["low"], entry["high"]) == pytest.approx((-5.75 - half, -5.75 + half)) and entry["se_seeds"] is None
     text = str(Comparison(paths))
     assert f"-5.75 ± 0.14 [{-5.75 - half:+.2f}, {-5.75 + half:+.2f}]" in text
-    one = "a difference between two sets of weights, not between two methods"
+    one = "Δ compares two sets of weights, not two methods"
     assert "whichever of the 3 rows came out best" in text and f"one seed in this row or in the first: {one}" in text
     (row, _) = csv.DictReader(io.StringIO(Comparison(paths[:4]).to_csv()))
     assert row["log_px_difference.low"] == row["log_px_difference.of"] == ""
     text = str(Comparison(paths[:4]))
-    assert "the interval is for two methods: for other seeds, and for other images" in text and one not in text
+    assert "the interval compares two methods: it is for other seeds and other images" in text and one not in text
     assert "may be chance" in text and "came out best" not in text
     text = str(Comparison([paths[0], paths[4]]))
     assert f"one seed: {one}" in text and "two methods: for" not in text

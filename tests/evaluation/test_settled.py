@@ -78,7 +78,7 @@ def test_a_known_log_px_has_nothing_to_settle(tmp_path: Path) -> None:
 def test_what_auto_cannot_be_with(tmp_path: Path) -> None:
     """It is said before any work."""
     for more in ({"gaps": True}, {"prior_share": 0.1}, {"temperature": 2.0}, {"estimator": "annealed"}):
-        with pytest.raises(BadInput, match="does not take"):
+        with pytest.raises(BadInput, match="leave out"):
             EvaluationOptions(num_samples="auto", **more)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match=r"settling.*needs"):
         EvaluationOptions(settling=Settling(0.5))

@@ -42,7 +42,7 @@ def test_unknown_khat_is_no_high_one() -> None:
     assert "above 0.67: 10.0% of images; unknown: 25.0%; fine: 65.0%" in _notes(summary)["Pareto k-hat"]
     for kind in ("unknown", "fine"):
         del summary["khat"][f"fraction_{kind}"]
-    assert "those where it is unknown included" in _notes(summary)["Pareto k-hat"]
+    assert "above 0.67 or unknown: " in _notes(summary)["Pareto k-hat"]
     few = replace(estimate, khat=khat * math.nan, largest=once + 1)
     summary = _summary(importance=few)
     assert summary["khat"]["fraction_unknown"] == 1 and "median" not in summary["khat"]
@@ -96,7 +96,7 @@ nats per image ± standard error over images; larger is better
 estimated bias -0.10
   gap: log p(x) - ELBO   at least     1.50 ± 0.05
   effective sample size  median 10.0, least 1.5 of 9
-  Pareto k-hat           median 0.60; above 0.40: 75.0% of images, those where it is unknown included
+  Pareto k-hat           median 0.60; above 0.40 or unknown: 75.0% of images
   parameters             1,234
   evaluation took        2 s"""
     assert str(Evaluation.from_json(copy.deepcopy(OLD))) == text
@@ -137,4 +137,4 @@ def test_each_estimator_is_told(name: str) -> None:
 @pytest.mark.parametrize("units", [0, 3])
 def test_a_collapsed_posterior_is_told(finished: Path, units: int) -> None:
     summary = json.loads((finished / "evaluation.json").read_text(encoding="utf-8")) | {"active_units": units}
-    assert ("z is not used, its mean is the same for every image: --kl-warmup" in table(summary)) == (units == 0)
+    assert ("z is not used: its mean is the same for every image; --kl-warmup" in table(summary)) == (units == 0)

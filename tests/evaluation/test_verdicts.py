@@ -53,13 +53,13 @@ def test_the_gap_is_of_a_log_px_that_is_told() -> None:
     asked = {"importance": replace(alone, second_opinion=opinion)}
     note, gap = noted(asked, "importance")
     assert gap["mean"] == pytest.approx(2.5)
-    assert note == "of log p(x) -9.50: second opinion"
+    assert note == "from log p(x) -9.50 (second opinion)"
     opinion.log_px[:] = -10.0
     opinion.log_px[3] = -5.0
     note, gap = noted(asked, "importance")
-    assert note.startswith("of log p(x) -9.75: ") and gap["mean"] == pytest.approx(2.25), gap
+    assert note.startswith("from log p(x) -9.75 (") and gap["mean"] == pytest.approx(2.25), gap
     both = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, bidirectional=bidirectional())}
-    assert noted(both, "annealed")[0] == "of log p(x) 66.31: importance sampling"
+    assert noted(both, "annealed")[0] == "from log p(x) 66.31 (importance sampling)"
 
 
 def test_an_estimate_below_the_elbo_is_at_least() -> None:
@@ -124,7 +124,7 @@ def test_a_sandwich_says_what_it_has_not_seen(wide: int, count: int, most: float
         chance = sum(math.comb(count, k) * most**k * (1 - most) ** (count - k) for k in range(wide + 1))
         assert chance == pytest.approx(0.05, rel=1e-3)
     row = next(row.note for row in evaluation.rows() if "images from the model" in row.label)
-    assert f"up to {most:.1%} of the model's images may be" in row
+    assert f"at most {most:.1%} of the model's images are" in row
     unvouched = found | {"importance": importance(-10, -12, khat=0.9)}
     assert verdicts.at_least(unvouched, "annealed")  # the sandwich alone does not suffice
 

@@ -38,7 +38,7 @@ def test_starting_from_another_run(elsewhere: Path, finished: Path, call: Call) 
     shutil.rmtree("first")  # a run that has started does not need it
     Path("second/evaluation.json").unlink()
     status, _, err = call(fit.command, "--resume", "second")
-    assert status == 0 and "training was finished before" in err
+    assert status == 0 and "training was already finished" in err
     Path("second/checkpoint.safetensors").unlink()
     status, _, err = call(fit.command, "--resume", "second")
     assert status == 2 and "first: no such run directory" in err
@@ -126,5 +126,5 @@ def test_other_parameters_than_before_are_refused(elsewhere: Path, x: Tensor) ->
     model, guide = VAE((4, 5), latent_dim=1, hidden_dims=(8,)), Laplace(20, 1)
     run = Run.fit(model, guide=guide, data=x, out="run", **few)
     model.decoder[0].weight.requires_grad_(False)
-    with pytest.raises(BadInput, match=r"its training had other parameters, such as model.decoder.0.weight"):
+    with pytest.raises(BadInput, match=r"it was trained with other parameters, such as model.decoder.0.weight"):
         run.resume(4, quiet=True)

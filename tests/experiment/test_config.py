@@ -114,8 +114,8 @@ def test_the_particles_of_an_own_objective(elsewhere: Path, x: Tensor, call: Cal
         ({"learning_rate": "3"}, "learning_rate '3': must be a number"),
         ({"hidden_dims": 8}, "hidden_dims 8: must be a list"),
         ({"guide_options": {"units": "4"}}, "guide.units '4': must be a whole number"),
-        ({"data": {"test": torch.zeros(9, 2, 2)}}, "data: has no split 'train'"),
-        ({"data": {"trian": torch.zeros(9, 2, 2)}}, "data: has a split 'trian'; did you mean 'train'?"),
+        ({"data": {"test": torch.zeros(9, 2, 2)}}, "data: needs a split 'train'"),
+        ({"data": {"trian": torch.zeros(9, 2, 2)}}, "data: unknown split 'trian'; did you mean 'train'?"),
         ({"data": 5}, "data [train]: is of type int, not images"),
         ({"lr": 3}, "lr: unknown option of fit; did you mean 'learning_rate'?"),
         ({"units": 3}, "units: is an option of the guide; give guide_options={'units': …}"),
@@ -123,10 +123,10 @@ def test_the_particles_of_an_own_objective(elsewhere: Path, x: Tensor, call: Cal
         ({"prior_options": "units"}, "prior_options 'units': must be a dictionary of options by name"),
         ({"guide_options": {1: 2}}, "guide_options {1: 2}: must be a dictionary of options by name"),
         ({"out": 3}, "out 3: must be a path"),
-        ({"refit_guide": "flow"}, "refit_guide: give the guide as guide=…, with init_from=… and fixed_model=True"),
+        ({"refit_guide": "flow"}, "refit_guide: in Python, give guide=…, init_from=… and fixed_model=True"),
         ({"fixed_model": True}, "fixed_model: needs the run of the model; name it with init_from"),
         ({"training": 3}, "training: unknown option of fit"),
-        ({"on_epoch": 3}, "on_epoch=3: must be a function of the run and its metrics"),
+        ({"on_epoch": 3}, "on_epoch=3: must be a function of two arguments, the run and its metrics"),
     ],
 )
 def test_bad_arguments(elsewhere: Path, x: Tensor, options: dict[str, Any], message: str) -> None:

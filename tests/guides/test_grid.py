@@ -70,10 +70,10 @@ def test_what_has_no_grid() -> None:
     for arguments, options, message in (
         ((2, None, vae), {}, "one latent site and a method prior"),
         ((2, "z", nn.Linear(2, 2)), {}, "one latent site and a method prior"),
-        ((4, "z", VAE((8, 8), latent_dim=4)), {}, "1 to 3 latent units, and VAE has 4"),
+        ((4, "z", VAE((8, 8), latent_dim=4)), {}, "1 to 3 latent units, but VAE has 4"),
         ((1, "z", WithPrior(dist.Bernoulli(torch.tensor(0.5)))), {}, "continuous vector"),
         ((2, "z", vae), {"points": 1}, "guide.points 1: must be at least 2"),
-        ((2, "z", vae), {"points": 5000}, "guide.points 5000: at most 4096 for 2 latent units"),
+        ((2, "z", vae), {"points": 5000}, "guide.points 5000: must be at most 4096 for 2 latent units"),
         ((2, "z", vae), {"width": 0.0}, "guide.width 0.0: must be"),
     ):
         with pytest.raises(BadInput, match=message):
@@ -120,9 +120,9 @@ def test_a_run_and_its_uses(elsewhere: Path, call: Call) -> None:
     assert "grid bias" in err
     refused: list[tuple[Any, tuple[str, ...], str]] = [
         (evaluate.command, ("r", "--gaps"), "encode(x)"),
-        (evaluate.command, ("r", "--prior-share", "0.5"), "samples no z, and cannot be a proposal"),
+        (evaluate.command, ("r", "--prior-share", "0.5"), "samples no z, so it cannot be a proposal"),
         (sample.command, ("r", "--source", "image", "--out", "s.png"), "Grid does not sample z"),
-        (fill.command, ("r",), "filling in by importance sampling needs"),
+        (fill.command, ("r",), "fill by importance sampling needs"),
     ]
     for command, arguments, words in refused:
         status, _, err = call(command, *arguments)

@@ -234,7 +234,7 @@ def test_options_reach_the_encoder(family: str) -> None:
 def test_models_of_several_sites_are_refused(name: str) -> None:
     supplied = {"data_shape": (PIXELS,), "data_dim": PIXELS, "data_mean": torch.full((PIXELS,), 0.5), "latent_dim": 2}
     supplied |= {"latent_name": None, "model": HierarchicalVAE(PIXELS)}
-    with pytest.raises(BadInput, match="is a guide of one latent site, and HierarchicalVAE has several"):
+    with pytest.raises(BadInput, match="is a guide of one latent site, but HierarchicalVAE has several"):
         construct("guide", find("guide", name), supplied, {})
 
 

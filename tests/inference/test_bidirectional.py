@@ -238,7 +238,9 @@ def test_what_is_recorded() -> None:
     summary = {"log_px": {"mean": -4.0, "se": 0.1, "estimator": "exact"}, "num_parameters": 1, "seconds": 1}
     (said,) = (row for row in rows(summary | {"sandwich_importance": known}) if "from the model" in row.label)
     assert said.label == "7 importance samples on 2 images from the model:"
-    assert said.note.startswith("log p(x) between -4.00 and -3.50, 0.500 ± 0.000 apart, exactly -3.90; none more than")
+    assert said.note.startswith(
+        "log p(x) between -4.00 and -3.50, 0.500 ± 0.000 apart, exactly -3.90; none is more than"
+    )
 
 
 class _Undrawn(LinearGaussian):
@@ -275,8 +277,8 @@ class _OneWay(ExactGuide):
     ("model", "guide", "message"),
     [
         (_Undrawn, ExactGuide, r"_Undrawn cannot draw images: model\(x=None, n=2\)"),
-        (_Elsewhere, ExactGuide, r"log q\(z \| x\) is nan: model\(x=None\) and model\(x\) must be one distribution"),
-        (LinearGaussian, _OneWay, "_OneWay has no density for a z that it has not drawn"),
+        (_Elsewhere, ExactGuide, r"log q\(z \| x\) is nan: make model\(x=None\) and model\(x\) one distribution"),
+        (LinearGaussian, _OneWay, "_OneWay has no density for a z that it did not draw"),
     ],
 )
 def test_a_pair_without_bounds(model: Any, guide: Any, message: str) -> None:

@@ -567,10 +567,10 @@ def _any_guide(x: Tensor, *args: Any, **kwargs: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "guide", "told"),
     [
-        (_model, _guide, "_model and _guide take 1 by position, x included, and 2 arguments are given"),
+        (_model, _guide, "_model and _guide take 1 by position, with x, but 2 arguments are given"),
         (_keyword_model, _guide, "_keyword_model and _guide take 1 by position"),
-        (_keyword_model, _labelled_guide, "_keyword_model takes y only by its name: give y=…"),
-        (_keyword_model, _any_guide, "_keyword_model takes y only by its name: give y=…"),
+        (_keyword_model, _labelled_guide, "_keyword_model takes y by name only: give y=…"),
+        (_keyword_model, _any_guide, "_keyword_model takes y by name only: give y=…"),
     ],
 )
 def test_no_label_is_dropped(model: Any, guide: Any, told: str) -> None:
@@ -587,7 +587,7 @@ def test_a_label_of_one_function() -> None:
 def test_labels_that_lose_their_mask() -> None:
     masked = np.ma.masked_array(np.zeros(9), mask=np.arange(9) > 3)
     for args, kwargs in (((masked,), {}), ((), {"y": masked})):
-        with pytest.raises(BadInput, match="is a masked array, and its mask would be lost"):
+        with pytest.raises(BadInput, match="is a masked array, whose mask would be lost"):
             ppl_gen.log_weights(_labelled_model, _labelled_guide, X, *args, **kwargs, num_samples=3)
 
 
@@ -758,6 +758,6 @@ def test_a_parameter_for_each_image() -> None:
     store = pyro.get_param_store()
     with store.scope():
         for _ in range(2):
-            with pytest.raises(BadInput, match="runs on all 9 images alone, such as with a parameter for each"):
+            with pytest.raises(BadInput, match="runs on all 9 images alone, as with a parameter for each"):
                 ppl_gen.log_weights(_model, guide, X, num_samples=3)
             store.setdefault("loc", torch.zeros(9))

@@ -68,7 +68,7 @@ def test_a_bad_argument_for_one_image() -> None:
 MARKS = {
     "binary": (lambda z: dist.Bernoulli(logits=z), BINARY, "probability", ""),
     "counts": (lambda z: dist.Poisson(z.exp()), torch.tensor([0.0, 3.0, 7.0]), "probability", ""),
-    "grey": (lambda z: dist.Bernoulli(logits=z), torch.tensor([0.0, 0.5, 1.0]), "cross-entropy", "no bound"),
+    "grey": (lambda z: dist.Bernoulli(logits=z), torch.tensor([0.0, 0.5, 1.0]), "cross-entropy", "do not bound"),
     "unchecked": (
         lambda z: dist.Bernoulli(logits=z, validate_args=False),
         torch.tensor([0.0, 3.0, 1.0]),
@@ -79,7 +79,7 @@ MARKS = {
         lambda z: dist.Bernoulli(logits=z, validate_args=False),
         torch.tensor([0.0, 0.3, 1.0]),
         "cross-entropy",
-        "no bound",
+        "do not bound",
     ),
     "real": (lambda z: dist.Normal(z, 1.0), torch.tensor([-1.0, 0.3, 7.0]), "density", "densities"),
 }

@@ -206,7 +206,7 @@ def test_labels_reach_log_px(num_images: int) -> None:
     for wrong in (lambda x, y: right(x), lambda x, y: right(x, y) + 0.01):
         with pytest.raises(BadInput, match=r"log_px\(x\) and the sum over states disagree"):
             exact_log_px(_Labelled(wrong), x, y)
-    with pytest.raises(BadInput, match=r"must return \[images\], \[3\], and returns \[3, 1\]"):
+    with pytest.raises(BadInput, match=r"must return \[images\], \[3\], but returns \[3, 1\]"):
         exact_log_px(_Labelled(lambda x, y: right(x, y)[:, None]), x, y)
     with pytest.raises(BadInput, match=r"log_px\(x\) fails: ZeroDivisionError"):
         exact_log_px(_Labelled(lambda x, y: 1 / 0), x, y)
@@ -285,17 +285,17 @@ class _PriorGuide(nn.Module):
 @pytest.mark.parametrize(
     ("claim", "message"),
     [
-        (lambda x: torch.full((len(x),), -100.0), "log_px.x. of image . is -100, and importance samples find -1.38"),
+        (lambda x: torch.full((len(x),), -100.0), "log_px.x. of image . is -100, but importance samples find -1.38"),
         (lambda x: torch.full((len(x),), 2 * math.log(0.5) - 2), "importance samples find -1.38"),
         (
             lambda x: torch.full((len(x),), 2 * math.log(0.5) + 0.3),
             "that the model draws is -1.08.*from its z is -1.38",
         ),
-        (lambda x: torch.full((len(x), 1), -1.0), r"must return \[images\], \[8\], and returns \[8, 1\]"),
+        (lambda x: torch.full((len(x), 1), -1.0), r"must return \[images\], \[8\], but returns \[8, 1\]"),
         (lambda x: torch.tensor(-1.0), r"returns \[\]"),
         (lambda x: -1.0, "returns float"),
         (lambda x: torch.full((len(x),), math.nan), "not finite"),
-        (lambda x: torch.full((len(x),), 5.0), "above 0, for a probability"),
+        (lambda x: torch.full((len(x),), 5.0), "a log-probability is at most 0"),
     ],
 )
 def test_a_closed_form_that_cannot_be_true(elsewhere: Any, claim: Any, message: str) -> None:

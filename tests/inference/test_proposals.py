@@ -134,7 +134,7 @@ def test_functions_that_do_not_broadcast(linear: LinearGaussian) -> None:
     x = linear.model(n=5)
     found = proposal_log_px(model, [ExactGuide(linear)], x, num_samples=4000, prior_share=0.3)
     log_px_within(found, linear.log_px(x), largest=0.01)
-    with pytest.raises(BadInput, match="temperature 2: takes a pair"):
+    with pytest.raises(BadInput, match="temperature 2: needs a pair"):
         proposal_log_px(model, [ExactGuide(linear)], x, num_samples=10, temperature=2)
 
 

@@ -332,14 +332,14 @@ class Flat(dist.Normal):  # type: ignore[misc]
 FOUR = Own(standard(4), by_hand)
 DISCRETE = Mixture(PIXELS, num_components=3).double()
 REFUSED: dict[str, tuple[Any, str]] = {
-    "four units": (FOUR, "Own: quadrature takes a latent of 1 to 3 units and one prior.* for all, not 4 units"),
-    "discrete": (DISCRETE, "takes a continuous latent; a finite one is enumerated"),
+    "four units": (FOUR, "Own: quadrature needs a latent of 1 to 3 units and one prior.* for all, not 4 units"),
+    "discrete": (DISCRETE, "needs a continuous latent; enumerate a finite one"),
     "a batch of priors": (Own(dist.Normal(torch.zeros(5).double(), 1.0), by_hand), r"not a batch \[5\] of priors"),
-    "several sites": (TwoLayers(), r"takes a model of one latent site, with prior\(\) and likelihood\(z\)"),
-    "a constant": (Own(dist.Delta(torch.zeros(2).double()).to_event(1), by_hand), "are all alike"),
+    "several sites": (TwoLayers(), r"needs a model of one latent site, with prior\(\) and likelihood\(z\)"),
+    "a constant": (Own(dist.Delta(torch.zeros(2).double()).to_event(1), by_hand), "are equal: it has no density"),
     "no end": (
         Own(Flat(torch.zeros(2).double(), 1.0).to_event(1), lambda z: by_hand(0.0 * z)),
-        r"finds no end of p\(x, z\), which is not negligible on .* times the range of the prior",
+        r"p\(x, z\) has no end within .* times the range of the prior",
     ),
     "NaN": (Own(standard(2), lambda z: by_hand(torch.where(z > 1, math.nan, z))), "NaN|fails"),
     "no event": (Own(standard(2), lambda z: dist.Bernoulli(logits=z @ torch.ones(2, PIXELS).double())), "its event an"),
@@ -379,7 +379,7 @@ def test_too_much_work() -> None:
     """It ends as soon as the work exceeds what is allowed, or is expected to."""
     model, x = vae(2), binary(50)
     spent = importance_work(model, x, 10)
-    with pytest.raises(TooMuchWork, match=r"quadrature takes about .* operations, and .* are allowed") as raised:
+    with pytest.raises(TooMuchWork, match=r"quadrature takes about .* operations, but .* are allowed") as raised:
         quadrature_log_px(model, x, most_work=spent)
     assert spent < raised.value.work < 100 * spent
     quadrature_log_px(model, x, most_work=1000 * spent)
@@ -388,5 +388,5 @@ def test_too_much_work() -> None:
 def test_memory_is_estimated_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_gen.inference.refinement.free_memory", lambda device: 10**6)
     model = FactorAnalysis(PIXELS, latent_dim=1)
-    with pytest.raises(BadInput, match=r"quadrature of 20 images takes up to 0\.1 GB, and 0\.0 GB are free"):
+    with pytest.raises(BadInput, match=r"quadrature of 20 images takes up to 0\.1 GB, but 0\.0 GB are free"):
         quadrature_log_px(model, model.model(n=20).detach())

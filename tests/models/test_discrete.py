@@ -205,7 +205,7 @@ def test_the_same_numbers_after_an_interrupt(elsewhere: Path) -> None:
         (("belief-net", "--guide", "bernoulli", "--objective", "vimco"), "vimco needs at least 2"),
         (("belief-net", "--guide", "bernoulli", "--objective", "elbo-analytic-kl"), "cannot be reparametrized"),
         (("belief-net", "--guide", "bernoulli", "--guide.hidden-dims", "0"), "every layer needs"),
-        (("vae", "--guide", "enumerated"), "is not enumerated: that takes"),
+        (("vae", "--guide", "enumerated"), "is not enumerated: this needs"),
         (("vae", "--guide", "bernoulli"), "does not fit|fails|support"),
     ],
 )

@@ -127,9 +127,9 @@ def test_fitted_as_scikit_learn_does(elsewhere: Path, call: Call) -> None:
     assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["log_px"]["estimator"] == "importance"
 
     for wrong, words in (
-        (("factor-analysis", "--binarization", "static"), "use dequantized, or none"),
+        (("factor-analysis", "--binarization", "static"), "use dequantized or none"),
         (("vae", "--binarization", "dequantized"), "no density of grey pixels"),
-        (("vae", "--guide", "exact-gaussian"), "exact-gaussian takes a factor-analysis, not a VAE"),
+        (("vae", "--guide", "exact-gaussian"), "exact-gaussian needs the model factor-analysis, not VAE"),
         (("factor-analysis", "--latent-dim", "64"), "--latent-dim 64"),
         (("factor-analysis", "--noise", "loud"), "--noise"),
     ):
@@ -150,7 +150,7 @@ def test_dequantized_pixels(elsewhere: Path) -> None:
         assert abs(float(noise.mean()) - 0.5) < 5 / (12 * noise.numel()) ** 0.5  # false alarms of 6e-7
     index = torch.arange(20)
     assert not torch.equal(data.batch(index), data.batch(index))
-    with pytest.raises(BadInput, match="no grey levels"):
+    with pytest.raises(BadInput, match="needs grey levels"):
         np.save("real.npy", np.random.default_rng(0).random((50, 4)).astype("float32"))
         load_data(DataOptions("real.npy", "dequantized"))
 

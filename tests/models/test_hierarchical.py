@@ -72,5 +72,5 @@ def test_other_sizes_are_refused() -> None:
     for chosen, option in (({"latent_dims": ()}, "latent_dims"), ({"hidden_dims": (3,)}, "hidden_dims")):
         with pytest.raises(BadInput, match=option):
             construct("model", find("model", "hierarchical-vae"), {"data_dim": PIXELS}, chosen)
-    with pytest.raises(BadInput, match="latent_dims, and Linear has none"):
+    with pytest.raises(BadInput, match="latent_dims, but Linear has none"):
         Hierarchical(PIXELS, torch.nn.Linear(1, 1))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import BROWSER, Page, check, overflow
+from pages import BROWSER, Page, check, ids, overflow, plain, rightmost
 from written import write
 
 from ppl_gen import compare
@@ -30,10 +30,14 @@ def test_the_page_of_a_comparison(elsewhere: Path, call: Call) -> None:
     comparison = Comparison(paths)
     columns = layout(comparison.rows).columns
     (rows,) = page.tables.values()
-    assert rows == [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    written = [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    assert [list(map(plain, row)) for row in rows] == [list(map(plain, row)) for row in written]
     assert rows[1][0] == "normal" and "<i>.py:Mine" in rows[2][0]
     for note in comparison.notes:
         assert note in page.texts["li"] and note in out
+    assert {"log-px", "elbo", "gap", "seed", "standard-error", "paired-difference"} <= ids(page)
+    assert "The best log p(x) is −1.50 nats: normal." in page.texts["p"]
+    assert "between these two sets of weights may be chance" in page.texts["p"]  # 0 is in the interval; one seed
     assert "3 runs compared on digits" in page.texts["h1"] and "2 test images, binarization static" in page.texts["p"]
     assert "Warning: digits <served>" in page.texts["p"] and len(page.warnings()) == 1
     assert "importance sampling, S = 100 -1.50" in str(page.of("img")[0]["alt"])
@@ -55,7 +59,7 @@ def test_pages_that_cannot_be_written(elsewhere: Path, call: Call) -> None:
     Path("folder.html").mkdir()
     for file, words in (
         ("r.txt", "--report r.txt: must end in .html"),
-        ("no/r.html", "--report no/r.html: is in no directory that exists"),
+        ("no/r.html", "--report no/r.html: is in a directory that does not exist"),
         ("folder.html", "--report folder.html: is a directory"),
     ):
         status, out, err = call(compare.command, path, "--report", file)
@@ -79,3 +83,4 @@ def test_the_page_does_not_scroll_sideways(elsewhere: Path, call: Call, tmp_path
     assert call(compare.command, *compared, "--report", "compared.html")[0] == 0
     for width in (390, 1280):
         assert overflow(Path("compared.html").read_text(encoding="utf-8"), width, tmp_path) <= 0
+    assert rightmost(Path("compared.html").read_text(encoding="utf-8"), 390, tmp_path, ".cards td") <= 390

@@ -14,6 +14,10 @@ ODD = "</td><script>alert(1)</script>&amp; \"'"
 COMPARISON = {
     "title": ODD,
     "lead": ODD,
+    "main": [ODD],
+    "agreed": [(ODD, ODD)],
+    "anchors": {"b": "nats"},
+    "pieces": lambda cell: [cell],
     "warnings": [ODD],
     "headings": [ODD, "b"],
     "numbers": {"b"},
@@ -21,6 +25,7 @@ COMPARISON = {
     "notes": [ODD],
     "pictures": [Picture.of(PNG, Caption(ODD, ODD))],
     "again": [(f"a\n{ODD}", ["python", ODD]), ("made from Python", [])],
+    "calls": [(ODD, ODD)],
 }
 
 
@@ -32,7 +37,7 @@ def test_text_stays_text() -> None:
         assert '<script>alert(1)</script>&amp; "' in page.texts[tag], tag
     assert page.of("img")[0]["alt"] == ODD
     assert page.tables == {
-        "Runs that differ in the seed alone are one row; best log p(x) first": [[ODD, "b"], [ODD] * 2]
+        "Best log p(x) first; runs that differ in the seed alone share a row": [[ODD, "b"], [ODD] * 2]
     }
     assert page.of("td") == [{"class": "number"}]
 
@@ -40,7 +45,7 @@ def test_text_stays_text() -> None:
 def test_a_comment_is_one_line_and_a_word_one_word() -> None:
     page = Page(render("comparison.html.jinja", **COMPARISON))
     lines = page.texts["code"].splitlines()
-    assert lines[0] == f"# a {ODD}" and lines[2:] == ["# made from Python"] and page.texts["code"][0] == "#"
+    assert lines[0] == f"# a {ODD}" and lines[2:4] == ["", "# made from Python"] and page.texts["code"][0] == "#"
     assert lines[1] == "python '" + ODD.replace("'", "'\"'\"'") + "'"
 
 

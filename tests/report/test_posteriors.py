@@ -79,5 +79,5 @@ def test_nothing_to_draw(elsewhere: Path, call: Call) -> None:
     status, out, err = call(compare.command, none, damaged, "--posteriors", "p.png", "--figure", "f.png")
     assert status == 2 and out == "" and err.count("\n") == 1 and "fit --resume RUN" in err
     assert not Path("p.png").exists() and not Path("f.png").exists()
-    with pytest.raises(BadInput, match="two continuous units"):
+    with pytest.raises(BadInput, match="continuous z of two units"):
         Comparison([none]).posteriors()

@@ -1,5 +1,6 @@
 """The page of a run: whole, valid, escaped, and with the numbers and commands of the run."""
 
+import ast
 import json
 import re
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import BROWSER, Page, check, overflow
+from pages import BROWSER, Page, check, ids, overflow, plain, rightmost
 
 from ppl_gen import evaluate, fit
 from ppl_gen.core import cli
@@ -35,7 +36,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [sys.executable, "-m", "ppl_gen.fit", "vae", *QUICK, "--out", ODD]
     done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"all of it in {ODD}/report.html" in done.stdout
+    assert f"the page with all results is {ODD}/report.html" in done.stdout
     return folder / ODD
 
 
@@ -80,8 +81,10 @@ def test_the_explorer_is_in_it(run: Path) -> None:
     assert page.of("script") == [{"type": "application/json", "id": "explorer-data"}, {}]
     script = Path(pages.__file__).with_name("explorer.js").read_text(encoding="utf-8")
     assert json.loads(page.texts["script"].removesuffix(script)) == content
+    across, up = content["order"][:2]  # the units of the plane at first, as of the pictures of the latent space
+    assert f"z[{across}] to the right and z[{up}] upwards" in page.texts["p"]
     rounding = content["rounding"]
-    assert f"over {rounding['images']} images, that moves a pixel by at most {rounding['largest']:.2g}/255" in " ".join(
+    assert f"Over {rounding['images']} images, that moves a pixel by at most {rounding['largest']:.2g}/255" in " ".join(
         page.texts["p"].split()
     )
     (run / "explorer.json").write_text(json.dumps(content | {"more": "</script><b>&lt;<!--"}))
@@ -104,9 +107,9 @@ def test_its_numbers_are_those_of_the_evaluation(run: Path) -> None:
         ("KL", summary["kl"], ""),
         ("IWAE bound, k = 10", summary["iwae"]["10"], ""),
         ("log p(x)", summary["log_px"], at_least),
-        ("gap: log p(x) - ELBO", summary["gap"], at_least),
+        ("gap: log p(x) − ELBO", summary["gap"], at_least),
     ):
-        assert cells[label][:2] == [f"{prefix}{entry['mean']:.2f}", f"± {entry['se']:.2f}"]
+        assert list(map(plain, cells[label][:2])) == [f"{prefix}{entry['mean']:.2f}", f"± {entry['se']:.2f}"]
     assert cells["parameters"] == [f"{summary['num_parameters']:,}"]
     assert f"{summary['ess']['median']:.1f}" in cells["effective sample size"][0]
     assert f"{summary['khat']['fraction_above_threshold']:.1%}" in cells["Pareto k-hat"][0]
@@ -114,20 +117,67 @@ def test_its_numbers_are_those_of_the_evaluation(run: Path) -> None:
     known = {form.format(value) for value in found if not isinstance(value, str) for form in FORMS}
     known |= {value for value in found if isinstance(value, str)}
     for row in rows:
-        for number in re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?%?", " ".join(row)):
+        for number in re.findall(r"-?\d+(?:\.\d+)?%?", plain(" ".join(row))):
             assert number in known, row
 
 
-FORMS = ("{:.0f}", "{:.1f}", "{:.2f}", "{:.4f}", "{:.1%}", "{:,}")
+FORMS = ("{:.0f}", "{:.1f}", "{:.2f}", "{:.4f}", "{:.1%}")
+
+
+def test_its_result_is_said_in_words(run: Path) -> None:
+    """ELBO, log p(x) and gap; why it reads "at least", and the command that is recorded as the next one."""
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    elbo, gap = summary["elbo"]["mean"], summary["gap"]["mean"]
+    for at_least in (False, True):
+        khat = summary["khat"] | {"fraction_above_threshold": 0.28, "fraction_unknown": 0.0}
+        changed = {"gap": summary["gap"] | {"at_least": at_least}, "khat": khat}
+        changed |= {"next_options": "--num-samples auto"} if at_least else {}
+        (run / "evaluation.json").write_text(json.dumps({**summary, "next_options": None} | changed))
+        page, word = Page(report(RunDirectory.open(run))), "at least " if at_least else ""
+        said = plain(page.texts["p"]).replace("\N{WORD JOINER}\N{NO-BREAK SPACE}", " ")
+        assert f"The ELBO is {elbo:.2f} nats per image. log p(x) is {word}{elbo + gap:.2f} nats" in said
+        assert f"So the gap, KL(q(z | x) ‖ p(z | x)), is {word}{gap:.2f} nats." in said
+        assert ("because k-hat is too high on 28.0% of the images" in said) == at_least
+        assert (page.commands("evaluate")[0] == [ODD, "--num-samples", "auto"]) == at_least
+        assert "to settle more images" not in page.texts["table"]
+
+
+def test_its_terms_are_explained(run: Path) -> None:
+    """Those of the table, in a glossary that has no others."""
+    page = page_of(run)
+    shown = ids(page)
+    for term in ("nats", "elbo", "log-px", "gap", "iwae-bound", "k-hat", "effective-sample-size", "second-opinion"):
+        assert term in shown
+    for term in ("blind", "jackknife", "active-units", "standard-error", "monte-carlo-error", "binarization"):
+        assert term in shown
+    assert not {"annealing", "quadrature", "coverage", "frechet-distance", "amortization-gap"} & shown
 
 
 def test_its_options_are_those_of_the_configuration(run: Path) -> None:
+    """Those that differ from their defaults stand first, and each option stands once."""
     page, config = page_of(run), json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (_, *rows) = page.tables["Chosen options"]
+    chosen = {name: (value, default) for name, value, default in rows}
+    assert chosen == {
+        "model": ("vae", ""),
+        "guide": ("normal", "normal"),
+        "data": ("digits", ""),
+        "hidden_dims": ("16", "512"),
+        "train_size": ("300", "none"),
+        "epochs": ("2", "20"),
+        "num_samples": ("50", "1,000"),
+    }
+    for part in ("model_options", "guide_options", "data", "training"):
+        folded = dict(page.tables.get(part.replace("_", " "), {}))
+        assert folded.keys() | (chosen.keys() & config[part].keys()) == config[part].keys()
+        assert not folded.keys() & chosen.keys() - {"hidden_dims"}
     assert dict(page.tables["versions"]) == config["versions"]
-    assert dict(page.tables["training"]).keys() == config["training"].keys()
-    assert dict(page.tables["model options"])["hidden_dims"] == "16"
-    assert shlex.split(dict(page.tables["run"])["command"]) == config["command"]
-    assert dict(page.tables["run"])["git_commit"] == (config["git_commit"] or "none")
+    record = dict(page.tables["record"])
+    assert shlex.split(record["command"]) == config["command"]
+    assert record["git_commit"] == (config["git_commit"] or "none")
+    in_parts = sum(len(config[part]) for part in ("model_options", "guide_options", "data", "training"))
+    others = in_parts - len(("data", "hidden_dims", "train_size", "epochs")) + len(("init_from", "fixed_model"))
+    assert len(page.of("details")) == 2 and page.texts["summary"].startswith(f"{others} more options")
 
 
 def test_its_commands_make_it_again(run: Path) -> None:
@@ -138,7 +188,7 @@ def test_its_commands_make_it_again(run: Path) -> None:
     config, chosen = fit.parse(again)
     assert config == config_of(opened, Given()) and chosen.out == Path(ODD)
     assert (resume, path) == ("--resume", ODD)
-    (arguments,) = page.commands("evaluate")
+    *_, arguments = page.commands("evaluate")
     given = cli.parse(evaluate.Command, arguments, "", "")
     assert given.run == Path(ODD)
     assert given.options == options
@@ -154,14 +204,24 @@ def test_what_is_not_on_the_command_line(run: Path) -> None:
     assert len(page.warnings()) == 1 and "Warning: digits <served>" in page.texts["p"]
     opened.config["command"] = ["study.py", "7"]
     page = Page(report(opened))
-    assert len(page.commands("fit")) == 1 and "made from Python" in page.texts["code"]
+    assert len(page.commands("fit")) == 1 and "made from Python" in page.python
+    fit_again, open_again = [node.value for node in ast.parse(page.python).body if isinstance(node, ast.Assign)]
+    assert ast.unparse(fit_again).startswith("ppl_gen.Run.fit('vae', guide='my <i>.py:Mine', data='digits'")
+    assert ast.unparse(open_again) == ast.unparse(ast.parse(f"ppl_gen.Run.open({ODD!r}, guide='my <i>.py:Mine')"))
+    opened.config |= {"guide": "class:Mine", "data": opened.config["data"] | {"data": "array"}}
+    page = Page(report(opened))
+    assert page.commands("fit") == page.commands("evaluate") == []  # they would not have the class or the images
+    assert (
+        "run.evaluate(num_images=300, num_samples=50, estimator=" in page.python
+        and "guide=Mine, data=images" in page.python
+    )
 
 
 def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     """Of a GAN's curves, of one that is exact, of a plane without other units, of a guide that is the prior."""
     assert "dashed, if there, the validation split" in page_of(run).texts["figcaption"]
     assert "the same z, if p(z) is not learned" in page_of(run).texts["figcaption"]
-    assert "the others have sliders" in page_of(run).texts["p"]
+    assert "The other units have sliders" in page_of(run).texts["p"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def with_terms(terms: dict[str, float]) -> Page:
@@ -178,7 +238,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     (run / "explorer.json").write_text(json.dumps(explored | {"order": [0, 1]}))
     summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8")) | {"active_units": 0}
     for guide, words in (
-        ("normal", "z is not used, its mean is the same for every image"),
+        ("normal", "z is not used: its mean is the same for every image"),
         ("prior", "the guide is the prior"),
     ):
         (run / "evaluation.json").write_text(json.dumps(summary | {"guide": guide}))
@@ -188,7 +248,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("observation", "words"), [("cross-entropy", "no bound on a log-probability"), ("density", "not comparable")]
+    ("observation", "words"), [("cross-entropy", "do not bound the log-probability"), ("density", "cannot be compared")]
 )
 def test_warnings_are_prominent(run: Path, observation: str, words: str) -> None:
     summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
@@ -245,7 +305,7 @@ def test_evaluating_writes_it_again(run: Path, call: Call) -> None:
         "beyond their errors",
     ):
         assert words in page.texts["table"]
-    (again,) = page.commands("evaluate")
+    *_, again = page.commands("evaluate")
     options = cli.parse(evaluate.Command, again, "", "").options
     assert options == asked
     assert options.annealed == Annealing(num_temperatures=20, leapfrog_steps=2, start="guide")
@@ -258,8 +318,8 @@ def test_evaluating_writes_it_again(run: Path, call: Call) -> None:
     contexts = json.loads((run / "gaps.json").read_text(encoding="utf-8"))["contexts"]
     (rows,) = (rows for caption, rows in page.tables.items() if "from 30 samples" in caption)
     cells = {row[0]: row[1:] for row in rows}
-    assert cells["amortization gap"][0] == f"{contexts['amortization']['mean']:.2f}"
-    _, again = page.commands("evaluate")
+    assert plain(cells["amortization gap"][0]) == f"{contexts['amortization']['mean']:.2f}"
+    *_, again = page.commands("evaluate")
     assert cli.parse(evaluate.Command, again, "", "").options == replace(asked, estimator="importance")
 
 
@@ -273,14 +333,14 @@ def test_results_of_an_earlier_version_have_no_options(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")
     (run / "gaps.json").write_text(json.dumps(summary | {"num_samples": 9, "contexts": contexts}), encoding="utf-8")
     page = Page(report(RunDirectory.open(run)))
-    assert page.commands("evaluate") == [[ODD], [ODD, "--gaps"]]
+    assert page.commands("evaluate")[-2:] == [[ODD], [ODD, "--gaps"]]
     assert page.texts["code"].count("an earlier version did not record the options that made them") == 2
 
 
 def test_several_proposals_are_in_the_command(run: Path, call: Call) -> None:
     arguments = (run, "--num-images", "5", "--num-samples", "30", "--prior-share", "0.25", "--temperature", "1.5")
     assert call(evaluate.command, *arguments)[0] == 0
-    (again,) = page_of(run).commands("evaluate")
+    *_, again = page_of(run).commands("evaluate")
     given = cli.parse(evaluate.Command, again, "", "").options
     assert (given.prior_share, given.temperature, given.estimator) == (0.25, 1.5, "importance")
     assert (given.num_images, given.num_samples) == (5, 30)
@@ -301,7 +361,7 @@ def test_several_proposals_are_in_the_command(run: Path, call: Call) -> None:
     assert call(fit.command, *refit)[0] == 0
     arguments = (run, "--num-images", "5", "--proposals", "mine", "--proposal-guides", "mine.py:Mine")
     assert call(evaluate.command, *arguments)[0] == 0
-    (again,) = page_of(run).commands("evaluate")
+    *_, again = page_of(run).commands("evaluate")
     given = cli.parse(evaluate.Command, again, "", "").options
     assert given.proposals == (Path("mine"),) and given.proposal_guides == ("mine.py:Mine",)
 
@@ -315,5 +375,6 @@ def test_the_page_does_not_scroll_sideways(run: Path, tmp_path: Path) -> None:
     for file in (run / "report.html", Path("page.html")):
         for width in (390, 1280):
             assert overflow(file.read_text(encoding="utf-8"), width, tmp_path) <= 0, f"{file} at {width}"
+    assert rightmost((run / "report.html").read_text(encoding="utf-8"), 390, tmp_path, ".numbers .note") <= 390
     wide = '<!DOCTYPE html><html lang="en"><body><pre>' + 200 * "x" + "</pre></body></html>"
     assert overflow(wide, 390, tmp_path) > 0  # so that it is measured

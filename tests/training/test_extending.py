@@ -48,7 +48,7 @@ def test_a_schedule_goes_on(elsewhere: Path, call: Call) -> None:
     assert call(fit.command, "mixture", *options, "--schedule", "cosine", "--epochs", "2", "--out", "run")[0] == 0
     status, out, err = call(fit.command, "--resume", "run", "--epochs", "4")
     assert status == 0, err
-    assert "the cosine schedule goes on as that of 4 epochs: the learning rate is " in out
+    assert "the cosine schedule is now for 4 epochs: the learning rate changes from " in out
     rates = Run.open("run").metrics["learning_rate"]
     assert rates[2] == 0 < rates[3]
     status, _, err = call(fit.command, "--resume", "run", "--epochs", "3")

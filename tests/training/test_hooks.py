@@ -54,7 +54,7 @@ def test_only_true_ends_training(elsewhere: Path, x: Tensor) -> None:
 
 @pytest.mark.parametrize("hook", [3, lambda: None, lambda run: None, lambda run, metrics, more: None, [].append])
 def test_what_cannot_be_called_is_refused_before_training(elsewhere: Path, x: Tensor, hook: Any) -> None:
-    with pytest.raises(BadInput, match=r"^on_epoch=.*: must be a function of the run and its metrics$"):
+    with pytest.raises(BadInput, match=r"^on_epoch=.*: must be a function of two arguments, the run and its metrics$"):
         Run.fit("vae", data=x, on_epoch=hook, **FEW)
     assert list(elsewhere.iterdir()) == []
 
@@ -87,9 +87,9 @@ def test_patience(elsewhere: Path, x: Tensor) -> None:
 
 def test_early_stopping_needs_a_bound_on_validation_images(elsewhere: Path, x: Tensor) -> None:
     options: dict[str, Any] = {"patience": 1, "latent_dim": 2, "hidden_dims": (4,), "quiet": True}
-    with pytest.raises(BadInput, match="patience 1: needs a validation split and a bound"):
+    with pytest.raises(BadInput, match="patience 1: needs a validation split and an ELBO"):
         Run.fit("gan", data=(255 * x).byte(), **options)
-    with pytest.raises(BadInput, match="patience 1: needs a validation split and a bound"):
+    with pytest.raises(BadInput, match="patience 1: needs a validation split and an ELBO"):
         Run.fit("vae", data="digits", train_size=1_497, **options)
     assert list(elsewhere.iterdir()) == []
 

@@ -66,14 +66,12 @@ def construct(
     if isinstance(cls, type):
         made = components.construct("objective", cls, supplied, options or {})
     elif options:
-        raise BadInput(f"{', '.join(options)}: objective {name} is an instance, which has its options already")
+        raise BadInput(f"{', '.join(options)}: objective {name} is an instance with options of its own; leave this out")
     else:
         made = cls
     if not components.fits("objective", made) or not isinstance(made, Surrogate | Loss | WrapsELBO):
         needed = components.NEEDED["objective"]
-        raise BadInput(
-            f"objective {name}: has no method {needed}; surrogate needs an attribute num_particles beside it"
-        )
+        raise BadInput(f"objective {name}: needs a method {needed}; surrogate also needs an attribute num_particles")
     return made
 
 
@@ -111,6 +109,6 @@ def _found(objective: str | type | Objective) -> tuple[Any, str]:
 def _not_taken(option: str, cls: Any, name: str) -> str:
     """The reason why an objective does not have an option."""
     if not isinstance(cls, type):
-        return f"the objective {name} is an instance, which has its options already"
+        return f"the objective {name} is an instance with options of its own; leave this out"
     owners = [known for known, each in components.known("objective").items() if components.takes(each, option)]
     return f"belongs to the objective {owners[0]}, not {name}" if len(owners) == 1 else f"{name} has no such option"

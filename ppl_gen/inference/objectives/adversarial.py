@@ -25,7 +25,7 @@ class Adversarial:
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         if (name := missing(_model(pair), AdversarialModel)) is not None:
-            raise BadInput(f"--objective adversarial: {pair.model_name} has no {name}, as gan has")
+            raise BadInput(f"--objective adversarial: {pair.model_name} has no {name}; use the model gan")
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """The sum of both losses, times the images."""

@@ -36,7 +36,9 @@ _DRAWN: dict[Draws, dict[str, bool]] = {
     "frozen-guide": {"frozen_guide": True},
 }
 """Arguments of `Pair.terms` for each way to draw z."""
-NOT_RECORDABLE = "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN"
+NOT_RECORDABLE = (
+    "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN; leave this out"
+)
 
 
 def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
@@ -51,8 +53,8 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     if pair.scales:
         site, scale = next(iter(pair.scales.items()))
         raise BadInput(
-            f"site '{site}' has the scale {float(scale):g}: the objectives are nats per image, unscaled; leave it out, "
-            "or use --kl-warmup or --objective beta"
+            f"site '{site}' has the scale {float(scale):g}: objectives are in nats per image, without scale; leave it "
+            "out, or use --kl-warmup or --objective beta"
         )
     if isinstance(objective, ChecksPair):
         objective.check(pair, x, *args)
@@ -103,8 +105,8 @@ def check_sampled(objective: Objective, pair: Pair) -> None:
     if pair.enumerated:
         to = "a sum over points of z" if pair.discretized else "enumeration"
         raise BadInput(
-            f"--objective {name_of(objective)}: {pair.guide_name} leaves {pair.model_name} to {to}, where the "
-            "loss is -log p(x) and nothing is sampled; use elbo with 1 particle"
+            f"--objective {name_of(objective)}: {pair.guide_name} leaves {pair.model_name} to {to}: the loss "
+            "is -log p(x) and nothing is sampled; use elbo with 1 particle"
         )
 
 
@@ -118,7 +120,7 @@ def check_draws(objective: Surrogate | Loss, pair: Pair, draws: Draws) -> None:
         modules = pair.guide_module.modules() if isinstance(pair.guide_module, nn.Module) else ()
         if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules):
             name = name_of(objective)
-            raise BadInput(f"--objective {name}: {pair.guide_name} has dropout, a noise besides z; use elbo or iwae")
+            raise BadInput(f"--objective {name}: {pair.guide_name} has dropout, noise beside z; use elbo or iwae")
 
 
 def check_reparametrized(objective: Objective, pair: Pair) -> None:

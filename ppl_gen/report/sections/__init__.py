@@ -6,11 +6,12 @@ a `Section`. A section is left out if its file is missing, or the weights were t
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.core.commands import command, external_class_options, words
+from ppl_gen.core.calls import changed, method_call
+from ppl_gen.core.commands import external_class_options, words
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 if TYPE_CHECKING:
@@ -30,14 +31,27 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Again:
+    """How to make the numbers of a section again."""
+
+    text: str
+    """What is made, for a comment."""
+    words: list[str]
+    """The command, as words."""
+    call: str
+    """The same as a call of a `run` in Python."""
+    checkpoint: str = "last"
+    """The weights that the run is opened with."""
+
+
+@dataclass(frozen=True)
 class Section:
-    """Tables under one heading, and the command that makes their numbers again."""
+    """Tables under one heading, and how to make their numbers again."""
 
     heading: str
     lead: str
     tables: list[Table]
-    again: tuple[str, Sequence[str]]
-    """A comment and the words of the command, as `again` makes them."""
+    again: Again
 
 
 def results(run: RunDirectory) -> dict[str, Json]:
@@ -53,19 +67,25 @@ def sections(run: RunDirectory, found: Mapping[str, Json]) -> list[Section]:
 
 
 def again(
-    text: str, content: Mapping[str, Any], module: str, arguments: Sequence[object], defaults: Mapping[str, Any]
-) -> tuple[str, Sequence[str]]:
-    """A comment, and the command that makes a result again with the same options.
+    text: str,
+    content: Mapping[str, Any],
+    program: list[str],
+    method: str,
+    defaults: Mapping[str, Any],
+) -> Again:
+    """How to make a result again with the same options.
 
     :param content: content of the result's JSON file.
-    :param module: name of the command.
-    :param arguments: the run directory, and the options that name its own classes again.
+    :param program: the command without options, as words.
+    :param method: the method of a `Run` that does the same.
     :param defaults: default of each option. Options with these values are left out.
     """
-    program = command(module, *arguments)
     if "options" not in content:
-        return f"{text}; an earlier version did not record the options that made them", program
-    return text, [*program, *words(content["options"], defaults)]
+        text += "; an earlier version did not record the options that made them"
+        return Again(text, program, method_call(method, {}))
+    of_method = {name: value for name, value in content["options"].items() if name not in ("checkpoint", "gaps")}
+    call = method_call(method, changed(of_method, defaults))
+    return Again(text, [*program, *words(content["options"], defaults)], call, content.get("checkpoint", "last"))
 
 
 def _modules() -> dict[str, Any]:

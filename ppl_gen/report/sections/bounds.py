@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from ppl_gen.core.commands import command
+from ppl_gen.core.tables import Row
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.run_directory import Json
@@ -14,11 +16,16 @@ FILE = "evaluation.json"
 def section(content: Json, arguments: Sequence[object]) -> Section:
     """ELBO with its terms, every estimate of log p(x), and the gap."""
     return Section(
-        "Bound against log p(x)",
-        "",
-        [Table(table.rows(content), table.UNITS, "nats", "how")],
-        again("these numbers", content, "evaluate", arguments, _defaults(content)),
+        "How far is the bound from log p(x)?",
+        f"Measured on {table.images(content)}, with the {content['checkpoint']} weights.",
+        [Table(_rows(content), table.UNITS, "nats", "how")],
+        again("these numbers", content, command("evaluate", *arguments), "evaluate", _defaults(content)),
     )
+
+
+def _rows(content: Json) -> list[Row]:
+    """The rows, without the command to try next, which the page has further up with the run's own path."""
+    return [row for row in table.rows(content) if row.label != table.NEXT]
 
 
 def _defaults(content: Json) -> Json:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from ppl_gen.core.commands import command
 from ppl_gen.evaluation.guide_calibration import calibration_images, calibration_notes, calibration_rows
 from ppl_gen.evaluation.use_options import GuideCalibrationOptions
 from ppl_gen.experiment.run_directory import Json
@@ -13,9 +14,11 @@ FILE = "calibration.json"
 
 def section(content: Json, arguments: Sequence[object]) -> Section:
     """The verdict on the guide's samples, without and with importance weights."""
+    defaults = asdict(GuideCalibrationOptions())
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in calibration_notes(content))
     return Section(
         "Is the guide calibrated?",
-        f"{calibration_images(content)}; {content['checkpoint']} weights; {'; '.join(calibration_notes(content))}",
-        [Table(rows, name, "share", "") for name, rows in calibration_rows(content)],
-        again("this calibration", content, "calibrate", arguments, asdict(GuideCalibrationOptions())),
+        f"Tested on {calibration_images(content)}, with the {content['checkpoint']} weights.{notes}",
+        [Table(rows, name[0].upper() + name[1:], "share", "note") for name, rows in calibration_rows(content)],
+        again("this calibration", content, command("calibrate", *arguments), "calibrate", defaults),
     )

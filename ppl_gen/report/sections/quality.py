@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from ppl_gen.core.commands import command
 from ppl_gen.evaluation.quality import QUALITY_UNITS, quality_images, quality_rows
 from ppl_gen.evaluation.use_options import QualityOptions
 from ppl_gen.experiment.run_directory import Json
@@ -14,8 +15,8 @@ FILE = "quality.json"
 def section(content: Json, arguments: Sequence[object]) -> Section:
     """Scores of the model's samples."""
     return Section(
-        "Samples, to a classifier",
-        f"{quality_images(content)}; {content['checkpoint']} weights",
-        [Table(quality_rows(content), QUALITY_UNITS, "value", "")],
-        again("these scores of samples", content, "quality", arguments, asdict(QualityOptions())),
+        "How good are the samples?",
+        f"A classifier compares {quality_images(content)}; {content['checkpoint']} weights.",
+        [Table(quality_rows(content), QUALITY_UNITS, "value", "real images")],
+        again("these scores", content, command("quality", *arguments), "quality", asdict(QualityOptions())),
     )

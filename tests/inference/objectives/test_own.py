@@ -293,7 +293,7 @@ class NoNumber:
         (Choosy, "not of 5 images"),
         (Failing, r"objective Failing fails: AttributeError: 'Terms' object has no .*log_joint.*test_own\.py:\d+\)"),
         (WrongELBO, "objective WrongELBO: .* returns a TraceGraph_ELBO, which has no differentiable_loss"),
-        (NoNumber, "objective NoNumber: .*surrogate needs an attribute num_particles"),
+        (NoNumber, "objective NoNumber: .*surrogate also needs an attribute num_particles"),
     ],
 )
 def test_mistakes_are_told(cls: Any, words: str) -> None:
