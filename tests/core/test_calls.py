@@ -45,7 +45,7 @@ def configured(*model: Any, out: Any = None, **arguments: Any) -> tuple[Config, 
         ("gan", {"hidden_dims": (8,)}),
         ("mixture", {"prior": None, "binarization": "threshold"}),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "defaults",
 )
 def test_the_call_gives_the_configuration_of_the_run(model: str, arguments: dict[str, Any]) -> None:
     config, given = configured(model, **({"data": "digits"} | arguments))
