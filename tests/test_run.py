@@ -274,7 +274,7 @@ def test_how_it_shows_itself(elsewhere: Path, x: Tensor) -> None:
     assert "<table" in run._repr_html_() and "ELBO" in run._repr_html_()
     figures = run.figures
     assert {"learning_curves", "samples", "reconstructions", "gap_histogram"} <= set(figures)
-    assert "Through training" in repr(figures["learning_curves"])
+    assert "after each epoch" in repr(figures["learning_curves"])
     assert figures._repr_html_().count("<img") == len(figures) == figures._repr_html_().count("<figcaption>")
     (run.path / "figures" / "<script>.png").write_bytes((run.path / "figures" / "samples.png").read_bytes())
     assert "<script>" not in run.figures._repr_html_()

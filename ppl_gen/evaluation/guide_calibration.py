@@ -207,8 +207,8 @@ def calibration_notes(summary: Json) -> list[str]:
     """Sentences below the table."""
     which = "each verdict is" if "after" in summary else "the verdict is"
     notes = [
-        f"{which} a false alarm in at most {summary['false_alarm_rate']:.0%} of runs; it is about images from the "
-        "model, and about real images as far as they are similar"
+        f"{which} a false alarm in at most {summary['false_alarm_rate']:.0%} of runs with an exact guide; the images "
+        "are the model's own, and real images may differ"
     ]
     if summary.get("grey"):
         notes.append("images from the model are binary, but the guide was fitted to grey images")

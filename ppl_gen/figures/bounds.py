@@ -12,8 +12,9 @@ from ppl_gen.figures.style import NARROW, VERMILION, styled
 
 CAPTIONS = {
     "gap_histogram": Caption(
-        "What the bound leaves out, image by image: a histogram of log p(x) − ELBO over the test images. The dashed "
-        "line is the mean. Hatched, if there: images whose log p(x) is not settled, and whose gap is at least this",
+        "How far the ELBO is from log p(x), image by image: a histogram of the gap log p(x) − ELBO over the test "
+        "images. The dashed line is the mean. Hatched bars, if any, are images whose log p(x) is not settled: "
+        "their gap is at least this.",
         "A histogram over images of log p(x) − ELBO, with a dashed line at its mean",
     ),
 }

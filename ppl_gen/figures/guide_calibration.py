@@ -13,15 +13,16 @@ from ppl_gen.inference.ranks import POINTS
 
 CAPTIONS = {
     "calibration_ranks": Caption(
-        "Ranks of the z that images were drawn with, among samples of the guide: ECDF less the diagonal. Inside the "
-        "band: calibrated. Of units: an S that rises first and falls last is too narrow, the reverse too wide, an arch "
-        "is shifted. Of the density: below is too narrow, above too wide",
+        "Ranks of the z that the images were drawn with, among samples of the guide: the ECDF minus the diagonal. "
+        "A curve inside the band is calibrated. For a unit: a curve that rises first and falls last means too "
+        "narrow, the reverse means too wide, an arch means shifted. For the density: below the band means too "
+        "narrow, above it too wide.",
         "Up to six panels with the difference between the ECDF of ranks and the diagonal, without and with importance "
         "weights, over a simultaneous band",
     ),
     "calibration_coverage": Caption(
-        "Share of the z that lie in the guide's intervals and regions, against the nominal share. Below the diagonal: "
-        "too narrow",
+        "How often the guide's intervals and regions hold the z that the image was drawn with, against the "
+        "nominal share. Below the diagonal the guide is too narrow.",
         "Curves of coverage against nominal coverage, without and with importance weights, beside the diagonal",
     ),
 }

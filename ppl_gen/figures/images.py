@@ -10,15 +10,16 @@ from ppl_gen.figures.style import NARROW, WIDTH, styled
 
 CAPTIONS = {
     "samples": Caption(
-        "Samples from the model: z from the prior. Left, the means E[x | z]; right, images drawn given the same z",
+        "Samples from the model, with z from the prior. Left: the means E[x | z]. Right: images drawn for the same z.",
         "Two grids of 25 images: on the left the means E[x | z], on the right images drawn given the same z",
     ),
     "through_training": Caption(
-        "Samples from the same noise (the same z, if p(z) is not learned) before, half-way through and after training",
+        "Samples before, half-way through and after training, from the same noise. The z are the same if the "
+        "prior is not learned.",
         "Rows of ten images E[x | z], with the epoch beside each: before training, half-way, and at its end",
     ),
     "reconstructions": Caption(
-        "Images of the test split, and below each the mean E[x | z] for a z drawn from the guide, z ~ q(z | x)",
+        "Images of the test split, and below each its reconstruction: the mean E[x | z] for one z that the guide drew.",
         "Two rows of ten images: images of the test split above, their reconstructions below",
     ),
 }

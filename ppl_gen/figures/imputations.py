@@ -8,8 +8,8 @@ from ppl_gen.figures.style import SMALL, WIDTH, styled
 
 CAPTIONS = {
     "fill": Caption(
-        "Hidden pixels given the visible ones: each image, what is visible of it (hidden pixels are grey), its "
-        "expected pixels, and images drawn. Below each image: log p(hidden pixels | visible pixels) in nats",
+        "Hidden pixels, given the visible ones: each image, its visible pixels (hidden pixels are grey), its "
+        "expected pixels, and images drawn. Below each image: log p(hidden pixels | visible pixels) in nats.",
         "Rows of images: originals, their visible pixels, expected images, and images drawn",
     )
 }

@@ -19,22 +19,23 @@ COLOURS = (BLUE, VERMILION, GREEN, BLACK, PURPLE, ORANGE, "#56B4E9", "0.5", "#7A
 
 CAPTIONS = {
     "interpolations": Caption(
-        "From one test image's posterior mean to another's: E[x | z] in equal steps of z. Each row is a pair of images",
+        "From the posterior mean of one test image to that of another: E[x | z] in equal steps of z. Each row is "
+        "a pair of images.",
         "Rows of images that go over from one into another in equal steps of z",
     ),
     "manifold": Caption(
-        "The plane of z: E[x | z] on a grid of equal steps, each image at its z. The axes are those of the posterior "
-        "means",
+        "The plane of z: E[x | z] on a grid of equal steps, each image at its z. The axes are the same as for the "
+        "posterior means.",
         "A grid of images E[x | z], which change little from one to the next",
     ),
     "latent_space": Caption(
-        "Posterior means of test images over the two most active units of z, each drawn as its label if it has one; "
-        "ellipses are of one posterior standard deviation, around the first 60",
+        "Posterior means of test images in the plane of the two most active units of z. Each is drawn as its "
+        "label, if it has one. Ellipses, for the first 60, are one posterior standard deviation.",
         "A scatter plot of posterior means over two latent units, each drawn as its label if it has one",
     ),
     "aggregate_posterior": Caption(
-        "z of the guide over test images (grey), beside z of the prior (line): at most ten units, the most active "
-        "first if there are more than two. All units have the same axis",
+        "Samples of z: from the guide over test images (grey), and from the prior (line). At most ten units are "
+        "shown, the most active first if there are more than two. All units have the same axis.",
         "Histograms of at most ten latent units, most active first: the guide's in grey, the prior's as an outline",
     ),
 }

@@ -13,13 +13,14 @@ from ppl_gen.figures.style import BLUE, NARROW, VERMILION, Name, name_lines, sty
 
 CAPTIONS = {
     "learning_curves": Caption(
-        "Through training, in nats per image: the training split, and dashed, if there, the validation split",
+        "Measurements before training and after each epoch, in nats per image. Dashed lines are of the validation "
+        "split, if there is one.",
         "Curves over the epochs",
     )
 }
 _ADVERSARIAL = Caption(
-    "Through training, on training images and as many samples: the two losses, the means of D(x) and D(G(z)), and the "
-    "value function V; dotted, V where D cannot tell samples from images",
+    "After each epoch, on training images and as many samples: both losses, the means of D(x) and D(G(z)), and the "
+    "value function V. The dotted line is V if D cannot tell samples from images.",
     "Three panels of curves over the epochs: losses, means of the discriminator, and V",
 )
 

@@ -12,26 +12,25 @@ _MOST = 60
 
 CAPTIONS = {
     "components": Caption(
-        "Components of the mixture, the most probable first: the mean image of each, black is 1; above it, its "
-        "probability p(z = k)",
+        "Components of the mixture, the most probable first: the mean image of each (black is 1). Above it: its "
+        "probability p(z = k).",
         "A grid of mean images, one for each of at most 60 components, with its probability above",
     ),
     "weights": Caption(
-        "What each unit adds to the pixels' log-odds: grey is nothing, darker is more, lighter is less; above it, the "
-        "probability p(z = 1) that the unit is 1",
+        "What each unit adds to the log-odds of the pixels. Grey is nothing, darker is more, lighter is less. "
+        "Above it: the prior probability p(z = 1) of the unit.",
         "A grid of images in grey levels, one for each of at most 60 latent units, with the probability that it is 1 "
         "above",
     ),
     "posterior": Caption(
-        "Posterior probability of each unit, for five test images: the exact p(z = 1 | x) as bars, the guide's as "
-        "crosses if it has one, the prior's as dashes",
+        "Posterior probability of each unit, for five test images. Bars: the exact p(z = 1 | x). Crosses: the "
+        "guide, if it has one. Dashes: the prior.",
         "Five images, each beside bars of the exact p(z = 1 | x) of every unit, with a mark for the prior's and, if it "
         "has one, for the guide's",
     ),
     "interpolation": Caption(
-        "G(z) in equal steps from one z to another. Of 500 samples of z, the ends are two of the 10 whose images the "
-        "discriminator takes most for real, and of these the two whose images are furthest apart, by the Euclidean "
-        "distance of their pixels",
+        "G(z) in equal steps from one z to another. The ends are two of 500 samples: among the ten that the "
+        "discriminator takes most for real, the two whose pixels differ most.",
         "A row of nine images that go over into one another",
     ),
 }

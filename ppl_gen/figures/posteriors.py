@@ -91,9 +91,9 @@ def caption(found: Mapping[str, Posteriors]) -> Caption:
 
 CAPTIONS = {
     "posteriors": Caption(
-        "In grey, the exact p(z | x) of the first six images of the test split: regions of the highest density with "
-        "50, 90 and 99 % of its mass. Lines, if the guide has a density: the same regions of q(z | x). In nats, "
-        "KL(q ‖ p), which is the gap log p(x) − ELBO of this image, and KL(p ‖ q)",
+        "Grey: the exact p(z | x) of the first six images of the test split, as regions of the highest density "
+        "with 50, 90 and 99 % of its mass. Lines: the same regions of q(z | x), if the guide has a density. "
+        "Numbers, in nats: KL(q ‖ p), which is the gap log p(x) − ELBO of this image, and KL(p ‖ q).",
         "A panel for each image: grey regions of p(z | x), with lines around regions of q(z | x)",
     )
 }

@@ -8,13 +8,14 @@ from ppl_gen.figures.style import SMALL, WIDTH, styled
 
 CAPTIONS = {
     "components_by_label": Caption(
-        "Components and labels: for each component k its mean image and p(z = k), and how many images of each label "
-        "it is most responsible for. The background is as dark as this share of the component's images",
+        "Components and labels. Each row is a component k: its mean image, p(z = k), and the number of images of "
+        "each label for which it is the most responsible component. A darker background is a larger share of the "
+        "component's images.",
         "A table with a row for each component: its mean image, and the number of its images that have each label",
     ),
     "responsibilities": Caption(
-        "Which components explain which images: each image x, and beside it the means of the components that are most "
-        "responsible for it, with k: p(z = k | x). Left, the first images; right, those of the least certain component",
+        "Images, each beside the components that are most responsible for it, with k: p(z = k | x). Left: the "
+        "first images. Right: the images with the least certain component.",
         "Images, each beside the components most responsible for it and their probabilities",
     ),
 }

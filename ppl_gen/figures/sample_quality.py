@@ -10,12 +10,12 @@ from ppl_gen.figures.style import BLUE, NARROW, SMALL, WIDTH, styled
 
 CAPTIONS = {
     "sample_classes": Caption(
-        "Shares of the classes: in the samples, as a classifier sees them (plain bars), and in the test images, by "
-        "their labels (hatched). The lines on the bars are ± 1.96 standard errors",
+        "Shares of the classes. Plain bars: in the samples, by a classifier. Hatched bars: in the test images, by "
+        "their labels. The lines on the bars are ± 1.96 standard errors.",
         "Bars of the share of each class, in pairs: of the samples, and of the test images",
     ),
     "neighbours": Caption(
-        "Samples, and below each the training image that is nearest to it, with the Euclidean distance of their pixels",
+        "Samples, and below each the nearest training image, with the Euclidean distance of their pixels.",
         "Two rows of ten images: samples above, their nearest training images below, with the distances",
     ),
 }

@@ -9,14 +9,14 @@ from ppl_gen.figures.style import BLUE, NARROW, SMALL, VERMILION, WIDTH, Name, n
 
 CAPTIONS = {
     "spliced": Caption(
-        "Natural images, and images spliced from the left half of one and the right half of another; below each, its "
-        "log p(x) in nats",
+        "Natural images, and images spliced from the left half of one image and the right half of another. Below "
+        "each: its log p(x) in nats.",
         "A row of images as they are, and a row of images put together from halves of two, log p(x) below each",
     ),
     "splice_power": Caption(
-        "Telling spliced from natural batches by the log p(x) of their images, against the number of images in a "
-        "batch: the share of spliced batches that are found (power), and of natural ones that are taken for spliced "
-        "(false alarms). Dotted: the nominal rate of false alarms. Bars are ± one standard error",
+        "Does log p(x) tell batches of spliced images from natural ones? Against the batch size: the share of "
+        "spliced batches that are found (power), and the share of natural batches that are taken for spliced "
+        "(false alarms). The dotted line is the nominal rate of false alarms. Bars are ± one standard error.",
         "Curves of power and false alarms against the number of images in a batch",
     ),
 }

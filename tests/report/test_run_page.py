@@ -219,7 +219,7 @@ def test_what_is_not_on_the_command_line(run: Path) -> None:
 
 def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     """Of a GAN's curves, of one that is exact, of a plane without other units, of a guide that is the prior."""
-    assert "dashed, if there, the validation split" in page_of(run).texts["figcaption"]
+    assert "Dashed lines are of the validation split" in page_of(run).texts["figcaption"]
     assert "the same z, if p(z) is not learned" in page_of(run).texts["figcaption"]
     assert "The other units have sliders" in page_of(run).texts["p"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
