@@ -68,7 +68,7 @@ def test_the_guide_of_a_run(three_runs: Path, call: Call, name: str) -> None:
         assert (Path(name) / "figures" / f"{picture}.png").stat().st_size > 5_000
     page = Page((Path(name) / "report.html").read_text(encoding="utf-8"))
     assert "Is the guide calibrated?" in page.texts["h2"]
-    assert "Ranks of the z that images were drawn with" in page.texts["figcaption"]
+    assert "Ranks of the z that the images were drawn with" in page.texts["figcaption"]
     assert page.commands("calibrate") == [[name, *(SMALL if sampled else SMALL[:2])]]
 
 

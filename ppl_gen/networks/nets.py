@@ -182,11 +182,11 @@ class EncoderOptions(TypedDict, total=False):
     """Options of an encoder. An option that is left out, or None, is taken from the model, so that encoder and decoder
     mirror each other.
 
-    :param hidden_dims: Units of the encoder's hidden layers. By default the decoder's, in reverse order.
-    :param activation: Nonlinearity between layers. By default the decoder's.
+    :param hidden_dims: Units of the encoder's hidden layers. By default the model's.
+    :param activation: Nonlinearity between layers. By default the model's.
     :param network: Network of the encoder. mlp: linear layers. conv: stride-2 convolutions before the linear layers. By
-        default the decoder's.
-    :param channels: Features of each convolution, for a conv network. By default the decoder's, in reverse order.
+        default the model's.
+    :param channels: Features of each convolution, for a conv network. By default the model's.
     """
 
     hidden_dims: tuple[int, ...] | None

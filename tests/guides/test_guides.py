@@ -197,11 +197,15 @@ def test_every_family_shows_its_code(kind: Any) -> None:
 
 
 ENCODER = {
-    "hidden_dims": (None, "units of each hidden layer of the encoder."),
-    "activation": (None, "nonlinearity between layers."),
-    "network": (None, "mlp, or conv: stride-2 convolutions before the hidden layers."),
-    "channels": (None, "features of each convolution, for the conv network."),
-    "input_dropout": (0.0, "probability of dropping a pixel at the encoder's input, in training."),
+    "hidden_dims": (None, "Units of the encoder's hidden layers. By default the model's."),
+    "activation": (None, "Nonlinearity between layers. By default the model's."),
+    "network": (
+        None,
+        "Network of the encoder. mlp: linear layers. conv: stride-2 convolutions before the linear layers. By default "
+        "the model's.",
+    ),
+    "channels": (None, "Features of each convolution, for a conv network. By default the model's."),
+    "input_dropout": (0.0, "Probability of dropping a pixel at the encoder's input, in training."),
 }
 
 
@@ -287,7 +291,7 @@ class Demanding(nn.Module):
 
 def test_a_family_of_ones_own() -> None:
     found = {option.name: option for option in options("guide", Laplace)}
-    assert found["widen"].help == "factor on the scale." and found["hidden_dims"].help.startswith("units of each")
+    assert found["widen"].help == "factor on the scale." and found["hidden_dims"].help.startswith("Units of the")
     supplied = {"data_shape": (PIXELS,), "latent_dim": 3, "latent_name": "z", "model": make("normal", 3)[0]}
     guide = construct("guide", Laplace, supplied, {"widen": 2.0, "hidden_dims": (5,)})
     assert guide.encoder[0].out_features == 5

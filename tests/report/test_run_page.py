@@ -220,7 +220,7 @@ def test_what_is_not_on_the_command_line(run: Path) -> None:
 def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
     """Of a GAN's curves, of one that is exact, of a plane without other units, of a guide that is the prior."""
     assert "Dashed lines are of the validation split" in page_of(run).texts["figcaption"]
-    assert "the same z, if p(z) is not learned" in page_of(run).texts["figcaption"]
+    assert "The z are the same if the prior is not learned" in page_of(run).texts["figcaption"]
     assert "The other units have sliders" in page_of(run).texts["p"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -231,7 +231,7 @@ def test_captions_are_true_of_the_model_at_hand(run: Path) -> None:
 
     page = with_terms(dict.fromkeys(("loss_generator", "loss_discriminator", "d_real", "d_fake", "value"), 0.5))
     assert "the validation split" not in page.texts["figcaption"]
-    assert "the two losses, the means of D(x) and D(G(z))" in page.texts["figcaption"]
+    assert "both losses, the means of D(x) and D(G(z))" in page.texts["figcaption"]
     alts = " ".join(str(picture["alt"]) for picture in with_terms({"elbo": -8.5}).of("img"))
     assert "validation log p(x) -8.50 before training" in alts and "ELBO -8.50" not in alts
     explored = json.loads((run / "explorer.json").read_text(encoding="utf-8"))
