@@ -146,6 +146,14 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
 # What a page has for its reader ----------------------------------------------------------------------------------
 
 
+def _sentences(text: str) -> list[str]:
+    """The sentences of a page, without code, tables, headings and the targets of links."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^(\||!\[|#|:::).*$", "", prose, flags=re.MULTILINE)
+    parts = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", re.sub(r"\]\([^)]*\)", "]", prose))
+    return [each for part in parts for each in re.split(r"(?<=[.!?]) (?=[A-Z\"`*\[(])", " ".join(part.split())) if each]
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in DOCS)])
 def test_a_page_is_short_and_its_figures_have_captions(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -156,6 +164,8 @@ def test_a_page_is_short_and_its_figures_have_captions(page: str) -> None:
         assert first.startswith("For "), "the first sentence says whom the page serves"
         figures = re.findall(r"^:::\{figure-md\}\n!\[[^\]]{10,}\]\(figures/\w+\.png\)\n\n\S", text, re.MULTILINE)
         assert len(figures) == text.count("](figures/")
+    for sentence in _sentences(text):
+        assert len(sentence.split()) <= 40 and not sentence.startswith("Of "), sentence
 
 
 class _Parsed(Exception):

@@ -41,7 +41,7 @@ class RunDirectory:
         self._named, self._seen_from = path, Path.cwd()
         self.config = config
         self.writes = writes
-        """True if this process writes files. Of several processes, one does."""
+        """True if this process writes files: one of several processes does."""
         self.loaded: int | None = None
         """Training steps of the weights that were loaded from here; None if none were."""
 

@@ -15,7 +15,7 @@ from ppl_gen.figures.style import BLACK, BLUE, GREEN, NARROW, ORANGE, PURPLE, VE
 _MOST_POINTS = 800
 _MOST_ELLIPSES = 60
 COLOURS = (BLUE, VERMILION, GREEN, BLACK, PURPLE, ORANGE, "#56B4E9", "0.5", "#7A3E00", "#4B0082")
-"""Of the labels, each of which is drawn as its own number."""
+"""Colours of the labels. Each label is drawn as its own number."""
 
 CAPTIONS = {
     "interpolations": Caption(
