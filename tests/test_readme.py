@@ -66,6 +66,9 @@ def _reduce(arguments: list[str]) -> list[str]:
             arguments[arguments.index(flag) + 1] = value
         else:
             arguments += [flag, value]
+    if "--num-particles" in arguments:
+        place = arguments.index("--num-particles") + 1
+        arguments[place] = str(min(10, int(arguments[place])))
     return arguments
 
 

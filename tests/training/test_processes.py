@@ -88,7 +88,7 @@ def test_noise_of_its_own_makes_one_curve_of_two(elsewhere: Path) -> None:
     assert summary["elbo"]["mean"] == pytest.approx(float(two["elbo"].mean()))
     assert Path("two/report.html").exists() and Path("two/figures/samples.png").exists()
     for more, words in (
-        (("--num-images", "1"), "--num-images 1: there are 2 processes"),
+        (("--num-images", "1"), "--num-images 1: each of the 2 processes needs an image"),
         (("--gaps",), "--gaps: needs a single process"),
     ):
         done = run_two("ppl_gen.evaluate", "one", "--guide", "own.py:Fixed", *more)
