@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -37,13 +38,18 @@ def parse(options: Callable[..., T], arguments: list[str], program: str, descrip
 
 
 def _describe(options: Any) -> None:
-    """Tell tyro how to show every field: its docstring as one line, where tyro would keep the line breaks of the
-    source, and no `None` among the values and defaults."""
+    """Tell tyro how to show every field of a dataclass, and of the dataclasses in it."""
     cls = get_origin(options) or options
     for inner in get_args(options):
         _describe(inner)
-    if not (isinstance(cls, type) and is_dataclass(cls)):
-        return
+    if isinstance(cls, type) and is_dataclass(cls):
+        _describe_fields(cls)
+
+
+@cache  # once for each class, since it changes the class
+def _describe_fields(cls: Any) -> None:
+    """Annotate fields with their docstrings as one line, where tyro would keep the line breaks of the source, and with
+    no `None` among the values and defaults."""
     texts = {each.arg_name: each.description for each in docstring_parser.parse_from_object(cls).params}
     defaults = {each.name: each.default for each in fields(cls)}
     for name, hint in list(vars(cls).get("__annotations__", {}).items()):
