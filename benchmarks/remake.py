@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+from benchmarks.pages import DOCS
 
 
 def pages(docs: Path = DOCS) -> list[Path]:
