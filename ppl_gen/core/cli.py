@@ -104,6 +104,9 @@ def _one_line(box: str) -> str:
         elif paragraphs[-1]:
             paragraphs.append([])
     message = re.sub(r"^Error parsing (?:[A-Z]\w+: )?", "", " ".join(paragraphs[0]))
+    message = message.replace("{None}|", "").replace("{None,", "{")  # None is a default, and no value to type
+    message = re.sub(r"\{(\w+|\[.*\])\}", r"\1", message)
+    message = re.sub(r"no type matching (.*) could be instantiated from \[(.*)\]\.?", r"must be \1, not \2", message)
     for name in re.findall(r"--[\w-]+", message):
         if name.replace("_", "-")[2:] in ALIASES:
             return f"{message}; did you mean --{ALIASES[name.replace('_', '-')[2:]]}?"

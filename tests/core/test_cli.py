@@ -18,6 +18,7 @@ class Options:
 
     learning_rate: float = 0.1
     hidden_dims: tuple[int, ...] = (3,)
+    train_size: int | None = None
 
 
 def _parse(*arguments: str) -> Options:
@@ -35,6 +36,7 @@ def test_options() -> None:
         (["--lr", "1"], ["--lr", "did you mean --learning-rate?"]),
         (["--learning-rat", "1"], ["--learning-rat", "did you mean --learning-rate?"]),
         (["--hidden-dims", "a"], ["--hidden-dims", "a"]),
+        (["--train-size", "none"], ["--train-size: must be INT, not 'none' (see"]),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], words: list[str]) -> None:
