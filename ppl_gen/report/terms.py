@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 from ppl_gen.core.glossary import TERMS, Term
 
 _COMMAND = re.compile(r"python -m ppl_gen\.\S+.*")
-_THOUSANDS = re.compile(r"(?<![\w.,])[1-9]\d{3,}(?!\w)")
+_THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\w-)[1-9]\d{3,}(?![\w/]|-\w|\.[A-Za-z])")  # none in the name of a file
 _CODE = re.compile("`([^`]+)`")
 _MINUS = re.compile(r"(?<![\w)-])-(?=\d)")
 
@@ -18,6 +18,8 @@ def shown(text: str) -> str:
 
     >>> shown("of 10000 images: -1234.5")
     'of 10,000 images: −1,234.5'
+    >>> shown("scans-2024.npz of 2020/images, 3000 images of 64 pixels")
+    'scans-2024.npz of 2020/images, 3,000 images of 64 pixels'
     """
     text = _THOUSANDS.sub(lambda found: f"{int(found[0]):,}", text)
     return _MINUS.sub("−", text).replace(" - ", " − ")
