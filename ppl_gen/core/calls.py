@@ -75,10 +75,10 @@ def method_call(method: str, options: Mapping[str, Any]) -> str:
     return f"run.{method}({_arguments([], {name: _literal(value) for name, value in options.items()})})"
 
 
-def options_of(words: Sequence[str]) -> dict[str, Any]:
+def arguments_of(words: Sequence[str]) -> dict[str, Any]:
     """Options of a command line, each with one value, as the arguments of a method::
 
-    >>> options_of(["--num-samples", "auto", "--settling.most-samples", "65536"])
+    >>> arguments_of(["--num-samples", "auto", "--settling.most-samples", "65536"])
     {'num_samples': 'auto', 'settling': {'most_samples': 65536}}
     """
     found: dict[str, Any] = {}

@@ -28,7 +28,8 @@ LINES: tuple[dict[str, Any], ...] = (
     {"color": ORANGE, "marker": "X", "linestyle": (0, (4, 1.2, 1, 1.2, 1, 1.2))},
 )
 
-_SMALL, _POINTS = 8.0, 9.0
+SMALL, _POINTS = 8.0, 9.0
+"""Sizes of text in points; `SMALL` is for ticks, the cells of a table and the numbers below images."""
 STYLE: dict[str, Any] = {
     "font.size": _POINTS,
     "axes.titlesize": _POINTS,
@@ -38,8 +39,8 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": _POINTS,
     "legend.title_fontsize": _POINTS,
     "legend.frameon": False,
-    "xtick.labelsize": _SMALL,
-    "ytick.labelsize": _SMALL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -53,9 +54,7 @@ STYLE: dict[str, Any] = {
     "errorbar.capsize": 2.5,
     "hatch.linewidth": 0.6,
 }
-"""Settings of matplotlib, in force only while a picture is made or written. Names of ticks and of cells are small."""
-SMALL = _SMALL
-"""Size of the small text in points, for the cells of a table and the numbers below images."""
+"""Settings of matplotlib, in force only while a picture is made or written."""
 
 
 def styled(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:

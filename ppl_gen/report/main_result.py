@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ppl_gen.core.calls import method_call, options_of
+from ppl_gen.core.calls import arguments_of, method_call
 from ppl_gen.core.commands import command
 from ppl_gen.core.errors import NARROWER
 from ppl_gen.core.tables import fixed
@@ -42,7 +42,7 @@ def main_result(summary: Json, arguments: list[object]) -> MainResult:
     """
     further = summary.get("next_options")
     words = command("evaluate", *arguments, *further.split()) if further else []
-    call = method_call("evaluate", options_of(further.split())) if further else ""
+    call = method_call("evaluate", arguments_of(further.split())) if further else ""
     if "gap" not in summary or "iwae" not in summary:
         return MainResult(_known(summary), "", words, call)
     if not all(mean is not None and math.isfinite(mean) for mean in (summary["elbo"]["mean"], summary["gap"]["mean"])):

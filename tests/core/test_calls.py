@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_gen.core.calls import fit_call, method_call, of_session, open_call, options_of
+from ppl_gen.core.calls import arguments_of, fit_call, method_call, of_session, open_call
 from ppl_gen.data.loading import load_data
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.use_options import options_from
@@ -66,7 +66,7 @@ def test_what_only_a_session_has() -> None:
 
 def test_options_of_a_command_are_those_of_the_method() -> None:
     words = ["--num-samples", "auto", "--settling.most-samples", "65536"]
-    options = options_of(words)
+    options = arguments_of(words)
     assert method_call("evaluate", options) == 'run.evaluate(num_samples="auto", settling={"most_samples": 65536})'
     found = options_from(EvaluationOptions, None, options)
     assert (found.num_samples, found.settling.most_samples) == ("auto", 65536)

@@ -150,7 +150,7 @@ def test_its_terms_are_explained(run: Path) -> None:
         assert term in shown
     for term in ("blind", "jackknife", "active-units", "standard-error", "monte-carlo-error", "binarization"):
         assert term in shown
-    assert not {"annealing", "quadrature", "coverage", "frechet-distance", "amortization-gap"} & shown
+    assert not {"annealing", "quadrature", "coverage", "fréchet-distance", "amortization-gap"} & shown
 
 
 def test_its_options_are_those_of_the_configuration(run: Path) -> None:
