@@ -19,25 +19,17 @@ def pages(docs: Path = DOCS) -> list[Path]:
     return sorted([*docs.glob("results*.md"), *docs.glob("speed*.md")], key=lambda page: page.stem)
 
 
-def parts(docs: Path = DOCS) -> list[tuple[str, str]]:
-    """Each heading of these pages, and the text below it."""
-    found = []
+def sections(docs: Path = DOCS) -> dict[str, list[str]]:
+    """The commands under each heading of these pages that has any."""
+    found: dict[str, list[str]] = {}
     for page in pages(docs):
         for part in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             title, _, text = part.partition("\n")
-            found.append((title, text))
-    return found
-
-
-def sections(docs: Path = DOCS) -> dict[str, list[str]]:
-    """The commands under each heading that has any."""
-    found: dict[str, list[str]] = {}
-    for title, text in parts(docs):
-        blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        if commands := [line for block in blocks for line in block.splitlines() if line]:
-            if title in found:
-                raise ValueError(f"two headings with commands are '{title}'")
-            found[title] = commands
+            blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+            if commands := [line for block in blocks for line in block.splitlines() if line]:
+                if title in found:
+                    raise ValueError(f"two headings with commands are '{title}'")
+                found[title] = commands
     return found
 
 

@@ -158,7 +158,8 @@ def draw(results: dict[str, Any]) -> Figure:
         axes.set_yscale("log")
         for way, result in results.items():
             points = [(point["units"], point[key]) for point in result["points"] if point[key] > 0]
-            axes.plot(*zip(*points, strict=True), **_STYLES[way]) if points else None
+            if points:
+                axes.plot(*zip(*points, strict=True), **_STYLES[way])
         axes.set_ylabel(unit)
         axes.set_xlim(0, last + 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
