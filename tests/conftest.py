@@ -1,9 +1,10 @@
+import io
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import matplotlib.font_manager  # noqa: F401  (its cache, which it tells of on stderr, is built here and in no test)
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ppl_gen.core import cli
@@ -21,6 +23,7 @@ from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.figures.canvas import Figure
 from ppl_gen.run import Run
 
 # How fast a machine is, and what it found on another day, decide nothing.
@@ -45,6 +48,27 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         yield
+
+
+_BLANK = io.BytesIO()
+Image.new("L", (1, 1)).save(_BLANK, "PNG")
+
+
+@pytest.fixture(autouse=True)
+def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn, but written as one pixel: laying them out and painting them would be half of the time of a
+    small fit. They are painted in `figures/`, in `report/`, in commands that a test starts as a process, and in tests
+    that are marked `painted`."""
+    if request.path.parent.name in ("figures", "report") or request.node.get_closest_marker("painted"):
+        return
+
+    def write(self: Figure, file: Path | IO[bytes]) -> None:
+        if isinstance(file, Path):
+            file.write_bytes(_BLANK.getvalue())
+        else:
+            file.write(_BLANK.getvalue())
+
+    monkeypatch.setattr(Figure, "write", write)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from ppl_gen import calibrate, fit
 Call = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.painted
 def test_the_same_seed_gives_the_same_rows(elsewhere: Path, call: Call) -> None:
     small = ("--repetitions", "2", "--num-images", "1", "--num-samples", "25", "--num-temperatures", "3")
     first = call(calibrate.command, *small, "--out", "a/b")
@@ -50,6 +51,7 @@ def test_bad_options(elsewhere: Path, call: Call, options: tuple[str, ...], mess
 SMALL = ("--num-images", "60", "--num-samples", "40")
 
 
+@pytest.mark.painted
 @pytest.mark.parametrize("name", ["mixture", "belief-net", "vae"])
 def test_the_guide_of_a_run(three_runs: Path, call: Call, name: str) -> None:
     status, out, err = call(calibrate.command, name, *SMALL)

@@ -40,6 +40,7 @@ def mixture(elsewhere: Path, fitted: Path) -> Path:
     return Path(shutil.copytree(fitted, elsewhere / "mixture"))
 
 
+@pytest.mark.painted
 def test_a_run(mixture: Path, call: Call) -> None:
     status, out, err = call(quality.command, "mixture", *FEW)
     assert status == 0, err

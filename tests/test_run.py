@@ -167,6 +167,7 @@ def test_errors_speak_of_arguments(elsewhere: Path, options: dict[str, Any], wor
 # How good it is ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.painted
 def test_evaluate_takes_the_place_of_the_evaluation(elsewhere: Path, x: Tensor) -> None:
     """With its pictures and the page. Options are fields by name, or a whole object."""
     run = Run.fit("vae", data=x, out="run", **FEW)
