@@ -114,6 +114,7 @@ def test_wall_in_its_own_process() -> None:
         wall._in_own_process("ours", "two")  # type: ignore[arg-type]
 
 
+@pytest.mark.painted
 def test_wall(tmp_path: Path) -> None:
     """All ways up to M = 3 on tiny images, their figure, and the figure of what was written down."""
     results = {way: wall.climb(way, 3, lambda way, units: wall.measure(way, units, 4, 9)) for way in wall.WAYS}
@@ -174,6 +175,7 @@ def test_slope_of_growth() -> None:
     assert growth.slope(dict.fromkeys((1, 2, 4, 8), 1.0)) is None
 
 
+@pytest.mark.painted
 def test_growth_of_the_two_smallest_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Measured, printed, and drawn as they are printed."""
     kept, picture = str(tmp_path / "growth.json"), str(tmp_path / "figures" / "growth.png")
@@ -365,6 +367,7 @@ def test_null_comparisons(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.count("%") == 4 for line in lines[3:]) and "none of methods" in lines[2]
 
 
+@pytest.mark.painted
 def test_exact_training(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured is log p(x), and is in the table; a training that is done is not made again."""
     arguments = ["--small", "--methods", "elbo", "--runs", str(tmp_path), "--out", str(tmp_path / "it.png")]
