@@ -3,6 +3,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +22,11 @@ from ppl_gen.core import cli
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
+from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.figures.canvas import Figure
+from ppl_gen.inference.gaps import Search
 from ppl_gen.run import Run
 
 # How fast a machine is, and what it found on another day, decide nothing.
@@ -48,6 +51,12 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search over contexts ends after ten steps. `inference/test_gaps.py` has whole ones."""
+    monkeypatch.setattr(gap_split, "Search", partial(Search, window=5, most_windows=2))
 
 
 _BLANK = io.BytesIO()

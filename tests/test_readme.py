@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from ppl_gen import calibrate, evaluate, fit, quality, sweep
 from ppl_gen.core import cli
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
-from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.run_directory import RunDirectory
-from ppl_gen.inference.gaps import Search
 from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
 
@@ -104,7 +101,6 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     ran = 0
     quick = {"num_images": 5, "sandwich": 3, "annealed": {"num_temperatures": 4}}
     monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | quick)
-    monkeypatch.setattr(gap_split, "Search", partial(Search, window=5, most_windows=2))
     for language, text in _blocks(page):
         if language == "text":
             continue

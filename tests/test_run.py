@@ -16,8 +16,8 @@ from torch.utils.data import TensorDataset
 
 import ppl_gen
 from ppl_gen.core.errors import BadInput
+from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.inference.gaps import Search
 from ppl_gen.inference.objectives.elbo import Elbo
 from ppl_gen.models.vae import VAE
 from ppl_gen.run import Run
@@ -207,7 +207,7 @@ def test_proposals_are_opened_with_what_the_run_was_given(elsewhere: Path, x: Te
 def test_the_gap_is_split(elsewhere: Path, x: Tensor) -> None:
     run = Run.fit("vae", data=x, out="run", **FEW)
     found = run.split_gap(num_images=4, num_samples=30, quiet=True)
-    assert found.summary["search"] == asdict(Search())
+    assert found.summary["search"] == asdict(gap_split.Search())
     assert found.summary["contexts"]["num_images"] == 4 and found.copies is None and len(found.contexts.elbo) == 4
     assert found.summary["options"]["estimator"] == "importance" and found.summary["options"]["gaps"]
     assert run.directory.read_json("gaps.json") == json.loads(json.dumps(found.summary))
