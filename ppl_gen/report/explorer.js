@@ -166,7 +166,7 @@ function explore(place, data) {
     context.putImageData(pixels, 0, 0);
     for (const { unit, input, value } of sliders) {
       input.value = z[unit];
-      value.textContent = z[unit].toFixed(2);
+      value.textContent = z[unit].toFixed(2).replace("-", "−");
     }
     const [across, up] = units.map((unit) => (z[unit] - low[unit]) / (high[unit] - low[unit]));
     handle.style.left = `${100 * across}%`;
@@ -184,7 +184,7 @@ function explore(place, data) {
     return { index, distance: Math.sqrt(least) };
   }
   function tell() {
-    const { index, distance } = nearest(), which = labels ? `${index} (${labels[index]})` : index;
+    const { index, distance } = nearest(), which = labels ? `${index} (label ${labels[index]})` : index;
     status.textContent = `|z| = ${Math.hypot(...z).toFixed(2)}`;
     if (means) {
       status.append(`; the nearest posterior mean, of test image ${which}, is ${distance.toFixed(2)} away`);

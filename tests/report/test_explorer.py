@@ -330,7 +330,7 @@ def test_a_page_by_hand(elsewhere: Path, call: Call, tmp_path: Path) -> None:
     seen = json.loads(in_browser(changed, tmp_path))
     assert seen.pop("errors") == []
     assert re.fullmatch(
-        r"\|z\| = \d\.\d\d; the nearest posterior mean, of test image \d+ \(\d\), is 0\.00 away", seen.pop("status")
+        r"\|z\| = \d\.\d\d; the nearest posterior mean, of test image \d+ \(label \d\), is 0\.00 away", seen.pop("status")
     )
 
     layers, order, low, high = (content[key] for key in ("layers", "order", "low", "high"))
