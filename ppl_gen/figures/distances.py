@@ -96,11 +96,12 @@ def _bars(found: Distances) -> list[str]:
     of = "its own log p(x)" if len(found.rows) == 1 else f"log p(x) of {found.rows[0].label}"
     over = "other images and seeds" if found.several_seeds else "other images, not for other seeds"
     unknown = any(level.half_width is None for level in barred)
+    widest = max(widths)
+    width = "below ± 0.0001" if widest < 0.00005 else f"± {fixed(widest, 2 if widest >= 0.01 else 4)}"
     return [
         f"Bars, on the ELBO and the best log p(x) of each row, are 95 % intervals of the difference to {of} "
         f"({reference.label}; dashed), paired image by image; they hold for {over}. The widest is "
-        f"± {fixed(max(widths), 2 if max(widths) >= 0.01 else 4)} nats, and a bar that is not seen is shorter than its "
-        "mark.",
+        f"{width} nats, and a bar that is not seen is shorter than its mark.",
         *(["There is no bar where the values of single images are not recorded."] if unknown else []),
     ]
 

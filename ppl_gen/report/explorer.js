@@ -230,7 +230,10 @@ function explore(place, data) {
     context.globalAlpha = 0.8;
     context.fillStyle = ink;
     context.font = "11px system-ui, sans-serif";
-    const write = (text, x, y, align) => { context.textAlign = align; context.fillText(text, x, y); };
+    const write = (limit, x, y, align) => {
+      context.textAlign = align;
+      context.fillText(`${limit}`.replace("-", "−"), x, y);
+    };
     write(low[units[0]], 4, side - top(0) + 9, "left");
     write(high[units[0]], side - 4, side - top(0) + 9, "right");
     write(low[units[1]], right(0) + 4, side - 9, "left");
