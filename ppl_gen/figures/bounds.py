@@ -53,6 +53,7 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False
         label = f"not settled, at least this ({untrusted.mean():.1%})"
         axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
     axes.set_ylim(0, 1.22 * (trusted + rest).max())  # room for the name of the line
+    axes.yaxis.get_major_locator().set_params(integer=True)
     mean, right = float(gap.mean()), float(gap.mean()) > sum(spread) / 2
     axes.axvline(mean, color=VERMILION, linestyle="--")
     axes.annotate(
