@@ -27,6 +27,7 @@ source_suffix = {".md": "markdown", ".ipynb": "markdown"}  # a notebook is read 
 html_theme = "furo"
 html_title = f"ppl_gen {version}"
 html_copy_source = False
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 exclude_patterns = ["_build"]
@@ -89,7 +90,8 @@ def command_page(command: str) -> str:
         for name, text in group.options:
             if name.startswith("-h,"):
                 continue
-            about = re.sub(r"\((default: [^()]*|required|repeatable)\)$", r"*(\1)*", text)
+            about = text.replace("<", "&lt;")  # a placeholder, such as <model>, is no element of HTML
+            about = re.sub(r"\((default: [^()]*|required|repeatable)\)$", r"*(\1)*", about)
             about = re.sub(r"(?<![\w`])--[a-z][\w.*-]*\w", r"`\g<0>`", about)
             kind = f"{{option}} {name}" if name.startswith("-") else f"{{describe}} {name}"
             parts.append(f":::{kind}\n{about}\n:::")

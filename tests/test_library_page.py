@@ -132,3 +132,4 @@ def test_help_is_whole_sentences(command: str, monkeypatch: pytest.MonkeyPatch) 
     for name, text in options:
         assert re.match(r"[A-Zp]", text) or text.startswith("file.py"), name
         assert "None" not in name + text
+        assert "<" not in text, name  # a placeholder would be read as an element of HTML, and not be seen

@@ -66,7 +66,7 @@ def warnings_of(observation: str) -> list[str]:
     """
     warnings = {
         "cross-entropy": "grey values under a Bernoulli: these figures do not bound the log-probability of any data",
-        "density": "densities of grey pixels: they cannot be compared with probabilities of binary pixels",
+        "density": "these are densities of grey pixels, which cannot be compared with probabilities of binary pixels",
         "unchecked": "values outside the likelihood's support, accepted because of validate_args=False: these "
         "figures are not log-probabilities of any data",
     }

@@ -54,6 +54,15 @@ def small(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 0.01 else f"{value:.2f}"
 
 
+def duration(seconds: float) -> str:
+    """Format a time in words.
+
+    >>> duration(0.4), duration(12.3)
+    ('less than a second', '12 s')
+    """
+    return f"{seconds:.0f} s" if seconds >= 0.5 else "less than a second"
+
+
 def line(row: Row, width: int = 22, value: str = "{:>9}{:>9}{}") -> str:
     """Format a row as an indented line of text.
 

@@ -137,7 +137,7 @@ def _levels(summaries: Sequence[Json]) -> list[Level]:
             levels.append(Level("iwae", f"IWAE-{k}", _mean(bounds), None))
     for name, found in sorted(of.items(), key=lambda item: item[0] in entries.KNOWN):
         counts = {entry["num_samples"] for entry in found if name == "importance" and entry.get("num_samples")}
-        count = f", S = {counts.pop()}" if len(counts) == 1 else ""
+        count = f", S = {counts.pop():,}" if len(counts) == 1 else ""
         at_least = (
             any(entries.at_least(*pair) for pair in zip(summaries, found, strict=True)) and name not in entries.KNOWN
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, warnings_of
 from ppl_gen.core.progress import Progress
-from ppl_gen.core.tables import Row, line, small
+from ppl_gen.core.tables import Row, duration, line, small
 from ppl_gen.evaluation.estimating import Task, annealed_estimate, check_chains, observation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import Printed, images, title
@@ -186,5 +186,5 @@ def gap_table(summary: Json) -> str:
     for of, rows in gap_rows(summary):
         lines += [of] if of else []
         lines += [line(row, 34, "{:<9}{:>8}{}") for row in rows]
-    lines.append(f"  this took {summary['seconds']:.0f} s")
+    lines.append(f"  this took {duration(summary['seconds'])}")
     return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.progress import Progress
-from ppl_gen.core.tables import Row, fixed, line
+from ppl_gen.core.tables import Row, duration, fixed, line
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.sampling import sample
@@ -275,7 +275,7 @@ def quality_rows(summary: Json) -> list[Row]:
             note=f"median distance {distance['samples']:.2f}; of test images {distance['test']:.2f}",
         ),
         Row("classifier", note=f"correct on {s['classifier']['accuracy']:.1%} of the test images"),
-        Row("this took", note=f"{s['seconds']:.0f} s, plus the classifier's training"),
+        Row("this took", note=f"{duration(s['seconds'])}, plus the classifier's training"),
     ]
 
 

@@ -4,7 +4,7 @@ from html import escape
 
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
-from ppl_gen.core.tables import Row, fixed, line, small
+from ppl_gen.core.tables import Row, duration, fixed, line, small
 from ppl_gen.evaluation.entries import at_least, entry_of
 from ppl_gen.experiment.run_directory import Json
 
@@ -145,9 +145,9 @@ def _settled_text(entry: Json) -> str:
     shares += [f"{result['fraction_left']:.1%} not settled"] if result["fraction_left"] else []
     samples = result["samples"]
     counts = (
-        f"S median {samples['median']:,}, largest {samples['largest']:,}, {samples['total']:,} including the pilot's"
+        f"S median {samples['median']:,}, largest {samples['largest']:,}, {samples['total']:,} in all, with the pilot's"
     )
-    return f"settled to {entry['tolerance']:g} nats: {', '.join(shares)}; {counts}; {result['seconds']:.0f} s"
+    return f"settled to {entry['tolerance']:g} nats: {', '.join(shares)}; {counts}; {duration(result['seconds'])}"
 
 
 def _proposal_text(proposal: Json) -> str:
@@ -164,7 +164,7 @@ def _agreement_rows(s: Json) -> list[Row]:
     """Comparisons of the estimates with each other."""
     rows = []
     if "sandwich" in s:
-        rows.append(_between("the same settings", s["sandwich"]))
+        rows.append(_between("the same annealing", s["sandwich"]))
     if "sandwich_importance" in s:
         bounds = s["sandwich_importance"]
         count = bounds["num_samples"]
@@ -201,7 +201,8 @@ def _wide_text(bounds: Json) -> str:
     if "wide" not in bounds:
         return ""
     wide = bounds["wide"]
-    count = f"{wide['num_images']} of {bounds['num_images']} are" if wide["num_images"] else "none is"
+    count = f"{wide['num_images']} of {bounds['num_images']}" if wide["num_images"] else "none"
+    count += " are" if wide["num_images"] > 1 else " is"
     share = (
         f"at most {wide['fraction_at_most']:.1%} of the model's images are, with {wide['confidence']:.0%} confidence"
     )
@@ -272,5 +273,5 @@ def _diagnostic_rows(s: Json) -> list[Row]:
         empty = f"; each of the other {of - used} explains less than one of these images" if used < of else ""
         rows.append(Row("components in use", note=f"{used} of {of}{empty}"))
     rows.append(Row("parameters", note=f"{s['num_parameters']:,}"))
-    rows.append(Row("evaluation took", note=f"{s['seconds']:.0f} s"))
+    rows.append(Row("evaluation took", note=duration(s["seconds"])))
     return rows

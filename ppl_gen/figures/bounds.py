@@ -52,11 +52,12 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False
     if untrusted.any():
         label = f"not settled, at least this ({untrusted.mean():.1%})"
         axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
-    axes.margins(y=0.18)  # room for the name of the line
+    axes.set_ylim(0, 1.22 * (trusted + rest).max())  # room for the name of the line
+    axes.yaxis.get_major_locator().set_params(integer=True)
     mean, right = float(gap.mean()), float(gap.mean()) > sum(spread) / 2
     axes.axvline(mean, color=VERMILION, linestyle="--")
     axes.annotate(
-        f"mean {mean:.2f}",
+        f"mean {fixed(mean)}".replace("-", "−"),
         (mean, 0.98),
         xycoords=axes.get_xaxis_transform(),
         xytext=(-4 if right else 4, 0),

@@ -59,6 +59,11 @@ def pictures(values: "Tensor", shape: tuple[int, ...]) -> np.ndarray:
 def show(axes: Any, image: np.ndarray) -> None:
     """Draw an image of values in [0, 1]; black is 1."""
     axes.imshow(np.clip(image, 0, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    frame(axes)
+
+
+def frame(axes: Any) -> None:
+    """A thin frame in place of the axes of an image: its white pixels end there."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(visible=True, color="0.6", linewidth=0.5)

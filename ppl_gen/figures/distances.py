@@ -96,11 +96,12 @@ def _bars(found: Distances) -> list[str]:
     of = "its own log p(x)" if len(found.rows) == 1 else f"log p(x) of {found.rows[0].label}"
     over = "other images and seeds" if found.several_seeds else "other images, not for other seeds"
     unknown = any(level.half_width is None for level in barred)
+    widest = max(widths)
+    width = "below ± 0.0001" if widest < 0.00005 else f"± {fixed(widest, 2 if widest >= 0.01 else 4)}"
     return [
         f"Bars, on the ELBO and the best log p(x) of each row, are 95 % intervals of the difference to {of} "
         f"({reference.label}; dashed), paired image by image; they hold for {over}. The widest is "
-        f"± {fixed(max(widths), 2 if max(widths) >= 0.01 else 4)} nats, and a bar that is not seen is shorter than its "
-        "mark.",
+        f"{width} nats, and a bar that is not seen is shorter than its mark.",
         *(["There is no bar where the values of single images are not recorded."] if unknown else []),
     ]
 
@@ -113,9 +114,10 @@ def _side(found: Distances) -> list[str]:
     counts = sorted({each.num_images for each in bounds})
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     exact = "; the star is the known mean of log p(x)" if any(each.exact is not None for each in bounds) else ""
+    colours = "; an estimator has the colour of its mark" if len({each.label for each in bounds}) > 1 else ""
     return [
         f"On the right, on {number} other images, which each model draws itself: the lower and the upper bound of "
-        f"log p(x), in nats above the lower one, with their distance ± its standard error{exact}."
+        f"log p(x), in nats above the lower one, with their distance ± its standard error{colours}{exact}."
     ]
 
 
@@ -176,9 +178,12 @@ def how_far(found: Distances) -> Figure:
     figure = Figure(figsize=(_WIDTH, 1))
     labels = _labels(figure, found.rows, scale)
     heads = [fill(row.label, 32 if has_side else 52) for row in found.rows]
+    head_heights = [
+        _LINE * max(head.count("\n") + 1, len(row.sandwiches)) for row, head in zip(found.rows, heads, strict=True)
+    ]
     heights = [
-        _LINE * (head.count("\n") + 1) + _STRIP + _TIER * (1 + max((each.tier for each in named), default=-1)) + _GAP
-        for head, named in zip(heads, labels, strict=True)
+        above + _STRIP + _TIER * (1 + max((each.tier for each in named), default=-1)) + _GAP
+        for above, named in zip(head_heights, labels, strict=True)
     ]
     total = sum(heights)
     figure.set_size_inches(_WIDTH, total + _TITLE + _BELOW + (_LINE if has_side else 0))
@@ -187,9 +192,8 @@ def how_far(found: Distances) -> Figure:
     axes.set_xlabel(_OF.get(found.images.observation, "nats per image"))
     side = _panel(figure, _WIDTH - _MARGIN - _SIDE, _SIDE, total) if has_side else None
     top = 0.0
-    for row, head, named, height in zip(found.rows, heads, labels, heights, strict=True):
-        head_height = _LINE * (head.count("\n") + 1)
-        middle = top + head_height + _STRIP / 2
+    for row, head, above, named, height in zip(found.rows, heads, head_heights, labels, heights, strict=True):
+        middle = top + above + _STRIP / 2
         axes.text(0, top, head, transform=axes.get_yaxis_transform(), va="top", fontweight="bold")
         axes.text(1, top, _gap_text(row), transform=axes.get_yaxis_transform(), va="top", ha="right")
         _draw_row(axes, row, middle)
@@ -317,7 +321,7 @@ def _set_scale(axes: Any, scale: _Scale, inside: float) -> None:
 def _gap_text(row: Distance) -> str:
     if row.gap is None:
         return "no gap" if row.levels and all(level.known for level in row.levels) else ""
-    return f"gap {'≥ ' if row.gap_at_least else ''}{row.gap:.2f}"
+    return f"gap {'≥ ' if row.gap_at_least else ''}{fixed(row.gap).replace('-', '−')}"
 
 
 def _draw_row(axes: Any, row: Distance, middle: float) -> None:
@@ -353,11 +357,9 @@ def _draw_sandwiches(axes: Any, bounds: Sequence[Sandwich], top: float, middle: 
         axes.plot([0, each.width], [at, at], color=color, linewidth=2, marker="|", markersize=9, markeredgewidth=1.6)
         if each.exact is not None:
             axes.plot(each.exact - each.lower, at, **_MARKS["exact"] | {"markersize": 9})
-    texts = []
-    for each in bounds:
         digits = 3 if each.width < 0.0095 else 2
-        texts.append(fixed(each.width, digits) + ("" if each.se is None else f" ± {fixed(each.se, digits)}"))
-    axes.text(0, top, ", ".join(texts), transform=axes.get_yaxis_transform(), va="top")
+        text = fixed(each.width, digits) + ("" if each.se is None else f" ± {fixed(each.se, digits)}")
+        axes.text(0, top + _LINE * number, text, transform=axes.get_yaxis_transform(), va="top", color=color)
 
 
 def _finish_side(axes: Any, bounds: Sequence[Sandwich]) -> None:
@@ -398,6 +400,7 @@ def _labels(figure: Figure, rows: Sequence[Distance], scale: _Scale) -> list[lis
 def _draw_labels(axes: Any, labels: Sequence[_Label], middle: float) -> None:
     for each in labels:
         y = middle + _STRIP / 2 + _TIER * each.tier
-        axes.text(each.x, y, each.text, va="top", ha="center")
+        plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the lines from marks to lower names
+        axes.text(each.x, y, each.text, va="top", ha="center", bbox=plain)
         if each.tier:
             axes.plot([each.mark, each.mark], [middle + 0.07, y + 0.01], color="0.5", linewidth=0.6, zorder=0.5)

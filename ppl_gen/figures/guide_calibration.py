@@ -16,7 +16,8 @@ CAPTIONS = {
         "Ranks of the z that the images were drawn with, among samples of the guide: the ECDF minus the diagonal. "
         "A curve inside the band is calibrated. For a unit: a curve that rises first and falls last means too "
         "narrow, the reverse means too wide, an arch means shifted. For the density: below the band means too "
-        "narrow, above it too wide.",
+        "narrow, above it too wide. For log p(x | z): below the band means that the guide's z fit the image too "
+        "little, above it too well.",
         "Up to six panels with the difference between the ECDF of ranks and the diagonal, without and with importance "
         "weights, over a simultaneous band",
     ),
@@ -70,7 +71,7 @@ def rank_ecdfs(
     for axes in grid[:, 0]:
         axes.set_ylabel("ECDF − rank")
     more = f", the {len(worst)} of {len(units)} units furthest off" if len(units) > len(worst) else ""
-    figure.suptitle(f"Ranks of z on {summary['num_images']} images from the model{more}")
+    figure.suptitle(f"Ranks of z on {summary['num_images']:,} images from the model{more}")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -98,5 +99,5 @@ def coverage(summary: Json) -> Figure:
         axes.grid()
     grid[0].set_ylabel("share of z inside")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(f"Coverage on {summary['num_images']} images from the model")
+    figure.suptitle(f"Coverage on {summary['num_images']:,} images from the model")
     return figure

@@ -51,7 +51,7 @@ def samples(means: np.ndarray, draws: np.ndarray) -> Figure:
 def through_training(images: dict[int, np.ndarray]) -> Figure:
     """E[x | z] at several epochs, {epoch: [n, height, width]}, the first on top. The noise that z is drawn from is
     always the same. So is z, unless p(z) is learned."""
-    figure = Figure(figsize=(WIDTH, 0.3 + 0.6 * len(images)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.3 + 0.67 * len(images)), layout="constrained")
     for axes, (epoch, row) in zip(figure.subplots(len(images), 1, squeeze=False)[:, 0], images.items(), strict=True):
         show(axes, mosaic(row, len(row)))
         axes.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")

@@ -24,8 +24,8 @@ CAPTIONS = {
         "Rows of images that go over from one into another in equal steps of z",
     ),
     "manifold": Caption(
-        "The plane of z: E[x | z] on a grid of equal steps, each image at its z. The axes are the same as for the "
-        "posterior means.",
+        "The plane of z: E[x | z] on a grid of equal steps, each image at its z. If there is a picture of "
+        "posterior means, its axes are the same.",
         "A grid of images E[x | z], which change little from one to the next",
     ),
     "latent_space": Caption(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.canvas import Figure, frame
 from ppl_gen.figures.captions import Caption
 from ppl_gen.figures.style import BLUE, SMALL, VERMILION, WIDTH, styled
 
@@ -52,7 +52,8 @@ def parts(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False)
     picture = None
     for index, axes in enumerate(grid.flat):
-        axes.set_axis_off()
+        frame(axes)
+        axes.set_visible(index < len(shown))
         if index < len(shown):
             picture = axes.imshow(shown[index], cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
             axes.set_title(captions[index], fontsize=SMALL, pad=2)

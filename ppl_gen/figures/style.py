@@ -97,7 +97,14 @@ def name_lines(axes: Any, names: Sequence[Name]) -> None:
             ha="left",
             color=each.color,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": each.color, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3}
+            arrowprops={
+                "arrowstyle": "-",
+                "color": each.color,
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),  # from the left of the name: no line crosses another name
+            }
             if moved
             else None,
         )

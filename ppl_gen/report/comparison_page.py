@@ -79,18 +79,19 @@ def _main(rows: Sequence[Json], labels: Sequence[str]) -> list[str]:
     difference = rows[1]["log_px_difference"]
     mean, low, high = (difference.get(key) for key in ("mean", "low", "high"))
     if mean is not None:
-        text = f"The next, {labels[1]}, is {fixed(-mean)} nats below it."
+        digits = 3 if any(value and abs(value) < 0.0095 for value in (mean, low, high)) else 2
+        text = f"The next, {labels[1]}, is {fixed(-mean, digits)} nats below it."
         if low is not None and high is not None:
             between = " between these two sets of weights" if difference.get("of") == "weights" else ""
             chance = f"the difference{between} may be chance"
             if not low <= 0 <= high:
                 chance = f"chance does not explain the difference{between}"
-            text += f" The 95 % interval is {fixed(-high)} to {fixed(-low)} nats: {chance}."
+            text += f" The 95 % interval is {fixed(-high, digits)} to {fixed(-low, digits)} nats: {chance}."
         sentences.append(text)
     if any(at_least):
         sentences.append(
             'Where log p(x) reads "at least" (≥), it is likely higher, so the difference and the order of the rows may '
-            "be others."
+            "change."
         )
     return sentences
 

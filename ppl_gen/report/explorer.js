@@ -166,7 +166,7 @@ function explore(place, data) {
     context.putImageData(pixels, 0, 0);
     for (const { unit, input, value } of sliders) {
       input.value = z[unit];
-      value.textContent = z[unit].toFixed(2);
+      value.textContent = z[unit].toFixed(2).replace("-", "−");
     }
     const [across, up] = units.map((unit) => (z[unit] - low[unit]) / (high[unit] - low[unit]));
     handle.style.left = `${100 * across}%`;
@@ -184,7 +184,7 @@ function explore(place, data) {
     return { index, distance: Math.sqrt(least) };
   }
   function tell() {
-    const { index, distance } = nearest(), which = labels ? `${index} (${labels[index]})` : index;
+    const { index, distance } = nearest(), which = labels ? `${index} (label ${labels[index]})` : index;
     status.textContent = `|z| = ${Math.hypot(...z).toFixed(2)}`;
     if (means) {
       status.append(`; the nearest posterior mean, of test image ${which}, is ${distance.toFixed(2)} away`);
@@ -230,7 +230,10 @@ function explore(place, data) {
     context.globalAlpha = 0.8;
     context.fillStyle = ink;
     context.font = "11px system-ui, sans-serif";
-    const write = (text, x, y, align) => { context.textAlign = align; context.fillText(text, x, y); };
+    const write = (limit, x, y, align) => {
+      context.textAlign = align;
+      context.fillText(`${limit}`.replace("-", "−"), x, y);
+    };
     write(low[units[0]], 4, side - top(0) + 9, "left");
     write(high[units[0]], side - 4, side - top(0) + 9, "right");
     write(low[units[1]], right(0) + 4, side - 9, "left");

@@ -126,7 +126,8 @@ def _trust(summary: Json, name: str) -> str:
         return ""
     if name != "importance":
         agreed = ", and importance sampling agrees with it" if name == "annealed" else ""
-        return f"No diagnostic doubts it: no other estimate is above it{agreed}."
+        return f"No diagnostic doubts it: no other estimate is above it beyond chance{agreed}."
     blind = summary.get("second_opinion", {}).get("fraction_blind")
     unseen = f" The second opinion is blind on {blind:.1%} of the images: modes there may be missing." if blind else ""
-    return f"No diagnostic doubts it: k-hat is fine on every image, and no other estimate is above it.{unseen}"
+    trusted = "No diagnostic doubts it: k-hat is fine on every image, and no other estimate is above it beyond chance."
+    return trusted + unseen

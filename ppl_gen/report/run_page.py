@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ppl_gen.core.calls import fit_call, of_session, open_call
 from ppl_gen.core.commands import command, external_class_options, fit_command, sweep_command
 from ppl_gen.core.errors import BadInput, warnings_of
+from ppl_gen.core.tables import duration
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.distances import Distances, distances
 from ppl_gen.evaluation.reading import read
@@ -47,8 +48,7 @@ def _lead(config: Json, metrics: list[Json]) -> str:
     trained = ""
     if metrics:
         count, seconds = metrics[-1]["epoch"], metrics[-1]["seconds"]
-        time = f"{seconds:.0f} s" if seconds >= 1 else "less than a second"
-        trained = f", trained for {count} epoch{'s' if count != 1 else ''} in {time}"
+        trained = f", trained for {count} epoch{'s' if count != 1 else ''} in {duration(seconds)}"
     return (
         f"This page is the report of one run: the model {table.shown(config['model'])} with the guide "
         f"{table.shown(config['guide'])}{trained} on {_data(config)} (binarization "

@@ -10,6 +10,7 @@ from ppl_gen.core.glossary import TERMS, Term
 _COMMAND = re.compile(r"python -m ppl_gen\.\S+.*")
 _THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\w-)[1-9]\d{3,}(?![\w/]|-\w|\.[A-Za-z])")  # none in the name of a file
 _CODE = re.compile("`([^`]+)`")
+_WHOLE = re.compile(r"\b[Epq][(\[]\w \| \w[)\]]|\(\w ‖ \w\)|\b\d+ %")
 _MINUS = re.compile(r"(?<![\w)-])-(?=\d)")
 
 
@@ -73,8 +74,9 @@ class Terms:
 
 
 def _escaped(text: str) -> Markup:
-    """Text without markup; what is between backquotes is code."""
-    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
+    """Text without markup; what is between backquotes is code. No line is broken within p(z | x) or 95 %."""
+    code = _CODE.sub(r"<code>\1</code>", str(escape(text)))
+    return Markup(_WHOLE.sub(r'<span class="piece">\g<0></span>', code))
 
 
 def _anchor(anchor: str, text: str) -> Markup:

@@ -68,6 +68,7 @@ def test_no_text_is_cut_off_or_covered(count: int, spread: float) -> None:
     """Also where all marks are at one place, and where a label is long."""
     means = [-100 + spread * number**0.5 for number in range(len(KINDS))]
     bounds = (Sandwich("importance sampling", 50, -9.0, -8.5, 0.5, 0.03, -8.9),)
+    bounds += (bounds[0]._replace(label="annealing", upper=3.345, width=12.345, se=10.123),)
     rows = [row("folder/" * (20 if number == 0 else 2) + "mine", means, sandwiches=bounds) for number in range(count)]
     figure = how_far(found(*rows))
     figure.draw_without_rendering()

@@ -329,9 +329,8 @@ def test_a_page_by_hand(elsewhere: Path, call: Call, tmp_path: Path) -> None:
     changed = text.replace("<body>", f"<body>{first}").replace("</body>", f"<script>{STEPS}</script></body>")
     seen = json.loads(in_browser(changed, tmp_path))
     assert seen.pop("errors") == []
-    assert re.fullmatch(
-        r"\|z\| = \d\.\d\d; the nearest posterior mean, of test image \d+ \(\d\), is 0\.00 away", seen.pop("status")
-    )
+    nearest = r"the nearest posterior mean, of test image \d+ \(label \d\), is 0\.00 away"
+    assert re.fullmatch(rf"\|z\| = \d\.\d\d; {nearest}", seen.pop("status"))
 
     layers, order, low, high = (content[key] for key in ("layers", "order", "low", "high"))
     assert {step["shown"] for step in seen.values()} == {2} and seen["start"]["units"] == order[:2]

@@ -16,7 +16,7 @@ def section(content: Json, arguments: Sequence[object]) -> Section:
     """Scores of the model's samples."""
     return Section(
         "How good are the samples?",
-        f"A classifier compares {quality_images(content)}; {content['checkpoint']} weights.",
+        f"Scores by a classifier: {quality_images(content)}; {content['checkpoint']} weights.",
         [Table(quality_rows(content), QUALITY_UNITS, "value", "real images")],
         again("these scores", content, command("quality", *arguments), "quality", asdict(QualityOptions())),
     )
