@@ -15,6 +15,7 @@ from ppl_gen.core import components, parallel
 from ppl_gen.core.commands import command, is_function, words
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, require_choice
+from ppl_gen.core.paths import exists
 from ppl_gen.data import arrays
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
@@ -198,7 +199,7 @@ class Run:
 
         :raises BadInput: for an existing run with other options.
         """
-        if not path.exists():
+        if not exists(path, "--out"):
             return cls.start(config, given, out=path, on_epoch=on_epoch, quiet=True)
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
@@ -271,7 +272,7 @@ class Run:
         hooks = hooks_of(config.training, on_epoch)
         longer = None if epochs is None else with_epochs(directory, config, convert("epochs", epochs, int))
         # The run that it started from may be gone by now.
-        start = not directory.checkpoint_path.exists()
+        start = not exists(directory.checkpoint_path)
         prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
         check_same_images(directory, prepared.assembled.data)
         if longer is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ppl_gen.core import cli
 from ppl_gen.core.errors import Failed
+from ppl_gen.core.paths import exists
 from ppl_gen.training.sweeping import PROGRAM, SweepOptions, cores, locked, plan, remaining, run, say
 
 
@@ -23,7 +24,7 @@ def command(arguments: list[str]) -> None:
     # As if none were finished: a run that is continued gets the threads that it began with, and the same numbers.
     jobs = min(options.jobs or cores(), len(planned))
     threads = max(1, cores() // jobs)
-    begun = sum(run.path.exists() for run in todo)
+    begun = sum(exists(run.path) for run in todo)
     say(
         f"{len(planned)} runs: {len(planned) - len(todo)} already finished, {begun} to continue, {len(todo) - begun} "
         f"to start; {jobs} at a time, {threads} thread{'s' if threads > 1 else ''} each"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput, warnings_of
+from ppl_gen.core.paths import is_file
 from ppl_gen.core.tables import Row, fixed, html, sentence
 from ppl_gen.evaluation import entries, table
 from ppl_gen.experiment.run_directory import GROUP, Json
@@ -101,7 +102,7 @@ class Evaluation:
         :raises BadInput: for files that are damaged or do not belong together.
         """
         summary, file = directory.read_json("evaluation.json"), directory.path / "evaluation.nc"
-        if summary is None or not file.is_file():
+        if summary is None or not is_file(file):
             return None if summary is None else cls(summary)
         try:
             images = directory.per_image()

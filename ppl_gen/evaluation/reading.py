@@ -16,6 +16,7 @@ from ppl_gen.core import components
 from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat, options_of
+from ppl_gen.core.paths import is_file
 from ppl_gen.evaluation import entries
 from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.run_directory import GROUP, Json, RunDirectory
@@ -78,7 +79,7 @@ def read(path: Path) -> Evaluated:
     summary, file = run.read_json("evaluation.json"), path / "evaluation.nc"
     if summary is not None and run.stale(summary):
         raise BadInput(f"{path}: was trained after its evaluation; {again}")
-    if summary is None or not file.is_file():
+    if summary is None or not is_file(file):
         raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else file.name}; {again}")
     try:
         values, attributes = _per_image(file)

@@ -21,6 +21,7 @@ import numpy as np
 
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.paths import exists, is_file, is_folder, reading
 
 if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
     import xarray
@@ -66,7 +67,7 @@ class RunDirectory:
             scratch.mkdir()
             try:
                 _write_synced(scratch / "config.json", to_json(config).encode())
-                path = out or next(p for n in itertools.count(1) if not (p := parent / f"{stem}-{n}").exists())
+                path = out or next(p for n in itertools.count(1) if not exists(p := parent / f"{stem}-{n}"))
                 os.rename(scratch, path)  # fails if another process has made it meanwhile
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -78,12 +79,13 @@ class RunDirectory:
         version."""
         path = Path(convert("path", path, Path))
         file = path / "config.json"
-        if not path.is_dir():
+        if not is_folder(path):
             raise BadInput(f"{path}: no such run directory")
-        if not file.is_file():
+        if not is_file(file):
             raise BadInput(f"{path}: not a run directory: it has no config.json")
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
+            with reading(file):
+                config = json.loads(file.read_text(encoding="utf-8"))
             version = config["format"]
             if not isinstance(version, int):
                 raise TypeError("format is not a number")
@@ -108,7 +110,8 @@ class RunDirectory:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
-            content = _python_content(json.loads(path.read_text(encoding="utf-8")))
+            with reading(path):
+                content = _python_content(json.loads(path.read_text(encoding="utf-8")))
             if not isinstance(content, dict):
                 raise ValueError("not an object")
             return content
@@ -156,7 +159,9 @@ class RunDirectory:
         """The complete lines of `metrics.jsonl`. A line that was cut off when the process was killed ends the list."""
         lines = []
         try:
-            for text in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            with reading(self.path / "metrics.jsonl"):
+                text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+            for text in text.splitlines():
                 line = _python_content(json.loads(text))
                 if not isinstance(line, dict):
                     break
@@ -200,7 +205,7 @@ class RunDirectory:
         from safetensors import safe_open
 
         path = self.checkpoint_path
-        if not path.is_file():
+        if not is_file(path):
             return None
         try:
             with safe_open(path, framework="pt") as file:
@@ -250,16 +255,16 @@ def check_new(out: Path | None) -> None:
     """Raise `BadInput` if a run directory exists already or cannot be made, before any work is done."""
     if out is None:
         return
-    if out.exists():
+    if exists(out, "--out"):
         raise BadInput(f"--out {out}: exists already; name a new directory, or continue it with --resume {out}")
-    parent = next(folder for folder in (out.parent, *out.parent.parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    parent = next(folder for folder in (out.parent, *out.parent.parents) if exists(folder, "--out"))
+    if not is_folder(parent, "--out") or not os.access(parent, os.W_OK | os.X_OK):
         raise BadInput(f"--out {out}: cannot be written: no permission in {parent}, or not a directory")
 
 
 def check_folder(out: Path) -> None:
     """Raise `BadInput` if a folder for several runs is a run directory itself."""
-    if (out / "config.json").is_file():
+    if is_file(out / "config.json", "--out"):
         raise BadInput(f"--out {out}: is a run directory; name a folder for the runs")
 
 

@@ -22,6 +22,7 @@ from ppl_gen.core.commands import words
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.options import text
+from ppl_gen.core.paths import exists
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
@@ -174,7 +175,7 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
     """
     found = []
     for run in planned:
-        if not run.path.exists():
+        if not exists(run.path, "--out"):
             check_new(run.path)
             found.append(run)
             continue
@@ -241,7 +242,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
 
 def _start(planned: Planned, threads: int, lock: int) -> _Running:
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    say(f"{'continue' if planned.path.exists() else 'start':<10}{planned.name}")
+    say(f"{'continue' if exists(planned.path) else 'start':<10}{planned.name}")
     with open(planned.log, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ppl_gen.fit", *planned.arguments],
