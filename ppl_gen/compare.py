@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import tyro
 
 from ppl_gen.comparison import Comparison
-from ppl_gen.core import cli, paths
+from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.paths import is_folder
 from ppl_gen.experiment.run_directory import to_json, write_file
 from ppl_gen.report.page import saving
 
@@ -40,8 +41,8 @@ class CompareOptions:
         for option, file, suffix in files:
             if file is not None:
                 require(file.suffix == suffix, option, file, f"must end in {suffix}")
-                require(paths.is_folder(file.parent, f"--{option}"), option, file, "is in a directory that does not exist")
-                require(not paths.is_folder(file, f"--{option}"), option, file, "is a directory")
+                require(is_folder(file.parent, f"--{option}"), option, file, "is in a directory that does not exist")
+                require(not is_folder(file, f"--{option}"), option, file, "is a directory")
 
 
 def command(arguments: list[str]) -> None:

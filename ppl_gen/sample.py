@@ -8,8 +8,9 @@ import numpy as np
 import tyro
 
 import ppl_gen
-from ppl_gen.core import cli, paths
+from ppl_gen.core import cli
 from ppl_gen.core.errors import require
+from ppl_gen.core.paths import is_folder
 from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.arguments import Named
 from ppl_gen.experiment.options import Checkpoint
@@ -33,8 +34,8 @@ class OutputOptions:
     def __post_init__(self) -> None:
         if self.out is not None:
             require(self.out.suffix in (".png", ".npy"), "out", self.out, "must end in .png or .npy")
-            require(paths.is_folder(self.out.parent, "--out"), "out", self.out, f"there is no directory {self.out.parent}")
-            require(not paths.is_folder(self.out, "--out"), "out", self.out, "is a directory")
+            require(is_folder(self.out.parent, "--out"), "out", self.out, f"there is no directory {self.out.parent}")
+            require(not is_folder(self.out, "--out"), "out", self.out, "is a directory")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from ppl_gen import evaluate, fit
 from ppl_gen.core.errors import BadInput
-from ppl_gen.data import loading as data_module
+from ppl_gen.data import downloads
 from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment import run_directory as runs
@@ -268,11 +268,7 @@ def test_no_cuda(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist"])
 def test_no_network(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    data_module.import_torchvision()
-    from torchvision import datasets
-
-    cls = getattr(datasets, data_module._TORCHVISION[name])
-    monkeypatch.setattr(cls, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setitem(downloads.SERVERS, name, "http://127.0.0.1:9/")
     status, _, err = call(fit.command, "vae", "--data", name)
     assert status == 2 and err.count("\n") == 1
     assert f"--data {name}" in err and "PPL_GEN_DATA" in err

@@ -44,6 +44,12 @@ def reading(path: str | Path, option: str = "") -> Iterator[None]:
         raise BadInput(f"{_named(path, option)}: cannot be read: {error.strerror or error}") from None
 
 
+def check_readable(path: str | Path, option: str = "") -> None:
+    """Raise `BadInput` for a file that cannot be opened, such as one without permission."""
+    with reading(path, option), open(path, "rb"):
+        pass
+
+
 def _mode(path: str | Path, option: str) -> int | None:
     """Kind and permissions of what is at a path; None if nothing is there."""
     try:

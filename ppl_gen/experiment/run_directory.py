@@ -160,8 +160,8 @@ class RunDirectory:
         lines = []
         try:
             with reading(self.path / "metrics.jsonl"):
-                text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
-            for text in text.splitlines():
+                written = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+            for text in written.splitlines():
                 line = _python_content(json.loads(text))
                 if not isinstance(line, dict):
                     break
