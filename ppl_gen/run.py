@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.commands import command, is_function, words
+from ppl_gen.core.commands import command, is_function, line, words
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, require_choice
 from ppl_gen.core.paths import exists
@@ -513,7 +513,7 @@ def _continuing(path: Path, config: Config) -> str:
     if of_session:
         again = {kind: repr(name) for kind, name in named.items()} | of_session
         return f"Run.open({', '.join([repr(str(path)), *map('='.join, again.items())])}).resume()"
-    return " ".join(command("fit", "--resume", path, *words(named)))
+    return line(command("fit", "--resume", path, *words(named)))
 
 
 @contextmanager

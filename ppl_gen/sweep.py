@@ -1,10 +1,11 @@
 """`python -m ppl_gen.sweep MODEL … -- FIT OPTIONS…`: Fit a model with every guide and objective, from every seed."""
 
 import os
-import shlex
 from pathlib import Path
 
 from ppl_gen.core import cli
+from ppl_gen.core.commands import command as words
+from ppl_gen.core.commands import line
 from ppl_gen.core.errors import Failed
 from ppl_gen.core.paths import exists
 from ppl_gen.training.sweeping import PROGRAM, SweepOptions, cores, locked, plan, remaining, run, say
@@ -46,7 +47,7 @@ def command(arguments: list[str]) -> None:
 def _comparison(out: Path) -> str:
     """The command that compares the runs of a sweep. The pattern matches directories, so it leaves out the logs beside
     them."""
-    return f"python -m ppl_gen.compare {shlex.quote(str(out))}/*/"
+    return f"{line(words('compare', out))}/*/"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-from ppl_gen.core.errors import BadInput
-
 _BLOCK = 31 * 2**20
 
 
@@ -40,15 +38,6 @@ def free_memory(device: torch.device | str = "cpu") -> int:
         ]
         free.append(int(limit[0]) - used + sum(cache))
     return min(free)
-
-
-def require_free(what: str, size: int) -> None:
-    """Raise `BadInput` if there is less free memory than a number of bytes.
-
-    :param what: what needs the memory, for the message.
-    """
-    if size > (free := free_memory()):
-        raise BadInput(f"{what} needs {size / 2**30:,.1f} GiB of memory, but {free / 2**30:,.1f} GiB are free")
 
 
 def _lines(path: str) -> list[str]:

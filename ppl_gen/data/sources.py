@@ -16,8 +16,9 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from ppl_gen.core.commands import line
 from ppl_gen.core.errors import BadInput
-from ppl_gen.core.memory import require_free
+from ppl_gen.core.memory import free_memory
 from ppl_gen.core.paths import check_readable, exists, is_file, is_folder
 from ppl_gen.data.pixels import SPLITS, Images, RawArrays, size_of, to_images
 
@@ -126,6 +127,10 @@ def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], ch
     :param get: returns the array of a name.
     :param chosen: name of the array of images, if the user has given it.
     """
+
+    def named(array: str) -> str:
+        return line(["--data", f"{path}:{array}"])
+
     roles: dict[tuple[str, str], str] = {}
     if chosen is None:
         for name in names:
@@ -133,7 +138,7 @@ def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], ch
                 key = (role[0] or "train", role[1])
                 if key in roles:
                     both = f"'{roles[key]}' and '{name}' can both be the {key[1]} of {key[0]}"
-                    raise BadInput(f"--data {path}: {both}; name the array of images: --data {path}:{name}")
+                    raise BadInput(f"--data {path}: {both}; name the array of images: {named(name)}")
                 roles[key] = name
         unknown = [name for name in names if name not in roles.values()]
         if ("train", "images") not in roles:
@@ -143,7 +148,7 @@ def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], ch
                 unknown = list(names)
             if len(unknown) != 1 or any(key[1] == "images" for key in roles):
                 listed = ", ".join(sorted(names)) or "none"
-                how = f"; name the array of images: --data {path}:{sorted(names)[0]}" if names else ""
+                how = f"; name the array of images: {named(sorted(names)[0])}" if names else ""
                 raise BadInput(f"--data {path}: no array is called 'train'; its arrays: {listed}{how}")
             roles["train", "images"] = unknown[0]
     else:
@@ -226,7 +231,16 @@ def _require_memory(where: str, shape: Sequence[int], itemsize: int) -> None:
     if min(shape, default=0) < 0:
         raise ValueError(f"the shape {tuple(shape)} is negative")
     size = math.prod(map(int, shape)) * (itemsize + 2 * min(itemsize, 4))
-    require_free(f"--data {where}: an array {tuple(shape)}", size)
+    _require_free(f"--data {where}: an array {tuple(shape)}", size)
+
+
+def _require_free(what: str, size: int) -> None:
+    """Raise `BadInput` if there is less free memory than a number of bytes.
+
+    :param what: what needs the memory, for the message.
+    """
+    if size > (free := free_memory()):
+        raise BadInput(f"{what} needs {size / 2**30:,.1f} GiB of memory, but {free / 2**30:,.1f} GiB are free")
 
 
 def _matlab(path: Path, chosen: str | None) -> RawArrays:
@@ -240,7 +254,7 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
             file.seek(0)
             arrays = _matlab_73(path, file, chosen)
         else:
-            require_free(f"--data {path}: its largest variable", max(_compressed_sizes(start, file), default=0))
+            _require_free(f"--data {path}: its largest variable", max(_compressed_sizes(start, file), default=0))
             file.seek(0)
             variables = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(file)}
 
@@ -412,7 +426,7 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
         raise BadInput(f"--data {path}: its first line has more than {_LONGEST_LINE:,} characters; is it a text file?")
     first = start.decode("utf-8-sig").strip()
     with _open(path) as file:  # pandas copies its table while it makes it
-        require_free(f"--data {path}: its table", 3 * np.dtype(np.float64).itemsize * _cells(file))
+        _require_free(f"--data {path}: its table", 3 * np.dtype(np.float64).itemsize * _cells(file))
     separator = next((mark for mark in ";\t," if mark in first), r"\s+")
     # NumPy begins a header with #.
     cells = [cell.strip(" \"'") for cell in re.split(separator, first.removeprefix("#"))]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_gen.core import components
-from ppl_gen.core.commands import external_class_options
+from ppl_gen.core.commands import command, external_class_options, line
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat, options_of
 from ppl_gen.core.paths import is_file
@@ -75,7 +75,7 @@ def read(path: Path) -> Evaluated:
     :raises BadInput: for a directory that is no run, and for an evaluation that is missing, damaged or incomplete.
     """
     run = RunDirectory.open(path)
-    again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *external_class_options(run.config)])}"
+    again = f"evaluate it: {line(command('evaluate', path, *external_class_options(run.config)))}"
     summary, file = run.read_json("evaluation.json"), path / "evaluation.nc"
     if summary is not None and run.stale(summary):
         raise BadInput(f"{path}: was trained after its evaluation; {again}")

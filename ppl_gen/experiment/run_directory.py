@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppl_gen.core.commands import line
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.paths import exists, is_file, is_folder, reading
@@ -256,7 +257,8 @@ def check_new(out: Path | None) -> None:
     if out is None:
         return
     if exists(out, "--out"):
-        raise BadInput(f"--out {out}: exists already; name a new directory, or continue it with --resume {out}")
+        again = line(["--resume", out])
+        raise BadInput(f"--out {out}: exists already; name a new directory, or continue it with {again}")
     parent = next(folder for folder in (out.parent, *out.parent.parents) if exists(folder, "--out"))
     if not is_folder(parent, "--out") or not os.access(parent, os.W_OK | os.X_OK):
         raise BadInput(f"--out {out}: cannot be written: no permission in {parent}, or not a directory")

@@ -21,8 +21,8 @@ import scipy.io
 import scipy.sparse
 import torch
 
-from ppl_gen.core import memory
 from ppl_gen.core.errors import BadInput
+from ppl_gen.data import sources
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
@@ -274,7 +274,7 @@ REFUSED: dict[str, tuple[Content, str]] = {
 @pytest.fixture(autouse=True)
 def _two_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same free memory on every machine."""
-    monkeypatch.setattr(memory, "free_memory", lambda device="cpu": 2**31)
+    monkeypatch.setattr(sources, "free_memory", lambda device="cpu": 2**31)
 
 
 def place(path: Path, content: Content) -> str:
