@@ -112,17 +112,18 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
-def test_write_file_is_all_or_nothing(tmp_path: Path) -> None:
+def test_write_file_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory.create(tmp_path / "run", "x", {})
 
-    def half(path: Path) -> None:
-        path.write_text("half")
+    def killed(*_: object) -> None:
         raise RuntimeError("killed")
 
-    with pytest.raises(RuntimeError):
-        run.write_file("figures/a.png", half)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "fsync", killed)
+        with pytest.raises(RuntimeError):
+            run.write_file("figures/a.png", b"half")
     assert list((run.path / "figures").iterdir()) == []
-    run.write_file("figures/a.png", lambda path: path.write_text("whole"))
+    run.write_file("figures/a.png", b"whole")
     assert [path.name for path in (run.path / "figures").iterdir()] == ["a.png"]
 
 
