@@ -84,8 +84,8 @@ def _environment() -> Environment:
 
 
 def _policy() -> str:
-    """What a browser may do for a page: show its pictures and its style, and run the explorer's script. It runs no other
-    script and loads nothing."""
+    """What a browser may do for a page: show its pictures in its style, and run the script of the explorer. It runs no
+    other script and loads nothing."""
     digest = b64encode(hashlib.sha256(_file("explorer.js").encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
