@@ -275,7 +275,7 @@ class RunDirectory:
 
 def _renamed(scratch: Path, path: Path) -> bool:
     """Rename a directory; False if there is something of that name already."""
-    if path.exists():
+    if exists(path):
         return False
     try:
         os.rename(scratch, path)
