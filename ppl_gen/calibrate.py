@@ -6,6 +6,7 @@ from dataclasses import asdict
 from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.files import write_files
+from ppl_gen.core.paths import is_folder
 from ppl_gen.evaluation.use_options import CalibrateOptions, GuideCalibrationOptions
 from ppl_gen.experiment.arguments import RunCommand
 
@@ -41,7 +42,7 @@ def _calibrate_estimators(arguments: list[str]) -> None:
     options = cli.parse(CalibrateOptions, arguments, PROGRAM, ABOUT)
     from ppl_gen.evaluation.calibration import calibrate, table  # torch, which --help does without
 
-    if options.out is not None:
+    if options.out is not None and not is_folder(options.out, "--out"):
         try:
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
