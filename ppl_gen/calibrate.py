@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.files import write_files
+from ppl_gen.core.paths import is_folder
 from ppl_gen.evaluation.use_options import CalibrateOptions, GuideCalibrationOptions
 from ppl_gen.experiment.arguments import RunCommand
-from ppl_gen.experiment.run_directory import write_file
 
 PROGRAM = "python -m ppl_gen.calibrate"
 ABOUT = (
@@ -41,7 +42,7 @@ def _calibrate_estimators(arguments: list[str]) -> None:
     options = cli.parse(CalibrateOptions, arguments, PROGRAM, ABOUT)
     from ppl_gen.evaluation.calibration import calibrate, table  # torch, which --help does without
 
-    if options.out is not None:
+    if options.out is not None and not is_folder(options.out, "--out"):
         try:
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,9 +54,8 @@ def _calibrate_estimators(arguments: list[str]) -> None:
 
         plain = [asdict(row) for row in rows]
         text = json.dumps({"options": asdict(options) | {"out": str(options.out)}, "rows": plain}, indent=2)
-        figure = calibration(plain)
-        write_file(options.out / "calibration.json", lambda path: path.write_text(text + "\n"))
-        write_file(options.out / "calibration.png", figure.write)
+        picture = calibration(plain).png()
+        write_files({options.out / "calibration.json": f"{text}\n".encode(), options.out / "calibration.png": picture})
         print(f"written to {options.out / 'calibration.json'} and calibration.png")
 
 

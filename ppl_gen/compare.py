@@ -9,8 +9,10 @@ import tyro
 from ppl_gen.comparison import Comparison
 from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput, require
-from ppl_gen.experiment.run_directory import to_json, write_file
-from ppl_gen.report.page import saving
+from ppl_gen.core.files import write_file
+from ppl_gen.core.paths import is_folder
+from ppl_gen.experiment.run_directory import to_json
+from ppl_gen.report.page import encoded
 
 PROGRAM = "python -m ppl_gen.compare"
 
@@ -40,8 +42,8 @@ class CompareOptions:
         for option, file, suffix in files:
             if file is not None:
                 require(file.suffix == suffix, option, file, f"must end in {suffix}")
-                require(file.parent.is_dir(), option, file, "is in a directory that does not exist")
-                require(not file.is_dir(), option, file, "is a directory")
+                require(is_folder(file.parent, f"--{option}"), option, file, "is in a directory that does not exist")
+                require(not is_folder(file, f"--{option}"), option, file, "is a directory")
 
 
 def command(arguments: list[str]) -> None:
@@ -54,12 +56,12 @@ def command(arguments: list[str]) -> None:
     comparison = Comparison(options.runs)
     posteriors = None if options.posteriors is None else comparison.posteriors()
     if options.figure is not None:
-        write_file(options.figure, lambda path: path.write_bytes(comparison.png))
+        write_file(options.figure, comparison.png)
     if options.posteriors is not None and posteriors is not None:
-        write_file(options.posteriors, posteriors.write)
+        write_file(options.posteriors, posteriors.png())
     if options.report is not None:
         words = [*PROGRAM.split(), *map(str, options.runs), "--report", str(options.report)]
-        write_file(options.report, saving(comparison.page(words)))
+        write_file(options.report, encoded(comparison.page(words)))
     written = {
         "text": lambda: str(comparison),
         "markdown": comparison.to_markdown,

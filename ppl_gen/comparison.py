@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.core.options import flat
+from ppl_gen.core.paths import exists
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.distances import distances
 from ppl_gen.evaluation.notes import notes_of
@@ -102,7 +103,7 @@ class Comparison:
             check_hook(on_epoch)
         planned = combinations(model, guides, priors, objectives, vary, seeds, out)
         configured = [Run.configure(replace(plan.given, data=data), **plan.options, **options) for plan in planned]
-        if not all(plan.path.exists() for plan in planned):
+        if not all(exists(plan.path, "--out") for plan in planned):
             _check_comparable(configured, vary or {})
         runs = []
         with Progress(len(planned), "run", quiet=quiet) as progress:

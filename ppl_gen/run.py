@@ -1,8 +1,8 @@
 """`Run`: fit, open, evaluate, sample and resume a run from Python. The commands call it."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from html import escape
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.commands import command, is_function, words
+from ppl_gen.core.commands import command, is_function, line, words
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, require_choice
+from ppl_gen.core.paths import exists
 from ppl_gen.data import arrays
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
@@ -25,7 +26,7 @@ from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.guide_calibration import Calibrated, calibrate_guide
 from ppl_gen.evaluation.new_images import latents, with_images
-from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.options import EvaluationOptions, evaluation_options
 from ppl_gen.evaluation.quality import Quality, quality
 from ppl_gen.evaluation.sampling import sample
 from ppl_gen.evaluation.splicing import Spliced, detect
@@ -54,15 +55,13 @@ from ppl_gen.experiment.config import (
 from ppl_gen.experiment.fitted import Fitted, check_same_images, resolve_device
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
-from ppl_gen.experiment.state import same_modes
-from ppl_gen.inference.callables import forked_rng
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery, write_report
 from ppl_gen.training.checks import Prepared, prepare
 from ppl_gen.training.extending import record_epochs, with_epochs
-from ppl_gen.training.hooks import Hook, ends_training, hooks_of
+from ppl_gen.training.hooks import Hook, ends_training, hooks_of, in_training
 from ppl_gen.training.loop import train
 
 if TYPE_CHECKING:
@@ -188,7 +187,8 @@ class Run:
         directory = RunDirectory.open(path)
         directory.writes = first
         run = cls(directory, given)
-        _finish(run, prepared, hooks, quiet)
+        with directory.writing():
+            _finish(run, prepared, hooks, quiet)
         return run
 
     @classmethod
@@ -198,7 +198,7 @@ class Run:
 
         :raises BadInput: for an existing run with other options.
         """
-        if not path.exists():
+        if not exists(path, "--out"):
             return cls.start(config, given, out=path, on_epoch=on_epoch, quiet=True)
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
@@ -262,23 +262,10 @@ class Run:
         :param on_epoch: a hook, as for `fit`.
         """
         parallel.join()
-        quiet = quiet or parallel.rank() > 0
-        directory = self.directory
-        directory.writes = parallel.rank() == 0
-        config = with_objective(directory, config_of(directory, self.given), self.given)
-        for name in changed_code(directory, config, self.given):
-            print(f"warning: {name} has changed since the run was started", file=sys.stderr)
-        hooks = hooks_of(config.training, on_epoch)
-        longer = None if epochs is None else with_epochs(directory, config, convert("epochs", epochs, int))
-        # The run that it started from may be gone by now.
-        start = not directory.checkpoint_path.exists()
-        prepared = prepare(longer or config, self.given, quiet=quiet, start=start)
-        check_same_images(directory, prepared.assembled.data)
-        if longer is not None:
-            record_epochs(directory, config.training, longer.training, quiet=quiet)
-        elif directory.finished(config.training.epochs) and not quiet:
-            print("training was already finished; its evaluation:", file=sys.stderr)
-        _finish(self, prepared, hooks, quiet)
+        self.directory.writes = parallel.rank() == 0
+        with self.directory.writing():
+            self.directory.config = RunDirectory.open(self.path).config  # another process may have extended the run
+            _resume(self, epochs, on_epoch, quiet or parallel.rank() > 0)
         return self
 
     # What it holds ---------------------------------------------------------------------------------------------
@@ -361,16 +348,17 @@ class Run:
         """
         from ppl_gen.report.pictures import draw_evaluation
 
-        options, fitted = _evaluation_options(options, chosen, self.checkpoint), _checked(self)
+        options = evaluation_options(options, chosen, self.checkpoint)
         others = other_guides(options, self.given)
         if data is not None:
-            new = with_images(fitted, data)
+            new = with_images(_checked(self), data)
             return evaluate(new, replace(options, split="test"), others=others, further=further, quiet=quiet)
-        evaluation = evaluate(fitted, options, others=others, further=further, quiet=quiet)
-        evaluation.write(self.directory)
-        if self.directory.writes:
-            draw_evaluation(self.directory)
-            write_report(self.directory)
+        with self.directory.writing():
+            evaluation = evaluate(_checked(self), options, others=others, further=further, quiet=quiet)
+            evaluation.write(self.directory)
+            if self.directory.writes:
+                draw_evaluation(self.directory)
+                write_report(self.directory)
         return evaluation
 
     def log_px(self, x: Any, *, quiet: bool = True, **chosen: Any) -> Estimate:
@@ -397,8 +385,8 @@ class Run:
 
         :param options: options, as for `evaluate`.
         """
-        options = _evaluation_options(options, chosen, self.checkpoint)
-        return _keep(self, "gaps.json", split_gap(_checked(self), options, quiet=quiet))
+        options = evaluation_options(options, chosen, self.checkpoint)
+        return _keep(self, "gaps.json", partial(split_gap, options=options, quiet=quiet))
 
     def calibrate(
         self, options: GuideCalibrationOptions | None = None, *, quiet: bool = False, **chosen: Any
@@ -407,7 +395,8 @@ class Run:
         weights repair it. Writes `calibration.json` and pictures."""
         from ppl_gen.report.uses import draw_calibration
 
-        found = calibrate_guide(_checked(self), options_from(GuideCalibrationOptions, options, chosen), quiet=quiet)
+        options = options_from(GuideCalibrationOptions, options, chosen)
+        found = partial(calibrate_guide, options=options, quiet=quiet)
         return _keep(self, "calibration.json", found, draw_calibration)
 
     # What it is used for ---------------------------------------------------------------------------------------
@@ -425,14 +414,14 @@ class Run:
         """Fill in the hidden pixels of images given their visible ones. Writes `fill.json` and a picture."""
         from ppl_gen.report.uses import draw_filled
 
-        found = fill(_checked(self), options_from(FillOptions, options, chosen), quiet=quiet)
+        found = partial(fill, options=options_from(FillOptions, options, chosen), quiet=quiet)
         return _keep(self, "fill.json", found, draw_filled)
 
     def splice(self, options: SpliceOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Spliced:
         """Tell spliced images from natural ones by log p(x). Writes `splice.json` and pictures."""
         from ppl_gen.report.uses import draw_spliced
 
-        found = detect(_checked(self), options_from(SpliceOptions, options, chosen), quiet=quiet)
+        found = partial(detect, options=options_from(SpliceOptions, options, chosen), quiet=quiet)
         return _keep(self, "splice.json", found, draw_spliced)
 
     def explain(
@@ -441,7 +430,7 @@ class Run:
         """Say which component of a mixture explains which image. Writes `responsibilities.json` and pictures."""
         from ppl_gen.report.uses import draw_responsibilities
 
-        found = explain(_checked(self), options_from(ResponsibilityOptions, options, chosen), quiet=quiet)
+        found = partial(explain, options=options_from(ResponsibilityOptions, options, chosen), quiet=quiet)
         return _keep(self, "responsibilities.json", found, draw_responsibilities)
 
     def quality(self, options: QualityOptions | None = None, *, quiet: bool = False, **chosen: Any) -> Quality:
@@ -454,8 +443,31 @@ class Run:
         classifier."""
         from ppl_gen.report.uses import draw_quality
 
-        found = quality([_checked(run) for run in runs], options, quiet=quiet)
-        return [_keep(run, "quality.json", each, draw_quality) for run, each in zip(runs, found, strict=True)]
+        with ExitStack() as stack:
+            for run in runs:
+                stack.enter_context(run.directory.writing())
+            found = quality([_checked(run) for run in runs], options, quiet=quiet)
+            for run, each in zip(runs, found, strict=True):
+                _write(run, "quality.json", each, draw_quality)
+        return found
+
+
+def _resume(run: Run, epochs: int | None, on_epoch: Hook | None, quiet: bool) -> None:
+    directory = run.directory
+    config = with_objective(directory, config_of(directory, run.given), run.given)
+    for name in changed_code(directory, config, run.given):
+        print(f"warning: {name} has changed since the run was started", file=sys.stderr)
+    hooks = hooks_of(config.training, on_epoch)
+    longer = None if epochs is None else with_epochs(directory, config, convert("epochs", epochs, int))
+    # The run that it started from may be gone by now.
+    start = not exists(directory.checkpoint_path)
+    prepared = prepare(longer or config, run.given, quiet=quiet, start=start)
+    check_same_images(directory, prepared.assembled.data)
+    if longer is not None:
+        record_epochs(directory, config.training, longer.training, quiet=quiet)
+    elif directory.finished(config.training.epochs) and not quiet:
+        print("training was already finished; its evaluation:", file=sys.stderr)
+    _finish(run, prepared, hooks, quiet)
 
 
 def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> None:
@@ -481,13 +493,22 @@ def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> Non
         raise KeyboardInterrupt(f"continue with: {_continuing(run.path, fitted.config)}") from None
 
 
-def _keep(run: Run, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:
+def _keep(
+    run: Run, name: str, find: Callable[[Fitted], Result], draw: Callable[[Fitted, Result], None] | None = None
+) -> Result:
+    """Find a result, while no other process writes to the run, and write it."""
+    with run.directory.writing():
+        found = find(_checked(run))
+        _write(run, name, found, draw)
+    return found
+
+
+def _write(run: Run, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> None:
     """Write a result and its pictures to the run directory, and write its page again."""
     if draw is not None:
         draw(run.fitted, found)
     run.directory.write_json(name, found.summary)
     write_report(run.directory)
-    return found
 
 
 def _checked(run: Run) -> Fitted:
@@ -512,44 +533,11 @@ def _continuing(path: Path, config: Config) -> str:
     if of_session:
         again = {kind: repr(name) for kind, name in named.items()} | of_session
         return f"Run.open({', '.join([repr(str(path)), *map('='.join, again.items())])}).resume()"
-    return " ".join(command("fit", "--resume", path, *words(named)))
-
-
-@contextmanager
-def _in_training(run: Run, step: int) -> Iterator[None]:
-    """After an epoch, a hook sees a run of the weights in training. The checkpoint may be of an earlier epoch:
-    results are recorded with the step of these weights, and nothing is written. Modes and random numbers are
-    restored."""
-    directory, modules = run.directory, run.fitted.trained
-    writes, loaded = directory.writes, directory.loaded
-    run.in_training, directory.writes, directory.loaded = True, False, step
-    try:
-        with same_modes(modules), forked_rng(run.fitted.data.train.images):
-            yield
-    finally:
-        run.in_training, directory.writes, directory.loaded = False, writes, loaded
+    return line(command("fit", "--resume", path, *words(named)))
 
 
 def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:
     """Call all hooks after an epoch. Returns True if any of them ends training."""
-    with _in_training(run, metrics["step"]):
+    with in_training(run, metrics["step"]):
         ended = [ends_training(hook, run, metrics) for hook in hooks]
         return any(ended)
-
-
-def _evaluation_options(
-    options: EvaluationOptions | None, chosen: Mapping[str, Any], checkpoint: Checkpoint
-) -> EvaluationOptions:
-    """The options of an evaluation of a run that was opened with the weights of a checkpoint.
-
-    :raises BadInput: for options of other weights.
-    """
-    if options is None:
-        options = EvaluationOptions(checkpoint=checkpoint)
-    options = options_from(EvaluationOptions, options, chosen)
-    if options.checkpoint != checkpoint:
-        raise BadInput(
-            f"--checkpoint {options.checkpoint}: this run was opened with its {checkpoint} weights; open it again with "
-            f"checkpoint='{options.checkpoint}'"
-        )
-    return options

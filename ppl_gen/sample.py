@@ -1,8 +1,10 @@
 """`python -m ppl_gen.sample RUN`: Make images from a fitted model."""
 
+import io
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 import tyro
@@ -10,10 +12,11 @@ import tyro
 import ppl_gen
 from ppl_gen.core import cli
 from ppl_gen.core.errors import require
+from ppl_gen.core.files import write_file
+from ppl_gen.core.paths import is_folder
 from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.arguments import Named
 from ppl_gen.experiment.options import Checkpoint
-from ppl_gen.experiment.run_directory import write_file
 
 _SCALE = 3  # of a pixel in a picture
 
@@ -33,7 +36,8 @@ class OutputOptions:
     def __post_init__(self) -> None:
         if self.out is not None:
             require(self.out.suffix in (".png", ".npy"), "out", self.out, "must end in .png or .npy")
-            require(self.out.parent.is_dir(), "out", self.out, f"there is no directory {self.out.parent}")
+            require(is_folder(self.out.parent, "--out"), "out", self.out, f"there is no directory {self.out.parent}")
+            require(not is_folder(self.out, "--out"), "out", self.out, "is a directory")
 
 
 @dataclass(frozen=True)
@@ -51,25 +55,27 @@ def command(arguments: list[str]) -> None:
 
     output = given.output
     run = ppl_gen.Run.open(given.run, **asdict(given.named), checkpoint=output.checkpoint, device=output.device)
-    images = pictures(run.sample(given.images).flatten(1), run.data.shape)
     out = output.out or run.path / "samples.png"
-    if out.suffix == ".npy":
-        write_file(out, lambda path: np.save(path, images))
-    else:
-        save_picture(images, out)
+    with nullcontext() if output.out else run.directory.writing():
+        images = pictures(run.sample(given.images).flatten(1), run.data.shape)
+        content = io.BytesIO()
+        if out.suffix == ".npy":
+            np.save(content, images)
+        else:
+            save_picture(images, content)
+        write_file(out, content.getvalue())
     print(f"{len(images)} images written to {out}")
 
 
-def save_picture(images: np.ndarray, out: Path) -> None:
-    """Write images [images, height, width] to a picture, in a grid that is nearly square."""
+def save_picture(images: np.ndarray, out: BinaryIO) -> None:
+    """Write images [images, height, width] to a .png file, in a grid that is nearly square."""
     import matplotlib.image
 
     from ppl_gen.figures.images import mosaic
 
     columns = int(np.ceil(len(images) ** 0.5))
     picture = np.kron(mosaic(images.clip(0, 1), columns), np.ones((_SCALE, _SCALE)))
-    save = matplotlib.image.imsave
-    write_file(out, lambda path: save(path, picture, cmap="gray_r", vmin=0, vmax=1, format="png"))
+    matplotlib.image.imsave(out, picture, cmap="gray_r", vmin=0, vmax=1, format="png")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """`python -m ppl_gen.sweep MODEL … -- FIT OPTIONS…`: Fit a model with every guide and objective, from every seed."""
 
 import os
-import shlex
 from pathlib import Path
 
 from ppl_gen.core import cli
+from ppl_gen.core.commands import command as words
+from ppl_gen.core.commands import line
 from ppl_gen.core.errors import Failed
+from ppl_gen.core.paths import exists
 from ppl_gen.training.sweeping import PROGRAM, SweepOptions, cores, locked, plan, remaining, run, say
 
 
@@ -23,7 +25,7 @@ def command(arguments: list[str]) -> None:
     # As if none were finished: a run that is continued gets the threads that it began with, and the same numbers.
     jobs = min(options.jobs or cores(), len(planned))
     threads = max(1, cores() // jobs)
-    begun = sum(run.path.exists() for run in todo)
+    begun = sum(exists(run.path) for run in todo)
     say(
         f"{len(planned)} runs: {len(planned) - len(todo)} already finished, {begun} to continue, {len(todo) - begun} "
         f"to start; {jobs} at a time, {threads} thread{'s' if threads > 1 else ''} each"
@@ -45,7 +47,7 @@ def command(arguments: list[str]) -> None:
 def _comparison(out: Path) -> str:
     """The command that compares the runs of a sweep. The pattern matches directories, so it leaves out the logs beside
     them."""
-    return f"python -m ppl_gen.compare {shlex.quote(str(out))}/*/"
+    return f"{line(words('compare', out))}/*/"
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import ctypes
 import io
 import os
 import shutil
@@ -122,6 +123,24 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PPL_GEN_DATA", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """Permissions of files hold, for the superuser as well: it gives up the two capabilities that pass over them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("the superuser may read and write everything")
+    libc, version = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before, fewer = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
+    for content in (before, fewer):
+        assert libc.capget(version, content) == 0
+    fewer[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(version, fewer) == 0
+    yield
+    assert libc.capset(version, before) == 0
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ def check(page: Page) -> None:
     assert not any({"src", "onload", "onclick"} & set(attributes) for tag, attributes in page.elements if tag != "img")
     assert tags.count("h1") == tags.count("title") == tags.count("main") == 1
     assert page.of("meta")[0] == {"charset": "utf-8"} and "width=device-width" in str(page.of("meta")[1]["content"])
+    assert page.of("meta")[2]["http-equiv"] == "Content-Security-Policy"
     for picture in page.of("img"):
         assert str(picture["src"]).startswith("data:image/png;base64,") and len(str(picture["alt"])) > 10
     check_terms(page)

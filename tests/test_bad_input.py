@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 
 from ppl_gen import evaluate, fit
 from ppl_gen.core.errors import BadInput
-from ppl_gen.data import loading as data_module
+from ppl_gen.core.files import readable_errors
+from ppl_gen.data import downloads
 from ppl_gen.data.options import DataOptions
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment import run_directory as runs
@@ -268,11 +269,7 @@ def test_no_cuda(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist"])
 def test_no_network(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    data_module.import_torchvision()
-    from torchvision import datasets
-
-    cls = getattr(datasets, data_module._TORCHVISION[name])
-    monkeypatch.setattr(cls, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setitem(downloads.SERVERS, name, "http://127.0.0.1:9/")
     status, _, err = call(fit.command, "vae", "--data", name)
     assert status == 2 and err.count("\n") == 1
     assert f"--data {name}" in err and "PPL_GEN_DATA" in err
@@ -345,15 +342,15 @@ def test_starting_from_a_run_that_does_not_fit(here: Path, fitted: Path, call: C
 
 def test_a_disk_that_fills_up_in_drawing(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is no picture that a model cannot have."""
-    write = runs.write_file
+    write = runs.write_files
 
-    def full(final: Path, content: Any) -> None:
-        def fails(path: Path) -> None:
-            raise OSError(28, "No space left on device")
+    def full(contents: Mapping[Path, bytes]) -> None:
+        with readable_errors(Path()):
+            if any(path.stem == "reconstructions" for path in contents):
+                raise OSError(28, "No space left on device")
+        write(contents)
 
-        write(final, fails if final.stem == "reconstructions" else content)
-
-    monkeypatch.setattr(runs, "write_file", full)
+    monkeypatch.setattr(runs, "write_files", full)
     quick = ("--epochs", "1", "--num-samples", "5", "--hidden-dims", "4", "--out", "full")
     status, _, err = call(fit.command, "vae", *DIGITS, *quick)
     assert status == 2 and "No space left on device" in err.splitlines()[-1]
@@ -367,7 +364,7 @@ def test_a_disk_that_fills_up_in_training(here: Path, call: Call, monkeypatch: p
     def full(descriptor: int) -> None:
         nonlocal count
         count += 1
-        if count > 8:
+        if count > 9:
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 

@@ -319,6 +319,7 @@ def test_an_objective_of_ones_own(elsewhere: Path, x: Tensor) -> None:
 
 def test_the_directory_of_a_run(finished: Path) -> None:
     assert sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()) == [
+        ".lock",
         "checkpoint.safetensors",
         "config.json",
         "evaluation.json",

@@ -1,6 +1,7 @@
 """Command lines that reproduce a result, from the options that were recorded with it."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ def command(module: str, *arguments: object) -> list[str]:
     ['python', '-m', 'ppl_gen.evaluate', 'runs/vae', '--seed', '3']
     """
     return ["python", "-m", f"ppl_gen.{module}", *map(str, arguments)]
+
+
+def line(words: Iterable[object]) -> str:
+    """Words as a line for a shell. A word with a blank or another character of the shell's is quoted::
+
+    >>> line(["fit", "--resume", "my runs/a"])
+    "fit --resume 'my runs/a'"
+    """
+    return shlex.join(map(str, words))
 
 
 def words(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, prefix: str = "") -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
 from ppl_gen.core.errors import BadInput, as_bad_input, near_miss
+from ppl_gen.core.paths import is_file
 
 Kind = Literal["model", "guide", "prior", "objective"]
 _CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior}
@@ -171,7 +172,7 @@ def _import(kind: str, where: str) -> ModuleType:
         if not where.endswith(".py"):
             return importlib.import_module(where)
         path = Path(where)
-        if not path.is_file():
+        if not is_file(path):
             raise BadInput(f"{kind} '{where}': no such file")
         content = path.read_bytes()
         name = "_user_" + hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()[:12]
@@ -199,7 +200,7 @@ def fingerprint(reference: Any) -> str | None:
     instance that was passed from Python. None for `package.module:Class` and for a class of the package."""
     if isinstance(reference, str):
         path = Path(reference.rpartition(":")[0])
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and path.is_file() else None
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and is_file(path) else None
     cls = reference if isinstance(reference, type) else type(reference)
     own = [base for base in cls.__mro__ if not base.__module__.startswith(("torch.", "pyro.", "builtins", "ppl_gen."))]
     # A run makes a subclass of the class of an instance with `pyro.param` statements; its methods are not the user's.

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
@@ -35,13 +36,21 @@ class _Sentence(Exception):
         super().__init__(self.sentence)
 
     def __str__(self) -> str:
-        resumed = re.sub(r"--resume (\S+)", r"Run.open('\1').resume()", self.sentence)
-        return re.sub(r"--([a-z][\w.-]*\w)", _argument, resumed)
+        return _IN_SENTENCE.sub(_in_python, self.sentence)
 
 
-def _argument(option: re.Match[str]) -> str:
-    """The argument that an option of the command line is in Python."""
-    return _IN_PYTHON.get(option[1], option[1].replace("-", "_"))
+_IN_SENTENCE = re.compile(
+    r"""--resume[ ](?P<run>(?:[\w@%+=:,./-]|'[^']*'|"[^"]*")+)  # a run, as `commands.line` quotes it
+    |(?<![\w./'"-])--(?P<option>[a-z][\w.-]*\w)""",
+    re.VERBOSE | re.ASCII,
+)
+
+
+def _in_python(found: re.Match[str]) -> str:
+    """The call that continues a run, or the argument that an option of the command line is in Python."""
+    if found["run"] is not None:
+        return f"Run.open({shlex.split(found['run'])[0]!r}).resume()"
+    return _IN_PYTHON.get(found["option"], found["option"].replace("-", "_"))
 
 
 class BadInput(_Sentence, ValueError):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ppl_gen.core.errors import BadInput, near_miss, shown
-from ppl_gen.data import sources
+from ppl_gen.data import pixels, sources
 
 NAME = "array"
 """Name of such images in a configuration and in tables."""
@@ -30,8 +30,8 @@ def collect(data: Any) -> dict[str, np.ndarray]:
     if not isinstance(data, Mapping):
         data = {"train": data}
     for name in data:
-        if name not in sources.SPLITS:
-            raise BadInput(f"--data: unknown split {name!r}{near_miss(str(name), sources.SPLITS)}")
+        if name not in pixels.SPLITS:
+            raise BadInput(f"--data: unknown split {name!r}{near_miss(str(name), pixels.SPLITS)}")
     if "train" not in data:
         raise BadInput("--data: needs a split 'train'")
     arrays: dict[str, np.ndarray] = {}
@@ -43,14 +43,20 @@ def collect(data: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read(arrays: Mapping[str, np.ndarray], largest: int | None = None) -> sources.Images:
+def read(arrays: Mapping[str, np.ndarray], largest: int | None = None) -> pixels.Images:
     """The images of collected arrays, by split, with their labels.
 
     :param largest: value of a white pixel. By default it is inferred from the pixels.
     :raises BadInput: for arrays that no rule can read.
     """
     found = sources.assign_roles(Path(NAME), list(arrays), arrays.__getitem__, None)
-    return sources.to_images(NAME, found, largest)
+    images = pixels.to_images(NAME, found, largest)
+    # What is the caller's own is copied: it may change later.
+    ours = {
+        split: rows.copy() if any(np.may_share_memory(rows, each) for each in found.images.values()) else rows
+        for split, rows in images.splits.items()
+    }
+    return images._replace(splits=ours)
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:

@@ -3,10 +3,6 @@
 import hashlib
 import os
 import re
-import socket
-import tempfile
-import threading
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +14,17 @@ import torch
 from ppl_gen.core.commands import is_function
 from ppl_gen.core.components import find_function
 from ppl_gen.core.errors import BadInput, as_bad_input, near_miss, require
+from ppl_gen.core.paths import is_file, reading
 from ppl_gen.data import arrays, sources
+from ppl_gen.data.downloads import FILES, FOLDERS, NotDownloaded, download
 from ppl_gen.data.options import DataOptions
+from ppl_gen.data.pixels import Images
 from ppl_gen.data.splits import POOL_SEED, REDRAWN, SHUFFLE_SEED, TEST_SEED, Data, Split, cut, join, with_fixed_draw
 
-_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-_DOWNLOAD_SECONDS = 10.0
 _MNIST_COUNTS = (60_000, 10_000)  # images on disk, train and test
 _MNIST_SPLIT = (50_000, 10_000)  # of the 60,000, for training and for validation
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
-_NAMES = ("auto", "digits", "binarized-mnist", *_TORCHVISION)
+_NAMES = ("auto", "digits", "binarized-mnist", *FOLDERS)
 
 
 class _Source(NamedTuple):
@@ -98,7 +95,7 @@ def _source(name: str, largest: int | None) -> _Source:
         except _Missing as error:  # a damaged MNIST is an error, and is not replaced by another data set
             notice = f"MNIST is not on disk and {error.why}: using scikit-learn's 8x8 digits instead"
             return _digits()._replace(notice=notice)
-    if name in _TORCHVISION:
+    if name in FOLDERS:
         return _torchvision(name)
     if name == "digits":
         return _digits()
@@ -129,8 +126,22 @@ def fingerprint(name: str) -> str | None:
     changes."""
     if name in _NAMES:
         return None
-    paths = sources.files(name)
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest() if paths[0].is_file() else None
+    paths, content = sources.files(name), hashlib.sha256()
+    if not is_file(paths[0], "--data"):
+        return None
+    for path in paths:
+        with reading(path, "--data"), open(path, "rb") as file:
+            while block := file.read(2**20):
+                content.update(block)
+    return content.hexdigest()
+
+
+class _Missing(BadInput):
+    """A data set that is not on disk and cannot be downloaded."""
+
+    def __init__(self, message: str, why: str):
+        super().__init__(message)
+        self.why = why
 
 
 # Sources by name -----------------------------------------------------------------------------------------------
@@ -142,44 +153,18 @@ def _folders() -> list[Path]:
     return [*([Path(named)] if named else []), Path("data")]
 
 
-class _Missing(BadInput):
-    """A data set that is not on disk and cannot be downloaded."""
-
-    def __init__(self, message: str, why: str):
-        super().__init__(message)
-        self.why = why
-
-
-def import_torchvision() -> Any:
-    """Import torchvision, also with a CPU-only torch.
-
-    PyPI's torchvision is compiled against CUDA. With a CPU-only torch its library cannot be loaded, and its Python code
-    then fails when it registers two operators. If their schemas are declared first, the pure-Python parts can be
-    imported, which are all that is used here.
-    """
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_torchvision.library = library  # type: ignore[attr-defined]  # the schemas are removed when the Library is
-        import torchvision
-    return torchvision
-
-
 def _torchvision(name: str) -> _Source:
     """MNIST or a data set of its format, from the first folder with its files, in torchvision's layout or directly; if
     there is none, from the network."""
     notice = ""
     folder = next(_data_set_folders(name), None)
     if folder is None:
-        import_torchvision()
-        from torchvision import datasets
-
-        _download(name, getattr(datasets, _TORCHVISION[name]), _folders()[0])
+        try:
+            download(name, _folders()[0])
+        except NotDownloaded as error:
+            searched = " or ".join(str(each) for each in _folders())
+            how = f"set PPL_GEN_DATA to the folder that holds {FOLDERS[name]}/"
+            raise _Missing(f"--data {name}: not in {searched} and {error}; {how}", str(error)) from None
         folder = next(_data_set_folders(name))
     raw, sure = folder
     if not sure:
@@ -212,11 +197,10 @@ def _data_set_folders(name: str) -> Iterator[tuple[Path, bool]]:
     The files of all these data sets have the same names. Files in a folder whose name, and whose parents' names, tell
     no data set are taken for MNIST.
     """
-    files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    subfolder = _TORCHVISION[name]
+    subfolder = FOLDERS[name]
     for folder in _folders():
         for raw in (folder / subfolder / "raw", folder / subfolder, folder / "raw", folder):
-            if all(sources.plain_or_gz(raw / file) for file in files):
+            if all(sources.plain_or_gz(raw / file) for file in FILES):
                 names = [_data_set_in(part) for part in reversed(raw.absolute().parts[-3:])]
                 told = next((each for each in names if each is not None), None)
                 if told == name or (told is None and name == "mnist"):
@@ -227,50 +211,6 @@ def _data_set_in(folder: str) -> str | None:
     """The data set in the name of a folder, or None."""
     told = re.search(r"fashion|kuzushiji|(?<![a-z])[ekq]mnist|mnist", folder.lower())
     return None if told is None else {"fashion": "fashion-mnist", "kuzushiji": "kmnist"}.get(told[0], told[0])
-
-
-def _download(name: str, dataset: Any, folder: Path) -> None:
-    """Download into a temporary folder and move the finished files into place, so that no partial file is ever read.
-    Raises `_Missing` after 10 seconds without an answer."""
-    answered = threading.Event()
-    failure: list[str] = []
-
-    def probe() -> None:
-        # Name resolution ignores socket timeouts. In a daemon thread it can be abandoned.
-        try:
-            urllib.request.urlopen(dataset.mirrors[0] + dataset.resources[0][0], timeout=_DOWNLOAD_SECONDS).close()
-        except OSError as error:
-            failure.append(str(getattr(error, "reason", error)))
-        answered.set()
-
-    threading.Thread(target=probe, daemon=True).start()
-    if not answered.wait(_DOWNLOAD_SECONDS):
-        failure.append(f"no answer in {_DOWNLOAD_SECONDS:.0f} seconds")
-    if failure:
-        why = f"cannot be downloaded ({failure[0]})"
-        raise _Missing(
-            f"--data {name}: not in {' or '.join(str(f) for f in _folders())} and {why}; "
-            f"set PPL_GEN_DATA to the folder that holds {_TORCHVISION[name]}/",
-            why,
-        )
-
-    one_mirror = type(dataset.__name__, (dataset,), {"mirrors": dataset.mirrors[:1]})
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_SECONDS)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-            one_mirror(scratch, download=True)
-            final = folder / dataset.__name__ / "raw"
-            final.mkdir(parents=True, exist_ok=True)
-            for file, _ in dataset.resources:
-                os.replace(Path(scratch) / dataset.__name__ / "raw" / Path(file).stem, final / Path(file).stem)
-    except (OSError, RuntimeError) as error:
-        why = f"cannot be downloaded ({str(error).strip().splitlines()[-1]})"
-        where = f"set PPL_GEN_DATA to the folder that holds {_TORCHVISION[name]}/"
-        raise _Missing(f"--data {name}: {why}; {where}", why) from None
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _digits() -> _Source:
@@ -290,17 +230,18 @@ def _amat(name: str) -> _Source:
     """Larochelle and Murray's (2011) fixed binarization of MNIST: three text files of 0s and 1s."""
     if name == "binarized-mnist":
         candidates = [folder / "BinarizedMNIST" for folder in _folders()]
-        folder = next((c for c in candidates if (c / "binarized_mnist_train.amat").is_file()), candidates[0])
+        folder = next((c for c in candidates if is_file(c / "binarized_mnist_train.amat")), candidates[0])
     else:
         folder = Path(name).parent
     parts = []
     for part, count in zip(("train", "valid", "test"), _AMAT_COUNTS, strict=True):
         path = folder / f"binarized_mnist_{part}.amat"
-        if not path.is_file():
+        if not is_file(path, "--data"):
             raise BadInput(
                 f"--data {name}: {path} is missing; binarized_mnist_{{train,valid,test}}.amat are all needed"
             )
-        digits = np.frombuffer(path.read_bytes(), np.uint8)
+        with reading(path, "--data"), open(path, "rb") as file:
+            digits = np.frombuffer(file.read(3 * count * 784), np.uint8)  # a digit and a space, and some more
         digits = digits[digits > ord(" ")] - ord("0")
         if digits.size != count * 784 or digits.max() > 1:
             raise BadInput(f"--data {name}: {path} is truncated, or is not {count} lines of 784 zeros and ones")
@@ -308,7 +249,7 @@ def _amat(name: str) -> _Source:
     return _Source("binarized-mnist", (28, 28), Split(torch.cat(parts[:2])), Split(parts[2]), _AMAT_COUNTS[:2])
 
 
-def _splits(name: str, source: sources.Images) -> _Source:
+def _splits(name: str, source: Images) -> _Source:
     """The splits of a file or of arrays. A missing split is a tenth of the training images, chosen with a fixed
     seed."""
     splits = {
@@ -319,20 +260,22 @@ def _splits(name: str, source: sources.Images) -> _Source:
         )
         for split, images in source.splits.items()
     }
-    whole = splits["train"]
+    pool = whole = splits["train"]
     missing = [split for split in ("test", "validation") if split not in splits]
+    tenth = max(1, len(whole) // 10)
+    if len(whole) <= len(missing) * tenth:
+        raise BadInput(f"--data {name}: {len(whole)} images are too few to split")
+    if whole.images.min() == whole.images.max():
+        raise BadInput(f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}; give images that differ")
     if missing:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
         labels = None if whole.labels is None else whole.labels[order]
         whole = replace(whole, images=whole.images[order], labels=labels)
-    tenth = max(1, len(whole) // 10)
-    if len(whole) <= len(missing) * tenth:
-        raise BadInput(f"--data {name}: {len(whole)} images are too few to split")
-    if (whole.images == whole.images[0, 0]).all():
-        raise BadInput(f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}; give images that differ")
     for split in missing:
+        pool = whole  # of training and validation, where validation is missing: it is cut off last
         splits[split] = cut(whole, len(whole) - tenth, len(whole))
         whole = cut(whole, 0, len(whole) - tenth)
-    pool = join(whole, splits["validation"])
+    if "validation" not in missing:
+        pool = join(whole, splits["validation"])
     notice = f"{name}: {'; '.join(source.notes)}" if source.notes else ""
     return _Source(name, source.shape, pool, splits["test"], (len(whole), len(splits["validation"])), notice)

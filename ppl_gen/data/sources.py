@@ -1,21 +1,26 @@
 """Readers of common files of images. Stated rules decide which array is what.
 
-Every decision that could be wrong is reported in `Images.notes`. Nothing in a file is executed.
+Every decision that could be wrong is reported in `Images.notes`. Nothing in a file is executed. The header of an array
+is read first: an array that does not fit into memory is refused, and an array that is not used is not read.
 """
 
 import gzip
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal
 
 import numpy as np
 
+from ppl_gen.core.commands import line
 from ppl_gen.core.errors import BadInput
-
-SPLITS = ("train", "validation", "test")
-_Arrays = dict[str, np.ndarray]
+from ppl_gen.core.memory import free_memory
+from ppl_gen.core.paths import check_readable, exists, is_file, is_folder
+from ppl_gen.data.pixels import SPLITS, Images, RawArrays, size_of, to_images
 
 _KIND = r"x|images?|imgs?|data|pixels|y|labels?|targets?|class(?:es)?"
 _ROLE = re.compile(
@@ -24,33 +29,14 @@ _ROLE = re.compile(
     re.IGNORECASE,
 )
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_MOST_CHANNELS = 4
 _FEWEST_PIXELS = 16  # in a row of text, to be taken for a square image
-
-
-class Images(NamedTuple):
-    """The images of a file by split, at least `train`."""
-
-    shape: tuple[int, ...]
-    """Shape of one image: [height, width], [channels, height, width] or [pixels]."""
-    splits: _Arrays
-    """Pixels [N, pixels] by split: uint8 in 0..scale, or float32 in [0, 1] with scale 1."""
-    labels: _Arrays
-    """Labels by split, int64 [N]: for all splits, or for none."""
-    scale: int
-    """Value of a white pixel."""
-    notes: list[str]
-    """Decisions of the rules, in words."""
-
-
-class RawArrays(NamedTuple):
-    """Arrays as a file holds them, by split: axes and values are still those of the file."""
-
-    images: _Arrays
-    labels: _Arrays
-    notes: list[str]
-    shape: tuple[int, ...] | None = None
-    """Shape of one image, if the array of images is flat."""
+_LONGEST_LINE = 2**24  # of text, in bytes
+_BLOCK = 2**20  # bytes that are read in one step
+_COMPRESSED = 15  # the type of a compressed variable in a .mat file
+_MATLAB_BYTES = {"double": 8, "single": 4, "logical": 1} | {
+    f"{sign}int{8 * size}": size for sign in ("", "u") for size in (1, 2, 4, 8)
+}
+"""Bytes of a number of each class of MATLAB."""
 
 
 def read(name: str, largest: int | None = None) -> Images:
@@ -61,16 +47,20 @@ def read(name: str, largest: int | None = None) -> Images:
     :raises BadInput: for a file that is missing or damaged, or that no rule can read.
     """
     path, array = locate(name)
-    if not path.is_file():
-        raise BadInput(f"--data {name}: {'is a folder; name a file in it' if path.is_dir() else 'no such file'}")
+    if not is_file(path, "--data"):
+        folder, other = is_folder(path, "--data"), exists(path, "--data")
+        what = "is a folder; name a file in it" if folder else "no regular file" if other else "no such file"
+        raise BadInput(f"--data {name}: {what}")
     reader = _READERS.get(_suffix(path), _idx_files)
     try:
+        check_readable(path, "--data")
         arrays = reader(path, array)
     except BadInput:
         raise
     except Exception as error:  # parsers raise errors of many types for a damaged file
         kind = "an IDX file" if reader is _idx_files else f"a {_suffix(path)} file of numbers"
-        reason = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split()) or type(error).__name__
+        reason = "".join(character if character.isprintable() else "?" for character in text[:150])
         raise BadInput(f"--data {name}: truncated, or not {kind} ({reason})") from None
     return to_images(name, arrays, largest)
 
@@ -78,13 +68,18 @@ def read(name: str, largest: int | None = None) -> Images:
 def readable(name: str) -> bool:
     """True if `read` can be tried on a name: the file has a known suffix, or begins like an IDX file."""
     path, _ = locate(name)
-    return _suffix(path) in _READERS or path.is_dir() or (path.is_file() and _is_idx(path))
+    if _suffix(path) in _READERS or is_folder(path, "--data"):
+        return True
+    if not is_file(path, "--data"):
+        return False
+    check_readable(path, "--data")
+    return _is_idx(path)
 
 
 def files(name: str) -> list[Path]:
     """Files that `read` opens for a name."""
     path, _ = locate(name)
-    if _suffix(path) in _READERS or not path.is_file():
+    if _suffix(path) in _READERS or not is_file(path, "--data"):
         return [path]
     return [path, *(beside for beside in _beside(path).values() if beside is not None)]
 
@@ -92,7 +87,7 @@ def files(name: str) -> list[Path]:
 def locate(name: str) -> tuple[Path, str | None]:
     """Split `FILE` or `FILE:ARRAY` into the path and the array's name or None."""
     file, _, array = name.rpartition(":")
-    if not Path(name).is_file() and _suffix(Path(file)) in (".npz", ".mat"):
+    if _suffix(Path(file)) in (".npz", ".mat") and not is_file(name, "--data"):
         return Path(file), array
     return Path(name), None
 
@@ -132,6 +127,10 @@ def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], ch
     :param get: returns the array of a name.
     :param chosen: name of the array of images, if the user has given it.
     """
+
+    def named(array: str) -> str:
+        return line(["--data", f"{path}:{array}"])
+
     roles: dict[tuple[str, str], str] = {}
     if chosen is None:
         for name in names:
@@ -139,7 +138,7 @@ def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], ch
                 key = (role[0] or "train", role[1])
                 if key in roles:
                     both = f"'{roles[key]}' and '{name}' can both be the {key[1]} of {key[0]}"
-                    raise BadInput(f"--data {path}: {both}; name the array of images: --data {path}:{name}")
+                    raise BadInput(f"--data {path}: {both}; name the array of images: {named(name)}")
                 roles[key] = name
         unknown = [name for name in names if name not in roles.values()]
         if ("train", "images") not in roles:
@@ -149,7 +148,7 @@ def assign_roles(path: Path, names: Sequence[str], get: Callable[[str], Any], ch
                 unknown = list(names)
             if len(unknown) != 1 or any(key[1] == "images" for key in roles):
                 listed = ", ".join(sorted(names)) or "none"
-                how = f"; name the array of images: --data {path}:{sorted(names)[0]}" if names else ""
+                how = f"; name the array of images: {named(sorted(names)[0])}" if names else ""
                 raise BadInput(f"--data {path}: no array is called 'train'; its arrays: {listed}{how}")
             roles["train", "images"] = unknown[0]
     else:
@@ -187,15 +186,61 @@ def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
 
 def _numpy(path: Path, chosen: str | None) -> RawArrays:
     with _open(path) as file:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = RawArrays({"train": loaded}, {}, [])
-        else:
-            arrays = assign_roles(path, loaded.files, loaded.__getitem__, chosen)
+        archive = file.read(2) == b"PK"
+        file.seek(0)
+        arrays = _archive(path, file, chosen) if archive else RawArrays({"train": _read_npy(file, str(path))}, {}, [])
     shape = arrays.images["train"].shape
     if len(shape) > 2 and shape[-1] > max(shape[:-1]):
-        arrays.notes.append(f"{shape[0]} images of {_size(shape[1:])}, along the first axis")
+        arrays.notes.append(f"{shape[0]} images of {size_of(shape[1:])}, along the first axis")
     return arrays
+
+
+def _archive(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
+    """An .npz file, which is a zip file of .npy files."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.namelist()
+        names = [member.removesuffix(".npy") for member in members]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise BadInput(f"--data {path}: holds two arrays called '{min(twice)}'")
+
+        def get(name: str) -> np.ndarray | None:
+            member = members[names.index(name)]
+            if not member.endswith(".npy"):
+                return None
+            with archive.open(member) as inner:
+                return _read_npy(inner, f"{path}:{name}")
+
+        return assign_roles(path, names, get, chosen)
+
+
+def _read_npy(file: IO[bytes], where: str) -> np.ndarray:
+    """The array in an .npy file. Its header is read first. Raises `BadInput` for an array that does not fit into
+    memory."""
+    version = np.lib.format.read_magic(file)
+    if version > (2, 0):  # a later one is for structured arrays alone
+        raise ValueError(f"version {version[0]}.{version[1]} of the format is not for arrays of numbers")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    _require_memory(where, shape, dtype.itemsize)
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _require_memory(where: str, shape: Sequence[int], itemsize: int) -> None:
+    """Raise `BadInput` if an array, and two copies of it as pixels, do not fit into memory."""
+    if min(shape, default=0) < 0:
+        raise ValueError(f"the shape {tuple(shape)} is negative")
+    size = math.prod(map(int, shape)) * (itemsize + 2 * min(itemsize, 4))
+    _require_free(f"--data {where}: an array {tuple(shape)}", size)
+
+
+def _require_free(what: str, size: int) -> None:
+    """Raise `BadInput` if there is less free memory than a number of bytes.
+
+    :param what: what needs the memory, for the message.
+    """
+    if size > (free := free_memory()):
+        raise BadInput(f"{what} needs {size / 2**30:,.1f} GiB of memory, but {free / 2**30:,.1f} GiB are free")
 
 
 def _matlab(path: Path, chosen: str | None) -> RawArrays:
@@ -209,14 +254,19 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
             file.seek(0)
             arrays = _matlab_73(path, file, chosen)
         else:
+            _require_free(f"--data {path}: its largest variable", max(_compressed_sizes(start, file), default=0))
             file.seek(0)
-            names = [name for name, _, _ in scipy.io.whosmat(file)]
+            variables = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(file)}
 
             def get(name: str) -> Any:
+                shape, kind = variables[name]
+                if kind not in _MATLAB_BYTES:  # text, cells, structures
+                    return None
+                _require_memory(f"{path}:{name}", shape, _MATLAB_BYTES[kind])
                 file.seek(0)
                 return scipy.io.loadmat(file, variable_names=[name])[name]
 
-            arrays = assign_roles(path, names, get, chosen)
+            arrays = assign_roles(path, list(variables), get, chosen)
 
     shape = arrays.images["train"].shape
     if len(shape) < 2:
@@ -239,8 +289,33 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
         "column" if last and len(shape) == 2 else "row" if len(shape) == 2 else "last axis" if last else "first axis"
     )
     how = f"one image per {where}" if len(shape) == 2 else f"along the {where}"
-    arrays.notes.append(f"{shape[0]} images of {_size(shape[1:])}, {how}")
+    arrays.notes.append(f"{shape[0]} images of {size_of(shape[1:])}, {how}")
     return arrays
+
+
+def _compressed_sizes(start: bytes, file: IO[bytes]) -> Iterator[int]:
+    """Bytes of each compressed variable of a .mat file after decompression. Its header does not tell them.
+
+    :param start: the first 128 bytes. They end with IM in a file of version 5 with the lowest byte first, and with MI
+        in one with the highest byte first. A file of version 4 compresses nothing.
+    """
+    order: Literal["little", "big"] = "little" if start[126:] == b"IM" else "big"
+    if start[126:] not in (b"IM", b"MI"):
+        return
+    file.seek(len(start))
+    while len(tag := file.read(8)) == 8:
+        kind, left, size = int.from_bytes(tag[:4], order), int.from_bytes(tag[4:], order), 0
+        end = file.tell() + left
+        inflate = zlib.decompressobj()
+        content = b""
+        while kind == _COMPRESSED and not inflate.eof and (content or left):
+            if not content:
+                content = file.read(min(left, _BLOCK))
+                left = left - len(content) if content else 0
+            size += len(inflate.decompress(content, _BLOCK))
+            content = inflate.unconsumed_tail
+        file.seek(end)
+        yield size
 
 
 def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
@@ -252,7 +327,13 @@ def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
         names = [name for name in names if isinstance(content[name], h5py.Dataset)]
 
         def get(name: str) -> Any:
-            return content[name][()].T if content[name].dtype.kind in "buif" and content[name].shape else None
+            found = content[name]
+            if found.dtype.kind not in "buif" or not found.shape:
+                return None
+            if found.external or found.is_virtual:
+                raise BadInput(f"--data {path}:{name}: its numbers lie in another file; save them in this one")
+            _require_memory(f"{path}:{name}", found.shape, found.dtype.itemsize)
+            return found[()].T
 
         return assign_roles(path, names, get, chosen)
 
@@ -281,15 +362,28 @@ def read_idx(path: Path) -> np.ndarray:
         shape = np.frombuffer(header, ">u4").tolist()
         dtype = np.dtype(_IDX_TYPES[start[2]])
         size = math.prod(shape) * dtype.itemsize
-        content = file.read(size + 1)
-    if len(content) != size:
-        raise ValueError(f"{path.name} holds {len(content):,} bytes or more, but {tuple(shape)} needs {size:,}")
-    return np.frombuffer(content, dtype).reshape(shape)
+        if isinstance(file, gzip.GzipFile) or (there := os.fstat(file.fileno()).st_size - file.tell()) == size:
+            _require_memory(str(path), shape, dtype.itemsize)
+            array = np.empty(shape, dtype)
+            there = _fill(array, file)
+    if there != size:
+        raise ValueError(f"{path.name} holds {there:,} bytes or more, but {tuple(shape)} needs {size:,}")
+    return array
+
+
+def _fill(array: np.ndarray, file: IO[bytes]) -> int:
+    """Fill an array with the bytes of a file. Returns the number of bytes in the file, or one more than the array has
+    if there are more."""
+    content, done = array.reshape(-1).view(np.uint8), 0
+    while done < len(content) and (block := file.read(min(_BLOCK, len(content) - done))):
+        content[done : done + len(block)] = np.frombuffer(block, np.uint8)
+        done += len(block)
+    return done + len(file.read(1))
 
 
 def plain_or_gz(path: Path) -> Path | None:
     """The path if that file exists, else the path with `.gz` appended if that does, else None."""
-    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
+    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if is_file(each)), None)
 
 
 def _beside(path: Path) -> dict[str, Path | None]:
@@ -327,7 +421,12 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
     import pandas
 
     with _open(path) as file:
-        first = file.readline().decode("utf-8-sig").strip()
+        start = file.readline(_LONGEST_LINE)
+    if len(start) == _LONGEST_LINE:
+        raise BadInput(f"--data {path}: its first line has more than {_LONGEST_LINE:,} characters; is it a text file?")
+    first = start.decode("utf-8-sig").strip()
+    with _open(path) as file:  # pandas copies its table while it makes it
+        _require_free(f"--data {path}: its table", 3 * np.dtype(np.float64).itemsize * _cells(file))
     separator = next((mark for mark in ";\t," if mark in first), r"\s+")
     # NumPy begins a header with #.
     cells = [cell.strip(" \"'") for cell in re.split(separator, first.removeprefix("#"))]
@@ -367,7 +466,7 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
     shape: tuple[int, ...] = (len(pixels),)
     if _square(len(pixels)):
         shape = (math.isqrt(len(pixels)),) * 2
-        notes.append(f"a row is an image of {_size(shape)}")
+        notes.append(f"a row is an image of {size_of(shape)}")
     elif header is None:
         notes.append(f"a row is an image of {len(pixels)} pixels, without a label")
     images = table[:, pixels]
@@ -375,6 +474,14 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
         levels = images.astype(np.uint8)
     images = levels if (levels == images).all() else images.astype(np.float32)  # text has no dtypes
     return RawArrays({"train": images}, {} if label is None else {"train": table[:, label]}, notes, shape)
+
+
+def _cells(file: IO[bytes]) -> int:
+    """The number of cells of a table, or a larger one: a cell ends with a separator or a line."""
+    cells = 1
+    while block := file.read(_BLOCK):
+        cells += block.count(b"\n") + max(map(block.count, (b",", b";", b"\t", b" ")))
+    return cells
 
 
 def _columns(path: Path, header: Sequence[str], notes: list[str]) -> tuple[list[int], int | None]:
@@ -418,98 +525,3 @@ _READERS: dict[str, Callable[[Path, str | None], RawArrays]] = {
     ".mat": _matlab,
     **dict.fromkeys((".csv", ".amat"), _text),
 }
-
-
-# From arrays to pixels -----------------------------------------------------------------------------------------
-
-
-def to_images(name: str, arrays: RawArrays, largest: int | None) -> Images:
-    """Images as rows of grey levels or of pixels in [0, 1], with labels. Raises `BadInput` for arrays that are
-    neither."""
-    images, notes = arrays.images, list(arrays.notes)
-    first = images["train"]
-    for split, array in images.items():
-        if not 2 <= array.ndim <= 4 or 0 in array.shape or array.dtype.kind not in "buif":
-            what = f"{array.dtype} {array.shape}"
-            raise BadInput(f"--data {name} [{split}]: expected numbers [images, height, width], but got {what}")
-        if array.shape[1:] != first.shape[1:] or array.dtype.newbyteorder("=") != first.dtype.newbyteorder("="):
-            ours, theirs = f"{array.dtype} {array.shape[1:]}", f"{first.dtype} {first.shape[1:]}"
-            raise BadInput(f"--data {name}: {split} is {ours}, but train is {theirs}; make all splits alike")
-    labels = {split: _labels(f"{name} [{split}]", array, len(images[split])) for split, array in arrays.labels.items()}
-    if len(labels) not in (0, len(images)):
-        told = ", ".join(split for split in SPLITS if split in labels)
-        raise BadInput(f"--data {name}: only {told} has labels; give labels for all splits, or for none")
-
-    if first.ndim == 4:
-        _, before, _, after = first.shape
-        last = after <= _MOST_CHANNELS and after < before
-        if last:
-            images = {split: np.moveaxis(array, -1, 1) for split, array in images.items()}
-        channels, height, width = images["train"].shape[1:]
-        if after <= _MOST_CHANNELS or before > _MOST_CHANNELS:
-            axes = "height, width, channels" if last else "channels, height, width"
-            notes.append(f"axes are [images, {axes}]: {channels} × {height} × {width}")
-    shape = images["train"].shape[1:] if arrays.shape is None else arrays.shape
-    rows = {split: np.ascontiguousarray(array).reshape(len(array), -1) for split, array in images.items()}
-    rows, scale = _scaled(name, rows, largest, notes)
-    return Images(shape, rows, labels, scale, notes)
-
-
-def _labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:
-    if labels.ndim == 2 and 1 in labels.shape:
-        labels = labels.ravel()
-    if labels.shape != (count,):
-        raise BadInput(f"--data {where}: labels {labels.shape} for {count} images; give one integer per image")
-    if labels.dtype.kind == "f" and (labels == np.rint(labels)).all() and (np.abs(labels) < 2**53).all():
-        return labels.astype(np.int64)  # MATLAB's numbers are floats
-    if labels.dtype.kind not in "bui" or int(labels.max()) >= 2**63:
-        raise BadInput(f"--data {where}: labels must be integers, but these are {labels.dtype}")
-    return labels.astype(np.int64)
-
-
-def _scaled(name: str, rows: _Arrays, largest: int | None, notes: list[str]) -> tuple[_Arrays, int]:
-    """Pixels as levels 0..scale, or as real numbers in [0, 1] with scale 1.
-
-    The largest pixel of all splits decides the value of white: 1 if it is at most 1; 255 if it is 128 to 255; for whole
-    numbers up to 127, the largest pixel itself.
-    """
-    ranges = {split: _range(f"{name} [{split}]", array) for split, array in rows.items()}
-    high, dtype = max(top for _, top in ranges.values()), rows["train"].dtype
-    whole = dtype.kind in "bui" or ((largest or high) > 1 and all((a == np.rint(a)).all() for a in rows.values()))
-    for split, (low, top) in ranges.items():
-        lies = f"--data {name} [{split}]: pixels lie in [{low:g}, {top:g}], outside [0, 1]"
-        if low < 0:
-            signed = "they are signed bytes: save .view(np.uint8)" if dtype == np.int8 else "scale them first"
-            raise BadInput(f"{lies}; {'save (x + 1) / 2' if low >= -1 and top <= 1 else signed}")
-        if largest is None and (high > 255 or (1 < high < 128 and not whole) or (top > 1 and low == top)):
-            raise BadInput(f"{lies}; scale them first, or give the value of white with --largest-pixel")
-        if largest is not None and top > largest:
-            raise BadInput(f"{lies}, and above --largest-pixel {largest}; give the value of white")
-        if largest is None and 2 * top <= high and high > 0:
-            other = next(each for each in ranges if ranges[each][1] == high)
-            raise BadInput(
-                f"--data {name}: pixels of {split} lie in [{low:g}, {top:g}], but pixels of {other} in "
-                f"[{ranges[other][0]:g}, {high:g}]; scale them alike, or give the value of white with --largest-pixel"
-            )
-    if largest is not None and dtype.kind == "b" and largest != 1:
-        raise BadInput(f"--largest-pixel {largest}: {name} holds booleans, where white is 1; leave this option out")
-
-    scale = largest or (1 if high <= 1 else 255 if high >= 128 else int(high))
-    if largest is None and scale > 1 and (dtype != np.uint8 or scale != 255):
-        notes.append(
-            f"{dtype.name} pixels 0…{high:g} are divided by {scale}; --largest-pixel sets another value of white"
-        )
-    if not whole or scale > 255:
-        divided = {split: array if scale == 1 else array.astype(np.float64) / scale for split, array in rows.items()}
-        return {split: array.astype(np.float32) for split, array in divided.items()}, 1
-    return {split: array.astype(np.uint8) for split, array in rows.items()}, scale
-
-
-def _range(where: str, pixels: np.ndarray) -> tuple[float, float]:
-    if pixels.dtype.kind == "f" and (missing := int((~np.isfinite(pixels)).sum())):
-        raise BadInput(f"--data {where}: {missing} pixels are not finite numbers")
-    return pixels.min().item(), pixels.max().item()
-
-
-def _size(shape: Iterable[int]) -> str:
-    return " × ".join(map(str, shape))

@@ -15,6 +15,7 @@ Binarization belongs to the identity of a data set (Salakhutdinov and Murray 200
   L^data_dim times the density of level + u.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +29,8 @@ from ppl_gen.data.options import Binarization
 _BINARY, REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
 POOL_SEED, TEST_SEED, SHUFFLE_SEED = 1, 2, 3
-_DRAWN = 10_000  # images that are binarized at a time; another number would change the draws
+_DRAWN = 10_000  # images that are looked at in one step, at most
+_PIXELS = 2**25  # pixels of them, at most
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,7 @@ class Data:
         split = self.split(name)
         if name == "train" and self.binarization == "dynamic":
             rows = torch.arange(len(split))[index if isinstance(index, slice) else index.cpu()]
-            needed = int(rows.max()) + 1 if len(rows) else 0
-            split = _draw(cut(split, 0, -(-needed // _DRAWN) * _DRAWN), POOL_SEED)
+            split = _draw(cut(split, 0, int(rows.max()) + 1 if len(rows) else 0), POOL_SEED)
         elif name == "train" and self.binarization == "dequantized":
             split = _dequantize(split, POOL_SEED)
         pixels = split.pixels(index)
@@ -152,7 +153,7 @@ class Data:
     def mean(self) -> Tensor:
         """Mean training pixel [data_dim] in float32, with half an observation added so that it is inside (0, 1)."""
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.train.images.device)
-        for block in torch.arange(len(self.train)).split(10_000):
+        for block in _blocks(self.train):
             total += self.train.pixels(block).double().sum(0)
         return ((total + 0.5) / (len(self.train) + 1)).float()
 
@@ -196,21 +197,33 @@ def with_fixed_draw(split: Split, binarization: Binarization, seed: int) -> Spli
         return _draw(split, seed)
     if binarization == "dequantized":
         return _dequantize(split, seed)
-    return Split((split.pixels() > 0.5).to(torch.uint8), split.labels, 1) if binarization == "threshold" else split
+    if binarization == "threshold":
+        return _in_blocks(split, torch.uint8, lambda pixels: pixels > 0.5)
+    return split
 
 
 def _draw(split: Split, seed: int) -> Split:
     """One Bernoulli draw of every image, on the CPU so that all devices give the same targets."""
     generator = torch.Generator().manual_seed(seed)
-    blocks = [
-        torch.bernoulli(split.pixels(block).cpu(), generator=generator).to(torch.uint8)
-        for block in torch.arange(len(split)).split(_DRAWN)
-    ]
-    images = torch.cat(blocks) if blocks else split.images.cpu()
-    return Split(images.to(split.images.device), split.labels, 1)
+    return _in_blocks(split, torch.uint8, lambda pixels: torch.bernoulli(pixels, generator=generator))
 
 
 def _dequantize(split: Split, seed: int) -> Split:
     """One draw of the noise of every image, on the CPU so that all devices give the same targets."""
     generator = torch.Generator().manual_seed(seed)
-    return Split(split.dequantized(split.pixels().cpu(), generator).to(split.images.device), split.labels, 1)
+    return _in_blocks(split, torch.float32, lambda pixels: split.dequantized(pixels, generator))
+
+
+def _in_blocks(split: Split, dtype: torch.dtype, change: Callable[[Tensor], Tensor]) -> Split:
+    """A split with changed grey values. They are changed some images at a time, on the CPU, so that grey values of all
+    images are never in memory. Random draws are one after the other: the size of a block does not change them."""
+    images = torch.empty(split.images.shape, dtype=dtype)
+    for block in _blocks(split):
+        images[block] = change(split.pixels(block).cpu()).to(dtype)
+    return Split(images.to(split.images.device), split.labels, 1)
+
+
+def _blocks(split: Split) -> Iterator[slice]:
+    """All images of a split, some at a time."""
+    size = max(1, min(_DRAWN, _PIXELS // max(1, split.images.shape[1])))
+    return (slice(start, start + size) for start in range(0, len(split), size))

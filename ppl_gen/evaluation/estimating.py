@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core import components, parallel
+from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, describe, require, shown
 from ppl_gen.core.progress import Progress
@@ -306,7 +307,8 @@ def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) 
             )
         return chosen
     if components.class_name(str(given.names()["guide"])) != components.class_name(recorded):
-        raise BadInput(f"{path}: was fitted with the guide {recorded}; name it again: --proposal-guides {recorded}")
+        again = line(["--proposal-guides", recorded])
+        raise BadInput(f"{path}: was fitted with the guide {recorded}; name it again: {again}")
     return None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.tables import Row, fixed, html, sentence
 from ppl_gen.evaluation import entries, table
-from ppl_gen.experiment.run_directory import GROUP, Json
+from ppl_gen.experiment.run_directory import Json, per_image, to_json, to_netcdf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,11 +100,11 @@ class Evaluation:
 
         :raises BadInput: for files that are damaged or do not belong together.
         """
-        summary, file = directory.read_json("evaluation.json"), directory.path / "evaluation.nc"
-        if summary is None or not file.is_file():
+        (summary, content), file = directory.read_evaluation(), directory.path / "evaluation.nc"
+        if summary is None or content is None:
             return None if summary is None else cls(summary)
         try:
-            images = directory.per_image()
+            images = per_image(content)
         except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadInput(f"{file}: damaged ({reason}); evaluate again") from None
@@ -117,9 +117,10 @@ class Evaluation:
 
     def write(self, directory: "RunDirectory") -> None:
         """Write `evaluation.nc` and `evaluation.json`."""
-        images = self.to_xarray()
-        directory.write_file("evaluation.nc", lambda path: images.to_netcdf(path, group=GROUP, engine="h5netcdf"))
-        directory.write_json("evaluation.json", self.summary)  # last: it marks a complete evaluation
+        # evaluation.json is the last: it marks a complete evaluation.
+        directory.write(
+            {"evaluation.nc": to_netcdf(self.to_xarray()), "evaluation.json": to_json(self.summary).encode()}
+        )
 
     def to_json(self) -> Json:
         """Content of `evaluation.json`."""

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.core.errors import BadInput, near_miss, require, warnings_of
+from ppl_gen.core.paths import is_file
 from ppl_gen.core.progress import Progress
 from ppl_gen.evaluation.estimating import observation
 from ppl_gen.evaluation.table import Printed, images, title
@@ -66,7 +66,7 @@ def visible_pixels(hide: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
-    if not Path(name).is_file():
+    if not is_file(name, "--hide"):
         raise BadInput(f"--hide {name}: no such file")
     try:
         mask = np.load(name, allow_pickle=False)

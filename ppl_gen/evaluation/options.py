@@ -1,12 +1,14 @@
 """Options of an evaluation."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ppl_gen.core.errors import BadInput, require, require_choices, require_least
 from ppl_gen.data.options import SplitName
+from ppl_gen.evaluation.use_options import options_from
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.annealed import Annealing
@@ -118,3 +120,21 @@ class EvaluationOptions:
         texts = {"proposals": [str(path) for path in self.proposals], "proposal_guides": list(self.proposal_guides)}
         texts["further"] = list(self.further)
         return asdict(self) | texts
+
+
+def evaluation_options(
+    options: EvaluationOptions | None, chosen: Mapping[str, Any], checkpoint: Checkpoint
+) -> EvaluationOptions:
+    """The options of an evaluation of a run that was opened with the weights of a checkpoint.
+
+    :raises BadInput: for options of other weights.
+    """
+    if options is None:
+        options = EvaluationOptions(checkpoint=checkpoint)
+    options = options_from(EvaluationOptions, options, chosen)
+    if options.checkpoint != checkpoint:
+        raise BadInput(
+            f"--checkpoint {options.checkpoint}: this run was opened with its {checkpoint} weights; open it again with "
+            f"checkpoint='{options.checkpoint}'"
+        )
+    return options

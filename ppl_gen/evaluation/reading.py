@@ -3,6 +3,7 @@
 Only files are read. No model is built, and neither torch nor xarray is imported.
 """
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_gen.core import components
-from ppl_gen.core.commands import external_class_options
+from ppl_gen.core.commands import command, external_class_options, line
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat, options_of
 from ppl_gen.evaluation import entries
@@ -74,14 +75,14 @@ def read(path: Path) -> Evaluated:
     :raises BadInput: for a directory that is no run, and for an evaluation that is missing, damaged or incomplete.
     """
     run = RunDirectory.open(path)
-    again = f"evaluate it: {' '.join(['python -m ppl_gen.evaluate', str(path), *external_class_options(run.config)])}"
-    summary, file = run.read_json("evaluation.json"), path / "evaluation.nc"
+    again = f"evaluate it: {line(command('evaluate', path, *external_class_options(run.config)))}"
+    (summary, content), file = run.read_evaluation(), path / "evaluation.nc"
     if summary is not None and run.stale(summary):
         raise BadInput(f"{path}: was trained after its evaluation; {again}")
-    if summary is None or not file.is_file():
+    if summary is None or content is None:
         raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else file.name}; {again}")
     try:
-        values, attributes = _per_image(file)
+        values, attributes = _per_image(content)
         iwae = dict(zip(values["k"].tolist(), values["iwae"].T, strict=True)) if "iwae" in values else {}
         elbo, log_px = values["elbo"], values["log_px"]
         others = {name.removeprefix(_ESTIMATE): each for name, each in values.items() if name.startswith(_ESTIMATE)}
@@ -102,15 +103,15 @@ def read(path: Path) -> Evaluated:
     return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, others, labels, run.last, *more)
 
 
-def _per_image(file: Path) -> tuple[dict[str, np.ndarray], Json]:
+def _per_image(content: bytes) -> tuple[dict[str, np.ndarray], Json]:
     """The variables of `evaluation.nc` that a comparison uses, and its attributes.
 
     xarray would read every variable with its attributes and dimensions, which takes 30 times as long.
     """
     import h5py
 
-    with h5py.File(file) as content:
-        group = content[GROUP]
+    with h5py.File(io.BytesIO(content)) as file:
+        group = file[GROUP]
         names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
         names += [name for name in group if name.startswith(_ESTIMATE) and not name.endswith(("_mc_se", "_bias"))]
         attributes = {name: np.ravel(value)[0] for name, value in group.attrs.items()}  # arrays of one element

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_gen.core.commands import line
 from ppl_gen.core.components import construct, takes
 from ppl_gen.core.contracts import ClosedForm, HasPrior, offers
 from ppl_gen.core.errors import BadInput, describe
@@ -163,7 +164,7 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
     """Load the weights of a run into a model and a guide. Returns the progress of its training: `epoch`, `step`."""
     content = run.load_checkpoint()
     if content is None:
-        raise BadInput(f"{run.path}: has no checkpoint; train it with --resume {run.path}")
+        raise BadInput(f"{run.path}: has no checkpoint; train it with {line(['--resume', run.path])}")
     tensors = weights_of(content[0], checkpoint)
     if not tensors:
         raise BadInput(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import ppl_gen
 from ppl_gen.core import components
-from ppl_gen.core.commands import is_function
+from ppl_gen.core.commands import is_function, line
 from ppl_gen.core.components import Kind, class_name, find, is_external, kebab_case
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.convert import convert, convert_all
@@ -270,7 +270,9 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
     try:
         classes: dict[str, Any] = {}
         if given is not None and given.data is None and is_function(images := content["data"]["data"]):
-            raise BadInput(f"{run.path}: was fitted to the images of {images}; name it again: --data {images}")
+            raise BadInput(
+                f"{run.path}: was fitted to the images of {images}; name it again: {line(['--data', images])}"
+            )
         for kind, name in (given or Given()).names().items():
             classes |= _class_of(run, kind, name, swap, required=given is not None)
         names = {each.name for each in fields(Config)} - {*classes, "data", "training"}
@@ -324,7 +326,7 @@ def _hint(kind: Kind, recorded: str) -> str:
     origin, _, name = recorded.partition(":")
     if origin in components.OBJECTS:
         return f"it was {origin} {name} of a Python session: Run.open(…, {kind}={name}), or --{kind} FILE.py:{name}"
-    return f"name it again: --{kind} {recorded}"
+    return f"name it again: {line([f'--{kind}', recorded])}"
 
 
 def check_same(run: RunDirectory, config: Config, given: Given) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.loading import load_data
@@ -146,7 +147,7 @@ class Fitted(Assembled):
         # `stopped` is the number of epochs that were planned when a hook ended training, 0 if none has.
         if state["epoch"] < epochs and state.get("stopped") != epochs:
             done = f"after {state['epoch']} of {epochs} epochs"
-            print(f"warning: training stopped {done}; continue with fit --resume {path}", file=sys.stderr)
+            print(f"warning: training stopped {done}; continue with {line(['fit', '--resume', path])}", file=sys.stderr)
         return fitted
 
     def check_weights(self, checkpoint: Checkpoint) -> None:
@@ -154,7 +155,8 @@ class Fitted(Assembled):
         has trained them, or the user has changed them."""
         content = self.directory.load_checkpoint()
         if content is None:
-            raise BadInput(f"{self.directory.path}: its checkpoint is missing; train it with --resume")
+            again = line(["--resume", self.directory.path])
+            raise BadInput(f"{self.directory.path}: its checkpoint is missing; train it with {again}")
         ours, theirs = tensors_of(self.modules), weights_of(content[0], checkpoint)
         if ours.keys() != theirs.keys() or not all(torch.equal(ours[name].cpu(), theirs[name]) for name in ours):
             raise BadInput(

@@ -1,26 +1,33 @@
 """The run directory: everything of a run that is written to or read from disk.
 
 Every file but `metrics.jsonl` is written under a temporary name and renamed, so that a run killed at any moment holds
-whole files only. `metrics.jsonl` is appended to, and cut back to the checkpoint on resuming. Nothing that is read
-here can run code.
+whole files only. `metrics.jsonl` is appended to, and cut back to the checkpoint on resuming. One process writes at a
+time; any number may read meanwhile. Nothing that is read here can run code, and no link is followed.
 """
 
+import errno
+import io
 import itertools
 import json
 import math
 import os
+import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppl_gen.core.commands import line
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.files import append, is_file, read_bytes, readable_errors, write_file, write_files
+from ppl_gen.core.paths import exists, is_folder
+from ppl_gen.experiment.locks import only_writer
 
 if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
     import xarray
@@ -60,17 +67,19 @@ class RunDirectory:
         parent = Path("runs") if out is None else out.parent
         check_new(out)
         config = {"format": FORMAT, **config}
-        scratch = parent / f".{stem.replace('/', '-')}-{os.getpid()}.tmp"
-        with _readable_errors(parent):
+        scratch = parent / f".{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        with readable_errors(parent):
             parent.mkdir(parents=True, exist_ok=True)
             scratch.mkdir()
             try:
-                _write_synced(scratch / "config.json", to_json(config).encode())
-                path = out or next(p for n in itertools.count(1) if not (p := parent / f"{stem}-{n}").exists())
-                os.rename(scratch, path)  # fails if another process has made it meanwhile
+                write_file(scratch / "config.json", to_json(config).encode())
+                for path in [out] if out else (parent / f"{stem}-{n}" for n in itertools.count(1)):
+                    if _renamed(scratch, path):
+                        return cls(path, config)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-        return cls(path, config)
+        check_new(out)  # another process has made it meanwhile
+        raise BadInput(f"--out {out}: cannot be made")
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":
@@ -78,12 +87,12 @@ class RunDirectory:
         version."""
         path = Path(convert("path", path, Path))
         file = path / "config.json"
-        if not path.is_dir():
+        if not is_folder(path):
             raise BadInput(f"{path}: no such run directory")
-        if not file.is_file():
+        if not is_file(file):
             raise BadInput(f"{path}: not a run directory: it has no config.json")
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = json.loads(read_bytes(file).decode())
             version = config["format"]
             if not isinstance(version, int):
                 raise TypeError("format is not a number")
@@ -96,48 +105,78 @@ class RunDirectory:
             )
         return cls(path, config)
 
-    # JSON, arrays and pictures ---------------------------------------------------------------------------------
+    # Writing ---------------------------------------------------------------------------------------------------
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep other processes from writing to the run for the length of a block, if this one does.
+
+        :raises BadInput: if another process writes to it.
+        """
+        return only_writer(self.path) if self.writes else nullcontext()
+
+    def write(self, contents: Mapping[str, bytes]) -> None:
+        """Write files that belong together, by their names.
+
+        :raises BadInput: if they cannot be written. The files that were there are intact.
+        """
+        if self.writes and contents:
+            write_files({self._at(name): content for name, content in contents.items()})
+
+    def write_file(self, name: str, content: bytes) -> None:
+        self.write({name: content})
 
     def write_json(self, name: str, content: Json) -> None:
-        self._write(name, to_json(content).encode())
+        self.write({name: to_json(content).encode()})
 
-    def _write(self, name: str, content: bytes) -> None:
-        self.write_file(name, lambda path: _write_synced(path, content))
+    def _at(self, name: str) -> Path:
+        """The path of a file to write. Raises `BadInput` if its folder is a link, which may lead out of the run."""
+        path = self.path / name
+        if path.parent != self.path and path.parent.is_symlink():
+            raise BadInput(f"{path.parent}: is a link, which is not followed; put a folder in its place")
+        return path
+
+    # JSON, arrays and pictures ---------------------------------------------------------------------------------
 
     def read_json(self, name: str) -> Json | None:
         """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
         path = self.path / name
         try:
-            content = _python_content(json.loads(path.read_text(encoding="utf-8")))
+            content = _python_content(json.loads(read_bytes(path).decode()))
             if not isinstance(content, dict):
                 raise ValueError("not an object")
             return content
         except FileNotFoundError:
             return None
+        except BadInput:
+            raise
         except ValueError as error:
             raise BadInput(f"{path}: damaged ({error}); delete it and evaluate again") from None
 
+    def read_evaluation(self) -> tuple[Json | None, bytes | None]:
+        """The content of `evaluation.json` and that of `evaluation.nc`, of one evaluation; None for a missing file.
+        They are read again if another process has replaced them meanwhile.
+
+        :raises BadInput: for an `evaluation.json` that is damaged.
+        """
+        while True:
+            summary, values = self.read_json("evaluation.json"), None
+            with suppress(FileNotFoundError):
+                values = read_bytes(self.path / "evaluation.nc")
+            if self.read_json("evaluation.json") == summary:
+                return summary, values
+
     def per_image(self) -> "xarray.Dataset":
         """The content of `evaluation.nc`. If the file is damaged, xarray and h5netcdf raise errors of many kinds."""
-        import xarray
-
-        with xarray.open_dataset(self.path / "evaluation.nc", group=GROUP, engine="h5netcdf") as dataset:
-            return dataset.load()
-
-    def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Let `write` make a file under a temporary name, then rename it."""
-        if self.writes:
-            write_file(self.path / name, write)
+        return per_image(read_bytes(self.path / "evaluation.nc"))
 
     def add_array(self, name: str, key: str, values: "np.ndarray") -> None:
         """Write an array to an .npz file of the run. It replaces the array with the same key."""
-        arrays = self.arrays(name) | {key: values}
-        self.write_file(name, lambda path: np.savez_compressed(path, **arrays))  # type: ignore[arg-type]
+        self.write_file(name, to_npz(self.arrays(name) | {key: values}))
 
     def arrays(self, name: str) -> "dict[str, np.ndarray]":
         """The arrays of an .npz file of the run; empty if there is no such file, or it is damaged."""
         try:
-            with np.load(self.path / name) as file:
+            with np.load(io.BytesIO(read_bytes(self.path / name))) as file:
                 return dict(file)
         except (OSError, ValueError, zipfile.BadZipFile):
             return {}
@@ -145,22 +184,20 @@ class RunDirectory:
     # Metrics ---------------------------------------------------------------------------------------------------
 
     def append_metrics(self, line: Json) -> None:
-        if not self.writes:
-            return
-        with _readable_errors(self.path), open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(_json_content(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if self.writes:
+            append(self.path / "metrics.jsonl", (json.dumps(_json_content(line)) + "\n").encode())
 
     def metrics(self) -> list[Json]:
         """The complete lines of `metrics.jsonl`. A line that was cut off when the process was killed ends the list."""
         lines = []
         try:
-            for text in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            for text in read_bytes(self.path / "metrics.jsonl").decode().splitlines():
                 line = _python_content(json.loads(text))
                 if not isinstance(line, dict):
                     break
                 lines.append(line)
+        except BadInput:
+            raise
         except (FileNotFoundError, ValueError):
             pass
         return lines
@@ -177,7 +214,7 @@ class RunDirectory:
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of `metrics.jsonl` after a step."""
         kept = [json.dumps(_json_content(line)) + "\n" for line in self.metrics() if line["step"] <= step]
-        self._write("metrics.jsonl", "".join(kept).encode())
+        self.write({"metrics.jsonl": "".join(kept).encode()})
 
     # Checkpoint ------------------------------------------------------------------------------------------------
 
@@ -193,14 +230,14 @@ class RunDirectory:
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"state": json.dumps(state), "crc32": str(_checksum(tensors))}
-        self._write(self.checkpoint_path.name, save(tensors, metadata))
+        self.write({self.checkpoint_path.name: save(tensors, metadata)})
 
     def load_checkpoint(self) -> "tuple[dict[str, Tensor], Json] | None":
         """The tensors and the state of the checkpoint; None if there is none. Raises `BadInput` if it is damaged."""
         from safetensors import safe_open
 
         path = self.checkpoint_path
-        if not path.is_file():
+        if not is_file(path):
             return None
         try:
             with safe_open(path, framework="pt") as file:
@@ -219,6 +256,8 @@ class RunDirectory:
         from safetensors import safe_open
 
         try:
+            if not is_file(self.checkpoint_path):
+                return None
             with safe_open(self.checkpoint_path, framework="np") as file:
                 step: int = json.loads(file.metadata()["state"])["step"]
                 return step
@@ -234,53 +273,55 @@ class RunDirectory:
         return now is not None and found.get("training_step", now) != now
 
 
-def write_file(final: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file under a temporary name, then rename it."""
-    scratch = final.with_name(f".{final.name}.tmp{final.suffix}")
-    with _readable_errors(final.parent):
-        final.parent.mkdir(exist_ok=True)
-        try:
-            write(scratch)
-            os.replace(scratch, final)
-        finally:
-            scratch.unlink(missing_ok=True)
+def _renamed(scratch: Path, path: Path) -> bool:
+    """Rename a directory; False if there is something of that name already."""
+    if exists(path):
+        return False
+    try:
+        os.rename(scratch, path)
+    except OSError as error:  # another process has made it since
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        raise
+    return True
 
 
 def check_new(out: Path | None) -> None:
     """Raise `BadInput` if a run directory exists already or cannot be made, before any work is done."""
     if out is None:
         return
-    if out.exists():
-        raise BadInput(f"--out {out}: exists already; name a new directory, or continue it with --resume {out}")
-    parent = next(folder for folder in (out.parent, *out.parent.parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if exists(out, "--out"):
+        again = line(["--resume", out])
+        raise BadInput(f"--out {out}: exists already; name a new directory, or continue it with {again}")
+    parent = next(folder for folder in (out.parent, *out.parent.parents) if exists(folder, "--out"))
+    if not is_folder(parent, "--out") or not os.access(parent, os.W_OK | os.X_OK):
         raise BadInput(f"--out {out}: cannot be written: no permission in {parent}, or not a directory")
 
 
 def check_folder(out: Path) -> None:
     """Raise `BadInput` if a folder for several runs is a run directory itself."""
-    if (out / "config.json").is_file():
+    if exists(out / "config.json", "--out"):
         raise BadInput(f"--out {out}: is a run directory; name a folder for the runs")
 
 
-@contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError`, such as a full disk or a missing permission, into a `BadInput`."""
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(
-            f"{error.filename or path}: cannot be written: {error.strerror or error}; files that were saved before are "
-            "intact"
-        ) from error
+def per_image(content: bytes) -> "xarray.Dataset":
+    """The data set that an `evaluation.nc` holds, from its content."""
+    import xarray
+
+    with xarray.open_dataset(io.BytesIO(content), group=GROUP, engine="h5netcdf") as dataset:
+        return dataset.load()
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    """Write a file, and wait until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def to_netcdf(images: "xarray.Dataset") -> bytes:
+    """The content of an `evaluation.nc`. HDF5 may end the process if a disk is full, so that it writes to memory."""
+    return bytes(images.to_netcdf(None, group=GROUP, engine="h5netcdf"))
+
+
+def to_npz(arrays: "Mapping[str, np.ndarray]") -> bytes:
+    """The content of an .npz file."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
 
 
 def to_json(content: Any) -> str:

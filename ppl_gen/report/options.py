@@ -1,12 +1,12 @@
 """The options of a run as its page shows them: the chosen ones first, the others folded away."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ppl_gen.core import components
 from ppl_gen.core.calls import changed, of_session
+from ppl_gen.core.commands import line
 from ppl_gen.core.components import is_external
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import KINDS, ORIGIN, Config, Given, starting_config
@@ -119,5 +119,5 @@ def written(value: Any) -> str:
 def _exactly(value: Any) -> str:
     """A recorded value as it is, a command as a shell takes it."""
     if isinstance(value, list | tuple):
-        return shlex.join(map(str, value))
+        return line(value)
     return "none" if value in (None, "") else str(value)

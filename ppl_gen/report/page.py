@@ -1,9 +1,9 @@
 """Pages from templates. All content is escaped. Style, script and pictures are in the page."""
 
+import hashlib
 import shlex
 import struct
 from base64 import b64encode
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.figures.captions import Caption
 from ppl_gen.report.terms import Terms, shown
 
 _HERE = Path(__file__).parent
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Picture:
 
     @classmethod
     def of(cls, png: bytes, caption: Caption) -> "Picture":
+        """A picture from the content of a .png file. Raises `BadInput` if it is none."""
+        if png[:8] != _SIGNATURE or len(png) < 24:
+            raise BadInput("is no .png file")
         width, height = struct.unpack(">II", png[16:24])
         return cls(width, height, b64encode(png).decode(), caption)
 
@@ -56,9 +61,9 @@ def render(template: str, **content: Any) -> str:
     return _environment().get_template(template).render(content, terms=terms, link=terms.link, shown=shown)
 
 
-def saving(text: str) -> Callable[[Path], Any]:
-    """A function that writes a page to a file. Bytes of a path that are no characters are replaced."""
-    return lambda path: path.write_bytes(text.encode("utf-8", "replace"))
+def encoded(text: str) -> bytes:
+    """The bytes of a page. Bytes of a path that are no characters are replaced."""
+    return text.encode("utf-8", "replace")
 
 
 @cache
@@ -73,8 +78,19 @@ def _environment() -> Environment:
     )
     environment.filters["quote"] = shlex.quote
     environment.globals["file"] = _file
+    environment.globals["policy"] = _policy()
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
+
+
+def _policy() -> str:
+    """What a browser may do for a page: show its pictures in its style, and run the script of the explorer. It runs no
+    other script and loads nothing."""
+    digest = b64encode(hashlib.sha256(_file("explorer.js").encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
 
 
 def _file(name: str) -> Markup:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.experiment.run_directory import RunDirectory, to_npz
 from ppl_gen.figures.posteriors import Posteriors
 
 FILE = "posteriors.npz"
@@ -15,7 +15,7 @@ def write_posteriors(run: RunDirectory, found: Posteriors) -> None:
     """Write `posteriors.npz`, with the training step of the weights that it was made of."""
     step = run.step()
     arrays = found.arrays() | ({} if step is None else {"training_step": np.array(step)})
-    run.write_file(FILE, lambda path: np.savez_compressed(path, **arrays))  # type: ignore[arg-type]
+    run.write_file(FILE, to_npz(arrays))
 
 
 def read_posteriors(run: RunDirectory) -> Posteriors | None:

@@ -1,11 +1,13 @@
 """The page of a run."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ppl_gen.core.calls import fit_call, of_session, open_call
 from ppl_gen.core.commands import command, external_class_options, fit_command, sweep_command
 from ppl_gen.core.errors import BadInput, warnings_of
+from ppl_gen.core.files import read_bytes
 from ppl_gen.core.tables import duration
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.distances import Distances, distances
@@ -14,13 +16,13 @@ from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.figures.captions import Caption
 from ppl_gen.report.main_result import MainResult, main_result
 from ppl_gen.report.options import default_config, options
-from ppl_gen.report.page import Gallery, Picture, render, saving
+from ppl_gen.report.page import Gallery, Picture, encoded, render
 from ppl_gen.report.sections import Section, results, sections
 
 
 def write_report(run: RunDirectory) -> None:
     """Write `report.html` from the other files of a run."""
-    run.write_file("report.html", saving(report(run)))
+    run.write_file("report.html", encoded(report(run)))
 
 
 def report(run: RunDirectory) -> str:
@@ -79,7 +81,9 @@ def gallery(run: RunDirectory) -> Gallery:
 
 
 def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
-    files = {path.stem: path for path in sorted((run.path / "figures").glob("*.png")) if not path.name.startswith(".")}
+    folder = run.path / "figures"
+    found = [] if folder.is_symlink() else sorted(folder.glob("*.png"))  # a link may lead to pictures of others
+    files = {path.stem: path for path in found if not path.name.startswith(".")}
     # Imported here, because they import torch and matplotlib.
     from ppl_gen.report.captions import captions
     from ppl_gen.report.pictures import kinds
@@ -93,7 +97,10 @@ def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     for name in sorted(files, key=[*known, *files].index):
         text = name.replace("_", " ")
         caption = Caption(text, f"A picture that the model has of its own: {text}")
-        gallery[name] = Picture.of(files[name].read_bytes(), known.get(name, caption))
+        try:
+            gallery[name] = Picture.of(read_bytes(files[name]), known.get(name, caption))
+        except BadInput as error:
+            print(f"warning: {files[name]} is left out of the page: {error}", file=sys.stderr)
     return gallery
 
 

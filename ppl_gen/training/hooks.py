@@ -1,8 +1,8 @@
 """Hooks that run after each epoch: early stopping and TensorBoard. Both use nothing but `on_epoch`."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
+from ppl_gen.experiment.state import same_modes
+from ppl_gen.inference.callables import forked_rng
 
 if TYPE_CHECKING:
     from ppl_gen.run import Run
@@ -46,7 +48,10 @@ class TensorBoard:
         self.make_writer = SummaryWriter
 
     def __call__(self, run: "Run", metrics: Json) -> None:
-        writer = self.make_writer(str(run.directory.path / "tensorboard"))
+        folder = run.directory.path / "tensorboard"
+        if folder.is_symlink():
+            raise BadInput(f"{folder}: is a link, which is not followed; remove it")
+        writer = self.make_writer(str(folder))
         for split in ("train", "validation"):
             for name, value in metrics.get(split, {}).items():
                 writer.add_scalar(f"{name}/{split}", value, metrics["epoch"])
@@ -93,3 +98,18 @@ def ends_training(hook: Hook, run: "Run", metrics: Json) -> bool:
             f"or False to continue. The run is intact: continue it with Run.open({str(run.path)!r}).resume(on_epoch=…)"
         )
     return bool(answer)
+
+
+@contextmanager
+def in_training(run: "Run", step: int) -> Iterator[None]:
+    """After an epoch, a hook sees a run of the weights in training. The checkpoint may be of an earlier epoch:
+    results are recorded with the step of these weights, and nothing is written. Modes and random numbers are
+    restored."""
+    directory, modules = run.directory, run.fitted.trained
+    writes, loaded = directory.writes, directory.loaded
+    run.in_training, directory.writes, directory.loaded = True, False, step
+    try:
+        with same_modes(modules), forked_rng(run.fitted.data.train.images):
+            yield
+    finally:
+        run.in_training, directory.writes, directory.loaded = False, writes, loaded

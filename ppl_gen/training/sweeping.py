@@ -21,7 +21,9 @@ import tyro
 from ppl_gen.core.commands import words
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.files import opened, read_bytes, readable_errors
 from ppl_gen.core.options import text
+from ppl_gen.core.paths import exists
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
@@ -174,7 +176,7 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
     """
     found = []
     for run in planned:
-        if not run.path.exists():
+        if not exists(run.path, "--out"):
             check_new(run.path)
             found.append(run)
             continue
@@ -241,8 +243,10 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
 
 def _start(planned: Planned, threads: int, lock: int) -> _Running:
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    say(f"{'continue' if planned.path.exists() else 'start':<10}{planned.name}")
-    with open(planned.log, "ab") as log:
+    say(f"{'continue' if exists(planned.path) else 'start':<10}{planned.name}")
+    with readable_errors(planned.log):
+        log = opened(planned.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ppl_gen.fit", *planned.arguments],
             env=os.environ | environment,
@@ -265,7 +269,8 @@ def locked(out: Path) -> int:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out, os.O_RDONLY)
+        # A file, because a network file system locks no directory.
+        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BadInput(
@@ -282,7 +287,7 @@ def _interrupt(running: Sequence[_Running]) -> None:
 
 
 def _last_line(planned: Planned, status: int) -> str:
-    lines = planned.log.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = read_bytes(planned.log).decode(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return f"killed by signal {-status}; its last line: {last}" if status < 0 else last
 

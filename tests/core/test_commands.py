@@ -17,7 +17,7 @@ from ppl_gen.inference.annealed import Annealing
 
 
 def test_the_examples() -> None:
-    assert doctest.testmod(commands).failed == 0 and doctest.testmod(commands).attempted == 2
+    assert doctest.testmod(commands).failed == 0 and doctest.testmod(commands).attempted == 3
 
 
 DEFAULTS = asdict(EvaluationOptions())

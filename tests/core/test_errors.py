@@ -1,10 +1,12 @@
 """Errors: sentences of options for a command and of arguments for Python, names that were meant, and user code."""
 
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
+from ppl_gen.core.commands import line
 from ppl_gen.core.errors import (
     BadInput,
     Failed,
@@ -24,7 +26,12 @@ from ppl_gen.core.errors import (
         ("--guide.input-dropout 1: too much", "guide.input_dropout 1: too much"),
         ("--refit-guide: needs --init-from", "fixed_model: needs init_from"),
         ("continue with --resume runs/a", "continue with Run.open('runs/a').resume()"),
+        (
+            "has none; train it with --resume 'my runs/a'; or not",
+            "has none; train it with Run.open('my runs/a').resume(); or not",
+        ),
         ("a--b - and -- stay", "a--b - and -- stay"),
+        ("my--run/--more: --seed 1: too much", "my--run/--more: seed 1: too much"),
         ("no sites\nTrace Shapes:\n Param Sites:", "no sites"),
     ],
 )
@@ -100,3 +107,13 @@ def test_errors_of_user_code() -> None:
     assert describe(ValueError("Shape mismatch inside plate('data')\nmore")).endswith(
         "make a vector per image one event: .to_event(1)"
     )
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/a", "my runs/it's $HOME;x", 'a"b', "a--seed 1", "-x", "ä  b", "a\\b", "*", "a,b;"]
+)
+def test_a_run_in_a_sentence(path: str) -> None:
+    """The line can be pasted, into a shell or into Python."""
+    told = BadInput(f"has no checkpoint; train it with {line(['--resume', path])}; or delete it")
+    assert shlex.split(told.sentence.removesuffix("; or delete it"))[-1] == path
+    assert str(told) == f"has no checkpoint; train it with Run.open({path!r}).resume(); or delete it"

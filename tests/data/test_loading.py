@@ -1,12 +1,8 @@
 """Data sets by name: on disk, downloaded, and what stands in for them."""
 
 import gzip
-import http.server
 import json
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,46 +13,16 @@ from images import write_mnist
 
 from ppl_gen import fit
 from ppl_gen.core.errors import BadInput
+from ppl_gen.data import downloads
 from ppl_gen.data import loading as data_module
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    """A server on this machine in place of MNIST's; what it serves is set by the test."""
-    files: dict[str, bytes] = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = files.get(self.path.lstrip("/"))
-            self.send_response(404 if content is None else 200)
-            self.end_headers()
-            self.wfile.write(content or b"")
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        data_module.import_torchvision()
-        from torchvision.datasets import MNIST
-
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{httpd.server_port}/"])
-        yield files
-        httpd.shutdown()
-
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 def test_auto_falls_back_and_says_so(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppl_gen.data import loading
-
-    loading.import_torchvision()
-    from torchvision.datasets import MNIST
-
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setitem(downloads.SERVERS, "mnist", "http://127.0.0.1:9/")
     status, out, err = call(fit.command, "vae", "--data", "auto", *QUICK[2:], "--out", "run")
     assert status == 0
     assert "using scikit-learn's 8x8 digits instead" in out
@@ -155,7 +121,7 @@ def test_the_folder_that_holds_the_files(
 
 def test_files_of_another_data_set(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, small_mnist: Path) -> None:
     """All data sets of MNIST's format have files of the same names."""
-    monkeypatch.setattr(data_module, "_DOWNLOAD_SECONDS", 0.0)
+    monkeypatch.setattr(downloads, "ANSWER", 0.0)
     small_mnist.parent.rename(elsewhere / "data" / "FashionMNIST")
     raw = elsewhere / "data" / "FashionMNIST" / "raw"
     monkeypatch.setenv("PPL_GEN_DATA", str(raw))
@@ -163,48 +129,6 @@ def test_files_of_another_data_set(elsewhere: Path, monkeypatch: pytest.MonkeyPa
     for name in ("mnist", "kmnist"):
         with pytest.raises(BadInput, match=f"data {name}: not in"):
             load_data(DataOptions(name))
-
-
-def test_downloads_whole_files_only(
-    elsewhere: Path, server: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    import hashlib
-
-    from torchvision.datasets import MNIST
-
-    raw = write_mnist(tmp_path_factory.mktemp("served"))
-    for path in raw.iterdir():
-        server[f"{path.name}.gz"] = gzip.compress(path.read_bytes())
-    sums = [(name, hashlib.md5(server[name]).hexdigest()) for name, _ in MNIST.resources]
-    monkeypatch.setattr(MNIST, "resources", sums)
-    monkeypatch.setattr(data_module, "_MNIST_COUNTS", (600, 100))
-    monkeypatch.setattr(data_module, "_MNIST_SPLIT", (500, 100))
-
-    last = sums[-1][0]
-    whole, server[last] = server[last], server[last][:50]
-    with pytest.raises(BadInput, match="cannot be downloaded"):
-        load_data(DataOptions(data="mnist"))
-    assert not list((elsewhere / "data").rglob("*ubyte*"))
-    assert load_data(DataOptions()).name == "digits"
-
-    server[last] = whole
-    assert load_data(DataOptions()).name == "mnist"
-    server.clear()
-    assert len(load_data(DataOptions(data="mnist")).train) == 500
-
-
-def test_gives_up_on_a_server_that_does_not_answer(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data_module.import_torchvision()
-    from torchvision.datasets import MNIST
-
-    monkeypatch.setattr(data_module, "_DOWNLOAD_SECONDS", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
-        start = time.monotonic()
-        data = load_data(DataOptions())
-        assert time.monotonic() - start < 5
-    assert data.name == "digits"
-    assert "using scikit-learn's 8x8 digits instead" in data.notice
 
 
 def test_a_damaged_mnist_is_not_replaced(small_mnist: Path) -> None:

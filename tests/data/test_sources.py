@@ -493,7 +493,7 @@ def test_mat_that_is_not_images(tmp_path: Path) -> None:
     for content, words in [
         ({"X": grey(7, (20,))}, "may have one image per row or per column"),
         ({"X": scipy.sparse.eye(20)}, "'X' is not an array of numbers"),
-        ({"X": {"a": 1}}, "expected numbers"),
+        ({"X": {"a": 1}}, "'X' is not an array of numbers"),
         ({"a": 1, "b": 2}, "no array is called 'train'; its arrays: a, b"),
     ]:
         scipy.io.savemat(path, content)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data import splits
 from ppl_gen.data.loading import load_data
-from ppl_gen.data.options import DataOptions
-from ppl_gen.data.splits import Data, Split
+from ppl_gen.data.options import Binarization, DataOptions
+from ppl_gen.data.splits import Data, Split, with_fixed_draw
 
 
 def test_dynamic_is_redrawn_for_training_only(small_mnist: Path) -> None:
@@ -119,3 +119,11 @@ def test_targets_are_the_callers_own(binarization: Any) -> None:
         data.targets(split).zero_()
         data.targets(split, torch.arange(3)).zero_()
         assert torch.equal(data.targets(split), before) and before.any()
+
+
+@pytest.mark.parametrize("binarization", ["static", "threshold", "dequantized"])
+def test_the_size_of_a_block_changes_no_draw(monkeypatch: pytest.MonkeyPatch, binarization: Binarization) -> None:
+    grey = Split(torch.arange(30 * 7, dtype=torch.uint8).view(30, 7), None, 255)
+    whole = with_fixed_draw(grey, binarization, 0)
+    monkeypatch.setattr(splits, "_PIXELS", 4 * 7)
+    assert torch.equal(with_fixed_draw(grey, binarization, 0).images, whole.images)

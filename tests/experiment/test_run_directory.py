@@ -1,6 +1,9 @@
 """The files of a run: whole or not at all."""
 
+import base64
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ from hypothesis import strategies as st
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
+from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.experiment import run_directory as runs
 from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.report.run_page import gallery, report
 
 
 def test_numbered_by_default(elsewhere: Path) -> None:
@@ -112,17 +117,18 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
-def test_write_file_is_all_or_nothing(tmp_path: Path) -> None:
+def test_write_file_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory.create(tmp_path / "run", "x", {})
 
-    def half(path: Path) -> None:
-        path.write_text("half")
+    def killed(*_: object) -> None:
         raise RuntimeError("killed")
 
-    with pytest.raises(RuntimeError):
-        run.write_file("figures/a.png", half)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "fsync", killed)
+        with pytest.raises(RuntimeError):
+            run.write_file("figures/a.png", b"half")
     assert list((run.path / "figures").iterdir()) == []
-    run.write_file("figures/a.png", lambda path: path.write_text("whole"))
+    run.write_file("figures/a.png", b"whole")
     assert [path.name for path in (run.path / "figures").iterdir()] == ["a.png"]
 
 
@@ -172,3 +178,107 @@ def test_a_relative_path_holds_after_a_change_of_directory(elsewhere: Path, monk
     assert run.path == elsewhere / "run" and [line["step"] for line in run.metrics()] == [1]
     run.write_json("evaluation.json", {"a": 1})
     assert not list(Path().iterdir()) and run.read_json("evaluation.json") == {"a": 1}
+
+
+def plant(path: Path, kind: str) -> None:
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(Path("private").absolute())
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "metrics.jsonl", "evaluation.json", "evaluation.nc", "gaps.json", "explorer.json"]
+)
+def test_no_file_of_a_run_is_read_through_a_link(elsewhere: Path, fitted: Path, kind: str, name: str) -> None:
+    """One line says so, also for a pipe, which would be waited for."""
+    shutil.copytree(fitted, "run")
+    Path("private").write_bytes((fitted / name).read_bytes() if (fitted / name).exists() else b"{}")
+    plant(Path("run") / name, kind)
+    with pytest.raises(BadInput, match=rf"run/{name}: .*(is a link|is not a regular file)"):
+        run = RunDirectory.open("run")
+        Evaluation.read(run)
+        report(run)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_no_checkpoint_is_read_through_a_link(elsewhere: Path, fitted: Path, kind: str) -> None:
+    shutil.copytree(fitted, "run")
+    Path("private").write_bytes((fitted / "checkpoint.safetensors").read_bytes())
+    plant(Path("run/checkpoint.safetensors"), kind)
+    run = RunDirectory.open("run")
+    with pytest.raises(BadInput, match=r"run/checkpoint.safetensors: (is a link|is not a regular file)"):
+        run.load_checkpoint()
+    assert run.step() is None
+    plant(Path("run/posteriors.npz"), kind)
+    assert run.arrays("posteriors.npz") == {}
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "text", "folder"])
+def test_only_pictures_of_the_run_are_in_its_page(
+    elsewhere: Path, fitted: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted, "run")
+    picture, count = Path("run/figures/samples.png"), len(gallery(RunDirectory.open("run")))
+    Path("private").write_bytes(b"secret of another" if kind == "text" else picture.read_bytes())
+    if kind == "text":
+        shutil.copy("private", picture)
+    elif kind == "folder":
+        shutil.move("run/figures", "elsewhere")
+        Path("run/figures").symlink_to("../elsewhere")
+    else:
+        plant(picture, kind)
+    page, err = report(RunDirectory.open("run")), capsys.readouterr().err
+    secret = base64.b64encode(Path("private").read_bytes()).decode()
+    assert secret not in page and page.count("<img") == (0 if kind == "folder" else count - 1)
+    if kind != "folder":
+        assert err.startswith("warning: run/figures/samples.png is left out of the page: ") and err.count("\n") == 1
+
+
+def test_nothing_is_written_through_a_link(elsewhere: Path, fitted: Path) -> None:
+    """Neither to a file, nor into a folder."""
+    shutil.copytree(fitted, "run")
+    run = RunDirectory.open("run")
+    Path("private").write_bytes(b"secret")
+    for name in ("metrics.jsonl", "evaluation.json", "figures/samples.png", ".evaluation.json.tmp.json"):
+        plant(Path("run", name), "link")
+    with pytest.raises(BadInput, match=r"run/metrics.jsonl: is a link"):
+        run.append_metrics({"step": 1})
+    run.write_json("evaluation.json", {"a": 1})
+    run.write_file("figures/samples.png", b"new")
+    shutil.move("run/figures", "elsewhere")
+    Path("run/figures").symlink_to("../elsewhere")
+    before = sorted(path.name for path in Path("elsewhere").iterdir())
+    with pytest.raises(BadInput, match=r"run/figures: is a link"):
+        run.write_file("figures/more.png", b"new")
+    assert Path("private").read_bytes() == b"secret" and Path("run/evaluation.json").is_file()
+    assert sorted(path.name for path in Path("elsewhere").iterdir()) == before
+
+
+def test_a_run_may_be_named_by_a_link(elsewhere: Path, fitted: Path) -> None:
+    shutil.copytree(fitted, "there")
+    Path("run").symlink_to("there")
+    run = RunDirectory.open("run")
+    with run.writing():
+        run.write_json("gaps.json", {"a": 1})
+        run.write_file("figures/more.png", b"new")
+    assert Path("there/gaps.json").is_file() and Path("there/figures/more.png").is_file() and Path("run").is_symlink()
+
+
+def test_two_new_runs_at_once_get_numbers_of_their_own(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process makes a directory between the choice of its name and the renaming."""
+    rename = os.rename
+
+    def late(scratch: Path, path: Path) -> None:
+        if path.name == "vae-1":
+            path.mkdir()
+            (path / "config.json").write_text("{}")
+        rename(scratch, path)
+
+    monkeypatch.setattr(runs.os, "rename", late)
+    assert str(RunDirectory.create(None, "vae", {}).path) == "runs/vae-2"
+    with pytest.raises(BadInput, match=r"out there/vae-1: exists already"):
+        RunDirectory.create(Path("there/vae-1"), "vae", {})
+    assert sorted(map(str, Path().glob("*/*"))) == ["runs/vae-1", "runs/vae-2", "there/vae-1"]

@@ -1,6 +1,8 @@
 """The explorer in a run's page: its decoder against the model's, and its script, as node and a browser run it, against
 both."""
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -326,7 +328,12 @@ def test_a_page_by_hand(elsewhere: Path, call: Call, tmp_path: Path) -> None:
         "<script>const errors = []; onerror = (text) => errors.push(text);"
         "requestAnimationFrame = (draw) => setTimeout(draw, 16);</script>"
     )
-    changed = text.replace("<body>", f"<body>{first}").replace("</body>", f"<script>{STEPS}</script></body>")
+    stranger = "<script>errors.push('a script that the policy of the page does not name')</script>"
+    changed = text.replace("<body>", f"<body>{first}{stranger}")
+    changed = changed.replace("</body>", f"<script>{STEPS}</script></body>")
+    for script in (re.sub("</?script>", "", first), STEPS):
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        changed = changed.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
     seen = json.loads(in_browser(changed, tmp_path))
     assert seen.pop("errors") == []
     nearest = r"the nearest posterior mean, of test image \d+ \(label \d\), is 0\.00 away"

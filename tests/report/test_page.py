@@ -1,13 +1,17 @@
 """Templates: everything that they are given is escaped."""
 
+import base64
+import hashlib
 from pathlib import Path
 
 import pytest
 from jinja2 import UndefinedError
 from pages import Page, check
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.figures.captions import Caption
-from ppl_gen.report.page import Picture, render, saving
+from ppl_gen.report import page
+from ppl_gen.report.page import Picture, encoded, render
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (640).to_bytes(4, "big") + (480).to_bytes(4, "big")
 ODD = "</td><script>alert(1)</script>&amp; \"'"
@@ -61,6 +65,23 @@ def test_what_a_template_asks_for_is_there() -> None:
         render("comparison.html.jinja", **{key: value for key, value in COMPARISON.items() if key != "lead"})
 
 
-def test_a_path_that_is_no_text(tmp_path: Path) -> None:
-    saving("a \udcff b")(tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "a ? b"
+def test_a_path_that_is_no_text() -> None:
+    assert encoded("a \udcff b") == b"a ? b"
+
+
+def test_a_page_runs_its_own_script_alone_and_loads_nothing() -> None:
+    script = Path(page.__file__).with_name("explorer.js").read_bytes()
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    (policy,) = (
+        dict(rule.split(" ", 1) for rule in str(meta["content"]).split("; "))
+        for meta in Page(render("comparison.html.jinja", **COMPARISON)).of("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy["default-src"] == "'none'" and policy["script-src"] == f"'sha256-{digest}'"
+    assert policy["img-src"] == "data:" and policy["base-uri"] == policy["form-action"] == "'none'"
+
+
+@pytest.mark.parametrize("content", [b"", PNG[:20], b"root:x:0:0:" + bytes(40), b"GIF89a" + bytes(40)])
+def test_no_picture(content: bytes) -> None:
+    with pytest.raises(BadInput, match=r"no \.png file"):
+        Picture.of(content, Caption("a", "b"))

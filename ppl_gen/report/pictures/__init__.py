@@ -36,7 +36,7 @@ Drawn = Iterator[tuple[str, Figure]]
 
 def save(run: RunDirectory, name: str, figure: Figure) -> None:
     """Write a picture to `figures/` of a run."""
-    run.write_file(f"figures/{name}.png", figure.write)
+    run.write_file(f"figures/{name}.png", figure.png())
 
 
 def draw_evaluation(run: RunDirectory) -> None:
