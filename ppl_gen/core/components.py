@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
-from ppl_gen.core.errors import BadInput, as_bad_input, near_miss
+from ppl_gen.core.errors import BadInput, as_bad_input, named_files, near_miss
 
 Kind = Literal["model", "guide", "prior", "objective"]
 _CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior}
@@ -169,7 +169,9 @@ def function_name(function: Any) -> str:
 def _import(kind: str, where: str) -> ModuleType:
     with as_bad_input(f"{kind} '{where}': cannot be imported"):
         if not where.endswith(".py"):
-            return importlib.import_module(where)
+            module = importlib.import_module(where)
+            named_files.add(module.__file__ or "")
+            return module
         path = Path(where)
         if not path.is_file():
             raise BadInput(f"{kind} '{where}': no such file")

@@ -1,11 +1,13 @@
 """Errors that a user sees: one sentence, no traceback."""
 
 import difflib
+import os
 import re
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 NARROWER = "the guide leaves out a part of the prior's support; more of log p(x) may be there"
@@ -118,6 +120,23 @@ def require_least(options: Any, prefix: str = "", **least: int) -> None:
     require(0 <= seed < 2**63, prefix + "seed", seed, "must be at least 0 and below 2^63")
 
 
+# Code of users ------------------------------------------------------------------------------------------------
+
+TRACEBACK = "PPL_GEN_TRACEBACK"
+"""Environment variable that has a command print the whole trace of an error above its line."""
+
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
+_STANDARD = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+_LESS = "; too little memory: try a smaller --batch-size, --num-samples or --num-particles"
+
+named_files: set[str] = set()
+"""Files of installed packages whose classes and functions the user has named: their code is the user's, too."""
+
+
+class Kept(str):
+    """A note on an exception of a user's code: what is kept of the work that was begun, or how to go on."""
+
+
 @contextmanager
 def as_bad_input(what: str) -> Iterator[None]:
     """Turn an exception of a user's code into a `BadInput` that begins with `what`. A `BadInput` passes unchanged."""
@@ -125,20 +144,76 @@ def as_bad_input(what: str) -> Iterator[None]:
         yield
     except BadInput:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{what}: {describe(error)}") from error
 
 
+@contextmanager
+def begun(kept: str) -> Iterator[None]:
+    """Note on an exception of a user's code what is kept of the work. A command that it ends has exit status 1.
+
+    The exception stays what it is, so that Python shows it with its own traceback, and the note below.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, _Sentence) or users_frame(error.__cause__) is not None:
+            error.add_note(Kept(kept))
+        raise
+
+
+def kept(error: BaseException) -> list[str]:
+    """The notes of `begun` on an exception; none before work was begun."""
+    return [note for note in getattr(error, "__notes__", ()) if isinstance(note, Kept)]
+
+
 def describe(error: BaseException) -> str:
-    """The first line of an error, and the innermost line of code outside installed libraries that it came from."""
-    text = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    """The first line of an error, and the innermost line of the user's code that it came from. Without any, that of
+    code outside installed libraries."""
+    message = type(error).__name__
+    try:
+        lines = [" ".join(line.split()) for line in str(error).strip().splitlines()]
+    except Exception:  # its own __str__ fails
+        lines = []
+    if lines:
+        message += f": {lines[0]}"
+        if lines[0].endswith(":") and len(lines) > 1 and not lines[1].startswith("tensor("):
+            message += f" {lines[1]}"
     if "Shape mismatch inside plate" in message:
         message += "; make a vector per image one event: .to_event(1)"
-    standard = sysconfig.get_path("stdlib")
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and not frame.filename.startswith((standard, "<"))
-    ]
-    return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
+    if isinstance(error, BaseExceptionGroup):
+        message += f"; the first is {describe(error.exceptions[0])}"
+    if is_out_of_memory(error):
+        message += _LESS
+    frame = users_frame(error) or next((each for each in _frames(error) if each.filename.startswith(_PACKAGE)), None)
+    return f"{message} ({frame.filename}:{frame.lineno}, in {frame.name})" if frame else message
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for an error of Python, numpy or torch that there is not enough memory."""
+    names = {each.__name__ for each in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in " ".join(map(str, error.args))
+
+
+def users_frame(error: BaseException | None, but_for: str = _PACKAGE) -> traceback.FrameSummary | None:
+    """The innermost frame of an exception in code of the user's own: not of this package, of Python or of an installed
+    library.
+
+    :param but_for: a further folder whose code is not the user's.
+    """
+    ours = (_PACKAGE, but_for)
+    return next((each for each in _frames(error) if _is_own(each.filename) and not each.filename.startswith(ours)), None)
+
+
+def _frames(error: BaseException | None) -> Iterator[traceback.FrameSummary]:
+    """The frames of an exception's traceback, the innermost first."""
+    walked = [] if error is None else list(traceback.walk_tb(error.__traceback__))
+    for frame, line in reversed(walked):
+        yield traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name, lookup_line=False)
+
+
+def _is_own(filename: str) -> bool:
+    library = "site-packages" in filename or "dist-packages" in filename or filename.startswith((*_STANDARD, "<"))
+    return filename in named_files or not library

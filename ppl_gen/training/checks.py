@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, offers
-from ppl_gen.core.errors import BadInput, as_bad_input, require
+from ppl_gen.core.errors import BadInput, as_bad_input, describe, is_out_of_memory, require, users_frame
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.memory import free_memory
 from ppl_gen.data.loading import load_data
@@ -85,9 +85,11 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
     given = given or Given()
     try:
         return _prepare(config, given, quiet, start)
-    except BaseException:
+    except BaseException as error:
         release(given.model)
-        raise
+        if isinstance(error, BadInput | KeyboardInterrupt) or not (users_frame(error) or is_out_of_memory(error)):
+            raise
+        raise BadInput(f"before the first step: {describe(error)}") from error
 
 
 def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared:

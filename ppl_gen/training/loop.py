@@ -29,8 +29,9 @@ from torch import Tensor
 
 from ppl_gen.core import parallel
 from ppl_gen.core.contracts import Finishes, Objective
-from ppl_gen.core.errors import BadInput, Failed
+from ppl_gen.core.errors import BadInput, Failed, begun
 from ppl_gen.core.gradients import gradients
+from ppl_gen.core.interrupts import interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.fitted import Fitted
@@ -43,7 +44,6 @@ from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, least_images
 from ppl_gen.training.capture import Captured
-from ppl_gen.training.interrupts import interrupts
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
@@ -169,7 +169,7 @@ class Loop:
     def run(self, on_epoch: OnEpoch | None) -> None:
         """Train to the last epoch."""
         state, options = self.state, self.options
-        with self.progress:
+        with self.progress, begun(f"the last checkpoint is kept in {self.directory.path}"):
             state.trained = self.names
             if not self.resumed:
                 self.measure(None)

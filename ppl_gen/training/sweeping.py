@@ -21,11 +21,11 @@ import tyro
 from ppl_gen.core.commands import words
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.interrupts import AGAIN, interrupts
 from ppl_gen.core.options import text
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
-from ppl_gen.training.interrupts import interrupts
 
 PROGRAM = "python -m ppl_gen.sweep"
 _OWN = (
@@ -235,7 +235,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
             for child in running:
                 child.process.wait()
     if stopping:
-        raise KeyboardInterrupt("run the same command to continue")
+        raise KeyboardInterrupt(AGAIN)
     return failures
 
 
@@ -249,8 +249,8 @@ def _start(planned: Planned, threads: int, lock: int) -> _Running:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # Otherwise the terminal's Ctrl-C would reach the process as well. The interrupt from here would be its
-            # second one, which does not wait for a checkpoint.
+            # Otherwise the terminal's Ctrl-C would reach the process as well. The signal from here would be its second
+            # one, which does not wait for a checkpoint.
             start_new_session=True,
             pass_fds=[lock],
         )
@@ -278,7 +278,7 @@ def locked(out: Path) -> int:
 
 def _interrupt(running: Sequence[_Running]) -> None:
     for each in running:
-        each.process.send_signal(signal.SIGINT)
+        each.process.send_signal(signal.SIGTERM)  # Ctrl-C is ignored where a script runs the sweep in the background
 
 
 def _last_line(planned: Planned, status: int) -> str:

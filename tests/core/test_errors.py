@@ -91,7 +91,7 @@ def test_errors_of_user_code() -> None:
         fails()
     assert error.value.sentence.startswith("guide Mine: KeyError: 'width' (")
     line = fails.__code__.co_firstlineno + 1
-    assert error.value.sentence.endswith(f"test_errors.py:{line})") and isinstance(error.value.__cause__, KeyError)
+    assert error.value.sentence.endswith(f"test_errors.py:{line}, in fails)") and isinstance(error.value.__cause__, KeyError)
     with pytest.raises(BadInput, match=r"^as it is$"), as_bad_input("guide Mine"):
         raise BadInput("as it is")
     with pytest.raises(KeyboardInterrupt), as_bad_input("guide Mine"):
