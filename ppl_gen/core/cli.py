@@ -136,7 +136,7 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
     shared = os.environ.get("WORLD_SIZE", "1") != "1"
     interrupts.raise_once(shared=shared)
     status, line = _run(command, distributed)
-    interrupts.end_in_silence(status)
+    interrupts.ignore()
     if status and not _is_first():
         time.sleep(5)  # torchrun ends the other processes meanwhile: the first prints the error that all of them meet
     if line is not None and (_is_first() or not line.startswith("interrupted")):
@@ -159,6 +159,9 @@ def _run(command: Callable[[list[str]], Any], distributed: bool) -> tuple[int, s
         launch.rank(), launch.local_rank()  # called for their errors alone
         command(sys.argv[1:])
     except KeyboardInterrupt as error:
+        # One that passed through `exec` of a text, as in a dataclass, has Python end by the signal, whatever we do with
+        # it. The next `exec` resets that.
+        exec("")
         return 1, f"interrupted: {str(error) or interrupts.AGAIN}"
     except BaseException as error:
         told = _in_one_line(error, getattr(command, "__code__", _run.__code__).co_filename)

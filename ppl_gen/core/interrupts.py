@@ -1,7 +1,7 @@
 """Signals that end a command in an orderly way: Ctrl-C, SIGTERM and SIGHUP. Importing this imports no torch.
 
 While a command imports its modules, nothing is begun, and a signal ends it at once, with a line. After that, the first
-signal raises `KeyboardInterrupt`, except in training and in a sweep, where it sets an event: the step ends, and a
+signal raises `KeyboardInterrupt`, except in training and in a sweep, where it sets a flag: the step ends, and a
 checkpoint is written. A further signal ends the process at once. That loses no more than a power failure does: files
 are written under temporary names.
 
@@ -21,6 +21,17 @@ AGAIN = "run the same command again"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IGNORED = (signal.SIG_IGN, None)  # None: a handler that is not Python's
+
+
+class Interrupted:
+    """Whether a signal has come. `threading.Event` would not do: its lock is not for a handler that a second signal
+    interrupts."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def is_set(self) -> bool:
+        return self.seen
 
 
 def end_at_once() -> None:
@@ -47,33 +58,34 @@ def raise_once(*, shared: bool = False) -> None:
     _handle(once)
 
 
-def end_in_silence(status: int) -> None:
-    """Let a signal end this process without a word: the command has said how it ended."""
-    _handle(lambda *_: os._exit(status))
+def ignore() -> None:
+    """Let signals do nothing: the command has said how it ended, and Python takes its leave, for which it would set the
+    signals to end the process."""
+    _handle(signal.SIG_IGN)
 
 
 @contextmanager
-def interrupts(*, shared: bool = False) -> Iterator[threading.Event]:
-    """Event that the first signal sets. The second acts as it did before.
+def interrupts(*, shared: bool = False) -> Iterator[Interrupted]:
+    """What the first signal sets. The second acts as it did before.
 
-    :param shared: as for `raise_once`: the event alone is set.
+    :param shared: as for `raise_once`: nothing else happens.
     """
-    event = threading.Event()
+    interrupted = Interrupted()
     before: dict[int, Any] = {}
 
     def set_event(number: int, frame: FrameType | None) -> None:
-        event.set()
+        interrupted.seen = True
         if not shared:
             _restore(before)
 
     before |= _handle(set_event)
     try:
-        yield event
+        yield interrupted
     finally:
         _restore(before)
 
 
-def _handle(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Any]:
+def _handle(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> dict[int, Any]:
     """Set a handler for all signals that are not ignored. Returns the handlers that it replaces: none outside the main
     thread, where Python sets no handlers."""
     if threading.current_thread() is not threading.main_thread():

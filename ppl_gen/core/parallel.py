@@ -28,7 +28,6 @@ def join() -> None:
     """
     if launch.world_size() == 1 or distributed.is_initialized():
         return
-    launch.check()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         here, gpus = launch.number("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
@@ -38,6 +37,7 @@ def join() -> None:
                 "hide the GPUs with CUDA_VISIBLE_DEVICES=''"
             )
         torch.cuda.set_device(launch.local_rank())
+    launch.check()
     # The default timeout is too short: one process may draw pictures for hours while the others wait at a barrier.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
 

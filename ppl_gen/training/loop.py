@@ -13,7 +13,6 @@ measures and saves.
 """
 
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from ppl_gen.core import parallel
 from ppl_gen.core.contracts import Finishes, Objective
 from ppl_gen.core.errors import BadInput, Failed, begun
 from ppl_gen.core.gradients import gradients
-from ppl_gen.core.interrupts import interrupts
+from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.fitted import Fitted
@@ -111,10 +110,10 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
 class Loop:
     """The training of one run. The constructor sets up what `run` uses.
 
-    :param interrupted: event that ends training after the current step.
+    :param interrupted: flag that ends training after the current step.
     """
 
-    def __init__(self, fitted: Fitted, interrupted: threading.Event, quiet: bool):
+    def __init__(self, fitted: Fitted, interrupted: Interrupted, quiet: bool):
         self.fitted, self.interrupted = fitted, interrupted
         self.options, self.directory = fitted.config.training, fitted.directory
         model, guide, data = fitted.model, fitted.guide, fitted.data
