@@ -20,13 +20,17 @@ import docstring_parser
 import tyro
 
 from ppl_gen.core.errors import ALIASES, BadInput, Failed
+from ppl_gen.core.memory import is_out_of_memory, limited_memory
 
 T = TypeVar("T")
+
+_LARGE = 100  # numbers on a command line from which memory may depend on them
 
 
 def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
     """Parse options into a dataclass. Raises `BadInput`, in one line, in place of tyro's box of several lines."""
     errors = io.StringIO()
+    _check_empty(arguments)
     _describe(options)
     try:
         with contextlib.redirect_stderr(errors):
@@ -35,6 +39,17 @@ def parse(options: Callable[..., T], arguments: list[str], program: str, descrip
         if exit.code in (0, None):
             raise  # --help
         raise BadInput(_one_line(errors.getvalue()) + f" (see {program} --help)") from None
+
+
+def _check_empty(arguments: list[str]) -> None:
+    """Raise `BadInput` for an empty word, which a variable of the shell leaves that is not set. No option has a use for
+    it, and as a path it would be the working directory."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (flag.startswith("--") and equals and not value.strip()):
+            flag = flag if equals else before
+            named = f"{flag} '{value}'" if flag.startswith("--") else f"argument '{word}'"
+            raise BadInput(f"{named}: is empty; give a value, or leave this out")
 
 
 def _describe(options: Any) -> None:
@@ -126,7 +141,8 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
             raise BadInput(
                 "torchrun: only fit and evaluate can run in several processes; start this command without it"
             )
-        command(sys.argv[1:])
+        with limited_memory():
+            command(sys.argv[1:])
         sys.stdout.flush()
     except BadInput as error:
         _wait_unless_first()
@@ -140,11 +156,32 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Failed as error:  # anything else keeps its traceback: that is for our bugs
+    except Failed as error:
         _wait_unless_first()
         print(f"error: {error.sentence}", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:  # anything else keeps its traceback: that is for our bugs
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {_out_of_memory(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
+
+
+def _out_of_memory(arguments: list[str]) -> str:
+    """The sentence for memory that does not suffice. It names the options of the largest numbers on the command
+    line."""
+    sizes: dict[str, int] = {}
+    flag = ""
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        flag = name if word.startswith("--") else flag
+        for text in (value if equals else word).split(","):
+            if flag and text.isdecimal() and flag != "--seed":
+                sizes[flag] = max(int(text), sizes.get(flag, 0))
+    large = sorted((flag for flag, size in sizes.items() if size >= _LARGE), key=lambda flag: -sizes[flag])[:2]
+    less = f"a smaller {' or '.join(f'{flag} than {sizes[flag]}' for flag in large)}" if large else "smaller sizes"
+    return f"the memory of this machine does not suffice; choose {less}, or end other programs"
 
 
 def _wait_unless_first() -> None:

@@ -1,12 +1,16 @@
 """Errors that a user sees: one sentence, no traceback."""
 
 import difflib
+import math
 import re
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ppl_gen.core.memory import is_out_of_memory
 
 NARROWER = "the guide leaves out a part of the prior's support; more of log p(x) may be there"
 """Note beside the figures of a guide whose support is narrower than the prior's."""
@@ -23,6 +27,8 @@ ALIASES = {
     "grad-clip": "clip-grad-norm",
 }
 """Names that other programs give to options of this package, and our names for them."""
+MOST = 10_000_000
+"""Largest whole number that an option can have, seeds excepted."""
 _IN_PYTHON = {"refit-guide": "fixed_model"}
 """Arguments of Python that have another name than the option of the command line."""
 
@@ -109,23 +115,47 @@ def require_choices(options: Any, prefix: str = "") -> None:
             require_choice(prefix + name, getattr(options, name), hint)
 
 
-def require_least(options: Any, prefix: str = "", **least: int) -> None:
-    """Raise `BadInput` for a field below its least value, and for a field `seed` that torch does not take."""
+def require_number(option: str, value: Any) -> None:
+    """Raise `BadInput` for a number, or a number in a tuple, that no option of the package can have: a whole number
+    above `MOST`, or a number that float32 does not hold. Anything else passes."""
+    if isinstance(value, tuple):
+        for each in value:
+            require_number(option, each)
+    elif isinstance(value, int):
+        # A number of some thousand digits cannot be printed.
+        text = value if abs(value) < 10**18 else f"{'-' if value < 0 else ''}10^{math.log10(abs(value)):.0f}"
+        require(abs(value) <= MOST, option, text, f"must be at most {MOST}")
+    elif isinstance(value, float):
+        require(math.isfinite(value), option, value, "must be a finite number")
+        held = value == 0 or 1e-30 <= abs(value) <= 1e30
+        require(held, option, value, "must be 0, or between 1e-30 and 1e30 in size")
+
+
+def require_numbers(options: Any, prefix: str = "", **least: int) -> None:
+    """Raise `BadInput` for a field of a dataclass that is below its least value, for a number that no option can have,
+    and for a field `seed` that torch does not take."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.name == "seed":
+            require(0 <= value < 2**63, prefix + "seed", value, "must be at least 0 and below 2^63")
+        else:
+            require_number(prefix + each.name, value)
     for name, smallest in least.items():
         value = getattr(options, name)
         require(value is None or value >= smallest, prefix + name, value, f"must be at least {smallest}")
-    seed = getattr(options, "seed", 0)
-    require(0 <= seed < 2**63, prefix + "seed", seed, "must be at least 0 and below 2^63")
 
 
 @contextmanager
 def as_bad_input(what: str) -> Iterator[None]:
-    """Turn an exception of a user's code into a `BadInput` that begins with `what`. A `BadInput` passes unchanged."""
+    """Turn an exception of a user's code into a `BadInput` that begins with `what`. A `BadInput` passes unchanged, and
+    so does an error that says that memory does not suffice."""
     try:
         yield
     except BadInput:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise BadInput(f"{what}: {describe(error)}") from error
 
 
