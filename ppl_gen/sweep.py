@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ppl_gen.core import cli
 from ppl_gen.core.errors import Failed
-from ppl_gen.training.sweeping import PROGRAM, SweepOptions, cores, locked, plan, remaining, run, say
+from ppl_gen.training.sweeping import PROGRAM, SweepOptions, check_first, cores, locked, plan, remaining, run, say
 
 
 def command(arguments: list[str]) -> None:
@@ -19,6 +19,8 @@ def command(arguments: list[str]) -> None:
     )
     planned = plan(options, arguments[cut + 1 :])
     todo = remaining(planned)
+    if len(todo) == len(planned):
+        check_first(planned)
     lock = locked(options.out)
     # As if none were finished: a run that is continued gets the threads that it began with, and the same numbers.
     jobs = min(options.jobs or cores(), len(planned))

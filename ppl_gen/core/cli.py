@@ -21,23 +21,18 @@ import docstring_parser
 import tyro
 
 from ppl_gen.core import interrupts, launch, streams
-from ppl_gen.core.errors import (
-    ALIASES,
-    TRACEBACK,
-    BadInput,
-    Failed,
-    describe,
-    is_out_of_memory,
-    kept,
-    users_frame,
-)
+from ppl_gen.core.errors import ALIASES, TRACEBACK, BadInput, Failed, describe, kept, users_fault, users_frame
+from ppl_gen.core.memory import is_out_of_memory, limited_memory
 
 T = TypeVar("T")
+
+_LARGE = 100  # numbers on a command line from which memory may depend on them
 
 
 def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
     """Parse options into a dataclass. Raises `BadInput`, in one line, in place of tyro's box of several lines."""
     errors = io.StringIO()
+    _check_empty(arguments)
     _describe(options)
     try:
         with contextlib.redirect_stderr(errors):
@@ -46,6 +41,17 @@ def parse(options: Callable[..., T], arguments: list[str], program: str, descrip
         if exit.code in (0, None):
             raise  # --help
         raise BadInput(_one_line(errors.getvalue()) + f" (see {program} --help)") from None
+
+
+def _check_empty(arguments: list[str]) -> None:
+    """Raise `BadInput` for an empty word, which a variable of the shell leaves that is not set. No option has a use for
+    it, and as a path it would be the working directory."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (flag.startswith("--") and equals and not value.strip()):
+            flag = flag if equals else before
+            named = f"{flag} '{value}'" if flag.startswith("--") else f"argument '{word}'"
+            raise BadInput(f"{named}: is empty; give a value, or leave this out")
 
 
 def _describe(options: Any) -> None:
@@ -157,7 +163,8 @@ def _run(command: Callable[[list[str]], Any], distributed: bool) -> tuple[int, s
                 "torchrun: only fit and evaluate can run in several processes; start this command without it"
             )
         launch.rank(), launch.local_rank()  # called for their errors alone
-        command(sys.argv[1:])
+        with limited_memory():
+            command(sys.argv[1:])
     except KeyboardInterrupt as error:
         # One that passed through `exec` of a text, as in a dataclass, has Python end by the signal, whatever we do with
         # it. The next `exec` resets that.
@@ -184,17 +191,34 @@ def _in_one_line(error: BaseException, program: str) -> tuple[int, str] | None:
 
     :param program: the file of the command. Its folder is no code of the user's.
     """
-    ours = f"{Path(program).parent}{os.sep}"
     if isinstance(error, BadInput | Failed):
-        status, sentence, fault = 1 if isinstance(error, Failed) else 2, error.sentence, error.__cause__
+        status, sentence = 1 if isinstance(error, Failed) else 2, error.sentence
+    elif is_out_of_memory(error):
+        status, sentence = 1, _out_of_memory(sys.argv[1:])
     else:
-        status, sentence, fault = 1, describe(error), error
-    users = users_frame(fault, ours) is not None
-    if fault is error and not users and not is_out_of_memory(error):
+        status, sentence = 1, describe(error)
+    users = users_frame(users_fault(error), f"{Path(program).parent}{os.sep}") is not None
+    if not users and not isinstance(error, BadInput | Failed) and not is_out_of_memory(error):
         return None
     hint = f" ({TRACEBACK}=1 shows the whole trace)" if users else ""
     notes = kept(error)
     return 1 if notes else status, " ".join("; ".join([f"error: {sentence}{hint}", *notes]).split())
+
+
+def _out_of_memory(arguments: list[str]) -> str:
+    """The sentence for memory that does not suffice. It names the options of the largest numbers on the command
+    line."""
+    sizes: dict[str, int] = {}
+    flag = ""
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        flag = name if word.startswith("--") else flag
+        for text in (value if equals else word).split(","):
+            if flag and text.isdecimal() and flag != "--seed":
+                sizes[flag] = max(int(text), sizes.get(flag, 0))
+    large = sorted((flag for flag, size in sizes.items() if size >= _LARGE), key=lambda flag: -sizes[flag])[:2]
+    less = f"a smaller {' or '.join(f'{flag} than {sizes[flag]}' for flag in large)}" if large else "smaller sizes"
+    return f"the memory of this machine does not suffice; choose {less}, or end other programs"
 
 
 def _is_first() -> bool:

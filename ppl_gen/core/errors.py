@@ -1,14 +1,18 @@
 """Errors that a user sees: one sentence, no traceback."""
 
 import difflib
+import math
 import os
 import re
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ppl_gen.core.memory import is_out_of_memory
 
 NARROWER = "the guide leaves out a part of the prior's support; more of log p(x) may be there"
 """Note beside the figures of a guide whose support is narrower than the prior's."""
@@ -25,6 +29,8 @@ ALIASES = {
     "grad-clip": "clip-grad-norm",
 }
 """Names that other programs give to options of this package, and our names for them."""
+MOST = 10_000_000
+"""Largest whole number that an option can have, seeds excepted."""
 _IN_PYTHON = {"refit-guide": "fixed_model"}
 """Arguments of Python that have another name than the option of the command line."""
 
@@ -111,13 +117,34 @@ def require_choices(options: Any, prefix: str = "") -> None:
             require_choice(prefix + name, getattr(options, name), hint)
 
 
-def require_least(options: Any, prefix: str = "", **least: int) -> None:
-    """Raise `BadInput` for a field below its least value, and for a field `seed` that torch does not take."""
+def require_number(option: str, value: Any) -> None:
+    """Raise `BadInput` for a number, or a number in a tuple, that no option of the package can have: a whole number
+    above `MOST`, or a number that float32 does not hold. Anything else passes."""
+    if isinstance(value, tuple):
+        for each in value:
+            require_number(option, each)
+    elif isinstance(value, int):
+        # A number of some thousand digits cannot be printed.
+        text = value if abs(value) < 10**18 else f"{'-' if value < 0 else ''}10^{math.log10(abs(value)):.0f}"
+        require(abs(value) <= MOST, option, text, f"must be at most {MOST}")
+    elif isinstance(value, float):
+        require(math.isfinite(value), option, value, "must be a finite number")
+        held = value == 0 or 1e-30 <= abs(value) <= 1e30
+        require(held, option, value, "must be 0, or between 1e-30 and 1e30 in size")
+
+
+def require_numbers(options: Any, prefix: str = "", **least: int) -> None:
+    """Raise `BadInput` for a field of a dataclass that is below its least value, for a number that no option can have,
+    and for a field `seed` that torch does not take."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.name == "seed":
+            require(0 <= value < 2**63, prefix + "seed", value, "must be at least 0 and below 2^63")
+        else:
+            require_number(prefix + each.name, value)
     for name, smallest in least.items():
         value = getattr(options, name)
         require(value is None or value >= smallest, prefix + name, value, f"must be at least {smallest}")
-    seed = getattr(options, "seed", 0)
-    require(0 <= seed < 2**63, prefix + "seed", seed, "must be at least 0 and below 2^63")
 
 
 # Code of users ------------------------------------------------------------------------------------------------
@@ -127,7 +154,6 @@ TRACEBACK = "PPL_GEN_TRACEBACK"
 
 _PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 _STANDARD = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
-_LESS = "; too little memory: try a smaller --batch-size, --num-samples or --num-particles"
 
 named_files: set[str] = set()
 """Files of installed packages whose classes and functions the user has named: their code is the user's, too."""
@@ -139,12 +165,15 @@ class Kept(str):
 
 @contextmanager
 def as_bad_input(what: str) -> Iterator[None]:
-    """Turn an exception of a user's code into a `BadInput` that begins with `what`. A `BadInput` passes unchanged."""
+    """Turn an exception of a user's code into a `BadInput` that begins with `what`. A `BadInput` passes unchanged, and
+    so does an error that says that memory does not suffice."""
     try:
         yield
     except BadInput:
         raise
     except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
         raise BadInput(f"{what}: {describe(error)}") from error
 
 
@@ -157,7 +186,7 @@ def begun(kept: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        if not isinstance(error, _Sentence) or users_frame(error.__cause__) is not None:
+        if not isinstance(error, _Sentence) or users_frame(users_fault(error)) is not None:
             error.add_note(Kept(kept))
         raise
 
@@ -183,18 +212,15 @@ def describe(error: BaseException) -> str:
         message += "; make a vector per image one event: .to_event(1)"
     if isinstance(error, BaseExceptionGroup):
         message += f"; the first is {describe(error.exceptions[0])}"
-    if is_out_of_memory(error):
-        message += _LESS
     frame = users_frame(error) or next((each for each in _frames(error) if each.filename.startswith(_PACKAGE)), None)
     return f"{message} ({frame.filename}:{frame.lineno}, in {frame.name})" if frame else message
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for an error of Python, numpy or torch that there is not enough memory."""
-    names = {each.__name__ for each in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"}:
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in " ".join(map(str, error.args))
+def users_fault(error: BaseException) -> BaseException | None:
+    """The exception that may be of a user's code: an error itself, or what a `BadInput` says in other words. An
+    `OSError` in a `BadInput` is of a file."""
+    cause = error.__cause__ if isinstance(error, _Sentence) else error
+    return None if cause is not error and isinstance(cause, OSError) else cause
 
 
 def users_frame(error: BaseException | None, but_for: str = _PACKAGE) -> traceback.FrameSummary | None:
@@ -203,8 +229,8 @@ def users_frame(error: BaseException | None, but_for: str = _PACKAGE) -> traceba
 
     :param but_for: a further folder whose code is not the user's.
     """
-    ours = (_PACKAGE, but_for)
-    return next((each for each in _frames(error) if _is_own(each.filename) and not each.filename.startswith(ours)), None)
+    own = (each for each in _frames(error) if _is_own(each.filename))
+    return next((each for each in own if not each.filename.startswith((_PACKAGE, but_for))), None)
 
 
 def _frames(error: BaseException | None) -> Iterator[traceback.FrameSummary]:

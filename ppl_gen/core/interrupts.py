@@ -91,7 +91,7 @@ def _handle(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -
     if threading.current_thread() is not threading.main_thread():
         return {}
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    heeded = {number: old for number, old in before.items() if old not in _IGNORED}
+    heeded: dict[int, Any] = {number: old for number, old in before.items() if old not in _IGNORED}
     for number in heeded:
         signal.signal(number, handler)
     return heeded

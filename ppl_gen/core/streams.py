@@ -1,8 +1,8 @@
 """Standard output and standard error of a command: writing to them never fails.
 
-The work of a command does not depend on who reads what it prints. A pipe that its reader has closed swallows the rest in
-silence, and so does a stream that was closed from the start. Any other error, such as a full disk, is kept for the end of
-the command. Characters that the encoding of a stream lacks are written in ASCII: `+-` for `±`.
+The work of a command does not depend on who reads what it prints. A pipe that its reader has closed swallows the rest
+in silence, and so does a stream that was closed from the start. Any other error, such as a full disk, is kept for the
+end of the command. Characters that the encoding of a stream lacks are written in ASCII: `+-` for `±`.
 """
 
 import codecs

@@ -23,8 +23,10 @@ from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.interrupts import AGAIN, interrupts
 from ppl_gen.core.options import text
+from ppl_gen.data.loading import load_data
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
+from ppl_gen.experiment.fitted import Assembled, resolve_device
 from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
 
 PROGRAM = "python -m ppl_gen.sweep"
@@ -185,6 +187,29 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             again = ["--resume", str(run.path), *words(run.config.externals())]
             found.append(run._replace(arguments=again))
     return found
+
+
+def check_first(planned: Sequence[Planned]) -> None:
+    """Build model, guide, objective and data of a run, before the first run of a sweep starts. If a run fails, the next
+    one is tried: an option that all runs have in common fails in all of them.
+
+    :raises BadInput: if no run of the sweep can be built, with the error of the first.
+    """
+    error: BadInput | None = None
+    for run in planned:
+        if run.path.exists() or run.config.training.seed != planned[0].config.training.seed:
+            continue
+        try:
+            resolve_device(run.config.training.device)
+            given = Given(**run.config.externals())
+            data = load_data(run.config.data, given.data)
+            assembled = Assembled.make(run.config, data, given)
+            _ = assembled.pair, assembled.objective  # made when they are first used
+            return
+        except BadInput as failed:
+            error = error or failed
+    if error is not None:
+        raise error
 
 
 # Running -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ppl_gen.core.errors import (
     near_miss,
     require,
     require_choices,
-    require_least,
+    require_numbers,
 )
 
 
@@ -71,13 +71,13 @@ def test_least_values() -> None:
         num_images: int | None = None
         seed: int = 0
 
-    require_least(Options(), num_images=1)
+    require_numbers(Options(), num_images=1)
     for options, sentence in (
         (Options(0), "--fill.num-images 0: must be at least 1"),
         (Options(1, -1), "--fill.seed -1: must be at least 0 and below 2^63"),
     ):
         with pytest.raises(BadInput) as error:
-            require_least(options, "fill.", num_images=1)
+            require_numbers(options, "fill.", num_images=1)
         assert error.value.sentence == sentence
 
 
@@ -91,7 +91,8 @@ def test_errors_of_user_code() -> None:
         fails()
     assert error.value.sentence.startswith("guide Mine: KeyError: 'width' (")
     line = fails.__code__.co_firstlineno + 1
-    assert error.value.sentence.endswith(f"test_errors.py:{line}, in fails)") and isinstance(error.value.__cause__, KeyError)
+    assert error.value.sentence.endswith(f"test_errors.py:{line}, in fails)")
+    assert isinstance(error.value.__cause__, KeyError)
     with pytest.raises(BadInput, match=r"^as it is$"), as_bad_input("guide Mine"):
         raise BadInput("as it is")
     with pytest.raises(KeyboardInterrupt), as_bad_input("guide Mine"):
