@@ -54,7 +54,8 @@ def to_ascii(character: str) -> str:
     """
     if character in _ASCII:
         return _ASCII[character]
-    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    parts = unicodedata.normalize("NFKD", character)
+    plain = "".join(_ASCII.get(part, part) for part in parts).encode("ascii", "ignore").decode()
     name = unicodedata.name(character, "")
     if plain:
         return plain
