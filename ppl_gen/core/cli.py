@@ -143,9 +143,9 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
     interrupts.raise_once(shared=shared)
     status, line = _run(command, distributed)
     interrupts.ignore()
-    if status and not _is_first():
+    if status and not interrupts.speaks():
         time.sleep(5)  # torchrun ends the other processes meanwhile: the first prints the error that all of them meet
-    if line is not None and (_is_first() or not line.startswith("interrupted")):
+    if line is not None and (interrupts.speaks() or not line.startswith("interrupted")):
         print(line, file=sys.stderr)
     sys.stderr.flush()
     sys.exit(status)
@@ -219,7 +219,3 @@ def _out_of_memory(arguments: list[str]) -> str:
     large = sorted((flag for flag, size in sizes.items() if size >= _LARGE), key=lambda flag: -sizes[flag])[:2]
     less = f"a smaller {' or '.join(f'{flag} than {sizes[flag]}' for flag in large)}" if large else "smaller sizes"
     return f"the memory of this machine does not suffice; choose {less}, or end other programs"
-
-
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") in ("", "0") or os.environ.get("WORLD_SIZE", "1") == "1"

@@ -102,10 +102,16 @@ def _restore(handlers: dict[int, Any]) -> None:
         signal.signal(number, handler)
 
 
+def speaks() -> bool:
+    """True for the process that tells of an interrupt: the first of those that torchrun has started, or the only
+    one."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") in ("", "0")
+
+
 def _end(line: str) -> None:
-    """End this process, with a line from the first of several processes. Written by the system call: a signal may come
-    while Python's own stream is in use."""
-    if os.environ.get("RANK", "0") == "0":
+    """End this process with a line, written by the system call: a signal may come while Python's own stream is in
+    use."""
+    if speaks():
         with suppress(OSError):
             os.write(2, f"{line}\n".encode())
     os._exit(1)

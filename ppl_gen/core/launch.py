@@ -2,7 +2,7 @@
 
 import os
 
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import BadInput, shown
 
 
 def world_size() -> int:
@@ -44,7 +44,8 @@ def number(name: str, least: int) -> int:
         found = least - 1
     if found < least:
         raise BadInput(
-            f"{name}={text}: must be a whole number of at least {least}, as torchrun sets it; unset it for one process"
+            f"{name}={shown(text)}: must be a whole number of at least {least}, as torchrun sets it; unset it for one "
+            "process"
         )
     return found
 

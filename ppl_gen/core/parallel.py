@@ -16,7 +16,7 @@ import torch.distributed as distributed
 from torch import Tensor
 
 from ppl_gen.core import launch
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import BadInput, describe
 
 T = TypeVar("T")
 
@@ -39,7 +39,10 @@ def join() -> None:
         torch.cuda.set_device(launch.local_rank())
     launch.check()
     # The default timeout is too short: one process may draw pictures for hours while the others wait at a barrier.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(f"torchrun: the processes cannot meet: {describe(error)}") from None
 
 
 def leave() -> None:
