@@ -20,7 +20,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(ppl_gen.__file__).parents[1])
 
 # A command whose phases say where they are, and wait for signals.
 PHASES = """
-import sys, time
+import atexit, sys, time
 from ppl_gen.core import cli, interrupts
 
 def wait(phase):
@@ -41,6 +41,7 @@ def command(arguments):
         if "stuck" in arguments:
             wait("stuck")
 
+atexit.register(lambda: print("leaving", flush=True) or time.sleep(0.2))
 cli.main(command)
 """
 
@@ -66,9 +67,13 @@ def sent(words: list[str], signals: dict[str, signal.Signals]) -> tuple[int, lis
 @pytest.mark.parametrize(
     ("words", "signals", "said"),
     [
-        ([], {"training": signal.SIGINT, "evaluation": signal.SIGTERM}, ["training", "saved", "evaluation"]),
-        ([], {"training": signal.SIGHUP, "evaluation": signal.SIGHUP}, ["training", "saved", "evaluation"]),
-        (["more"], {"training": signal.SIGTERM, "more": signal.SIGINT}, ["training", "more"]),
+        ([], {"training": signal.SIGINT, "evaluation": signal.SIGTERM}, ["training", "saved", "evaluation", "leaving"]),
+        (
+            [],
+            {"training": signal.SIGHUP, "evaluation": signal.SIGHUP, "leaving": signal.SIGINT},
+            ["training", "saved", "evaluation", "leaving"],
+        ),
+        (["more"], {"training": signal.SIGTERM, "more": signal.SIGINT}, ["training", "more", "leaving"]),
         (
             ["more", "stuck"],
             {"training": signal.SIGINT, "more": signal.SIGINT, "stuck": signal.SIGINT},
@@ -81,7 +86,7 @@ def test_one_line_for_one_signal_or_several(
 ) -> None:
     """The first ends a step in order, the second raises an interrupt, the third ends the process at once."""
     Path("phases.py").write_text(PHASES, encoding="utf-8")
-    assert sent(["phases.py", *words], signals) == (1, said, AGAIN)
+    assert sent(["-m", "phases", *words], signals) == (1, said, AGAIN)
 
 
 @pytest.mark.parametrize("module", ["ppl_gen.fit", pytest.param("ppl_gen", marks=pytest.mark.slow)])
