@@ -4,6 +4,7 @@ It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if th
 version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,20 +101,14 @@ class Evaluation:
 
         :raises BadInput: for files that are damaged or do not belong together.
         """
-        summary, file = directory.read_json("evaluation.json"), directory.path / "evaluation.nc"
-        if summary is None or not file.is_file():
+        summary = directory.read_json("evaluation.json")
+        content = None if summary is None else directory.per_image()
+        if summary is None or content is None:
             return None if summary is None else cls(summary)
         try:
-            images = directory.per_image()
+            return cls(summary, _images(summary, content))
         except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(f"{file}: damaged ({reason}); evaluate again") from None
-        try:
-            values = {name: images[name].values for name in ("elbo", "log_px")}
-            entries.check_match(summary, images.attrs, values, file, "evaluate again")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{directory.path / 'evaluation.json'}: damaged ({error}); evaluate again") from None
-        return cls(summary, images)
+            raise directory.damaged("evaluation.nc", error) from None
 
     def write(self, directory: "RunDirectory") -> None:
         """Write `evaluation.nc` and `evaluation.json`."""
@@ -241,3 +236,15 @@ class Evaluation:
     def _repr_html_(self) -> str:
         caption = f"{table.title(self.summary)}: {table.images(self.summary)}; {table.UNITS}"
         return html(caption, self.rows(), warnings_of(self.summary["observation"]))
+
+
+def _images(summary: Json, content: bytes) -> "xarray.Dataset":
+    """The data set in an `evaluation.nc` that belongs to a summary."""
+    import xarray
+
+    with xarray.open_dataset(io.BytesIO(content), group=GROUP, engine="h5netcdf") as dataset:
+        variables = {str(name): each for name, each in dataset.variables.items()}
+        entries.check_variables(summary, variables, len(content))
+        images = dataset.load()
+    entries.check_match(summary, images.attrs, {name: images[name].values for name in variables})
+    return images

@@ -5,25 +5,30 @@ whole files only. `metrics.jsonl` is appended to, and cut back to the checkpoint
 here can run code.
 """
 
+import io
 import itertools
 import json
 import math
 import os
+import shlex
 import shutil
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppl_gen.core.commands import command, external_class_options
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
+from ppl_gen.experiment import contents
 
 if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
-    import xarray
     from torch import Tensor
 
 Json = dict[str, Any]
@@ -32,6 +37,18 @@ FORMAT = 1
 """Version of the layout. A run from a later version is refused."""
 GROUP = "evaluation"
 """Group of `evaluation.nc` that holds the variables."""
+_AGAIN = {
+    "evaluation.json": ("evaluate",),
+    "evaluation.nc": ("evaluate",),
+    "gaps.json": ("evaluate", "--gaps"),
+    "calibration.json": ("calibrate",),
+    "quality.json": ("quality",),
+    "explorer.json": ("fit", "--resume"),
+    "posteriors.npz": ("fit", "--resume"),
+}
+"""The command that makes a file again, and its options."""
+_LARGEST = 2**30
+"""Most bytes of the arrays of an .npz file. Those of a run take a few MB."""
 
 
 class RunDirectory:
@@ -83,17 +100,17 @@ class RunDirectory:
         if not file.is_file():
             raise BadInput(f"{path}: not a run directory: it has no config.json")
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-            version = config["format"]
-            if not isinstance(version, int):
-                raise TypeError("format is not a number")
-        except (ValueError, KeyError, TypeError) as error:
+            config = contents.read(_content(file) or b"", "")
+            if isinstance(version := config.get("format"), int) and version > FORMAT:
+                raise BadInput(
+                    f"{path}: written by a later version of ppl_gen (format {version}; this version reads {FORMAT}); "
+                    "upgrade ppl_gen"
+                )
+            contents.check(config, file.name)
+        except BadInput:
+            raise
+        except ValueError as error:
             raise BadInput(f"{file}: damaged, or not written by ppl_gen ({error})") from None
-        if version > FORMAT:
-            raise BadInput(
-                f"{path}: written by a later version of ppl_gen (format {version}; this version reads {FORMAT}); "
-                "upgrade ppl_gen"
-            )
         return cls(path, config)
 
     # JSON, arrays and pictures ---------------------------------------------------------------------------------
@@ -105,24 +122,37 @@ class RunDirectory:
         self.write_file(name, lambda path: _write_synced(path, content))
 
     def read_json(self, name: str) -> Json | None:
-        """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
-        path = self.path / name
+        """The content of a JSON file, of its type in `contents`; None if there is none.
+
+        :raises BadInput: if it is damaged, with the command that makes it again.
+        """
+        content = _content(self.path / name)
         try:
-            content = _python_content(json.loads(path.read_text(encoding="utf-8")))
-            if not isinstance(content, dict):
-                raise ValueError("not an object")
-            return content
-        except FileNotFoundError:
-            return None
+            return None if content is None else contents.read(content, name)
         except ValueError as error:
-            raise BadInput(f"{path}: damaged ({error}); delete it and evaluate again") from None
+            raise self.damaged(name, error) from None
 
-    def per_image(self) -> "xarray.Dataset":
-        """The content of `evaluation.nc`. If the file is damaged, xarray and h5netcdf raise errors of many kinds."""
-        import xarray
+    def find_json(self, name: str) -> Json | None:
+        """As `read_json`, for what is shown beside other results: a damaged file is left out, with a warning."""
+        try:
+            return self.read_json(name)
+        except BadInput as error:
+            warn(error.sentence)
+            return None
 
-        with xarray.open_dataset(self.path / "evaluation.nc", group=GROUP, engine="h5netcdf") as dataset:
-            return dataset.load()
+    def damaged(self, name: str, reason: object) -> BadInput:
+        """The error for a file that cannot be used, in a line that says how to make it again."""
+        words = (" ".join(str(reason).split()) or type(reason).__name__)[:200]
+        again = ""
+        if name in _AGAIN:
+            module, *options = _AGAIN[name]
+            arguments = [*options, str(self.path)] if module == "fit" else [str(self.path), *options]
+            again = "; make it again: " + shlex.join(command(module, *arguments, *external_class_options(self.config)))
+        return BadInput(f"{self.path / name}: damaged ({words}){again}")
+
+    def per_image(self) -> bytes | None:
+        """The content of `evaluation.nc`; None if there is none."""
+        return _content(self.path / "evaluation.nc")
 
     def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let `write` make a file under a temporary name, then rename it."""
@@ -135,12 +165,18 @@ class RunDirectory:
         self.write_file(name, lambda path: np.savez_compressed(path, **arrays))  # type: ignore[arg-type]
 
     def arrays(self, name: str) -> "dict[str, np.ndarray]":
-        """The arrays of an .npz file of the run; empty if there is no such file, or it is damaged."""
+        """The arrays of numbers of an .npz file of the run; empty if there is none. A damaged file is left out, with a
+        warning."""
+        content = _content(self.path / name)
         try:
-            with np.load(self.path / name) as file:
-                return dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile):
+            return {} if content is None else _arrays(content)
+        except Exception as error:  # zipfile, zlib and NumPy raise errors of many kinds
+            self.leave_out(name, error)
             return {}
+
+    def leave_out(self, name: str, reason: object) -> None:
+        """Warn of a damaged file that is left out."""
+        warn(self.damaged(name, reason).sentence)
 
     # Metrics ---------------------------------------------------------------------------------------------------
 
@@ -153,16 +189,16 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def metrics(self) -> list[Json]:
-        """The complete lines of `metrics.jsonl`. A line that was cut off when the process was killed ends the list."""
-        lines = []
-        try:
-            for text in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                line = _python_content(json.loads(text))
-                if not isinstance(line, dict):
-                    break
-                lines.append(line)
-        except (FileNotFoundError, ValueError):
-            pass
+        """The lines of `metrics.jsonl`. The last line is left out if it was cut off when the process was killed. Any
+        other line that is damaged is left out with a warning."""
+        path, lines = self.path / "metrics.jsonl", []
+        *whole, rest = (_content(path) or b"").split(b"\n")
+        for number, text in enumerate([*whole, rest], 1):
+            try:
+                lines.append(contents.read(text, path.name))
+            except ValueError as error:
+                if number <= len(whole):
+                    warn(f"{path}: line {number} is damaged and left out ({error})")
         return lines
 
     @property
@@ -206,7 +242,7 @@ class RunDirectory:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            state = json.loads(metadata["state"])
+            state = contents.read(metadata["state"], path.name)
             intact = metadata["crc32"] == str(_checksum(tensors))
         except Exception as error:  # safetensors raises errors of many kinds
             raise BadInput(f"{path}: damaged, or not a checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
@@ -220,7 +256,7 @@ class RunDirectory:
 
         try:
             with safe_open(self.checkpoint_path, framework="np") as file:
-                step: int = json.loads(file.metadata()["state"])["step"]
+                step: int = contents.read(file.metadata()["state"], self.checkpoint_path.name)["step"]
                 return step
         except Exception:  # safetensors raises errors of many kinds; `load_checkpoint` reports them
             return None
@@ -303,13 +339,42 @@ def _json_content(content: Any) -> Any:
     return _INFINITE.get(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _python_content(content: Any) -> Any:
-    """The inverse of `_json_content`, except that null stays None."""
-    if isinstance(content, dict):
-        return {key: _python_content(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_python_content(value) for value in content]
-    return float(content) if isinstance(content, str) and content in _INFINITE.values() else content
+def _content(path: Path) -> bytes | None:
+    """The content of a file; None if there is none. Raises `BadInput` if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _arrays(content: bytes) -> "dict[str, np.ndarray]":
+    """The arrays in an .npz file.
+
+    :raises Exception: of many kinds, before memory is taken, for a file that holds anything else than numbers, or
+        whose headers announce more than it may hold.
+    """
+    size = 0
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                first = np.lib.format.read_magic(file) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(file)
+            if dtype.kind not in "biuf":
+                raise ValueError(f"{member} holds no numbers")
+            size += math.prod(shape) * dtype.itemsize
+    if size > _LARGEST:
+        raise ValueError(f"its arrays take {size / 2**30:.0f} GiB")
+    with np.load(io.BytesIO(content)) as found:
+        return dict(found)
+
+
+@cache
+def warn(text: str) -> None:
+    """Print a warning, once in a process: several readers may meet the same damaged file."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _checksum(tensors: "Mapping[str, Tensor]") -> int:
