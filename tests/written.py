@@ -41,14 +41,18 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
         "seed": 0,
         "training_seed": 0,
         "checkpoint": "last",
-        "elbo": {"mean": float(np.mean(elbo))},
-        "log_px": {"mean": float(np.mean(log_px)), "estimator": "importance", "num_samples": 100},
-        "gap": {"mean": float(np.mean(log_px)) - float(np.mean(elbo)), "at_least": False},
+        "elbo": {"mean": float(np.mean(elbo)), "se": 0.5},
+        "reconstruction": {"mean": float(np.mean(elbo)) + 1, "se": 0.5},
+        "kl": {"mean": 1.0, "se": 0.5},
+        "log_px": {"mean": float(np.mean(log_px)), "se": 0.5, "mc_se": 0.1, "bias": -0.1, "estimator": "importance"},
+        "gap": {"mean": float(np.mean(log_px)) - float(np.mean(elbo)), "se": 0.5, "at_least": False},
         "ess": {"median": 12.5, "min": 1.0},
-        "khat": {"median": 0.5},
+        "khat": {"median": 0.5, "threshold": 0.7, "fraction_above_threshold": 0.0},
         "active_units": 2,
         "num_parameters": 1234,
+        "seconds": 2.0,
     }
+    summary["log_px"]["num_samples"] = 100
     attributes: dict[str, Any] = {}
     estimates = {key.partition(".")[2]: values for key, values in changes.items() if key.startswith("values.")}
     for key, value in changes.items():
@@ -65,7 +69,7 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
     summary |= {key: config[key] for key in ("model", "guide")} | {"training_seed": config["training"]["seed"]}
     exact = summary["log_px"]["estimator"] == "exact" and "log_px_importance" not in summary
     if not exact:
-        summary["iwae"] = {str(k): {"mean": float(values.mean())} for k, values in bounds.items()}
+        summary["iwae"] = {str(k): {"mean": float(values.mean()), "se": 0.5} for k, values in bounds.items()}
     if exact:
         for key in ("gap", "ess", "khat", "active_units"):
             del summary[key]
@@ -76,13 +80,16 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
     variables |= {name: ("image", values) for name, values in estimates.items()}
     if not exact:
         variables["iwae"] = (("image", "k"), np.stack(list(bounds.values()), 1))
+        variables["gap"] = ("image", np.subtract(log_px, elbo))
+        variables["untrusted"] = ("image", np.zeros(len(elbo), np.int8))
     coordinates: dict[str, Any] = {} if exact else {"k": list(bounds)}
     coordinates["label"] = ("image", changes.get("labels", list(range(len(elbo)))))
     dataset = xarray.Dataset(variables, coordinates, plain | attributes)
     dataset.to_netcdf(path / "evaluation.nc", group="evaluation", engine="h5netcdf")
     (path / "config.json").write_text(json.dumps(config))
     (path / "evaluation.json").write_text(json.dumps(summary))
-    lines = [{"epoch": 0, "seconds": 0.1}, {"epoch": 3, "seconds": 7.5}]
+    of_all = {"learning_rate": 1e-3, "train": {"elbo": float(np.mean(elbo))}}
+    lines = [{"epoch": 0, "step": 0, "seconds": 0.1} | of_all, {"epoch": 3, "step": 3, "seconds": 7.5} | of_all]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

@@ -280,9 +280,10 @@ def _check_evaluation(content: Mapping[str, Any]) -> None:
     alone = content["log_px"]["estimator"] == "importance" and "proposal" not in content["log_px"]
     if alone or not {"log_px_importance", "gap", "iwae"}.isdisjoint(content):
         convert("", content, _Guided)
-        bounds = content["iwae"].keys()
+        bounds = content["iwae"]
         _require(all(re.fullmatch(r"[1-9]\d{0,8}", k) for k in bounds), "iwae: a key is no number of samples")
-        _require(bounds - {"1"} <= content.get("iwae_jackknife", bounds).keys(), "iwae_jackknife: lacks a bound")
+        corrected = content.get("iwae_jackknife", bounds)
+        _require(bounds.keys() - {"1"} <= corrected.keys(), "iwae_jackknife: a bound is missing")
     # They are printed as a part of a command.
     _require(_NEXT.fullmatch(content.get("next_options", "--num-samples auto")), "next_options: no such options")
 

@@ -371,10 +371,14 @@ def _arrays(content: bytes) -> "dict[str, np.ndarray]":
         return dict(found)
 
 
-@cache
 def warn(text: str) -> None:
-    """Print a warning, once in a process: several readers may meet the same damaged file."""
-    print(f"warning: {text}", file=sys.stderr)
+    """Print a warning, once in a process and folder: several readers may meet the same damaged file."""
+    _print_once(f"warning: {text}", Path.cwd())
+
+
+@cache
+def _print_once(text: str, _: Path) -> None:
+    print(text, file=sys.stderr)
 
 
 def _checksum(tensors: "Mapping[str, Tensor]") -> int:

@@ -183,7 +183,7 @@ def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
     text = str(Comparison([Path("run-0"), Path("run-1"), Path("other")]))
     assert "≥ 1.50" in text and "approx." in text and "on the first 100 images" in text
     assert "approx." not in str(Comparison(["other"]))
-    RunDirectory.open(path).save_checkpoint({"weight": torch.zeros(1)}, {"step": 4})
+    RunDirectory.open(path).save_checkpoint({"weight": torch.zeros(1)}, {"epoch": 1, "step": 4})
     for other in ({"split": "train"}, {"checkpoint": "best"}, {"training_step": 3}):
         (path / "gaps.json").write_text(json.dumps(of | other | {"contexts": contexts}))
         assert "approx." not in str(Comparison(["run-1"]))
