@@ -60,7 +60,7 @@ def check_variables(summary: Json, variables: Mapping[str, Any], size: int) -> N
         if each.dtype.kind not in kinds or not each.dtype.isnative:
             raise ValueError(f"{name} holds no numbers of its kind")
         if tuple(each.shape) != shapes.get(name, (summary["num_images"],)):
-            raise ValueError(f"does not belong to the evaluation.json beside it, which has another num_images")
+            raise ValueError("does not belong to the evaluation.json beside it, which has another num_images")
         if math.prod(each.shape) * each.dtype.itemsize > size:
             raise ValueError(f"{name} is larger than the file")
 

@@ -282,7 +282,7 @@ def _check_evaluation(content: Mapping[str, Any]) -> None:
         convert("", content, _Guided)
         bounds = content["iwae"]
         _require(all(re.fullmatch(r"[1-9]\d{0,8}", k) for k in bounds), "iwae: a key is no number of samples")
-        corrected = content.get("iwae_jackknife", bounds)
+        corrected = content.get("iwae_jackknife") or bounds
         _require(bounds.keys() - {"1"} <= corrected.keys(), "iwae_jackknife: a bound is missing")
     # They are printed as a part of a command.
     _require(_NEXT.fullmatch(content.get("next_options", "--num-samples auto")), "next_options: no such options")

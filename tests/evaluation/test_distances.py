@@ -119,6 +119,7 @@ def test_what_is_not_there_has_no_mark_or_no_interval(elsewhere: Path) -> None:
 def test_bounds_from_both_sides(elsewhere: Path) -> None:
     bounds = {
         "num_images": 50,
+        "num_samples": 20,
         "lower": {"mean": -9.0, "se": 0.4},
         "upper": {"mean": -8.5, "se": 0.4},
         "width": {"mean": 0.5, "se": 0.03},

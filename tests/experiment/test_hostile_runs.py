@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from written import RESULTS
 
 import ppl_gen
 from ppl_gen.comparison import Comparison
@@ -35,33 +36,6 @@ VALUES += ["x" * 300, "a\nb", "Infinity"]
 RAW = {"deep": "[" * 5000 + "]" * 5000, "nested": '{"a":' * 200 + "1" + "}" * 200, "nan": "NaN", "long": "9" * 5000}
 """Texts that `json.dumps` does not write."""
 
-_MEAN = {"mean": 1.0, "se": 0.1, "mc_se": 0.1}
-_ABOUT = {"model": "vae", "guide": "normal", "data": "digits", "split": "test", "binarization": "dynamic"}
-_ABOUT |= {"checkpoint": "last", "seed": 0, "training_seed": 0}
-_PARTS: dict[str, Any] = dict.fromkeys(("log_px", "elbo", "best_elbo", "approximation", "amortization"), _MEAN)
-_PARTS |= {"num_images": 3, "estimator": "importance", "at_least": True, "fraction_settled": 0.5}
-_PARTS |= {"fraction_missed": 0.1, "fraction_blind": 0.2}
-_VERDICT = {
-    "verdict": "too narrow",
-    "units_outside": {"count": 1, "of": 2},
-    "coverage": {"levels": [0.5, 0.9], "central": [_MEAN, _MEAN], "joint": [_MEAN, _MEAN]},
-    "quantities": [{"name": "z[0]", "p": 0.4, "mean": 0.5, "is": None}, {"name": "z[1]", "p": 0.0, "is": "shifted"}],
-}
-_CLASSES = {"labels": [0, 1], "share": [0.5, 0.5], "of_the_data": [0.5, 0.5], "covered": 2, "of": 2, "divergence": 0.1}
-_SCORES = {name: _MEAN for name in ("frechet", "kernel", "precision", "recall")} | {"classes": _CLASSES}
-RESULTS: dict[str, dict[str, Any]] = {
-    "gaps.json": {"observation": "probability", "num_samples": 10, "seconds": 1.0, "contexts": _PARTS},
-    "calibration.json": {
-        **{"num_images": 20, "estimator": "importance", "num_samples": 20, "false_alarm_rate": 0.05},
-        **{"resolution": 0.3, "before": _VERDICT, "after": _VERDICT, "ess": {"median": 9.0, "min": 1.0}, "seconds": 1},
-    },
-    "quality.json": {
-        **{"num_images": 20, "images": "draws", "classifier": {"steps": 2, "accuracy": 0.5}, "seconds": 1.0},
-        **{"nearest": {"samples": 3.0, "test": 3.0}, "real_images": _SCORES, **_SCORES},
-    },
-}
-"""Results that take long to compute, as their commands write them."""
-
 
 @pytest.fixture(scope="module")
 def whole(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,7 +43,7 @@ def whole(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
     shutil.copytree(fitted, run)
     for name, content in RESULTS.items():
-        (run / name).write_text(json.dumps(_ABOUT | {"options": {"seed": 0}} | content))
+        (run / name).write_text(json.dumps(content))
     assert {"explorer.json", "posteriors.npz", "samples.npz"} <= {path.name for path in run.iterdir()}
     return run
 
@@ -80,7 +54,9 @@ def whole(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value in content; of lists the first two."""
     yield path
-    inner = content.items() if isinstance(content, dict) else enumerate(content[:2]) if isinstance(content, list) else ()
+    inner = (
+        content.items() if isinstance(content, dict) else enumerate(content[:2]) if isinstance(content, list) else ()
+    )
     for key, value in inner:
         yield from _places(value, (*path, key))
 
@@ -146,7 +122,10 @@ ARRAYS: dict[str, Callable[[np.ndarray], Any]] = {
 def _variables(rng: random.Random, file: Path) -> str:
     with h5py.File(file, "r+") as content:
         group = content[GROUP]
-        name, change = rng.choice(sorted(group)), rng.choice(["none", "nan", "shape", "text", "int", "huge", "attribute"])
+        name, change = (
+            rng.choice(sorted(group)),
+            rng.choice(["none", "nan", "shape", "text", "int", "huge", "attribute"]),
+        )
         shape = group[name].shape
         if change == "attribute":
             name = rng.choice(sorted(group.attrs))
@@ -192,7 +171,10 @@ TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
 
 
 def _bytes(rng: random.Random, file: Path) -> str:
-    content, change = bytearray(file.read_bytes()), rng.choice(["cut", "bits", "zeros", "text", "empty", "none", "folder"])
+    content, change = (
+        bytearray(file.read_bytes()),
+        rng.choice(["cut", "bits", "zeros", "text", "empty", "none", "folder"]),
+    )
     at = rng.randrange(len(content))
     if change == "bits":
         for _ in range(rng.choice([1, 8, 64])):
