@@ -53,7 +53,7 @@ from ppl_gen.experiment.config import (
 )
 from ppl_gen.experiment.fitted import Fitted, check_same_images, resolve_device
 from ppl_gen.experiment.options import Checkpoint
-from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new, warn
+from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
 from ppl_gen.experiment.state import same_modes
 from ppl_gen.inference.callables import forked_rng
 from ppl_gen.inference.estimate import Estimate
@@ -91,12 +91,12 @@ class Run:
         """True while a hook is called: the weights may not be saved yet."""
 
     def __repr__(self) -> str:
-        evaluation = _found_evaluation(self)
+        evaluation = Evaluation.find(self.directory)
         about = f"{title(self.directory.config)}, on {self.directory.config['data_name']}"
         return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if evaluation is None else repr(evaluation)}"
 
     def _repr_html_(self) -> str:
-        evaluation = _found_evaluation(self)
+        evaluation = Evaluation.find(self.directory)
         return f"<pre>{escape(repr(self))}</pre>" if evaluation is None else evaluation._repr_html_()
 
     # Making one, and opening one -------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Run:
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
         run = cls(directory, given)
-        if not directory.finished(config.training.epochs) or _found_evaluation(run) is None:
+        if not directory.finished(config.training.epochs) or Evaluation.find(run.directory) is None:
             return run.resume(on_epoch=on_epoch, quiet=True)  # which compares the images, too
         if given.data is not None or is_function(config.data.data):
             check_same_images(directory, load_data(config.data, given.data))
@@ -338,8 +338,7 @@ class Run:
 
         :raises BadInput: if it is damaged, with the command that makes it again.
         """
-        found = Evaluation.read(self.directory)
-        return None if found is None or self.directory.stale(found.summary) else found
+        return Evaluation.latest(self.directory)
 
     # How good it is --------------------------------------------------------------------------------------------
 
@@ -474,7 +473,7 @@ def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> Non
             train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, run))
         finally:
             thaw(fitted.model)
-        if (found := _found_evaluation(run)) is None or found.images is None:
+        if (found := Evaluation.find(run.directory)) is None or found.images is None:
             evaluate(fitted, options_after_training(fitted), quiet=quiet).write(run.directory)
         if run.directory.writes:
             draw_training(fitted)
@@ -482,15 +481,6 @@ def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> Non
             write_report(run.directory)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"continue with: {_continuing(run.path, fitted.config)}") from None
-
-
-def _found_evaluation(run: Run) -> Evaluation | None:
-    """The last evaluation; None if there is none, and after a warning if it is damaged."""
-    try:
-        return run.evaluation
-    except BadInput as error:
-        warn(error.sentence)
-        return None
 
 
 def _keep(run: Run, name: str, found: Result, draw: Callable[[Fitted, Result], None] | None = None) -> Result:

@@ -43,7 +43,7 @@ def convert(option: str, value: Any, hint: Any) -> Any:
         return [convert(f"{option}[{index}]", each, parts[0]) for index, each in enumerate(value)]
     elif kind is Mapping or is_typeddict(hint):
         named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-        require(named, option, shown(value), "must be a dictionary" + " of options by name" * (kind is Mapping))
+        require(named, option, shown(value), "must be a dictionary" + " of options by name" * (parts[1:] == (Any,)))
         hints = _hints(hint) if is_typeddict(hint) else dict.fromkeys(value, parts[1])
         for name in sorted(getattr(hint, "__required_keys__", set()) - value.keys()):
             raise BadInput(f"--{_within(option, name)}: is missing")

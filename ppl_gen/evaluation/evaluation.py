@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.tables import Row, fixed, html, sentence
 from ppl_gen.evaluation import entries, table
-from ppl_gen.experiment.run_directory import GROUP, Json
+from ppl_gen.experiment.run_directory import GROUP, Json, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,6 +109,21 @@ class Evaluation:
             return cls(summary, _images(summary, content))
         except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
             raise directory.damaged("evaluation.nc", error) from None
+
+    @classmethod
+    def latest(cls, directory: "RunDirectory") -> "Evaluation | None":
+        """As `read`; None also if the weights were trained on after the evaluation."""
+        found = cls.read(directory)
+        return None if found is None or directory.stale(found.summary) else found
+
+    @classmethod
+    def find(cls, directory: "RunDirectory") -> "Evaluation | None":
+        """As `latest`; None also if it is damaged, with a warning."""
+        try:
+            return cls.latest(directory)
+        except BadInput as error:
+            warn(error.sentence)
+            return None
 
     def write(self, directory: "RunDirectory") -> None:
         """Write `evaluation.nc` and `evaluation.json`."""
