@@ -90,12 +90,12 @@ class Run:
         """True while a hook is called: the weights may not be saved yet."""
 
     def __repr__(self) -> str:
-        evaluation = self.evaluation
-        about = f"{title(self.directory.config)}, on {self.directory.config.get('data_name')}"
+        evaluation = Evaluation.find(self.directory)
+        about = f"{title(self.directory.config)}, on {self.directory.config['data_name']}"
         return f"Run({str(self.path)!r}): {about}\n{'not evaluated' if evaluation is None else repr(evaluation)}"
 
     def _repr_html_(self) -> str:
-        evaluation = self.evaluation
+        evaluation = Evaluation.find(self.directory)
         return f"<pre>{escape(repr(self))}</pre>" if evaluation is None else evaluation._repr_html_()
 
     # Making one, and opening one -------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Run:
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
         run = cls(directory, given)
-        if not directory.finished(config.training.epochs) or run.evaluation is None:
+        if not directory.finished(config.training.epochs) or Evaluation.find(run.directory) is None:
             return run.resume(on_epoch=on_epoch, quiet=True)  # which compares the images, too
         if given.data is not None or is_function(config.data.data):
             check_same_images(directory, load_data(config.data, given.data))
@@ -321,9 +321,11 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The last evaluation; None if there is none, or if the weights were trained on after it."""
-        found = Evaluation.read(self.directory)
-        return None if found is None or self.directory.stale(found.summary) else found
+        """The last evaluation; None if there is none, or if the weights were trained on after it.
+
+        :raises BadInput: if it is damaged, with the command that makes it again.
+        """
+        return Evaluation.latest(self.directory)
 
     # How good it is --------------------------------------------------------------------------------------------
 
@@ -484,7 +486,7 @@ def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> Non
         finally:
             thaw(fitted.model)
         with begun(f"training is done, and its weights are kept in {run.path}"):
-            if run.evaluation is None:
+            if (found := Evaluation.find(run.directory)) is None or found.images is None:
                 evaluate(fitted, options_after_training(fitted), quiet=quiet).write(run.directory)
             if run.directory.writes:
                 draw_training(fitted)

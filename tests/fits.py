@@ -45,7 +45,7 @@ def fit_pair(
     path: Path, data: Data, options: TrainingOptions = SMALL, **guide_options: Any
 ) -> tuple[RunDirectory, nn.ModuleDict]:
     model, guide = assemble(small_config(options, **guide_options), data)
-    run = RunDirectory.create(path, "run", {}) if not path.exists() else RunDirectory.open(path)
+    run = RunDirectory.create(path, "run", CONFIG) if not path.exists() else RunDirectory.open(path)
     train(Fitted(small_config(options, **guide_options), model, guide, data, Given(), run), quiet=True)
     return run, nn.ModuleDict({"model": model, "guide": guide})
 
@@ -75,6 +75,17 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 FEW: dict[str, Any] = {"epochs": 2, "num_samples": 20, "hidden_dims": (8,), "latent_dim": 1, "quiet": True}
 """Arguments of `Run.fit` for a small fit of a VAE."""
+
+
+CONFIG: dict[str, Any] = {
+    "model": "vae",
+    "guide": "normal",
+    "data": {"data": "digits", "binarization": "dynamic"},
+    "data_name": "digits",
+    "training": {"objective": "elbo"},
+    "num_samples": 20,
+}
+"""What a `config.json` has at least."""
 
 
 class Laplace(nn.Module):

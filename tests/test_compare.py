@@ -96,7 +96,7 @@ def test_damaged(elsewhere: Path, call: Call, damage: Callable[[Path], Any], wor
 )
 def test_another_evaluation_s_values(elsewhere: Path, call: Call, changes: dict[str, Any], word: str) -> None:
     status, _, err = call(compare.command, write("run", [-2, -1], [-2, -1], **changes))
-    assert status == 2 and "does not belong to the evaluation.json beside it" in err and f"another {word};" in err
+    assert status == 2 and "does not belong to the evaluation.json beside it" in err and f"another {word})" in err
 
 
 def test_bad_command_lines(elsewhere: Path, call: Call) -> None:

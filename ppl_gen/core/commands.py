@@ -36,7 +36,7 @@ def words(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None,
     """
     written: list[str] = []
     for key, value in options.items():
-        name, default = key.replace("_", "-"), (defaults or {}).get(key)
+        name, default = key.replace("_", "-"), defaults.get(key) if isinstance(defaults, Mapping) else None
         arguments = _arguments(value)
         if isinstance(value, Mapping):
             written += words(value, default, f"{prefix}{name}.")

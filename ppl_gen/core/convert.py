@@ -3,10 +3,11 @@
 import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from ppl_gen.core.errors import BadInput, near_miss, require, require_choice, shown
 
@@ -17,7 +18,7 @@ _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: 
 
 def convert(option: str, value: Any, hint: Any) -> Any:
     """The value of an option as its type: a list as a tuple, NumPy's numbers as Python's, text as a `Path`, and a
-    dictionary as a dataclass of options.
+    dictionary as a dataclass of options. A dictionary whose type is a `TypedDict` may have more keys.
 
     >>> convert("hidden_dims", [400, 200], tuple[int, ...])
     (400, 200)
@@ -37,10 +38,16 @@ def convert(option: str, value: Any, hint: Any) -> Any:
         inner = parts[:1] * len(value) if parts[-1:] == (...,) else parts
         require(len(inner) == len(value), option, shown(value), f"must have {len(inner)} entries")
         return tuple(convert(option, each, one) for each, one in zip(value, inner, strict=True))
-    elif kind is Mapping:
+    elif kind is list:
+        require(isinstance(value, list), option, shown(value), "must be a list")
+        return [convert(f"{option}[{index}]", each, parts[0]) for index, each in enumerate(value)]
+    elif kind is Mapping or is_typeddict(hint):
         named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-        require(named, option, shown(value), "must be a dictionary of options by name")
-        return dict(value)
+        require(named, option, shown(value), "must be a dictionary" + " of options by name" * (parts[1:] == (Any,)))
+        hints = _hints(hint) if is_typeddict(hint) else dict.fromkeys(value, parts[1])
+        for name in sorted(getattr(hint, "__required_keys__", set()) - value.keys()):
+            raise BadInput(f"--{_within(option, name)}: is missing")
+        return {name: convert(_within(option, name), each, hints.get(name)) for name, each in value.items()}
     elif isinstance(hint, type) and is_dataclass(hint):
         if isinstance(value, Mapping):
             return hint(**convert_fields(hint, convert(option, value, Mapping[str, Any]), f"{option}."))
@@ -76,6 +83,17 @@ def converted(options: T, prefix: str = "") -> T:
     """An instance of a dataclass with its fields as their types."""
     values = {each.name: getattr(options, each.name) for each in fields(options)}  # type: ignore[arg-type]
     return replace(options, **convert_fields(type(options), values, prefix))  # type: ignore[type-var]
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _within(option: str, name: str) -> str:
+    """The name of an entry of a dictionary in messages."""
+    name = name if name.isidentifier() and len(name) < 40 else shown(name)
+    return f"{option}.{name}" if option else name
 
 
 def _first(option: str, value: Any, hints: tuple[Any, ...]) -> Any:

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.run_directory import Json
 
 SHARED = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
@@ -19,6 +17,8 @@ _FIGURES = {
     *("largest_change", "points_per_image", "settled"),
 }
 """Keys of an entry of log p(x) that are results, not settings, of its estimator."""
+_NATS = ("elbo", "log_px", "iwae", "gap", "ess", "khat")
+"""Beginnings of the names of variables that are no whole numbers."""
 
 
 def primary(summary: Json) -> str:
@@ -43,30 +43,47 @@ def settings(entry: Json) -> Json:
     return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}
 
 
-def check_match(
-    summary: Json, attributes: Mapping[str, Any], values: Mapping[str, np.ndarray], file: Path, again: str
-) -> None:
-    """Raise `BadInput` if values per image do not belong to a summary.
+def check_variables(summary: Json, variables: Mapping[str, Any], size: int) -> None:
+    """Raise `ValueError` for variables of an `evaluation.nc` that are no numbers, one for each image.
+
+    :param variables: variables as they are on disk, each with a shape and a dtype. They are not read.
+    :param size: bytes of the file. They are not compressed, so a larger array is not there.
+    """
+    guided = "iwae" in summary
+    for name in ("elbo", "log_px", *(("iwae", "k", "gap", "untrusted") if guided else ())):
+        if name not in variables:
+            raise ValueError(f"{name} is missing")
+    bounds = tuple(variables["k"].shape) if "k" in variables else ()
+    shapes = {"k": bounds[:1], "iwae": (summary["num_images"], *bounds[:1])}
+    for name, each in variables.items():
+        kinds = "f" if name.startswith(_NATS) else "iu" if name == "k" else "biuf"
+        if each.dtype.kind not in kinds or not each.dtype.isnative:
+            raise ValueError(f"{name} holds no numbers of its kind")
+        if tuple(each.shape) != shapes.get(name, (summary["num_images"],)):
+            raise ValueError("does not belong to the evaluation.json beside it, which has another num_images")
+        if math.prod(each.shape) * each.dtype.itemsize > size:
+            raise ValueError(f"{name} is larger than the file")
+
+
+def check_match(summary: Json, attributes: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> None:
+    """Raise `ValueError` if values per image do not belong to a summary.
 
     :param attributes: attributes of the `evaluation.nc`.
-    :param values: variables `elbo` and `log_px`, each [images].
-    :param file: the `evaluation.nc`.
-    :param again: what to do about it.
+    :param values: variables `elbo` and `log_px`, each [images], and `k` if there are IWAE bounds.
     """
     recorded = {key: summary.get(key) for key in SHARED} | {"estimator": summary["log_px"]["estimator"]}
     if (importance := entry_of(summary, "importance")) is not None:
         recorded["num_samples"] = importance.get("num_samples")
-    different = [key for key, value in recorded.items() if key in attributes and attributes[key] != value]
-    for name, each in values.items():
+    there = {key: np.ravel(value).tolist() for key, value in attributes.items() if key in recorded}
+    different = [key for key, value in there.items() if value != [recorded[key]]]
+    for name in ("elbo", "log_px"):
         mean = summary[name]["mean"]
-        if each.shape != (summary["num_images"],):
-            different.append("num_images")
-        elif mean is not None and not math.isclose(float(each.mean()), mean, rel_tol=1e-6, abs_tol=1e-6):
+        if mean is not None and not math.isclose(float(values[name].mean()), mean, rel_tol=1e-6, abs_tol=1e-6):
             different.append(f"mean {name}")
+    if sorted(map(int, summary.get("iwae", {}))) != sorted(values["k"].tolist() if "iwae" in summary else []):
+        different.append("list of IWAE bounds")
     if different:
-        raise BadInput(
-            f"{file}: does not belong to the evaluation.json beside it, which has another {different[0]}; {again}"
-        )
+        raise ValueError(f"does not belong to the evaluation.json beside it, which has another {different[0]}")
 
 
 def verdicts(calibration: Json) -> str:

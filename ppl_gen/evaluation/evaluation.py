@@ -4,6 +4,7 @@ It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if th
 version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.tables import Row, fixed, html, sentence
 from ppl_gen.evaluation import entries, table
-from ppl_gen.experiment.run_directory import Json, per_image, to_json, to_netcdf
+from ppl_gen.experiment.run_directory import GROUP, Json, to_json, to_netcdf, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,20 +101,28 @@ class Evaluation:
 
         :raises BadInput: for files that are damaged or do not belong together.
         """
-        (summary, content), file = directory.read_evaluation(), directory.path / "evaluation.nc"
+        summary, content = directory.read_evaluation()
         if summary is None or content is None:
             return None if summary is None else cls(summary)
         try:
-            images = per_image(content)
+            return cls(summary, _images(summary, content))
         except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(f"{file}: damaged ({reason}); evaluate again") from None
+            raise directory.damaged("evaluation.nc", error) from None
+
+    @classmethod
+    def latest(cls, directory: "RunDirectory") -> "Evaluation | None":
+        """As `read`; None also if the weights were trained on after the evaluation."""
+        found = cls.read(directory)
+        return None if found is None or directory.stale(found.summary) else found
+
+    @classmethod
+    def find(cls, directory: "RunDirectory") -> "Evaluation | None":
+        """As `latest`; None also if it is damaged, with a warning."""
         try:
-            values = {name: images[name].values for name in ("elbo", "log_px")}
-            entries.check_match(summary, images.attrs, values, file, "evaluate again")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{directory.path / 'evaluation.json'}: damaged ({error}); evaluate again") from None
-        return cls(summary, images)
+            return cls.latest(directory)
+        except BadInput as error:
+            warn(error.sentence)
+            return None
 
     def write(self, directory: "RunDirectory") -> None:
         """Write `evaluation.nc` and `evaluation.json`."""
@@ -242,3 +251,15 @@ class Evaluation:
     def _repr_html_(self) -> str:
         caption = f"{table.title(self.summary)}: {table.images(self.summary)}; {table.UNITS}"
         return html(caption, self.rows(), warnings_of(self.summary["observation"]))
+
+
+def _images(summary: Json, content: bytes) -> "xarray.Dataset":
+    """The data set in an `evaluation.nc` that belongs to a summary."""
+    import xarray
+
+    with xarray.open_dataset(io.BytesIO(content), group=GROUP, engine="h5netcdf") as dataset:
+        variables = {str(name): each for name, each in dataset.variables.items()}
+        entries.check_variables(summary, variables, len(content))
+        images = dataset.load()
+    entries.check_match(summary, images.attrs, {name: images[name].values for name in variables})
+    return images

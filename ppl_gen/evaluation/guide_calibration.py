@@ -170,7 +170,7 @@ def calibration_rows(summary: Json) -> list[tuple[str, list[Row]]]:
     parts = [("exact posterior" if exact else "the guide's samples", summary["before"], "")]
     if "after" in summary:
         ess = summary["ess"]
-        note = f"effective sample size: median {ess['median']:.1f}, least {ess['min']:.1f}"
+        note = f"effective sample size: median {fixed(ess['median'], 1)}, least {fixed(ess['min'], 1)}"
         parts.append(("the same samples with importance weights", summary["after"], note))
     return [(name, _rows(summary, part, note)) for name, part, note in parts]
 

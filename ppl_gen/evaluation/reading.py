@@ -75,36 +75,29 @@ def read(path: Path) -> Evaluated:
     :raises BadInput: for a directory that is no run, and for an evaluation that is missing, damaged or incomplete.
     """
     run = RunDirectory.open(path)
+    summary, content = run.read_evaluation()
     again = f"evaluate it: {line(command('evaluate', path, *external_class_options(run.config)))}"
-    (summary, content), file = run.read_evaluation(), path / "evaluation.nc"
     if summary is not None and run.stale(summary):
         raise BadInput(f"{path}: was trained after its evaluation; {again}")
     if summary is None or content is None:
-        raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else file.name}; {again}")
+        raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else 'evaluation.nc'}; {again}")
     try:
-        values, attributes = _per_image(content)
-        iwae = dict(zip(values["k"].tolist(), values["iwae"].T, strict=True)) if "iwae" in values else {}
-        elbo, log_px = values["elbo"], values["log_px"]
-        others = {name.removeprefix(_ESTIMATE): each for name, each in values.items() if name.startswith(_ESTIMATE)}
+        values = _per_image(summary, content)
     except Exception as error:  # h5py raises errors of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"{file}: damaged ({reason}); {again}") from None
-    try:
-        images = Images(*(summary[key] for key in Images._fields))
-        entries.check_match(summary, attributes, {"elbo": elbo, "log_px": log_px}, file, again)
-        settings, seed = _settings(summary["log_px"]), summary["training_seed"]
-        chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
-        for key in ("model", "guide", "num_parameters"):
-            summary[key]  # raises KeyError if it is missing
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path / 'evaluation.json'}: damaged ({error}); {again}") from None
+        raise run.damaged("evaluation.nc", error) from None
+    images = Images(*(summary[key] for key in Images._fields))
+    settings, seed = _settings(summary["log_px"]), summary["training_seed"]
+    chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
+    iwae = dict(zip(values["k"].tolist(), values["iwae"].T, strict=True)) if "iwae" in values else {}
+    others = {name.removeprefix(_ESTIMATE): each for name, each in values.items() if name.startswith(_ESTIMATE)}
     labels, more = values.get("label"), (_gaps(run, summary), _calibration(run, summary))
-    return Evaluated(path, config, seed, images, settings, summary, elbo, log_px, iwae, others, labels, run.last, *more)
+    found = values["elbo"], values["log_px"], iwae, others, labels
+    return Evaluated(path, config, seed, images, settings, summary, *found, run.last, *more)
 
 
-def _per_image(content: bytes) -> tuple[dict[str, np.ndarray], Json]:
-    """The variables of `evaluation.nc` that a comparison uses, and its attributes.
+def _per_image(summary: Json, content: bytes) -> dict[str, np.ndarray]:
+    """The variables of an `evaluation.nc` that a comparison uses.
 
     xarray would read every variable with its attributes and dimensions, which takes 30 times as long.
     """
@@ -114,8 +107,11 @@ def _per_image(content: bytes) -> tuple[dict[str, np.ndarray], Json]:
         group = file[GROUP]
         names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
         names += [name for name in group if name.startswith(_ESTIMATE) and not name.endswith(("_mc_se", "_bias"))]
-        attributes = {name: np.ravel(value)[0] for name, value in group.attrs.items()}  # arrays of one element
-        return {name: group[name][()] for name in names}, attributes
+        of_figures = [name for name in ("gap", "untrusted") if name in group]
+        entries.check_variables(summary, {name: group[name] for name in (*names, *of_figures)}, len(content))
+        found = {name: group[name][()] for name in names}
+        entries.check_match(summary, group.attrs, found)
+        return found
 
 
 def _settings(entry: Json) -> Json:
@@ -139,7 +135,7 @@ def _identifies(name: str) -> bool:
 
 def _gaps(run: RunDirectory, summary: Json) -> Json:
     """The means of `gaps.json`; empty if it is missing, or is of another split or other weights than a summary."""
-    split = run.read_json("gaps.json") or {}
+    split = run.find_json("gaps.json") or {}
     same = all(split.get(key) == summary[key] for key in ("split", "checkpoint")) and not run.stale(split)
     means: Json = split.get("contexts", {}) if same else {}
     return means
@@ -147,7 +143,7 @@ def _gaps(run: RunDirectory, summary: Json) -> Json:
 
 def _calibration(run: RunDirectory, summary: Json) -> Json:
     """The content of `calibration.json`; empty if it is missing, or is of other weights than a summary."""
-    found = run.read_json("calibration.json") or {}
+    found = run.find_json("calibration.json") or {}
     return found if found.get("checkpoint") == summary["checkpoint"] and not run.stale(found) else {}
 
 

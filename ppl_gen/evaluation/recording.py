@@ -125,7 +125,7 @@ def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
         doubted=None if outcome is None else outcome == 0,
         largest=values("largest_weight") if name == "importance" else None,
         narrower=name == "importance" and bool(summary.get("narrower", False)),
-        words=str(images[prefix].attrs["long_name"]).removeprefix("log p(x) by "),
+        words=str(images[prefix].attrs.get("long_name", "")).removeprefix("log p(x) by "),
         usable_for_gap=entry["estimator"] != "prior",
         verdict=entries.at_least(summary, entry),
         settings=entries.settings(entry),

@@ -5,7 +5,7 @@ from html import escape
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, duration, fixed, line, small
-from ppl_gen.evaluation.entries import at_least, entry_of
+from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of
 from ppl_gen.experiment.run_directory import Json
 
 UNITS = "nats per image ± standard error over images; larger is better"
@@ -122,12 +122,14 @@ def _estimator_text(entry: Json) -> str:
     if "num_chains" in entry:
         chains = f"{entry['num_chains']} chains x {entry['num_temperatures']} temperatures"
         return f"annealed, {chains} from the {entry['start']}; {_errors_text(entry)}"
-    if entry["estimator"] == "settled":
+    if "settled" in entry:
         return f"{_settled_text(entry)}; {_errors_text(entry)}"
-    if entry["estimator"] == "quadrature":
+    if "points_per_image" in entry:
         points = f"{entry['points_per_image']:,} points of z per image"
         return f"quadrature, {points}; halving the step moves no image by more than {small(entry['largest_change'])}"
-    ess = f"; effective {entry['ess']['median']:.1f}" if "ess" in entry else ""
+    if entry["estimator"] in KNOWN:
+        return str(entry["estimator"])
+    ess = f"; effective {fixed(entry['ess']['median'], 1)}" if "ess" in entry else ""
     if entry["estimator"] == "prior":
         samples = f"S = {entry['num_samples']} importance samples from the prior"
     elif "proposal" in entry:

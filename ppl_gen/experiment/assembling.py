@@ -17,7 +17,7 @@ from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
-from ppl_gen.experiment.state import load_weights, prefixed, tensors_of, weights_of
+from ppl_gen.experiment.state import check, load_weights, prefixed, tensors_of, weights_of
 from ppl_gen.inference.callables import evaluating, takes_labels
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
@@ -170,7 +170,7 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
         raise BadInput(
             f"--checkpoint {checkpoint}: {run.path} has none: training had no validation split or no ELBO; use last"
         )
-    load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run)
+    load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run.checkpoint_path, f"{checkpoint}.")
     run.loaded = content[1]["step"]
     return content[1]
 
@@ -196,6 +196,8 @@ def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
             raise BadInput(
                 f"--init-from {path}: its model differs: '{name}' is missing in one of them, or has another shape"
             )
+    copied, replaced = ({name: tensors[name] for name in fits} for tensors in (theirs, ours))
+    check(copied, replaced, run.checkpoint_path, "last.")
     for name in fits:
         ours[name].copy_(theirs[name])
     guides = sum(name.startswith("guide.") for name in ours)

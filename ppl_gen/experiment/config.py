@@ -278,13 +278,23 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
         names = {each.name for each in fields(Config)} - {*classes, "data", "training"}
         return Config(
             **classes,
-            data=DataOptions(**content["data"]),
-            training=TrainingOptions(**content["training"]),
+            **_options(run),
             **{name: content[name] for name in names if name in content or name == "num_samples"},
         )
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise BadInput(f"{run.path / 'config.json'}: damaged: {reason}") from None
+
+
+def _options(run: RunDirectory) -> dict[str, Any]:
+    """The options of data and training of a run. Their values are in range."""
+    try:
+        return {
+            "data": DataOptions(**run.config["data"]),
+            "training": TrainingOptions(**run.config["training"]),
+        }
+    except BadInput as error:
+        raise BadInput(f"{run.path / 'config.json'}: damaged: {error}") from None
 
 
 def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:

@@ -13,20 +13,23 @@ import math
 import os
 import secrets
 import shutil
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppl_gen.core.commands import line
+from ppl_gen.core.commands import command, external_class_options, line
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.files import append, is_file, read_bytes, readable_errors, write_file, write_files
 from ppl_gen.core.paths import exists, is_folder
+from ppl_gen.experiment import contents
 from ppl_gen.experiment.locks import only_writer
 
 if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
@@ -39,6 +42,18 @@ FORMAT = 1
 """Version of the layout. A run from a later version is refused."""
 GROUP = "evaluation"
 """Group of `evaluation.nc` that holds the variables."""
+_AGAIN = {
+    "evaluation.json": ("evaluate",),
+    "evaluation.nc": ("evaluate",),
+    "gaps.json": ("evaluate", "--gaps"),
+    "calibration.json": ("calibrate",),
+    "quality.json": ("quality",),
+    "explorer.json": ("fit", "--resume"),
+    "posteriors.npz": ("fit", "--resume"),
+}
+"""The command that makes a file again, and its options."""
+_LARGEST = 2**30
+"""Most bytes of the arrays of an .npz file. Those of a run take a few MB."""
 
 
 class RunDirectory:
@@ -92,17 +107,17 @@ class RunDirectory:
         if not is_file(file):
             raise BadInput(f"{path}: not a run directory: it has no config.json")
         try:
-            config = json.loads(read_bytes(file).decode())
-            version = config["format"]
-            if not isinstance(version, int):
-                raise TypeError("format is not a number")
-        except (ValueError, KeyError, TypeError) as error:
+            config = contents.read(_content(file) or b"", "")
+            if isinstance(version := config.get("format"), int) and version > FORMAT:
+                raise BadInput(
+                    f"{path}: written by a later version of ppl_gen (format {version}; this version reads {FORMAT}); "
+                    "upgrade ppl_gen"
+                )
+            contents.check(config, file.name)
+        except BadInput:
+            raise
+        except ValueError as error:
             raise BadInput(f"{file}: damaged, or not written by ppl_gen ({error})") from None
-        if version > FORMAT:
-            raise BadInput(
-                f"{path}: written by a later version of ppl_gen (format {version}; this version reads {FORMAT}); "
-                "upgrade ppl_gen"
-            )
         return cls(path, config)
 
     # Writing ---------------------------------------------------------------------------------------------------
@@ -114,13 +129,13 @@ class RunDirectory:
         """
         return only_writer(self.path) if self.writes else nullcontext()
 
-    def write(self, contents: Mapping[str, bytes]) -> None:
+    def write(self, files: Mapping[str, bytes]) -> None:
         """Write files that belong together, by their names.
 
         :raises BadInput: if they cannot be written. The files that were there are intact.
         """
-        if self.writes and contents:
-            write_files({self._at(name): content for name, content in contents.items()})
+        if self.writes and files:
+            write_files({self._at(name): content for name, content in files.items()})
 
     def write_file(self, name: str, content: bytes) -> None:
         self.write({name: content})
@@ -138,19 +153,17 @@ class RunDirectory:
     # JSON, arrays and pictures ---------------------------------------------------------------------------------
 
     def read_json(self, name: str) -> Json | None:
-        """The content of a JSON file; None if there is none. Raises `BadInput` if it is damaged."""
-        path = self.path / name
+        """The content of a JSON file, of its type in `contents`; None if there is none.
+
+        :raises BadInput: if it is damaged, with the command that makes it again.
+        """
+        return self._parsed(name, _content(self.path / name))
+
+    def _parsed(self, name: str, content: bytes | None) -> Json | None:
         try:
-            content = _python_content(json.loads(read_bytes(path).decode()))
-            if not isinstance(content, dict):
-                raise ValueError("not an object")
-            return content
-        except FileNotFoundError:
-            return None
-        except BadInput:
-            raise
+            return None if content is None else contents.read(content, name)
         except ValueError as error:
-            raise BadInput(f"{path}: damaged ({error}); delete it and evaluate again") from None
+            raise self.damaged(name, error) from None
 
     def read_evaluation(self) -> tuple[Json | None, bytes | None]:
         """The content of `evaluation.json` and that of `evaluation.nc`, of one evaluation; None for a missing file.
@@ -158,28 +171,47 @@ class RunDirectory:
 
         :raises BadInput: for an `evaluation.json` that is damaged.
         """
+        file = self.path / "evaluation.json"
         while True:
-            summary, values = self.read_json("evaluation.json"), None
-            with suppress(FileNotFoundError):
-                values = read_bytes(self.path / "evaluation.nc")
-            if self.read_json("evaluation.json") == summary:
-                return summary, values
+            summary, values = _content(file), _content(self.path / "evaluation.nc")
+            if _content(file) == summary:
+                return self._parsed(file.name, summary), values
 
-    def per_image(self) -> "xarray.Dataset":
-        """The content of `evaluation.nc`. If the file is damaged, xarray and h5netcdf raise errors of many kinds."""
-        return per_image(read_bytes(self.path / "evaluation.nc"))
+    def find_json(self, name: str) -> Json | None:
+        """As `read_json`, for what is shown beside other results: a damaged file is left out, with a warning."""
+        try:
+            return self.read_json(name)
+        except BadInput as error:
+            warn(error.sentence)
+            return None
+
+    def damaged(self, name: str, reason: object) -> BadInput:
+        """The error for a file that cannot be used, in a line that says how to make it again."""
+        words = (" ".join(str(reason).split()) or type(reason).__name__)[:200]
+        again = ""
+        if name in _AGAIN:
+            module, *options = _AGAIN[name]
+            arguments = [*options, str(self.path)] if module == "fit" else [str(self.path), *options]
+            again = f"; make it again: {line(command(module, *arguments, *external_class_options(self.config)))}"
+        return BadInput(f"{self.path / name}: damaged ({words}){again}")
 
     def add_array(self, name: str, key: str, values: "np.ndarray") -> None:
         """Write an array to an .npz file of the run. It replaces the array with the same key."""
         self.write_file(name, to_npz(self.arrays(name) | {key: values}))
 
     def arrays(self, name: str) -> "dict[str, np.ndarray]":
-        """The arrays of an .npz file of the run; empty if there is no such file, or it is damaged."""
+        """The arrays of numbers of an .npz file of the run; empty if there is none. A damaged file is left out, with a
+        warning."""
+        content = _content(self.path / name)
         try:
-            with np.load(io.BytesIO(read_bytes(self.path / name))) as file:
-                return dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile):
+            return {} if content is None else _arrays(content)
+        except Exception as error:  # zipfile, zlib and NumPy raise errors of many kinds
+            self.leave_out(name, error)
             return {}
+
+    def leave_out(self, name: str, reason: object) -> None:
+        """Warn of a damaged file that is left out."""
+        warn(self.damaged(name, reason).sentence)
 
     # Metrics ---------------------------------------------------------------------------------------------------
 
@@ -188,18 +220,16 @@ class RunDirectory:
             append(self.path / "metrics.jsonl", (json.dumps(_json_content(line)) + "\n").encode())
 
     def metrics(self) -> list[Json]:
-        """The complete lines of `metrics.jsonl`. A line that was cut off when the process was killed ends the list."""
-        lines = []
-        try:
-            for text in read_bytes(self.path / "metrics.jsonl").decode().splitlines():
-                line = _python_content(json.loads(text))
-                if not isinstance(line, dict):
-                    break
-                lines.append(line)
-        except BadInput:
-            raise
-        except (FileNotFoundError, ValueError):
-            pass
+        """The lines of `metrics.jsonl`. The last line is left out if it was cut off when the process was killed. Any
+        other line that is damaged is left out with a warning."""
+        path, lines = self.path / "metrics.jsonl", []
+        *whole, rest = (_content(path) or b"").split(b"\n")
+        for number, text in enumerate([*whole, rest], 1):
+            try:
+                lines.append(contents.read(text, path.name))
+            except ValueError as error:
+                if number <= len(whole):
+                    warn(f"{path}: line {number} is damaged and left out ({error})")
         return lines
 
     @property
@@ -243,7 +273,7 @@ class RunDirectory:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            state = json.loads(metadata["state"])
+            state = contents.read(metadata["state"], path.name)
             intact = metadata["crc32"] == str(_checksum(tensors))
         except Exception as error:  # safetensors raises errors of many kinds
             raise BadInput(f"{path}: damaged, or not a checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
@@ -259,7 +289,7 @@ class RunDirectory:
             if not is_file(self.checkpoint_path):
                 return None
             with safe_open(self.checkpoint_path, framework="np") as file:
-                step: int = json.loads(file.metadata()["state"])["step"]
+                step: int = contents.read(file.metadata()["state"], self.checkpoint_path.name)["step"]
                 return step
         except Exception:  # safetensors raises errors of many kinds; `load_checkpoint` reports them
             return None
@@ -304,14 +334,6 @@ def check_folder(out: Path) -> None:
         raise BadInput(f"--out {out}: is a run directory; name a folder for the runs")
 
 
-def per_image(content: bytes) -> "xarray.Dataset":
-    """The data set that an `evaluation.nc` holds, from its content."""
-    import xarray
-
-    with xarray.open_dataset(io.BytesIO(content), group=GROUP, engine="h5netcdf") as dataset:
-        return dataset.load()
-
-
 def to_netcdf(images: "xarray.Dataset") -> bytes:
     """The content of an `evaluation.nc`. HDF5 may end the process if a disk is full, so that it writes to memory."""
     return bytes(images.to_netcdf(None, group=GROUP, engine="h5netcdf"))
@@ -344,13 +366,44 @@ def _json_content(content: Any) -> Any:
     return _INFINITE.get(content) if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _python_content(content: Any) -> Any:
-    """The inverse of `_json_content`, except that null stays None."""
-    if isinstance(content, dict):
-        return {key: _python_content(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_python_content(value) for value in content]
-    return float(content) if isinstance(content, str) and content in _INFINITE.values() else content
+def _content(path: Path) -> bytes | None:
+    """The content of a file; None if there is none. Raises `BadInput` if it cannot be read, or is a link."""
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        return None
+
+
+def _arrays(content: bytes) -> "dict[str, np.ndarray]":
+    """The arrays in an .npz file.
+
+    :raises Exception: of many kinds, before memory is taken, for a file that holds anything else than numbers, or
+        whose headers announce more than it may hold.
+    """
+    size = 0
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                first = np.lib.format.read_magic(file) == (1, 0)
+                header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, _, dtype = header(file)
+            if dtype.kind not in "biuf":
+                raise ValueError(f"{member} holds no numbers")
+            size += math.prod(shape) * dtype.itemsize
+    if size > _LARGEST:
+        raise ValueError(f"its arrays take {size / 2**30:.0f} GiB")
+    with np.load(io.BytesIO(content)) as found:
+        return dict(found)
+
+
+def warn(text: str) -> None:
+    """Print a warning, once in a process and folder: several readers may meet the same damaged file."""
+    _print_once(f"warning: {text}", Path.cwd())
+
+
+@cache
+def _print_once(text: str, _: Path) -> None:
+    print(text, file=sys.stderr)
 
 
 def _checksum(tensors: "Mapping[str, Tensor]") -> int:

@@ -1,7 +1,9 @@
 """The tensors of a checkpoint, by name: of modules, optimizers and random number generators."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,6 @@ from torch.optim import Optimizer
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.options import Checkpoint
-from ppl_gen.experiment.run_directory import RunDirectory
 
 
 def tensors_of(modules: nn.ModuleDict) -> dict[str, Tensor]:
@@ -49,12 +50,40 @@ def unchanged(modules: nn.Module) -> Iterator[None]:
                     tensor.copy_(before)
 
 
-def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], run: RunDirectory) -> None:
-    """Copy weights by name into model and guide. Raises `BadInput` if they do not match the run's configuration."""
+def check(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], file: Path, whole: str = "") -> None:
+    """Raise `BadInput` unless the tensors of a file are those that are needed: of the same names, shapes and types, and
+    finite, except where the needed one is not finite either, such as a mask of -inf.
+
+    Compiled code reads and writes as many numbers as a parameter has, whatever the file has.
+
+    :param whole: beginning of the names in the file, for the message.
+    """
+    for name in sorted(found.keys() | needed.keys()):
+        if name not in found or name not in needed:
+            reason = "is missing" if name not in found else "belongs to nothing in this run"
+        elif found[name].shape != needed[name].shape:
+            reason = f"has the shape {list(found[name].shape)}, not {list(needed[name].shape)}"
+        elif found[name].dtype != needed[name].dtype:
+            reason = f"is of the type {found[name].dtype}, not {needed[name].dtype}"
+        elif not _finite(found[name], needed[name]):
+            reason = "is not finite"
+        else:
+            continue
+        raise BadInput(f"{file}: does not match the run's config.json at '{whole}{name}', which {reason}")
+
+
+def _finite(found: Tensor, needed: Tensor) -> bool:
+    finite = found.isfinite()
+    return bool(finite.all()) or bool((finite | ~needed.cpu().isfinite()).all())
+
+
+def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], file: Path, whole: str) -> None:
+    """Copy weights by name into model and guide. Raises `BadInput` if they do not match the run's configuration.
+
+    :param whole: beginning of their names in the file.
+    """
     ours = tensors_of(modules)
-    for name in sorted(ours.keys() | tensors.keys()):
-        if name not in tensors or name not in ours or ours[name].shape != tensors[name].shape:
-            raise BadInput(f"{run.checkpoint_path}: does not match the run's config.json at '{name}'")
+    check(tensors, ours, file, whole)
     for name, tensor in ours.items():
         tensor.copy_(tensors[name])
 
@@ -72,19 +101,59 @@ def snapshot(modules: nn.ModuleDict, optimizers: dict[str, Optimizer]) -> dict[s
 
 
 def restore(
-    modules: nn.ModuleDict, optimizers: dict[str, Optimizer], tensors: dict[str, Tensor], run: RunDirectory
+    modules: nn.ModuleDict, optimizers: dict[str, Optimizer], tensors: dict[str, Tensor], file: Path, *, stepped: bool
 ) -> None:
-    """Restore the tensors of a `snapshot`. Raises `BadInput` as `load_weights` does."""
-    load_weights(modules, prefixed(tensors, "last."), run)
+    """The inverse of `snapshot`. Every tensor of the checkpoint is checked before any is used.
+
+    :param stepped: True if the checkpoint is of weights after a step.
+    :raises BadInput: for tensors that are not those of these modules and optimizers.
+    """
+    needed = _needed(modules, optimizers, tensors, stepped)
+    check(tensors, needed, file)
+    load_weights(modules, prefixed(tensors, "last."), file, "last.")
     for part_name, part in optimizers.items():
         content = part.state_dict()
         for name, tensor in prefixed(tensors, f"{part_name}.").items():
             index, _, key = name.partition(".")
             content["state"].setdefault(int(index), {})[key] = tensor
         part.load_state_dict(content)
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and next(modules.parameters()).is_cuda:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    try:
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and next(modules.parameters()).is_cuda:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+    except RuntimeError as error:
+        raise BadInput(f"{file}: damaged at 'random': {str(error).splitlines()[0]}") from None
+
+
+def _needed(
+    modules: nn.ModuleDict, optimizers: dict[str, Optimizer], found: Mapping[str, Tensor], stepped: bool
+) -> dict[str, Tensor]:
+    """Tensors of the names, shapes and types that a checkpoint needs. Weights of a best epoch, a state of the random
+    numbers of a GPU, and the states of an optimizer before its first step may be left out. So may all state of a
+    parameter without a gradient."""
+    ours = tensors_of(modules)
+    needed = {f"last.{name}": tensor for name, tensor in ours.items()} | {"random.cpu": torch.get_rng_state()}
+    if any(name.startswith("best.") for name in found):
+        needed |= {f"best.{name}": tensor for name, tensor in ours.items()}
+    if "random.cuda" in found:
+        on_gpu = next(modules.parameters()).is_cuda
+        needed["random.cuda"] = torch.cuda.get_rng_state() if on_gpu else torch.zeros(16, dtype=torch.uint8)
+    for part_name, part in optimizers.items():
+        there = {name.partition(".")[0] for name in prefixed(found, f"{part_name}.")}
+        for index, values in _state_after_a_step(part).items():
+            if str(index) in there or (stepped and not there):
+                needed |= {f"{part_name}.{index}.{key}": value for key, value in values.items()}
+    return needed
+
+
+def _state_after_a_step(optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
+    """The state of each parameter that an optimizer has after a step."""
+    trial = copy.deepcopy(optimizer)  # with parameters of its own
+    for parameter in (each for group in trial.param_groups for each in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    trial.step()
+    state: dict[int, dict[str, Tensor]] = trial.state_dict()["state"]
+    return state
 
 
 def weights_of(tensors: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -93,6 +162,6 @@ def weights_of(tensors: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, 
     return {name: tensor for name, tensor in found.items() if not name.startswith("objective.")}
 
 
-def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -31,10 +31,12 @@ _TWO: tuple[dict[str, Any], ...] = ({"color": BLUE, "linestyle": "-"}, {"color":
 
 def captions(metrics: Sequence[Json]) -> dict[str, Caption]:
     """Captions of a run, with the first and the last value of the ELBO or log p(x)."""
-    if "elbo" not in metrics[-1]["train"]:
-        return {"learning_curves": _ADVERSARIAL} if "d_real" in metrics[-1]["train"] else CAPTIONS
+    if "d_real" in metrics[-1]["train"]:
+        return {"learning_curves": _ADVERSARIAL}
     split = "validation" if "validation" in metrics[-1] else "train"
-    before, after = (line[split] for line in (metrics[0], metrics[-1]))
+    before, after = (line.get(split, {}) for line in (metrics[0], metrics[-1]))
+    if "elbo" not in before or "elbo" not in after:
+        return CAPTIONS
     name = "ELBO" if "kl" in after else "log p(x)"
     numbers = f"; {split} {name} {fixed(before['elbo'])} before training, {fixed(after['elbo'])} at its end"
     return {"learning_curves": CAPTIONS["learning_curves"].with_numbers(numbers)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ppl_gen.experiment.run_directory import RunDirectory, to_npz
-from ppl_gen.figures.posteriors import Posteriors
+from ppl_gen.figures.posteriors import MASSES, Posteriors
 
 FILE = "posteriors.npz"
 
@@ -19,13 +19,36 @@ def write_posteriors(run: RunDirectory, found: Posteriors) -> None:
 
 
 def read_posteriors(run: RunDirectory) -> Posteriors | None:
-    """The posteriors of a run; None if there are none, or its weights were trained on after they were made."""
+    """The posteriors of a run; None if there are none, or they are damaged, or the weights were trained on after they
+    were made."""
     arrays = run.arrays(FILE)
-    made = {"training_step": int(arrays["training_step"])} if "training_step" in arrays else {}
-    try:
-        return None if run.stale(made) else Posteriors.of(arrays)
-    except KeyError:  # no file, or a damaged one
+    if not arrays:
         return None
+    try:
+        made = {"training_step": arrays["training_step"].item()} if "training_step" in arrays else {}
+        found = Posteriors.of(arrays)
+        _check(found)
+    except (KeyError, ValueError) as error:
+        run.leave_out(FILE, error)
+        return None
+    return None if run.stale(made) else found
+
+
+def _check(found: Posteriors) -> None:
+    """Raise `ValueError` for arrays that do not fit each other, or cannot be drawn."""
+    count = len(found.images) if found.images.ndim in (3, 4) else 0
+    fits = count > 0 and found.images.size > 0 and bool(np.isfinite(found.images).all())
+    fits = fits and found.kl.shape == (count, 2)
+    for each in (found.exact, found.guide):
+        if each is not None and fits:
+            cells = each.axes.shape[-1] if each.axes.ndim else 0
+            shapes = each.axes.shape, each.log_density.shape, each.levels.shape
+            fits = cells > 1 and shapes == ((count, 2, cells), (count, cells, cells), (count, len(MASSES)))
+            fits = fits and all(np.isfinite(values).all() for values in (each.axes, each.levels))
+            fits = fits and bool((np.diff(each.axes) > 0).all()) and not np.isnan(each.log_density).any()
+            fits = fits and bool((each.log_density.max((1, 2)) >= each.levels.min(1)).all())
+    if not fits:
+        raise ValueError("its arrays do not fit each other")
 
 
 def shared_posteriors(runs: Mapping[str, Path]) -> dict[str, Posteriors]:

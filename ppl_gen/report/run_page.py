@@ -38,7 +38,7 @@ def report(run: RunDirectory) -> str:
         next=_next(run, main),
         sections=shown,
         warnings=_warnings(config, contents),
-        explored=run.read_json("explorer.json"),
+        explored=run.find_json("explorer.json"),
         pictures=list(_pictures(run, evaluation or {}, metrics).values()),
         options=options(config),
         again=_again(run, shown),

@@ -31,7 +31,7 @@ class Patience:
         self.epochs = epochs
 
     def __call__(self, run: "Run", metrics: Json) -> bool:
-        elbos = [line["validation"]["elbo"] for line in run.directory.metrics()]
+        elbos = [line["validation"]["elbo"] for line in run.directory.metrics() if "elbo" in line.get("validation", {})]
         return len(elbos) - 1 - elbos.index(max(elbos)) >= self.epochs
 
 

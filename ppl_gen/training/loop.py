@@ -332,7 +332,8 @@ class Loop:
                 "of your instances as it was then"
             )
         self.best = {name: tensor for name, tensor in tensors.items() if name.startswith("best.")}
-        restore(self.modules, self.optimizer.parts, tensors, self.directory)
+        file, stepped = self.directory.checkpoint_path, self.state.step > 0
+        restore(self.modules, self.optimizer.parts, tensors, file, stepped=stepped)
         return True
 
 

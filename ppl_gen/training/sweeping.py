@@ -184,7 +184,7 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             continue
         opened = RunDirectory.open(run.path)
         check_same(opened, run.config, Given(**run.config.externals()))
-        evaluation = opened.read_json("evaluation.json")
+        evaluation = opened.find_json("evaluation.json")
         if evaluation is None or opened.stale(evaluation) or not opened.finished(run.config.training.epochs):
             again = ["--resume", str(run.path), *words(run.config.externals())]
             found.append(run._replace(arguments=again))

@@ -135,14 +135,14 @@ class Unsaid(Exception):
 def test_an_error_in_one_line() -> None:
     """Whatever its text is: the first line; or the second too, if the first announces it."""
     many = ExceptionGroup("several", [KeyError("a"), ValueError("b")])
-    for error, line in (
+    for error, told in (
         (ValueError("one\n two\nthree"), "ValueError: one"),
         (ValueError("wrong:\n\tthe   width\nmore"), "ValueError: wrong: the width"),
         (Unsaid(), "Unsaid"),
         (many, "ExceptionGroup: several (2 sub-exceptions); the first is KeyError: 'a'"),
         (SystemExit(0), "SystemExit: 0"),
     ):
-        assert describe(error) == line
+        assert describe(error) == told
 
 
 def test_whose_code_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_a_finite_model_has_one_level(elsewhere: Path) -> None:
 def test_what_is_not_there_has_no_mark_or_no_interval(elsewhere: Path) -> None:
     """An infinite mean is left out. An estimate whose values were not recorded has no interval, as from versions that
     wrote means alone."""
-    earlier = {"mean": -3.5, "estimator": "annealed", "num_chains": 4}
+    earlier = {"mean": -3.5, "estimator": "annealed", "num_chains": 4, "num_temperatures": 9, "start": "prior"}
     write("a", [-6.0, -4.0], [-4.0, -3.0], **{"evaluation.log_px_annealed": earlier, "evaluation.elbo.mean": None})
     # JSON has None for an infinity: the reader of the ELBO's values does not compare it.
     (row,) = Comparison("a").distances.rows
@@ -119,6 +119,7 @@ def test_what_is_not_there_has_no_mark_or_no_interval(elsewhere: Path) -> None:
 def test_bounds_from_both_sides(elsewhere: Path) -> None:
     bounds = {
         "num_images": 50,
+        "num_samples": 20,
         "lower": {"mean": -9.0, "se": 0.4},
         "upper": {"mean": -8.5, "se": 0.4},
         "width": {"mean": 0.5, "se": 0.03},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from written import compared, write
+from written import RESULTS, compared, write
 
 from ppl_gen.comparison import Comparison
 from ppl_gen.experiment.run_directory import RunDirectory
@@ -170,9 +170,9 @@ def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
     """Means over seeds, of a row whose runs all have them; blank for the others."""
     for seed, approximation in ((0, 1.0), (1, 2.0)):
         path = write(f"run-{seed}", [-10.0, -11.0], [-8.0, -9.0], **{"training.seed": seed})
-        parts = {"approximation": {"mean": approximation}, "amortization": {"mean": 0.5}}
-        contexts = parts | {"num_images": 100, "at_least": seed == 1}
-        of = {"split": "test", "checkpoint": "last"}
+        parts = {"approximation": {"mean": approximation, "se": 0.1}, "amortization": {"mean": 0.5, "se": 0.1}}
+        of = RESULTS["gaps.json"]
+        contexts = of["contexts"] | parts | {"num_images": 100, "at_least": seed == 1}
         (path / "gaps.json").write_text(json.dumps(of | {"contexts": contexts}))
     write("other", [-10.0, -11.0], [-9.0, -9.5], guide="flow")
     result = compared(Path("run-0"), Path("run-1"), Path("other"))
@@ -183,7 +183,7 @@ def test_gaps_where_they_were_measured(elsewhere: Path) -> None:
     text = str(Comparison([Path("run-0"), Path("run-1"), Path("other")]))
     assert "≥ 1.50" in text and "approx." in text and "on the first 100 images" in text
     assert "approx." not in str(Comparison(["other"]))
-    RunDirectory.open(path).save_checkpoint({"weight": torch.zeros(1)}, {"step": 4})
+    RunDirectory.open(path).save_checkpoint({"weight": torch.zeros(1)}, {"epoch": 1, "step": 4})
     for other in ({"split": "train"}, {"checkpoint": "best"}, {"training_step": 3}):
         (path / "gaps.json").write_text(json.dumps(of | other | {"contexts": contexts}))
         assert "approx." not in str(Comparison(["run-1"]))

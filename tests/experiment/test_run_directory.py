@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fits import fit_pair
+from fits import CONFIG, fit_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,8 +27,8 @@ def test_numbered_by_default(elsewhere: Path) -> None:
 
 
 def test_opens_what_it_created(tmp_path: Path) -> None:
-    run = RunDirectory.create(tmp_path / "deep" / "run", "x", {"seed": 3})
-    assert RunDirectory.open(run.path).config == {"format": runs.FORMAT, "seed": 3}
+    run = RunDirectory.create(tmp_path / "deep" / "run", "x", CONFIG | {"num_samples": 3})
+    assert RunDirectory.open(run.path).config == {"format": runs.FORMAT} | CONFIG | {"num_samples": 3}
     assert run.read_json("evaluation.json") is None and run.load_checkpoint() is None
 
 
@@ -42,7 +42,7 @@ def test_checkpoint_round_trip(
 ) -> None:
     run = RunDirectory.create(tmp_path_factory.mktemp("runs") / "run", "x", {})
     tensors = {f"t{i}": (torch.randn(shape) * 3).to(dtype) for i, shape in enumerate(shapes)}
-    state = {"step": 3, "best": None, "text": "ü", "value": 0.1}
+    state = {"epoch": 1, "step": 3, "best": None, "text": "ü", "value": 0.1}
     run.save_checkpoint(tensors, state)
     loaded = run.load_checkpoint()
     assert loaded is not None and loaded[1] == state
@@ -54,7 +54,7 @@ def test_checkpoint_round_trip(
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "empty"])
 def test_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
     run = RunDirectory.create(tmp_path / "run", "x", {})
-    run.save_checkpoint({"weight": torch.randn(100)}, {})
+    run.save_checkpoint({"weight": torch.randn(100)}, {"epoch": 0, "step": 0})
     content = bytearray(run.checkpoint_path.read_bytes())
     if damage == "flipped":
         content[-50] ^= 1
@@ -87,8 +87,8 @@ def test_not_a_run(tmp_path: Path, content: str, words: str) -> None:
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory.create(tmp_path / "run", "x", {})
-    run.save_checkpoint({"weight": torch.ones(3)}, {"step": 1})
-    run.write_json("evaluation.json", {"a": 1})
+    run.save_checkpoint({"weight": torch.ones(3)}, {"epoch": 0, "step": 1})
+    run.write_json("fill.json", {"a": 1})
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -96,8 +96,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(runs.os, "fsync", full)
         for write in (
-            lambda: run.save_checkpoint({"weight": torch.zeros(3)}, {"step": 2}),
-            lambda: run.write_json("evaluation.json", {"a": 2}),
+            lambda: run.save_checkpoint({"weight": torch.zeros(3)}, {"epoch": 0, "step": 2}),
+            lambda: run.write_json("fill.json", {"a": 2}),
             lambda: run.append_metrics({"step": 0}),
         ):
             with pytest.raises(BadInput, match="No space left on device"):
@@ -105,15 +105,15 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(BadInput, match="No space left on device"):
             RunDirectory.create(tmp_path / "other", "x", {})
     loaded = run.load_checkpoint()
-    assert loaded is not None and loaded[1] == {"step": 1} and loaded[0]["weight"].sum() == 3
-    assert run.read_json("evaluation.json") == {"a": 1}
-    (run.path / "evaluation.json").write_text("[1]")
+    assert loaded is not None and loaded[1] == {"epoch": 0, "step": 1} and loaded[0]["weight"].sum() == 3
+    assert run.read_json("fill.json") == {"a": 1}
+    (run.path / "fill.json").write_text("[1]")
     with pytest.raises(BadInput, match="damaged"):
-        run.read_json("evaluation.json")
-    run.write_json("evaluation.json", {"a": 1})
+        run.read_json("fill.json")
+    run.write_json("fill.json", {"a": 1})
     assert not (tmp_path / "other").exists()
     assert sorted(path.name for path in run.path.iterdir()) == sorted(
-        ["checkpoint.safetensors", "config.json", "evaluation.json", "metrics.jsonl"]
+        ["checkpoint.safetensors", "config.json", "fill.json", "metrics.jsonl"]
     )
 
 
@@ -170,14 +170,15 @@ def test_metrics_hold_no_nan(tmp_path: Path) -> None:
 
 
 def test_a_relative_path_holds_after_a_change_of_directory(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = {"epoch": 0, "step": 1, "seconds": 0.1, "learning_rate": 0.1, "train": {"elbo": -1.0}}
     run = RunDirectory.create(Path("run"), "x", {"seed": 3})
-    run.append_metrics({"step": 1})
+    run.append_metrics(line)
     assert str(run.path) == "run"
     (elsewhere / "deeper").mkdir()
     monkeypatch.chdir("deeper")
-    assert run.path == elsewhere / "run" and [line["step"] for line in run.metrics()] == [1]
-    run.write_json("evaluation.json", {"a": 1})
-    assert not list(Path().iterdir()) and run.read_json("evaluation.json") == {"a": 1}
+    assert run.path == elsewhere / "run" and run.metrics() == [line]
+    run.write_json("fill.json", {"a": 1})
+    assert not list(Path().iterdir()) and run.read_json("fill.json") == {"a": 1}
 
 
 def plant(path: Path, kind: str) -> None:

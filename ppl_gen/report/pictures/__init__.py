@@ -18,6 +18,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.distances import distances
+from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.reading import read
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
@@ -50,9 +51,12 @@ def draw_training(fitted: Fitted) -> None:
     standard error gives the reason."""
     run = fitted.directory
     metrics = run.metrics()
-    measured = metrics[0]["train"]
-    curves = learning_curves if "elbo" in measured else adversarial_curves if "d_real" in measured else monitored_curves
-    save(run, "learning_curves", curves(metrics))
+    if metrics:
+        measured = metrics[0]["train"]
+        kinds_of_curves = {"elbo": learning_curves, "d_real": adversarial_curves}
+        curves = next((each for name, each in kinds_of_curves.items() if name in measured), monitored_curves)
+        with _drawing("the learning curves"):
+            save(run, "learning_curves", curves(metrics))
     with evaluating(fitted.model, fitted.guide), forked_rng(fitted.batch[0]):
         torch.manual_seed(0)
         for module in kinds().values():
@@ -87,13 +91,12 @@ def as_images(values: Tensor, data: Data) -> np.ndarray:
 def of_evaluation(run: RunDirectory) -> Drawn:
     """Bounds and estimates on one axis, and the histogram of the gap, from the run's evaluation. There are none if log
     p(x) is all that it has, as where every z is enumerated."""
-    summary = run.read_json("evaluation.json")
-    assert summary is not None
-    if "iwae" not in summary:
+    evaluation = Evaluation.read(run)
+    if evaluation is None or "iwae" not in evaluation.summary:
         return
-    images = run.per_image()
+    images = evaluation.to_xarray()
     found = distances([read(run.path)])
     if found.rows[0].levels:
         yield "how_far", how_far(found)
     gap, untrusted = images["gap"].values, images["untrusted"].values.astype(bool)
-    yield "gap_histogram", gap_histogram(gap, untrusted, bool(summary["gap"]["at_least"]))
+    yield "gap_histogram", gap_histogram(gap, untrusted, bool(evaluation.summary["gap"]["at_least"]))

@@ -22,7 +22,7 @@ def draw(fitted: Fitted) -> Drawn:
     """p(z | x) of the first six test images, and the guide's q(z | x) if it has a density, for a latent vector of two
     units. `posteriors.npz` is written too, which `compare` reads. There are none if training has no ELBO."""
     model, pair, (x, *labels) = fitted.model, fitted.pair, fitted.images("test", _IMAGES)
-    if vector_size(model, pair) != 2 or "elbo" not in fitted.directory.metrics()[0]["train"]:
+    if vector_size(model, pair) != 2 or "elbo" not in fitted.directory.last.get("train", {}):
         return
     if why_no_quadrature(pair, model, *labels) is not None:
         return

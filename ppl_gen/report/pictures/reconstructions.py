@@ -13,7 +13,7 @@ def draw(fitted: Fitted) -> Drawn:
     """Test images beside their reconstructions from the guide's z. There are none if the guide draws no z, or training
     has no ELBO."""
     pair, data = fitted.pair, fitted.data
-    if pair.enumerated or "elbo" not in fitted.directory.metrics()[0]["train"]:
+    if pair.enumerated or "elbo" not in fitted.directory.last.get("train", {}):
         return
     x, *labels = fitted.images("test", 10)
     guide_trace = poutine.trace(pair.guide).get_trace(x, *labels)

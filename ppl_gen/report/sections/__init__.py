@@ -1,7 +1,8 @@
 """Sections of the page of a run, one a file, in the order of the files' names.
 
 A file has `FILE`, the name of the JSON file with its numbers, and a function `section(content, arguments)` that returns
-a `Section`. A section is left out if its file is missing, or the weights were trained on after it was made.
+a `Section`. A section is left out if its file is missing, or damaged, or the weights were trained on after it
+was made.
 """
 
 import importlib
@@ -56,7 +57,7 @@ class Section:
 
 def results(run: RunDirectory) -> dict[str, Json]:
     """The content of every result of a run, by the name of its section."""
-    found = {name: run.read_json(module.FILE) for name, module in _modules().items()}
+    found = {name: run.find_json(module.FILE) for name, module in _modules().items()}
     return {name: content for name, content in found.items() if content and not run.stale(content)}
 
 
