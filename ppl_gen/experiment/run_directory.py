@@ -202,12 +202,14 @@ class RunDirectory:
     def arrays(self, name: str) -> "dict[str, np.ndarray]":
         """The arrays of numbers of an .npz file of the run; empty if there is none. A damaged file is left out, with a
         warning."""
-        content = _content(self.path / name)
         try:
+            content = _content(self.path / name)
             return {} if content is None else _arrays(content)
+        except BadInput as error:
+            warn(error.sentence)
         except Exception as error:  # zipfile, zlib and NumPy raise errors of many kinds
             self.leave_out(name, error)
-            return {}
+        return {}
 
     def leave_out(self, name: str, reason: object) -> None:
         """Warn of a damaged file that is left out."""

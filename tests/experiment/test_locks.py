@@ -20,7 +20,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.reading import read
-from ppl_gen.experiment import locks
+from ppl_gen.experiment import locks, run_directory
 from ppl_gen.experiment.locks import only_writer
 from ppl_gen.experiment.run_directory import RunDirectory, to_json, to_netcdf
 from ppl_gen.run import Run
@@ -167,12 +167,12 @@ def test_an_evaluation_is_read_whole(elsewhere: Path, fitted: Path, monkeypatch:
     images = before.images.assign(elbo=before.images["elbo"] - 1).assign_attrs(seed=3)
     summary = before.summary | {"seed": 3, "elbo": {**before.summary["elbo"], "mean": before.elbo.mean - 1}}
     new = {"evaluation.nc": to_netcdf(images), "evaluation.json": to_json(summary).encode()}
-    read_json, replaced = RunDirectory.read_json, False
+    content_of, replaced = run_directory._content, False
 
-    def replacing(self: RunDirectory, name: str) -> object:
+    def replacing(path: Path) -> bytes | None:
         nonlocal replaced
-        found = read_json(self, name)
-        if not replaced:
+        found = content_of(path)
+        if not replaced and path.name == "evaluation.json":
             replaced = True
             for each, content in new.items():
                 Path("run", each).write_bytes(content)
@@ -183,7 +183,7 @@ def test_an_evaluation_is_read_whole(elsewhere: Path, fitted: Path, monkeypatch:
             shutil.copy(fitted / name, "run")
         replaced = False
         with monkeypatch.context() as patch:
-            patch.setattr(RunDirectory, "read_json", replacing)
+            patch.setattr(run_directory, "_content", replacing)
             found = reader()
         assert replaced and found is not None and found.summary["seed"] == 3
         elbo = found.images["elbo"].values if isinstance(found, Evaluation) else found.elbo

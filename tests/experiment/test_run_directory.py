@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -190,9 +191,7 @@ def plant(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-@pytest.mark.parametrize(
-    "name", ["config.json", "metrics.jsonl", "evaluation.json", "evaluation.nc", "gaps.json", "explorer.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluation.json", "evaluation.nc"])
 def test_no_file_of_a_run_is_read_through_a_link(elsewhere: Path, fitted: Path, kind: str, name: str) -> None:
     """One line says so, also for a pipe, which would be waited for."""
     shutil.copytree(fitted, "run")
@@ -202,6 +201,18 @@ def test_no_file_of_a_run_is_read_through_a_link(elsewhere: Path, fitted: Path, 
         run = RunDirectory.open("run")
         Evaluation.read(run)
         report(run)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", ["gaps.json", "explorer.json"])
+def test_a_link_in_place_of_a_further_result_is_left_out(
+    elsewhere: Path, fitted: Path, kind: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted, "run")
+    Path("private").write_bytes(b"{}")
+    plant(Path("run") / name, kind)
+    report(RunDirectory.open("run"))
+    assert re.fullmatch(rf"warning: run/{name}: .*(is a link|is not a regular file).*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
