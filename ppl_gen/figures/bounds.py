@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from ppl_gen.core.tables import fixed
 from ppl_gen.experiment.run_directory import Json
@@ -53,7 +54,7 @@ def gap_histogram(gap: np.ndarray, untrusted: np.ndarray, at_least: bool = False
         label = f"not settled, at least this ({untrusted.mean():.1%})"
         axes.bar(bins[:-1], rest, bottom=trusted, color="white", hatch="////", label=label, **style)
     axes.set_ylim(0, 1.22 * (trusted + rest).max())  # room for the name of the line
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     mean, right = float(gap.mean()), float(gap.mean()) > sum(spread) / 2
     axes.axvline(mean, color=VERMILION, linestyle="--")
     axes.annotate(
