@@ -5,7 +5,6 @@ medians of the first process.
 """
 
 import argparse
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from pyro.infer import SVI, Trace_ELBO
 
 from benchmarks.timing import medians
 from ppl_gen.core import parallel
+from ppl_gen.core.interrupts import Interrupted
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.guides.normal import Normal
@@ -39,7 +39,7 @@ def measure(size: int, rounds: int, device: torch.device) -> list[float]:
         pair = Pair.read(model, guide, x[:8])
     loss = partial(loss_per_image, Trace_ELBO())
     alone = partial(loss_with_gradient, loss)
-    together = SharedGradient(loss, parameters, threading.Event())
+    together = SharedGradient(loss, parameters, Interrupted())
     together.whole = size
 
     def step(loss_and_grads: Any) -> Callable[[], object]:

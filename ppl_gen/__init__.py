@@ -9,6 +9,7 @@
 Importing the package imports nothing heavy and changes no setting of Pyro or torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from ppl_gen.inference.estimate import Estimate
     from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood, log_weights
     from ppl_gen.run import Run
+
+# The module of a command takes seconds to import. Python runs this file first, while it looks for that module.
+if sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").partition(".")[0] == __name__ for word in sys.orig_argv):
+    import_module("ppl_gen.core.interrupts").end_at_once()
 
 __version__ = "0.1.0"
 

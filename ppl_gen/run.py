@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppl_gen.core import components, parallel
 from ppl_gen.core.commands import command, is_function, line, words
 from ppl_gen.core.convert import convert
-from ppl_gen.core.errors import BadInput, require_choice
+from ppl_gen.core.errors import BadInput, Kept, begun, kept, require_choice
 from ppl_gen.core.paths import exists
 from ppl_gen.data import arrays
 from ppl_gen.data.loading import load_data
@@ -483,14 +483,19 @@ def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> Non
             train(fitted, quiet=quiet, on_epoch=partial(_call_hooks, hooks, run))
         finally:
             thaw(fitted.model)
-        if run.evaluation is None:
-            evaluate(fitted, options_after_training(fitted), quiet=quiet).write(run.directory)
-        if run.directory.writes:
-            draw_training(fitted)
-            draw_evaluation(run.directory)
-            write_report(run.directory)
+        with begun(f"training is done, and its weights are kept in {run.path}"):
+            if run.evaluation is None:
+                evaluate(fitted, options_after_training(fitted), quiet=quiet).write(run.directory)
+            if run.directory.writes:
+                draw_training(fitted)
+                draw_evaluation(run.directory)
+                write_report(run.directory)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"continue with: {_continuing(run.path, fitted.config)}") from None
+    except (Exception, SystemExit) as error:
+        if kept(error):
+            error.add_note(Kept(f"continue with: {_continuing(run.path, fitted.config)}"))
+        raise
 
 
 def _keep(

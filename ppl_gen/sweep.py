@@ -8,7 +8,7 @@ from ppl_gen.core.commands import command as words
 from ppl_gen.core.commands import line
 from ppl_gen.core.errors import Failed
 from ppl_gen.core.paths import exists
-from ppl_gen.training.sweeping import PROGRAM, SweepOptions, cores, locked, plan, remaining, run, say
+from ppl_gen.training.sweeping import PROGRAM, SweepOptions, check_first, cores, locked, plan, remaining, run, say
 
 
 def command(arguments: list[str]) -> None:
@@ -21,6 +21,8 @@ def command(arguments: list[str]) -> None:
     )
     planned = plan(options, arguments[cut + 1 :])
     todo = remaining(planned)
+    if len(todo) == len(planned):
+        check_first(planned)
     lock = locked(options.out)
     # As if none were finished: a run that is continued gets the threads that it began with, and the same numbers.
     jobs = min(options.jobs or cores(), len(planned))

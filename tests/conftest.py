@@ -1,6 +1,7 @@
 import ctypes
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 # One thread for each of the processes that share the tests, and for the commands that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where the tests run in the background of a script, it is ignored, and a command would leave it so.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import matplotlib.font_manager  # noqa: F401  (its cache, which it tells of on stderr, is built here and in no test)
@@ -113,12 +117,15 @@ def unprivileged() -> Iterator[None]:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command as its module does; returns exit status, standard output and standard error."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(command: Callable[[list[str]], Any], *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ppl_gen", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
             cli.main(command)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         out, err = capsys.readouterr()
         assert isinstance(exit.value.code, int)
         return exit.value.code, out, err

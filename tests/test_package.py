@@ -1,7 +1,15 @@
 """The package as a whole."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_importing_the_package_is_light_and_changes_nothing() -> None:
@@ -15,3 +23,37 @@ def test_importing_the_package_is_light_and_changes_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def _pins(file: str) -> dict[str, str]:
+    """The versions in a file of requirements, by name."""
+    lines = re.findall(r"^([\w.-]+)==([\w.+-]+)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in lines}
+
+
+def test_constraints_and_lock_pin_the_same_versions() -> None:
+    """What the package needs to run and to be built is pinned in both, at a version that it allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    constraints, lock = _pins("constraints.txt"), _pins("requirements.lock")
+    needed = [Requirement(text) for text in (*project["project"]["dependencies"], *project["build-system"]["requires"])]
+    assert len(needed) > 15
+    for requirement in needed:
+        name = canonicalize_name(requirement.name)
+        assert constraints[name] == lock[name] and requirement.specifier.contains(lock[name]), name
+    assert {name: lock[name] for name in lock.keys() & constraints.keys()} == {
+        name: constraints[name] for name in lock.keys() & constraints.keys()
+    }
+    tools = [each for extra in project["project"]["optional-dependencies"].values() for each in map(Requirement, extra)]
+    for requirement in tools:
+        assert requirement.specifier.contains(constraints[canonicalize_name(requirement.name)]), requirement.name
+
+
+def test_lock_has_hashes_and_names_no_place() -> None:
+    """pip refuses a file of requirements with `--require-hashes` if one of them has no hash."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entries = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == len(_pins("requirements.lock")) > 40
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in text and not re.search(r"^\s*(-|/|file:)(?!-hash)", text, re.MULTILINE)
+    command = re.search(r"^#\s+(uv pip compile .*)$", text, re.MULTILINE)
+    assert command is not None and command[1] in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")

@@ -51,7 +51,7 @@ if {wait}:
     def stop(*_):
         open(out + ".interrupted", "a").write("once ")
         sys.exit(1)
-    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     open(out + ".started", "w").close()
     time.sleep(60)
 if out.endswith("-1"):
@@ -155,7 +155,7 @@ def test_ctrl_c(fake: Any, call: Call, elsewhere: Path) -> None:
     assert status == 1 and out == "" and "failed" not in err
     assert err.splitlines()[-2:] == [
         "interrupted: waiting for 2 runs to write their checkpoints",
-        "interrupted: run the same command to continue",
+        "interrupted: run the same command again",
     ]
     stopped = {path.name: path.read_text(encoding="utf-8") for path in Path("out").glob("*.interrupted")}
     assert stopped == {f"vae-normal-elbo-{seed}.interrupted": "once " for seed in (0, 1)}

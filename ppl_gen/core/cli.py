@@ -1,7 +1,7 @@
 """The command line: options from dataclasses by tyro, errors in one line, exit statuses.
 
 0: done. 2: bad input, in one line on standard error. 1: failure: a loss that is not
-finite, a failed run of a sweep, or an interrupt.
+finite, a failed run of a sweep, an exception of a user's own code in the midst of the work, or an interrupt.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -19,14 +20,19 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_ori
 import docstring_parser
 import tyro
 
-from ppl_gen.core.errors import ALIASES, BadInput, Failed
+from ppl_gen.core import interrupts, launch, streams
+from ppl_gen.core.errors import ALIASES, TRACEBACK, BadInput, Failed, describe, kept, users_fault, users_frame
+from ppl_gen.core.memory import is_out_of_memory, limited_memory
 
 T = TypeVar("T")
+
+_LARGE = 100  # numbers on a command line from which memory may depend on them
 
 
 def parse(options: Callable[..., T], arguments: list[str], program: str, description: str) -> T:
     """Parse options into a dataclass. Raises `BadInput`, in one line, in place of tyro's box of several lines."""
     errors = io.StringIO()
+    _check_empty(arguments)
     _describe(options)
     try:
         with contextlib.redirect_stderr(errors):
@@ -35,6 +41,17 @@ def parse(options: Callable[..., T], arguments: list[str], program: str, descrip
         if exit.code in (0, None):
             raise  # --help
         raise BadInput(_one_line(errors.getvalue()) + f" (see {program} --help)") from None
+
+
+def _check_empty(arguments: list[str]) -> None:
+    """Raise `BadInput` for an empty word, which a variable of the shell leaves that is not set. No option has a use for
+    it, and as a path it would be the working directory."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (flag.startswith("--") and equals and not value.strip()):
+            flag = flag if equals else before
+            named = f"{flag} '{value}'" if flag.startswith("--") else f"argument '{word}'"
+            raise BadInput(f"{named}: is empty; give a value, or leave this out")
 
 
 def _describe(options: Any) -> None:
@@ -121,43 +138,84 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
 
     :param distributed: True if several processes can share its work.
     """
+    streams.replace()
+    shared = os.environ.get("WORLD_SIZE", "1") != "1"
+    interrupts.raise_once(shared=shared)
+    status, line = _run(command, distributed)
+    interrupts.ignore()
+    if status and not interrupts.speaks():
+        time.sleep(5)  # torchrun ends the other processes meanwhile: the first prints the error that all of them meet
+    if line is not None and (interrupts.speaks() or not line.startswith("interrupted")):
+        print(line, file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(status)
+
+
+def _run(command: Callable[[list[str]], Any], distributed: bool) -> tuple[int, str | None]:
+    """Run a command. Returns the exit status, and the line that says why it is not 0.
+
+    An error that is our own bug passes through, with its traceback.
+    """
+    status = 0
     try:
-        if _is_distributed() and not distributed:
+        if launch.world_size() > 1 and not distributed:
             raise BadInput(
                 "torchrun: only fit and evaluate can run in several processes; start this command without it"
             )
-        command(sys.argv[1:])
-        sys.stdout.flush()
-    except BadInput as error:
-        _wait_unless_first()
-        print("error: " + " ".join(error.sentence.split()), file=sys.stderr)
-        sys.exit(2)
+        launch.rank(), launch.local_rank()  # called for their errors alone
+        with limited_memory():
+            command(sys.argv[1:])
     except KeyboardInterrupt as error:
-        _wait_unless_first()
-        if _is_first():
-            print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Failed as error:  # anything else keeps its traceback: that is for our bugs
-        _wait_unless_first()
-        print(f"error: {error.sentence}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
+        # One that passed through `exec` of a text, as in a dataclass, has Python end by the signal, whatever we do with
+        # it. The next `exec` resets that.
+        exec("")
+        return 1, f"interrupted: {str(error) or interrupts.AGAIN}"
+    except BaseException as error:
+        told = _in_one_line(error, getattr(command, "__code__", _run.__code__).co_filename)
+        if told is not None:
+            if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+                traceback.print_exception(error)
+            return told
+        if not isinstance(error, SystemExit):
+            raise
+        status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1  # 0: --help
+        if isinstance(error.code, str):
+            return status, error.code
+    unwritten = streams.unwritten()
+    return (status, None) if unwritten is None or status else (1, f"error: {unwritten}")
 
 
-def _wait_unless_first() -> None:
-    """Let only the first of several processes print an error that all of them meet: torchrun ends the others while they
-    sleep."""
-    if not _is_first():
-        time.sleep(5)
+def _in_one_line(error: BaseException, program: str) -> tuple[int, str] | None:
+    """Exit status and line of an error that is the user's to mend: bad input, a failure, an exception of the user's own
+    code, too little memory. None for any other.
+
+    :param program: the file of the command. Its folder is no code of the user's.
+    """
+    if isinstance(error, BadInput | Failed):
+        status, sentence = 1 if isinstance(error, Failed) else 2, error.sentence
+    elif is_out_of_memory(error):
+        status, sentence = 1, _out_of_memory(sys.argv[1:])
+    else:
+        status, sentence = 1, describe(error)
+    users = users_frame(users_fault(error), f"{Path(program).parent}{os.sep}") is not None
+    if not users and not isinstance(error, BadInput | Failed) and not is_out_of_memory(error):
+        return None
+    hint = f" ({TRACEBACK}=1 shows the whole trace)" if users else ""
+    notes = kept(error)
+    return 1 if notes else status, " ".join("; ".join([f"error: {sentence}{hint}", *notes]).split())
 
 
-def _is_distributed() -> bool:
-    """True if torchrun has started more than one process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def _is_first() -> bool:
-    return not _is_distributed() or os.environ.get("RANK", "0") == "0"
+def _out_of_memory(arguments: list[str]) -> str:
+    """The sentence for memory that does not suffice. It names the options of the largest numbers on the command
+    line."""
+    sizes: dict[str, int] = {}
+    flag = ""
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        flag = name if word.startswith("--") else flag
+        for text in (value if equals else word).split(","):
+            if flag and text.isdecimal() and flag != "--seed":
+                sizes[flag] = max(int(text), sizes.get(flag, 0))
+    large = sorted((flag for flag, size in sizes.items() if size >= _LARGE), key=lambda flag: -sizes[flag])[:2]
+    less = f"a smaller {' or '.join(f'{flag} than {sizes[flag]}' for flag in large)}" if large else "smaller sizes"
+    return f"the memory of this machine does not suffice; choose {less}, or end other programs"

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
-from ppl_gen.core.errors import BadInput, as_bad_input, near_miss
+from ppl_gen.core.errors import BadInput, as_bad_input, named_files, near_miss, require_number
 from ppl_gen.core.paths import is_file
 
 Kind = Literal["model", "guide", "prior", "objective"]
@@ -170,7 +170,9 @@ def function_name(function: Any) -> str:
 def _import(kind: str, where: str) -> ModuleType:
     with as_bad_input(f"{kind} '{where}': cannot be imported"):
         if not where.endswith(".py"):
-            return importlib.import_module(where)
+            module = importlib.import_module(where)
+            named_files.add(module.__file__ or "")
+            return module
         path = Path(where)
         if not is_file(path):
             raise BadInput(f"{kind} '{where}': no such file")
@@ -337,11 +339,13 @@ def construct(kind: Kind, cls: Any, supplied: Mapping[str, Any], chosen: Mapping
         model = type(supplied.get("model")).__name__
         raise BadInput(f"{cls.__name__} is a {kind} of one latent site, but {model} has several; use another {kind}")
     option_names = [option.name for option in options(kind, cls)]
-    for name in chosen:
+    for name, value in chosen.items():
+        flag = name if kind == "model" else f"{kind}.{name}"
         if name not in option_names:
-            flag = f"--{name}" if kind == "model" else f"--{kind}.{name}"
             raise BadInput(
-                f"{flag.replace('_', '-')}: {cls.__name__} has no such option{near_miss(name, option_names)}"
+                f"--{flag.replace('_', '-')}: {cls.__name__} has no such option{near_miss(name, option_names)}"
             )
+        if cls.__module__.startswith("ppl_gen."):  # the numbers of other classes are theirs to judge
+            require_number(flag, value)
     with as_bad_input(f"{kind} {cls.__name__} cannot be constructed"):
         return cls(**{name: value for name, value in supplied.items() if name in names}, **chosen)

@@ -1,13 +1,19 @@
 """Errors that a user sees: one sentence, no traceback."""
 
 import difflib
+import math
+import os
 import re
 import shlex
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ppl_gen.core.memory import is_out_of_memory
 
 NARROWER = "the guide leaves out a part of the prior's support; more of log p(x) may be there"
 """Note beside the figures of a guide whose support is narrower than the prior's."""
@@ -24,6 +30,8 @@ ALIASES = {
     "grad-clip": "clip-grad-norm",
 }
 """Names that other programs give to options of this package, and our names for them."""
+MOST = 10_000_000
+"""Largest whole number that an option can have, seeds excepted."""
 _IN_PYTHON = {"refit-guide": "fixed_model"}
 """Arguments of Python that have another name than the option of the command line."""
 
@@ -118,36 +126,129 @@ def require_choices(options: Any, prefix: str = "") -> None:
             require_choice(prefix + name, getattr(options, name), hint)
 
 
-def require_least(options: Any, prefix: str = "", **least: int) -> None:
-    """Raise `BadInput` for a field below its least value, and for a field `seed` that torch does not take."""
+def require_number(option: str, value: Any) -> None:
+    """Raise `BadInput` for a number, or a number in a tuple, that no option of the package can have: a whole number
+    above `MOST`, or a number that float32 does not hold. Anything else passes."""
+    if isinstance(value, tuple):
+        for each in value:
+            require_number(option, each)
+    elif isinstance(value, int):
+        # A number of some thousand digits cannot be printed.
+        text = value if abs(value) < 10**18 else f"{'-' if value < 0 else ''}10^{math.log10(abs(value)):.0f}"
+        require(abs(value) <= MOST, option, text, f"must be at most {MOST}")
+    elif isinstance(value, float):
+        require(math.isfinite(value), option, value, "must be a finite number")
+        held = value == 0 or 1e-30 <= abs(value) <= 1e30
+        require(held, option, value, "must be 0, or between 1e-30 and 1e30 in size")
+
+
+def require_numbers(options: Any, prefix: str = "", **least: int) -> None:
+    """Raise `BadInput` for a field of a dataclass that is below its least value, for a number that no option can have,
+    and for a field `seed` that torch does not take."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.name == "seed":
+            require(0 <= value < 2**63, prefix + "seed", value, "must be at least 0 and below 2^63")
+        else:
+            require_number(prefix + each.name, value)
     for name, smallest in least.items():
         value = getattr(options, name)
         require(value is None or value >= smallest, prefix + name, value, f"must be at least {smallest}")
-    seed = getattr(options, "seed", 0)
-    require(0 <= seed < 2**63, prefix + "seed", seed, "must be at least 0 and below 2^63")
+
+
+# Code of users ------------------------------------------------------------------------------------------------
+
+TRACEBACK = "PPL_GEN_TRACEBACK"
+"""Environment variable that has a command print the whole trace of an error above its line."""
+
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
+_STANDARD = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+
+named_files: set[str] = set()
+"""Files of installed packages whose classes and functions the user has named: their code is the user's, too."""
+
+
+class Kept(str):
+    """A note on an exception of a user's code: what is kept of the work that was begun, or how to go on."""
 
 
 @contextmanager
 def as_bad_input(what: str) -> Iterator[None]:
-    """Turn an exception of a user's code into a `BadInput` that begins with `what`. A `BadInput` passes unchanged."""
+    """Turn an exception of a user's code into a `BadInput` that begins with `what`. A `BadInput` passes unchanged, and
+    so does an error that says that memory does not suffice."""
     try:
         yield
     except BadInput:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
         raise BadInput(f"{what}: {describe(error)}") from error
 
 
+@contextmanager
+def begun(kept: str) -> Iterator[None]:
+    """Note on an exception of a user's code what is kept of the work. A command that it ends has exit status 1.
+
+    The exception stays what it is, so that Python shows it with its own traceback, and the note below.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, _Sentence) or users_frame(users_fault(error)) is not None:
+            error.add_note(Kept(kept))
+        raise
+
+
+def kept(error: BaseException) -> list[str]:
+    """The notes of `begun` on an exception; none before work was begun."""
+    return [note for note in getattr(error, "__notes__", ()) if isinstance(note, Kept)]
+
+
 def describe(error: BaseException) -> str:
-    """The first line of an error, and the innermost line of code outside installed libraries that it came from."""
-    text = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    """The first line of an error, and the innermost line of the user's code that it came from. Without any, that of
+    code outside installed libraries."""
+    message = type(error).__name__
+    try:
+        lines = [" ".join(line.split()) for line in str(error).strip().splitlines()]
+    except Exception:  # its own __str__ fails
+        lines = []
+    if lines:
+        message += f": {lines[0]}"
+        if lines[0].endswith(":") and len(lines) > 1 and not lines[1].startswith("tensor("):
+            message += f" {lines[1]}"
     if "Shape mismatch inside plate" in message:
         message += "; make a vector per image one event: .to_event(1)"
-    standard = sysconfig.get_path("stdlib")
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and not frame.filename.startswith((standard, "<"))
-    ]
-    return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
+    if isinstance(error, BaseExceptionGroup):
+        message += f"; the first is {describe(error.exceptions[0])}"
+    frame = users_frame(error) or next((each for each in _frames(error) if each.filename.startswith(_PACKAGE)), None)
+    return f"{message} ({frame.filename}:{frame.lineno}, in {frame.name})" if frame else message
+
+
+def users_fault(error: BaseException) -> BaseException | None:
+    """The exception that may be of a user's code: an error itself, or what a `BadInput` says in other words. An
+    `OSError` in a `BadInput` is of a file."""
+    cause = error.__cause__ if isinstance(error, _Sentence) else error
+    return None if cause is not error and isinstance(cause, OSError) else cause
+
+
+def users_frame(error: BaseException | None, but_for: str = _PACKAGE) -> traceback.FrameSummary | None:
+    """The innermost frame of an exception in code of the user's own: not of this package, of Python or of an installed
+    library.
+
+    :param but_for: a further folder whose code is not the user's.
+    """
+    own = (each for each in _frames(error) if _is_own(each.filename))
+    return next((each for each in own if not each.filename.startswith((_PACKAGE, but_for))), None)
+
+
+def _frames(error: BaseException | None) -> Iterator[traceback.FrameSummary]:
+    """The frames of an exception's traceback, the innermost first."""
+    walked = [] if error is None else list(traceback.walk_tb(error.__traceback__))
+    for frame, line in reversed(walked):
+        yield traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name, lookup_line=False)
+
+
+def _is_own(filename: str) -> bool:
+    library = "site-packages" in filename or "dist-packages" in filename or filename.startswith((*_STANDARD, "<"))
+    return filename in named_files or not library

@@ -1,11 +1,17 @@
-"""Free memory, and a setting of the C library's allocator that saves up to a third of a training step."""
+"""Free memory, a limit for commands, and a setting of the C library's allocator that saves up to a third of a training
+step."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _BLOCK = 31 * 2**20
+_GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 def keep_freed_memory() -> None:
@@ -16,15 +22,20 @@ def keep_freed_memory() -> None:
     mapped block that was ever freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). Freeing one block of just under
     32 MiB therefore sets the threshold. At most 62 MiB stay with the process. With another C library nothing changes.
     """
+    import torch
+
     block = torch.empty(_BLOCK, dtype=torch.uint8)
     del block
 
 
-def free_memory(device: torch.device | str = "cpu") -> int:
+def free_memory(device: "torch.device | str" = "cpu") -> int:
     """Bytes that can still be allocated: on a GPU, its free memory; else the smaller of the machine's available memory
     and the room under the limit of this process's control group."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if str(device) != "cpu":
+        import torch
+
+        if torch.device(device).type == "cuda":
+            return int(torch.cuda.mem_get_info(device)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
@@ -38,6 +49,35 @@ def free_memory(device: torch.device | str = "cpu") -> int:
         ]
         free.append(int(limit[0]) - used + sum(cache))
     return min(free)
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Context in which an allocation fails if free memory, swap included, does not suffice for it. Without a limit,
+    Linux grants it, and ends this or another process when the memory is used. There is no limit on other systems, nor
+    with a GPU, whose driver reserves addresses without memory."""
+    held = [int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmData:")]
+    if not held or any(Path(device).exists() for device in _GPUS):
+        yield
+        return
+    import resource  # not on Windows
+
+    swap = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("SwapFree:")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [free_memory() + 1024 * (held[0] + sum(swap)), *(each for each in (soft, hard) if each >= 0)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for an error that says that memory does not suffice. torch has none of its own for that on a CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "Unable to allocate")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(each in str(error.args[:1]) for each in words)
+    )
 
 
 def _lines(path: str) -> list[str]:

@@ -5,7 +5,6 @@ writes files and prints. Torch's `DistributedDataParallel` wraps the `forward` o
 have. Therefore gradients are averaged here, once per step, in one message.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -16,7 +15,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core import launch
+from ppl_gen.core.errors import BadInput, describe
 
 T = TypeVar("T")
 
@@ -24,21 +24,25 @@ T = TypeVar("T")
 def join() -> None:
     """Join the process group, if torchrun has started several processes.
 
-    :raises BadInput: if there are GPUs, but fewer than processes.
+    :raises BadInput: if there are GPUs, but fewer than processes; and for an environment that torchrun does not make.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+    if launch.world_size() == 1 or distributed.is_initialized():
         return
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        here, gpus = launch.number("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
         if here > gpus:
             raise BadInput(
                 f"{here} processes on a machine with {gpus} GPUs: each process needs one; start {gpus} processes, or "
                 "hide the GPUs with CUDA_VISIBLE_DEVICES=''"
             )
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(launch.local_rank())
+    launch.check()
     # The default timeout is too short: one process may draw pictures for hours while the others wait at a barrier.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(f"torchrun: the processes cannot meet: {describe(error)}") from None
 
 
 def leave() -> None:
@@ -92,7 +96,7 @@ def barrier() -> None:
 def local_first() -> Iterator[None]:
     """Run a block in one process of each machine first, such as a download, and then in the others, which find its
     files."""
-    begins = int(os.environ.get("LOCAL_RANK", "0")) == 0 or world_size() == 1
+    begins = world_size() == 1 or launch.local_rank() == 0
     if not begins:
         barrier()
     try:

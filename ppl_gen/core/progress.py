@@ -19,6 +19,7 @@ class Progress:
     """
 
     def __init__(self, total: int, unit: str, *, done: int = 0, quiet: bool = False):
+        quiet = quiet or sys.stderr is None  # a stream that was closed from the start
         self._plain = not quiet and not _in_notebook() and not sys.stderr.isatty()
         self._total, self._first, self._done = total, done, done
         self._start = self._last_line = time.perf_counter()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ppl_gen.core.errors import require, require_choices
+from ppl_gen.core.errors import require_choices, require_numbers
 
 Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
 SplitName = Literal["train", "validation", "test"]
@@ -31,5 +31,4 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        if self.largest_pixel is not None:
-            require(self.largest_pixel >= 1, "largest_pixel", self.largest_pixel, "must be at least 1")
+        require_numbers(self, largest_pixel=1)

@@ -45,7 +45,7 @@ from ppl_gen.inference.quadrature import (
     quadrature_log_px,
     why_no_quadrature,
 )
-from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
+from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory, shown_count
 
 _ALWAYS = 2.0**38
 """Operations that quadrature may take in any case: some seconds."""
@@ -418,7 +418,7 @@ def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
 def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> Estimate:
     """Exact log p(x), with a progress bar."""
     blocks, pair = [], fitted.pair
-    states = "" if pair.num_states is None else f", {pair.num_states:,} states"
+    states = "" if pair.num_states is None else f", {shown_count(pair)} states"
     with Progress(len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("log p(x)", f"exact{states}")
         for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):

@@ -1,12 +1,11 @@
 """Options of an evaluation."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ppl_gen.core.errors import BadInput, require, require_choices, require_least
+from ppl_gen.core.errors import BadInput, require, require_choices, require_numbers
 from ppl_gen.data.options import SplitName
 from ppl_gen.evaluation.use_options import options_from
 from ppl_gen.experiment.options import Checkpoint
@@ -69,9 +68,11 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require_least(self, num_images=1, sandwich=0, gap_copies=0)
+        require_numbers(self, num_images=1, sandwich=0, gap_copies=0)
         if self.num_samples != "auto":
-            require_least(self, num_samples=1)
+            require(
+                self.num_samples is None or self.num_samples >= 1, "num_samples", self.num_samples, "must be at least 1"
+            )
             if self.settling != Settling():
                 raise BadInput("--settling.*: needs --num-samples auto")
         elif self.gaps or self.mixes or self.estimator in ("annealed", "prior"):
@@ -80,7 +81,7 @@ class EvaluationOptions:
                 "--proposals"
             )
         require(0 <= self.prior_share <= 1, "prior_share", self.prior_share, "must be from 0 to 1")
-        require(0 < self.temperature < math.inf, "temperature", self.temperature, "must be a number above 0")
+        require(self.temperature > 0, "temperature", self.temperature, "must be above 0")
         if self.estimator != "annealed" and self.annealed != Annealing():
             raise BadInput(f"--estimator {self.estimator}: --annealed.* need --estimator annealed")
         if self.gaps and self.sandwich:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ppl_gen.core.convert import convert_fields, converted
-from ppl_gen.core.errors import require, require_least, shown
+from ppl_gen.core.errors import require, require_numbers, shown
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
 
@@ -62,7 +62,7 @@ class SampleOptions:
     """Seed of the samples."""
 
     def __post_init__(self) -> None:
-        require_least(self, num_images=1, image=0)
+        require_numbers(self, num_images=1, image=0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FillOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        require_least(self, num_images=1, num_samples=1)
+        require_numbers(self, num_images=1, num_samples=1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class SpliceOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        require_least(self, num_images=NUM_SPLICED, num_samples=1, num_batches=1)
+        require_numbers(self, num_images=NUM_SPLICED, num_samples=1, num_batches=1)
         rate = self.false_alarm_rate
         require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
 
@@ -135,7 +135,7 @@ class ResponsibilityOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        require_least(self, num_images=2 * NUM_EXAMPLES)
+        require_numbers(self, num_images=2 * NUM_EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class QualityOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        require_least(self, num_images=LEAST_JUDGED, classifier_steps=1)
+        require_numbers(self, num_images=LEAST_JUDGED, classifier_steps=1)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class GuideCalibrationOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        require_least(self, num_images=LEAST_RANKED, num_samples=LEAST_RANKED)
+        require_numbers(self, num_images=LEAST_RANKED, num_samples=LEAST_RANKED)
         rate = self.false_alarm_rate
         require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
 
@@ -204,4 +204,4 @@ class CalibrateOptions:
     """Directory to write calibration.json and calibration.png to. By default nothing is written."""
 
     def __post_init__(self) -> None:
-        require_least(self, repetitions=2, num_images=1, num_samples=25, num_temperatures=1)
+        require_numbers(self, repetitions=2, num_images=1, num_samples=25, num_temperatures=1)

@@ -190,7 +190,7 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
             models = ", ".join(components.known("model"))
             raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
         model = "vae"
-    given = Given(model, refit or chosen["guide"], chosen["prior"])
+    given = Given(model, chosen["guide"] if refit is None else refit, chosen["prior"])
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
     if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
         objective, particles = chosen["objective"], particles_of(chosen["objective"])

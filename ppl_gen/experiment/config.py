@@ -195,7 +195,7 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
     defaults = defaults_of(given.find("model", names["model"]))
     return Config(
         model=str(names["model"]),
-        guide=names["guide"] or defaults.default_guide,
+        guide=defaults.default_guide if names["guide"] is None else names["guide"],
         prior=names["prior"],
         data=DataOptions(**defaults.data_defaults),
         training=TrainingOptions(**defaults.training_defaults),

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ppl_gen.core.errors import BadInput, require, require_choices, require_least
+from ppl_gen.core.errors import BadInput, require, require_choices, require_numbers
 from ppl_gen.core.options import option
 
 Checkpoint = Literal["last", "best"]
@@ -69,10 +69,10 @@ class TrainingOptions:
         from ppl_gen.inference.objectives import check as check_objective
 
         require_choices(self)
-        require_least(self, epochs=1, batch_size=1, checkpoint_every=1, patience=1, kl_warmup=0)
+        require_numbers(self, epochs=1, batch_size=1, checkpoint_every=1, patience=1, kl_warmup=0)
         check_objective(self.objective, self.num_particles, self.alpha, self.beta)
         require(0 <= self.adam_beta1 < 1, "adam_beta1", self.adam_beta1, "must be at least 0 and below 1")
-        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be above 0")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be above 0")
         if self.clip_grad_norm is not None:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
         if self.optimizer == "muon":
@@ -84,7 +84,7 @@ class TrainingOptions:
             raise BadInput(
                 f"--capture: the loss must be the same at every step, but --kl-warmup {self.kl_warmup} changes it"
             )
-        require(0 < self.max_hours < math.inf, "max_hours", self.max_hours, "must be above 0, and finite")
+        require(self.max_hours > 0, "max_hours", self.max_hours, "must be above 0")
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of step `step` out of `total`."""

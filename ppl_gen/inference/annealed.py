@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import AdversarialModel, Amortized, HasDensity, offers
-from ppl_gen.core.errors import BadInput, require, require_choices, require_least
+from ppl_gen.core.errors import BadInput, require, require_choices, require_numbers
 from ppl_gen.core.gradients import check_gradients
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
@@ -60,7 +60,7 @@ class Annealing:
 
     def __post_init__(self) -> None:
         require_choices(self, "annealed.")
-        require_least(self, "annealed.", num_temperatures=1, num_chains=1, leapfrog_steps=1)
+        require_numbers(self, "annealed.", num_temperatures=1, num_chains=1, leapfrog_steps=1)
         require(0 < self.acceptance < 1, "annealed.acceptance", self.acceptance, "must be between 0 and 1")
 
     @property

@@ -32,7 +32,7 @@ from ppl_gen.core.errors import BadInput, as_bad_input, describe
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng, matmul_precision, take
 from ppl_gen.inference.densities import Site, add, alike, expand_to_plates, masked_log_prob, plates_of, sample_sites
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import block_size, can_sum_states, require_memory
+from ppl_gen.inference.state_memory import block_size, can_sum_states, require_memory, shown_count
 from ppl_gen.inference.supports import bounds, log_prob_within, masks, same, support
 from ppl_gen.inference.tracing import PyroFunction, trace_of
 
@@ -93,7 +93,7 @@ def sum_over_states(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> StateSu
             "dimensions on the left, such as z.unsqueeze(-1) instead of z.view(-1, 1)"
         )
         if num_states > _MOST_CALLS:
-            raise BadInput(f"{hint}; it has {num_states:,} states, too many to visit one by one")
+            raise BadInput(f"{hint}; it has {shown_count(pair)} states, too many to visit one by one")
         return StateSum(_tried_by_state(pair, batch, hint), by_state=True)
 
 

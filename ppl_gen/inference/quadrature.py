@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import HasDensity, offers
-from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.errors import BadInput, require, require_numbers
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import as_images, evaluating, forked_rng, matmul_precision, name_of
@@ -48,7 +48,8 @@ class Quadrature:
     smaller if the decoder is smooth."""
 
     def __post_init__(self) -> None:
-        require(0 < self.tolerance < math.inf, "quadrature.tolerance", self.tolerance, "must be a number above 0")
+        require_numbers(self, "quadrature.")
+        require(self.tolerance > 0, "quadrature.tolerance", self.tolerance, "must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

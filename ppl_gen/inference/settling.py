@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput, require, require_least
+from ppl_gen.core.errors import BadInput, require, require_numbers
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above
 from ppl_gen.inference.annealed import Annealing, annealed_log_px
@@ -67,8 +67,8 @@ class Settling:
     """Largest number of samples for an image."""
 
     def __post_init__(self) -> None:
-        require(0 < self.tolerance < math.inf, "settling.tolerance", self.tolerance, "must be a number above 0")
-        require_least(self, "settling.", most_samples=FEWEST)
+        require_numbers(self, "settling.", most_samples=FEWEST)
+        require(self.tolerance > 0, "settling.tolerance", self.tolerance, "must be above 0")
 
     @property
     def steps(self) -> list[int]:

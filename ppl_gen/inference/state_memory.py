@@ -15,6 +15,7 @@ from ppl_gen.inference.pair import Pair
 _MOST_STATES = 2**20  # states x numbers per state of an image, up to which enumeration is the default
 _STATES_IMAGES = 2**26  # states x images x numbers per state that are in memory at a time
 _BYTES = 4  # size of a float32 number
+_COUNTLESS = 10**18  # states, or bytes
 
 
 # Distributions, while a pair is read -------------------------------------------------------------------------------
@@ -77,6 +78,8 @@ def block_size(pair: Pair, posterior: bool = False) -> int:
     :param posterior: True if p(z | x) of every state is needed, not only the sum.
     """
     assert pair.num_states is not None
+    if pair.num_states > _COUNTLESS:
+        return 1
     return max(1, min(1000, int(_STATES_IMAGES / (pair.num_states * max(numbers_per_state(pair), int(posterior))))))
 
 
@@ -84,6 +87,12 @@ def block_size_by_state(pair: Pair) -> int:
     """Number of images at a time, if the model is called for one state after the other."""
     assert pair.num_states is not None
     return max(1, min(10_000, _STATES_IMAGES // (8 * pair.num_states)))
+
+
+def shown_count(pair: Pair) -> str:
+    """The number of latent states in a sentence. One of many digits is a power of ten."""
+    assert pair.num_states is not None
+    return f"{pair.num_states:,}" if pair.num_states < _COUNTLESS else f"10^{math.log10(pair.num_states):.0f}"
 
 
 def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
@@ -94,7 +103,7 @@ def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
     assert pair.num_states is not None
     units = sum(math.prod(shape) for shape in pair.event_shapes.values())
     held = num_images * numbers_per_state(pair) * (5 if gradients else 6)
-    return int(_BYTES * pair.num_states * (4 * units + held))
+    return math.ceil(_BYTES * (4 * units + held)) * pair.num_states  # in whole numbers: no float holds 2^1100
 
 
 def require_memory(pair: Pair, num_images: int, gradients: bool = False, device: torch.device | str = "cpu") -> None:
@@ -105,8 +114,9 @@ def require_memory(pair: Pair, num_images: int, gradients: bool = False, device:
     """
     needed, free = memory_needed(pair, num_images, gradients), free_memory(device)
     if needed > free:
+        takes = f"{needed / 1e9:,.1f} GB" if needed < _COUNTLESS else "more memory than any machine has"
         raise BadInput(
-            f"{pair.model_name} has {pair.num_states:,} latent states: a sum over all of them for {num_images} images "
-            f"takes {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free; use fewer latent units or smaller "
-            "batches, or a guide that samples, such as bernoulli"
+            f"{pair.model_name} has {shown_count(pair)} latent states: a sum over all of them for {num_images} images "
+            f"takes {takes}, but {free / 1e9:,.1f} GB are free; use fewer latent units or smaller batches, or a guide "
+            "that samples, such as bernoulli"
         )

@@ -19,9 +19,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen.core import components, parallel
 from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, offers
-from ppl_gen.core.errors import BadInput, as_bad_input, require
+from ppl_gen.core.errors import BadInput, as_bad_input, describe, require_numbers, users_frame
 from ppl_gen.core.gradients import gradients
-from ppl_gen.core.memory import free_memory
+from ppl_gen.core.memory import free_memory, is_out_of_memory
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import read_pair, release, start_from
@@ -37,7 +37,7 @@ from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import memory_needed, require_memory
+from ppl_gen.inference.state_memory import memory_needed, require_memory, shown_count
 from ppl_gen.training.batches import least_images
 from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
@@ -80,14 +80,16 @@ def prepare(config: Config, given: Given | None = None, *, quiet: bool = True, s
     :param start: load the weights that training starts from, and refuse training that would take too long.
     :raises BadInput: if the pair cannot be fitted.
     """
-    require(config.num_samples >= 1, "num_samples", config.num_samples, "must be at least 1")
+    require_numbers(config, num_samples=1)
     check_precision()
     given = given or Given()
     try:
         return _prepare(config, given, quiet, start)
-    except BaseException:
+    except BaseException as error:
         release(given.model)
-        raise
+        if isinstance(error, BadInput | KeyboardInterrupt) or is_out_of_memory(error) or users_frame(error) is None:
+            raise
+        raise BadInput(f"before the first step: {describe(error)}") from error
 
 
 def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared:
@@ -267,7 +269,7 @@ def enumeration_cost(assembled: Assembled) -> str:
     seconds = ratio * _seconds_of_a_step(smaller, timed, batch)
     needed = memory_needed(pair, size, gradients=True)
     less = "use fewer latent units, or a guide that samples, such as bernoulli"
-    return _cost(assembled, f"{pair.num_states:,} latent states", seconds, needed, less)
+    return _cost(assembled, f"{shown_count(pair)} latent states", seconds, needed, less)
 
 
 def grid_cost(assembled: Assembled) -> str:

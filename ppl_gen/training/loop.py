@@ -13,7 +13,6 @@ measures and saves.
 """
 
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -29,8 +28,9 @@ from torch import Tensor
 
 from ppl_gen.core import parallel
 from ppl_gen.core.contracts import Finishes, Objective
-from ppl_gen.core.errors import BadInput, Failed
+from ppl_gen.core.errors import BadInput, Failed, begun
 from ppl_gen.core.gradients import gradients
+from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.fitted import Fitted
@@ -43,7 +43,6 @@ from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, least_images
 from ppl_gen.training.capture import Captured
-from ppl_gen.training.interrupts import interrupts
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
@@ -111,10 +110,10 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
 class Loop:
     """The training of one run. The constructor sets up what `run` uses.
 
-    :param interrupted: event that ends training after the current step.
+    :param interrupted: flag that ends training after the current step.
     """
 
-    def __init__(self, fitted: Fitted, interrupted: threading.Event, quiet: bool):
+    def __init__(self, fitted: Fitted, interrupted: Interrupted, quiet: bool):
         self.fitted, self.interrupted = fitted, interrupted
         self.options, self.directory = fitted.config.training, fitted.directory
         model, guide, data = fitted.model, fitted.guide, fitted.data
@@ -169,7 +168,7 @@ class Loop:
     def run(self, on_epoch: OnEpoch | None) -> None:
         """Train to the last epoch."""
         state, options = self.state, self.options
-        with self.progress:
+        with self.progress, begun(f"the last checkpoint is kept in {self.directory.path}"):
             state.trained = self.names
             if not self.resumed:
                 self.measure(None)

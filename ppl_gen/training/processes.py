@@ -1,6 +1,5 @@
 """Gradient of a batch that several processes share."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core import parallel
+from ppl_gen.core.interrupts import Interrupted
 
 
 class SharedGradient:
@@ -18,7 +18,7 @@ class SharedGradient:
     :param loss: the loss of a model, a guide and a batch, in nats per image.
     """
 
-    def __init__(self, loss: Callable[..., Tensor], parameters: list[nn.Parameter], interrupted: threading.Event):
+    def __init__(self, loss: Callable[..., Tensor], parameters: list[nn.Parameter], interrupted: Interrupted):
         self.loss, self.parameters, self.interrupted = loss, parameters, interrupted
         self.whole = 0
         """Number of images of the batch over all processes."""

@@ -22,12 +22,14 @@ from ppl_gen.core.commands import words
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.files import opened, read_bytes, readable_errors
+from ppl_gen.core.interrupts import AGAIN, interrupts
 from ppl_gen.core.options import text
 from ppl_gen.core.paths import exists
+from ppl_gen.data.loading import load_data
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
+from ppl_gen.experiment.fitted import Assembled, resolve_device
 from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
-from ppl_gen.training.interrupts import interrupts
 
 PROGRAM = "python -m ppl_gen.sweep"
 _OWN = (
@@ -189,6 +191,29 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
     return found
 
 
+def check_first(planned: Sequence[Planned]) -> None:
+    """Build model, guide, objective and data of a run, before the first run of a sweep starts. If a run fails, the next
+    one is tried: an option that all runs have in common fails in all of them.
+
+    :raises BadInput: if no run of the sweep can be built, with the error of the first.
+    """
+    error: BadInput | None = None
+    for run in planned:
+        if exists(run.path, "--out") or run.config.training.seed != planned[0].config.training.seed:
+            continue
+        try:
+            resolve_device(run.config.training.device)
+            given = Given(**run.config.externals())
+            data = load_data(run.config.data, given.data)
+            assembled = Assembled.make(run.config, data, given)
+            _ = assembled.pair, assembled.objective  # made when they are first used
+            return
+        except BadInput as failed:
+            error = error or failed
+    if error is not None:
+        raise error
+
+
 # Running -------------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +262,7 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
             for child in running:
                 child.process.wait()
     if stopping:
-        raise KeyboardInterrupt("run the same command to continue")
+        raise KeyboardInterrupt(AGAIN)
     return failures
 
 
@@ -253,8 +278,8 @@ def _start(planned: Planned, threads: int, lock: int) -> _Running:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # Otherwise the terminal's Ctrl-C would reach the process as well. The interrupt from here would be its
-            # second one, which does not wait for a checkpoint.
+            # Otherwise the terminal's Ctrl-C would reach the process as well. The signal from here would be its second
+            # one, which does not wait for a checkpoint.
             start_new_session=True,
             pass_fds=[lock],
         )
@@ -283,7 +308,7 @@ def locked(out: Path) -> int:
 
 def _interrupt(running: Sequence[_Running]) -> None:
     for each in running:
-        each.process.send_signal(signal.SIGINT)
+        each.process.send_signal(signal.SIGTERM)  # Ctrl-C is ignored where a script runs the sweep in the background
 
 
 def _last_line(planned: Planned, status: int) -> str:

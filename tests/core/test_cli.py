@@ -54,7 +54,7 @@ def test_errors_are_one_line(arguments: list[str], words: list[str]) -> None:
         (BadInput("--seed -1:\n  must be positive"), 2, "error: --seed -1: must be positive\n"),
         (Failed("a lower --learning-rate may help"), 1, "error: a lower --learning-rate may help\n"),
         (KeyboardInterrupt("continue with: this"), 1, "interrupted: continue with: this\n"),
-        (KeyboardInterrupt(), 1, "interrupted\n"),
+        (KeyboardInterrupt(), 1, "interrupted: run the same command again\n"),
     ],
 )
 def test_exit_statuses(call: Call, raised: BaseException | None, status: int, on_stderr: str) -> None:

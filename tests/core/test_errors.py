@@ -1,21 +1,27 @@
 """Errors: sentences of options for a command and of arguments for Python, names that were meant, and user code."""
 
+import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from ppl_gen.core.commands import line
+from ppl_gen.core import commands, errors
 from ppl_gen.core.errors import (
     BadInput,
     Failed,
     as_bad_input,
+    begun,
     describe,
+    kept,
     near_miss,
     require,
     require_choices,
-    require_least,
+    require_numbers,
+    users_frame,
 )
 
 
@@ -78,13 +84,13 @@ def test_least_values() -> None:
         num_images: int | None = None
         seed: int = 0
 
-    require_least(Options(), num_images=1)
+    require_numbers(Options(), num_images=1)
     for options, sentence in (
         (Options(0), "--fill.num-images 0: must be at least 1"),
         (Options(1, -1), "--fill.seed -1: must be at least 0 and below 2^63"),
     ):
         with pytest.raises(BadInput) as error:
-            require_least(options, "fill.", num_images=1)
+            require_numbers(options, "fill.", num_images=1)
         assert error.value.sentence == sentence
 
 
@@ -98,7 +104,8 @@ def test_errors_of_user_code() -> None:
         fails()
     assert error.value.sentence.startswith("guide Mine: KeyError: 'width' (")
     line = fails.__code__.co_firstlineno + 1
-    assert error.value.sentence.endswith(f"test_errors.py:{line})") and isinstance(error.value.__cause__, KeyError)
+    assert error.value.sentence.endswith(f"test_errors.py:{line}, in fails)")
+    assert isinstance(error.value.__cause__, KeyError)
     with pytest.raises(BadInput, match=r"^as it is$"), as_bad_input("guide Mine"):
         raise BadInput("as it is")
     with pytest.raises(KeyboardInterrupt), as_bad_input("guide Mine"):
@@ -109,11 +116,74 @@ def test_errors_of_user_code() -> None:
     )
 
 
+class Unsaid(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def test_an_error_in_one_line() -> None:
+    """Whatever its text is: the first line; or the second too, if the first announces it."""
+    many = ExceptionGroup("several", [KeyError("a"), ValueError("b")])
+    for error, line in (
+        (ValueError("one\n two\nthree"), "ValueError: one"),
+        (ValueError("wrong:\n\tthe   width\nmore"), "ValueError: wrong: the width"),
+        (Unsaid(), "Unsaid"),
+        (many, "ExceptionGroup: several (2 sub-exceptions); the first is KeyError: 'a'"),
+        (SystemExit(0), "SystemExit: 0"),
+    ):
+        assert describe(error) == line
+
+
+def test_whose_code_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The innermost frame outside this package, Python and installed libraries. A class of an installed package that
+    the user has named is the user's; another folder may be declared not to be."""
+
+    def called(function: Callable[[], object]) -> BaseException:
+        try:
+            function()
+        except BaseException as error:
+            return error
+        raise AssertionError
+
+    error = called(lambda: json.loads("{"))
+    frame = users_frame(error)
+    assert frame is not None and (frame.filename, frame.name) == (__file__, "<lambda>")
+    assert users_frame(error, f"{Path(__file__).parent}/") is None
+    installed = compile("def fails(): raise KeyError", "/somewhere/site-packages/theirs/guides.py", "exec")
+    names: dict[str, Any] = {}
+    exec(installed, names)
+    for named, found in ((set(), "<lambda>"), ({"/somewhere/site-packages/theirs/guides.py"}, "fails")):
+        monkeypatch.setattr(errors, "named_files", named)
+        frame = users_frame(called(lambda: names["fails"]()))
+        assert frame is not None and frame.name == found
+
+
+def test_work_that_was_begun() -> None:
+    """Is noted on an exception of a user's code, and on bad input that came of one; not on any other."""
+
+    def fails(error: BaseException) -> None:
+        raise error
+
+    for error, noted in (
+        (ValueError(), ["kept here"]),
+        (SystemExit(), ["kept here"]),
+        (KeyboardInterrupt(), []),
+        (BadInput("--epochs 0"), []),
+        (Failed("diverged"), []),
+    ):
+        with pytest.raises(type(error)) as raised, begun("kept here"):
+            fails(error)
+        assert kept(raised.value) == noted
+    with pytest.raises(BadInput) as refused, begun("kept here"), as_bad_input("objective"):
+        fails(KeyError())
+    assert kept(refused.value) == ["kept here"]
+
+
 @pytest.mark.parametrize(
     "path", ["runs/a", "my runs/it's $HOME;x", 'a"b', "a--seed 1", "-x", "ä  b", "a\\b", "*", "a,b;"]
 )
 def test_a_run_in_a_sentence(path: str) -> None:
     """The line can be pasted, into a shell or into Python."""
-    told = BadInput(f"has no checkpoint; train it with {line(['--resume', path])}; or delete it")
+    told = BadInput(f"has no checkpoint; train it with {commands.line(['--resume', path])}; or delete it")
     assert shlex.split(told.sentence.removesuffix("; or delete it"))[-1] == path
     assert str(told) == f"has no checkpoint; train it with Run.open({path!r}).resume(); or delete it"

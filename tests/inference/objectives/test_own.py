@@ -291,7 +291,7 @@ class NoNumber:
         (WrongLoss, r"objective WrongLoss: loss\(pair, x\) returns a tensor \[5\]; it must return one number, the sum"),
         (WrongDraws, "objective WrongDraws: draws = 'sampled': choose from reparametrized, detached, frozen-guide"),
         (Choosy, "not of 5 images"),
-        (Failing, r"objective Failing fails: AttributeError: 'Terms' object has no .*log_joint.*test_own\.py:\d+\)"),
+        (Failing, r"objective Failing fails: AttributeError: 'Terms' object has no .*log_joint.*test_own\.py:\d+, in "),
         (WrongELBO, "objective WrongELBO: .* returns a TraceGraph_ELBO, which has no differentiable_loss"),
         (NoNumber, "objective NoNumber: .*surrogate also needs an attribute num_particles"),
     ],
