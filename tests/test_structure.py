@@ -85,3 +85,11 @@ def test_no_legend_depends_on_speed(path: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     legends = [node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr == "legend"]
     assert all("loc" in {keyword.arg for keyword in node.keywords} for node in legends)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_paths_are_looked_at_in_one_place(path: Path) -> None:
+    """`Path.exists` and its like raise for a name that is too long, and for a folder without permission."""
+    called = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    names = {each.attr for each in called if isinstance(each, ast.Attribute)}
+    assert _room(path) == "core" or not names & {"exists", "is_file", "is_dir"}

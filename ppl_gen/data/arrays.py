@@ -49,6 +49,8 @@ def read(arrays: Mapping[str, np.ndarray], largest: int | None = None) -> pixels
     :param largest: value of a white pixel. By default it is inferred from the pixels.
     :raises BadInput: for arrays that no rule can read.
     """
+    for name, array in arrays.items():
+        sources.require_free(f"--data [{name}]: copying {array.shape}", 2 * array.size * min(array.itemsize, 4))
     found = sources.assign_roles(Path(NAME), list(arrays), arrays.__getitem__, None)
     images = pixels.to_images(NAME, found, largest)
     # What is the caller's own is copied: it may change later.
@@ -64,7 +66,7 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     content = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         content.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        content.update(np.ascontiguousarray(array).tobytes())
+        content.update(np.ascontiguousarray(array).reshape(-1))  # type: ignore[arg-type]  # as bytes, without a copy
     return content.hexdigest()
 
 
@@ -81,7 +83,7 @@ def _stacked(name: str, given: Dataset[Any]) -> tuple[np.ndarray, np.ndarray | N
     try:
         rows = [given[index] for index in range(len(given))]  # type: ignore[arg-type]
     except Exception as error:  # the data set's own code fails, or it has no length
-        raise BadInput(f"--data [{name}]: a Dataset needs len(data) and data[i] ({error})") from error
+        raise BadInput(f"--data [{name}]: a Dataset needs len(data) and data[i] ({_one_line(error)})") from error
     if not rows:
         raise BadInput(f"--data [{name}]: the Dataset has no items")
     if all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
@@ -107,6 +109,10 @@ def _stack(name: str, items: list[Any]) -> np.ndarray:
     return np.stack(arrays)
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _array(name: str, given: Any) -> np.ndarray:
     if any(np.ma.is_masked(part) for part in (given if isinstance(given, list | tuple) else [given])):
         raise BadInput(f"--data [{name}]: a masked array would lose its mask; fill it in first: x.filled(0)")
@@ -114,7 +120,7 @@ def _array(name: str, given: Any) -> np.ndarray:
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     except Exception as error:  # rows of different lengths
         kind = type(given).__name__
-        raise BadInput(f"--data [{name}]: is of type {kind}, not an array of numbers ({error})") from error
+        raise BadInput(f"--data [{name}]: is of type {kind}, not an array of numbers ({_one_line(error)})") from error
     if name.endswith("_labels") and array.dtype.kind not in "buif":
         raise BadInput(f"--data [{name}]: labels must be whole numbers, not {shown(given)}")
     if array.dtype.kind not in "buif" or (array.ndim == 0 and not name.endswith("_labels")):

@@ -231,10 +231,10 @@ def _require_memory(where: str, shape: Sequence[int], itemsize: int) -> None:
     if min(shape, default=0) < 0:
         raise ValueError(f"the shape {tuple(shape)} is negative")
     size = math.prod(map(int, shape)) * (itemsize + 2 * min(itemsize, 4))
-    _require_free(f"--data {where}: an array {tuple(shape)}", size)
+    require_free(f"--data {where}: an array {tuple(shape)}", size)
 
 
-def _require_free(what: str, size: int) -> None:
+def require_free(what: str, size: int) -> None:
     """Raise `BadInput` if there is less free memory than a number of bytes.
 
     :param what: what needs the memory, for the message.
@@ -254,7 +254,7 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
             file.seek(0)
             arrays = _matlab_73(path, file, chosen)
         else:
-            _require_free(f"--data {path}: its largest variable", max(_compressed_sizes(start, file), default=0))
+            require_free(f"--data {path}: its largest variable", max(_compressed_sizes(start, file), default=0))
             file.seek(0)
             variables = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(file)}
 
@@ -426,7 +426,7 @@ def _text(path: Path, chosen: str | None) -> RawArrays:
         raise BadInput(f"--data {path}: its first line has more than {_LONGEST_LINE:,} characters; is it a text file?")
     first = start.decode("utf-8-sig").strip()
     with _open(path) as file:  # pandas copies its table while it makes it
-        _require_free(f"--data {path}: its table", 3 * np.dtype(np.float64).itemsize * _cells(file))
+        require_free(f"--data {path}: its table", 3 * np.dtype(np.float64).itemsize * _cells(file))
     separator = next((mark for mark in ";\t," if mark in first), r"\s+")
     # NumPy begins a header with #.
     cells = [cell.strip(" \"'") for cell in re.split(separator, first.removeprefix("#"))]

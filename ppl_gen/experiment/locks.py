@@ -32,7 +32,8 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     :raises BadInput: if another process writes to it, or it cannot be written.
     """
-    lock = FileLock(folder.resolve() / ".lock", is_singleton=True)
+    place = folder.resolve()  # the block may change the working directory
+    lock = FileLock(place / ".lock", is_singleton=True)
     first = not lock.is_locked
     try:
         lock.acquire(blocking=False)
@@ -46,15 +47,15 @@ def only_writer(folder: Path) -> Iterator[None]:
         print(f"warning: {folder}: is on a file system without locks; start no second command on it", file=sys.stderr)
     try:
         if first and lock.is_locked:
-            for each in (folder, folder / "figures"):
+            for each in (place, place / "figures"):
                 clear_temporary(each)
             with suppress(BadInput):  # the note is for others, and nothing depends on it
-                write_file(folder / _WRITER, _me())
+                write_file(place / _WRITER, _me())
         yield
     finally:
         if first:
             with suppress(OSError):
-                (folder / _WRITER).unlink()
+                (place / _WRITER).unlink()
         lock.release()
 
 

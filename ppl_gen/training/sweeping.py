@@ -200,7 +200,7 @@ def check_first(planned: Sequence[Planned]) -> None:
 
     error: BadInput | None = None
     for run in planned:
-        if run.path.exists() or run.config.training.seed != planned[0].config.training.seed:
+        if exists(run.path, "--out") or run.config.training.seed != planned[0].config.training.seed:
             continue
         try:
             resolve_device(run.config.training.device)

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ppl_gen.core import errors
-from ppl_gen.core.commands import line
+from ppl_gen.core import commands, errors
 from ppl_gen.core.errors import (
     BadInput,
     Failed,
@@ -117,16 +116,6 @@ def test_errors_of_user_code() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "path", ["runs/a", "my runs/it's $HOME;x", 'a"b', "a--seed 1", "-x", "ä  b", "a\\b", "*", "a,b;"]
-)
-def test_a_run_in_a_sentence(path: str) -> None:
-    """The line can be pasted, into a shell or into Python."""
-    told = BadInput(f"has no checkpoint; train it with {line(['--resume', path])}; or delete it")
-    assert shlex.split(told.sentence.removesuffix("; or delete it"))[-1] == path
-    assert str(told) == f"has no checkpoint; train it with Run.open({path!r}).resume(); or delete it"
-
-
 class Unsaid(Exception):
     def __str__(self) -> str:
         raise ValueError
@@ -135,14 +124,14 @@ class Unsaid(Exception):
 def test_an_error_in_one_line() -> None:
     """Whatever its text is: the first line; or the second too, if the first announces it."""
     many = ExceptionGroup("several", [KeyError("a"), ValueError("b")])
-    for error, told in (
+    for error, line in (
         (ValueError("one\n two\nthree"), "ValueError: one"),
         (ValueError("wrong:\n\tthe   width\nmore"), "ValueError: wrong: the width"),
         (Unsaid(), "Unsaid"),
         (many, "ExceptionGroup: several (2 sub-exceptions); the first is KeyError: 'a'"),
         (SystemExit(0), "SystemExit: 0"),
     ):
-        assert describe(error) == told
+        assert describe(error) == line
 
 
 def test_whose_code_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,3 +177,13 @@ def test_work_that_was_begun() -> None:
     with pytest.raises(BadInput) as refused, begun("kept here"), as_bad_input("objective"):
         fails(KeyError())
     assert kept(refused.value) == ["kept here"]
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/a", "my runs/it's $HOME;x", 'a"b', "a--seed 1", "-x", "ä  b", "a\\b", "*", "a,b;"]
+)
+def test_a_run_in_a_sentence(path: str) -> None:
+    """The line can be pasted, into a shell or into Python."""
+    told = BadInput(f"has no checkpoint; train it with {commands.line(['--resume', path])}; or delete it")
+    assert shlex.split(told.sentence.removesuffix("; or delete it"))[-1] == path
+    assert str(told) == f"has no checkpoint; train it with Run.open({path!r}).resume(); or delete it"

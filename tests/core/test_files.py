@@ -1,6 +1,7 @@
 """Files in folders that others may have filled."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,3 +109,15 @@ def test_temporary_files_are_cleared(elsewhere: Path) -> None:
     clear_temporary(Path("link"))
     assert sorted(path.name for path in inside.iterdir()) == [".folder.tmp", ".lock", "kept.tmp"]
     assert len(list(outside.iterdir())) == 4
+
+
+def test_every_file_is_written_here() -> None:
+    """No other code of the package writes to a path by itself, nor has a library do so: HDF5 ends the process if the
+    disk is full."""
+    found = r"\.write_(text|bytes)\(|savefig\(|\.to_netcdf\((?!None)|(?<!def )\bopen\([^)]*[\"'][wax]b?[\"']"
+    package = Path(files.__file__).parents[1]
+    paths = list(package.rglob("*.py"))
+    assert len(paths) > 100 and re.search(found, 'open(path, "wb")') and re.search(found, "images.to_netcdf(path)")
+    for path in paths:
+        text = re.sub(r'""".*?"""', "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(found, text), path

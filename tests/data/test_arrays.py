@@ -10,6 +10,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data import arrays
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
 
 X = torch.bernoulli(torch.full((20, 4, 5), 0.3), generator=torch.Generator().manual_seed(0))
 Y = torch.arange(20) % 3
@@ -75,3 +77,18 @@ def test_refused(given: Any, message: str) -> None:
     with pytest.raises(BadInput) as error:
         arrays.read(arrays.collect(given))
     assert str(error.value).startswith(message)
+
+
+def test_larger_than_memory() -> None:
+    huge = np.broadcast_to(np.uint8(1), (2**20, 2**10, 2**10))
+    with pytest.raises(BadInput, match="copying"):
+        load_data(DataOptions(), huge)
+
+
+def test_an_error_of_many_lines() -> None:
+    class Odd:
+        def __array__(self, *args: object) -> np.ndarray:
+            raise RuntimeError("no\nway")
+
+    with pytest.raises(BadInput, match=r"not an array of numbers \(no way\)"):
+        load_data(DataOptions(), Odd())
