@@ -25,6 +25,7 @@ import pyro
 import torch
 from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
+from pyro.infer.util import torch_item
 from torch import Tensor
 
 from ppl_gen.core import parallel
@@ -48,8 +49,10 @@ from ppl_gen.training.diverging import (
     Diverged,
     diverged,
     generator_state,
+    largest,
     lost,
     not_finite,
+    outgrown,
     set_generator_state,
     worse,
 )
@@ -75,6 +78,8 @@ class State:
     seconds: float = 0.0
     first_elbo: float | None = None
     """ELBO of the training images before the first step; None without one."""
+    largest: float | None = None
+    """Largest size of a weight before the first step."""
     best: Json | None = None
     """The epoch with the best validation ELBO so far, and that ELBO."""
     stopped: int = 0
@@ -255,7 +260,7 @@ class Loop:
         that is not finite: the weights are then still those that the loss was computed with."""
 
         def checked(model: Any, guide: Any, *batch: Tensor) -> float:
-            value = float(gradient(model, guide, *batch))
+            value = torch_item(gradient(model, guide, *batch))
             if not math.isfinite(value):
                 raise Diverged(self.explained(model, guide, *batch))
             return value
@@ -265,18 +270,15 @@ class Loop:
     def explained(self, model: Any, guide: Any, *batch: Tensor) -> str:
         """The message for a loss that is not finite. It names a parameter that is not, or else the first site, which
         the same step with the same noise is computed again for."""
-        step, found = (
-            self.state.step + 1,
-            not_finite(self.trained, self.optimizer),
-        )
+        step, found = self.state.step + 1, not_finite(self.trained, self.optimizer)
         if found is not None:
             return diverged(step, self.directory, found)
         with forked_rng(batch[0]), pyro.validation_enabled(False):
             set_generator_state(batch[0], self.noise)
             if len(batch[0]):
                 found = blame(self.pair, lambda: self.loss(model, guide, *batch))
-        found = parallel.all_gather(found)
-        return diverged(step, self.directory, found or "every site is finite, so look at the objective")
+        found = parallel.all_gather(found) or "every site of model and guide is finite, so look at the objective"
+        return diverged(step, self.directory, found)
 
     def capture(self, order: Tensor) -> None:
         """Record the operations of a step, and use the record from now on."""
@@ -321,7 +323,8 @@ class Loop:
         except BadInput as error:  # which names the site
             if state.step == 0:
                 raise
-            raise Diverged(diverged(state.step, self.directory, error.sentence)) from error
+            found = not_finite(self.trained, self.optimizer) or error.sentence
+            raise Diverged(diverged(state.step, self.directory, found)) from error
         line |= terms
         if not is_finite(terms):
             impossible = any(figures.get("elbo") == -math.inf for figures in terms.values())
@@ -372,6 +375,13 @@ class Loop:
         found = not_finite(self.trained, self.optimizer)
         if found is not None:
             raise Diverged(diverged(self.state.step, self.directory, found))
+        size = largest(self.parameters)
+        if self.state.step == 0:
+            self.state.largest = size
+        elif self.state.largest is not None and (
+            grown := outgrown(size, self.state.largest, self.state.step, self.directory)
+        ):
+            raise Diverged(grown)
         self.state.seconds = time.perf_counter() - self.started
         self.directory.save_checkpoint(snapshot(self.modules, self.optimizer.parts) | self.best, asdict(self.state))
 
