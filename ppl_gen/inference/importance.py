@@ -30,6 +30,7 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.tables import Row
 from ppl_gen.inference.agreement import above, bound
+from ppl_gen.inference.blame import blame
 from ppl_gen.inference.callables import (
     Batch,
     as_arguments,
@@ -327,8 +328,6 @@ def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[], Any
     image = int(terms.log_weight.isnan().any(0).nonzero()[0])
     which = [name for name, values in pair.log_densities(terms).items() if values[:, image].isnan().any()]
     which = which or ["inf - inf: the log weight"]
-    from ppl_gen.inference.blame import blame  # after a failure only
-
     with forked_rng(terms.log_weight):
         site = blame(pair, again) or "look for a scale of 0 or an overflow there"
     raise BadInput(f"{which[0]} is NaN for image {first + image}; {site}")

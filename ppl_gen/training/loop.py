@@ -323,8 +323,8 @@ class Loop:
         except BadInput as error:  # which names the site
             if state.step == 0:
                 raise
-            found = not_finite(self.trained, self.optimizer) or error.sentence
-            raise Diverged(diverged(state.step, self.directory, found)) from error
+            why = not_finite(self.trained, self.optimizer) or error.sentence
+            raise Diverged(diverged(state.step, self.directory, why)) from error
         line |= terms
         if not is_finite(terms):
             impossible = any(figures.get("elbo") == -math.inf for figures in terms.values())
