@@ -23,10 +23,8 @@ from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.interrupts import AGAIN, interrupts
 from ppl_gen.core.options import text
-from ppl_gen.data.loading import load_data
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
-from ppl_gen.experiment.fitted import Assembled, resolve_device
 from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
 
 PROGRAM = "python -m ppl_gen.sweep"
@@ -195,6 +193,9 @@ def check_first(planned: Sequence[Planned]) -> None:
 
     :raises BadInput: if no run of the sweep can be built, with the error of the first.
     """
+    from ppl_gen.data.loading import load_data  # torch, which --help does without
+    from ppl_gen.experiment.fitted import Assembled, resolve_device
+
     error: BadInput | None = None
     for run in planned:
         if run.path.exists() or run.config.training.seed != planned[0].config.training.seed:
