@@ -224,6 +224,17 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--clip-grad-norm", "0", *DIGITS), ["--clip-grad-norm 0"]),
         (("vae", "--checkpoint-every", "0", *DIGITS), ["--checkpoint-every 0"]),
         (("vae", "--max-hours", "inf", *DIGITS), ["--max-hours inf", "finite"]),
+        (("vae", "--learning-rate", "1e-320", *DIGITS), ["--learning-rate 1e-320", "between 1e-30 and 1e30"]),
+        (("vae", "--epochs", "1" + "0" * 400, *DIGITS), ["--epochs 10^400: must be at most 10000000"]),
+        (("vae", "--hidden-dims", "8", "10000000000", *DIGITS), ["--hidden-dims 10000000000"]),
+        (("mixture", "--init-scale", "inf", *DIGITS), ["--init-scale inf: must be a finite number"]),
+        (("vae", "--guide", "student-t", "--guide.df", "inf", *DIGITS), ["--guide.df inf: must be a finite number"]),
+        (("belief-net", "--latent-dim", "1100", *DIGITS), ["10^331 latent states", "more memory than any machine has"]),
+        # an empty word
+        (("vae", "--guide", "", *DIGITS), ["unknown guide ''"]),
+        (("vae", "--objective=", *DIGITS), ["--objective '': is empty"]),
+        (("vae", "--out", " ", *DIGITS), ["--out '': is empty"]),
+        (("", *DIGITS), ["unknown model ''"]),
         # where it goes
         (("vae", "--out", "there", *DIGITS), ["--out there", "exists already"]),
         (("vae", "--out", "file/run", *DIGITS), ["--out file/run", "cannot be written"]),

@@ -183,7 +183,7 @@ def test_every_command_and_class_has_its_options_here() -> None:
     assert ("evaluate", "--annealed.num-chains") in flags and ("calibrate", "--repetitions") in flags
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(drawn=command_lines(CHOICES))
 def test_a_value_is_taken_or_refused_in_one_line(
     drawn: tuple[str, list[str]], ends_well: Callable[..., int], elsewhere: Path

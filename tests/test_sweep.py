@@ -208,6 +208,11 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
         (("vae", "--guides", "flow,transfrm=iaf", *SEEDS[3:]), ["--guide.transfrm", "did you mean --guide.transform"]),
         (("vae", *SEEDS[1:4], "elbow", *SEEDS[5:]), ["--objective elbow: unknown", "did you mean 'elbo'"]),
         ((*SEEDS[:-1], "/proc/out"), ["--out /proc/out", "cannot be written"]),
+        ((*SEEDS[:-1], ""), ["--out '': is empty"]),
+        (("vae", "--guides", "", *SEEDS[3:]), ["--guides '': is empty"]),
+        ((*SEEDS, "--", "--data", "nope"), ["--data nope"]),
+        ((*SEEDS, "--", "--data", "digits", "--train-size", "9999"), ["--train-size 9999"]),
+        ((*SEEDS, "--", "--data", "digits", "--hidden-dims", "0"), ["--hidden-dims"]),
     ],
 )
 def test_refused_before_anything_starts(

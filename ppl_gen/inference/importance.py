@@ -16,8 +16,9 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.tables import Row
 from ppl_gen.inference.agreement import above, bound
+from ppl_gen.inference.blame import blame
 from ppl_gen.inference.callables import (
     Batch,
     as_arguments,
@@ -308,14 +310,16 @@ def weighted_blocks(
             raise BadInput(f"{pair.model_name} and {pair.guide_name} fail on {which}: {describe(error)}") from error
         for terms in chunks:
             if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
-                _raise_for_nan(pair, terms, first)
+                again = partial(pair.terms, x, *args, num_samples=len(terms.log_weight), **options)
+                _raise_for_nan(pair, terms, first, again)
         yield len(x), chunks
 
 
-def _raise_for_nan(pair: Pair, terms: Terms, first: int) -> None:
+def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[], Any]) -> None:
     """Raise `BadInput` for log weights that are NaN, or that have q(z | x) = 0.
 
     :param first: number of the first image.
+    :param again: draws such terms once more, to find the site.
     """
     impossible = terms.log_guide == -math.inf
     if impossible.any():
@@ -324,7 +328,9 @@ def _raise_for_nan(pair: Pair, terms: Terms, first: int) -> None:
     image = int(terms.log_weight.isnan().any(0).nonzero()[0])
     which = [name for name, values in pair.log_densities(terms).items() if values[:, image].isnan().any()]
     which = which or ["inf - inf: the log weight"]
-    raise BadInput(f"{which[0]} is NaN for image {first + image}; look for a scale of 0 or an overflow there")
+    with forked_rng(terms.log_weight):
+        site = blame(pair, again) or "look for a scale of 0 or an overflow there"
+    raise BadInput(f"{which[0]} is NaN for image {first + image}; {site}")
 
 
 def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -24,25 +24,38 @@ import pyro
 import torch
 from pyro.infer import SVI
 from pyro.infer.elbo import ELBO
+from pyro.infer.util import torch_item
 from torch import Tensor
 
 from ppl_gen.core import parallel
 from ppl_gen.core.contracts import Finishes, Objective
-from ppl_gen.core.errors import BadInput, Failed, begun
+from ppl_gen.core.errors import BadInput, begun
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.experiment.run_directory import Json, RunDirectory
+from ppl_gen.experiment.run_directory import Json
 from ppl_gen.experiment.state import restore, snapshot, tensors_of
+from ppl_gen.inference.blame import blame
 from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, least_images
 from ppl_gen.training.capture import Captured
+from ppl_gen.training.diverging import (
+    Diverged,
+    diverged,
+    generator_state,
+    largest,
+    lost,
+    not_finite,
+    outgrown,
+    set_generator_state,
+    worse,
+)
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
@@ -51,10 +64,6 @@ _NOISE_STREAM = 0x1E3779B97F4A7C15  # the noise must not repeat the draws that i
 
 OnEpoch = Callable[[Json], bool | None]
 """Function that is called after each epoch with its line of `metrics.jsonl`. `True` ends training."""
-
-
-class Diverged(Failed):
-    """A loss that is not finite. The last checkpoint is kept."""
 
 
 @dataclass
@@ -66,6 +75,10 @@ class State:
     loss_sum: float = 0.0
     """Sum of the loss over the images of this epoch so far, in nats."""
     seconds: float = 0.0
+    first_elbo: float | None = None
+    """ELBO of the training images before the first step; None without one."""
+    largest: float | None = None
+    """Largest size of a weight before the first step."""
     best: Json | None = None
     """The epoch with the best validation ELBO so far, and that ELBO."""
     stopped: int = 0
@@ -87,7 +100,7 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
 
     :param quiet: show no progress on standard error.
     :param on_epoch: called after each epoch, before its checkpoint is written.
-    :raises Diverged: if the loss is not finite.
+    :raises Diverged: if the loss is not finite, or the ELBO is worse than before by an absurd amount.
     :raises BadInput: for a pair or an objective that cannot be trained, or a checkpoint that does not fit.
     """
     keep_freed_memory()
@@ -124,10 +137,11 @@ class Loop:
         # A model that is not trained stays in eval mode, without dropout.
         model.train(any(parameter.requires_grad for parameter in model.parameters()))
         trained = {name: each for name, each in self.modules.named_parameters() if each.requires_grad}
-        self.parameters, self.names = list(trained.values()), list(trained)
+        self.trained, self.parameters, self.names = trained, list(trained.values()), list(trained)
         self.optimizer = OneOptimizer(self.parameters, self.options)
 
         # -- loss -----------------------------------------------------------------------------------------------
+        self.pixels = data.dim
         self.labels = data.train.labels if fitted.takes_labels else None
         first = torch.arange(min(8, count), device=data.train.images.device)
         with evaluating(model, guide):
@@ -152,7 +166,9 @@ class Loop:
         if self.options.kl_warmup:
             functions = [self.warmup(function) for function in functions]
         gradient = self.shared or partial(loss_with_gradient, self.loss)
-        self.svi = SVI(*functions, self.optimizer, loss=self.loss, loss_and_grads=gradient)
+        self.svi = SVI(*functions, self.optimizer, loss=self.loss, loss_and_grads=self.finite(gradient))
+        self.noise: Tensor | None = None
+        """State of the random number generator when the last step began to draw noise."""
 
         # -- progress and resumption ----------------------------------------------------------------------------
         self.state, self.best = State(), dict[str, Tensor]()
@@ -167,46 +183,51 @@ class Loop:
 
     def run(self, on_epoch: OnEpoch | None) -> None:
         """Train to the last epoch."""
-        state, options = self.state, self.options
-        with self.progress, begun(f"the last checkpoint is kept in {self.directory.path}"):
-            state.trained = self.names
+        with self.progress:
+            self.state.trained = self.names
             if not self.resumed:
                 self.measure(None)
                 self.save()
-            while state.epoch < options.epochs and state.stopped != options.epochs:
-                # -- the steps of an epoch ----------------------------------------------------------------------
-                device = self.fitted.data.train.images.device
-                order = image_order(len(self.fitted.data.train), options.seed, state.epoch).to(device)
-                if options.capture and self.captured is None:
-                    self.capture(order)
-                done = state.step - state.epoch * self.steps_per_epoch
-                for index in batches(order, self.size, self.least)[done:]:
-                    self.step(index)
-                    stop = self.shared.stop if self.shared else self.interrupted.is_set()
-                    if stop and state.step % self.steps_per_epoch:
-                        self.verify(order)
-                        self.save()
-                        raise KeyboardInterrupt
-                self.verify(order)
-
-                # -- its end: measure, ask, save ----------------------------------------------------------------
-                state.epoch += 1
-                mean_loss, state.loss_sum = state.loss_sum / len(self.fitted.data.train), 0.0
-                if state.epoch == options.epochs:
-                    self.finish()
-                line = self.measure(mean_loss)
-                stopped = parallel.any_rank(line is not None and on_epoch is not None and on_epoch(line) is True)
-                if stopped and state.epoch < options.epochs:
-                    state.stopped = options.epochs
-                    self.stop_early(line)
-                interrupted = parallel.any_rank(self.interrupted.is_set())  # may have come while measuring
-                last = state.epoch == options.epochs or state.stopped == options.epochs
-                if state.epoch % options.checkpoint_every == 0 or last or interrupted:
-                    self.save()
-                if interrupted:
-                    raise KeyboardInterrupt
+            with begun(f"the last checkpoint is kept in {self.directory.path}"):
+                self.epochs(on_epoch)
         # Batch statistics, and what `finish` has fitted, differ between processes until here.
         parallel.broadcast(list(tensors_of(self.modules).values()))
+
+    def epochs(self, on_epoch: OnEpoch | None) -> None:
+        """Train for the epochs that are left."""
+        state, options = self.state, self.options
+        while state.epoch < options.epochs and state.stopped != options.epochs:
+            # -- the steps of an epoch ----------------------------------------------------------------------
+            device = self.fitted.data.train.images.device
+            order = image_order(len(self.fitted.data.train), options.seed, state.epoch).to(device)
+            if options.capture and self.captured is None:
+                self.capture(order)
+            done = state.step - state.epoch * self.steps_per_epoch
+            for index in batches(order, self.size, self.least)[done:]:
+                self.step(index)
+                stop = self.shared.stop if self.shared else self.interrupted.is_set()
+                if stop and state.step % self.steps_per_epoch:
+                    self.verify(order)
+                    self.save()
+                    raise KeyboardInterrupt
+            self.verify(order)
+
+            # -- its end: measure, ask, save ----------------------------------------------------------------
+            state.epoch += 1
+            mean_loss, state.loss_sum = state.loss_sum / len(self.fitted.data.train), 0.0
+            if state.epoch == options.epochs:
+                self.finish()
+            line = self.measure(mean_loss)
+            stopped = parallel.any_rank(line is not None and on_epoch is not None and on_epoch(line) is True)
+            if stopped and state.epoch < options.epochs:
+                state.stopped = options.epochs
+                self.stop_early(line)
+            interrupted = parallel.any_rank(self.interrupted.is_set())  # may have come while measuring
+            last = state.epoch == options.epochs or state.stopped == options.epochs
+            if state.epoch % options.checkpoint_every == 0 or last or interrupted:
+                self.save()
+            if interrupted:
+                raise KeyboardInterrupt
 
     # One step --------------------------------------------------------------------------------------------------
 
@@ -230,13 +251,38 @@ class Loop:
             first_seed = options.seed * 1_000_003 + state.step + _NOISE_STREAM
             torch.manual_seed(parallel.rank_seed(first_seed))
             self.shared.whole, index = images, parallel.shard(index, self.least)
+        batch = self.batch(index)
+        self.noise = generator_state(index)
         with pyro.validation_enabled(False):
-            value = self.svi.step(*self.batch(index))
+            value = self.svi.step(*batch)
         state.step += 1
-        if not math.isfinite(value):
-            raise Diverged(diverged(state.step, self.directory))
         state.loss_sum += value * images
         self.progress.advance()
+
+    def finite(self, gradient: Callable[..., Tensor | float]) -> Callable[..., float]:
+        """A function of SVI that writes the gradient to the parameters, and raises before a step is taken with a loss
+        that is not finite: the weights are then still those that the loss was computed with."""
+
+        def checked(model: Any, guide: Any, *batch: Tensor) -> float:
+            value = torch_item(gradient(model, guide, *batch))
+            if not math.isfinite(value):
+                raise Diverged(self.explained(model, guide, *batch))
+            return value
+
+        return checked
+
+    def explained(self, model: Any, guide: Any, *batch: Tensor) -> str:
+        """The message for a loss that is not finite. It names a parameter that is not, or else the first site, which
+        the same step with the same noise is computed again for."""
+        step, found = self.state.step + 1, not_finite(self.trained, self.optimizer)
+        if found is not None:
+            return diverged(step, self.directory, found)
+        with forked_rng(batch[0]), pyro.validation_enabled(False):
+            set_generator_state(batch[0], self.noise)
+            if len(batch[0]):
+                found = blame(self.pair, lambda: self.loss(model, guide, *batch))
+        found = parallel.all_gather(found) or "every site of model and guide is finite, so look at the objective"
+        return diverged(step, self.directory, found)
 
     def capture(self, order: Tensor) -> None:
         """Record the operations of a step, and use the record from now on."""
@@ -244,7 +290,7 @@ class Loop:
         loss = partial(self.loss, self.pair.model, self.pair.guide)
         with pyro.validation_enabled(False):
             self.captured = Captured(loss, self.modules, *map(self.probe_batch, rows))
-        self.svi.loss_and_grads = self.captured
+        self.svi.loss_and_grads = self.finite(self.captured)
 
     def verify(self, order: Tensor) -> None:
         """Compare the recorded step with the pair on a batch."""
@@ -276,11 +322,23 @@ class Loop:
         }
         if mean_loss is not None:
             line["loss"] = mean_loss
-        terms = self.monitor.measure()
+        try:
+            terms = self.monitor.measure()
+        except BadInput as error:  # which names the site
+            if state.step == 0:
+                raise
+            why = not_finite(self.trained, self.optimizer) or error.sentence
+            raise Diverged(diverged(state.step, self.directory, why)) from error
         line |= terms
         if not is_finite(terms):
             impossible = any(figures.get("elbo") == -math.inf for figures in terms.values())
-            raise Diverged(diverged(state.step, self.directory, impossible))
+            found = None if impossible else self.explained_measure()
+            raise Diverged(diverged(state.step, self.directory, found, impossible))
+        trained = terms["train"].get("elbo")
+        if trained is not None and state.first_elbo is None and state.step == 0:
+            state.first_elbo = trained
+        if trained is not None and state.first_elbo is not None and lost(trained, state.first_elbo, self.pixels):
+            raise Diverged(worse(trained, state.first_elbo, state.epoch, self.directory))
         elbo = terms.get("validation", {}).get("elbo")
         if elbo is not None and (state.best is None or elbo > state.best["elbo"]):
             state.best = {"epoch": state.epoch, "elbo": elbo}
@@ -290,6 +348,11 @@ class Loop:
             self.monitor.keep_samples(state.epoch)
         show(self.progress, line, self.options.epochs)
         return line
+
+    def explained_measure(self) -> str | None:
+        """The parameter or the site that makes a measurement not finite; None if none is found."""
+        found = not_finite(self.trained, self.optimizer)
+        return found or blame(self.pair, self.monitor.measure)
 
     def finish(self) -> None:
         """Run the last step of the objective, if it has one."""
@@ -313,8 +376,16 @@ class Loop:
 
         :raises Diverged: for weights that are not finite: the loss was finite, but the step after it was not.
         """
-        if not all(parameter.isfinite().all() for parameter in self.parameters):
-            raise Diverged(diverged(self.state.step, self.directory))
+        found = not_finite(self.trained, self.optimizer)
+        if found is not None:
+            raise Diverged(diverged(self.state.step, self.directory, found))
+        size = largest(self.parameters)
+        if self.state.step == 0:
+            self.state.largest = size
+        elif self.state.largest is not None and (
+            grown := outgrown(size, self.state.largest, self.state.step, self.directory)
+        ):
+            raise Diverged(grown)
         self.state.seconds = time.perf_counter() - self.started
         self.directory.save_checkpoint(snapshot(self.modules, self.optimizer.parts) | self.best, asdict(self.state))
 
@@ -376,17 +447,3 @@ def image_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of the images in an epoch."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(count, generator=generator)
-
-
-def diverged(step: int, run: RunDirectory, impossible: bool = False) -> str:
-    """The message for a loss that is not finite.
-
-    :param impossible: True if the ELBO is -inf.
-    """
-    kept = f"the last good checkpoint is kept in {run.path}. "
-    if impossible:
-        return (
-            f"the ELBO is -inf after step {step}: the guide draws z where p(x, z) = 0; {kept}"
-            "Give the guide a distribution of the prior's support"
-        )
-    return f"the loss is not finite at step {step}; {kept}A lower --learning-rate or --clip-grad-norm may help"

@@ -40,6 +40,11 @@ class OneOptimizer(PyroOptim):
             for group in part.param_groups:
                 group["lr"] = rate
 
+    def state_of(self, parameter: torch.Tensor) -> list[torch.Tensor]:
+        """What the optimizer remembers of a parameter's gradients."""
+        states = [part.state.get(parameter, {}) for part in self.parts.values()]
+        return [each for state in states for each in state.values() if isinstance(each, torch.Tensor)]
+
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Take a step along the gradients that the parameters have, and clear them."""
         if self.clip_grad_norm is not None:

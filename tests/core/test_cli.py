@@ -83,3 +83,15 @@ def test_one_process(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         2,
         "",
     ) and err == "error: torchrun: only fit and evaluate can run in several processes; start this command without it\n"
+
+
+def test_memory_that_does_not_suffice(call: Call) -> None:
+    """The largest numbers of the command line are named."""
+
+    def command(arguments: list[str]) -> None:
+        raise MemoryError
+
+    status, _, err = call(command, "vae", "--seed", "99999", "--num-particles", "5000", "--hidden-dims", "3", "70000")
+    assert status == 1 and err.count("\n") == 1
+    assert "a smaller --hidden-dims than 70000 or --num-particles than 5000" in err
+    assert "choose smaller sizes" in call(command, "vae")[2]

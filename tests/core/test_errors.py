@@ -1,6 +1,7 @@
 """Errors: sentences of options for a command and of arguments for Python, names that were meant, and user code."""
 
 import json
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ppl_gen.core.errors import (
     near_miss,
     require,
     require_choices,
+    require_number,
     require_numbers,
     users_frame,
 )
@@ -92,6 +94,40 @@ def test_least_values() -> None:
         with pytest.raises(BadInput) as error:
             require_numbers(options, "fill.", num_images=1)
         assert error.value.sentence == sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        (10**7, None),
+        (10**7 + 1, "10000001: must be at most 10000000"),
+        (-(10**400), "-10^400: must be at most 10000000"),
+        (math.nan, "nan: must be a finite number"),
+        (-math.inf, "-inf: must be a finite number"),
+        (1e-320, "1e-320: must be 0, or between 1e-30 and 1e30 in size"),
+        (1e39, "1e+39: must be 0, or between 1e-30 and 1e30 in size"),
+        (0.0, None),
+        (-1e30, None),
+        ((3, 10**8), "100000000: must be at most 10000000"),
+        (True, None),
+        (None, None),
+        ("inf", None),
+    ],
+)
+def test_numbers_that_no_option_can_have(value: object, rule: str | None) -> None:
+    found = None
+    try:
+        require_number("guide.df", value)
+    except BadInput as error:
+        found = error.sentence.removeprefix("--guide.df ")
+    assert found == rule
+
+
+def test_errors_of_memory_pass() -> None:
+    """They are no fault of the code in which they occur."""
+    for raised in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
+        with pytest.raises(type(raised)), as_bad_input("guide Mine"):
+            raise raised
 
 
 def test_errors_of_user_code() -> None:

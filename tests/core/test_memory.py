@@ -27,6 +27,21 @@ def test_a_limit_of_a_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.free_memory() <= 5_000_000 * 1024
 
 
+def test_a_limit_for_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks for more than free memory fails at once, where the kernel would grant it. There is no limit later."""
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**28)
+    monkeypatch.setattr(memory, "_GPUS", ())
+    with memory.limited_memory():
+        assert len(torch.empty(2**27, dtype=torch.uint8)) == 2**27
+        with pytest.raises(RuntimeError) as error:
+            torch.empty(2**29, dtype=torch.uint8)
+        assert memory.is_out_of_memory(error.value) and not memory.is_out_of_memory(RuntimeError("shapes differ"))
+    assert len(torch.empty(2**29, dtype=torch.uint8)) == 2**29
+    monkeypatch.setattr(memory, "_lines", lambda path: [])
+    with memory.limited_memory():  # not on Linux
+        assert len(torch.empty(2**29, dtype=torch.uint8)) == 2**29
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert memory._lines(str(tmp_path / "nothing")) == []
 

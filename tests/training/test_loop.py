@@ -35,7 +35,8 @@ from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training import monitor
-from ppl_gen.training.loop import Diverged, loss_per_image, loss_with_gradient, train
+from ppl_gen.training.diverging import Diverged
+from ppl_gen.training.loop import loss_per_image, loss_with_gradient, train
 from ppl_gen.training.optimizer import OneOptimizer
 
 
