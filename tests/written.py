@@ -144,7 +144,7 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
     dataset.to_netcdf(path / "evaluation.nc", group="evaluation", engine="h5netcdf")
     (path / "config.json").write_text(json.dumps(config))
     (path / "evaluation.json").write_text(to_json(summary))
-    of_all = {"learning_rate": 1e-3, "train": {"elbo": float(np.mean(elbo))}}
+    of_all = {"learning_rate": 1e-3, "train": {"elbo": -30.0}}
     lines = [{"epoch": 0, "step": 0, "seconds": 0.1} | of_all, {"epoch": 3, "step": 3, "seconds": 7.5} | of_all]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
