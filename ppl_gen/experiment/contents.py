@@ -83,6 +83,8 @@ class Progress(TypedDict):
     best: NotRequired[Best | None]
     stopped: NotRequired[int]
     trained: NotRequired[list[str]]
+    first_elbo: NotRequired[float | None]
+    largest: NotRequired[float | None]
 
 
 def _check_progress(content: Mapping[str, Any]) -> None:
