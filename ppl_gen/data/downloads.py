@@ -7,13 +7,14 @@ limit, every file is checked against its MD5, and the files are moved into place
 import gzip
 import hashlib
 import http.client
-import os
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
 from pathlib import Path
+
+from ppl_gen.core.errors import BadInput
+from ppl_gen.core.files import readable_errors, write_files
 
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 """The folder of each data set, as torchvision names it."""
@@ -66,14 +67,11 @@ def download(name: str, folder: Path) -> None:
     contents = _fetch_all(name)
     final = folder / FOLDERS[name] / "raw"
     try:
-        final.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-            for file, content in contents.items():
-                (Path(scratch) / file).write_bytes(content)
-            for file in contents:
-                os.replace(Path(scratch) / file, final / file)
-    except OSError as error:
-        raise NotDownloaded(f"cannot be written to {folder} ({error.strerror})") from None
+        with readable_errors(folder):
+            final.mkdir(parents=True, exist_ok=True)
+        write_files({final / file: content for file, content in contents.items()})
+    except BadInput as error:
+        raise NotDownloaded(error.sentence) from None
 
 
 def _fetch_all(name: str) -> dict[str, bytes]:

@@ -189,7 +189,7 @@ def test_whole_files_only(server: Server, elsewhere: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(server: Server) -> None:
     Path("data").write_text("a file")
-    with pytest.raises(BadInput, match="cannot be written to data"):
+    with pytest.raises(BadInput, match="cannot be written"):
         load_data(DataOptions("mnist"))
     assert load_data(DataOptions()).name == "digits"
 
