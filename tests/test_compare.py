@@ -86,6 +86,24 @@ def test_damaged(elsewhere: Path, call: Call, damage: Callable[[Path], Any], wor
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("gaps.json", '{"contexts": 3}', "make it again: python -m ppl_gen.evaluate run --gaps"),
+        ("calibration.json", "[" * 5000, "make it again: python -m ppl_gen.calibrate run"),
+        ("posteriors.npz", "text", "make it again: python -m ppl_gen.fit --resume run"),
+        ("metrics.jsonl", '{"epoch": "3"}\n', "line 1 is damaged and left out"),
+    ],
+)
+def test_a_damaged_file_beside_the_evaluation_is_left_out(
+    elsewhere: Path, call: Call, name: str, content: str, words: str
+) -> None:
+    (write("run", [-2, -1], [-2, -1]) / name).write_text(content)
+    status, out, err = call(compare.command, "run", "--report", "page.html")
+    assert status == 0 and "vae" in out and err.count("\n") == 1, err
+    assert err.startswith(f"warning: run/{name}: ") and words in err
+
+
+@pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"nc.num_images": 7}, "num_images"),

@@ -23,6 +23,7 @@ import torch
 from written import RESULTS
 
 import ppl_gen
+from ppl_gen import fit
 from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput, Failed
 from ppl_gen.experiment.run_directory import GROUP, RunDirectory
@@ -273,3 +274,35 @@ def test_no_run_directory_is_a_traceback(whole: Path, tmp_path: Path, seed: int)
         refused += any(found)
         shutil.rmtree(run)
     assert count / 10 < refused < count, refused
+
+
+@pytest.mark.parametrize("damage", ["{}", "cut", "none"])
+def test_a_finished_run_makes_its_evaluation_again(whole: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    values = run / "evaluation.nc"
+    if damage == "cut":
+        values.write_bytes(values.read_bytes()[:-1000])
+    elif damage == "none":
+        values.unlink()
+    else:
+        (run / "evaluation.json").write_text(damage)
+    with patch("ppl_gen.run.write_report"), patch("ppl_gen.report.pictures.draw_training"):
+        evaluation = Run.open(run).resume(quiet=True).evaluation
+    assert evaluation is not None and evaluation.images is not None
+    assert Comparison([run]).rows[0].elbo.mean == pytest.approx(evaluation.elbo.mean)
+
+
+def test_a_state_that_is_too_short_is_not_trained_on(
+    whole: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    directory = RunDirectory(run, {})
+    found = directory.load_checkpoint()
+    assert found is not None
+    directory.save_checkpoint(found[0] | {"adam.0.exp_avg": torch.zeros(3)}, found[1])
+    status, out, err = call(fit.command, "--resume", str(run), "--epochs", "3")
+    *_, line = err.splitlines()
+    assert status == 2 and line.startswith("error: ") and "checkpoint.safetensors" in line, err
+    assert "'adam.0.exp_avg', which has the shape [3], not [4, 2]" in line, err
