@@ -191,7 +191,7 @@ def test_a_value_is_taken_or_refused_in_one_line(
     ends_well(*drawn, False)
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 @settings(max_examples=500, suppress_health_check=list(HealthCheck))
 @given(drawn=command_lines([choice for choice in CHOICES if choice.command == "fit"]))
 def test_a_pair_of_any_option_is_checked_or_refused_in_one_line(

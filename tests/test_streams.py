@@ -41,7 +41,7 @@ def test_no_command_is_left_out() -> None:
     assert COMMANDS.keys() == commands().keys()
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_behind_standard_output(three_runs: Path, name: str) -> None:
     arguments, file = COMMANDS[name]
@@ -54,7 +54,7 @@ def test_a_full_disk_behind_standard_output(three_runs: Path, name: str) -> None
     assert Path(file).read_bytes() != before
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 @pytest.mark.parametrize("redirection", ["| head -1", "2>&1 >/dev/null | head -1"])
 def test_a_fit_that_nobody_reads(elsewhere: Path, redirection: str) -> None:
     arguments, file = COMMANDS["fit"]

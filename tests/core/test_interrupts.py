@@ -89,7 +89,7 @@ def test_one_line_for_one_signal_or_several(
     assert sent(["-m", "phases", *words], signals) == (1, said, AGAIN)
 
 
-@pytest.mark.parametrize("module", ["ppl_gen.fit", pytest.param("ppl_gen", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("module", ["ppl_gen.fit", pytest.param("ppl_gen", marks=pytest.mark.attack)])
 def test_a_signal_during_import(elsewhere: Path, module: str) -> None:
     """Where a module that the command imports takes long. Nothing is begun then, and nothing is left."""
     Path("torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(30)\n")

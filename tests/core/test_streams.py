@@ -71,7 +71,7 @@ QUICK = ("ascii", "head", "head of both", "stdout closed", "full")
 
 
 @pytest.mark.parametrize(
-    "condition", [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in CONDITIONS]
+    "condition", [pytest.param(each, marks=() if each in QUICK else pytest.mark.attack) for each in CONDITIONS]
 )
 def test_the_work_is_done_whoever_reads(elsewhere: Path, condition: str) -> None:
     _, expected, last = CONDITIONS[condition]

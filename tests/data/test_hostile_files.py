@@ -388,7 +388,7 @@ def test_no_file(odd: None, name: str, words: str) -> None:
     assert words in error.value.sentence and len(error.value.sentence.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 def test_memory(elsewhere: Path) -> None:
     """Reading takes no more than the array, two copies of it, and a quarter of a gigabyte for blocks of grey values."""
     images = np.zeros((2000, 51_200), np.uint8)

@@ -37,7 +37,7 @@ for limit in map(int, sys.argv[1:]):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 def test_an_evaluation_that_does_not_fit(elsewhere: Path, fitted: Path) -> None:
     """One line with the reason and status 2; the evaluation that was there is whole, and no half file is left."""
     shutil.copytree(fitted, "run")
@@ -55,7 +55,7 @@ def test_an_evaluation_that_does_not_fit(elsewhere: Path, fitted: Path) -> None:
     assert sorted(path.name for path in Path("run").rglob(".*")) == [".lock"]
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 def test_a_disk_that_fills_up_at_any_moment(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fit on a disk that is full from the first write on, from the fifth, …; the run is continued to its end."""
     fsync, options = os.fsync, ("--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "5")

@@ -31,9 +31,9 @@ from ppl_gen.report.run_page import report
 from ppl_gen.run import Run
 
 FEW, MANY = 20, 40
-"""Directories of the first seed, and of each slow one."""
+"""Directories of the first seed, and of each other one."""
 ALL = 10
-"""One directory of so many is evaluated and resumed, too. With a slow seed each is."""
+"""One directory of so many is evaluated and resumed, too. With another seed each is."""
 VALUES: list[Any] = [None, True, "30", "", 0, -1, 0.5, 128.5, 1e308, 10**400, 2**40, [], [None], {}, {"mean": 1}]
 VALUES += ["x" * 300, "a\nb", "Infinity"]
 RAW = {"deep": "[" * 5000 + "]" * 5000, "nested": '{"a":' * 200 + "1" + "}" * 200, "nan": "NaN", "long": "9" * 5000}
@@ -250,9 +250,9 @@ def _refused(act: Callable[[Path], Any], run: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 13))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.attack) for seed in range(1, 13))])
 def test_no_run_directory_is_a_traceback(whole: Path, tmp_path: Path, seed: int) -> None:
-    """Of 500 directories with the slow seeds. What can be made again is whole after it was made again."""
+    """Of 500 directories with all seeds. What can be made again is whole after it was made again."""
     rng, refused, count = random.Random(seed), 0, MANY if seed else FEW
     for number in range(count):
         run = tmp_path / str(number)

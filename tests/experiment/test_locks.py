@@ -198,7 +198,7 @@ def start(*words: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 def test_two_resumes_at_once(elsewhere: Path, call: Call) -> None:
     """One goes on, or one after the other; no epoch is there twice, and no checkpoint is lost."""
     assert call(fit.command, "vae", *FIT, "--latent-dim", "1", "--out", "run")[0] == 0
@@ -219,7 +219,7 @@ def test_two_resumes_at_once(elsewhere: Path, call: Call) -> None:
     assert refused >= 3
 
 
-@pytest.mark.slow
+@pytest.mark.attack
 def test_a_sweep_beside_a_writer(elsewhere: Path, call: Call) -> None:
     """The run that another process continues is left to it."""
     grid = ("vae", "--guides", "normal", "--objectives", "elbo", "--out", "out", "--", *FIT, "--latent-dim", "1")
