@@ -142,7 +142,7 @@ def main(command: Callable[[list[str]], Any], *, distributed: bool = False) -> N
     shared = os.environ.get("WORLD_SIZE", "1") != "1"
     interrupts.raise_once(shared=shared)
     status, line = _run(command, distributed)
-    interrupts.ignore()
+    interrupts.told()
     if status and not interrupts.speaks():
         time.sleep(5)  # torchrun ends the other processes meanwhile: the first prints the error that all of them meet
     if line is not None and (interrupts.speaks() or not line.startswith("interrupted")):

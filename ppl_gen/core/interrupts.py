@@ -58,10 +58,10 @@ def raise_once(*, shared: bool = False) -> None:
     _handle(once)
 
 
-def ignore() -> None:
-    """Let signals do nothing: the command has said how it ended, and Python takes its leave, for which it would set the
-    signals to end the process."""
-    _handle(signal.SIG_IGN)
+def told() -> None:
+    """Let signals do nothing once a command knows how it ends: Python takes its leave, for which it would set them to
+    end the process. Of several processes, those that leave the word to the first are ended by torchrun's signal."""
+    _handle(signal.SIG_IGN if speaks() else signal.SIG_DFL)
 
 
 @contextmanager
