@@ -302,7 +302,7 @@ def test_a_state_that_is_too_short_is_not_trained_on(
     found = directory.load_checkpoint()
     assert found is not None
     directory.save_checkpoint(found[0] | {"adam.0.exp_avg": torch.zeros(3)}, found[1])
-    status, out, err = call(fit.command, "--resume", str(run), "--epochs", "3")
+    status, _, err = call(fit.command, "--resume", str(run), "--epochs", "3")
     *_, line = err.splitlines()
     assert status == 2 and line.startswith("error: ") and "checkpoint.safetensors" in line, err
     assert "'adam.0.exp_avg', which has the shape [3], not [4, 2]" in line, err
