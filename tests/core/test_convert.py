@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import pytest
@@ -18,6 +18,13 @@ class Inner:
 
     steps: int = 3
     start: Literal["prior", "guide"] = "prior"
+
+
+class Entry(TypedDict):
+    """Content of a file."""
+
+    mean: float
+    parts: NotRequired[list[int]]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,9 @@ class Inner:
         ({"free": 1}, dict, {"free": 1}),
         (object, None, object),
         ({"a": 1}, Mapping[str, Any], {"a": 1}),
+        ({"a": 1}, Mapping[str, float], {"a": 1.0}),
+        ([1, 2], list[float], [1.0, 2.0]),
+        ({"mean": 1, "more": "x"}, Entry, {"mean": 1.0, "more": "x"}),
         ({"steps": np.int64(4)}, Inner, Inner(4)),
         (Inner(np.int64(4)), Inner, Inner(4)),  # type: ignore[arg-type]
     ],
@@ -57,6 +67,10 @@ def test_converted(value: Any, hint: Any, expected: Any) -> None:
         (1, bool, "learning_rate 1: must be True or False"),
         (3, str, "learning_rate 3: must be text"),
         (3, tuple[int, ...], "learning_rate 3: must be a list"),
+        ({}, Entry, "learning_rate.mean: is missing"),
+        ({"mean": "x"}, Entry, "learning_rate.mean 'x': must be a number"),
+        ({"mean": 1.0, "parts": [3, "y"]}, Entry, "learning_rate.parts[1] 'y': must be a whole number"),
+        (3, Entry, "learning_rate 3: must be a dictionary"),
         ([3, "4"], tuple[int, ...], "learning_rate '4': must be a whole number"),
         ([3], tuple[int, int], "learning_rate [3]: must have 2 entries"),
         ("c", Literal["a", "b"], "learning_rate c: choose from a, b"),
