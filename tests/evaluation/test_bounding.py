@@ -133,9 +133,9 @@ def test_the_widths_in_a_comparison(elsewhere: Path) -> None:
         directory = RunDirectory.open(run)
         summary = directory.read_json("evaluation.json")
         assert summary is not None
-        directory.write_json(
-            "evaluation.json", summary | {"sandwich_importance": {"width": {"mean": width, "se": 0.1}}}
-        )
+        of_width = {"mean": width, "se": 0.1}
+        found = {"num_images": 1, "lower": of_width, "upper": of_width, "width": of_width, "num_samples": 10}
+        directory.write_json("evaluation.json", summary | {"sandwich_importance": found})
     comparison = Comparison(runs)
     assert [row.width_importance for row in comparison.rows] == [0.25, 0.5]
     assert [row.width_annealed for row in comparison.rows] == [None, None]
