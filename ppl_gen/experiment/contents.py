@@ -498,7 +498,7 @@ def check(content: Mapping[str, Any], file: str) -> None:
         if check_more is not None:
             check_more(content)
     except BadInput as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(" ".join(str(error).split())[:200]) from None  # it may quote text of several lines
 
 
 def _require(condition: object, message: str) -> None:

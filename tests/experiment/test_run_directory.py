@@ -73,6 +73,8 @@ def test_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
         ("{}", "damaged"),
         ('{"format": "x"}', "damaged"),
         ('{"format": 99}', "later version"),
+        (json.dumps({"format": 1} | CONFIG | {"training": {"optimizer": "a\nb"}}), "optimizer a b: choose from"),
+        (json.dumps({"format": 1} | CONFIG | {"num_samples": 1.5}), "num_samples 1.5: must be a whole number"),
         ("[]", "damaged"),
     ],
 )
