@@ -212,7 +212,7 @@ def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOp
         "seed": options.seed,
         "checkpoint": options.checkpoint,
         "options": asdict(replace(options, num_images=len(judge.test), images=kind)),
-        "training_step": run.loaded,
+        "training_step": fitted.step,
         "classifier": {"steps": judge.steps, "accuracy": judge.accuracy},
         **judge.scores(samples),
         "nearest": {"samples": float(distances.median()), "test": judge.nearest},

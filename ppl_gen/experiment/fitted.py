@@ -164,6 +164,11 @@ class Fitted(Assembled):
                 "such as by another fit of the same instance; open the run again with an instance of its own"
             )
 
+    @property
+    def step(self) -> int | None:
+        """Number of training steps of the weights in memory; None if they were never saved."""
+        return self.directory.step() if self.directory.loaded is None else self.directory.loaded
+
     def provenance(self, options: Any) -> Json:
         """The keys of a result that record its model, guide, images, weights and seeds.
 
@@ -179,7 +184,7 @@ class Fitted(Assembled):
             "checkpoint": options.checkpoint,
             "seed": options.seed,
             "training_seed": self.config.training.seed,
-            "training_step": self.directory.step() if self.directory.loaded is None else self.directory.loaded,
+            "training_step": self.step,
         }
 
 

@@ -20,6 +20,12 @@ from ppl_gen.run import Run
 Call = Callable[..., tuple[int, str, str]]
 
 
+def test_the_step_of_the_weights(elsewhere: Path, x: Tensor) -> None:
+    """Results record it: also those of a run that was fitted in the same process, and has not been opened."""
+    run = Run.fit("vae", data=x, out="run", **FEW)
+    assert run.directory.loaded is None and run.fitted.step == Run.open("run", data=x).fitted.step == 4
+
+
 def test_a_file_of_images_is_known_by_its_content(elsewhere: Path, call: Call) -> None:
     """Another draw under the same name: evaluating says so, and what was evaluated on either cannot be compared."""
     images = np.random.default_rng(0).random((2, 60, 12)) < 0.3
