@@ -11,9 +11,11 @@ import itertools
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -85,6 +87,7 @@ class RunDirectory:
         scratch = parent / f".{os.getpid()}-{secrets.token_hex(4)}.tmp"
         with readable_errors(parent):
             parent.mkdir(parents=True, exist_ok=True)
+            _clear_unfinished(parent)
             scratch.mkdir()
             try:
                 write_file(scratch / "config.json", to_json(config).encode())
@@ -316,6 +319,13 @@ def _renamed(scratch: Path, path: Path) -> bool:
             return False
         raise
     return True
+
+
+def _clear_unfinished(parent: Path) -> None:
+    """Remove what processes have left that were killed while they made a run, which takes them less than a second."""
+    for path in parent.glob(".*.tmp"):
+        if re.fullmatch(r"\.\d+-[0-9a-f]{8}\.tmp", path.name) and time.time() - path.lstat().st_mtime > 3600:
+            shutil.rmtree(path, ignore_errors=True)  # which follows no link
 
 
 def check_new(out: Path | None) -> None:

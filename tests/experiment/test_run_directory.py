@@ -296,3 +296,15 @@ def test_two_new_runs_at_once_get_numbers_of_their_own(elsewhere: Path, monkeypa
     with pytest.raises(BadInput, match=r"out there/vae-1: exists already"):
         RunDirectory.create(Path("there/vae-1"), "vae", {})
     assert sorted(map(str, Path().glob("*/*"))) == ["runs/vae-1", "runs/vae-2", "there/vae-1"]
+
+
+def test_what_a_killed_process_has_left_beside_its_run(elsewhere: Path) -> None:
+    """Is cleared by the next one, if it is old, and has the name that only this package gives."""
+    names = [".1-0123abcd.tmp", ".2-0123abcd.tmp", ".mine-0123abcd.tmp"]
+    for name in names:
+        Path(name).mkdir()
+        Path(name, "config.json").write_text("{}")
+        if name != names[1]:
+            os.utime(name, (0, 0))
+    RunDirectory.create(Path("run"), "run", {})
+    assert sorted(path.name for path in Path().iterdir()) == [*names[1:], "run"]
