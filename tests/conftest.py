@@ -13,9 +13,11 @@ import pytest
 
 # One thread for each of the processes that share the tests, and for the commands that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Where the tests run in the background of a script, it is ignored, and a command would leave it so.
+# Where the tests run in the background of a script, or under nohup, these are ignored, and a command would leave them so.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import hypothesis
 import matplotlib.font_manager  # noqa: F401  (its cache, which it tells of on stderr, is built here and in no test)

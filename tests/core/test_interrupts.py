@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,11 +57,13 @@ def sent(words: list[str], signals: dict[str, signal.Signals]) -> tuple[int, lis
         text=True,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
-        said = []
+        said, limit = [], threading.Timer(60, process.kill)
+        limit.start()
         for line in process.stdout:
             said.append(line.strip())
             if said[-1] in signals:
                 process.send_signal(signals[said[-1]])
+        limit.cancel()
         return process.wait(), said, process.stderr.read()
 
 
