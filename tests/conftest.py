@@ -13,7 +13,7 @@ import pytest
 
 # One thread for each of the processes that share the tests, and for the commands that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Where the tests run in the background of a script, or under nohup, these are ignored, and a command would leave them so.
+# In the background of a script and under nohup these are ignored, and a command would leave them so.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 import hypothesis
 import matplotlib.font_manager  # noqa: F401  (its cache, which it tells of on stderr, is built here and in no test)
+import pyro
 import torch
 from PIL import Image
 from torch import Tensor
@@ -55,7 +56,7 @@ THREE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng([]), pyro.get_param_store().scope():
         torch.manual_seed(0)
         yield
 

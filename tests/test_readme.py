@@ -102,8 +102,8 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     quick = {"num_images": 5, "sandwich": 3, "annealed": {"num_temperatures": 4}}
     monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | quick)
     for language, text in _blocks(page):
-        if language == "text":
-            continue
+        if language == "text" or (language == "sh" and page == "docs/install.md"):
+            continue  # installing needs the network
         if language == "python":
             name = re.match(r"# (\w+\.py)\n", text)
             if name:

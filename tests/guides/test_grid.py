@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from commands import Call
-from fits import PLAIN, SMALL, interrupt_after, same, small_config, without_times
+from fits import CONFIG, PLAIN, SMALL, interrupt_after, same, small_config, without_times
 from torch import nn
 
 from ppl_gen import evaluate, fill, fit, sample
@@ -87,7 +87,7 @@ def _fit(path: Path, data: Data, epochs: int = 3) -> tuple[RunDirectory, nn.Modu
         model_options={"latent_dim": 2, "hidden_dims": (16,)},
     )
     model, guide = assemble(config, data)
-    run = RunDirectory.open(path) if path.exists() else RunDirectory.create(path, "run", {})
+    run = RunDirectory.open(path) if path.exists() else RunDirectory.create(path, "run", CONFIG)
     train(Fitted(config, model, guide, data, Given(), run), quiet=True)
     return run, nn.ModuleDict({"model": model, "guide": guide})
 

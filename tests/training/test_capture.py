@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from fits import SMALL, fit_pair, same, small_config, without_times
+from fits import CONFIG, SMALL, fit_pair, same, small_config, without_times
 from torch import Tensor, nn
 
 from ppl_gen import fit
@@ -229,7 +229,7 @@ class Late(Counting):
 def _train(guide: nn.Module, data: Data, path: Path, **changes: Any) -> RunDirectory:
     options = replace(SMALL, capture=True, **changes)
     model, _ = assemble(small_config(options), data)
-    run = RunDirectory.create(path, "run", {})
+    run = RunDirectory.create(path, "run", CONFIG)
     train(Fitted(small_config(options), model, guide, data, Given(), run), quiet=True)
     return run
 
