@@ -114,9 +114,9 @@ def require_memory(pair: Pair, num_images: int, gradients: bool = False, device:
     """
     needed, free = memory_needed(pair, num_images, gradients), free_memory(device)
     if needed > free:
-        takes = f"{needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free"
-        if needed > _COUNTLESS:
-            takes = "more memory than any machine has"
+        takes = "more memory than any machine has"
+        if needed < _COUNTLESS:
+            takes = f"{needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free"
         raise BadInput(
             f"{pair.model_name} has {shown_count(pair)} latent states: a sum over all of them for {num_images} images "
             f"takes {takes}; use fewer latent units or smaller batches, or a guide that samples, such as bernoulli"
