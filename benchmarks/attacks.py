@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ WRITERS = {
 
 
 def _start(arguments: Sequence[str], folder: Path, log: str) -> "subprocess.Popen[bytes]":
-    """A process in a group of its own, so that it is killed with its children."""
+    """A process in a group of its own, which signals to this one do not reach."""
     with open(folder / log, "wb") as file:
         return subprocess.Popen(
             [sys.executable, *arguments], cwd=folder, stdout=file, stderr=file, start_new_session=True
@@ -97,7 +98,9 @@ def kill(job: Job, sound: dict[str, Any], seconds: float, folder: Path) -> str:
     """Kill a job after some seconds, and let it go on. Returns "held" or what is wrong."""
     process = _start(job.begin, folder, "killed.log")
     time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGKILL)
+    for number in _family(process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
     process.wait()
     left = (folder / "run").exists()
     if (status := _start(job.again if left else job.begin, folder, "again.log").wait()) != 0:
@@ -105,6 +108,13 @@ def kill(job: Job, sound: dict[str, Any], seconds: float, folder: Path) -> str:
     found = {path.name: result(path) for path in _runs(folder, job.number)}
     rest = sorted(path.name for path in folder.rglob("*") if ".tmp" in path.name)
     return "held" if found == sound and not rest else f"differs after a kill at {seconds:.2f} s; left: {rest}"
+
+
+def _family(number: int) -> list[int]:
+    """A process and all that it has started, and they in turn. torchrun starts its processes in groups of their own."""
+    children = Path(f"/proc/{number}/task/{number}/children")
+    found = children.read_text().split() if children.exists() else []
+    return [number, *(each for child in found for each in _family(int(child)))]
 
 
 def kills(names: Sequence[str], number: int, seed: int) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ from ppl_gen.run import Run
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
 BENCHMARKS = {
+    "benchmarks.attacks": shlex.split("--jobs mixture --kills 1 --writers"),
     "benchmarks.closed_form": shlex.split(
         "--data digits --units 1 2 --num-samples 10 --num-temperatures 3 --num-images 3 --out figures"
     ),
