@@ -255,8 +255,11 @@ class Evaluation:
 
 def _images(summary: Json, content: bytes) -> "xarray.Dataset":
     """The data set in an `evaluation.nc` that belongs to a summary."""
+    import h5netcdf
     import xarray
 
+    # A file that cannot be opened leaves an object. Without this, it prints a traceback when it is deleted.
+    h5netcdf.File._writable = False
     with xarray.open_dataset(io.BytesIO(content), group=GROUP, engine="h5netcdf") as dataset:
         variables = {str(name): each for name, each in dataset.variables.items()}
         entries.check_variables(summary, variables, len(content))

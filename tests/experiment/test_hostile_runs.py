@@ -5,6 +5,7 @@ evaluated and resumed as well.
 """
 
 import copy
+import gc
 import io
 import json
 import random
@@ -26,6 +27,7 @@ import ppl_gen
 from ppl_gen import fit
 from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput, Failed
+from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.experiment.run_directory import GROUP, RunDirectory
 from ppl_gen.report.run_page import report
 from ppl_gen.run import Run
@@ -306,3 +308,18 @@ def test_a_state_that_is_too_short_is_not_trained_on(
     *_, line = err.splitlines()
     assert status == 2 and line.startswith("error: ") and "checkpoint.safetensors" in line, err
     assert "'adam.0.exp_avg', which has the shape [3], not [4, 2]" in line, err
+
+
+def test_an_evaluation_that_cannot_be_opened_prints_nothing(whole: Path, tmp_path: Path) -> None:
+    """Neither when it is read, nor when what was read of it is deleted: pytest fails for an exception there."""
+    run, rng, refused = tmp_path / "run", random.Random(0), 0
+    shutil.copytree(whole, run)
+    content = (whole / "evaluation.nc").read_bytes()
+    for _ in range(40):
+        changed = bytearray(content)
+        for _ in range(8):
+            changed[rng.randrange(3000)] = rng.randrange(256)
+        (run / "evaluation.nc").write_bytes(changed)
+        refused += _refused(lambda run: Evaluation.read(RunDirectory.open(run)), run)
+    gc.collect()
+    assert refused > 20
