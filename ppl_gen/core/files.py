@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.paths import reading
 
 # A link is not followed, and a pipe without a writer does not block. Not every system has all of them.
 _SAFELY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -42,24 +43,18 @@ def read_bytes(path: Path) -> bytes:
     :raises FileNotFoundError: if there is none.
     :raises BadInput: if it is no regular file, or cannot be read.
     """
-    try:
-        with opened(path) as file:
-            return file.read()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
+    with reading(path), opened(path) as file:
+        return file.read()
 
 
 def is_file(path: Path) -> bool:
     """True if there is a regular file that can be read, and False if there is nothing. Raises `BadInput` for anything
     else. It is for libraries that open a file by its name."""
     try:
-        opened(path).close()
+        with reading(path):
+            opened(path).close()
     except FileNotFoundError:
         return False
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
     return True
 
 

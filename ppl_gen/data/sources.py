@@ -216,14 +216,20 @@ def _archive(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
 def _read_npy(file: IO[bytes], where: str) -> np.ndarray:
     """The array in an .npy file. Its header is read first. Raises `BadInput` for an array that does not fit into
     memory."""
+    shape, dtype = npy_header(file)
+    _require_memory(where, shape, dtype.itemsize)
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array in an .npy file. Raises `ValueError` for anything else."""
     version = np.lib.format.read_magic(file)
     if version > (2, 0):  # a later one is for structured arrays alone
         raise ValueError(f"version {version[0]}.{version[1]} of the format is not for arrays of numbers")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
-    _require_memory(where, shape, dtype.itemsize)
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
+    return shape, dtype
 
 
 def _require_memory(where: str, shape: Sequence[int], itemsize: int) -> None:

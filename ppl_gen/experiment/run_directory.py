@@ -31,6 +31,7 @@ from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.files import append, is_file, read_bytes, readable_errors, write_file, write_files
 from ppl_gen.core.paths import exists, is_folder
+from ppl_gen.data.sources import npy_header
 from ppl_gen.experiment import contents
 from ppl_gen.experiment.locks import only_writer
 
@@ -396,9 +397,7 @@ def _arrays(content: bytes) -> "dict[str, np.ndarray]":
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for member in archive.namelist():
             with archive.open(member) as file:
-                first = np.lib.format.read_magic(file) == (1, 0)
-                header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-                shape, _, dtype = header(file)
+                shape, dtype = npy_header(file)
             if dtype.kind not in "biuf":
                 raise ValueError(f"{member} holds no numbers")
             size += math.prod(shape) * dtype.itemsize

@@ -84,7 +84,11 @@ def load_weights(modules: nn.ModuleDict, tensors: dict[str, Tensor], file: Path,
     """
     ours = tensors_of(modules)
     check(tensors, ours, file, whole)
-    for name, tensor in ours.items():
+    _copy(tensors, ours)
+
+
+def _copy(tensors: Mapping[str, Tensor], to: Mapping[str, Tensor]) -> None:
+    for name, tensor in to.items():
         tensor.copy_(tensors[name])
 
 
@@ -110,7 +114,7 @@ def restore(
     """
     needed = _needed(modules, optimizers, tensors, stepped)
     check(tensors, needed, file)
-    load_weights(modules, prefixed(tensors, "last."), file, "last.")
+    _copy(prefixed(tensors, "last."), tensors_of(modules))
     for part_name, part in optimizers.items():
         content = part.state_dict()
         for name, tensor in prefixed(tensors, f"{part_name}.").items():

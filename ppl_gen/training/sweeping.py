@@ -180,10 +180,10 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
             check_new(run.path)
             found.append(run)
             continue
-        opened = RunDirectory.open(run.path)
-        check_same(opened, run.config, Given(**run.config.externals()))
-        evaluation = opened.find_json("evaluation.json")
-        if evaluation is None or opened.stale(evaluation) or not opened.finished(run.config.training.epochs):
+        there = RunDirectory.open(run.path)
+        check_same(there, run.config, Given(**run.config.externals()))
+        evaluation = there.find_json("evaluation.json")
+        if evaluation is None or there.stale(evaluation) or not there.finished(run.config.training.epochs):
             again = ["--resume", str(run.path), *words(run.config.externals())]
             found.append(run._replace(arguments=again))
     return found
