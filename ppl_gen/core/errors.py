@@ -106,6 +106,17 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
+def words_of(error: object, most: int = 200) -> str:
+    """What an error says, in one printable line of so many characters at most; the name of its type if it says
+    nothing.
+
+    >>> words_of(ValueError("bad\\n  header")), words_of(EOFError())
+    ('bad header', 'EOFError')
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(character if character.isprintable() else "?" for character in text[:most])
+
+
 def require(condition: bool, option: str, value: object, rule: str) -> None:
     """Raise `BadInput` naming the command-line option unless `condition` holds."""
     if not condition:

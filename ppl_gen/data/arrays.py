@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ppl_gen.core.errors import BadInput, near_miss, shown
+from ppl_gen.core.errors import BadInput, near_miss, shown, words_of
 from ppl_gen.data import pixels, sources
 
 NAME = "array"
@@ -83,7 +83,7 @@ def _stacked(name: str, given: Dataset[Any]) -> tuple[np.ndarray, np.ndarray | N
     try:
         rows = [given[index] for index in range(len(given))]  # type: ignore[arg-type]
     except Exception as error:  # the data set's own code fails, or it has no length
-        raise BadInput(f"--data [{name}]: a Dataset needs len(data) and data[i] ({_one_line(error)})") from error
+        raise BadInput(f"--data [{name}]: a Dataset needs len(data) and data[i] ({words_of(error)})") from error
     if not rows:
         raise BadInput(f"--data [{name}]: the Dataset has no items")
     if all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
@@ -109,10 +109,6 @@ def _stack(name: str, items: list[Any]) -> np.ndarray:
     return np.stack(arrays)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _array(name: str, given: Any) -> np.ndarray:
     if any(np.ma.is_masked(part) for part in (given if isinstance(given, list | tuple) else [given])):
         raise BadInput(f"--data [{name}]: a masked array would lose its mask; fill it in first: x.filled(0)")
@@ -120,7 +116,7 @@ def _array(name: str, given: Any) -> np.ndarray:
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     except Exception as error:  # rows of different lengths
         kind = type(given).__name__
-        raise BadInput(f"--data [{name}]: is of type {kind}, not an array of numbers ({_one_line(error)})") from error
+        raise BadInput(f"--data [{name}]: is of type {kind}, not an array of numbers ({words_of(error)})") from error
     if name.endswith("_labels") and array.dtype.kind not in "buif":
         raise BadInput(f"--data [{name}]: labels must be whole numbers, not {shown(given)}")
     if array.dtype.kind not in "buif" or (array.ndim == 0 and not name.endswith("_labels")):

@@ -17,7 +17,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from ppl_gen.core.commands import line
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import BadInput, words_of
 from ppl_gen.core.memory import free_memory
 from ppl_gen.core.paths import check_readable, exists, is_file, is_folder
 from ppl_gen.data.pixels import SPLITS, Images, RawArrays, size_of, to_images
@@ -59,9 +59,7 @@ def read(name: str, largest: int | None = None) -> Images:
         raise
     except Exception as error:  # parsers raise errors of many types for a damaged file
         kind = "an IDX file" if reader is _idx_files else f"a {_suffix(path)} file of numbers"
-        text = " ".join(str(error).split()) or type(error).__name__
-        reason = "".join(character if character.isprintable() else "?" for character in text[:150])
-        raise BadInput(f"--data {name}: truncated, or not {kind} ({reason})") from None
+        raise BadInput(f"--data {name}: truncated, or not {kind} ({words_of(error, 150)})") from None
     return to_images(name, arrays, largest)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from ppl_gen.core.commands import command, external_class_options, line
 from ppl_gen.core.convert import convert
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import BadInput, words_of
 from ppl_gen.core.files import append, is_file, read_bytes, readable_errors, write_file, write_files
 from ppl_gen.core.paths import exists, is_folder
 from ppl_gen.data.sources import npy_header
@@ -191,13 +191,12 @@ class RunDirectory:
 
     def damaged(self, name: str, reason: object) -> BadInput:
         """The error for a file that cannot be used, in a line that says how to make it again."""
-        words = (" ".join(str(reason).split()) or type(reason).__name__)[:200]
         again = ""
         if name in _AGAIN:
             module, *options = _AGAIN[name]
             arguments = [*options, str(self.path)] if module == "fit" else [str(self.path), *options]
             again = f"; make it again: {line(command(module, *arguments, *external_class_options(self.config)))}"
-        return BadInput(f"{self.path / name}: damaged ({words}){again}")
+        return BadInput(f"{self.path / name}: damaged ({words_of(reason)}){again}")
 
     def add_array(self, name: str, key: str, values: "np.ndarray") -> None:
         """Write an array to an .npz file of the run. It replaces the array with the same key."""
@@ -282,7 +281,7 @@ class RunDirectory:
             state = contents.read(metadata["state"], path.name)
             intact = metadata["crc32"] == str(_checksum(tensors))
         except Exception as error:  # safetensors raises errors of many kinds
-            raise BadInput(f"{path}: damaged, or not a checkpoint of ppl_gen ({str(error).splitlines()[0]})") from None
+            raise BadInput(f"{path}: damaged, or not a checkpoint of ppl_gen ({words_of(error)})") from None
         if not intact:
             raise BadInput(f"{path}: damaged: its checksum does not match")
         return tensors, state
