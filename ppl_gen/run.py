@@ -60,7 +60,7 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
 from ppl_gen.report.run_page import gallery, write_report
 from ppl_gen.training.checks import Prepared, prepare
-from ppl_gen.training.extending import record_epochs, with_epochs
+from ppl_gen.training.extending import with_epochs
 from ppl_gen.training.hooks import Hook, ends_training, hooks_of, in_training
 from ppl_gen.training.loop import train
 
@@ -465,9 +465,7 @@ def _resume(run: Run, epochs: int | None, on_epoch: Hook | None, quiet: bool) ->
     start = not exists(directory.checkpoint_path)
     prepared = prepare(longer or config, run.given, quiet=quiet, start=start)
     check_same_images(directory, prepared.assembled.data)
-    if longer is not None:
-        record_epochs(directory, config.training, longer.training, quiet=quiet)
-    elif directory.finished(config.training.epochs) and not quiet:
+    if longer is None and directory.finished(config.training.epochs) and not quiet:
         print("training was already finished; its evaluation:", file=sys.stderr)
     _finish(run, prepared, hooks, quiet)
 

@@ -20,12 +20,15 @@ def with_epochs(directory: RunDirectory, config: Config, epochs: int) -> Config:
     return replace(config, training=replace(config.training, epochs=epochs))
 
 
-def record_epochs(directory: RunDirectory, before: TrainingOptions, now: TrainingOptions, *, quiet: bool) -> None:
-    """Write the new number of epochs to `config.json`, and say what it does to the schedule."""
-    if now.epochs != before.epochs:
-        content = directory.config | {"training": directory.config["training"] | {"epochs": now.epochs}}
-        directory.write_json("config.json", content)
-        directory.config = content
+def record_epochs(directory: RunDirectory, now: TrainingOptions, *, quiet: bool) -> None:
+    """Write another number of epochs than a run was made for to `config.json`, and say what it does to the schedule."""
+    recorded = directory.config["training"]
+    before = replace(now, epochs=recorded["epochs"])
+    if now.epochs == before.epochs:
+        return
+    content = directory.config | {"training": recorded | {"epochs": now.epochs}}
+    directory.write_json("config.json", content)
+    directory.config = content
     if quiet:
         return
     done = directory.last.get("epoch", 0)

@@ -56,6 +56,7 @@ from ppl_gen.training.diverging import (
     set_generator_state,
     worse,
 )
+from ppl_gen.training.extending import record_epochs
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
@@ -117,7 +118,9 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
         # pyro.module warns of parameters that are not trained, because of the objective or --refit-guide.
         warnings.filterwarnings("ignore", ".* was not registered in the param store")
         torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
-        Loop(fitted, interrupted, quiet).run(on_epoch)
+        loop = Loop(fitted, interrupted, quiet)
+        record_epochs(fitted.directory, options, quiet=quiet)  # now that the checkpoint has been found to fit
+        loop.run(on_epoch)
 
 
 class Loop:

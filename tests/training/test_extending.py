@@ -112,3 +112,14 @@ def test_what_was_found_before_more_training_is_found_again(
     assert call(evaluate.command, "run", *few)[0] == 0
     assert call(fit.command, "--resume", "run")[0] == 0
     assert json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["num_images"] == 20
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_number_of_epochs(elsewhere: Path, x: Tensor) -> None:
+    run = Run.fit("vae", data=x, out="run", **FEW)
+    whole = run.directory.checkpoint_path.read_bytes()
+    run.directory.checkpoint_path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match="checkpoint"):
+        Run.open("run", data=x).resume(epochs=6, quiet=True)
+    assert Run.open("run").config.training.epochs == FEW["epochs"]
+    run.directory.checkpoint_path.write_bytes(whole)
+    assert len(Run.open("run", data=x).resume(epochs=3, quiet=True).metrics) == 4
