@@ -94,6 +94,15 @@ class Model(VAE):
         return {}
 
 
+class Objective:
+    num_particles = 1
+
+    def surrogate(self, terms):
+        if steps > 2:
+            at("objective")
+        return terms.log_weight.mean(0)
+
+
 def images():
     at("data")
     return torch.rand(80, 4, 4).bernoulli()
@@ -148,6 +157,16 @@ def test_in_training(own: Any, call: Call, how: str) -> None:
     assert line.endswith(f"{HINT}; the last checkpoint is kept in run; continue with: python -m ppl_gen.fit {RESUME}")
     if "memory" not in TOLD[how]:
         assert "own.py:" in line and ", in fails) " in line
+
+
+@pytest.mark.parametrize("how", ["value", "exit", "pipe"])
+def test_in_an_objective(own: Any, call: Call, how: str) -> None:
+    """An `OSError` is of the user's code, too."""
+    own("objective", how)
+    status, _, err = call(fit.command, *FIT, "--objective", "own.py:Objective", "--out", "run")
+    line = _line(err)
+    assert status == 1 and TOLD[how] in line and "own.py:" in line and ", in fails) " in line
+    assert "the last checkpoint is kept in run; continue with: " in line
 
 
 @pytest.mark.parametrize("how", ["value", "exit", "pipe"])

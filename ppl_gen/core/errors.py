@@ -237,10 +237,8 @@ def describe(error: BaseException) -> str:
 
 
 def users_fault(error: BaseException) -> BaseException | None:
-    """The exception that may be of a user's code: an error itself, or what a `BadInput` says in other words. An
-    `OSError` in a `BadInput` is of a file."""
-    cause = error.__cause__ if isinstance(error, _Sentence) else error
-    return None if cause is not error and isinstance(cause, OSError) else cause
+    """The exception that may be of a user's code: an error itself, or what a `BadInput` says in other words."""
+    return error.__cause__ if isinstance(error, _Sentence) else error
 
 
 def users_frame(error: BaseException | None, but_for: str = _PACKAGE) -> traceback.FrameSummary | None:
