@@ -20,7 +20,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ class Job(NamedTuple):
     """After a kill that left a run; `begin` is started again if there is none."""
     number: int
     """Runs that it makes."""
+    before: tuple[str, ...] = ()
+    """A command that is not killed, whose run is there when the job begins."""
 
 
 def _fit(*options: str, python: tuple[str, ...] = ()) -> Job:
@@ -49,12 +52,15 @@ def _fit(*options: str, python: tuple[str, ...] = ()) -> Job:
 
 
 _SWEEPING = ("-m", "ppl_gen.sweep", *_SWEEP, "--", *_SMALL, "--epochs", "3")
+_WHOLE = ("-m", "ppl_gen.fit", "vae", *_SMALL, "--epochs", "3", "--out", "run")
+_EVALUATING = ("-m", "ppl_gen.evaluate", "run", "--num-samples", "60")
 JOBS = {
     "vae": _fit("vae", *_SMALL, "--epochs", "30"),
     "mixture": _fit("mixture", *_LITTLE, "--epochs", "30"),
     "gan": _fit("gan", *_SMALL, "--epochs", "10"),
     "two ranks": _fit("vae", *_SMALL, "--epochs", "20", python=_TWO),
     "sweep of four": Job(_SWEEPING, _SWEEPING, 4),
+    "evaluation and page": Job(_EVALUATING, _EVALUATING, 1, before=_WHOLE),
 }
 WRITERS = {
     "fit --resume": ("fit", "--resume", "run", "--epochs", "6"),
@@ -78,7 +84,8 @@ def _start(arguments: Sequence[str], folder: Path, log: str) -> "subprocess.Pope
 
 
 def result(run: Path) -> Any:
-    """What a run has come to, without times: weights, measurements, evaluation."""
+    """What a run has come to, without times: weights, measurements, evaluation, pictures, and the names of its
+    files."""
     directory = RunDirectory.open(run)
     content = directory.load_checkpoint()
     assert content is not None
@@ -86,7 +93,25 @@ def result(run: Path) -> Any:
     lines = [{key: value for key, value in line.items() if key != "seconds"} for line in directory.metrics()]
     evaluation = directory.read_json("evaluation.json") or {}
     evaluation.pop("seconds", None)
-    return json.dumps([weights, lines, evaluation], sort_keys=True)
+    assert (run / "report.html").read_text().rstrip().endswith("</html>")
+    files = sorted(path for path in run.iterdir() if not path.name.startswith("."))
+    pictures = {path.name: sha256(path.read_bytes()).hexdigest() for path in files if path.suffix == ".png"}
+    return json.dumps([weights, lines, evaluation, pictures, [path.name for path in files]], sort_keys=True)
+
+
+@contextmanager
+def _copy(made: Path) -> Iterator[Path]:
+    """A folder with a copy of the run that is in another one, if there is a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        if (made / "run").exists():
+            shutil.copytree(made / "run", Path(folder) / "run")
+        yield Path(folder)
+
+
+def _make(arguments: Sequence[str], folder: Path) -> None:
+    """Run a command that nothing kills."""
+    if _start(arguments, folder, "whole.log").wait() != 0:
+        raise SystemExit(f"{' '.join(arguments)}: {_last_line(folder / 'whole.log')}")
 
 
 def _runs(folder: Path, number: int) -> list[Path]:
@@ -121,20 +146,22 @@ def kills(names: Sequence[str], number: int, seed: int) -> Iterator[tuple[str, s
     """Each job, killed `number` times at moments that are spread over its time."""
     chance = random.Random(seed)
     for name in names:
+        job = JOBS[name]
         with tempfile.TemporaryDirectory() as made:
-            folder, began = Path(made), time.perf_counter()
-            if _start(JOBS[name].begin, folder, "whole.log").wait() != 0:
-                raise SystemExit(f"{name}: {_last_line(folder / 'whole.log')}")
-            taken = time.perf_counter() - began
-            sound = {path.name: result(path) for path in _runs(folder, JOBS[name].number)}
-        for index in range(number):
-            with tempfile.TemporaryDirectory() as made:
-                yield name, kill(JOBS[name], sound, taken * (index + chance.random()) / number, Path(made))
+            if job.before:
+                _make(job.before, Path(made))
+            with _copy(Path(made)) as folder:
+                began = time.perf_counter()
+                _make(job.begin, folder)
+                taken = time.perf_counter() - began
+                sound = {path.name: result(path) for path in _runs(folder, job.number)}
+            for index in range(number):
+                with _copy(Path(made)) as folder:
+                    yield name, kill(job, sound, taken * (index + chance.random()) / number, folder)
 
 
-def pair(names: Sequence[str], run: Path, folder: Path) -> str:
-    """Start two commands on a copy of a run at once. Returns "held", "held, one refused", or what is wrong."""
-    shutil.copytree(run, folder / "run")
+def pair(names: Sequence[str], folder: Path) -> str:
+    """Start two commands on the run of a folder at once. Returns "held", "held, one refused", or what is wrong."""
     started = [_start(["-m", *_module(WRITERS[name])], folder, f"{i}.log") for i, name in enumerate(names)]
     statuses = [process.wait() for process in started]
     texts = [(folder / f"{index}.log").read_text(errors="replace") for index in range(len(names))]
@@ -158,12 +185,10 @@ def _module(arguments: Sequence[str]) -> list[str]:
 def pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Every two of the commands, at once."""
     with tempfile.TemporaryDirectory() as made:
-        begun = Path(made)
-        if _start(["-m", "ppl_gen.fit", "vae", *_SMALL, "--epochs", "3", "--out", "run"], begun, "log").wait() != 0:
-            raise SystemExit(_last_line(begun / "log"))
+        _make(_WHOLE, Path(made))
         for two in combinations_with_replacement(names, 2):
-            with tempfile.TemporaryDirectory() as folder:
-                yield " + ".join(two), pair(two, begun / "run", Path(folder))
+            with _copy(Path(made)) as folder:
+                yield " + ".join(two), pair(two, folder)
 
 
 def _last_line(log: Path) -> str:
