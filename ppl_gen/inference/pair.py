@@ -416,13 +416,12 @@ class Pair:
         return likelihood, prior
 
     def _summed_total(self, trace: poutine.Trace, names: Iterable[str]) -> Tensor:
-        """The joint log-density of some sites, with those in `summed` summed over and inner plates added up; in float64
-        without gradients. Its dimensions are those of a log-density in the trace."""
+        """The joint log-density of some sites, with those in `summed` summed over and inner plates added up. Its
+        dimensions are those of a log-density in the trace."""
 
         def density(site: Site) -> Tensor:
             checked = site["name"] in self.may_leave_support
-            log_prob = log_prob_within(site, masked_log_prob) if checked else masked_log_prob(site)
-            return log_prob if torch.is_grad_enabled() else log_prob.double()
+            return log_prob_within(site, masked_log_prob) if checked else masked_log_prob(site)
 
         sites = [trace.nodes[name] for name in names]
         kept = (SAMPLES, self.plate.name)
