@@ -286,6 +286,25 @@ class Pair:
         trace = trace_of(model, batch)
         return self._values(trace), *self._model_totals(trace, (num_samples, len(x)))
 
+    def log_weights_by_value(self, name: str, x: Tensor, *args: Any, num_samples: int, **kwargs: Any) -> Tensor:
+        """Log importance weights [values, samples, images] for each value of an enumerated site y: log p(x, y, z) -
+        log q(z | x, y). Their log mean over samples is an estimate of log p(x, y).
+
+        :param name: the site; one of `summed`, or the only one in `enumerated_in_guide`.
+        """
+        images = Batch(x, args, kwargs)
+        if name not in self.summed:
+            drawn = self.by_value(num_samples, images)
+            return drawn.log_likelihood + drawn.log_prior - drawn.log_guide
+        guide, model, batch = self.for_samples(num_samples, images)
+        traces = replayed(guide, model, batch)
+        # The others are summed out; the dimension of this site stays.
+        others = replace(self, summed=tuple(other for other in self.summed if other != name))
+        joint = others._summed_total(traces.model, (*self.latent, *self.summed, *self.observed))
+        count = len(traces.model.nodes[name]["fn"].enumerate_support(expand=False))
+        shape = (num_samples, len(x))
+        return joint.reshape(count, *shape) - self._total(traces.guide, self.latent, shape, frozenset())
+
     def log_guide(self, values: Values, x: Tensor, *args: Any, num_samples: int, **kwargs: Any) -> Tensor:
         """log q(z | x) [samples, images] at values from `draw`; -inf outside of the guide's support."""
         guide, _, batch = self.for_samples(num_samples, Batch(x, args, kwargs))

@@ -1,5 +1,7 @@
 """A variational autoencoder whose prior is a mixture of Gaussians, one for each cluster."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -11,8 +13,8 @@ from ppl_gen.networks.nets import Activation, mlp
 
 
 class GaussianMixtureVAE(nn.Module):
-    """p(y) = Categorical, p(z | y) = N(mu_y, diag sigma_y^2) and p(x | z) = prod_d Bernoulli(x_d; decoder(z)_d): Jiang et
-    al. (2017, VaDE), equations 1 to 5.
+    """p(y) = Categorical, p(z | y) = N(mu_y, diag sigma_y^2) and p(x | z) = prod_d Bernoulli(x_d; decoder(z)_d): Jiang
+    et al. (2017, VaDE), equations 1 to 5.
 
     The cluster y is summed out, so that a guide samples z alone: the weights are sum_y p(y) p(z | y) p(x | z) /
     q(z | x). `responsibilities` shows which cluster explains an image.
@@ -49,8 +51,9 @@ class GaussianMixtureVAE(nn.Module):
         self.hidden_dims, self.activation = hidden_dims, activation
         self.decoder = mlp([latent_dim, *reversed(hidden_dims), data_dim], activation)
         if data_mean is not None:
+            output: Any = self.decoder[-1]
             with torch.no_grad():
-                self.decoder[-1].bias.copy_(torch.logit(data_mean))
+                output.bias.copy_(torch.logit(data_mean))
         self.logits = nn.Parameter(torch.zeros(num_components))
         # Means are as far apart as samples of N(0, I), so that no two clusters start alike.
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))

@@ -16,6 +16,7 @@ import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.elbos import TraceEnumSampled, WeightedKL
 from ppl_gen.inference.exact import exact_log_px
+from ppl_gen.inference.importance import log_mean_exp
 from ppl_gen.inference.objectives import bind, construct
 from ppl_gen.inference.pair import Pair
 
@@ -151,6 +152,21 @@ def test_log_px_is_that_of_the_mixture(x: Tensor, guide: Any) -> None:
     estimate = ppl_gen.log_marginal_likelihood(model, guide(), x, num_samples=5000)
     error = (estimate.log_px - model.log_px(x).detach()) / estimate.log_px_mc_var.sqrt()
     assert float(error.abs().max()) < SIGMAS and float(estimate.log_px_mc_var.max()) < 0.01
+
+
+@pytest.mark.parametrize("guide", [Guide, EnumeratingGuide])
+def test_the_posterior_of_the_enumerated_site(x: Tensor, guide: Any) -> None:
+    """p(x, y) of each y; its error by the delta method."""
+    torch.manual_seed(8)
+    model, count = Switched(), 4000
+    with torch.no_grad():
+        log_w = Pair.read(model, guide(), x).log_weights_by_value("y", x, num_samples=count)
+        covariance = torch.eye(3, dtype=F64) + 0.49 * torch.outer(model.slope, model.slope)
+        means = model.means[:, None] * model.slope + 0.3 * torch.arange(4)[:, None]
+        exact = model.logits[:, None] + dist.MultivariateNormal(means[:, None], covariance).log_prob(x)
+    estimate, variance, *_ = log_mean_exp(log_w.movedim(1, 0).flatten(1))
+    error = (estimate - exact.flatten()) / variance.sqrt()
+    assert log_w.shape == (4, count, 6) and float(error.abs().max()) < SIGMAS
 
 
 def test_the_elbo_of_an_enumerating_guide_is_that_of_a_sampling_one(x: Tensor) -> None:
