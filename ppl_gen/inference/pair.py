@@ -75,6 +75,9 @@ class Terms:
     score: Tensor | None = None
     """Log-probability of the guide's discrete choices, if its samples are otherwise reparametrized; its gradient is the
     score of the choices. None for all other guides."""
+    penalty: Tensor | None = None
+    """Log-densities of the guide's observed sites and factors, which training subtracts as Pyro's ELBOs do; None if
+    there are none. They do not belong to log q(z | x)."""
     weight: Tensor | None = None
     """The log weight, if it is not the sum of the densities: if the guide enumerates y, log of sum_y p(x, y, z_y) /
     q(z_y | x, y)."""
@@ -115,6 +118,8 @@ class ByValue(NamedTuple):
     """log q(y | x)."""
     log_guide: Tensor
     """log q(z_y | x, y)."""
+    penalty: Tensor | None
+    """Log-densities of the guide's observed sites and factors."""
     values: Values
     """Values of the latent sites, with a dimension of all y on the left."""
 
@@ -152,6 +157,11 @@ class Pair:
     of z: log p(z) and log p(x | z) are sums over their values."""
     enumerated_in_guide: tuple[str, ...]
     """Names of the latent sites whose values the guide enumerates (`infer={"enumerate": "parallel"}`)."""
+    penalties: tuple[str, ...]
+    """Names of the guide's observed sites and factors. Training subtracts their log-densities."""
+    left_out: tuple[str, ...]
+    """Names of the guide's sites that do not belong to q(z | x), and are left out of it: observed sites, factors, and
+    auxiliary sites that the model does not have."""
     masked: bool
     """True if a latent site has a mask."""
     unbounded: bool
@@ -395,6 +405,7 @@ class Pair:
             kl,
             latents,
             frozenset(name for name in self.latent if drawn.nodes[name]["fn"].has_enumerate_support),
+            penalty=self._total(traces.guide, self.penalties, shape, frozenset()) if self.penalties else None,
         )
 
     def proposal(self, traces: Traces) -> poutine.Trace:
@@ -474,6 +485,7 @@ class Pair:
             log_prior=prior,
             log_value=total(traces.guide, *self.enumerated_in_guide),
             log_guide=total(traces.guide, *drawn),
+            penalty=total(traces.guide, *self.penalties) if self.penalties else None,
             values={name: self._by_value(traces.guide.nodes[name], sizes) for name in self.latent},
         )
 
@@ -509,6 +521,7 @@ class Pair:
             kl=None,
             latents=latents,
             finite=frozenset(name for name in latents if drawn.trace.nodes[name]["fn"].has_enumerate_support),
+            penalty=None if drawn.penalty is None else mean(drawn.penalty),
             weight=(drawn.log_likelihood + drawn.log_prior - drawn.log_guide).logsumexp(0),
         )
 

@@ -210,6 +210,8 @@ class _SurrogateELBO(_PairELBO):
             if terms.score is not None:
                 signal = learning_signal(self.bound or self.objective.surrogate, terms, bound)
                 surrogate = surrogate + (signal * terms.score).sum(0)
+            if terms.penalty is not None:
+                surrogate = surrogate - terms.penalty.mean(0)
         return with_gradient_of(-bound.sum(), -surrogate.sum())
 
 
