@@ -80,7 +80,10 @@ def images_sha256(images: Any) -> str:
     :param images: the images [N, …], as the model was given them: a tensor or an array. The shape of an image makes no
         difference.
     """
-    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    try:
+        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    except Exception as error:  # rows of different lengths
+        raise BadInput(f"images: is of type {type(images).__name__}, not an array ({words_of(error)})") from error
     if array.dtype.kind not in "buif" or array.ndim == 0:
         raise BadInput(f"images: must be an array of numbers [N, …], not {shown(images)}")
     return hashlib.sha256(np.ascontiguousarray(array, dtype=np.float32).tobytes()).hexdigest()
