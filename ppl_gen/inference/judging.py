@@ -71,7 +71,8 @@ def judge(log_weights: Any, *, observation: Observation = "unstated", progress: 
     The arithmetic is in float64, in blocks of images.
 
     :param log_weights: log weights in nats, [samples, images], in float32 or float64: an array of NumPy or JAX, a
-        tensor, or nested lists. Samples of an image are independent. -inf is the logarithm of a weight of zero.
+        tensor, or nested lists. All samples are independent, also between images. -inf is the logarithm of a weight of
+        zero.
     :param observation: kind of p(x): `probability`, of binary or whole-number pixels; `density`; `cross-entropy`, of
         grey values under a Bernoulli.
     :param progress: called with the number of images just done.
