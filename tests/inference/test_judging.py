@@ -1,6 +1,11 @@
 """`judge` against closed forms, and against the numbers of a pair with the same log weights."""
 
+import importlib.util
 import math
+import os
+import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,8 @@ import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference import judging
 from ppl_gen.inference.judging import judge
+
+ROOT = Path(__file__).parents[2]
 
 
 def model(x: Tensor) -> None:
@@ -209,3 +216,21 @@ def test_what_cannot_be_judged(given: Any, message: str) -> None:
 def test_a_kind_that_is_none() -> None:
     with pytest.raises(BadInput, match="observation grey: choose from probability, density, cross-entropy"):
         judge(np.zeros((3, 2)), observation="grey")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("numpyro") is None, reason="no NumPyro")
+def test_the_weights_of_numpyro(tmp_path: Path) -> None:
+    """The block of the documentation, in a process of its own: the exact value is the last line that it prints."""
+    page = (ROOT / "docs" / "judge.md").read_text(encoding="utf-8")
+    (block,) = (text for text in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "jax" in text)
+    (tmp_path / "block.py").write_text(f"{block}np.save('w.npy', log_weights)\n")
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "block.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *lines, exact = done.stdout.splitlines()
+    found = judge(np.load(tmp_path / "w.npy"), observation="density")
+    assert lines == str(found).splitlines() and found.num_samples == 1000 and len(found.log_px) == 100
+    assert abs(found.mean - float(exact)) < 4 * found.mc_se - found.bias + 1e-6  # rounding in float32
+    assert float(exact) - float(found.elbo.mean()) < 0.01 and f"the exact value, −{-float(exact):.2f}" in page
