@@ -221,12 +221,14 @@ def test_a_kind_that_is_none() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("numpyro") is None, reason="no NumPyro")
 def test_the_weights_of_numpyro(tmp_path: Path) -> None:
-    """The block of the documentation, in a process of its own: the exact value is the last line that it prints."""
+    """The two files of the documentation, in a process: the exact value is the last line that they print."""
     page = (ROOT / "docs" / "judge.md").read_text(encoding="utf-8")
-    (block,) = (text for text in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "jax" in text)
-    (tmp_path / "block.py").write_text(f"{block}np.save('w.npy', log_weights)\n")
+    blocks = dict(re.findall(r"^```python\n# (numpyro_\w+)\.py\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    blocks["numpyro_weights"] += "import numpy\nnumpy.save('w.npy', log_weights)\n"
+    for name, text in blocks.items():
+        (tmp_path / f"{name}.py").write_text(text)
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "block.py"]
+    command = [sys.executable, "numpyro_weights.py"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *lines, exact = done.stdout.splitlines()
