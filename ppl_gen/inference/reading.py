@@ -288,6 +288,10 @@ def _check_shapes(functions: _Functions, traces: Traces) -> None:
     """Refuse sites without a density, and sites whose event shape or kind differs between model, guide and value."""
     for site in sample_sites(traces.guide):
         if site["is_observed"]:
+            if not traces.model.nodes.get(site["name"], site)["is_observed"]:
+                raise BadInput(
+                    f"{functions.guide_name} observes '{site['name']}', which {functions.model_name} samples: leave out obs="
+                )
             continue
         _check_density(site, functions.guide_name)
         if site["name"] in traces.model.nodes:
