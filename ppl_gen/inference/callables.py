@@ -5,6 +5,7 @@ and so on. `evaluating` must set each such module to eval mode and put its state
 that a function can reach are searched, as the garbage collector does it.
 """
 
+import copy
 import functools
 import gc
 import inspect
@@ -23,6 +24,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ppl_gen.core.contracts import Guide, Model, offers
 from ppl_gen.core.errors import BadInput
@@ -347,13 +349,40 @@ class Batch(NamedTuple):
 
 
 def take(rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Batch:
-    """The images at `rows`, with the same rows of every argument that has one row for each image."""
+    """The images at `rows`, with the same rows of every tensor and packed sequence that has one row for each image, in
+    the arguments and in the dictionaries, tuples and lists among them."""
 
     def pick(value: Any) -> Any:
+        if isinstance(value, PackedSequence):
+            return _packed_rows(rows, value) if int(value.batch_sizes[0]) == len(x) else value
         follows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(x)
         return value[rows] if follows else value
 
-    return Batch(x[rows], tuple(map(pick, args)), {name: pick(value) for name, value in (kwargs or {}).items()})
+    by_name = {name: map_leaves(pick, value) for name, value in (kwargs or {}).items()}
+    return Batch(x[rows], tuple(map_leaves(pick, value) for value in args), by_name)
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to all that nested dictionaries, tuples and lists contain. A packed sequence is one element."""
+    if isinstance(value, dict):
+        result = copy.copy(value)
+        result.update((key, map_leaves(function, each)) for key, each in value.items())
+        return result
+    if isinstance(value, list | tuple) and not isinstance(value, PackedSequence | torch.Size):
+        parts = [map_leaves(function, each) for each in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return function(value)
+
+
+def _packed_rows(rows: Tensor, value: PackedSequence) -> PackedSequence:
+    """The sequences at `rows` of a packed sequence. Padded again, they are as long as before, even if the longest one is
+    not among them: a function that loops over all steps of x expects this. The steps that no sequence has are steps of
+    batch size 0."""
+    padded, lengths = pad_packed_sequence(value, batch_first=True)
+    taken = pack_padded_sequence(padded[rows], lengths[rows.cpu()], batch_first=True, enforce_sorted=False)
+    missing = taken.batch_sizes.new_zeros(len(value.batch_sizes) - len(taken.batch_sizes))
+    sizes = torch.cat([taken.batch_sizes, missing])
+    return PackedSequence(taken.data, sizes, taken.sorted_indices, taken.unsorted_indices)
 
 
 def as_images(x: Any, *functions: Any) -> Tensor:
@@ -377,6 +406,9 @@ def as_images(x: Any, *functions: Any) -> Tensor:
 def _from_numbers(x: Any, *functions: Any) -> Tensor:
     """Convert an array or a list of numbers to a tensor."""
     what = f"x is a {type(x).__name__}"
+    if isinstance(x, PackedSequence | dict):
+        rest = "the packed sequence" if isinstance(x, PackedSequence) else "the rest of the dictionary"
+        raise BadInput(f"{what}: give one tensor [N, ...], such as padded sequences, and {rest} as a further argument")
     if not isinstance(x, list | tuple) and (not hasattr(x, "__array__") or isinstance(x, str)):
         raise BadInput(f"{what}: give images as a tensor, an array or a list [N, ...]; one batch of a loader at a time")
     try:
@@ -409,7 +441,10 @@ def _check_whole(name: str, value: Any) -> None:
 
 def as_arguments(count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Convert further arguments of a model, by position and by name: arrays, and lists with a number or a row for each
-    image, become tensors."""
+    image, become tensors, also in dictionaries, tuples and lists.
+
+    :raises BadInput: for a list of sequences of different lengths.
+    """
     by_position = tuple(_as_argument(f"argument {i}", value, count) for i, value in enumerate(args, 2))
     return by_position, {name: _as_argument(name, value, count) for name, value in kwargs.items()}
 
@@ -417,18 +452,44 @@ def as_arguments(count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 def _as_argument(name: str, value: Any, count: int) -> Any:
     """One argument, as a tensor if it is an array, or a list of `count` numbers or rows."""
     _check_whole(name, value)
-    if isinstance(value, list | tuple | range) and len(value) == count:
+    if isinstance(value, PackedSequence):
+        return value
+    if isinstance(value, list | tuple | range) and len(value) == count and not _has_parts(value, count):
+        tensors = [each for each in value if isinstance(each, Tensor)]
         with suppress(Exception):  # rows of different lengths, or elements that are no numbers
-            tensors = [each for each in value if isinstance(each, Tensor)]
             if len(tensors) == count:
                 return torch.stack(tensors)
             array = np.asarray(value)
             return torch.tensor(array.tolist()) if array.dtype.kind in "buif" else value
-    elif not isinstance(value, Tensor) and hasattr(value, "__array__") and getattr(value, "ndim", None):
+        if len(tensors) == count and _differ_in_length(tensors):
+            raise BadInput(
+                f"{name} is a list of {count} sequences of different lengths: pad them to one tensor, or pack them by "
+                "torch.nn.utils.rnn.pack_sequence(…, enforce_sorted=False)"
+            )
+    if isinstance(value, dict):
+        result = copy.copy(value)
+        result.update((key, _as_argument(f"{name}[{key!r}]", each, count)) for key, each in value.items())
+        return result
+    if isinstance(value, list | tuple):
+        parts = [_as_argument(f"{name}[{index}]", each, count) for index, each in enumerate(value)]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if not isinstance(value, Tensor) and hasattr(value, "__array__") and getattr(value, "ndim", None):
         array = np.asarray(value)
         if array.dtype.kind in "buif":
             return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
     return value
+
+
+def _has_parts(value: Any, count: int) -> bool:
+    """True for a tuple of tensors that each have a row for each image, such as the two states of an LSTM."""
+    return isinstance(value, tuple) and all(
+        isinstance(each, Tensor) and each.dim() > 0 and len(each) == count for each in value
+    )
+
+
+def _differ_in_length(tensors: list[Tensor]) -> bool:
+    """True for tensors of different lengths and otherwise equal shape."""
+    return all(each.dim() for each in tensors) and len({each.shape[1:] for each in tensors}) == 1
 
 
 def whole_number(name: str, value: Any) -> int:

@@ -70,11 +70,8 @@ def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[s
 def _check_masks(pair: Pair, traces: Traces) -> None:
     """Refuse a site whose masks differ between the model and the guide."""
     for name in (name for name in pair.latent if name in traces.guide.nodes):
-        ours, theirs = (
-            [mask for mask in supports.masks(trace.nodes[name], of_events=True) if not mask.all()]
-            for trace in (traces.model, traces.guide)
-        )
-        if len(ours) != len(theirs) or not all(bool((m == q).all()) for m, q in zip(ours, theirs, strict=True)):
+        ours, theirs = (supports.unmasked(trace.nodes[name]) for trace in (traces.model, traces.guide))
+        if bool((ours != theirs).any()):
             both = f"{pair.model_name} and {pair.guide_name}"
             raise BadInput(f"site '{name}' has different masks in {both}: give both the same mask")
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, modules_of, take
+from ppl_gen.inference.callables import Batch, map_leaves, modules_of, take
 from ppl_gen.inference.densities import Site, alike, samples_first
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.tracing import conditioned, replayed
@@ -127,12 +128,14 @@ def _differ_by_rounding(scorer: _Scorer, image: Tensor) -> bool:
 
 
 def _as_double(value: Any) -> Any:
-    """Tensors in float64, also those in a tuple or a dictionary; everything else as it is."""
-    if isinstance(value, tuple):
-        return tuple(map(_as_double, value))
-    if isinstance(value, dict):
-        return {name: _as_double(each) for name, each in value.items()}
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    """Tensors and packed sequences in float64, also those in tuples, lists and dictionaries; everything else as it
+    is."""
+
+    def double(each: Any) -> Any:
+        data = each.data if isinstance(each, PackedSequence) else each
+        return each.double() if isinstance(data, Tensor) and data.is_floating_point() else each
+
+    return map_leaves(double, value)
 
 
 @contextmanager

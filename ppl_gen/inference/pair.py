@@ -160,8 +160,7 @@ class Pair:
     penalties: tuple[str, ...]
     """Names of the guide's observed sites and factors. Training subtracts their log-densities."""
     left_out: tuple[str, ...]
-    """Names of the guide's sites that do not belong to q(z | x), and are left out of it: observed sites, factors, and
-    auxiliary sites that the model does not have."""
+    """Names of the guide's sites that are no part of q(z | x): observed sites, factors, and auxiliary sites."""
     masked: bool
     """True if a latent site has a mask."""
     unbounded: bool
@@ -169,13 +168,11 @@ class Pair:
     num_states: int | None
     """Number of joint values of an image's latent sites, `summed` ones included; None if any has no finite support."""
     enumerated: bool
-    """True if the guide samples nothing: it leaves every latent site to enumeration in the model, or to a sum over
-    points that it gives (`discretized`)."""
+    """True if the guide samples nothing: the model enumerates all, or points that it gives are summed (`discretized`)."""
     sums_states: bool
     """True if the observed distribution sums over all states of z by itself."""
     pixels_per_state: int
-    """Numbers in memory per image and state of z for the log-density of an image: its pixels, or 1 if the distribution
-    sums over pixels before it broadcasts."""
+    """Numbers in memory per image and state of z: pixels, or 1 if the distribution sums over them first."""
     reparametrized: bool
     """True if samples of all sites of the guide are differentiable (`has_rsample`)."""
     scored: tuple[str, ...]
@@ -183,8 +180,7 @@ class Pair:
     scales: Mapping[str, Tensor | float]
     """Scale of each site with a scale other than 1."""
     may_leave_support: frozenset[str]
-    """Names of the model's sites whose value may be outside their support: latent sites that the guide may draw there,
-    and observed sites whose support depends on z."""
+    """Names of the model's sites whose value may be outside their support: latent ones, by the guide; observed ones."""
     guide_may_miss: frozenset[str]
     """Names of the guide's sites whose support may exclude values of the prior."""
     exceeds_prior: bool = False
@@ -399,9 +395,11 @@ class Pair:
             with suppress(Exception):
                 kl = self.per_image(q, kl_divergence(q, p)).reshape(shape)
         latents = {n: units_of(drawn.nodes[n], shape, self.sample_dim, self.plate.dim) for n in self.latent}
+        likelihood, prior = self._model_totals(traces.model, shape)
         return Terms(
-            *self._model_totals(traces.model, shape),
-            self._total(drawn, self.latent, shape, may_miss),
+            likelihood,
+            prior,
+            self._total(drawn, self.latent, shape, may_miss) if self.latent else torch.zeros_like(prior),
             kl,
             latents,
             frozenset(name for name in self.latent if drawn.nodes[name]["fn"].has_enumerate_support),
@@ -439,7 +437,8 @@ class Pair:
             prior = self._summed_total(trace, (*self.latent, *self.summed)).reshape(shape)
             likelihood = self._summed_total(trace, (*self.latent, *self.summed, *self.observed)).reshape(shape) - prior
         else:
-            likelihood, prior = (self._total(trace, names, shape, checked) for names in (self.observed, self.latent))
+            likelihood = self._total(trace, self.observed, shape, checked)
+            prior = self._total(trace, self.latent, shape, checked) if self.latent else torch.zeros_like(likelihood)
         # Where p(z) = 0, p(x | z) may be NaN. The weight is 0 for any p(x | z).
         if self.summed or checked.intersection(self.latent):
             likelihood = likelihood.masked_fill((prior == -math.inf) & ~likelihood.isfinite(), 0.0)

@@ -308,14 +308,23 @@ def _inside_transformed(distribution: TransformedDistribution, value: Tensor) ->
     return None if base is None else found & _all(base, dims - len(distribution.base_dist.event_shape))
 
 
-def masks(site: Site, of_events: bool = False) -> list[Tensor]:
-    """The masks on a site, bool [batch], from handlers and from `.mask(…)`.
-
-    :param of_events: include masks on parts of an event.
-    """
-    each = itertools.takewhile(lambda part: of_events or not isinstance(part, Independent), parts(site["fn"]))
+def masks(site: Site) -> list[Tensor]:
+    """The masks on a site, bool [batch], from handlers and from `.mask(…)`, but for masks on parts of an event."""
+    each = itertools.takewhile(lambda part: not isinstance(part, Independent), parts(site["fn"]))
     found = [site["mask"], *(getattr(part, "_mask", None) for part in each)]
     return [torch.as_tensor(mask, device=site["value"].device) for mask in found if isinstance(mask, Tensor | bool)]
+
+
+def unmasked(site: Site) -> Tensor:
+    """The parts of a site's value that no mask leaves out, bool; it broadcasts with [batch, event]."""
+    fn, device = site["fn"], site["value"].device
+    found = [(site["mask"], fn), *((getattr(part, "_mask", None), part) for part in parts(fn))]
+    kept = torch.tensor(True, device=device)
+    for mask, part in found:
+        if isinstance(mask, Tensor | bool):
+            mask = torch.as_tensor(mask, device=device).bool()
+            kept = kept & mask.reshape([*mask.shape, *[1] * len(part.event_shape)])
+    return kept
 
 
 def log_prob_within(site: Site, score: Callable[[Site], Tensor]) -> Tensor:
