@@ -434,7 +434,7 @@ def importance_estimate(
     with Progress(len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("log p(x)", f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
-        return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
+        return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, from_prior=True, **options)
 
 
 def _with_second_opinion(task: Task, estimate: ImportanceEstimate) -> ImportanceEstimate:

@@ -11,10 +11,10 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, forked_rng, name_of
-from ppl_gen.inference.densities import Site
+from ppl_gen.inference.densities import Site, sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.supports import inside, support
-from ppl_gen.inference.tracing import Traces, trace_of
+from ppl_gen.inference.tracing import Traces, latent_sites, trace_of
 
 _IMAGES_PER_BLOCK = 500
 _KINDS = ("unchecked", "cross-entropy", "density", "probability")
@@ -33,6 +33,7 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
         warnings.simplefilter("ignore")  # the errors below say the same
         for first, batch in Batch(x, args, kwargs).blocks(_IMAGES_PER_BLOCK):
             traces, unchecked = _checked_traces(pair, first, batch)
+            _check_same_sites(pair, first, traces)
             _check_masks(pair, traces)
             sites = (traces.model.nodes[name] for name in pair.observed)
             kinds = (_kind_of(pair, site, site["name"] in unchecked, first, batch) for site in sites)
@@ -65,6 +66,25 @@ def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[s
             ) from error
         raise BadInput(f"{who}: {describe(error)}; Pyro's checks, which are on here, found this") from error
     return Traces(guide_trace, model_trace), unchecked
+
+
+def _check_same_sites(pair: Pair, first: int, traces: Traces) -> None:
+    """Refuse a pair whose sites depend on the batch, such as steps up to the end of the longest sequence of a batch:
+    those that the first few images do not have would be left out.
+
+    :param first: number of the first image, for messages.
+    """
+    drawn = () if pair.enumerated else pair.latent
+    expected = ({*pair.latent, *pair.summed, *pair.observed}, {*drawn, *pair.left_out})
+    observed = {site["name"] for site in sample_sites(traces.model) if site["is_observed"]}
+    found = ({*latent_sites(traces), *observed}, {site["name"] for site in sample_sites(traces.guide)})
+    for who, names, known in zip((pair.model_name, pair.guide_name), found, expected, strict=True):
+        if names != known:
+            raise BadInput(
+                f"{who} has other sites for a batch from image {first} on than for the first few images, such as "
+                f"'{min(names ^ known)}': sites must be the same for every batch; loop over all "
+                "steps of x, and mask those that a sequence lacks"
+            )
 
 
 def _check_masks(pair: Pair, traces: Traces) -> None:

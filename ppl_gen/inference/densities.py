@@ -25,6 +25,11 @@ def sample_sites(trace: poutine.Trace) -> list[Site]:
     ]
 
 
+def unobserved(trace: poutine.Trace) -> list[str]:
+    """Names of the sites of a trace that are not observed."""
+    return [site["name"] for site in sample_sites(trace) if not site["is_observed"]]
+
+
 def plates_of(site: Site) -> list[CondIndepStackFrame]:
     """Vectorized plates around a site. A sequential plate (a loop) has no dimension and is left out."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]

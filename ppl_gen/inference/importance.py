@@ -45,6 +45,7 @@ from ppl_gen.inference.discretization import grid_terms
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.exact import closed_form, exact_blocks
 from ppl_gen.inference.pair import Pair, Terms
+from ppl_gen.inference.state_memory import cheap_to_enumerate
 
 if TYPE_CHECKING:
     from ppl_gen.inference.bidirectional import BidirectionalBounds
@@ -196,12 +197,14 @@ def log_weights(
 ) -> Tensor:
     """Log importance weights log p(x, z) - log q(z | x) for z ~ q(z | x), in nats, [num_samples, images].
 
-    Works on any Pyro pair with a plate of images and latents local to it.
+    Works on any Pyro pair with a plate of images and latents local to it. If the guide samples nothing and the model
+    enumerates up to about a million states, each weight is the exact log p(x).
 
     :param model: a module with a method `model(x, ...)`, or a Pyro function.
     :param guide: a module with a method `guide(x, ...)`, or a Pyro function.
     :param x: images [N, ...]: a tensor, or an array or list, which is converted to the parameters' dtype.
-    :param args: further positional arguments; tensors with N rows go along with the images.
+    :param args: further positional arguments. Tensors with N rows and packed sequences of N go along with the images,
+        also those in dictionaries, tuples and lists.
     :param num_samples: samples of z per image.
     :param chunk_size: pairs of image and sample at a time; limits the memory.
     :raises BadInput: for a pair that has no weights of single images.
@@ -212,11 +215,12 @@ def log_weights(
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         check_images(pair, x, *args, **kwargs)
-        blocks = [
-            torch.cat([terms.log_weight for terms in chunks])
-            for _, chunks in weighted_blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size)
-        ]
-    return torch.cat(blocks, 1)
+        images = Batch(x, args, kwargs)
+        if _sums_all(pair):
+            blocks = _summed_blocks(model, guide, pair, images, num_samples)
+        else:
+            blocks = weighted_blocks(pair, images, num_samples, chunk_size)
+        return torch.cat([torch.cat([terms.log_weight for terms in chunks]) for _, chunks in blocks], 1)
 
 
 def log_marginal_likelihood(
@@ -228,6 +232,7 @@ def log_marginal_likelihood(
     chunk_size: int = CHUNK_SIZE,
     progress: Advance | None = None,
     ask_again: bool = True,
+    from_prior: bool = False,
     **kwargs: Any,
 ) -> ImportanceEstimate:
     """log p(x) by importance sampling, with the ELBO, the IWAE bounds and diagnostics from the same samples.
@@ -236,6 +241,7 @@ def log_marginal_likelihood(
 
     :param progress: called with the number of images just done.
     :param ask_again: compute a second opinion, from a twentieth as many samples, half of them from the prior.
+    :param from_prior: if the guide samples nothing, draw z from the prior, in place of a sum over all states.
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
@@ -243,7 +249,11 @@ def log_marginal_likelihood(
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         observation = check_images(pair, x, *args, **kwargs)
-        blocks = weighted_blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size, analytic_kl=True)
+        images = Batch(x, args, kwargs)
+        if _sums_all(pair) and not from_prior:
+            blocks = _summed_blocks(model, guide, pair, images, num_samples)
+        else:
+            blocks = weighted_blocks(pair, images, num_samples, chunk_size, analytic_kl=True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
         about: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower), "left_out": pair.left_out}
         estimate = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(parts, len(x), progress))
@@ -295,6 +305,23 @@ def elbo_terms(
             totals["kl"] += float((terms.log_guide - terms.log_prior).double().sum())
     means = {name: total / len(x) for name, total in totals.items()}
     return {"elbo": means["reconstruction"] - means["kl"], **means}
+
+
+def _sums_all(pair: Pair) -> bool:
+    """True if the guide samples nothing, and a sum over all states takes its place. With more states z is from the
+    prior."""
+    return pair.enumerated and cheap_to_enumerate(pair)
+
+
+def _summed_blocks(
+    model: Any, guide: Any, pair: Pair, images: Batch, num_samples: int
+) -> Iterator[tuple[int, list[Terms]]]:
+    """`weighted_blocks` for a guide that samples nothing: every weight of an image is p(x), a sum over all states."""
+    for block in exact_blocks(model, guide, pair, images.x, *images.args, **images.kwargs):
+        for log_px in block.split(_IMAGES_PER_BLOCK):
+            likelihood = log_px.expand(num_samples, -1)
+            zero = torch.zeros_like(likelihood)
+            yield len(log_px), [Terms(likelihood, zero, zero, None, {}, frozenset())]
 
 
 def weighted_blocks(

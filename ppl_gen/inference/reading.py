@@ -31,13 +31,13 @@ from ppl_gen.inference.callables import (
     take,
 )
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
-from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function
+from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function, unobserved
 from ppl_gen.inference.enumeration import check_enumerated_guide, check_summed, sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
 from ppl_gen.inference.supports import is_discrete, log_prob_within, support, unbounded
-from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of, with_whole_plates
+from ppl_gen.inference.tracing import PyroFunction, Traces, latent_sites, replayed, trace_of, with_whole_plates
 
 _COUNTS = (2, 3, 5)  # numbers of images; the plate whose size equals each of them is the plate of images
 
@@ -120,10 +120,10 @@ def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStac
         observed = [site for site in sample_sites(traces.model) if site["is_observed"]]
         if not observed:
             raise BadInput(f"{functions.model_name} observes nothing; give its image site obs=x")
-        frames = set.intersection(*(set(site["cond_indep_stack"]) for site in observed))
-        candidates.append({f.name: f for f in frames if f.vectorized and f.size == count})
+        candidates.append(_shared_plates(observed, count))
     names = set.intersection(*(set(found) for found in candidates))
     if len(names) != 1:
+        _check_global(functions, observed, len(rows))
         raise BadInput(
             f"{functions.model_name}: its observed sites share no plate over the images; sample them in one vectorized "
             "`with pyro.plate('data', len(x)):`"
@@ -136,6 +136,24 @@ def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStac
                 "leave out subsample_size"
             )
     return plate, traces
+
+
+def _shared_plates(sites: list[Site], count: int) -> dict[str, CondIndepStackFrame]:
+    """The vectorized plates of a size that are around all of some sites."""
+    frames = set.intersection(*(set(site["cond_indep_stack"]) for site in sites))
+    return {frame.name: frame for frame in frames if frame.vectorized and frame.size == count}
+
+
+def _check_global(functions: _Functions, observed: list[Site], count: int) -> None:
+    """Refuse, with a hint, observed sites outside of all plates, such as global parameters that a handler conditions
+    on, beside others that share a plate."""
+    outside = [site["name"] for site in observed if not plates_of(site)]
+    inside = [site for site in observed if plates_of(site)]
+    if outside and inside and _shared_plates(inside, count):
+        raise BadInput(
+            f"{functions.model_name} observes '{outside[0]}' outside of all plates, so that its density is of no single "
+            f"image; leave it out of log p(x): pyro.poutine.block(model, hide={outside})"
+        )
 
 
 def _first_traces(functions: _Functions, batch: Batch, whole: Batch) -> Traces:
@@ -182,24 +200,10 @@ def _hint_of_rows(functions: _Functions, who: str, whole: Batch) -> str:
 # The sites ---------------------------------------------------------------------------------------------------------
 
 
-def _unobserved(trace: poutine.Trace) -> list[str]:
-    """Names of the sites of a trace that are not observed."""
-    return [site["name"] for site in sample_sites(trace) if not site["is_observed"]]
-
-
-def _latent(traces: Traces) -> list[str]:
-    """Names of the model's latent sites. The part of a site that its `obs_mask` leaves out is none, if the guide does
-    not sample it: the model then draws it, and its density is not part of log p(x)."""
-    parts = {
-        f"{name.removesuffix('_observed')}_unobserved" for name in traces.model.nodes if name.endswith("_observed")
-    }
-    return [name for name in _unobserved(traces.model) if name not in parts or name in traces.guide.nodes]
-
-
 def _proposed(traces: Traces) -> list[str]:
     """Names of the sites that the guide samples, without auxiliary ones that the model does not have."""
     auxiliary = {name for name in traces.guide.nodes if traces.guide.nodes[name].get("infer", {}).get("is_auxiliary")}
-    return [name for name in _unobserved(traces.guide) if name in traces.model.nodes or name not in auxiliary]
+    return [name for name in unobserved(traces.guide) if name in traces.model.nodes or name not in auxiliary]
 
 
 def _left_out(traces: Traces) -> list[str]:
@@ -217,7 +221,7 @@ def _marked(trace: poutine.Trace, names: list[str]) -> list[str]:
 def _is_enumerated(functions: _Functions, traces: Traces) -> bool:
     """True if the guide leaves every latent site to enumeration in the model, or the one there is to a sum over points
     that it gives."""
-    latent = _latent(traces)
+    latent = latent_sites(traces)
     given = len(latent) == 1 and offers(functions.guide_module, Discretizes)
     return bool(latent) and not _proposed(traces) and (given or _marked(traces.model, latent) == latent)
 
@@ -225,7 +229,7 @@ def _is_enumerated(functions: _Functions, traces: Traces) -> bool:
 def _summed(traces: Traces) -> list[str]:
     """Names of the latent sites that a guide leaves to enumeration in the model, while it samples others."""
     proposed = _proposed(traces)
-    left = [name for name in _marked(traces.model, _latent(traces)) if name not in proposed]
+    left = [name for name in _marked(traces.model, latent_sites(traces)) if name not in proposed]
     return [name for name in left if proposed and traces.model.nodes[name]["fn"].has_enumerate_support]
 
 
@@ -236,7 +240,7 @@ def _enumerated_in_guide(traces: Traces) -> list[str]:
 
 def _check_sites(functions: _Functions, traces: Traces) -> None:
     """Refuse a guide that does not sample exactly the model's latent sites, but for those that are enumerated."""
-    latent, proposed, summed = _latent(traces), _proposed(traces), _summed(traces)
+    latent, proposed, summed = latent_sites(traces), _proposed(traces), _summed(traces)
     for name in [] if _is_enumerated(functions, traces) else latent:
         if name in summed:
             continue
@@ -268,7 +272,7 @@ def _check_sites(functions: _Functions, traces: Traces) -> None:
 
 def _check_plates(functions: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
     """Refuse a latent site, in model or guide, outside the plate of images."""
-    latent = _latent(traces)
+    latent = latent_sites(traces)
     for trace, who in ((traces.model, functions.model_name), (traces.guide, functions.guide_name)):
         for name in (name for name in latent if name in trace.nodes):
             plates = [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]
@@ -365,7 +369,7 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
     sites = sample_sites(traces.model)
     observed = [site for site in sites if site["is_observed"]]
     summed, in_guide = _summed(traces), _enumerated_in_guide(traces)
-    every = {name: traces.model.nodes[name]["fn"] for name in _latent(traces)}
+    every = {name: traces.model.nodes[name]["fn"] for name in latent_sites(traces)}
     priors = {name: fn for name, fn in every.items() if name not in summed}
     proposals = {name: traces.guide.nodes[name] for name in _proposed(traces)}
     drawn = {name: site for name, site in proposals.items() if name not in in_guide}

@@ -14,7 +14,7 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 
 from ppl_gen.inference.callables import Batch, PyroFunction
-from ppl_gen.inference.densities import masked_log_prob
+from ppl_gen.inference.densities import masked_log_prob, unobserved
 
 SAMPLES = "_samples"
 """Name of the plate of samples."""
@@ -25,6 +25,15 @@ class Traces(NamedTuple):
 
     guide: poutine.Trace
     model: poutine.Trace
+
+
+def latent_sites(traces: Traces) -> list[str]:
+    """Names of the model's latent sites. The part of a site that its `obs_mask` leaves out is none, if the guide does
+    not sample it: the model then draws it, and its density is not part of log p(x)."""
+    parts = {
+        f"{name.removesuffix('_observed')}_unobserved" for name in traces.model.nodes if name.endswith("_observed")
+    }
+    return [name for name in unobserved(traces.model) if name not in parts or name in traces.guide.nodes]
 
 
 def trace_of(function: PyroFunction, batch: Batch) -> poutine.Trace:

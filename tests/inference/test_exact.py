@@ -120,9 +120,19 @@ def test_exact_posterior_as_guide_gives_constant_weights(make: Any) -> None:
 def test_prior_is_the_proposal_of_an_enumerated_pair() -> None:
     """log w = log p(x | z), z ~ p(z): the mean weight is p(x), within the errors of estimates of 6 images."""
     model, x = random_belief_net(5), torch.bernoulli(torch.full((6, 5), 0.5, dtype=F64))
-    estimates = ppl_gen.log_marginal_likelihood(model, Enumerated(), x, num_samples=20_000)
+    estimates = ppl_gen.log_marginal_likelihood(model, Enumerated(), x, num_samples=20_000, from_prior=True)
     log_px_within(estimates, exact_log_px(model, x), largest=0.04)
     torch.testing.assert_close(estimates.kl, torch.zeros(6, dtype=F64))
+
+
+def test_a_guide_that_samples_nothing_leaves_a_sum_over_all_states() -> None:
+    model, x = random_belief_net(5), torch.bernoulli(torch.full((20, 5), 0.5, dtype=F64))
+    exact = exact_log_px(model, x)
+    torch.testing.assert_close(ppl_gen.log_weights(model, Enumerated(), x, num_samples=3), exact.expand(3, -1))
+    estimates = ppl_gen.log_marginal_likelihood(model, Enumerated(), x, num_samples=30)
+    for each in (estimates.log_px, estimates.elbo, estimates.iwae[10]):
+        torch.testing.assert_close(each, exact)
+    assert float(estimates.log_px_mc_var.max()) < 1e-20 and not estimates.at_least
 
 
 def test_importance_sampling_covers_the_exact_value() -> None:
