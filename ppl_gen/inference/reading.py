@@ -98,11 +98,12 @@ def _functions_of(model: Any, guide: Any, batch: Batch) -> _Functions:
 def _with_whole_plates(functions: _Functions, batch: Batch) -> _Functions:
     """Wrap the functions whose plate of images has no size, or takes only some of the images."""
     few = take(torch.arange(2, device=batch.x.device) % len(batch.x), *batch)
-    try:
-        model, guide = (with_whole_plates(each, few) for each in (functions.model, functions.guide))
-    except Exception:  # raised again, with more words, when the plate is looked for
-        return functions
-    return replace(functions, model=model, guide=guide)
+    whole = []
+    for function in (functions.model, functions.guide):
+        with suppress(Exception):  # raised again, with more words, when the plate is looked for
+            function = with_whole_plates(function, few)
+        whole.append(function)
+    return replace(functions, model=whole[0], guide=whole[1])
 
 
 # The plate of images -----------------------------------------------------------------------------------------------
@@ -305,7 +306,10 @@ def _check_shapes(functions: _Functions, traces: Traces) -> None:
         if not site["is_observed"] or any(isinstance(part, dist.Delta) for part in supports.parts(site["fn"])):
             _check_density(site, functions.model_name)
         event = tuple(site["fn"].event_shape)
-        if site["is_observed"] and event and tuple(site["value"].shape[-len(event) :]) != event:
+        seen = tuple(site["value"].shape[-len(event) :])
+        if supports.takes_any_length(site["fn"]):
+            event, seen = event[1:], seen[1:]
+        if site["is_observed"] and event and seen != event:
             raise BadInput(
                 f"{functions.model_name}: site '{site['name']}' has event shape {event}, but its observed value has "
                 f"shape {tuple(site['value'].shape)}; a constructor may have the arguments data_dim and data_shape"

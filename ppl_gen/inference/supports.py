@@ -17,6 +17,8 @@ from typing import Any, Final, TypeGuard
 
 import pyro.distributions as dist
 import torch
+from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
+from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import (
@@ -86,6 +88,13 @@ def parts(distribution: Distribution) -> Iterator[Any]:
         part = getattr(distribution, name, None)
         if isinstance(part, torch.distributions.Distribution):
             yield from parts(part)
+
+
+def takes_any_length(distribution: Distribution) -> bool:
+    """True for Pyro's hidden Markov models with the same transition at every step: their event shape has 1 step, but
+    their values have any number."""
+    chains = [part for part in parts(distribution) if isinstance(part, HiddenMarkovModel | MissingDataDiscreteHMM)]
+    return any(part.event_shape[0] == 1 for part in chains)
 
 
 def has_no_density(distribution: Distribution) -> bool:
