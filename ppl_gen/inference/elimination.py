@@ -6,8 +6,8 @@ maximum of each factor instead. In float32 it then loses a state that explains x
 than another.
 """
 
-import math
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 from pyro import poutine
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.densities import Site, add, expand_to_plates, plates_of
-from ppl_gen.inference.supports import masks
+from ppl_gen.inference.supports import without_masks
 from ppl_gen.inference.tracing import PyroFunction
 
 ROUNDING = 1e-3  # nats; the log of a sum of probabilities below this size means that they add up to 1
@@ -24,6 +24,34 @@ _MOST_DIMENSIONS = 60  # of a tensor, of which torch allows 64
 
 Factors = dict[frozenset[int], list[Tensor]]
 """Log-densities of sites, keyed by the dimensions of the plates around them inside the plate of images."""
+
+
+class ByValue(NamedTuple):
+    """Log-densities [values, samples, images] for each value of the sites that a guide enumerates."""
+
+    trace: poutine.Trace
+    """Trace of the guide."""
+    sizes: tuple[int, ...]
+    """Number of values in each enumerated dimension, from left to right."""
+    log_likelihood: Tensor
+    """log p(x | y, z_y)."""
+    log_prior: Tensor
+    """log p(y, z_y)."""
+    log_value: Tensor
+    """log q(y | x)."""
+    log_share: Tensor
+    """The same without a mask of y: the shares of the values, which add up to 1. A masked y is drawn from them."""
+    log_guide: Tensor
+    """log q(z_y | x, y)."""
+    penalty: Tensor | None
+    """Log-densities of the guide's observed sites and factors."""
+    values: dict[str, Tensor]
+    """Values of the latent sites, with a dimension of all y on the left."""
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x, y, z_y) / q(z_y | x, y)."""
+        return self.log_likelihood + self.log_prior - self.log_guide + (self.log_share - self.log_value).nan_to_num()
 
 
 def enumerating(function: PyroFunction, names: Collection[str] | None, first_dim: int | None) -> PyroFunction:
@@ -65,20 +93,18 @@ def log_sum(
     priors: dict[int, Tensor] = {}  # keyed by the dimension over which each is normalized
     for site in sites:
         plates = frozenset(frame.dim for frame in plates_of(site) if frame.name not in kept)
-        factor = expand_to_plates(site, density(site), num_dims)
-        if site["name"] in names:
+        summed = site["name"] in names
+        # A masked log-density is 0 in every state, and would count each image once for every state.
+        factor = expand_to_plates(site, density(without_masks(site) if summed else site), num_dims)
+        if summed:
             dim = site["infer"].get("_enumerate_dim")
             if dim is None or -dim > _MOST_DIMENSIONS:
                 reason = "has no finite support" if dim is None else "is one too many: tensors have 64 dimensions"
                 raise BadInput(f"{who}: latent site '{site['name']}' {reason}; it cannot be enumerated")
             dims.setdefault(plates, []).append(dim)
-            # A masked log-density is 0 in every state, and would count each image once for every state. With a uniform
-            # distribution in its place, the sum over states is 1.
-            for mask in masks(site):
-                factor = torch.where(mask, factor, -math.log(factor.shape[dim]))
             if not torch.is_grad_enabled():
                 total = factor.logsumexp(dim, keepdim=True)
-                # A mask on part of an event is not replaced above. Such a site adds up to more than 1.
+                # A mask on part of an event is not removed above. Such a site adds up to more than 1.
                 if bool((total.abs() < ROUNDING).all()):
                     factor = priors[dim] = factor - total
         factors.setdefault(plates, []).append(factor)

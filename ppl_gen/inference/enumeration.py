@@ -30,7 +30,7 @@ from ppl_gen.inference.densities import Site, add, alike, masked_log_prob, plate
 from ppl_gen.inference.elimination import ROUNDING, enumerating, log_sum, sum_out
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, can_sum_states, require_memory, shown_count
-from ppl_gen.inference.supports import bounds, log_prob_within, masks, same, support
+from ppl_gen.inference.supports import bounds, log_prob_within, same, support, without_masks
 from ppl_gen.inference.tracing import SAMPLES, PyroFunction, trace_of
 
 _MOST_CALLS = 4096  # calls of a model that takes one state at a time
@@ -160,10 +160,8 @@ def _log_marginal_by_state(pair: Pair, model: PyroFunction, batch: Batch) -> Ten
     for index, trace in _states(model, range, batch):
         terms: dict[bool, list[Tensor]] = {True: [], False: []}
         for site in sample_sites(trace):
-            log_prob, latent = _log_prob(pair, site), site["name"] in index
-            if latent:
-                for mask in masks(site):  # as in `_log_marginal`
-                    log_prob = torch.where(mask, log_prob, -math.log(len(site["fn"].enumerate_support(expand=False))))
+            latent = site["name"] in index
+            log_prob = _log_prob(pair, without_masks(site) if latent else site)  # as in `log_sum`
             terms[latent].append(pair.per_image(site, log_prob).reshape(len(batch.x)))
         priors.append(add(terms[True]))
         likelihoods.append(add(terms[False]))

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -35,8 +35,8 @@ from ppl_gen.inference.densities import (
     sum_to,
     units_of,
 )
-from ppl_gen.inference.elimination import enumerating, log_sum
-from ppl_gen.inference.supports import bad_argument, log_prob_within
+from ppl_gen.inference.elimination import ByValue, enumerating, log_sum
+from ppl_gen.inference.supports import bad_argument, log_prob_within, without_masks
 from ppl_gen.inference.tracing import (
     SAMPLES,
     PyroFunction,
@@ -101,27 +101,6 @@ class Terms:
             scored = (minus_leave_one_out_mean(self.evidence) * self.score).mean(0)
             elbo = elbo + scored - scored.detach()
         return elbo
-
-
-class ByValue(NamedTuple):
-    """Log-densities [values, samples, images] for each value of the sites that a guide enumerates."""
-
-    trace: poutine.Trace
-    """Trace of the guide."""
-    sizes: tuple[int, ...]
-    """Number of values in each enumerated dimension, from left to right."""
-    log_likelihood: Tensor
-    """log p(x | y, z_y)."""
-    log_prior: Tensor
-    """log p(y, z_y)."""
-    log_value: Tensor
-    """log q(y | x)."""
-    log_guide: Tensor
-    """log q(z_y | x, y)."""
-    penalty: Tensor | None
-    """Log-densities of the guide's observed sites and factors."""
-    values: Values
-    """Values of the latent sites, with a dimension of all y on the left."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -300,13 +279,12 @@ class Pair:
         """
         images = Batch(x, args, kwargs)
         if name not in self.summed:
-            drawn = self.by_value(num_samples, images)
-            return drawn.log_likelihood + drawn.log_prior - drawn.log_guide
+            return self.by_value(num_samples, images).log_weight
         guide, model, batch = self.for_samples(num_samples, images)
         traces = replayed(guide, model, batch)
         # The others are summed out; the dimension of this site stays.
         others = replace(self, summed=tuple(other for other in self.summed if other != name))
-        joint = others._summed_total(traces.model, (*self.latent, *self.summed, *self.observed))
+        joint = others._summed_total(traces.model, (*self.latent, *self.summed, *self.observed), (name,))
         count = len(traces.model.nodes[name]["fn"].enumerate_support(expand=False))
         shape = (num_samples, len(x))
         return joint.reshape(count, *shape) - self._total(traces.guide, self.latent, shape, frozenset())
@@ -444,19 +422,19 @@ class Pair:
             likelihood = likelihood.masked_fill((prior == -math.inf) & ~likelihood.isfinite(), 0.0)
         return likelihood, prior
 
-    def _summed_total(self, trace: poutine.Trace, names: Iterable[str]) -> Tensor:
+    def _summed_total(self, trace: poutine.Trace, names: Iterable[str], unmasked: tuple[str, ...] = ()) -> Tensor:
         """The joint log-density of some sites, with those in `summed` summed over and inner plates added up. Its
-        dimensions are those of a log-density in the trace."""
+        dimensions are those of a log-density in the trace. The masks of sites in `unmasked` are left out."""
 
         def density(site: Site) -> Tensor:
             checked = site["name"] in self.may_leave_support
             return log_prob_within(site, masked_log_prob) if checked else masked_log_prob(site)
 
-        sites = [trace.nodes[name] for name in names]
+        sites = [without_masks(trace.nodes[name]) if name in unmasked else trace.nodes[name] for name in names]
         kept = (SAMPLES, self.plate.name)
         return log_sum(sites, self.summed, density, kept, -self.sample_dim, self.model_name)
 
-    def by_value(self, num_samples: int, images: Batch, detach: bool = False) -> "ByValue":
+    def by_value(self, num_samples: int, images: Batch, detach: bool = False) -> ByValue:
         """Draw z for each value of the sites that the guide enumerates. Returns log-densities [values, samples, images]
         with the trace of the guide."""
         guide, model, batch = replace(self, summed=()).for_samples(num_samples, images)
@@ -467,10 +445,10 @@ class Pair:
         dims = {site["infer"]["_enumerate_dim"]: len(site["fn"].enumerate_support(expand=False)) for site in sites}
         sizes = tuple(dims[dim] for dim in sorted(dims))
 
-        def total(trace: poutine.Trace, *names: str) -> Tensor:
+        def total(trace: poutine.Trace, *names: str, unmasked: tuple[str, ...] = ()) -> Tensor:
             if not names:
                 return torch.zeros((), device=images.x.device)
-            found = self._summed_total(trace, names)
+            found = self._summed_total(trace, names, unmasked)
             whole = torch.broadcast_shapes(found.shape, (*sizes, *[1] * -self.sample_dim))
             return found.expand(whole).reshape(math.prod(sizes), num_samples, len(images.x))
 
@@ -483,6 +461,7 @@ class Pair:
             log_likelihood=total(traces.model, *of_latent, *self.observed) - prior,
             log_prior=prior,
             log_value=total(traces.guide, *self.enumerated_in_guide),
+            log_share=total(traces.guide, *self.enumerated_in_guide, unmasked=self.enumerated_in_guide),
             log_guide=total(traces.guide, *drawn),
             penalty=total(traces.guide, *self.penalties) if self.penalties else None,
             values={name: self._by_value(traces.guide.nodes[name], sizes) for name in self.latent},
@@ -497,9 +476,9 @@ class Pair:
         whole = torch.broadcast_shapes(value.shape[:events], batch)
         return value.expand(*whole, *value.shape[events:]).flatten(0, len(sizes) - 1)
 
-    def _terms_by_value(self, drawn: "ByValue") -> Terms:
+    def _terms_by_value(self, drawn: ByValue) -> Terms:
         """The terms of a guide that enumerates sites: log-densities are means over q of their values."""
-        share, never = drawn.log_value.exp(), drawn.log_value == -math.inf
+        share, never = drawn.log_share.exp(), drawn.log_share == -math.inf
 
         def mean(value: Tensor) -> Tensor:
             """The mean of values over q, [samples, images]. A value that q never takes counts nothing."""
@@ -521,7 +500,7 @@ class Pair:
             latents=latents,
             finite=frozenset(name for name in latents if drawn.trace.nodes[name]["fn"].has_enumerate_support),
             penalty=None if drawn.penalty is None else mean(drawn.penalty),
-            weight=(drawn.log_likelihood + drawn.log_prior - drawn.log_guide).logsumexp(0),
+            weight=drawn.log_weight.logsumexp(0),
         )
 
     def _score(self, drawn: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:

@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from pyro.distributions.hmm import HiddenMarkovModel
-from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import (
     Distribution,
@@ -322,6 +322,15 @@ def masks(site: Site) -> list[Tensor]:
     each = itertools.takewhile(lambda part: not isinstance(part, Independent), parts(site["fn"]))
     found = [site["mask"], *(getattr(part, "_mask", None) for part in each)]
     return [torch.as_tensor(mask, device=site["value"].device) for mask in found if isinstance(mask, Tensor | bool)]
+
+
+def without_masks(site: Site) -> Site:
+    """A site without the masks that `masks` finds. Summed over its values, its density is 1 where it is masked too: the
+    values of a masked site are those that its distribution draws."""
+    fn = site["fn"]
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return {**site, "fn": fn, "mask": None}
 
 
 def unmasked(site: Site) -> Tensor:
