@@ -614,7 +614,7 @@ class ProdLDA(Pair):
 
     def encoded(self, docs: Tensor) -> tuple[Tensor, Tensor]:
         loc, log_variance = self.encoder(docs).chunk(2, -1)
-        return 0.3 * loc, (0.5 * log_variance).exp() + 0.5
+        return loc.tanh(), (0.5 * log_variance.tanh()).exp()
 
     def model(self, docs: Tensor) -> None:
         pyro.module("decoder", self.decoder)
