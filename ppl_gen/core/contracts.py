@@ -300,6 +300,24 @@ class SelectsPixels(Protocol):
         """Distribution of some of the pixels, given by an index or a mask [D]."""
 
 
+class ObservesPixels(Protocol):
+    """A distribution of images whose pixels are independent, so that pixels can be missing, others in each image."""
+
+    def observed(self, pixels: Tensor) -> TorchDistribution:
+        """Distribution of the pixels where a mask [..., D] is true, with values [..., D] as before."""
+
+
+# Missing pixels ----------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class TakesMissing(Protocol):
+    """A guide whose methods take images with NaN where a pixel is missing, if the attribute is true. All other guides
+    get 0 there. The attribute of a model says the same of its `log_px(x)`."""
+
+    takes_missing: bool
+
+
 # Defaults of a model's class ---------------------------------------------------------------------------------------
 
 
