@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from html import escape
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,7 +125,9 @@ class Run:
             place, from the weights that it has. `guide`, `prior` and `objective` take the same.
         :param data: a name, a file, images [N, …] as a tensor or an array, a pair of images and labels [N], a
             `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A missing
-            split is a tenth of the training images, chosen with a fixed seed.
+            split is a tenth of the training images, chosen with a fixed seed. With `missing="nan"`, pixels that are
+            NaN, or masked in a masked array of NumPy, are missing. `missing=mask` is short for
+            `data=numpy.ma.array(x, mask=mask), missing="nan"`.
         :param init_from: a run; training starts from its last weights.
         :param guide_options: keyword arguments of the guide's constructor. `prior_options` and `objective_options` work
             the same way.
@@ -157,6 +160,12 @@ class Run:
             options.setdefault("num_particles", particles_of(given.objective))
         if isinstance(given.data, Data):
             options.setdefault("binarization", given.data.binarization)
+            if given.data.train.missing is not None:
+                options.setdefault("missing", "nan")
+        if not isinstance(options.get("missing"), str | Real | None):
+            if given.data is None or isinstance(given.data, str | Path | Data):
+                raise BadInput("missing: an array needs data=x, images as an array; save it for a named data set")
+            given, options["missing"] = replace(given, data=arrays.masked(given.data, options["missing"])), "nan"
         if given.data is not None:
             options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
         named = isinstance(given.data, str | Path) and not is_function(str(given.data))
@@ -526,7 +535,7 @@ def _checked(run: Run) -> Fitted:
 
 def _splits(data: Data) -> str:
     counts = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
-    return f"{data.name}, train / validation / test {counts} images"
+    return f"{data.name}, train / validation / test {counts} images{data.incomplete}"
 
 
 def _continuing(path: Path, config: Config) -> str:

@@ -4,6 +4,7 @@ A mask belongs to the identity of a data set, as its binarization does: it is dr
 every run, so that runs of several seeds, guides and objectives miss the same pixels.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, words_of
-from ppl_gen.core.paths import check_readable, is_file
+from ppl_gen.core.paths import check_readable, is_file, reading
 from ppl_gen.data.pixels import SPLITS, Arrays
 
 _ROWS = 10_000  # images that are drawn for in one step
@@ -69,6 +70,14 @@ def read(name: str, shape: tuple[int, ...], counts: Mapping[str, int]) -> Arrays
     if all(mask.all() for mask in masks.values()):
         raise BadInput(f"{option}: every pixel is missing")
     return masks
+
+
+def fingerprint(missing: float | str | None) -> str | None:
+    """SHA-256 of a file of masks; None for another value of the option `--missing`, and for a file that is gone."""
+    if not isinstance(missing, str) or not is_file(missing, "--missing"):
+        return None
+    with reading(missing, "--missing"), open(missing, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mask(option: str, array: np.ndarray) -> np.ndarray:

@@ -46,6 +46,7 @@ from ppl_gen.inference.quadrature import (
     why_no_quadrature,
 )
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory, shown_count
+from ppl_gen.networks.observed import observed_log_prob
 
 _ALWAYS = 2.0**38
 """Operations that quadrature may take in any case: some seconds."""
@@ -170,6 +171,8 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
         f"each of the {parallel.world_size()} processes needs an image",
     )
     samples = options.num_samples or fitted.config.num_samples
+    if fitted.incomplete and options.sandwich is None:  # images of the model are complete
+        options = replace(options, sandwich=0)
     return replace(options, num_images=count, num_samples=samples, sandwich=options.num_from_model)
 
 
@@ -251,8 +254,8 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
         check_annealing(model, fitted.guide, options.annealed)
         z = model.prior().sample((2, min(3, len(x))))
         try:
-            together = model.likelihood(z).log_prob(x[:3])
-            alone = torch.stack([model.likelihood(each).log_prob(x[:3]) for each in z])
+            together = observed_log_prob(model.likelihood(z), x[:3])
+            alone = torch.stack([observed_log_prob(model.likelihood(each), x[:3]) for each in z])
             same = together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
         except Exception as error:  # user code
             raise BadInput(f"{pair.model_name}: likelihood(z) fails on chains of images: {describe(error)}") from error
@@ -385,7 +388,7 @@ def _by_quadrature(task: Task, chosen: Chosen) -> tuple[dict[str, Estimate], str
 def quadrature_estimate(task: Task, most_work: float = math.inf) -> QuadratureEstimate:
     """log p(x) by quadrature, with a progress bar."""
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        how: dict[str, Any] = {"most_work": most_work, "progress": progress.advancing("log p(x)", "quadrature")}
+        how: dict[str, Any] = {"most_work": most_work, "progress": progress.advancing(task.fitted.log_px_name, "quadrature")}
         return quadrature_log_px(task.fitted.model, task.x, quadrature=task.options.quadrature, **how)
 
 
@@ -420,7 +423,7 @@ def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> E
     blocks, pair = [], fitted.pair
     states = "" if pair.num_states is None else f", {shown_count(pair)} states"
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing("log p(x)", f"exact{states}")
+        advance = progress.advancing(fitted.log_px_name, f"exact{states}")
         for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
             blocks.append(block)
             advance(len(block))
@@ -432,7 +435,7 @@ def importance_estimate(
 ) -> ImportanceEstimate:
     """Importance sampling from the guide, with a progress bar."""
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing("log p(x)", f"{num_samples} samples per image")
+        advance = progress.advancing(fitted.log_px_name, f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, **options)
 
@@ -455,7 +458,7 @@ def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
     """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        advance = progress.advancing("log p(x)", f"{task.num_samples} samples of other proposals")
+        advance = progress.advancing(task.fitted.log_px_name, f"{task.num_samples} samples of other proposals")
         return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
 
 
@@ -467,7 +470,7 @@ def annealed_estimate(task: Task) -> AnnealedEstimate:
     work = len(task.x) * annealing.work + count * annealing.bidirectional_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
-        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": progress.advancing("log p(x)", what)}
+        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": progress.advancing(task.fitted.log_px_name, what)}
         found = annealed_log_px(model, task.x, **how)
         return replace(found, bidirectional=bidirectional_bounds(model, count, **how)) if count else found
 

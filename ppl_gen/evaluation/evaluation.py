@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput, warnings_of
-from ppl_gen.core.tables import Row, fixed, html, sentence
+from ppl_gen.core.tables import Row, fixed, html, named, sentence
 from ppl_gen.evaluation import entries, table
 from ppl_gen.experiment.run_directory import GROUP, Json, to_json, to_netcdf, warn
 
@@ -246,7 +246,9 @@ class Evaluation:
 
     def __repr__(self) -> str:
         parts = {"ELBO": self.elbo, "log p(x)": self.log_px, "gap": self.gap}
-        return "\n".join(sentence(Row(name, str(each))) for name, each in parts.items() if each is not None)
+        missing = self.summary.get("missing")
+        rows = [Row(named(name, missing), str(each)) for name, each in parts.items() if each is not None]
+        return "\n".join(map(sentence, rows))
 
     def _repr_html_(self) -> str:
         caption = f"{table.title(self.summary)}: {table.images(self.summary)}; {table.UNITS}"

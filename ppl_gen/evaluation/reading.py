@@ -34,6 +34,8 @@ class Images(NamedTuple):
     binarization: str
     observation: str
     """Kind of p(x): probability, density or cross-entropy."""
+    missing: float = 0.0
+    """Share of missing pixels. If it is above 0, p(x) is that of the observed pixels."""
 
 
 class Evaluated(NamedTuple):
@@ -85,7 +87,7 @@ def read(path: Path) -> Evaluated:
         values = _per_image(summary, content)
     except Exception as error:  # h5py raises errors of many kinds
         raise run.damaged("evaluation.nc", error) from None
-    images = Images(*(summary[key] for key in Images._fields))
+    images = Images(**{key: summary[key] for key in Images._fields if key in summary or key != "missing"})
     settings, seed = _settings(summary["log_px"]), summary["training_seed"]
     chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}

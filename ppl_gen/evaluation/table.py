@@ -1,10 +1,11 @@
 """The table of an `evaluation.json`: its rows, and its text. Files of earlier versions are supported."""
 
+from dataclasses import replace
 from html import escape
 
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
-from ppl_gen.core.tables import Row, duration, fixed, line, small
+from ppl_gen.core.tables import Row, duration, fixed, line, named, small
 from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of
 from ppl_gen.experiment.run_directory import Json
 
@@ -54,7 +55,12 @@ def images(summary: Json) -> str:
     """The images of an `evaluation.json` or `gaps.json`, as text."""
     s = summary
     count = s["num_images"] if "num_images" in s else s["contexts"]["num_images"]
-    return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}"
+    return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}{missing(s.get('missing'))}"
+
+
+def missing(share: float | None) -> str:
+    """The share of missing pixels in words, after a comma; empty if no pixel is missing."""
+    return f", {share:.1%} of the pixels missing: log p(x_obs) is of the others" if share else ""
 
 
 def table(summary: Json) -> str:
@@ -65,6 +71,12 @@ def table(summary: Json) -> str:
 
 def rows(summary: Json) -> list[Row]:
     """The rows of an `evaluation.json`: results with their errors."""
+    share = summary.get("missing")
+    found = _rows(summary)
+    return [replace(row, label=named(row.label, share), note=named(row.note, share)) for row in found]
+
+
+def _rows(summary: Json) -> list[Row]:
     importance = entry_of(summary, "importance")
     found = [] if importance is None else _bound_rows(summary, importance)
     found += _log_px_rows(summary, importance)

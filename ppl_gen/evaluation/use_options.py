@@ -69,9 +69,11 @@ class SampleOptions:
 class FillOptions:
     """The images, and the pixels to hide in them."""
 
-    hide: str = "right"
+    hide: str | None = None
     """Pixels to hide. left, right, top or bottom: that half. random: each pixel with probability 1/2, the same in every
-    image. FILE.npy: an array with the shape of an image that is true, or 1, where a pixel is hidden."""
+    image. FILE.npy: an array with the shape of an image that is true, or 1, where a pixel is hidden. missing: the
+    images' own missing pixels, others in each image. By default missing for a run with --missing, else right. Missing
+    pixels are always hidden."""
     num_images: int = 10
     """Number of images: the first N of the split. The picture shows the first 10."""
     num_samples: int | None = None

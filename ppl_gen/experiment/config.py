@@ -63,6 +63,7 @@ class Config:
         """The content of `config.json`: every option with its default filled in, and the origin of the run."""
         import torch
 
+        from ppl_gen.data import masks
         from ppl_gen.data.loading import fingerprint
 
         given = given or Given()
@@ -81,6 +82,7 @@ class Config:
             "data_name": data.name,
             "data_sha256": data.sha256 or fingerprint(self.data.data),
             "data_notice": data.notice,
+            "missing_sha256": masks.fingerprint(self.data.missing),
             "training": asdict(self.training),
             "num_samples": self.num_samples,
             "init_from": self.init_from,
@@ -360,7 +362,7 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
     """Names of the classes and of the data file whose content has changed since the run was made."""
-    from ppl_gen.data import arrays
+    from ppl_gen.data import arrays, masks
     from ppl_gen.data.loading import fingerprint
 
     given = given or Given()
@@ -372,6 +374,8 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
     by_name = config.data.data != arrays.NAME and not is_function(config.data.data)
     if run.config.get("data_sha256") is not None and given.data is None and by_name:
         fingerprints["data"] = config.data.data, fingerprint(config.data.data)
+    if run.config.get("missing_sha256") is not None:
+        fingerprints["missing"] = str(config.data.missing), masks.fingerprint(config.data.missing)
     return [name for kind, (name, now) in fingerprints.items() if now != run.config.get(f"{kind}_sha256")]
 
 

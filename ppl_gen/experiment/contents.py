@@ -43,6 +43,7 @@ class Config(TypedDict):
     data_name: str
     data_notice: NotRequired[str]
     data_sha256: NotRequired[str | None]
+    missing_sha256: NotRequired[str | None]
     training: Mapping[str, Any]
     num_samples: int
     init_from: NotRequired[str | None]
@@ -228,6 +229,7 @@ class Result(TypedDict):
     data: str
     split: str
     binarization: str
+    missing: NotRequired[float]
     checkpoint: str
     training_step: NotRequired[int | None]
     seconds: float

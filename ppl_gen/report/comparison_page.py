@@ -10,6 +10,7 @@ from ppl_gen.core.errors import warnings_of
 from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.columns import Layout
 from ppl_gen.evaluation.distances import Distances
+from ppl_gen.evaluation.table import missing
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.report.page import Picture, render
 
@@ -43,7 +44,7 @@ def comparison(
         "comparison.html.jinja",
         title=f"{count} compared on {images['data']}",
         lead=f"This page compares {count} on the same images: {images['num_images']} {images['split']} images, "
-        f"binarization {images['binarization']}. Numbers are nats per image, and larger is better.",
+        f"binarization {images['binarization']}{missing(images['missing'])}. Numbers are nats per image, and larger is better.",
         main=_main(compared["rows"], [row.label for row in found.rows]),
         agreed=list(table.common.items()),
         warnings=[text for text in dict.fromkeys([*notices, *warnings]) if text],
