@@ -36,10 +36,9 @@ class DataOptions:
     missing."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.missing, float) and math.isnan(self.missing):  # the word nan, as a number
+            object.__setattr__(self, "missing", "nan")
         require_choices(self)
         require_numbers(self, largest_pixel=1)
-        if isinstance(self.missing, float):
-            if math.isnan(self.missing):  # the word nan, as a number
-                object.__setattr__(self, "missing", "nan")
-            else:
-                require(0 < self.missing < 1, "missing", f"{self.missing:g}", "must be a share above 0 and below 1")
+        if isinstance(self.missing, int | float):
+            require(0 < self.missing < 1, "missing", f"{self.missing:g}", "must be a share above 0 and below 1")

@@ -48,11 +48,13 @@ class ExactGaussian(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Posterior mean [images, latent_dim] of images [images, data_dim]. With missing pixels, the posterior's
         precision A follows it, [images, latent_dim + latent_dim^2]."""
-        v, standard = self.model.scaled_weight, (x - self.model.loc) * (-self.model.log_psi / 2).exp()
-        missing = is_missing(x)
+        v, missing = self.model.scaled_weight, is_missing(x)
         if not bool(missing.any()):
+            standard = (x - self.model.loc) * (-self.model.log_psi / 2).exp()
             return torch.linalg.solve(self._precision(), v @ standard.T).T
-        standard, seen = torch.where(missing, 0.0, standard), (~missing).to(v.dtype)
+        seen = (~missing).to(v.dtype)
+        # NaN is replaced before anything is computed: a gradient of 0 times NaN would be NaN.
+        standard = (torch.where(missing, 0.0, x) - self.model.loc) * (-self.model.log_psi / 2).exp() * seen
         precision = torch.eye(len(v), dtype=v.dtype, device=v.device) + torch.einsum("id,nd,jd->nij", v, seen, v)
         mean = torch.linalg.solve(precision, (standard @ v.T).unsqueeze(-1)).squeeze(-1)
         return torch.cat([mean, precision.flatten(1)], 1)

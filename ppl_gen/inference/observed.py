@@ -24,7 +24,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.networks.observed import filled, is_missing, observed_part
 
 _OBSERVES = "observes_pixels"
-"""Attribute of the classes that `observe` makes."""
+"""Attribute of the classes that `observe` makes: what the module is, `model` or `guide`."""
 
 
 class ObservedPixels(Messenger):
@@ -63,10 +63,10 @@ def observe(model: nn.Module, guide: nn.Module) -> None:
     of_model: dict[str, Any] = {"model": _observing(type(model).model)}
     if offers(model, ClosedForm) and not _takes_missing(model):
         of_model["log_px"] = None
-    _change(model, of_model)
+    _change(model, "model", of_model)
     if not _takes_missing(guide):
         names = ["guide", *(["encode"] if offers(guide, Amortized) else [])]
-        _change(guide, {name: _zero_filled(getattr(type(guide), name)) for name in names})
+        _change(guide, "guide", {name: _zero_filled(getattr(type(guide), name)) for name in names})
 
 
 def restore(module: Any) -> None:
@@ -79,10 +79,17 @@ def _takes_missing(module: object) -> bool:
     return offers(module, TakesMissing) and module.takes_missing
 
 
-def _change(module: nn.Module, methods: dict[str, Any]) -> None:
+def _change(module: nn.Module, role: str, methods: dict[str, Any]) -> None:
+    """Give a module a subclass of its class with other methods; nothing if that was done before, because a second
+    handler would see no NaN.
+
+    :param role: `model` or `guide`; one module may be both.
+    """
     kind = type(module)
+    if any(vars(each).get(_OBSERVES) == role for each in kind.__mro__):
+        return
     make: Any = type(kind)
-    module.__class__ = make(kind.__name__, (kind,), {**methods, "__module__": kind.__module__, _OBSERVES: True})
+    module.__class__ = make(kind.__name__, (kind,), {**methods, "__module__": kind.__module__, _OBSERVES: role})
 
 
 def _observing(method: Callable[..., Any]) -> Callable[..., Any]:

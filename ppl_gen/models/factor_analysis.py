@@ -103,7 +103,7 @@ class FactorAnalysis(nn.Module):
             return dist.LowRankMultivariateNormal(loc, weight.T, psi).log_prob(x.double())
         # By Woodbury's identity, with A = I + V_obs V_obs^T, as in the guide exact-gaussian.
         seen, v = (~missing).double(), weight / psi.sqrt()
-        standard = torch.where(missing, 0.0, x.double() - loc) / psi.sqrt()
+        standard = (torch.where(missing, 0.0, x.double()) - loc) / psi.sqrt() * seen
         precision = torch.eye(len(v), dtype=v.dtype, device=v.device) + torch.einsum("id,nd,jd->nij", v, seen, v)
         cholesky, projected = torch.linalg.cholesky(precision), (standard @ v.T).unsqueeze(-1)
         explained = torch.linalg.solve_triangular(cholesky, projected, upper=False).square().sum((1, 2))

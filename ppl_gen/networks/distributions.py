@@ -24,12 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Independent, constraints
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.networks.state_sums import binary_states, log_sum_over_states, softplus_over_states
 
 # Up to this size of logits, a float32 matrix product of logits and pixels is exact enough for a training step. Above
 # it, terms that cancel are summed apart.
 _LARGE_LOGIT = 50.0
 _MAX_UNITS = 30  # of a vector that is enumerated
+_MOST_LOGITS = 2**27  # of all states of z, where they must be in memory
 # If -log p is small, it is smaller than the rounding of the terms whose difference it is, even in float64. Below these
 # limits, in nats, it is computed in another way:
 _NEAR = 0.01  # log p(x | z) is summed over pixels
@@ -198,10 +200,14 @@ class ObservedBernoulliVector(BernoulliVector):
         logits = self.logits.to(torch.promote_types(value.dtype, self.logits.dtype))
         mask = self.mask_of_pixels.to(logits.dtype)
         seen = value.to(logits.dtype) * mask
+        differentiated = _differentiated(value, logits)
         if torch.broadcast_shapes(seen.shape, logits.shape) == logits.shape:  # pixel by pixel
-            terms = (logits.relu() - seen * logits + F.softplus(-logits.abs(), threshold=40)) * mask
+            if differentiated:
+                terms = F.softplus(logits, threshold=40) * mask - seen * logits
+            else:
+                terms = (logits.relu() - seen * logits + F.softplus(-logits.abs())) * mask
             result = terms.sum(-1).neg()
-        elif _differentiated(value, logits) and _moderate(logits):
+        elif differentiated and _moderate(logits):
             result = _contract(seen, logits) - _contract(mask, F.softplus(logits, threshold=40))
         else:  # as in BernoulliVector, where no terms cancel
             small = F.softplus(-logits.abs(), threshold=40)
@@ -266,6 +272,18 @@ class LinearBernoulliVector(BernoulliVector):
     def select(self, pixels: Tensor) -> "LinearBernoulliVector":
         part = LinearBernoulliVector(self.z, self.weight[:, pixels], self.bias[pixels], validate_args=False)
         return part.expand(self.batch_shape)
+
+    def observed(self, pixels: Tensor) -> ObservedBernoulliVector:
+        """As for `BernoulliVector`, which needs the logits of every z.
+
+        :raises BadInput: if these are too many.
+        """
+        if (count := math.prod(self.z.shape[:-1]) * len(self.bias)) > _MOST_LOGITS:
+            raise BadInput(
+                f"missing pixels need the logits of every state and pixel, {count:.2g} numbers: use fewer latent units, "
+                "or a guide that samples, such as bernoulli"
+            )
+        return super().observed(pixels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, [...], for value [..., pixels]."""
