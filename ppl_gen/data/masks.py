@@ -44,8 +44,9 @@ def read(name: str, shape: tuple[int, ...], counts: Mapping[str, int]) -> Arrays
         raise BadInput(f"{option}: no such file")
     check_readable(name, "--missing")
     try:
-        content = np.load(name, allow_pickle=False)
-        found = {"train": content} if isinstance(content, np.ndarray) else {each: content[each] for each in content}
+        with open(name, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            found = {"train": content} if isinstance(content, np.ndarray) else {each: content[each] for each in content}
     except Exception as error:  # EOF, value, zip and pickle errors all mean a bad file
         raise BadInput(f"{option}: truncated, or not a NumPy file of numbers ({words_of(error, 150)})") from None
     dim, one = math.prod(shape), len(found) == 1

@@ -216,7 +216,9 @@ def join(first: Split, second: Split) -> Split:
     if first.labels is not None and second.labels is not None:
         labels = torch.cat([first.labels, second.labels])
     if first.missing is not None or second.missing is not None:
-        both = (torch.zeros_like(s.images, dtype=torch.bool) if s.missing is None else s.missing for s in (first, second))
+        both = (
+            torch.zeros_like(s.images, dtype=torch.bool) if s.missing is None else s.missing for s in (first, second)
+        )
         missing = torch.cat(list(both))
     known = first.known and second.known
     if first.scale == second.scale:

@@ -388,7 +388,10 @@ def _by_quadrature(task: Task, chosen: Chosen) -> tuple[dict[str, Estimate], str
 def quadrature_estimate(task: Task, most_work: float = math.inf) -> QuadratureEstimate:
     """log p(x) by quadrature, with a progress bar."""
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        how: dict[str, Any] = {"most_work": most_work, "progress": progress.advancing(task.fitted.log_px_name, "quadrature")}
+        how: dict[str, Any] = {
+            "most_work": most_work,
+            "progress": progress.advancing(task.fitted.log_px_name, "quadrature"),
+        }
         return quadrature_log_px(task.fitted.model, task.x, quadrature=task.options.quadrature, **how)
 
 
@@ -470,7 +473,11 @@ def annealed_estimate(task: Task) -> AnnealedEstimate:
     work = len(task.x) * annealing.work + count * annealing.bidirectional_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
-        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": progress.advancing(task.fitted.log_px_name, what)}
+        how: dict[str, Any] = {
+            "guide": guide,
+            "annealing": annealing,
+            "progress": progress.advancing(task.fitted.log_px_name, what),
+        }
         found = annealed_log_px(model, task.x, **how)
         return replace(found, bidirectional=bidirectional_bounds(model, count, **how)) if count else found
 

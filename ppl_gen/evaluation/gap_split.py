@@ -115,8 +115,8 @@ def _check_contexts(fitted: Fitted, x: Tensor) -> None:
             shapes = {guide.encode(each).shape for each in (x, x.nan_to_num(0))}
         if len(shapes) > 1:
             raise BadInput(
-                f"--gaps: with missing pixels, the contexts of {fitted.pair.guide_name} have another form, which a search "
-                "does not support"
+                f"--gaps: with missing pixels, the contexts of {fitted.pair.guide_name} have another form, which a "
+                "search does not support"
             )
 
 

@@ -60,7 +60,7 @@ def images(summary: Json) -> str:
 
 def missing(share: float | None) -> str:
     """The share of missing pixels in words, after a comma; empty if no pixel is missing."""
-    return f", {share:.1%} of the pixels missing: log p(x_obs) is of the others" if share else ""
+    return f", {share:.1%} of the pixels missing; log p(x_obs) is of the observed ones" if share else ""
 
 
 def table(summary: Json) -> str:

@@ -73,9 +73,7 @@ class Imputation:
         return None if self.log_px is None else self.log_px - self.log_px_visible
 
 
-def exact_imputation(
-    model: Any, x: Tensor, visible: Tensor, num_draws: int = 1, known: bool = True
-) -> Imputation:
+def exact_imputation(model: Any, x: Tensor, visible: Tensor, num_draws: int = 1, known: bool = True) -> Imputation:
     """Impute hidden pixels exactly, by enumeration of every value of z.
 
     :param model: with methods `model`, `prior()` and `likelihood(z)`, and one latent site with finite support.
@@ -98,9 +96,7 @@ def exact_imputation(
     return Imputation(log_px, log_px_visible, mean, draws)
 
 
-def _exactly(
-    model: HasDensity, prior: Any, states: Tensor, x: Tensor, num_draws: int
-) -> tuple[Tensor, Tensor]:
+def _exactly(model: HasDensity, prior: Any, states: Tensor, x: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
     """Mean [images, pixels] and draws [draws, images, pixels] of a block of images with hidden pixels."""
     seen, pixels = visible_part(model.likelihood(states.unsqueeze(1)), x)
     posterior = (seen.log_prob(pixels) + prior.log_prob(states).unsqueeze(-1)).softmax(0)  # [states, images]
@@ -180,7 +176,8 @@ def _paired(x: Tensor, context: Tensor, size: int) -> Iterable[tuple[Tensor, Ten
 
 
 def _refine(model: HasDensity, guide: Amortized, x: Tensor, context: Tensor) -> Tensor:
-    """The context [images, …] of images with hidden pixels, after `_STEPS` steps of Adam on the ELBO of the visible pixels."""
+    """The context [images, …] of images with hidden pixels, after `_STEPS` steps of Adam on the ELBO of the visible
+    ones."""
     with gradients("filling in"):
         context = context.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([context], lr=_STEP_SIZE)

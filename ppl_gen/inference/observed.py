@@ -60,7 +60,8 @@ def observe(model: nn.Module, guide: nn.Module) -> None:
     The changed methods belong to a subclass of the module's class, so that a copy of the module has them too. `restore`
     undoes this.
     """
-    of_model: dict[str, Any] = {"model": _observing(type(model).model)}
+    kind: Any = type(model)
+    of_model: dict[str, Any] = {"model": _observing(kind.model)}
     if offers(model, ClosedForm) and not _takes_missing(model):
         of_model["log_px"] = None
     _change(model, "model", of_model)

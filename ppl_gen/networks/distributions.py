@@ -280,8 +280,8 @@ class LinearBernoulliVector(BernoulliVector):
         """
         if (count := math.prod(self.z.shape[:-1]) * len(self.bias)) > _MOST_LOGITS:
             raise BadInput(
-                f"missing pixels need the logits of every state and pixel, {count:.2g} numbers: use fewer latent units, "
-                "or a guide that samples, such as bernoulli"
+                f"missing pixels need the logits of every state and pixel, {count:.2g} numbers: use fewer latent "
+                "units, or a guide that samples, such as bernoulli"
             )
         return super().observed(pixels)
 

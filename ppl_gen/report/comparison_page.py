@@ -44,7 +44,8 @@ def comparison(
         "comparison.html.jinja",
         title=f"{count} compared on {images['data']}",
         lead=f"This page compares {count} on the same images: {images['num_images']} {images['split']} images, "
-        f"binarization {images['binarization']}{missing(images['missing'])}. Numbers are nats per image, and larger is better.",
+        f"binarization {images['binarization']}{missing(images['missing'])}. Numbers are nats per image, and larger "
+        "is better.",
         main=_main(compared["rows"], [row.label for row in found.rows]),
         agreed=list(table.common.items()),
         warnings=[text for text in dict.fromkeys([*notices, *warnings]) if text],

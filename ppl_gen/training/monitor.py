@@ -73,7 +73,9 @@ def show(progress: Progress, line: Json, epochs: int, incomplete: bool = False) 
     """
     splits = [name for name in ("train", "validation") if name in line]
     if "elbo" in line["train"]:
-        what = "ELBO" if "kl" in line["train"] else named("log p(x)", incomplete)  # without a KL term it is exact, or of a grid
+        what = (
+            "ELBO" if "kl" in line["train"] else named("log p(x)", incomplete)
+        )  # without a KL term it is exact, or of a grid
         figures = "  ".join(f"{name} {what} {line[name]['elbo']:.2f}" for name in splits)
         bias = line[splits[-1]].get("grid_bias")
         if bias is not None:

@@ -99,7 +99,7 @@ def test_nan_and_masked_arrays(elsewhere: Path, given: str) -> None:
         "masked": np.ma.array(GREY.numpy(), mask=mask),
         "masked nan": np.ma.masked_invalid(holes),
         "file": None,
-        "dictionary": {"train": holes, "test": np.ma.array(GREY.numpy()[:9], mask=mask[:9])},
+        "dictionary": {"train": holes, "test": np.ma.array(holes[:9], mask=np.isnan(holes[:9]))},
     }[given]
     options = DataOptions("holes.npy" if given == "file" else arrays.NAME, missing=float("nan"), binarization="none")
     assert options.missing == "nan"
@@ -155,7 +155,7 @@ def test_arrays_that_are_refused() -> None:
         load_data(DataOptions(arrays.NAME, missing="nan"), GREY)
     with pytest.raises(BadInput, match="not finite"):
         load_data(DataOptions(arrays.NAME), GREY.masked_fill(GREY > 0.5, torch.nan))
-    with pytest.raises(BadInput, match="would lose its mask.*missing='nan'"):
+    with pytest.raises(BadInput, match=r"would lose its mask.*missing='nan'"):
         load_data(DataOptions(arrays.NAME), np.ma.array(GREY.numpy(), mask=GREY.numpy() > 0.5))
     for masks, message in (
         (np.zeros((3, 3)), "has shape"),

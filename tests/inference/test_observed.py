@@ -140,10 +140,14 @@ class Own(nn.Module):
                 with pyro.plate("pixels", PIXELS, dim=-1):
                     pyro.sample("x", dist.Bernoulli(logits=self.net(z).squeeze(-2)), obs=x)
             elif self.kind == "rounded":
-                pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=None if x is None else x.round() > 0)
+                pyro.sample(
+                    "x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=None if x is None else x.round() > 0
+                )
             else:
                 logits = self.net(z).unflatten(-1, (2, 3))
-                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(2), obs=None if x is None else x.reshape(-1, 2, 3))
+                pyro.sample(
+                    "x", dist.Bernoulli(logits=logits).to_event(2), obs=None if x is None else x.reshape(-1, 2, 3)
+                )
 
 
 class OwnGuide(nn.Module):

@@ -44,7 +44,7 @@ def test_binary_pixels(kind: Any, scale: float, of_states: bool, grad: bool) -> 
         found = observed_log_prob(likelihood, x)
     rows = logits.expand(-1, 6, -1) if of_states else logits.expand(1, -1, -1)
     for state, image in itertools.product(range(len(rows)), range(6)):
-        expected = _one_by_one(lambda d, l=rows[state, image]: dist.Bernoulli(logits=l[d]), x[image])  # noqa: B023
+        expected = _one_by_one(lambda d, of=rows[state, image]: dist.Bernoulli(logits=of[d]), x[image])
         ours = found[state, image] if of_states else found[image]
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     if grad:
