@@ -132,7 +132,7 @@ def test_from_python(elsewhere: Path) -> None:
     holes: Tensor = images.masked_fill(mask, torch.nan)
     known = ppl_gen.Run.fit("vae", data=images, missing=mask.numpy(), out="known", **FEW)
     unknown = ppl_gen.Run.fit("vae", data=holes, missing="nan", out="unknown", **FEW)
-    assert known.data.test.known and not unknown.data.test.known
+    assert known.data.test.values_known and not unknown.data.test.values_known
     torch.testing.assert_close(known.data.targets("test"), unknown.data.targets("test"), equal_nan=True)
     assert known.evaluation is not None and unknown.evaluation is not None
     assert known.evaluation.log_px.mean == unknown.evaluation.log_px.mean

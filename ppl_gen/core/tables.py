@@ -49,7 +49,10 @@ def named(text: str, missing: object) -> str:
 
     :param missing: the share of missing pixels, or the option that makes them; 0 or None if no pixel is missing.
     """
-    return text.replace("log p(x)", "log p(x_obs)") if missing else text
+    if missing:
+        for rest in (")", " | y)", ", y)"):
+            text = text.replace(f"log p(x{rest}", f"log p(x_obs{rest}")
+    return text
 
 
 def fixed(value: float | None, digits: int = 2) -> str:

@@ -27,6 +27,7 @@ from ppl_gen.data.splits import (
     Data,
     Split,
     cut,
+    hide_labels,
     join,
     select,
     with_fixed_draw,
@@ -97,6 +98,9 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
     start = max(sizes[0], count)
     train = cut(pool if options.binarization in REDRAWN else fixed, 0, count)
     validation = cut(fixed, start, len(pool))
+    if options.labelled is not None:
+        train = hide_labels(train, options.labelled)
+        validation, test = (hide_labels(split, 0) if len(split) else split for split in (validation, test))
     return Data(source.name, source.shape, options.binarization, train, validation, test, source.notice, source.sha256)
 
 
@@ -294,8 +298,8 @@ def _splits(name: str, source: Images, missing_pixels: float | str | None = None
             torch.from_numpy(images if images.flags.writeable else images.copy()),
             torch.from_numpy(source.labels[split]) if split in source.labels else None,
             source.scale,
-            torch.from_numpy(source.missing[split].copy()) if source.missing else None,
-            source.known,
+            missing=torch.from_numpy(source.missing[split].copy()) if source.missing else None,
+            values_known=source.known,
         )
         for split, images in source.splits.items()
     }

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput, require_choices
+from ppl_gen.core.errors import BadInput, require, require_choices
 from ppl_gen.data.options import Binarization
 
 _BINARY, REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
-POOL_SEED, TEST_SEED, SHUFFLE_SEED = 1, 2, 3
+POOL_SEED, TEST_SEED, SHUFFLE_SEED, LABELS_SEED = 1, 2, 3, 4
 _DRAWN = 10_000  # images that are looked at in one step, at most
 _PIXELS = 2**25  # pixels of them, at most
 
@@ -40,11 +40,18 @@ class Split:
     images: Tensor
     labels: Tensor | None = None
     scale: int = 1
+    known: Tensor | None = None
+    """Labels [N] as a model and a guide are given them, -1 where they are hidden; None if none is hidden."""
     missing: Tensor | None = None
     """True for missing pixels, bool [N, data_dim]; None if no pixel is missing."""
-    known: bool = True
+    values_known: bool = True
     """True if `images` has the values of missing pixels too, as where they were drawn to be missing; False if they are
     0 there."""
+
+    @property
+    def given_labels(self) -> Tensor | None:
+        """Labels [N] as a model and a guide are given them."""
+        return self.labels if self.known is None else self.known
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,8 +81,34 @@ class Split:
         return 0.0 if self.missing is None or not len(self) else int(self.missing.sum()) / self.missing.numel()
 
     def to(self, device: torch.device | str) -> "Split":
-        labels, missing = (None if each is None else each.to(device) for each in (self.labels, self.missing))
-        return replace(self, images=self.images.to(device), labels=labels, missing=missing)
+        others = {name: None if each is None else each.to(device) for name, each in self.beside().items()}
+        return replace(self, images=self.images.to(device), **others)
+
+    def beside(self) -> dict[str, Any]:
+        """What the split has for each image besides its pixels."""
+        return {"labels": self.labels, "known": self.known, "missing": self.missing}
+
+
+def hide_labels(split: Split, kept: int) -> Split:
+    """Hide the labels of a split but for some images, the same number of each class, which a fixed seed chooses.
+
+    :param kept: number of images that keep their label.
+    :raises BadInput: for a split without labels or with too few images of a class, and for a number that is not a
+        multiple of the number of classes.
+    """
+    if split.labels is None or split.labels.is_floating_point() or int(split.labels.min()) < 0:
+        raise BadInput(f"--labelled {kept}: needs labels that are whole numbers from 0")
+    classes, counts = split.labels.unique(return_counts=True)
+    each, rest = divmod(kept, len(classes))
+    most = int(counts.min())
+    rule = f"must be a multiple of the {len(classes)} classes, with at most {most} images of each"
+    require(rest == 0 and each <= most, "labelled", kept, rule)
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(LABELS_SEED))
+    known = torch.full_like(split.labels, -1)
+    for label in classes:
+        rows = order[split.labels[order] == label][:each]
+        known[rows] = label
+    return replace(split, known=known)
 
 
 @dataclass(frozen=True, repr=False)
@@ -206,24 +239,23 @@ def cut(split: Split, start: int, stop: int) -> Split:
 
 def select(split: Split, index: Any) -> Split:
     """The images at `index` (a slice or an index tensor), with their labels and missing pixels."""
-    labels, missing = (None if each is None else each[index] for each in (split.labels, split.missing))
-    return replace(split, images=split.images[index], labels=labels, missing=missing)
+    others = {name: None if each is None else each[index] for name, each in split.beside().items()}
+    return replace(split, images=split.images[index], **others)
 
 
 def join(first: Split, second: Split) -> Split:
     """The images of both splits, with labels if both have them. Splits of different scales become grey values."""
-    labels, missing = None, None
+    others: dict[str, Any] = {"values_known": first.values_known and second.values_known}
     if first.labels is not None and second.labels is not None:
-        labels = torch.cat([first.labels, second.labels])
+        others["labels"] = torch.cat([first.labels, second.labels])
     if first.missing is not None or second.missing is not None:
-        both = (
+        masks = (
             torch.zeros_like(s.images, dtype=torch.bool) if s.missing is None else s.missing for s in (first, second)
         )
-        missing = torch.cat(list(both))
-    known = first.known and second.known
+        others["missing"] = torch.cat(list(masks))
     if first.scale == second.scale:
-        return Split(torch.cat([first.images, second.images]), labels, first.scale, missing, known)
-    return Split(torch.cat([first.pixels(), second.pixels()]), labels, 1, missing, known)
+        return Split(torch.cat([first.images, second.images]), scale=first.scale, **others)
+    return Split(torch.cat([first.pixels(), second.pixels()]), **others)
 
 
 def _in_range(split: Split) -> bool:

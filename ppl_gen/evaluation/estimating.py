@@ -1,6 +1,5 @@
 """Estimates of log p(x) of a run's images, by every estimator that the options ask for."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, describe, require, shown
 from ppl_gen.core.progress import Progress
+from ppl_gen.data.arrays import images_sha256
 from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
@@ -116,8 +116,9 @@ def evaluate(
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),
-        "images_sha256": hashlib.sha256(whole[0].cpu().numpy().tobytes()).hexdigest(),
+        "images_sha256": images_sha256(whole[0]),
         "observation": kind,
+        **quantity(fitted.pair, *whole),
         "options": options.to_json() | {"estimator": estimator},
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
         **({} if given_up is None else {"no_quadrature": given_up}),
@@ -489,6 +490,14 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
     """Kind of p(x) of the images: see `check_images`."""
     with evaluating(pair.model, pair.guide):
         return check_images(pair, x, *args)
+
+
+def quantity(pair: Pair, x: Tensor, *labels: Tensor) -> dict[str, str]:
+    """The entry that says what is evaluated in place of log p(x), if labels are given: log p(x, y) if the model has
+    more observed sites than the images, such as the labels; else log p(x | y)."""
+    if not any(bool((each >= 0).any()) for each in labels):
+        return {}
+    return {"quantity": "log p(x | y)" if len(pair.observed) == 1 else "log p(x, y)"}
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:

@@ -1,8 +1,9 @@
 """Responsibilities: the component of a mixture that explains each image, compared with the labels.
 
-The responsibility of component k for an image is p(z = k | x) (Bishop 2006, equation 9.23), here exact. The model has
-not seen the labels. Purity and normalized mutual information measure how well its components match them (Manning,
-Raghavan and Schütze 2008, section 16.3).
+The responsibility of component k for an image is p(z = k | x) (Bishop 2006, equation 9.23). It is exact for a mixture.
+If the guide samples other sites and leaves a site y to enumeration, p(y | x) is estimated from importance weights for
+each y. The model has not seen the labels. Purity and normalized mutual information measure how well its components
+match them (Manning, Raghavan and Schütze 2008, section 16.3).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.core.contracts import HasDensity, offers
@@ -19,13 +21,16 @@ from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
+from ppl_gen.inference.callables import Batch
 from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
+from ppl_gen.inference.importance import CHUNK_SIZE
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 
 _SHUFFLES = 100
 _ROWS = 20  # rows to print
+_DRAWS = 200  # of the model, for the mean image of a component
 
 
 @dataclass(frozen=True)
@@ -100,14 +105,19 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
 
     :raises BadInput: for a model that is no mixture.
     """
-    x = _images(fitted, options)
+    x, *unknown = _images(fitted, options)
     model: Any = fitted.model
     pair = fitted.pair
+    exactly, classified = is_mixture(model, pair), None
     with fitted.estimating(options.seed):
-        probabilities = _responsibilities(model, pair, x, quiet)
-        states = model.prior().enumerate_support(expand=False)
-        weights = model.prior().log_prob(states).exp().double().cpu().numpy()
-        means = model.likelihood(states).mean
+        if exactly:
+            probabilities = _responsibilities(model, pair, x, quiet)
+            states = model.prior().enumerate_support(expand=False)
+            weights = model.prior().log_prob(states).exp().double().cpu().numpy()
+            means = model.likelihood(states).mean
+        else:
+            probabilities, classified = _estimated(pair, options.num_samples, quiet, x, *unknown)
+            weights, means = _from_model(pair)
     components = probabilities.argmax(1).numpy()
     sizes = np.bincount(components, minlength=len(weights))
     rows: list[Json] = [
@@ -118,6 +128,7 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
     summary: Json = {
         **fitted.provenance(options),
         "num_images": len(x),
+        **({} if exactly else {"num_samples": options.num_samples}),
         "entropy": {"mean": mean, "se": se},
         "components": {"in_use": int((probabilities.sum(0) >= 1).sum()), "of": len(weights)},
     }
@@ -132,12 +143,14 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
                 row["majority_label"] = names[of_label.argmax()].item()
                 row["purity"] = float(of_label.max() / row["images"])
         summary |= agreement(components, labels, options.seed)
+        if unknown and np.array_equal(names, np.arange(len(weights))):
+            summary["error"] = _errors(probabilities, classified, labels)
     summary["table"] = rows
     return Responsibilities(summary, x, probabilities, weights, means, counts, [str(name) for name in names])
 
 
-def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
-    """The images to explain.
+def _images(fitted: Fitted, options: ResponsibilityOptions) -> tuple[Tensor, ...]:
+    """The images to explain, with labels that are unknown, -1, if the model takes any.
 
     :raises BadInput: for too few images, and for a model that is no mixture.
     """
@@ -145,16 +158,21 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
     count = len(split) if options.num_images is None else options.num_images
     rule = f"the {options.split} split has {len(split)} images, and at least {2 * NUM_EXAMPLES} are needed"
     require(2 * NUM_EXAMPLES <= count <= len(split), "num_images", count, rule)
-    if fitted.takes_labels:
-        raise BadInput(f"{name}: its model or guide takes labels; responsibilities need a model without labels")
-    x = fitted.data.targets(options.split)[:count]
-    if not is_mixture(fitted.model, fitted.pair):
+    x, *known = fitted.images(options.split, count)
+    if any(bool((each >= 0).any()) for each in known):
+        raise BadInput(
+            f"{name}: is given the labels of the {options.split} split; responsibilities need images without labels, "
+            "as after fit --labelled N"
+        )
+    if is_mixture(fitted.model, fitted.pair):
+        require_memory(fitted.pair, 1, device=x.device)
+    elif _site_of_components(fitted.pair) is None:
         raise BadInput(
             f"{name}: has no components; responsibilities need one latent site with finite support and event shape (), "
-            "such as a Categorical, and the methods prior() and likelihood(z)"
+            "such as a Categorical, and the methods prior() and likelihood(z); or one site that is enumerated while "
+            "the guide samples others"
         )
-    require_memory(fitted.pair, 1, device=x.device)
-    return x
+    return x, *known
 
 
 def is_mixture(model: object, pair: Pair) -> TypeGuard[HasDensity]:
@@ -174,14 +192,62 @@ def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
     return torch.cat(blocks)
 
 
+def _errors(probabilities: Tensor, classified: Tensor | None, labels: np.ndarray) -> Json:
+    """Shares of images whose most probable class is not their label: by p(y | x), and by q(y | x) if there is one."""
+    of = {"p(y | x)": probabilities} | ({} if classified is None else {"q(y | x)": classified})
+    wrong = {name: each.argmax(1).numpy() != labels for name, each in of.items()}
+    return {
+        name: {"mean": float(each.mean()), "se": float(each.std(ddof=1) / len(each) ** 0.5)}
+        for name, each in wrong.items()
+    }
+
+
+def _site_of_components(pair: Pair) -> str | None:
+    """Name of the one enumerated site of a pair whose guide samples others; None if there is none, or several."""
+    sites = (*pair.summed, *pair.enumerated_in_guide)
+    return sites[0] if len(sites) == 1 else None
+
+
+def _estimated(pair: Pair, num_samples: int, quiet: bool, x: Tensor, *unknown: Tensor) -> tuple[Tensor, Tensor | None]:
+    """p(y | x) of the enumerated site by importance sampling, and q(y | x) if the guide enumerates it; each float64
+    [images, values] on the CPU."""
+    name, blocks, classified = _site_of_components(pair), [], []
+    assert name is not None
+    with Progress(len(x), "image", quiet=quiet) as progress:
+        advance = progress.advancing("responsibilities", f"{num_samples} samples per image")
+        for _, (block, args, _) in Batch(x, unknown, {}).blocks(max(1, CHUNK_SIZE // num_samples)):
+            log_w = pair.log_weights_by_value(name, block, *args, num_samples=num_samples)
+            blocks.append(log_w.double().logsumexp(1).softmax(0).T.cpu())
+            if pair.enumerated_in_guide:
+                log_q = pair.by_value(1, Batch(block, args, {})).log_value
+                classified.append(log_q[:, 0].double().exp().T.cpu())
+            advance(len(block))
+    return torch.cat(blocks), torch.cat(classified) if classified else None
+
+
+def _from_model(pair: Pair) -> tuple[np.ndarray, Tensor]:
+    """p(y) [values] and E[x | y] [values, pixels] of the enumerated site, from draws of the model."""
+    name = _site_of_components(pair)
+    assert name is not None
+    site = poutine.trace(pair.model).get_trace(n=_DRAWS).nodes[name]
+    values = site["fn"].enumerate_support(expand=False)
+    weights = site["fn"].log_prob(values).exp().double().flatten(1).mean(1)
+    means = []
+    for value in values:
+        given = poutine.condition(pair.model, {name: value.expand(_DRAWS, *site["fn"].event_shape)})
+        means.append(poutine.trace(given).get_trace(n=_DRAWS).nodes[pair.image]["fn"].mean.mean(0))
+    return weights.cpu().numpy(), torch.stack(means)
+
+
 def table(summary: Json) -> str:
     """The content of `responsibilities.json` as text."""
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]
+    how = f"by {s['num_samples']} importance samples" if "num_samples" in s else "exact"
     rows = [
         f"{title(s)}: {images(s)}",
         f"  components in use       {used} of {of}",
-        f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, exact",
+        f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, {how}",
     ]
     if "purity" in s:
         share, information = s["purity"], s["normalized_mutual_information"]
@@ -189,6 +255,8 @@ def table(summary: Json) -> str:
             f"  purity                  {share['mean']:.3f}   chance {share['chance']:.3f}",
             f"  normalized mutual information  {information['mean']:.3f}   chance {information['chance']:.3f}",
         ]
+    for name, error in s.get("error", {}).items():
+        rows.append(f"  error of {name}       {error['mean']:.2%} ± {error['se']:.2%} of the images have another label")
     rows.append("  component   p(z = k)   images" + ("   majority label   purity" if "purity" in s else ""))
     for row in s["table"][:_ROWS]:
         line = f"  {row['component']:>9}   {row['weight']:8.2%}   {row['images']:>6}"

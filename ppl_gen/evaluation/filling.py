@@ -122,7 +122,7 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     x, missing = data.complete(options.split, first), None if split.missing is None else split.missing[first]
     hide, visible = _visible(options, data.shape, missing)
     visible = visible.to(x.device)
-    known = split.known or missing is None
+    known = split.values_known or missing is None
     num_samples = options.num_samples or fitted.config.num_samples
     pair = fitted.pair
     with fitted.estimating(options.seed):

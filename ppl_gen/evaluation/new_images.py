@@ -57,7 +57,8 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     if fitted.data.binarization == "dequantized" and scale == 1:  # noise is added to levels, as to those of test images
         images, scale = _levels(images, white), white
     missing = torch.from_numpy(found.missing["train"]) if nan else None
-    test = Split(images, None if labels is None else torch.from_numpy(labels), scale, missing, found.known)
+    given_labels = None if labels is None else torch.from_numpy(labels)
+    test = Split(images, given_labels, scale, missing=missing, values_known=found.known)
     data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
     changed = replace(fitted, data=data)
     changed.pair = fitted.pair  # the cached value: the pair is not read again, on other images

@@ -32,12 +32,12 @@ from ppl_gen.inference.callables import (
 )
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function
-from ppl_gen.inference.enumeration import sum_over_states
+from ppl_gen.inference.enumeration import check_enumerated_guide, check_summed, sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
 from ppl_gen.inference.supports import is_discrete, log_prob_within, support, unbounded
-from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of
+from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of, with_whole_plates
 
 _COUNTS = (2, 3, 5)  # numbers of images; the plate whose size equals each of them is the plate of images
 
@@ -49,14 +49,17 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
     if len(x) == 0:
         raise BadInput("x has no images; give at least one")
     with reading(model, guide), forked_rng(x), matmul_precision():
+        functions = _with_whole_plates(functions, batch)
         plate, traces = _plate_of_images(functions, batch)
         _check_sites(functions, traces)
         _check_plates(functions, traces, plate)
         _check_shapes(functions, traces)
         _check_dimensions(functions, traces, plate)
         pair = _pair_of(functions, traces, plate, batch)
+        pair = check_summed(pair, batch)
         check_independence(pair, batch)
         pair = replace(pair, vectorized=can_vectorize_samples(pair, batch))
+        pair = check_enumerated_guide(pair, batch)
         return compare_supports(pair, batch)
 
 
@@ -92,16 +95,28 @@ def _functions_of(model: Any, guide: Any, batch: Batch) -> _Functions:
     )
 
 
+def _with_whole_plates(functions: _Functions, batch: Batch) -> _Functions:
+    """Wrap the functions whose plate of images has no size, or takes only some of the images."""
+    few = take(torch.arange(2, device=batch.x.device) % len(batch.x), *batch)
+    try:
+        model, guide = (with_whole_plates(each, few) for each in (functions.model, functions.guide))
+    except Exception:  # raised again, with more words, when the plate is looked for
+        return functions
+    return replace(functions, model=model, guide=guide)
+
+
 # The plate of images -----------------------------------------------------------------------------------------------
 
 
 def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStackFrame, Traces]:
     """Find the plate of images: it is around all observed sites, and its size is the number of images in several runs.
     Returns it with the traces of the last run, on 5 images."""
-    candidates = []
+    candidates, subsampled = [], dict[str, tuple[int, int]]()
     for count in _COUNTS:
         rows = torch.arange(count, device=batch.x.device) % len(batch.x)
         traces = _first_traces(functions, take(rows, *batch), batch)
+        plates = [frame for trace in traces for site in sample_sites(trace) for frame in plates_of(site)]
+        subsampled |= {f.name: (f.size, f.full_size) for f in plates if f.full_size not in (None, -1, f.size)}
         observed = [site for site in sample_sites(traces.model) if site["is_observed"]]
         if not observed:
             raise BadInput(f"{functions.model_name} observes nothing; give its image site obs=x")
@@ -113,7 +128,14 @@ def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStac
             f"{functions.model_name}: its observed sites share no plate over the images; sample them in one vectorized "
             "`with pyro.plate('data', len(x)):`"
         )
-    return candidates[-1][names.pop()], traces
+    plate = candidates[-1][names.pop()]
+    for name, (size, of) in subsampled.items():
+        if name != plate.name:
+            raise BadInput(
+                f"plate '{name}' of {functions.model_name} takes {size} of {of} elements: log p(x) needs all of them; "
+                "leave out subsample_size"
+            )
+    return plate, traces
 
 
 def _first_traces(functions: _Functions, batch: Batch, whole: Batch) -> Traces:
@@ -160,41 +182,84 @@ def _hint_of_rows(functions: _Functions, who: str, whole: Batch) -> str:
 # The sites ---------------------------------------------------------------------------------------------------------
 
 
-def _latent(trace: poutine.Trace) -> list[str]:
+def _unobserved(trace: poutine.Trace) -> list[str]:
     """Names of the sites of a trace that are not observed."""
     return [site["name"] for site in sample_sites(trace) if not site["is_observed"]]
 
 
-def _marked(model_trace: poutine.Trace) -> list[str]:
-    """Names of the latent sites that the model marks for enumeration."""
-    return [n for n in _latent(model_trace) if model_trace.nodes[n]["infer"].get("enumerate") == "parallel"]
+def _latent(traces: Traces) -> list[str]:
+    """Names of the model's latent sites. The part of a site that its `obs_mask` leaves out is none, if the guide does
+    not sample it: the model then draws it, and its density is not part of log p(x)."""
+    parts = {
+        f"{name.removesuffix('_observed')}_unobserved" for name in traces.model.nodes if name.endswith("_observed")
+    }
+    return [name for name in _unobserved(traces.model) if name not in parts or name in traces.guide.nodes]
+
+
+def _proposed(traces: Traces) -> list[str]:
+    """Names of the sites that the guide samples, without auxiliary ones that the model does not have."""
+    auxiliary = {name for name in traces.guide.nodes if traces.guide.nodes[name].get("infer", {}).get("is_auxiliary")}
+    return [name for name in _unobserved(traces.guide) if name in traces.model.nodes or name not in auxiliary]
+
+
+def _left_out(traces: Traces) -> list[str]:
+    """Names of the guide's sites that do not belong to q(z | x): observed sites and factors, such as a loss of a
+    classifier, and auxiliary sites. z ~ q(z | x, a) has the weight p(x, z) / q(z | x, a) for every auxiliary a."""
+    proposed = _proposed(traces)
+    return [site["name"] for site in sample_sites(traces.guide) if site["name"] not in proposed]
+
+
+def _marked(trace: poutine.Trace, names: list[str]) -> list[str]:
+    """Those of some sites that are marked for enumeration."""
+    return [name for name in names if trace.nodes[name]["infer"].get("enumerate") == "parallel"]
 
 
 def _is_enumerated(functions: _Functions, traces: Traces) -> bool:
     """True if the guide leaves every latent site to enumeration in the model, or the one there is to a sum over points
     that it gives."""
-    latent = _latent(traces.model)
+    latent = _latent(traces)
     given = len(latent) == 1 and offers(functions.guide_module, Discretizes)
-    return bool(latent) and not _latent(traces.guide) and (given or _marked(traces.model) == latent)
+    return bool(latent) and not _proposed(traces) and (given or _marked(traces.model, latent) == latent)
+
+
+def _summed(traces: Traces) -> list[str]:
+    """Names of the latent sites that a guide leaves to enumeration in the model, while it samples others."""
+    proposed = _proposed(traces)
+    left = [name for name in _marked(traces.model, _latent(traces)) if name not in proposed]
+    return [name for name in left if proposed and traces.model.nodes[name]["fn"].has_enumerate_support]
+
+
+def _enumerated_in_guide(traces: Traces) -> list[str]:
+    """Names of the latent sites that a guide enumerates by itself."""
+    return _marked(traces.guide, _proposed(traces))
 
 
 def _check_sites(functions: _Functions, traces: Traces) -> None:
-    """Refuse a guide that does not sample exactly the model's latent sites; or none, if all are enumerated."""
-    latent, proposed = _latent(traces.model), _latent(traces.guide)
+    """Refuse a guide that does not sample exactly the model's latent sites, but for those that are enumerated."""
+    latent, proposed, summed = _latent(traces), _proposed(traces), _summed(traces)
     for name in [] if _is_enumerated(functions, traces) else latent:
+        if name in summed:
+            continue
         if not proposed:
             raise BadInput(
                 f"{functions.guide_name} does not sample '{name}' of {functions.model_name}, and it is not enumerated: "
                 'this needs finite support and infer={"enumerate": "parallel"}'
             )
         if name not in proposed:
-            marked = name in _marked(traces.model)
-            hint = "; a guide samples all latent sites, or none if all are enumerated" if marked else ""
+            marked, finite = bool(_marked(traces.model, [name])), traces.model.nodes[name]["fn"].has_enumerate_support
+            hint = "; it is marked to be enumerated, but has no finite support" if marked else ""
+            if finite and not marked:
+                hint = '; to sum over its values, mark it with infer={"enumerate": "parallel"} in the model'
             raise BadInput(
                 f"{functions.guide_name} does not sample '{name}', a latent site of {functions.model_name}, but "
                 f"{', '.join(map(repr, proposed))}{hint}"
             )
     for name in proposed:
+        if name in traces.model.nodes and traces.model.nodes[name]["is_observed"]:
+            raise BadInput(
+                f"{functions.guide_name} samples '{name}', which {functions.model_name} observes; give it obs= in the "
+                "guide too, or leave it out"
+            )
         if name not in latent:
             raise BadInput(
                 f"{functions.guide_name} samples '{name}', which is not a latent site of {functions.model_name}"
@@ -203,7 +268,7 @@ def _check_sites(functions: _Functions, traces: Traces) -> None:
 
 def _check_plates(functions: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
     """Refuse a latent site, in model or guide, outside the plate of images."""
-    latent = _latent(traces.model)
+    latent = _latent(traces)
     for trace, who in ((traces.model, functions.model_name), (traces.guide, functions.guide_name)):
         for name in (name for name in latent if name in trace.nodes):
             plates = [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]
@@ -223,7 +288,12 @@ def _check_shapes(functions: _Functions, traces: Traces) -> None:
     """Refuse sites without a density, and sites whose event shape or kind differs between model, guide and value."""
     for site in sample_sites(traces.guide):
         if site["is_observed"]:
-            raise BadInput(f"{functions.guide_name} observes '{site['name']}': a guide only samples; leave out obs=")
+            if not traces.model.nodes.get(site["name"], site)["is_observed"]:
+                raise BadInput(
+                    f"{functions.guide_name} observes '{site['name']}', which {functions.model_name} samples; leave "
+                    "out obs="
+                )
+            continue
         _check_density(site, functions.guide_name)
         if site["name"] in traces.model.nodes:
             _check_same_events(functions, site, traces.model.nodes[site["name"]])
@@ -272,20 +342,13 @@ def _max_plate_nesting(traces: Traces) -> int:
 
 def _check_dimensions(functions: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
     """Refuse a site whose log-density has a dimension of size above 1 left of all plates. It arises where a value
-    broadcasts against a distribution by mistake, for example to all pairs of images. Refuse also a plate that
-    subsamples its elements, because log p(x) is of all of them."""
+    broadcasts against a distribution by mistake, for example to all pairs of images."""
     for trace, who in ((traces.model, functions.model_name), (traces.guide, functions.guide_name)):
         for site in sample_sites(trace):
             try:
                 shape = tuple(log_prob_within(site, masked_log_prob).shape)
             except Exception as error:
                 raise BadInput(f"{who}: site '{site['name']}' has no log-density: {describe(error)}") from error
-            for frame in site["cond_indep_stack"]:
-                if frame.name != plate.name and frame.full_size not in (None, frame.size):
-                    raise BadInput(
-                        f"{who}: plate '{frame.name}' takes {frame.size} of {frame.full_size} elements: log p(x) "
-                        "needs all of them; leave out subsample_size"
-                    )
             if any(size > 1 for size in shape[: -_max_plate_nesting(traces)]):
                 raise BadInput(
                     f"{who}: site '{site['name']}' has log-densities of shape {shape} for {plate.size} images in the "
@@ -301,8 +364,11 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
     """The pair with the properties that these traces show. Later steps of `read` set the rest."""
     sites = sample_sites(traces.model)
     observed = [site for site in sites if site["is_observed"]]
-    priors = {site["name"]: site["fn"] for site in sites if not site["is_observed"]}
-    proposals = {name: traces.guide.nodes[name] for name in _latent(traces.guide)}
+    summed, in_guide = _summed(traces), _enumerated_in_guide(traces)
+    every = {name: traces.model.nodes[name]["fn"] for name in _latent(traces)}
+    priors = {name: fn for name, fn in every.items() if name not in summed}
+    proposals = {name: traces.guide.nodes[name] for name in _proposed(traces)}
+    drawn = {name: site for name, site in proposals.items() if name not in in_guide}
     names = tuple(site["name"] for site in observed)
     likelihoods = [site["fn"] for site in observed if not isinstance(site["fn"], dist.Unit)]  # Unit is of pyro.factor
     scales = {s["name"]: s["scale"] for trace in traces for s in sample_sites(trace) if _is_scaled(s)}
@@ -318,14 +384,18 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
         image="x" if "x" in names else names[0],
         discrete=bool(likelihoods) and all(map(is_discrete, likelihoods)),
         event_shapes={name: tuple(fn.event_shape) for name, fn in priors.items()},
-        masked=any(site["mask"] is not None for site in sites if not site["is_observed"]),
+        penalties=tuple(site["name"] for site in sample_sites(traces.guide) if site["is_observed"]),
+        left_out=tuple(_left_out(traces)),
+        masked=any(traces.model.nodes[name]["mask"] is not None for name in every),
         unbounded=all(map(unbounded, priors.values())),
-        num_states=count_states(priors.values()),
+        summed=tuple(summed),
+        enumerated_in_guide=tuple(in_guide),
+        num_states=count_states(every.values()),
         enumerated=_is_enumerated(functions, traces),
         sums_states=can_sum_states(sites),
         pixels_per_state=max(numbers_held(site["fn"], plate.size) for site in observed),
-        reparametrized=all(site["fn"].has_rsample for site in proposals.values()),
-        scored=tuple(name for name, site in proposals.items() if score_function(site) is not None),
+        reparametrized=all(site["fn"].has_rsample for site in drawn.values()),
+        scored=tuple(name for name, site in drawn.items() if score_function(site) is not None),
         scales=scales,
         may_leave_support=sites_that_may_leave_support(functions.model, traces, batch),
         guide_may_miss=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),

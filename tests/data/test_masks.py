@@ -106,7 +106,7 @@ def test_nan_and_masked_arrays(elsewhere: Path, given: str) -> None:
     data = load_data(options, images)
     known = given == "masked"
     for split in (data.train, data.validation, data.test):
-        assert split.known is known
+        assert split.values_known is known
         assert torch.equal(_mask(split), split.images > 0.5) if known else (split.images <= 0.5).all()
     assert 0.4 < data.train.share_missing < 0.6 and data.targets("train").isnan().any()
 
