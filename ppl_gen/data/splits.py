@@ -81,7 +81,9 @@ class Split:
         return 0.0 if self.missing is None or not len(self) else int(self.missing.sum()) / self.missing.numel()
 
     def to(self, device: torch.device | str) -> "Split":
-        others = {name: None if each is None else each.to(device) for name, each in self.beside().items()}
+        others: dict[str, Any] = {
+            name: None if each is None else each.to(device) for name, each in self.beside().items()
+        }
         return replace(self, images=self.images.to(device), **others)
 
     def beside(self) -> dict[str, Any]:
@@ -239,7 +241,7 @@ def cut(split: Split, start: int, stop: int) -> Split:
 
 def select(split: Split, index: Any) -> Split:
     """The images at `index` (a slice or an index tensor), with their labels and missing pixels."""
-    others = {name: None if each is None else each[index] for name, each in split.beside().items()}
+    others: dict[str, Any] = {name: None if each is None else each[index] for name, each in split.beside().items()}
     return replace(split, images=split.images[index], **others)
 
 
