@@ -18,27 +18,22 @@ CAPTIONS = {
 
 @styled
 def imputations(
-    originals: np.ndarray | None,
-    seen: np.ndarray,
-    visible: np.ndarray,
-    means: np.ndarray,
-    draws: np.ndarray,
-    captions: list[str],
+    originals: np.ndarray, visible: np.ndarray, means: np.ndarray, draws: np.ndarray, captions: list[str]
 ) -> Figure:
     """Originals, their visible pixels, and their expected and drawn imputations, a row each.
 
-    :param originals: images [n, height, width]; None if the values of hidden pixels are not known.
-    :param seen: the images whose visible pixels are shown, [n, height, width].
+    :param originals: images [n, height, width].
     :param visible: True for visible pixels, bool [height, width], or [n, height, width] where images differ. Hidden
         pixels are drawn in mid-grey.
     :param means: expected images [n, height, width].
     :param draws: drawn images [draws, n, height, width].
-    :param captions: log p(hidden | visible) of each image; empty if it is not known.
+    :param captions: log p(hidden | visible) of each image; empty if hidden pixels are not known, and originals are not
+        drawn.
     """
-    count = len(seen)
+    count = len(originals)
     rows = [
-        *([] if originals is None else [("original", originals)]),
-        ("visible", np.where(visible, seen, 0.5)),
+        *([("original", originals)] if captions else []),
+        ("visible", np.where(visible, originals, 0.5)),
         ("expected", means),
         *((f"sample {number}", images) for number, images in enumerate(draws, 1)),
     ]

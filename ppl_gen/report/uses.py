@@ -38,7 +38,6 @@ def draw_filled(fitted: Fitted, found: Filled) -> None:
     shape, log_prob = fitted.data.shape, found.imputation.log_prob
     visible = found.visible if found.visible.dim() == 1 else found.visible[_SHOWN]
     figure = imputations(
-        None if log_prob is None else pictures(found.x[_SHOWN], shape),
         pictures(found.x[_SHOWN], shape),
         pictures(visible, shape),
         pictures(found.imputation.mean[_SHOWN], shape),
