@@ -70,7 +70,8 @@ class FillOptions:
     """The images, and the pixels to hide in them."""
 
     hide: str = "right"
-    """Pixels to hide. left, right, top or bottom: that half. random: each pixel with probability 1/2, the same in every
+    """Pixels to hide. left, right, top or bottom: that half. three-quadrants: all but the lower left quadrant.
+    one-quadrant: the lower right one. random: each pixel with probability 1/2, the same in every
     image. FILE.npy: an array with the shape of an image that is true, or 1, where a pixel is hidden."""
     num_images: int = 10
     """Number of images: the first N of the split. The picture shows the first 10."""
