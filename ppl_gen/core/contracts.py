@@ -229,6 +229,16 @@ class HasBound(Protocol):
 
 
 @runtime_checkable
+class HasGuideSurrogate(Protocol):
+    """An objective whose `surrogate` is for the model alone."""
+
+    def guide_surrogate(self, terms: Terms) -> Tensor:
+        """The quantity [images] whose gradient the guide's parameters ascend, in nats. It reaches them through
+        log q(z | x), and through z if z is reparametrized. The gradient of `surrogate` reaches p(x, z) alone, at fixed
+        z. Parameters that p and q share take both."""
+
+
+@runtime_checkable
 class ChecksPair(Protocol):
     """An objective that is not defined for every pair."""
 

@@ -92,11 +92,12 @@ def options_class(kind: Kind, cls: type) -> type:
     )
 
 
-def command_class(base: Config) -> type:
+def command_class(base: Config, objective: str | None = None) -> type:
     """A dataclass of the options of `fit`: the own options of a model, a guide, a prior and an objective, and the
     options that every fit has.
 
     :param base: the configuration whose values are the defaults.
+    :param objective: the objective that the command line names, if it names one.
     """
     flat = {
         "model_options": _own_options("model", base.model, base.model_options),
@@ -116,7 +117,7 @@ def command_class(base: Config) -> type:
         default_name = getattr(base, kind)
         shown = tyro.conf.arg(help=help, **cli.shown_as(kind_of_name, default_name))
         parts.append((kind, Annotated[kind_of_name, shown], field(default=default_name)))
-    objective = base.training.objective if components.is_external(base.training.objective) else None
+    objective = base.training.objective if objective is None else objective
     for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))
         parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))
@@ -163,7 +164,8 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
         f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
     )
     rest = arguments[len(named) :]
-    chosen: Any = cli.parse(command_class(base), rest, f"{PROGRAM} {base.model if named else 'MODEL'}", description)
+    options = command_class(base, _value_of("--objective", rest))
+    chosen: Any = cli.parse(options, rest, f"{PROGRAM} {base.model if named else 'MODEL'}", description)
     own: dict[str, Any] = {f"{kind}_options": vars(getattr(chosen, f"{kind}_options")) for kind in get_args(Kind)}
     config = replace(
         base,

@@ -36,6 +36,7 @@ from ppl_gen.inference.tracing import (
     PyroFunction,
     Traces,
     conditioned,
+    cut_traces,
     frozen_guide_traces,
     replayed,
     trace_of,
@@ -64,8 +65,10 @@ class Terms:
     finite: frozenset[str]
     """Names of the latent sites with finite support."""
     values: Values = field(default_factory=dict)
-    """With `frozen_guide`, the values at which the densities were evaluated. They are clones: gradients from one latent
-    site of the guide to another do not pass through them."""
+    """With `frozen_guide` or `cut`, the values at which the densities were evaluated. They are clones: gradients from
+    one latent site of the guide to another do not pass through them."""
+    drawn: Values = field(default_factory=dict)
+    """With `cut`, the values as the guide has drawn them. `values` are leaves with the same numbers."""
     score: Tensor | None = None
     """Log-probability of the guide's discrete choices, if its samples are otherwise reparametrized; its gradient is the
     score of the choices. None for all other guides."""
@@ -190,6 +193,7 @@ class Pair:
         analytic_kl: bool = False,
         detach: bool = False,
         frozen_guide: bool = False,
+        cut: bool = False,
         **kwargs: Any,
     ) -> Terms:
         """Draw `num_samples` values of z for each image and return their log-densities. Differentiable.
@@ -198,15 +202,23 @@ class Pair:
         :param detach: detach z from the parameters that it was drawn with.
         :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only, by replaying the guide
             under detached parameters (Roeder et al. 2017).
+        :param cut: evaluate the model's densities at leaves, so that gradients stop at `values` and can be passed on to
+            `drawn`.
         """
         shape = (num_samples, len(x))
         guide, model, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
+        values: Values = {}
         if frozen_guide:
-            drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch)
-            terms = replace(self.terms_of(traces, shape), values=values)
+            drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch, cut)
+        elif cut:
+            traces, values = cut_traces(guide, model, self.latent, batch, detach)
+            drawn = traces.guide
         else:
             traces = replayed(guide, model, batch, detach)
-            drawn, terms = traces.guide, self.terms_of(traces, shape, analytic_kl)
+            drawn = traces.guide
+        terms = replace(self.terms_of(traces, shape, analytic_kl), values=values)
+        if cut:
+            terms = replace(terms, drawn=self._values(drawn))
         return terms if detach else replace(terms, score=self._score(drawn, shape))
 
     def draw(
