@@ -118,6 +118,8 @@ def command_class(base: Config, objective: str | None = None) -> type:
         shown = tyro.conf.arg(help=help, **cli.shown_as(kind_of_name, default_name))
         parts.append((kind, Annotated[kind_of_name, shown], field(default=default_name)))
     objective = base.training.objective if objective is None else objective
+    if not components.is_external(objective) and objective not in components.known("objective"):
+        objective = None  # the options of training refuse it
     for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))
         parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))

@@ -185,7 +185,7 @@ class Repeated(Affine):
 
 def test_signal_to_noise_of_the_guides_gradient() -> None:
     """It grows as sqrt(M / K) (Rainforth et al. 2018, section 3): for 16 samples in 4 groups it is 4 times that of
-    `iwae`, within a factor of 1.3, over 20,000 draws. The means' own noise is taken off."""
+    `iwae`, within a factor of 1.1, over 20,000 draws. The means' own noise is taken off."""
     model, count = LinearGaussian(3, 2), 20_000
     guide = Repeated(model, count)
     x = torch.tensor([[0.3, -0.5, 0.8]], dtype=F64).expand(count, -1)
@@ -197,7 +197,7 @@ def test_signal_to_noise_of_the_guides_gradient() -> None:
         signal = draws.mean(0).square() - draws.var(0) / count
         return float((signal / draws.var(0)).sqrt().mean())
 
-    assert 4 / 1.3 < ratio("miwae", options={"groups": 4}) / ratio("iwae") < 4 * 1.3
+    assert 4 / 1.1 < ratio("miwae", options={"groups": 4}) / ratio("iwae") < 4 * 1.1
 
 
 # A guide that chooses among components ---------------------------------------------------------------------------
