@@ -7,7 +7,7 @@ estimator is run many times on the same images, and its errors are compared with
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.progress import Progress
+from ppl_gen.evaluation.own_estimators import OwnEstimator, find
 from ppl_gen.evaluation.use_options import CalibrateOptions
 from ppl_gen.inference.annealed import Annealing, annealed_log_px
 from ppl_gen.inference.exact import closed_form, exact_log_px, state_posterior
@@ -126,7 +127,8 @@ def calibrate(options: CalibrateOptions, quiet: bool = False) -> list[Row]:
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(options.seed)
         models = {"factor analysis": _factor_analysis(), "belief net": _belief_net(), "mixture": _mixture()}
-        work = [(name, how) for name, (model, _) in models.items() for how in _estimators(model, options)]
+        own = find(options.estimator, options.estimator_options)
+        work = [(name, how) for name, (model, _) in models.items() for how in _estimators(model, options, own)]
         images = {name: model.model(n=options.num_images) for name, (model, _) in models.items()}
         with Progress(len(work), "estimator", quiet=quiet) as progress:
             for name, (estimator, estimate) in work:
@@ -145,7 +147,9 @@ Estimator = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Function of images that returns log p(x) and its Monte Carlo variance, if it has one."""
 
 
-def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Estimator]]:
+def _estimators(
+    model: Any, options: CalibrateOptions, own: Sequence[OwnEstimator]
+) -> Iterator[tuple[str, Estimator]]:
     count = options.num_samples
 
     def exact(x: Tensor) -> tuple[Tensor, None]:
@@ -170,6 +174,13 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
         estimated = annealed_log_px(model, x, annealing=Annealing(options.num_temperatures, leapfrog_steps=5))
         return estimated.log_px, estimated.log_px_mc_var
 
+    def users(each: OwnEstimator) -> Estimator:
+        def estimate(x: Tensor) -> tuple[Tensor, Tensor]:
+            estimated = each.estimate(model, guide, x, num_samples=count)
+            return estimated.log_px, estimated.log_px_mc_var
+
+        return estimate
+
     yield "exact, by the package", exact
     yield f"prior, S = {count}", proposed([], prior_share=1)
     if isinstance(model, Mixture):
@@ -178,6 +189,8 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
     yield f"importance, S = {count}", importance
     yield f"importance, S = {count}, less the jackknife's bias", jackknife
     yield f"importance, S = {count}, 10% from the prior", proposed([guide], prior_share=0.1)
+    for each in own:
+        yield f"{each.name}, S = {count}", users(each)
     if isinstance(model, FactorAnalysis):
         yield f"importance, S = {count}, temperature 1.3", proposed([guide], temperature=1.3)
         yield f"annealed, 16 chains x {options.num_temperatures} temperatures", annealed

@@ -1,0 +1,114 @@
+"""Estimators of log p(x) of the user's own: found by name, constructed with their options, called and checked.
+
+An estimator is a class with a method `estimate(model, guide, x, num_samples)`, an instance of one, or a function with
+these arguments (`ppl_gen.core.contracts.Estimator`). It returns log weights or an `Estimate`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_gen.core import components
+from ppl_gen.core.components import kebab_case
+from ppl_gen.core.contracts import Estimator, missing
+from ppl_gen.core.errors import BadInput, describe, near_miss, shown
+from ppl_gen.inference.estimate import Estimate
+from ppl_gen.inference.importance import weight_statistics
+
+
+@dataclass(frozen=True)
+class OwnEstimator:
+    """An estimator of the user's own."""
+
+    reference: str
+    """Its name on the command line, or the name under which an object from Python is recorded."""
+    name: str
+    """Name of its estimate, unless the estimate has another one."""
+    function: Callable[..., Any]
+    """The function, or the method of an instance."""
+
+    def estimate(self, model: Any, guide: Any, x: Tensor, *labels: Tensor, num_samples: int) -> Estimate:
+        """log p(x) of images.
+
+        :raises BadInput: if it fails, or does not return log weights or an estimate for each image.
+        """
+        parameters = inspect.signature(self.function).parameters.values()
+        takes = any(each.name == "num_samples" or each.kind is each.VAR_KEYWORD for each in parameters)
+        try:
+            found = self.function(model, guide, x, *labels, **({"num_samples": num_samples} if takes else {}))
+        except Exception as error:  # user code
+            raise BadInput(f"--estimator {self.reference}: fails: {describe(error)}") from error
+        if isinstance(found, Estimate):
+            if found.log_px.shape != (len(x),):
+                raise self._wrong(f"an Estimate whose log_px is {list(found.log_px.shape)}", len(x))
+            return found
+        if isinstance(found, np.ndarray):
+            found = torch.from_numpy(found)
+        if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] != len(x) or not len(found):
+            raise self._wrong(f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else shown(found), len(x))
+        return of_log_weights(self.name, self._weights(found))
+
+    def _weights(self, found: Tensor) -> Tensor:
+        """Log weights in float64 on the CPU."""
+        log_weights = found.detach().double().cpu()
+        bad = (log_weights.isnan() | (log_weights == torch.inf)).any(0)
+        if bad.any():
+            image = int(bad.nonzero()[0])
+            raise BadInput(f"--estimator {self.reference}: a log weight of image {image} is NaN or infinite")
+        return log_weights
+
+    def _wrong(self, found: str, count: int) -> BadInput:
+        return BadInput(
+            f"--estimator {self.reference}: returns {found}; it must return log weights [samples, {count}], or a "
+            f"ppl_gen.Estimate whose log_px is [{count}]"
+        )
+
+
+def of_log_weights(name: str, log_weights: Tensor) -> Estimate:
+    """log p(x) with its diagnostics, from log weights [samples, images] in float64. The mean log weight is recorded
+    under `elbo`."""
+    settings = {"elbo": float(log_weights.mean())}
+    return Estimate(estimator=name, num_samples=len(log_weights), settings=settings, **weight_statistics(log_weights))
+
+
+def find(references: Sequence[Any], options: Mapping[str, Any]) -> list[OwnEstimator]:
+    """The estimators of the user's own.
+
+    :param references: `file.py:Class`, `file.py:function`, or classes, instances and functions from Python.
+    :param options: options of their constructors. Each estimator is given those that it has.
+    :raises BadInput: for a name or an object that is no estimator, and for an option that none of them has.
+    """
+    objects = [components.find_function("--estimator", each) if isinstance(each, str) else each for each in references]
+    known = {option.name for each in objects for option in components.options("estimator", each)}
+    for name in options:
+        if name not in known:
+            hint = near_miss(name, known) if known else ""
+            raise BadInput(f"--estimator.{name}: no estimator has this option{hint}")
+    return [_own(reference, each, options) for reference, each in zip(references, objects, strict=True)]
+
+
+def split(given: Any) -> tuple[str | tuple[str, ...], list[Any]]:
+    """An argument `estimator` of Python: its names, as the command line takes them, and the objects in it."""
+    each = list(given) if isinstance(given, list | tuple) else [given]
+    names = tuple(name for name in each if isinstance(name, str))
+    return names[0] if len(names) == 1 else names, [other for other in each if not isinstance(other, str)]
+
+
+def _own(reference: Any, found: Any, options: Mapping[str, Any]) -> OwnEstimator:
+    recorded = components.function_name(reference)
+    if not isinstance(found, type) and inspect.isroutine(found):
+        return OwnEstimator(recorded, found.__name__, found)
+    if missing(found, Estimator) is not None:
+        words = "must be a function, or have a method 'estimate(self, model, guide, x, num_samples)'"
+        raise BadInput(f"--estimator {reference if isinstance(reference, str) else shown(reference)}: {words}")
+    its = {option.name for option in components.options("estimator", found)}
+    made = components.construct(
+        "estimator", found, {}, {name: value for name, value in options.items() if name in its}
+    )
+    cls = found if isinstance(found, type) else type(found)
+    return OwnEstimator(recorded, kebab_case(cls.__name__).replace("-", "_"), made.estimate)
