@@ -142,20 +142,23 @@ def find(kind: Kind, reference: str) -> type:
     return cls
 
 
-def find_function(what: str, reference: str) -> Callable[..., Any]:
+def find_function(what: str, reference: str, *, or_class: bool = False) -> Callable[..., Any]:
     """Return the function that `file.py:function` or `package.module:function` names.
 
     :param what: the option, for messages.
+    :param or_class: True if the name may be that of a class.
     :raises BadInput: if there is none.
     """
     where, _, name = reference.rpartition(":")
     if not where or where == "function":
-        raise BadInput(f"{what} '{reference}': must have the form file.py:function")
+        raise BadInput(f"{what} '{reference}': must have the form file.py:{'NAME' if or_class else 'function'}")
     module = _import(what, where)
     found = getattr(module, name, None)
     if not callable(found):
-        there = [name for name, _ in inspect.getmembers(module, inspect.isfunction)]
-        raise BadInput(f"{what} '{reference}': {where} has no function '{name}'{near_miss(name, there)}")
+        ours = [each for each in inspect.getmembers(module) if getattr(each[1], "__module__", "") == module.__name__]
+        there = [n for n, each in ours if inspect.isfunction(each) or (or_class and inspect.isclass(each))]
+        sort = "function or class" if or_class else "function"
+        raise BadInput(f"{what} '{reference}': {where} has no {sort} '{name}'{near_miss(name, there)}")
     return found
 
 

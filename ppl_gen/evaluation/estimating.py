@@ -51,6 +51,7 @@ from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, requi
 _ALWAYS = 2.0**38
 """Operations that quadrature may take in any case: some seconds."""
 
+
 @dataclass(frozen=True)
 class Task:
     """A run, the images to evaluate, and the options. Where several processes share the images, this process's
@@ -81,14 +82,14 @@ def evaluate(
     """Estimate the ELBO and log p(x) of the images of a split.
 
     :param others: guides of the runs in `options.proposals`.
-    :param own: estimators of the user's own as objects of Python, in addition to those in `options.further`. Their
+    :param own: estimators of the user's own as objects of Python, in addition to those that `options` names. Their
         estimates are reported with the others and compared with them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
-    named = find([*options.further, *own], options.estimator_options)
-    options = replace(_resolved(fitted, options), further=tuple(each.reference for each in named))
+    named = find([*options.own_estimators, *own], options.estimator_options)
+    options = replace(_resolved(fitted, options), own_estimators=tuple(each.reference for each in named))
     whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
-    chosen = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
+    chosen = estimators(fitted.model, fitted.pair, str(options.estimator), task.x.device, *task.labels)
     _check(task, others, chosen)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)):
@@ -104,7 +105,7 @@ def evaluate(
     estimates = parallel.all_gather(estimates)
     kind = observation(fitted.pair, *whole)
     given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
-    primary = primary_of(estimates, options.estimator)
+    primary = primary_of(estimates, str(options.estimator))
     estimator = "auto" if options.mixes and not estimates[primary].sampled else estimates[primary].estimator
     estimator = "importance" if estimator == "settled" else estimator  # as --estimator takes it
     further_on = next_options(fitted, options, estimates, primary, _can_anneal(task), task.x, *task.labels)

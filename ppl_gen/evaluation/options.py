@@ -19,6 +19,7 @@ from ppl_gen.inference.settling import Settling
 
 EstimatorName = Literal["auto", "exact", "quadrature", "importance", "annealed", "prior"]
 
+
 @dataclass(frozen=True)
 class EvaluationOptions:
     """The images and the estimators."""
@@ -41,7 +42,7 @@ class EvaluationOptions:
     sampling from the prior. The evaluation reports the other available estimates too. file.py:Class or
     file.py:function: an estimator of your own, which is reported beside the others; you can give several, after a name
     of the package or without one. Options of its constructor are --estimator.NAME."""
-    further: Annotated[tuple[str, ...], *IN_PYTHON] = ()
+    own_estimators: Annotated[tuple[str, ...], *IN_PYTHON] = ()
     """The estimators of the user's own in `estimator`, which then keeps the name of the package."""
     estimator_options: Annotated[Mapping[str, Any], *IN_PYTHON] = field(default_factory=dict)
     """Options of the constructors of the user's own estimators."""
@@ -83,7 +84,7 @@ class EvaluationOptions:
             require_choice("estimator", name, EstimatorName)
         require(len(of_package) <= 1, "estimator", " ".join(of_package), "one name of the package at most")
         object.__setattr__(self, "estimator", of_package[0] if of_package else "auto")
-        object.__setattr__(self, "further", (*self.further, *own))
+        object.__setattr__(self, "own_estimators", (*self.own_estimators, *own))
         require_choices(self)
         require_numbers(self, num_images=1, sandwich=0, gap_copies=0)
         if self.num_samples != "auto":
@@ -101,8 +102,10 @@ class EvaluationOptions:
         require(self.temperature > 0, "temperature", self.temperature, "must be above 0")
         if self.estimator != "annealed" and self.annealed != Annealing():
             raise BadInput(f"--estimator {self.estimator}: --annealed.* need --estimator annealed")
-        if self.gaps and self.further:
-            raise BadInput(f"--gaps: leave out --estimator {self.further[0]}; evaluate again with it, without --gaps")
+        if self.gaps and self.own_estimators:
+            raise BadInput(
+                f"--gaps: leave out --estimator {self.own_estimators[0]}; evaluate again with it, without --gaps"
+            )
         if self.gaps and self.sandwich:
             raise BadInput(f"--gaps: leave out --sandwich {self.sandwich}; evaluate again for it, without --gaps")
         if self.mixes and self.estimator not in ("auto", "importance"):
@@ -139,7 +142,7 @@ class EvaluationOptions:
         """Every option as JSON has it: paths as text, and tuples as lists."""
         texts = {"proposals": [str(path) for path in self.proposals], "proposal_guides": list(self.proposal_guides)}
         options: Json = asdict(self) | texts
-        own = list(options.pop("further"))
+        own = list(options.pop("own_estimators"))
         return options | ({"estimator": [self.estimator, *own]} if own else {})
 
 

@@ -37,9 +37,9 @@ class OwnEstimator:
 
         :raises BadInput: if it fails, or does not return log weights or an estimate for each image.
         """
-        parameters = inspect.signature(self.function).parameters.values()
-        takes = any(each.name == "num_samples" or each.kind is each.VAR_KEYWORD for each in parameters)
         try:
+            parameters = inspect.signature(self.function).parameters.values()
+            takes = any(each.name == "num_samples" or each.kind is each.VAR_KEYWORD for each in parameters)
             found = self.function(model, guide, x, *labels, **({"num_samples": num_samples} if takes else {}))
         except Exception as error:  # user code
             raise BadInput(f"--estimator {self.reference}: fails: {describe(error)}") from error
@@ -83,7 +83,10 @@ def find(references: Sequence[Any], options: Mapping[str, Any]) -> list[OwnEstim
     :param options: options of their constructors. Each estimator is given those that it has.
     :raises BadInput: for a name or an object that is no estimator, and for an option that none of them has.
     """
-    objects = [components.find_function("--estimator", each) if isinstance(each, str) else each for each in references]
+    objects = [
+        components.find_function("--estimator", each, or_class=True) if isinstance(each, str) else each
+        for each in references
+    ]
     known = {option.name for each in objects for option in components.options("estimator", each)}
     for name in options:
         if name not in known:
@@ -101,14 +104,12 @@ def split(given: Any) -> tuple[str | tuple[str, ...], list[Any]]:
 
 def _own(reference: Any, found: Any, options: Mapping[str, Any]) -> OwnEstimator:
     recorded = components.function_name(reference)
-    if not isinstance(found, type) and inspect.isroutine(found):
-        return OwnEstimator(recorded, found.__name__, found)
     if missing(found, Estimator) is not None:
+        if callable(found) and not isinstance(found, type):
+            return OwnEstimator(recorded, getattr(found, "__name__", type(found).__name__), found)
         words = "must be a function, or have a method 'estimate(self, model, guide, x, num_samples)'"
         raise BadInput(f"--estimator {reference if isinstance(reference, str) else shown(reference)}: {words}")
     its = {option.name for option in components.options("estimator", found)}
-    made = components.construct(
-        "estimator", found, {}, {name: value for name, value in options.items() if name in its}
-    )
+    made = components.construct("estimator", found, {}, {name: value for name, value in options.items() if name in its})
     cls = found if isinstance(found, type) else type(found)
     return OwnEstimator(recorded, kebab_case(cls.__name__).replace("-", "_"), made.estimate)

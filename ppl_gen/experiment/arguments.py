@@ -159,7 +159,7 @@ def parse_with_estimators(
     """As `cli.parse`, for a command with an option `--estimator`. Returns the options of the constructors of the user's
     own estimators, too: `--estimator.NAME`."""
     named = [name for name in _values_of("--estimator", arguments) if components.is_external(name)]
-    found = [components.find_function("--estimator", name) for name in named]
+    found = [components.find_function("--estimator", name, or_class=True) for name in named]
     every = {option.name: option for each in found for option in components.options("estimator", each)}
     if not every:
         return cli.parse(command, arguments, program, description), {}

@@ -188,9 +188,7 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
         if refit_guide:
             of_training.pop("objective", None)  # the default objective trains the model, which stays as it is here
         training = TrainingOptions(**of_training)
-        return replace(
-            there, training=training, objective_options={}, init_from=init_from, fixed_model=refit_guide
-        )
+        return replace(there, training=training, objective_options={}, init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if given.model is None:

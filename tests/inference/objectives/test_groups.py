@@ -342,7 +342,11 @@ def test_mistakes_are_told() -> None:
     ("name", "options", "words"),
     [
         ("miwae", {"num_particles": 7}, "num_particles 7: must be a multiple of the 2 groups; try 8"),
-        ("piwae", {"num_particles": 6, "options": {"groups": 4}}, "num_particles 6: must be a multiple of the 4 groups"),
+        (
+            "piwae",
+            {"num_particles": 6, "options": {"groups": 4}},
+            "num_particles 6: must be a multiple of the 4 groups",
+        ),
         ("miwae", {"options": {"groups": 0}}, "objective.groups 0: must be at least 1"),
         ("piwae", {"options": {"beta": 0.5}}, "objective.beta: PIWAE has no such option"),
         ("ciwae", {"num_particles": 1}, "num_particles 1: ciwae needs at least 2 samples; try 50"),
