@@ -148,13 +148,13 @@ def calibrate(options: CalibrateOptions, quiet: bool = False) -> list[Row]:
                 except BadInput as error:
                     failed.setdefault(estimator, error)
                     warn(f"{name}: {error.sentence}")
-                    continue
-                seconds = time.perf_counter() - started
-                rows.append(_row(name, estimator, log_px - exact, variance, seconds, options.num_images))
+                else:
+                    seconds = time.perf_counter() - started
+                    rows.append(_row(name, estimator, log_px - exact, variance, seconds, options.num_images))
                 progress.advance()
-    for estimator, error in failed.items():
+    for estimator, failure in failed.items():
         if all(row.estimator != estimator for row in rows):
-            raise error
+            raise failure
     return rows
 
 

@@ -72,8 +72,9 @@ class OwnEstimator:
 def of_log_weights(name: str, log_weights: Tensor) -> Estimate:
     """log p(x) with its diagnostics, from log weights [samples, images] in float64. The mean log weight is recorded
     under `elbo`."""
+    statistics: dict[str, Any] = weight_statistics(log_weights)
     settings = {"elbo": float(log_weights.mean())}
-    return Estimate(estimator=name, num_samples=len(log_weights), settings=settings, **weight_statistics(log_weights))
+    return Estimate(estimator=name, num_samples=len(log_weights), settings=settings, **statistics)
 
 
 def find(references: Sequence[Any], options: Mapping[str, Any]) -> list[OwnEstimator]:

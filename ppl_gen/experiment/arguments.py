@@ -164,7 +164,7 @@ def parse_with_estimators(
     if not every:
         return cli.parse(command, arguments, program, description), {}
     own = options_class("Estimator", list(every.values()))
-    parts = [
+    parts: list[Any] = [
         ("given", Annotated[command, tyro.conf.arg(name="")]),
         ("own", Annotated[own, tyro.conf.arg(name="estimator")], field(default=own())),
     ]

@@ -22,8 +22,8 @@ class Share:
 def test_errors_are_what_they_say(elsewhere: Path) -> None:
     """40 repetitions on 3 images: what is exact is exact; importance sampling's bias is within 4 of its standard errors
     of the first-order one, -var / (2 S), and its interval covers at a rate in [0.85, 1] (120 estimates); the prior
-    alone is far worse on four continuous latents, and low beyond 4 standard errors. An estimator of the user's own, of a
-    quarter of the samples, has about four times the variance."""
+    alone is far worse on four continuous latents, and low beyond 4 standard errors. An estimator of the user's own,
+    of a quarter of the samples, has about four times the variance."""
     Path("mine.py").write_text(OWN, encoding="utf-8")
     own: dict[str, Any] = {"estimator": ("mine.py:Share",), "estimator_options": {"share": 0.25}}
     options = CalibrateOptions(repetitions=40, num_images=3, num_samples=200, num_temperatures=50, **own)
