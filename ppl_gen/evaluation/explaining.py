@@ -1,8 +1,9 @@
 """Responsibilities: the component of a mixture that explains each image, compared with the labels.
 
-The responsibility of component k for an image is p(z = k | x) (Bishop 2006, equation 9.23), here exact. The model has
-not seen the labels. Purity and normalized mutual information measure how well its components match them (Manning,
-Raghavan and Schütze 2008, section 16.3).
+The responsibility of component k for an image is p(z = k | x) (Bishop 2006, equation 9.23). It is exact for a mixture.
+If the guide samples other sites and leaves a site y to enumeration, p(y | x) is estimated from importance weights for
+each y. The model has not seen the labels. Purity and normalized mutual information measure how well its components
+match them (Manning, Raghavan and Schütze 2008, section 16.3).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.core.contracts import HasDensity, offers
@@ -21,11 +23,13 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
+from ppl_gen.inference.importance import CHUNK_SIZE
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 
 _SHUFFLES = 100
 _ROWS = 20  # rows to print
+_DRAWS = 200  # of the model, for the mean image of a component
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,16 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
     x = _images(fitted, options)
     model: Any = fitted.model
     pair = fitted.pair
+    exactly = is_mixture(model, pair)
     with fitted.estimating(options.seed):
-        probabilities = _responsibilities(model, pair, x, quiet)
-        states = model.prior().enumerate_support(expand=False)
-        weights = model.prior().log_prob(states).exp().double().cpu().numpy()
-        means = model.likelihood(states).mean
+        if exactly:
+            probabilities = _responsibilities(model, pair, x, quiet)
+            states = model.prior().enumerate_support(expand=False)
+            weights = model.prior().log_prob(states).exp().double().cpu().numpy()
+            means = model.likelihood(states).mean
+        else:
+            probabilities = _estimated(pair, x, options.num_samples, quiet)
+            weights, means = _from_model(pair)
     components = probabilities.argmax(1).numpy()
     sizes = np.bincount(components, minlength=len(weights))
     rows: list[Json] = [
@@ -118,6 +127,7 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
     summary: Json = {
         **fitted.provenance(options),
         "num_images": len(x),
+        **({} if exactly else {"num_samples": options.num_samples}),
         "entropy": {"mean": mean, "se": se},
         "components": {"in_use": int((probabilities.sum(0) >= 1).sum()), "of": len(weights)},
     }
@@ -148,12 +158,14 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
     if fitted.takes_labels:
         raise BadInput(f"{name}: its model or guide takes labels; responsibilities need a model without labels")
     x = fitted.data.targets(options.split)[:count]
-    if not is_mixture(fitted.model, fitted.pair):
+    if is_mixture(fitted.model, fitted.pair):
+        require_memory(fitted.pair, 1, device=x.device)
+    elif _site_of_components(fitted.pair) is None:
         raise BadInput(
             f"{name}: has no components; responsibilities need one latent site with finite support and event shape (), "
-            "such as a Categorical, and the methods prior() and likelihood(z)"
+            "such as a Categorical, and the methods prior() and likelihood(z); or one site that is enumerated while "
+            "the guide samples others"
         )
-    require_memory(fitted.pair, 1, device=x.device)
     return x
 
 
@@ -174,14 +186,48 @@ def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
     return torch.cat(blocks)
 
 
+def _site_of_components(pair: Pair) -> str | None:
+    """Name of the one enumerated site of a pair whose guide samples others; None if there is none, or several."""
+    sites = (*pair.summed, *pair.enumerated_in_guide)
+    return sites[0] if len(sites) == 1 else None
+
+
+def _estimated(pair: Pair, x: Tensor, num_samples: int, quiet: bool) -> Tensor:
+    """p(y | x) of the enumerated site, float64 [images, values] on the CPU, by importance sampling."""
+    name, blocks = _site_of_components(pair), []
+    assert name is not None
+    with Progress(len(x), "image", quiet=quiet) as progress:
+        advance = progress.advancing("responsibilities", f"{num_samples} samples per image")
+        for block in x.split(max(1, CHUNK_SIZE // num_samples)):
+            log_w = pair.log_weights_by_value(name, block, num_samples=num_samples)
+            blocks.append(log_w.double().logsumexp(1).softmax(0).T.cpu())
+            advance(len(block))
+    return torch.cat(blocks)
+
+
+def _from_model(pair: Pair) -> tuple[np.ndarray, Tensor]:
+    """p(y) [values] and E[x | y] [values, pixels] of the enumerated site, from draws of the model."""
+    name = _site_of_components(pair)
+    assert name is not None
+    site = poutine.trace(pair.model).get_trace(n=_DRAWS).nodes[name]
+    values = site["fn"].enumerate_support(expand=False)
+    weights = site["fn"].log_prob(values).exp().double().flatten(1).mean(1)
+    means = []
+    for value in values:
+        given = poutine.condition(pair.model, {name: value.expand(_DRAWS, *site["fn"].event_shape)})
+        means.append(poutine.trace(given).get_trace(n=_DRAWS).nodes[pair.image]["fn"].mean.mean(0))
+    return weights.cpu().numpy(), torch.stack(means)
+
+
 def table(summary: Json) -> str:
     """The content of `responsibilities.json` as text."""
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]
+    how = f"by {s['num_samples']} importance samples" if "num_samples" in s else "exact"
     rows = [
         f"{title(s)}: {images(s)}",
         f"  components in use       {used} of {of}",
-        f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, exact",
+        f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, {how}",
     ]
     if "purity" in s:
         share, information = s["purity"], s["normalized_mutual_information"]

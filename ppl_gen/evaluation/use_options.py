@@ -133,13 +133,15 @@ class ResponsibilityOptions:
     """Split to take images from."""
     checkpoint: Checkpoint = "last"
     """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
+    num_samples: int = 200
+    """Importance samples per image, if the guide samples other sites; no samples are needed for a mixture."""
     seed: int = 0
-    """Seed of the shuffled labels that chance agreement is estimated from."""
+    """Seed of samples, and of the shuffled labels that chance agreement is estimated from."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
-        require_numbers(self, num_images=2 * NUM_EXAMPLES)
+        require_numbers(self, num_images=2 * NUM_EXAMPLES, num_samples=2)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ def _kind(distribution: Any) -> str:
 
 
 def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
-    """Name and event shape of the model's one latent site; no name if there are several."""
+    """Name and event shape of the model's one latent site; no name if there are several. Sites to be enumerated do not
+    count beside others."""
     try:
         with evaluating(model), torch.random.fork_rng([]):
             sites = sample_sites(poutine.trace(model.model).get_trace())
@@ -152,6 +153,8 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
             seen = sample_sites(poutine.trace(model.model).get_trace(*images))
             observed = {site["name"] for site in seen if site["is_observed"]}
             latents = [site for site in latents if site["name"] not in observed]
+    sampled = [site for site in latents if site["infer"].get("enumerate") != "parallel"]
+    latents = sampled or latents
     if len(latents) != 1:
         return None, ()
     return latents[0]["name"], tuple(latents[0]["fn"].event_shape)

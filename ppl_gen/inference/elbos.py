@@ -1,18 +1,20 @@
 """Variants of Pyro's ELBOs: a `differentiable_loss` for `TraceGraph_ELBO`, a gradient of lower variance for mixtures, a
 weight of the KL term, and an ELBO without control flow that depends on values."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_gen.inference.densities import minus_leave_one_out_mean, sample_sites, score_function
 from ppl_gen.inference.enumeration import DifferentiableLoss
-from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.tracing import PyroFunction
 
 
@@ -113,9 +115,47 @@ class RecordableELBO:
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """Minus the objective, summed over the images."""
         terms = pair.terms(x, *args, num_samples=self.num_particles, analytic_kl=self.analytic_kl)
-        kl = terms.kl if terms.kl is not None else terms.log_guide - terms.log_prior
-        values = terms.log_likelihood - self.beta * kl
-        loss = -values.mean(0).sum()
-        if terms.score is None:
-            return loss
-        return with_gradient_of(loss, loss - (minus_leave_one_out_mean(values) * terms.score).mean(0).sum())
+        return _minus_elbo(terms, self.beta, terms.score)
+
+
+def _minus_elbo(terms: Terms, beta: float, score: Tensor | None) -> Tensor:
+    """Minus the ELBO with a weight of the KL term, summed over the images.
+
+    :param score: log-probability [samples, images] whose gradient is the score of what is not reparametrized. The
+        baseline of a sample is the mean of the image's other samples.
+    """
+    kl = terms.kl if terms.kl is not None else terms.log_guide - terms.log_prior
+    values = terms.log_likelihood - beta * kl
+    loss = -values.mean(0).sum()
+    if score is None:
+        return loss
+    return with_gradient_of(loss, loss - (minus_leave_one_out_mean(values) * score).mean(0).sum())
+
+
+class TraceEnumSampled(DifferentiableLoss, TraceEnum_ELBO):
+    """-ELBO, summed over the images: `TraceEnum_ELBO` for a guide that samples some sites and leaves others to
+    enumeration, or enumerates them itself, with the sums of `ppl_gen.inference.elimination`.
+
+    :param num_particles: samples of z per image; at least 2 if they are not reparametrized.
+    """
+
+    def __init__(self, pair: Pair, num_particles: int):
+        least = min_samples(pair) if pair.reparametrized else 2
+        super().__init__(num_particles=max(num_particles, least), max_plate_nesting=pair.max_plate_nesting)
+        self.pair = pair
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, *args: Any) -> Tensor:
+        pair, reparametrized = replace(self.pair, model=model, guide=guide), self.pair.reparametrized
+        with _ReadScale() as latents:
+            terms = pair.terms(x, *args, num_samples=self.num_particles, detach=not reparametrized)
+        return _minus_elbo(terms, latents.scale, terms.score if reparametrized else terms.log_guide)
+
+
+class _ReadScale(Messenger):
+    """Handler that reads the scale of latent sites, which `ScaleLatents` sets."""
+
+    scale = 1.0
+
+    def _pyro_post_sample(self, message: Any) -> None:
+        if not message["is_observed"] and not site_is_subsample(message):
+            self.scale = float(message["scale"])

@@ -5,12 +5,8 @@ Every latent site is enumerated in parallel, each in a dimension of its own. The
     log p(x) = log sum_z exp(log p(z) + log p(x | z))
 
 is computed in one of two ways. Either the observed distribution sums over all states at once
-(`LinearBernoulliVector.log_marginal`), or one site after the other is summed out, each from the product of only those
-factors that depend on it (variable elimination).
-
-Sums are in log space: factors are added first, and the maximum of their sum is subtracted. Pyro's `TraceEnum_ELBO`
-subtracts the maximum of each factor instead. In float32 it then loses a state that explains x but is 90 nats less
-probable a priori than another. `TraceEnum` is that class with the sum replaced.
+(`LinearBernoulliVector.log_marginal`), or one site after the other is summed out (`ppl_gen.inference.elimination`).
+`TraceEnum` is Pyro's `TraceEnum_ELBO` with the sum replaced.
 
 `ppl_gen.inference.exact` has functions that return log p(x) of many images.
 """
@@ -24,20 +20,19 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from ppl_gen.core.errors import BadInput, as_bad_input, describe
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng, matmul_precision, take
-from ppl_gen.inference.densities import Site, add, alike, expand_to_plates, masked_log_prob, plates_of, sample_sites
+from ppl_gen.inference.densities import Site, add, alike, masked_log_prob, plates_of, sample_sites
+from ppl_gen.inference.elimination import ROUNDING, enumerating, log_sum, sum_out
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, can_sum_states, require_memory, shown_count
 from ppl_gen.inference.supports import bounds, log_prob_within, masks, same, support
-from ppl_gen.inference.tracing import PyroFunction, trace_of
+from ppl_gen.inference.tracing import SAMPLES, PyroFunction, trace_of
 
-_NEAR = 0.5  # nats; closer to 0, log p is computed from 1 - p, see `_sum_out`
-_ROUNDING = 1e-3  # nats; the log of a sum of probabilities below this size means that they add up to 1
 _MOST_CALLS = 4096  # calls of a model that takes one state at a time
 _CHECKED = 5  # states on which enumeration in parallel is compared with conditioning
 
@@ -99,9 +94,6 @@ def sum_over_states(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> StateSu
 
 # All states in parallel --------------------------------------------------------------------------------------------
 
-Factors = dict[frozenset[int], list[Tensor]]
-"""Log-densities of sites, keyed by the dimensions of the plates around them inside the plate of images."""
-
 
 def _log_marginal(pair: Pair, model: PyroFunction, batch: Batch) -> Tensor:
     """log p(x) [images], with all states in parallel."""
@@ -111,73 +103,18 @@ def _log_marginal(pair: Pair, model: PyroFunction, batch: Batch) -> Tensor:
         summed: Tensor | None = observed["fn"].log_marginal(observed["value"], latent["fn"])
         if summed is not None:
             return summed.expand(observed["cond_indep_stack"][0].size)
-    factors: Factors = {frozenset(): []}
-    dims: dict[frozenset[int], list[int]] = {}
-    priors: dict[int, Tensor] = {}  # keyed by the dimension over which each is normalized
-    for site in sites:
-        plates = frozenset(frame.dim for frame in plates_of(site) if frame.name != pair.plate.name)
-        factor = expand_to_plates(site, _log_prob(pair, site), 2 + pair.max_plate_nesting)
-        if not site["is_observed"]:
-            dim = site["infer"].get("_enumerate_dim")
-            if dim is None or any(dim in others for others in dims.values()):
-                reason = "has no finite support" if dim is None else "is in a pyro.markov, which is not supported here"
-                raise BadInput(f"{pair.model_name}: latent site '{site['name']}' {reason}; it cannot be enumerated")
-            dims.setdefault(plates, []).append(dim)
-            # A masked log-density is 0 in every state, and would count each image once for every state. With a uniform
-            # distribution in its place, the sum over states is 1.
-            for mask in masks(site):
-                factor = torch.where(mask, factor, -math.log(factor.shape[dim]))
-            if not torch.is_grad_enabled():
-                total = factor.logsumexp(dim, keepdim=True)
-                # A mask on part of an event is not replaced above. Such a site adds up to more than 1.
-                if bool((total.abs() < _ROUNDING).all()):
-                    factor = priors[dim] = factor - total
-        factors.setdefault(plates, []).append(factor)
-    result = _eliminate(factors, dims, priors).movedim(pair.plate.dim, -1)
+    names = [site["name"] for site in sites if not site["is_observed"]]
+    density = partial(_log_prob, pair)
+    result = log_sum(sites, names, density, [pair.plate.name], 2 + pair.max_plate_nesting, pair.model_name)
+    result = result.movedim(pair.plate.dim, -1)
     if result.numel() != result.shape[-1]:
         raise BadInput(f"{pair.model_name}: its plates are not nested, so it cannot be enumerated; nest them")
     return result.flatten()
 
 
-def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: dict[int, Tensor]) -> Tensor:
-    """log of the sum over all states of the product of all factors, by variable elimination: the sites in the innermost
-    plate are summed out first, then the product over that plate is taken.
-
-    :param dims: enumerated dimensions of the sites in each set of plates.
-    :param priors: factors that are normalized over an enumerated dimension.
-    """
-    for plates in sorted(factors, key=len, reverse=True):  # innermost first
-        remaining = factors[plates]
-        for dim in sorted(dims.get(plates, [])):  # the last site has the leftmost dimension
-            with_it = [f for f in remaining if f.dim() >= -dim and f.shape[dim] > 1]
-            without = [f for f in remaining if not any(f is other for other in with_it)]
-            remaining = [*without, *([_sum_out(with_it, priors.get(dim), dim)] if with_it else [])]
-        if not plates:
-            return add(remaining)
-        parent = max((other for other in factors if other < plates), key=len)
-        factors[parent] += [f.sum(sorted(plates - parent), keepdim=True) for f in remaining]
-    raise AssertionError("the images' own plate is always among the factors")
-
-
-def _sum_out(factors: list[Tensor], prior: Tensor | None, dim: int) -> Tensor:
-    """log of the sum over a dimension of the product of some factors.
-
-    :param prior: the factor that is normalized over this dimension, if there is one. With it, and w the product of the
-        others, the sum is 1 + sum_z p(z) (w_z - 1). Near 1 that loses no digits.
-    """
-    total = add(factors).logsumexp(dim, keepdim=True)
-    others = [factor for factor in factors if factor is not prior]
-    near = total.abs() < _NEAR
-    if prior is None or not others or not bool(near.any()):
-        return total
-    exact = (prior.exp() * add(others).expm1()).sum(dim, keepdim=True).log1p()
-    return torch.where(near & exact.isfinite(), exact, total)
-
-
 def _parallel_trace(pair: Pair, model: PyroFunction, batch: Batch) -> poutine.Trace:
     """The trace of the model with all latent sites enumerated in parallel."""
-    enumerated = poutine.enum(config_enumerate(model, "parallel"), first_available_dim=-1 - pair.max_plate_nesting)
-    return trace_of(enumerated, batch)
+    return trace_of(enumerating(model, None, -1 - pair.max_plate_nesting), batch)
 
 
 def _log_prob(pair: Pair, site: Site) -> Tensor:
@@ -232,10 +169,10 @@ def _log_marginal_by_state(pair: Pair, model: PyroFunction, batch: Batch) -> Ten
         likelihoods.append(add(terms[False]))
     prior, likelihood = torch.stack(priors), torch.stack(likelihoods)
     total = prior.logsumexp(0)
-    if torch.is_grad_enabled() or bool((total.abs() >= _ROUNDING).any()):
+    if torch.is_grad_enabled() or bool((total.abs() >= ROUNDING).any()):
         return (prior + likelihood).logsumexp(0)
     prior = prior - total
-    return _sum_out([prior, likelihood], prior, 0).squeeze(0)
+    return sum_out([prior, likelihood], prior, 0).squeeze(0)
 
 
 # The choice between the two ----------------------------------------------------------------------------------------
@@ -255,6 +192,81 @@ def _tried_in_parallel(pair: Pair, batch: Batch) -> tuple[Pair, str | None]:
         return pair, _difference(pair, sites, dims, batch)
     except Exception as error:  # a model that does not broadcast may raise anything
         return pair, describe(error)
+
+
+def check_summed(pair: Pair, batch: Batch) -> Pair:
+    """Compare the densities of a model whose sites in `summed` are enumerated with those at single values. Returns the
+    pair with `may_leave_support` completed.
+
+    :raises BadInput: for a model that does not broadcast over the values.
+    """
+    if not pair.summed:
+        return pair
+    batch = _few_images(pair, batch)
+    drawn = trace_of(pair.guide, batch)
+    given = poutine.condition(pair.model, {name: drawn.nodes[name]["value"] for name in pair.latent})
+    tried, reason = _tried_in_parallel(replace(pair, model=given), batch)
+    if reason is not None:
+        raise BadInput(_hint_to_broadcast(pair.model_name, pair.summed, reason))
+    return replace(pair, may_leave_support=tried.may_leave_support)
+
+
+def check_enumerated_guide(pair: Pair, batch: Batch) -> Pair:
+    """Compare the densities of a guide that enumerates sites, and of its model, with those at single values. Returns
+    the pair, whose samples are drawn one by one if they cannot be drawn together with the values.
+
+    :raises BadInput: for a guide or a model that does not broadcast over the values, and for a site in an inner plate.
+    """
+    if not pair.enumerated_in_guide:
+        return pair
+    batch = _few_images(pair, batch)
+    reason = _difference_by_value(pair, batch)
+    if reason is not None and pair.vectorized:
+        return check_enumerated_guide(replace(pair, vectorized=False), batch)
+    if reason is not None:
+        both = f"{pair.guide_name} and {pair.model_name}"
+        raise BadInput(_hint_to_broadcast(both, pair.enumerated_in_guide, reason))
+    return pair
+
+
+def _difference_by_value(pair: Pair, batch: Batch) -> str | None:
+    """A sentence about a value, of the sites that a guide enumerates, whose log-densities among all values differ from
+    those alone, or about an error; None if there is none."""
+    num_samples = 2 if pair.vectorized else 1
+    try:
+        drawn = pair.by_value(num_samples, batch)
+        for name in pair.enumerated_in_guide:
+            if {frame.name for frame in plates_of(drawn.trace.nodes[name])} - {pair.plate.name, SAMPLES}:
+                return f"it is in a plate inside the plate '{pair.plate.name}', where only the model can sum"
+        among = torch.stack([drawn.log_likelihood, drawn.log_prior, drawn.log_value + drawn.log_guide])
+        for index, sample in itertools.product(range(min(among.shape[1], _CHECKED)), range(num_samples)):
+            values = {}
+            for name, value in drawn.values.items():
+                dim = pair.sample_dim - drawn.trace.nodes[name]["fn"].event_dim
+                values[name] = value[index].select(dim, sample)
+            terms = pair.terms_at(values, batch.x, *batch.args, **batch.kwargs)
+            alone = torch.cat([terms.log_likelihood, terms.log_prior, terms.log_guide])
+            if not alike(among[:, index, sample].double(), alone.double()):
+                return (
+                    f"image 0 and value no. {index} have the log-densities {among[:, index, sample, 0].tolist()} among "
+                    f"all values and {alone[:, 0].tolist()} alone"
+                )
+    except Exception as error:  # a function that does not broadcast may raise anything
+        return describe(error)
+    return None
+
+
+def _few_images(pair: Pair, batch: Batch) -> Batch:
+    """A few images, of a number that is no number of values: a function that confuses the two would not be noticed."""
+    count = next(count for count in itertools.count(3) if (pair.num_states or 1) % count)
+    return take(torch.arange(count, device=batch.x.device) % len(batch.x), *batch)
+
+
+def _hint_to_broadcast(who: str, sites: tuple[str, ...], reason: str) -> str:
+    return (
+        f"{who}: '{sites[0]}' cannot be enumerated in parallel ({reason}); write all that depends on it for a value "
+        "with further dimensions on the left"
+    )
 
 
 def _difference(pair: Pair, sites: list[Site], dims: dict[str, int], batch: Batch) -> str | None:

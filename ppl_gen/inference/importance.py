@@ -432,13 +432,15 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
     undefined = torch.full((chunks[0].log_prior.shape[1],), math.nan, dtype=torch.float64)
     triples = [(terms.log_likelihood, terms.log_prior, terms.log_guide) for terms in chunks]
     likelihood, prior, guide = (torch.cat(parts).double().cpu() for parts in zip(*triples, strict=True))
-    log_w = likelihood + prior - guide
+    evidence = likelihood + prior - guide
+    given = [terms.weight for terms in chunks if terms.weight is not None]
+    log_w = torch.cat(given).double().cpu() if given else evidence
     count = len(log_w)
     result: dict[str, Any] = {
-        "elbo": log_w.mean(0),
+        "elbo": evidence.mean(0),
         "reconstruction": likelihood.mean(0),
         "kl": (guide - prior).mean(0),
-        "elbo_mc_var": log_w.var(0) / count if count > 1 else undefined,
+        "elbo_mc_var": evidence.var(0) / count if count > 1 else undefined,
         "kl_analytic": None,
         "iwae": {k: block_bounds(log_w, k) for k in powers_of_ten(count)},
         "iwae_jackknife": {k: jackknife_bounds(log_w, k) for k in powers_of_ten(count)[1:]},

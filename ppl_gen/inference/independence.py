@@ -37,7 +37,7 @@ def check_independence(pair: Pair, batch: Batch) -> None:
     rows = torch.linspace(0, len(x) - 1, max(min(len(x), _BATCH_SIZE), 3), device=x.device).round().long()
     batch = take(rows, *batch)
     seed = int(torch.randint(2**31, ()))
-    traces = replayed(pair.guide, pair.model, batch)
+    traces = replayed(pair.guide, pair.joint, batch)
     sites = {name: pair.proposal(traces).nodes[name] for name in pair.latent}
     scorer = _Scorer(pair, batch, sites, seed)
     everyone = torch.arange(len(rows), device=x.device)
@@ -91,10 +91,10 @@ class _Scorer:
         torch.manual_seed(self.seed)
         pair, batch = self.pair, take(rows, *self.batch)
         if self.sites is None:
-            traces = replayed(pair.guide, pair.model, batch)
+            traces = replayed(pair.guide, pair.joint, batch)
         else:
             values = {name: self._of_rows(site, rows) for name, site in self.sites.items()}
-            traces = conditioned(pair.guide, pair.model, values, batch)
+            traces = conditioned(pair.guide, pair.joint, values, batch)
         return pair.terms_of(traces, (1, len(rows))), [traces.model.nodes[name]["value"] for name in pair.observed]
 
     def _of_rows(self, site: Site, rows: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def can_vectorize_samples(pair: Pair, batch: Batch) -> bool:
         sites = {name: pair.proposal(traces).nodes[name] for name in pair.latent}
         for sample in range(2):
             values = {name: samples_first(site, pair.sample_dim)[sample] for name, site in sites.items()}
-            alone = pair.terms_of(conditioned(pair.guide, pair.model, values, batch), (1, 3))
+            alone = pair.terms_of(conditioned(pair.guide, pair.joint, values, batch), (1, 3))
             for one, many in zip(_densities(alone), _densities(together), strict=True):
                 if not torch.allclose(one[0], many[sample], rtol=1e-4, atol=1e-3, equal_nan=True):
                     return False

@@ -3,6 +3,9 @@
 All inference goes through `Pair`, which turns the traces of guide and model into log-densities per sample and image.
 The pair may have any number of latent sites with any names, as long as each is local to the plate of images. A guide
 may leave all of them to enumeration in the model (`ppl_gen.inference.enumeration`). Samples then come from the prior.
+A guide that samples z and leaves some site y to enumeration has the weights sum_y p(x, y, z) / q(z | x): densities of
+the model are then those of x and z. A guide that itself enumerates y draws z_y for each value of y, and has the weights
+sum_y p(x, y, z_y) / q(z_y | x, y).
 `ppl_gen.inference.reading` makes a `Pair`, and refuses with one sentence a pair that cannot be handled.
 """
 
@@ -10,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -26,13 +29,16 @@ from ppl_gen.inference.densities import (
     kl_divergence,
     masked_log_prob,
     minus_leave_one_out_mean,
+    plates_of,
     sample_sites,
     score_function,
     sum_to,
     units_of,
 )
+from ppl_gen.inference.elimination import enumerating, log_sum
 from ppl_gen.inference.supports import bad_argument, log_prob_within
 from ppl_gen.inference.tracing import (
+    SAMPLES,
     PyroFunction,
     Traces,
     conditioned,
@@ -56,7 +62,7 @@ class Terms:
     log_prior: Tensor
     """log p(z): all latent sites."""
     log_guide: Tensor
-    """log q(z | x)."""
+    """log q(z | x). If the guide enumerates y, each of the three is a mean over q(y | x), at a z for each y."""
     kl: Tensor | None
     """KL(q(z | x) || p(z)) in closed form, if it was asked for; None if Pyro has none, or with several latent sites:
     the divergence of one site given a sample of another is not a term of KL(q || p)."""
@@ -72,20 +78,48 @@ class Terms:
     score: Tensor | None = None
     """Log-probability of the guide's discrete choices, if its samples are otherwise reparametrized; its gradient is the
     score of the choices. None for all other guides."""
+    weight: Tensor | None = None
+    """The log weight, if it is not the sum of the densities: if the guide enumerates y, log of sum_y p(x, y, z_y) /
+    q(z_y | x, y)."""
 
     @property
     def log_weight(self) -> Tensor:
-        """log p(x, z) - log q(z | x)."""
+        """log p(x, z) - log q(z | x): the log of an unbiased estimate of p(x)."""
+        return self.evidence if self.weight is None else self.weight
+
+    @property
+    def evidence(self) -> Tensor:
+        """log p(x | z) + log p(z) - log q(z | x), whose mean is the ELBO. The log weight, but for a guide that
+        enumerates y: by Jensen's inequality its log weight is larger."""
         return self.log_likelihood + self.log_prior - self.log_guide
 
     @property
     def elbo(self) -> Tensor:
-        """The mean log weight [images]. Its gradient includes the score of the guide's discrete choices."""
-        elbo = self.log_weight.mean(0)
+        """The ELBO [images]. Its gradient includes the score of the guide's discrete choices."""
+        elbo = self.evidence.mean(0)
         if self.score is not None:
-            scored = (minus_leave_one_out_mean(self.log_weight) * self.score).mean(0)
+            scored = (minus_leave_one_out_mean(self.evidence) * self.score).mean(0)
             elbo = elbo + scored - scored.detach()
         return elbo
+
+
+class ByValue(NamedTuple):
+    """Log-densities [values, samples, images] for each value of the sites that a guide enumerates."""
+
+    trace: poutine.Trace
+    """Trace of the guide."""
+    sizes: tuple[int, ...]
+    """Number of values in each enumerated dimension, from left to right."""
+    log_likelihood: Tensor
+    """log p(x | y, z_y)."""
+    log_prior: Tensor
+    """log p(y, z_y)."""
+    log_value: Tensor
+    """log q(y | x)."""
+    log_guide: Tensor
+    """log q(z_y | x, y)."""
+    values: Values
+    """Values of the latent sites, with a dimension of all y on the left."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,13 +149,18 @@ class Pair:
     discrete: bool
     """True if p(x | z) is a probability, False if it is a density."""
     event_shapes: dict[str, tuple[int, ...]]
-    """Event shape of each latent site."""
+    """Event shape of each latent site, but for those in `summed`."""
+    summed: tuple[str, ...]
+    """Names of the latent sites that the guide leaves to a sum in the model, while it samples others. They are no part
+    of z: log p(z) and log p(x | z) are sums over their values."""
+    enumerated_in_guide: tuple[str, ...]
+    """Names of the latent sites whose values the guide enumerates (`infer={"enumerate": "parallel"}`)."""
     masked: bool
     """True if a latent site has a mask."""
     unbounded: bool
     """True if all latent sites are continuous, with any real number as value."""
     num_states: int | None
-    """Number of joint values of an image's latent sites; None if any has no finite support."""
+    """Number of joint values of an image's latent sites, `summed` ones included; None if any has no finite support."""
     enumerated: bool
     """True if the guide samples nothing: it leaves every latent site to enumeration in the model, or to a sum over
     points that it gives (`discretized`)."""
@@ -174,6 +213,16 @@ class Pair:
         return tuple(self.event_shapes)
 
     @property
+    def partly_enumerated(self) -> bool:
+        """True if some sites are sampled, and others are enumerated in the model or the guide."""
+        return bool(self.summed or self.enumerated_in_guide)
+
+    @property
+    def joint(self) -> PyroFunction:
+        """The model with the sites in `summed` enumerated, for densities. To draw images, take `model`."""
+        return enumerating(self.model, self.summed, self.sample_dim - 1) if self.summed else self.model
+
+    @property
     def discretized(self) -> bool:
         """True if the guide samples nothing and gives points of z, over which training sums."""
         return self.enumerated and offers(self.guide_module, Discretizes)
@@ -205,8 +254,10 @@ class Pair:
         :param cut: evaluate the model's densities at leaves, so that gradients stop at `values` and can be passed on to
             `drawn`.
         """
-        shape = (num_samples, len(x))
-        guide, model, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
+        shape, images = (num_samples, len(x)), Batch(x, args, kwargs)
+        if self.enumerated_in_guide:
+            return self._terms_by_value(self.by_value(num_samples, images, detach))
+        guide, model, batch = self.for_samples(num_samples, images)
         values: Values = {}
         if frozen_guide:
             drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch, cut)
@@ -236,12 +287,35 @@ class Pair:
         :param prior: draw from the prior.
         :param transform: a function to apply to the guide's values before the model is run on them.
         """
-        guide, model, batch = self.for_samples(num_samples, Batch(x, args, kwargs))
+        images = Batch(x, args, kwargs)
+        guide, model, batch = self.for_samples(num_samples, images)
         if not prior:
             values = self._values(trace_of(guide, batch))
             model = poutine.condition(model, values if transform is None else transform(values))
+        elif self.summed:
+            _, sampling, _ = replace(self, summed=()).for_samples(num_samples, images)
+            model = poutine.condition(model, self._values(trace_of(sampling, batch)))
         trace = trace_of(model, batch)
         return self._values(trace), *self._model_totals(trace, (num_samples, len(x)))
+
+    def log_weights_by_value(self, name: str, x: Tensor, *args: Any, num_samples: int, **kwargs: Any) -> Tensor:
+        """Log importance weights [values, samples, images] for each value of an enumerated site y: log p(x, y, z) -
+        log q(z | x, y). Their log mean over samples is an estimate of log p(x, y).
+
+        :param name: the site; one of `summed`, or the only one in `enumerated_in_guide`.
+        """
+        images = Batch(x, args, kwargs)
+        if name not in self.summed:
+            drawn = self.by_value(num_samples, images)
+            return drawn.log_likelihood + drawn.log_prior - drawn.log_guide
+        guide, model, batch = self.for_samples(num_samples, images)
+        traces = replayed(guide, model, batch)
+        # The others are summed out; the dimension of this site stays.
+        others = replace(self, summed=tuple(other for other in self.summed if other != name))
+        joint = others._summed_total(traces.model, (*self.latent, *self.summed, *self.observed))
+        count = len(traces.model.nodes[name]["fn"].enumerate_support(expand=False))
+        shape = (num_samples, len(x))
+        return joint.reshape(count, *shape) - self._total(traces.guide, self.latent, shape, frozenset())
 
     def log_guide(self, values: Values, x: Tensor, *args: Any, num_samples: int, **kwargs: Any) -> Tensor:
         """log q(z | x) [samples, images] at values from `draw`; -inf outside of the guide's support."""
@@ -272,7 +346,7 @@ class Pair:
     def terms_at(self, values: Values, x: Tensor, *args: Any, **kwargs: Any) -> Terms:
         """Log-densities [1, images] at one z for each image, as `draw_images` returns them. log q(z | x) is -inf
         outside of the guide's support, and log p(z) where the guide leaves z to enumeration."""
-        traces = conditioned(self.guide, self.model, values, Batch(x, args, kwargs))
+        traces = conditioned(self.guide, self.joint, values, Batch(x, args, kwargs))
         return self.terms_of(traces, (1, len(x)), may_miss=self.guide_may_miss)
 
     def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
@@ -297,12 +371,12 @@ class Pair:
 
     def for_samples(self, num_samples: int, batch: Batch) -> tuple[PyroFunction, PyroFunction, Batch]:
         """Guide, model and batch for a call that draws several samples. If the pair is not vectorized, the batch is
-        repeated: sample s of image i is row s * len(x) + i."""
+        repeated: sample s of image i is row s * len(x) + i. Sites in `summed` are enumerated in the model."""
         if self.vectorized:
             guide, model = (under_samples(each, num_samples, self.sample_dim) for each in (self.guide, self.model))
-            return guide, model, batch
+            return guide, replace(self, model=model).joint, batch
         rows = torch.arange(len(batch.x), device=batch.x.device).repeat(num_samples)
-        return self.guide, self.model, take(rows, *batch)
+        return self.guide, self.joint, take(rows, *batch)
 
     def terms_of(
         self,
@@ -321,7 +395,7 @@ class Pair:
             for trace, who in ((drawn, self.guide_name), (traces.model, self.model_name)):
                 _check_arguments(trace, who)
         kl = None
-        if analytic_kl and len(self.latent) == 1:
+        if analytic_kl and len(self.latent) == 1 and not self.summed:
             q, p = (trace.nodes[self.latent[0]] for trace in (drawn, traces.model))
             # NotImplementedError without a closed form. A formula may also fail on these shapes.
             with suppress(Exception):
@@ -362,11 +436,93 @@ class Pair:
     def _model_totals(self, trace: poutine.Trace, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) [samples, images]."""
         checked = self.may_leave_support
-        likelihood, prior = (self._total(trace, names, shape, checked) for names in (self.observed, self.latent))
+        if self.summed:
+            prior = self._summed_total(trace, (*self.latent, *self.summed)).reshape(shape)
+            likelihood = self._summed_total(trace, (*self.latent, *self.summed, *self.observed)).reshape(shape) - prior
+        else:
+            likelihood, prior = (self._total(trace, names, shape, checked) for names in (self.observed, self.latent))
         # Where p(z) = 0, p(x | z) may be NaN. The weight is 0 for any p(x | z).
-        if checked.intersection(self.latent):
+        if self.summed or checked.intersection(self.latent):
             likelihood = likelihood.masked_fill((prior == -math.inf) & ~likelihood.isfinite(), 0.0)
         return likelihood, prior
+
+    def _summed_total(self, trace: poutine.Trace, names: Iterable[str]) -> Tensor:
+        """The joint log-density of some sites, with those in `summed` summed over and inner plates added up. Its
+        dimensions are those of a log-density in the trace."""
+
+        def density(site: Site) -> Tensor:
+            checked = site["name"] in self.may_leave_support
+            return log_prob_within(site, masked_log_prob) if checked else masked_log_prob(site)
+
+        sites = [trace.nodes[name] for name in names]
+        kept = (SAMPLES, self.plate.name)
+        return log_sum(sites, self.summed, density, kept, -self.sample_dim, self.model_name)
+
+    def by_value(self, num_samples: int, images: Batch, detach: bool = False) -> "ByValue":
+        """Draw z for each value of the sites that the guide enumerates. Returns log-densities [values, samples, images]
+        with the trace of the guide."""
+        guide, model, batch = replace(self, summed=()).for_samples(num_samples, images)
+        # The model uses dimensions left of the guide's.
+        guide = enumerating(guide, self.enumerated_in_guide, self.sample_dim - 1)
+        traces = replayed(guide, enumerating(model, self.summed, None), batch, detach)
+        sites = [traces.guide.nodes[name] for name in self.enumerated_in_guide]
+        dims = {site["infer"]["_enumerate_dim"]: len(site["fn"].enumerate_support(expand=False)) for site in sites}
+        sizes = tuple(dims[dim] for dim in sorted(dims))
+
+        def total(trace: poutine.Trace, *names: str) -> Tensor:
+            if not names:
+                return torch.zeros((), device=images.x.device)
+            found = self._summed_total(trace, names)
+            whole = torch.broadcast_shapes(found.shape, (*sizes, *[1] * -self.sample_dim))
+            return found.expand(whole).reshape(math.prod(sizes), num_samples, len(images.x))
+
+        drawn = [name for name in self.latent if name not in self.enumerated_in_guide]
+        of_latent = (*self.latent, *self.summed)
+        prior = total(traces.model, *of_latent)
+        return ByValue(
+            trace=traces.guide,
+            sizes=sizes,
+            log_likelihood=total(traces.model, *of_latent, *self.observed) - prior,
+            log_prior=prior,
+            log_value=total(traces.guide, *self.enumerated_in_guide),
+            log_guide=total(traces.guide, *drawn),
+            values={name: self._by_value(traces.guide.nodes[name], sizes) for name in self.latent},
+        )
+
+    def _by_value(self, site: Site, sizes: tuple[int, ...]) -> Tensor:
+        """The value of a site with the values of the enumerated sites as one dimension on the left."""
+        value, batch = site["value"], [*sizes, *[1] * -self.sample_dim]
+        for frame in plates_of(site):
+            batch[frame.dim] = frame.size
+        events = value.dim() - site["fn"].event_dim
+        whole = torch.broadcast_shapes(value.shape[:events], batch)
+        return value.expand(*whole, *value.shape[events:]).flatten(0, len(sizes) - 1)
+
+    def _terms_by_value(self, drawn: "ByValue") -> Terms:
+        """The terms of a guide that enumerates sites: log-densities are means over q of their values."""
+        share, never = drawn.log_value.exp(), drawn.log_value == -math.inf
+
+        def mean(value: Tensor) -> Tensor:
+            """The mean of values over q, [samples, images]. A value that q never takes counts nothing."""
+            return (share * value.masked_fill(never, 0.0)).sum(0)
+
+        latents = {}
+        for name in (name for name in self.latent if name not in self.enumerated_in_guide):
+            site = drawn.trace.nodes[name]
+            shape = (share.shape[1], share.shape[2])
+            units = [
+                units_of({**site, "value": each}, shape, self.sample_dim, self.plate.dim) for each in drawn.values[name]
+            ]
+            latents[name] = (share.unsqueeze(-1) * torch.stack(units)).sum(0)
+        return Terms(
+            log_likelihood=mean(drawn.log_likelihood),
+            log_prior=mean(drawn.log_prior),
+            log_guide=mean(drawn.log_value + drawn.log_guide),
+            kl=None,
+            latents=latents,
+            finite=frozenset(name for name in latents if drawn.trace.nodes[name]["fn"].has_enumerate_support),
+            weight=(drawn.log_likelihood + drawn.log_prior - drawn.log_guide).logsumexp(0),
+        )
 
     def _score(self, drawn: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:
         """The log-probability of the guide's discrete choices [samples, images]; None if there are none, or without

@@ -32,7 +32,7 @@ from ppl_gen.inference.callables import (
 )
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function
-from ppl_gen.inference.enumeration import sum_over_states
+from ppl_gen.inference.enumeration import check_enumerated_guide, check_summed, sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
@@ -55,8 +55,10 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
         _check_shapes(functions, traces)
         _check_dimensions(functions, traces, plate)
         pair = _pair_of(functions, traces, plate, batch)
+        pair = check_summed(pair, batch)
         check_independence(pair, batch)
         pair = replace(pair, vectorized=can_vectorize_samples(pair, batch))
+        pair = check_enumerated_guide(pair, batch)
         return compare_supports(pair, batch)
 
 
@@ -178,18 +180,34 @@ def _is_enumerated(functions: _Functions, traces: Traces) -> bool:
     return bool(latent) and not _latent(traces.guide) and (given or _marked(traces.model) == latent)
 
 
+def _summed(traces: Traces) -> list[str]:
+    """Names of the latent sites that a guide leaves to enumeration in the model, while it samples others."""
+    proposed = _latent(traces.guide)
+    left = [name for name in _marked(traces.model) if name not in proposed]
+    return [name for name in left if proposed and traces.model.nodes[name]["fn"].has_enumerate_support]
+
+
+def _enumerated_in_guide(traces: Traces) -> list[str]:
+    """Names of the latent sites that a guide enumerates by itself."""
+    return _marked(traces.guide)
+
+
 def _check_sites(functions: _Functions, traces: Traces) -> None:
-    """Refuse a guide that does not sample exactly the model's latent sites; or none, if all are enumerated."""
-    latent, proposed = _latent(traces.model), _latent(traces.guide)
+    """Refuse a guide that does not sample exactly the model's latent sites, but for those that are enumerated."""
+    latent, proposed, summed = _latent(traces.model), _latent(traces.guide), _summed(traces)
     for name in [] if _is_enumerated(functions, traces) else latent:
+        if name in summed:
+            continue
         if not proposed:
             raise BadInput(
                 f"{functions.guide_name} does not sample '{name}' of {functions.model_name}, and it is not enumerated: "
                 'this needs finite support and infer={"enumerate": "parallel"}'
             )
         if name not in proposed:
-            marked = name in _marked(traces.model)
-            hint = "; a guide samples all latent sites, or none if all are enumerated" if marked else ""
+            marked, finite = name in _marked(traces.model), traces.model.nodes[name]["fn"].has_enumerate_support
+            hint = "; it is marked to be enumerated, but has no finite support" if marked else ""
+            if finite and not marked:
+                hint = '; to sum over its values, mark it with infer={"enumerate": "parallel"} in the model'
             raise BadInput(
                 f"{functions.guide_name} does not sample '{name}', a latent site of {functions.model_name}, but "
                 f"{', '.join(map(repr, proposed))}{hint}"
@@ -301,8 +319,11 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
     """The pair with the properties that these traces show. Later steps of `read` set the rest."""
     sites = sample_sites(traces.model)
     observed = [site for site in sites if site["is_observed"]]
-    priors = {site["name"]: site["fn"] for site in sites if not site["is_observed"]}
+    summed, in_guide = _summed(traces), _enumerated_in_guide(traces)
+    every = {site["name"]: site["fn"] for site in sites if not site["is_observed"]}
+    priors = {name: fn for name, fn in every.items() if name not in summed}
     proposals = {name: traces.guide.nodes[name] for name in _latent(traces.guide)}
+    drawn = {name: site for name, site in proposals.items() if name not in in_guide}
     names = tuple(site["name"] for site in observed)
     likelihoods = [site["fn"] for site in observed if not isinstance(site["fn"], dist.Unit)]  # Unit is of pyro.factor
     scales = {s["name"]: s["scale"] for trace in traces for s in sample_sites(trace) if _is_scaled(s)}
@@ -320,12 +341,14 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
         event_shapes={name: tuple(fn.event_shape) for name, fn in priors.items()},
         masked=any(site["mask"] is not None for site in sites if not site["is_observed"]),
         unbounded=all(map(unbounded, priors.values())),
-        num_states=count_states(priors.values()),
+        summed=tuple(summed),
+        enumerated_in_guide=tuple(in_guide),
+        num_states=count_states(every.values()),
         enumerated=_is_enumerated(functions, traces),
         sums_states=can_sum_states(sites),
         pixels_per_state=max(numbers_held(site["fn"], plate.size) for site in observed),
-        reparametrized=all(site["fn"].has_rsample for site in proposals.values()),
-        scored=tuple(name for name, site in proposals.items() if score_function(site) is not None),
+        reparametrized=all(site["fn"].has_rsample for site in drawn.values()),
+        scored=tuple(name for name, site in drawn.items() if score_function(site) is not None),
         scales=scales,
         may_leave_support=sites_that_may_leave_support(functions.model, traces, batch),
         guide_may_miss=frozenset(n for n, site in proposals.items() if not supports.covers(site["fn"], priors[n])),

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ppl_gen.inference.callables import Batch, PyroFunction
 from ppl_gen.inference.densities import masked_log_prob
 
+SAMPLES = "_samples"
+"""Name of the plate of samples."""
+
 
 class Traces(NamedTuple):
     """The traces of a guide and a model at the same values of the latent sites."""
@@ -31,7 +34,7 @@ def under_samples(function: PyroFunction, num_samples: int, dim: int) -> PyroFun
 
     :param dim: dimension of that plate, left of all other plates.
     """
-    return pyro.plate("_samples", num_samples, dim=dim)(function)
+    return pyro.plate(SAMPLES, num_samples, dim=dim)(function)
 
 
 def replayed(guide: PyroFunction, model: PyroFunction, batch: Batch, detach: bool = False) -> Traces:

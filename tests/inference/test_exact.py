@@ -36,19 +36,6 @@ def test_what_cannot_be_enumerated() -> None:
     with pytest.raises(BadInput, match=r"^continuous: latent site 'z' \(Normal\) has no finite support"):
         exact_log_px(continuous, torch.zeros(3))
 
-    def half(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(k, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def samples_z(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    with pytest.raises(BadInput, match=r"'k'.*samples all latent sites, or none"):
-        Pair.read(half, samples_z, torch.zeros(3))
-
     def counts(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(pyro.sample("z", dist.Poisson(1.0)), 1.0), obs=x)

@@ -9,7 +9,13 @@ from torch import Tensor
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.discretization import TraceNodes
-from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, ScoreFunctionELBO, particle_options
+from ppl_gen.inference.elbos import (
+    PartialScoreELBO,
+    RecordableELBO,
+    ScoreFunctionELBO,
+    TraceEnumSampled,
+    particle_options,
+)
 from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.objectives.loss import NOT_RECORDABLE, check_sampled
 from ppl_gen.inference.pair import Pair
@@ -23,7 +29,9 @@ class Elbo:
     The gradient depends on the pair. It is reparametrized (`Trace_ELBO`) if all sites of the guide can be. Otherwise it
     is a score function with the baseline that the site specifies, if any (`TraceGraph_ELBO`; Mnih and Gregor 2014). If
     the guide leaves all latent sites to enumeration, nothing is sampled, and the bound is log p(x). If it gives points
-    of z, the bound is the log of the sum over them, which is below log p(x) in expectation (`TraceNodes`).
+    of z, the bound is the log of the sum over them, which is below log p(x) in expectation (`TraceNodes`). If it
+    samples some sites and leaves others to enumeration, or enumerates them itself, the bound is a sum over their values
+    at each sample (`TraceEnumSampled`).
 
     :param num_particles: K.
     """
@@ -41,17 +49,25 @@ class Elbo:
                 "other sites without reparametrization; use vimco or rws"
             )
 
+        if pair.enumerated_in_guide and not pair.reparametrized:
+            raise BadInput(
+                f"--objective elbo: {pair.guide_name} enumerates '{pair.enumerated_in_guide[0]}', and samples other "
+                "sites without reparametrization; leave the site out of the guide, so that the model sums over it"
+            )
+
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
-        """`TraceNodes`, `TraceEnum`, `ScoreFunctionELBO`, `PartialScoreELBO` or `Trace_ELBO`."""
+        """`TraceNodes`, `TraceEnum`, `TraceEnumSampled`, `ScoreFunctionELBO`, `PartialScoreELBO` or `Trace_ELBO`."""
         if pair.discretized:
             return TraceNodes(pair, x, *args)
         if pair.enumerated:
             return TraceEnum(pair, x, *args)
+        if pair.partly_enumerated:
+            return TraceEnumSampled(pair, self.num_particles)
         if not pair.reparametrized:
             return ScoreFunctionELBO(num_particles=self.num_particles, max_plate_nesting=pair.max_plate_nesting)
         return (PartialScoreELBO if pair.scored else Trace_ELBO)(**particle_options(pair, self.num_particles))
 
     def recordable(self, pair: Pair) -> Loss:
-        if pair.enumerated or not pair.reparametrized:
+        if pair.enumerated or pair.partly_enumerated or not pair.reparametrized:
             raise BadInput(NOT_RECORDABLE)
         return RecordableELBO(pair, self.num_particles)

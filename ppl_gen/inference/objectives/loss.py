@@ -4,7 +4,7 @@ share."""
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -114,6 +114,12 @@ def check_sampled(objective: Objective, pair: Pair) -> None:
 def check_draws(objective: Surrogate | Loss, pair: Pair, draws: Draws) -> None:
     """Raise `BadInput` for a pair whose z cannot be drawn in the way that an objective needs."""
     check_sampled(objective, pair)
+    if pair.enumerated_in_guide:
+        site = pair.enumerated_in_guide[0]
+        raise BadInput(
+            f"--objective {name_of(objective)}: {pair.guide_name} enumerates '{site}', so the weights do not depend on "
+            f"q({site} | x), which would not be trained; use elbo, or leave '{site}' out of the guide"
+        )
     if draws != "detached":
         check_reparametrized(objective, pair)
     if draws == "frozen-guide":
@@ -276,18 +282,6 @@ def learning_signal(bound_of: Callable[[Terms], Tensor], terms: Terms, bound: Te
         return bound.detach() - torch.stack([bound_of(each) for each in _replaced(terms)])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Replaced(Terms):
-    """Terms with one sample replaced. The log weight is given: if it were added up again, it would be rounded
-    differently."""
-
-    replaced_log_weight: Tensor
-
-    @property
-    def log_weight(self) -> Tensor:
-        return self.replaced_log_weight
-
-
 def _replaced(terms: Terms) -> Iterator[Terms]:
     """Iterate over samples: terms with the sample's log-densities replaced by the means of the others'."""
     values = [t.detach() for t in (terms.log_likelihood, terms.log_prior, terms.log_guide, terms.log_weight)]
@@ -296,12 +290,12 @@ def _replaced(terms: Terms) -> Iterator[Terms]:
         likelihood, prior, guide, weight = (
             torch.where(sample[:, None], mean, value) for mean, value in zip(others, values, strict=True)
         )
-        yield _Replaced(
+        yield Terms(
             log_likelihood=likelihood,
             log_prior=prior,
             log_guide=guide,
             kl=None,
             latents={},
             finite=frozenset(),
-            replaced_log_weight=weight,
+            weight=weight,  # if it were added up again, it would be rounded differently
         )
