@@ -258,18 +258,13 @@ class Pair:
         if self.enumerated_in_guide:
             return self._terms_by_value(self.by_value(num_samples, images, detach))
         guide, model, batch = self.for_samples(num_samples, images)
-        values: Values = {}
         if frozen_guide:
             drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch, cut)
-        elif cut:
-            traces, values = cut_traces(guide, model, self.latent, batch, detach)
-            drawn = traces.guide
         else:
-            traces = replayed(guide, model, batch, detach)
+            traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
             drawn = traces.guide
-        terms = replace(self.terms_of(traces, shape, analytic_kl), values=values)
-        if cut:
-            terms = replace(terms, drawn=self._values(drawn))
+        sources = self._values(drawn) if cut else {}
+        terms = replace(self.terms_of(traces, shape, analytic_kl), values=values, drawn=sources)
         return terms if detach else replace(terms, score=self._score(drawn, shape))
 
     def draw(

@@ -52,6 +52,7 @@ def cut_traces(
 ) -> tuple[Traces, dict[str, Tensor]]:
     """As `replayed`, with the model at leaves: tensors with the drawn values that gradients do not pass through.
 
+    :param latent: names of the sites whose values are replaced by leaves.
     :returns: the traces, and the leaves.
     """
     with _Detach() if detach else nullcontext():
