@@ -93,10 +93,11 @@ def result(run: Path) -> Any:
     lines = [{key: value for key, value in line.items() if key != "seconds"} for line in directory.metrics()]
     evaluation = directory.read_json("evaluation.json") or {}
     evaluation.pop("seconds", None)
-    assert (run / "report.html").read_text().rstrip().endswith("</html>")
-    files = sorted(path for path in run.iterdir() if not path.name.startswith("."))
+    page = run / "report.html"
+    whole = page.exists() and page.read_text().rstrip().endswith("</html>")
+    files = sorted(path for path in run.rglob("*") if path.is_file() and not path.name.startswith("."))
     pictures = {path.name: sha256(path.read_bytes()).hexdigest() for path in files if path.suffix == ".png"}
-    return json.dumps([weights, lines, evaluation, pictures, [path.name for path in files]], sort_keys=True)
+    return json.dumps([weights, lines, evaluation, pictures, [path.name for path in files], whole], sort_keys=True)
 
 
 @contextmanager

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_gen.comparison import Comparison
     from ppl_gen.core.errors import BadInput, Failed
+    from ppl_gen.data.arrays import images_sha256
     from ppl_gen.experiment.fitted import load
     from ppl_gen.inference.estimate import Estimate
     from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood, log_weights
+    from ppl_gen.inference.judging import judge
     from ppl_gen.run import Run
 
 # The module of a command takes seconds to import. Python runs this file first, while it looks for that module.
@@ -34,6 +36,8 @@ _HOMES = {
     "Failed": "ppl_gen.core.errors",
     "ImportanceEstimate": "ppl_gen.inference.importance",
     "Run": "ppl_gen.run",
+    "images_sha256": "ppl_gen.data.arrays",
+    "judge": "ppl_gen.inference.judging",
     "load": "ppl_gen.experiment.fitted",
     "log_marginal_likelihood": "ppl_gen.inference.importance",
     "log_weights": "ppl_gen.inference.importance",
@@ -45,6 +49,8 @@ __all__ = [
     "Failed",
     "ImportanceEstimate",
     "Run",
+    "images_sha256",
+    "judge",
     "load",
     "log_marginal_likelihood",
     "log_weights",

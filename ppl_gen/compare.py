@@ -20,7 +20,7 @@ PROGRAM = "python -m ppl_gen.compare"
 @dataclass(frozen=True)
 class CompareOptions:
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN …]")] = ()
-    """Run directories, each with its evaluation."""
+    """Run directories, each with its evaluation; or .npz files of log weights from elsewhere."""
     format: Literal["text", "markdown", "csv", "json"] = "text"
     """Format of the table on standard output."""
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

@@ -18,8 +18,9 @@ from ppl_gen.core.paths import exists
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.distances import distances
 from ppl_gen.evaluation.notes import notes_of
-from ppl_gen.evaluation.reading import OPTIONS, check_same_images, read, with_defaults
+from ppl_gen.evaluation.reading import OPTIONS, check_same_images, images_of, read, with_defaults
 from ppl_gen.evaluation.rows import rows_of
+from ppl_gen.evaluation.weight_files import is_weight_file, read_weight_file
 from ppl_gen.experiment.run_directory import Json
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ class Comparison:
         comparison.frame[["guide", "log_px", "log_px_difference", "log_px_difference_se"]]
         comparison.figure().savefig("bounds.png")
 
-    Only the directories are read; no model is built.
+    Only the directories are read; no model is built. An .npz file of log weights from elsewhere takes the place of a
+    run (`ppl_gen.evaluation.weight_files`).
 
-    :param runs: run directories, or `Run` objects; or a single one. Each has been evaluated.
+    :param runs: run directories, `Run` objects, or files of log weights; or a single one. Each run has been evaluated.
     :raises BadInput: for a run without a complete evaluation, for runs that were evaluated on different images, and for
         two runs with the same configuration and seed.
     """
@@ -52,9 +54,9 @@ class Comparison:
         self.runs = tuple(map(_path, runs if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]))
         if not self.runs:
             raise BadInput("name at least one run to compare")
-        found = with_defaults([read(path) for path in self.runs])
+        found = with_defaults([read_weight_file(path) if is_weight_file(path) else read(path) for path in self.runs])
         check_same_images(found)
-        self.images = found[0].images
+        self.images = images_of(found)
         """The images of the evaluations: `data`, `split`, `num_images`, `binarization`, `observation`."""
         self.rows = rows_of(found)
         self.distances = distances(found, labels(self.rows))
@@ -173,10 +175,7 @@ class Comparison:
     def _lead(self) -> list[str]:
         """The lines above the table: the images, and the values that all rows share."""
         images, common = self.images, layout(self.rows).common
-        lines = [
-            f"{images.num_images} {images.split} images of {images.data}, binarization {images.binarization}; "
-            "nats per image, larger is better"
-        ]
+        lines = [f"{images.words()}{images.binarized}; nats per image, larger is better"]
         if common:
             lines.append("all rows: " + ", ".join(f"{heading} {cell}" for heading, cell in common.items()))
         return lines
@@ -210,10 +209,12 @@ class Comparison:
         """Posteriors of the same test images, by the label of the row."""
         from ppl_gen.report.posteriors import shared_posteriors
 
-        names = [row.guide for row in self.rows]
-        names = labels(self.rows) if len(set(names)) < len(names) else names
+        guides = [row.guide or "" for row in self.rows]
+        names = labels(self.rows) if len(set(guides)) < len(guides) else guides
         found = {}
         for name, row in zip(names, self.rows, strict=True):
+            if is_weight_file(Path(row.runs[0])):
+                continue
             label = name.removesuffix(f" ({len(row.seeds)} seeds)") + f", seed {row.seeds[0]}" * (len(row.seeds) > 1)
             found[row.runs[0] if label in found else label] = Path(row.runs[0])
         return shared_posteriors(found)

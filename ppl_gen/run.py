@@ -204,7 +204,8 @@ class Run:
         directory = RunDirectory.open(path)
         check_same(directory, config, given)
         run = cls(directory, given)
-        if not directory.finished(config.training.epochs) or Evaluation.find(run.directory) is None:
+        page = exists(directory.path / "report.html")  # it is written last
+        if not (page and directory.finished(config.training.epochs) and Evaluation.find(run.directory)):
             return run.resume(on_epoch=on_epoch, quiet=True)  # which compares the images, too
         if given.data is not None or is_function(config.data.data):
             check_same_images(directory, load_data(config.data, given.data))

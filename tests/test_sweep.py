@@ -16,6 +16,7 @@ import pytest
 
 from ppl_gen import sweep
 from ppl_gen.comparison import Comparison
+from ppl_gen.core import cli
 from ppl_gen.training import sweeping
 
 Call = Callable[..., tuple[int, str, str]]
@@ -103,6 +104,12 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
 
     status, out, err = call(sweep.command, *arguments, *rest)
     assert status == 0 and err.startswith("2 runs: 2 already finished") and err.count("\n") == 1
+
+    # A run that was killed before its page, which is written last, is not finished.
+    Path("out/vae-normal-bound-4-2-0/report.html").unlink()
+    options = cli.parse(sweeping.SweepOptions, list(arguments), "", "")
+    todo = sweeping.remaining(sweeping.plan(options, list(rest[1:])))
+    assert [run.path.name for run in todo] == ["vae-normal-bound-4-2-0"]
 
     lost = Path("out/vae-mine-bound-4-2-0/evaluation.json")
     before = json.loads(lost.read_text(encoding="utf-8"))

@@ -113,7 +113,7 @@ def readable_errors(path: Path) -> Iterator[None]:
         raise BadInput(
             f"{error.filename or path}: cannot be written: {error.strerror or error}; files that were saved before are "
             "intact"
-        ) from error
+        ) from None  # a BadInput with a cause may be the fault of a user's code
 
 
 def _synced(file: io.FileIO, content: bytes) -> None:

@@ -70,6 +70,25 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     return content.hexdigest()
 
 
+def images_sha256(images: Any) -> str:
+    """SHA-256 of images as float32, row by row: `images_sha256` of an `evaluation.json`. It tells whether importance
+    weights are of the same images as a run's evaluation.
+
+    >>> images_sha256([[0, 1, 1], [1, 0, 1]])[:8]
+    '5a3edda6'
+
+    :param images: the images [N, …], as the model was given them: a tensor or an array. The shape of an image makes no
+        difference.
+    """
+    try:
+        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    except Exception as error:  # rows of different lengths
+        raise BadInput(f"images: is of type {type(images).__name__}, not an array ({words_of(error)})") from error
+    if array.dtype.kind not in "buif" or array.ndim == 0:
+        raise BadInput(f"images: must be an array of numbers [N, …], not {shown(images)}")
+    return hashlib.sha256(np.ascontiguousarray(array, dtype=np.float32).tobytes()).hexdigest()
+
+
 def _pair(name: str, given: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """Images, and labels or None."""
     if isinstance(given, Dataset):

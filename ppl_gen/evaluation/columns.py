@@ -56,6 +56,8 @@ def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> 
             cell = ("≥ " if shown and mean.at_least else "") + " ± ".join(shown)
             if mean.low is not None:
                 cell += f" [{mean.low:+.{digits}f}, {mean.high:+.{digits}f}]"
+            if mean.paired is False:
+                cell += " unpaired"
             texts.append(cell)
         return texts
 
@@ -64,7 +66,7 @@ def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> 
 
 COLUMNS = (
     Column("model", _name(lambda row: row.model), words=True, lift=True),
-    Column("guide", _name(lambda row: row.guide), words=True, lift=True),
+    Column("guide", _name(lambda row: row.guide or ""), words=True, lift=True),
     Column("prior", _name(lambda row: row.prior or "-"), words=True, lift=True),
     Column("objective", _name(lambda row: row.objective), words=True, lift=True),
     Column("options", _text(lambda row: written(row.options)), words=True),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_gen.evaluation import entries
-from ppl_gen.evaluation.reading import Evaluated, Images
+from ppl_gen.evaluation.reading import Evaluated, Images, images_of, same_images
 from ppl_gen.evaluation.rows import groups_of
 from ppl_gen.evaluation.table import ESTIMATES, shown
 from ppl_gen.experiment.run_directory import Json
@@ -22,8 +22,9 @@ class Level(NamedTuple):
     label: str
     mean: float
     half_width: float | None
-    """Half-width of the 95 % interval of the difference to `Distances.reference`, paired by image. It is 0 for the
-    reference itself. None if the values of single images are not recorded, or if there is one image."""
+    """Half-width of the 95 % interval of the difference to `Distances.reference`, paired by image if both rows are of
+    the same images. It is 0 for the reference itself. None if the values of single images are not recorded, or if there
+    is one image."""
     at_least: bool = False
     """True if log p(x) is likely larger, as `evaluation.json` has it."""
 
@@ -60,6 +61,8 @@ class Distance(NamedTuple):
     enumerated."""
     gap_at_least: bool = False
     sandwiches: tuple[Sandwich, ...] = ()
+    paired: bool = True
+    """False if the row is not known to be of the same images as the first one."""
 
     @property
     def best(self) -> Level | None:
@@ -95,17 +98,18 @@ def distances(runs: Sequence[Evaluated], labels: Sequence[str] | None = None) ->
     rows = [_row(group, label) for group, label in zip(groups, labels, strict=True)]
     reference = rows[0].best
     if reference is None:
-        return Distances(runs[0].images, rows)
+        return Distances(images_of(runs), rows)
     others = _values(groups[0], reference)
     with_intervals = []
     for group, row in zip(groups, rows, strict=True):
+        same_row, paired = group is groups[0], group is groups[0] or same_images(group[0], groups[0][0])
         levels = [
-            level._replace(half_width=_half_width(_values(group, level), others, group is groups[0], len(groups)))
+            level._replace(half_width=_half_width(_values(group, level), others, same_row, len(groups), paired))
             for level in row.levels
         ]
-        with_intervals.append(row._replace(levels=levels))
+        with_intervals.append(row._replace(levels=levels, paired=paired))
     several = all(len(group) > 1 for group in groups)
-    return Distances(runs[0].images, with_intervals, with_intervals[0].best, several)
+    return Distances(images_of(runs), with_intervals, with_intervals[0].best, several)
 
 
 def _row(group: Sequence[Evaluated], label: str) -> Distance:
@@ -171,14 +175,16 @@ def _values(group: Sequence[Evaluated], level: Level) -> np.ndarray | None:
     return np.stack(found) if len(found) == len(group) else None
 
 
-def _half_width(values: np.ndarray | None, others: np.ndarray | None, same_row: bool, num_rows: int) -> float | None:
+def _half_width(
+    values: np.ndarray | None, others: np.ndarray | None, same_row: bool, num_rows: int, paired: bool
+) -> float | None:
     """Half-width of the interval of values [seeds, images] minus others. Within a row the seeds are paired, too."""
     if values is None or others is None:
         return None
     if same_row:
         values, others = values - others, np.zeros_like(others)
     with np.errstate(invalid="ignore"):  # log p(x) of an image may be -inf
-        half_width = float(difference(values, others, num_rows).half_width)
+        half_width = float(difference(values, others, num_rows, paired).half_width)
     return half_width if np.isfinite(half_width) else None
 
 

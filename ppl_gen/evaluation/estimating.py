@@ -1,6 +1,5 @@
 """Estimates of log p(x) of a run's images, by every estimator that the options ask for."""
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
+from ppl_gen.data.arrays import images_sha256
 from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
@@ -112,7 +112,7 @@ def evaluate(
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),
-        "images_sha256": hashlib.sha256(whole[0].cpu().numpy().tobytes()).hexdigest(),
+        "images_sha256": images_sha256(whole[0]),
         "observation": kind,
         "options": replace(options, estimator=estimator).to_json(),
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),

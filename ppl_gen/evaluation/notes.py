@@ -13,7 +13,23 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
 
     :param rows: the rows of the runs.
     """
-    return [*_on_training(runs), *_on_errors(rows), *_on_estimates(rows), *warnings_of(runs[0].images.observation)]
+    unpaired = _on_unknown_images(runs) if any(map(_is_unpaired, rows)) else []
+    warnings = warnings_of(runs[0].images.observation)
+    return [*_on_training(runs), *_on_errors(rows), *unpaired, *_on_estimates(rows), *warnings]
+
+
+def _is_unpaired(row: Row) -> bool:
+    return row.log_px_difference.paired is False
+
+
+def _on_unknown_images(runs: Sequence[Evaluated]) -> list[str]:
+    """Notes on the differences between rows that are not known to be of the same images."""
+    lacking = [f"{run.path} ({run.images.num_images} images)" for run in runs if run.images_sha256 is None]
+    return [
+        f"no images_sha256: {', '.join(lacking)}",
+        "unpaired: nothing says that this row and the first are of the same images; the interval is for two "
+        "independent sets of images of one kind",
+    ]
 
 
 def _on_training(runs: Sequence[Evaluated]) -> list[str]:
@@ -35,8 +51,9 @@ def _on_errors(rows: Sequence[Row]) -> list[str]:
             "second ±: standard error over seeds of the row's mean; all numbers of a row are means over its seeds"
         )
     if len(rows) > 1:
+        unless = " unless it reads unpaired" if any(map(_is_unpaired, rows)) else ""
         notes += [
-            "Δ: mean of this row minus the first row, paired by image, with the errors of that mean",
+            f"Δ: mean of this row minus the first row, paired by image{unless}, with the errors of that mean",
             "[low, high]: 95 % interval of Δ; if it contains 0, the difference may be chance",
         ]
     if len(rows) > 2:

@@ -5,12 +5,11 @@ these arguments (`ppl_gen.core.contracts.Estimator`). It returns log weights or 
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ppl_gen.core import components
@@ -18,7 +17,7 @@ from ppl_gen.core.components import kebab_case
 from ppl_gen.core.contracts import Estimator, missing
 from ppl_gen.core.errors import BadInput, describe, near_miss, shown
 from ppl_gen.inference.estimate import Estimate
-from ppl_gen.inference.importance import weight_statistics
+from ppl_gen.inference.judging import judge
 
 
 @dataclass(frozen=True)
@@ -43,38 +42,33 @@ class OwnEstimator:
             found = self.function(model, guide, x, *labels, **({"num_samples": num_samples} if takes else {}))
         except Exception as error:  # user code
             raise BadInput(f"--estimator {self.reference}: fails: {describe(error)}") from error
-        if isinstance(found, Estimate):
-            if found.log_px.shape != (len(x),):
-                raise self._wrong(f"an Estimate whose log_px is {list(found.log_px.shape)}", len(x))
-            return found
-        if isinstance(found, np.ndarray):
-            found = torch.from_numpy(found)
-        if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[1] != len(x) or not len(found):
-            raise self._wrong(f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else shown(found), len(x))
-        return of_log_weights(self.name, self._weights(found))
-
-    def _weights(self, found: Tensor) -> Tensor:
-        """Log weights in float64 on the CPU."""
-        log_weights = found.detach().double().cpu()
-        bad = (log_weights.isnan() | (log_weights == torch.inf)).any(0)
-        if bad.any():
-            image = int(bad.nonzero()[0])
-            raise BadInput(f"--estimator {self.reference}: a log weight of image {image} is NaN or infinite")
-        return log_weights
-
-    def _wrong(self, found: str, count: int) -> BadInput:
-        return BadInput(
-            f"--estimator {self.reference}: returns {found}; it must return log weights [samples, {count}], or a "
-            f"ppl_gen.Estimate whose log_px is [{count}]"
-        )
+        if not isinstance(found, Estimate):
+            try:
+                found = of_log_weights(self.name, found)
+            except BadInput as error:
+                raise BadInput(
+                    f"--estimator {self.reference}: returns no ppl_gen.Estimate and no log weights: {error.sentence}"
+                ) from error
+        if found.log_px.shape != (len(x),):
+            raise BadInput(
+                f"--estimator {self.reference}: returns log p(x) {list(found.log_px.shape)}; it must return log "
+                f"weights [samples, {len(x)}], or a ppl_gen.Estimate whose log_px is [{len(x)}]"
+            )
+        return found
 
 
-def of_log_weights(name: str, log_weights: Tensor) -> Estimate:
-    """log p(x) with its diagnostics, from log weights [samples, images] in float64. The mean log weight is recorded
-    under `elbo`."""
-    statistics: dict[str, Any] = weight_statistics(log_weights)
-    settings = {"elbo": float(log_weights.mean())}
-    return Estimate(estimator=name, num_samples=len(log_weights), settings=settings, **statistics)
+def of_log_weights(name: str, log_weights: Any) -> Estimate:
+    """log p(x) with its diagnostics, from log weights [samples, images]. The mean log weight is recorded under
+    `elbo`.
+
+    :raises BadInput: for an array of another shape or type, and for NaN or +inf.
+    """
+    judged = judge(log_weights)
+    names = ("num_samples", "log_px", "log_px_mc_var", "log_px_bias", "ess", "khat", "largest")
+    shared: dict[str, Any] = {each: getattr(judged, each) for each in names}
+    elbo = float(judged.elbo.mean())
+    # No `ImportanceEstimate`: an evaluation has one, whose ELBO is that of the guide.
+    return Estimate(estimator=name, settings={"elbo": elbo} if math.isfinite(elbo) else {}, **shared)
 
 
 def find(references: Sequence[Any], options: Mapping[str, Any]) -> list[OwnEstimator]:

@@ -26,14 +26,28 @@ _ESTIMATE = "log_px_"  # variables of `evaluation.nc`: estimates of log p(x), ea
 
 
 class Images(NamedTuple):
-    """The images of an evaluation, and the kind of their p(x)."""
+    """The images of an evaluation, and the kind of their p(x). A file of log weights does not name its images: `data`,
+    `split` and `binarization` are None."""
 
-    data: str
-    split: str
+    data: str | None
+    split: str | None
     num_images: int
-    binarization: str
+    binarization: str | None
     observation: str
-    """Kind of p(x): probability, density or cross-entropy."""
+    """Kind of p(x): probability, density or cross-entropy; `unstated` for a file that does not say it."""
+
+    def words(self, form: str = "d") -> str:
+        """The images in words: `300 test images of digits`.
+
+        :param form: format of their number.
+        """
+        count = format(self.num_images, form)
+        return f"{count} images" if self.data is None else f"{count} {self.split} images of {self.data}"
+
+    @property
+    def binarized(self) -> str:
+        """The binarization, to stand after other words; empty for a file of log weights."""
+        return "" if self.binarization is None else f", binarization {self.binarization}"
 
 
 class Evaluated(NamedTuple):
@@ -64,6 +78,13 @@ class Evaluated(NamedTuple):
     """The means of `gaps.json`; empty if it is missing, or is of another split or other weights."""
     calibration: Json
     """The content of `calibration.json`; empty if it is missing, or is of other weights."""
+    of_run: bool = True
+    """False for a file of log weights, which takes the place of a run."""
+
+    @property
+    def images_sha256(self) -> str | None:
+        """SHA-256 of the images; None if it is unknown, as to earlier versions."""
+        return self.summary.get("images_sha256")
 
 
 # A run ---------------------------------------------------------------------------------------------------------
@@ -156,10 +177,13 @@ def with_defaults(runs: Sequence[Evaluated]) -> list[Evaluated]:
     code is not run."""
     named: dict[tuple[str, str | None], set[str]] = defaultdict(set)
     for run in runs:
-        for name in run.config:
+        for name in run.config if run.of_run else ():
             named[_owner(run.config, name)].add(name)
     filled = []
     for run in runs:
+        if not run.of_run:
+            filled.append(run)
+            continue
         config = dict(run.config)
         for part, of in {_owner(config, name) for name in config}:
             if lacking := named[part, of] - config.keys():
@@ -196,24 +220,59 @@ def _defaults(part: str, of: str | None) -> Json:
 
 
 def check_same_images(runs: Sequence[Evaluated]) -> None:
-    """Raise `BadInput` unless all runs were evaluated on the same images, with the same kind of p(x)."""
-    first = runs[0]
-    for run in runs[1:]:
-        pairs = dict(zip(Images._fields, zip(first.images, run.images, strict=True), strict=True))
-        for name in sorted(first.config.keys() | run.config.keys()):
-            # The test images do not depend on the number of training images.
-            if name.startswith("data.") and (name != "data.train_size" or first.images.split != "test"):
-                pairs[name] = (first.config.get(name), run.config.get(name))
-        if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
-            pairs["labels"] = ("one set", "another")
-        if "images_sha256" in first.summary and "images_sha256" in run.summary:  # earlier versions did not write it
-            pairs["the images' SHA-256"] = (first.summary["images_sha256"][:8], run.summary["images_sha256"][:8])
-        for name, (ours, theirs) in pairs.items():
-            if ours != theirs:
-                raise BadInput(
-                    f"{first.path} and {run.path} cannot be compared: {name.removeprefix('data.')} is {ours} in "
-                    f"the first and {theirs} in the second"
-                )
+    """Raise `BadInput` if it is known that not all runs were evaluated on the same images, with the same kind of p(x).
+    The images of a file of log weights may be unknown, but not the kind of its p(x)."""
+    hashed = [run for run in runs if run.images_sha256 is not None]
+    for alike, about in (([run for run in runs if run.of_run], _named), (hashed, _hashed), (runs, _kind)):
+        for run in alike[1:]:
+            first = alike[0]
+            for name, (ours, theirs) in about(first, run).items():
+                if ours != theirs:
+                    raise BadInput(
+                        f"{first.path} and {run.path} cannot be compared: {name.removeprefix('data.')} is {ours} in "
+                        f"the first and {theirs} in the second"
+                    )
+
+
+def _named(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
+    """What two runs record of their images, by name."""
+    pairs = dict(zip(Images._fields, zip(first.images, run.images, strict=True), strict=True))
+    for name in sorted(first.config.keys() | run.config.keys()):
+        # The test images do not depend on the number of training images.
+        if name.startswith("data.") and (name != "data.train_size" or first.images.split != "test"):
+            pairs[name] = (first.config.get(name), run.config.get(name))
+    if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
+        pairs["labels"] = ("one set", "another")
+    return pairs
+
+
+def _hashed(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
+    """The images of two runs or files by their SHA-256."""
+    hashes = str(first.images_sha256)[:8], str(run.images_sha256)[:8]
+    return {"the images' SHA-256": hashes, "num_images": (first.images.num_images, run.images.num_images)}
+
+
+def _kind(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
+    """The kind of p(x) of two runs or files."""
+    kinds = first.images.observation, run.images.observation
+    for each, kind, other in ((first, *kinds), (run, *kinds[::-1])):
+        if kind == "unstated" != other:
+            raise BadInput(
+                f"{each.path}: does not say of what kind its p(x) is, and the others are of {other}; save it with "
+                "observation='probability', 'density' or 'cross-entropy'"
+            )
+    return {"observation": kinds}
+
+
+def images_of(runs: Sequence[Evaluated]) -> Images:
+    """The images of a comparison: those of its first run, because a file of log weights does not name its images."""
+    return next((run for run in runs if run.of_run), runs[0]).images
+
+
+def same_images(first: Evaluated, second: Evaluated) -> bool:
+    """True if two runs, which `check_same_images` has passed, are known to be of the same images. Then their values are
+    paired image by image."""
+    return (first.of_run and second.of_run) or (None not in (first.images_sha256, second.images_sha256))
 
 
 def group(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
@@ -225,7 +284,8 @@ def group(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
         seeds = groups.setdefault(json.dumps(chosen, sort_keys=True), {})
         other = seeds.setdefault(run.seed, run)
         if other is not run:
+            what, how = ("configuration", "") if run.of_run else ("name", ", or give it a name or a seed of its own")
             raise BadInput(
-                f"{other.path} and {run.path}: have the same configuration and seed, {run.seed}; leave one out"
+                f"{other.path} and {run.path}: have the same {what} and seed, {run.seed}; leave one out{how}"
             )
     return [list(seeds.values()) for seeds in groups.values()]

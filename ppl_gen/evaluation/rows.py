@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppl_gen.evaluation import entries
-from ppl_gen.evaluation.reading import OPTIONS, Evaluated, group
+from ppl_gen.evaluation.reading import OPTIONS, Evaluated, group, same_images
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
 
@@ -29,6 +29,9 @@ class RowMean:
     """Lower end of the 95 % interval of a difference; `high` is the upper end."""
     high: float | None = None
     at_least: bool = False
+    paired: bool | None = None
+    """True for a difference between rows of the same images, False if that is not known; None if it is no
+    difference."""
 
     def to_json(self, *more: str) -> Json:
         """The mean with its errors, and with further fields by name."""
@@ -37,10 +40,11 @@ class RowMean:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one method, which differ in the seed alone."""
+    """Runs of one method, which differ in the seed alone; or files of log weights of one name."""
 
     model: str
-    guide: str
+    """The model, or the name of a file of log weights. Such a row has no guide, no objective and no parameters."""
+    guide: str | None
     prior: str | None
     objective: str
     """The objective, with its particles and warm-up if they are not the defaults: `vimco-50`."""
@@ -48,7 +52,7 @@ class Row:
     """The options that distinguish this row from others of the same model, and that have no column."""
     seeds: list[int]
     runs: list[str]
-    """Run directories, in the order of the seeds."""
+    """Run directories, or files of log weights, in the order of the seeds."""
     elbo: RowMean
     k: int | None
     """Samples of the IWAE bound `iwae`."""
@@ -57,7 +61,8 @@ class Row:
     settings: Json
     """Settings of log p(x): `estimator`, `num_samples`, and options of annealing."""
     log_px_difference: RowMean
-    """log p(x) of this row minus that of the best, paired by image. The best row has no mean here."""
+    """log p(x) of this row minus that of the best, paired by image if both are of the same images. The best row has no
+    mean here."""
     elbo_difference: RowMean
     difference_of: str | None
     """Subject of the differences: `methods`, or `weights` if this row or the best has one seed."""
@@ -76,7 +81,7 @@ class Row:
     calibration: str | None
     """Verdicts on the guide's samples, before and after weighting: `too narrow → calibrated`; those of several seeds
     are joined by `or`."""
-    num_parameters: int
+    num_parameters: int | None
     seconds: float | None
     epochs: float | None
 
@@ -94,8 +99,8 @@ class Row:
             "elbo": self.elbo.to_json(),
             "iwae": {"k": self.k} | self.iwae.to_json(),
             "log_px": self.log_px.to_json() | self.settings | {"at_least": self.log_px.at_least},
-            "log_px_difference": self.log_px_difference.to_json("low", "high") | of,
-            "elbo_difference": self.elbo_difference.to_json("low", "high") | of,
+            "log_px_difference": self.log_px_difference.to_json("low", "high", "paired") | of,
+            "elbo_difference": self.elbo_difference.to_json("low", "high", "paired") | of,
             "gap": {"mean": self.gap.mean, "at_least": self.gap.at_least},
             "approximation": {"mean": self.approximation.mean} | images | {"at_least": self.approximation.at_least},
             "amortization": {"mean": self.amortization.mean} | images | {"at_least": self.amortization.at_least},
@@ -155,7 +160,8 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
     difference_of = None
     if runs is not best:
         pairs = zip((elbo, log_px), _values(best), strict=True)
-        elbo_difference, log_px_difference = (_difference(ours, theirs, len(groups)) for ours, theirs in pairs)
+        paired = same_images(first, best[0])
+        elbo_difference, log_px_difference = (_difference(*pair, len(groups), paired) for pair in pairs)
         difference_of = "methods" if min(len(runs), len(best)) > 1 else "weights"
     return Row(
         model=first.summary["model"],
@@ -206,17 +212,18 @@ def mean_of(values: np.ndarray, at_least: bool = False) -> RowMean:
     """The mean of values [seeds, images], with its standard errors over images and over seeds.
 
     >>> mean_of(np.array([[-10.0, -10.0], [-11.0, -13.0]]))
-    RowMean(mean=-11.0, se=0.5, se_seeds=1.0, low=None, high=None, at_least=False)
+    RowMean(mean=-11.0, se=0.5, se_seeds=1.0, low=None, high=None, at_least=False, paired=None)
     """
     over_images, over_seeds = variance_over_images(values.mean(0)), variance_over_seeds(values)
     return RowMean(_float(values.mean()), _float(np.sqrt(over_images)), _float(np.sqrt(over_seeds)), at_least=at_least)
 
 
-def _difference(values: np.ndarray, best: np.ndarray, num_rows: int) -> RowMean:
-    """The mean of values [seeds, images] minus those of the best row, paired by image, with errors and interval."""
-    found = difference(values, best, num_rows)
+def _difference(values: np.ndarray, best: np.ndarray, num_rows: int, paired: bool) -> RowMean:
+    """The mean of values [seeds, images] minus those of the best row, with errors and interval."""
+    found = difference(values, best, num_rows, paired)
     low, high = found.mean - found.half_width, found.mean + found.half_width
-    return RowMean(_float(found.mean), _float(found.se), _float(found.se_seeds), _float(low), _float(high))
+    errors = _float(found.se), _float(found.se_seeds), _float(low), _float(high)
+    return RowMean(_float(found.mean), *errors, paired=paired)
 
 
 def _float(value: np.ndarray) -> float | None:
@@ -247,8 +254,9 @@ def _objective(config: Json) -> str:
 def _options(run: Evaluated, others: Sequence[Evaluated]) -> Json:
     """The options that distinguish a row from the others, and that have no column. An option is compared with rows of
     the same model, since models have defaults of their own; an option of a guide or prior with rows of the same guide
-    or prior; data and checkpoint with all rows."""
+    or prior; data and checkpoint with all rows. Runs and files of log weights have no options in common."""
     options = {}
+    others = [other for other in others if other.of_run == run.of_run]
     for name in sorted(set().union(*(other.config for other in others)) - _IN_COLUMNS):
         part = next((part for part in ("guide", "prior") if name.startswith(f"{part}_")), "")
         alike = () if name.startswith(("data.", "evaluation.")) else ("model", part) if part else ("model",)

@@ -80,10 +80,7 @@ def _what(found: Distances) -> str:
         )
         if present
     ]
-    return (
-        f"How far the bound is from log p(x): {_listed(kinds)}, means over {images.num_images:,} {images.split} images "
-        f"of {images.data}, binarization {images.binarization}."
-    )
+    return f"How far the bound is from log p(x): {_listed(kinds)}, means over {images.words(',')}{images.binarized}."
 
 
 def _bars(found: Distances) -> list[str]:
@@ -96,12 +93,14 @@ def _bars(found: Distances) -> list[str]:
     of = "its own log p(x)" if len(found.rows) == 1 else f"log p(x) of {found.rows[0].label}"
     over = "other images and seeds" if found.several_seeds else "other images, not for other seeds"
     unknown = any(level.half_width is None for level in barred)
+    unpaired = [row.label for row in found.rows if not row.paired]
     widest = max(widths)
     width = "below ± 0.0001" if widest < 0.00005 else f"± {fixed(widest, 2 if widest >= 0.01 else 4)}"
     return [
         f"Bars, on the ELBO and the best log p(x) of each row, are 95 % intervals of the difference to {of} "
         f"({reference.label}; dashed), paired image by image; they hold for {over}. The widest is "
         f"{width} nats, and a bar that is not seen is shorter than its mark.",
+        *([f"The bars of {_listed(unpaired)} are not paired: their images may be others."] if unpaired else []),
         *(["There is no bar where the values of single images are not recorded."] if unknown else []),
     ]
 
@@ -207,7 +206,7 @@ def how_far(found: Distances) -> Figure:
     if side is not None:
         _finish_side(side, [each for row in found.rows for each in row.sandwiches])
     images = found.images
-    title = f"How far is the bound?  {images.num_images:,} {images.split} images of {images.data}"
+    title = f"How far is the bound?  {images.words(',')}"
     figure.text(_MARGIN / _WIDTH, 1 - 0.08 / figure.get_figheight(), title, va="top")
     return figure
 

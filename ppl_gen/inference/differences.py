@@ -64,16 +64,18 @@ def variance_over_images(values: np.ndarray) -> np.ndarray:
     return values.var(-1, ddof=1) / count if count > 1 else np.full(values.shape[:-1], np.nan)
 
 
-def difference(values: np.ndarray, others: np.ndarray, num_rows: int) -> Difference:
+def difference(values: np.ndarray, others: np.ndarray, num_rows: int, paired: bool = True) -> Difference:
     """The mean of values [..., seeds, images] minus the mean of others [..., other seeds, images], paired by image.
 
     :param num_rows: number of rows that these two were chosen from.
+    :param paired: False if the two are of different images, whose errors are independent. Their numbers may differ.
     """
-    per_image = values.mean(-2) - others.mean(-2)
-    over_images = variance_over_images(per_image)
+    means = values.mean(-2), others.mean(-2)
+    samples = [means[0] - means[1]] if paired else list(means)
+    images = [(variance_over_images(each), each.shape[-1] - 1) for each in samples]
     seeds = [(variance_over_seeds(each), each.shape[-2] - 1) for each in (values, others)]
-    over_seeds = sum(variance for variance, _ in seeds)
-    squared = critical(per_image.shape[-1] - 1, num_rows) ** 2 * over_images
-    if all(degrees > 0 for _, degrees in seeds):
-        squared = squared + sum(critical(degrees, num_rows) ** 2 * variance for variance, degrees in seeds)
-    return Difference(per_image.mean(-1), np.sqrt(over_images), np.sqrt(over_seeds), np.sqrt(squared))
+    over_images, over_seeds = (sum(variance for variance, _ in errors) for errors in (images, seeds))
+    counted = images + (seeds if all(degrees > 0 for _, degrees in seeds) else [])
+    squared = sum(critical(degrees, num_rows) ** 2 * variance for variance, degrees in counted)
+    mean = samples[0].mean(-1) if paired else means[0].mean(-1) - means[1].mean(-1)
+    return Difference(mean, np.sqrt(over_images), np.sqrt(over_seeds), np.sqrt(squared))

@@ -126,6 +126,8 @@ def _minus_elbo(terms: Terms, beta: float, score: Tensor | None) -> Tensor:
     """
     kl = terms.kl if terms.kl is not None else terms.log_guide - terms.log_prior
     values = terms.log_likelihood - beta * kl
+    if terms.penalty is not None:
+        values = values - terms.penalty
     loss = -values.mean(0).sum()
     if score is None:
         return loss

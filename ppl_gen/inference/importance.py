@@ -85,6 +85,8 @@ class ImportanceEstimate(Estimate):
     support."""
     latent_mc_var: dict[str, Tensor]
     """Monte Carlo variance of `latent_mean`."""
+    left_out: tuple[str, ...] = ()
+    """Names of the guide's sites that do not belong to q(z | x)."""
     observation: str = "probability"
     """Kind of p(x), as `check_images` returns it: `probability`, `density`, `cross-entropy` or `unchecked`."""
     second_opinion: "SecondOpinion | None" = None
@@ -141,6 +143,8 @@ class ImportanceEstimate(Estimate):
         entries |= {"ess": median_and_least(self.ess), "khat": khat_entry(self, self.khat)}
         if self.narrower:
             entries["narrower"] = True
+        if self.left_out:
+            entries["left_out"] = list(self.left_out)
         if self.second_opinion is not None:
             entries["second_opinion"] = self.second_opinion.entry_on(self)
         if self.bidirectional is not None:
@@ -181,6 +185,9 @@ class ImportanceEstimate(Estimate):
             told.append(
                 f"a mode that the guide misses, and with less than {mass:.0%} of the prior's mass, may be unseen"
             )
+        if self.left_out:
+            names = ", ".join(f"'{name}'" for name in self.left_out)
+            told.append(f"left out of q(z | x), to which they do not belong: {names} of the guide")
         return told + warnings_of(self.observation)
 
 
@@ -238,7 +245,7 @@ def log_marginal_likelihood(
         observation = check_images(pair, x, *args, **kwargs)
         blocks = weighted_blocks(pair, Batch(x, args, kwargs), num_samples, chunk_size, analytic_kl=True)
         parts = ((count, _summarize(chunks)) for count, chunks in blocks)
-        about: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower)}
+        about: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower), "left_out": pair.left_out}
         estimate = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(parts, len(x), progress))
         if pair.exceeds_prior:
             estimate = _without_bounds(estimate)

@@ -78,6 +78,9 @@ class Terms:
     score: Tensor | None = None
     """Log-probability of the guide's discrete choices, if its samples are otherwise reparametrized; its gradient is the
     score of the choices. None for all other guides."""
+    penalty: Tensor | None = None
+    """Log-densities of the guide's observed sites and factors, which training subtracts as Pyro's ELBOs do; None if
+    there are none. They do not belong to log q(z | x)."""
     weight: Tensor | None = None
     """The log weight, if it is not the sum of the densities: if the guide enumerates y, log of sum_y p(x, y, z_y) /
     q(z_y | x, y)."""
@@ -118,6 +121,8 @@ class ByValue(NamedTuple):
     """log q(y | x)."""
     log_guide: Tensor
     """log q(z_y | x, y)."""
+    penalty: Tensor | None
+    """Log-densities of the guide's observed sites and factors."""
     values: Values
     """Values of the latent sites, with a dimension of all y on the left."""
 
@@ -155,6 +160,11 @@ class Pair:
     of z: log p(z) and log p(x | z) are sums over their values."""
     enumerated_in_guide: tuple[str, ...]
     """Names of the latent sites whose values the guide enumerates (`infer={"enumerate": "parallel"}`)."""
+    penalties: tuple[str, ...]
+    """Names of the guide's observed sites and factors. Training subtracts their log-densities."""
+    left_out: tuple[str, ...]
+    """Names of the guide's sites that do not belong to q(z | x), and are left out of it: observed sites, factors, and
+    auxiliary sites that the model does not have."""
     masked: bool
     """True if a latent site has a mask."""
     unbounded: bool
@@ -251,8 +261,7 @@ class Pair:
         :param detach: detach z from the parameters that it was drawn with.
         :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only, by replaying the guide
             under detached parameters (Roeder et al. 2017).
-        :param cut: evaluate the model's densities at leaves, so that gradients stop at `values` and can be passed on to
-            `drawn`.
+        :param cut: evaluate the model at leaves, so that gradients stop at `values` and can be passed on to `drawn`.
         """
         shape, images = (num_samples, len(x)), Batch(x, args, kwargs)
         if self.enumerated_in_guide:
@@ -261,8 +270,7 @@ class Pair:
         if frozen_guide:
             drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch, cut)
         else:
-            traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
-            drawn = traces.guide
+            drawn, traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
         sources = self._values(drawn) if cut else {}
         terms = replace(self.terms_of(traces, shape, analytic_kl), values=values, drawn=sources)
         return terms if detach else replace(terms, score=self._score(drawn, shape))
@@ -344,16 +352,6 @@ class Pair:
         traces = conditioned(self.guide, self.joint, values, Batch(x, args, kwargs))
         return self.terms_of(traces, (1, len(x)), may_miss=self.guide_may_miss)
 
-    def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
-        """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
-        shape = [1] * -self.sample_dim
-        if self.vectorized:
-            shape[self.sample_dim], shape[self.plate.dim] = weights.shape
-        else:
-            shape[self.plate.dim] = weights.numel()
-        shape += [1] * len(self.event_shapes[name])
-        return weights.reshape(shape[len(shape) - value.dim() :])
-
     def log_densities(self, terms: Terms) -> dict[str, Tensor]:
         """Log-densities [samples, images] of terms, by their names in messages."""
         return {
@@ -402,6 +400,7 @@ class Pair:
             kl,
             latents,
             frozenset(name for name in self.latent if drawn.nodes[name]["fn"].has_enumerate_support),
+            penalty=self._total(traces.guide, self.penalties, shape, frozenset()) if self.penalties else None,
         )
 
     def proposal(self, traces: Traces) -> poutine.Trace:
@@ -481,6 +480,7 @@ class Pair:
             log_prior=prior,
             log_value=total(traces.guide, *self.enumerated_in_guide),
             log_guide=total(traces.guide, *drawn),
+            penalty=total(traces.guide, *self.penalties) if self.penalties else None,
             values={name: self._by_value(traces.guide.nodes[name], sizes) for name in self.latent},
         )
 
@@ -516,6 +516,7 @@ class Pair:
             kl=None,
             latents=latents,
             finite=frozenset(name for name in latents if drawn.trace.nodes[name]["fn"].has_enumerate_support),
+            penalty=None if drawn.penalty is None else mean(drawn.penalty),
             weight=(drawn.log_likelihood + drawn.log_prior - drawn.log_guide).logsumexp(0),
         )
 

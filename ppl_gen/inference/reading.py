@@ -37,7 +37,7 @@ from ppl_gen.inference.independence import can_vectorize_samples, check_independ
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
 from ppl_gen.inference.supports import is_discrete, log_prob_within, support, unbounded
-from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of
+from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of, with_whole_plates
 
 _COUNTS = (2, 3, 5)  # numbers of images; the plate whose size equals each of them is the plate of images
 
@@ -49,6 +49,7 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
     if len(x) == 0:
         raise BadInput("x has no images; give at least one")
     with reading(model, guide), forked_rng(x), matmul_precision():
+        functions = _with_whole_plates(functions, batch)
         plate, traces = _plate_of_images(functions, batch)
         _check_sites(functions, traces)
         _check_plates(functions, traces, plate)
@@ -94,16 +95,28 @@ def _functions_of(model: Any, guide: Any, batch: Batch) -> _Functions:
     )
 
 
+def _with_whole_plates(functions: _Functions, batch: Batch) -> _Functions:
+    """Wrap the functions whose plate of images has no size, or takes only some of the images."""
+    few = take(torch.arange(2, device=batch.x.device) % len(batch.x), *batch)
+    try:
+        model, guide = (with_whole_plates(each, few) for each in (functions.model, functions.guide))
+    except Exception:  # raised again, with more words, when the plate is looked for
+        return functions
+    return replace(functions, model=model, guide=guide)
+
+
 # The plate of images -----------------------------------------------------------------------------------------------
 
 
 def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStackFrame, Traces]:
     """Find the plate of images: it is around all observed sites, and its size is the number of images in several runs.
     Returns it with the traces of the last run, on 5 images."""
-    candidates = []
+    candidates, subsampled = [], dict[str, tuple[int, int]]()
     for count in _COUNTS:
         rows = torch.arange(count, device=batch.x.device) % len(batch.x)
         traces = _first_traces(functions, take(rows, *batch), batch)
+        plates = [frame for trace in traces for site in sample_sites(trace) for frame in plates_of(site)]
+        subsampled |= {f.name: (f.size, f.full_size) for f in plates if f.full_size not in (None, -1, f.size)}
         observed = [site for site in sample_sites(traces.model) if site["is_observed"]]
         if not observed:
             raise BadInput(f"{functions.model_name} observes nothing; give its image site obs=x")
@@ -115,7 +128,14 @@ def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStac
             f"{functions.model_name}: its observed sites share no plate over the images; sample them in one vectorized "
             "`with pyro.plate('data', len(x)):`"
         )
-    return candidates[-1][names.pop()], traces
+    plate = candidates[-1][names.pop()]
+    for name, (size, of) in subsampled.items():
+        if name != plate.name:
+            raise BadInput(
+                f"plate '{name}' of {functions.model_name} takes {size} of {of} elements: log p(x) needs all of them; "
+                "leave out subsample_size"
+            )
+    return plate, traces
 
 
 def _first_traces(functions: _Functions, batch: Batch, whole: Batch) -> Traces:
@@ -162,39 +182,61 @@ def _hint_of_rows(functions: _Functions, who: str, whole: Batch) -> str:
 # The sites ---------------------------------------------------------------------------------------------------------
 
 
-def _latent(trace: poutine.Trace) -> list[str]:
+def _unobserved(trace: poutine.Trace) -> list[str]:
     """Names of the sites of a trace that are not observed."""
     return [site["name"] for site in sample_sites(trace) if not site["is_observed"]]
 
 
-def _marked(model_trace: poutine.Trace) -> list[str]:
-    """Names of the latent sites that the model marks for enumeration."""
-    return [n for n in _latent(model_trace) if model_trace.nodes[n]["infer"].get("enumerate") == "parallel"]
+def _latent(traces: Traces) -> list[str]:
+    """Names of the model's latent sites. The part of a site that its `obs_mask` leaves out is none, if the guide does
+    not sample it: the model then draws it, and its density is not part of log p(x)."""
+    parts = {
+        f"{name.removesuffix('_observed')}_unobserved" for name in traces.model.nodes if name.endswith("_observed")
+    }
+    return [name for name in _unobserved(traces.model) if name not in parts or name in traces.guide.nodes]
+
+
+def _proposed(traces: Traces) -> list[str]:
+    """Names of the sites that the guide samples, without auxiliary ones that the model does not have."""
+    auxiliary = {name for name in traces.guide.nodes if traces.guide.nodes[name].get("infer", {}).get("is_auxiliary")}
+    return [name for name in _unobserved(traces.guide) if name in traces.model.nodes or name not in auxiliary]
+
+
+def _left_out(traces: Traces) -> list[str]:
+    """Names of the guide's sites that do not belong to q(z | x): observed sites and factors, such as a loss of a
+    classifier, and auxiliary sites. z ~ q(z | x, a) has the weight p(x, z) / q(z | x, a) for every auxiliary a."""
+    proposed = _proposed(traces)
+    return [site["name"] for site in sample_sites(traces.guide) if site["name"] not in proposed]
+
+
+def _marked(trace: poutine.Trace, names: list[str]) -> list[str]:
+    """Those of some sites that are marked for enumeration."""
+    return [name for name in names if trace.nodes[name]["infer"].get("enumerate") == "parallel"]
 
 
 def _is_enumerated(functions: _Functions, traces: Traces) -> bool:
     """True if the guide leaves every latent site to enumeration in the model, or the one there is to a sum over points
     that it gives."""
-    latent = _latent(traces.model)
+    latent = _latent(traces)
     given = len(latent) == 1 and offers(functions.guide_module, Discretizes)
-    return bool(latent) and not _latent(traces.guide) and (given or _marked(traces.model) == latent)
+    return bool(latent) and not _proposed(traces) and (given or _marked(traces.model, latent) == latent)
 
 
 def _summed(traces: Traces) -> list[str]:
     """Names of the latent sites that a guide leaves to enumeration in the model, while it samples others."""
-    proposed = _latent(traces.guide)
-    left = [name for name in _marked(traces.model) if name not in proposed]
+    proposed = _proposed(traces)
+    left = [name for name in _marked(traces.model, _latent(traces)) if name not in proposed]
     return [name for name in left if proposed and traces.model.nodes[name]["fn"].has_enumerate_support]
 
 
 def _enumerated_in_guide(traces: Traces) -> list[str]:
     """Names of the latent sites that a guide enumerates by itself."""
-    return _marked(traces.guide)
+    return _marked(traces.guide, _proposed(traces))
 
 
 def _check_sites(functions: _Functions, traces: Traces) -> None:
     """Refuse a guide that does not sample exactly the model's latent sites, but for those that are enumerated."""
-    latent, proposed, summed = _latent(traces.model), _latent(traces.guide), _summed(traces)
+    latent, proposed, summed = _latent(traces), _proposed(traces), _summed(traces)
     for name in [] if _is_enumerated(functions, traces) else latent:
         if name in summed:
             continue
@@ -204,7 +246,7 @@ def _check_sites(functions: _Functions, traces: Traces) -> None:
                 'this needs finite support and infer={"enumerate": "parallel"}'
             )
         if name not in proposed:
-            marked, finite = name in _marked(traces.model), traces.model.nodes[name]["fn"].has_enumerate_support
+            marked, finite = bool(_marked(traces.model, [name])), traces.model.nodes[name]["fn"].has_enumerate_support
             hint = "; it is marked to be enumerated, but has no finite support" if marked else ""
             if finite and not marked:
                 hint = '; to sum over its values, mark it with infer={"enumerate": "parallel"} in the model'
@@ -213,6 +255,11 @@ def _check_sites(functions: _Functions, traces: Traces) -> None:
                 f"{', '.join(map(repr, proposed))}{hint}"
             )
     for name in proposed:
+        if name in traces.model.nodes and traces.model.nodes[name]["is_observed"]:
+            raise BadInput(
+                f"{functions.guide_name} samples '{name}', which {functions.model_name} observes; give it obs= in the "
+                "guide too, or leave it out"
+            )
         if name not in latent:
             raise BadInput(
                 f"{functions.guide_name} samples '{name}', which is not a latent site of {functions.model_name}"
@@ -221,7 +268,7 @@ def _check_sites(functions: _Functions, traces: Traces) -> None:
 
 def _check_plates(functions: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
     """Refuse a latent site, in model or guide, outside the plate of images."""
-    latent = _latent(traces.model)
+    latent = _latent(traces)
     for trace, who in ((traces.model, functions.model_name), (traces.guide, functions.guide_name)):
         for name in (name for name in latent if name in trace.nodes):
             plates = [frame.name for frame in trace.nodes[name]["cond_indep_stack"]]
@@ -241,7 +288,11 @@ def _check_shapes(functions: _Functions, traces: Traces) -> None:
     """Refuse sites without a density, and sites whose event shape or kind differs between model, guide and value."""
     for site in sample_sites(traces.guide):
         if site["is_observed"]:
-            raise BadInput(f"{functions.guide_name} observes '{site['name']}': a guide only samples; leave out obs=")
+            if not traces.model.nodes.get(site["name"], site)["is_observed"]:
+                raise BadInput(
+                    f"{functions.guide_name} observes '{site['name']}', which {functions.model_name} samples: leave out obs="
+                )
+            continue
         _check_density(site, functions.guide_name)
         if site["name"] in traces.model.nodes:
             _check_same_events(functions, site, traces.model.nodes[site["name"]])
@@ -290,20 +341,13 @@ def _max_plate_nesting(traces: Traces) -> int:
 
 def _check_dimensions(functions: _Functions, traces: Traces, plate: CondIndepStackFrame) -> None:
     """Refuse a site whose log-density has a dimension of size above 1 left of all plates. It arises where a value
-    broadcasts against a distribution by mistake, for example to all pairs of images. Refuse also a plate that
-    subsamples its elements, because log p(x) is of all of them."""
+    broadcasts against a distribution by mistake, for example to all pairs of images."""
     for trace, who in ((traces.model, functions.model_name), (traces.guide, functions.guide_name)):
         for site in sample_sites(trace):
             try:
                 shape = tuple(log_prob_within(site, masked_log_prob).shape)
             except Exception as error:
                 raise BadInput(f"{who}: site '{site['name']}' has no log-density: {describe(error)}") from error
-            for frame in site["cond_indep_stack"]:
-                if frame.name != plate.name and frame.full_size not in (None, frame.size):
-                    raise BadInput(
-                        f"{who}: plate '{frame.name}' takes {frame.size} of {frame.full_size} elements: log p(x) "
-                        "needs all of them; leave out subsample_size"
-                    )
             if any(size > 1 for size in shape[: -_max_plate_nesting(traces)]):
                 raise BadInput(
                     f"{who}: site '{site['name']}' has log-densities of shape {shape} for {plate.size} images in the "
@@ -320,9 +364,9 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
     sites = sample_sites(traces.model)
     observed = [site for site in sites if site["is_observed"]]
     summed, in_guide = _summed(traces), _enumerated_in_guide(traces)
-    every = {site["name"]: site["fn"] for site in sites if not site["is_observed"]}
+    every = {name: traces.model.nodes[name]["fn"] for name in _latent(traces)}
     priors = {name: fn for name, fn in every.items() if name not in summed}
-    proposals = {name: traces.guide.nodes[name] for name in _latent(traces.guide)}
+    proposals = {name: traces.guide.nodes[name] for name in _proposed(traces)}
     drawn = {name: site for name, site in proposals.items() if name not in in_guide}
     names = tuple(site["name"] for site in observed)
     likelihoods = [site["fn"] for site in observed if not isinstance(site["fn"], dist.Unit)]  # Unit is of pyro.factor
@@ -339,7 +383,9 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
         image="x" if "x" in names else names[0],
         discrete=bool(likelihoods) and all(map(is_discrete, likelihoods)),
         event_shapes={name: tuple(fn.event_shape) for name, fn in priors.items()},
-        masked=any(site["mask"] is not None for site in sites if not site["is_observed"]),
+        penalties=tuple(site["name"] for site in sample_sites(traces.guide) if site["is_observed"]),
+        left_out=tuple(_left_out(traces)),
+        masked=any(traces.model.nodes[name]["mask"] is not None for name in every),
         unbounded=all(map(unbounded, priors.values())),
         summed=tuple(summed),
         enumerated_in_guide=tuple(in_guide),

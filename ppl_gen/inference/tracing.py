@@ -1,13 +1,16 @@
 """Execution of a pair: the trace of the guide, and the trace of the model at the values that the guide has drawn."""
 
+import functools
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 
 from ppl_gen.inference.callables import Batch, PyroFunction
@@ -27,6 +30,61 @@ class Traces(NamedTuple):
 def trace_of(function: PyroFunction, batch: Batch) -> poutine.Trace:
     """Run a Pyro function and return its trace."""
     return poutine.trace(function).get_trace(batch.x, *batch.args, **batch.kwargs)
+
+
+class _WholePlates(Messenger):
+    """Handler under which the plate of images holds all images that are given: a plate without a size has that of the
+    batch, and the `subsample_size` of a plate with the size of the batch is left out.
+
+    :param count: number of images in the batch.
+    """
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.count, self.used = count, False
+
+    def __enter__(self) -> Self:
+        # `plate` compares its own argument with the subsample that handlers return, so no handler can change it.
+        self._subsample = SubsampleMessenger._subsample
+        SubsampleMessenger._subsample = staticmethod(self._whole)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        SubsampleMessenger._subsample = staticmethod(self._subsample)
+        super().__exit__(*error)
+
+    def _whole(self, name: str, size: Any = None, subsample_size: Any = None, *given: Any) -> Any:
+        if size == self.count and subsample_size is not None and (not given or given[0] is None):
+            self.used, subsample_size = True, None
+        return self._subsample(name, size, subsample_size, *given)
+
+    def _pyro_sample(self, message: Any) -> None:
+        frames, fn, value = message["cond_indep_stack"], message["fn"], message["value"]
+        if any(frame.size == -1 for frame in frames):
+            self.used = True
+            shape = fn.batch_shape
+            if value is not None:
+                shape = torch.broadcast_shapes(shape, value.shape[: value.dim() - fn.event_dim])
+
+            def size_of(dim: int) -> int:
+                own = shape[dim] if len(shape) >= -dim else 1
+                return self.count if own == 1 else own
+
+            sized = (frame._replace(size=size_of(frame.dim)) if frame.size == -1 else frame for frame in frames)
+            message["cond_indep_stack"] = tuple(sized)
+            BroadcastMessenger._pyro_sample(message)
+
+
+def with_whole_plates(function: PyroFunction, batch: Batch) -> PyroFunction:
+    """Wrap a function whose plates have no size, or subsample (`_WholePlates`). All others are returned as they are."""
+
+    @functools.wraps(function)
+    def whole(x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        with _WholePlates(kwargs.get("n", 1) if x is None else len(x)) as whole.plates:  # type: ignore[attr-defined]
+            return function(x, *args, **kwargs)
+
+    trace_of(whole, batch)
+    return whole if whole.plates.used else function  # type: ignore[attr-defined]
 
 
 def under_samples(function: PyroFunction, num_samples: int, dim: int) -> PyroFunction:
@@ -49,16 +107,16 @@ def replayed(guide: PyroFunction, model: PyroFunction, batch: Batch, detach: boo
 
 def cut_traces(
     guide: PyroFunction, model: PyroFunction, latent: Iterable[str], batch: Batch, detach: bool = False
-) -> tuple[Traces, dict[str, Tensor]]:
+) -> tuple[poutine.Trace, Traces, dict[str, Tensor]]:
     """As `replayed`, with the model at leaves: tensors with the drawn values that gradients do not pass through.
 
     :param latent: names of the sites whose values are replaced by leaves.
-    :returns: the traces, and the leaves.
+    :returns: the trace of the guide, the traces of both, and the leaves.
     """
     with _Detach() if detach else nullcontext():
         drawn = trace_of(guide, batch)
     at, leaves = _with_values(drawn, latent, _leaf)
-    return Traces(drawn, trace_of(poutine.replay(model, trace=at), batch)), leaves
+    return drawn, Traces(drawn, trace_of(poutine.replay(model, trace=at), batch)), leaves
 
 
 def conditioned(guide: PyroFunction, model: PyroFunction, values: dict[str, Tensor], batch: Batch) -> Traces:

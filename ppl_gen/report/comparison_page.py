@@ -10,6 +10,8 @@ from ppl_gen.core.errors import warnings_of
 from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.columns import Layout
 from ppl_gen.evaluation.distances import Distances
+from ppl_gen.evaluation.reading import Images
+from ppl_gen.evaluation.weight_files import is_weight_file
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.report.page import Picture, render
 
@@ -35,15 +37,19 @@ def comparison(
     """
     from ppl_gen.figures.distances import caption
 
-    images, warnings = compared["images"], warnings_of(compared["images"]["observation"])
-    runs = [RunDirectory.open(Path(path)) for row in compared["rows"] for path in row["runs"]]
+    images = Images(**compared["images"])
+    warnings = warnings_of(images.observation)
+    paths = [Path(path) for row in compared["rows"] for path in row["runs"]]
+    files = [path for path in paths if is_weight_file(path)]
+    runs = [RunDirectory.open(path) for path in paths if path not in files]
     notices = [run.config.get("data_notice", "") for run in runs]
-    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+    counts = ((len(runs), "run"), (len(files), "file"))
+    count = " and ".join(f"{number} {what}{'s' if number > 1 else ''}" for number, what in counts if number)
+    count += " of log weights" if files else ""
     return render(
         "comparison.html.jinja",
-        title=f"{count} compared on {images['data']}",
-        lead=f"This page compares {count} on the same images: {images['num_images']} {images['split']} images, "
-        f"binarization {images['binarization']}. Numbers are nats per image, and larger is better.",
+        title=f"{count} compared" + (f" on {images.data}" if images.data else ""),
+        lead=_lead(images, count, all(row.paired for row in found.rows)),
         main=_main(compared["rows"], [row.label for row in found.rows]),
         agreed=list(table.common.items()),
         warnings=[text for text in dict.fromkeys([*notices, *warnings]) if text],
@@ -54,9 +60,25 @@ def comparison(
         pieces=_pieces,
         notes=[note for note in compared["notes"] if note not in warnings],
         pictures=[Picture.of(png, caption(found)), *further],
-        again=[("this page", command), *(each for run in runs for each in _again(run))],
+        again=[
+            ("this page", command),
+            *(each for run in runs for each in _again(run)),
+            *((f"{path}, log weights from elsewhere", []) for path in files),
+        ],
         calls=[("", open_call(run.config, run.path)) for run in runs if of_session(run.config)],
     )
+
+
+def _lead(images: Images, count: str, paired: bool) -> str:
+    """The first sentences: which images are compared.
+
+    :param count: the number of runs, in words.
+    :param paired: True if all are known to be of the same images.
+    """
+    split = f"{images.split} " if images.split else ""
+    which = f"{images.num_images} {split}images{images.binarized}"
+    of = f"the same images: {which}" if paired else f"{which}, and on images that may differ"
+    return f"This page compares {count} on {of}. Numbers are nats per image, and larger is better."
 
 
 def _pieces(cell: str) -> list[str]:
@@ -88,6 +110,8 @@ def _main(rows: Sequence[Json], labels: Sequence[str]) -> list[str]:
                 chance = f"chance does not explain the difference{between}"
             text += f" The 95 % interval is {fixed(-high, digits)} to {fixed(-low, digits)} nats: {chance}."
         sentences.append(text)
+        if difference.get("paired") is False:
+            sentences.append("The two are unpaired: they may be of different images.")
     if any(at_least):
         sentences.append(
             'Where log p(x) reads "at least" (≥), it is likely higher, so the difference and the order of the rows may '

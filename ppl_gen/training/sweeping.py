@@ -191,7 +191,8 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
         there = RunDirectory.open(run.path)
         check_same(there, run.config, Given(**run.config.externals()))
         evaluation = there.find_json("evaluation.json")
-        if evaluation is None or there.stale(evaluation) or not there.finished(run.config.training.epochs):
+        done = evaluation is not None and not there.stale(evaluation) and there.finished(run.config.training.epochs)
+        if not (done and exists(there.path / "report.html")):  # the page is written last
             again = ["--resume", str(run.path), *words(run.config.externals())]
             found.append(run._replace(arguments=again))
     return found

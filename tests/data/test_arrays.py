@@ -1,5 +1,8 @@
 """Images that are handed over in Python: what is taken, and what is refused with a sentence."""
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,3 +95,22 @@ def test_an_error_of_many_lines() -> None:
 
     with pytest.raises(BadInput, match=r"not an array of numbers \(no way\)"):
         load_data(DataOptions(), Odd())
+
+
+def test_the_hash_of_images_is_of_their_values(fitted: Path) -> None:
+    """It is the one that an evaluation records. A type or the shape of an image makes no difference, a pixel does."""
+    x = load_data(DataOptions(data="digits", train_size=60)).targets("test")
+    recorded = json.loads((fitted / "evaluation.json").read_text(encoding="utf-8"))["images_sha256"]
+    grid = x.reshape(-1, 8, 8)
+    for same in (x, grid, grid.numpy(), grid.double().numpy(), grid.bool().numpy(), x.numpy().T.copy().T, x.tolist()):
+        assert arrays.images_sha256(same) == recorded
+    assert recorded == hashlib.sha256(x.numpy().astype("<f4").tobytes()).hexdigest()
+    other = x.clone()
+    other[3, 5] = 1 - other[3, 5]
+    assert arrays.images_sha256(other) != recorded != arrays.images_sha256(x[:-1])
+
+
+@pytest.mark.parametrize("given", [None, 3.0, "x.npy", [[1.0, 2.0], [3.0]], np.array([None])])
+def test_what_has_no_hash(given: Any) -> None:
+    with pytest.raises(BadInput, match=r"^images: "):
+        arrays.images_sha256(given)

@@ -116,14 +116,17 @@ def test_forms_of_an_estimator() -> None:
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        (torch.zeros(4), r"returns a tensor \[4\]; it must return log weights \[samples, 4\], or a ppl_gen.Estimate"),
-        (torch.zeros(4, 9), r"returns a tensor \[4, 9\]"),
-        (torch.zeros(0, 4), r"returns a tensor \[0, 4\]"),
-        (3.0, r"returns 3\.0; it must"),
-        (None, "returns None; it must"),
-        (torch.tensor([[0.0, 1.0, math.nan, 0.0]]), "a log weight of image 2 is NaN or infinite"),
-        (torch.tensor([[0.0, math.inf, 1.0, 0.0]]), "a log weight of image 1 is NaN or infinite"),
-        (of_log_weights("mine", torch.zeros(30, 3, dtype=torch.float64)), r"an Estimate whose log_px is \[3\]"),
+        (torch.zeros(4), r"no log weights: log_weights: must have the shape \[samples, images\], not \[4\]"),
+        (
+            torch.zeros(4, 9),
+            r"returns log p\(x\) \[9\]; it must return log weights \[samples, 4\], or a ppl_gen.Estimate",
+        ),
+        (torch.zeros(0, 4), "has no samples"),
+        (torch.zeros(1, 4), "has one sample for each image"),
+        (None, "log_weights: "),
+        (torch.tensor([[0.0, 1.0, math.nan, 0.0]] * 2), "is NaN for image 2, sample 0"),
+        (torch.tensor([[0.0, math.inf, 1.0, 0.0]] * 2), r"is \+inf for image 1, sample 0"),
+        (of_log_weights("mine", torch.zeros(30, 3, dtype=torch.float64)), r"returns log p\(x\) \[3\]; it must"),
     ],
 )
 def test_other_results_are_refused(result: Any, words: str) -> None:

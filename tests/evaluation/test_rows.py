@@ -23,7 +23,7 @@ def test_paired_differences(elsewhere: Path) -> None:
     result = compared(worse, better)
     first, second = result["rows"]
     assert first["runs"] == ["better"] and second["runs"] == ["worse"]
-    nothing = dict.fromkeys(("mean", "se", "se_seeds", "low", "high", "of"))
+    nothing = dict.fromkeys(("mean", "se", "se_seeds", "low", "high", "paired", "of"))
     assert first["log_px_difference"] == first["elbo_difference"] == nothing
     assert second["log_px_difference"]["mean"] == pytest.approx(-2)
     assert second["log_px_difference"]["se"] == pytest.approx(math.sqrt(2 / 3) / 2)
@@ -94,7 +94,15 @@ def test_intervals(elsewhere: Path) -> None:
     mean = b["log_px_difference"]["mean"]
     assert mean == pytest.approx(-1.375)
     assert (b["log_px_difference"]["low"], b["log_px_difference"]["high"]) == pytest.approx((mean - half, mean + half))
-    assert b["elbo_difference"] == {"mean": 0, "se": 0, "se_seeds": 0, "low": 0, "high": 0, "of": "methods"}
+    assert b["elbo_difference"] == {
+        "mean": 0,
+        "se": 0,
+        "se_seeds": 0,
+        "low": 0,
+        "high": 0,
+        "paired": True,
+        "of": "methods",
+    }
     # c is -5.5, -6, -6 and -5.5 from a.
     half = t3 * math.sqrt(np.var([5.5, 6, 6, 5.5], ddof=1) / 4)
     entry = c["log_px_difference"]

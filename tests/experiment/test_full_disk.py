@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
@@ -59,14 +58,21 @@ def test_an_evaluation_that_does_not_fit(elsewhere: Path, fitted: Path) -> None:
 @pytest.mark.attack
 def test_a_disk_that_fills_up_at_any_moment(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fit on a disk that is full from the first write on, from the fifth, …; the run is continued to its end."""
-    options = ("--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "5")
+    fsync, options = os.fsync, ("--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "5")
     arguments = ("vae", *options, "--hidden-dims", "4", "--latent-dim", "1", "--out", "run")
     for allowed in itertools.count(0, 4):
-        # A mock has no frame in this file, whose code would count as the user's.
-        full = itertools.repeat(OSError(28, "No space left on device"))
+        count = 0
+
+        def full(descriptor: int, allowed: int = allowed) -> None:
+            nonlocal count
+            count += 1
+            if count > allowed:
+                raise OSError(28, "No space left on device")
+            fsync(descriptor)
+
         shutil.rmtree("run", ignore_errors=True)
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", Mock(side_effect=itertools.chain([None] * allowed, full)))
+            patch.setattr(os, "fsync", full)
             status, _, err = call(fit.command, *arguments)
         if status == 0:
             break

@@ -110,3 +110,21 @@ def test_values_by_hand() -> None:
     t1, t2 = (stats.t.isf(0.05 / 3 / 2, degrees) for degrees in (1, 2))
     assert found.half_width == pytest.approx(math.sqrt(t1**2 * 1 + t2**2 / 3 + t1**2 / 4))
     assert critical(7, 12) == pytest.approx(stats.t.isf(0.05 / 66 / 2, 7)) and math.isnan(critical(0, 2))
+
+
+def test_unpaired() -> None:
+    """Of other images, whose number may be another. With one seed each the error is that of Welch's test. The interval
+    is not narrower than Welch's, and holds its rate."""
+    random = np.random.default_rng(3)
+    a, b = random.normal(1, 2, size=(1, 30)), random.normal(0, 1, size=(1, 12))
+    found = difference(a, b, num_rows=2, paired=False)
+    welch = stats.ttest_ind(a[0], b[0], equal_var=False)
+    assert found.mean == pytest.approx(a.mean() - b.mean()) and found.mean / found.se == pytest.approx(welch.statistic)
+    t29, t11 = (stats.t.isf(0.025, degrees) for degrees in (29, 11))
+    variances = a.var(ddof=1) / 30, b.var(ddof=1) / 12
+    assert found.half_width == pytest.approx(math.sqrt(t29**2 * variances[0] + t11**2 * variances[1]))
+    interval = welch.confidence_interval(0.95)
+    assert 1 <= 2 * found.half_width / (interval.high - interval.low) < 1.1
+    first, second = random.normal(0, 3, size=(REPETITIONS, 1, 5)), random.normal(0, 1, size=(REPETITIONS, 1, 20))
+    found = difference(first, second, num_rows=2, paired=False)
+    assert (np.abs(found.mean) > found.half_width).mean() <= most()

@@ -69,7 +69,7 @@ def test_a_part_of_a_plate_is_refused() -> None:
         with pyro.plate("images", len(x), dim=-2):
             pyro.sample("z", dist.Normal(x.mean(-1, keepdim=True), 0.6))
 
-    with pytest.raises(BadInput, match="'pixels' takes 2 of 4"):
+    with pytest.raises(BadInput, match="plate 'pixels' of model takes 2 of 4"):
         ppl_gen.log_weights(model, guide, torch.randn(5, 4), num_samples=2)
 
 

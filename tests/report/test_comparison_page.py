@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pages import BROWSER, Page, check, ids, overflow, plain, rightmost
 from written import write
@@ -45,6 +46,35 @@ def test_the_page_of_a_comparison(elsewhere: Path, call: Call) -> None:
     assert page.commands("fit") == [["vae", "--data", "digits"]] * 2
     assert "# first, made from Python" in page.texts["code"]
     assert sorted(path.name for path in elsewhere.iterdir()) == ["f.png", "first", "one&<b>", "page <1>.html", "two"]
+
+
+def test_a_page_with_files_of_log_weights(elsewhere: Path, call: Call) -> None:
+    """One of the run's images, and one of unknown images, which the picture's caption names as well."""
+    write("run", [-2, -1, -3], [-2, -1, -2], **{"evaluation.images_sha256": "ab" * 32})
+    weights = np.random.default_rng(0).normal([-4, -3, -4], 1, size=(100, 3))
+    np.savez("same.npz", log_weights=weights, images_sha256="ab" * 32, observation="probability")
+    np.savez("unknown.npz", log_weights=weights[:, :2] - 4, name="Stan <b>", observation="probability")
+    assert call(compare.command, "run", "same.npz", "unknown.npz", "--report", "r.html")[::2] == (0, "")
+    page = Page(Path("r.html").read_text(encoding="utf-8"))
+    check(page)
+    assert "1 run and 2 files of log weights compared on digits" in page.texts["h1"]
+    assert "on 3 test images, binarization static, and on images that may differ" in page.texts["p"]
+    assert "no images_sha256: unknown.npz (2 images)" in page.texts["li"]
+    (rows,) = page.tables.values()
+    assert [row[0] for row in rows[1:]] == ["vae", "same", "Stan <b>"]
+    assert ["unpaired" in "".join(row) for row in rows] == [False, False, False, True]
+    assert "The bars of Stan <b> are not paired: their images may be others." in page.texts["figcaption"]
+    assert "# same.npz, log weights from elsewhere" in page.texts["code"]
+    assert page.commands("compare") == [["run", "same.npz", "unknown.npz", "--report", "r.html"]]
+    assert call(compare.command, "unknown.npz", "run", "--report", "r.html")[::2] == (0, "")
+    assert "The two are unpaired" in Page(Path("r.html").read_text(encoding="utf-8")).texts["p"]
+    assert call(compare.command, "same.npz", "--report", "r.html")[::2] == (0, "")
+    page = Page(Path("r.html").read_text(encoding="utf-8"))
+    check(page)
+    assert (
+        "1 file of log weights compared\n" in page.texts["h1"] + "\n"
+        and "on the same images: 3 images" in page.texts["p"]
+    )
 
 
 def test_a_comparison_of_densities(elsewhere: Path, call: Call) -> None:

@@ -215,6 +215,8 @@ class _SurrogateELBO(_PairELBO):
                 signal_of, value = self.of_guide, self._checked("guide_surrogate", self.of_guide, terms, len(x))
             if terms.score is not None:
                 surrogate = surrogate + (learning_signal(signal_of, terms, value) * terms.score).sum(0)
+            if terms.penalty is not None:
+                surrogate, value = surrogate - terms.penalty.mean(0), value - terms.penalty.mean(0)
         total = surrogate.sum()
         if self.of_guide is not None:
             total = total + _through_guide(terms, value.sum())
