@@ -271,8 +271,9 @@ class Pair:
             drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch, cut)
         else:
             drawn, traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
-        sources = self._values(drawn) if cut else {}
-        terms = replace(self.terms_of(traces, shape, analytic_kl), values=values, drawn=sources)
+        terms = replace(
+            self.terms_of(traces, shape, analytic_kl), values=values, drawn=self._values(drawn) if cut else {}
+        )
         return terms if detach else replace(terms, score=self._score(drawn, shape))
 
     def draw(
