@@ -259,8 +259,7 @@ class Pair:
 
         :param analytic_kl: compute the KL term in closed form too.
         :param detach: detach z from the parameters that it was drawn with.
-        :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only, by replaying the guide
-            under detached parameters (Roeder et al. 2017).
+        :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only (Roeder et al. 2017).
         :param cut: evaluate the model at leaves, so that gradients stop at `values` and can be passed on to `drawn`.
         """
         shape, images = (num_samples, len(x)), Batch(x, args, kwargs)
@@ -271,9 +270,8 @@ class Pair:
             drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch, cut)
         else:
             drawn, traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
-        terms = replace(
-            self.terms_of(traces, shape, analytic_kl), values=values, drawn=self._values(drawn) if cut else {}
-        )
+        sources = self._values(drawn) if cut else {}
+        terms = replace(self.terms_of(traces, shape, analytic_kl), values=values, drawn=sources)
         return terms if detach else replace(terms, score=self._score(drawn, shape))
 
     def draw(
