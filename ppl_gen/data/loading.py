@@ -19,7 +19,18 @@ from ppl_gen.data import arrays, sources
 from ppl_gen.data.downloads import FILES, FOLDERS, NotDownloaded, download
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.pixels import Images
-from ppl_gen.data.splits import POOL_SEED, REDRAWN, SHUFFLE_SEED, TEST_SEED, Data, Split, cut, join, with_fixed_draw
+from ppl_gen.data.splits import (
+    POOL_SEED,
+    REDRAWN,
+    SHUFFLE_SEED,
+    TEST_SEED,
+    Data,
+    Split,
+    cut,
+    hide_labels,
+    join,
+    with_fixed_draw,
+)
 
 _MNIST_COUNTS = (60_000, 10_000)  # images on disk, train and test
 _MNIST_SPLIT = (50_000, 10_000)  # of the 60,000, for training and for validation
@@ -82,6 +93,9 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
     start = max(sizes[0], count)
     train = cut(pool if options.binarization in REDRAWN else fixed, 0, count)
     validation = cut(fixed, start, len(pool))
+    if options.labelled is not None:
+        train = hide_labels(train, options.labelled)
+        validation, test = (hide_labels(split, 0) if len(split) else split for split in (validation, test))
     return Data(source.name, source.shape, options.binarization, train, validation, test, source.notice, source.sha256)
 
 

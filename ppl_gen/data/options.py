@@ -25,10 +25,13 @@ class DataOptions:
     train_size: int | None = None
     """Number of training images: the first N. By default all that are not validation images. With all 60000 images of
     MNIST there is no validation split."""
+    labelled: int | None = None
+    """Number of training images that keep their labels, the same number of each class, for semi-supervised learning.
+    Models and guides that take labels are given -1 for all other images. By default every image has its label."""
     largest_pixel: int | None = None
     """Value of white in a file, such as 255 or 16. Black is 0. By default it follows from the largest pixel: 1 if the
     largest is at most 1; 255 if it is 128 to 255; else the largest pixel itself."""
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require_numbers(self, largest_pixel=1)
+        require_numbers(self, largest_pixel=1, labelled=0)

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput, require_choices
+from ppl_gen.core.errors import BadInput, require, require_choices
 from ppl_gen.data.options import Binarization
 
 _BINARY, REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
-POOL_SEED, TEST_SEED, SHUFFLE_SEED = 1, 2, 3
+POOL_SEED, TEST_SEED, SHUFFLE_SEED, LABELS_SEED = 1, 2, 3, 4
 _DRAWN = 10_000  # images that are looked at in one step, at most
 _PIXELS = 2**25  # pixels of them, at most
 
@@ -40,6 +40,13 @@ class Split:
     images: Tensor
     labels: Tensor | None = None
     scale: int = 1
+    known: Tensor | None = None
+    """Labels [N] as a model and a guide are given them, -1 where they are hidden; None if none is hidden."""
+
+    @property
+    def given_labels(self) -> Tensor | None:
+        """Labels [N] as a model and a guide are given them."""
+        return self.labels if self.known is None else self.known
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,8 +67,30 @@ class Split:
         )
 
     def to(self, device: torch.device | str) -> "Split":
-        labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, images=self.images.to(device), labels=labels)
+        labels, known = (None if each is None else each.to(device) for each in (self.labels, self.known))
+        return replace(self, images=self.images.to(device), labels=labels, known=known)
+
+
+def hide_labels(split: Split, kept: int) -> Split:
+    """Hide the labels of a split but for some images, the same number of each class, which a fixed seed chooses.
+
+    :param kept: number of images that keep their label.
+    :raises BadInput: for a split without labels or with too few images of a class, and for a number that is not a
+        multiple of the number of classes.
+    """
+    if split.labels is None or split.labels.is_floating_point() or int(split.labels.min()) < 0:
+        raise BadInput(f"--labelled {kept}: needs labels that are whole numbers from 0")
+    classes, counts = split.labels.unique(return_counts=True)
+    each, rest = divmod(kept, len(classes))
+    most = int(counts.min())
+    rule = f"must be a multiple of the {len(classes)} classes, with at most {most} images of each"
+    require(rest == 0 and each <= most, "labelled", kept, rule)
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(LABELS_SEED))
+    known = torch.full_like(split.labels, -1)
+    for label in classes:
+        rows = order[split.labels[order] == label][:each]
+        known[rows] = label
+    return replace(split, known=known)
 
 
 @dataclass(frozen=True, repr=False)

@@ -114,6 +114,7 @@ def evaluate(
         "num_images": len(whole[0]),
         "images_sha256": images_sha256(whole[0]),
         "observation": kind,
+        **quantity(fitted.pair, *whole),
         "options": replace(options, estimator=estimator).to_json(),
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
         **({} if given_up is None else {"no_quadrature": given_up}),
@@ -447,6 +448,14 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
     """Kind of p(x) of the images: see `check_images`."""
     with evaluating(pair.model, pair.guide):
         return check_images(pair, x, *args)
+
+
+def quantity(pair: Pair, x: Tensor, *labels: Tensor) -> dict[str, str]:
+    """The entry that says what is evaluated in place of log p(x), if labels are given: log p(x, y) if the model has
+    more observed sites than the images, such as the labels; else log p(x | y)."""
+    if not any(bool((each >= 0).any()) for each in labels):
+        return {}
+    return {"quantity": "log p(x | y)" if len(pair.observed) == 1 else "log p(x, y)"}
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:

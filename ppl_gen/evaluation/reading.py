@@ -238,8 +238,9 @@ def _named(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
     """What two runs record of their images, by name."""
     pairs = dict(zip(Images._fields, zip(first.images, run.images, strict=True), strict=True))
     for name in sorted(first.config.keys() | run.config.keys()):
-        # The test images do not depend on the number of training images.
-        if name.startswith("data.") and (name != "data.train_size" or first.images.split != "test"):
+        # The test images do not depend on the number of training images, nor on how many of them have labels.
+        of_training = name in ("data.train_size", "data.labelled") and first.images.split == "test"
+        if name.startswith("data.") and not of_training:
             pairs[name] = (first.config.get(name), run.config.get(name))
     if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
         pairs["labels"] = ("one set", "another")
@@ -252,7 +253,7 @@ def _hashed(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
     return {"the images' SHA-256": hashes, "num_images": (first.images.num_images, run.images.num_images)}
 
 
-def _kind(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
+def _kind(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, ...]]:
     """The kind of p(x) of two runs or files."""
     kinds = first.images.observation, run.images.observation
     for each, kind, other in ((first, *kinds), (run, *kinds[::-1])):
@@ -261,7 +262,8 @@ def _kind(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
                 f"{each.path}: does not say of what kind its p(x) is, and the others are of {other}; save it with "
                 "observation='probability', 'density' or 'cross-entropy'"
             )
-    return {"observation": kinds}
+    quantities = (each.summary.get("quantity", "log p(x)") for each in (first, run))
+    return {"observation": kinds, "quantity": tuple(quantities)}
 
 
 def images_of(runs: Sequence[Evaluated]) -> Images:

@@ -1,5 +1,6 @@
 """The table of an `evaluation.json`: its rows, and its text. Files of earlier versions are supported."""
 
+from dataclasses import replace
 from html import escape
 
 from ppl_gen.core.components import OBJECTS
@@ -60,7 +61,19 @@ def images(summary: Json) -> str:
 def table(summary: Json) -> str:
     """The content of `evaluation.json` as text."""
     lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(line, rows(summary))]
-    return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
+    return "\n".join([*lines, *(f"  {note}" for note in notes(summary))])
+
+
+def notes(summary: Json) -> list[str]:
+    """Sentences below the table of an `evaluation.json`."""
+    names = ", ".join(f"'{name}'" for name in summary.get("left_out", ()))
+    left_out = [f"left out of q(z | x), to which they do not belong: {names} of the guide"] if names else []
+    return [*left_out, *warnings_of(summary["observation"])]
+
+
+def of_quantity(text: str, summary: Json) -> str:
+    """A text in which log p(x) has the name of what was evaluated, log p(x | y) or log p(x, y), if labels are given."""
+    return text.replace("log p(x)", summary.get("quantity", "log p(x)"))
 
 
 def rows(summary: Json) -> list[Row]:
@@ -72,7 +85,8 @@ def rows(summary: Json) -> list[Row]:
     if importance is not None:
         several = sum(row.label == "log p(x)" for row in found) > 1
         found += _gap_rows(summary, importance, several)
-    return found + _diagnostic_rows(summary)
+    found += _diagnostic_rows(summary)
+    return [replace(row, label=of_quantity(row.label, summary)) for row in found]
 
 
 def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row:

@@ -42,6 +42,8 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         "data_dim": data.dim,
         "data_mean": data.mean().cpu(),
         "data_examples": data.examples(config.training.seed).cpu(),
+        "num_classes": _num_classes(data),
+        "labelled_share": _labelled_share(data),
     }
     with torch.random.fork_rng([]):
         torch.manual_seed(config.training.seed)
@@ -62,6 +64,20 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         vars(model)[_FROZEN] = [name for name, each in model.named_parameters() if each.requires_grad]
         model.requires_grad_(False)
     return model.to(device), guide.to(device)
+
+
+def _num_classes(data: Data) -> int | None:
+    """Number of classes of the training images; None without labels, and with labels that are no whole numbers."""
+    labels = data.train.labels
+    if labels is None or labels.is_floating_point() or int(labels.min()) < 0:
+        return None
+    return int(labels.max()) + 1
+
+
+def _labelled_share(data: Data) -> float:
+    """Share of the training images whose label a model and a guide are given."""
+    labels = data.train.given_labels
+    return 0.0 if labels is None else float((labels >= 0).double().mean())
 
 
 def release(model: Any) -> None:
@@ -88,7 +104,7 @@ def thaw(model: nn.Module) -> None:
 
 def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple[Tensor, ...]:
     """Training images, with their labels if the pair takes any."""
-    labels = data.train.labels if takes_labels(model, guide) else None
+    labels = data.train.given_labels if takes_labels(model, guide) else None
     return data.targets("train", rows), *(() if labels is None else (labels[rows],))
 
 
@@ -147,8 +163,8 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
     latents = [site for site in sites if not site["is_observed"] and site["name"] != "x"]
     if len(latents) > 1:  # some may be labels: the model draws those that it is not given
         images = [data.targets("train", slice(2)).cpu()]
-        if data.train.labels is not None and takes_labels(model, model):
-            images.append(data.train.labels[:2].cpu())
+        if data.train.given_labels is not None and takes_labels(model, model):
+            images.append(data.train.given_labels[:2].cpu())
         with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # raised again when the pair is read
             seen = sample_sites(poutine.trace(model.model).get_trace(*images))
             observed = {site["name"] for site in seen if site["is_observed"]}

@@ -240,6 +240,8 @@ class Evaluation(Result):
 
     num_images: int
     observation: str
+    quantity: NotRequired[str]
+    left_out: NotRequired[list[str]]
     seed: NotRequired[int]
     training_seed: int
     images_sha256: NotRequired[str]

@@ -94,7 +94,7 @@ class Assembled:
 
     def images(self, split: SplitName, count: int | None = None) -> tuple[Tensor, ...]:
         """The first images of a split as targets, with their labels if the pair takes any."""
-        x, labels = self.data.targets(split)[:count], self.data.split(split).labels
+        x, labels = self.data.targets(split)[:count], self.data.split(split).given_labels
         return (x,) if labels is None or not self.takes_labels else (x, labels[:count])
 
     @contextmanager

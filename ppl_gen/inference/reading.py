@@ -290,7 +290,8 @@ def _check_shapes(functions: _Functions, traces: Traces) -> None:
         if site["is_observed"]:
             if not traces.model.nodes.get(site["name"], site)["is_observed"]:
                 raise BadInput(
-                    f"{functions.guide_name} observes '{site['name']}', which {functions.model_name} samples: leave out obs="
+                    f"{functions.guide_name} observes '{site['name']}', which {functions.model_name} samples; leave "
+                    "out obs="
                 )
             continue
         _check_density(site, functions.guide_name)

@@ -145,7 +145,7 @@ class Loop:
 
         # -- loss -----------------------------------------------------------------------------------------------
         self.pixels = data.dim
-        self.labels = data.train.labels if fitted.takes_labels else None
+        self.labels = data.train.given_labels if fitted.takes_labels else None
         first = torch.arange(min(8, count), device=data.train.images.device)
         with evaluating(model, guide):
             self.pair = Pair.read(model, guide, *self.batch(first))
