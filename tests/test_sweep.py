@@ -131,6 +131,7 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     status, out, err = call(sweep.command, *arguments, *rest)
     changed = "out/vae-normal-bound-4-2-0: mine.py:Bound has changed since the run was started"
     assert status == 2 and changed in err
+    Path("mine.py").write_text(GUIDE)
     shutil.rmtree("out/vae-mine-bound-4-2-0")
     Path("out/vae-mine-bound-4-2-0").mkdir()
     status, out, err = call(sweep.command, *arguments, *rest)
