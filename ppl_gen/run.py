@@ -20,7 +20,7 @@ from ppl_gen.core.paths import exists
 from ppl_gen.data import arrays
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training, other_guides
+from ppl_gen.evaluation.estimating import evaluate, options_after_training, other_guides
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, explain
 from ppl_gen.evaluation.filling import Filled, fill
@@ -28,6 +28,7 @@ from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.guide_calibration import Calibrated, calibrate_guide
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions, evaluation_options
+from ppl_gen.evaluation.own_estimators import split
 from ppl_gen.evaluation.quality import Quality, quality
 from ppl_gen.evaluation.sampling import sample
 from ppl_gen.evaluation.splicing import Spliced, detect
@@ -344,29 +345,31 @@ class Run:
         options: EvaluationOptions | None = None,
         *,
         data: Any = None,
-        further: "Estimator | str | Sequence[Estimator | str]" = (),
+        estimator: Any = None,
         quiet: bool = False,
         **chosen: Any,
     ) -> Evaluation:
         """Estimate the ELBO and log p(x) of the images of a split. Writes `evaluation.json`, `evaluation.nc` and two
         pictures, which replace those of an earlier evaluation.
 
-        :param options: the options. Their fields can also be given by name: `num_samples=5000`, `estimator="annealed"`,
-            …
+        :param options: the options. Their fields can also be given by name: `num_samples=5000`, `split="validation"`, …
         :param data: images [N, …] of your own to use instead of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, as functions or by the names `file.py:function`; or a single one. An
-            estimator is called with model, guide and images, and returns an `Estimate`.
+        :param estimator: name of an estimator, as for `--estimator`; one of your own as a function, a class, an
+            instance or by its name `file.py:NAME`; or a list of these.
         """
         from ppl_gen.report.pictures import draw_evaluation
 
+        own: list[Any] = []
+        if estimator is not None:
+            chosen["estimator"], own = split(estimator)
         options = evaluation_options(options, chosen, self.checkpoint)
         others = other_guides(options, self.given)
         if data is not None:
             new = with_images(_checked(self), data)
-            return evaluate(new, replace(options, split="test"), others=others, further=further, quiet=quiet)
+            return evaluate(new, replace(options, split="test"), others=others, own=own, quiet=quiet)
         with self.directory.writing():
-            evaluation = evaluate(_checked(self), options, others=others, further=further, quiet=quiet)
+            evaluation = evaluate(_checked(self), options, others=others, own=own, quiet=quiet)
             evaluation.write(self.directory)
             if self.directory.writes:
                 draw_evaluation(self.directory)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ppl_gen.core import components, parallel
 from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import defaults_of
-from ppl_gen.core.errors import BadInput, describe, require, shown
+from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
 from ppl_gen.data.arrays import images_sha256
 from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.own_estimators import OwnEstimator, find
 from ppl_gen.evaluation.settled import check_settling, fixed_samples, next_options, settled_estimate
 from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.evaluation.verdicts import known_of
@@ -51,10 +52,6 @@ from ppl_gen.networks.observed import observed_log_prob
 _ALWAYS = 2.0**38
 """Operations that quadrature may take in any case: some seconds."""
 
-Estimator = Callable[..., Estimate]
-"""Estimator of a user's own: a function of `(model, guide, x, *labels)` that returns an `Estimate` with a new name in
-`estimator`. It must be low in expectation, as all estimators here are: E[exp(log_px)] <= p(x)."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -80,20 +77,20 @@ def evaluate(
     options: EvaluationOptions,
     *,
     others: Sequence[nn.Module] = (),
-    further: Estimator | str | Sequence[Estimator | str] = (),
+    own: Sequence[Any] = (),
     quiet: bool = False,
 ) -> Evaluation:
     """Estimate the ELBO and log p(x) of the images of a split.
 
     :param others: guides of the runs in `options.proposals`.
-    :param further: estimators of the user's own, in addition to those in `options.further`. Their estimates are
-        reported with the others and compared with them.
+    :param own: estimators of the user's own as objects of Python, in addition to those that `options` names. Their
+        estimates are reported with the others and compared with them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
-    named = _further(options.further, further)
-    options = replace(_resolved(fitted, options), further=tuple(name for name, _ in named))
+    named = find([*options.own_estimators, *own], options.estimator_options)
+    options = replace(_resolved(fitted, options), own_estimators=tuple(each.reference for each in named))
     whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
-    chosen = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
+    chosen = estimators(fitted.model, fitted.pair, str(options.estimator), task.x.device, *task.labels)
     _check(task, others, chosen)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)):
@@ -109,7 +106,7 @@ def evaluate(
     estimates = parallel.all_gather(estimates)
     kind = observation(fitted.pair, *whole)
     given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
-    primary = primary_of(estimates, options.estimator)
+    primary = primary_of(estimates, str(options.estimator))
     estimator = "auto" if options.mixes and not estimates[primary].sampled else estimates[primary].estimator
     estimator = "importance" if estimator == "settled" else estimator  # as --estimator takes it
     further_on = next_options(fitted, options, estimates, primary, _can_anneal(task), task.x, *task.labels)
@@ -119,7 +116,7 @@ def evaluate(
         "images_sha256": images_sha256(whole[0]),
         "observation": kind,
         **quantity(fitted.pair, *whole),
-        "options": options.to_json() | {"estimator": estimator},
+        "options": replace(options, estimator=estimator).to_json(),
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
         **({} if given_up is None else {"no_quadrature": given_up}),
         **({} if further_on is None else {"next_options": further_on}),
@@ -143,21 +140,6 @@ def options_after_training(fitted: Fitted) -> EvaluationOptions:
 
 
 # Before the work -----------------------------------------------------------------------------------------------
-
-
-def _further(recorded: Sequence[str], own: Any) -> list[tuple[str, Estimator]]:
-    """The further estimators, with their names.
-
-    :param own: one of them, or several, as functions or by name.
-    """
-    own = own if isinstance(own, list | tuple) else [own]
-    found = []
-    for each in (*recorded, *own):
-        if not isinstance(each, str) and not callable(each):
-            raise BadInput(f"--further {shown(each)}: must be a function, or file.py:function")
-        function = components.find_function("--further", each) if isinstance(each, str) else each
-        found.append((components.function_name(each), function))
-    return found
 
 
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
@@ -320,7 +302,7 @@ def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) 
 
 
 def _estimates(
-    task: Task, chosen: Chosen, others: Sequence[nn.Module], further: Sequence[tuple[str, Estimator]]
+    task: Task, chosen: Chosen, others: Sequence[nn.Module], further: Sequence[OwnEstimator]
 ) -> Iterator[tuple[str, Estimate]]:
     """Every further estimate with its name, in the order of the report."""
     fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
@@ -337,8 +319,8 @@ def _estimates(
         yield "mixed", replace(_proposal_estimate(task, others), settings={"proposal": options.proposal()})
     if options.estimator == "annealed":
         yield "annealed", annealed_estimate(task)
-    for name, estimator in further:
-        own = _user_estimate(name, estimator, task)
+    for each in further:
+        own = each.estimate(fitted.model, fitted.guide, x, *labels, num_samples=task.num_samples)
         require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is a name of the package; choose another")
         yield own.estimator, own
 
@@ -394,20 +376,6 @@ def quadrature_estimate(task: Task, most_work: float = math.inf) -> QuadratureEs
             "progress": progress.advancing(task.fitted.log_px_name, "quadrature"),
         }
         return quadrature_log_px(task.fitted.model, task.x, quadrature=task.options.quadrature, **how)
-
-
-def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:
-    """The estimate by an estimator of the user's own.
-
-    :raises BadInput: if it fails, or does not return an estimate for each image.
-    """
-    try:
-        estimate = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
-    except Exception as error:  # user code
-        raise BadInput(f"--further {name}: fails: {describe(error)}") from error
-    if not isinstance(estimate, Estimate) or estimate.log_px.shape != (len(task.x),):
-        raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")
-    return estimate
 
 
 def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:

@@ -21,6 +21,8 @@ from ppl_gen.inference.imputation import PASSES, Imputation, exact_imputation, i
 from ppl_gen.inference.state_memory import cheap_to_enumerate, require_memory
 
 SIDES = ("left", "right", "top", "bottom")
+QUADRANTS = {"three-quadrants": ("top", "right"), "one-quadrant": ("bottom", "right")}
+"""Sides of what is hidden: one or the other for three quadrants, both for one."""
 _DRAWS = 3
 _OWN = "missing"
 """`--hide` for the images' own missing pixels."""
@@ -51,20 +53,27 @@ def visible_pixels(hide: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """
     if hide == "random":
         hidden = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    elif hide in SIDES:
-        if hide in ("top", "bottom") and len(shape) < 2:
+    elif hide in (*SIDES, *QUADRANTS):
+        if hide not in ("left", "right") and len(shape) < 2:
             raise BadInput(f"--hide {hide}: an image of shape {shape} has no height; use left, right, random or a file")
-        axis = -1 if hide in ("left", "right") else -2
-        first = torch.arange(shape[axis]) < shape[axis] // 2
-        hidden = first if hide in ("left", "top") else ~first
-        hidden = (hidden if axis == -1 else hidden.unsqueeze(-1)).expand(shape)
+        one, other = (_side(side, shape) for side in QUADRANTS.get(hide, (hide, hide)))
+        hidden = one & other if hide == "one-quadrant" else one | other
     elif hide.endswith(".npy"):
         hidden = _mask_file(hide, shape)
     else:
-        raise BadInput(f"--hide {hide}: unknown{near_miss(hide, (*SIDES, 'random', _OWN, 'FILE.npy'))}")
+        known = (*SIDES, *QUADRANTS, "random", _OWN, "FILE.npy")
+        raise BadInput(f"--hide {hide}: unknown{near_miss(hide, known)}")
     if hidden.all() or not hidden.any():
         raise BadInput(f"--hide {hide}: hides {'every' if hidden.any() else 'no'} pixel; hide some pixels, but not all")
     return ~hidden.flatten()
+
+
+def _side(side: str, shape: tuple[int, ...]) -> Tensor:
+    """True for the pixels of one half of an image of `shape`."""
+    axis = -1 if side in ("left", "right") else -2
+    first = torch.arange(shape[axis]) < shape[axis] // 2
+    chosen = first if side in ("left", "top") else ~first
+    return (chosen if axis == -1 else chosen.unsqueeze(-1)).expand(shape)
 
 
 def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -161,7 +161,8 @@ def _estimator_text(entry: Json) -> str:
         samples = f"S = {entry['num_samples']} importance samples from {_proposal_text(entry['proposal'])}"
     else:
         samples = f"{entry['estimator']}{f', S = {count}' if (count := entry.get('num_samples')) else ''}"
-    return f"{samples}{ess}; {_errors_text(entry)}"
+    mean = f"; mean log weight {fixed(entry['elbo'])}" if "elbo" in entry else ""
+    return f"{samples}{ess}{mean}; {_errors_text(entry)}"
 
 
 def _settled_text(entry: Json) -> str:

@@ -87,7 +87,7 @@ class Config:
             "num_samples": self.num_samples,
             "init_from": self.init_from,
             "fixed_model": self.fixed_model,
-            "objective_options": dict(self.objective_options),
+            "objective_options": resolved.objective_options,
             "objective_sha256": given.fingerprint("objective", self.training.objective),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
             | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
@@ -104,9 +104,10 @@ class Config:
     def resolved(self, given: "Given") -> "Config":
         """The same configuration with every option of its classes, at the default where none was chosen."""
         resolved: dict[str, Any] = {}
-        for kind in KINDS:
-            cls, chosen = given.find(kind, getattr(self, kind)), getattr(self, f"{kind}_options")
-            every = components.options(kind, cls)
+        names: dict[Kind, str | None] = {kind: getattr(self, kind) for kind in KINDS}
+        for kind, name in (names | {"objective": self.training.objective}).items():
+            chosen = getattr(self, f"{kind}_options")
+            every = components.options(kind, given.find(kind, name))
             resolved[f"{kind}_options"] = {each.name: chosen.get(each.name, each.default) for each in every}
         return replace(self, **resolved)
 
@@ -188,7 +189,8 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
         of_training = training_defaults(given.find("model", there.model))
         if refit_guide:
             of_training.pop("objective", None)  # the default objective trains the model, which stays as it is here
-        return replace(there, training=TrainingOptions(**of_training), init_from=init_from, fixed_model=refit_guide)
+        training = TrainingOptions(**of_training)
+        return replace(there, training=training, objective_options={}, init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if given.model is None:

@@ -119,6 +119,7 @@ class LogPx(Mean):
     estimator: str
     num_samples: NotRequired[int | None]
     ess: NotRequired[Least]
+    elbo: NotRequired[Number]
 
 
 class _Guides(TypedDict):
