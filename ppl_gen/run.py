@@ -126,9 +126,8 @@ class Run:
             place, from the weights that it has. `guide`, `prior` and `objective` take the same.
         :param data: a name, a file, images [N, …] as a tensor or an array, a pair of images and labels [N], a
             `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A missing
-            split is a tenth of the training images, chosen with a fixed seed. With `missing="nan"`, pixels that are
-            NaN, or masked in a masked array of NumPy, are missing. `missing=mask` is short for
-            `data=numpy.ma.array(x, mask=mask), missing="nan"`.
+            split is a tenth of the training images, chosen with a fixed seed. `missing="nan"`: pixels that are NaN or
+            masked are missing; `missing=mask`: as `data=numpy.ma.array(x, mask=mask), missing="nan"`.
         :param init_from: a run; training starts from its last weights.
         :param guide_options: keyword arguments of the guide's constructor. `prior_options` and `objective_options` work
             the same way.
