@@ -1,14 +1,14 @@
 """`python -m ppl_gen.calibrate [RUN]`: Test the guide of a run, or every estimator of log p(x)."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.files import write_files
 from ppl_gen.core.paths import is_folder
 from ppl_gen.evaluation.use_options import CalibrateOptions, GuideCalibrationOptions
-from ppl_gen.experiment.arguments import RunCommand
+from ppl_gen.experiment.arguments import RunCommand, parse_with_estimators
 
 PROGRAM = "python -m ppl_gen.calibrate"
 ABOUT = (
@@ -39,7 +39,8 @@ def _calibrate_guide(arguments: list[str]) -> None:
 
 
 def _calibrate_estimators(arguments: list[str]) -> None:
-    options = cli.parse(CalibrateOptions, arguments, PROGRAM, ABOUT)
+    given, own = parse_with_estimators(CalibrateOptions, arguments, PROGRAM, ABOUT)
+    options = replace(given, estimator_options=own)
     from ppl_gen.evaluation.calibration import calibrate, table  # torch, which --help does without
 
     if options.out is not None and not is_folder(options.out, "--out"):

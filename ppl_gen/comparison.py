@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.core.options import flat
 from ppl_gen.core.paths import exists
+from ppl_gen.core.tables import named
 from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
 from ppl_gen.evaluation.distances import distances
 from ppl_gen.evaluation.notes import notes_of
@@ -57,7 +58,7 @@ class Comparison:
         found = with_defaults([read_weight_file(path) if is_weight_file(path) else read(path) for path in self.runs])
         check_same_images(found)
         self.images = images_of(found)
-        """The images of the evaluations: `data`, `split`, `num_images`, `binarization`, `observation`."""
+        """The images of the evaluations: `data`, `split`, `num_images`, `binarization`, `observation`, `missing`."""
         self.rows = rows_of(found)
         self.distances = distances(found, labels(self.rows))
         """The bounds and estimates of each row, as `figure` draws them."""
@@ -156,11 +157,11 @@ class Comparison:
         """The table in Markdown, with the values that all rows share above it and the notes below."""
         notes = [f"- {note}" for note in self.notes]
         lead = [f"{line}  " for line in self._lead()]
-        return "\n".join([*lead, "", *markdown(layout(self.rows)), "", *notes])
+        return self._named("\n".join([*lead, "", *markdown(layout(self.rows)), "", *notes]))
 
     def __repr__(self) -> str:
         notes = [f"  {note}" for note in self.notes]
-        return "\n".join([*self._lead(), *text(layout(self.rows)), *notes])
+        return self._named("\n".join([*self._lead(), *text(layout(self.rows)), *notes]))
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -170,7 +171,11 @@ class Comparison:
             table = columns.to_html(index=False, border=0, justify="left")
         lead = "<br>".join(map(escape, self._lead()))
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<p>{lead}</p>\n{table}\n<ul>{notes}</ul>"
+        return self._named(f"<p>{lead}</p>\n{table}\n<ul>{notes}</ul>")
+
+    def _named(self, text: str) -> str:
+        """A text with the name of log p(x) of these images."""
+        return named(text, self.images.missing)
 
     def _lead(self) -> list[str]:
         """The lines above the table: the images, and the values that all rows share."""
@@ -187,7 +192,9 @@ class Comparison:
         the difference to the first row."""
         from ppl_gen.figures.distances import how_far
 
-        return how_far(self.distances)
+        figure = how_far(self.distances)
+        figure.rename(self._named)
+        return figure
 
     def posteriors(self) -> "Figure":
         """The exact p(z | x) of six test images, with a row of panels for the guide of each run whose z is a plane. Of
@@ -234,7 +241,7 @@ class Comparison:
         if command is None:
             command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
         pictures = [self._posterior_picture()] if self._posteriors else []
-        return comparison(self.to_json(), self.distances, layout(self.rows), self.png, command, pictures)
+        return self._named(comparison(self.to_json(), self.distances, layout(self.rows), self.png, command, pictures))
 
     def _posterior_picture(self) -> "Picture":
         from ppl_gen.figures.posteriors import caption

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from html import escape
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from ppl_gen.core.paths import exists
 from ppl_gen.data import arrays
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.estimating import Estimator, evaluate, options_after_training, other_guides
+from ppl_gen.evaluation.estimating import evaluate, options_after_training, other_guides
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, explain
 from ppl_gen.evaluation.filling import Filled, fill
@@ -27,6 +28,7 @@ from ppl_gen.evaluation.gap_split import GapSplit, split_gap
 from ppl_gen.evaluation.guide_calibration import Calibrated, calibrate_guide
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions, evaluation_options
+from ppl_gen.evaluation.own_estimators import split
 from ppl_gen.evaluation.quality import Quality, quality
 from ppl_gen.evaluation.sampling import sample
 from ppl_gen.evaluation.splicing import Spliced, detect
@@ -124,7 +126,8 @@ class Run:
             place, from the weights that it has. `guide`, `prior` and `objective` take the same.
         :param data: a name, a file, images [N, …] as a tensor or an array, a pair of images and labels [N], a
             `torch.utils.data.Dataset`, or a dictionary of these by split: `train`, `validation`, `test`. A missing
-            split is a tenth of the training images, chosen with a fixed seed.
+            split is a tenth of the training images, chosen with a fixed seed. `missing="nan"`: pixels that are NaN or
+            masked are missing; `missing=mask`: as `data=numpy.ma.array(x, mask=mask), missing="nan"`.
         :param init_from: a run; training starts from its last weights.
         :param guide_options: keyword arguments of the guide's constructor. `prior_options` and `objective_options` work
             the same way.
@@ -157,6 +160,12 @@ class Run:
             options.setdefault("num_particles", particles_of(given.objective))
         if isinstance(given.data, Data):
             options.setdefault("binarization", given.data.binarization)
+            if given.data.train.missing is not None:
+                options.setdefault("missing", "nan")
+        if not isinstance(options.get("missing"), str | Real | None):
+            if given.data is None or isinstance(given.data, str | Path | Data):
+                raise BadInput("missing: an array needs data=x, images as an array; save it for a named data set")
+            given, options["missing"] = replace(given, data=arrays.masked(given.data, options["missing"])), "nan"
         if given.data is not None:
             options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
         named = isinstance(given.data, str | Path) and not is_function(str(given.data))
@@ -335,29 +344,31 @@ class Run:
         options: EvaluationOptions | None = None,
         *,
         data: Any = None,
-        further: "Estimator | str | Sequence[Estimator | str]" = (),
+        estimator: Any = None,
         quiet: bool = False,
         **chosen: Any,
     ) -> Evaluation:
         """Estimate the ELBO and log p(x) of the images of a split. Writes `evaluation.json`, `evaluation.nc` and two
         pictures, which replace those of an earlier evaluation.
 
-        :param options: the options. Their fields can also be given by name: `num_samples=5000`, `estimator="annealed"`,
-            …
+        :param options: the options. Their fields can also be given by name: `num_samples=5000`, `split="validation"`, …
         :param data: images [N, …] of your own to use instead of the test images: a tensor, an array, a pair of images
             and labels, or a `Dataset`. They are binarized as the test images are. Nothing is written.
-        :param further: estimators of your own, as functions or by the names `file.py:function`; or a single one. An
-            estimator is called with model, guide and images, and returns an `Estimate`.
+        :param estimator: name of an estimator, as for `--estimator`; one of your own as a function, a class, an
+            instance or by its name `file.py:NAME`; or a list of these.
         """
         from ppl_gen.report.pictures import draw_evaluation
 
+        own: list[Any] = []
+        if estimator is not None:
+            chosen["estimator"], own = split(estimator)
         options = evaluation_options(options, chosen, self.checkpoint)
         others = other_guides(options, self.given)
         if data is not None:
             new = with_images(_checked(self), data)
-            return evaluate(new, replace(options, split="test"), others=others, further=further, quiet=quiet)
+            return evaluate(new, replace(options, split="test"), others=others, own=own, quiet=quiet)
         with self.directory.writing():
-            evaluation = evaluate(_checked(self), options, others=others, further=further, quiet=quiet)
+            evaluation = evaluate(_checked(self), options, others=others, own=own, quiet=quiet)
             evaluation.write(self.directory)
             if self.directory.writes:
                 draw_evaluation(self.directory)
@@ -527,7 +538,7 @@ def _checked(run: Run) -> Fitted:
 
 def _splits(data: Data) -> str:
     counts = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
-    return f"{data.name}, train / validation / test {counts} images"
+    return f"{data.name}, train / validation / test {counts} images{data.incomplete}"
 
 
 def _continuing(path: Path, config: Config) -> str:

@@ -19,7 +19,7 @@ from ppl_gen.__main__ import commands
 assert commands()["brightness"] == "Measure how bright images and samples are."
 fit.command(sys.argv[1:])
 brightness.command(["run", "--data", "mine.py:stripes"])
-evaluate.command(["run", "--data", "mine.py:stripes", "--further", "mine.py:harmonic"])
+evaluate.command(["run", "--data", "mine.py:stripes", "--estimator", "mine.py:harmonic"])
 """
 
 

@@ -62,7 +62,7 @@ def _options(hint: Any, prefix: str = "") -> list[tuple[str, Any]]:
     for each in fields(cls):
         kind = get_type_hints(cls, include_extras=True)[each.name]
         marks = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
-        if "Positional" in str(marks):  # a run, or the model of a sweep
+        if "Positional" in str(marks) or "Fixed" in str(marks):  # a run or the model of a sweep; no option
             continue
         names = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
         inner = get_args(kind)[0] if marks else kind

@@ -34,7 +34,7 @@ OPTIONS: dict[str, tuple[Callable[[list[str]], Any], tuple[str, ...]]] = {
     "fit --objective": (fit.command, ("vae", *DIGITS, "--objective", "{}.py:C")),
     "evaluate RUN": (evaluate.command, ("{}",)),
     "evaluate --proposals": (evaluate.command, ("run", "--proposals", "{}")),
-    "evaluate --further": (evaluate.command, ("run", "--further", "{}.py:f")),
+    "evaluate --estimator": (evaluate.command, ("run", "--estimator", "{}.py:f")),
     "sample RUN": (sample.command, ("{}",)),
     "sample --out": (sample.command, ("run", "--out", "{}.png")),
     "fill --hide": (fill.command, ("run", "--hide", "{}.npy")),

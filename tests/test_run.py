@@ -395,9 +395,12 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             lambda run, x: run.evaluate(estimator="annealed", annealed={"num_temperature": 20}),
             "annealed.num_temperature: unknown option; did you mean 'num_temperatures'?",
         ),
-        (lambda run, x: run.evaluate(further=3), "further 3: must be a function, or file.py:function"),
-        (lambda run, x: run.evaluate(further=[None]), "further None: must be a function, or file.py:function"),
-        (lambda run, x: run.evaluate(further="foo"), "further 'foo': must have the form file.py:function"),
+        (lambda run, x: run.evaluate(estimator=3), "estimator 3: must be a function, or have a method 'estimate("),
+        (lambda run, x: run.evaluate(estimator=[None]), "estimator None: must be a function, or have a method"),
+        (lambda run, x: run.evaluate(estimator="foo"), "estimator foo: choose from auto, exact, quadrature"),
+        (lambda run, x: run.evaluate(estimator="foo.py:a"), "estimator 'foo.py': no such file"),
+        (lambda run, x: run.evaluate(estimator=["prior", "exact"]), "estimator prior exact: one name of the package"),
+        (lambda run, x: run.evaluate(further=len), "further: unknown option; did you mean 'estimator'?"),
         (lambda run, x: run.latents(x, num_samples="3"), "num_samples '3': must be a whole number"),
         (lambda run, x: run.latents(x, num_samples=2.5), "num_samples 2.5: must be a whole number"),
         (lambda run, x: run.latents(x, seed=None), "seed None: must be a whole number"),
@@ -435,7 +438,7 @@ def test_arguments_in_other_forms(small_run: Run, x: Tensor) -> None:
         zero = torch.zeros(len(x), dtype=torch.float64)
         return ppl_gen.Estimate(estimator="mine", log_px=zero, log_px_mc_var=zero, log_px_bias=zero, num_samples=1)
 
-    assert "mine" in small_run.evaluate(data=x[:3], further=mine, quiet=True).estimates
+    assert "mine" in small_run.evaluate(data=x[:3], estimator=mine, quiet=True).estimates
     settings = {"num_temperatures": np.int64(20), "num_chains": 4}
     found = small_run.evaluate(data=x[:3], estimator="annealed", annealed=settings, sandwich=0, quiet=True)
     assert found.log_px.settings["num_temperatures"] == 20 and found.log_px.settings["num_chains"] == 4

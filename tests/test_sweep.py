@@ -39,6 +39,14 @@ class Mine(nn.Module):
     def guide(self, x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.loc(x), 0.5).to_event(1))
+
+
+class Bound:
+    def __init__(self, *, num_particles: int = 3, groups: int = 1):
+        self.num_particles, self.groups = num_particles, groups
+
+    def surrogate(self, terms):
+        return terms.log_weight.unflatten(0, (self.groups, -1)).logsumexp(1).mean(0)
 """
 
 
@@ -76,13 +84,15 @@ def fake(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], N
 
 
 def test_a_sweep(elsewhere: Path, call: Call) -> None:
-    """Two guides; then nothing; then one run that lost its evaluation and one of another seed; then none at all."""
+    """Two guides, with an objective of the user's own and its options; then nothing; then one run that lost its
+    evaluation and one of another seed; then none at all."""
     Path("mine.py").write_text(GUIDE)
-    arguments = ("vae", "--guides", "normal", "mine.py:Mine", "--objectives", "elbo", "--out", "out", "--seeds", "0")
+    mine = "mine.py:Bound:4,groups=2"
+    arguments = ("vae", "--guides", "normal", "mine.py:Mine", "--objectives", mine, "--out", "out", "--seeds", "0")
     rest = (*REST, "--latent-dim", "1")  # no plane to be drawn
     status, out, err = call(sweep.command, *arguments, *rest)
     assert status == 0, err
-    names = ["vae-mine-elbo-0", "vae-normal-elbo-0"]
+    names = ["vae-mine-bound-4-2-0", "vae-normal-bound-4-2-0"]
     assert sorted(path.name for path in Path("out").iterdir() if path.is_dir()) == names
     assert out == "all 2 runs are finished; compare them: python -m ppl_gen.compare out/*/\n"
     lines = err.splitlines()
@@ -96,35 +106,36 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     assert status == 0 and err.startswith("2 runs: 2 already finished") and err.count("\n") == 1
 
     # A run that was killed before its page, which is written last, is not finished.
-    Path("out/vae-normal-elbo-0/report.html").unlink()
+    Path("out/vae-normal-bound-4-2-0/report.html").unlink()
     options = cli.parse(sweeping.SweepOptions, list(arguments), "", "")
     todo = sweeping.remaining(sweeping.plan(options, list(rest[1:])))
-    assert [run.path.name for run in todo] == ["vae-normal-elbo-0"]
+    assert [run.path.name for run in todo] == ["vae-normal-bound-4-2-0"]
 
-    lost = Path("out/vae-mine-elbo-0/evaluation.json")
+    lost = Path("out/vae-mine-bound-4-2-0/evaluation.json")
     before = json.loads(lost.read_text(encoding="utf-8"))
     lost.unlink()
     status, out, err = call(sweep.command, "vae", "--guides", "mine.py:Mine", *arguments[4:], "1", *rest)
     assert status == 0 and "2 runs: 0 already finished, 1 to continue, 1 to start" in err
     assert sorted(line for line in err.splitlines()[1:] if "done" not in line) == [
-        "continue  vae-mine-elbo-0",
-        "start     vae-mine-elbo-1",
+        "continue  vae-mine-bound-4-2-0",
+        "start     vae-mine-bound-4-2-1",
     ]
     assert {**json.loads(lost.read_text(encoding="utf-8")), "seconds": 0} == {**before, "seconds": 0}
     rows = Comparison(sorted(path for path in Path("out").iterdir() if path.is_dir())).rows
     assert sorted((row.guide, *row.seeds) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
+    assert {row.objective for row in rows} == {"mine.py:Bound-4"}
 
     status, out, err = call(sweep.command, *arguments, *REST, "--latent-dim", "3")
-    assert status == 2 and "out/vae-normal-elbo-0 was made with other options: latent_dim is 1, not 3" in err
+    assert status == 2 and "out/vae-normal-bound-4-2-0 was made with other options: latent_dim is 1, not 3" in err
     Path("mine.py").write_text(GUIDE.replace("0.5", "0.6"))
     status, out, err = call(sweep.command, *arguments, *rest)
-    assert status == 2 and "out/vae-mine-elbo-0: mine.py has changed since the run was started" in err.replace(
-        ":Mine", ""
-    )
-    shutil.rmtree("out/vae-mine-elbo-0")
-    Path("out/vae-mine-elbo-0").mkdir()
+    changed = "out/vae-normal-bound-4-2-0: mine.py:Bound has changed since the run was started"
+    assert status == 2 and changed in err
+    Path("mine.py").write_text(GUIDE)
+    shutil.rmtree("out/vae-mine-bound-4-2-0")
+    Path("out/vae-mine-bound-4-2-0").mkdir()
     status, out, err = call(sweep.command, *arguments, *rest)
-    assert status == 2 and "out/vae-mine-elbo-0: not a run directory" in err and err.count("\n") == 1
+    assert status == 2 and "out/vae-mine-bound-4-2-0: not a run directory" in err and err.count("\n") == 1
 
 
 def test_failures_are_listed_and_the_others_go_on(fake: Any, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +224,8 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
         (("vae", "--guides", "nrmal", *SEEDS[3:]), ["unknown guide 'nrmal'", "did you mean 'normal'"]),
         (("vae", "--guides", "flow,spline", *SEEDS[3:]), ["--guides flow,spline", "as in flow,transform=iaf"]),
         (("vae", "--guides", "flow,transfrm=iaf", *SEEDS[3:]), ["--guide.transfrm", "did you mean --guide.transform"]),
+        (("vae", *SEEDS[1:4], "miwae:8,groups", *SEEDS[5:]), ["--objectives miwae:8,groups", "as in miwae:8,groups=4"]),
+        (("vae", *SEEDS[1:4], "miwae:8,group=4", *SEEDS[5:]), ["--objective.group", "did you mean --objective.groups"]),
         (("vae", *SEEDS[1:4], "elbow", *SEEDS[5:]), ["--objective elbow: unknown", "did you mean 'elbo'"]),
         ((*SEEDS[:-1], "/proc/out"), ["--out /proc/out", "cannot be written"]),
         ((*SEEDS[:-1], ""), ["--out '': is empty"]),

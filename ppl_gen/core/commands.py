@@ -30,7 +30,8 @@ def words(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None,
     >>> words({"split": "test", "annealed": {"num_chains": 3}, "gaps": True, "proposals": ["a", "b"], "seed": None})
     ['--split', 'test', '--annealed.num-chains', '3', '--gaps', '--proposals', 'a', 'b']
 
-    :param options: values by name, as a JSON file has them; a group of options is a dictionary of its own.
+    :param options: values by name, as a JSON file has them; a group of options is a dictionary of its own. That of
+        `estimator_options` is written as `--estimator.NAME`.
     :param defaults: the default of each option, in the same form. An option without a default is always written.
     :param prefix: names of the groups around these options, each followed by a dot.
     """
@@ -39,7 +40,7 @@ def words(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None,
         name, default = key.replace("_", "-"), defaults.get(key) if isinstance(defaults, Mapping) else None
         arguments = _arguments(value)
         if isinstance(value, Mapping):
-            written += words(value, default, f"{prefix}{name}.")
+            written += words(value, default, f"{prefix}{name.removesuffix('-options')}.")
         elif value is None or arguments == _arguments(default):
             continue
         elif isinstance(value, bool):

@@ -1,9 +1,9 @@
-"""Lookup of model, guide, prior and objective classes by name, and of their options by signature.
+"""Lookup of model, guide, prior, objective and estimator classes by name, and of their options by signature.
 
 A class in `ppl_gen.models`, `ppl_gen.guides`, `ppl_gen.priors` or `ppl_gen.inference.objectives` is known by its name
 in kebab-case; any other class is named as `file.py:Class` or `package.module:Class`. There is no list to edit and no
 base class to inherit: a public class with a method `model`, `guide` or `prior` is a model, a guide or a prior, and an
-objective is a public class with a method `surrogate`, `loss` or `elbo`.
+objective is a public class with a method `surrogate`, `loss` or `elbo`. Estimators by name are the user's own.
 """
 
 import hashlib
@@ -20,18 +20,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from ppl_gen.core.contracts import Guide, HasPrior, Model, missing
+from ppl_gen.core.contracts import Estimator, Guide, HasPrior, Model, missing
 from ppl_gen.core.errors import BadInput, as_bad_input, named_files, near_miss, require_number
 from ppl_gen.core.paths import is_file
 
-Kind = Literal["model", "guide", "prior", "objective"]
-_CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior}
+Kind = Literal["model", "guide", "prior", "objective", "estimator"]
+_CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior, "estimator": Estimator}
 _OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples", "num_classes", "labelled_share")
 SUPPLIED = {
     "model": _OF_DATA,
     "guide": (*_OF_DATA, "latent_dim", "latent_name", "model"),
     "prior": (*_OF_DATA, "latent_dim", "guide"),
     "objective": ("num_particles", "alpha", "beta"),
+    "estimator": (),
 }
 """Arguments that a constructor is given if its signature names them; all its other arguments are options.
 
@@ -51,6 +52,7 @@ NEEDED = {
     "prior": "'prior(self)'",
     "objective": "'surrogate(self, terms)', 'loss(self, pair, x, *args)', or 'elbo(self, pair, x, *args)' that returns "
     "an ELBO of Pyro",
+    "estimator": "'estimate(self, model, guide, x, num_samples)'",
 }
 """The method that a class of a kind needs, for messages."""
 _PACKAGES = {"objective": "ppl_gen.inference.objectives"}
@@ -142,20 +144,23 @@ def find(kind: Kind, reference: str) -> type:
     return cls
 
 
-def find_function(what: str, reference: str) -> Callable[..., Any]:
+def find_function(what: str, reference: str, *, or_class: bool = False) -> Callable[..., Any]:
     """Return the function that `file.py:function` or `package.module:function` names.
 
     :param what: the option, for messages.
+    :param or_class: True if the name may be that of a class.
     :raises BadInput: if there is none.
     """
     where, _, name = reference.rpartition(":")
     if not where or where == "function":
-        raise BadInput(f"{what} '{reference}': must have the form file.py:function")
+        raise BadInput(f"{what} '{reference}': must have the form file.py:{'NAME' if or_class else 'function'}")
     module = _import(what, where)
     found = getattr(module, name, None)
     if not callable(found):
-        there = [name for name, _ in inspect.getmembers(module, inspect.isfunction)]
-        raise BadInput(f"{what} '{reference}': {where} has no function '{name}'{near_miss(name, there)}")
+        ours = [each for each in inspect.getmembers(module) if getattr(each[1], "__module__", "") == module.__name__]
+        there = [n for n, each in ours if inspect.isfunction(each) or (or_class and inspect.isclass(each))]
+        sort = "function or class" if or_class else "function"
+        raise BadInput(f"{what} '{reference}': {where} has no {sort} '{name}'{near_miss(name, there)}")
     return found
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyro.infer.elbo import ELBO
     from torch import Tensor
 
+    from ppl_gen.inference.estimate import Estimate
     from ppl_gen.inference.pair import Pair, Terms
 
 # Models ------------------------------------------------------------------------------------------------------------
@@ -229,6 +230,16 @@ class HasBound(Protocol):
 
 
 @runtime_checkable
+class HasGuideSurrogate(Protocol):
+    """An objective whose `surrogate` is for the model alone."""
+
+    def guide_surrogate(self, terms: Terms) -> Tensor:
+        """The quantity [images] whose gradient the guide's parameters ascend, in nats. It reaches them through
+        log q(z | x), and through z if z is reparametrized. The gradient of `surrogate` reaches p(x, z) alone, at fixed
+        z. Parameters that p and q share take both."""
+
+
+@runtime_checkable
 class ChecksPair(Protocol):
     """An objective that is not defined for every pair."""
 
@@ -261,6 +272,25 @@ class Recordable(Protocol):
 
     def recordable(self, pair: Pair) -> Objective:
         """The same objective in a form whose operations can be recorded. Raises `BadInput` if there is none."""
+
+
+# Estimators --------------------------------------------------------------------------------------------------------
+
+
+class Estimator(Protocol):
+    """An estimator of log p(x) beside those of the package. A function with the same arguments is one, too."""
+
+    def estimate(self, model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int) -> Tensor | Estimate:
+        """Log weights [samples, B], which are log p(x, z) - log q(z | x), or an `Estimate` of log p(x). It must be low
+        in expectation: E[exp(log p(x))] <= p(x), as for the mean of weights.
+
+        :param model: the fitted model.
+        :param guide: the fitted guide.
+        :param x: images [B, D].
+        :param args: labels [B], if the model or the guide takes them.
+        :param num_samples: samples per image that the evaluation is made with. A method or a function without this
+            parameter is called without it.
+        """
 
 
 # Distributions -----------------------------------------------------------------------------------------------------
@@ -298,6 +328,24 @@ class SelectsPixels(Protocol):
 
     def select(self, pixels: Tensor) -> TorchDistribution:
         """Distribution of some of the pixels, given by an index or a mask [D]."""
+
+
+class ObservesPixels(Protocol):
+    """A distribution of images whose pixels are independent, so that pixels can be missing, others in each image."""
+
+    def observed(self, pixels: Tensor) -> TorchDistribution:
+        """Distribution of the pixels where a mask [..., D] is true, with values [..., D] as before."""
+
+
+# Missing pixels ----------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class TakesMissing(Protocol):
+    """A guide whose methods take images with NaN where a pixel is missing, if the attribute is true. All other guides
+    get 0 there. The attribute of a model says the same of its `log_px(x)`."""
+
+    takes_missing: bool
 
 
 # Defaults of a model's class ---------------------------------------------------------------------------------------

@@ -41,6 +41,20 @@ class Row:
         return cls(label, fixed(mean), "" if se is None or not math.isfinite(se) else fixed(se), note, at_least)
 
 
+def named(text: str, missing: object) -> str:
+    """A text with the name of log p(x), which is `log p(x_obs)` if it is that of the observed pixels.
+
+    >>> named("gap: log p(x) - ELBO", missing=0.5)
+    'gap: log p(x_obs) - ELBO'
+
+    :param missing: the share of missing pixels, or the option that makes them; 0 or None if no pixel is missing.
+    """
+    if missing:
+        for rest in (")", " | y)", ", y)"):
+            text = text.replace(f"log p(x{rest}", f"log p(x_obs{rest}")
+    return text
+
+
 def fixed(value: float | None, digits: int = 2) -> str:
     """Format a number with `digits` digits after the point. None, which stands for NaN in JSON, becomes `nan`."""
     text = f"{math.nan if value is None else value:.{digits}f}"

@@ -18,13 +18,15 @@ from ppl_gen.data import pixels, sources
 
 NAME = "array"
 """Name of such images in a configuration and in tables."""
+_MISSING = "_missing"  # ending of the names of masks
 
 
 def collect(data: Any) -> dict[str, np.ndarray]:
     """Collect data that was passed from Python into arrays by name.
 
     :param data: images [N, …], as a tensor, an array or a list; a pair of images and labels [N]; a `Dataset` of images,
-        or of pairs of an image and its label; or a dictionary of these by split: `train`, `validation`, `test`.
+        or of pairs of an image and its label; or a dictionary of these by split: `train`, `validation`, `test`. The
+        mask of a masked array of NumPy is in the result beside its images.
     :raises BadInput: for anything else.
     """
     if not isinstance(data, Mapping):
@@ -37,22 +39,61 @@ def collect(data: Any) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name, part in data.items():
         images, labels = _pair(str(name), part)
-        arrays[str(name)] = images
+        if isinstance(images, np.ma.MaskedArray):
+            arrays[f"{name}{_MISSING}"] = np.ma.getmaskarray(images)
+        arrays[str(name)] = np.asarray(images)
         if labels is not None:
             arrays[f"{name}_labels"] = labels
     return arrays
 
 
-def read(arrays: Mapping[str, np.ndarray], largest: int | None = None) -> pixels.Images:
+def masked(data: Any, missing: Any) -> dict[str, Any]:
+    """Images by split as masked arrays of NumPy, with their labels: what `collect` takes.
+
+    :param data: images, as `collect` takes them.
+    :param missing: true for missing pixels: an array in the shape of the images, or of one image; or a dictionary of
+        these by split.
+    :raises BadInput: for masks that do not fit the images.
+    """
+    arrays = collect(data)
+    given = missing if isinstance(missing, Mapping) else {"train": missing}
+    names = [name for name in pixels.SPLITS if name in arrays]
+    if sorted(given) != sorted(names):
+        raise BadInput(f"--missing: masks of {', '.join(map(str, given))}, but images of {', '.join(names)}; give both")
+    parts: dict[str, Any] = {}
+    for name in names:
+        images, mask = arrays[name], np.asarray(given[name])
+        if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
+            raise BadInput("--missing: must be true or 1 where a pixel is missing, and false or 0 elsewhere")
+        if mask.shape not in (images.shape, images.shape[1:]):
+            raise BadInput(f"--missing: the mask has shape {mask.shape}, the images {images.shape}")
+        whole = np.ma.array(images, mask=np.broadcast_to(mask.astype(bool), images.shape))
+        parts[name] = (whole, arrays[f"{name}_labels"]) if f"{name}_labels" in arrays else whole
+    return parts
+
+
+def read(arrays: Mapping[str, np.ndarray], largest: int | None = None, nan: bool = False) -> pixels.Images:
     """The images of collected arrays, by split, with their labels.
 
     :param largest: value of a white pixel. By default it is inferred from the pixels.
+    :param nan: take pixels that are NaN, or masked, as missing.
     :raises BadInput: for arrays that no rule can read.
     """
+    masks = {name: array for name, array in arrays.items() if name.endswith(_MISSING)}
+    arrays = {name: array for name, array in arrays.items() if name not in masks}
+    if masks and not nan:
+        which = next(iter(masks)).removesuffix(_MISSING)
+        raise BadInput(
+            f"--data [{which}]: a masked array would lose its mask; fill it in first: x.filled(0), or fit with "
+            "missing='nan'"
+        )
     for name, array in arrays.items():
         sources.require_free(f"--data [{name}]: copying {array.shape}", 2 * array.size * min(array.itemsize, 4))
     found = sources.assign_roles(Path(NAME), list(arrays), arrays.__getitem__, None)
-    images = pixels.to_images(NAME, found, largest)
+    if masks:
+        none = {name: np.zeros(array.shape, bool) for name, array in found.images.items()}
+        found = found._replace(missing=none | {name.removesuffix(_MISSING): mask for name, mask in masks.items()})
+    images = pixels.to_images(NAME, found, largest, nan)
     # What is the caller's own is copied: it may change later.
     ours = {
         split: rows.copy() if any(np.may_share_memory(rows, each) for each in found.images.values()) else rows
@@ -129,6 +170,9 @@ def _stack(name: str, items: list[Any]) -> np.ndarray:
 
 
 def _array(name: str, given: Any) -> np.ndarray:
+    if np.ma.is_masked(given) and not name.endswith("_labels") and given.dtype.kind in "buif":
+        array: np.ndarray = given
+        return array
     if any(np.ma.is_masked(part) for part in (given if isinstance(given, list | tuple) else [given])):
         raise BadInput(f"--data [{name}]: a masked array would lose its mask; fill it in first: x.filled(0)")
     try:

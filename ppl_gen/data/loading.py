@@ -15,7 +15,7 @@ from ppl_gen.core.commands import is_function
 from ppl_gen.core.components import find_function
 from ppl_gen.core.errors import BadInput, as_bad_input, near_miss, require
 from ppl_gen.core.paths import is_file, reading
-from ppl_gen.data import arrays, sources
+from ppl_gen.data import arrays, masks, sources
 from ppl_gen.data.downloads import FILES, FOLDERS, NotDownloaded, download
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.pixels import Images
@@ -29,12 +29,14 @@ from ppl_gen.data.splits import (
     cut,
     hide_labels,
     join,
+    select,
     with_fixed_draw,
 )
 
 _MNIST_COUNTS = (60_000, 10_000)  # images on disk, train and test
 _MNIST_SPLIT = (50_000, 10_000)  # of the 60,000, for training and for validation
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
+_MISSING_SEEDS = (4, 5)  # of the masks of missing pixels, of the pool and of the test images
 _NAMES = ("auto", "digits", "binarized-mnist", *FOLDERS)
 
 
@@ -61,15 +63,18 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
         [0, 1], and for a `train_size` larger than the data set.
     """
     if isinstance(given, Data):
+        if options.missing is not None and given.train.missing is None:
+            raise BadInput("--missing: a Data has its own masks: give Split(…, missing=mask), or images without masks")
         return given
     if given is None and is_function(options.data):
         given = options.data
     if isinstance(given, str):
-        source = _given(_called(given), options.largest_pixel)._replace(name=given)
+        source = _given(_called(given), options)._replace(name=given)
     elif given is not None:
-        source = _given(given, options.largest_pixel)
+        source = _given(given, options)
     else:
-        source = _source(options.data, options.largest_pixel)
+        source = _source(options.data, options)
+    source = _with_missing(source, options.missing)
     pool, sizes = source.pool, source.sizes
     if options.largest_pixel is not None and source.name in _NAMES:
         white = f"--largest-pixel {options.largest_pixel}"
@@ -99,7 +104,22 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
     return Data(source.name, source.shape, options.binarization, train, validation, test, source.notice, source.sha256)
 
 
-def _source(name: str, largest: int | None) -> _Source:
+def _with_missing(source: _Source, missing: float | str | None) -> _Source:
+    """A source with its masks of missing pixels, where it has none yet."""
+    if missing is None or source.pool.missing is not None:
+        return source
+    if missing == "nan":
+        raise BadInput(f"--missing nan: {source.name} has no pixels that are NaN; give a share such as 0.5, or a file")
+    dim, counts = source.pool.images.shape[1], (len(source.pool), len(source.test))
+    if isinstance(missing, str):
+        read = masks.read(missing, source.shape, dict(zip(("train", "test"), counts, strict=True)))
+        pool, test = torch.from_numpy(read["train"].copy()), torch.from_numpy(read["test"].copy())
+    else:
+        pool, test = (masks.drawn(n, dim, missing, seed) for n, seed in zip(counts, _MISSING_SEEDS, strict=True))
+    return source._replace(pool=replace(source.pool, missing=pool), test=replace(source.test, missing=test))
+
+
+def _source(name: str, options: DataOptions) -> _Source:
     """The images of a named data set or of a file."""
     if name == arrays.NAME:
         raise BadInput("--data array: was an array in a Python session; pass it again: Run.open(…, data=x)")
@@ -116,15 +136,16 @@ def _source(name: str, largest: int | None) -> _Source:
     if name == "binarized-mnist" or re.fullmatch(r"binarized_mnist_(train|valid|test)\.amat", Path(name).name):
         return _amat(name)
     if sources.readable(name):
-        return _splits(name, sources.read(name, largest))
+        return _splits(name, sources.read(name, options.largest_pixel, options.missing == "nan"), options.missing)
     kinds = ".npy, .npz, .mat, .csv or IDX"
     raise BadInput(f"--data {name}: neither a data set nor a file of images ({kinds}){near_miss(name, _NAMES)}")
 
 
-def _given(given: Any, largest: int | None) -> _Source:
+def _given(given: Any, options: DataOptions) -> _Source:
     """The images that were passed from Python."""
     collected = arrays.collect(given)
-    found = _splits(arrays.NAME, arrays.read(collected, largest))
+    images = arrays.read(collected, options.largest_pixel, options.missing == "nan")
+    found = _splits(arrays.NAME, images, options.missing)
     return found._replace(sha256=arrays.fingerprint(collected))
 
 
@@ -263,14 +284,22 @@ def _amat(name: str) -> _Source:
     return _Source("binarized-mnist", (28, 28), Split(torch.cat(parts[:2])), Split(parts[2]), _AMAT_COUNTS[:2])
 
 
-def _splits(name: str, source: Images) -> _Source:
+def _splits(name: str, source: Images, missing_pixels: float | str | None = None) -> _Source:
     """The splits of a file or of arrays. A missing split is a tenth of the training images, chosen with a fixed
-    seed."""
+    seed.
+
+    :param missing_pixels: the option `--missing`. The masks of a file are in the order of the images.
+    """
+    if isinstance(missing_pixels, str) and missing_pixels != "nan":
+        counts = {split: len(images) for split, images in source.splits.items()}
+        source = source._replace(missing=masks.read(missing_pixels, source.shape, counts))
     splits = {
         split: Split(
             torch.from_numpy(images if images.flags.writeable else images.copy()),
             torch.from_numpy(source.labels[split]) if split in source.labels else None,
             source.scale,
+            missing=torch.from_numpy(source.missing[split].copy()) if source.missing else None,
+            values_known=source.known,
         )
         for split, images in source.splits.items()
     }
@@ -283,8 +312,7 @@ def _splits(name: str, source: Images) -> _Source:
         raise BadInput(f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}; give images that differ")
     if missing:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
-        labels = None if whole.labels is None else whole.labels[order]
-        whole = replace(whole, images=whole.images[order], labels=labels)
+        whole = select(whole, order)
     for split in missing:
         pool = whole  # of training and validation, where validation is missing: it is cut off last
         splits[split] = cut(whole, len(whole) - tenth, len(whole))

@@ -1,9 +1,10 @@
 """Options of a data set. This module imports no torch, so that commands that only read runs start fast."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ppl_gen.core.errors import require_choices, require_numbers
+from ppl_gen.core.errors import require, require_choices, require_numbers
 
 Binarization = Literal["dynamic", "static", "threshold", "none", "dequantized"]
 SplitName = Literal["train", "validation", "test"]
@@ -31,7 +32,16 @@ class DataOptions:
     largest_pixel: int | None = None
     """Value of white in a file, such as 255 or 16. Black is 0. By default it follows from the largest pixel: 1 if the
     largest is at most 1; 255 if it is 128 to 255; else the largest pixel itself."""
+    missing: float | str | None = None
+    """Missing pixels. A share such as 0.5: each pixel of each image is missing with this probability, drawn once with a
+    fixed seed. FILE.npy or FILE.npz: true, or 1, where a pixel is missing. nan: pixels that are NaN. Training and
+    evaluation use the other pixels alone, in every split: log p(x) is of the observed pixels. By default no pixel is
+    missing."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.missing, float) and math.isnan(self.missing):  # the word nan, as a number
+            object.__setattr__(self, "missing", "nan")
         require_choices(self)
         require_numbers(self, largest_pixel=1, labelled=0)
+        if isinstance(self.missing, int | float):
+            require(0 < self.missing < 1, "missing", f"{self.missing:g}", "must be a share above 0 and below 1")

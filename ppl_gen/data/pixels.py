@@ -28,6 +28,10 @@ class Images(NamedTuple):
     """Value of a white pixel."""
     notes: list[str]
     """Decisions of the rules, in words."""
+    missing: Arrays = {}  # noqa: RUF012  # a default that is never changed
+    """True for missing pixels, bool [N, pixels], by split: for all splits, or for none."""
+    known: bool = True
+    """True if `splits` has the values of missing pixels, False if it has 0 there."""
 
 
 class RawArrays(NamedTuple):
@@ -38,12 +42,17 @@ class RawArrays(NamedTuple):
     notes: list[str]
     shape: tuple[int, ...] | None = None
     """Shape of one image, if the array of images is flat."""
+    missing: Arrays = {}  # noqa: RUF012  # a default that is never changed
+    """True for missing pixels, in the shape of the images, by split."""
 
 
-def to_images(name: str, arrays: RawArrays, largest: int | None) -> Images:
+def to_images(name: str, arrays: RawArrays, largest: int | None, nan: bool = False) -> Images:
     """Images as rows of grey levels or of pixels in [0, 1], with labels. Raises `BadInput` for arrays that are
-    neither."""
-    images, notes = arrays.images, list(arrays.notes)
+    neither.
+
+    :param nan: take pixels that are NaN as missing.
+    """
+    images, notes, missing = arrays.images, list(arrays.notes), arrays.missing
     first = images["train"]
     for split, array in images.items():
         if not 2 <= array.ndim <= 4 or 0 in array.shape or array.dtype.kind not in "buif":
@@ -61,15 +70,28 @@ def to_images(name: str, arrays: RawArrays, largest: int | None) -> Images:
         _, before, _, after = first.shape
         last = after <= _MOST_CHANNELS and after < before
         if last:
-            images = {split: np.moveaxis(array, -1, 1) for split, array in images.items()}
+            images, missing = (
+                {split: np.moveaxis(array, -1, 1) for split, array in each.items()} for each in (images, missing)
+            )
         channels, height, width = images["train"].shape[1:]
         if after <= _MOST_CHANNELS or before > _MOST_CHANNELS:
             axes = "height, width, channels" if last else "channels, height, width"
             notes.append(f"axes are [images, {axes}]: {channels} × {height} × {width}")
     shape = images["train"].shape[1:] if arrays.shape is None else arrays.shape
-    rows = {split: np.ascontiguousarray(array).reshape(len(array), -1) for split, array in images.items()}
+    rows, missing = (
+        {split: np.ascontiguousarray(array).reshape(len(array), -1) for split, array in each.items()}
+        for each in (images, missing)
+    )
+    known = True
+    if nan:
+        masks = {split: np.isnan(array) for split, array in rows.items()}
+        known = not any(mask.any() for mask in masks.values())
+        if known and not missing:
+            raise BadInput(f"--missing nan: no pixel of {name} is NaN; give a share such as 0.5, or a file")
+        rows = {split: np.where(masks[split], 0, array).astype(array.dtype) for split, array in rows.items()}
+        missing = {split: mask | missing[split] if missing else mask for split, mask in masks.items()}
     rows, scale = _scaled(name, rows, largest, notes)
-    return Images(shape, rows, labels, scale, notes)
+    return Images(shape, rows, labels, scale, notes, missing, known)
 
 
 def _labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:

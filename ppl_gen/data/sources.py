@@ -39,11 +39,12 @@ _MATLAB_BYTES = {"double": 8, "single": 4, "logical": 1} | {
 """Bytes of a number of each class of MATLAB."""
 
 
-def read(name: str, largest: int | None = None) -> Images:
+def read(name: str, largest: int | None = None, nan: bool = False) -> Images:
     """The images in a file: .npy, .npz, .mat, .csv, .amat or IDX, any of them also as .gz.
 
     :param name: `FILE`, or `FILE:ARRAY` for one array of an .npz or .mat file.
     :param largest: value of a white pixel. By default it is inferred from the pixels, see `_scaled`.
+    :param nan: take pixels that are NaN as missing.
     :raises BadInput: for a file that is missing or damaged, or that no rule can read.
     """
     path, array = locate(name)
@@ -60,7 +61,7 @@ def read(name: str, largest: int | None = None) -> Images:
     except Exception as error:  # parsers raise errors of many types for a damaged file
         kind = "an IDX file" if reader is _idx_files else f"a {_suffix(path)} file of numbers"
         raise BadInput(f"--data {name}: truncated, or not {kind} ({words_of(error, 150)})") from None
-    return to_images(name, arrays, largest)
+    return to_images(name, arrays, largest, nan)
 
 
 def readable(name: str) -> bool:

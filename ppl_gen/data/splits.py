@@ -42,6 +42,11 @@ class Split:
     scale: int = 1
     known: Tensor | None = None
     """Labels [N] as a model and a guide are given them, -1 where they are hidden; None if none is hidden."""
+    missing: Tensor | None = None
+    """True for missing pixels, bool [N, data_dim]; None if no pixel is missing."""
+    values_known: bool = True
+    """True if `images` has the values of missing pixels too, as where they were drawn to be missing; False if they are
+    0 there."""
 
     @property
     def given_labels(self) -> Tensor | None:
@@ -66,9 +71,24 @@ class Split:
             self.scale + 1
         )
 
+    def observed(self, pixels: Tensor, index: Any = slice(None)) -> Tensor:
+        """Pixels [n, data_dim] of the images at `index`, with NaN where one is missing."""
+        return pixels if self.missing is None else pixels.masked_fill(self.missing[index], torch.nan)
+
+    @property
+    def share_missing(self) -> float:
+        """Share of the pixels that are missing."""
+        return 0.0 if self.missing is None or not len(self) else int(self.missing.sum()) / self.missing.numel()
+
     def to(self, device: torch.device | str) -> "Split":
-        labels, known = (None if each is None else each.to(device) for each in (self.labels, self.known))
-        return replace(self, images=self.images.to(device), labels=labels, known=known)
+        others: dict[str, Any] = {
+            name: None if each is None else each.to(device) for name, each in self.beside().items()
+        }
+        return replace(self, images=self.images.to(device), **others)
+
+    def beside(self) -> dict[str, Any]:
+        """What the split has for each image besides its pixels."""
+        return {"labels": self.labels, "known": self.known, "missing": self.missing}
 
 
 def hide_labels(split: Split, kept: int) -> Split:
@@ -111,7 +131,7 @@ class Data:
     def __repr__(self) -> str:
         counts = " / ".join(str(len(split)) for split in (self.train, self.validation, self.test))
         size = " × ".join(map(str, self.shape))
-        return f"Data({self.name}: {counts} images of {size} pixels, {self.binarization})"
+        return f"Data({self.name}: {counts} images of {size} pixels, {self.binarization}{self.incomplete})"
 
     def __post_init__(self) -> None:
         """Binarize, or dequantize, splits that are still grey. Splits from `load_data` are left as they are.
@@ -124,6 +144,9 @@ class Data:
             if split.images.shape[1:] != (self.dim,):
                 what = f"images {list(split.images.shape)} of {name}, but shape {self.shape} needs [N, {self.dim}]"
                 raise BadInput(f"data {self.name}: {what}")
+            if split.missing is not None and split.missing.shape != split.images.shape:
+                what = f"{list(split.missing.shape)} of {name}, but its images are {list(split.images.shape)}"
+                raise BadInput(f"data {self.name}: missing is {what}")
             if self.binarization in _BINARY and not _in_range(split):
                 raise BadInput(f"data {self.name}: pixels of {name} lie outside [0, {split.scale}]")
         if self.binarization == "dequantized" and self.train.scale == 1:
@@ -153,16 +176,22 @@ class Data:
         return split
 
     def batch(self, index: Tensor) -> Tensor:
-        """Training targets float32 [n, data_dim] at `index`. For `dynamic` and `dequantized`, they are drawn anew from
-        torch's generator."""
+        """Training targets float32 [n, data_dim] at `index`, with NaN where a pixel is missing. For `dynamic` and
+        `dequantized`, they are drawn anew from torch's generator."""
         pixels = self.train.pixels(index)
         if self.binarization == "dynamic":
-            return torch.bernoulli(pixels)
-        return self.train.dequantized(pixels) if self.binarization == "dequantized" else pixels
+            pixels = torch.bernoulli(pixels)
+        elif self.binarization == "dequantized":
+            pixels = self.train.dequantized(pixels)
+        return self.train.observed(pixels, index)
 
     def targets(self, name: str, index: Any = slice(None)) -> Tensor:
-        """Fixed targets float32 [n, data_dim] of a split, for evaluation. The training split of `dynamic` and
-        `dequantized` data has one fixed draw for this purpose too."""
+        """Fixed targets float32 [n, data_dim] of a split, for evaluation, with NaN where a pixel is missing. The
+        training split of `dynamic` and `dequantized` data has one fixed draw for this purpose too."""
+        return self.split(name).observed(self.complete(name, index), index)
+
+    def complete(self, name: str, index: Any = slice(None)) -> Tensor:
+        """As `targets`, with the values of missing pixels; with 0 there if they are not known."""
         split = self.split(name)
         if name == "train" and self.binarization == "dynamic":
             rows = torch.arange(len(split))[index if isinstance(index, slice) else index.cpu()]
@@ -174,17 +203,30 @@ class Data:
         return pixels.clone() if shared else pixels  # the caller's own, to change as it likes
 
     def examples(self, seed: int, count: int = 2000) -> Tensor:
-        """Grey values [at most count, data_dim] of training images chosen at random."""
+        """Grey values [at most count, data_dim] of training images chosen at random. A missing pixel has the mean of
+        the images that it is observed in."""
         generator = torch.Generator().manual_seed(seed)
-        index = torch.randperm(len(self.train), generator=generator)[:count]
-        return self.train.pixels(index.to(self.train.images.device))
+        index = torch.randperm(len(self.train), generator=generator)[:count].to(self.train.images.device)
+        pixels = self.train.observed(self.train.pixels(index), index)
+        return pixels if self.train.missing is None else torch.where(pixels.isnan(), self.mean(), pixels)
 
     def mean(self) -> Tensor:
-        """Mean training pixel [data_dim] in float32, with half an observation added so that it is inside (0, 1)."""
+        """Mean observed training pixel [data_dim] in float32, with half an observation added so that it is inside
+        (0, 1)."""
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.train.images.device)
+        missing = torch.zeros_like(total)
         for block in _blocks(self.train):
-            total += self.train.pixels(block).double().sum(0)
-        return ((total + 0.5) / (len(self.train) + 1)).float()
+            pixels = self.train.pixels(block)
+            if self.train.missing is not None:
+                pixels = pixels.masked_fill(self.train.missing[block], 0.0)
+                missing += self.train.missing[block].sum(0)
+            total += pixels.double().sum(0)
+        return ((total + 0.5) / (len(self.train) - missing + 1)).float()
+
+    @property
+    def incomplete(self) -> str:
+        """The share of missing training pixels in words, after a comma; empty if no pixel is missing."""
+        return "" if self.train.missing is None else f", {self.train.share_missing:.1%} of the pixels missing"
 
     def to(self, device: torch.device | str) -> "Data":
         return replace(
@@ -194,18 +236,28 @@ class Data:
 
 def cut(split: Split, start: int, stop: int) -> Split:
     """The images from `start` up to `stop`, with their labels."""
-    labels = None if split.labels is None else split.labels[start:stop]
-    return replace(split, images=split.images[start:stop], labels=labels)
+    return select(split, slice(start, stop))
+
+
+def select(split: Split, index: Any) -> Split:
+    """The images at `index` (a slice or an index tensor), with their labels and missing pixels."""
+    others: dict[str, Any] = {name: None if each is None else each[index] for name, each in split.beside().items()}
+    return replace(split, images=split.images[index], **others)
 
 
 def join(first: Split, second: Split) -> Split:
     """The images of both splits, with labels if both have them. Splits of different scales become grey values."""
-    labels = None
+    others: dict[str, Any] = {"values_known": first.values_known and second.values_known}
     if first.labels is not None and second.labels is not None:
-        labels = torch.cat([first.labels, second.labels])
+        others["labels"] = torch.cat([first.labels, second.labels])
+    if first.missing is not None or second.missing is not None:
+        masks = (
+            torch.zeros_like(s.images, dtype=torch.bool) if s.missing is None else s.missing for s in (first, second)
+        )
+        others["missing"] = torch.cat(list(masks))
     if first.scale == second.scale:
-        return Split(torch.cat([first.images, second.images]), labels, first.scale)
-    return Split(torch.cat([first.pixels(), second.pixels()]), labels)
+        return Split(torch.cat([first.images, second.images]), scale=first.scale, **others)
+    return Split(torch.cat([first.pixels(), second.pixels()]), **others)
 
 
 def _in_range(split: Split) -> bool:
@@ -249,7 +301,7 @@ def _in_blocks(split: Split, dtype: torch.dtype, change: Callable[[Tensor], Tens
     images = torch.empty(split.images.shape, dtype=dtype)
     for block in _blocks(split):
         images[block] = change(split.pixels(block).cpu()).to(dtype)
-    return Split(images.to(split.images.device), split.labels, 1)
+    return replace(split, images=images.to(split.images.device), scale=1)
 
 
 def _blocks(split: Split) -> Iterator[slice]:

@@ -31,6 +31,8 @@ def check_bounds(fitted: Fitted, options: EvaluationOptions, sampled: bool, x: T
     :param x: a few images, with their labels.
     """
     count = options.num_from_model
+    if count:
+        fitted.require_complete(f"--sandwich {count}")
     if count == 0 or options.estimator == "annealed":
         return
     if not sampled:

@@ -7,7 +7,7 @@ estimator is run many times on the same images, and its errors are compared with
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.progress import Progress
+from ppl_gen.evaluation.own_estimators import OwnEstimator, find
 from ppl_gen.evaluation.use_options import CalibrateOptions
+from ppl_gen.experiment.run_directory import warn
 from ppl_gen.inference.annealed import Annealing, annealed_log_px
 from ppl_gen.inference.exact import closed_form, exact_log_px, state_posterior
 from ppl_gen.inference.importance import log_marginal_likelihood
@@ -121,12 +124,18 @@ def _mixture() -> tuple[Any, Callable[[Tensor], Tensor]]:
 
 
 def calibrate(options: CalibrateOptions, quiet: bool = False) -> list[Row]:
-    """A row for each model and estimator."""
-    rows = []
+    """A row for each model and estimator. A model that an estimator of the user's own fails on is left out, with a
+    warning.
+
+    :raises BadInput: for an estimator that fails on every model.
+    """
+    rows: list[Row] = []
+    failed: dict[str, BadInput] = {}
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(options.seed)
         models = {"factor analysis": _factor_analysis(), "belief net": _belief_net(), "mixture": _mixture()}
-        work = [(name, how) for name, (model, _) in models.items() for how in _estimators(model, options)]
+        own = find(options.estimator, options.estimator_options)
+        work = [(name, how) for name, (model, _) in models.items() for how in _estimators(model, options, own)]
         images = {name: model.model(n=options.num_images) for name, (model, _) in models.items()}
         with Progress(len(work), "estimator", quiet=quiet) as progress:
             for name, (estimator, estimate) in work:
@@ -134,10 +143,18 @@ def calibrate(options: CalibrateOptions, quiet: bool = False) -> list[Row]:
                 x = images[name]
                 exact = models[name][1](x).repeat(options.repetitions)
                 started = time.perf_counter()
-                log_px, variance = estimate(x.repeat(options.repetitions, 1))
-                seconds = time.perf_counter() - started
-                rows.append(_row(name, estimator, log_px - exact, variance, seconds, options.num_images))
+                try:
+                    log_px, variance = estimate(x.repeat(options.repetitions, 1))
+                except BadInput as error:
+                    failed.setdefault(estimator, error)
+                    warn(f"{name}: {error.sentence}")
+                else:
+                    seconds = time.perf_counter() - started
+                    rows.append(_row(name, estimator, log_px - exact, variance, seconds, options.num_images))
                 progress.advance()
+    for estimator, failure in failed.items():
+        if all(row.estimator != estimator for row in rows):
+            raise failure
     return rows
 
 
@@ -145,7 +162,7 @@ Estimator = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Function of images that returns log p(x) and its Monte Carlo variance, if it has one."""
 
 
-def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Estimator]]:
+def _estimators(model: Any, options: CalibrateOptions, own: Sequence[OwnEstimator]) -> Iterator[tuple[str, Estimator]]:
     count = options.num_samples
 
     def exact(x: Tensor) -> tuple[Tensor, None]:
@@ -170,6 +187,14 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
         estimated = annealed_log_px(model, x, annealing=Annealing(options.num_temperatures, leapfrog_steps=5))
         return estimated.log_px, estimated.log_px_mc_var
 
+    def users(each: OwnEstimator) -> Estimator:
+        def estimate(x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.random.fork_rng([]):  # the other rows are the same without it
+                estimated = each.estimate(model, guide, x, num_samples=count)
+            return estimated.log_px, estimated.log_px_mc_var
+
+        return estimate
+
     yield "exact, by the package", exact
     yield f"prior, S = {count}", proposed([], prior_share=1)
     if isinstance(model, Mixture):
@@ -178,6 +203,8 @@ def _estimators(model: Any, options: CalibrateOptions) -> Iterator[tuple[str, Es
     yield f"importance, S = {count}", importance
     yield f"importance, S = {count}, less the jackknife's bias", jackknife
     yield f"importance, S = {count}, 10% from the prior", proposed([guide], prior_share=0.1)
+    for each in own:
+        yield each.name, users(each)
     if isinstance(model, FactorAnalysis):
         yield f"importance, S = {count}, temperature 1.3", proposed([guide], temperature=1.3)
         yield f"annealed, 16 chains x {options.num_temperatures} temperatures", annealed

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ppl_gen.core import components, parallel
 from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import defaults_of
-from ppl_gen.core.errors import BadInput, describe, require, shown
+from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.core.progress import Progress
 from ppl_gen.data.arrays import images_sha256
 from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.evaluation.own_estimators import OwnEstimator, find
 from ppl_gen.evaluation.settled import check_settling, fixed_samples, next_options, settled_estimate
 from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.evaluation.verdicts import known_of
@@ -46,13 +47,10 @@ from ppl_gen.inference.quadrature import (
     why_no_quadrature,
 )
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory, shown_count
+from ppl_gen.networks.observed import observed_log_prob
 
 _ALWAYS = 2.0**38
 """Operations that quadrature may take in any case: some seconds."""
-
-Estimator = Callable[..., Estimate]
-"""Estimator of a user's own: a function of `(model, guide, x, *labels)` that returns an `Estimate` with a new name in
-`estimator`. It must be low in expectation, as all estimators here are: E[exp(log_px)] <= p(x)."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +77,20 @@ def evaluate(
     options: EvaluationOptions,
     *,
     others: Sequence[nn.Module] = (),
-    further: Estimator | str | Sequence[Estimator | str] = (),
+    own: Sequence[Any] = (),
     quiet: bool = False,
 ) -> Evaluation:
     """Estimate the ELBO and log p(x) of the images of a split.
 
     :param others: guides of the runs in `options.proposals`.
-    :param further: estimators of the user's own, in addition to those in `options.further`. Their estimates are
-        reported with the others and compared with them.
+    :param own: estimators of the user's own as objects of Python, in addition to those that `options` names. Their
+        estimates are reported with the others and compared with them.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
-    named = _further(options.further, further)
-    options = replace(_resolved(fitted, options), further=tuple(name for name, _ in named))
+    named = find([*options.own_estimators, *own], options.estimator_options)
+    options = replace(_resolved(fitted, options), own_estimators=tuple(each.reference for each in named))
     whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
-    chosen = estimators(fitted.model, fitted.pair, options.estimator, task.x.device, *task.labels)
+    chosen = estimators(fitted.model, fitted.pair, str(options.estimator), task.x.device, *task.labels)
     _check(task, others, chosen)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)):
@@ -108,7 +106,7 @@ def evaluate(
     estimates = parallel.all_gather(estimates)
     kind = observation(fitted.pair, *whole)
     given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
-    primary = primary_of(estimates, options.estimator)
+    primary = primary_of(estimates, str(options.estimator))
     estimator = "auto" if options.mixes and not estimates[primary].sampled else estimates[primary].estimator
     estimator = "importance" if estimator == "settled" else estimator  # as --estimator takes it
     further_on = next_options(fitted, options, estimates, primary, _can_anneal(task), task.x, *task.labels)
@@ -117,7 +115,8 @@ def evaluate(
         "num_images": len(whole[0]),
         "images_sha256": images_sha256(whole[0]),
         "observation": kind,
-        "options": options.to_json() | {"estimator": estimator},
+        **quantity(fitted.pair, *whole),
+        "options": replace(options, estimator=estimator).to_json(),
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
         **({} if given_up is None else {"no_quadrature": given_up}),
         **({} if further_on is None else {"next_options": further_on}),
@@ -143,21 +142,6 @@ def options_after_training(fitted: Fitted) -> EvaluationOptions:
 # Before the work -----------------------------------------------------------------------------------------------
 
 
-def _further(recorded: Sequence[str], own: Any) -> list[tuple[str, Estimator]]:
-    """The further estimators, with their names.
-
-    :param own: one of them, or several, as functions or by name.
-    """
-    own = own if isinstance(own, list | tuple) else [own]
-    found = []
-    for each in (*recorded, *own):
-        if not isinstance(each, str) and not callable(each):
-            raise BadInput(f"--further {shown(each)}: must be a function, or file.py:function")
-        function = components.find_function("--further", each) if isinstance(each, str) else each
-        found.append((components.function_name(each), function))
-    return found
-
-
 def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     """The options with their numbers of images and samples filled in."""
     available = len(fitted.data.split(options.split))
@@ -170,6 +154,8 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
         f"each of the {parallel.world_size()} processes needs an image",
     )
     samples = options.num_samples or fitted.config.num_samples
+    if fitted.incomplete and options.sandwich is None:  # images of the model are complete
+        options = replace(options, sandwich=0)
     return replace(options, num_images=count, num_samples=samples, sandwich=options.num_from_model)
 
 
@@ -251,8 +237,8 @@ def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
         check_annealing(model, fitted.guide, options.annealed)
         z = model.prior().sample((2, min(3, len(x))))
         try:
-            together = model.likelihood(z).log_prob(x[:3])
-            alone = torch.stack([model.likelihood(each).log_prob(x[:3]) for each in z])
+            together = observed_log_prob(model.likelihood(z), x[:3])
+            alone = torch.stack([observed_log_prob(model.likelihood(each), x[:3]) for each in z])
             same = together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-4, atol=1e-3)
         except Exception as error:  # user code
             raise BadInput(f"{pair.model_name}: likelihood(z) fails on chains of images: {describe(error)}") from error
@@ -316,7 +302,7 @@ def _named_again(path: Path, recorded: str, names: Sequence[str], given: Given) 
 
 
 def _estimates(
-    task: Task, chosen: Chosen, others: Sequence[nn.Module], further: Sequence[tuple[str, Estimator]]
+    task: Task, chosen: Chosen, others: Sequence[nn.Module], further: Sequence[OwnEstimator]
 ) -> Iterator[tuple[str, Estimate]]:
     """Every further estimate with its name, in the order of the report."""
     fitted, options, x, labels = task.fitted, task.options, task.x, task.labels
@@ -333,8 +319,8 @@ def _estimates(
         yield "mixed", replace(_proposal_estimate(task, others), settings={"proposal": options.proposal()})
     if options.estimator == "annealed":
         yield "annealed", annealed_estimate(task)
-    for name, estimator in further:
-        own = _user_estimate(name, estimator, task)
+    for each in further:
+        own = each.estimate(fitted.model, fitted.guide, x, *labels, num_samples=task.num_samples)
         require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is a name of the package; choose another")
         yield own.estimator, own
 
@@ -385,22 +371,11 @@ def _by_quadrature(task: Task, chosen: Chosen) -> tuple[dict[str, Estimate], str
 def quadrature_estimate(task: Task, most_work: float = math.inf) -> QuadratureEstimate:
     """log p(x) by quadrature, with a progress bar."""
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        how: dict[str, Any] = {"most_work": most_work, "progress": progress.advancing("log p(x)", "quadrature")}
+        how: dict[str, Any] = {
+            "most_work": most_work,
+            "progress": progress.advancing(task.fitted.log_px_name, "quadrature"),
+        }
         return quadrature_log_px(task.fitted.model, task.x, quadrature=task.options.quadrature, **how)
-
-
-def _user_estimate(name: str, estimator: Estimator, task: Task) -> Estimate:
-    """The estimate by an estimator of the user's own.
-
-    :raises BadInput: if it fails, or does not return an estimate for each image.
-    """
-    try:
-        estimate = estimator(task.fitted.model, task.fitted.guide, task.x, *task.labels)
-    except Exception as error:  # user code
-        raise BadInput(f"--further {name}: fails: {describe(error)}") from error
-    if not isinstance(estimate, Estimate) or estimate.log_px.shape != (len(task.x),):
-        raise BadInput(f"--further {name}: must return a ppl_gen.Estimate whose log_px is [{len(task.x)}]")
-    return estimate
 
 
 def primary_of(estimates: dict[str, Estimate], chosen: str) -> str:
@@ -420,7 +395,7 @@ def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> E
     blocks, pair = [], fitted.pair
     states = "" if pair.num_states is None else f", {shown_count(pair)} states"
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing("log p(x)", f"exact{states}")
+        advance = progress.advancing(fitted.log_px_name, f"exact{states}")
         for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
             blocks.append(block)
             advance(len(block))
@@ -432,7 +407,7 @@ def importance_estimate(
 ) -> ImportanceEstimate:
     """Importance sampling from the guide, with a progress bar."""
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing("log p(x)", f"{num_samples} samples per image")
+        advance = progress.advancing(fitted.log_px_name, f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, from_prior=True, **options)
 
@@ -455,7 +430,7 @@ def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
     """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        advance = progress.advancing("log p(x)", f"{task.num_samples} samples of other proposals")
+        advance = progress.advancing(task.fitted.log_px_name, f"{task.num_samples} samples of other proposals")
         return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
 
 
@@ -467,7 +442,11 @@ def annealed_estimate(task: Task) -> AnnealedEstimate:
     work = len(task.x) * annealing.work + count * annealing.bidirectional_work
     with Progress(work, "image x temperature", quiet=task.quiet) as progress:
         what = f"annealed, {annealing.num_chains} chains, {annealing.num_temperatures} temperatures"
-        how: dict[str, Any] = {"guide": guide, "annealing": annealing, "progress": progress.advancing("log p(x)", what)}
+        how: dict[str, Any] = {
+            "guide": guide,
+            "annealing": annealing,
+            "progress": progress.advancing(task.fitted.log_px_name, what),
+        }
         found = annealed_log_px(model, task.x, **how)
         return replace(found, bidirectional=bidirectional_bounds(model, count, **how)) if count else found
 
@@ -479,6 +458,14 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
     """Kind of p(x) of the images: see `check_images`."""
     with evaluating(pair.model, pair.guide):
         return check_images(pair, x, *args)
+
+
+def quantity(pair: Pair, x: Tensor, *labels: Tensor) -> dict[str, str]:
+    """The entry that says what is evaluated in place of log p(x), if labels are given: log p(x, y) if the model has
+    more observed sites than the images, such as the labels; else log p(x | y)."""
+    if not any(bool((each >= 0).any()) for each in labels):
+        return {}
+    return {"quantity": "log p(x | y)" if len(pair.observed) == 1 else "log p(x, y)"}
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ppl_gen.core.errors import BadInput, warnings_of
-from ppl_gen.core.tables import Row, fixed, html, sentence
+from ppl_gen.core.errors import BadInput
+from ppl_gen.core.tables import Row, fixed, html, named, sentence
 from ppl_gen.evaluation import entries, table
 from ppl_gen.experiment.run_directory import GROUP, Json, to_json, to_netcdf, warn
 
@@ -246,11 +246,12 @@ class Evaluation:
 
     def __repr__(self) -> str:
         parts = {"ELBO": self.elbo, "log p(x)": self.log_px, "gap": self.gap}
-        return "\n".join(sentence(Row(name, str(each))) for name, each in parts.items() if each is not None)
+        lines = (sentence(Row(name, str(each))) for name, each in parts.items() if each is not None)
+        return named(table.of_quantity("\n".join(lines), self.summary), self.summary.get("missing"))
 
     def _repr_html_(self) -> str:
         caption = f"{table.title(self.summary)}: {table.images(self.summary)}; {table.UNITS}"
-        return html(caption, self.rows(), warnings_of(self.summary["observation"]))
+        return html(caption, self.rows(), table.notes(self.summary))
 
 
 def _images(summary: Json, content: bytes) -> "xarray.Dataset":

@@ -21,6 +21,7 @@ from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
+from ppl_gen.inference.callables import Batch
 from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.importance import CHUNK_SIZE
@@ -104,10 +105,10 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
 
     :raises BadInput: for a model that is no mixture.
     """
-    x = _images(fitted, options)
+    x, *unknown = _images(fitted, options)
     model: Any = fitted.model
     pair = fitted.pair
-    exactly = is_mixture(model, pair)
+    exactly, classified = is_mixture(model, pair), None
     with fitted.estimating(options.seed):
         if exactly:
             probabilities = _responsibilities(model, pair, x, quiet)
@@ -115,7 +116,7 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
             weights = model.prior().log_prob(states).exp().double().cpu().numpy()
             means = model.likelihood(states).mean
         else:
-            probabilities = _estimated(pair, x, options.num_samples, quiet)
+            probabilities, classified = _estimated(pair, options.num_samples, quiet, x, *unknown)
             weights, means = _from_model(pair)
     components = probabilities.argmax(1).numpy()
     sizes = np.bincount(components, minlength=len(weights))
@@ -142,12 +143,14 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
                 row["majority_label"] = names[of_label.argmax()].item()
                 row["purity"] = float(of_label.max() / row["images"])
         summary |= agreement(components, labels, options.seed)
+        if unknown and np.array_equal(names, np.arange(len(weights))):
+            summary["error"] = _errors(probabilities, classified, labels)
     summary["table"] = rows
     return Responsibilities(summary, x, probabilities, weights, means, counts, [str(name) for name in names])
 
 
-def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
-    """The images to explain.
+def _images(fitted: Fitted, options: ResponsibilityOptions) -> tuple[Tensor, ...]:
+    """The images to explain, with labels that are unknown, -1, if the model takes any.
 
     :raises BadInput: for too few images, and for a model that is no mixture.
     """
@@ -155,9 +158,12 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
     count = len(split) if options.num_images is None else options.num_images
     rule = f"the {options.split} split has {len(split)} images, and at least {2 * NUM_EXAMPLES} are needed"
     require(2 * NUM_EXAMPLES <= count <= len(split), "num_images", count, rule)
-    if fitted.takes_labels:
-        raise BadInput(f"{name}: its model or guide takes labels; responsibilities need a model without labels")
-    x = fitted.data.targets(options.split)[:count]
+    x, *known = fitted.images(options.split, count)
+    if any(bool((each >= 0).any()) for each in known):
+        raise BadInput(
+            f"{name}: is given the labels of the {options.split} split; responsibilities need images without labels, "
+            "as after fit --labelled N"
+        )
     if is_mixture(fitted.model, fitted.pair):
         require_memory(fitted.pair, 1, device=x.device)
     elif _site_of_components(fitted.pair) is None:
@@ -166,7 +172,7 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> Tensor:
             "such as a Categorical, and the methods prior() and likelihood(z); or one site that is enumerated while "
             "the guide samples others"
         )
-    return x
+    return x, *known
 
 
 def is_mixture(model: object, pair: Pair) -> TypeGuard[HasDensity]:
@@ -186,23 +192,37 @@ def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
     return torch.cat(blocks)
 
 
+def _errors(probabilities: Tensor, classified: Tensor | None, labels: np.ndarray) -> Json:
+    """Shares of images whose most probable class is not their label: by p(y | x), and by q(y | x) if there is one."""
+    of = {"p(y | x)": probabilities} | ({} if classified is None else {"q(y | x)": classified})
+    wrong = {name: each.argmax(1).numpy() != labels for name, each in of.items()}
+    return {
+        name: {"mean": float(each.mean()), "se": float(each.std(ddof=1) / len(each) ** 0.5)}
+        for name, each in wrong.items()
+    }
+
+
 def _site_of_components(pair: Pair) -> str | None:
     """Name of the one enumerated site of a pair whose guide samples others; None if there is none, or several."""
     sites = (*pair.summed, *pair.enumerated_in_guide)
     return sites[0] if len(sites) == 1 else None
 
 
-def _estimated(pair: Pair, x: Tensor, num_samples: int, quiet: bool) -> Tensor:
-    """p(y | x) of the enumerated site, float64 [images, values] on the CPU, by importance sampling."""
-    name, blocks = _site_of_components(pair), []
+def _estimated(pair: Pair, num_samples: int, quiet: bool, x: Tensor, *unknown: Tensor) -> tuple[Tensor, Tensor | None]:
+    """p(y | x) of the enumerated site by importance sampling, and q(y | x) if the guide enumerates it; each float64
+    [images, values] on the CPU."""
+    name, blocks, classified = _site_of_components(pair), [], []
     assert name is not None
     with Progress(len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("responsibilities", f"{num_samples} samples per image")
-        for block in x.split(max(1, CHUNK_SIZE // num_samples)):
-            log_w = pair.log_weights_by_value(name, block, num_samples=num_samples)
+        for _, (block, args, _) in Batch(x, unknown, {}).blocks(max(1, CHUNK_SIZE // num_samples)):
+            log_w = pair.log_weights_by_value(name, block, *args, num_samples=num_samples)
             blocks.append(log_w.double().logsumexp(1).softmax(0).T.cpu())
+            if pair.enumerated_in_guide:
+                log_q = pair.by_value(1, Batch(block, args, {})).log_value
+                classified.append(log_q[:, 0].double().exp().T.cpu())
             advance(len(block))
-    return torch.cat(blocks)
+    return torch.cat(blocks), torch.cat(classified) if classified else None
 
 
 def _from_model(pair: Pair) -> tuple[np.ndarray, Tensor]:
@@ -235,6 +255,8 @@ def table(summary: Json) -> str:
             f"  purity                  {share['mean']:.3f}   chance {share['chance']:.3f}",
             f"  normalized mutual information  {information['mean']:.3f}   chance {information['chance']:.3f}",
         ]
+    for name, error in s.get("error", {}).items():
+        rows.append(f"  error of {name}       {error['mean']:.2%} ± {error['se']:.2%} of the images have another label")
     rows.append("  component   p(z = k)   images" + ("   majority label   purity" if "purity" in s else ""))
     for row in s["table"][:_ROWS]:
         line = f"  {row['component']:>9}   {row['weight']:8.2%}   {row['images']:>6}"

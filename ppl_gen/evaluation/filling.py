@@ -21,7 +21,11 @@ from ppl_gen.inference.imputation import PASSES, Imputation, exact_imputation, i
 from ppl_gen.inference.state_memory import cheap_to_enumerate, require_memory
 
 SIDES = ("left", "right", "top", "bottom")
+QUADRANTS = {"three-quadrants": ("top", "right"), "one-quadrant": ("bottom", "right")}
+"""Sides of what is hidden: one or the other for three quadrants, both for one."""
 _DRAWS = 3
+_OWN = "missing"
+"""`--hide` for the images' own missing pixels."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,9 @@ class Filled(Printed):
     summary: Json
     """The content of `fill.json`."""
     x: Tensor
-    """The images [images, pixels]."""
+    """The images [images, pixels], with NaN where a value is not known."""
     visible: Tensor
-    """True for visible pixels, bool [pixels]."""
+    """True for visible pixels, bool [pixels]; [images, pixels] if images have missing pixels of their own."""
     imputation: Imputation
 
     def __str__(self) -> str:
@@ -49,20 +53,27 @@ def visible_pixels(hide: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """
     if hide == "random":
         hidden = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    elif hide in SIDES:
-        if hide in ("top", "bottom") and len(shape) < 2:
+    elif hide in (*SIDES, *QUADRANTS):
+        if hide not in ("left", "right") and len(shape) < 2:
             raise BadInput(f"--hide {hide}: an image of shape {shape} has no height; use left, right, random or a file")
-        axis = -1 if hide in ("left", "right") else -2
-        first = torch.arange(shape[axis]) < shape[axis] // 2
-        hidden = first if hide in ("left", "top") else ~first
-        hidden = (hidden if axis == -1 else hidden.unsqueeze(-1)).expand(shape)
+        one, other = (_side(side, shape) for side in QUADRANTS.get(hide, (hide, hide)))
+        hidden = one & other if hide == "one-quadrant" else one | other
     elif hide.endswith(".npy"):
         hidden = _mask_file(hide, shape)
     else:
-        raise BadInput(f"--hide {hide}: unknown{near_miss(hide, (*SIDES, 'random', 'FILE.npy'))}")
+        known = (*SIDES, *QUADRANTS, "random", _OWN, "FILE.npy")
+        raise BadInput(f"--hide {hide}: unknown{near_miss(hide, known)}")
     if hidden.all() or not hidden.any():
         raise BadInput(f"--hide {hide}: hides {'every' if hidden.any() else 'no'} pixel; hide some pixels, but not all")
     return ~hidden.flatten()
+
+
+def _side(side: str, shape: tuple[int, ...]) -> Tensor:
+    """True for the pixels of one half of an image of `shape`."""
+    axis = -1 if side in ("left", "right") else -2
+    first = torch.arange(shape[axis]) < shape[axis] // 2
+    chosen = first if side in ("left", "top") else ~first
+    return (chosen if axis == -1 else chosen.unsqueeze(-1)).expand(shape)
 
 
 def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -79,11 +90,14 @@ def _mask_file(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(mask.astype(bool).reshape(shape))
 
 
-def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False) -> Imputation:
+def impute(
+    fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quiet: bool = False, known: bool = True
+) -> Imputation:
     """Impute hidden pixels: exactly if the states of z are few enough to enumerate, else by importance sampling from
     the guide.
 
-    :param visible: True for visible pixels, bool [pixels].
+    :param visible: True for visible pixels, bool [pixels] or [images, pixels].
+    :param known: x has the values of hidden pixels.
     :raises BadInput: for a model or a guide without the methods that this needs.
     """
     model, guide, pair = fitted.model, fitted.guide, fitted.pair
@@ -91,14 +105,15 @@ def impute(fitted: Assembled, x: Tensor, visible: Tensor, num_samples: int, quie
         raise BadInput(f"{pair.model_name}: fill needs one latent site and the methods prior() and likelihood(z)")
     if cheap_to_enumerate(pair) or (pair.num_states is not None and pair.enumerated):
         require_memory(pair, 1, device=x.device)
-        return exact_imputation(model, x, visible, _DRAWS)
+        return exact_imputation(model, x, visible, _DRAWS, known)
     if not offers(guide, Amortized):
         raise BadInput(
             f"{pair.guide_name}: fill by importance sampling needs the methods encode(x) and posterior(context)"
         )
     with Progress(PASSES * len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("filling in", f"{num_samples} samples per image")
-        return importance_imputation(model, guide, x, visible, fitted.data.mean(), num_samples, _DRAWS, advance)
+        filler = None if fitted.incomplete else fitted.data.mean()
+        return importance_imputation(model, guide, x, visible, filler, num_samples, _DRAWS, advance, known)
 
 
 def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled:
@@ -112,50 +127,109 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     require(options.num_images <= len(split), "num_images", options.num_images, most)
     if fitted.takes_labels:
         raise BadInput(f"{fitted.config.model}: its model or guide takes labels, but fill does not support them")
-    x = data.targets(options.split)[: options.num_images]
-    visible = visible_pixels(options.hide, data.shape, options.seed).to(x.device)
+    first = slice(options.num_images)
+    x, missing = data.complete(options.split, first), None if split.missing is None else split.missing[first]
+    hide, visible = _visible(options, data.shape, missing)
+    visible = visible.to(x.device)
+    known = split.values_known or missing is None
     num_samples = options.num_samples or fitted.config.num_samples
     pair = fitted.pair
     with fitted.estimating(options.seed):
-        imputation = impute(fitted, x, visible, num_samples, quiet)
-    hidden = int((~visible).sum())
+        imputation = impute(fitted, x, visible, num_samples, quiet, known)
+    hidden = int((~visible).sum()) if visible.dim() == 1 else float((~visible).sum(1).double().mean())
     summary: Json = {
         **fitted.provenance(options),
         "num_images": len(x),
-        "observation": observation(pair, x),
-        "hide": options.hide,
+        "observation": observation(pair, split.observed(x, first)),
+        "hide": hide,
         "hidden_pixels": hidden,
         "pixels": data.dim,
         "estimator": "exact" if imputation.importance is None else "importance",
-        "log_px": mean_entry(imputation.log_px),
         "log_px_visible": mean_entry(imputation.log_px_visible),
-        **_hidden_entries(imputation, hidden, num_samples),
+        **_sampling_entries(imputation, num_samples),
     }
+    if not known:
+        return Filled(summary, split.observed(x, first), visible, imputation)
+    assert imputation.log_px is not None
+    summary |= {"log_px": mean_entry(imputation.log_px), "log_p_hidden": _hidden_entry(imputation, hidden)}
+    mean = data.mean()
     if pair.discrete:
-        rate, pixels = data.mean()[~visible].double(), x[:, ~visible].double()
-        baseline = (pixels * rate.log() + (1 - pixels) * torch.log1p(-rate)).sum(1).cpu()
-        summary["independent_pixels"] = _per_pixel(baseline, hidden)
+        rate, pixels = mean.double(), x.double()
+        terms = pixels * rate.log() + (1 - pixels) * torch.log1p(-rate)
+        summary["independent_pixels"] = _per_pixel(torch.where(visible, 0.0, terms).sum(1).cpu(), hidden)
+    found = {"model": imputation.mean, "mean_of_observed": mean.expand_as(x)}
+    summary["error"] = {name: _error(values, x, visible, pair.discrete) for name, values in found.items()}
     return Filled(summary, x, visible, imputation)
 
 
-def _per_pixel(values: Tensor, hidden: int, **more: float) -> dict[str, float]:
+def _visible(options: FillOptions, shape: tuple[int, ...], missing: Tensor | None) -> tuple[str, Tensor]:
+    """The pixels to hide, in words, and the visible ones: bool [pixels], or [images, pixels] with missing pixels."""
+    hide = options.hide or ("right" if missing is None else _OWN)
+    if hide == _OWN:
+        if missing is None:
+            raise BadInput(f"--hide {_OWN}: these images have no missing pixels; hide some: {', '.join(SIDES)}, random")
+        return hide, ~missing
+    visible = visible_pixels(hide, shape, options.seed)
+    if missing is None:
+        return hide, visible
+    return f"{hide}, and the missing", visible.to(missing.device) & ~missing
+
+
+def _error(imputed: Tensor, x: Tensor, visible: Tensor, binary: bool) -> Json:
+    """The error of imputed values at hidden pixels: their root mean square; for binary pixels also the share of wrong
+    ones after rounding, and the F1 score of rounded ones, 2 TP / (2 TP + FP + FN)."""
+    hidden = (~visible).expand_as(x)
+    count = hidden.sum(1).clamp(min=1)
+
+    def per_image(wrong: Tensor) -> Tensor:
+        return (torch.where(hidden, wrong, 0.0).sum(1).double() / count).cpu()
+
+    squared = per_image((imputed - x).square())
+    entry: Json = {"rmse": float(squared.mean().sqrt())}
+    if binary:
+        guess = imputed > 0.5
+        mean, se = mean_se(per_image((guess != (x > 0.5)).to(x.dtype)))
+        right = float((guess & (x > 0.5) & hidden).sum())
+        wrong = float(((guess != (x > 0.5)) & hidden).sum())
+        entry |= {"wrong": {"mean": mean, "se": se}, "f1": 2 * right / max(2 * right + wrong, 1.0)}
+    return entry
+
+
+def _per_pixel(values: Tensor, hidden: float, **more: float) -> dict[str, float]:
     mean, se = mean_se(values)
     return {"mean": mean, "se": se, "bits_per_hidden_pixel": -mean / math.log(2) / hidden, **more}
 
 
-def _hidden_entries(imputation: Imputation, hidden: int, num_samples: int) -> Json:
-    """The entries of log p(hidden | visible), with Monte Carlo errors if it was sampled."""
+def _hidden_entry(imputation: Imputation, hidden: float) -> Json:
+    """The entry of log p(hidden | visible), with Monte Carlo errors if it was sampled."""
+    log_prob = imputation.log_prob
+    assert log_prob is not None
     if imputation.importance is None:
-        return {"log_p_hidden": _per_pixel(imputation.log_prob, hidden)}
+        return _per_pixel(log_prob, hidden)
     whole, seen = imputation.importance
+    assert whole is not None
     mc_se = mean_mc_se(whole.log_px_mc_var + seen.log_px_mc_var)
     bias = float((whole.log_px_bias - seen.log_px_bias).mean())
-    return {
-        "num_samples": num_samples,
-        "log_p_hidden": _per_pixel(imputation.log_prob, hidden, mc_se=mc_se, bias=bias),
-        "ess": median_and_least(seen.ess),
-        "untrusted": share(whole.untrusted | seen.untrusted),
-    }
+    return _per_pixel(log_prob, hidden, mc_se=mc_se, bias=bias)
+
+
+def _sampling_entries(imputation: Imputation, num_samples: int) -> Json:
+    """The number of samples and their diagnostics; nothing if the imputation is exact."""
+    if imputation.importance is None:
+        return {}
+    whole, seen = imputation.importance
+    untrusted = seen.untrusted if whole is None else whole.untrusted | seen.untrusted
+    return {"num_samples": num_samples, "ess": median_and_least(seen.ess), "untrusted": share(untrusted)}
+
+
+_ERRORS = {"model": "error of E[hidden | visible]", "mean_of_observed": "error of the mean training pixel"}
+"""Words for the imputations whose errors are in `fill.json`."""
+
+
+def _error_text(entry: Json) -> str:
+    wrong = entry.get("wrong")
+    found = [] if wrong is None else [f"{wrong['mean']:.2%} ± {wrong['se']:.2%} of pixels wrong, F1 {entry['f1']:.3f}"]
+    return ", ".join([*found, f"RMSE {entry['rmse']:.4f}"])
 
 
 def table(summary: Json) -> str:
@@ -168,20 +242,23 @@ def table(summary: Json) -> str:
         return f"  {name:<34}{value:<20}{bits:>8}  {note}".rstrip()
 
     rows = [
-        f"{title(s)}: {images(s)}; hidden: {s['hide']}, {s['hidden_pixels']} of {s['pixels']} pixels",
+        f"{title(s)}: {images(s)}; hidden: {s['hide']}, {s['hidden_pixels']:.10g} of {s['pixels']} pixels",
         "nats per image ± standard error over images; bits per hidden pixel",
-        row("log p(x)", "log_px"),
+        *([row("log p(all pixels)" if "missing" in s else "log p(x)", "log_px")] if "log_px" in s else []),
         row("log p(visible)", "log_px_visible"),
-        row("log p(hidden | visible)", "log_p_hidden", "exact, by enumeration" if s["estimator"] == "exact" else ""),
     ]
+    if "log_p_hidden" in s:
+        how = "exact, by enumeration" if s["estimator"] == "exact" else ""
+        rows.append(row("log p(hidden | visible)", "log_p_hidden", how))
     if "independent_pixels" in s:
         rows.append(row("independent pixels, training mean", "independent_pixels"))
     if s["estimator"] == "importance":
-        of = s["log_p_hidden"]
+        of = s.get("log_p_hidden")
+        errors = "" if of is None else f"; Monte Carlo error {of['mc_se']:.2f}, estimated bias {of['bias']:+.2f}"
         rows += [
-            f"  S = {s['num_samples']} importance samples each; Monte Carlo error {of['mc_se']:.2f}, estimated bias "
-            f"{of['bias']:+.2f}",
+            f"  S = {s['num_samples']} importance samples each{errors}",
             f"  effective sample size given the visible pixels: median {s['ess']['median']:.1f}, least "
             f"{s['ess']['min']:.1f}; not trusted (k-hat too high or unknown): {s['untrusted']:.1%} of images",
         ]
+    rows += [f"  {_ERRORS[name]:<34}{_error_text(entry)}" for name, entry in s.get("error", {}).items()]
     return "\n".join([*rows, *(f"  {warning}" for warning in warnings_of(s["observation"]))])

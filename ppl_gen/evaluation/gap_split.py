@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, warnings_of
 from ppl_gen.core.progress import Progress
-from ppl_gen.core.tables import Row, duration, line, small
+from ppl_gen.core.tables import Row, duration, line, named, small
 from ppl_gen.evaluation.estimating import Task, annealed_estimate, check_chains, observation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.agreement import bound
+from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, share
 from ppl_gen.inference.gaps import Gaps, Search, check_guide, gaps, has_own_weights
 
@@ -62,6 +63,7 @@ def split_gap(
     options, search = _resolved(fitted, options), search or Search()
     (x,) = fitted.images(options.split, options.num_images)
     check_guide(fitted.pair, fitted.guide)
+    _check_contexts(fitted, x[:1])
     if options.estimator == "annealed":
         check_chains(fitted, x, options)
     started = time.perf_counter()
@@ -103,6 +105,19 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     return replace(
         options, num_images=count, num_samples=options.num_samples or _SAMPLES, estimator=estimator, gaps=True
     )
+
+
+def _check_contexts(fitted: Fitted, x: Tensor) -> None:
+    """Raise `BadInput` for a guide whose context has a part that follows from which pixels are missing alone."""
+    guide: Any = fitted.guide
+    if fitted.incomplete:
+        with evaluating(guide):
+            shapes = {guide.encode(each).shape for each in (x, x.nan_to_num(0))}
+        if len(shapes) > 1:
+            raise BadInput(
+                f"--gaps: with missing pixels, the contexts of {fitted.pair.guide_name} have another form, which a "
+                "search does not support"
+            )
 
 
 def _search(
@@ -187,4 +202,5 @@ def gap_table(summary: Json) -> str:
         lines += [of] if of else []
         lines += [line(row, 34, "{:<9}{:>8}{}") for row in rows]
     lines.append(f"  this took {duration(summary['seconds'])}")
-    return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
+    text = "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
+    return named(text, summary.get("missing"))

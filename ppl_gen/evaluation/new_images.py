@@ -24,22 +24,26 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     """The run with a user's images instead of its test images, binarized in the same way.
 
     :param given: images [N, …] as a tensor or an array, a pair of images and labels, or a `Dataset`. Pixels are in
-        [0, 1], or have the run's value of white.
+        [0, 1], or have the run's value of white. If the run has missing pixels, those that are NaN or masked are
+        missing.
     :raises BadInput: for images of another size, and for pixels that are larger than white.
     """
     if given is None:
         raise BadInput("x None: give images [N, …]")
     collected = arrays.collect(given)
-    white, top = fitted.data.train.scale, max(float(collected["train"].max(initial=0)), 1)
+    values = collected["train"]
+    nan = fitted.incomplete and ("train_missing" in collected or bool(np.isnan(values).any()))
+    values = np.nan_to_num(values) if nan else values
+    white, top = fitted.data.train.scale, max(float(values.max(initial=0)), 1)
     if top > max(white, 1):
         raise BadInput(f"data: pixels up to {top:g}, but white is {white} in the run; divide by your value of white")
-    whole = bool((collected["train"] == np.rint(collected["train"])).all())
+    whole = bool((values == np.rint(values)).all())
     if 1 < top <= white / 2 and not whole:
         raise BadInput(
             f"data: pixels up to {top:g} are neither in [0, 1] nor grey levels up to {white}, the run's white; divide "
             "by your value of white"
         )
-    found = arrays.read(collected, 1 if top == 1 else white)
+    found = arrays.read(collected, 1 if top == 1 else white, nan)
     images, labels = torch.from_numpy(found.splits["train"]), found.labels.get("train")
     if images.shape[1] != fitted.data.dim:
         one = getattr(given, "shape", None) == fitted.data.shape
@@ -52,7 +56,9 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     scale = found.scale
     if fitted.data.binarization == "dequantized" and scale == 1:  # noise is added to levels, as to those of test images
         images, scale = _levels(images, white), white
-    test = Split(images, None if labels is None else torch.from_numpy(labels), scale)
+    missing = torch.from_numpy(found.missing["train"]) if nan else None
+    given_labels = None if labels is None else torch.from_numpy(labels)
+    test = Split(images, given_labels, scale, missing=missing, values_known=found.known)
     data = replace(fitted.data, name=arrays.NAME, test=test.to(fitted.data.train.images.device))
     changed = replace(fitted, data=data)
     changed.pair = fitted.pair  # the cached value: the pair is not read again, on other images

@@ -3,16 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ppl_gen.core.errors import BadInput, require, require_choices, require_numbers
+import tyro
+
+from ppl_gen.core.components import is_external
+from ppl_gen.core.errors import BadInput, require, require_choice, require_choices, require_numbers
 from ppl_gen.data.options import SplitName
-from ppl_gen.evaluation.use_options import options_from
+from ppl_gen.evaluation.use_options import IN_PYTHON, options_from
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.annealed import Annealing
 from ppl_gen.inference.quadrature import Quadrature
 from ppl_gen.inference.settling import Settling
+
+EstimatorName = Literal["auto", "exact", "quadrature", "importance", "annealed", "prior"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,20 @@ class EvaluationOptions:
     """Importance samples of z per image. By default as many as after training. Papers often use 5000. auto: each image
     takes as many samples for log p(x) as --settling.tolerance needs; the ELBO and the IWAE bounds use as many as after
     training."""
-    estimator: Literal["auto", "exact", "quadrature", "importance", "annealed", "prior"] = "auto"
+    estimator: Annotated[
+        str | tuple[str, ...], tyro.conf.arg(metavar="{auto,exact,quadrature,importance,annealed,prior} FILE.py:NAME …")
+    ] = "auto"
     """Estimator of log p(x). auto: the first of exact, quadrature and importance that the pair allows. exact: a sum
     over every latent value, or a closed form. quadrature: a sum over a grid of z, refined until log p(x) of every image
     settles; for 1 to 3 continuous units, and with auto only if importance sampling would not be faster. importance:
     importance sampling from the guide. annealed: annealed importance sampling, which needs no guide. prior: importance
-    sampling from the prior. The evaluation reports the other available estimates too."""
+    sampling from the prior. The evaluation reports the other available estimates too. file.py:Class or
+    file.py:function: an estimator of your own, which is reported beside the others; you can give several, after a name
+    of the package or without one. Options of its constructor are --estimator.NAME."""
+    own_estimators: Annotated[tuple[str, ...], *IN_PYTHON] = ()
+    """The estimators of the user's own in `estimator`, which then keeps the name of the package."""
+    estimator_options: Annotated[Mapping[str, Any], *IN_PYTHON] = field(default_factory=dict)
+    """Options of the constructors of the user's own estimators."""
     prior_share: float = 0.0
     """Share of the importance samples that come from the prior instead of the guide."""
     temperature: float = 1.0
@@ -50,9 +63,6 @@ class EvaluationOptions:
     two more. By default 100 with --estimator annealed, else 0."""
     checkpoint: Checkpoint = "last"
     """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
-    further: tuple[str, ...] = ()
-    """file.py:function of your own estimators. The evaluation calls each with model, guide and images, and with labels
-    if model or guide take them. It must return a ppl_gen.Estimate, which is reported with the others."""
     gaps: bool = False
     """Split log p(x) - ELBO into approximation and amortization gap, and write gaps.json; do not evaluate. By default
     this takes 100 images with 5000 samples. The search over contexts stays in the encoder's mode of p(z|x); gaps.json
@@ -67,6 +77,14 @@ class EvaluationOptions:
     """Device to compute on. auto: cuda if there is one, else cpu."""
 
     def __post_init__(self) -> None:
+        names = (self.estimator,) if isinstance(self.estimator, str) else self.estimator
+        own = tuple(name for name in names if is_external(name))
+        of_package = [name for name in names if name not in own]
+        for name in of_package:
+            require_choice("estimator", name, EstimatorName)
+        require(len(of_package) <= 1, "estimator", " ".join(of_package), "one name of the package at most")
+        object.__setattr__(self, "estimator", of_package[0] if of_package else "auto")
+        object.__setattr__(self, "own_estimators", (*self.own_estimators, *own))
         require_choices(self)
         require_numbers(self, num_images=1, sandwich=0, gap_copies=0)
         if self.num_samples != "auto":
@@ -84,6 +102,10 @@ class EvaluationOptions:
         require(self.temperature > 0, "temperature", self.temperature, "must be above 0")
         if self.estimator != "annealed" and self.annealed != Annealing():
             raise BadInput(f"--estimator {self.estimator}: --annealed.* need --estimator annealed")
+        if self.gaps and self.own_estimators:
+            raise BadInput(
+                f"--gaps: leave out --estimator {self.own_estimators[0]}; evaluate again with it, without --gaps"
+            )
         if self.gaps and self.sandwich:
             raise BadInput(f"--gaps: leave out --sandwich {self.sandwich}; evaluate again for it, without --gaps")
         if self.mixes and self.estimator not in ("auto", "importance"):
@@ -119,8 +141,9 @@ class EvaluationOptions:
     def to_json(self) -> Json:
         """Every option as JSON has it: paths as text, and tuples as lists."""
         texts = {"proposals": [str(path) for path in self.proposals], "proposal_guides": list(self.proposal_guides)}
-        texts["further"] = list(self.further)
-        return asdict(self) | texts
+        options: Json = asdict(self) | texts
+        own = list(options.pop("own_estimators"))
+        return options | ({"estimator": [self.estimator, *own]} if own else {})
 
 
 def evaluation_options(

@@ -230,6 +230,7 @@ def quality(runs: Sequence[Fitted], options: QualityOptions, *, quiet: bool = Fa
     """
     prepared = []
     for fitted in runs:
+        fitted.require_complete("quality")
         data = fitted.data
         binary = data.binarization not in ("none", "dequantized")
         kind: Images = options.images if options.images != "auto" else "draws" if binary else "means"

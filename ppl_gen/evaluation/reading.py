@@ -18,6 +18,7 @@ from ppl_gen.core.commands import command, external_class_options, line
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.options import flat, options_of
 from ppl_gen.evaluation import entries
+from ppl_gen.evaluation.table import missing
 from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.run_directory import GROUP, Json, RunDirectory
 
@@ -35,6 +36,8 @@ class Images(NamedTuple):
     binarization: str | None
     observation: str
     """Kind of p(x): probability, density or cross-entropy; `unstated` for a file that does not say it."""
+    missing: float = 0.0
+    """Share of missing pixels. If it is above 0, p(x) is that of the observed pixels."""
 
     def words(self, form: str = "d") -> str:
         """The images in words: `300 test images of digits`.
@@ -46,8 +49,8 @@ class Images(NamedTuple):
 
     @property
     def binarized(self) -> str:
-        """The binarization, to stand after other words; empty for a file of log weights."""
-        return "" if self.binarization is None else f", binarization {self.binarization}"
+        """The binarization and the missing pixels, to stand after other words; empty for a file of log weights."""
+        return ("" if self.binarization is None else f", binarization {self.binarization}") + missing(self.missing)
 
 
 class Evaluated(NamedTuple):
@@ -106,7 +109,7 @@ def read(path: Path) -> Evaluated:
         values = _per_image(summary, content)
     except Exception as error:  # h5py raises errors of many kinds
         raise run.damaged("evaluation.nc", error) from None
-    images = Images(*(summary[key] for key in Images._fields))
+    images = Images(**{key: summary[key] for key in Images._fields if key in summary or key != "missing"})
     settings, seed = _settings(summary["log_px"]), summary["training_seed"]
     chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
@@ -238,8 +241,9 @@ def _named(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
     """What two runs record of their images, by name."""
     pairs = dict(zip(Images._fields, zip(first.images, run.images, strict=True), strict=True))
     for name in sorted(first.config.keys() | run.config.keys()):
-        # The test images do not depend on the number of training images.
-        if name.startswith("data.") and (name != "data.train_size" or first.images.split != "test"):
+        # The test images do not depend on the number of training images, nor on how many of them have labels.
+        of_training = name in ("data.train_size", "data.labelled") and first.images.split == "test"
+        if name.startswith("data.") and not of_training:
             pairs[name] = (first.config.get(name), run.config.get(name))
     if first.labels is not None and run.labels is not None and not np.array_equal(first.labels, run.labels):
         pairs["labels"] = ("one set", "another")
@@ -252,7 +256,7 @@ def _hashed(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
     return {"the images' SHA-256": hashes, "num_images": (first.images.num_images, run.images.num_images)}
 
 
-def _kind(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
+def _kind(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, ...]]:
     """The kind of p(x) of two runs or files."""
     kinds = first.images.observation, run.images.observation
     for each, kind, other in ((first, *kinds), (run, *kinds[::-1])):
@@ -261,7 +265,11 @@ def _kind(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, Any]]:
                 f"{each.path}: does not say of what kind its p(x) is, and the others are of {other}; save it with "
                 "observation='probability', 'density' or 'cross-entropy'"
             )
-    return {"observation": kinds}
+    quantities = (each.summary.get("quantity", "log p(x)") for each in (first, run))
+    found = {"observation": kinds, "quantity": tuple(quantities)}
+    if None in (first.images_sha256, run.images_sha256):  # else images that miss the same pixels are known to be such
+        found["missing"] = first.images.missing, run.images.missing
+    return found
 
 
 def images_of(runs: Sequence[Evaluated]) -> Images:

@@ -1,10 +1,11 @@
 """The table of an `evaluation.json`: its rows, and its text. Files of earlier versions are supported."""
 
+from dataclasses import replace
 from html import escape
 
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
-from ppl_gen.core.tables import Row, duration, fixed, line, small
+from ppl_gen.core.tables import Row, duration, fixed, line, named, small
 from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of
 from ppl_gen.experiment.run_directory import Json
 
@@ -54,17 +55,40 @@ def images(summary: Json) -> str:
     """The images of an `evaluation.json` or `gaps.json`, as text."""
     s = summary
     count = s["num_images"] if "num_images" in s else s["contexts"]["num_images"]
-    return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}"
+    return f"{count} {s['split']} images of {s['data']}, binarization {s['binarization']}{missing(s.get('missing'))}"
+
+
+def missing(share: float | None) -> str:
+    """The share of missing pixels in words, after a comma; empty if no pixel is missing."""
+    return f", {share:.1%} of the pixels missing; log p(x_obs) is of the observed ones" if share else ""
 
 
 def table(summary: Json) -> str:
     """The content of `evaluation.json` as text."""
     lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(line, rows(summary))]
-    return "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
+    return "\n".join([*lines, *(f"  {note}" for note in notes(summary))])
+
+
+def notes(summary: Json) -> list[str]:
+    """Sentences below the table of an `evaluation.json`."""
+    names = ", ".join(f"'{name}'" for name in summary.get("left_out", ()))
+    left_out = [f"left out of q(z | x), to which they do not belong: {names} of the guide"] if names else []
+    return [*left_out, *warnings_of(summary["observation"])]
+
+
+def of_quantity(text: str, summary: Json) -> str:
+    """A text in which log p(x) has the name of what was evaluated, log p(x | y) or log p(x, y), if labels are given."""
+    return text.replace("log p(x)", summary.get("quantity", "log p(x)"))
 
 
 def rows(summary: Json) -> list[Row]:
     """The rows of an `evaluation.json`: results with their errors."""
+    share = summary.get("missing")
+    found = _rows(summary)
+    return [replace(row, label=named(row.label, share), note=named(row.note, share)) for row in found]
+
+
+def _rows(summary: Json) -> list[Row]:
     importance = entry_of(summary, "importance")
     found = [] if importance is None else _bound_rows(summary, importance)
     found += _log_px_rows(summary, importance)
@@ -72,7 +96,8 @@ def rows(summary: Json) -> list[Row]:
     if importance is not None:
         several = sum(row.label == "log p(x)" for row in found) > 1
         found += _gap_rows(summary, importance, several)
-    return found + _diagnostic_rows(summary)
+    found += _diagnostic_rows(summary)
+    return [replace(row, label=of_quantity(row.label, summary)) for row in found]
 
 
 def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row:
@@ -136,7 +161,8 @@ def _estimator_text(entry: Json) -> str:
         samples = f"S = {entry['num_samples']} importance samples from {_proposal_text(entry['proposal'])}"
     else:
         samples = f"{entry['estimator']}{f', S = {count}' if (count := entry.get('num_samples')) else ''}"
-    return f"{samples}{ess}; {_errors_text(entry)}"
+    mean = f"; mean log weight {fixed(entry['elbo'])}" if "elbo" in entry else ""
+    return f"{samples}{ess}{mean}; {_errors_text(entry)}"
 
 
 def _settled_text(entry: Json) -> str:

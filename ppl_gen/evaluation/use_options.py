@@ -4,15 +4,19 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 from ppl_gen.core.convert import convert_fields, converted
 from ppl_gen.core.errors import require, require_numbers, shown
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.options import Checkpoint
 
+IN_PYTHON = (tyro.conf.Fixed, tyro.conf.Suppress)
+"""Marks of a field that is no option of the command line."""
 NUM_EXAMPLES = 5
 """Images of each kind that `responsibilities` shows."""
 NUM_SPLICED = 10
@@ -69,9 +73,12 @@ class SampleOptions:
 class FillOptions:
     """The images, and the pixels to hide in them."""
 
-    hide: str = "right"
-    """Pixels to hide. left, right, top or bottom: that half. random: each pixel with probability 1/2, the same in every
-    image. FILE.npy: an array with the shape of an image that is true, or 1, where a pixel is hidden."""
+    hide: str | None = None
+    """Pixels to hide. left, right, top or bottom: that half. three-quadrants: all but the lower left quadrant.
+    one-quadrant: the lower right one. random: each pixel with probability 1/2, the same in every image. FILE.npy: an
+    array with the shape of an image that is true, or 1, where a pixel is hidden. missing: the images' own missing
+    pixels, others in each image. By default missing for a run with --missing, else right. Missing pixels are always
+    hidden."""
     num_images: int = 10
     """Number of images: the first N of the split. The picture shows the first 10."""
     num_samples: int | None = None
@@ -200,6 +207,11 @@ class CalibrateOptions:
     """Importance samples per image."""
     num_temperatures: int = 100
     """Temperatures of annealing, with 16 chains."""
+    estimator: tuple[str, ...] = ()
+    """file.py:Class or file.py:function of estimators of your own, which are compared with the exact value, too.
+    Options of their constructors are --estimator.NAME."""
+    estimator_options: Annotated[Mapping[str, Any], *IN_PYTHON] = field(default_factory=dict)
+    """Options of the constructors of those estimators."""
     seed: int = 0
     """Seed of the models, the images and the samples."""
     out: Path | None = None

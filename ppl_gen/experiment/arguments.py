@@ -1,9 +1,9 @@
 """The command line of `fit`: from its words to a configuration. The options that name a run's own classes again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
@@ -11,7 +11,7 @@ from ppl_gen.core import cli, components
 from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.components import Kind
 from ppl_gen.core.errors import BadInput
-from ppl_gen.experiment.config import Config, Given, particles_of, starting_config
+from ppl_gen.experiment.config import KINDS, Config, Given, particles_of, starting_config
 from ppl_gen.experiment.run_directory import RunDirectory
 
 PROGRAM = "python -m ppl_gen.fit"
@@ -73,10 +73,10 @@ class RunOptions:
     """Only check model, guide and data, on 8 images."""
 
 
-def options_class(kind: Kind, cls: type) -> type:
-    """A dataclass of the options in the signature of a model or guide class."""
+def options_class(name: str, options: Sequence[components.Option]) -> type:
+    """A dataclass of the options in the signatures of classes."""
     return make_dataclass(
-        f"{cls.__name__}Options",
+        f"{name}Options",
         [
             (
                 option.name,
@@ -86,17 +86,18 @@ def options_class(kind: Kind, cls: type) -> type:
                 ],
                 field(default=option.default),
             )
-            for option in components.options(kind, cls)
+            for option in options
         ],
         frozen=True,
     )
 
 
-def command_class(base: Config) -> type:
+def command_class(base: Config, objective: str | None = None) -> type:
     """A dataclass of the options of `fit`: the own options of a model, a guide, a prior and an objective, and the
     options that every fit has.
 
     :param base: the configuration whose values are the defaults.
+    :param objective: the objective that the command line names, if it names one.
     """
     flat = {
         "model_options": _own_options("model", base.model, base.model_options),
@@ -116,7 +117,9 @@ def command_class(base: Config) -> type:
         default_name = getattr(base, kind)
         shown = tyro.conf.arg(help=help, **cli.shown_as(kind_of_name, default_name))
         parts.append((kind, Annotated[kind_of_name, shown], field(default=default_name)))
-    objective = base.training.objective if components.is_external(base.training.objective) else None
+    objective = base.training.objective if objective is None else objective
+    if not components.is_external(objective) and objective not in components.known("objective"):
+        objective = None  # the options of training refuse it
     for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))
         parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))
@@ -126,7 +129,7 @@ def command_class(base: Config) -> type:
 def _own_options(kind: Any, name: str | None, chosen: Mapping[str, Any]) -> Any:
     """The options in the signature of a class, as an instance of a dataclass."""
     cls = type("None", (), {}) if name is None else components.find(kind, name)
-    return options_class(kind, cls)(**chosen)
+    return options_class(cls.__name__, components.options(kind, cls))(**chosen)
 
 
 def _check_names(model: str, parts: Mapping[str, Any]) -> None:
@@ -150,6 +153,39 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
     return found
 
 
+def parse_with_estimators(
+    command: Any, arguments: list[str], program: str, description: str
+) -> tuple[Any, dict[str, Any]]:
+    """As `cli.parse`, for a command with an option `--estimator`. Returns the options of the constructors of the user's
+    own estimators, too: `--estimator.NAME`."""
+    named = [name for name in _values_of("--estimator", arguments) if components.is_external(name)]
+    found = [components.find_function("--estimator", name, or_class=True) for name in named]
+    every = {option.name: option for each in found for option in components.options("estimator", each)}
+    if not every:
+        return cli.parse(command, arguments, program, description), {}
+    own = options_class("Estimator", list(every.values()))
+    parts: list[Any] = [
+        ("given", Annotated[command, tyro.conf.arg(name="")]),
+        ("own", Annotated[own, tyro.conf.arg(name="estimator")], field(default=own())),
+    ]
+    parsed: Any = cli.parse(make_dataclass("Command", parts, frozen=True), arguments, program, description)
+    return parsed.given, vars(parsed.own)
+
+
+def _values_of(flag: str, arguments: list[str]) -> list[str]:
+    """The words after `--flag`, up to the next option."""
+    found: list[str] = []
+    within = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            within = name == flag
+            found += [value] if within and equals else []
+        elif within:
+            found.append(argument)
+    return found
+
+
 def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
     """The configuration and the other options of a command line `[MODEL] [options]`.
 
@@ -163,8 +199,10 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
         f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
     )
     rest = arguments[len(named) :]
-    chosen: Any = cli.parse(command_class(base), rest, f"{PROGRAM} {base.model if named else 'MODEL'}", description)
-    own: dict[str, Any] = {f"{kind}_options": vars(getattr(chosen, f"{kind}_options")) for kind in get_args(Kind)}
+    options = command_class(base, _value_of("--objective", rest))
+    chosen: Any = cli.parse(options, rest, f"{PROGRAM} {base.model if named else 'MODEL'}", description)
+    kinds = (*KINDS, "objective")
+    own: dict[str, Any] = {f"{kind}_options": vars(getattr(chosen, f"{kind}_options")) for kind in kinds}
     config = replace(
         base,
         **own,

@@ -21,6 +21,7 @@ from ppl_gen.experiment.state import check, load_weights, prefixed, tensors_of, 
 from ppl_gen.inference.callables import evaluating, takes_labels
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
+from ppl_gen.inference.observed import observe, restore
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.statements import adopt
 
@@ -36,6 +37,7 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
     """
     given = given or Given()
     release(given.model)
+    restore(given.guide)
     device = data.train.images.device
     supplied: dict[str, Any] = {
         "data_shape": data.shape,
@@ -59,7 +61,9 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
     with torch.random.fork_rng([]):
         torch.manual_seed(config.training.seed)
         rows = torch.arange(3, device=device) % len(data.train)
-        adopt(model, guide, *(each.cpu() for each in batch(model, guide, data, rows)))
+        adopt(model, guide, *(each.cpu().nan_to_num(0) for each in batch(model, guide, data, rows)))
+    if data.train.missing is not None:
+        observe(model, guide)
     if config.fixed_model:
         vars(model)[_FROZEN] = [name for name, each in model.named_parameters() if each.requires_grad]
         model.requires_grad_(False)
@@ -85,6 +89,7 @@ def release(model: Any) -> None:
     it: a prior in the place of its own, and weights that are not trained."""
     if not isinstance(model, nn.Module):
         return
+    restore(model)
     thaw(model)
     own = vars(model).pop(_OWN, None)
     if own is not None:
@@ -162,7 +167,7 @@ def _latent_site(model: Any, data: Data) -> tuple[str | None, tuple[int, ...]]:
         raise BadInput(f"model {name}: model(self, x=None, *, n=1) cannot be called without images: {why}") from error
     latents = [site for site in sites if not site["is_observed"] and site["name"] != "x"]
     if len(latents) > 1:  # some may be labels: the model draws those that it is not given
-        images = [data.targets("train", slice(2)).cpu()]
+        images = [data.complete("train", slice(2)).cpu()]
         if data.train.given_labels is not None and takes_labels(model, model):
             images.append(data.train.given_labels[:2].cpu())
         with evaluating(model), torch.random.fork_rng([]), suppress(Exception):  # raised again when the pair is read

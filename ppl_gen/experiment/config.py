@@ -63,6 +63,7 @@ class Config:
         """The content of `config.json`: every option with its default filled in, and the origin of the run."""
         import torch
 
+        from ppl_gen.data import masks
         from ppl_gen.data.loading import fingerprint
 
         given = given or Given()
@@ -81,11 +82,12 @@ class Config:
             "data_name": data.name,
             "data_sha256": data.sha256 or fingerprint(self.data.data),
             "data_notice": data.notice,
+            "missing_sha256": masks.fingerprint(self.data.missing),
             "training": asdict(self.training),
             "num_samples": self.num_samples,
             "init_from": self.init_from,
             "fixed_model": self.fixed_model,
-            "objective_options": dict(self.objective_options),
+            "objective_options": resolved.objective_options,
             "objective_sha256": given.fingerprint("objective", self.training.objective),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
             | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
@@ -102,9 +104,10 @@ class Config:
     def resolved(self, given: "Given") -> "Config":
         """The same configuration with every option of its classes, at the default where none was chosen."""
         resolved: dict[str, Any] = {}
-        for kind in KINDS:
-            cls, chosen = given.find(kind, getattr(self, kind)), getattr(self, f"{kind}_options")
-            every = components.options(kind, cls)
+        names: dict[Kind, str | None] = {kind: getattr(self, kind) for kind in KINDS}
+        for kind, name in (names | {"objective": self.training.objective}).items():
+            chosen = getattr(self, f"{kind}_options")
+            every = components.options(kind, given.find(kind, name))
             resolved[f"{kind}_options"] = {each.name: chosen.get(each.name, each.default) for each in every}
         return replace(self, **resolved)
 
@@ -186,7 +189,8 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
         of_training = training_defaults(given.find("model", there.model))
         if refit_guide:
             of_training.pop("objective", None)  # the default objective trains the model, which stays as it is here
-        return replace(there, training=TrainingOptions(**of_training), init_from=init_from, fixed_model=refit_guide)
+        training = TrainingOptions(**of_training)
+        return replace(there, training=training, objective_options={}, init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if given.model is None:
@@ -360,7 +364,7 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
 
 def changed_code(run: RunDirectory, config: Config, given: Given | None = None) -> list[str]:
     """Names of the classes and of the data file whose content has changed since the run was made."""
-    from ppl_gen.data import arrays
+    from ppl_gen.data import arrays, masks
     from ppl_gen.data.loading import fingerprint
 
     given = given or Given()
@@ -372,6 +376,8 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
     by_name = config.data.data != arrays.NAME and not is_function(config.data.data)
     if run.config.get("data_sha256") is not None and given.data is None and by_name:
         fingerprints["data"] = config.data.data, fingerprint(config.data.data)
+    if run.config.get("missing_sha256") is not None:
+        fingerprints["missing"] = str(config.data.missing), masks.fingerprint(config.data.missing)
     return [name for kind, (name, now) in fingerprints.items() if now != run.config.get(f"{kind}_sha256")]
 
 

@@ -43,6 +43,7 @@ class Config(TypedDict):
     data_name: str
     data_notice: NotRequired[str]
     data_sha256: NotRequired[str | None]
+    missing_sha256: NotRequired[str | None]
     training: Mapping[str, Any]
     num_samples: int
     init_from: NotRequired[str | None]
@@ -118,6 +119,7 @@ class LogPx(Mean):
     estimator: str
     num_samples: NotRequired[int | None]
     ess: NotRequired[Least]
+    elbo: NotRequired[Number]
 
 
 class _Guides(TypedDict):
@@ -228,6 +230,7 @@ class Result(TypedDict):
     data: str
     split: str
     binarization: str
+    missing: NotRequired[float]
     checkpoint: str
     training_step: NotRequired[int | None]
     seconds: float
@@ -239,6 +242,8 @@ class Evaluation(Result):
 
     num_images: int
     observation: str
+    quantity: NotRequired[str]
+    left_out: NotRequired[list[str]]
     seed: NotRequired[int]
     training_seed: int
     images_sha256: NotRequired[str]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.tables import named
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data
@@ -86,6 +87,24 @@ class Assembled:
         """Model and guide, and the objective if it is a module."""
         parts = {"model": self.model, "guide": self.guide, "objective": self.objective}
         return nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
+
+    @property
+    def incomplete(self) -> bool:
+        """True if images have missing pixels, so that log p(x) is that of the observed ones."""
+        return self.data.train.missing is not None
+
+    @property
+    def log_px_name(self) -> str:
+        """The name of log p(x): `log p(x_obs)` with missing pixels."""
+        return named("log p(x)", self.incomplete)
+
+    def require_complete(self, what: str) -> None:
+        """Raise `BadInput` for images with missing pixels.
+
+        :param what: subject of the message, which needs complete images.
+        """
+        if self.incomplete:
+            raise BadInput(f"{what}: needs complete images, but the run has missing pixels (--missing)")
 
     @property
     def takes_labels(self) -> bool:
@@ -174,6 +193,7 @@ class Fitted(Assembled):
 
         :param options: the options of the evaluation, with `split`, `checkpoint` and `seed`.
         """
+        missing = self.data.split(options.split).share_missing
         return {
             "model": self.config.model,
             "guide": self.config.guide,
@@ -181,6 +201,7 @@ class Fitted(Assembled):
             "data": self.data.name,
             "split": options.split,
             "binarization": self.data.binarization,
+            **({"missing": missing} if missing else {}),
             "checkpoint": options.checkpoint,
             "seed": options.seed,
             "training_seed": self.config.training.seed,

@@ -33,15 +33,16 @@ class TrainingOptions:
     clip_grad_norm: float | None = None
     """Largest norm of a gradient. A longer gradient is scaled down to this norm. By default there is no limit."""
     objective: str = option("elbo", column="objective")
-    """Training objective. For any guide that is reparametrized: elbo, elbo-analytic-kl, stl, beta, iwae, dreg, renyi.
-    Also for discrete z: vimco, rws, wake-sleep. For a GAN: adversarial. Your own: file.py:Class."""
+    """Training objective. For any guide that is reparametrized: elbo, elbo-analytic-kl, stl, beta, iwae, miwae, piwae,
+    ciwae, dreg, renyi. Also for discrete z: vimco, rws, wake-sleep. For a GAN: adversarial. Your own: file.py:Class."""
     num_particles: int = option(1, column="objective")
-    """Samples of z per image in each step, K. iwae, dreg, renyi, vimco, rws and wake-sleep combine them in one bound.
-    The other objectives average over them."""
+    """Samples of z per image in each step, K. iwae, dreg, renyi, vimco, rws and wake-sleep combine them in one bound,
+    miwae, piwae and ciwae in bounds of groups or of single samples. The other objectives average over them."""
     alpha: float | None = None
     """Order of the Rényi bound, for the objective renyi. By default 0.5."""
     beta: float | None = None
-    """Weight of the KL term, for the objective beta. By default 4."""
+    """Weight of the KL term, for the objective beta; by default 4. Weight of the ELBO, for the objective ciwae; by
+    default 0.5."""
     kl_warmup: int = option(0, column="objective")
     """Epochs over which the weight of the KL term rises from 0 to 1. 0: no warm-up."""
     seed: int = option(0, identifies=False, column="seeds")

@@ -1,6 +1,7 @@
 """Shared parts of pictures: the figure class, and images drawn on axes."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from ppl_gen.figures.style import STYLE
 
@@ -39,6 +41,12 @@ class Figure(matplotlib.figure.Figure):
             if engine is not None:
                 self.set_layout_engine(engine)
             self.set_dpi(before)
+
+    def rename(self, change: Callable[[str], str]) -> None:
+        """Change every text in the figure by a function."""
+        for text in self.findobj(Text):
+            if (changed := change(text.get_text())) != text.get_text():
+                text.set_text(changed)
 
     def png(self) -> bytes:
         """The content of a .png file."""

@@ -1,5 +1,7 @@
 """The posterior of factor analysis in closed form."""
 
+from typing import ClassVar
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -7,12 +9,14 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import LinearGaussianModel, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.networks.observed import is_missing
 
 
 class ExactGaussian(nn.Module):
     """q(z | x) = p(z | x) = N(A^-1 V psi^(-1/2) (x - mu), A^-1), with A = I + V V^T, for a model with W = V psi^(1/2):
     Tipping and Bishop (1999), equation 6, where W is the transpose of W here. The guide has no parameters of its own.
-    log p(x, z) - log q(z | x) is log p(x) for every z.
+    log p(x, z) - log q(z | x) is log p(x) for every z. Pixels that are missing (NaN) are left out of x, V and psi, so
+    that q is p(z | x_obs), with an A for each image.
 
     >>> from ppl_gen.models.factor_analysis import FactorAnalysis
     >>> model = FactorAnalysis(16, latent_dim=2)
@@ -27,6 +31,8 @@ class ExactGaussian(nn.Module):
     :param model: a `FactorAnalysis`.
     """
 
+    takes_missing: ClassVar = True
+
     def __init__(self, latent_name: str, model: nn.Module):
         super().__init__()
         if not offers(model, LinearGaussianModel):
@@ -40,13 +46,26 @@ class ExactGaussian(nn.Module):
         return torch.eye(len(v), dtype=v.dtype, device=v.device) + v @ v.T
 
     def encode(self, x: Tensor) -> Tensor:
-        """Posterior mean [images, latent_dim] of images [images, data_dim]."""
-        standard = (x - self.model.loc) * (-self.model.log_psi / 2).exp()
-        return torch.linalg.solve(self._precision(), self.model.scaled_weight @ standard.T).T
+        """Posterior mean [images, latent_dim] of images [images, data_dim]. With missing pixels, the posterior's
+        precision A follows it, [images, latent_dim + latent_dim^2]."""
+        v, missing = self.model.scaled_weight, is_missing(x)
+        if not bool(missing.any()):
+            standard = (x - self.model.loc) * (-self.model.log_psi / 2).exp()
+            return torch.linalg.solve(self._precision(), v @ standard.T).T
+        seen = (~missing).to(v.dtype)
+        # NaN is replaced before anything is computed: a gradient of 0 times NaN would be NaN.
+        standard = (torch.where(missing, 0.0, x) - self.model.loc) * (-self.model.log_psi / 2).exp() * seen
+        precision = torch.eye(len(v), dtype=v.dtype, device=v.device) + torch.einsum("id,nd,jd->nij", v, seen, v)
+        mean = torch.linalg.solve(precision, (standard @ v.T).unsqueeze(-1)).squeeze(-1)
+        return torch.cat([mean, precision.flatten(1)], 1)
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:
-        """q(z | context), event [latent_dim]. The context is the posterior's mean."""
-        return dist.MultivariateNormal(context, precision_matrix=self._precision())
+        """q(z | context), event [latent_dim]. The context is what `encode` returns."""
+        units = len(self.model.scaled_weight)
+        if context.shape[-1] == units:
+            return dist.MultivariateNormal(context, precision_matrix=self._precision())
+        mean, precision = context[..., :units], context[..., units:].unflatten(-1, (units, units))
+        return dist.MultivariateNormal(mean, precision_matrix=precision)
 
     def guide(self, x: Tensor) -> None:
         """q(z | x) over a plate of images [images, data_dim]."""

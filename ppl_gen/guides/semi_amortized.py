@@ -1,6 +1,6 @@
 """The guide that improves the encoder's output for each image."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +11,7 @@ from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.gradients import gradients
 from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder, pixel_dropout
+from ppl_gen.networks.observed import is_missing, observed_log_prob
 
 
 class SemiAmortized(nn.Module):
@@ -34,6 +35,7 @@ class SemiAmortized(nn.Module):
     :param input_dropout: Probability of dropping a pixel at the encoder's input, in training.
     """
 
+    takes_missing: ClassVar = True
     noise: Tensor
 
     def __init__(
@@ -64,8 +66,9 @@ class SemiAmortized(nn.Module):
         self.register_buffer("noise", torch.cat([half, -half])[:num_noise])
 
     def encode(self, x: Tensor) -> Tensor:
-        """Context [images, 2 latent_dim] of images [images, data_dim]."""
-        context = self.encoder(self.dropout(x))
+        """Context [images, 2 latent_dim] of images [images, data_dim]. A pixel that is missing (NaN) is 0 for the
+        encoder, and does not count in the ELBO."""
+        context = self.encoder(self.dropout(torch.where(is_missing(x), 0.0, x)))
         learning = context.requires_grad
         with gradients("SemiAmortized"):  # evaluation needs the gradient of a step too
             if not learning:  # no graph from one step to the next
@@ -84,7 +87,7 @@ class SemiAmortized(nn.Module):
         """ELBO [images] up to a constant, averaged over the noise, with the entropy of q in closed form."""
         loc, log_scale = context.chunk(2, -1)
         z = loc + log_scale.exp() * self.noise
-        log_joint = self.model.likelihood(z).log_prob(x) + self.model.prior().log_prob(z)
+        log_joint = observed_log_prob(self.model.likelihood(z), x) + self.model.prior().log_prob(z)
         return log_joint.mean(0) + log_scale.sum(-1)
 
     def posterior(self, context: Tensor) -> dist.TorchDistribution:

@@ -35,6 +35,7 @@ from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_least
 from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp
 from ppl_gen.inference.supports import unbounded
+from ppl_gen.networks.observed import observed_log_prob
 
 _NARROW = 0.1  # nats by which annealing may be too low and still be trusted
 
@@ -276,7 +277,7 @@ class _Path:
         """Densities and gradients at z [chains, images, …]."""
         z = z.detach().requires_grad_()
         prior = self.prior.log_prob(z)
-        likelihood = self.model.likelihood(z).log_prob(self.x)
+        likelihood = observed_log_prob(self.model.likelihood(z), self.x)
         if self.first is None:
             base, rise = prior, likelihood
         else:

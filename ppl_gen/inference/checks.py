@@ -61,6 +61,7 @@ def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[s
     except Exception as error:
         missing = batch.x.reshape(len(batch.x), -1).isnan().any(1)
         if missing.any():
+            _checked_traces(pair, first, batch._replace(x=batch.x.nan_to_num(0)))  # raises an error that is not of NaN
             raise BadInput(
                 f"image {first + int(missing.nonzero()[0])} has pixels that are NaN; replace them"
             ) from error

@@ -32,6 +32,7 @@ from ppl_gen.inference.enumeration import StateSum, sum_over_states
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap_to_enumerate
 from ppl_gen.inference.supports import parts
+from ppl_gen.networks.observed import observed_log_prob
 
 _IMPROBABLE = 14.0  # nats: exp(-14) is one in a million
 _ABOVE = 0.01  # nats; a log-probability of 0 may be above 0 by rounding
@@ -274,7 +275,7 @@ def state_posterior(model: HasDensity, x: Tensor) -> tuple[Tensor, Tensor]:
     prior = model.prior()
     states = prior.enumerate_support(expand=False)
     require_broadcasting(model, states, x)
-    log_joint = model.likelihood(states.unsqueeze(1)).log_prob(x) + prior.log_prob(states).unsqueeze(-1)
+    log_joint = observed_log_prob(model.likelihood(states.unsqueeze(1)), x) + prior.log_prob(states).unsqueeze(-1)
     return states, log_joint.softmax(0)
 
 
@@ -288,8 +289,8 @@ def require_broadcasting(model: HasDensity, states: Tensor, x: Tensor) -> None:
     states = states[[0, -1]]
     try:
         with torch.no_grad(), matmul_precision():
-            alone = [model.likelihood(z.expand(len(few), *z.shape)).log_prob(few) for z in states]
-            among = model.likelihood(states.unsqueeze(1)).log_prob(few)
+            alone = [observed_log_prob(model.likelihood(z.expand(len(few), *z.shape)), few) for z in states]
+            among = observed_log_prob(model.likelihood(states.unsqueeze(1)), few)
         alike = among.shape == (2, len(few)) and torch.allclose(among, torch.stack(alone), rtol=RELATIVE, atol=ABSOLUTE)
     except Exception as error:
         alike, reason = False, f" ({describe(error)})"

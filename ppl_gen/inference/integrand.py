@@ -13,6 +13,7 @@ from ppl_gen.inference.callables import modules_of, name_of
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE
 from ppl_gen.inference.state_memory import numbers_held
 from ppl_gen.inference.supports import support
+from ppl_gen.networks.observed import observed_log_prob
 
 _PRIOR_SAMPLES = 10_000
 _NUMBERS = 2**24  # numbers of the decoder's output, or of a broadcast log-density, in memory at a time
@@ -72,10 +73,10 @@ class Integrand:
         inner = u.reshape(-1, *self.transform.inverse_shape(self.prior.event_shape))
         log_prior = log_prior + self.transform.log_abs_det_jacobian(inner, z).reshape(len(u), -1).sum(1)
         if self.together:
-            likelihood = self._likelihood(u).log_prob(x)
+            likelihood = observed_log_prob(self._likelihood(u), x)
         else:
             alone = self.model.likelihood(z)
-            likelihood = torch.stack([alone.log_prob(image.expand(len(u), *image.shape)) for image in x], 1)
+            likelihood = torch.stack([observed_log_prob(alone, image.expand(len(u), *image.shape)) for image in x], 1)
         total = likelihood + log_prior.unsqueeze(1)
         if bool(total.isnan().any()):  # p(x | z) may be NaN where p(z) is 0
             possible = (log_prior > -math.inf).unsqueeze(1) & total.isnan()
@@ -93,7 +94,7 @@ class Integrand:
         z = self.values(u)
         with as_bad_input(f"{name_of(self.model)}: likelihood(z) fails"):
             alone = torch.stack(
-                [self.model.likelihood(z).log_prob(image.expand(len(z), *image.shape)) for image in x], 1
+                [observed_log_prob(self.model.likelihood(z), image.expand(len(z), *image.shape)) for image in x], 1
             )
         if alone.shape != (len(z), len(x)):
             raise BadInput(
@@ -101,7 +102,7 @@ class Integrand:
                 f"{list(alone.shape[:1])}: its batch must be the values of z, and its event an image"
             )
         try:
-            among = self._likelihood(u).log_prob(x)
+            among = observed_log_prob(self._likelihood(u), x)
         except Exception:  # user code
             return False
         return among.shape == alone.shape and torch.allclose(among, alone, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)

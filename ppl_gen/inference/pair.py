@@ -42,6 +42,7 @@ from ppl_gen.inference.tracing import (
     PyroFunction,
     Traces,
     conditioned,
+    cut_traces,
     frozen_guide_traces,
     replayed,
     trace_of,
@@ -70,8 +71,10 @@ class Terms:
     finite: frozenset[str]
     """Names of the latent sites with finite support."""
     values: Values = field(default_factory=dict)
-    """With `frozen_guide`, the values at which the densities were evaluated. They are clones: gradients from one latent
-    site of the guide to another do not pass through them."""
+    """With `frozen_guide` or `cut`, the values at which the densities were evaluated. They are clones: gradients from
+    one latent site of the guide to another do not pass through them."""
+    drawn: Values = field(default_factory=dict)
+    """With `cut`, the values as the guide has drawn them. `values` are leaves with the same numbers."""
     score: Tensor | None = None
     """Log-probability of the guide's discrete choices, if its samples are otherwise reparametrized; its gradient is the
     score of the choices. None for all other guides."""
@@ -224,25 +227,26 @@ class Pair:
         analytic_kl: bool = False,
         detach: bool = False,
         frozen_guide: bool = False,
+        cut: bool = False,
         **kwargs: Any,
     ) -> Terms:
         """Draw `num_samples` values of z for each image and return their log-densities. Differentiable.
 
         :param analytic_kl: compute the KL term in closed form too.
         :param detach: detach z from the parameters that it was drawn with.
-        :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only, by replaying the guide
-            under detached parameters (Roeder et al. 2017).
+        :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only (Roeder et al. 2017).
+        :param cut: evaluate the model at leaves, so that gradients stop at `values` and can be passed on to `drawn`.
         """
         shape, images = (num_samples, len(x)), Batch(x, args, kwargs)
         if self.enumerated_in_guide:
             return self._terms_by_value(self.by_value(num_samples, images, detach))
         guide, model, batch = self.for_samples(num_samples, images)
         if frozen_guide:
-            drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch)
-            terms = replace(self.terms_of(traces, shape), values=values)
+            drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch, cut)
         else:
-            traces = replayed(guide, model, batch, detach)
-            drawn, terms = traces.guide, self.terms_of(traces, shape, analytic_kl)
+            drawn, traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
+        sources = self._values(drawn) if cut else {}
+        terms = replace(self.terms_of(traces, shape, analytic_kl), values=values, drawn=sources)
         return terms if detach else replace(terms, score=self._score(drawn, shape))
 
     def draw(
@@ -320,16 +324,6 @@ class Pair:
         outside of the guide's support, and log p(z) where the guide leaves z to enumeration."""
         traces = conditioned(self.guide, self.joint, values, Batch(x, args, kwargs))
         return self.terms_of(traces, (1, len(x)), may_miss=self.guide_may_miss)
-
-    def broadcast_weights(self, weights: Tensor, name: str, value: Tensor) -> Tensor:
-        """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
-        shape = [1] * -self.sample_dim
-        if self.vectorized:
-            shape[self.sample_dim], shape[self.plate.dim] = weights.shape
-        else:
-            shape[self.plate.dim] = weights.numel()
-        shape += [1] * len(self.event_shapes[name])
-        return weights.reshape(shape[len(shape) - value.dim() :])
 
     def log_densities(self, terms: Terms) -> dict[str, Tensor]:
         """Log-densities [samples, images] of terms, by their names in messages."""

@@ -114,6 +114,20 @@ def replayed(guide: PyroFunction, model: PyroFunction, batch: Batch, detach: boo
     return Traces(drawn, trace_of(poutine.replay(model, trace=drawn), batch))
 
 
+def cut_traces(
+    guide: PyroFunction, model: PyroFunction, latent: Iterable[str], batch: Batch, detach: bool = False
+) -> tuple[poutine.Trace, Traces, dict[str, Tensor]]:
+    """As `replayed`, with the model at leaves: tensors with the drawn values that gradients do not pass through.
+
+    :param latent: names of the sites whose values are replaced by leaves.
+    :returns: the trace of the guide, the traces of both, and the leaves.
+    """
+    with _Detach() if detach else nullcontext():
+        drawn = trace_of(guide, batch)
+    at, leaves = _with_values(drawn, latent, _leaf)
+    return drawn, Traces(drawn, trace_of(poutine.replay(model, trace=at), batch)), leaves
+
+
 def conditioned(guide: PyroFunction, model: PyroFunction, values: dict[str, Tensor], batch: Batch) -> Traces:
     """Run guide and model at given values of the latent sites."""
     guide, model = (poutine.condition(function, values) for function in (guide, model))
@@ -131,7 +145,12 @@ class _Detach(Messenger):
 
 
 def frozen_guide_traces(
-    guide: PyroFunction, model: PyroFunction, module: nn.Module | None, latent: Iterable[str], batch: Batch
+    guide: PyroFunction,
+    model: PyroFunction,
+    module: nn.Module | None,
+    latent: Iterable[str],
+    batch: Batch,
+    cut: bool = False,
 ) -> tuple[poutine.Trace, Traces, dict[str, Tensor]]:
     """Traces for a gradient through z alone (Roeder et al. 2017): the guide is replayed with detached parameters.
 
@@ -140,15 +159,13 @@ def frozen_guide_traces(
 
     :param module: module that holds the guide's parameters; None if they are from `pyro.param` statements.
     :param latent: names of the latent sites.
+    :param cut: use leaves, as `cut_traces` does, instead of clones.
     :returns: the trace in which the guide has drawn z; the traces of the replayed guide and of the model at clones of
         these values; and the clones. Gradients from one latent site of the guide to another do not pass through them.
     """
-    drawn = trace_of(guide, batch).copy()
-    values = {}
-    for name in latent:
-        values[name] = drawn.nodes[name]["value"].clone()
-        drawn.nodes[name] = drawn.nodes[name] | {"value": values[name]}
-    guide, model = (poutine.replay(function, trace=drawn) for function in (guide, model))
+    drawn = trace_of(guide, batch)
+    at, values = _with_values(drawn, latent, _leaf if cut else torch.clone)
+    guide, model = (poutine.replay(function, trace=at) for function in (guide, model))
     scored = _scored(guide, latent)
     with _DetachParameters():
         if module is None:
@@ -158,6 +175,22 @@ def frozen_guide_traces(
             called = (_Call(module, scored), parameters, (batch.x, *batch.args), dict(batch.kwargs))
             guide_trace = torch.func.functional_call(*called)
     return drawn, Traces(guide_trace, trace_of(model, batch)), values
+
+
+def _with_values(
+    trace: poutine.Trace, latent: Iterable[str], change: Callable[[Tensor], Tensor]
+) -> tuple[poutine.Trace, dict[str, Tensor]]:
+    """A copy of a trace with changed values of the latent sites, and these values."""
+    changed = trace.copy()
+    values = {name: change(trace.nodes[name]["value"]) for name in latent}
+    for name, value in values.items():
+        changed.nodes[name] = changed.nodes[name] | {"value": value}
+    return changed, values
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """A tensor with the same value that requires a gradient, if the value does, and does not pass it on."""
+    return value.detach().requires_grad_(value.requires_grad)
 
 
 def _scored(guide: PyroFunction, latent: Iterable[str]) -> Callable[..., poutine.Trace]:

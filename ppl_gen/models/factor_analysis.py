@@ -1,5 +1,6 @@
 """Factor analysis and probabilistic PCA: a continuous latent vector, and log p(x) in closed form."""
 
+import math
 from typing import Any, ClassVar, Literal
 
 import pyro
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import require, require_choice
+from ppl_gen.networks.observed import is_missing
 
 Noise = Literal["diagonal", "isotropic"]
 
@@ -32,6 +34,7 @@ class FactorAnalysis(nn.Module):
     """
 
     default_guide = "exact-gaussian"
+    takes_missing: ClassVar = True
     training_defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 0.03,
         "schedule": "cosine",
@@ -92,9 +95,20 @@ class FactorAnalysis(nn.Module):
             return pyro.sample("x", self.likelihood(z), obs=x)
 
     def log_px(self, x: Tensor) -> Tensor:
-        """log p(x) in nats [images], in float64, of images [images, data_dim]."""
+        """log p(x) in nats [images], in float64, of images [images, data_dim]. Of images with missing pixels (NaN),
+        log p(x_obs): the marginal of a normal distribution leaves out their rows and columns."""
         weight, psi, loc = self.weight.double(), self.psi.double(), self.loc.double()
-        return dist.LowRankMultivariateNormal(loc, weight.T, psi).log_prob(x.double())
+        missing = is_missing(x)
+        if not bool(missing.any()):
+            return dist.LowRankMultivariateNormal(loc, weight.T, psi).log_prob(x.double())
+        # By Woodbury's identity, with A = I + V_obs V_obs^T, as in the guide exact-gaussian.
+        seen, v = (~missing).double(), weight / psi.sqrt()
+        standard = (torch.where(missing, 0.0, x.double()) - loc) / psi.sqrt() * seen
+        precision = torch.eye(len(v), dtype=v.dtype, device=v.device) + torch.einsum("id,nd,jd->nij", v, seen, v)
+        cholesky, projected = torch.linalg.cholesky(precision), (standard @ v.T).unsqueeze(-1)
+        explained = torch.linalg.solve_triangular(cholesky, projected, upper=False).square().sum((1, 2))
+        log_det = seen @ (2 * math.pi * psi).log() + 2 * cholesky.diagonal(dim1=1, dim2=2).log().sum(1)
+        return -(log_det + standard.square().sum(1) - explained) / 2
 
 
 def _pca(examples: Tensor, latent_dim: int) -> tuple[Tensor, Tensor]:

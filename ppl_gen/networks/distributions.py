@@ -24,12 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Independent, constraints
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.networks.state_sums import binary_states, log_sum_over_states, softplus_over_states
 
 # Up to this size of logits, a float32 matrix product of logits and pixels is exact enough for a training step. Above
 # it, terms that cancel are summed apart.
 _LARGE_LOGIT = 50.0
 _MAX_UNITS = 30  # of a vector that is enumerated
+_MOST_LOGITS = 2**27  # of all states of z, where they must be in memory
 # If -log p is small, it is smaller than the rounding of the terms whose difference it is, even in float64. Below these
 # limits, in nats, it is computed in another way:
 _NEAR = 0.01  # log p(x | z) is summed over pixels
@@ -100,6 +102,12 @@ class BernoulliVector(dist.TorchDistribution):
         """The distribution of some of the pixels, which are given by their numbers or a mask."""
         return BernoulliVector(self.logits[..., pixels], validate_args=False).expand(self.batch_shape)
 
+    def observed(self, pixels: Tensor) -> "ObservedBernoulliVector":
+        """The distribution of the pixels where a mask is true, bool [..., pixels], which may differ between images."""
+        return ObservedBernoulliVector(self.logits, pixels).expand(
+            torch.broadcast_shapes(self.batch_shape, pixels.shape[:-1])
+        )
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             mean = self.logits.sigmoid()
@@ -158,6 +166,59 @@ class BernoulliVector(dist.TorchDistribution):
         return self._logits
 
 
+class ObservedBernoulliVector(BernoulliVector):
+    """`BernoulliVector` of the observed pixels alone, which may be others in each image: log p(x_obs) =
+    sum_d m_d [x_d l_d - softplus(l_d)], with m_d = 1 for an observed pixel and 0 for a missing one.
+
+    If images and logits broadcast against each other, both terms are matrix products. The values of missing pixels do
+    not matter, unless they are NaN.
+
+    >>> components = BernoulliVector(torch.zeros(3, 1, 4))  # 3 components of 4 pixels
+    >>> seen = components.observed(torch.tensor([[True, True, False, False], [True, False, False, False]]))
+    >>> seen.log_prob(torch.ones(2, 4))[0] / math.log(2)
+    tensor([-2., -1.])
+
+    :param logits: log-odds, [..., pixels].
+    :param mask: true for observed pixels, bool [..., pixels].
+    """
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, logits: Tensor, mask: Tensor):
+        super().__init__(logits, validate_args=False)
+        self.mask_of_pixels = mask
+
+    def select(self, pixels: Tensor) -> "ObservedBernoulliVector":
+        part = ObservedBernoulliVector(self.logits[..., pixels], self.mask_of_pixels[..., pixels])
+        return part.expand(self.batch_shape)
+
+    def observed(self, pixels: Tensor) -> "ObservedBernoulliVector":
+        return super().observed(pixels & self.mask_of_pixels)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p of the observed pixels of value [..., pixels], in nats, [...]."""
+        logits = self.logits.to(torch.promote_types(value.dtype, self.logits.dtype))
+        mask = self.mask_of_pixels.to(logits.dtype)
+        seen = value.to(logits.dtype) * mask
+        differentiated = _differentiated(value, logits)
+        if torch.broadcast_shapes(seen.shape, logits.shape) == logits.shape:  # pixel by pixel
+            if differentiated:
+                terms = F.softplus(logits, threshold=40) * mask - seen * logits
+            else:
+                terms = (logits.relu() - seen * logits + F.softplus(-logits.abs())) * mask
+            result = terms.sum(-1).neg()
+        elif differentiated and _moderate(logits):
+            result = _contract(seen, logits) - _contract(mask, F.softplus(logits, threshold=40))
+        else:  # as in BernoulliVector, where no terms cancel
+            small = F.softplus(-logits.abs(), threshold=40)
+            off = _contract(mask - seen, F.relu(logits))
+            result = -(_contract(seen, F.relu(-logits)) + off + _contract(mask, small))
+        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+
+    def entropy(self) -> Tensor:
+        raise NotImplementedError("of the observed pixels alone")
+
+
 class LinearBernoulliVector(BernoulliVector):
     """`BernoulliVector(z @ weight + bias)`, for which the sum over all 2^M binary z costs O(2^M (D + N)).
 
@@ -211,6 +272,18 @@ class LinearBernoulliVector(BernoulliVector):
     def select(self, pixels: Tensor) -> "LinearBernoulliVector":
         part = LinearBernoulliVector(self.z, self.weight[:, pixels], self.bias[pixels], validate_args=False)
         return part.expand(self.batch_shape)
+
+    def observed(self, pixels: Tensor) -> ObservedBernoulliVector:
+        """As for `BernoulliVector`, which needs the logits of every z.
+
+        :raises BadInput: if these are too many.
+        """
+        if (count := math.prod(self.z.shape[:-1]) * len(self.bias)) > _MOST_LOGITS:
+            raise BadInput(
+                f"missing pixels need the logits of every state and pixel, {count:.2g} numbers: use fewer latent "
+                "units, or a guide that samples, such as bernoulli"
+            )
+        return super().observed(pixels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, [...], for value [..., pixels]."""

@@ -1,14 +1,14 @@
 """The main result of a run in words: the ELBO, log p(x) and the gap, whether to trust them, and what to do next."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ppl_gen.core.calls import arguments_of, method_call
 from ppl_gen.core.commands import command
 from ppl_gen.core.errors import NARROWER
 from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.entries import KNOWN, entry_of
-from ppl_gen.evaluation.table import ESTIMATES
+from ppl_gen.evaluation.table import ESTIMATES, of_quantity
 from ppl_gen.experiment.run_directory import Json
 
 _KL = "KL(q(z | x) ‖ p(z | x))".replace(" ", "\N{WORD JOINER}\N{NO-BREAK SPACE}")  # on one line
@@ -36,7 +36,12 @@ class MainResult:
 
 
 def main_result(summary: Json, arguments: list[object]) -> MainResult:
-    """The main result in an `evaluation.json`.
+    found = _main_result(summary, arguments)
+    return replace(found, text=of_quantity(found.text, summary), reason=of_quantity(found.reason, summary))
+
+
+def _main_result(summary: Json, arguments: list[object]) -> MainResult:
+    """The main result in an `evaluation.json`. What it calls log p(x) has its own name if labels are given.
 
     :param arguments: the run directory, and the options that name its own classes again.
     """

@@ -8,7 +8,7 @@ from ppl_gen.core.calls import fit_call, of_session, open_call
 from ppl_gen.core.commands import command, external_class_options, fit_command, sweep_command
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.files import read_bytes
-from ppl_gen.core.tables import duration
+from ppl_gen.core.tables import duration, named
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.distances import Distances, distances
 from ppl_gen.evaluation.reading import read
@@ -27,6 +27,10 @@ def write_report(run: RunDirectory) -> None:
 
 def report(run: RunDirectory) -> str:
     """The page of a run as HTML."""
+    return named(_page(run), run.config["data"].get("missing"))
+
+
+def _page(run: RunDirectory) -> str:
     config, metrics, contents = run.config, run.metrics(), results(run)
     evaluation, shown = contents.get("bounds"), sections(run, contents)
     main = None if evaluation is None else main_result(evaluation, [run.path, *external_class_options(config)])
@@ -54,8 +58,17 @@ def _lead(config: Json, metrics: list[Json]) -> str:
     return (
         f"This page is the report of one run: the model {table.shown(config['model'])} with the guide "
         f"{table.shown(config['guide'])}{trained} on {_data(config)} (binarization "
-        f"{config['data']['binarization']})."
+        f"{config['data']['binarization']}{_missing(config['data'].get('missing'))})."
     )
+
+
+def _missing(option: float | str | None) -> str:
+    """The option of missing pixels in words, after a comma; empty without one."""
+    if option is None:
+        return ""
+    told = "those that are NaN or masked" if option == "nan" else f"those of {option}"
+    share = f"each with probability {option:g}" if isinstance(option, int | float) else told
+    return f", pixels missing: {share}"
 
 
 def _data(config: Json) -> str:

@@ -35,13 +35,14 @@ def draw_calibration(fitted: Fitted, found: Calibrated) -> None:
 
 def draw_filled(fitted: Fitted, found: Filled) -> None:
     """Draw images, their visible pixels, and their imputations."""
-    shape = fitted.data.shape
+    shape, log_prob = fitted.data.shape, found.imputation.log_prob
+    visible = found.visible if found.visible.dim() == 1 else found.visible[_SHOWN]
     figure = imputations(
         pictures(found.x[_SHOWN], shape),
-        pictures(found.visible, shape),
+        pictures(visible, shape),
         pictures(found.imputation.mean[_SHOWN], shape),
         pictures(found.imputation.draws[:, _SHOWN], shape),
-        [f"{value:.1f}" for value in found.imputation.log_prob[_SHOWN]],
+        [] if log_prob is None else [f"{value:.1f}" for value in log_prob[_SHOWN]],
     )
     save(fitted.directory, "fill", figure)
 

@@ -38,10 +38,12 @@ from ppl_gen.inference.exact import check_against_samples, check_probability, cl
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory, shown_count
+from ppl_gen.networks.observed import observed_log_prob
 from ppl_gen.training.batches import least_images
 from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
 
+_COMPLETE = ("adversarial", "wake-sleep")  # objectives that draw images from the model
 _SAMPLES = 100  # of z, to hold a closed form against
 _TIMED_STATES = 2**13
 _MORE_TIMED_STATES = 2**16  # for sums over states that do not multiply with images: a short step would measure overhead
@@ -61,7 +63,7 @@ class Prepared:
         data, pair = self.assembled.data, self.assembled.pair
         lines = [text for text in (data.notice, self.cost) if text]
         count = len(self.assembled.batch[0])
-        lines += [f"{count} images of {data.name}, {data.shape}, binarization {data.binarization}"]
+        lines += [f"{count} images of {data.name}, {data.shape}, binarization {data.binarization}{data.incomplete}"]
         lines.append(f"plate of images '{pair.plate.name}'; observed {', '.join(pair.observed)}")
         lines += [f"latent '{name}', event shape {shape}" for name, shape in pair.event_shapes.items()]
         lines.append("samples of z are drawn " + ("in one call" if pair.vectorized else "by repeating the batch"))
@@ -107,6 +109,7 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     if start and config.init_from is not None:
         say(start_from(config.init_from, assembled.model, assembled.guide))
     check_binarization(assembled)
+    check_missing(assembled)
     check_support(assembled)
     check_contract(assembled)
     check_closed_form(assembled)
@@ -168,6 +171,16 @@ def check_binarization(assembled: Assembled) -> None:
         )
 
 
+def check_missing(assembled: Assembled) -> None:
+    """Raise `BadInput` for an objective that compares incomplete images with complete ones that the model draws."""
+    name = assembled.config.training.objective
+    if assembled.incomplete and name in _COMPLETE:
+        raise BadInput(
+            f"--objective {name}: learns from whole images of the model, but images have missing pixels (--missing); "
+            "use an objective of weights, such as iwae"
+        )
+
+
 def check_support(assembled: Assembled) -> None:
     """Raise `BadInput` if the guide draws z where the prior has no mass: the ELBO is -inf there."""
     pair, x = assembled.pair, assembled.batch[0]
@@ -205,7 +218,7 @@ def check_contract(assembled: Assembled) -> None:
         if offers(model, HasPrior):
             ours, theirs, what = model.prior().log_prob(z), terms.log_prior, "prior()"
             if offers(model, HasDensity):
-                ours, theirs = ours + model.likelihood(z).log_prob(x), theirs + terms.log_likelihood
+                ours, theirs = ours + observed_log_prob(model.likelihood(z), x), theirs + terms.log_likelihood
                 what = "prior() and likelihood(z)"
             checks.append((ours, theirs, what, "model", model))
         if offers(guide, Amortized):

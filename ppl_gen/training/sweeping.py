@@ -55,8 +55,8 @@ class SweepOptions:
     """Guides: names, such as normal; or flow,transform=iaf, with an option of the guide; or file.py:Class. By default
     the model's own guide."""
     objectives: tuple[str, ...] | None = None
-    """Objectives: names, or file.py:Class. :K sets the number of particles, as in vimco:50. By default the model's own
-    objective."""
+    """Objectives: names, or file.py:Class. :K sets the number of particles, as in vimco:50; after a comma are options
+    of the objective, as in miwae:8,groups=4. By default the model's own objective."""
     priors: tuple[str, ...] = ()
     """Priors: names, or file.py:Class. By default the model's own prior."""
     vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
@@ -120,9 +120,17 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
     return list(planned.values())
 
 
+def _with_options(kind: str, given: str, example: str) -> tuple[str, list[str]]:
+    """The name and the options in `flow,transform=iaf`."""
+    name, *options = given.split(",")
+    if not all("=" in option for option in options):
+        raise BadInput(f"--{kind}s {given}: after the comma give options of the {kind}, as in {example}")
+    return name, options
+
+
 def _with_particles(objective: str) -> tuple[str, str]:
-    """The name and the number of particles in `vimco:50`. The number is empty if there is none. The text after the
-    colon of `file.py:Class` is no number of particles."""
+    """The name and the number of particles in `vimco:50`, without options. The number is empty if there is none. The
+    text after the colon of `file.py:Class` is no number of particles."""
     name, colon, particles = objective.rpartition(":")
     if not colon or name.endswith(".py") or ("." in name and not particles.isdigit()):
         return objective, ""
@@ -132,7 +140,8 @@ def _with_particles(objective: str) -> tuple[str, str]:
 def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
     """Raise `BadInput` if an option after -- is one that the sweep sets itself."""
     own = {f"--{name.replace('_', '-')}" for name, *_ in options.vary}
-    particles = {"--num-particles"} if any(_with_particles(name)[1] for name in options.objectives or ()) else set()
+    named = [each.partition(",")[0] for each in options.objectives or ()]
+    particles = {"--num-particles"} if any(_with_particles(name)[1] for name in named) else set()
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in {*_OWN, *own, *particles}:
@@ -150,19 +159,18 @@ def _chosen(
     chosen: list[str] = []
     label: list[str] = []
     if guide is not None:
-        name, *options = guide.split(",")
-        if not all("=" in option for option in options):
-            raise BadInput(f"--guides {guide}: after the comma give options of the guide, as in flow,transform=iaf")
+        name, options = _with_options("guide", guide, "flow,transform=iaf")
         chosen += ["--guide", name, *(f"--guide.{option}" for option in options)]
         label += [name, *(option.partition("=")[2] for option in options)]
-    if objective is not None:
-        name, particles = _with_particles(objective)
-        chosen += ["--objective", name, *(["--num-particles", particles] if particles else [])]
     if prior is not None:
         chosen += ["--prior", prior]
         label.append(prior)
     if objective is not None:
-        label += [name, *([particles] if particles else [])]
+        named, options = _with_options("objective", objective, "miwae:8,groups=4")
+        name, particles = _with_particles(named)
+        chosen += ["--objective", name, *(["--num-particles", particles] if particles else [])]
+        chosen += [f"--objective.{option}" for option in options]
+        label += [name, *([particles] if particles else []), *(option.partition("=")[2] for option in options)]
     for name, value in varied:
         chosen += [f"--{name}", value]
         label += [name, text(value)]

@@ -94,7 +94,7 @@ def _mine(model: Any, guide: Any, x: torch.Tensor) -> Estimate:
 def test_an_estimator_of_ones_own_stands_beside_the_others(runs: dict[str, Path], tmp_path: Path) -> None:
     """It is written, judged and printed like those of the package, on disk too; no other module knows it."""
     fitted = _fitted(runs["vae"], tmp_path)
-    evaluation = evaluate(fitted, EvaluationOptions(num_images=6), further=[_mine], quiet=True)
+    evaluation = evaluate(fitted, EvaluationOptions(num_images=6), own=[_mine], quiet=True)
     entry = _recorded(evaluation, fitted)["log_px_mine"]
     assert entry["mean"] == -60 and entry["at_least"] and entry["depth"] == 3 and entry["num_samples"] == 7
     assert "importance" in evaluation.summary["below"]["mine"]
@@ -105,13 +105,13 @@ def test_an_estimator_of_ones_own_stands_beside_the_others(runs: dict[str, Path]
     title = read.to_xarray()["log_px_mine"].attrs["long_name"]
     assert title == "log p(x) by my own estimator"
     with pytest.raises(BadInput, match="two estimators have this name"):
-        evaluate(fitted, EvaluationOptions(num_images=6), further=[_mine, _mine], quiet=True)
+        evaluate(fitted, EvaluationOptions(num_images=6), own=[_mine, _mine], quiet=True)
 
     def taken(*arguments: Any) -> Estimate:
         return replace(_mine(*arguments), estimator="annealed")
 
     with pytest.raises(BadInput, match="a name of the package"):
-        evaluate(fitted, EvaluationOptions(num_images=6), further=[taken], quiet=True)
+        evaluate(fitted, EvaluationOptions(num_images=6), own=[taken], quiet=True)
 
 
 def test_samples_of_the_prior_beside_an_exact_value(runs: dict[str, Path], tmp_path: Path) -> None:

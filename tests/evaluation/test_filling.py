@@ -22,6 +22,8 @@ def test_masks(tmp_path: Path) -> None:
     seen = {side: filling.visible_pixels(side, shape).reshape(shape) for side in filling.SIDES}
     assert torch.equal(seen["left"], ~seen["right"]) and torch.equal(seen["top"], ~seen["bottom"])
     assert (~seen["left"]).sum(1).tolist() == [2, 2, 2] and (~seen["top"]).sum(1).tolist() == [5, 0, 0]
+    three, one = (~filling.visible_pixels(hide, (2, 4)).reshape(2, 4) for hide in filling.QUADRANTS)
+    assert three.int().tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]] and one.int().tolist() == [[0] * 4, [0, 0, 1, 1]]
     random = filling.visible_pixels("random", (40, 40), 1)
     assert abs(random.double().mean().item() - 0.5) < 4 * 0.5 / 40  # once in 16,000 seeds
     assert torch.equal(random, filling.visible_pixels("random", (40, 40), 1))

@@ -40,7 +40,16 @@ def bounded(z: Tensor) -> Tensor:
 
 
 def test_all_families_are_here() -> None:
-    others = {"bernoulli", "enumerated", "exact-gaussian", "grid", "prior", "hierarchical"}
+    others = {
+        "bernoulli",
+        "enumerated",
+        "exact-gaussian",
+        "grid",
+        "prior",
+        "hierarchical",
+        "conditional",
+        "semi-supervised",
+    }
     assert set(known("guide")) == {name for name, _ in FAMILIES.values()} | others
 
 

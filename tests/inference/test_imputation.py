@@ -146,12 +146,29 @@ def test_importance_imputation_of_a_linear_gaussian() -> None:
     with torch.no_grad():
         q = guide.posterior(torch.where(visible, x, filler))
         z = q.sample(torch.Size((5000,)))
-        part, pixels = visible_part(model.likelihood(z), x, visible)
+        part, pixels = visible_part(model.likelihood(z), torch.where(visible, x, torch.nan))
         share = (model.prior().log_prob(z) + part.log_prob(pixels) - q.log_prob(z)).softmax(0)
     assert (found.importance[1].ess > 1.2 / share.square().sum(0)).all()
 
 
+@pytest.mark.parametrize("name", ["mixture", "stock", "belief-net"])
+@pytest.mark.parametrize("known", [True, False])
+def test_every_image_may_hide_other_pixels(name: str, known: bool) -> None:
+    """Each image alone, with its own mask for all, has the same result."""
+    model, x = _model(name), torch.bernoulli(torch.full((6, PIXELS), 0.5, dtype=F64))
+    visible = torch.rand(6, PIXELS) < 0.5
+    found = exact_imputation(model, x if known else torch.where(visible, x, 0.0), visible, known=known)
+    for image in range(6):
+        alone = exact_imputation(model, x[image : image + 1], visible[image])
+        torch.testing.assert_close(found.mean[image : image + 1], alone.mean)
+        torch.testing.assert_close(found.log_px_visible[image : image + 1], alone.log_px_visible)
+        if known:
+            assert found.log_px is not None and alone.log_px is not None
+            torch.testing.assert_close(found.log_px[image : image + 1], alone.log_px)
+    assert known or (found.log_px is None and found.log_prob is None)
+
+
 def test_pixels_that_depend_on_each_other_given_z_are_refused() -> None:
     likelihood = dist.MultivariateNormal(torch.zeros(3), torch.eye(3))
-    with pytest.raises(BadInput, match="independent given z"):
-        visible_part(likelihood, torch.zeros(2, 3), torch.tensor([True, False, True]))
+    with pytest.raises(BadInput, match="independent of the others given z"):
+        visible_part(likelihood, torch.tensor([[0.0, torch.nan, 0.0], [0.0, torch.nan, 0.0]]))

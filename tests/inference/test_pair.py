@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.objectives.dreg import broadcast_weights
 from ppl_gen.inference.pair import Pair
 
 F64 = torch.float64
@@ -105,7 +106,7 @@ def test_values_from_the_prior_and_moved(vectorized: bool) -> None:
         assert bool((moved["z"] == 1).all())
         at_one = model.likelihood(torch.ones(2, dtype=F64)).log_prob(x)
         torch.testing.assert_close(likelihood, at_one.expand(2, 3))
-        spread = pair.broadcast_weights(torch.arange(6.0).reshape(2, 3), "z", values["z"])
+        spread = broadcast_weights(pair, torch.arange(6.0).reshape(2, 3), "z", values["z"])
         assert (spread * values["z"]).shape == values["z"].shape
         torch.testing.assert_close(spread.flatten(), torch.arange(6.0))
 

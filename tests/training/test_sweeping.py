@@ -28,6 +28,33 @@ def test_a_plan_of_guides_with_options(elsewhere: Path) -> None:
     assert fit.parse(planned[0].arguments)[0] == planned[0].config
 
 
+def test_a_plan_of_objectives_with_options(elsewhere: Path) -> None:
+    Path("mine.py").write_text(BOUND, encoding="utf-8")
+    objectives = ("miwae:8,groups=4", "miwae:8,groups=2", "mine.py:Mine:6,weight=0.5", "mine.py:Mine")
+    planned = sweep.plan(sweep.SweepOptions("vae", Path("out"), objectives=objectives), [])
+    assert [run.name for run in planned] == ["vae-miwae-8-4-0", "vae-miwae-8-2-0", "vae-mine-6-0.5-0", "vae-mine-0"]
+    assert [(run.config.training.num_particles, run.config.objective_options) for run in planned] == [
+        (8, {"groups": 4}),
+        (8, {"groups": 2}),
+        (6, {"weight": 0.5}),
+        (3, {"weight": 1.0}),
+    ]
+    for run in planned:
+        assert fit.parse(run.arguments)[0] == run.config
+    varied = sweep.SweepOptions("vae", Path("out"), objectives=("miwae:8",), vary=(("objective.groups", "2", "4"),))
+    assert [run.config.objective_options for run in sweep.plan(varied, [])] == [{"groups": 2}, {"groups": 4}]
+
+
+BOUND = """
+class Mine:
+    def __init__(self, *, num_particles: int = 3, weight: float = 1.0):
+        self.num_particles, self.weight = num_particles, weight
+
+    def surrogate(self, terms):
+        return self.weight * terms.log_weight.mean(0)
+"""
+
+
 def test_a_plan_of_any_option(elsewhere: Path) -> None:
     """Every combination of values, of options of training, of the model and of the guide; guide and objective are the
     model's own where none is named. 1e-3 and 0.001 have one name, here and in `Comparison.fit`."""

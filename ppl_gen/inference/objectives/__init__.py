@@ -11,13 +11,16 @@ Bounds of K samples, image by image:
 
 - `iwae`: the importance-weighted bound L_K.
 - `dreg`: the same with a gradient of lower variance.
+- `miwae`, `piwae`, `ciwae`: the mean of such bounds over groups of samples; that for the guide alone; a weighted mean
+  of the ELBO and L_K.
 - `renyi`: the Rényi bound of order alpha.
 - `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any guide.
 
 `adversarial` is the sum of the two losses of a GAN. It is no bound on log p(x).
 
-An objective is a class with one of three methods (`ppl_gen.core.contracts`): `surrogate(terms)`,
-`loss(pair, x, *args)`, or `elbo(pair, x, *args)`. `construct` makes one from a name and options. `bind` makes an `ELBO`
+An objective is a class with one of three methods (`ppl_gen.core.contracts`): `surrogate(terms)`, with a
+`guide_surrogate(terms)` where model and guide ascend different quantities; `loss(pair, x, *args)`; or
+`elbo(pair, x, *args)`. `construct` makes one from a name and options. `bind` makes an `ELBO`
 for `SVI` from an objective and a pair.
 
 Pyro's own classes do not give these bounds image by image. `RenyiELBO` does so only if one unscaled plate covers every
@@ -84,11 +87,15 @@ def check(
 ) -> None:
     """Raise `BadInput` for an unknown objective, and for options that are invalid with every pair.
 
-    A class in a file or module of the user is not imported: reading a configuration must run no code.
+    A class in a file or module of the user is not imported: reading a configuration must run no code. A class with
+    options besides these three is not checked without them.
     """
     require(num_particles is None or num_particles >= 1, "num_particles", num_particles, "must be at least 1")
     if not (isinstance(objective, str) and components.is_external(objective)):
-        if not components.takes(_found(objective)[0], "num_particles"):
+        cls = _found(objective)[0]
+        if options is None and components.options("objective", cls):
+            return  # its options decide which numbers are valid
+        if not components.takes(cls, "num_particles"):
             # Only `construct` refuses it: the configuration of an older run may hold a number that was ignored.
             num_particles = None
         construct(objective, num_particles=num_particles, alpha=alpha, beta=beta, options=options)
@@ -111,4 +118,6 @@ def _not_taken(option: str, cls: Any, name: str) -> str:
     if not isinstance(cls, type):
         return f"the objective {name} is an instance with options of its own; leave this out"
     owners = [known for known, each in components.known("objective").items() if components.takes(each, option)]
-    return f"belongs to the objective {owners[0]}, not {name}" if len(owners) == 1 else f"{name} has no such option"
+    if not 1 <= len(owners) <= 2:
+        return f"{name} has no such option"
+    return f"belongs to the objective{'s' * (len(owners) > 1)} {' and '.join(owners)}, not {name}"

@@ -39,7 +39,7 @@ class DREG:
         for name, value in terms.values.items():
             if value.requires_grad:
                 # Backward from the surrogate, d log w_k / d z_k has one factor w~_k. The hook multiplies the second.
-                value.register_hook(pair.broadcast_weights(share, name, value).mul)
+                value.register_hook(broadcast_weights(pair, share, name, value).mul)
         surrogate = (share * terms.log_weight).sum(0)
         if terms.score is not None:
             # Frozen parameters drop the term E[w~_k d log q / d phi]. If the guide makes a discrete choice, it equals
@@ -47,3 +47,14 @@ class DREG:
             added = vimco_signal(terms.log_weight) - share + 1 / num_samples
             surrogate = surrogate + (added * terms.score).sum(0)
         return with_gradient_of(-bound.sum(), -surrogate.sum())
+
+
+def broadcast_weights(pair: Pair, weights: Tensor, name: str, value: Tensor) -> Tensor:
+    """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
+    shape = [1] * -pair.sample_dim
+    if pair.vectorized:
+        shape[pair.sample_dim], shape[pair.plate.dim] = weights.shape
+    else:
+        shape[pair.plate.dim] = weights.numel()
+    shape += [1] * len(pair.event_shapes[name])
+    return weights.reshape(shape[len(shape) - value.dim() :])

@@ -4,6 +4,7 @@ share."""
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -16,6 +17,7 @@ from ppl_gen.core.contracts import (
     Draws,
     HasBound,
     HasDraws,
+    HasGuideSurrogate,
     Loss,
     Objective,
     Recordable,
@@ -190,29 +192,60 @@ class _LossELBO(_PairELBO):
 
 
 class _SurrogateELBO(_PairELBO):
-    """An objective with a method `surrogate`. The score of the guide's discrete choices is added, if it makes any."""
+    """An objective with a method `surrogate`, and `guide_surrogate` if the guide has one of its own. The score of the
+    guide's discrete choices is added, if it makes any."""
 
     def __init__(self, objective: Surrogate, pair: Pair, draws: Draws):
         super().__init__(pair, max(objective.num_particles, min_samples(pair)))
         self.objective = objective
         self.bound = objective.bound if isinstance(objective, HasBound) else None
-        self.drawn = _DRAWN[draws]
+        self.of_guide = objective.guide_surrogate if isinstance(objective, HasGuideSurrogate) else None
+        self.drawn = _DRAWN[draws] | {"cut": self.of_guide is not None}
 
     def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, *args: Any) -> Tensor:
         terms = self.pair.terms(x, *args, num_samples=self.num_particles, **self.drawn)
-        each = f"one number for each image, [{len(x)}] here"
+        # A guide with a surrogate of its own takes nothing from the model's, not even through log q.
+        of_model = terms if self.of_guide is None else replace(terms, log_guide=terms.log_guide.detach())
         with _reporting(self.objective):
-            surrogate = bound = self.objective.surrogate(terms)
-            _check_shape(self.objective, "surrogate(terms)", surrogate, (len(x),), each)
+            surrogate = bound = self._checked("surrogate", self.objective.surrogate, of_model, len(x))
             if self.bound is not None:
-                bound = self.bound(terms)
-                _check_shape(self.objective, "bound(terms)", bound, (len(x),), each)
+                bound = self._checked("bound", self.bound, terms, len(x))
+            signal_of, value = self.bound or self.objective.surrogate, bound
+            if self.of_guide is not None:
+                signal_of, value = self.of_guide, self._checked("guide_surrogate", self.of_guide, terms, len(x))
             if terms.score is not None:
-                signal = learning_signal(self.bound or self.objective.surrogate, terms, bound)
-                surrogate = surrogate + (signal * terms.score).sum(0)
+                surrogate = surrogate + (learning_signal(signal_of, terms, value) * terms.score).sum(0)
             if terms.penalty is not None:
-                surrogate = surrogate - terms.penalty.mean(0)
-        return with_gradient_of(-bound.sum(), -surrogate.sum())
+                surrogate, value = surrogate - terms.penalty.mean(0), value - terms.penalty.mean(0)
+        total = surrogate.sum()
+        if self.of_guide is not None:
+            total = total + _through_guide(terms, value.sum())
+        return with_gradient_of(-bound.sum(), -total)
+
+    def _checked(self, method: str, function: Callable[[Terms], Tensor], terms: Terms, count: int) -> Tensor:
+        """The result of a method of the objective, which must be one number for each image."""
+        result = function(terms)
+        each = f"one number for each image, [{count}] here"
+        _check_shape(self.objective, f"{method}(terms)", result, (count,), each)
+        return result
+
+
+def _through_guide(terms: Terms, surrogate: Tensor) -> Tensor:
+    """A number with the gradient of a surrogate in the guide's parameters, and none in the model's.
+
+    The surrogate is a function of log q(z | x), and of z through log p(x, z). Its derivatives there are found by a
+    backward pass that ends at z, and multiply log q(z | x) and z as the guide has computed them.
+
+    :param terms: terms with `cut`.
+    """
+    ends = [(terms.log_guide, terms.log_guide), *((terms.values[name], z) for name, z in terms.drawn.items())]
+    ends = [(end, source) for end, source in ends if end.requires_grad]
+    if not ends or not surrogate.requires_grad:
+        return torch.zeros_like(surrogate)
+    inputs = [end for end, _ in ends]
+    slopes = torch.autograd.grad(surrogate, inputs, retain_graph=True, allow_unused=True)
+    parts = [(slope * source).sum() for slope, (_, source) in zip(slopes, ends, strict=True) if slope is not None]
+    return torch.stack(parts).sum() if parts else torch.zeros_like(surrogate)
 
 
 def _check_shape(objective: Objective, method: str, result: Any, shape: tuple[int, ...], needed: str) -> None:

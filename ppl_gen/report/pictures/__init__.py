@@ -9,6 +9,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.tables import named
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.distances import distances
 from ppl_gen.evaluation.evaluation import Evaluation
@@ -37,6 +39,7 @@ Drawn = Iterator[tuple[str, Figure]]
 
 def save(run: RunDirectory, name: str, figure: Figure) -> None:
     """Write a picture to `figures/` of a run."""
+    figure.rename(partial(named, missing=run.config["data"].get("missing")))
     run.write_file(f"figures/{name}.png", figure.png())
 
 
@@ -84,8 +87,8 @@ def _drawing(what: str) -> Iterator[None]:
 
 
 def as_images(values: Tensor, data: Data) -> np.ndarray:
-    """Images [..., pixels] as arrays [..., height, width] in [0, 1]."""
-    return pictures(values.clamp(0, 1), data.shape)
+    """Images [..., pixels] as arrays [..., height, width] in [0, 1]. A missing pixel is mid-grey."""
+    return pictures(values.clamp(0, 1).nan_to_num(0.5), data.shape)
 
 
 def of_evaluation(run: RunDirectory) -> Drawn:

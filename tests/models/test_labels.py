@@ -1,0 +1,196 @@
+"""Models of images with labels: conditional, semi-supervised, and clusters that nobody has labelled."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import read
+from fits import SHORT
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor
+
+from ppl_gen import compare, evaluate, fit, responsibilities
+from ppl_gen.core.errors import BadInput
+from ppl_gen.data.splits import Split, hide_labels
+from ppl_gen.guides.conditional import Conditional
+from ppl_gen.guides.normal import Normal
+from ppl_gen.guides.semi_supervised import SemiSupervised
+from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.elbos import TraceEnumSampled
+from ppl_gen.inference.pair import Pair
+from ppl_gen.models.conditional_vae import ConditionalVAE
+from ppl_gen.models.gaussian_mixture_vae import GaussianMixtureVAE
+from ppl_gen.models.semi_supervised_vae import SemiSupervisedVAE
+
+UNKNOWN = torch.tensor([-1, 2, -1, 0, 1])
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(5, 6, generator=torch.Generator().manual_seed(1)).bernoulli().double()
+
+
+@pytest.fixture(autouse=True)
+def double() -> Any:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def _normal(z: Tensor) -> Tensor:
+    return dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+
+
+def test_a_conditional_pair(x: Tensor) -> None:
+    model = ConditionalVAE(6, 3, latent_dim=2, hidden_dims=(4,))
+    guide, y = Conditional(6, 2, "z", 3, model), torch.tensor([0, 2, 1, 1, 0])
+    with torch.no_grad():
+        terms = Pair.read(model, guide, x, y).terms(x, y, num_samples=4)
+        z = terms.latents["z"]
+        inputs = torch.cat([z, F.one_hot(y, 3).double().expand(4, 5, 3)], -1)
+        likelihood = dist.Bernoulli(logits=model.decoder(inputs)).log_prob(x).sum(-1)
+        expected = likelihood + _normal(z) - guide.posterior(x, y).log_prob(z)
+    torch.testing.assert_close(terms.log_weight, expected, rtol=1e-10, atol=1e-10)
+    assert model.model(n=4).shape == (4, 6)
+
+
+def _semi_supervised() -> tuple[SemiSupervisedVAE, SemiSupervised]:
+    model = SemiSupervisedVAE(6, 3, latent_dim=2, hidden_dims=(4,))
+    return model, SemiSupervised(6, 2, "z", 3, model, labelled_share=0.6, alpha=0.3)
+
+
+def test_a_semi_supervised_pair(x: Tensor) -> None:
+    """Known labels leave one term of each sum: log p(x, y), and the bound L(x, y) of Kingma et al. (2014), equation 6.
+    Unknown ones have equation 7. The classifier's loss is no part of either."""
+    model, guide = _semi_supervised()
+    pair = Pair.read(model, guide, x, UNKNOWN)
+    assert pair.enumerated_in_guide == ("y",) and pair.left_out == ("classification",)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        terms = pair.terms(x, UNKNOWN, num_samples=4)
+        torch.manual_seed(1)
+        z = pair.by_value(4, Batch(x, (UNKNOWN,), {})).values["z"]
+        joint, log_q = [], []
+        for label in range(3):
+            code = F.one_hot(torch.tensor(label), 3).double().expand(4, 5, 3)
+            likelihood = dist.Bernoulli(logits=model.decoder(torch.cat([code, z[label]], -1))).log_prob(x).sum(-1)
+            joint.append(likelihood + _normal(z[label]) - math.log(3))
+            log_q.append(guide.posterior(x, torch.full((5,), label)).log_prob(z[label]))
+        each = torch.stack(joint) - torch.stack(log_q)  # [labels, samples, images]
+        classified = guide.classify(x).logits.log_softmax(-1).T[:, None]
+    unlabelled = (classified.exp() * (each - classified)).sum(0)
+    for image, label in enumerate(UNKNOWN.tolist()):
+        weight = each[:, :, image].logsumexp(0) if label < 0 else each[label, :, image]
+        evidence = unlabelled[:, image] if label < 0 else each[label, :, image]
+        torch.testing.assert_close(terms.log_weight[:, image], weight, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(terms.evidence[:, image], evidence, rtol=1e-10, atol=1e-10)
+    loss = -0.3 / 0.6 * torch.stack([classified[y, 0, i] if y >= 0 else torch.zeros(()) for i, y in enumerate(UNKNOWN)])
+    assert terms.penalty is not None
+    torch.testing.assert_close(terms.penalty, loss.expand(4, 5), rtol=1e-10, atol=1e-10)
+
+
+def test_training_of_a_semi_supervised_pair_is_that_of_pyro(x: Tensor) -> None:
+    """Loss and gradient of `TraceEnum_ELBO`, on images without labels. (With a label, Pyro multiplies 0 and -inf.)"""
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(2)
+        model, guide = _semi_supervised()
+        elbo: Any = TraceEnum_ELBO(max_plate_nesting=1)
+        if ours:
+            elbo = TraceEnumSampled(Pair.read(model, guide, x, UNKNOWN), 1)
+        torch.manual_seed(3)
+        y = torch.full_like(UNKNOWN, -1)
+        loss = elbo.differentiable_loss(model.model, guide.guide, x, y)
+        found.append([loss, *torch.autograd.grad(loss, [*model.parameters(), *guide.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+def test_the_classifier_learns_from_labels_alone(x: Tensor) -> None:
+    """The gradient of the loss for the classifier, on labelled images, is that of its cross-entropy."""
+    model, guide = _semi_supervised()
+    y = torch.tensor([0, 2, 1, 1, 0])
+    loss = TraceEnumSampled(Pair.read(model, guide, x, y), 1).differentiable_loss(model.model, guide.guide, x, y)
+    parameters = list(guide.classifier.parameters())
+    ours = torch.autograd.grad(loss, parameters)
+    cross_entropy = 0.3 / 0.6 * F.cross_entropy(guide.classifier(x), y, reduction="sum")
+    for one, other in zip(ours, torch.autograd.grad(cross_entropy, parameters), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+def test_clusters(x: Tensor) -> None:
+    """The weights are those of the mixture that `prior()` states."""
+    model = GaussianMixtureVAE(6, latent_dim=2, num_components=3, hidden_dims=(4,))
+    guide = Normal((6,), 2, "z", model)
+    with torch.no_grad():
+        model.logits.copy_(torch.tensor([0.0, 1.0, -1.0]))
+        pair = Pair.read(model, guide, x)
+        terms = pair.terms(x, num_samples=4)
+        z = terms.latents["z"]
+        expected = model.prior().log_prob(z) + model.likelihood(z).log_prob(x)
+        expected = expected - guide.posterior(guide.encode(x)).log_prob(z)
+    assert pair.summed == ("y",)
+    torch.testing.assert_close(terms.log_weight, expected, rtol=1e-10, atol=1e-10)
+
+
+# Data ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_hidden_class_by_class() -> None:
+    labels = torch.arange(40) % 4
+    split = Split(torch.zeros(40, 2), labels)
+    kept = hide_labels(split, 12)
+    assert kept.labels is not None and kept.given_labels is not None
+    shown = kept.given_labels >= 0
+    assert torch.equal(kept.given_labels[shown], labels[shown]) and torch.equal(kept.labels, labels)
+    assert torch.bincount(kept.given_labels[shown]).tolist() == [3, 3, 3, 3]
+    assert torch.equal(hide_labels(split, 12).given_labels, kept.given_labels)
+    assert bool((hide_labels(split, 8).given_labels[~shown] == -1).all())  # type: ignore[index]
+    for number, words in ((10, "must be a multiple of the 4 classes"), (44, "at most 10 images of each")):
+        with pytest.raises(BadInput, match=words):
+            hide_labels(split, number)
+    with pytest.raises(BadInput, match="needs labels that are whole numbers"):
+        hide_labels(Split(torch.zeros(3, 2)), 3)
+
+
+# From fit to comparison ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def single() -> None:
+    torch.set_default_dtype(torch.float32)
+
+
+def test_what_is_evaluated_has_its_name(elsewhere: Path, call: Any, single: None) -> None:
+    small = (*SHORT, "--latent-dim", "1", "--hidden-dims", "4")
+    status, out, err = call(fit.command, "conditional-vae", *small, "--out", "given")
+    assert status == 0 and "log p(x | y)" in out and "log p(x)" not in out, err
+    few = ("semi-supervised-vae", *small, "--labelled", "20")
+    status, out, err = call(fit.command, *few, "--out", "few")
+    assert status == 0 and "log p(x) " in out and "'classification' of the guide" in out, err
+    status, out, _ = call(fit.command, "semi-supervised-vae", *small, "--out", "all")
+    assert status == 0 and "log p(x, y)" in out and read("all/evaluation.json")["quantity"] == "log p(x, y)"
+    status, _, err = call(compare.command, "given", "all")
+    assert status == 2 and "quantity is log p(x | y) in the first and log p(x, y) in the second" in err
+
+    status, out, err = call(responsibilities.command, "few", "--num-images", "40", "--num-samples", "20")
+    found = read("few/responsibilities.json")
+    assert status == 0 and set(found["error"]) == {"p(y | x)", "q(y | x)"} and "by 20 importance samples" in out, err
+    status, _, err = call(responsibilities.command, "all")
+    assert status == 2 and "is given the labels of the test split" in err
+    status, out, _ = call(evaluate.command, "few", "--num-samples", "20")
+    assert status == 0 and "log p(x) " in out
+
+
+def test_clusters_are_explained(elsewhere: Path, call: Any, single: None) -> None:
+    small = (*SHORT, "--latent-dim", "2", "--hidden-dims", "4", "--num-components", "3")
+    assert call(fit.command, "gaussian-mixture-vae", *small, "--out", "run")[0] == 0
+    status, *_ = call(responsibilities.command, "run", "--num-images", "40", "--num-samples", "20")
+    found = read("run/responsibilities.json")
+    assert status == 0 and found["components"]["of"] == 3 and sum(row["images"] for row in found["table"]) == 40
+    assert sum(row["weight"] for row in found["table"]) == pytest.approx(1, abs=1e-5) and "error" not in found
