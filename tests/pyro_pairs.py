@@ -25,6 +25,7 @@ from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions.transforms import affine_autoregressive
 from pyro.infer import config_enumerate
 from pyro.nn import PyroModule, PyroSample
+from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -784,6 +785,55 @@ class SecondOrderMarkov(HiddenMarkov):
         return torch.tensor(found).expand(draw.count, -1)
 
 
+class MixedMarkov(Pair):
+    """`examples/mixed_hmm`: groups of individuals, each a chain with zero-inflated steps (`MaskedMixture` with a
+    `Delta`); a group's effect, which all its individuals share, is enumerated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.effect = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.6, 0.4]]])
+        self.x = torch.rand(NUM_IMAGES, 2, 3) + 0.1  # [groups, individuals, steps]
+        self.x[0, 1, 1] = self.x[3, 0, 0] = 0.0
+
+    @config_enumerate
+    def model(self, x: Tensor) -> None:
+        steps = x.movedim(0, 1)
+        share = pyro.param("share", torch.tensor([0.3, 0.7]), constraint=dist.constraints.simplex)
+        with pyro.plate("group", len(x), dim=-1):
+            effect = pyro.sample("e_g", dist.Categorical(share))
+            with pyro.plate("individual", x.shape[1], dim=-2):
+                state = torch.tensor(0)
+                for t in pyro.markov(range(x.shape[2])):
+                    move = Vindex(self.effect)[..., effect, state, :]
+                    state = pyro.sample(f"y_{t}", dist.Categorical(move))
+                    zero = steps[..., t] == 0
+                    chance = Vindex(torch.tensor([0.2, 0.4]))[..., state]
+                    pyro.sample(f"step_zi_{t}", dist.Bernoulli(chance), obs=zero.double())
+                    some = dist.Gamma(2.0, Vindex(torch.tensor([1.0, 4.0]))[..., state])
+                    step = dist.MaskedMixture(zero, some, dist.Delta(torch.tensor(0.0)))
+                    pyro.sample(f"step_{t}", step, obs=steps[..., t])
+
+    def guide(self, x: Tensor) -> None:
+        pass
+
+    def weigh(self, draw: Draws) -> Tensor:
+        rate, zero = torch.tensor([1.0, 4.0]), torch.tensor([0.2, 0.4])
+        found = []
+        for group in self.x:
+            total = torch.zeros(())
+            for chance, move in zip((0.3, 0.7), self.effect, strict=True):
+                product = torch.tensor(chance)
+                for individual in group:
+                    state = torch.tensor([1.0, 0.0])
+                    for step in individual:
+                        seen = zero if step == 0 else (1 - zero) * rate**2 * step * (-rate * step).exp()
+                        state = (state @ move) * seen
+                    product = product * state.sum()
+                total = total + product
+            found.append(total.log())
+        return torch.stack(found).expand(draw.count, -1)
+
+
 class CaptureRecapture(Pair):
     """`examples/capture_recapture`, its first model, given survival and recapture: nothing counts before the first
     capture."""
@@ -894,6 +944,6 @@ PAIRS: dict[str, type[Pair]] = {
     for each in (
         *(VAE, FlowPrior, FlowGuide, M2, M2Labelled, M2Enumerated, Classifier, CVAE, DeepMarkov, FlowMarkov, AIR),
         *(ScANVI, ScANVISampled, ScANVIEnumerated, ProdLDA, CausalEffect, GaussianMixture, HiddenMarkov),
-        *(SecondOrderMarkov, CaptureRecapture, Mutational, Local),
+        *(SecondOrderMarkov, MixedMarkov, CaptureRecapture, Mutational, Local),
     )
 }

@@ -303,7 +303,9 @@ def _check_shapes(functions: _Functions, traces: Traces) -> None:
         if site["name"] in traces.model.nodes:
             _check_same_events(functions, site, traces.model.nodes[site["name"]])
     for site in sample_sites(traces.model):
-        if not site["is_observed"] or any(isinstance(part, dist.Delta) for part in supports.parts(site["fn"])):
+        kinds = {type(part) for part in supports.parts(site["fn"])}
+        # A masked mixture, which the data choose from, may have a point as one of its two parts: zero inflation.
+        if not site["is_observed"] or (dist.Delta in kinds and dist.MaskedMixture not in kinds):
             _check_density(site, functions.model_name)
         event = tuple(site["fn"].event_shape)
         seen = tuple(site["value"].shape[-len(event) :])

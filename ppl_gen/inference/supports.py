@@ -292,6 +292,9 @@ def _inside(distribution: Distribution, value: Tensor, grey: bool = False) -> Te
     if isinstance(distribution, MixtureSameFamily):
         found = _inside(distribution.component_distribution, distribution._pad(value), grey)
         return None if found is None else found.any(-1)
+    if isinstance(distribution, dist.MaskedMixture):
+        both = [_inside(each, value, grey) for each in (distribution.component0, distribution.component1)]
+        return None if both[0] is None or both[1] is None else torch.where(distribution.mask, both[1], both[0])
     if _is_transformed(distribution):
         return _inside_transformed(distribution, value)
     constraint = _ANGLE if isinstance(distribution, _ANGLES) else support(distribution)
