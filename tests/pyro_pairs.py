@@ -1,5 +1,5 @@
-"""Pairs in the manner of Pyro's examples and tutorials, small, each with its weights by hand: with plain torch, from the
-networks and densities alone.
+"""Pairs in the manner of Pyro's examples and tutorials, small, each with its weights by hand: with plain torch, from
+the networks and densities alone.
 
 A pair has the statements, plates, marks of enumeration and masks of the example that it is named after. `weigh` draws
 from q with a `Draws` and returns log weights [samples, images]; given the values that Pyro has drawn, it scores these.
@@ -88,11 +88,16 @@ def two(net: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
 class Pair(nn.Module):
     """A pair with its data."""
 
-    arguments: tuple[Any, ...] = ()
-    """Arguments after the images."""
-    named: dict[str, Any] = {}
     x: Any
     """The images."""
+    arguments: tuple[Any, ...]
+    """Arguments after the images."""
+    named: dict[str, Any]
+    """Arguments by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments, self.named = (), {}
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
@@ -291,8 +296,8 @@ class Classifier(M2Labelled):
 
 
 class CVAE(Pair):
-    """`examples/cvae`: xs with a quadrant of -1, ys whole; only the missing pixels are observed, the prior sees xs and a
-    guess of a frozen network."""
+    """`examples/cvae`: xs with a quadrant of -1, ys whole; only the missing pixels are observed, and the prior sees xs
+    and a guess of a frozen network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -459,7 +464,8 @@ class AIR(Pair):
                 prior = dist.Normal(batch.new_zeros(n, 2), batch.new_ones(n, 2))
                 what = pyro.sample(f"z_what_{t}", prior.mask(pres).to_event(1))
                 x = x + self.placed(self.decode(what), where) * pres.view(-1, 1, 1)
-            pyro.sample("obs", dist.Normal(x.view(n, -1), 0.5 + batch.new_zeros(n, 25)).to_event(1), obs=batch.view(n, -1))
+            likelihood = dist.Normal(x.view(n, -1), 0.5 + batch.new_zeros(n, 25)).to_event(1)
+            pyro.sample("obs", likelihood, obs=batch.view(n, -1))
 
     def guide(self, data: Tensor, batch_size: int, probability: Any = None) -> None:
         with pyro.plate("data", data.size(0), subsample_size=batch_size) as index:
@@ -557,7 +563,8 @@ class ScANVI(Pair):
         gate, logits = self.counts(z2, size)
         counts = td.NegativeBinomial(torch.tensor(3.0), logits=logits)
         some, none = F.logsigmoid(-gate), F.logsigmoid(gate)
-        x = torch.where(self.x > 0, some + counts.log_prob(self.x), torch.logaddexp(none, some + counts.log_prob(0 * self.x)))
+        zero = torch.logaddexp(none, some + counts.log_prob(0 * self.x))
+        x = torch.where(self.x > 0, some + counts.log_prob(self.x), zero)
         prior = standard(2).log_prob(z1) - math.log(3) + normal(*two(self.middle, M2.together(z1, y))).log_prob(z2)
         log_size = size[..., 0].log()
         return x.sum(-1) + prior + td.Normal(1.0, 0.5).log_prob(log_size) - log_size
@@ -658,7 +665,8 @@ class CausalEffect(Pair):
     def weigh(self, draw: Draws) -> Tensor:
         p, q, (t, y) = self.pair.model, self.pair.guide, self.named.values()
         hidden = q.z_nn(torch.cat([y.unsqueeze(-1), self.x], -1))
-        arms = [torch.where(t.bool().unsqueeze(-1), *each) for each in zip(q.z1_nn(hidden), q.z0_nn(hidden), strict=True)]
+        treated = t.bool().unsqueeze(-1)
+        arms = [torch.where(treated, *each) for each in zip(q.z1_nn(hidden), q.z0_nn(hidden), strict=True)]
         z = draw("z", normal(*arms))
         log_p = standard(2).log_prob(z) + normal(*p.x_nn(z)).log_prob(self.x)
         log_p = log_p + t * F.logsigmoid(p.t_nn(z)[0]) + (1 - t) * F.logsigmoid(-p.t_nn(z)[0])
@@ -704,8 +712,8 @@ class GaussianMixture(Pair):
 
 
 class HiddenMarkov(Pair):
-    """`examples/hmm.py`, its model 1, given its global latents: sequences in a plate left of that of the tones, masks of
-    different lengths, `pyro.markov`, states enumerated and summed."""
+    """`examples/hmm.py`, its model 1, given its global latents: sequences in a plate left of that of the tones, masks
+    of different lengths, `pyro.markov`, states enumerated and summed."""
 
     def __init__(self) -> None:
         super().__init__()

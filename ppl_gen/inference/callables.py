@@ -375,9 +375,9 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _packed_rows(rows: Tensor, value: PackedSequence) -> PackedSequence:
-    """The sequences at `rows` of a packed sequence. Padded again, they are as long as before, even if the longest one is
-    not among them: a function that loops over all steps of x expects this. The steps that no sequence has are steps of
-    batch size 0."""
+    """The sequences at `rows` of a packed sequence. Padded again, they are as long as before, even if the longest one
+    is not among them: a function that loops over all steps of x expects this. The steps that no sequence has are steps
+    of batch size 0."""
     padded, lengths = pad_packed_sequence(value, batch_first=True)
     taken = pack_padded_sequence(padded[rows], lengths[rows.cpu()], batch_first=True, enforce_sorted=False)
     missing = taken.batch_sizes.new_zeros(len(value.batch_sizes) - len(taken.batch_sizes))

@@ -157,8 +157,8 @@ def _alone(scorer: _Scorer, image: Tensor) -> Terms:
     try:
         return scorer(image.reshape(1))[0]
     except Exception as error:
-        hint = "; sites must be the same for every batch: loop over all steps of x, and mask those that a sequence lacks"
-        hint = hint if isinstance(error, KeyError) else ""
+        hint = "sites must be the same for every batch: loop over all steps of x, and mask those that a sequence lacks"
+        hint = f"; {hint}" if isinstance(error, KeyError) else ""
         names = f"{scorer.pair.model_name} and {scorer.pair.guide_name}"
         raise BadInput(f"{names} fail on one image alone: {describe(error)}{hint}") from error
 

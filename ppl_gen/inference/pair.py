@@ -142,7 +142,8 @@ class Pair:
     penalties: tuple[str, ...]
     """Names of the guide's observed sites and factors. Training subtracts their log-densities."""
     left_out: tuple[str, ...]
-    """Names of the guide's sites that are no part of q(z | x): observed sites, factors, and auxiliary sites."""
+    """Names of the guide's sites that do not belong to q(z | x), and are left out of it: observed sites, factors, and
+    auxiliary sites that the model does not have."""
     masked: bool
     """True if a latent site has a mask."""
     unbounded: bool
@@ -150,11 +151,13 @@ class Pair:
     num_states: int | None
     """Number of joint values of an image's latent sites, `summed` ones included; None if any has no finite support."""
     enumerated: bool
-    """True if the guide samples nothing: the model enumerates all, or points that it gives are summed (`discretized`)."""
+    """True if the guide samples nothing: it leaves every latent site to enumeration in the model, or to a sum over
+    points that it gives (`discretized`)."""
     sums_states: bool
     """True if the observed distribution sums over all states of z by itself."""
     pixels_per_state: int
-    """Numbers in memory per image and state of z: pixels, or 1 if the distribution sums over them first."""
+    """Numbers in memory per image and state of z for the log-density of an image: its pixels, or 1 if the distribution
+    sums over pixels before it broadcasts."""
     reparametrized: bool
     """True if samples of all sites of the guide are differentiable (`has_rsample`)."""
     scored: tuple[str, ...]
@@ -162,7 +165,8 @@ class Pair:
     scales: Mapping[str, Tensor | float]
     """Scale of each site with a scale other than 1."""
     may_leave_support: frozenset[str]
-    """Names of the model's sites whose value may be outside their support: latent ones, by the guide; observed ones."""
+    """Names of the model's sites whose value may be outside their support: latent sites that the guide may draw there,
+    and observed sites whose support depends on z."""
     guide_may_miss: frozenset[str]
     """Names of the guide's sites whose support may exclude values of the prior."""
     exceeds_prior: bool = False

@@ -152,7 +152,7 @@ def _check_global(functions: _Functions, observed: list[Site], count: int) -> No
     inside = [site for site in observed if plates_of(site)]
     if outside and inside and _shared_plates(inside, count):
         raise BadInput(
-            f"{functions.model_name} observes '{outside[0]}' outside of all plates, so that its density is of no single "
+            f"{functions.model_name} observes '{outside[0]}' outside of all plates, so that its density belongs to no "
             f"image; leave it out of log p(x): pyro.poutine.block(model, hide={outside})"
         )
 

@@ -191,7 +191,7 @@ def test_steps_of_the_longest_sequence_of_a_batch() -> None:
 
     assert ppl_gen.log_weights(model, guide, x, lengths, num_samples=1).shape == (1, 1000)
     lengths[777] = 4
-    with pytest.raises(BadInput, match="^model has other sites for a batch from image 500 on.*'x_2': sites must be the"):
+    with pytest.raises(BadInput, match=r"^model has other sites for a batch from image 500 on.*'x_2': sites must"):
         ppl_gen.log_weights(model, guide, x, lengths, num_samples=1)
     lengths[:] = torch.arange(1000) % 4 + 1
     with pytest.raises(BadInput, match="sites must be the same for every batch: loop over all steps of x, and mask"):
@@ -207,6 +207,7 @@ def test_images_that_are_no_tensor() -> None:
 
 def test_a_batch_keeps_what_has_no_rows() -> None:
     table, words = torch.zeros(3, 2), ["a", "b"]
-    batch = take(torch.tensor([1]), *Batch(torch.zeros(4), ({"table": table, "words": words}, 7), {"size": torch.Size([2])}))
+    args = ({"table": table, "words": words}, 7)
+    batch = take(torch.tensor([1]), *Batch(torch.zeros(4), args, {"size": torch.Size([2])}))
     assert batch.args[0]["table"] is table and batch.args[0]["words"] == words and batch.args[1] == 7
     assert batch.kwargs["size"] == torch.Size([2])

@@ -1,4 +1,4 @@
-"""What a guide has besides q(z | x), and what a model does not observe: factors, observed and auxiliary sites, masks."""
+"""What a guide has besides q(z | x), and what a model leaves out: factors, observed and auxiliary sites, masks."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Plates as people write them: without a size, subsampled, in other dimensions, nested; log p(x) is that of a Gaussian."""
+"""Plates as people write them: without a size, subsampled, in other dimensions, nested."""
 
 import math
 from collections.abc import Callable
