@@ -142,8 +142,7 @@ class Pair:
     penalties: tuple[str, ...]
     """Names of the guide's observed sites and factors. Training subtracts their log-densities."""
     left_out: tuple[str, ...]
-    """Names of the guide's sites that do not belong to q(z | x), and are left out of it: observed sites, factors, and
-    auxiliary sites that the model does not have."""
+    """Names of the guide's sites that are left out of q(z | x): observed and auxiliary sites, and factors."""
     masked: bool
     """True if a latent site has a mask."""
     unbounded: bool
@@ -156,8 +155,7 @@ class Pair:
     sums_states: bool
     """True if the observed distribution sums over all states of z by itself."""
     pixels_per_state: int
-    """Numbers in memory per image and state of z for the log-density of an image: its pixels, or 1 if the distribution
-    sums over pixels before it broadcasts."""
+    """Numbers in memory per image and state of z: its pixels, or 1 if the distribution sums over them first."""
     reparametrized: bool
     """True if samples of all sites of the guide are differentiable (`has_rsample`)."""
     scored: tuple[str, ...]
@@ -165,8 +163,7 @@ class Pair:
     scales: Mapping[str, Tensor | float]
     """Scale of each site with a scale other than 1."""
     may_leave_support: frozenset[str]
-    """Names of the model's sites whose value may be outside their support: latent sites that the guide may draw there,
-    and observed sites whose support depends on z."""
+    """Names of the model's sites that may leave their support: latent, by the guide; observed, if it depends on z."""
     guide_may_miss: frozenset[str]
     """Names of the guide's sites whose support may exclude values of the prior."""
     exceeds_prior: bool = False
