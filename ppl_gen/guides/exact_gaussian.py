@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import LinearGaussianModel, offers
 from ppl_gen.core.errors import BadInput
-from ppl_gen.networks.observed import is_missing
+from ppl_gen.networks.observed import any_missing, is_missing
 
 
 class ExactGaussian(nn.Module):
@@ -49,7 +49,7 @@ class ExactGaussian(nn.Module):
         """Posterior mean [images, latent_dim] of images [images, data_dim]. With missing pixels, the posterior's
         precision A follows it, [images, latent_dim + latent_dim^2]."""
         v, missing = self.model.scaled_weight, is_missing(x)
-        if not bool(missing.any()):
+        if not any_missing(x):
             standard = (x - self.model.loc) * (-self.model.log_psi / 2).exp()
             return torch.linalg.solve(self._precision(), v @ standard.T).T
         seen = (~missing).to(v.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import require, require_choice
-from ppl_gen.networks.observed import is_missing
+from ppl_gen.networks.observed import any_missing, is_missing
 
 Noise = Literal["diagonal", "isotropic"]
 
@@ -99,7 +99,7 @@ class FactorAnalysis(nn.Module):
         log p(x_obs): the marginal of a normal distribution leaves out their rows and columns."""
         weight, psi, loc = self.weight.double(), self.psi.double(), self.loc.double()
         missing = is_missing(x)
-        if not bool(missing.any()):
+        if not any_missing(x):
             return dist.LowRankMultivariateNormal(loc, weight.T, psi).log_prob(x.double())
         # By Woodbury's identity, with A = I + V_obs V_obs^T, as in the guide exact-gaussian.
         seen, v = (~missing).double(), weight / psi.sqrt()

@@ -5,6 +5,8 @@ by leaving them out of the sum over pixels, and log p(x_obs) = log integral p(z)
 2019).
 """
 
+import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pyro.distributions as dist
@@ -19,6 +21,14 @@ from ppl_gen.core.errors import BadInput
 def is_missing(x: Tensor) -> Tensor:
     """True where a pixel is missing, bool, in the shape of x."""
     return x.isnan()
+
+
+def any_missing(x: Tensor) -> bool:
+    """True if a pixel of any image is missing. While `--capture` records a step, the answer is part of the recording:
+    the images of a run miss pixels in all batches or in none."""
+    recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")  # which takes a second to import
+    with nullcontext() if recorder is None else recorder.disable_proxy_modes_tracing():
+        return bool(is_missing(x).any())
 
 
 def observed_part(likelihood: Any, observed: Tensor) -> Any:
@@ -61,7 +71,7 @@ def observed_log_prob(likelihood: Any, x: Tensor) -> Tensor:
     :raises BadInput: for missing pixels that are not known to be independent of the others given z.
     """
     missing = is_missing(x)
-    if not bool(missing.any()):
+    if not any_missing(x):
         result: Tensor = likelihood.log_prob(x)
         return result
     part: Tensor = observed_part(likelihood, ~missing).log_prob(filled(likelihood, x, ~missing))
