@@ -48,10 +48,11 @@ class ExactGaussian(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Posterior mean [images, latent_dim] of images [images, data_dim]. With missing pixels, the posterior's
         precision A follows it, [images, latent_dim + latent_dim^2]."""
-        v, missing = self.model.scaled_weight, is_missing(x)
+        v = self.model.scaled_weight
         if not any_missing(x):
             standard = (x - self.model.loc) * (-self.model.log_psi / 2).exp()
             return torch.linalg.solve(self._precision(), v @ standard.T).T
+        missing = is_missing(x)
         seen = (~missing).to(v.dtype)
         # NaN is replaced before anything is computed: a gradient of 0 times NaN would be NaN.
         standard = (torch.where(missing, 0.0, x) - self.model.loc) * (-self.model.log_psi / 2).exp() * seen

@@ -57,7 +57,7 @@ class StateSum:
         """log p(x) [images].
 
         :param model: the model of the pair, with or without further handlers.
-        :raises BadInput: for a latent site without finite support, and for `pyro.markov`.
+        :raises BadInput: for a latent site without finite support.
         """
         log_marginal = _log_marginal_by_state if self.by_state else _log_marginal
         return log_marginal(self.pair, model, Batch(x, args, kwargs))
@@ -183,7 +183,7 @@ def _tried_in_parallel(pair: Pair, batch: Batch) -> tuple[Pair, str | None]:
     try:
         sites = sample_sites(_parallel_trace(pair, pair.model, batch))
         dims = {site["name"]: site["infer"].get("_enumerate_dim") for site in sites if not site["is_observed"]}
-        if None in dims.values() or len(set(dims.values())) < len(dims):
+        if None in dims.values():
             return pair, None  # the message of `_log_marginal` is better than one about densities
         differ = {s["name"] for s in sites if s["is_observed"] and _differs_by_state(s, pair.max_plate_nesting)}
         pair = replace(pair, may_leave_support=pair.may_leave_support | differ)

@@ -70,9 +70,9 @@ def observed_log_prob(likelihood: Any, x: Tensor) -> Tensor:
 
     :raises BadInput: for missing pixels that are not known to be independent of the others given z.
     """
-    missing = is_missing(x)
     if not any_missing(x):
         result: Tensor = likelihood.log_prob(x)
         return result
+    missing = is_missing(x)
     part: Tensor = observed_part(likelihood, ~missing).log_prob(filled(likelihood, x, ~missing))
     return part
