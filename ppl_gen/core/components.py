@@ -26,7 +26,7 @@ from ppl_gen.core.paths import is_file
 
 Kind = Literal["model", "guide", "prior", "objective", "estimator"]
 _CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior, "estimator": Estimator}
-_OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples", "num_classes", "labelled_share")
+_OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples", "num_classes", "labelled_share", "num_images")
 SUPPLIED = {
     "model": _OF_DATA,
     "guide": (*_OF_DATA, "latent_dim", "latent_name", "model"),
@@ -40,6 +40,7 @@ SUPPLIED = {
 - `data_mean`: mean training pixel [data_dim]; `data_examples`: training images [images, data_dim]
 - `num_classes`: number of classes of the labels; None without labels 0, 1, 2, …
 - `labelled_share`: share of the training images whose label is known
+- `num_images`: number of training and test images, which `index` counts in this order
 - `model`: the model whose posterior a guide approximates; `latent_dim`: size of its z
 - `latent_name`: name of the model's latent site; None if it has several
 - `guide`: the guide that a prior is trained with

@@ -31,7 +31,7 @@ from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.bidirectional import check_claim
-from ppl_gen.inference.callables import evaluating, forked_rng
+from ppl_gen.inference.callables import evaluating, first_rows, forked_rng, rows_at
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, exact
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks, state_posterior
@@ -62,8 +62,8 @@ class Task:
     options: EvaluationOptions
     x: Tensor
     """Images [N, data_dim]."""
-    labels: tuple[Tensor, ...] = ()
-    """Labels of the images, if model or guide take them; else empty."""
+    labels: tuple[Any, ...] = ()
+    """Further arguments of the pair, such as labels of the images."""
     quiet: bool = False
 
     @property
@@ -154,17 +154,18 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
         f"each of the {parallel.world_size()} processes needs an image",
     )
     samples = options.num_samples or fitted.config.num_samples
-    if fitted.incomplete and options.sandwich is None:  # images of the model are complete
+    # Images of the model are complete, and not those that a guide has parameters for.
+    if (fitted.incomplete or fitted.per_image) and options.sandwich is None:
         options = replace(options, sandwich=0)
     return replace(options, num_images=count, num_samples=samples, sandwich=options.num_from_model)
 
 
 def _local_task(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
     """This process's share of the images, and of the images that are drawn from the model."""
-    x, *labels = fitted.images(options.split, options.num_images)
-    rows = parallel.shard(torch.arange(len(x), device=x.device))
+    whole = fitted.images(options.split, options.num_images)
+    x, *args = rows_at(parallel.shard(torch.arange(len(whole[0]), device=whole[0].device)), *whole)
     options = replace(options, sandwich=len(parallel.shard(torch.arange(options.num_from_model))))
-    return Task(fitted, options, x[rows], tuple(each[rows] for each in labels), quiet)
+    return Task(fitted, options, x, tuple(args), quiet)
 
 
 class Chosen(NamedTuple):
@@ -210,7 +211,7 @@ def estimators(model: nn.Module, pair: Pair, chosen: str, device: torch.device, 
 def _check(task: Task, others: Sequence[nn.Module], chosen: Chosen) -> None:
     """Raise `BadInput` if an estimator does not support the pair."""
     options = task.options
-    check_bounds(task.fitted, options, chosen.sampled, task.x[:1], *(each[:1] for each in task.labels))
+    check_bounds(task.fitted, options, chosen.sampled, *first_rows(1, task.x, *task.labels))
     if chosen.exact:
         check_claim(task.fitted.model, task.fitted.guide, task.fitted.pair, task.x, *task.labels)
     check_settling(task.fitted, options, chosen.sampled, task.x, task.labels)
@@ -219,7 +220,7 @@ def _check(task: Task, others: Sequence[nn.Module], chosen: Chosen) -> None:
     if options.mixes or options.estimator == "prior":
         guides, shares = _proposals(task, others)
         with task.fitted.estimating(0):
-            check_proposals(task.fitted.model, guides, task.x[:8], *(each[:8] for each in task.labels), **shares)
+            check_proposals(task.fitted.model, guides, *first_rows(8, task.x, *task.labels), **shares)
 
 
 def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
@@ -463,7 +464,7 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
 def quantity(pair: Pair, x: Tensor, *labels: Tensor) -> dict[str, str]:
     """The entry that says what is evaluated in place of log p(x), if labels are given: log p(x, y) if the model has
     more observed sites than the images, such as the labels; else log p(x | y)."""
-    if not any(bool((each >= 0).any()) for each in labels):
+    if not any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels):
         return {}
     return {"quantity": "log p(x | y)" if len(pair.observed) == 1 else "log p(x, y)"}
 

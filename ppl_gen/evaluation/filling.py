@@ -125,6 +125,7 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     split = data.split(options.split)
     most = f"the {options.split} split has {len(split)} images"
     require(options.num_images <= len(split), "num_images", options.num_images, most)
+    fitted.require_amortized("fill")
     if fitted.takes_labels:
         raise BadInput(f"{fitted.config.model}: its model or guide takes labels, but fill does not support them")
     first = slice(options.num_images)

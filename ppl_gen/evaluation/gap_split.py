@@ -94,6 +94,7 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     """The options with their numbers of images and samples, and the estimator, filled in."""
     if options.mixes or options.estimator in ("prior", "exact"):
         raise BadInput("--gaps: needs --estimator importance or annealed, and samples from the guide alone")
+    fitted.require_amortized("--gaps")
     if fitted.takes_labels:
         raise BadInput(
             f"--gaps: {fitted.config.model} or its guide takes labels, but a search over contexts does not support them"

@@ -47,6 +47,7 @@ def calibrate_guide(fitted: Fitted, options: GuideCalibrationOptions, *, quiet: 
     :raises BadInput: for a pair whose model cannot draw images, and for one whose posterior has too many states.
     """
     fitted.require_complete("calibrate")
+    fitted.require_amortized("calibrate")
     started, pair = time.perf_counter(), fitted.pair
     x, *labels = fitted.images(options.split)
     count = options.num_images or (min(_IMAGES, len(x)) if labels else _IMAGES)

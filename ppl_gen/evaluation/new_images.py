@@ -30,6 +30,7 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     """
     if given is None:
         raise BadInput("x None: give images [N, …]")
+    fitted.require_amortized("data")
     collected = arrays.collect(given)
     values = collected["train"]
     nan = fitted.incomplete and ("train_missing" in collected or bool(np.isnan(values).any()))

@@ -11,6 +11,7 @@ from ppl_gen.core.contracts import HasDensity, HasPrior, offers
 from ppl_gen.core.errors import BadInput, describe, require
 from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.fitted import Assembled
+from ppl_gen.inference.callables import rows_at
 from ppl_gen.inference.pair import Pair
 
 
@@ -39,12 +40,12 @@ def _from_prior(fitted: Assembled, options: SampleOptions) -> Any:
 
 
 def _from_image(fitted: Assembled, options: SampleOptions) -> Any:
-    pair, (images, *labels) = fitted.pair, fitted.images(options.split)
+    pair, (images, *args) = fitted.pair, fitted.images(options.split)
     require(options.image < len(images), "image", options.image, f"the {options.split} split has {len(images)} images")
     if pair.enumerated:
         raise BadInput(f"--source image: {pair.guide_name} does not sample z; use --source prior")
     rows = torch.full((options.num_images,), options.image, device=images.device)
-    batch = [each[rows] for each in (images, *labels)]
+    batch = rows_at(rows, images, *args)
     drawn = poutine.trace(pair.guide).get_trace(*batch)
     return poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(*batch).nodes[pair.image]["fn"]
 

@@ -195,6 +195,7 @@ def _count(fitted: Fitted, options: SpliceOptions) -> int:
     :raises BadInput: if the images cannot be spliced, or there are too few.
     """
     fitted.require_complete("splice")
+    fitted.require_amortized("splice")
     data, split = fitted.data, fitted.data.split(options.split)
     if split.labels is None:
         raise BadInput(f"{data.name}: has no labels; a spliced image needs two images of different classes")

@@ -13,12 +13,13 @@ from ppl_gen.core.commands import line
 from ppl_gen.core.components import construct, takes
 from ppl_gen.core.contracts import ClosedForm, HasPrior, offers
 from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import check, load_weights, prefixed, tensors_of, weights_of
-from ppl_gen.inference.callables import evaluating, takes_labels
+from ppl_gen.inference.callables import ByName, asks_for_index, evaluating, map_leaves, takes_labels
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.observed import observe, restore
@@ -46,6 +47,7 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         "data_examples": data.examples(config.training.seed).cpu(),
         "num_classes": _num_classes(data),
         "labelled_share": _labelled_share(data),
+        "num_images": len(data.train) + len(data.test),
     }
     with torch.random.fork_rng([]):
         torch.manual_seed(config.training.seed)
@@ -61,7 +63,8 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
     with torch.random.fork_rng([]):
         torch.manual_seed(config.training.seed)
         rows = torch.arange(3, device=device) % len(data.train)
-        adopt(model, guide, *(each.cpu().nan_to_num(0) for each in batch(model, guide, data, rows)))
+        x, *others = map_leaves(torch.Tensor.cpu, batch(model, guide, data, rows))
+        adopt(model, guide, x.nan_to_num(0), *others)
     if data.train.missing is not None:
         observe(model, guide)
     if config.fixed_model:
@@ -107,14 +110,29 @@ def thaw(model: nn.Module) -> None:
             parameter.requires_grad_()
 
 
-def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple[Tensor, ...]:
-    """Training images, with their labels if the pair takes any."""
-    labels = data.train.given_labels if takes_labels(model, guide) else None
-    return data.targets("train", rows), *(() if labels is None else (labels[rows],))
+def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple[Any, ...]:
+    """Training images, with the further arguments of the pair."""
+    return data.targets("train", rows), *arguments(model, guide, data, "train", rows)
 
 
-def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Tensor, ...]) -> Pair:
-    """The pair of a model and a guide, read on images and their labels."""
+def arguments(model: nn.Module, guide: nn.Module, data: Data, split: SplitName, rows: Tensor) -> tuple[Any, ...]:
+    """The arguments after x for the images of a split at `rows`: their labels, if there are any and the pair takes
+    them, and their row numbers among training and test images, if it asks for `index`.
+
+    :raises BadInput: for row numbers of validation images.
+    """
+    labels = data.split(split).given_labels if takes_labels(model, guide) else None
+    args: tuple[Any, ...] = () if labels is None else (labels[rows],)
+    if not asks_for_index(model, guide):
+        return args
+    if split == "validation":
+        who = type(guide).__name__
+        raise BadInput(f"--split validation: {who} has parameters for each training and test image, but none for these")
+    return *args, ByName(index=rows + (len(data.train) if split == "test" else 0))
+
+
+def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Any, ...]) -> Pair:
+    """The pair of a model and a guide, read on images and their further arguments."""
     with evaluating(model, guide):
         pair = Pair.read(model, guide, *images)
         check_images(pair, *images)

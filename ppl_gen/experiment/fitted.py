@@ -18,12 +18,12 @@ from ppl_gen.core.tables import named
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.assembling import assemble, batch, load_checkpoint, read_pair
+from ppl_gen.experiment.assembling import arguments, assemble, batch, load_checkpoint, read_pair
 from ppl_gen.experiment.config import Config, Given, changed_code, config_of
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import tensors_of, weights_of
-from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision, takes_labels
+from ppl_gen.inference.callables import asks_for_index, evaluating, forked_rng, matmul_precision, takes_labels
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
@@ -111,10 +111,24 @@ class Assembled:
         """True if the model or the guide takes labels y."""
         return takes_labels(self.model, self.guide)
 
-    def images(self, split: SplitName, count: int | None = None) -> tuple[Tensor, ...]:
-        """The first images of a split as targets, with their labels if the pair takes any."""
-        x, labels = self.data.targets(split)[:count], self.data.split(split).given_labels
-        return (x,) if labels is None or not self.takes_labels else (x, labels[:count])
+    @property
+    def per_image(self) -> bool:
+        """True if the guide or the model has parameters for each image, which it finds by `index`."""
+        return asks_for_index(self.model, self.guide)
+
+    def require_amortized(self, what: str) -> None:
+        """Raise `BadInput` for a pair with parameters for each image.
+
+        :param what: subject of the message, which needs q(z | x) of other images.
+        """
+        if self.per_image:
+            who = self.pair.guide_name
+            raise BadInput(f"{what}: needs q(z | x) of other images, but {who} has parameters for each of its own")
+
+    def images(self, split: SplitName, count: int | None = None) -> tuple[Any, ...]:
+        """The first images of a split as targets, with the further arguments of the pair (`arguments`)."""
+        x = self.data.targets(split)[:count]
+        return x, *arguments(self.model, self.guide, self.data, split, torch.arange(len(x), device=x.device))
 
     @contextmanager
     def estimating(self, seed: int) -> Iterator[None]:

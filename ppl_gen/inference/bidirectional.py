@@ -35,6 +35,7 @@ from ppl_gen.inference.callables import (
     evaluating,
     forked_rng,
     matmul_precision,
+    rows_at,
     whole_number,
 )
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se
@@ -136,7 +137,7 @@ def importance_bounds(
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
-    args, kwargs = as_arguments(len(x), args, kwargs)
+    args, kwargs = as_arguments(x, args, kwargs, model, guide)
     keep_freed_memory()
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
@@ -162,13 +163,12 @@ def why_no_bounds(pair: Pair, x: Tensor, *args: Any) -> str | None:
     return None
 
 
-def cycled(count: int, *tensors: Tensor) -> list[Tensor]:
-    """The first `count` rows of tensors, from their beginning again where there are fewer."""
-    rows = torch.arange(count, device=tensors[0].device) % len(tensors[0])
-    return [each[rows] for each in tensors]
+def cycled(count: int, x: Tensor, *args: Any) -> tuple[Any, ...]:
+    """The first `count` rows of images and their further arguments, from the beginning again where there are fewer."""
+    return rows_at(torch.arange(count, device=x.device) % len(x), x, *args)
 
 
-def check_claim(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Tensor) -> None:
+def check_claim(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any) -> None:
     """Raise `BadInput` if the model's closed form `log_px(x)` is too high for images that the model draws. Nothing is
     checked without a closed form, and for a pair without bounds. Torch's generators are restored.
 

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoGuide, AutoNormal
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ppl_gen.core.contracts import Guide, Model, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.networks.autoguides import by_rows, check_rows
 
 _MOST_OBJECTS = 20_000  # objects that are searched for modules
 _LARGEST_BUFFER = 1_000_000  # numbers; a larger buffer is a data set, not a running statistic, and is not copied
@@ -48,7 +49,10 @@ def model_function(model: Any) -> PyroFunction:
 
 
 def guide_function(guide: Any) -> PyroFunction:
-    """The Pyro function of a guide: its method `guide`, or the guide itself if it has none."""
+    """The Pyro function of a guide: its method `guide`, or the guide itself if it has none. That of Pyro's AutoNormal
+    takes the row numbers of the images (`by_rows`)."""
+    if isinstance(guide, AutoNormal):
+        return by_rows(guide)
     return guide.guide if offers(guide, Guide) and not isinstance(guide.guide, nn.Module) else guide
 
 
@@ -57,10 +61,32 @@ def name_of(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
+class ByName(dict[str, Any]):
+    """Arguments that a function is given by name, if it has parameters of these names. They stand among the positional
+    ones, and so are cut into batches with them."""
+
+
 def accepting(function: PyroFunction) -> PyroFunction:
-    """Wrap a function so that it is called with as many of the positional arguments as it takes."""
-    count = len(positional_names(function))
-    return function if count >= _ANY else lambda *args, **kwargs: function(*args[:count], **kwargs)
+    """Wrap a function so that it is called with as many of the positional arguments as it takes, and with those in a
+    `ByName` that it has a name for."""
+    names, known = positional_names(function), inspect.signature(function).parameters
+
+    def accepted(*args: Any, **kwargs: Any) -> Any:
+        by_name = {key: each for part in args if isinstance(part, ByName) for key, each in part.items() if key in known}
+        rest, given = [part for part in args if not isinstance(part, ByName)], []
+        for name in names:
+            if name not in by_name and not rest:
+                break
+            given.append(by_name.pop(name) if name in by_name else rest.pop(0))
+        return function(*given, **by_name, **kwargs)
+
+    return accepted
+
+
+def asks_for_index(model: Any, *guides: Any) -> bool:
+    """True if the signature of the model or of a guide has `index`, the row numbers of the images."""
+    functions = [model_function(model), *map(guide_function, guides)]
+    return any("index" in inspect.signature(each).parameters for each in functions)
 
 
 _ANY = 100  # positional arguments that *args counts as
@@ -239,8 +265,8 @@ def reading(*functions: Any) -> Iterator[None]:
 
     def refuse(module: nn.Module, _: Any) -> None:
         raise BadInput(
-            f"{type(module).__name__} has parameters for each of the images that it was set up with, but none for "
-            "others: write a guide that computes the parameters of q(z | x) from x"
+            f"{type(module).__name__} has parameters for each of the images that it was set up with, which cannot be "
+            "told apart: use AutoNormal, or write a guide that computes the parameters of q(z | x) from x"
         )
 
     reached = _reachable(*functions)
@@ -362,6 +388,17 @@ def take(rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[st
     return Batch(x[rows], tuple(map_leaves(pick, value) for value in args), by_name)
 
 
+def rows_at(rows: Tensor, x: Tensor, *args: Any) -> tuple[Any, ...]:
+    """The images at `rows` with their further arguments, as `take` does it, one after the other."""
+    batch = take(rows, x, args)
+    return batch.x, *batch.args
+
+
+def first_rows(count: int, x: Tensor, *args: Any) -> tuple[Any, ...]:
+    """The first images, up to `count`, with their further arguments."""
+    return rows_at(torch.arange(min(count, len(x)), device=x.device), x, *args)
+
+
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     """Apply a function to all that nested dictionaries, tuples and lists contain. A packed sequence is one element."""
     if isinstance(value, dict):
@@ -439,14 +476,26 @@ def _check_whole(name: str, value: Any) -> None:
         raise BadInput(f"{name} is a nested tensor: give a tensor with rows of one length; pad the shorter ones")
 
 
-def as_arguments(count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Convert further arguments of a model, by position and by name: arrays, and lists with a number or a row for each
-    image, become tensors, also in dictionaries, tuples and lists.
+def as_arguments(
+    x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], model: Any, *guides: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Convert further arguments of a model and guides, by position and by name: arrays, and lists with a number or a
+    row for each image, become tensors, also in dictionaries, tuples and lists. A function that has a parameter `index`
+    is given the row numbers of the images, 0 … N - 1, if the arguments have none.
 
     :raises BadInput: for a list of sequences of different lengths.
     """
-    by_position = tuple(_as_argument(f"argument {i}", value, count) for i, value in enumerate(args, 2))
-    return by_position, {name: _as_argument(name, value, count) for name, value in kwargs.items()}
+    by_position = tuple(_as_argument(f"argument {i}", value, len(x)) for i, value in enumerate(args, 2))
+    by_name = {name: _as_argument(name, value, len(x)) for name, value in kwargs.items()}
+    taken = [positional_names(each)[: 1 + len(args)] for each in (model_function(model), *map(guide_function, guides))]
+    given = any("index" in names for names in taken) or any(isinstance(each, ByName) for each in args)
+    if given or not asks_for_index(model, *guides):
+        return by_position, by_name
+    if "index" not in by_name:
+        for guide in guides:
+            check_rows(guide, len(x))
+    index = by_name.pop("index", torch.arange(len(x), device=x.device))
+    return (*by_position, ByName(index=index)), by_name
 
 
 def _as_argument(name: str, value: Any, count: int) -> Any:

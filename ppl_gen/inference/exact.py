@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
@@ -16,6 +15,8 @@ from ppl_gen.core.errors import BadInput, as_bad_input, describe
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.inference.callables import (
     Batch,
+    ByName,
+    accepting,
     as_arguments,
     as_images,
     evaluating,
@@ -32,6 +33,7 @@ from ppl_gen.inference.enumeration import StateSum, sum_over_states
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap_to_enumerate
 from ppl_gen.inference.supports import parts
+from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.observed import observed_log_prob
 
 _IMPROBABLE = 14.0  # nats: exp(-14) is one in a million
@@ -54,7 +56,7 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     :raises BadInput: for a latent site that cannot be enumerated, and a `log_px` that disagrees with enumeration.
     """
     x = as_images(x, model)
-    args, kwargs = as_arguments(len(x), args, kwargs)
+    args, kwargs = as_arguments(x, args, kwargs, model)
     with evaluating(model):
         pair = enumerated_pair(model, x, *args, **kwargs)
         pair = sum_over_states(pair, x, *args, **kwargs).pair  # with `may_leave_support` completed
@@ -176,8 +178,9 @@ def _refuted(low: Tensor, high: Tensor) -> int | None:
 
 
 def _accepted(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments after x, cut to the number that `model(x, ...)` takes."""
-    return args[: len(positional_names(model_function(model))) - 1]
+    """The positional arguments after x, cut to the number that `model(x, ...)` takes."""
+    by_position = tuple(each for each in args if not isinstance(each, ByName))
+    return by_position[: len(positional_names(model_function(model))) - 1]
 
 
 def _check_closed_form(model: ClosedForm, pair: Pair, batch: Batch) -> None:
@@ -232,8 +235,7 @@ def _refuse_infinite(model: Any, batch: Batch) -> None:
     the model itself fails."""
     try:
         with forked_rng(batch.x):
-            arguments = (batch.x, *_accepted(model, batch.args))
-            trace = poutine.trace(model_function(model)).get_trace(*arguments, **batch.kwargs)
+            trace = trace_of(accepting(model_function(model)), batch)
     except Exception:
         return
     for site in sample_sites(trace):

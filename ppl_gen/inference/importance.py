@@ -211,7 +211,7 @@ def log_weights(
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
-    args, kwargs = as_arguments(len(x), args, kwargs)
+    args, kwargs = as_arguments(x, args, kwargs, model, guide)
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         check_images(pair, x, *args, **kwargs)
@@ -245,7 +245,7 @@ def log_marginal_likelihood(
     """
     num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
     x = as_images(x, model, guide)
-    args, kwargs = as_arguments(len(x), args, kwargs)
+    args, kwargs = as_arguments(x, args, kwargs, model, guide)
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         observation = check_images(pair, x, *args, **kwargs)

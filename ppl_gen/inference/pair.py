@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.callables import Batch, ByName, take
 from ppl_gen.inference.densities import (
     Site,
     add,
@@ -512,8 +512,10 @@ class Pair:
 def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """Trace of the model when it draws as many images as there are in x.
 
-    :raises BadInput: if it cannot, or if their shape differs.
+    :raises BadInput: if it cannot, or if their shape differs, and for a pair that is given row numbers.
     """
+    if any(isinstance(each, ByName) for each in args):
+        raise BadInput(f"{pair.guide_name} has parameters for each of its images, but none for images from the model")
     try:
         with torch.no_grad():
             drawn = poutine.trace(pair.model).get_trace(None, *args, n=len(x), **kwargs)

@@ -82,7 +82,7 @@ def proposal_log_px(
     """
     used = guides if prior_share < 1 else []
     x = as_images(x, model, *used)
-    args, kwargs = as_arguments(len(x), args, kwargs)
+    args, kwargs = as_arguments(x, args, kwargs, model, *used)
     num_samples = whole_number("num_samples", num_samples)
     counts, from_prior = _counts(len(used), num_samples, prior_share)
     keep_freed_memory()

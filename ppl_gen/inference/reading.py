@@ -20,6 +20,7 @@ from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import (
     Batch,
+    ByName,
     accepting,
     check_positional,
     forked_rng,
@@ -83,7 +84,7 @@ def _functions_of(model: Any, guide: Any, batch: Batch) -> _Functions:
     """Find the Pyro functions of a model and a guide, and the module that holds the guide's parameters."""
     functions = model_function(model), guide_function(guide)
     if batch.args:
-        check_positional(*functions, 1 + len(batch.args))
+        check_positional(*functions, 1 + sum(not isinstance(each, ByName) for each in batch.args))
         functions = accepting(functions[0]), accepting(functions[1])
     owner = guide if isinstance(guide, nn.Module) else getattr(guide, "__self__", None)
     return _Functions(
@@ -193,8 +194,8 @@ def _hint_of_rows(functions: _Functions, who: str, whole: Batch) -> str:
     except Exception:  # it fails on all images too
         return ""
     return (
-        f"; it runs on all {len(whole.x)} images alone, as with a parameter for each of them: compute what "
-        "belongs to an image from x"
+        f"; it runs on all {len(whole.x)} images alone, as with a parameter for each of them: compute what belongs to "
+        "an image from x, or ask for the images' row numbers, guide(x, index)"
     )
 
 

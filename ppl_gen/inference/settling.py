@@ -158,7 +158,7 @@ def settled_log_px(
     started = time.perf_counter()
     settling = settling or Settling()
     x = as_images(x, model, guide)
-    args, kwargs = as_arguments(len(x), args, kwargs)
+    args, kwargs = as_arguments(x, args, kwargs, model, guide)
     images = Batch(x, args, kwargs)
     temperature = check(model, guide, images)
 

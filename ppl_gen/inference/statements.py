@@ -14,13 +14,14 @@ from types import FunctionType
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppl_gen.core.contracts import Amortized, ClosedForm, Guide, HasDensity, HasPictures, Model, members
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import accepting, evaluating, modules_of
+from ppl_gen.inference.callables import accepting, evaluating, modules_of, take
 
 _METHODS = members(Model, Guide, HasDensity, Amortized, ClosedForm, HasPictures)
 """Methods of a module that may make `pyro.param` statements."""
@@ -79,7 +80,7 @@ class _ParamHandler(Messenger):
         message["value"] = value
 
 
-def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
+def adopt(model: Any, guide: Any, *batch: Any) -> None:
     """Find the `pyro.param` statements of a pair by running it, and turn their values into parameters of its modules. A
     statement that both make belongs to the model. A pair without statements is left as it is.
 
@@ -92,7 +93,8 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
     for module, function in ((model, model.model), (guide, guide.guide)):
         with evaluating(model, guide):
             for count, store in stores.items():
-                _run(function, store, *(part[:count] for part in batch))
+                few = take(torch.arange(count), batch[0], batch[1:])
+                _run(function, store, few.x, *few.args)
         of_two, of_three = (store["params"] for store in stores.values())
         values, nets = {}, {}
         for name, value in of_two.items():
@@ -102,7 +104,8 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
             if name in of_three and of_three[name].shape != value.shape:
                 raise BadInput(
                     f"pyro.param('{name}') of {type(module).__name__} has the shape {tuple(value.shape)} for 2 images "
-                    f"and {tuple(of_three[name].shape)} for 3: compute what belongs to an image from x"
+                    f"and {tuple(of_three[name].shape)} for 3: compute what belongs to an image from x, or make it for "
+                    "all num_images and ask for the images' row numbers, guide(x, index)"
                 )
             if not of_net:
                 values[name] = value
@@ -120,7 +123,7 @@ def adopt(model: Any, guide: Any, *batch: Tensor) -> None:
             model.prior = prior.prior
 
 
-def _run(function: Callable[..., Any], store: Any, *batch: Tensor) -> None:
+def _run(function: Callable[..., Any], store: Any, *batch: Any) -> None:
     """Run a function with Pyro's parameter store replaced by `store`. An error is ignored here: it is reported when the
     pair is read."""
     with pyro.get_param_store().scope(store), warnings.catch_warnings(), suppress(Exception):

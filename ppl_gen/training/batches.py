@@ -3,6 +3,7 @@ standard deviation over the images of a batch."""
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -10,24 +11,25 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.state import unchanged
+from ppl_gen.inference.callables import first_rows, rows_at
 
 
 def least_images(
-    loss: Callable[..., Tensor], model: nn.Module, guide: nn.Module, size: int, batch: Callable[[], tuple[Tensor, ...]]
+    loss: Callable[..., Tensor], model: nn.Module, guide: nn.Module, size: int, batch: Callable[[], tuple[Any, ...]]
 ) -> int:
     """The smallest number of images in a training step: 1, or 2 if the loss fails or is not finite on one image, and
     works on two. Modules and generators are left unchanged.
 
-    :param loss: the loss, called with the tensors of a batch.
+    :param loss: the loss, called with the images and the further arguments of a batch.
     :param size: images of a batch, or of the training split if that has fewer.
     :param batch: returns a batch of two or more images, or of all if there are fewer.
     :raises BadInput: if batches have one image, and the pair needs two.
     """
 
-    def works(count: int, images: tuple[Tensor, ...]) -> bool:
+    def works(count: int, images: tuple[Any, ...]) -> bool:
         try:
             with warnings.catch_warnings(action="ignore"):  # about the variance of one image, which is NaN
-                return bool(loss(*(part[:count] for part in images)).isfinite())
+                return bool(loss(*first_rows(count, *images)).isfinite())
         except Exception:  # user code; if it fails on two images as well, training shows the error
             return False
 
@@ -35,7 +37,7 @@ def least_images(
         guide.train()
         model.train(any(parameter.requires_grad for parameter in model.parameters()))  # as in training
         images = batch()
-        two = tuple(part if len(part) > 1 else part.repeat_interleave(2, 0) for part in images)
+        two = rows_at(torch.arange(2, device=images[0].device) % len(images[0]), *images)
         if works(1, images) or not works(2, two):
             return 1
     if size == 1:

@@ -149,7 +149,7 @@ def _data(config: Config, given: Given) -> Data:
 def check_patience(assembled: Assembled) -> None:
     """Raise `BadInput` for early stopping without a bound on validation images."""
     patience = assembled.config.training.patience
-    bounded = len(assembled.data.validation) and not isinstance(assembled.objective, Monitors)
+    bounded = len(assembled.data.validation) and not (isinstance(assembled.objective, Monitors) or assembled.per_image)
     if patience is not None and not bounded:
         raise BadInput(
             f"--patience {patience}: needs a validation split and an ELBO, but this run has none; leave this option out"

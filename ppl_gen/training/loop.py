@@ -34,12 +34,13 @@ from ppl_gen.core.gradients import gradients
 from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
+from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.experiment.state import restore, snapshot, tensors_of
 from ppl_gen.inference.blame import blame
-from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.callables import ByName, evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
@@ -60,6 +61,7 @@ from ppl_gen.training.extending import record_epochs
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
+from ppl_gen.training.rows import TestImages
 
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # the noise must not repeat the draws that initialized the weights
 
@@ -145,7 +147,6 @@ class Loop:
 
         # -- loss -----------------------------------------------------------------------------------------------
         self.pixels = data.dim
-        self.labels = data.train.given_labels if fitted.takes_labels else None
         first = torch.arange(min(8, count), device=data.train.images.device)
         with evaluating(model, guide):
             self.pair = Pair.read(model, guide, *self.batch(first))
@@ -182,7 +183,12 @@ class Loop:
         parallel.broadcast(list(tensors_of(self.modules).values()))
         self.started = time.perf_counter() - self.state.seconds
         self.monitor = Monitor(fitted, self.pair)
-        self.progress = Progress(self.total, "step", done=self.state.step, quiet=quiet)
+        self.test_images: TestImages | None = None
+        if fitted.per_image and len(data.test):
+            once = self.finite(partial(loss_with_gradient, self.loss))
+            self.test_images = TestImages(fitted, self.pair, once, self.size, self.least)
+        steps = self.total + (0 if self.test_images is None else self.test_images.num_steps)
+        self.progress = Progress(steps, "step", done=self.state.step, quiet=quiet)
 
     def run(self, on_epoch: OnEpoch | None) -> None:
         """Train to the last epoch."""
@@ -234,10 +240,10 @@ class Loop:
 
     # One step --------------------------------------------------------------------------------------------------
 
-    def batch(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Training images at `index`, newly binarized, with their labels if the pair takes any."""
-        x = self.fitted.data.batch(index)
-        return (x,) if self.labels is None else (x, self.labels[index])
+    def batch(self, index: Tensor) -> tuple[Any, ...]:
+        """Training images at `index`, newly binarized, with the further arguments of the pair."""
+        fitted = self.fitted
+        return fitted.data.batch(index), *arguments(fitted.model, fitted.guide, fitted.data, "train", index)
 
     def step(self, index: Tensor) -> None:
         """One step of SVI on the images at `index`.
@@ -301,7 +307,7 @@ class Loop:
             with pyro.validation_enabled(False):
                 self.captured.check(*self.probe_batch(order[: self.size]))
 
-    def probe_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def probe_batch(self, rows: Tensor) -> tuple[Any, ...]:
         """A batch that is drawn without changing the noise of the next step."""
         with forked_rng(rows):
             return self.batch(rows)
@@ -358,7 +364,10 @@ class Loop:
         return found or blame(self.pair, self.monitor.measure)
 
     def finish(self) -> None:
-        """Run the last step of the objective, if it has one."""
+        """Run the last step of the objective, if it has one, and fit the parameters of the test images, if there are
+        any."""
+        if self.test_images is not None and parallel.rank() == 0:
+            self.test_images.fit(self.interrupted, self.progress)
         objective, data = self.fitted.objective, self.fitted.data
         if isinstance(objective, Finishes):
             with forked_rng(data.train.images):
@@ -414,7 +423,7 @@ class Loop:
 # Parts of it that others use -----------------------------------------------------------------------------------
 
 
-def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *batch: Tensor) -> ELBO:
+def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *batch: Any) -> ELBO:
     """The Pyro ELBO for an objective and a pair, tried on a few images.
 
     :raises BadInput: if the objective does not support the pair.
@@ -425,6 +434,8 @@ def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *b
             f"--kl-warmup {options.kl_warmup}: scales the KL term, but this objective has none; leave this option out"
         )
     if options.capture:
+        if any(isinstance(each, ByName) for each in batch):
+            raise BadInput("--capture: needs a pair without parameters for each image; leave this option out")
         if parallel.world_size() > 1:
             raise BadInput(f"--capture: needs a single process, but there are {parallel.world_size()}")
         recorded = recordable(objective, pair)

@@ -27,7 +27,8 @@ _SEED = 11  # the same noise at every epoch, so that curves and the best epoch a
 
 
 class Monitor:
-    """Bounds on training and validation images, with the same noise at every epoch.
+    """Bounds on training and validation images, with the same noise at every epoch. A guide with parameters for each
+    image has none for validation images.
 
     :param pair: the pair that is trained.
     """
@@ -35,7 +36,7 @@ class Monitor:
     def __init__(self, fitted: Fitted, pair: Pair):
         self.fitted, self.pair = fitted, pair
         counts: dict[SplitName, int] = {"train": _TRAINING_IMAGES}
-        if len(fitted.data.validation):
+        if len(fitted.data.validation) and not fitted.per_image:
             counts["validation"] = len(fitted.data.validation)
         self.images = {split: fitted.images(split, count) for split, count in counts.items()}
 
