@@ -23,7 +23,7 @@ class PerImage(nn.Module):
     :param step: Learning rate of the guide, as a multiple of the model's.
     """
 
-    def __init__(self, num_images: int, latent_dim: int, latent_name: str, *, step: float = 10.0):
+    def __init__(self, num_images: int, latent_dim: int, latent_name: str, *, step: float = 30.0):
         require(step > 0, "guide.step", step, "must be above 0")
         super().__init__()
         self.latent_name, self.step = latent_name, step

@@ -15,6 +15,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
+from itertools import zip_longest
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -487,9 +488,11 @@ def as_arguments(
     """
     by_position = tuple(_as_argument(f"argument {i}", value, len(x)) for i, value in enumerate(args, 2))
     by_name = {name: _as_argument(name, value, len(x)) for name, value in kwargs.items()}
-    taken = [positional_names(each)[: 1 + len(args)] for each in (model_function(model), *map(guide_function, guides))]
-    given = any("index" in names for names in taken) or any(isinstance(each, ByName) for each in args)
-    if given or not asks_for_index(model, *guides):
+    named = [
+        positional_names(each)[1 : 1 + len(args)] for each in (model_function(model), *map(guide_function, guides))
+    ]
+    given = any({*names} - {"", None} == {"index"} for names in zip_longest(*named))  # all call this position so
+    if given or any(isinstance(each, ByName) for each in args) or not asks_for_index(model, *guides):
         return by_position, by_name
     if "index" not in by_name:
         for guide in guides:

@@ -23,7 +23,7 @@ from ppl_gen.core.errors import BadInput, as_bad_input, describe, require_number
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.memory import free_memory, is_out_of_memory
 from ppl_gen.data.loading import load_data
-from ppl_gen.data.splits import Data
+from ppl_gen.data.splits import REDRAWN, Data
 from ppl_gen.experiment.assembling import read_pair, release, start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
@@ -128,6 +128,12 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
         try_capture(assembled)
     if missing and not quiet:
         print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
+    if assembled.per_image and data.binarization in REDRAWN and not quiet:
+        print(
+            f"warning: --binarization {data.binarization}: draws training images anew at every step, but "
+            f"{assembled.pair.guide_name} has one q for each; --binarization static keeps them",
+            file=sys.stderr,
+        )
     return Prepared(assembled, cost, missing)
 
 

@@ -1,8 +1,8 @@
 """Parameters of the guide for each image: those of the test images are fitted with the model fixed.
 
 A training image has its parameters fitted while the model is trained. The rows of the test images, which training never
-asks for, are fitted afterwards by the same objective and optimizer: a batch after the other, each until its rows have
-settled.
+asks for, are fitted afterwards by the same objective and optimizer, one batch after the other. They start from the mean
+row of the training images, so that nothing depends on an earlier fit of the same rows.
 """
 
 import math
@@ -62,6 +62,9 @@ class TestImages:
         others = [each for each in self.fitted.trained.parameters() if not any(each is row for row in own)]
         with forked_rng(images), frozen(nn.ParameterList(others)), pyro.validation_enabled(False):
             torch.manual_seed((options.seed + _STREAM) % 2**63)
+            for parameter in own:
+                training, test = parameter.detach().tensor_split([len(self.fitted.data.train)])
+                test.copy_(training.mean(0, keepdim=True))
             for rows in batches(torch.arange(self.count, device=images.device), self.size, self.least):
                 optimizer, batch = OneOptimizer(own, options), self.batch(rows)
                 svi = SVI(self.pair.model, self.pair.guide, optimizer, loss=None, loss_and_grads=self.gradient)

@@ -49,6 +49,7 @@ def test_all_families_are_here() -> None:
         "hierarchical",
         "conditional",
         "semi-supervised",
+        "per-image",
     }
     assert set(known("guide")) == {name for name, _ in FAMILIES.values()} | others
 

@@ -27,6 +27,10 @@ X = torch.randn(7, generator=torch.Generator().manual_seed(1), dtype=F64)
 SCALE, SHIFT = torch.linspace(0.5, 2.0, 7, dtype=F64), torch.linspace(-1.0, 1.0, 7, dtype=F64)
 
 
+def nobody(x: Tensor, *args: Any) -> None:
+    """A model that does not ask for row numbers."""
+
+
 WAYS: dict[str, tuple[Any, Callable[[Any], tuple[Tensor, Tensor]]]] = {
     "dictionary": ({"scale": SCALE, "shift": SHIFT, "name": "any"}, lambda a: (a["scale"], a["shift"])),
     "of arrays": ({"scale": SCALE.numpy(), "shift": [SHIFT.numpy()]}, lambda a: (a["scale"], a["shift"][0])),
@@ -61,23 +65,23 @@ def test_rows_of_structures_go_along_with_images(name: str, vectorized: bool) ->
     for args, kwargs in (((argument,), {}), ((), {"other": argument})):
         found = ppl_gen.log_weights(model, guide, X, *args, num_samples=4, chunk_size=8, **kwargs)
         torch.testing.assert_close(found, exact.expand(4, -1), rtol=1e-12, atol=1e-12)
-    (converted,), _ = as_arguments(len(X), (argument,), {})
+    (converted,), _ = as_arguments(X, (argument,), {}, nobody)
     assert Pair.read(model, guide, X, converted).vectorized == vectorized
 
 
 def test_structures_of_as_many_parts_as_images() -> None:
     """A list of a row for each image is one tensor. A tuple of tensors that each have a row for each image stays."""
     one, two = torch.arange(2.0), torch.ones(2)
-    (rows, parts), _ = as_arguments(2, ([one, two], (one, two)), {})
+    (rows, parts), _ = as_arguments(X[:2], ([one, two], (one, two)), {}, nobody)
     assert isinstance(rows, Tensor) and rows.shape == (2, 2)
     assert isinstance(parts, tuple) and parts[0] is one and parts[1] is two
     assert take(torch.tensor([1, 1, 0]), torch.zeros(2), (parts,)).args[0][0].tolist() == [1.0, 1.0, 0.0]
     with pytest.raises(BadInput, match=r"argument 2\['a'\] is a list of 2 sequences of different lengths.*pack_seq"):
-        as_arguments(2, ({"a": [torch.zeros(3, 2), torch.zeros(4, 2)]},), {})
+        as_arguments(X[:2], ({"a": [torch.zeros(3, 2), torch.zeros(4, 2)]},), {}, nobody)
     weights = [torch.zeros(3, 2), torch.zeros(2, 4)]
-    assert as_arguments(2, (weights,), {})[0][0][1] is weights[1]
+    assert as_arguments(X[:2], (weights,), {}, nobody)[0][0][1] is weights[1]
     with pytest.raises(BadInput, match=r"argument 2\['m'\] is a masked array"):
-        as_arguments(3, ({"m": np.ma.masked_array([1.0, 2.0, 3.0], [0, 0, 1])},), {})
+        as_arguments(X[:3], ({"m": np.ma.masked_array([1.0, 2.0, 3.0], [0, 0, 1])},), {}, nobody)
 
 
 # Sequences ---------------------------------------------------------------------------------------------------------
