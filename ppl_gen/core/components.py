@@ -39,7 +39,7 @@ SUPPLIED = {
 - `data_shape`: shape of one image; `data_dim`: its number of pixels
 - `data_mean`: mean training pixel [data_dim]; `data_examples`: training images [images, data_dim]
 - `num_classes`: number of classes of the labels; None without labels 0, 1, 2, …
-- `labelled_share`: share of the training images whose label is known
+- `labelled_share`: share of the images of a training batch whose label is known
 - `num_images`: number of training and test images, which `index` counts in this order
 - `model`: the model whose posterior a guide approximates; `latent_dim`: size of its z
 - `latent_name`: name of the model's latent site; None if it has several

@@ -95,7 +95,8 @@ class Guide(Protocol):
         enumerates all.
 
         :param x: images [B, D].
-        :param args: labels [B], for a signature that has them.
+        :param args: labels [B], for a signature that has them; and by the name `index` row numbers [B] of the images,
+            for a guide with parameters for each image.
         """
 
 

@@ -245,6 +245,14 @@ def select(split: Split, index: Any) -> Split:
     return replace(split, images=split.images[index], **others)
 
 
+def labelled_among_others(split: Split) -> Tensor | None:
+    """Rows of the images whose label is known, on the CPU; None if those of no others are hidden, or of all."""
+    if split.known is None:
+        return None
+    rows = (split.known >= 0).nonzero().flatten().cpu()
+    return rows if 0 < len(rows) < len(split) else None
+
+
 def join(first: Split, second: Split) -> Split:
     """The images of both splits, with labels if both have them. Splits of different scales become grey values."""
     others: dict[str, Any] = {"values_known": first.values_known and second.values_known}

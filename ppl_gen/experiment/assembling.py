@@ -14,7 +14,7 @@ from ppl_gen.core.components import construct, takes
 from ppl_gen.core.contracts import ClosedForm, HasPrior, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.data.options import SplitName
-from ppl_gen.data.splits import Data
+from ppl_gen.data.splits import Data, labelled_among_others
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
@@ -46,7 +46,7 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         "data_mean": data.mean().cpu(),
         "data_examples": data.examples(config.training.seed).cpu(),
         "num_classes": _num_classes(data),
-        "labelled_share": _labelled_share(data),
+        "labelled_share": _labelled_share(data, config.training.labelled_share),
         "num_images": len(data.train) + len(data.test),
     }
     with torch.random.fork_rng([]):
@@ -81,10 +81,14 @@ def _num_classes(data: Data) -> int | None:
     return int(labels.max()) + 1
 
 
-def _labelled_share(data: Data) -> float:
-    """Share of the training images whose label a model and a guide are given."""
+def _labelled_share(data: Data, repeated: float | None) -> float:
+    """Share of the images of a training batch whose label a model and a guide are given.
+
+    :param repeated: share of each batch that is filled with labelled images.
+    """
     labels = data.train.given_labels
-    return 0.0 if labels is None else float((labels >= 0).double().mean())
+    share = 0.0 if labels is None else float((labels >= 0).double().mean())
+    return share + (repeated or 0.0) * (1 - share) if labelled_among_others(data.train) is not None else share
 
 
 def release(model: Any) -> None:

@@ -43,6 +43,9 @@ class TrainingOptions:
     beta: float | None = None
     """Weight of the KL term, for the objective beta; by default 4. Weight of the ELBO, for the objective ciwae; by
     default 0.5."""
+    labelled_share: float | None = None
+    """Share of each batch that has labels, if --labelled hides those of other images. Labelled images are repeated in
+    an epoch. By default they are as rare in a batch as among all images."""
     kl_warmup: int = option(0, column="objective")
     """Epochs over which the weight of the KL term rises from 0 to 1. 0: no warm-up."""
     seed: int = option(0, identifies=False, column="seeds")
@@ -85,6 +88,8 @@ class TrainingOptions:
             raise BadInput(
                 f"--capture: the loss must be the same at every step, but --kl-warmup {self.kl_warmup} changes it"
             )
+        share = self.labelled_share
+        require(share is None or 0 < share < 1, "labelled_share", share, "must be above 0 and below 1")
         require(self.max_hours > 0, "max_hours", self.max_hours, "must be above 0")
 
     def rate(self, step: int, total: int) -> float:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
-from ppl_gen.networks.nets import EncoderOptions, mirrored_encoder
+from ppl_gen.networks.nets import EncoderOptions, draw_weights, mirrored_encoder
 
 
 class SemiSupervised(nn.Module):
@@ -26,8 +26,9 @@ class SemiSupervised(nn.Module):
     Categorical(logits: torch.Size([5, 10]))
 
     :param num_classes: number of classes; labels are 0 … num_classes - 1.
-    :param labelled_share: share of the training images whose label is known.
+    :param labelled_share: share of the images of a training batch whose label is known.
     :param alpha: Weight of the classifier's loss: this number, divided by the share of images with a label.
+    :param init_scale: Standard deviation of the weights before training.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class SemiSupervised(nn.Module):
         model: nn.Module,
         labelled_share: float = 1.0,
         *,
-        alpha: float = 0.1,
+        alpha: float = 1.0,
+        init_scale: float = 0.01,
         **options: Unpack[EncoderOptions],
     ):
         require(alpha >= 0, "guide.alpha", alpha, "must be at least 0")
+        require(init_scale >= 0, "guide.init_scale", init_scale, "must be at least 0")
         if num_classes is None:
             raise BadInput("the guide semi-supervised needs images with labels 0, 1, 2, …; these have none")
         super().__init__()
@@ -50,6 +53,8 @@ class SemiSupervised(nn.Module):
         self.weight = alpha / labelled_share if labelled_share else 0.0
         self.classifier = mirrored_encoder(model, (data_dim,), num_classes, **options)
         self.encoder = mirrored_encoder(model, (data_dim + num_classes,), 2 * latent_dim, **options)
+        for net in (self.classifier, self.encoder):
+            draw_weights(net, init_scale)
 
     def classify(self, x: Tensor) -> dist.Categorical:
         """q(y | x) of images whose label is unknown."""

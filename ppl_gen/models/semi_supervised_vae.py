@@ -1,6 +1,6 @@
 """A variational autoencoder of images and classes, of which few are known."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.networks.distributions import BernoulliVector
-from ppl_gen.networks.nets import Activation, mlp
+from ppl_gen.networks.nets import Activation, draw_weights, mlp
 
 
 class SemiSupervisedVAE(nn.Module):
@@ -29,9 +29,12 @@ class SemiSupervisedVAE(nn.Module):
     :param latent_dim: Number of units of z.
     :param hidden_dims: Units of the encoder's hidden layers. The decoder has the same layers in reverse order.
     :param activation: Nonlinearity between layers.
+    :param init_scale: Standard deviation of the weights before training. With small weights y is learned before z
+        explains the images: Kingma et al. start from 0.001.
     """
 
     default_guide = "semi-supervised"
+    training_defaults: ClassVar[dict[str, Any]] = {"labelled_share": 0.2}
 
     def __init__(
         self,
@@ -42,7 +45,9 @@ class SemiSupervisedVAE(nn.Module):
         latent_dim: int = 50,
         hidden_dims: tuple[int, ...] = (500,),
         activation: Activation = "softplus",
+        init_scale: float = 0.01,
     ):
+        require(init_scale >= 0, "init_scale", init_scale, "must be at least 0")
         require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")
         require(min(hidden_dims, default=1) >= 1, "hidden_dims", hidden_dims, "every layer needs at least 1 unit")
         if num_classes is None:
@@ -50,6 +55,7 @@ class SemiSupervisedVAE(nn.Module):
         super().__init__()
         self.num_classes, self.hidden_dims, self.activation = num_classes, hidden_dims, activation
         self.decoder = mlp([num_classes + latent_dim, *reversed(hidden_dims), data_dim], activation)
+        draw_weights(self.decoder, init_scale)
         if data_mean is not None:
             output: Any = self.decoder[-1]
             with torch.no_grad():

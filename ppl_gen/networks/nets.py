@@ -67,6 +67,19 @@ class Linear(nn.Linear):
         return product if self.bias is None else product.add_(self.bias)
 
 
+def draw_weights(net: nn.Module, scale: float) -> None:
+    """Draw the weights of every layer from N(0, scale^2), and set its bias to 0.
+
+    :param scale: standard deviation, at least 0.
+    """
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.weight.normal_(0.0, scale)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+
 def mlp(sizes: Sequence[int], activation_name: str) -> nn.Sequential:
     """Linear layers of the given sizes, input and output included, with the activation between them.
 

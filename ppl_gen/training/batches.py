@@ -48,6 +48,26 @@ def least_images(
     return 2
 
 
+def with_labelled(
+    order: Tensor, labelled: Tensor, share: float, size: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """An order of images in which every batch ends with some that have labels.
+
+    >>> with_labelled(torch.arange(6), torch.tensor([2]), 0.25, 4)
+    tensor([0, 1, 2, 2, 3, 4, 5, 2])
+
+    :param order: the order of all images.
+    :param labelled: the images that have labels. They are taken in random order, all of them before one comes again.
+    :param share: share of them in a batch, rounded to a number from 1 to `size` - 1.
+    :param size: images of a batch.
+    """
+    count = min(max(1, round(share * size)), size - 1)
+    parts = order.split(size - count)
+    rounds = -(-count * len(parts) // len(labelled))
+    repeated = torch.cat([labelled[torch.randperm(len(labelled), generator=generator)] for _ in range(rounds)])
+    return torch.cat([part for pair in zip(parts, repeated.split(count), strict=False) for part in pair])
+
+
 def batches(order: Tensor, size: int, least: int) -> tuple[Tensor, ...]:
     """Batches of indices. The last batch has the remaining indices. If these are fewer than `least`, they are added to
     the batch before."""

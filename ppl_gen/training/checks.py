@@ -18,12 +18,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppl_gen.core import components, parallel
-from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, defaults_of, offers
 from ppl_gen.core.errors import BadInput, as_bad_input, describe, require_numbers, users_frame
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.memory import free_memory, is_out_of_memory
 from ppl_gen.data.loading import load_data
-from ppl_gen.data.splits import REDRAWN, Data
+from ppl_gen.data.splits import REDRAWN, Data, labelled_among_others
 from ppl_gen.experiment.assembling import read_pair, release, start_from
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
@@ -110,6 +110,7 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
         say(start_from(config.init_from, assembled.model, assembled.guide))
     check_binarization(assembled)
     check_missing(assembled)
+    check_labelled_share(assembled)
     check_support(assembled)
     check_contract(assembled)
     check_closed_form(assembled)
@@ -175,6 +176,22 @@ def check_binarization(assembled: Assembled) -> None:
         raise BadInput(
             f"--binarization dequantized: {pair.model_name} has no density of grey pixels; use another --binarization"
         )
+
+
+def check_labelled_share(assembled: Assembled) -> None:
+    """Raise `BadInput` for a share of labelled images that batches cannot have. Without hidden labels the share that a
+    model has by default is left out."""
+    share, training = assembled.config.training.labelled_share, assembled.config.training
+    if share is None:
+        return
+    hidden = assembled.takes_labels and labelled_among_others(assembled.data.train) is not None
+    if not hidden and share != defaults_of(assembled.model).training_defaults.get("labelled_share"):
+        raise BadInput(
+            f"--labelled-share {share}: needs a model or a guide that takes labels, of which some are hidden; add "
+            "--labelled N"
+        )
+    if hidden and training.batch_size == 1:
+        raise BadInput(f"--labelled-share {share}: a batch needs at least 2 images; use a larger --batch-size")
 
 
 def check_missing(assembled: Assembled) -> None:

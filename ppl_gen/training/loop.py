@@ -34,6 +34,7 @@ from ppl_gen.core.gradients import gradients
 from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
+from ppl_gen.data.splits import labelled_among_others
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
@@ -44,7 +45,7 @@ from ppl_gen.inference.callables import ByName, evaluating, forked_rng, matmul_p
 from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair
-from ppl_gen.training.batches import batches, least_images
+from ppl_gen.training.batches import batches, least_images, with_labelled
 from ppl_gen.training.capture import Captured
 from ppl_gen.training.diverging import (
     Diverged,
@@ -159,7 +160,7 @@ class Loop:
         if self.size == 1 or count % self.size == 1 or parallel.world_size() > 1:
             loss = partial(self.loss, self.pair.model, self.pair.guide)
             self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
-        self.steps_per_epoch = len(batches(torch.arange(count), self.size, self.least))
+        self.steps_per_epoch = len(batches(self.order(0), self.size, self.least))
         self.total = self.options.epochs * self.steps_per_epoch
 
         # -- step -----------------------------------------------------------------------------------------------
@@ -207,8 +208,7 @@ class Loop:
         state, options = self.state, self.options
         while state.epoch < options.epochs and state.stopped != options.epochs:
             # -- the steps of an epoch ----------------------------------------------------------------------
-            device = self.fitted.data.train.images.device
-            order = image_order(len(self.fitted.data.train), options.seed, state.epoch).to(device)
+            order = self.order(state.epoch)
             if options.capture and self.captured is None:
                 self.capture(order)
             done = state.step - state.epoch * self.steps_per_epoch
@@ -223,7 +223,7 @@ class Loop:
 
             # -- its end: measure, ask, save ----------------------------------------------------------------
             state.epoch += 1
-            mean_loss, state.loss_sum = state.loss_sum / len(self.fitted.data.train), 0.0
+            mean_loss, state.loss_sum = state.loss_sum / len(order), 0.0
             if state.epoch == options.epochs:
                 self.finish()
             line = self.measure(mean_loss)
@@ -239,6 +239,15 @@ class Loop:
                 raise KeyboardInterrupt
 
     # One step --------------------------------------------------------------------------------------------------
+
+    def order(self, epoch: int) -> Tensor:
+        """The order of the training images in an epoch. Some that have labels may be there several times."""
+        data, options = self.fitted.data.train, self.options
+        generator = torch.Generator().manual_seed((options.seed * 1_000_003 + epoch) % 2**63)
+        order = torch.randperm(len(data), generator=generator)
+        if options.labelled_share is not None and (labelled := labelled_among_others(data)) is not None:
+            order = with_labelled(order, labelled, options.labelled_share, self.size, generator)
+        return order.to(data.images.device)
 
     def batch(self, index: Tensor) -> tuple[Any, ...]:
         """Training images at `index`, newly binarized, with the further arguments of the pair."""
@@ -455,9 +464,3 @@ def loss_with_gradient(loss: Callable[..., Tensor], model: Any, guide: Any, *bat
     value = loss(model, guide, *batch)
     value.backward()
     return value
-
-
-def image_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The order of the images in an epoch."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(count, generator=generator)
