@@ -8,14 +8,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import read
-from fits import SHORT
+from commands import read, refused
+from fits import FEW, SHORT, interrupt_after, same_runs
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
+import ppl_gen
 from ppl_gen import compare, evaluate, fit, responsibilities
 from ppl_gen.core.errors import BadInput
-from ppl_gen.data.splits import Split, hide_labels
+from ppl_gen.data.splits import Data, Split, hide_labels
 from ppl_gen.guides.conditional import Conditional
 from ppl_gen.guides.normal import Normal
 from ppl_gen.guides.semi_supervised import SemiSupervised
@@ -185,6 +186,43 @@ def test_what_is_evaluated_has_its_name(elsewhere: Path, call: Any, single: None
     assert status == 2 and "is given the labels of the test split" in err
     status, out, _ = call(evaluate.command, "few", "--num-samples", "20")
     assert status == 0 and "log p(x) " in out
+
+
+def test_a_share_of_labelled_images(elsewhere: Path, call: Any, single: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step has it, the classifier's weight goes by it, and a resumed run goes on in the same order."""
+    how: dict[str, Any] = {**FEW, "data": "digits", "train_size": 100, "labelled": 10, "binarization": "threshold"}
+    how |= {"batch_size": 20, "labelled_share": 0.3}
+    seen, give = [], Data.batch
+
+    def batch(self: Data, index: Tensor) -> Tensor:
+        assert self.train.known is not None
+        seen.append((len(index), int((self.train.known[index] >= 0).sum())))
+        return give(self, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Data, "batch", batch)
+        whole = ppl_gen.Run.fit("semi-supervised-vae", out="whole", **how)
+    # 100 images in batches of 14, each with 6 more; by chance some of the 14 are labelled too
+    seen = seen[-16:]  # after some that the pair is read on
+    assert [size for size, _ in seen] == ([20] * 7 + [8]) * 2 and all(known >= 6 for _, known in seen)
+    assert sum(known for _, known in seen) == 2 * (8 * 6 + 10)
+    guide: Any = whole.guide
+    assert guide.weight == pytest.approx(1 / (0.1 + 0.3 * 0.9))
+    with monkeypatch.context() as patched:
+        interrupt_after(11, patched)
+        with pytest.raises(KeyboardInterrupt):
+            ppl_gen.Run.fit("semi-supervised-vae", out="stopped", **how)
+    assert same_runs(whole, ppl_gen.Run.open("stopped").resume(quiet=True))
+
+    small = (*SHORT, "--latent-dim", "1", "--hidden-dims", "4", "--labelled-share")
+    words = ["--labelled-share 0.3", "--labelled N"]
+    refused(call, fit.command, "semi-supervised-vae", *small, "0.3", words=words)
+    refused(call, fit.command, "vae", *small, "0.3", "--labelled", "20", words=words)
+    one = ("--labelled", "20", "--batch-size", "1")
+    refused(call, fit.command, "semi-supervised-vae", *small, "0.3", *one, words=["at least 2 images"])
+    for share in ("0", "1", "nan"):
+        words = [f"--labelled-share {share}", "above 0 and below 1"]
+        refused(call, fit.command, "semi-supervised-vae", *small, share, "--labelled", "20", words=words)
 
 
 def test_clusters_are_explained(elsewhere: Path, call: Any, single: None) -> None:

@@ -20,9 +20,26 @@ from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
-from ppl_gen.training.batches import batches, least_images
+from ppl_gen.training.batches import batches, least_images, with_labelled
 
 Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(("size", "share"), [(10, 0.2), (7, 0.5), (3, 0.01), (2, 0.99), (64, 0.1)])
+def test_labelled_images_in_every_batch(size: int, share: float) -> None:
+    """All images are there once in their order, and each batch ends with its share of labelled ones, equally often."""
+    order, labelled = torch.randperm(53), torch.tensor([50, 3, 7, 20])
+    found = with_labelled(order, labelled, share, size)
+    count = min(max(1, round(share * size)), size - 1)
+    others, repeated = [], []
+    for part in batches(found, size, 1):
+        others.append(part[:-count])
+        repeated.append(part[-count:])
+        assert len(part) == size or part is batches(found, size, 1)[-1] or len(others) == -(-53 // (size - count))
+    assert torch.equal(torch.cat(others), order)
+    times = torch.bincount(torch.cat(repeated), minlength=53)[labelled]
+    assert int(times.sum()) == len(torch.cat(repeated)) and int(times.max() - times.min()) <= 1
+
 
 OWN = '''
 import pyro
