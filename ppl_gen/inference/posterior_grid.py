@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import as_images, evaluating, forked_rng, matmul_precision, name_of
+from ppl_gen.inference.callables import Batch, as_images, evaluating, forked_rng, matmul_precision, name_of
 from ppl_gen.inference.integrand import Integrand
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.quadrature import Quadrature, check, quadrature_log_px
@@ -78,7 +78,7 @@ class GridPosterior:
     """KL(p(z | x) || q(z | x)) in nats; NaN likewise. It is infinite if q is 0 where p is not."""
 
 
-def posterior_grids(model: Any, pair: Pair, x: Tensor) -> list[GridPosterior]:
+def posterior_grids(model: Any, pair: Pair, x: Tensor, *args: Any) -> list[GridPosterior]:
     """p(z | x) and q(z | x) of each image on grids, with both divergences by quadrature.
 
     The grid of p(z | x) is checked: the sum over it must be log p(x) by `quadrature_log_px`. The result does not depend
@@ -96,6 +96,7 @@ def posterior_grids(model: Any, pair: Pair, x: Tensor) -> list[GridPosterior]:
     :param model: a module with `prior()` and `likelihood(z)` for one latent vector of two continuous, unbounded units.
     :param pair: the pair of this model and a guide. If the guide samples nothing, there is p(z | x) alone.
     :param x: images [N, ...].
+    :param args: further arguments of the guide.
     :raises BadInput: for a model that does not fit, and for a posterior that is not found.
     """
     x = as_images(x, model)
@@ -106,18 +107,19 @@ def posterior_grids(model: Any, pair: Pair, x: Tensor) -> list[GridPosterior]:
         log_px = quadrature_log_px(model, x, quadrature=Quadrature(_LARGEST_ERROR)).log_px.tolist()
         torch.manual_seed(0)
         integrand = Integrand(model, x)
-        return [_of_image(integrand, pair, one, value) for one, value in zip(x.split(1), log_px, strict=True)]
+        images = Batch(x, args, {}).blocks(1)
+        return [_of_image(integrand, pair, one, value) for (_, one), value in zip(images, log_px, strict=True)]
 
 
-def _of_image(integrand: Integrand, pair: Pair, x: Tensor, log_px: float) -> GridPosterior:
+def _of_image(integrand: Integrand, pair: Pair, image: Batch, log_px: float) -> GridPosterior:
     """p(z | x) and q(z | x) of one image [1, ...]."""
-    exact, guide = _exact(integrand, x), None if pair.enumerated else _guide(pair, x)
+    exact, guide = _exact(integrand, image.x), None if pair.enumerated else _guide(pair, image)
     found = _integrate(exact, guide, _box(exact, integrand.low, integrand.high), log_px)
     if found.error > _LARGEST_ERROR:
         raise BadInput(f"{pair.model_name}: p(z | x) of an image is not found on a grid: its integral is off")
     if guide is None:
         return GridPosterior(found.density, None, log_px, math.nan, math.nan)
-    drawn = pair.draw(x, num_samples=_SAMPLES)[0][pair.latent[0]].reshape(_SAMPLES, 2)
+    drawn = pair.draw(image.x, *image.args, num_samples=_SAMPLES)[0][pair.latent[0]].reshape(_SAMPLES, 2)
     if not bool(drawn.isfinite().all()):
         raise BadInput(f"{pair.guide_name}: draws z that are not finite")
     margin = (drawn.amax(0) - drawn.amin(0)).clamp(min=1e-6)
@@ -132,7 +134,7 @@ def _exact(integrand: Integrand, x: Tensor) -> LogDensity:
     return lambda points: integrand(points, x).squeeze(1).double()
 
 
-def _guide(pair: Pair, x: Tensor) -> LogDensity:
+def _guide(pair: Pair, image: Batch) -> LogDensity:
     """log q(z | x) of one image as a function of z."""
     name = pair.latent[0]
 
@@ -140,7 +142,7 @@ def _guide(pair: Pair, x: Tensor) -> LogDensity:
         found = []
         for part in points.split(_POINTS):
             z = part.unsqueeze(1) if pair.vectorized else part
-            found.append(pair.log_guide({name: z}, x, num_samples=len(part)).flatten())
+            found.append(pair.log_guide({name: z}, image.x, *image.args, num_samples=len(part)).flatten())
         if bool(torch.cat(found).isnan().any()):
             raise BadInput(f"{pair.guide_name}: log q(z | x) is NaN at a grid point")
         return torch.cat(found).double()

@@ -27,7 +27,15 @@ from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, require, require_numbers
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
-from ppl_gen.inference.callables import as_images, evaluating, forked_rng, matmul_precision, name_of
+from ppl_gen.inference.callables import (
+    ByName,
+    as_images,
+    asks_for_index,
+    evaluating,
+    forked_rng,
+    matmul_precision,
+    name_of,
+)
 from ppl_gen.inference.estimate import Estimate, Variable
 from ppl_gen.inference.integrand import Integrand, num_parameters, num_pixels
 from ppl_gen.inference.pair import Pair
@@ -138,14 +146,16 @@ def check(model: Any) -> None:
         )
 
 
-def why_no_quadrature(pair: Pair, model: Any, *args: Tensor) -> str | None:
+def why_no_quadrature(pair: Pair, model: Any, *args: Any) -> str | None:
     """The reason why quadrature does not support a pair, as a sentence; None if it does.
 
-    :param args: labels, if model or guide take them.
+    :param args: further arguments of the pair. Row numbers, of a guide alone, do not matter.
     """
     name = pair.model_name
-    if args:
+    if any(not isinstance(each, ByName) for each in args):
         return f"{name}: quadrature needs a model and a guide without labels"
+    if asks_for_index(model):
+        return f"{name}: quadrature needs a model without parameters for each image"
     if len(pair.latent) != 1 or len(pair.observed) != 1 or pair.max_plate_nesting != 1 or pair.masked:
         has = f"{', '.join(pair.latent)} and observes {', '.join(pair.observed)}"
         return f"{name}: quadrature needs one latent and one observed site, in the plate of images alone; it has {has}"

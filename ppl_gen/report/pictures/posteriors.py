@@ -21,13 +21,13 @@ _IMAGES = 6
 def draw(fitted: Fitted) -> Drawn:
     """p(z | x) of the first six test images, and the guide's q(z | x) if it has a density, for a latent vector of two
     units. `posteriors.npz` is written too, which `compare` reads. There are none if training has no ELBO."""
-    model, pair, (x, *labels) = fitted.model, fitted.pair, fitted.images("test", _IMAGES)
+    model, pair, (x, *args) = fitted.model, fitted.pair, fitted.images("test", _IMAGES)
     if vector_size(model, pair) != 2 or "elbo" not in fitted.directory.last.get("train", {}):
         return
-    if why_no_quadrature(pair, model, *labels) is not None:
+    if why_no_quadrature(pair, model, *args) is not None:
         return
     try:
-        grids = posterior_grids(model, pair, x)
+        grids = posterior_grids(model, pair, x, *args)
     except BadInput as error:  # which would end the run
         raise ValueError(error.sentence) from error
     guides = [each.guide for each in grids if each.guide is not None]
