@@ -27,7 +27,7 @@ def of_session(config: Mapping[str, Any]) -> dict[str, str]:
     for kind in _CLASSES:
         origin, _, name = str(_class(config, kind)).partition(":")
         if origin in OBJECTS:
-            found[kind] = name if origin == "class" else f"{name}(...)"
+            found[kind] = f"{name}(...)" if origin == "instance" else name
     return found | ({"data": _IMAGES} if config.get("data", {}).get("data") == "array" else {})
 
 

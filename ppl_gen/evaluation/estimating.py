@@ -23,7 +23,6 @@ from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.own_estimators import OwnEstimator, find
 from ppl_gen.evaluation.settled import check_settling, fixed_samples, next_options, settled_estimate
-from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.config import KINDS, Given
 from ppl_gen.experiment.fitted import Fitted
@@ -321,7 +320,6 @@ def _estimates(
         yield "annealed", annealed_estimate(task)
     for each in further:
         own = each.estimate(fitted.model, fitted.guide, x, *labels, num_samples=task.num_samples)
-        require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is a name of the package; choose another")
         yield own.estimator, own
 
 

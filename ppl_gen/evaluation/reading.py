@@ -23,7 +23,7 @@ from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.run_directory import GROUP, Json, RunDirectory
 
 OPTIONS = options_of(Config)
-_ESTIMATE = "log_px_"  # variables of `evaluation.nc`: estimates of log p(x), each with its error and its bias
+_ESTIMATE = "log_px_"  # entries of `evaluation.json`, and variables of `evaluation.nc`: estimates of log p(x)
 
 
 class Images(NamedTuple):
@@ -130,7 +130,8 @@ def _per_image(summary: Json, content: bytes) -> dict[str, np.ndarray]:
     with h5py.File(io.BytesIO(content)) as file:
         group = file[GROUP]
         names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
-        names += [name for name in group if name.startswith(_ESTIMATE) and not name.endswith(("_mc_se", "_bias"))]
+        estimates = [f"{_ESTIMATE}{entries.primary(summary)}", *(key for key in summary if key.startswith(_ESTIMATE))]
+        names += [name for name in estimates if name in group]
         of_figures = [name for name in ("gap", "untrusted") if name in group]
         entries.check_variables(summary, {name: group[name] for name in (*names, *of_figures)}, len(content))
         found = {name: group[name][()] for name in names}

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,21 @@ def test_forms_of_an_estimator() -> None:
 )
 def test_other_results_are_refused(result: Any, words: str) -> None:
     (mine,) = find([lambda model, guide, x: result], {})
+    with pytest.raises(BadInput, match=words):
+        mine.estimate(None, None, torch.zeros(4, 3), num_samples=30)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("importance", "has the name 'importance' of the package's; choose another"),
+        ("a/b", "has the name 'a/b'; choose a word without /"),
+        ("low_bias", "has the name 'low_bias'; choose a word without / that does not end in _mc_se or _bias"),
+    ],
+)
+def test_names_that_files_cannot_hold(name: str, words: str) -> None:
+    found = replace(of_log_weights("mine", torch.randn(30, 4)), estimator=name)
+    (mine,) = find([lambda model, guide, x: found], {})
     with pytest.raises(BadInput, match=words):
         mine.estimate(None, None, torch.zeros(4, 3), num_samples=30)
 
