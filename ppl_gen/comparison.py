@@ -97,6 +97,7 @@ class Comparison:
             that could not be compared.
         """
         from ppl_gen.core.progress import Progress
+        from ppl_gen.experiment.config import configure
         from ppl_gen.experiment.planning import check_shared, combinations
         from ppl_gen.run import Run
         from ppl_gen.training.hooks import check as check_hook
@@ -105,7 +106,7 @@ class Comparison:
         if on_epoch is not None:
             check_hook(on_epoch)
         planned = combinations(model, guides, priors, objectives, vary, seeds, out)
-        configured = [Run.configure(replace(plan.given, data=data), **plan.options, **options) for plan in planned]
+        configured = [configure(replace(plan.given, data=data), **plan.options, **options) for plan in planned]
         if not all(exists(plan.path, "--out") for plan in planned):
             _check_comparable(configured, vary or {})
         runs = []

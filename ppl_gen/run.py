@@ -6,18 +6,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from html import escape
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
-from ppl_gen.core import components, parallel
-from ppl_gen.core.commands import command, is_function, line, words
+from ppl_gen.core import parallel
+from ppl_gen.core.commands import is_function
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, Kept, begun, kept, require_choice
 from ppl_gen.core.paths import exists
-from ppl_gen.data import arrays
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.estimating import evaluate, options_after_training, other_guides
@@ -49,10 +47,9 @@ from ppl_gen.experiment.config import (
     changed_code,
     check_same,
     config_of,
-    particles_of,
-    starting_config,
+    configure,
+    continuing,
     with_objective,
-    with_options,
 )
 from ppl_gen.experiment.fitted import Fitted, check_same_images, resolve_device
 from ppl_gen.experiment.options import Checkpoint
@@ -143,33 +140,8 @@ class Run:
         chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
         options |= {f"{kind}_options": each for kind, each in chosen.items() if each is not None}
         given = Given(model, guide, prior, objective, data)
-        config, given = cls.configure(given, init_from=init_from, **options)
+        config, given = configure(given, init_from=init_from, **options)
         return cls.start(config, given, out=out, on_epoch=on_epoch, quiet=quiet)
-
-    @staticmethod
-    def configure(given: Given, init_from: "str | Path | Run | None" = None, **options: Any) -> tuple[Config, Given]:
-        """The configuration for arguments of `fit`, and the objects among them that a configuration cannot hold.
-
-        :raises BadInput: for an unknown option.
-        """
-        start = init_from.path if isinstance(init_from, Run) else init_from
-        fixed = bool(options.get("fixed_model", False))
-        config = starting_config(given, None if start is None else str(start), refit_guide=fixed)
-        if given.objective is not None:
-            options["objective"] = components.name_of("objective", given.objective)
-            options.setdefault("num_particles", particles_of(given.objective))
-        if isinstance(given.data, Data):
-            options.setdefault("binarization", given.data.binarization)
-            if given.data.train.missing is not None:
-                options.setdefault("missing", "nan")
-        if not isinstance(options.get("missing"), str | Real | None):
-            if given.data is None or isinstance(given.data, str | Path | Data):
-                raise BadInput("missing: an array needs data=x, images as an array; save it for a named data set")
-            given, options["missing"] = replace(given, data=arrays.masked(given.data, options["missing"])), "nan"
-        if given.data is not None:
-            options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
-        named = isinstance(given.data, str | Path) and not is_function(str(given.data))
-        return with_options(config, given, options), replace(given, data=None) if named else given
 
     @classmethod
     def start(
@@ -503,10 +475,10 @@ def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> Non
                 draw_evaluation(run.directory)
                 write_report(run.directory)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"continue with: {_continuing(run.path, fitted.config)}") from None
+        raise KeyboardInterrupt(f"continue with: {continuing(run.path, fitted.config)}") from None
     except (Exception, SystemExit) as error:
         if kept(error):
-            error.add_note(Kept(f"continue with: {_continuing(run.path, fitted.config)}"))
+            error.add_note(Kept(f"continue with: {continuing(run.path, fitted.config)}"))
         raise
 
 
@@ -539,18 +511,6 @@ def _checked(run: Run) -> Fitted:
 def _splits(data: Data) -> str:
     counts = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
     return f"{data.name}, train / validation / test {counts} images{data.incomplete}"
-
-
-def _continuing(path: Path, config: Config) -> str:
-    """The command that continues a run; for a run of objects that only a Python session has, the call."""
-    named = config.externals()
-    of_session = {kind: "…" for kind, name in named.items() if name.partition(":")[0] in components.OBJECTS}
-    if config.data.data == arrays.NAME:
-        of_session["data"] = "…"
-    if of_session:
-        again = {kind: repr(name) for kind, name in named.items()} | of_session
-        return f"Run.open({', '.join([repr(str(path)), *map('='.join, again.items())])}).resume()"
-    return line(command("fit", "--resume", path, *words(named)))
 
 
 def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:

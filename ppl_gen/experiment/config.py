@@ -10,12 +10,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import ppl_gen
 from ppl_gen.core import components
-from ppl_gen.core.commands import is_function, line
+from ppl_gen.core.commands import command, is_function, line, words
 from ppl_gen.core.components import Kind, class_name, find, is_external, kebab_case
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.convert import convert, convert_all
@@ -211,6 +212,35 @@ def _types(kind: Kind, found: Any) -> dict[str, Any]:
     return {each.name: each.type for each in components.options(kind, found)}
 
 
+def configure(given: Given, init_from: Any = None, **options: Any) -> tuple[Config, Given]:
+    """The configuration for arguments of `Run.fit`, and the objects among them that a configuration cannot hold.
+
+    :param init_from: a run or its directory.
+    :raises BadInput: for an unknown option.
+    """
+    from ppl_gen.data import arrays
+    from ppl_gen.data.splits import Data
+
+    start = getattr(init_from, "path", init_from)
+    fixed = bool(options.get("fixed_model", False))
+    config = starting_config(given, None if start is None else str(start), refit_guide=fixed)
+    if given.objective is not None:
+        options["objective"] = components.name_of("objective", given.objective)
+        options.setdefault("num_particles", particles_of(given.objective))
+    if isinstance(given.data, Data):
+        options.setdefault("binarization", given.data.binarization)
+        if given.data.train.missing is not None:
+            options.setdefault("missing", "nan")
+    if not isinstance(options.get("missing"), str | Real | None):
+        if given.data is None or isinstance(given.data, str | Path | Data):
+            raise BadInput("missing: an array needs data=x, images as an array; save it for a named data set")
+        given, options["missing"] = replace(given, data=arrays.masked(given.data, options["missing"])), "nan"
+    if given.data is not None:
+        options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
+    named = isinstance(given.data, str | Path) and not is_function(str(given.data))
+    return with_options(config, given, options), replace(given, data=None) if named else given
+
+
 def particles_of(objective: Any) -> int:
     """Default number of particles: that of an objective of the user's own, if its constructor has one, else 1."""
     if not is_external(components.name_of("objective", objective)):
@@ -341,6 +371,20 @@ def _hint(kind: Kind, recorded: str) -> str:
     if origin in components.OBJECTS:
         return f"it was {origin} {name} of a Python session: Run.open(…, {kind}={name}), or --{kind} FILE.py:{name}"
     return f"name it again: {line([f'--{kind}', recorded])}"
+
+
+def continuing(path: Path, config: Config) -> str:
+    """The command that continues a run; for a run of objects that only a Python session has, the call."""
+    from ppl_gen.data import arrays
+
+    named = config.externals()
+    of_session = {kind: "…" for kind, name in named.items() if name.partition(":")[0] in components.OBJECTS}
+    if config.data.data == arrays.NAME:
+        of_session["data"] = "…"
+    if of_session:
+        again = {kind: repr(name) for kind, name in named.items()} | of_session
+        return f"Run.open({', '.join([repr(str(path)), *map('='.join, again.items())])}).resume()"
+    return line(command("fit", "--resume", path, *words(named)))
 
 
 def check_same(run: RunDirectory, config: Config, given: Given) -> None:

@@ -12,10 +12,9 @@ from ppl_gen.core.calls import arguments_of, fit_call, method_call, of_session, 
 from ppl_gen.data.loading import load_data
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.use_options import options_from
-from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.config import Config, Given, configure
 from ppl_gen.guides.normal import Normal
 from ppl_gen.report.options import default_config
-from ppl_gen.run import Run
 
 IMAGES = (torch.rand(40, 8, 8) > 0.5).float()
 
@@ -31,7 +30,7 @@ Session = type("Session", (Normal,), {"__module__": "__main__"})
 def configured(*model: Any, out: Any = None, **arguments: Any) -> tuple[Config, Given]:
     """The configuration for arguments of `Run.fit`."""
     kinds = {kind: arguments.pop(kind, None) for kind in ("guide", "prior", "objective", "data")}
-    return Run.configure(Given(*model, **kinds), **arguments)
+    return configure(Given(*model, **kinds), **arguments)
 
 
 @pytest.mark.parametrize(
