@@ -14,7 +14,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -164,6 +164,17 @@ def find_function(what: str, reference: str, *, or_class: bool = False) -> Calla
         sort = "function or class" if or_class else "function"
         raise BadInput(f"{what} '{reference}': {where} has no {sort} '{name}'{near_miss(name, there)}")
     return found
+
+
+def estimator_options(references: Iterable[Any]) -> list[Option]:
+    """The options of the constructors of several estimators, each once.
+
+    :param references: names as `find_function` takes them, classes, instances and functions.
+    """
+    found = [
+        find_function("--estimator", each, or_class=True) if isinstance(each, str) else each for each in references
+    ]
+    return list({option.name: option for each in found for option in options("estimator", each)}.values())
 
 
 def function_name(reference: Any) -> str:

@@ -21,11 +21,11 @@ from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.evaluation.own_estimators import OwnEstimator, find
+from ppl_gen.evaluation.own_estimators import OwnEstimator, find, split
 from ppl_gen.evaluation.settled import check_settling, fixed_samples, next_options, settled_estimate
 from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.config import KINDS, Given
-from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
@@ -127,15 +127,47 @@ def evaluate(
     return Evaluation.of(estimates, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
 
 
-def options_after_training(fitted: Fitted) -> EvaluationOptions:
-    """The options of the evaluation at the end of a fit: the `evaluation_defaults` of the model's class, or the general
-    defaults if the fit has another guide than that class's own."""
-    defaults = defaults_of(fitted.model)
-    chosen = dict(defaults.evaluation_defaults) if fitted.config.guide == defaults.default_guide else {}
+def evaluate_after_training(fitted: Fitted, *, quiet: bool = False) -> Evaluation:
+    """The evaluation at the end of a fit, which has the `evaluation_defaults` of the model's class, or the general
+    defaults if the fit has another guide than that class's own; and the estimators that the fit names."""
+    options, own = _after_training(fitted)
+    return evaluate(fitted, options, own=own, quiet=quiet)
+
+
+def check_before_training(assembled: Assembled) -> None:
+    """Try the estimators of the evaluation at the end of a fit, if the fit names any, on two images.
+
+    :raises BadInput: if one of them does not support the pair, or fails.
+    """
+    config, (x, *labels) = assembled.config, (each[:2] for each in assembled.batch)
+    if not config.estimator:
+        return
+    options, own = _after_training(assembled)
+    estimators(assembled.model, assembled.pair, str(options.estimator), x.device, *labels)
+    if options.estimator == "annealed":
+        check_chains(assembled, x, options)
+    with assembled.estimating(options.seed):
+        for each in find([*options.own_estimators, *own], options.estimator_options):
+            each.estimate(assembled.model, assembled.guide, x, *labels, num_samples=config.num_samples)
+
+
+def _after_training(assembled: Assembled) -> tuple[EvaluationOptions, list[Any]]:
+    """The options of the evaluation at the end of a fit, and the estimators among them that are objects."""
+    config, defaults = assembled.config, defaults_of(assembled.model)
+    chosen = dict(defaults.evaluation_defaults) if config.guide == defaults.default_guide else {}
     if "num_images" in chosen:
-        chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
-    annealing = Annealing(**chosen.pop("annealed", {}))
-    return EvaluationOptions(device=fitted.config.training.device, annealed=annealing, **chosen)
+        chosen["num_images"] = min(chosen["num_images"], len(assembled.data.test))
+    usual, annealed = chosen.pop("estimator", "auto"), chosen.pop("annealed", {})
+    of_package = [name for name in config.estimator if name not in config.own_estimators] or [usual]
+    names, own = split([*of_package, *assembled.given.estimators(config)])
+    options = EvaluationOptions(
+        device=config.training.device,
+        annealed=Annealing(**(annealed if of_package == [usual] else {})),
+        estimator=names,
+        estimator_options=config.estimator_options,
+        **chosen,
+    )
+    return options, own
 
 
 # Before the work -----------------------------------------------------------------------------------------------
@@ -221,7 +253,7 @@ def _check(task: Task, others: Sequence[nn.Module], chosen: Chosen) -> None:
             check_proposals(task.fitted.model, guides, task.x[:8], *(each[:8] for each in task.labels), **shares)
 
 
-def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
+def check_chains(fitted: Assembled, x: Tensor, options: EvaluationOptions) -> None:
     """Raise `BadInput` for a model that cannot be annealed, and for a `likelihood(z)` that does not support chains."""
     model: Any = fitted.model
     pair = fitted.pair

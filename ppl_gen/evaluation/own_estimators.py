@@ -96,7 +96,7 @@ def find(references: Sequence[Any], options: Mapping[str, Any]) -> list[OwnEstim
         components.find_function("--estimator", each, or_class=True) if isinstance(each, str) else each
         for each in references
     ]
-    known = {option.name for each in objects for option in components.options("estimator", each)}
+    known = {option.name for option in components.estimator_options(objects)}
     for name in options:
         if name not in known:
             hint = near_miss(name, known) if known else ""

@@ -153,9 +153,10 @@ def _identifies(name: str) -> bool:
 
     :param name: the option's dotted name in `config.json`.
     """
-    if name in OPTIONS:
-        return bool(OPTIONS[name].metadata.get("identifies", True))
-    return name.partition(".")[0] not in ORIGIN
+    option = name if name in OPTIONS else name.partition(".")[0].removesuffix("_sha256")
+    if option in OPTIONS:
+        return bool(OPTIONS[option].metadata.get("identifies", True))
+    return option not in ORIGIN
 
 
 def _gaps(run: RunDirectory, summary: Json) -> Json:

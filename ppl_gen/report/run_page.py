@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ppl_gen.core.calls import fit_call, of_session, open_call
-from ppl_gen.core.commands import command, external_class_options, fit_command, sweep_command
+from ppl_gen.core.calls import fit_call, of_session, open_call, to_define
+from ppl_gen.core.commands import command, external_class_options, fit_command, resuming_options, sweep_command
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.files import read_bytes
 from ppl_gen.core.tables import duration, named
@@ -152,7 +152,7 @@ def _again(run: RunDirectory, shown: Sequence[Section]) -> MakeAgain:
     calls = [] if made or swept else list(_calls(run, own, shown))
     commands = [] if own else [(each.again.text, each.again.words) for each in shown]
     if not own:
-        resume = command("fit", "--resume", run.path, *external_class_options(run.config))
+        resume = command("fit", "--resume", run.path, *resuming_options(run.config))
         commands.insert(0, ("continue the run if it was interrupted, and draw its pictures again", resume))
     if made:
         commands.insert(0, ("the run, if there is none at this path", made))
@@ -166,7 +166,7 @@ def _calls(run: RunDirectory, own: dict[str, str], shown: Sequence[Section]) -> 
     config = run.config
     about = "this run was made from Python"
     if own:
-        about += f"; define {' and '.join(own.values())} first, as in the session that made it"
+        about += f"; define {' and '.join(to_define(config))} first, as in the session that made it"
     yield about, "import ppl_gen"
     yield "the run, if there is none at this path", fit_call(config, default_config(config), run.path)
     if not own:
