@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ppl_gen.core.tables import named
 from ppl_gen.evaluation.rows import Row, RowMean
 from ppl_gen.evaluation.table import shown
 from ppl_gen.experiment.run_directory import Json
@@ -129,11 +130,14 @@ class Layout(NamedTuple):
     """Headings of columns of words."""
 
 
-def layout(rows: Sequence[Row]) -> Layout:
-    """The cells of a comparison as text."""
+def layout(rows: Sequence[Row], quantity: str = "log p(x)") -> Layout:
+    """The cells of a comparison as text.
+
+    :param quantity: the name of log p(x).
+    """
     table = Layout({}, {}, set())
     for column in _columns(rows):
-        heading, cells = column.heading, column.cells(rows)
+        heading, cells = named(column.heading, quantity), column.cells(rows)
         if set(cells) <= {"", "-"}:
             continue
         if len(rows) > 1 and column.lift and len(set(cells)) == 1:

@@ -70,6 +70,11 @@ class Task:
         """Number of samples of estimates from as many for every image."""
         return fixed_samples(self.fitted, self.options)
 
+    @property
+    def quantity(self) -> str:
+        """The name of what is evaluated."""
+        return self.fitted.quantity(self.x, *self.labels)
+
 
 def evaluate(
     fitted: Fitted,
@@ -114,7 +119,7 @@ def evaluate(
         "num_images": len(whole[0]),
         "images_sha256": images_sha256(whole[0]),
         "observation": kind,
-        **quantity(fitted.pair, *whole),
+        **({} if (name := fitted.quantity(*whole)) == "log p(x)" else {"quantity": name}),
         "options": replace(options, estimator=estimator).to_json(),
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
         **({} if given_up is None else {"no_quadrature": given_up}),
@@ -403,7 +408,7 @@ def quadrature_estimate(task: Task, most_work: float = math.inf) -> QuadratureEs
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
         how: dict[str, Any] = {
             "most_work": most_work,
-            "progress": progress.advancing(task.fitted.log_px_name, "quadrature"),
+            "progress": progress.advancing(task.quantity, "quadrature"),
         }
         return quadrature_log_px(task.fitted.model, task.x, quadrature=task.options.quadrature, **how)
 
@@ -425,7 +430,7 @@ def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> E
     blocks, pair = [], fitted.pair
     states = "" if pair.num_states is None else f", {shown_count(pair)} states"
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing(fitted.log_px_name, f"exact{states}")
+        advance = progress.advancing(fitted.quantity(x, *labels), f"exact{states}")
         for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
             blocks.append(block)
             advance(len(block))
@@ -437,7 +442,7 @@ def importance_estimate(
 ) -> ImportanceEstimate:
     """Importance sampling from the guide, with a progress bar."""
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing(fitted.log_px_name, f"{num_samples} samples per image")
+        advance = progress.advancing(fitted.quantity(x, *labels), f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, from_prior=True, **options)
 
@@ -460,7 +465,7 @@ def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
     """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        advance = progress.advancing(task.fitted.log_px_name, f"{task.num_samples} samples of other proposals")
+        advance = progress.advancing(task.quantity, f"{task.num_samples} samples of other proposals")
         return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
 
 
@@ -475,7 +480,7 @@ def annealed_estimate(task: Task) -> AnnealedEstimate:
         how: dict[str, Any] = {
             "guide": guide,
             "annealing": annealing,
-            "progress": progress.advancing(task.fitted.log_px_name, what),
+            "progress": progress.advancing(task.quantity, what),
         }
         found = annealed_log_px(model, task.x, **how)
         return replace(found, bidirectional=bidirectional_bounds(model, count, **how)) if count else found
@@ -488,14 +493,6 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
     """Kind of p(x) of the images: see `check_images`."""
     with evaluating(pair.model, pair.guide):
         return check_images(pair, x, *args)
-
-
-def quantity(pair: Pair, x: Tensor, *labels: Tensor) -> dict[str, str]:
-    """The entry that says what is evaluated in place of log p(x), if labels are given: log p(x, y) if the model has
-    more observed sites than the images, such as the labels; else log p(x | y)."""
-    if not any(bool((each >= 0).any()) for each in labels):
-        return {}
-    return {"quantity": "log p(x | y)" if len(pair.observed) == 1 else "log p(x, y)"}
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:

@@ -15,8 +15,6 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
     """
     unpaired = _on_unknown_images(runs) if any(map(_is_unpaired, rows)) else []
     warnings = warnings_of(runs[0].images.observation)
-    if quantity := runs[0].summary.get("quantity"):
-        warnings = [f"log p(x) stands for {quantity}: the labels are given", *warnings]
     return [*_on_training(runs), *_on_errors(rows), *unpaired, *_on_estimates(rows), *_on_own(runs, rows), *warnings]
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ppl_gen.core.calls import fit_call, of_session, open_call, to_define
 from ppl_gen.core.commands import command, external_class_options, fit_command, resuming_options, sweep_command
@@ -11,6 +12,7 @@ from ppl_gen.core.files import read_bytes
 from ppl_gen.core.tables import duration, named
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.distances import Distances, distances
+from ppl_gen.evaluation.entries import quantity_of
 from ppl_gen.evaluation.reading import read
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.figures.captions import Caption
@@ -27,15 +29,12 @@ def write_report(run: RunDirectory) -> None:
 
 def report(run: RunDirectory) -> str:
     """The page of a run as HTML."""
-    return named(_page(run), run.config["data"].get("missing"))
-
-
-def _page(run: RunDirectory) -> str:
     config, metrics, contents = run.config, run.metrics(), results(run)
     evaluation, shown = contents.get("bounds"), sections(run, contents)
     main = None if evaluation is None else main_result(evaluation, [run.path, *external_class_options(config)])
     return render(
         "run.html.jinja",
+        quantity_of(run),
         title=f"{table.title(config)}, on {_data(config)}",
         lead=_lead(config, metrics),
         main=main,
@@ -106,12 +105,12 @@ def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
         known |= vars(module).get("CAPTIONS", {})
     if "iwae" not in summary:  # these pictures are of another evaluation
         files = {name: path for name, path in files.items() if name not in ("how_far", "gap_histogram")}
-    gallery = Gallery()
+    gallery, rename = Gallery(), partial(named, quantity=quantity_of(run))
     for name in sorted(files, key=[*known, *files].index):
         text = name.replace("_", " ")
         caption = Caption(text, f"A picture that the model has of its own: {text}")
         try:
-            gallery[name] = Picture.of(read_bytes(files[name]), known.get(name, caption))
+            gallery[name] = Picture.of(read_bytes(files[name]), known.get(name, caption).changed(rename))
         except BadInput as error:
             print(f"warning: {files[name]} is left out of the page: {error}", file=sys.stderr)
     return gallery
