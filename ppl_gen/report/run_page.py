@@ -100,7 +100,8 @@ def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     from ppl_gen.report.captions import captions
     from ppl_gen.report.pictures import kinds
 
-    known = captions(metrics, summary, _distances(run) if "iwae" in summary else None)
+    explained = run.find_json("responsibilities.json")
+    known = captions(metrics, summary, _distances(run) if "iwae" in summary else None, explained)
     for module in kinds().values():
         known |= vars(module).get("CAPTIONS", {})
     if "iwae" not in summary:  # these pictures are of another evaluation

@@ -64,7 +64,8 @@ def draw_responsibilities(fitted: Fitted, explained: Responsibilities) -> None:
     if explained.counts is not None:
         first = np.argsort(-weights, kind="stable")[:MOST]
         names = [f"{k}: {weights[k]:.1%}" for k in first]
-        figure = components_by_label(explained.counts[first], explained.labels, names, components[first], len(weights))
+        site, counts = explained.summary["site"], explained.counts[first]
+        figure = components_by_label(counts, explained.labels, names, components[first], len(weights), site)
         save(fitted.directory, "components_by_label", figure)
     entropy = torch.special.entr(explained.probabilities).sum(1)
     uncertain = entropy.argsort(descending=True, stable=True)[:NUM_EXAMPLES]

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Split, hide_labels
 from ppl_gen.evaluation.entries import quantity
+from ppl_gen.figures.responsibilities import components_by_label
 from ppl_gen.guides.conditional import Conditional
 from ppl_gen.guides.normal import Normal
 from ppl_gen.guides.semi_supervised import SemiSupervised
@@ -231,8 +233,15 @@ def test_names_with_labels_and_missing_pixels(elsewhere: Path, call: Any, single
 
 def test_clusters_are_explained(elsewhere: Path, call: Any, single: None) -> None:
     small = (*SHORT, "--latent-dim", "2", "--hidden-dims", "4", "--num-components", "3")
-    assert call(fit.command, "gaussian-mixture-vae", *small, "--out", "run")[0] == 0
-    status, *_ = call(responsibilities.command, "run", "--num-images", "40", "--num-samples", "20")
+    assert call(fit.command, "gaussian-mixture-vae", *small, "--missing", "0.3", "--out", "run")[0] == 0
+    status, out, _ = call(responsibilities.command, "run", "--num-images", "40", "--num-samples", "20")
     found = read("run/responsibilities.json")
     assert status == 0 and found["components"]["of"] == 3 and sum(row["images"] for row in found["table"]) == 40
     assert sum(row["weight"] for row in found["table"]) == pytest.approx(1, abs=1e-5) and "error" not in found
+    # Everything names the site, y; the site z is another.
+    assert found["site"] == "y" and "entropy of p(y | x_obs)" in out and "  p(y = k)  " in out and "p(z" not in out
+    named = Run.open("run").figures
+    assert "k: p(y = k | x_obs)" in named["responsibilities"].caption.text
+    assert "p(y = k), and" in named["components_by_label"].caption.text
+    figure = components_by_label(np.eye(3, dtype=int), ["0", "1", "2"], ["0", "1", "2"], np.zeros((3, 8, 8)), 3, "y")
+    assert figure.axes[0].get_ylabel() == "component k, with p(y = k)"
