@@ -23,7 +23,5 @@ def draw(fitted: Fitted) -> Drawn:
             return
     if found:
         kept = {int(name.removeprefix("epoch_")): torch.from_numpy(values) for name, values in found.items()}
-        yield (
-            "through_training",
-            through_training({epoch: as_images(kept[epoch], fitted.data) for epoch in sorted(kept)}),
-        )
+        images = {epoch: as_images(kept[epoch], fitted.data) for epoch in sorted(kept)}
+        yield "through_training", through_training(images)
