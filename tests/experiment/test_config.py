@@ -141,7 +141,7 @@ def test_a_start_from_a_run_of_an_own_objective_with_options(elsewhere: Path, ca
         config, _ = parse([*last, *options])
         found = config.training.objective, config.training.num_particles, config.objective_options
         assert found == (name, particles, own) and config.init_from == "first"
-    with pytest.raises(BadInput, match=r"Unrecognized options: --objective\.sizes"):
+    with pytest.raises(BadInput, match=r"Unrecognized options: objective\.sizes"):
         parse([*last, "--objective.sizes", "5"])
     status, _, err = call(fit.command, *last, *mine, "--out", "run1")
     assert status == 0, err
