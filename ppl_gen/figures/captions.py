@@ -17,6 +17,10 @@ class Caption:
         """The caption with both texts changed by a function."""
         return Caption(change(self.text), change(self.alt))
 
+    def followed_by(self, sentence: str) -> "Caption":
+        """The same caption, with a sentence added to its text."""
+        return replace(self, text=f"{self.text} {sentence}")
+
     def with_numbers(self, more: str) -> "Caption":
         """The same caption, with numbers added to its alternative text."""
         return replace(self, alt=self.alt + more)

@@ -86,6 +86,9 @@ def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
 
 # Pictures ------------------------------------------------------------------------------------------------------
 
+_OF_IMAGES = ("reconstructions", "posterior", "posteriors", "responsibilities")
+"""Pictures that show images as they are, with missing pixels if they have any."""
+
 
 def gallery(run: RunDirectory) -> Gallery:
     """The pictures in the run directory, those of the package first."""
@@ -106,6 +109,8 @@ def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
         known |= vars(module).get("CAPTIONS", {})
     if "iwae" not in summary:  # these pictures are of another evaluation
         files = {name: path for name, path in files.items() if name not in ("how_far", "gap_histogram")}
+    if run.config["data"].get("missing") is not None:
+        known |= {name: known[name].followed_by("Missing pixels are grey.") for name in _OF_IMAGES if name in known}
     gallery, rename = Gallery(), partial(named, quantity=quantity_of(run))
     for name in sorted(files, key=[*known, *files].index):
         text = name.replace("_", " ")

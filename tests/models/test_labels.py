@@ -242,6 +242,8 @@ def test_clusters_are_explained(elsewhere: Path, call: Any, single: None) -> Non
     assert found["site"] == "y" and "entropy of p(y | x_obs)" in out and "  p(y = k)  " in out and "p(z" not in out
     named = Run.open("run").figures
     assert "k: p(y = k | x_obs)" in named["responsibilities"].caption.text
+    for name in ("responsibilities", "reconstructions"):
+        assert named[name].caption.text.endswith(" Missing pixels are grey.")
     assert "p(y = k), and" in named["components_by_label"].caption.text
     figure = components_by_label(np.eye(3, dtype=int), ["0", "1", "2"], ["0", "1", "2"], np.zeros((3, 8, 8)), 3, "y")
     assert figure.axes[0].get_ylabel() == "component k, with p(y = k)"
