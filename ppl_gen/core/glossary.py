@@ -42,9 +42,9 @@ _BOUND = (
     Term(
         "log p(x)",
         "log-px",
-        "Log-probability of an image under the model: log ∫ p(z) p(x | z) dz, a sum if z is finite. The table has its "
-        "mean over images. It belongs to the model alone, whatever the guide. With labels y it is log p(x | y), or log "
-        "p(x, y) if the model has y; x_obs are the pixels that are not missing.",
+        "Log-probability of an image under the model: log ∫ p(z) p(x | z) dz, a sum if z is finite. It is the model's "
+        "alone, whatever the guide. The table has its mean. With labels y: log p(x | y) or log p(x, y). x_obs: "
+        "pixels not missing.",
         "estimates.md",
         (*_NAMES, "log density of x", "log marginal likelihood"),
     ),
