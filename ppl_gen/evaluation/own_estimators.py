@@ -63,7 +63,7 @@ def _check_name(reference: str, name: str) -> None:
     """Raise `BadInput` for a name that an estimate cannot have, because files have variables of its name, and of its
     name with an ending."""
     if name in ESTIMATES:
-        raise BadInput(f"--estimator {reference}: its estimate has the name '{name}' of the package's; choose another")
+        raise BadInput(f"--estimator {reference}: '{name}' is a name of the package; choose another")
     if not name.strip() or not name.isprintable() or "/" in name or name.endswith(("_mc_se", "_bias")):
         raise BadInput(
             f"--estimator {reference}: its estimate has the name {shown(name)}; choose a word without / that does not "

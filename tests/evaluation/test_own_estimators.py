@@ -139,7 +139,7 @@ def test_other_results_are_refused(result: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("importance", "has the name 'importance' of the package's; choose another"),
+        ("importance", "'importance' is a name of the package; choose another"),
         ("a/b", "has the name 'a/b'; choose a word without /"),
         ("low_bias", "has the name 'low_bias'; choose a word without / that does not end in _mc_se or _bias"),
     ],
