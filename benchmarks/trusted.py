@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ppl_gen.core import cli
 from ppl_gen.evaluation.verdicts import at_least, vouched
-from ppl_gen.experiment.config import Given, check_same
+from ppl_gen.experiment.config import Given, check_same, configure
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.agreement import above
@@ -89,7 +89,7 @@ def trained(name: str, given: argparse.Namespace) -> Fitted:
     if given.small:
         options |= {"hidden_dims": (8,), "epochs": 1}
     options |= {"data": given.data, "device": given.device, "seed": given.seed}
-    config, classes = Run.configure(Given("vae", guide), **options)
+    config, classes = configure(Given("vae", guide), **options)
     path: Path = given.out / name
     assembled = Run.dry_run(config, classes).assembled
     if path.exists():

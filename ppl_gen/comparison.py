@@ -16,7 +16,7 @@ from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.core.options import flat
 from ppl_gen.core.paths import exists
 from ppl_gen.core.tables import named
-from ppl_gen.evaluation.columns import labels, layout, markdown, text, written
+from ppl_gen.evaluation.columns import Layout, labels, layout, markdown, text, written
 from ppl_gen.evaluation.distances import distances
 from ppl_gen.evaluation.notes import notes_of
 from ppl_gen.evaluation.reading import OPTIONS, check_same_images, images_of, read, with_defaults
@@ -97,6 +97,7 @@ class Comparison:
             that could not be compared.
         """
         from ppl_gen.core.progress import Progress
+        from ppl_gen.experiment.config import configure
         from ppl_gen.experiment.planning import check_shared, combinations
         from ppl_gen.run import Run
         from ppl_gen.training.hooks import check as check_hook
@@ -105,7 +106,7 @@ class Comparison:
         if on_epoch is not None:
             check_hook(on_epoch)
         planned = combinations(model, guides, priors, objectives, vary, seeds, out)
-        configured = [Run.configure(replace(plan.given, data=data), **plan.options, **options) for plan in planned]
+        configured = [configure(replace(plan.given, data=data), **plan.options, **options) for plan in planned]
         if not all(exists(plan.path, "--out") for plan in planned):
             _check_comparable(configured, vary or {})
         runs = []
@@ -157,16 +158,16 @@ class Comparison:
         """The table in Markdown, with the values that all rows share above it and the notes below."""
         notes = [f"- {note}" for note in self.notes]
         lead = [f"{line}  " for line in self._lead()]
-        return self._named("\n".join([*lead, "", *markdown(layout(self.rows)), "", *notes]))
+        return self._named("\n".join([*lead, "", *markdown(self._layout), "", *notes]))
 
     def __repr__(self) -> str:
         notes = [f"  {note}" for note in self.notes]
-        return self._named("\n".join([*self._lead(), *text(layout(self.rows)), *notes]))
+        return self._named("\n".join([*self._lead(), *text(self._layout), *notes]))
 
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        columns = pd.DataFrame(layout(self.rows).columns)
+        columns = pd.DataFrame(self._layout.columns)
         with pd.option_context("display.max_colwidth", None):
             table = columns.to_html(index=False, border=0, justify="left")
         lead = "<br>".join(map(escape, self._lead()))
@@ -175,11 +176,15 @@ class Comparison:
 
     def _named(self, text: str) -> str:
         """A text with the name of log p(x) of these images."""
-        return named(text, self.images.missing)
+        return named(text, self.images.quantity)
+
+    @property
+    def _layout(self) -> Layout:
+        return layout(self.rows, self.images.quantity)
 
     def _lead(self) -> list[str]:
         """The lines above the table: the images, and the values that all rows share."""
-        images, common = self.images, layout(self.rows).common
+        images, common = self.images, self._layout.common
         lines = [f"{images.words()}{images.binarized}; nats per image, larger is better"]
         if common:
             lines.append("all rows: " + ", ".join(f"{heading} {cell}" for heading, cell in common.items()))
@@ -241,7 +246,7 @@ class Comparison:
         if command is None:
             command = ["python", "-m", "ppl_gen.compare", *map(str, self.runs), "--report", "comparison.html"]
         pictures = [self._posterior_picture()] if self._posteriors else []
-        return self._named(comparison(self.to_json(), self.distances, layout(self.rows), self.png, command, pictures))
+        return comparison(self.to_json(), self.distances, self._layout, self.png, command, pictures)
 
     def _posterior_picture(self) -> "Picture":
         from ppl_gen.figures.posteriors import caption

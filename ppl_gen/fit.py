@@ -21,6 +21,8 @@ class ResumeCommand:
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
     objective: str | None = None
     """file.py:Class of the objective, if the run was trained with your own."""
+    estimator: tuple[str, ...] = ()
+    """file.py:NAME of the estimators, if the run was fitted with your own."""
 
 
 def command(arguments: list[str]) -> None:
@@ -28,7 +30,8 @@ def command(arguments: list[str]) -> None:
         rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
         about = "Continue an interrupted run with its own options, or train a finished one for longer with --epochs."
         resumed = cli.parse(ResumeCommand, rest, f"{PROGRAM} --resume RUN", about)
-        run = Run.open(resumed.resume, **asdict(resumed.named), objective=resumed.objective).resume(resumed.epochs)
+        again = {**asdict(resumed.named), "objective": resumed.objective, "estimator": resumed.estimator}
+        run = Run.open(resumed.resume, **again).resume(resumed.epochs)
     else:
         config, options = parse(arguments)
         if options.dry_run:

@@ -6,21 +6,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from html import escape
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
-from ppl_gen.core import components, parallel
-from ppl_gen.core.commands import command, is_function, line, words
+from ppl_gen.core import parallel
+from ppl_gen.core.commands import is_function
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, Kept, begun, kept, require_choice
 from ppl_gen.core.paths import exists
-from ppl_gen.data import arrays
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
-from ppl_gen.evaluation.estimating import evaluate, options_after_training, other_guides
+from ppl_gen.evaluation.estimating import check_before_training, evaluate, evaluate_after_training, other_guides
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, explain
 from ppl_gen.evaluation.filling import Filled, fill
@@ -49,10 +47,9 @@ from ppl_gen.experiment.config import (
     changed_code,
     check_same,
     config_of,
-    particles_of,
-    starting_config,
-    with_objective,
-    with_options,
+    configure,
+    continuing,
+    resumed,
 )
 from ppl_gen.experiment.fitted import Fitted, check_same_images, resolve_device
 from ppl_gen.experiment.options import Checkpoint
@@ -112,6 +109,7 @@ class Run:
         objective: Any = None,
         data: Any = None,
         init_from: "str | Path | Run | None" = None,
+        estimator: Any = None,
         guide_options: Mapping[str, Any] | None = None,
         prior_options: Mapping[str, Any] | None = None,
         objective_options: Mapping[str, Any] | None = None,
@@ -129,8 +127,9 @@ class Run:
             split is a tenth of the training images, chosen with a fixed seed. `missing="nan"`: pixels that are NaN or
             masked are missing; `missing=mask`: as `data=numpy.ma.array(x, mask=mask), missing="nan"`.
         :param init_from: a run; training starts from its last weights.
-        :param guide_options: keyword arguments of the guide's constructor. `prior_options` and `objective_options` work
-            the same way.
+        :param estimator: estimators of the evaluation after training, as for `evaluate`.
+        :param guide_options: keyword arguments of the guide's constructor. `prior_options`, `objective_options` and
+            `estimator_options` work the same way.
         :param out: the run directory; by default `runs/<model>-<guide>-<data>-<number>`.
         :param on_epoch: called after each epoch with the run and its line of metrics. It returns `True` to end training
             after this epoch, and `None` or `False` to go on.
@@ -143,33 +142,8 @@ class Run:
         chosen = {"guide": guide_options, "prior": prior_options, "objective": objective_options}
         options |= {f"{kind}_options": each for kind, each in chosen.items() if each is not None}
         given = Given(model, guide, prior, objective, data)
-        config, given = cls.configure(given, init_from=init_from, **options)
+        config, given = configure(given, init_from=init_from, estimator=estimator, **options)
         return cls.start(config, given, out=out, on_epoch=on_epoch, quiet=quiet)
-
-    @staticmethod
-    def configure(given: Given, init_from: "str | Path | Run | None" = None, **options: Any) -> tuple[Config, Given]:
-        """The configuration for arguments of `fit`, and the objects among them that a configuration cannot hold.
-
-        :raises BadInput: for an unknown option.
-        """
-        start = init_from.path if isinstance(init_from, Run) else init_from
-        fixed = bool(options.get("fixed_model", False))
-        config = starting_config(given, None if start is None else str(start), refit_guide=fixed)
-        if given.objective is not None:
-            options["objective"] = components.name_of("objective", given.objective)
-            options.setdefault("num_particles", particles_of(given.objective))
-        if isinstance(given.data, Data):
-            options.setdefault("binarization", given.data.binarization)
-            if given.data.train.missing is not None:
-                options.setdefault("missing", "nan")
-        if not isinstance(options.get("missing"), str | Real | None):
-            if given.data is None or isinstance(given.data, str | Path | Data):
-                raise BadInput("missing: an array needs data=x, images as an array; save it for a named data set")
-            given, options["missing"] = replace(given, data=arrays.masked(given.data, options["missing"])), "nan"
-        if given.data is not None:
-            options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
-        named = isinstance(given.data, str | Path) and not is_function(str(given.data))
-        return with_options(config, given, options), replace(given, data=None) if named else given
 
     @classmethod
     def start(
@@ -188,6 +162,7 @@ class Run:
         check_new(out)  # by all, before the data are loaded, where they meet
         hooks = hooks_of(config.training, on_epoch)
         prepared = prepare(config, given, quiet=quiet)
+        check_before_training(prepared.assembled)
         content = config.to_json(prepared.assembled.data, given)
         first = parallel.rank() == 0
         stem = config.stem(prepared.assembled.data.name)
@@ -225,7 +200,9 @@ class Run:
 
         :raises BadInput: if the pair cannot be fitted.
         """
-        return prepare(config, given)
+        prepared = prepare(config, given)
+        check_before_training(prepared.assembled)
+        return prepared
 
     @classmethod
     def open(
@@ -237,6 +214,7 @@ class Run:
         prior: Any = None,
         objective: Any = None,
         data: Any = None,
+        estimator: Any = None,
         checkpoint: Checkpoint = "last",
         device: str = "auto",
     ) -> "Run":
@@ -248,6 +226,7 @@ class Run:
             the same way.
         :param objective: the objective, if it is your own and training is to be resumed.
         :param data: the images, if the run was fitted to images of your own. Their SHA-256 must be the recorded one.
+        :param estimator: the estimators that the run was fitted with, if some are your own and it is to be resumed.
         :param checkpoint: `last`: the weights after the last epoch; `best`: those after the epoch with the best
             validation ELBO.
         :param device: `auto`, `cpu` or `cuda`.
@@ -258,7 +237,7 @@ class Run:
         resolve_device(device)
         return cls(
             RunDirectory.open(path.path if isinstance(path, Run) else path),
-            Given(model, guide, prior, objective, data),
+            Given(model, guide, prior, objective, data, estimator),
             checkpoint=checkpoint,
             device=device,
         )
@@ -468,7 +447,7 @@ class Run:
 
 def _resume(run: Run, epochs: int | None, on_epoch: Hook | None, quiet: bool) -> None:
     directory = run.directory
-    config = with_objective(directory, config_of(directory, run.given), run.given)
+    config = resumed(directory, config_of(directory, run.given), run.given)
     for name in changed_code(directory, config, run.given):
         print(f"warning: {name} has changed since the run was started", file=sys.stderr)
     hooks = hooks_of(config.training, on_epoch)
@@ -477,6 +456,7 @@ def _resume(run: Run, epochs: int | None, on_epoch: Hook | None, quiet: bool) ->
     start = not exists(directory.checkpoint_path)
     prepared = prepare(longer or config, run.given, quiet=quiet, start=start)
     check_same_images(directory, prepared.assembled.data)
+    check_before_training(prepared.assembled)
     if longer is None and directory.finished(config.training.epochs) and not quiet:
         print("training was already finished; its evaluation:", file=sys.stderr)
     _finish(run, prepared, hooks, quiet)
@@ -497,16 +477,16 @@ def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> Non
             thaw(fitted.model)
         with begun(f"training is done, and its weights are kept in {run.path}"):
             if (found := Evaluation.find(run.directory)) is None or found.images is None:
-                evaluate(fitted, options_after_training(fitted), quiet=quiet).write(run.directory)
+                evaluate_after_training(fitted, quiet=quiet).write(run.directory)
             if run.directory.writes:
                 draw_training(fitted)
                 draw_evaluation(run.directory)
                 write_report(run.directory)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"continue with: {_continuing(run.path, fitted.config)}") from None
+        raise KeyboardInterrupt(f"continue with: {continuing(run.path, fitted.config)}") from None
     except (Exception, SystemExit) as error:
         if kept(error):
-            error.add_note(Kept(f"continue with: {_continuing(run.path, fitted.config)}"))
+            error.add_note(Kept(f"continue with: {continuing(run.path, fitted.config)}"))
         raise
 
 
@@ -539,18 +519,6 @@ def _checked(run: Run) -> Fitted:
 def _splits(data: Data) -> str:
     counts = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
     return f"{data.name}, train / validation / test {counts} images{data.incomplete}"
-
-
-def _continuing(path: Path, config: Config) -> str:
-    """The command that continues a run; for a run of objects that only a Python session has, the call."""
-    named = config.externals()
-    of_session = {kind: "…" for kind, name in named.items() if name.partition(":")[0] in components.OBJECTS}
-    if config.data.data == arrays.NAME:
-        of_session["data"] = "…"
-    if of_session:
-        again = {kind: repr(name) for kind, name in named.items()} | of_session
-        return f"Run.open({', '.join([repr(str(path)), *map('='.join, again.items())])}).resume()"
-    return line(command("fit", "--resume", path, *words(named)))
 
 
 def _call_hooks(hooks: Sequence[Hook], run: Run, metrics: Json) -> bool:

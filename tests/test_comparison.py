@@ -95,7 +95,7 @@ def test_one_run(elsewhere: Path) -> None:
     assert row.log_px_difference.mean is None and row.difference_of is None and "Δ" not in str(comparison)
     assert comparison.frame.loc[0, "log_px"] == pytest.approx(-4 / 3)
     assert comparison.frame[["log_px_se_seeds", "log_px_difference", "prior"]].isna().all(axis=None)
-    assert comparison.images == ("digits", "test", 3, "static", "probability", 0.0)
+    assert comparison.images == ("digits", "test", 3, "static", "probability", 0.0, "log p(x)")
     assert len(comparison.distances.rows) == 1 and len(comparison.figure().axes) == 1
     assert repr(comparison) == str(comparison)
 

@@ -1,5 +1,6 @@
 """Runs on images with missing pixels, as a user makes, evaluates, compares and uses them."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def test_evaluate_compare_and_fill(runs: Call, three_fitted: Path) -> None:
     config = read("vae/config.json")
     assert config["data"]["missing"] == 0.5 and recorded["missing"] == pytest.approx(0.505, abs=5e-4)
     page = Path("vae/report.html").read_text(encoding="utf-8")
-    assert "log p(x_obs)" in page and "log p(x)" not in page and "each with probability 0.5" in page
+    text, terms = page.split('<h2 id="terms">')
+    assert "log p(x_obs)" in text and "log p(x)" not in text and "each with probability 0.5" in text
+    assert "log p(x): Log" in re.sub("</dt>", ": ", re.sub("<(?!/dt>)[^>]*>", "", terms)) and "x_obs" in terms
 
     # The same numbers again, and by hand.
     status, out, _ = runs(evaluate.command, "vae", "--num-images", "30")

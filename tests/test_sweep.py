@@ -1,6 +1,7 @@
 """`sweep`: a real one, tiny; and what it does about failures and interrupts, with a process in the place of `fit`."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -30,6 +31,8 @@ import pyro
 import pyro.distributions as dist
 from torch import nn
 
+import ppl_gen
+
 
 class Mine(nn.Module):
     def __init__(self, data_dim, latent_dim):
@@ -47,6 +50,14 @@ class Bound:
 
     def surrogate(self, terms):
         return terms.log_weight.unflatten(0, (self.groups, -1)).logsumexp(1).mean(0)
+
+
+class Share:
+    def __init__(self, *, share: float = 0.5):
+        self.share = share
+
+    def estimate(self, model, guide, x, num_samples):
+        return ppl_gen.log_weights(model, guide, x, num_samples=round(self.share * num_samples))
 """
 
 
@@ -84,12 +95,13 @@ def fake(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], N
 
 
 def test_a_sweep(elsewhere: Path, call: Call) -> None:
-    """Two guides, with an objective of the user's own and its options; then nothing; then one run that lost its
-    evaluation and one of another seed; then none at all."""
+    """Two guides, with an objective and an estimator of the user's own and their options; then nothing; then one run
+    that lost its evaluation and one of another seed; then none at all."""
     Path("mine.py").write_text(GUIDE)
     mine = "mine.py:Bound:4,groups=2"
     arguments = ("vae", "--guides", "normal", "mine.py:Mine", "--objectives", mine, "--out", "out", "--seeds", "0")
-    rest = (*REST, "--latent-dim", "1")  # no plane to be drawn
+    estimator = ("--estimator", "mine.py:Share", "--estimator.share", "0.4")
+    rest = (*REST, "--latent-dim", "1", *estimator)  # no plane to be drawn
     status, out, err = call(sweep.command, *arguments, *rest)
     assert status == 0, err
     names = ["vae-mine-bound-4-2-0", "vae-normal-bound-4-2-0"]
@@ -124,9 +136,13 @@ def test_a_sweep(elsewhere: Path, call: Call) -> None:
     rows = Comparison(sorted(path for path in Path("out").iterdir() if path.is_dir())).rows
     assert sorted((row.guide, *row.seeds) for row in rows) == [("mine.py:Mine", 0, 1), ("normal", 0)]
     assert {row.objective for row in rows} == {"mine.py:Bound-4"}
+    assert all(row.own["share"].at_least and math.isfinite(row.own["share"].mean or math.nan) for row in rows)
+    assert rows[1].own_difference["share"].paired and before["log_px_share"]["num_samples"] == 12
 
-    status, out, err = call(sweep.command, *arguments, *REST, "--latent-dim", "3")
+    status, out, err = call(sweep.command, *arguments, *REST, "--latent-dim", "3", *estimator)
     assert status == 2 and "out/vae-normal-bound-4-2-0 was made with other options: latent_dim is 1, not 3" in err
+    status, out, err = call(sweep.command, *arguments, *rest[:-1], "0.6")
+    assert status == 2 and "was made with other options: share is 0.4, not 0.6" in err
     Path("mine.py").write_text(GUIDE.replace("0.5", "0.6"))
     status, out, err = call(sweep.command, *arguments, *rest)
     changed = "out/vae-normal-bound-4-2-0: mine.py:Bound has changed since the run was started"

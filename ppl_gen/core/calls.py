@@ -23,12 +23,32 @@ def of_session(config: Mapping[str, Any]) -> dict[str, str]:
 
     :param config: the content of the run's `config.json`.
     """
-    found = {}
-    for kind in _CLASSES:
-        origin, _, name = str(_class(config, kind)).partition(":")
-        if origin in OBJECTS:
-            found[kind] = name if origin == "class" else f"{name}(...)"
+    recorded = {kind: str(_class(config, kind)) for kind in _CLASSES}
+    found = {kind: _named(name) for kind, name in recorded.items() if _is_object(name)}
+    if any(map(_is_object, config.get("estimator", ()))):
+        found["estimator"] = _several(config["estimator"])
     return found | ({"data": _IMAGES} if config.get("data", {}).get("data") == "array" else {})
+
+
+def to_define(config: Mapping[str, Any]) -> list[str]:
+    """The expressions of `of_session`, one for each class, instance and function."""
+    estimators = [_named(name) for name in config.get("estimator", ()) if _is_object(name)]
+    return [text for kind, text in of_session(config).items() if kind != "estimator"] + estimators
+
+
+def _is_object(recorded: str) -> bool:
+    return recorded.partition(":")[0] in OBJECTS
+
+
+def _named(recorded: str) -> str:
+    """A recorded class, instance, function or name as an expression."""
+    origin, _, name = recorded.partition(":")
+    return name + "(...)" * (origin == "instance") if origin in OBJECTS else _literal(recorded)
+
+
+def _several(recorded: str | Sequence[str]) -> str:
+    """Recorded estimators as an expression."""
+    return _named(recorded) if isinstance(recorded, str) else f"[{', '.join(map(_named, recorded))}]"
 
 
 def fit_call(config: Mapping[str, Any], defaults: Mapping[str, Any], path: Path) -> str:
@@ -50,11 +70,12 @@ def fit_call(config: Mapping[str, Any], defaults: Mapping[str, Any], path: Path)
     for part in ("model_options", "data", "training"):
         different = changed(config.get(part, {}), defaults.get(part, {}))
         chosen |= {name: _literal(value) for name, value in different.items() if name not in ("data", "objective")}
-    for part in ("guide_options", "prior_options", "objective_options"):
+    for part in ("guide_options", "prior_options", "objective_options", "estimator_options"):
         if different := changed(config.get(part, {}), defaults.get(part, {})):
             chosen[part] = _literal(different)
-    single = {key: config[key] for key in ("num_samples", "init_from", "fixed_model") if key in config}
-    chosen |= {name: _literal(value) for name, value in changed(single, defaults).items()}
+    single = {key: config[key] for key in ("num_samples", "init_from", "fixed_model", "estimator") if key in config}
+    different = changed(single, defaults)
+    chosen |= {name: _several(value) if name == "estimator" else _literal(value) for name, value in different.items()}
     return f"run = ppl_gen.Run.fit({_arguments([arguments['model']], chosen | {'out': _literal(str(path))})})"
 
 
@@ -72,7 +93,8 @@ def method_call(method: str, options: Mapping[str, Any]) -> str:
     >>> method_call("evaluate", {"num_samples": 50, "annealed": {"num_chains": 3}})
     'run.evaluate(num_samples=50, annealed={"num_chains": 3})'
     """
-    return f"run.{method}({_arguments([], {name: _literal(value) for name, value in options.items()})})"
+    written = {name: _several(value) if name == "estimator" else _literal(value) for name, value in options.items()}
+    return f"run.{method}({_arguments([], written)})"
 
 
 def arguments_of(words: Sequence[str]) -> dict[str, Any]:

@@ -74,6 +74,18 @@ def external_class_options(config: Mapping[str, Any]) -> list[str]:
     return [*words, *(["--data", data] if is_function(data) else [])]
 
 
+def resuming_options(config: Mapping[str, Any]) -> list[str]:
+    """The options that name a run's code from outside the package, as `fit --resume` needs them: those of a reader, the
+    objective and the estimators.
+
+    :param config: the content of the run's `config.json`.
+    """
+    objective = str(config.get("training", {}).get("objective"))
+    estimators = [name for name in config.get("estimator", ()) if ":" in name]
+    words = ["--objective", objective] if ":" in objective else []
+    return [*external_class_options(config), *words, *(["--estimator", *estimators] if estimators else [])]
+
+
 def fit_command(config: Mapping[str, Any]) -> list[str]:
     """The command line that made a run, with the data set that `auto` stood for; empty for a run made from Python.
 

@@ -14,7 +14,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -45,7 +45,7 @@ SUPPLIED = {
 - `latent_name`: name of the model's latent site; None if it has several
 - `guide`: the guide that a prior is trained with
 """
-OBJECTS = ("class", "instance")
+OBJECTS = ("class", "instance", "function")
 """Prefixes, before the colon, of the name of an object that was passed from Python."""
 NEEDED = {
     "model": "'model(self, x, ...)'",
@@ -153,7 +153,9 @@ def find_function(what: str, reference: str, *, or_class: bool = False) -> Calla
     :raises BadInput: if there is none.
     """
     where, _, name = reference.rpartition(":")
-    if not where or where == "function":
+    if where in OBJECTS:
+        raise BadInput(f"{what} '{reference}': was the {where} {name} of a Python session; pass it again")
+    if not where:
         raise BadInput(f"{what} '{reference}': must have the form file.py:{'NAME' if or_class else 'function'}")
     module = _import(what, where)
     found = getattr(module, name, None)
@@ -165,14 +167,29 @@ def find_function(what: str, reference: str, *, or_class: bool = False) -> Calla
     return found
 
 
-def function_name(function: Any) -> str:
-    """The name under which a configuration records a function: `package.module:function` if it can be imported again,
-    else `function:NAME`. A name is returned as it is."""
-    if isinstance(function, str):
-        return function
-    name, module = getattr(function, "__qualname__", type(function).__name__), getattr(function, "__module__", "")
-    again = getattr(sys.modules.get(module), name, None) is function and module != "__main__"
-    return f"{module}:{name}" if again and not module.startswith("_user_") else f"function:{name}"
+def estimator_options(references: Iterable[Any]) -> list[Option]:
+    """The options of the constructors of several estimators, each once.
+
+    :param references: names as `find_function` takes them, classes, instances and functions.
+    """
+    found = [
+        find_function("--estimator", each, or_class=True) if isinstance(each, str) else each for each in references
+    ]
+    return list({option.name: option for each in found for option in options("estimator", each)}.values())
+
+
+def function_name(reference: Any) -> str:
+    """The name under which a configuration records a function, or a class or an instance in the place of one:
+    `package.module:NAME` if it can be imported again, else `function:NAME`, `class:NAME` or `instance:CLASS`. A name is
+    returned as it is."""
+    if isinstance(reference, str):
+        return reference
+    name, module = getattr(reference, "__name__", None), getattr(reference, "__module__", None) or ""
+    if name is None:
+        return f"instance:{type(reference).__name__}"
+    if getattr(sys.modules.get(module), name, None) is reference and not module.startswith(("__main__", "_user_")):
+        return f"{module}:{name}"
+    return f"{'class' if isinstance(reference, type) else 'function'}:{name}"
 
 
 def _import(kind: str, where: str) -> ModuleType:

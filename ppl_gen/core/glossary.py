@@ -23,6 +23,13 @@ class Term:
 
 # The bound and log p(x) ------------------------------------------------------------------------------------------
 
+_NAMES = (
+    "log p(x | y)",
+    "log p(x, y)",
+    "log p(x_obs)",
+    "log p(x_obs | y)",
+    "log p(x_obs, y)",
+)
 _BOUND = (
     Term(
         "nats",
@@ -35,11 +42,11 @@ _BOUND = (
     Term(
         "log p(x)",
         "log-px",
-        "Log-probability of an image under the model: log ∫ p(z) p(x | z) dz, with a sum in place of the integral if "
-        "z is finite. The table has its mean over images. It belongs to the model alone, and is the same for every "
-        "guide.",
+        "Log-probability of an image under the model: log ∫ p(z) p(x | z) dz, a sum if z is finite. It is the model's "
+        "alone, whatever the guide. The table has its mean. With labels y: log p(x | y) or log p(x, y). x_obs: "
+        "pixels not missing.",
         "estimates.md",
-        ("log density of x", "log marginal likelihood"),
+        (*_NAMES, "log density of x", "log marginal likelihood"),
     ),
     Term(
         "ELBO",

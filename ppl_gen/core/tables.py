@@ -41,18 +41,13 @@ class Row:
         return cls(label, fixed(mean), "" if se is None or not math.isfinite(se) else fixed(se), note, at_least)
 
 
-def named(text: str, missing: object) -> str:
-    """A text with the name of log p(x), which is `log p(x_obs)` if it is that of the observed pixels.
+def named(text: str, quantity: str) -> str:
+    """A text in which log p(x) has the name of what is evaluated.
 
-    >>> named("gap: log p(x) - ELBO", missing=0.5)
-    'gap: log p(x_obs) - ELBO'
-
-    :param missing: the share of missing pixels, or the option that makes them; 0 or None if no pixel is missing.
+    >>> named("gap: log p(x) - ELBO", "log p(x_obs | y)")
+    'gap: log p(x_obs | y) - ELBO'
     """
-    if missing:
-        for rest in (")", " | y)", ", y)"):
-            text = text.replace(f"log p(x{rest}", f"log p(x_obs{rest}")
-    return text
+    return text.replace("log p(x)", quantity)
 
 
 def fixed(value: float | None, digits: int = 2) -> str:

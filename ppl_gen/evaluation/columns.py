@@ -1,9 +1,10 @@
 """The table of a comparison: its columns, and its text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ppl_gen.core.tables import named
 from ppl_gen.evaluation.rows import Row, RowMean
 from ppl_gen.evaluation.table import shown
 from ppl_gen.experiment.run_directory import Json
@@ -14,7 +15,7 @@ class Column:
     """A column of the table."""
 
     heading: str
-    """Title of the column. `{k}` stands for the k of the IWAE bound."""
+    """Title of the column. In `COLUMNS`, `{k}` stands for the k of the IWAE bound."""
     cells: Callable[[Sequence[Row]], list[str]]
     """Function that returns the cell of each row; empty for a term that does not exist."""
     words: bool = False
@@ -92,6 +93,23 @@ COLUMNS = (
 )
 
 
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns of a table. Those of the user's own estimators follow the differences of the package's."""
+    found = []
+    for column in COLUMNS:
+        found.append(replace(column, heading=column.heading.format(k=rows[0].k)))
+        if column.heading == "Δ ELBO":
+            found += [each for name in dict.fromkeys(name for row in rows for name in row.own) for each in _own(name)]
+    return found
+
+
+def _own(name: str) -> list[Column]:
+    """The columns of an estimator of the user's own."""
+    value = _nats(lambda row: row.own.get(name, RowMean()))
+    change = _nats(lambda row: row.own_difference.get(name, RowMean()), "+")
+    return [Column(f"log p(x) by {name}", value), Column(f"Δ log p(x) by {name}", change)]
+
+
 def written(options: Json) -> str:
     """Options as one word each: `latent_dim=2 guide.transform=iaf`."""
 
@@ -112,11 +130,14 @@ class Layout(NamedTuple):
     """Headings of columns of words."""
 
 
-def layout(rows: Sequence[Row]) -> Layout:
-    """The cells of a comparison as text."""
+def layout(rows: Sequence[Row], quantity: str = "log p(x)") -> Layout:
+    """The cells of a comparison as text.
+
+    :param quantity: the name of log p(x).
+    """
     table = Layout({}, {}, set())
-    for column in COLUMNS:
-        heading, cells = column.heading.format(k=rows[0].k), column.cells(rows)
+    for column in _columns(rows):
+        heading, cells = named(column.heading, quantity), column.cells(rows)
         if set(cells) <= {"", "-"}:
             continue
         if len(rows) > 1 and column.lift and len(set(cells)) == 1:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from ppl_gen.experiment.run_directory import Json
+from ppl_gen.core.errors import BadInput
+from ppl_gen.experiment.run_directory import Json, RunDirectory
 
 SHARED = ("data", "split", "num_images", "binarization", "observation", "seed", "training_seed", "checkpoint")
 """Keys that an `evaluation.json` and the attributes of the `evaluation.nc` beside it have in common."""
@@ -19,6 +21,21 @@ _FIGURES = {
 """Keys of an entry of log p(x) that are results, not settings, of its estimator."""
 _NATS = ("elbo", "log_px", "iwae", "gap", "ess", "khat")
 """Beginnings of the names of variables that are no whole numbers."""
+
+
+def quantity(summary: Mapping[str, Any]) -> str:
+    """The name of what was evaluated: `log p(x)`; `log p(x | y)` or `log p(x, y)` if labels are given; with `x_obs` for
+    x, the observed pixels, if pixels are missing. Earlier versions recorded no `x_obs`."""
+    found: str = summary.get("quantity", "log p(x)")
+    return found.replace("p(x_obs", "p(x").replace("p(x", "p(x_obs") if summary.get("missing") else found
+
+
+def quantity_of(run: RunDirectory) -> str:
+    """The name of what a run evaluates: that of its evaluation, if it has one."""
+    with suppress(BadInput):  # a damaged one is told where it is read
+        if (summary := run.read_json("evaluation.json")) is not None:
+            return quantity(summary)
+    return quantity({"missing": run.config["data"].get("missing")})
 
 
 def primary(summary: Json) -> str:

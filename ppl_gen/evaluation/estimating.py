@@ -21,12 +21,11 @@ from ppl_gen.evaluation.bounding import check_bounds, with_bounds
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
-from ppl_gen.evaluation.own_estimators import OwnEstimator, find
+from ppl_gen.evaluation.own_estimators import OwnEstimator, find, split
 from ppl_gen.evaluation.settled import check_settling, fixed_samples, next_options, settled_estimate
-from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.config import KINDS, Given
-from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log_px, bidirectional_bounds
 from ppl_gen.inference.annealed import check as check_annealing
@@ -70,6 +69,11 @@ class Task:
     def num_samples(self) -> int:
         """Number of samples of estimates from as many for every image."""
         return fixed_samples(self.fitted, self.options)
+
+    @property
+    def quantity(self) -> str:
+        """The name of what is evaluated."""
+        return self.fitted.quantity(self.x, *self.labels)
 
 
 def evaluate(
@@ -115,7 +119,7 @@ def evaluate(
         "num_images": len(whole[0]),
         "images_sha256": images_sha256(whole[0]),
         "observation": kind,
-        **quantity(fitted.pair, *whole),
+        **({} if (name := fitted.quantity(*whole)) == "log p(x)" else {"quantity": name}),
         "options": replace(options, estimator=estimator).to_json(),
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
         **({} if given_up is None else {"no_quadrature": given_up}),
@@ -128,15 +132,47 @@ def evaluate(
     return Evaluation.of(estimates, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
 
 
-def options_after_training(fitted: Fitted) -> EvaluationOptions:
-    """The options of the evaluation at the end of a fit: the `evaluation_defaults` of the model's class, or the general
-    defaults if the fit has another guide than that class's own."""
-    defaults = defaults_of(fitted.model)
-    chosen = dict(defaults.evaluation_defaults) if fitted.config.guide == defaults.default_guide else {}
+def evaluate_after_training(fitted: Fitted, *, quiet: bool = False) -> Evaluation:
+    """The evaluation at the end of a fit, which has the `evaluation_defaults` of the model's class, or the general
+    defaults if the fit has another guide than that class's own; and the estimators that the fit names."""
+    options, own = _after_training(fitted)
+    return evaluate(fitted, options, own=own, quiet=quiet)
+
+
+def check_before_training(assembled: Assembled) -> None:
+    """Try the estimators of the evaluation at the end of a fit, if the fit names any, on two images.
+
+    :raises BadInput: if one of them does not support the pair, or fails.
+    """
+    config, (x, *labels) = assembled.config, (each[:2] for each in assembled.batch)
+    if not config.estimator:
+        return
+    options, own = _after_training(assembled)
+    estimators(assembled.model, assembled.pair, str(options.estimator), x.device, *labels)
+    if options.estimator == "annealed":
+        check_chains(assembled, x, options)
+    with assembled.estimating(options.seed):
+        for each in find([*options.own_estimators, *own], options.estimator_options):
+            each.estimate(assembled.model, assembled.guide, x, *labels, num_samples=config.num_samples)
+
+
+def _after_training(assembled: Assembled) -> tuple[EvaluationOptions, list[Any]]:
+    """The options of the evaluation at the end of a fit, and the estimators among them that are objects."""
+    config, defaults = assembled.config, defaults_of(assembled.model)
+    chosen = dict(defaults.evaluation_defaults) if config.guide == defaults.default_guide else {}
     if "num_images" in chosen:
-        chosen["num_images"] = min(chosen["num_images"], len(fitted.data.test))
-    annealing = Annealing(**chosen.pop("annealed", {}))
-    return EvaluationOptions(device=fitted.config.training.device, annealed=annealing, **chosen)
+        chosen["num_images"] = min(chosen["num_images"], len(assembled.data.test))
+    usual, annealed = chosen.pop("estimator", "auto"), chosen.pop("annealed", {})
+    of_package = [name for name in config.estimator if name not in config.own_estimators] or [usual]
+    names, own = split([*of_package, *assembled.given.estimators(config)])
+    options = EvaluationOptions(
+        device=config.training.device,
+        annealed=Annealing(**(annealed if of_package == [usual] else {})),
+        estimator=names,
+        estimator_options=config.estimator_options,
+        **chosen,
+    )
+    return options, own
 
 
 # Before the work -----------------------------------------------------------------------------------------------
@@ -223,7 +259,7 @@ def _check(task: Task, others: Sequence[nn.Module], chosen: Chosen) -> None:
             check_proposals(task.fitted.model, guides, *first_rows(8, task.x, *task.labels), **shares)
 
 
-def check_chains(fitted: Fitted, x: Tensor, options: EvaluationOptions) -> None:
+def check_chains(fitted: Assembled, x: Tensor, options: EvaluationOptions) -> None:
     """Raise `BadInput` for a model that cannot be annealed, and for a `likelihood(z)` that does not support chains."""
     model: Any = fitted.model
     pair = fitted.pair
@@ -322,7 +358,6 @@ def _estimates(
         yield "annealed", annealed_estimate(task)
     for each in further:
         own = each.estimate(fitted.model, fitted.guide, x, *labels, num_samples=task.num_samples)
-        require(own.estimator not in ESTIMATES, "estimator", own.estimator, "is a name of the package; choose another")
         yield own.estimator, own
 
 
@@ -374,7 +409,7 @@ def quadrature_estimate(task: Task, most_work: float = math.inf) -> QuadratureEs
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
         how: dict[str, Any] = {
             "most_work": most_work,
-            "progress": progress.advancing(task.fitted.log_px_name, "quadrature"),
+            "progress": progress.advancing(task.quantity, "quadrature"),
         }
         return quadrature_log_px(task.fitted.model, task.x, quadrature=task.options.quadrature, **how)
 
@@ -396,7 +431,7 @@ def exact_estimate(fitted: Fitted, x: Tensor, *labels: Tensor, quiet: bool) -> E
     blocks, pair = [], fitted.pair
     states = "" if pair.num_states is None else f", {shown_count(pair)} states"
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing(fitted.log_px_name, f"exact{states}")
+        advance = progress.advancing(fitted.quantity(x, *labels), f"exact{states}")
         for block in exact_blocks(fitted.model, fitted.guide, pair, x, *labels):
             blocks.append(block)
             advance(len(block))
@@ -408,7 +443,7 @@ def importance_estimate(
 ) -> ImportanceEstimate:
     """Importance sampling from the guide, with a progress bar."""
     with Progress(len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing(fitted.log_px_name, f"{num_samples} samples per image")
+        advance = progress.advancing(fitted.quantity(x, *labels), f"{num_samples} samples per image")
         options: dict[str, Any] = {"num_samples": num_samples, "progress": advance, "ask_again": False}
         return log_marginal_likelihood(fitted.model, fitted.guide, x, *labels, from_prior=True, **options)
 
@@ -431,7 +466,7 @@ def _proposal_estimate(task: Task, others: Sequence[nn.Module]) -> Estimate:
     """Importance sampling from other proposals than the guide alone, with a progress bar."""
     guides, shares = _proposals(task, others)
     with Progress(len(task.x), "image", quiet=task.quiet) as progress:
-        advance = progress.advancing(task.fitted.log_px_name, f"{task.num_samples} samples of other proposals")
+        advance = progress.advancing(task.quantity, f"{task.num_samples} samples of other proposals")
         return proposal_log_px(task.fitted.model, guides, task.x, *task.labels, **shares, progress=advance)
 
 
@@ -446,7 +481,7 @@ def annealed_estimate(task: Task) -> AnnealedEstimate:
         how: dict[str, Any] = {
             "guide": guide,
             "annealing": annealing,
-            "progress": progress.advancing(task.fitted.log_px_name, what),
+            "progress": progress.advancing(task.quantity, what),
         }
         found = annealed_log_px(model, task.x, **how)
         return replace(found, bidirectional=bidirectional_bounds(model, count, **how)) if count else found
@@ -459,14 +494,6 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
     """Kind of p(x) of the images: see `check_images`."""
     with evaluating(pair.model, pair.guide):
         return check_images(pair, x, *args)
-
-
-def quantity(pair: Pair, x: Tensor, *labels: Tensor) -> dict[str, str]:
-    """The entry that says what is evaluated in place of log p(x), if labels are given: log p(x, y) if the model has
-    more observed sites than the images, such as the labels; else log p(x | y)."""
-    if not any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels):
-        return {}
-    return {"quantity": "log p(x | y)" if len(pair.observed) == 1 else "log p(x, y)"}
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:

@@ -247,7 +247,7 @@ class Evaluation:
     def __repr__(self) -> str:
         parts = {"ELBO": self.elbo, "log p(x)": self.log_px, "gap": self.gap}
         lines = (sentence(Row(name, str(each))) for name, each in parts.items() if each is not None)
-        return named(table.of_quantity("\n".join(lines), self.summary), self.summary.get("missing"))
+        return named("\n".join(lines), entries.quantity(self.summary))
 
     def _repr_html_(self) -> str:
         caption = f"{table.title(self.summary)}: {table.images(self.summary)}; {table.UNITS}"

@@ -109,6 +109,7 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
     model: Any = fitted.model
     pair = fitted.pair
     exactly, classified = is_mixture(model, pair), None
+    site = pair.latent[0] if exactly else str(_site_of_components(pair))
     with fitted.estimating(options.seed):
         if exactly:
             probabilities = _responsibilities(model, pair, x, quiet)
@@ -128,6 +129,7 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
     summary: Json = {
         **fitted.provenance(options),
         "num_images": len(x),
+        "site": site,
         **({} if exactly else {"num_samples": options.num_samples}),
         "entropy": {"mean": mean, "se": se},
         "components": {"in_use": int((probabilities.sum(0) >= 1).sum()), "of": len(weights)},
@@ -144,7 +146,7 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
                 row["purity"] = float(of_label.max() / row["images"])
         summary |= agreement(components, labels, options.seed)
         if unknown and np.array_equal(names, np.arange(len(weights))):
-            summary["error"] = _errors(probabilities, classified, labels)
+            summary["error"] = _errors(site, probabilities, classified, labels)
     summary["table"] = rows
     return Responsibilities(summary, x, probabilities, weights, means, counts, [str(name) for name in names])
 
@@ -159,7 +161,7 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> tuple[Tensor, ...
     rule = f"the {options.split} split has {len(split)} images, and at least {2 * NUM_EXAMPLES} are needed"
     require(2 * NUM_EXAMPLES <= count <= len(split), "num_images", count, rule)
     x, *known = fitted.images(options.split, count)
-    if any(bool((each >= 0).any()) for each in known):
+    if any(isinstance(each, torch.Tensor) and bool((each >= 0).any()) for each in known):
         raise BadInput(
             f"{name}: is given the labels of the {options.split} split; responsibilities need images without labels, "
             "as after fit --labelled N"
@@ -192,9 +194,10 @@ def _responsibilities(model: Any, pair: Pair, x: Tensor, quiet: bool) -> Tensor:
     return torch.cat(blocks)
 
 
-def _errors(probabilities: Tensor, classified: Tensor | None, labels: np.ndarray) -> Json:
-    """Shares of images whose most probable class is not their label: by p(y | x), and by q(y | x) if there is one."""
-    of = {"p(y | x)": probabilities} | ({} if classified is None else {"q(y | x)": classified})
+def _errors(site: str, probabilities: Tensor, classified: Tensor | None, labels: np.ndarray) -> Json:
+    """Shares of images whose most probable class is not their label: by p(y | x), and by q(y | x) if there is one. The
+    site of the components has its own name."""
+    of = {f"p({site} | x)": probabilities} | ({} if classified is None else {f"q({site} | x)": classified})
     wrong = {name: each.argmax(1).numpy() != labels for name, each in of.items()}
     return {
         name: {"mean": float(each.mean()), "se": float(each.std(ddof=1) / len(each) ** 0.5)}
@@ -239,15 +242,23 @@ def _from_model(pair: Pair) -> tuple[np.ndarray, Tensor]:
     return weights.cpu().numpy(), torch.stack(means)
 
 
+def names(summary: Json) -> tuple[str, str]:
+    """The names of the site of the components and of the images, in a `responsibilities.json`. Earlier versions did not
+    record the site."""
+    return str(summary.get("site", "z")), "x_obs" if summary.get("missing") else "x"
+
+
 def table(summary: Json) -> str:
     """The content of `responsibilities.json` as text."""
     s = summary
     used, of = s["components"]["in_use"], s["components"]["of"]
+    site, x = names(s)
+    entropy = f"entropy of p({site} | {x})"
     how = f"by {s['num_samples']} importance samples" if "num_samples" in s else "exact"
     rows = [
         f"{title(s)}: {images(s)}",
         f"  components in use       {used} of {of}",
-        f"  entropy of p(z | x)     {s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, {how}",
+        f"  {entropy:<24}{s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, {how}",
     ]
     if "purity" in s:
         share, information = s["purity"], s["normalized_mutual_information"]
@@ -256,10 +267,12 @@ def table(summary: Json) -> str:
             f"  normalized mutual information  {information['mean']:.3f}   chance {information['chance']:.3f}",
         ]
     for name, error in s.get("error", {}).items():
-        rows.append(f"  error of {name}       {error['mean']:.2%} ± {error['se']:.2%} of the images have another label")
-    rows.append("  component   p(z = k)   images" + ("   majority label   purity" if "purity" in s else ""))
+        named = f"error of {name.replace('| x)', f'| {x})')}"
+        rows.append(f"  {named:<24}{error['mean']:.2%} ± {error['se']:.2%} of the images have another label")
+    weight = f"p({site} = k)"
+    rows.append(f"  component   {weight}   images" + ("   majority label   purity" if "purity" in s else ""))
     for row in s["table"][:_ROWS]:
-        line = f"  {row['component']:>9}   {row['weight']:8.2%}   {row['images']:>6}"
+        line = f"  {row['component']:>9}   {row['weight']:{len(weight)}.2%}   {row['images']:>6}"
         if "purity" in row:
             line += f"   {row['majority_label']:>14}   {row['purity']:6.3f}"
         rows.append(line)

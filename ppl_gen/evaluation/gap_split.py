@@ -9,6 +9,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, require, warnings_of
 from ppl_gen.core.progress import Progress
 from ppl_gen.core.tables import Row, duration, line, named, small
+from ppl_gen.evaluation.entries import quantity
 from ppl_gen.evaluation.estimating import Task, annealed_estimate, check_chains, observation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.table import Printed, images, title
@@ -204,4 +205,4 @@ def gap_table(summary: Json) -> str:
         lines += [line(row, 34, "{:<9}{:>8}{}") for row in rows]
     lines.append(f"  this took {duration(summary['seconds'])}")
     text = "\n".join([*lines, *(f"  {warning}" for warning in warnings_of(summary["observation"]))])
-    return named(text, summary.get("missing"))
+    return named(text, quantity(summary))

@@ -15,9 +15,7 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
     """
     unpaired = _on_unknown_images(runs) if any(map(_is_unpaired, rows)) else []
     warnings = warnings_of(runs[0].images.observation)
-    if quantity := runs[0].summary.get("quantity"):
-        warnings = [f"log p(x) stands for {quantity}: the labels are given", *warnings]
-    return [*_on_training(runs), *_on_errors(rows), *unpaired, *_on_estimates(rows), *warnings]
+    return [*_on_training(runs), *_on_errors(rows), *unpaired, *_on_estimates(rows), *_on_own(runs, rows), *warnings]
 
 
 def _is_unpaired(row: Row) -> bool:
@@ -78,6 +76,7 @@ def _on_errors(rows: Sequence[Row]) -> list[str]:
 def _on_estimates(rows: Sequence[Row]) -> list[str]:
     notes, k = [], rows[0].k
     doubted = {row.settings["estimator"] for row in rows if row.log_px.at_least}
+    doubted |= {name for row in rows for name, mean in row.own.items() if mean.at_least}
     if doubted - {"annealed"}:
         notes.append("≥ at least: k-hat is too high or unknown for some images, or another estimate of them is larger")
     if "annealed" in doubted:
@@ -103,4 +102,16 @@ def _on_estimates(rows: Sequence[Row]) -> list[str]:
         notes.append(
             "width: distance between the two bounds of log p(x), on images that each model draws, not on these"
         )
+    return notes
+
+
+def _on_own(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
+    """Notes on estimators of the user's own with settings that are not the same in all runs."""
+    notes = []
+    for name in dict.fromkeys(name for row in rows for name in row.own):
+        used = [run.summary for run in runs if name in run.estimates]
+        settings = [(each[f"log_px_{name}"].get("num_samples"), each.get("options", {})) for each in used]
+        settings = [(count, options.get("estimator_options")) for count, options in settings]
+        if any(each != settings[0] for each in settings):
+            notes.append(f"log p(x) by {name}: its number of samples or its options differ between the runs")
     return notes

@@ -16,6 +16,7 @@ from ppl_gen.core import components
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.contracts import Estimator, missing
 from ppl_gen.core.errors import BadInput, describe, near_miss, shown
+from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.judging import judge
 
@@ -49,12 +50,25 @@ class OwnEstimator:
                 raise BadInput(
                     f"--estimator {self.reference}: returns no ppl_gen.Estimate and no log weights: {error.sentence}"
                 ) from error
+        _check_name(self.reference, found.estimator)
         if found.log_px.shape != (len(x),):
             raise BadInput(
                 f"--estimator {self.reference}: returns log p(x) {list(found.log_px.shape)}; it must return log "
                 f"weights [samples, {len(x)}], or a ppl_gen.Estimate whose log_px is [{len(x)}]"
             )
         return found
+
+
+def _check_name(reference: str, name: str) -> None:
+    """Raise `BadInput` for a name that an estimate cannot have, because files have variables of its name, and of its
+    name with an ending."""
+    if name in ESTIMATES:
+        raise BadInput(f"--estimator {reference}: '{name}' is a name of the package; choose another")
+    if not name.strip() or not name.isprintable() or "/" in name or name.endswith(("_mc_se", "_bias")):
+        raise BadInput(
+            f"--estimator {reference}: its estimate has the name {shown(name)}; choose a word without / that does not "
+            "end in _mc_se or _bias"
+        )
 
 
 def of_log_weights(name: str, log_weights: Any) -> Estimate:
@@ -82,7 +96,7 @@ def find(references: Sequence[Any], options: Mapping[str, Any]) -> list[OwnEstim
         components.find_function("--estimator", each, or_class=True) if isinstance(each, str) else each
         for each in references
     ]
-    known = {option.name for each in objects for option in components.options("estimator", each)}
+    known = {option.name for option in components.estimator_options(objects)}
     for name in options:
         if name not in known:
             hint = near_miss(name, known) if known else ""

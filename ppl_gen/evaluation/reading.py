@@ -23,7 +23,7 @@ from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.run_directory import GROUP, Json, RunDirectory
 
 OPTIONS = options_of(Config)
-_ESTIMATE = "log_px_"  # variables of `evaluation.nc`: estimates of log p(x), each with its error and its bias
+_ESTIMATE = "log_px_"  # entries of `evaluation.json`, and variables of `evaluation.nc`: estimates of log p(x)
 
 
 class Images(NamedTuple):
@@ -38,6 +38,8 @@ class Images(NamedTuple):
     """Kind of p(x): probability, density or cross-entropy; `unstated` for a file that does not say it."""
     missing: float = 0.0
     """Share of missing pixels. If it is above 0, p(x) is that of the observed pixels."""
+    quantity: str = "log p(x)"
+    """The name of what was evaluated, as in `entries.quantity`."""
 
     def words(self, form: str = "d") -> str:
         """The images in words: `300 test images of digits`.
@@ -109,7 +111,8 @@ def read(path: Path) -> Evaluated:
         values = _per_image(summary, content)
     except Exception as error:  # h5py raises errors of many kinds
         raise run.damaged("evaluation.nc", error) from None
-    images = Images(**{key: summary[key] for key in Images._fields if key in summary or key != "missing"})
+    about = {key: summary[key] for key in Images._fields if key in summary or key not in Images._field_defaults}
+    images = Images(**about | {"quantity": entries.quantity(summary)})
     settings, seed = _settings(summary["log_px"]), summary["training_seed"]
     chosen = {"evaluation": settings | {"checkpoint": summary["checkpoint"]}}
     config = {name: value for name, value in flat(run.config | chosen).items() if _identifies(name)}
@@ -130,7 +133,8 @@ def _per_image(summary: Json, content: bytes) -> dict[str, np.ndarray]:
     with h5py.File(io.BytesIO(content)) as file:
         group = file[GROUP]
         names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
-        names += [name for name in group if name.startswith(_ESTIMATE) and not name.endswith(("_mc_se", "_bias"))]
+        estimates = [f"{_ESTIMATE}{entries.primary(summary)}", *(key for key in summary if key.startswith(_ESTIMATE))]
+        names += [name for name in estimates if name in group]
         of_figures = [name for name in ("gap", "untrusted") if name in group]
         entries.check_variables(summary, {name: group[name] for name in (*names, *of_figures)}, len(content))
         found = {name: group[name][()] for name in names}
@@ -152,9 +156,10 @@ def _identifies(name: str) -> bool:
 
     :param name: the option's dotted name in `config.json`.
     """
-    if name in OPTIONS:
-        return bool(OPTIONS[name].metadata.get("identifies", True))
-    return name.partition(".")[0] not in ORIGIN
+    option = name if name in OPTIONS else name.partition(".")[0].removesuffix("_sha256")
+    if option in OPTIONS:
+        return bool(OPTIONS[option].metadata.get("identifies", True))
+    return option not in ORIGIN
 
 
 def _gaps(run: RunDirectory, summary: Json) -> Json:
@@ -265,8 +270,9 @@ def _kind(first: Evaluated, run: Evaluated) -> dict[str, tuple[Any, ...]]:
                 f"{each.path}: does not say of what kind its p(x) is, and the others are of {other}; save it with "
                 "observation='probability', 'density' or 'cross-entropy'"
             )
-    quantities = (each.summary.get("quantity", "log p(x)") for each in (first, run))
-    found = {"observation": kinds, "quantity": tuple(quantities)}
+    # A file of log weights does not know which pixels are missing.
+    quantities = (each.images.quantity.replace("x_obs", "x") for each in (first, run))
+    found: dict[str, tuple[Any, ...]] = {"observation": kinds, "quantity": tuple(quantities)}
     if None in (first.images_sha256, run.images_sha256):  # else images that miss the same pixels are known to be such
         found["missing"] = first.images.missing, run.images.missing
     return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.reading import OPTIONS, Evaluated, group, same_images
+from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.differences import difference, variance_over_images, variance_over_seeds
 
@@ -66,6 +67,10 @@ class Row:
     elbo_difference: RowMean
     difference_of: str | None
     """Subject of the differences: `methods`, or `weights` if this row or the best has one seed."""
+    own: dict[str, RowMean]
+    """log p(x) by estimators of the user's own, by name: those that all runs of the row have."""
+    own_difference: dict[str, RowMean]
+    """The differences of these to the best row; those that the best row has, too."""
     gap: RowMean
     approximation: RowMean
     amortization: RowMean
@@ -88,6 +93,9 @@ class Row:
     def to_json(self) -> Json:
         """The row as `compare --format json` prints it."""
         of, images = {"of": self.difference_of}, {"num_images": self.gap_images}
+        own: Json = {name: mean.to_json("at_least") for name, mean in self.own.items()}
+        for name, mean in self.own_difference.items():
+            own[name]["difference"] = mean.to_json("low", "high", "paired") | of
         return {
             "model": self.model,
             "guide": self.guide,
@@ -101,6 +109,7 @@ class Row:
             "log_px": self.log_px.to_json() | self.settings | {"at_least": self.log_px.at_least},
             "log_px_difference": self.log_px_difference.to_json("low", "high", "paired") | of,
             "elbo_difference": self.elbo_difference.to_json("low", "high", "paired") | of,
+            "own": own,
             "gap": {"mean": self.gap.mean, "at_least": self.gap.at_least},
             "approximation": {"mean": self.approximation.mean} | images | {"at_least": self.approximation.at_least},
             "amortization": {"mean": self.amortization.mean} | images | {"at_least": self.amortization.at_least},
@@ -157,11 +166,14 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
     elbo, log_px = _values(runs)
     bounds = [run.iwae[k] for run in runs if k is not None and k in run.iwae]
     elbo_difference = log_px_difference = RowMean()
+    own, own_difference = own_values(runs), dict[str, RowMean]()
     difference_of = None
     if runs is not best:
         pairs = zip((elbo, log_px), _values(best), strict=True)
         paired = same_images(first, best[0])
         elbo_difference, log_px_difference = (_difference(*pair, len(groups), paired) for pair in pairs)
+        shared = {name: others for name, others in own_values(best).items() if name in own}
+        own_difference = {name: _difference(own[name], shared[name], len(groups), paired) for name in shared}
         difference_of = "methods" if min(len(runs), len(best)) > 1 else "weights"
     return Row(
         model=first.summary["model"],
@@ -179,6 +191,8 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
         log_px_difference=log_px_difference,
         elbo_difference=elbo_difference,
         difference_of=difference_of,
+        own={name: mean_of(values, _at_least(summaries, f"log_px_{name}")) for name, values in own.items()},
+        own_difference=own_difference,
         gap=RowMean(_mean(summaries, "gap", "mean"), at_least=_at_least(summaries, "gap")),
         approximation=RowMean(
             _mean(gaps, "approximation", "mean"), at_least=any(g.get("at_least", False) for g in gaps)
@@ -206,6 +220,12 @@ def _calibration(runs: Sequence[Evaluated]) -> str | None:
 def _values(runs: Sequence[Evaluated]) -> tuple[np.ndarray, np.ndarray]:
     """ELBO and log p(x) of runs, each [seeds, images]."""
     return np.stack([run.elbo for run in runs]), np.stack([run.log_px for run in runs])
+
+
+def own_values(runs: Sequence[Evaluated]) -> dict[str, np.ndarray]:
+    """log p(x) [seeds, images] by each estimator of the user's own, by name, that all of the runs have."""
+    shared = [name for name in runs[0].estimates if all(name in run.estimates for run in runs)]
+    return {name: np.stack([run.estimates[name] for run in runs]) for name in shared if name not in ESTIMATES}
 
 
 def mean_of(values: np.ndarray, at_least: bool = False) -> RowMean:

@@ -43,7 +43,7 @@ def settled_estimate(
 ) -> SettledEstimate:
     """log p(x) to the tolerance of the options, with a progress bar."""
     with Progress(2 * len(x), "image", quiet=quiet) as progress:
-        advance = progress.advancing(fitted.log_px_name, f"to {options.settling.tolerance:g} nats")
+        advance = progress.advancing(fitted.quantity(x, *labels), f"to {options.settling.tolerance:g} nats")
         how: dict[str, Any] = {"settling": options.settling, "anneal": anneal, "progress": advance}
         return settled_log_px(fitted.model, fitted.guide, x, *labels, **how)
 

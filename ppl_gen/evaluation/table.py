@@ -6,7 +6,7 @@ from html import escape
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import NARROWER, warnings_of
 from ppl_gen.core.tables import Row, duration, fixed, line, named, small
-from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of
+from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of, quantity
 from ppl_gen.experiment.run_directory import Json
 
 UNITS = "nats per image ± standard error over images; larger is better"
@@ -60,12 +60,14 @@ def images(summary: Json) -> str:
 
 def missing(share: float | None) -> str:
     """The share of missing pixels in words, after a comma; empty if no pixel is missing."""
-    return f", {share:.1%} of the pixels missing; log p(x_obs) is of the observed ones" if share else ""
+    return f", {share:.1%} of the pixels missing, and x_obs the observed ones" if share else ""
 
 
 def table(summary: Json) -> str:
     """The content of `evaluation.json` as text."""
-    lines = [f"{title(summary)}: {images(summary)}", UNITS, *map(line, rows(summary))]
+    found = rows(summary)
+    width = max(22, *(len(row.label) + 1 for row in found if row.mean))
+    lines = [f"{title(summary)}: {images(summary)}", UNITS, *(line(row, width) for row in found)]
     return "\n".join([*lines, *(f"  {note}" for note in notes(summary))])
 
 
@@ -73,22 +75,11 @@ def notes(summary: Json) -> list[str]:
     """Sentences below the table of an `evaluation.json`."""
     names = ", ".join(f"'{name}'" for name in summary.get("left_out", ()))
     left_out = [f"left out of q(z | x), to which they do not belong: {names} of the guide"] if names else []
-    return [*left_out, *warnings_of(summary["observation"])]
-
-
-def of_quantity(text: str, summary: Json) -> str:
-    """A text in which log p(x) has the name of what was evaluated, log p(x | y) or log p(x, y), if labels are given."""
-    return text.replace("log p(x)", summary.get("quantity", "log p(x)"))
+    return [named(note, quantity(summary)) for note in (*left_out, *warnings_of(summary["observation"]))]
 
 
 def rows(summary: Json) -> list[Row]:
     """The rows of an `evaluation.json`: results with their errors."""
-    share = summary.get("missing")
-    found = _rows(summary)
-    return [replace(row, label=named(row.label, share), note=named(row.note, share)) for row in found]
-
-
-def _rows(summary: Json) -> list[Row]:
     importance = entry_of(summary, "importance")
     found = [] if importance is None else _bound_rows(summary, importance)
     found += _log_px_rows(summary, importance)
@@ -97,7 +88,8 @@ def _rows(summary: Json) -> list[Row]:
         several = sum(row.label == "log p(x)" for row in found) > 1
         found += _gap_rows(summary, importance, several)
     found += _diagnostic_rows(summary)
-    return [replace(row, label=of_quantity(row.label, summary)) for row in found]
+    name = quantity(summary)
+    return [replace(row, label=named(row.label, name), note=named(row.note, name)) for row in found]
 
 
 def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row:

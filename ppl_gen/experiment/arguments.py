@@ -69,6 +69,11 @@ class RunOptions:
     """Importance samples of z per image for log p(x) after training."""
     out: Path | None = None
     """The run directory. By default runs/<model>-<guide>-<data>-<number>."""
+    estimator: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="{auto,exact,quadrature,importance,annealed,prior} FILE.py:NAME …")
+    ] = ()
+    """Estimator of log p(x) after training, and estimators of your own that are reported beside it, as for evaluate.
+    Options of their constructors are --estimator.NAME. By default the model's own choice."""
     dry_run: bool = False
     """Only check model, guide and data, on 8 images."""
 
@@ -92,12 +97,13 @@ def options_class(name: str, options: Sequence[components.Option]) -> type:
     )
 
 
-def command_class(base: Config, objective: str | None = None) -> type:
-    """A dataclass of the options of `fit`: the own options of a model, a guide, a prior and an objective, and the
-    options that every fit has.
+def command_class(base: Config, objective: str | None = None, estimators: Sequence[str] = ()) -> type:
+    """A dataclass of the options of `fit`: the own options of a model, a guide, a prior, an objective and estimators,
+    and the options that every fit has.
 
     :param base: the configuration whose values are the defaults.
     :param objective: the objective that the command line names, if it names one.
+    :param estimators: the user's own estimators that the command line names.
     """
     flat = {
         "model_options": _own_options("model", base.model, base.model_options),
@@ -123,7 +129,14 @@ def command_class(base: Config, objective: str | None = None) -> type:
     for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))
         parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))
+    parts.append(("estimator_options", *_estimator_options(estimators)))
     return make_dataclass("FitCommand", parts, frozen=True)
+
+
+def _estimator_options(names: Sequence[str]) -> tuple[Any, Any]:
+    """The type and the default of a field that has the options of estimators, `--estimator.NAME`."""
+    own = options_class("Estimator", components.estimator_options(names))
+    return Annotated[own, tyro.conf.arg(name="estimator")], field(default=own())
 
 
 def _own_options(kind: Any, name: str | None, chosen: Mapping[str, Any]) -> Any:
@@ -158,32 +171,26 @@ def parse_with_estimators(
 ) -> tuple[Any, dict[str, Any]]:
     """As `cli.parse`, for a command with an option `--estimator`. Returns the options of the constructors of the user's
     own estimators, too: `--estimator.NAME`."""
-    named = [name for name in _values_of("--estimator", arguments) if components.is_external(name)]
-    found = [components.find_function("--estimator", name, or_class=True) for name in named]
-    every = {option.name: option for each in found for option in components.options("estimator", each)}
-    if not every:
-        return cli.parse(command, arguments, program, description), {}
-    own = options_class("Estimator", list(every.values()))
     parts: list[Any] = [
         ("given", Annotated[command, tyro.conf.arg(name="")]),
-        ("own", Annotated[own, tyro.conf.arg(name="estimator")], field(default=own())),
+        ("own", *_estimator_options(_own_estimators(arguments))),
     ]
     parsed: Any = cli.parse(make_dataclass("Command", parts, frozen=True), arguments, program, description)
     return parsed.given, vars(parsed.own)
 
 
-def _values_of(flag: str, arguments: list[str]) -> list[str]:
-    """The words after `--flag`, up to the next option."""
+def _own_estimators(arguments: list[str]) -> list[str]:
+    """The user's own estimators on a command line: the words after `--estimator`, up to the next option."""
     found: list[str] = []
     within = False
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
-            within = name == flag
-            found += [value] if within and equals else []
+            within = name == "--estimator"
+            found = [value] if within and equals else [] if within else found
         elif within:
             found.append(argument)
-    return found
+    return [name for name in found if components.is_external(name)]
 
 
 def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
@@ -199,10 +206,11 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
         f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
     )
     rest = arguments[len(named) :]
-    options = command_class(base, _value_of("--objective", rest))
+    options = command_class(base, _value_of("--objective", rest), _own_estimators(rest))
     chosen: Any = cli.parse(options, rest, f"{PROGRAM} {base.model if named else 'MODEL'}", description)
     kinds = (*KINDS, "objective")
     own: dict[str, Any] = {f"{kind}_options": vars(getattr(chosen, f"{kind}_options")) for kind in kinds}
+    own |= {"estimator": chosen.run.estimator, "estimator_options": vars(chosen.estimator_options)}
     config = replace(
         base,
         **own,

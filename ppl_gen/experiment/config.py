@@ -10,12 +10,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import ppl_gen
 from ppl_gen.core import components
-from ppl_gen.core.commands import is_function, line
+from ppl_gen.core.commands import command, is_function, line, words
 from ppl_gen.core.components import Kind, class_name, find, is_external, kebab_case
 from ppl_gen.core.contracts import defaults_of
 from ppl_gen.core.convert import convert, convert_all
@@ -58,6 +59,11 @@ class Config:
     prior_options: Mapping[str, Any] = field(default_factory=dict)
     objective_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of an objective's class, in addition to those in `training`."""
+    estimator: tuple[str, ...] = option((), identifies=False)
+    """Estimators of log p(x) of the evaluation after training, as `--estimator` of `evaluate` takes them. Without a
+    name of the package, that is the model's own choice."""
+    estimator_options: Mapping[str, Any] = field(default_factory=dict, metadata={"identifies": False})
+    """Options of the constructors of the user's own estimators."""
 
     def to_json(self, data: "Data", given: "Given | None" = None) -> Json:
         """The content of `config.json`: every option with its default filled in, and the origin of the run."""
@@ -89,6 +95,9 @@ class Config:
             "fixed_model": self.fixed_model,
             "objective_options": resolved.objective_options,
             "objective_sha256": given.fingerprint("objective", self.training.objective),
+            "estimator": list(self.estimator),
+            "estimator_options": resolved.estimator_options,
+            "estimator_sha256": list(map(components.fingerprint, given.estimators(self))),
             "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
             | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
             "num_threads": torch.get_num_threads(),
@@ -109,15 +118,25 @@ class Config:
             chosen = getattr(self, f"{kind}_options")
             every = components.options(kind, given.find(kind, name))
             resolved[f"{kind}_options"] = {each.name: chosen.get(each.name, each.default) for each in every}
+        of_estimators = components.estimator_options(given.estimators(self))
+        resolved["estimator_options"] = {
+            each.name: self.estimator_options.get(each.name, each.default) for each in of_estimators
+        }
         return replace(self, **resolved)
 
-    def externals(self) -> dict[str, str]:
-        """Names of the user's own code, by option: model, guide, prior, objective, and the function that returns the
-        images."""
+    @property
+    def own_estimators(self) -> tuple[str, ...]:
+        """Names of the user's own estimators."""
+        return tuple(filter(is_external, self.estimator))
+
+    def externals(self) -> dict[str, Any]:
+        """Names of the user's own code, by option: model, guide, prior, objective, the function that returns the
+        images, and a tuple of estimators."""
         named: dict[str, str | None] = {kind: getattr(self, kind) for kind in KINDS}
         named["objective"] = self.training.objective
         external = {kind: name for kind, name in named.items() if name is not None and is_external(name)}
-        return external | ({"data": self.data.data} if is_function(self.data.data) else {})
+        external |= {"data": self.data.data} if is_function(self.data.data) else {}
+        return external | ({"estimator": self.own_estimators} if self.own_estimators else {})
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,13 @@ class Given:
     objective: Any = None
     data: Any = None
     """Images, as `Run.fit` takes them."""
+    estimator: Any = None
+    """Estimators of the evaluation after training: a name, a class, an instance or a function, or several."""
+
+    def __post_init__(self) -> None:
+        several = isinstance(self.estimator, list | tuple)
+        listed = self.estimator if several else () if self.estimator is None else (self.estimator,)
+        object.__setattr__(self, "estimator", tuple(listed))
 
     def names(self) -> dict[Kind, str | None]:
         """The names of model, guide and prior in a configuration."""
@@ -152,6 +178,11 @@ class Given:
             needed = components.NEEDED[kind]
             raise BadInput(f"{kind}={own!r}: needs a method {needed}; give a class, or an instance of one")
         return own
+
+    def estimators(self, config: Config) -> tuple[Any, ...]:
+        """The user's own estimators of a configuration: as they were handed over, else by name."""
+        own = tuple(each for each in self.estimator if not isinstance(each, str) or is_external(each))
+        return own or config.own_estimators
 
     def fingerprint(self, kind: str, name: str | None) -> str | None:
         """SHA-256 of the code of a class outside the package; None if it is unknown."""
@@ -190,7 +221,8 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
         if refit_guide:
             of_training.pop("objective", None)  # the default objective trains the model, which stays as it is here
         training = TrainingOptions(**of_training)
-        return replace(there, training=training, objective_options={}, init_from=init_from, fixed_model=refit_guide)
+        fresh: dict[str, Any] = {"objective_options": {}, "estimator": (), "estimator_options": {}}
+        return replace(there, **fresh, training=training, init_from=init_from, fixed_model=refit_guide)
     if refit_guide:
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if given.model is None:
@@ -209,6 +241,39 @@ def starting_config(given: Given, init_from: str | None = None, *, refit_guide: 
 def _types(kind: Kind, found: Any) -> dict[str, Any]:
     """The types of the options of a class, by name; an instance has none."""
     return {each.name: each.type for each in components.options(kind, found)}
+
+
+def configure(given: Given, init_from: Any = None, estimator: Any = None, **options: Any) -> tuple[Config, Given]:
+    """The configuration for arguments of `Run.fit`, and the objects among them that a configuration cannot hold.
+
+    :param init_from: a run or its directory.
+    :param estimator: as in `Given`.
+    :raises BadInput: for an unknown option.
+    """
+    from ppl_gen.data import arrays
+    from ppl_gen.data.splits import Data
+
+    start = getattr(init_from, "path", init_from)
+    fixed = bool(options.get("fixed_model", False))
+    config = starting_config(given, None if start is None else str(start), refit_guide=fixed)
+    if given.objective is not None:
+        options["objective"] = components.name_of("objective", given.objective)
+        options.setdefault("num_particles", particles_of(given.objective))
+    if isinstance(given.data, Data):
+        options.setdefault("binarization", given.data.binarization)
+        if given.data.train.missing is not None:
+            options.setdefault("missing", "nan")
+    if not isinstance(options.get("missing"), str | Real | None):
+        if given.data is None or isinstance(given.data, str | Path | Data):
+            raise BadInput("missing: an array needs data=x, images as an array; save it for a named data set")
+        given, options["missing"] = replace(given, data=arrays.masked(given.data, options["missing"])), "nan"
+    if estimator is not None:
+        given = replace(given, estimator=estimator)
+        options["estimator"] = tuple(map(components.function_name, given.estimator))
+    if given.data is not None:
+        options["data"] = str(given.data) if isinstance(given.data, str | Path) else arrays.NAME
+    named = isinstance(given.data, str | Path) and not is_function(str(given.data))
+    return with_options(config, given, options), replace(given, data=None) if named else given
 
 
 def particles_of(objective: Any) -> int:
@@ -252,6 +317,10 @@ def with_options(config: Config, given: Given, options: Mapping[str, Any]) -> Co
         if options.get(f"{kind}_options"):
             types = _types(kind, given.find(kind, reference))
             chosen[Config][f"{kind}_options"] = convert_all(options[f"{kind}_options"], types, f"{kind}.")
+    if options.get("estimator_options"):
+        own = given.estimators(replace(config, estimator=chosen[Config].get("estimator", ())))
+        types = {each.name: each.type for each in components.estimator_options(own)}
+        chosen[Config]["estimator_options"] = convert_all(options["estimator_options"], types, "estimator.")
     return replace(
         config,
         data=replace(config.data, **chosen[DataOptions]),
@@ -283,7 +352,7 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
         return Config(
             **classes,
             **_options(run),
-            **{name: content[name] for name in names if name in content or name == "num_samples"},
+            **{name: _tuples(content[name]) for name in names if name in content or name == "num_samples"},
         )
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
@@ -301,11 +370,21 @@ def _options(run: RunDirectory) -> dict[str, Any]:
         raise BadInput(f"{run.path / 'config.json'}: damaged: {error}") from None
 
 
-def with_objective(run: RunDirectory, config: Config, given: Given) -> Config:
-    """The configuration of a run whose training goes on. Its objective is needed again.
+def resumed(run: RunDirectory, config: Config, given: Given) -> Config:
+    """The configuration of a run that goes on. Its objective and its estimators are needed again.
 
-    :raises BadInput: if the user's own objective was not handed over again, or another one was.
+    :raises BadInput: if one of the user's own was not handed over again, or another one was.
     """
+    own, again = config.own_estimators, replace(config, estimator=tuple(map(components.function_name, given.estimator)))
+    if own and not again.own_estimators:
+        raise BadInput(f"{run.path}: was fitted with the estimator {' '.join(own)}; {_hint('estimator', *own)}")
+    if [*map(class_name, own)] != [*map(class_name, again.own_estimators)]:
+        raise BadInput(
+            f"--estimator {' '.join(again.own_estimators)}: {run.path} was fitted with {' '.join(own) or 'none'}; "
+            f"{'give it here' if own else 'leave it out'}, and give others to evaluate"
+        )
+    of_package = [each for each in config.estimator if each not in own]
+    config = replace(config, estimator=(*of_package, *again.own_estimators))
     recorded, objective = config.training.objective, given.objective
     if objective is None:
         if is_external(recorded):
@@ -335,12 +414,27 @@ def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, requi
     return {kind: name, f"{kind}_options": options}
 
 
-def _hint(kind: Kind, recorded: str) -> str:
+def _hint(kind: Kind, *recorded: str) -> str:
     """Instructions to hand over a class or an instance again."""
-    origin, _, name = recorded.partition(":")
-    if origin in components.OBJECTS:
-        return f"it was {origin} {name} of a Python session: Run.open(…, {kind}={name}), or --{kind} FILE.py:{name}"
-    return f"name it again: {line([f'--{kind}', recorded])}"
+    for origin, _, name in (each.partition(":") for each in recorded):
+        if origin in components.OBJECTS:
+            return f"it was {origin} {name} of a Python session: Run.open(…, {kind}={name}), or --{kind} FILE.py:{name}"
+    return f"name it again: {line([f'--{kind}', *recorded])}"
+
+
+def continuing(path: Path, config: Config) -> str:
+    """The command that continues a run; for a run of objects that only a Python session has, the call."""
+    from ppl_gen.data import arrays
+
+    named = config.externals()
+    origins = {kind: {each.partition(":")[0] for each in _all(name)} for kind, name in named.items()}
+    of_session = {kind: "…" for kind, found in origins.items() if found & set(components.OBJECTS)}
+    if config.data.data == arrays.NAME:
+        of_session["data"] = "…"
+    if of_session:
+        again = {kind: repr(name) for kind, name in named.items()} | of_session
+        return f"Run.open({', '.join([repr(str(path)), *map('='.join, again.items())])}).resume()"
+    return line(command("fit", "--resume", path, *words(named)))
 
 
 def check_same(run: RunDirectory, config: Config, given: Given) -> None:
@@ -372,13 +466,23 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
     named.pop("data", None)  # its images are checked, not its code
     if given.objective is None:  # only training needs it
         named.pop("objective", None)
-    fingerprints = {kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()}
+    own = named.pop("estimator", ())
+    fingerprints: dict[str, tuple[str, Any]] = {
+        kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()
+    }
+    if own and given.estimator:  # only training needs them
+        fingerprints["estimator"] = " ".join(own), list(map(components.fingerprint, given.estimators(config)))
     by_name = config.data.data != arrays.NAME and not is_function(config.data.data)
     if run.config.get("data_sha256") is not None and given.data is None and by_name:
         fingerprints["data"] = config.data.data, fingerprint(config.data.data)
     if run.config.get("missing_sha256") is not None:
         fingerprints["missing"] = str(config.data.missing), masks.fingerprint(config.data.missing)
     return [name for kind, (name, now) in fingerprints.items() if now != run.config.get(f"{kind}_sha256")]
+
+
+def _all(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Names, of which a single one stands alone."""
+    return (names,) if isinstance(names, str) else names
 
 
 def _tuples(value: Any) -> Any:

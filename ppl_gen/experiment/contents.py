@@ -50,6 +50,9 @@ class Config(TypedDict):
     fixed_model: NotRequired[bool]
     objective_options: NotRequired[Mapping[str, Any]]
     objective_sha256: NotRequired[str | None]
+    estimator: NotRequired[list[str]]
+    estimator_options: NotRequired[Mapping[str, Any]]
+    estimator_sha256: NotRequired[list[str | None]]
     versions: NotRequired[Mapping[str, str]]
     command: NotRequired[list[str]]
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
-from ppl_gen.core.tables import named
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data
@@ -93,10 +92,13 @@ class Assembled:
         """True if images have missing pixels, so that log p(x) is that of the observed ones."""
         return self.data.train.missing is not None
 
-    @property
-    def log_px_name(self) -> str:
-        """The name of log p(x): `log p(x_obs)` with missing pixels."""
-        return named("log p(x)", self.incomplete)
+    def quantity(self, x: Tensor, *labels: Tensor) -> str:
+        """The name of what is evaluated on images: `log p(x)`; if labels are given, `log p(x, y)` if the model has more
+        observed sites than the images, such as the labels, else `log p(x | y)`. With missing pixels, `x_obs` is the
+        observed ones."""
+        given = any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels)
+        y = "" if not given else " | y" if len(self.pair.observed) == 1 else ", y"
+        return f"log p({'x_obs' if bool(x.isnan().any()) else 'x'}{y})"
 
     def require_complete(self, what: str) -> None:
         """Raise `BadInput` for images with missing pixels.

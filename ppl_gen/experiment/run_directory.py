@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppl_gen.core.commands import command, external_class_options, line
+from ppl_gen.core.commands import command, external_class_options, line, resuming_options
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, words_of
 from ppl_gen.core.files import append, is_file, read_bytes, readable_errors, write_file, write_files
@@ -194,8 +194,10 @@ class RunDirectory:
         again = ""
         if name in _AGAIN:
             module, *options = _AGAIN[name]
-            arguments = [*options, str(self.path)] if module == "fit" else [str(self.path), *options]
-            again = f"; make it again: {line(command(module, *arguments, *external_class_options(self.config)))}"
+            arguments, named = [str(self.path), *options], external_class_options(self.config)
+            if module == "fit":
+                arguments, named = [*options, str(self.path)], resuming_options(self.config)
+            again = f"; make it again: {line(command(module, *arguments, *named))}"
         return BadInput(f"{self.path / name}: damaged ({words_of(reason)}){again}")
 
     def add_array(self, name: str, key: str, values: "np.ndarray") -> None:

@@ -6,26 +6,36 @@ from ppl_gen.figures.canvas import Figure, show
 from ppl_gen.figures.captions import Caption
 from ppl_gen.figures.style import SMALL, WIDTH, styled
 
-CAPTIONS = {
-    "components_by_label": Caption(
-        "Components and labels. Each row is a component k: its mean image, p(z = k), and the number of images of "
-        "each label for which it is the most responsible component. A darker background is a larger share of the "
-        "component's images.",
-        "A table with a row for each component: its mean image, and the number of its images that have each label",
-    ),
-    "responsibilities": Caption(
-        "Images, each beside the components that are most responsible for it, with k: p(z = k | x). Left: the "
-        "first images. Right: the images with the least certain component.",
-        "Images, each beside the components most responsible for it and their probabilities",
-    ),
-}
+
+def captions(site: str = "z", x: str = "x") -> dict[str, Caption]:
+    """Captions of a run.
+
+    :param site: the name of the site of the components.
+    :param x: the name of the images: `x_obs` with missing pixels.
+    """
+    return {
+        "components_by_label": Caption(
+            f"Components and labels. Each row is a component k: its mean image, p({site} = k), and the number of "
+            "images of each label for which it is the most responsible component. A darker background is a larger "
+            "share of the component's images.",
+            "A table with a row for each component: its mean image, and the number of its images that have each label",
+        ),
+        "responsibilities": Caption(
+            f"Images, each beside the components that are most responsible for it, with k: p({site} = k | {x}). Left: "
+            "the first images. Right: the images with the least certain component.",
+            "Images, each beside the components most responsible for it and their probabilities",
+        ),
+    }
+
 
 MOST = 40
 """Largest number of components to show."""
 
 
 @styled
-def components_by_label(counts: np.ndarray, labels: list[str], names: list[str], means: np.ndarray, of: int) -> Figure:
+def components_by_label(
+    counts: np.ndarray, labels: list[str], names: list[str], means: np.ndarray, of: int, site: str = "z"
+) -> Figure:
     """A row for each component: its mean image, and the number of images of each label that it is most responsible for.
     The background is as dark as their share of the component's images.
 
@@ -33,6 +43,7 @@ def components_by_label(counts: np.ndarray, labels: list[str], names: list[str],
     :param names: names of the components.
     :param means: mean images [components, height, width].
     :param of: number of all components, of which these are the most probable.
+    :param site: the name of their site.
     """
     components, columns = counts.shape
     figure = Figure(figsize=(min(WIDTH, 0.45 * columns + 2.0), max(0.24 * components, 1.6) + 0.9), layout="constrained")
@@ -44,7 +55,7 @@ def components_by_label(counts: np.ndarray, labels: list[str], names: list[str],
     left.set_xticks([])
     left.set_yticks(np.arange(components) + 0.5, names)
     more = f"\nthe {components} most probable of {of}" if of > components else ""
-    left.set_ylabel(f"component k, with p(z = k){more}")
+    left.set_ylabel(f"component k, with p({site} = k){more}")
     left.set_title("mean")
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     picture = right.imshow(shares, cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=(0, columns, components, 0))
@@ -62,7 +73,7 @@ def components_by_label(counts: np.ndarray, labels: list[str], names: list[str],
 
 @styled
 def examples(images: np.ndarray, means: np.ndarray, probabilities: np.ndarray, names: list[list[str]]) -> Figure:
-    """Images beside the components that are most responsible for them, with p(z = k | x) below each.
+    """Images beside the components that are most responsible for them, with their probability below each.
 
     :param images: images [n, height, width]. The second half are those with the least certain component.
     :param means: mean images of the components [n, components, height, width].

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ppl_gen.evaluation.distances import Distances
+from ppl_gen.evaluation.explaining import names
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures import (
     bounds,
@@ -22,13 +23,17 @@ from ppl_gen.figures.captions import Caption
 
 
 def captions(
-    metrics: Sequence[Json] = (), summary: Json | None = None, found: Distances | None = None
+    metrics: Sequence[Json] = (),
+    summary: Json | None = None,
+    found: Distances | None = None,
+    explained: Json | None = None,
 ) -> dict[str, Caption]:
     """Captions by the names of the pictures, in the order of a page.
 
     :param metrics: lines of the run's `metrics.jsonl`. Their numbers are put into the caption of the learning curves.
     :param summary: the run's `evaluation.json`. Its numbers are put into the captions of its pictures.
     :param found: the bounds and estimates of the run, for the caption of their picture.
+    :param explained: the run's `responsibilities.json`, for the names in its captions.
     """
     return {
         **(distances.captions(found) if found else distances.CAPTIONS),
@@ -39,7 +44,7 @@ def captions(
         **posteriors.CAPTIONS,
         **parts.CAPTIONS,
         **guide_calibration.CAPTIONS,
-        **responsibilities.CAPTIONS,
+        **responsibilities.captions(*names(explained or {})),
         **sample_quality.CAPTIONS,
         **spliced.CAPTIONS,
         **imputations.CAPTIONS,

@@ -48,6 +48,7 @@ def comparison(
     count += " of log weights" if files else ""
     return render(
         "comparison.html.jinja",
+        images.quantity,
         title=f"{count} compared" + (f" on {images.data}" if images.data else ""),
         lead=_lead(images, count, all(row.paired for row in found.rows)),
         main=_main(compared["rows"], [row.label for row in found.rows]),

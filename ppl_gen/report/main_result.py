@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from ppl_gen.core.calls import arguments_of, method_call
 from ppl_gen.core.commands import command
 from ppl_gen.core.errors import NARROWER
-from ppl_gen.core.tables import fixed
-from ppl_gen.evaluation.entries import KNOWN, entry_of
-from ppl_gen.evaluation.table import ESTIMATES, of_quantity
+from ppl_gen.core.tables import fixed, named
+from ppl_gen.evaluation.entries import KNOWN, entry_of, quantity
+from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.experiment.run_directory import Json
 
-_KL = "KL(q(z | x) ‖ p(z | x))".replace(" ", "\N{WORD JOINER}\N{NO-BREAK SPACE}")  # on one line
 _HOW = {
     "exact": "which is exact",
     "mixed": "by importance sampling from several proposals",
@@ -36,15 +35,15 @@ class MainResult:
 
 
 def main_result(summary: Json, arguments: list[object]) -> MainResult:
-    found = _main_result(summary, arguments)
-    return replace(found, text=of_quantity(found.text, summary), reason=of_quantity(found.reason, summary))
-
-
-def _main_result(summary: Json, arguments: list[object]) -> MainResult:
-    """The main result in an `evaluation.json`. What it calls log p(x) has its own name if labels are given.
+    """The main result in an `evaluation.json`, with the name of what was evaluated.
 
     :param arguments: the run directory, and the options that name its own classes again.
     """
+    found, name = _main_result(summary, arguments), quantity(summary)
+    return replace(found, text=named(found.text, name), reason=named(found.reason, name))
+
+
+def _main_result(summary: Json, arguments: list[object]) -> MainResult:
     further = summary.get("next_options")
     words = command("evaluate", *arguments, *further.split()) if further else []
     call = method_call("evaluate", arguments_of(further.split())) if further else ""
@@ -58,10 +57,17 @@ def _main_result(summary: Json, arguments: list[object]) -> MainResult:
     text = (
         f"The ELBO{guide} is {_nats(summary['elbo']['mean'])} per image. "
         f"log p(x) is {at_least}{_nats(summary['elbo']['mean'] + gap['mean'])}, {_how(name)}. "
-        f"So the gap, {_KL}, is {at_least}{_nats(gap['mean'])}."
+        f"So the gap, {_divergence(summary)}, is {at_least}{_nats(gap['mean'])}."
     )
     reason = _doubts(summary, name) if gap["at_least"] else _trust(summary, name)
     return MainResult(text, reason, words, call)
+
+
+def _divergence(summary: Json) -> str:
+    """The divergence that the gap is. It stays on one line."""
+    given = quantity(summary)
+    x = ("x_obs" if "x_obs" in given else "x") + (", y" if "y" in given else "")
+    return f"KL(q(z | {x}) ‖ p(z | {x}))".replace(" ", "\N{WORD JOINER}\N{NO-BREAK SPACE}")
 
 
 def _nats(value: float | None) -> str:

@@ -12,10 +12,10 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.config import KINDS, ORIGIN, Config, Given, starting_config
 from ppl_gen.experiment.run_directory import Json
 
-_PARTS = ("model_options", "guide_options", "prior_options", "objective_options", "data", "training")
+_PARTS = (*(f"{kind}_options" for kind in (*KINDS, "objective", "estimator")), "data", "training")
 _PLAIN = ("model_options", "data", "training")
 """Parts whose options have no prefix on the command line either."""
-_RUN = ("num_samples", "init_from", "fixed_model")
+_RUN = ("num_samples", "estimator", "init_from", "fixed_model")
 
 
 @dataclass(frozen=True)

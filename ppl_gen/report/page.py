@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.figures.captions import Caption
-from ppl_gen.report.terms import Terms, shown
+from ppl_gen.report.terms import Terms
 
 _HERE = Path(__file__).parent
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -51,14 +51,15 @@ class Gallery(dict[str, Picture]):
         return "\n".join(picture._repr_html_() for picture in self.values())
 
 
-def render(template: str, **content: Any) -> str:
+def render(template: str, quantity: str = "log p(x)", **content: Any) -> str:
     """The text of a page.
 
     :param template: name of a template in this folder. `content` are its variables. It has `terms`,
         which makes links to the glossary of the page and has its entries, and `link` and `shown` as well.
+    :param quantity: the name of log p(x) on the page. Its glossary defines log p(x) itself.
     """
-    terms = Terms()
-    return _environment().get_template(template).render(content, terms=terms, link=terms.link, shown=shown)
+    terms = Terms(quantity)
+    return _environment().get_template(template).render(content, terms=terms, link=terms.link, shown=terms.shown)
 
 
 def encoded(text: str) -> bytes:

@@ -3,14 +3,16 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from ppl_gen.core.calls import fit_call, of_session, open_call
-from ppl_gen.core.commands import command, external_class_options, fit_command, sweep_command
+from ppl_gen.core.calls import fit_call, of_session, open_call, to_define
+from ppl_gen.core.commands import command, external_class_options, fit_command, resuming_options, sweep_command
 from ppl_gen.core.errors import BadInput, warnings_of
 from ppl_gen.core.files import read_bytes
 from ppl_gen.core.tables import duration, named
 from ppl_gen.evaluation import table
 from ppl_gen.evaluation.distances import Distances, distances
+from ppl_gen.evaluation.entries import quantity_of
 from ppl_gen.evaluation.reading import read
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.figures.captions import Caption
@@ -27,15 +29,12 @@ def write_report(run: RunDirectory) -> None:
 
 def report(run: RunDirectory) -> str:
     """The page of a run as HTML."""
-    return named(_page(run), run.config["data"].get("missing"))
-
-
-def _page(run: RunDirectory) -> str:
     config, metrics, contents = run.config, run.metrics(), results(run)
     evaluation, shown = contents.get("bounds"), sections(run, contents)
     main = None if evaluation is None else main_result(evaluation, [run.path, *external_class_options(config)])
     return render(
         "run.html.jinja",
+        quantity_of(run),
         title=f"{table.title(config)}, on {_data(config)}",
         lead=_lead(config, metrics),
         main=main,
@@ -87,6 +86,9 @@ def _warnings(config: Json, found: dict[str, Json]) -> list[str]:
 
 # Pictures ------------------------------------------------------------------------------------------------------
 
+_OF_IMAGES = ("reconstructions", "posterior", "posteriors", "responsibilities")
+"""Pictures that show images as they are, with missing pixels if they have any."""
+
 
 def gallery(run: RunDirectory) -> Gallery:
     """The pictures in the run directory, those of the package first."""
@@ -101,17 +103,20 @@ def _pictures(run: RunDirectory, summary: Json, metrics: list[Json]) -> Gallery:
     from ppl_gen.report.captions import captions
     from ppl_gen.report.pictures import kinds
 
-    known = captions(metrics, summary, _distances(run) if "iwae" in summary else None)
+    explained = run.find_json("responsibilities.json")
+    known = captions(metrics, summary, _distances(run) if "iwae" in summary else None, explained)
     for module in kinds().values():
         known |= vars(module).get("CAPTIONS", {})
     if "iwae" not in summary:  # these pictures are of another evaluation
         files = {name: path for name, path in files.items() if name not in ("how_far", "gap_histogram")}
-    gallery = Gallery()
+    if run.config["data"].get("missing") is not None:
+        known |= {name: known[name].followed_by("Missing pixels are grey.") for name in _OF_IMAGES if name in known}
+    gallery, rename = Gallery(), partial(named, quantity=quantity_of(run))
     for name in sorted(files, key=[*known, *files].index):
         text = name.replace("_", " ")
         caption = Caption(text, f"A picture that the model has of its own: {text}")
         try:
-            gallery[name] = Picture.of(read_bytes(files[name]), known.get(name, caption))
+            gallery[name] = Picture.of(read_bytes(files[name]), known.get(name, caption).changed(rename))
         except BadInput as error:
             print(f"warning: {files[name]} is left out of the page: {error}", file=sys.stderr)
     return gallery
@@ -152,7 +157,7 @@ def _again(run: RunDirectory, shown: Sequence[Section]) -> MakeAgain:
     calls = [] if made or swept else list(_calls(run, own, shown))
     commands = [] if own else [(each.again.text, each.again.words) for each in shown]
     if not own:
-        resume = command("fit", "--resume", run.path, *external_class_options(run.config))
+        resume = command("fit", "--resume", run.path, *resuming_options(run.config))
         commands.insert(0, ("continue the run if it was interrupted, and draw its pictures again", resume))
     if made:
         commands.insert(0, ("the run, if there is none at this path", made))
@@ -166,7 +171,7 @@ def _calls(run: RunDirectory, own: dict[str, str], shown: Sequence[Section]) -> 
     config = run.config
     about = "this run was made from Python"
     if own:
-        about += f"; define {' and '.join(own.values())} first, as in the session that made it"
+        about += f"; define {' and '.join(to_define(config))} first, as in the session that made it"
     yield about, "import ppl_gen"
     yield "the run, if there is none at this path", fit_call(config, default_config(config), run.path)
     if not own:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from markupsafe import Markup, escape
 
 from ppl_gen.core.glossary import TERMS, Term
+from ppl_gen.core.tables import named
 
 _COMMAND = re.compile(r"python -m ppl_gen\.\S+.*")
 _THOUSANDS = re.compile(r"(?<![\w.,/])(?<!\w-)[1-9]\d{3,}(?![\w/]|-\w|\.[A-Za-z])")  # none in the name of a file
 _CODE = re.compile("`([^`]+)`")
-_WHOLE = re.compile(r"\b[Epq][(\[]\w \| \w[)\]]|\(\w ‖ \w\)|\b\d+ %")
+_WHOLE = re.compile(r"\b[Epq][(\[]\w+(, \w+)*( \| \w+(, \w+)*)?[)\]]|\(\w ‖ \w\)|\b\d+ %")
 _MINUS = re.compile(r"(?<![\w)-])-(?=\d)")
 
 
@@ -29,7 +30,9 @@ def shown(text: str) -> str:
 class Terms:
     """Makes links of terms, and lists the terms of which a page has a link."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantity: str = "log p(x)") -> None:
+        self.quantity = quantity
+        """The name of log p(x), outside of definitions."""
         self.used: set[str] = set()
         """Anchors of the terms that are linked."""
 
@@ -37,14 +40,22 @@ class Terms:
         """Text with a link at the first place of each term. Numbers are as in `shown`. A command stays as it is."""
         command = _COMMAND.search(str(text))
         if command is None:
-            return self._linked(shown(str(text)), self.used)
-        before = self._linked(shown(str(text)[: command.start()]), self.used)
+            return self._linked(self.shown(text), self.used)
+        before = self._linked(self.shown(str(text)[: command.start()]), self.used)
         return before + Markup("<code>{}</code>").format(command[0])
 
     def to(self, anchor: str, text: object) -> Markup:
         """Text as a whole as a link to a term."""
         self.used.add(anchor)
-        return _anchor(anchor, shown(str(text)))
+        return _anchor(anchor, self.shown(text))
+
+    def shown(self, text: object) -> str:
+        """Text as in `shown`, with the name of log p(x)."""
+        return self.named(shown(str(text)))
+
+    def named(self, text: str) -> str:
+        """Text with the name of log p(x)."""
+        return named(text, self.quantity)
 
     def entries(self) -> Iterator[tuple[Term, Markup]]:
         """The terms that the page uses, each with its definition, in which other terms of the page are links."""

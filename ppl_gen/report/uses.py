@@ -17,7 +17,7 @@ from ppl_gen.figures.responsibilities import MOST, components_by_label, examples
 from ppl_gen.figures.sample_quality import class_shares, neighbours
 from ppl_gen.figures.spliced import power_against_size, spliced_images
 from ppl_gen.inference.ranks import band
-from ppl_gen.report.pictures import save
+from ppl_gen.report.pictures import as_images, save
 
 _SHOWN = slice(10)
 _COMPONENTS = 4  # components to show beside each image
@@ -64,14 +64,15 @@ def draw_responsibilities(fitted: Fitted, explained: Responsibilities) -> None:
     if explained.counts is not None:
         first = np.argsort(-weights, kind="stable")[:MOST]
         names = [f"{k}: {weights[k]:.1%}" for k in first]
-        figure = components_by_label(explained.counts[first], explained.labels, names, components[first], len(weights))
+        site, counts = explained.summary["site"], explained.counts[first]
+        figure = components_by_label(counts, explained.labels, names, components[first], len(weights), site)
         save(fitted.directory, "components_by_label", figure)
     entropy = torch.special.entr(explained.probabilities).sum(1)
     uncertain = entropy.argsort(descending=True, stable=True)[:NUM_EXAMPLES]
     shown = torch.cat([torch.arange(NUM_EXAMPLES), uncertain])
     top, index = explained.probabilities[shown].topk(min(_COMPONENTS, len(weights)))
     names_of = [[str(int(k)) for k in row] for row in index]
-    images = pictures(explained.x[shown.to(explained.x.device)], shape)
+    images = as_images(explained.x[shown.to(explained.x.device)], fitted.data)
     save(fitted.directory, "responsibilities", examples(images, components[index.numpy()], top.numpy(), names_of))
 
 

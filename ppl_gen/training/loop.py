@@ -364,7 +364,7 @@ class Loop:
         self.directory.append_metrics(line)
         if state.epoch in {0, (self.options.epochs + 1) // 2, self.options.epochs}:
             self.monitor.keep_samples(state.epoch)
-        show(self.progress, line, self.options.epochs, self.fitted.incomplete)
+        show(self.progress, line, self.options.epochs, self.fitted.quantity(*self.fitted.batch))
         return line
 
     def explained_measure(self) -> str | None:

@@ -9,7 +9,6 @@ from pyro import poutine
 
 from ppl_gen.core.contracts import Monitors
 from ppl_gen.core.progress import Progress
-from ppl_gen.core.tables import named
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
@@ -67,16 +66,14 @@ def is_finite(terms: dict[str, dict[str, float]]) -> bool:
     return all(math.isfinite(value) for figures in terms.values() for value in figures.values())
 
 
-def show(progress: Progress, line: Json, epochs: int, incomplete: bool = False) -> None:
+def show(progress: Progress, line: Json, epochs: int, quantity: str = "log p(x)") -> None:
     """Show a line of `metrics.jsonl` beside the progress bar.
 
-    :param incomplete: True if images have missing pixels.
+    :param quantity: the name of log p(x), which is measured where there is no KL term: it is exact, or of a grid.
     """
     splits = [name for name in ("train", "validation") if name in line]
     if "elbo" in line["train"]:
-        what = (
-            "ELBO" if "kl" in line["train"] else named("log p(x)", incomplete)
-        )  # without a KL term it is exact, or of a grid
+        what = "ELBO" if "kl" in line["train"] else quantity
         figures = "  ".join(f"{name} {what} {line[name]['elbo']:.2f}" for name in splits)
         bias = line[splits[-1]].get("grid_bias")
         if bias is not None:

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_gen.core.calls import arguments_of, fit_call, method_call, of_session, open_call
+from ppl_gen.core.calls import arguments_of, fit_call, method_call, of_session, open_call, to_define
 from ppl_gen.data.loading import load_data
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.use_options import options_from
-from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.config import Config, Given, configure
 from ppl_gen.guides.normal import Normal
 from ppl_gen.report.options import default_config
-from ppl_gen.run import Run
 
 IMAGES = (torch.rand(40, 8, 8) > 0.5).float()
 
@@ -25,13 +24,22 @@ class Mine(Normal):
         super().__init__(*arguments, **options)
 
 
+def harmonic(model: Any, guide: Any, x: torch.Tensor) -> torch.Tensor: ...  # type: ignore[empty-body]
+
+
+class Weights:
+    def __init__(self, *, times: int = 2): ...
+
+    def estimate(self, model: Any, guide: Any, x: torch.Tensor) -> torch.Tensor: ...  # type: ignore[empty-body]
+
+
 Session = type("Session", (Normal,), {"__module__": "__main__"})
 
 
 def configured(*model: Any, out: Any = None, **arguments: Any) -> tuple[Config, Given]:
     """The configuration for arguments of `Run.fit`."""
     kinds = {kind: arguments.pop(kind, None) for kind in ("guide", "prior", "objective", "data")}
-    return Run.configure(Given(*model, **kinds), **arguments)
+    return configure(Given(*model, **kinds), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +50,8 @@ def configured(*model: Any, out: Any = None, **arguments: Any) -> tuple[Config, 
         ("vae", {"guide": "flow", "guide_options": {"transform": "iaf"}, "objective": "iwae", "num_particles": 5}),
         ("vae", {"guide": Mine, "guide_options": {"wide": True}}),
         ("vae", {"guide": Session, "data": {"train": IMAGES, "test": IMAGES}}),
+        ("vae", {"estimator": ["importance", harmonic], "num_samples": 5}),
+        ("vae", {"estimator": Weights, "estimator_options": {"times": 3}}),
         ("gan", {"hidden_dims": (8,)}),
         ("mixture", {"prior": None, "binarization": "threshold"}),
     ],
@@ -62,6 +72,10 @@ def test_what_only_a_session_has() -> None:
     assert of_session(config) == {"model": "VAE(...)", "data": "images"}
     expected = 'run = ppl_gen.Run.open("runs/x", model=VAE(...), guide="my.py:Mine", data=images)'
     assert ast.unparse(ast.parse(open_call(config, Path("runs/x")))) == ast.unparse(ast.parse(expected))
+    estimators = ["importance", "m.py:f", "instance:A", "class:B", "function:c"]
+    assert of_session({"estimator": estimators}) == {"estimator": '["importance", "m.py:f", A(...), B, c]'}
+    assert to_define(config | {"estimator": estimators}) == ["VAE(...)", "images", "A(...)", "B", "c"]
+    assert method_call("evaluate", {"estimator": ("auto", "class:B")}) == 'run.evaluate(estimator=["auto", B])'
 
 
 def test_options_of_a_command_are_those_of_the_method() -> None:

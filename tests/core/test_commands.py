@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ppl_gen.core import cli, commands
-from ppl_gen.core.commands import external_class_options, fit_command, words
+from ppl_gen.core.commands import external_class_options, fit_command, resuming_options, words
 from ppl_gen.evaluate import Command
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.inference.annealed import Annealing
@@ -57,6 +57,9 @@ def test_switches() -> None:
 def test_classes_of_ones_own_are_named_again() -> None:
     config = {"model": "vae", "guide": "my.py:Mine", "prior": None}
     assert external_class_options(config) == ["--guide", "my.py:Mine"]
+    more = {"training": {"objective": "o.py:O"}, "estimator": ["importance", "e.py:E", "e.py:f"]}
+    again = ["--objective", "o.py:O", "--estimator", "e.py:E", "e.py:f"]
+    assert resuming_options(config | more) == ["--guide", "my.py:Mine", *again]
     assert external_class_options({"model": "m.py:M", "prior": "p.py:P"}) == ["--model", "m.py:M", "--prior", "p.py:P"]
 
 

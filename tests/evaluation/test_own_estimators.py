@@ -3,19 +3,20 @@
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from commands import read
-from fits import FEW
+from commands import read, refused
+from fits import FEW, SHORT, same_runs
 from pairs import LinearGaussian
 from torch import Tensor
 
 import ppl_gen
-from ppl_gen import calibrate, evaluate
+from ppl_gen import calibrate, evaluate, fit
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.calibration import calibrate as rows_of
 from ppl_gen.evaluation.own_estimators import find, of_log_weights, split
@@ -135,6 +136,21 @@ def test_other_results_are_refused(result: Any, words: str) -> None:
         mine.estimate(None, None, torch.zeros(4, 3), num_samples=30)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("importance", "'importance' is a name of the package; choose another"),
+        ("a/b", "has the name 'a/b'; choose a word without /"),
+        ("low_bias", "has the name 'low_bias'; choose a word without / that does not end in _mc_se or _bias"),
+    ],
+)
+def test_names_that_files_cannot_hold(name: str, words: str) -> None:
+    found = replace(of_log_weights("mine", torch.randn(30, 4)), estimator=name)
+    (mine,) = find([lambda model, guide, x: found], {})
+    with pytest.raises(BadInput, match=words):
+        mine.estimate(None, None, torch.zeros(4, 3), num_samples=30)
+
+
 def test_on_the_command_line(run: Path, call: Call) -> None:
     """Beside the package's estimates, with an option, and recorded so that it can be made again."""
     small = ("--num-images", "8", "--num-samples", "50")
@@ -155,6 +171,97 @@ def test_on_the_command_line(run: Path, call: Call) -> None:
     assert call(evaluate.command, "run", *small, "--estimator=mine.py:all_samples")[0] == 0
     assert read("run/evaluation.json")["log_px"]["estimator"] == "quadrature"
     assert ppl_gen.Comparison(["run"]).rows[0].log_px is not None
+
+
+class Groups:
+    """An objective: the mean of bounds of groups of samples."""
+
+    def __init__(self, *, num_particles: int = 4, groups: int = 2):
+        self.num_particles, self.groups = num_particles, groups
+
+    def surrogate(self, terms: Any) -> Tensor:
+        groups = terms.log_weight.unflatten(0, (self.groups, -1)) if len(terms.log_weight) > 1 else terms.log_weight
+        bound: Tensor = groups.logsumexp(0).mean(0) if groups.dim() == 3 else groups.mean(0)
+        return bound
+
+
+class Doubled:
+    """An estimator with twice the samples."""
+
+    def __init__(self, *, times: int = 2):
+        self.times = times
+
+    def estimate(self, model: Any, guide: Any, x: Tensor, num_samples: int) -> Tensor:
+        return ppl_gen.log_weights(model, guide, x, num_samples=self.times * num_samples)
+
+
+def plain(model: Any, guide: Any, x: Tensor) -> Tensor:
+    return ppl_gen.log_weights(model, guide, x, num_samples=25)
+
+
+def test_an_objective_and_estimators_from_python(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted, evaluated at the end, interrupted and continued, extended, found again, and compared. Training draws the
+    same numbers with and without estimators."""
+    few: dict[str, Any] = FEW | {"data": "digits", "train_size": 60, "binarization": "threshold", "epochs": 1}
+    mine: dict[str, Any] = {"objectives": [Groups], "estimator": [Doubled, plain], "estimator_options": {"times": 3}}
+    del few["quiet"]
+    once = ppl_gen.Comparison.fit("vae", **mine, **few, out="runs", quiet=True)
+    (row,) = once.rows
+    assert {name: mean.mean for name, mean in row.own.items()}.keys() == {"doubled", "plain"}
+    path = Path(row.runs[0])
+    recorded, found = read(f"{path}/config.json"), read(f"{path}/evaluation.json")
+    assert [each.rpartition(":")[2] for each in recorded["estimator"]] == ["Doubled", "plain"]
+    assert recorded["estimator_options"] == {"times": 3} and len(recorded["estimator_sha256"]) == 2
+    assert found["log_px_doubled"]["num_samples"] == 60 and found["log_px_plain"]["num_samples"] == 25
+    without = Run.fit("vae", objective=Groups, out="without", quiet=True, **few)
+    assert same_runs(Run.open(path), without)
+    # Nothing is fitted again; other options are told.
+    assert ppl_gen.Comparison.fit("vae", **mine, **few, out="runs", quiet=True).to_json() == once.to_json()
+    with pytest.raises(BadInput, match="was made with other options: times is 3, not 2"):
+        ppl_gen.Comparison.fit("vae", **mine | {"estimator_options": {}}, **few, out="runs", quiet=True)
+    # A run that lost its evaluation gets the same again, from the estimators that it was fitted with.
+    (path / "evaluation.json").unlink()
+    with pytest.raises(BadInput, match=r"was fitted with the estimator .*Doubled .*plain"):
+        Run.open(path, objective=Groups).resume(quiet=True)
+    with pytest.raises(BadInput, match=r"estimator .*plain: .* was fitted with .*Doubled .*plain; give it here"):
+        Run.open(path, objective=Groups, estimator=plain).resume(quiet=True)
+    again = Run.open(path, objective=Groups, estimator=[Doubled, plain]).resume(quiet=True)
+    assert {**again.evaluation.summary, "seconds": 0} == {**found, "seconds": 0}  # type: ignore[union-attr]
+    assert again.resume(2, quiet=True).evaluation["log_px_doubled"].settings["num_samples"] == 60  # type: ignore[index]
+    with pytest.raises(BadInput, match=r"estimator .*plain: without was fitted with none; leave it out"):
+        Run.open("without", objective=Groups, estimator=plain).resume(quiet=True)
+
+
+def test_a_start_from_a_run_names_its_estimators_anew(run: Path, call: Call) -> None:
+    """A run directory never runs code."""
+    small = ("--data", "digits", *SHORT[2:], "--hidden-dims", "4", "--latent-dim", "1")
+    mine = ("--estimator", "importance", "mine.py:ShareOfSamples", "mine.py:all_samples")
+    assert call(fit.command, "vae", *small, "--out", "first", *mine, "--objective", "elbo")[0] == 0
+    assert read("first/evaluation.json")["log_px"]["estimator"] == "importance"
+    assert read("first/config.json")["estimator_options"] == {"share": 0.5}
+    assert call(fit.command, "--init-from", "first", "--out", "second", "--epochs", "1")[0] == 0
+    assert read("second/config.json")["estimator"] == []
+    assert not [key for key in read("second/evaluation.json") if "samples" in key and key.startswith("log_px_")]
+    status, _, err = call(fit.command, "--resume", "first")
+    again = "name it again: --estimator mine.py:ShareOfSamples mine.py:all_samples"
+    assert status == 2 and err == f"error: first: was fitted with the estimator {again[27:]}; {again}\n"
+    assert call(fit.command, "--resume", "first", *mine)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere.py:X",), "--estimator 'nowhere.py': no such file"),
+        (("best",), "--estimator best: choose from auto, exact, quadrature, importance, annealed, prior"),
+        (("exact",), "--estimator exact: a latent site of VAE has no finite support"),
+        (("mine.py:continuous", "--estimator.share", "1"), "Unrecognized options: --estimator.share"),
+        (("mine.py:ShareOfSamples", "--estimator.share", "-1"), "--estimator mine.py:ShareOfSamples: fails: BadInput"),
+        (("mine.py:NoMethod",), "must be a function, or have a method 'estimate(self, model, guide, x, num_samples)'"),
+    ],
+)
+def test_a_fit_tries_its_estimators_first(run: Path, call: Call, arguments: tuple[str, ...], words: str) -> None:
+    """Before a step is taken or a file written."""
+    refused(call, fit.command, "vae", *SHORT, "--out", "new", "--estimator", *arguments, words=[words])
 
 
 @pytest.mark.parametrize(

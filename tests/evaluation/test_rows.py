@@ -5,14 +5,16 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pytest
 import torch
+from pytest import approx
 from scipy import stats
 from written import RESULTS, compared, write
 
 from ppl_gen.comparison import Comparison
+from ppl_gen.evaluation.columns import layout
 from ppl_gen.experiment.run_directory import RunDirectory
 
 
@@ -25,18 +27,18 @@ def test_paired_differences(elsewhere: Path) -> None:
     assert first["runs"] == ["better"] and second["runs"] == ["worse"]
     nothing = dict.fromkeys(("mean", "se", "se_seeds", "low", "high", "paired", "of"))
     assert first["log_px_difference"] == first["elbo_difference"] == nothing
-    assert second["log_px_difference"]["mean"] == pytest.approx(-2)
-    assert second["log_px_difference"]["se"] == pytest.approx(math.sqrt(2 / 3) / 2)
-    assert second["elbo_difference"]["mean"] == pytest.approx(0)
-    assert second["elbo_difference"]["se"] == pytest.approx(math.sqrt(4 / 3) / 2)
+    assert second["log_px_difference"]["mean"] == approx(-2)
+    assert second["log_px_difference"]["se"] == approx(math.sqrt(2 / 3) / 2)
+    assert second["elbo_difference"]["mean"] == approx(0)
+    assert second["elbo_difference"]["se"] == approx(math.sqrt(4 / 3) / 2)
     assert second["log_px_difference"]["se_seeds"] is None
     # Far less than the errors of the two means, which have what is hard for both in them: sd sqrt(500 / 3).
-    assert second["log_px"]["mean"] == -25 and second["log_px"]["se"] == pytest.approx(math.sqrt(500 / 3) / 2)
-    assert second["gap"] == {"mean": pytest.approx(0.5), "at_least": False}
+    assert second["log_px"]["mean"] == -25 and second["log_px"]["se"] == approx(math.sqrt(500 / 3) / 2)
+    assert second["gap"] == {"mean": approx(0.5), "at_least": False}
     assert first["iwae"] == {
         "k": 10,
-        "mean": pytest.approx(-25.4),
-        "se": pytest.approx(math.sqrt(167) / 2),
+        "mean": approx(-25.4),
+        "se": approx(math.sqrt(167) / 2),
         "se_seeds": None,
     }
     expected = {"khat_median": 0.5, "ess_median": 12.5, "active_units": 2, "num_parameters": 1234}
@@ -64,12 +66,12 @@ def test_seeds_are_one_row(elsewhere: Path) -> None:
     assert (a["seeds"], b["seeds"]) == ([0, 1], [0, 1, 2])
     assert a["runs"] == ["a0", "a1"]
     # Averaged over seeds the images of a are at -10.5 and -11.5: sd sqrt(1/2), over sqrt(2).
-    assert a["log_px"]["mean"] == -11 and a["log_px"]["se"] == pytest.approx(0.5) and a["log_px"]["se_seeds"] == 1
+    assert a["log_px"]["mean"] == -11 and a["log_px"]["se"] == approx(0.5) and a["log_px"]["se_seeds"] == 1
     assert a["elbo"] == {"mean": -21, "se": 0, "se_seeds": 1}
-    assert b["log_px"]["se_seeds"] == pytest.approx(1 / math.sqrt(3))
+    assert b["log_px"]["se_seeds"] == approx(1 / math.sqrt(3))
     # b is at -14 and -16: differences -3.5 and -4.5.
-    assert b["log_px_difference"]["mean"] == -4 and b["log_px_difference"]["se"] == pytest.approx(0.5)
-    assert b["log_px_difference"]["se_seeds"] == pytest.approx(math.sqrt(1 + 1 / 3))
+    assert b["log_px_difference"]["mean"] == -4 and b["log_px_difference"]["se"] == approx(0.5)
+    assert b["log_px_difference"]["se_seeds"] == approx(math.sqrt(1 + 1 / 3))
     assert a["seconds"] == 7.5
     text = str(Comparison(paths))
     assert "-15.00 ± 1.00 ± 0.58" in text and "-4.00 ± 0.50 ± 1.15" in text and "over its seeds" in text
@@ -92,8 +94,8 @@ def test_intervals(elsewhere: Path) -> None:
     seeds, images = 0.5**2 / 4 + 0.25**2 / 4, np.var([-1.5, 0, -2.5, -1.5], ddof=1) / 4
     half = math.sqrt(t1**2 * seeds + t3**2 * images)
     mean = b["log_px_difference"]["mean"]
-    assert mean == pytest.approx(-1.375)
-    assert (b["log_px_difference"]["low"], b["log_px_difference"]["high"]) == pytest.approx((mean - half, mean + half))
+    assert mean == approx(-1.375)
+    assert (b["log_px_difference"]["low"], b["log_px_difference"]["high"]) == approx((mean - half, mean + half))
     assert b["elbo_difference"] == {
         "mean": 0,
         "se": 0,
@@ -106,7 +108,7 @@ def test_intervals(elsewhere: Path) -> None:
     # c is -5.5, -6, -6 and -5.5 from a.
     half = t3 * math.sqrt(np.var([5.5, 6, 6, 5.5], ddof=1) / 4)
     entry = c["log_px_difference"]
-    assert (entry["low"], entry["high"]) == pytest.approx((-5.75 - half, -5.75 + half)) and entry["se_seeds"] is None
+    assert (entry["low"], entry["high"]) == approx((-5.75 - half, -5.75 + half)) and entry["se_seeds"] is None
     text = str(Comparison(paths))
     assert f"-5.75 ± 0.14 [{-5.75 - half:+.2f}, {-5.75 + half:+.2f}]" in text
     one = "Δ compares two sets of weights, not two methods"
@@ -119,6 +121,57 @@ def test_intervals(elsewhere: Path) -> None:
     text = str(Comparison([paths[0], paths[4]]))
     assert f"one seed: {one}" in text and "two methods: for" not in text
     assert "interval" not in str(Comparison(paths[:1]))
+
+
+def _own(name: str, values: list[float], **entry: Any) -> dict[str, Any]:
+    """Changes of a run that has an estimate by an estimator of the user's own."""
+    found = {"mean": float(np.mean(values)), "estimator": name, "num_samples": 50, "at_least": False} | entry
+    return {f"evaluation.log_px_{name}": found, f"values.log_px_{name}": values}
+
+
+def test_estimators_of_ones_own(elsewhere: Path) -> None:
+    """Each has a column, in the rows that have it, whatever its name. Differences are paired: of 2, 3, 4, 3 the mean is
+    3, with sd sqrt(2/3)."""
+    best, zeros = _own("gap", [-1, -2, -3, -2], num_samples=70), [0.0] * 4
+    other = _own("gap", [-3, -5, -7, -5], at_least=True) | _own("low_mc_se_of", [-9, -8, -9, -8])
+    a = write("a", [-9] * 4, zeros, **best)
+    b = write("b", [-9] * 4, [-1] * 4, guide="other", **other)
+    c = write("c", [-9] * 4, [-2] * 4, guide="third")
+    comparison = Comparison([a, b, c])
+    first, second, third = comparison.to_json()["rows"]
+    assert first["own"] == {
+        "gap": {"mean": -2, "se": approx(math.sqrt(2 / 3) / 2), "se_seeds": None, "at_least": False}
+    }
+    assert third["own"] == {} and list(second["own"]) == ["gap", "low_mc_se_of"]
+    assert second["own"]["gap"]["mean"] == -5 and second["own"]["gap"]["at_least"]
+    found, of_log_px = second["own"]["gap"]["difference"], second["log_px_difference"]
+    assert found.keys() == of_log_px.keys() and (found["mean"], found["paired"], found["of"]) == (-3, True, "weights")
+    assert found["se"] == approx(math.sqrt(2 / 3) / 2) and found["high"] - found["mean"] > 3 * found["se"]
+    assert "difference" not in second["own"]["low_mc_se_of"]  # the best row has none
+    frame = comparison.frame
+    assert frame["own_gap"].tolist()[:2] == [-2, -5] and frame["own_gap"].isna().tolist() == [False, False, True]
+    assert frame.loc[1, "own_gap_difference"] == -3 and frame.loc[1, "gap"] == 8
+    columns = layout(comparison.rows).columns
+    assert columns["log p(x) by gap"] == ["-2.00 ± 0.41", "≥ -5.00 ± 0.82", ""]
+    assert columns["Δ log p(x) by gap"][1].startswith("-3.00 ± 0.41 [")
+    assert columns["log p(x) by low_mc_se_of"] == ["", "-8.50 ± 0.29", ""]
+    assert "Δ log p(x) by low_mc_se_of" not in columns and columns["gap"] == ["9.00", "8.00", "7.00"]
+    text = str(comparison)
+    assert "log p(x) by gap: its number of samples or its options differ between the runs" in text
+    assert "by low_mc_se_of: its" not in text and "≥ at least" in text
+    assert " by low_mc_se_of</th>" in comparison.page()
+
+
+def test_seeds_share_an_own_estimator_if_all_have_it(elsewhere: Path) -> None:
+    seeds: dict[str, Any] = {"training.seed": 1}
+    paths = [
+        write("a", [-9, -9], [-1, -1], **_own("mine", [-2, -2])),
+        write("b", [-9, -9], [-1, -1], **_own("mine", [-4, -4]), **seeds),
+        write("c", [-9, -9], [-3, -3], guide="other", **_own("mine", [-2, -2])),
+        write("d", [-9, -9], [-3, -3], guide="other", **seeds),
+    ]
+    first, second = Comparison(paths).rows
+    assert (first.own["mine"].mean, first.own["mine"].se_seeds) == (-3, 1) and second.own == {}
 
 
 def test_what_makes_a_row(elsewhere: Path) -> None:

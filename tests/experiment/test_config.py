@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ppl_gen import fit
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
-from ppl_gen.experiment.config import Config, Given, check_same, config_of, starting_config, with_options
+from ppl_gen.experiment.arguments import parse
+from ppl_gen.experiment.config import Config, Given, check_same, config_of, configure, starting_config, with_options
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.run import Run
 
@@ -106,6 +107,48 @@ def test_the_particles_of_an_own_objective(elsewhere: Path, x: Tensor, call: Cal
     small = ("--data", "digits", "--train-size", "100", "--epochs", "1", "--num-samples", "5", "--hidden-dims", "4")
     assert call(fit.command, "vae", "--objective", "mine.py:Mine", *small, "--out", "run")[0] == 0
     assert Run.open("run").config.training.num_particles == 5
+
+
+SIZES = """
+class Sizes:
+    def __init__(self, *, num_particles: int = 5, sizes: tuple[int, ...] = (1, 4)):
+        self.num_particles, self.sizes = num_particles, sizes
+
+    def surrogate(self, terms):
+        assert isinstance(self.sizes, tuple)
+        samples = terms.log_weight.split(self.sizes if len(terms.log_weight) == sum(self.sizes) else 1)
+        return sum(each.logsumexp(0) for each in samples)
+"""
+
+
+def test_a_start_from_a_run_of_an_own_objective_with_options(elsewhere: Path, call: Call) -> None:
+    """Neither the objective nor its options are taken from that run; both may be named anew. A fit of the guide alone
+    does the same. The options that are recorded are those that the objective was given."""
+    Path("mine.py").write_text(SIZES)
+    small = ("--data", "digits", "--train-size", "60", "--epochs", "1", "--num-samples", "5", "--hidden-dims", "4")
+    small = (*small, "--latent-dim", "1", "--binarization", "threshold")
+    mine = ("--objective", "mine.py:Sizes")
+    status, _, err = call(fit.command, "vae", *small, *mine, "--objective.sizes", "2", "3", "--out", "first")
+    assert status == 0, err
+    last = ("--init-from", "first", "--epochs", "1", "--num-samples", "5")
+    cases: list[tuple[tuple[str, ...], str, int, dict[str, Any]]] = [
+        ((), "elbo", 1, {}),
+        (mine, "mine.py:Sizes", 5, {"sizes": (1, 4)}),
+        ((*mine, "--objective.sizes", "4", "--num-particles", "4"), "mine.py:Sizes", 4, {"sizes": (4,)}),
+        (("--refit-guide", "flow", *mine), "mine.py:Sizes", 5, {"sizes": (1, 4)}),
+    ]
+    for options, name, particles, own in cases:
+        config, _ = parse([*last, *options])
+        found = config.training.objective, config.training.num_particles, config.objective_options
+        assert found == (name, particles, own) and config.init_from == "first"
+    with pytest.raises(BadInput, match=r"Unrecognized options: objective\.sizes"):
+        parse([*last, "--objective.sizes", "5"])
+    status, _, err = call(fit.command, *last, *mine, "--out", "run1")
+    assert status == 0, err
+    # Options of several values are found again as they were given.
+    config, given = configure(Given(objective="mine.py:Sizes"), "first", epochs=1, num_samples=5)
+    check_same(RunDirectory.open("run1"), config, given)
+    assert Run.open("run1", objective="mine.py:Sizes").resume(2, quiet=True).config.training.epochs == 2
 
 
 @pytest.mark.parametrize(

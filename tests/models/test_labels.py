@@ -1,22 +1,29 @@
 """Models of images with labels: conditional, semi-supervised, and clusters that nobody has labelled."""
 
+import html
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
 from commands import read, refused
 from fits import FEW, SHORT, interrupt_after, same_runs
+from matplotlib.text import Text
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 import ppl_gen
 from ppl_gen import compare, evaluate, fit, responsibilities
+from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data, Split, hide_labels
+from ppl_gen.evaluation.entries import quantity
+from ppl_gen.figures.responsibilities import components_by_label
 from ppl_gen.guides.conditional import Conditional
 from ppl_gen.guides.normal import Normal
 from ppl_gen.guides.semi_supervised import SemiSupervised
@@ -26,6 +33,7 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.models.conditional_vae import ConditionalVAE
 from ppl_gen.models.gaussian_mixture_vae import GaussianMixtureVAE
 from ppl_gen.models.semi_supervised_vae import SemiSupervisedVAE
+from ppl_gen.run import Run
 
 UNKNOWN = torch.tensor([-1, 2, -1, 0, 1])
 
@@ -225,10 +233,55 @@ def test_a_share_of_labelled_images(elsewhere: Path, call: Any, single: None, mo
         refused(call, fit.command, "semi-supervised-vae", *small, share, "--labelled", "20", words=words)
 
 
+def test_names_with_labels_and_missing_pixels(elsewhere: Path, call: Any, single: None) -> None:
+    """One name in the table, in the comparison, on the page and in its captions, in figures and in a notebook."""
+    small = (*SHORT, "--latent-dim", "1", "--hidden-dims", "4", "--missing", "0.5")
+    name = "log p(x_obs | y)"
+    status, out, err = call(fit.command, "conditional-vae", *small, "--out", "run")
+    assert status == 0 and f"gap: {name} - ELBO" in out and "log p(x)" not in out, err
+    rows = [line for line in out.splitlines() if " ± " in line and "nats" not in line]
+    assert len({line.index(" ± ") for line in rows}) == 1  # the longer name moves no number
+    summary = read("run/evaluation.json")
+    assert summary["quantity"] == name
+    text = Path("run/report.html").read_text(encoding="utf-8").split('<h2 id="terms">')[0]
+    plain = html.unescape(re.sub("<script.*?</script>|<[^>]*>", "", text, flags=re.DOTALL))
+    assert f"How far is the bound from {name}?" in plain and f"{name} is at least" in plain
+    assert "KL(q(z | x_obs, y) ‖ p(z | x_obs, y))" in re.sub("\u2060\u00a0|\u2060|\u00a0", " ", plain).replace(
+        "  ", " "
+    )
+    assert f"the gap {name} − ELBO over the test images" in plain and f"log {name[4:]}" in text
+    bare = re.compile(r"log p\(x\)|log p\(x_obs\)|log p\(x \| y\)")
+    assert not bare.search(plain) and not bare.search(text)
+    status, out, err = call(compare.command, "run", "--report", "page.html")
+    assert status == 0 and f"  {name}  " in out and not bare.search(out), err
+    headings, first = out.splitlines()[1:3]
+    assert first[headings.index(name) :].split("  ")[0].strip().startswith("≥ -")
+    assert not bare.search(Path("page.html").read_text(encoding="utf-8").split('<h2 id="terms">')[0])
+    run = Run.open("run")
+    assert name in repr(run) and not bare.search(repr(run) + str(run.evaluation) + run.figures._repr_html_())
+    comparison = Comparison(["run"])
+    assert not bare.search(repr(comparison) + comparison.to_markdown() + comparison._repr_html_())
+    drawn = {text.get_text() for text in comparison.figure().findobj(Text)}
+    assert any(name in each for each in drawn) and not any(map(bare.search, drawn))
+    # Earlier versions recorded no x_obs.
+    assert quantity({"missing": 0.5}) == "log p(x_obs)" and quantity({}) == "log p(x)"
+    assert quantity({"quantity": "log p(x, y)", "missing": 0.5}) == "log p(x_obs, y)"
+    assert quantity({"quantity": name, "missing": 0.5}) == name
+
+
 def test_clusters_are_explained(elsewhere: Path, call: Any, single: None) -> None:
     small = (*SHORT, "--latent-dim", "2", "--hidden-dims", "4", "--num-components", "3")
-    assert call(fit.command, "gaussian-mixture-vae", *small, "--out", "run")[0] == 0
-    status, *_ = call(responsibilities.command, "run", "--num-images", "40", "--num-samples", "20")
+    assert call(fit.command, "gaussian-mixture-vae", *small, "--missing", "0.3", "--out", "run")[0] == 0
+    status, out, _ = call(responsibilities.command, "run", "--num-images", "40", "--num-samples", "20")
     found = read("run/responsibilities.json")
     assert status == 0 and found["components"]["of"] == 3 and sum(row["images"] for row in found["table"]) == 40
     assert sum(row["weight"] for row in found["table"]) == pytest.approx(1, abs=1e-5) and "error" not in found
+    # Everything names the site, y; the site z is another.
+    assert found["site"] == "y" and "entropy of p(y | x_obs)" in out and "  p(y = k)  " in out and "p(z" not in out
+    named = Run.open("run").figures
+    assert "k: p(y = k | x_obs)" in named["responsibilities"].caption.text
+    for name in ("responsibilities", "reconstructions"):
+        assert named[name].caption.text.endswith(" Missing pixels are grey.")
+    assert "p(y = k), and" in named["components_by_label"].caption.text
+    figure = components_by_label(np.eye(3, dtype=int), ["0", "1", "2"], ["0", "1", "2"], np.zeros((3, 8, 8)), 3, "y")
+    assert figure.axes[0].get_ylabel() == "component k, with p(y = k)"

@@ -1,9 +1,11 @@
 """The pictures of a run: which there are, with what in them, and words for each."""
 
 import ast
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fits import FEW, PLAIN
@@ -16,7 +18,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.report.captions import captions
-from ppl_gen.report.pictures import latent_space, of_evaluation
+from ppl_gen.report.pictures import latent_space, of_evaluation, through_training
 from ppl_gen.run import Run
 
 PAIR = """
@@ -188,3 +190,24 @@ def test_pictures_of_very_few_test_images(elsewhere: Path, capsys: pytest.Captur
         assert {"samples", "reconstructions"} <= set(run.figures)
         assert ("latent_space" in run.figures) == (units == 2)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"epoch_0": np.zeros((0, 64))},
+        {"epoch_0": np.zeros((10, 0))},
+        {"epoch_0": np.zeros((10, 63))},
+        {"epoch_0": np.zeros(())},
+        {"epoch_0": np.zeros((10, 64)), "epoch": np.zeros((10, 64))},
+    ],
+)
+def test_damaged_samples_are_left_out_in_one_line(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: dict[str, np.ndarray]
+) -> None:
+    run = Run.open(shutil.copytree(fitted, tmp_path / "run"))
+    np.savez(run.path / "samples.npz", **arrays)  # type: ignore[arg-type]
+    assert list(through_training.draw(run.fitted)) == []
+    name = list(arrays)[-1]
+    told = f"samples.npz: damaged ({name} holds no images of 64 pixels from an epoch)\n"
+    assert capsys.readouterr().err == f"warning: {run.path}/{told}"

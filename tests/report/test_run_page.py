@@ -177,7 +177,8 @@ def test_its_options_are_those_of_the_configuration(run: Path) -> None:
     assert shlex.split(record["command"]) == config["command"]
     assert record["git_commit"] == (config["git_commit"] or "none")
     in_parts = sum(len(config[part]) for part in ("model_options", "guide_options", "data", "training"))
-    others = in_parts - len(("data", "hidden_dims", "train_size", "epochs")) + len(("init_from", "fixed_model"))
+    folded_of_run = ("estimator", "init_from", "fixed_model")
+    others = in_parts - len(("data", "hidden_dims", "train_size", "epochs")) + len(folded_of_run)
     assert len(page.of("details")) == 2 and page.texts["summary"].startswith(f"{others} more options")
 
 

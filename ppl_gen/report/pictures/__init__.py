@@ -20,6 +20,7 @@ from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.tables import named
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.distances import distances
+from ppl_gen.evaluation.entries import quantity_of
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.reading import read
 from ppl_gen.experiment.fitted import Fitted
@@ -39,7 +40,7 @@ Drawn = Iterator[tuple[str, Figure]]
 
 def save(run: RunDirectory, name: str, figure: Figure) -> None:
     """Write a picture to `figures/` of a run."""
-    figure.rename(partial(named, missing=run.config["data"].get("missing")))
+    figure.rename(partial(named, quantity=quantity_of(run)))
     run.write_file(f"figures/{name}.png", figure.png())
 
 

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from affine import F64, Affine, Repeated, TwoLayerGuide, gradient
 from pairs import ExactGuide, LinearGaussian
 from torch import Tensor, nn
 
@@ -23,30 +24,7 @@ from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.models.belief_net import BeliefNet
 
-F64 = torch.float64
 Weights = Callable[[Tensor], Tensor]
-
-
-class Affine(nn.Module):
-    """q(z | x) = N(A x, diag exp(s)^2)."""
-
-    def __init__(self, model: LinearGaussian):
-        super().__init__()
-        data_dim, latent_dim = model.weight.shape
-        self.a = nn.Parameter(0.3 * torch.randn(latent_dim, data_dim, dtype=F64))
-        self.s = nn.Parameter(0.3 * torch.randn(latent_dim, dtype=F64) - 0.5)
-
-    def distribution(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(x @ self.a.T, self.s.exp()).to_event(1)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.distribution(x))
-
-    def log_weights(self, model: LinearGaussian, x: Tensor, count: int) -> Tensor:
-        q = self.distribution(x).expand([count, len(x)])
-        z = q.rsample()
-        return model.prior().log_prob(z) + model.likelihood(z).log_prob(x) - q.log_prob(z)
 
 
 class TwoSites(nn.Module):
@@ -64,18 +42,8 @@ class TwoSites(nn.Module):
             pyro.sample("x", dist.Normal(c * lower.unsqueeze(-1), 1.0).expand([*lower.shape, 3]).to_event(1), obs=x)
 
 
-class TwoSiteGuide(nn.Module):
-    """q(lower | x) q(upper | lower): gradients also pass from upper through lower."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([0.5, -0.4, 0.3, -0.1], dtype=F64))
-
-    def guide(self, x: Tensor) -> None:
-        a, b, c, d = self.w
-        with pyro.plate("images", len(x)):
-            lower = pyro.sample("lower", dist.Normal(a * x.mean(1), b.exp()))
-            pyro.sample("upper", dist.Normal(c * lower, d.exp()))
+class TwoSiteGuide(TwoLayerGuide):
+    """A guide of two layers, for `TwoSites`."""
 
     def log_weights(self, model: TwoSites, x: Tensor, count: int) -> Tensor:
         a, b, c, d = self.w
@@ -123,10 +91,6 @@ BOUNDS: dict[str, tuple[Weights, Weights]] = {
 """The bounds of the model and of the guide, of 6 samples."""
 
 
-def _gradient(loss: Tensor, module: nn.Module, **options: Any) -> Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()), **options)])
-
-
 @pytest.mark.parametrize("vectorized", [True, False])
 @pytest.mark.parametrize("sites", [1, 2])
 @pytest.mark.parametrize("name", list(BOUNDS))
@@ -143,10 +107,10 @@ def test_value_and_gradients_by_hand(name: str, sites: int, vectorized: bool) ->
     for_model, for_guide = (bound(log_w).sum() for bound in BOUNDS[name])
     torch.testing.assert_close(loss, -for_model)
     for module, bound in ((model, for_model), (guide, for_guide)):
-        ours = _gradient(loss, module, retain_graph=True)
-        torch.testing.assert_close(ours, -_gradient(bound, module, retain_graph=True), rtol=1e-10, atol=1e-12)
+        ours = gradient(loss, module, retain_graph=True)
+        torch.testing.assert_close(ours, -gradient(bound, module, retain_graph=True), rtol=1e-10, atol=1e-12)
     if name == "piwae":  # the two are different
-        assert not torch.allclose(_gradient(for_model, guide, retain_graph=True), _gradient(for_guide, guide))
+        assert not torch.allclose(gradient(for_model, guide, retain_graph=True), gradient(for_guide, guide))
 
 
 def test_order_of_the_bounds() -> None:
@@ -167,27 +131,11 @@ def test_order_of_the_bounds() -> None:
         assert all((low < high).all() for low, high in itertools.pairwise(steps))
 
 
-class Repeated(Affine):
-    """A guide near the posterior with a scale of its own for each repetition of an image, and so a gradient for
-    each."""
-
-    def __init__(self, model: LinearGaussian, repetitions: int):
-        super().__init__(model)
-        exact = model.posterior(torch.eye(3, dtype=F64))
-        with torch.no_grad():
-            self.a.copy_(exact.loc.T + 0.02)
-            scale = exact.covariance_matrix[0].diagonal().log() / 2 + 0.5
-        self.s = nn.Parameter(scale.detach().expand(repetitions, -1).clone())
-
-    def distribution(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(x @ self.a.T, self.s[: len(x)].exp()).to_event(1)
-
-
-def test_signal_to_noise_of_the_guides_gradient() -> None:
+def test_signal_to_noise_of_the_guidesgradient() -> None:
     """It grows as sqrt(M / K) (Rainforth et al. 2018, section 3): for 16 samples in 4 groups it is 4 times that of
     `iwae`, within a factor of 1.1, over 20,000 draws. The means' own noise is taken off."""
     model, count = LinearGaussian(3, 2), 20_000
-    guide = Repeated(model, count)
+    guide = Repeated(model, count, 0.5)
     x = torch.tensor([[0.3, -0.5, 0.8]], dtype=F64).expand(count, -1)
     pair = Pair.read(model, guide, x)
 
@@ -303,7 +251,7 @@ def test_doubly_reparametrized(sites: int) -> None:
     for objective in (Doubly(), construct("dreg", num_particles=3)):
         torch.manual_seed(2)
         loss = bind(objective, pair, x).differentiable_loss(None, None, x)
-        found.append([loss, *(_gradient(loss, module, retain_graph=True) for module in (model, guide))])
+        found.append([loss, *(gradient(loss, module, retain_graph=True) for module in (model, guide))])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
@@ -323,8 +271,8 @@ def test_shared_parameters_take_both() -> None:
         q = (ExactGuide(other, 1.3) if in_model else guide).posterior(x).expand([6, 4])
         z, p = q.rsample(), model if in_model else other
         log_w = p.prior().log_prob(z) + p.likelihood(z).log_prob(x) - q.log_prob(z)
-        parts.append(_gradient(-bound(log_w).sum(), model))
-    torch.testing.assert_close(_gradient(loss, model), parts[0] + parts[1], rtol=1e-10, atol=1e-12)
+        parts.append(gradient(-bound(log_w).sum(), model))
+    torch.testing.assert_close(gradient(loss, model), parts[0] + parts[1], rtol=1e-10, atol=1e-12)
 
 
 class WrongGuide(WakeWake):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
+from affine import F64, Affine
 from pairs import LinearGaussian, TwoModes
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from pyro.infer.elbo import ELBO
@@ -23,7 +23,6 @@ from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
 from ppl_gen.inference.pair import Pair, Terms
 
 Call = Callable[..., tuple[int, str, str]]
-F64 = torch.float64
 MIWAE = '''
 import math
 
@@ -44,31 +43,10 @@ class MultiplyImportanceWeighted:
 '''
 
 
-class Guide(nn.Module):
-    """q(z | x) = N(A x, diag exp(s)^2)."""
-
-    def __init__(self, data_dim: int = 3, latent_dim: int = 2):
-        super().__init__()
-        self.a = nn.Parameter(0.3 * torch.randn(latent_dim, data_dim, dtype=F64))
-        self.s = nn.Parameter(0.3 * torch.randn(latent_dim, dtype=F64) - 0.5)
-
-    def distribution(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(x @ self.a.T, self.s.exp()).to_event(1)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.distribution(x))
-
-
-def _pair() -> tuple[LinearGaussian, Guide, Tensor, Pair]:
-    model, guide, x = LinearGaussian(3, 2), Guide(), torch.randn(5, 3, dtype=F64)
+def _pair() -> tuple[LinearGaussian, Affine, Tensor, Pair]:
+    model = LinearGaussian(3, 2)
+    guide, x = Affine(model), torch.randn(5, 3, dtype=F64)
     return model, guide, x, Pair.read(model, guide, x)
-
-
-def _log_weights(model: LinearGaussian, guide: Guide, x: Tensor, count: int) -> Tensor:
-    q = guide.distribution(x).expand([count, len(x)])
-    z = q.rsample()
-    return model.prior().log_prob(z) + model.likelihood(z).log_prob(x) - q.log_prob(z)
 
 
 def _same_gradients(ours: Tensor, theirs: Tensor, *modules: nn.Module) -> None:
@@ -92,7 +70,7 @@ def test_a_surrogate_in_a_file(miwae: str, groups: int) -> None:
     torch.manual_seed(7)
     loss = elbo.differentiable_loss(None, None, x)
     torch.manual_seed(7)
-    blocks = _log_weights(model, guide, x, 6).chunk(groups)
+    blocks = guide.log_weights(model, x, 6).chunk(groups)
     bounds = [block.exp().mean(0).log() for block in blocks]
     by_hand = -torch.stack(bounds).mean(0).sum()
     torch.testing.assert_close(loss, by_hand)

@@ -8,6 +8,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from affine import F64, Affine, Repeated, TwoLayerGuide
+from affine import gradient as gradient_in
 from pairs import ExactGuide, LinearGaussian, TwoLayers
 from pyro import poutine
 from pyro.infer import RenyiELBO
@@ -20,39 +22,7 @@ from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.vae import VAE
 
-F64 = torch.float64
 SAMPLED = ["iwae", "renyi", "stl", "dreg"]
-
-
-class Affine(nn.Module):
-    """q(z | x) = N(A x + a, diag exp(s)^2), with samples and densities written out by hand for the tests."""
-
-    def __init__(self, model: LinearGaussian):
-        super().__init__()
-        data_dim, latent_dim = model.weight.shape
-        self.a = nn.Parameter(0.3 * torch.randn(latent_dim, data_dim, dtype=F64))
-        self.s = nn.Parameter(0.3 * torch.randn(latent_dim, dtype=F64) - 0.5)
-
-    def distribution(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(x @ self.a.T, self.s.exp()).to_event(1)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.distribution(x))
-
-
-class TwoLayerGuide(nn.Module):
-    """For `TwoLayers`: q(lower | x) q(upper | lower), both learned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([0.5, -0.4, 0.3, -0.1], dtype=F64))
-
-    def guide(self, x: Tensor) -> None:
-        a, b, c, d = self.w
-        with pyro.plate("images", len(x), dim=-1):
-            lower = pyro.sample("lower", dist.Normal(a * x.mean(1), b.exp()))
-            pyro.sample("upper", dist.Normal(c * lower, d.exp()))
 
 
 def _pair(seed: int = 0) -> tuple[LinearGaussian, Affine, Tensor, Pair]:
@@ -60,16 +30,6 @@ def _pair(seed: int = 0) -> tuple[LinearGaussian, Affine, Tensor, Pair]:
     model = LinearGaussian(3, 2)
     guide, x = Affine(model), torch.randn(4, 3, dtype=F64)
     return model, guide, x, Pair.read(model, guide, x)
-
-
-def _log_weights(model: LinearGaussian, guide: Affine, x: Tensor, count: int) -> Tensor:
-    q = guide.distribution(x).expand([count, len(x)])
-    z = q.rsample()
-    return model.prior().log_prob(z) + model.likelihood(z).log_prob(x) - q.log_prob(z)
-
-
-def _gradient(loss: Tensor, module: nn.Module, **options: Any) -> Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()), **options)])
 
 
 @pytest.mark.parametrize("name, alpha", [("iwae", 0.0), ("renyi", 0.5), ("renyi", -1.0), ("dreg", 0.0), ("stl", None)])
@@ -80,7 +40,7 @@ def test_values_are_per_image(name: str, alpha: float | None) -> None:
     torch.manual_seed(7)
     loss = elbo.differentiable_loss(None, None, x)
     torch.manual_seed(7)
-    log_w = _log_weights(model, guide, x, 5)
+    log_w = guide.log_weights(model, x, 5)
     if alpha is None:
         expected = log_w.mean(0)
     else:
@@ -95,7 +55,7 @@ def test_renyi_is_pyros_where_pyros_is_right(alpha: float) -> None:
     ours = bind(construct("renyi", num_particles=4, alpha=alpha), pair, x)
     theirs = RenyiELBO(alpha=alpha, num_particles=4, vectorize_particles=True, max_plate_nesting=1)
     torch.manual_seed(3)
-    gradient = _gradient(loss := ours.differentiable_loss(None, None, x), guide)
+    gradient = gradient_in(loss := ours.differentiable_loss(None, None, x), guide)
     torch.manual_seed(3)
 
     def known_to_pyro(x: Tensor) -> None:
@@ -132,7 +92,7 @@ def test_gradient_vanishes_at_the_posterior(name: str, rest: str) -> None:
     pair = Pair.read(model, guide, x)
     for each, zero in ((name, True), (rest, False)):
         loss = bind(construct(each, num_particles=3), pair, x).differentiable_loss(pair.model, pair.guide, x)
-        gradient = _gradient(loss, guide)
+        gradient = gradient_in(loss, guide)
         assert (float(gradient.abs().max()) < 1e-12) is zero
 
 
@@ -152,7 +112,7 @@ def test_guides_gradient_is_unbiased(name: str, same_as: str, layers: int) -> No
     for each in (name, same_as):
         elbo = bind(construct(each, num_particles=4), pair, x)
         draws = torch.stack(
-            [_gradient(elbo.differentiable_loss(pair.model, pair.guide, repeated) / 500, guide) for _ in range(40)]
+            [gradient_in(elbo.differentiable_loss(pair.model, pair.guide, repeated) / 500, guide) for _ in range(40)]
         )
         means.append(draws.mean(0))
         errors.append(draws.var(0) / 40)
@@ -168,7 +128,7 @@ def test_doubly_reparametrized_by_hand(vectorized: bool) -> None:
     elbo = bind(construct("dreg", num_particles=3), pair, x)
     torch.manual_seed(5)
     loss = elbo.differentiable_loss(None, None, x)
-    ours, models = _gradient(loss, guide, retain_graph=True), _gradient(loss, model)
+    ours, models = gradient_in(loss, guide, retain_graph=True), gradient_in(loss, model)
 
     torch.manual_seed(5)
     q = guide.distribution(x).expand([3, 4])
@@ -176,26 +136,11 @@ def test_doubly_reparametrized_by_hand(vectorized: bool) -> None:
     frozen = dist.Normal(q.base_dist.loc.detach(), q.base_dist.scale.detach()).to_event(1)
     log_w = model.prior().log_prob(z) + model.likelihood(z).log_prob(x) - frozen.log_prob(z)
     share = log_w.detach().softmax(0)
-    expected = -_gradient((share.square() * log_w).sum(), guide, retain_graph=True)
+    expected = -gradient_in((share.square() * log_w).sum(), guide, retain_graph=True)
     torch.testing.assert_close(ours, expected)
     detached = z.detach()
     log_joint = model.prior().log_prob(detached) + model.likelihood(detached).log_prob(x)
-    torch.testing.assert_close(models, -_gradient((share * log_joint).sum(), model))
-
-
-class Repeated(Affine):
-    """A guide that has a scale of its own for each repetition of an image, and so a gradient for each."""
-
-    def __init__(self, model: LinearGaussian, repetitions: int, wider: float):
-        super().__init__(model)
-        exact = model.posterior(torch.eye(3, dtype=F64))
-        with torch.no_grad():
-            self.a.copy_(exact.loc.T + 0.02)
-            scale = exact.covariance_matrix[0].diagonal().log() / 2 + wider
-        self.s = nn.Parameter(scale.detach().expand(repetitions, -1).clone())
-
-    def distribution(self, x: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(x @ self.a.T, self.s[: len(x)].exp()).to_event(1)
+    torch.testing.assert_close(models, -gradient_in((share * log_joint).sum(), model))
 
 
 @pytest.mark.parametrize("name, wider, expected", [("dreg", 0.1, 4.0), ("iwae", 0.5, 0.25)])
@@ -251,7 +196,7 @@ def test_sleep_trains_the_guide_on_dreams() -> None:
         guide = Exact(shift)
         pair = Pair.read(model, guide, x)
         elbo = bind(construct("wake-sleep", num_particles=2), pair, x)
-        draws = torch.stack([_gradient(elbo.differentiable_loss(None, None, x), guide) for _ in range(50)])
+        draws = torch.stack([gradient_in(elbo.differentiable_loss(None, None, x), guide) for _ in range(50)])
         error = draws.std(0) / math.sqrt(50)
         assert bool((draws.mean(0).abs() < 5 * error).all()) is zero
     dreamt = bind(construct("wake-sleep", num_particles=2), pair, x)
@@ -261,7 +206,7 @@ def test_sleep_trains_the_guide_on_dreams() -> None:
     pair.dream(x)  # the same noise before the samples
     awake = bind(construct("rws", num_particles=2), pair, x).differentiable_loss(None, None, x)
     torch.testing.assert_close(dreamt_loss, awake)
-    torch.testing.assert_close(_gradient(dreamt_loss, model), _gradient(awake, model))
+    torch.testing.assert_close(gradient_in(dreamt_loss, model), gradient_in(awake, model))
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -274,7 +219,7 @@ def test_a_second_latent_and_a_mask_are_respected(name: str) -> None:
     elbo = bind(construct(name, num_particles=6), pair, x)
     torch.manual_seed(0)
     whole = elbo.differentiable_loss(None, None, x)
-    assert whole.isfinite() and bool((_gradient(whole, guide) != 0).all())
+    assert whole.isfinite() and bool((gradient_in(whole, guide) != 0).all())
     torch.manual_seed(0)
     log_w = pair.terms(x, num_samples=6).log_weight.detach()
     average = {"iwae": 0.0, "dreg": 0.0, "renyi": 0.5, "stl": None}[name]
@@ -298,10 +243,10 @@ def test_a_second_latent_and_a_mask_are_respected(name: str) -> None:
     half = elbo.differentiable_loss(None, None, x)
     torch.testing.assert_close(-half, own[mask].sum())
     # Nothing that is masked has a gradient either: another image in its place changes none.
-    gradient = _gradient(half, guide)
+    gradient = gradient_in(half, guide)
     torch.manual_seed(0)
     other = torch.where(mask[:, None], x, 7.0)
-    torch.testing.assert_close(_gradient(elbo.differentiable_loss(None, None, other), guide), gradient)
+    torch.testing.assert_close(gradient_in(elbo.differentiable_loss(None, None, other), guide), gradient)
 
 
 def _scaled(x: Tensor) -> None:
