@@ -144,7 +144,7 @@ def check_before_training(assembled: Assembled) -> None:
 
     :raises BadInput: if one of them does not support the pair, or fails.
     """
-    config, (x, *labels) = assembled.config, (each[:2] for each in assembled.batch)
+    config, (x, *labels) = assembled.config, first_rows(2, *assembled.batch)
     if not config.estimator:
         return
     options, own = _after_training(assembled)

@@ -161,7 +161,7 @@ def _images(fitted: Fitted, options: ResponsibilityOptions) -> tuple[Tensor, ...
     rule = f"the {options.split} split has {len(split)} images, and at least {2 * NUM_EXAMPLES} are needed"
     require(2 * NUM_EXAMPLES <= count <= len(split), "num_images", count, rule)
     x, *known = fitted.images(options.split, count)
-    if any(isinstance(each, torch.Tensor) and bool((each >= 0).any()) for each in known):
+    if any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in known):
         raise BadInput(
             f"{name}: is given the labels of the {options.split} split; responsibilities need images without labels, "
             "as after fit --labelled N"
