@@ -18,7 +18,7 @@ from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import arguments, assemble, batch, load_checkpoint, read_pair
-from ppl_gen.experiment.config import Config, Given, changed_code, config_of
+from ppl_gen.experiment.config import Config, Given, changed_code, config_of, continuing
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import tensors_of, weights_of
@@ -182,7 +182,7 @@ class Fitted(Assembled):
         # `stopped` is the number of epochs that were planned when a hook ended training, 0 if none has.
         if state["epoch"] < epochs and state.get("stopped") != epochs:
             done = f"after {state['epoch']} of {epochs} epochs"
-            print(f"warning: training stopped {done}; continue with {line(['fit', '--resume', path])}", file=sys.stderr)
+            print(f"warning: training stopped {done}; continue with {continuing(Path(path), config)}", file=sys.stderr)
         return fitted
 
     def check_weights(self, checkpoint: Checkpoint) -> None:

@@ -40,7 +40,7 @@ class SemiSupervised(nn.Module):
         model: nn.Module,
         labelled_share: float = 1.0,
         *,
-        alpha: float = 1.0,
+        alpha: float = 10.0,
         init_scale: float = 0.01,
         **options: Unpack[EncoderOptions],
     ):

@@ -44,7 +44,7 @@ class SemiSupervisedVAE(nn.Module):
         *,
         latent_dim: int = 50,
         hidden_dims: tuple[int, ...] = (500,),
-        activation: Activation = "softplus",
+        activation: Activation = "relu",
         init_scale: float = 0.01,
     ):
         require(init_scale >= 0, "init_scale", init_scale, "must be at least 0")

@@ -215,7 +215,7 @@ def test_a_share_of_labelled_images(elsewhere: Path, call: Any, single: None, mo
     assert [size for size, _ in seen] == ([20] * 7 + [8]) * 2 and all(known >= 6 for _, known in seen)
     assert sum(known for _, known in seen) == 2 * (8 * 6 + 10)
     guide: Any = whole.guide
-    assert guide.weight == pytest.approx(1 / (0.1 + 0.3 * 0.9))
+    assert guide.weight == pytest.approx(10 / (0.1 + 0.3 * 0.9))
     with monkeypatch.context() as patched:
         interrupt_after(11, patched)
         with pytest.raises(KeyboardInterrupt):
