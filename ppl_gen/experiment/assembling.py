@@ -1,6 +1,6 @@
 """Build a model and a guide from a configuration, and load their weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -116,23 +116,26 @@ def thaw(model: nn.Module) -> None:
 
 def batch(model: nn.Module, guide: nn.Module, data: Data, rows: Tensor) -> tuple[Any, ...]:
     """Training images, with the further arguments of the pair."""
-    return data.targets("train", rows), *arguments(model, guide, data, "train", rows)
+    return data.targets("train", rows), *arguments(model, guide, data, "train")(rows)
 
 
-def arguments(model: nn.Module, guide: nn.Module, data: Data, split: SplitName, rows: Tensor) -> tuple[Any, ...]:
-    """The arguments after x for the images of a split at `rows`: their labels, if there are any and the pair takes
-    them, and their row numbers among training and test images, if it asks for `index`.
+def arguments(model: nn.Module, guide: nn.Module, data: Data, split: SplitName) -> Callable[[Tensor], tuple[Any, ...]]:
+    """A function that returns the arguments after x for the images of a split at some rows: their labels, if there are
+    any and the pair takes them, and their row numbers among training and test images, if it asks for `index`.
 
     :raises BadInput: for row numbers of validation images.
     """
     labels = data.split(split).given_labels if takes_labels(model, guide) else None
-    args: tuple[Any, ...] = () if labels is None else (labels[rows],)
-    if not asks_for_index(model, guide):
-        return args
-    if split == "validation":
+    by_index, first = asks_for_index(model, guide), len(data.train) if split == "test" else 0
+    if by_index and split == "validation":
         who = type(guide).__name__
         raise BadInput(f"--split validation: {who} has parameters for each training and test image, but none for these")
-    return *args, ByName(index=rows + (len(data.train) if split == "test" else 0))
+
+    def of_rows(rows: Tensor) -> tuple[Any, ...]:
+        args: tuple[Any, ...] = () if labels is None else (labels[rows],)
+        return (*args, ByName(index=rows + first)) if by_index else args
+
+    return of_rows
 
 
 def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Any, ...]) -> Pair:

@@ -130,7 +130,7 @@ class Assembled:
     def images(self, split: SplitName, count: int | None = None) -> tuple[Any, ...]:
         """The first images of a split as targets, with the further arguments of the pair (`arguments`)."""
         x = self.data.targets(split)[:count]
-        return x, *arguments(self.model, self.guide, self.data, split, torch.arange(len(x), device=x.device))
+        return x, *arguments(self.model, self.guide, self.data, split)(torch.arange(len(x), device=x.device))
 
     @contextmanager
     def estimating(self, seed: int) -> Iterator[None]:

@@ -62,7 +62,7 @@ from ppl_gen.training.extending import record_epochs
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
-from ppl_gen.training.rows import TestImages
+from ppl_gen.training.rows import RowsOfTestImages
 
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # the noise must not repeat the draws that initialized the weights
 
@@ -148,6 +148,7 @@ class Loop:
 
         # -- loss -----------------------------------------------------------------------------------------------
         self.pixels = data.dim
+        self.arguments = arguments(model, guide, data, "train")
         first = torch.arange(min(8, count), device=data.train.images.device)
         with evaluating(model, guide):
             self.pair = Pair.read(model, guide, *self.batch(first))
@@ -184,11 +185,11 @@ class Loop:
         parallel.broadcast(list(tensors_of(self.modules).values()))
         self.started = time.perf_counter() - self.state.seconds
         self.monitor = Monitor(fitted, self.pair)
-        self.test_images: TestImages | None = None
+        self.test_rows: RowsOfTestImages | None = None
         if fitted.per_image and len(data.test):
             once = self.finite(partial(loss_with_gradient, self.loss))
-            self.test_images = TestImages(fitted, self.pair, once, self.size, self.least)
-        steps = self.total + (0 if self.test_images is None else self.test_images.num_steps)
+            self.test_rows = RowsOfTestImages(fitted, self.pair, once, self.size, self.least)
+        steps = self.total + (0 if self.test_rows is None else self.test_rows.num_steps)
         self.progress = Progress(steps, "step", done=self.state.step, quiet=quiet)
 
     def run(self, on_epoch: OnEpoch | None) -> None:
@@ -251,8 +252,7 @@ class Loop:
 
     def batch(self, index: Tensor) -> tuple[Any, ...]:
         """Training images at `index`, newly binarized, with the further arguments of the pair."""
-        fitted = self.fitted
-        return fitted.data.batch(index), *arguments(fitted.model, fitted.guide, fitted.data, "train", index)
+        return self.fitted.data.batch(index), *self.arguments(index)
 
     def step(self, index: Tensor) -> None:
         """One step of SVI on the images at `index`.
@@ -375,8 +375,8 @@ class Loop:
     def finish(self) -> None:
         """Run the last step of the objective, if it has one, and fit the parameters of the test images, if there are
         any."""
-        if self.test_images is not None and parallel.rank() == 0:
-            self.test_images.fit(self.interrupted, self.progress)
+        if self.test_rows is not None and parallel.rank() == 0:
+            self.test_rows.fit(self.interrupted, self.progress)
         objective, data = self.fitted.objective, self.fitted.data
         if isinstance(objective, Finishes):
             with forked_rng(data.train.images):

@@ -18,6 +18,7 @@ from ppl_gen.core.interrupts import Interrupted
 from ppl_gen.core.progress import Progress
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.state import same_modes
 from ppl_gen.inference.callables import forked_rng, frozen
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches
@@ -27,15 +28,13 @@ _STEPS = 1000
 _STREAM = 0x2545F4914F6CDD1D  # noise that is independent of training's
 
 
-class TestImages:
-    """The test images of a pair that asks for `index`.
+class RowsOfTestImages:
+    """The parameters of the test images, of a pair that asks for `index`.
 
     :param gradient: as `SVI(loss_and_grads=…)` takes it.
     :param size: images of a batch.
     :param least: smallest number of images in a batch.
     """
-
-    __test__ = False  # pytest takes a class of this name for a test
 
     def __init__(self, fitted: Fitted, pair: Pair, gradient: Callable[..., Any], size: int, least: int):
         self.fitted, self.pair, self.gradient = fitted, pair, gradient
@@ -49,8 +48,8 @@ class TestImages:
     def batch(self, rows: Tensor) -> tuple[Any, ...]:
         """Test images with the further arguments of the pair."""
         fitted = self.fitted
-        x = fitted.data.targets("test")[rows]
-        return x, *arguments(fitted.model, fitted.guide, fitted.data, "test", rows)
+        further = arguments(fitted.model, fitted.guide, fitted.data, "test")
+        return fitted.data.targets("test", rows), *further(rows)
 
     def fit(self, interrupted: Interrupted, progress: Progress) -> None:
         """Fit the parameters of the test images. Torch's generators are restored.
@@ -60,7 +59,9 @@ class TestImages:
         options, images = self.fitted.config.training, self.fitted.data.test.images
         own = self.parameters()
         others = [each for each in self.fitted.trained.parameters() if not any(each is row for row in own)]
-        with forked_rng(images), frozen(nn.ParameterList(others)), pyro.validation_enabled(False):
+        modules = self.fitted.trained
+        with forked_rng(images), frozen(nn.ParameterList(others)), pyro.validation_enabled(False), same_modes(modules):
+            modules.eval()  # as they are evaluated: batch statistics do not follow the test images
             torch.manual_seed((options.seed + _STREAM) % 2**63)
             for parameter in own:
                 training, test = parameter.detach().tensor_split([len(self.fitted.data.train)])

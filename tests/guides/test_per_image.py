@@ -35,7 +35,7 @@ class Rows(nn.Module):
     def __init__(self, num_images, data_dim, latent_dim):
         super().__init__()
         self.shape = (num_images, latent_dim)
-        self.net = nn.Linear(data_dim, latent_dim)
+        self.net = nn.Sequential(nn.BatchNorm1d(data_dim), nn.Linear(data_dim, latent_dim))
 
     def guide(self, x, y=None, *, index):
         loc = pyro.param("loc", torch.zeros(self.shape))
