@@ -95,7 +95,7 @@ def test_what_was_found_before_more_training_is_found_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("ppl_gen.run.evaluate", stop_again)
+        patched.setattr("ppl_gen.run.evaluate_after_training", stop_again)
         assert call(fit.command, "--resume", "run")[0] == 1
     status, _, err = call(compare.command, "run")
     assert status == 2 and "run: was trained after its evaluation; evaluate it" in err
