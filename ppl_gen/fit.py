@@ -9,6 +9,7 @@ import tyro
 import ppl_gen
 from ppl_gen.core import cli
 from ppl_gen.experiment.arguments import PROGRAM, Named, parse
+from ppl_gen.experiment.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class ResumeCommand:
     """file.py:Class of the objective, if the run was trained with your own."""
     estimator: tuple[str, ...] = ()
     """file.py:NAME of the estimators, if the run was fitted with your own."""
+
+    def __post_init__(self) -> None:
+        RunDirectory.open(self.resume)  # for its errors: they come at once, before torch is imported
 
 
 def command(arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ from ppl_gen.core.paths import is_folder
 from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.arguments import Named
 from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import RunDirectory
 
 _SCALE = 3  # of a pixel in a picture
 
@@ -47,6 +48,9 @@ class Command:
     images: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
     output: Annotated[OutputOptions, tyro.conf.arg(name="")] = field(default_factory=OutputOptions)
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
+
+    def __post_init__(self) -> None:
+        RunDirectory.open(self.run)  # for its errors: they come at once, before torch is imported
 
 
 def command(arguments: list[str]) -> None:

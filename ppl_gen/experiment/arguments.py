@@ -50,6 +50,9 @@ class RunCommand(Generic[Options]):
     options: Annotated[Options, tyro.conf.arg(name="")]
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
+    def __post_init__(self) -> None:
+        RunDirectory.open(self.run)  # for its errors: they come at once, before torch is imported
+
     def opening(self) -> dict[str, Any]:
         """The arguments of `Run.open`."""
         options: Any = self.options
