@@ -16,10 +16,11 @@ ABOUT = "Estimate the ELBO, IWAE bounds and log p(x) of a run."
 def command(arguments: list[str]) -> None:
     given, own = parse_with_estimators(Command, arguments, "python -m ppl_gen.evaluate", ABOUT)
     options = replace(given.options, estimator_options=own)
+    opening = given.opening()
     from ppl_gen.core import parallel  # torch, which --help and a missing run do without
 
     parallel.join()
-    run = ppl_gen.Run.open(**given.opening())
+    run = ppl_gen.Run.open(**opening)
     run.directory.writes = parallel.rank() == 0
     if options.gaps:
         if parallel.world_size() > 1:

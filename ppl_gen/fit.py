@@ -25,15 +25,13 @@ class ResumeCommand:
     estimator: tuple[str, ...] = ()
     """file.py:NAME of the estimators, if the run was fitted with your own."""
 
-    def __post_init__(self) -> None:
-        RunDirectory.open(self.resume)  # for its errors: they come at once, before torch is imported
-
 
 def command(arguments: list[str]) -> None:
     if any(argument.partition("=")[0] == "--resume" for argument in arguments):
         rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
         about = "Continue an interrupted run with its own options, or train a finished one for longer with --epochs."
         resumed = cli.parse(ResumeCommand, rest, f"{PROGRAM} --resume RUN", about)
+        RunDirectory.open(resumed.resume)  # for its errors: they come at once, before torch is imported
         again = {**asdict(resumed.named), "objective": resumed.objective, "estimator": resumed.estimator}
         run = ppl_gen.Run.open(resumed.resume, **again).resume(resumed.epochs)
     else:

@@ -49,12 +49,10 @@ class Command:
     output: Annotated[OutputOptions, tyro.conf.arg(name="")] = field(default_factory=OutputOptions)
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
-    def __post_init__(self) -> None:
-        RunDirectory.open(self.run)  # for its errors: they come at once, before torch is imported
-
 
 def command(arguments: list[str]) -> None:
     given = cli.parse(Command, arguments, "python -m ppl_gen.sample", "Draw images from a fitted model.")
+    RunDirectory.open(given.run)  # for its errors: they come at once, before torch is imported
     from ppl_gen.figures.canvas import pictures  # matplotlib, which --help does without
 
     output = given.output

@@ -51,11 +51,12 @@ class RunCommand(Generic[Options]):
     options: Annotated[Options, tyro.conf.arg(name="")]
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
-    def __post_init__(self) -> None:
-        RunDirectory.open(self.run)  # for its errors: they come at once, before torch is imported
-
     def opening(self) -> dict[str, Any]:
-        """The arguments of `Run.open`."""
+        """The arguments of `Run.open`.
+
+        :raises BadInput: for a directory that is no run, before torch is imported.
+        """
+        RunDirectory.open(self.run)
         options: Any = self.options
         return {"path": self.run, **asdict(self.named), "checkpoint": options.checkpoint, "device": options.device}
 
