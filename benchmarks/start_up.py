@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 
 from benchmarks.timing import Comparison, medians, show
@@ -58,7 +59,9 @@ def processor_time() -> float:
 
 def measure(rounds: int) -> Comparison:
     with tempfile.TemporaryDirectory() as folder:
-        calls = {name: partial(start, arguments, folder) for name, arguments in COMMANDS.items()}
+        calls: dict[str, Callable[[], object]] = {
+            name: partial(start, arguments, folder) for name, arguments in COMMANDS.items()
+        }
         seconds = medians(calls, rounds=rounds, warmup=1, in_turn=1, clock=processor_time)
     return show("start-up, processor time", seconds, REFERENCE)
 
