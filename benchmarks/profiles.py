@@ -1,17 +1,13 @@
 """Where the time goes: `python -m benchmarks.profiles`.
 
 Of a training step of each model with its default options on images of 28 x 28 pixels; of importance sampling and of
-annealed importance sampling of the default VAE; and of start-up. Matrix products, other kernels, random numbers and the
+annealed importance sampling of the default VAE. Matrix products, other kernels, random numbers and the
 optimizer are counted by torch's profiler; what is left of the time without it is Python: Pyro's handlers and traces,
 autograd's and torch's dispatch.
 """
 
 import argparse
 import re
-import resource
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -77,29 +73,6 @@ def candidates() -> dict[str, tuple[Callable[[], object], int]]:
     }
 
 
-def start_up(runs: int = 5) -> dict[str, float]:
-    """Median seconds of processor time of a process that prints its help, and of those that it consists of."""
-    commands = {
-        "python -c pass": ["-c", "pass"],
-        'python -c "import torch"': ["-c", "import torch"],
-        'python -c "import pyro"': ["-c", "import pyro"],
-        "python -m ppl_gen.fit --help": ["-m", "ppl_gen.fit", "--help"],
-        "python -m ppl_gen.fit vae --help": ["-m", "ppl_gen.fit", "vae", "--help"],
-    }
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(runs):
-        for name, arguments in commands.items():
-            before = _children()
-            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-            times[name].append(_children() - before)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _children() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
     parser.add_argument("--only", help="what begins with this")
@@ -116,10 +89,6 @@ def main(arguments: list[str] | None = None) -> None:
                 print(
                     f"{title:<34}{1e3 * seconds:9.2f}" + "".join(f"{parts[name]:17.0%}" for name in names), flush=True
                 )
-    if not given.only:
-        print("\nstart-up, seconds of processor time")
-        for name, seconds in start_up().items():
-            print(f"  {name:<34}{seconds:6.2f}")
 
 
 if __name__ == "__main__":

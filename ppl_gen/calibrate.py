@@ -32,7 +32,8 @@ def _calibrate_guide(arguments: list[str]) -> None:
     given = cli.parse(RunCommand[GuideCalibrationOptions], arguments, PROGRAM, ABOUT_RUN)
     import ppl_gen
 
-    run = ppl_gen.Run.open(**given.opening())
+    opening = given.opening()
+    run = ppl_gen.Run.open(**opening)
     print(run.calibrate(given.options))
     pictures = "figures/calibration_ranks.png and figures/calibration_coverage.png"
     print(f"written to {run.path / 'calibration.json'}, {pictures}")

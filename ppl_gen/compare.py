@@ -6,13 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ppl_gen.comparison import Comparison
 from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.files import write_file
 from ppl_gen.core.paths import is_folder
-from ppl_gen.experiment.run_directory import to_json
-from ppl_gen.report.page import encoded
 
 PROGRAM = "python -m ppl_gen.compare"
 
@@ -53,6 +50,10 @@ def command(arguments: list[str]) -> None:
         PROGRAM,
         "ELBO and log p(x) of several runs in one table, the best first, with paired differences.",
     )
+    from ppl_gen.comparison import Comparison  # NumPy and SciPy, which --help does without
+    from ppl_gen.experiment.run_directory import to_json
+    from ppl_gen.report.page import encoded
+
     comparison = Comparison(options.runs)
     posteriors = None if options.posteriors is None else comparison.posteriors()
     if options.figure is not None:

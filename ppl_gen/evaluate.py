@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import ppl_gen
-from ppl_gen.core import cli, parallel
+from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.arguments import RunCommand, parse_with_estimators
@@ -16,8 +16,11 @@ ABOUT = "Estimate the ELBO, IWAE bounds and log p(x) of a run."
 def command(arguments: list[str]) -> None:
     given, own = parse_with_estimators(Command, arguments, "python -m ppl_gen.evaluate", ABOUT)
     options = replace(given.options, estimator_options=own)
+    opening = given.opening()
+    from ppl_gen.core import parallel  # torch, which --help and a missing run do without
+
     parallel.join()
-    run = ppl_gen.Run.open(**given.opening())
+    run = ppl_gen.Run.open(**opening)
     run.directory.writes = parallel.rank() == 0
     if options.gaps:
         if parallel.world_size() > 1:

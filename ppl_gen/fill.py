@@ -10,7 +10,8 @@ ABOUT = "Fill in the hidden pixels of images given their visible ones."
 
 def command(arguments: list[str]) -> None:
     given = cli.parse(RunCommand[FillOptions], arguments, "python -m ppl_gen.fill", ABOUT)
-    run = ppl_gen.Run.open(**given.opening())
+    opening = given.opening()
+    run = ppl_gen.Run.open(**opening)
     print(run.fill(given.options))
     print(f"written to {run.path / 'fill.json'} and figures/fill.png")
 

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from ppl_gen.core import cli, parallel
+import ppl_gen
+from ppl_gen.core import cli
 from ppl_gen.experiment.arguments import PROGRAM, Named, parse
-from ppl_gen.run import Run
+from ppl_gen.experiment.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,20 @@ def command(arguments: list[str]) -> None:
         rest = ["--model", *arguments] if not arguments[0].startswith("-") else arguments
         about = "Continue an interrupted run with its own options, or train a finished one for longer with --epochs."
         resumed = cli.parse(ResumeCommand, rest, f"{PROGRAM} --resume RUN", about)
+        RunDirectory.open(resumed.resume)  # for its errors: they come at once, before torch is imported
         again = {**asdict(resumed.named), "objective": resumed.objective, "estimator": resumed.estimator}
-        run = Run.open(resumed.resume, **again).resume(resumed.epochs)
+        run = ppl_gen.Run.open(resumed.resume, **again).resume(resumed.epochs)
     else:
         config, options = parse(arguments)
         if options.dry_run:
-            print(Run.dry_run(config))
+            print(ppl_gen.Run.dry_run(config))
             return
-        run = Run.start(config, out=options.out)
+        run = ppl_gen.Run.start(config, out=options.out)
     if run.directory.writes:
         written = f"pictures are in {run.path / 'figures'}; the page with all results is {run.path / 'report.html'}"
         print(f"\n{run.evaluation}\n\n{written}")
+    from ppl_gen.core import parallel  # torch, which a word that is mistyped does without
+
     parallel.leave()
 
 

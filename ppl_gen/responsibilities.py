@@ -10,7 +10,8 @@ ABOUT = "Say which component of a mixture explains which image, and compare comp
 
 def command(arguments: list[str]) -> None:
     given = cli.parse(RunCommand[ResponsibilityOptions], arguments, "python -m ppl_gen.responsibilities", ABOUT)
-    run = ppl_gen.Run.open(**given.opening())
+    opening = given.opening()
+    run = ppl_gen.Run.open(**opening)
     print(run.explain(given.options))
     print(f"written to {run.path / 'responsibilities.json'} and figures/")
 

@@ -17,6 +17,7 @@ from ppl_gen.core.paths import is_folder
 from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.arguments import Named
 from ppl_gen.experiment.options import Checkpoint
+from ppl_gen.experiment.run_directory import RunDirectory
 
 _SCALE = 3  # of a pixel in a picture
 
@@ -51,6 +52,7 @@ class Command:
 
 def command(arguments: list[str]) -> None:
     given = cli.parse(Command, arguments, "python -m ppl_gen.sample", "Draw images from a fitted model.")
+    RunDirectory.open(given.run)  # for its errors: they come at once, before torch is imported
     from ppl_gen.figures.canvas import pictures  # matplotlib, which --help does without
 
     output = given.output

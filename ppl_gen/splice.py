@@ -10,7 +10,8 @@ ABOUT = "Tell spliced images, each made of the halves of two, from natural ones 
 
 def command(arguments: list[str]) -> None:
     given = cli.parse(RunCommand[SpliceOptions], arguments, "python -m ppl_gen.splice", ABOUT)
-    run = ppl_gen.Run.open(**given.opening())
+    opening = given.opening()
+    run = ppl_gen.Run.open(**opening)
     print(run.splice(given.options))
     print(f"written to {run.path / 'splice.json'}, figures/spliced.png and figures/splice_power.png")
 

@@ -143,18 +143,6 @@ def test_options_that_came_later_need_no_torch(elsewhere: Path) -> None:
     assert [row["seeds"] for row in json.loads(done.stdout)["rows"]] == [[0, 1]]
 
 
-def test_help_needs_no_torch() -> None:
-    code = """
-import contextlib, sys
-from ppl_gen import compare
-with contextlib.suppress(SystemExit):
-    compare.command(["--help"])
-assert not {"torch", "pandas", "xarray", "matplotlib"} & set(sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "RUN [RUN …]" in done.stdout, done.stderr
-
-
 def test_every_format_is_the_comparison_s(elsewhere: Path, call: Call) -> None:
     paths = [write("a", [-2, -1], [-2, -1], guide="f.py:A|B"), write("b", [-3, -1], [-2.5, -1])]
     comparison = Comparison(paths)

@@ -1,4 +1,4 @@
-"""Options of an evaluation."""
+"""Options of an evaluation. Importing them imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,9 +13,7 @@ from ppl_gen.data.options import SplitName
 from ppl_gen.evaluation.use_options import IN_PYTHON, options_from
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.inference.annealed import Annealing
-from ppl_gen.inference.quadrature import Quadrature
-from ppl_gen.inference.settling import Settling
+from ppl_gen.inference.options import Annealing, Quadrature, Settling
 
 EstimatorName = Literal["auto", "exact", "quadrature", "importance", "annealed", "prior"]
 

@@ -21,6 +21,7 @@ from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.table import missing
 from ppl_gen.experiment.config import ORIGIN, Config
 from ppl_gen.experiment.run_directory import GROUP, Json, RunDirectory
+from ppl_gen.inference.options import Annealing
 
 OPTIONS = options_of(Config)
 _ESTIMATE = "log_px_"  # entries of `evaluation.json`, and variables of `evaluation.nc`: estimates of log p(x)
@@ -210,15 +211,13 @@ def _owner(config: Json, name: str) -> tuple[str, str | None]:
 
 
 def _defaults(part: str, of: str | None) -> Json:
-    """The present defaults of a part's options, by dotted name. Those of a model, a guide, a prior or annealing are in
-    modules that import torch, which is slow."""
+    """The present defaults of a part's options, by dotted name. Those of a model, a guide or a prior are in modules
+    that import torch, which is slow."""
     defaults: Json = {}
     if part in ("", "training", "data"):
         defaults = {name: option.default for name, option in OPTIONS.items() if option.default is not MISSING}
     elif part == "evaluation":
         if of == "annealed":
-            from ppl_gen.inference.annealed import Annealing
-
             defaults = {f"evaluation.{name}": option.default for name, option in options_of(Annealing).items()}
     elif of is not None and not components.is_external(of):
         kind: Any = part.removesuffix("_options")

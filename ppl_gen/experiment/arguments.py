@@ -11,6 +11,7 @@ from ppl_gen.core import cli, components
 from ppl_gen.core.commands import external_class_options
 from ppl_gen.core.components import Kind
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.memory import import_torch
 from ppl_gen.experiment.config import KINDS, Config, Given, particles_of, starting_config
 from ppl_gen.experiment.run_directory import RunDirectory
 
@@ -51,7 +52,11 @@ class RunCommand(Generic[Options]):
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
     def opening(self) -> dict[str, Any]:
-        """The arguments of `Run.open`."""
+        """The arguments of `Run.open`.
+
+        :raises BadInput: for a directory that is no run, before torch is imported.
+        """
+        RunDirectory.open(self.run)
         options: Any = self.options
         return {"path": self.run, **asdict(self.named), "checkpoint": options.checkpoint, "device": options.device}
 
@@ -198,6 +203,7 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
 
     :raises BadInput: for a command line that cannot be read, and for an unknown model, guide or prior.
     """
+    import_torch()  # the modules of the classes, whose signatures have options, import it
     named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
     base = _defaults(named[0] if named else None, arguments)
     models = ", ".join(components.known("model"))

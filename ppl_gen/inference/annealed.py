@@ -20,13 +20,13 @@ the error that the settings make; on real data too, if those are similar to the 
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import AdversarialModel, Amortized, HasDensity, offers
-from ppl_gen.core.errors import BadInput, require, require_choices, require_numbers
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.gradients import check_gradients
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
@@ -34,61 +34,11 @@ from ppl_gen.inference.bidirectional import BidirectionalBounds
 from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_least
 from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp
+from ppl_gen.inference.options import Annealing, num_adaptation
 from ppl_gen.inference.supports import unbounded
 from ppl_gen.networks.observed import observed_log_prob
 
 _NARROW = 0.1  # nats by which annealing may be too low and still be trusted
-
-
-@dataclass(frozen=True)
-class Annealing:
-    """Settings of annealing: temperatures and chains."""
-
-    num_temperatures: int = 1000
-    """T, the number of temperatures from the start to p(x, z). With more of them, log p(x) is less biased."""
-    num_chains: int = 16
-    """Chains per image."""
-    leapfrog_steps: int = 10
-    """Leapfrog steps of Hamiltonian Monte Carlo at each temperature; each costs a gradient of log p(x|z)."""
-    schedule: Literal["adaptive", "sigmoid", "linear"] = "adaptive"
-    """Schedule of the temperatures. sigmoid: beta_t goes as 1 / (1 + exp(-4 (2t/T - 1))), finer at both ends (Grosse et
-    al. 2015). adaptive: chosen for each image so that every temperature adds the same standard deviation to log w,
-    which is estimated by the chains that adapt the step sizes (Gelman and Meng 1998, section 4)."""
-    start: Literal["prior", "guide"] = "prior"
-    """Distribution that the chains start from."""
-    acceptance: float = 0.65
-    """Target share of accepted proposals. Step sizes are adapted to it by separate chains."""
-
-    def __post_init__(self) -> None:
-        require_choices(self, "annealed.")
-        require_numbers(self, "annealed.", num_temperatures=1, num_chains=1, leapfrog_steps=1)
-        require(0 < self.acceptance < 1, "annealed.acceptance", self.acceptance, "must be between 0 and 1")
-
-    @property
-    def groups(self) -> list[int]:
-        """Numbers of chains that run together. An image's chains run in several groups to limit memory."""
-        return [min(CHUNK_SIZE, self.num_chains - begun) for begun in range(0, self.num_chains, CHUNK_SIZE)]
-
-    @property
-    def work(self) -> int:
-        """Temperatures that an image passes, including adaptation; the units of `progress`."""
-        return _adaptation(self.num_temperatures) + self.num_temperatures * len(self.groups)
-
-    @property
-    def bidirectional_work(self) -> int:
-        """Temperatures that an image passes for bidirectional bounds."""
-        return self.work + self.num_temperatures * len(self.groups)
-
-    def betas(self, count: int | None = None) -> Tensor:
-        """beta_0 … beta_T in float64, before adaptation.
-
-        :param count: T; by default the number of temperatures.
-        """
-        position = torch.linspace(0, 1, (count or self.num_temperatures) + 1, dtype=torch.float64)
-        if self.schedule == "linear":
-            return position
-        rising = (4 * (2 * position - 1)).sigmoid()
-        return (rising - rising[0]) / (rising[-1] - rising[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -227,11 +177,6 @@ def check(model: object, guide: object, annealing: Annealing) -> None:
         raise BadInput("--annealed.start guide: needs a guide with encode(x) and posterior(context)")
 
 
-def _adaptation(num_temperatures: int) -> int:
-    """Number of temperatures of the chains that adapt step sizes."""
-    return max(50, num_temperatures // 4)
-
-
 def _block_size(annealing: Annealing) -> int:
     """Number of images at a time."""
     return max(1, CHUNK_SIZE // annealing.num_chains)
@@ -330,7 +275,7 @@ class _Path:
         Separate chains run over fewer temperatures. At each of them, the logarithm of the step size moves by half the
         difference between the acceptance and its target (stochastic approximation). Adapting the chains that count
         would make their weights biased."""
-        count = _adaptation(self.annealing.num_temperatures)
+        count = num_adaptation(self.annealing.num_temperatures)
         log_size = torch.full((len(self.x),), math.log(0.3), dtype=torch.float64, device=self.x.device)
         sizes, speeds = [], []
         now = self.start(self.annealing.groups[0])

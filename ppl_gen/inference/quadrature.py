@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.contracts import HasDensity, offers
-from ppl_gen.core.errors import BadInput, require, require_numbers
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import (
@@ -38,6 +38,7 @@ from ppl_gen.inference.callables import (
 )
 from ppl_gen.inference.estimate import Estimate, Variable
 from ppl_gen.inference.integrand import Integrand, num_parameters, num_pixels
+from ppl_gen.inference.options import Quadrature
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.refinement import Refinement, TooMuchWork
 from ppl_gen.inference.supports import is_discrete
@@ -45,19 +46,6 @@ from ppl_gen.inference.supports import is_discrete
 __all__ = ["Quadrature", "QuadratureEstimate", "TooMuchWork", "importance_work", "quadrature_log_px"]
 
 MOST_UNITS = 3
-
-
-@dataclass(frozen=True)
-class Quadrature:
-    """Settings of quadrature."""
-
-    tolerance: float = 0.01
-    """Largest change of an image's log p(x), in nats, when the step is halved for the last time. The error is far
-    smaller if the decoder is smooth."""
-
-    def __post_init__(self) -> None:
-        require_numbers(self, "quadrature.")
-        require(self.tolerance > 0, "quadrature.tolerance", self.tolerance, "must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -30,17 +30,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput, require, require_numbers
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above
-from ppl_gen.inference.annealed import Annealing, annealed_log_px
+from ppl_gen.inference.annealed import annealed_log_px
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, take
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, share
+from ppl_gen.inference.options import FEWEST, Annealing, Settling
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px, scores_others
 
-FEWEST = 128  # samples of the first step of the pilot
 _PRIOR_SHARE, _MOST_PRIOR_SHARE = 0.1, 0.5
 _PRIOR_SAMPLES = 100  # samples from the prior, as far as the larger share allows
 _SPREAD_COST = 2.0  # factor by which the temperature multiplies the variance, if the guide is the exact posterior
@@ -55,25 +55,6 @@ LEFT, SETTLED, ANNEALED = 0, 1, 2
 """How log p(x) of an image ended, in `SettledEstimate.outcome`."""
 _CHAINS = Annealing(num_temperatures=200, leapfrog_steps=5)
 _PASSES = 3  # passes through the decoder that a gradient costs
-
-
-@dataclass(frozen=True)
-class Settling:
-    """Settings of `--num-samples auto`."""
-
-    tolerance: float = 0.1
-    """Error of an image's log p(x), in nats, that at most 5 % of the settled images may exceed."""
-    most_samples: int = 2**14
-    """Largest number of samples for an image."""
-
-    def __post_init__(self) -> None:
-        require_numbers(self, "settling.", most_samples=FEWEST)
-        require(self.tolerance > 0, "settling.tolerance", self.tolerance, "must be above 0")
-
-    @property
-    def steps(self) -> list[int]:
-        """Numbers of samples of the pilot: 128, 256, … up to the most samples."""
-        return [FEWEST << step for step in range((self.most_samples // FEWEST).bit_length())]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -1,8 +1,6 @@
 """Command lines as they are written, and as they are read again."""
 
 import doctest
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -80,17 +78,3 @@ def test_the_command_of_a_fit(made: list[str], again: list[str]) -> None:
 @pytest.mark.parametrize("made", [None, [], ["study.py", "7"]])
 def test_a_run_made_from_python_has_no_command(made: list[str] | None) -> None:
     assert fit_command({"command": made, "data": {"data": "digits"}}) == []
-
-
-@pytest.mark.parametrize(
-    "name", ["compare", "sweep", "sample", "fill", "splice", "responsibilities", "quality", "calibrate"]
-)
-def test_help_needs_no_torch(name: str) -> None:
-    """`fit --help` lists the options of classes, and `evaluate --help` those of annealing, which are beside torch."""
-    code = f"""if True:
-        import contextlib, sys
-        from ppl_gen.{name} import command
-        with contextlib.suppress(SystemExit):
-            command(["--help"])
-        assert not {{"torch", "matplotlib"}} & set(sys.modules)"""
-    assert "usage" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
