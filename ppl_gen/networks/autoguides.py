@@ -17,6 +17,17 @@ def by_rows(auto: AutoNormal) -> Callable[..., None]:
     """The guide of an AutoNormal for the images at some rows: the same q, written as one distribution for each latent
     site. (AutoNormal itself samples an auxiliary site and a Delta, which has no density at another z.)
 
+    >>> import torch
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> auto = AutoNormal(model)
+    >>> _ = auto(torch.zeros(5))  # sets up parameters of five images
+    >>> trace = pyro.poutine.trace(by_rows(auto)).get_trace(torch.zeros(2), index=torch.tensor([4, 0]))
+    >>> trace.nodes["z"]["fn"]
+    Normal(loc: torch.Size([2]), scale: torch.Size([2]))
+
     :raises BadInput: when called, for one that has not been set up, and for latents outside of a plate of images.
     """
 
