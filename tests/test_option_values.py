@@ -149,7 +149,7 @@ def ends_well(call: Call, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
     for name in ("evaluate", "split_gap", "calibrate", "sample", "fill", "splice", "explain", "quality_of"):
         monkeypatch.setattr(Run, name, begin)
-    for module, name in (("evaluation.calibration", "calibrate"), ("sweep", "remaining"), ("compare", "Comparison")):
+    for module, name in (("evaluation.calibration", "calibrate"), ("sweep", "remaining"), ("comparison", "Comparison")):
         monkeypatch.setattr(importlib.import_module(f"ppl_gen.{module}"), name, begin)
     # What is drawn asks for gigabytes. No machine that runs this may give them.
     monkeypatch.setattr(memory, "free_memory", lambda device="cpu": 2**30)
