@@ -494,9 +494,8 @@ def as_arguments(
     given = any({*names} - {"", None} == {"index"} for names in zip_longest(*named))  # all call this position so
     if given or any(isinstance(each, ByName) for each in args) or not asks_for_index(model, *guides):
         return by_position, by_name
-    if "index" not in by_name:
-        for guide in guides:
-            check_rows(guide, len(x))
+    for guide in guides:
+        check_rows(guide, len(x), by_name.get("index"))
     index = by_name.pop("index", torch.arange(len(x), device=x.device))
     return (*by_position, ByName(index=index)), by_name
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 from torch.distributions import biject_to
@@ -53,13 +54,27 @@ def by_rows(auto: AutoNormal) -> Callable[..., None]:
     return guide
 
 
-def check_rows(guide: Any, count: int) -> None:
-    """Raise `BadInput` for an AutoNormal that was set up with another number of images than `count`."""
-    if isinstance(guide, AutoNormal) and (size := _plate_of_images(guide).size) != count:
+def check_rows(guide: Any, count: int, index: Any = None) -> None:
+    """Raise `BadInput` for an AutoNormal that was set up with another number of images than `count`, or for row numbers
+    that are not among its own.
+
+    :param index: row numbers of the images; None if they are 0 … `count` - 1.
+    """
+    if not isinstance(guide, AutoNormal):
+        return
+    who, size = type(guide).__name__, _plate_of_images(guide).size
+    if index is None and size != count:
         raise BadInput(
-            f"{type(guide).__name__} was set up with {size} images, but x has {count}: give the row numbers of these "
-            "images among those by name, index=…"
+            f"{who} was set up with {size} images, but x has {count}: give the row numbers of these images among "
+            "those by name, index=…"
         )
+    if index is not None:
+        whole = isinstance(index, Tensor) and index.dtype in (torch.int32, torch.int64) and index.shape == (count,)
+        if not whole or not bool(((index >= 0) & (index < size)).all()):
+            raise BadInput(
+                f"index: {who} has rows 0 … {size - 1}: give the row number of each of the {count} images, as whole "
+                "numbers"
+            )
 
 
 def _plate_of_images(auto: AutoNormal) -> Any:

@@ -253,6 +253,9 @@ def with_global(x: Tensor | None = None, *, n: int = 1) -> None:
 def test_what_is_refused(auto: AutoNormal) -> None:
     with pytest.raises(BadInput, match=r"set up with 7 images, but x has 3: give the row numbers .* index=…"):
         ppl_gen.log_weights(wide, auto, X[:3], num_samples=5)
+    for wrong in (torch.arange(3), torch.arange(N) + 1, torch.arange(N) - 1, torch.arange(N).double(), "a"):
+        with pytest.raises(BadInput, match=r"AutoNormal has rows 0 … 6: give the row number of each of the 7 images"):
+            ppl_gen.log_weights(wide, auto, X, index=wrong, num_samples=5)
     with pytest.raises(BadInput, match="AutoNormal has no parameters yet"):
         ppl_gen.log_weights(wide, AutoNormal(wide), X, num_samples=5)
     joint = AutoDiagonalNormal(wide)
