@@ -188,7 +188,7 @@ class Loop:
         self.test_rows: RowsOfTestImages | None = None
         if fitted.per_image and len(data.test):
             once = self.finite(partial(loss_with_gradient, self.loss))
-            self.test_rows = RowsOfTestImages(fitted, self.pair, once, self.size, self.least)
+            self.test_rows = RowsOfTestImages(fitted, self.pair, once, self.options.batch_size, self.least)
         steps = self.total + (0 if self.test_rows is None else self.test_rows.num_steps)
         self.progress = Progress(steps, "step", done=self.state.step, quiet=quiet)
 

@@ -135,6 +135,22 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OneOptimizer, "__call__", counting)
 
 
+def test_batches_of_test_images_do_not_depend_on_the_training_images(
+    elsewhere: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few training images make small batches of them alone: the six test images are one batch, of three steps."""
+    steps, take = [], OneOptimizer.__call__
+
+    def counting(self: OneOptimizer, *args: Any, **kwargs: Any) -> None:
+        steps.append(self)
+        take(self, *args, **kwargs)
+
+    monkeypatch.setattr(OneOptimizer, "__call__", counting)
+    data = {"train": BINARY[:2], "validation": BINARY[:2], "test": BINARY[TRAIN:]}
+    ppl_gen.Run.fit("vae", guide="per-image", data=data, out="run", **HOW)
+    assert len(steps) == HOW["epochs"] + 3
+
+
 def test_more_epochs_are_those_of_a_longer_run(elsewhere: Path, short: None) -> None:
     """The rows of test images start afresh, so an earlier fit of theirs leaves no trace."""
     how = {**HOW, "schedule": "constant"}
