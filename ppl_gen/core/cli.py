@@ -72,10 +72,17 @@ def _describe_fields(cls: Any) -> None:
     for name, hint in list(vars(cls).get("__annotations__", {}).items()):
         _describe(hint)
         shown = shown_as(hint, defaults.get(name))
-        if texts.get(name):
-            shown["help"] = " ".join(texts[name].split())
+        if text := texts.get(name) or _group_help(hint):
+            shown["help"] = " ".join(text.split())
         if shown:
             cls.__annotations__[name] = Annotated[hint, tyro.conf.arg(**shown)]
+
+
+def _group_help(hint: Any) -> str | None:
+    """The first line of a dataclass of options. None for any other type; tyro looks for that in the source, which takes
+    longer."""
+    cls: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return (cls.__doc__ or "").partition("\n")[0] if is_dataclass(cls) and cls.__module__ != "types" else None
 
 
 _VALUES: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
