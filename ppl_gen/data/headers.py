@@ -1,6 +1,7 @@
 """Headers of arrays in files: shape, type, and the place where the numbers begin. This module imports no torch."""
 
 import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -46,15 +47,19 @@ def layout(path: Path) -> Layout | None:
     return found if plain else None
 
 
-def mapped(path: Path, found: Layout) -> np.ndarray:
+def mapped(path: Path, found: Layout, random: bool = False) -> np.ndarray:
     """The array in a file, mapped for reading.
 
+    :param random: tell the system that images are read in random order, so that it reads none beside them.
     :raises ValueError: for a file that is too short.
     """
     there = path.stat().st_size - found.offset
     if there < found.size:
         raise ValueError(f"{path.name} holds {there:,} bytes of numbers, but {found.shape} needs {found.size:,}")
-    return np.memmap(path, found.dtype, "r", found.offset, found.shape)
+    array = np.memmap(path, found.dtype, "r", found.offset, found.shape)
+    if random and hasattr(mmap, "MADV_RANDOM"):
+        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]  # NumPy has no other way to it
+    return array
 
 
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -170,6 +170,11 @@ class Rows:
             return replace(self, order=index if identity else self.order[index[:]])
         return replace(self, order=self.order[index.cpu() if isinstance(index, Tensor) else index])
 
+    def looked_at(self) -> "Rows":
+        """The images of the source that are looked at before training, in its own order."""
+        blocks = [torch.arange(block.start, min(block.stop, len(self.source))) for block in self.source.blocks()]
+        return replace(self, order=torch.cat(blocks))
+
     def to(self, device: torch.device | str) -> "Rows | Tensor":
         """The images on a device: read into the memory of a GPU if they take at most half of what is free there, else
         moved there batch by batch."""

@@ -18,10 +18,11 @@ import numpy as np
 
 from ppl_gen.core.commands import line
 from ppl_gen.core.errors import BadInput, words_of
-from ppl_gen.core.paths import check_readable, exists, is_file, is_folder, reading
+from ppl_gen.core.paths import check_readable, exists, is_file, is_folder
 from ppl_gen.data.headers import idx_header, is_idx, layout, mapped, npy_header, require_free, require_memory
 from ppl_gen.data.pixels import SPLITS, Images, RawArrays, size_of, to_images
-from ppl_gen.data.rows import MAPPED, Source, is_large
+from ppl_gen.data.rows import MAPPED, is_large
+from ppl_gen.data.shards import are_large, read_shards, shard_files
 
 _KIND = r"x|images?|imgs?|data|pixels|y|labels?|targets?|class(?:es)?"
 _ROLE = re.compile(
@@ -52,7 +53,7 @@ def read(name: str, largest: int | None = None, nan: bool = False) -> Images:
     if not name:
         raise BadInput("--data '': is a folder, the current one; name it as . or name a file in it")
     if is_folder(path, "--data"):
-        return to_images(name, _shards(path), largest, nan)
+        return to_images(name, read_shards(path), largest, nan)
     if not is_file(path, "--data"):
         raise BadInput(f"--data {name}: {'no regular file' if exists(path, '--data') else 'no such file'}")
     reader = _READERS.get(_suffix(path), _idx_files)
@@ -82,7 +83,7 @@ def files(name: str) -> list[Path]:
     """Files that `read` opens for a name."""
     path, _ = locate(name)
     if is_folder(path, "--data"):
-        return _shard_files(path)
+        return shard_files(path)
     if _suffix(path) in _READERS or not is_file(path, "--data"):
         return [path]
     return [path, *(beside for beside in _beside(path).values() if beside is not None)]
@@ -90,11 +91,8 @@ def files(name: str) -> list[Path]:
 
 def large(name: str) -> bool:
     """True if `read` finds large data under a name: see `rows.LARGE`."""
-    arrays = [found for path in files(name) if (found := layout(path)) is not None]
-    if is_folder(locate(name)[0], "--data") and arrays:
-        whole = (sum(each.shape[0] for each in arrays), *arrays[0].shape[1:])
-        arrays = [arrays[0]._replace(shape=whole)]
-    return any(each.size > MAPPED and is_large(each.shape) for each in arrays)
+    found = [layout(path) for path in files(name)]
+    return are_large(found) if is_folder(locate(name)[0], "--data") else any(are_large([each]) for each in found)
 
 
 def locate(name: str) -> tuple[Path, str | None]:
@@ -199,7 +197,7 @@ def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
 
 def _numpy(path: Path, chosen: str | None) -> RawArrays:
     if (found := layout(path)) is not None and found.size > MAPPED:
-        return _along_first(RawArrays({"train": mapped(path, found)}, {}, []))
+        return _along_first(RawArrays({"train": mapped(path, found, is_large(found.shape))}, {}, []))
     with _open(path) as file:
         archive = file.read(2) == b"PK"
         file.seek(0)
@@ -213,39 +211,6 @@ def _along_first(arrays: RawArrays) -> RawArrays:
     if len(shape) > 2 and shape[-1] > max(shape[:-1]):
         arrays.notes.append(f"{shape[0]} images of {size_of(shape[1:])}, along the first axis")
     return arrays
-
-
-def _shard_files(folder: Path) -> list[Path]:
-    """The .npy files in a folder, sorted by name."""
-    with reading(folder, "--data"):
-        return sorted(each for each in folder.iterdir() if each.suffix.lower() == ".npy")
-
-
-def _shards(folder: Path) -> RawArrays:
-    """The images in the .npy files of a folder, one file after the other."""
-    paths, parts = _shard_files(folder), list[np.ndarray]()
-    if not paths:
-        raise BadInput(f"--data {folder}: is a folder without .npy files; name a file in it")
-    for path in paths:
-        if not is_file(path, "--data"):
-            raise BadInput(f"--data {path}: no regular file")
-        check_readable(path, "--data")
-    found = [layout(path) for path in paths]
-    large = sum(each.size for each in found if each is not None) > MAPPED
-    for path, each in zip(paths, found, strict=True):
-        if each is None or len(each.shape) < 2:
-            raise BadInput(f"--data {path}: must be an .npy file of numbers [images, height, width], in C's order")
-        try:
-            parts.append(mapped(path, each) if large else np.load(path, allow_pickle=False))
-        except (ValueError, OSError) as error:
-            raise BadInput(f"--data {path}: truncated ({words_of(error, 150)})") from None
-        if (parts[-1].shape[1:], parts[-1].dtype) != (parts[0].shape[1:], parts[0].dtype):
-            ours, theirs = (f"{part.dtype} {part.shape[1:]}" for part in (parts[-1], parts[0]))
-            raise BadInput(f"--data {path}: images are {ours}, but those of {paths[0].name} are {theirs}")
-    source = Source(tuple(map(np.asarray, parts)), large)
-    return RawArrays(
-        {"train": source}, {}, [f"{len(source)} images of {size_of(source.shape[1:])} in {len(parts)} files"]
-    )
 
 
 def _archive(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
@@ -395,7 +360,7 @@ def read_idx(path: Path) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
         if isinstance(file, gzip.GzipFile) or (there := os.fstat(file.fileno()).st_size - file.tell()) == size:
             if size > MAPPED and (found := layout(path)) is not None:
-                return mapped(path, found)
+                return mapped(path, found, is_large(shape))
             require_memory(str(path), shape, dtype.itemsize)
             array = np.empty(shape, dtype)
             there = _fill(array, file)

@@ -27,7 +27,7 @@ from ppl_gen.core.errors import BadInput, require, require_choices
 from ppl_gen.core.memory import empty
 from ppl_gen.data.options import Binarization
 from ppl_gen.data.orders import Order
-from ppl_gen.data.rows import SAMPLED, Rows
+from ppl_gen.data.rows import Rows
 
 _BINARY, REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
@@ -228,17 +228,19 @@ class Data:
 
     def mean(self) -> Tensor:
         """Mean observed training pixel [data_dim] in float32, with half an observation added so that it is inside
-        (0, 1). Of large data, it is that of the first `rows.SAMPLED` pixels, whose images are a random sample."""
-        total = torch.zeros(self.dim, dtype=torch.float64, device=self.train.images.device)
+        (0, 1). Of large data, it is that of the images that are looked at before training."""
+        train = self.train
+        if isinstance(train.images, Rows) and train.large:
+            train = replace(train, images=train.images.looked_at())
+        total = torch.zeros(self.dim, dtype=torch.float64, device=train.images.device)
         missing = torch.zeros_like(total)
-        count = min(len(self.train), max(1, SAMPLED // self.dim)) if self.train.large else len(self.train)
-        for block in _blocks(count, self.dim):
-            pixels = self.train.pixels(block)
-            if self.train.missing is not None:
-                pixels = pixels.masked_fill(self.train.missing[block], 0.0)
-                missing += self.train.missing[block].sum(0)
+        for block in _blocks(len(train), self.dim):
+            pixels = train.pixels(block)
+            if train.missing is not None:
+                pixels = pixels.masked_fill(train.missing[block], 0.0)
+                missing += train.missing[block].sum(0)
             total += pixels.double().sum(0)
-        return ((total + 0.5) / (count - missing + 1)).float()
+        return ((total + 0.5) / (len(train) - missing + 1)).float()
 
     @property
     def incomplete(self) -> str:
@@ -330,7 +332,7 @@ def _in_blocks(split: Split, dtype: torch.dtype, change: Callable[[Tensor], Tens
     images = empty((count - first, dim), dtype)
     for block in _blocks(count, dim):
         changed = change(split.pixels(block).cpu())[max(0, first - block.start) :]
-        stop = max(0, min(block.stop, count) - first)
+        stop = max(0, block.stop - first)
         images[stop - len(changed) : stop] = changed
     return replace(cut(split, first, count), images=images.to(split.images.device), scale=1)
 
@@ -338,4 +340,4 @@ def _in_blocks(split: Split, dtype: torch.dtype, change: Callable[[Tensor], Tens
 def _blocks(count: int, dim: int) -> Iterator[slice]:
     """All of `count` images, some at a time."""
     size = max(1, min(_DRAWN, _PIXELS // max(1, dim)))
-    return (slice(start, start + size) for start in range(0, count, size))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
