@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, require_choices
-from ppl_gen.core.memory import empty
+from ppl_gen.core.memory import LARGE_TENSOR, empty
 from ppl_gen.data.options import Binarization
 from ppl_gen.data.orders import Order
 from ppl_gen.data.rows import Rows
@@ -206,7 +206,8 @@ class Data:
             if not split.large:
                 split = cut(split, 0, int(rows.max()) + 1 if len(rows) else 0)
             split = with_fixed_draw(split, self.binarization, POOL_SEED)
-        if isinstance(split.images, Tensor):
+        small = 4 * len(rows) * self.dim <= LARGE_TENSOR or split.images.device.type != "cpu"
+        if isinstance(split.images, Tensor) and small:
             pixels = split.pixels(index)
             shared = pixels.untyped_storage().data_ptr() == split.images.untyped_storage().data_ptr()
             return pixels.clone() if shared else pixels  # the caller's own, to change as it likes

@@ -17,6 +17,7 @@ from ppl_gen.core import components
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
+from ppl_gen.data.orders import Order
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
@@ -96,6 +97,15 @@ def test_what_is_left_over(size: int) -> None:
             assert min(map(len, parts)) >= least
             if least == 1 or count % size != 1:
                 assert [len(part) for part in parts] == [len(part) for part in order.split(size)]
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 699, 700])
+def test_batches_of_a_computed_order(done: int) -> None:
+    """They are those of its numbers, from any batch on."""
+    order = Order(7_001, seed=2)
+    found, whole = list(batches(order, 10, 2, done=done)), list(batches(order[:], 10, 2))
+    assert len(whole) == 700 and len(found) == 700 - done
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, whole[done:], strict=True))
 
 
 QUICK = ("--data", "digits", "--epochs", "2", "--latent-dim", "2", "--hidden-dims", "8", "--num-samples", "20")
