@@ -93,7 +93,8 @@ def evaluate(
     """
     named = find([*options.own_estimators, *own], options.estimator_options)
     options = replace(_resolved(fitted, options), own_estimators=tuple(each.reference for each in named))
-    whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
+    whole = fitted.images(options.split, options.num_images)
+    task = _local_task(fitted, options, whole, quiet)
     chosen = estimators(fitted.model, fitted.pair, str(options.estimator), task.x.device, *task.labels)
     _check(task, others, chosen)
     started = time.perf_counter()
@@ -196,10 +197,11 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     return replace(options, num_images=count, num_samples=samples, sandwich=options.num_from_model)
 
 
-def _local_task(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
+def _local_task(fitted: Fitted, options: EvaluationOptions, whole: tuple[Any, ...], quiet: bool) -> Task:
     """This process's share of the images, and of the images that are drawn from the model."""
-    whole = fitted.images(options.split, options.num_images)
-    x, *args = rows_at(parallel.shard(torch.arange(len(whole[0]), device=whole[0].device)), *whole)
+    x, *args = whole
+    if parallel.world_size() > 1:
+        x, *args = rows_at(parallel.shard(torch.arange(len(x), device=x.device)), *whole)
     options = replace(options, sandwich=len(parallel.shard(torch.arange(options.num_from_model))))
     return Task(fitted, options, x, tuple(args), quiet)
 

@@ -4,6 +4,7 @@ It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if th
 version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
+import hashlib
 import io
 import math
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from ppl_gen.experiment.run_directory import RunDirectory
     from ppl_gen.inference.estimate import Estimate
+
+MOST_IMAGES = 2**20
+"""Images above which the values of each image are written in blocks of as many."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,12 +128,25 @@ class Evaluation:
             warn(error.sentence)
             return None
 
-    def write(self, directory: "RunDirectory") -> None:
-        """Write `evaluation.nc` and `evaluation.json`."""
+    def write(self, directory: "RunDirectory", most: int = MOST_IMAGES) -> None:
+        """Write `evaluation.nc` and `evaluation.json`. The values of more images are written in blocks, one after the
+        other: `evaluation-<number of the evaluation>-<number of the block>.nc`. `evaluation.json` names them.
+
+        :param most: most images of a file.
+        """
         # evaluation.json is the last: it marks a complete evaluation.
-        directory.write(
-            {"evaluation.nc": to_netcdf(self.to_xarray()), "evaluation.json": to_json(self.summary).encode()}
-        )
+        values, text = self.to_xarray(), to_json(self.summary)
+        if (count := values.sizes["image"]) <= most:
+            directory.write({"evaluation.nc": to_netcdf(values), "evaluation.json": text.encode()})
+            directory.keep_blocks([])
+            return
+        number = hashlib.sha256(f"{most} {text}".encode()).hexdigest()[:8]
+        names = [f"evaluation-{number}-{block:05}.nc" for block in range(-(-count // most))]
+        for block, name in enumerate(names):
+            part = values.isel(image=slice(block * most, (block + 1) * most))
+            directory.write_file(name, to_netcdf(part))
+        directory.write_json("evaluation.json", self.summary | {"blocks": names})
+        directory.keep_blocks(names)
 
     def to_json(self) -> Json:
         """Content of `evaluation.json`."""
@@ -140,6 +157,8 @@ class Evaluation:
 
         :raises BadInput: if there are no values per image.
         """
+        if self.images is None and "blocks" in self.summary:
+            raise BadInput("the values per image of this evaluation lie in blocks; read evaluation-….nc one by one")
         if self.images is None:
             raise BadInput("this evaluation has no values per image: evaluation.nc is missing; evaluate again")
         return self.images

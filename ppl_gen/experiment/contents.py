@@ -244,6 +244,7 @@ class Evaluation(Result):
     """`evaluation.json`. Further estimates of log p(x) have keys that begin with `log_px_`."""
 
     num_images: int
+    blocks: NotRequired[list[str]]
     observation: str
     quantity: NotRequired[str]
     left_out: NotRequired[list[str]]

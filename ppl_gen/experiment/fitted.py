@@ -27,6 +27,7 @@ from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
 _READ = 8  # number of images that a pair is read on
+_AT_ONCE = 10_000  # images that are looked at in one step
 
 
 @dataclass
@@ -98,7 +99,8 @@ class Assembled:
         observed ones."""
         given = any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels)
         y = "" if not given else " | y" if len(self.pair.observed) == 1 else ", y"
-        return f"log p({'x_obs' if bool(x.isnan().any()) else 'x'}{y})"
+        missing = any(bool(part.isnan().any()) for part in x.split(_AT_ONCE))
+        return f"log p({'x_obs' if missing else 'x'}{y})"
 
     def require_complete(self, what: str) -> None:
         """Raise `BadInput` for images with missing pixels.

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe, require, warnings_of
-from ppl_gen.core.memory import keep_freed_memory
+from ppl_gen.core.memory import empty, keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.tables import Row
 from ppl_gen.inference.agreement import above, bound
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 # Pairs of image and sample per call. The decoder's output then fits into the cache of the CPU, and the overhead of
 # Pyro's handlers is small against the computation.
 CHUNK_SIZE = 2048
+MOST_IMAGES = 2**20
+"""Images above which what is computed of each lies in temporary files."""
 _IMAGES_PER_BLOCK = 16
 _ROUNDING = 1e-6  # log weights that differ by less count as equal
 
@@ -498,6 +500,7 @@ def gather_blocks(
 ) -> dict[str, Any]:
     """Join the tensors of blocks of images, in dictionaries by name. The whole tensors are allocated before the first
     block: small tensors kept from every block would fragment the heap, and the memory between them could not be reused.
+    Those of many images lie in temporary files.
 
     :param parts: number of images and tensors of each block.
     :param total: number of all images.
@@ -513,7 +516,8 @@ def gather_blocks(
                 target[key] = None
             else:
                 if key not in target:
-                    target[key] = value.new_empty(total, *value.shape[1:])
+                    shape = (total, *value.shape[1:])  # on the CPU, as the parts are
+                    target[key] = empty(shape, value.dtype, most=0 if total > MOST_IMAGES else None)
                 target[key][start : start + len(value)] = value
 
     for count, part in parts:
