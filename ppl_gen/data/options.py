@@ -17,8 +17,8 @@ class DataOptions:
     data: str = "auto"
     """Images. A name: mnist, fashion-mnist, kmnist, digits, binarized-mnist. auto: MNIST if it is on disk or can be
     downloaded, else scikit-learn's 8x8 digits. A file: .npy, .npz, .mat, .csv, or IDX (MNIST's own format), each also
-    as .gz. FILE:ARRAY: one array of an .npz or .mat file. file.py:function: your own function, which returns an array,
-    (images, labels), a Dataset, or a dictionary of these by split."""
+    as .gz. A folder of .npy files. FILE:ARRAY: one array of an .npz or .mat file. file.py:function: your own function,
+    which returns an array, (images, labels), a Dataset, or a dictionary of these by split."""
     binarization: Binarization = "dynamic"
     """Treatment of grey pixels. dynamic: binary, drawn again at every use in training; validation and test images are
     drawn once. static: binary, drawn once. threshold: binary, pixel > 0.5. none: grey values. dequantized: grey values
