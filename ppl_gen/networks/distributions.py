@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Independent, constraints
 
@@ -79,7 +80,7 @@ class BernoulliVector(dist.TorchDistribution):
         batch_shape = torch.Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self
-        torch.broadcast_shapes(self.batch_shape, batch_shape)  # raises if it cannot be expanded to this
+        torch.empty(()).expand(self.batch_shape).expand(batch_shape)  # raises if it cannot be expanded to this
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         new._batch_shape = batch_shape
@@ -104,9 +105,7 @@ class BernoulliVector(dist.TorchDistribution):
 
     def observed(self, pixels: Tensor) -> "ObservedBernoulliVector":
         """The distribution of the pixels where a mask is true, bool [..., pixels], which may differ between images."""
-        return ObservedBernoulliVector(self.logits, pixels).expand(
-            torch.broadcast_shapes(self.batch_shape, pixels.shape[:-1])
-        )
+        return ObservedBernoulliVector(self.logits, pixels).expand(broadcast_shape(self.batch_shape, pixels.shape[:-1]))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -135,7 +134,7 @@ class BernoulliVector(dist.TorchDistribution):
             dtype = torch.promote_types(value.dtype, logits.dtype)
             value, logits = value.to(dtype), logits.to(dtype)
         differentiated = _differentiated(value, logits)
-        if torch.broadcast_shapes(value.shape, logits.shape) == logits.shape:
+        if broadcast_shape(value.shape, logits.shape) == logits.shape:
             # Pixel by pixel. In place, x l is subtracted without another large array.
             less = torch.addcmul if _traced() else Tensor.addcmul_
             # Above the threshold torch takes softplus(l) as l. Above 40 that is exact in float64 too.
@@ -149,7 +148,7 @@ class BernoulliVector(dist.TorchDistribution):
         else:  # x l - softplus(l) = -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))], where no terms cancel
             small = F.softplus(-logits.abs(), threshold=40).sum(-1)
             result = -(_contract(value, F.relu(-logits)) + _contract(1 - value, F.relu(logits)) + small)
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def entropy(self) -> Tensor:
         """-E[log p] in nats, [...]."""
@@ -201,7 +200,7 @@ class ObservedBernoulliVector(BernoulliVector):
         mask = self.mask_of_pixels.to(logits.dtype)
         seen = value.to(logits.dtype) * mask
         differentiated = _differentiated(value, logits)
-        if torch.broadcast_shapes(seen.shape, logits.shape) == logits.shape:  # pixel by pixel
+        if broadcast_shape(seen.shape, logits.shape) == logits.shape:  # pixel by pixel
             if differentiated:
                 terms = F.softplus(logits, threshold=40) * mask - seen * logits
             else:
@@ -213,7 +212,7 @@ class ObservedBernoulliVector(BernoulliVector):
             small = F.softplus(-logits.abs(), threshold=40)
             off = _contract(mask - seen, F.relu(logits))
             result = -(_contract(seen, F.relu(-logits)) + off + _contract(mask, small))
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def entropy(self) -> Tensor:
         raise NotImplementedError("of the observed pixels alone")
@@ -299,7 +298,7 @@ class LinearBernoulliVector(BernoulliVector):
             result = self._in_float64(value).to(torch.promote_types(value.dtype, self.bias.dtype))
         ones = (1,) * (self.z.dim() - 2 - len(batch))
         result = result.reshape(self.z.shape[0], *ones, *batch)
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def _in_float64(self, value: Tensor, softplus: Tensor | None = None) -> Tensor:
         """log p(value | z) [states, images] for all states and value [..., pixels]: the difference in float64, and
@@ -529,7 +528,7 @@ def _kl(q: Tensor, p: Tensor) -> Tensor:
 @dist.kl.register_kl(BernoulliVector, BernoulliVector)
 def _kl_of_vectors(q: BernoulliVector, p: BernoulliVector) -> Tensor:
     result = _kl(q.logits, p.logits)
-    return result.expand(torch.broadcast_shapes(result.shape, q.batch_shape, p.batch_shape))
+    return result.expand(broadcast_shape(result.shape, q.batch_shape, p.batch_shape))
 
 
 def _as_vector(other: Independent) -> BernoulliVector:
