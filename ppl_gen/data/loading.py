@@ -1,6 +1,7 @@
 """Loading and splitting of data sets: by name, from files, and from arrays."""
 
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -251,13 +252,13 @@ def _data_set_in(folder: str) -> str | None:
 def _digits() -> _Source:
     """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels. They are shuffled with a fixed seed, because
     the file is sorted by writer. 300 images are the test split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    order = torch.randperm(len(bunch.data), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
-    images = torch.from_numpy(bunch.data).to(torch.uint8)[order]
-    labels = torch.from_numpy(bunch.target)[order]
-    whole = Split(images, labels, 16)
+    # As sklearn.datasets.load_digits() reads it: importing that takes longer than a small fit.
+    folders = getattr(importlib.util.find_spec("sklearn"), "submodule_search_locations", None)
+    assert folders
+    rows = np.loadtxt(Path(folders[0]) / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
+    images, labels = torch.from_numpy(rows[:, :-1])[order], torch.from_numpy(rows[:, -1]).long()[order]
+    whole = Split(images.contiguous(), labels, 16)
     return _Source("digits", (8, 8), cut(whole, 0, 1_497), cut(whole, 1_497, 1_797), (1_197, 300))
 
 

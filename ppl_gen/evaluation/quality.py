@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.gradients import gradients
+from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.core.progress import Progress
 from ppl_gen.core.tables import Row, duration, fixed, line
 from ppl_gen.data.loading import load_data
@@ -152,7 +153,7 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
     with forked_rng(train), gradients("the classifier's training"):
         torch.manual_seed(options.seed)
         classifier = Classifier(data.shape, len(classes)).to(device)
-        optimizer = torch.optim.Adam(classifier.parameters(), 1e-3)
+        optimizer = without_compiler(torch.optim.Adam)(classifier.parameters(), 1e-3)
         with Progress(options.classifier_steps, "step", quiet=quiet) as progress:
             advance = progress.advancing("classifier", "training")
             for _ in range(options.classifier_steps):

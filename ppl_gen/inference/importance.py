@@ -14,7 +14,6 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
   estimate too low by any amount (`ppl_gen.inference.proposals.second_opinion` looks for such a mode).
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
 # Pyro's handlers is small against the computation.
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
+_FIT_BLOCK = 2**13  # values in the tails of the images whose k-hat is computed at once
 _ROUNDING = 1e-6  # log weights that differ by less count as equal
 
 
@@ -426,25 +426,51 @@ def powers_of_ten(num_samples: int) -> list[int]:
 
 
 def khat(log_weights: Tensor) -> Tensor:
-    """PSIS k-hat [images] of log weights [S, images], by `arviz_stats`, whose `psislw` takes the negative log weights.
+    """PSIS k-hat [images] of log weights [S, images] (Vehtari et al. 2024, appendix G): the numbers of `arviz_stats`,
+    which fits one image at a time.
 
     NaN for fewer than 25 samples, and if fewer than half of the weights in the tail differ, as with a discrete z of few
     values. A Pareto distribution has no ties, and a fit to ties rates one huge weight among equal ones as harmless.
     """
-    from arviz_stats.base import array_stats
-
     result = np.full(log_weights.shape[1], np.nan)
     if len(log_weights) >= 25:
-        for image, weights in enumerate(log_weights.double().cpu().numpy().T):
-            # The size of the tail is that of PSIS: min(S / 5, 3 sqrt(S)).
-            tail = np.sort(weights)[-math.ceil(min(len(weights) / 5, 3 * math.sqrt(len(weights)))) :]
-            with np.errstate(invalid="ignore"):  # of infinite weights
-                differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[1:]), 1)
-                spread = np.ptp(weights) > _ROUNDING
-            if spread and differ.mean() >= 0.5:
-                with contextlib.suppress(ValueError), np.errstate(all="ignore"):
-                    result[image] = array_stats.psislw(-weights)[1]
+        size = min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights)))  # of the tail
+        weights = np.sort(log_weights.double().cpu().numpy().T)
+        with np.errstate(all="ignore"):  # of infinite weights
+            tail = weights[:, -math.ceil(size) :]
+            differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[:, 1:]), 1)
+            spread = weights[:, -1] - weights[:, 0] > _ROUNDING
+            fitted = np.flatnonzero(spread & (differ.mean(1) >= 0.5))
+            above = np.exp(weights[:, -math.floor(size) - 1 :] - weights[:, -1:])
+            above = above[:, 1:] - above[:, :1]
+            block = max(1, _FIT_BLOCK // above.shape[1])
+            for start in range(0, len(fitted), block):
+                images = fitted[start : start + block]
+                result[images] = _pareto_shape(above[images])
     return torch.from_numpy(result)
+
+
+def _pareto_shape(above: np.ndarray) -> np.ndarray:
+    """The shape [images] of generalized Pareto distributions of sorted values above 0, [images, n] (Zhang and Stephens
+    2009), with a prior: ten values that have shape 1/2."""
+    n = above.shape[1]
+    points = 30 + int(n**0.5)
+    b = 1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))
+    b = b / (3 * above[:, int(n / 4 + 0.5) - 1, None]) + 1 / above[:, -1:]
+    shape = np.log1p(-b[:, :, None] * above[:, None]).mean(-1)
+    likelihood = n * (np.log(-b / shape) - shape - 1)
+    top = likelihood.max(1, keepdims=True)
+    total = np.where(np.isinf(top), top, np.log(np.exp(likelihood - top).sum(1, keepdims=True)) + top)
+    weight = np.exp(likelihood - total)
+    kept = weight >= 10 * np.finfo(float).eps
+    order, counts = np.argsort(~kept, kind="stable"), kept.sum(1)
+    weight, b = (np.take_along_axis(each, order, 1) for each in (weight, b))
+    mean = np.zeros(len(above))
+    for count in np.unique(counts):  # in groups: numpy's sums of equal length round as those of one image
+        rows = counts == count
+        share = weight[rows, :count]
+        mean[rows] = (b[rows, :count] * (share / share.sum(1, keepdims=True))).sum(1)
+    return (n * np.log1p(-mean[:, None] * above).mean(1) + 5) / (n + 10)
 
 
 def weight_statistics(log_w: Tensor) -> dict[str, Tensor]:

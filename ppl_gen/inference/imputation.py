@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import Amortized, HasDensity, SelectsPixels, offers
 from ppl_gen.core.gradients import gradients
+from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.densities import minus_leave_one_out_mean, score_function
@@ -180,7 +181,7 @@ def _refine(model: HasDensity, guide: Amortized, x: Tensor, context: Tensor) -> 
     ones."""
     with gradients("filling in"):
         context = context.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([context], lr=_STEP_SIZE)
+        optimizer = without_compiler(torch.optim.Adam)([context], lr=_STEP_SIZE)
         for _ in range(_STEPS):
             q = guide.posterior(context)
             z = q(torch.Size([_PARTICLES]))

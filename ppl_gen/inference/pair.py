@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
@@ -452,7 +453,7 @@ class Pair:
             if not names:
                 return torch.zeros((), device=images.x.device)
             found = self._summed_total(trace, names, unmasked)
-            whole = torch.broadcast_shapes(found.shape, (*sizes, *[1] * -self.sample_dim))
+            whole = broadcast_shape(found.shape, (*sizes, *[1] * -self.sample_dim))
             return found.expand(whole).reshape(math.prod(sizes), num_samples, len(images.x))
 
         drawn = [name for name in self.latent if name not in self.enumerated_in_guide]
@@ -476,7 +477,7 @@ class Pair:
         for frame in plates_of(site):
             batch[frame.dim] = frame.size
         events = value.dim() - site["fn"].event_dim
-        whole = torch.broadcast_shapes(value.shape[:events], batch)
+        whole = broadcast_shape(value.shape[:events], batch)
         return value.expand(*whole, *value.shape[events:]).flatten(0, len(sizes) - 1)
 
     def _terms_by_value(self, drawn: ByValue) -> Terms:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
@@ -73,7 +74,7 @@ class _WholePlates(Messenger):
             self.used = True
             shape = fn.batch_shape
             if value is not None:
-                shape = torch.broadcast_shapes(shape, value.shape[: value.dim() - fn.event_dim])
+                shape = broadcast_shape(shape, value.shape[: value.dim() - fn.event_dim])
 
             def size_of(dim: int) -> int:
                 own = shape[dim] if len(shape) >= -dim else 1

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Independent, constraints
 
@@ -80,7 +81,7 @@ class BernoulliVector(dist.TorchDistribution):
         batch_shape = torch.Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self
-        torch.broadcast_shapes(self.batch_shape, batch_shape)  # raises if it cannot be expanded to this
+        torch.empty(()).expand(self.batch_shape).expand(batch_shape)  # raises if it cannot be expanded to this
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         new._batch_shape = batch_shape
@@ -105,9 +106,7 @@ class BernoulliVector(dist.TorchDistribution):
 
     def observed(self, pixels: Tensor) -> "ObservedBernoulliVector":
         """The distribution of the pixels where a mask is true, bool [..., pixels], which may differ between images."""
-        return ObservedBernoulliVector(self.logits, pixels).expand(
-            torch.broadcast_shapes(self.batch_shape, pixels.shape[:-1])
-        )
+        return ObservedBernoulliVector(self.logits, pixels).expand(broadcast_shape(self.batch_shape, pixels.shape[:-1]))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -135,10 +134,7 @@ class BernoulliVector(dist.TorchDistribution):
         if value.dtype != logits.dtype:  # such as bool
             dtype = torch.promote_types(value.dtype, logits.dtype)
             value, logits = value.to(dtype), logits.to(dtype)
-        if (
-            logits.shape[-value.dim() :] == value.shape
-            or torch.broadcast_shapes(value.shape, logits.shape) == logits.shape
-        ):
+        if logits.shape[-value.dim() :] == value.shape or broadcast_shape(value.shape, logits.shape) == logits.shape:
             result = log_prob_by_pixels(value, logits)
         elif differentiated(value, logits) and _moderate(logits):
             result = _contract(value, logits) - F.softplus(logits, threshold=40).sum(-1)
@@ -147,7 +143,7 @@ class BernoulliVector(dist.TorchDistribution):
             result = -(_contract(value, F.relu(-logits)) + _contract(1 - value, F.relu(logits)) + small)
         if result.shape == self.batch_shape:
             return result
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def entropy(self) -> Tensor:
         """-E[log p] in nats, [...]."""
@@ -199,7 +195,7 @@ class ObservedBernoulliVector(BernoulliVector):
         mask = self.mask_of_pixels.to(logits.dtype)
         seen = value.to(logits.dtype) * mask
         with_gradient = differentiated(value, logits)
-        if torch.broadcast_shapes(seen.shape, logits.shape) == logits.shape:  # pixel by pixel
+        if broadcast_shape(seen.shape, logits.shape) == logits.shape:  # pixel by pixel
             if with_gradient:
                 terms = F.softplus(logits, threshold=40) * mask - seen * logits
             else:
@@ -211,7 +207,7 @@ class ObservedBernoulliVector(BernoulliVector):
             small = F.softplus(-logits.abs(), threshold=40)
             off = _contract(mask - seen, F.relu(logits))
             result = -(_contract(seen, F.relu(-logits)) + off + _contract(mask, small))
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def entropy(self) -> Tensor:
         raise NotImplementedError("of the observed pixels alone")
@@ -297,7 +293,7 @@ class LinearBernoulliVector(BernoulliVector):
             result = self._in_float64(value).to(torch.promote_types(value.dtype, self.bias.dtype))
         ones = (1,) * (self.z.dim() - 2 - len(batch))
         result = result.reshape(self.z.shape[0], *ones, *batch)
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def _in_float64(self, value: Tensor, softplus: Tensor | None = None) -> Tensor:
         """log p(value | z) [states, images] for all states and value [..., pixels]: the difference in float64, and
@@ -477,7 +473,7 @@ def _kl(q: Tensor, p: Tensor) -> Tensor:
 @dist.kl.register_kl(BernoulliVector, BernoulliVector)
 def _kl_of_vectors(q: BernoulliVector, p: BernoulliVector) -> Tensor:
     result = _kl(q.logits, p.logits)
-    return result.expand(torch.broadcast_shapes(result.shape, q.batch_shape, p.batch_shape))
+    return result.expand(broadcast_shape(result.shape, q.batch_shape, p.batch_shape))
 
 
 def has_probs(bernoulli: Any) -> bool:
