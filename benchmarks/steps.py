@@ -50,4 +50,4 @@ def step_of(
     options = TrainingOptions(**defaults.training_defaults)
     guide = guide or defaults.default_guide
     config = Config(model=model, model_options=model_options, guide=guide, training=options)
-    return training_step(*assemble(config, data), data.train.images, options)
+    return training_step(*assemble(config, data), data.train.images[:], options)

@@ -129,7 +129,7 @@ class Assembled:
 
     def images(self, split: SplitName, count: int | None = None) -> tuple[Any, ...]:
         """The first images of a split as targets, with the further arguments of the pair (`arguments`)."""
-        x = self.data.targets(split)[:count]
+        x = self.data.targets(split, slice(count))
         return x, *arguments(self.model, self.guide, self.data, split)(torch.arange(len(x), device=x.device))
 
     @contextmanager

@@ -31,7 +31,7 @@ from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, words_of
 from ppl_gen.core.files import append, is_file, read_bytes, readable_errors, write_file, write_files
 from ppl_gen.core.paths import exists, is_folder
-from ppl_gen.data.sources import npy_header
+from ppl_gen.data.headers import npy_header
 from ppl_gen.experiment import contents
 from ppl_gen.experiment.locks import only_writer
 

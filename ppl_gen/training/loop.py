@@ -34,6 +34,7 @@ from ppl_gen.core.gradients import gradients
 from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
+from ppl_gen.data.orders import Order
 from ppl_gen.data.splits import labelled_among_others
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
@@ -46,7 +47,7 @@ from ppl_gen.inference.direct import minus_elbo
 from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term
 from ppl_gen.inference.pair import Pair
-from ppl_gen.training.batches import batches, least_images, with_labelled
+from ppl_gen.training.batches import batches, least_images, num_batches, with_labelled
 from ppl_gen.training.diverging import (
     Diverged,
     diverged,
@@ -137,7 +138,7 @@ class Loop:
         self.fitted, self.interrupted = fitted, interrupted
         self.options, self.directory = fitted.config.training, fitted.directory
         model, guide, data = fitted.model, fitted.guide, fitted.data
-        count = len(data.train)
+        count, self.device = len(data.train), data.train.images.device
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
         self.modules = fitted.trained.train()
@@ -150,7 +151,7 @@ class Loop:
         # -- loss -----------------------------------------------------------------------------------------------
         self.pixels = data.dim
         self.arguments = arguments(model, guide, data, "train")
-        first = torch.arange(min(8, count), device=data.train.images.device)
+        first = torch.arange(min(8, count), device=self.device)
         with evaluating(model, guide):
             self.pair = Pair.read(model, guide, *self.batch(first))
             self.few = self.batch(first)
@@ -165,7 +166,7 @@ class Loop:
         if self.size == 1 or count % self.size == 1 or parallel.world_size() > 1:
             loss = partial(self.loss, self.pair.model, self.pair.guide)
             self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
-        self.steps_per_epoch = len(batches(self.order(0), self.size, self.least))
+        self.steps_per_epoch = num_batches(len(self.order(0)), self.size, self.least)
         self.total = self.options.epochs * self.steps_per_epoch
 
         # -- step -----------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class Loop:
             # -- the steps of an epoch ----------------------------------------------------------------------
             order = self.order(state.epoch)
             done = state.step - state.epoch * self.steps_per_epoch
-            for index in batches(order, self.size, self.least)[done:]:
+            for index in batches(order, self.size, self.least, self.device, done):
                 self.step(index)
                 stop = self.shared.stop if self.shared else self.interrupted.is_set()
                 if stop and state.step % self.steps_per_epoch:
@@ -242,14 +243,15 @@ class Loop:
 
     # One step --------------------------------------------------------------------------------------------------
 
-    def order(self, epoch: int) -> Tensor:
+    def order(self, epoch: int) -> Tensor | Order:
         """The order of the training images in an epoch. Some that have labels may be there several times."""
         data, options = self.fitted.data.train, self.options
-        generator = torch.Generator().manual_seed((options.seed * 1_000_003 + epoch) % 2**63)
-        order = torch.randperm(len(data), generator=generator)
+        seed = (options.seed * 1_000_003 + epoch) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        order = Order(len(data), seed) if data.large else torch.randperm(len(data), generator=generator)
         if options.labelled_share is not None and (labelled := labelled_among_others(data)) is not None:
-            order = with_labelled(order, labelled, options.labelled_share, self.size, generator)
-        return order.to(data.images.device)
+            order = with_labelled(order[:], labelled, options.labelled_share, self.size, generator)
+        return order
 
     def batch(self, index: Tensor) -> tuple[Any, ...]:
         """Training images at `index`, newly binarized, with the further arguments of the pair."""
@@ -303,7 +305,7 @@ class Loop:
         found = parallel.all_gather(found) or "every site of model and guide is finite, so look at the objective"
         return diverged(step, self.directory, found)
 
-    def verify(self, order: Tensor) -> None:
+    def verify(self, order: Tensor | Order) -> None:
         """Compare the log-densities of the pair's methods with those of its functions, in training mode. If they
         differ, the functions serve from now on."""
         if self.pair.direct is None:
@@ -332,7 +334,7 @@ class Loop:
 
     def probe_batch(self, rows: Tensor) -> tuple[Any, ...]:
         """A batch that is drawn without changing the noise of the next step."""
-        with forked_rng(rows):
+        with forked_rng(rows := rows.to(self.device)):
             return self.batch(rows)
 
     # Once in a while -------------------------------------------------------------------------------------------

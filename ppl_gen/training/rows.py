@@ -21,7 +21,7 @@ from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.state import same_modes
 from ppl_gen.inference.callables import forked_rng, frozen
 from ppl_gen.inference.pair import Pair
-from ppl_gen.training.batches import batches
+from ppl_gen.training.batches import batches, num_batches
 from ppl_gen.training.optimizer import OneOptimizer
 
 _STEPS = 1000
@@ -43,7 +43,7 @@ class RowsOfTestImages:
     @property
     def num_steps(self) -> int:
         """Number of steps that `fit` takes."""
-        return _STEPS * len(batches(torch.arange(self.count), self.size, self.least))
+        return _STEPS * num_batches(self.count, self.size, self.least)
 
     def batch(self, rows: Tensor) -> tuple[Any, ...]:
         """Test images with the further arguments of the pair."""
@@ -66,7 +66,7 @@ class RowsOfTestImages:
             for parameter in own:
                 training, test = parameter.detach().tensor_split([len(self.fitted.data.train)])
                 test.copy_(training.mean(0, keepdim=True))
-            for rows in batches(torch.arange(self.count, device=images.device), self.size, self.least):
+            for rows in batches(torch.arange(self.count), self.size, self.least, images.device):
                 optimizer, batch = OneOptimizer(own, options), self.batch(rows)
                 svi = SVI(self.pair.model, self.pair.guide, optimizer, loss=None, loss_and_grads=self.gradient)
                 for step in range(_STEPS):
