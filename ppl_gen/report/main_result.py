@@ -8,7 +8,7 @@ from ppl_gen.core.commands import command
 from ppl_gen.core.errors import NARROWER
 from ppl_gen.core.tables import fixed, named
 from ppl_gen.evaluation.entries import KNOWN, entry_of, quantity
-from ppl_gen.evaluation.table import ESTIMATES
+from ppl_gen.evaluation.table import ESTIMATES, bits_text
 from ppl_gen.experiment.run_directory import Json
 
 _HOW = {
@@ -40,6 +40,8 @@ def main_result(summary: Json, arguments: list[object]) -> MainResult:
     :param arguments: the run directory, and the options that name its own classes again.
     """
     found, name = _main_result(summary, arguments), quantity(summary)
+    if "bits_per_dim" in summary:
+        found = replace(found, text=f"{found.text} In bits per dimension: {bits_text(summary)}.")
     return replace(found, text=named(found.text, name), reason=named(found.reason, name))
 
 
