@@ -33,7 +33,7 @@ from ppl_gen.core.progress import Advance
 from ppl_gen.inference.bidirectional import BidirectionalBounds
 from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_least
-from ppl_gen.inference.importance import gather_blocks, log_mean_exp, pairs_at_a_time
+from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, pairs_at_a_time
 from ppl_gen.inference.options import Annealing, num_adaptation
 from ppl_gen.inference.supports import unbounded
 from ppl_gen.networks.observed import observed_log_prob
@@ -179,7 +179,7 @@ def check(model: object, guide: object, annealing: Annealing) -> None:
 
 def _block_size(model: Any, annealing: Annealing) -> int:
     """Number of images at a time."""
-    return max(1, pairs_at_a_time(model) // annealing.num_chains)
+    return max(1, pairs_at_a_time(model, CHUNK_SIZE) // annealing.num_chains)
 
 
 @dataclass

@@ -327,7 +327,7 @@ def _summed_blocks(
             yield len(log_px), [Terms(likelihood, zero, zero, None, {}, frozenset())]
 
 
-def pairs_at_a_time(model: Any, chunk_size: int = CHUNK_SIZE) -> int:
+def pairs_at_a_time(model: Any, chunk_size: int) -> int:
     """Pairs of image and sample at a time: fewer for a model whose decoder has several numbers for each pixel."""
     numbers = model.numbers_per_pixel if offers(model, SeveralNumbersPerPixel) else 1
     return max(1, chunk_size // numbers)
