@@ -276,11 +276,14 @@ class Finishes(Protocol):
 
 
 @runtime_checkable
-class Recordable(Protocol):
-    """An objective that provides the form of itself that `--capture` records."""
+class HasLossForm(Protocol):
+    """An objective that wraps an ELBO of Pyro and is also a `Loss`, for pairs that need none of Pyro's handlers."""
 
-    def recordable(self, pair: Pair) -> Objective:
-        """The same objective in a form whose operations can be recorded. Raises `BadInput` if there is none."""
+    def loss_form(self, pair: Pair) -> Loss | None:
+        """The same objective as a `Loss`; None if it is none for this pair.
+
+        :param pair: a pair with `direct`.
+        """
 
 
 # Estimators --------------------------------------------------------------------------------------------------------

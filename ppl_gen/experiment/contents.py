@@ -489,6 +489,10 @@ _TYPES: dict[str, tuple[Any, Callable[[Mapping[str, Any]], None] | None]] = {
 """The type of the content of each file, and a function that checks what no type can say."""
 
 
+_RETIRED = ("capture",)
+"""Options of training in earlier versions, which changed no number."""
+
+
 def read(text: str | bytes, file: str) -> dict[str, Any]:
     """The content of a JSON file, or of a line of one, which is of the file's type.
 
@@ -502,6 +506,8 @@ def read(text: str | bytes, file: str) -> dict[str, Any]:
     _require(isinstance(content, dict), "not an object")
     check(content, file)
     found: dict[str, Any] = content
+    if file == "config.json":
+        found["training"] = {name: value for name, value in found["training"].items() if name not in _RETIRED}
     return found
 
 

@@ -9,7 +9,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_gen.inference.supports import Site, own_log_prob
-from ppl_gen.networks.distributions import log_density
+from ppl_gen.networks.log_density import log_density
 
 _HALF = (torch.float16, torch.bfloat16)
 RELATIVE, ABSOLUTE = 2e-5, 5e-4

@@ -18,7 +18,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -353,16 +352,16 @@ def weighted_blocks(
             raise BadInput(f"{pair.model_name} and {pair.guide_name} fail on {which}: {describe(error)}") from error
         for terms in chunks:
             if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
-                again = partial(pair.terms, x, *args, num_samples=len(terms.log_weight), **options)
-                _raise_for_nan(pair, terms, first, again)
+                count = len(terms.log_weight)
+                _raise_for_nan(pair, terms, first, lambda pair: pair.terms(x, *args, num_samples=count, **options))  # noqa: B023
         yield len(x), chunks
 
 
-def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[], Any]) -> None:
+def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[Pair], Any]) -> None:
     """Raise `BadInput` for log weights that are NaN, or that have q(z | x) = 0.
 
     :param first: number of the first image.
-    :param again: draws such terms once more, to find the site.
+    :param again: draws such terms of a pair once more, to find the site.
     """
     impossible = terms.log_guide == -math.inf
     if impossible.any():

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -48,6 +48,9 @@ from ppl_gen.inference.tracing import (
     trace_of,
     under_samples,
 )
+
+if TYPE_CHECKING:
+    from ppl_gen.inference.direct import Direct
 
 Values = dict[str, Tensor]
 """Values of the latent sites, in the shapes that the sites have."""
@@ -173,6 +176,9 @@ class Pair:
     samples lacks that part of p(x)."""
     vectorized: bool = False
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
+    direct: "Direct | None" = None
+    """Methods of the model and the guide that `terms` calls in place of their functions, to the same effect; None if
+    they have no such methods, or these do something else."""
 
     def __repr__(self) -> str:
         latent = ", ".join(f"{name} {list(shape)}" for name, shape in self.event_shapes.items())
@@ -238,6 +244,8 @@ class Pair:
         :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only (Roeder et al. 2017).
         :param cut: evaluate the model at leaves, so that gradients stop at `values` and can be passed on to `drawn`.
         """
+        if self.direct is not None and not (args or kwargs):
+            return self.direct.terms(x, num_samples, analytic_kl, detach, frozen_guide, cut)
         shape, images = (num_samples, len(x)), Batch(x, args, kwargs)
         if self.enumerated_in_guide:
             return self._terms_by_value(self.by_value(num_samples, images, detach))

@@ -40,7 +40,6 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory, shown_count
 from ppl_gen.networks.observed import observed_log_prob
 from ppl_gen.training.batches import least_images
-from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
 
 _COMPLETE = ("adversarial", "wake-sleep")  # objectives that draw images from the model
@@ -125,8 +124,6 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     check_least_images(assembled)
     check_patience(assembled)
     missing = without_gradient(assembled)
-    if config.training.capture:
-        try_capture(assembled)
     if missing and not quiet:
         print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
     if assembled.per_image and data.binarization in REDRAWN and not quiet:
@@ -439,8 +436,8 @@ def _require_gradient(assembled: Assembled, loss: Tensor) -> None:
 
 
 def _loss(assembled: Assembled) -> Callable[..., Tensor]:
-    """The loss, as a function of a batch."""
-    pair = assembled.pair
+    """The loss, as a function of a batch, from the functions of the pair."""
+    pair = replace(assembled.pair, direct=None)
     elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *assembled.batch)
     return partial(elbo.differentiable_loss, pair.model, pair.guide)
 
@@ -481,10 +478,3 @@ def _leaves(loss: Tensor) -> list[Tensor]:
             if hasattr(node, "variable"):
                 leaves.append(node.variable)
     return leaves
-
-
-def try_capture(assembled: Assembled) -> None:
-    """Raise `BadInput` for a pair whose training step cannot be recorded."""
-    batch = assembled.batch
-    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        Captured(_loss(assembled), assembled.trained, batch, tuple(part.flip(0) for part in batch))

@@ -39,17 +39,20 @@ class Monitor:
             counts["validation"] = len(fitted.data.validation)
         self.images = {split: fitted.images(split, count) for split, count in counts.items()}
 
-    def measure(self) -> dict[str, dict[str, float]]:
-        """The terms of the ELBO in nats per image, by split, or the numbers that the objective measures instead."""
-        return {split: self._terms(images) for split, images in self.images.items()}
+    def measure(self, pair: Pair | None = None) -> dict[str, dict[str, float]]:
+        """The terms of the ELBO in nats per image, by split, or the numbers that the objective measures instead.
 
-    def _terms(self, images: tuple[Any, ...]) -> dict[str, float]:
+        :param pair: measures this pair in place of its own.
+        """
+        return {split: self._terms(pair or self.pair, images) for split, images in self.images.items()}
+
+    def _terms(self, pair: Pair, images: tuple[Any, ...]) -> dict[str, float]:
         model, guide, objective = self.fitted.model, self.fitted.guide, self.fitted.objective
         if not isinstance(objective, Monitors):
-            return elbo_terms(model, guide, self.pair, *images, seed=_SEED)
+            return elbo_terms(model, guide, pair, *images, seed=_SEED)
         with evaluating(model, guide), forked_rng(images[0]):
             torch.manual_seed(_SEED)
-            return objective.monitor(self.pair, *images)
+            return objective.monitor(pair, *images)
 
     def keep_samples(self, epoch: int) -> None:
         """Save the means of p(x | z) for a few z ~ p(z), the same at every epoch. A model that draws no images saves
