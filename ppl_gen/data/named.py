@@ -127,7 +127,7 @@ def _cifar10(paths: Sequence[Path]) -> RawArrays:
 
 def _member(path: Path, name: str) -> IO[bytes]:
     """A file in a folder or in a .tar archive."""
-    if path.is_dir():
+    if is_folder(path, "--data"):
         return open(path / name, "rb")
     with tarfile.open(path) as archive:
         member = next(each for each in archive if PurePosixPath(each.name).name == name and each.isfile())
@@ -205,14 +205,15 @@ def _omniglot(paths: Sequence[Path]) -> RawArrays:
         drawn = sorted(_drawings(path))
         images[split] = np.stack([_ink(content) for _, _, content in drawn])
         classes[split] = [character for character, _, _ in drawn]
-    number = {character: index for index, character in enumerate(dict.fromkeys(sum(classes.values(), [])))}
+    characters = dict.fromkeys([*classes["train"], *classes["test"]])
+    number = {character: index for index, character in enumerate(characters)}
     labels = {split: np.array([number[each] for each in found]) for split, found in classes.items()}
     return RawArrays(images, labels, [])
 
 
 def _drawings(path: Path) -> Iterator[tuple[str, str, bytes]]:
     """Character, file name and content of each image, in a folder or a .zip archive."""
-    if path.is_dir():
+    if is_folder(path, "--data"):
         for file in path.rglob("*.png"):
             yield file.parent.relative_to(path).as_posix(), file.name, file.read_bytes()
         return
