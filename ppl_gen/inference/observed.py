@@ -77,8 +77,8 @@ def restore(module: Any) -> None:
 
 
 def observes_pixels(module: object) -> bool:
-    """True for a module that takes images with missing pixels: `observe` has changed it, or its class says so."""
-    return _takes_missing(module) or any(_OBSERVES in vars(kind) for kind in type(module).__mro__)
+    """True for a module that `observe` has changed."""
+    return any(_OBSERVES in vars(kind) for kind in type(module).__mro__)
 
 
 def _takes_missing(module: object) -> bool:

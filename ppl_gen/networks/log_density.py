@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from ppl_gen.networks.distributions import BernoulliVector, has_probs
-from ppl_gen.networks.pixel_sums import differentiated, log_prob_by_pixels, traced
+from ppl_gen.networks.pixel_sums import differentiated, log_prob_by_pixels, untracked
 
 _NORMAL = (torch.distributions.Normal, dist.Normal)
 _BERNOULLI = (torch.distributions.Bernoulli, dist.Bernoulli)
@@ -37,7 +37,7 @@ def log_density(distribution: Any, value: Tensor, *args: Any, wide: bool = False
     kind = type(base)
     if kind in _BERNOULLI:
         return _of_bernoulli(distribution, base, value.double() if wide else value)
-    if is_normal_vector(distribution) and not (base._validate_args or traced()):
+    if is_normal_vector(distribution) and not base._validate_args and untracked(value, base.loc, base.scale):
         of_vector: Tensor = _NormalVector.apply(value, base.loc, base.scale)
         return of_vector
     if wide and isinstance(base, BernoulliVector):

@@ -25,6 +25,12 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def untracked(*parts: Tensor) -> bool:
+    """True for tensors of torch's own types outside of transforms. Others, such as those by which Pyro's
+    `TraceGraph_ELBO` finds what depends on what, are lost in an `autograd.Function`."""
+    return not traced() and all(type(part) in (Tensor, torch.nn.Parameter) for part in parts)
+
+
 def differentiated(*parts: Tensor) -> bool:
     """True if any of the tensors requires a gradient, and gradients are on."""
     return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
@@ -44,7 +50,7 @@ def log_prob_by_pixels(value: Tensor, logits: Tensor) -> Tensor:
     """
     with_gradient = differentiated(value, logits)
     # On a GPU products would not be faster: it waits for memory, and for a look at the result.
-    products = logits.device.type == "cpu" and logits.dtype in _SUMMED and not traced()
+    products = logits.device.type == "cpu" and logits.dtype in _SUMMED and untracked(value, logits)
     result = log_prob_of_binary(value, logits) if products and not (with_gradient and value.requires_grad) else None
     if result is not None and with_gradient:
         if math.isfinite(result.sum().item()):

@@ -49,7 +49,6 @@ def _gradients(pair: Pair, name: str, options: Any, x: Tensor, modules: nn.Modul
         ("elbo", SMALL_VAE, ("normal", {"input_dropout": 0.3}), {}),
         ("elbo", SMALL_VAE, ("flow", {"transform": "iaf"}), {"num_particles": 3}),
         ("elbo", SMALL_VAE, ("mixture", {"num_components": 2}), {"num_particles": 2}),
-        ("elbo", ("factor-analysis", {"latent_dim": 2}), ("normal", {}), {}),
         ("elbo-analytic-kl", SMALL_VAE, ("normal", {}), {"num_particles": 2}),
         ("beta", SMALL_VAE, ("student-t", {}), {"beta": 3.0}),
         ("stl", SMALL_VAE, ("multivariate-normal", {}), {}),
