@@ -52,6 +52,14 @@ class HasDensity(HasPrior, Protocol):
         """p(x | z), event [D], for z [..., units] with any batch dimensions, such as chains x images."""
 
 
+class SeveralNumbersPerPixel(Protocol):
+    """A model whose decoder has several numbers for each pixel. Fewer images and samples are then in memory at once."""
+
+    @property
+    def numbers_per_pixel(self) -> int:
+        """Numbers of the decoder's output for each pixel."""
+
+
 class ClosedForm(Protocol):
     """A model whose log p(x) has a closed form. Where a sum over states can be computed too, the two are compared."""
 

@@ -75,7 +75,12 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, estimates: "Mapping[str, Estimate]", primary: str, about: Mapping[str, Any], labels: "Tensor | None" = None
+        cls,
+        estimates: "Mapping[str, Estimate]",
+        primary: str,
+        about: Mapping[str, Any],
+        labels: "Tensor | None" = None,
+        dim: int | None = None,
     ) -> "Evaluation":
         """An evaluation from estimates of the same images.
 
@@ -84,10 +89,15 @@ class Evaluation:
         :param primary: name of the estimate that is the evaluation's log p(x).
         :param about: further keys of `evaluation.json`: model, images, options.
         :param labels: labels of the images.
+        :param dim: number of pixels of an image, times the number of channels, if pixels are levels: the evaluation
+            then has bits per dimension, too.
         """
         from ppl_gen.evaluation.recording import dataset, summarize
 
         summary = {**about, **summarize(estimates, primary)}
+        if dim is not None:
+            bits = {name: entries.in_bits(summary[name], dim) for name in ("elbo", "log_px")}
+            summary["bits_per_dim"] = {"dim": dim, **bits}
         return cls(summary, dataset(estimates, primary, summary, labels))
 
     @classmethod

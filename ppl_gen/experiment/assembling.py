@@ -45,6 +45,7 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         "data_dim": data.dim,
         "data_mean": data.mean().cpu(),
         "data_examples": data.examples(config.training.seed).cpu(),
+        "data_levels": data.levels,
         "num_classes": _num_classes(data),
         "labelled_share": _labelled_share(data, config.training.labelled_share),
         "num_images": len(data.train) + len(data.test),

@@ -240,6 +240,12 @@ class Result(TypedDict):
     options: NotRequired[Mapping[str, Any]]
 
 
+class _BitsPerDim(TypedDict):
+    dim: int
+    elbo: Mean
+    log_px: Mean
+
+
 class Evaluation(Result):
     """`evaluation.json`. Further estimates of log p(x) have keys that begin with `log_px_`."""
 
@@ -253,6 +259,7 @@ class Evaluation(Result):
     num_parameters: int
     elbo: Mean
     log_px: LogPx
+    bits_per_dim: NotRequired[_BitsPerDim]
     kl_analytic: NotRequired[Mean]
     second_opinion: NotRequired[_SecondOpinion]
     sandwich: NotRequired[_Sandwich]

@@ -40,7 +40,7 @@ from ppl_gen.inference.callables import (
 )
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se
 from ppl_gen.inference.exact import check_against_bounds, closed_form, exact_blocks
-from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, weighted_blocks
+from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, pairs_at_a_time, weighted_blocks
 from ppl_gen.inference.pair import Pair, Terms, Values
 
 _IMAGES_PER_DRAW = 500
@@ -135,7 +135,8 @@ def importance_bounds(
     :param progress: called with the number of images just done.
     :raises BadInput: for a model that cannot draw images, and for a guide without such a density.
     """
-    num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
+    num_samples = whole_number("num_samples", num_samples)
+    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     keep_freed_memory()

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_gen.core.contracts import SeveralNumbersPerPixel, offers
 from ppl_gen.core.errors import BadInput, describe, require, warnings_of
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
@@ -208,7 +209,8 @@ def log_weights(
     :param chunk_size: pairs of image and sample at a time; limits the memory.
     :raises BadInput: for a pair that has no weights of single images.
     """
-    num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
+    num_samples = whole_number("num_samples", num_samples)
+    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     with evaluating(model, guide):
@@ -242,7 +244,8 @@ def log_marginal_likelihood(
     :param ask_again: compute a second opinion, from a twentieth as many samples, half of them from the prior.
     :param from_prior: if the guide samples nothing, draw z from the prior, in place of a sum over all states.
     """
-    num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
+    num_samples = whole_number("num_samples", num_samples)
+    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     with evaluating(model, guide):
@@ -321,6 +324,12 @@ def _summed_blocks(
             likelihood = log_px.expand(num_samples, -1)
             zero = torch.zeros_like(likelihood)
             yield len(log_px), [Terms(likelihood, zero, zero, None, {}, frozenset())]
+
+
+def pairs_at_a_time(model: Any, chunk_size: int) -> int:
+    """Pairs of image and sample at a time: fewer for a model whose decoder has several numbers for each pixel."""
+    numbers = model.numbers_per_pixel if offers(model, SeveralNumbersPerPixel) else 1
+    return max(1, chunk_size // numbers)
 
 
 def weighted_blocks(

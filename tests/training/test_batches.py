@@ -16,8 +16,8 @@ from ppl_gen import fit
 from ppl_gen.core import components
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.options import DataOptions
-from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.data.orders import Order
+from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run

@@ -88,7 +88,8 @@ def _drawing(what: str) -> Iterator[None]:
 
 
 def as_images(values: Tensor, data: Data) -> np.ndarray:
-    """Images [..., pixels] as arrays [..., height, width] in [0, 1]. A missing pixel is mid-grey."""
+    """Images [..., pixels] as arrays [..., height, width], or [..., height, width, 3] if in color, in [0, 1]. A missing
+    pixel is mid-grey."""
     return pictures(values.clamp(0, 1).nan_to_num(0.5), data.shape)
 
 
