@@ -173,13 +173,11 @@ class Pair:
     exceeds_prior: bool = False
     """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
     narrower: tuple[str, ...] = ()
-    """Names of the latent sites where the guide's support leaves out a part of the prior's. An estimate from its
-    samples lacks that part of p(x)."""
+    """Names of the latent sites where the guide's support lacks a part of the prior's, and estimates that part of p(x)."""
     vectorized: bool = False
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
     direct: "Direct | None" = None
-    """Methods of the model and the guide that `terms` calls in place of their functions, to the same effect; None if
-    they have no such methods, or these do something else."""
+    """Methods of model and guide that `terms` calls in place of the functions, to the same effect; None without any."""
 
     def __repr__(self) -> str:
         latent = ", ".join(f"{name} {list(shape)}" for name, shape in self.event_shapes.items())
@@ -393,7 +391,7 @@ class Pair:
         return traces.model if self.enumerated else traces.guide
 
     def per_image(self, site: Site, log_prob: Tensor) -> Tensor:
-        """Sum the log-density of a site over all plates except those of samples and images."""
+        """The log-density of a site, summed over all plates except those of samples and images."""
         return sum_to(site, log_prob, self.sample_dim, self.plate.dim)
 
     def _values(self, trace: poutine.Trace) -> Values:
@@ -403,8 +401,7 @@ class Pair:
     def _total(
         self, trace: poutine.Trace, names: Iterable[str], shape: tuple[int, int], checked: frozenset[str]
     ) -> Tensor:
-        """The joint log-density [samples, images] of some sites. For those in `checked`, it is -inf outside their
-        support."""
+        """The joint log-density [samples, images] of some sites; -inf outside the support of those in `checked`."""
         parts = []
         for name in names:
             site = trace.nodes[name]
@@ -439,8 +436,7 @@ class Pair:
         return log_sum(sites, self.summed, density, kept, -self.sample_dim, self.model_name)
 
     def by_value(self, num_samples: int, images: Batch, detach: bool = False) -> ByValue:
-        """Draw z for each value of the sites that the guide enumerates. Returns log-densities [values, samples, images]
-        with the trace of the guide."""
+        """Log-densities [values, samples, images] at a z for each value of the sites that the guide enumerates."""
         guide, model, batch = replace(self, summed=()).for_samples(num_samples, images)
         # The model uses dimensions left of the guide's.
         guide = enumerating(guide, self.enumerated_in_guide, self.sample_dim - 1)
@@ -508,8 +504,7 @@ class Pair:
         )
 
     def _score(self, drawn: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:
-        """The log-probability of the guide's discrete choices [samples, images]; None if there are none, or without
-        gradients."""
+        """The log-probability [samples, images] of the guide's discrete choices, with gradients on; else None."""
         if self.enumerated or not torch.is_grad_enabled():
             return None
         sites = [drawn.nodes[name] for name in self.latent]
