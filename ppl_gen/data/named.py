@@ -1,4 +1,4 @@
-"""Data sets of the literature by name, from their authors' own files: colour images, and characters.
+"""Data sets of the literature by name, from their authors' own files: color images, and characters.
 
 The files lie where torchvision puts them. Archives are read as they are: nothing is unpacked. Nothing in a file is
 executed: of the pickles of CIFAR-10 only arrays, texts and numbers are accepted.
