@@ -4,7 +4,9 @@ It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if th
 version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
+import functools
 import io
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -115,7 +117,7 @@ class Evaluation:
         if summary is None or content is None:
             return None if summary is None else cls(summary)
         try:
-            return cls(summary, _images(summary, content))
+            return cls(summary, _images(json.dumps(summary), content).copy(deep=True))
         except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
             raise directory.damaged("evaluation.nc", error) from None
 
@@ -264,10 +266,13 @@ class Evaluation:
         return html(caption, self.rows(), table.notes(self.summary))
 
 
-def _images(summary: Json, content: bytes) -> "xarray.Dataset":
-    """The data set in an `evaluation.nc` that belongs to a summary."""
+@functools.lru_cache(maxsize=1)  # a fit reads its evaluation for the pictures, and again to print it
+def _images(content_of_json: str, content: bytes) -> "xarray.Dataset":
+    """The data set in an `evaluation.nc` that belongs to an `evaluation.json`."""
     import h5netcdf
     import xarray
+
+    summary = json.loads(content_of_json)
 
     # A file that cannot be opened leaves an object. Without this, it prints a traceback when it is deleted.
     h5netcdf.File._writable = False

@@ -28,6 +28,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import (
     Batch,
     as_arguments,
@@ -178,7 +179,7 @@ def check_claim(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any) -> No
     if not closed_form(model, *args) or why_no_bounds(pair, *cycled(1, x, *args)) is not None:
         return
     with evaluating(model, guide), matmul_precision(), forked_rng(x):
-        torch.manual_seed(0)
+        seed_torch(0)
         x, *labels = cycled(_CLAIM_IMAGES, x, *args)
         bounds = importance_bounds(model, guide, x, *labels, num_samples=_CLAIM_SAMPLES)
         log_px = torch.cat(list(exact_blocks(model, guide, pair, bounds.x, *labels)))

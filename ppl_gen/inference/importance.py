@@ -27,6 +27,7 @@ from ppl_gen.core.contracts import SeveralNumbersPerPixel, offers
 from ppl_gen.core.errors import BadInput, describe, require, warnings_of
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.core.tables import Row
 from ppl_gen.inference.agreement import above, bound
 from ppl_gen.inference.blame import blame
@@ -300,7 +301,7 @@ def elbo_terms(
             return grid_terms(pair, x, *args)
         if pair.enumerated:
             return {"elbo": float(torch.cat(list(exact_blocks(model, guide, pair, x, *args))).mean())}
-        torch.manual_seed(seed)
+        seed_torch(seed)
         for _, batch in Batch(x, args, {}).blocks(batch_size):
             terms = pair.terms(batch.x, *batch.args)
             totals["reconstruction"] += float(terms.log_likelihood.double().sum())

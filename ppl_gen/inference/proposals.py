@@ -30,6 +30,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.agreement import above
 from ppl_gen.inference.callables import (
     Batch,
@@ -182,7 +183,7 @@ def second_opinion(
     require(num_samples >= 2, "num_samples", num_samples, "must be at least 2")
     keep_freed_memory()
     with evaluating(model, guide), forked_rng(x):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         pair = Pair.read(model, guide, x, *args, **kwargs)
         if pair.enumerated or not scores_others(pair, take(torch.arange(1, device=x.device), x, args, kwargs)):
             return None

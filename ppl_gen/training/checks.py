@@ -22,6 +22,7 @@ from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, de
 from ppl_gen.core.errors import BadInput, as_bad_input, describe, require_numbers, users_frame
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.memory import free_memory, is_out_of_memory
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import REDRAWN, Data, labelled_among_others
 from ppl_gen.experiment.assembling import read_pair, release, start_from
@@ -205,7 +206,7 @@ def check_support(assembled: Assembled) -> None:
     """Raise `BadInput` if the guide draws z where the prior has no mass: the ELBO is -inf there."""
     pair, x = assembled.pair, assembled.batch[0]
     with evaluating(assembled.model, assembled.guide), forked_rng(x):
-        torch.manual_seed(0)
+        seed_torch(0)
         site = leaves_support(pair, *assembled.batch)
     if site is not None:
         raise BadInput(
@@ -394,7 +395,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
     pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     owned = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), unchanged(modules):  # restores batch statistics and generators, too
-        torch.manual_seed(0)
+        seed_torch(0)
         compute = partial(_loss(assembled), *batch)
         called: list[nn.Module] = []
         with poutine.trace(param_only=True) as trace, pyro.validation_enabled(False), warnings.catch_warnings():

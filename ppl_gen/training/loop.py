@@ -34,7 +34,11 @@ from ppl_gen.core.gradients import gradients
 from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
+<<<<<<< HEAD
 from ppl_gen.data.orders import Order
+=======
+from ppl_gen.core.seeds import seed_torch
+>>>>>>> tests
 from ppl_gen.data.splits import labelled_among_others
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
@@ -122,7 +126,7 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
         # pyro.module warns of parameters that are not trained, because of the objective or --refit-guide.
         warnings.filterwarnings("ignore", ".* was not registered in the param store")
-        torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
+        seed_torch((options.seed + _NOISE_STREAM) % 2**63)
         loop = Loop(fitted, interrupted, quiet)
         record_epochs(fitted.directory, options, quiet=quiet)  # now that the checkpoint has been found to fit
         loop.run(on_epoch)
@@ -270,7 +274,7 @@ class Loop:
         if self.shared:
             # Noise is seeded at each step: the checkpoint holds no generator per process, so their number may change.
             first_seed = options.seed * 1_000_003 + state.step + _NOISE_STREAM
-            torch.manual_seed(parallel.rank_seed(first_seed))
+            seed_torch(parallel.rank_seed(first_seed))
             self.shared.whole, index = images, parallel.shard(index, self.least)
         batch = self.batch(index)
         self.noise = generator_state(index)

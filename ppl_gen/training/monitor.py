@@ -4,11 +4,11 @@ import math
 from contextlib import suppress
 from typing import Any
 
-import torch
 from pyro import poutine
 
 from ppl_gen.core.contracts import Monitors
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
@@ -51,14 +51,19 @@ class Monitor:
         if not isinstance(objective, Monitors):
             return elbo_terms(model, guide, pair, *images, seed=_SEED)
         with evaluating(model, guide), forked_rng(images[0]):
+<<<<<<< HEAD
             torch.manual_seed(_SEED)
             return objective.monitor(pair, *images)
+=======
+            seed_torch(_SEED)
+            return objective.monitor(self.pair, *images)
+>>>>>>> tests
 
     def keep_samples(self, epoch: int) -> None:
         """Save the means of p(x | z) for a few z ~ p(z), the same at every epoch. A model that draws no images saves
         none."""
         with evaluating(self.fitted.model), forked_rng(next(self.fitted.model.parameters())):
-            torch.manual_seed(_SEED)
+            seed_torch(_SEED)
             with suppress(Exception):  # a user's code, whose errors are shown when pictures are drawn
                 site = poutine.trace(self.pair.model).get_trace(n=_SAMPLES_KEPT).nodes[self.pair.image]
                 self.fitted.directory.add_array(SAMPLES, f"epoch_{epoch}", site["fn"].mean.cpu().numpy())
