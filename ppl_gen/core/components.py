@@ -107,6 +107,22 @@ def known(kind: Kind) -> dict[str, type]:
     return classes
 
 
+def names(kind: Kind) -> list[str]:
+    """The names in `known`, of models, guides and priors. Each class is in a file of its name: none is imported.
+
+    >>> names("prior")
+    ['flow', 'standard-normal', 'vamp']
+    """
+    package = importlib.import_module(f"ppl_gen.{kind}s")
+    return [info.name.replace("_", "-") for info in pkgutil.iter_modules(package.__path__)]
+
+
+def check_name(kind: Kind, reference: str, known: Iterable[str]) -> None:
+    """Raise `BadInput` for a name that is none of the package's own, nor that of a class outside it."""
+    if not is_external(reference) and reference not in known:
+        raise BadInput(f"unknown {kind} '{reference}'{near_miss(reference, known)} (your own: file.py:Class)")
+
+
 def name_of(kind: Kind, reference: Any) -> str:
     """The name under which a configuration records a name, a class or an instance.
 
@@ -134,9 +150,7 @@ def find(kind: Kind, reference: str) -> type:
         raise BadInput(f"{kind} '{reference}': was the {origin} {object_name} of a Python session; pass it again")
     if not is_external(reference):
         classes = known(kind)
-        if reference not in classes:
-            hint = near_miss(reference, classes)
-            raise BadInput(f"unknown {kind} '{reference}'{hint} (your own: file.py:Class)")
+        check_name(kind, reference, classes)
         return classes[reference]
     where, _, name = reference.rpartition(":")
     module = _import(kind, where)

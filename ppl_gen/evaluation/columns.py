@@ -1,5 +1,6 @@
 """The table of a comparison: its columns, and its text."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -32,9 +33,8 @@ def _name(of: Callable[[Row], str]) -> Callable[[Sequence[Row]], list[str]]:
     """Cells of names in their short form. Different names with the same short form are shown in full."""
 
     def cells(rows: Sequence[Row]) -> list[str]:
-        recorded = {of(row) for row in rows}
-        names = [shown(name) for name in recorded]
-        return [shown(of(row)) if names.count(shown(of(row))) == 1 else of(row) for row in rows]
+        names = Counter(shown(name) for name in {of(row) for row in rows})
+        return [shown(of(row)) if names[shown(of(row))] == 1 else of(row) for row in rows]
 
     return cells
 

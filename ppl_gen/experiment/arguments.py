@@ -48,7 +48,7 @@ class RunCommand(Generic[Options]):
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory."""
-    options: Annotated[Options, tyro.conf.arg(name="")]
+    options: Annotated[Options, tyro.conf.arg(name="", help="")]
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
     def opening(self) -> dict[str, Any]:
@@ -205,10 +205,9 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
 
     :raises BadInput: for a command line that cannot be read, and for an unknown model, guide or prior.
     """
-    import_torch()  # the modules of the classes, whose signatures have options, import it
     named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
     base = _defaults(named[0] if named else None, arguments)
-    models = ", ".join(components.known("model"))
+    models = ", ".join(components.names("model"))
     description = (
         f"Train {base.model}, compare its ELBO with importance-sampled log p(x), draw pictures. Models: {models}, or "
         f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
@@ -241,10 +240,14 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
         raise BadInput("--refit-guide: this option names the guide; leave out --guide")
     if model is None and chosen["init-from"] is None:
         if not {"-h", "--help"} & set(arguments):
-            models = ", ".join(components.known("model"))
+            models = ", ".join(components.names("model"))
             raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
         model = "vae"
     given = Given(model, chosen["guide"] if refit is None else refit, chosen["prior"])
+    for kind, name in given.names().items():
+        if name is not None:
+            components.check_name(kind, name, components.names(kind))
+    import_torch()  # the modules of the classes, whose signatures have options, import it
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
     if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
         objective, particles = chosen["objective"], particles_of(chosen["objective"])

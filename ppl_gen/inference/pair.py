@@ -173,7 +173,7 @@ class Pair:
     exceeds_prior: bool = False
     """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
     narrower: tuple[str, ...] = ()
-    """Names of the latent sites where the guide's support lacks a part of the prior's, and estimates that part of p(x)."""
+    """Names of latent sites where the guide's support lacks a part of the prior's: estimates lack that part of p(x)."""
     vectorized: bool = False
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
     direct: "Direct | None" = None

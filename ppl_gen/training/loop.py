@@ -34,11 +34,8 @@ from ppl_gen.core.gradients import gradients
 from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
-<<<<<<< HEAD
-from ppl_gen.data.orders import Order
-=======
 from ppl_gen.core.seeds import seed_torch
->>>>>>> tests
+from ppl_gen.data.orders import Order
 from ppl_gen.data.splits import labelled_among_others
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted

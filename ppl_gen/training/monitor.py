@@ -51,13 +51,8 @@ class Monitor:
         if not isinstance(objective, Monitors):
             return elbo_terms(model, guide, pair, *images, seed=_SEED)
         with evaluating(model, guide), forked_rng(images[0]):
-<<<<<<< HEAD
-            torch.manual_seed(_SEED)
-            return objective.monitor(pair, *images)
-=======
             seed_torch(_SEED)
-            return objective.monitor(self.pair, *images)
->>>>>>> tests
+            return objective.monitor(pair, *images)
 
     def keep_samples(self, epoch: int) -> None:
         """Save the means of p(x | z) for a few z ~ p(z), the same at every epoch. A model that draws no images saves
