@@ -9,7 +9,7 @@ import tyro
 from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.files import write_file
-from ppl_gen.core.paths import is_folder
+from ppl_gen.core.paths import is_folder, is_weight_file
 
 PROGRAM = "python -m ppl_gen.compare"
 
@@ -21,10 +21,10 @@ class CompareOptions:
     format: Literal["text", "markdown", "csv", "json"] = "text"
     """Format of the table on standard output."""
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A .png file for a picture of how far each row's bound is from log p(x)."""
+    """A .png file for a picture of how far each row's bound is from log p(x): the best 200 rows."""
     posteriors: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A .png file for the exact p(z | x) of six test images with each guide's q(z | x) over it, from runs whose z has
-    two continuous units."""
+    two continuous units: the best 20 of them."""
     report: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """An .html file for the table, the notes and the pictures, in one page that needs no other file."""
 
@@ -50,8 +50,12 @@ def command(arguments: list[str]) -> None:
         PROGRAM,
         "ELBO and log p(x) of several runs in one table, the best first, with paired differences.",
     )
-    from ppl_gen.comparison import Comparison  # NumPy and SciPy, which --help does without
-    from ppl_gen.experiment.run_directory import to_json
+    from ppl_gen.experiment.run_directory import check_there, to_json
+
+    for path in options.runs:
+        if not is_weight_file(path):
+            check_there(path)
+    from ppl_gen.comparison import Comparison  # NumPy and h5py, which --help and a missing run do without
     from ppl_gen.report.page import encoded
 
     comparison = Comparison(options.runs)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput, shown
 from ppl_gen.core.options import flat
-from ppl_gen.core.paths import exists
+from ppl_gen.core.paths import exists, is_weight_file
 from ppl_gen.core.tables import named
 from ppl_gen.evaluation.columns import Layout, labels, layout, markdown, text, written
 from ppl_gen.evaluation.distances import distances
 from ppl_gen.evaluation.notes import notes_of
 from ppl_gen.evaluation.reading import OPTIONS, check_same_images, images_of, read, with_defaults
 from ppl_gen.evaluation.rows import rows_of
-from ppl_gen.evaluation.weight_files import is_weight_file, read_weight_file
+from ppl_gen.evaluation.weight_files import read_weight_file
 from ppl_gen.experiment.run_directory import Json
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Comparison:
 
     def figure(self) -> "Figure":
         """How far the bounds are from log p(x): a line for each row from its ELBO to its log p(x), with intervals of
-        the difference to the first row."""
+        the difference to the first row. Of more than 200 rows, the best 200."""
         from ppl_gen.figures.distances import how_far
 
         figure = how_far(self.distances)
@@ -203,7 +203,7 @@ class Comparison:
 
     def posteriors(self) -> "Figure":
         """The exact p(z | x) of six test images, with a row of panels for the guide of each run whose z is a plane. Of
-        runs that differ in the seed alone, the first is drawn.
+        runs that differ in the seed alone, the first is drawn. No more than 20 rows are drawn, the best first.
 
         :raises BadInput: if there is no such run.
         """
@@ -251,8 +251,12 @@ class Comparison:
     def _posterior_picture(self) -> "Picture":
         from ppl_gen.figures.posteriors import caption
         from ppl_gen.report.page import Picture
+        from ppl_gen.report.posteriors import MOST
 
-        return Picture.of(self.posteriors().png(), caption(self._posteriors))
+        text = caption(self._posteriors)
+        if len(self.rows) > len(self._posteriors) == MOST:
+            text = replace(text, text=f"{text.text}. No more than {MOST} rows are drawn, the best first")
+        return Picture.of(self.posteriors().png(), text)
 
 
 def _check_comparable(configured: "Sequence[tuple[Config, Given]]", vary: Iterable[str]) -> None:

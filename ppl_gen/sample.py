@@ -4,9 +4,8 @@ import io
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
-import numpy as np
 import tyro
 
 import ppl_gen
@@ -18,6 +17,9 @@ from ppl_gen.evaluation.use_options import SampleOptions
 from ppl_gen.experiment.arguments import Named
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _SCALE = 3  # of a pixel in a picture
 
@@ -53,6 +55,8 @@ class Command:
 def command(arguments: list[str]) -> None:
     given = cli.parse(Command, arguments, "python -m ppl_gen.sample", "Draw images from a fitted model.")
     RunDirectory.open(given.run)  # for its errors: they come at once, before torch is imported
+    import numpy as np
+
     from ppl_gen.figures.canvas import pictures  # matplotlib, which --help does without
 
     output = given.output
@@ -69,14 +73,16 @@ def command(arguments: list[str]) -> None:
     print(f"{len(images)} images written to {out}")
 
 
-def save_picture(images: np.ndarray, out: BinaryIO) -> None:
-    """Write images [images, height, width] to a .png file, in a grid that is nearly square."""
+def save_picture(images: "np.ndarray", out: BinaryIO) -> None:
+    """Write images [images, height, width], or [images, height, width, 3], to a .png file, in a grid that is nearly
+    square."""
     import matplotlib.image
+    import numpy as np
 
     from ppl_gen.figures.images import mosaic
 
     columns = int(np.ceil(len(images) ** 0.5))
-    picture = np.kron(mosaic(images.clip(0, 1), columns), np.ones((_SCALE, _SCALE)))
+    picture = mosaic(images.clip(0, 1), columns).repeat(_SCALE, 0).repeat(_SCALE, 1)
     matplotlib.image.imsave(out, picture, cmap="gray_r", vmin=0, vmax=1, format="png")
 
 

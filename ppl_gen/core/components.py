@@ -26,7 +26,10 @@ from ppl_gen.core.paths import is_file
 
 Kind = Literal["model", "guide", "prior", "objective", "estimator"]
 _CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior, "estimator": Estimator}
-_OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples", "num_classes", "labelled_share", "num_images")
+_OF_DATA = (
+    *("data_shape", "data_dim", "data_mean", "data_examples", "data_levels"),
+    *("num_classes", "labelled_share", "num_images"),
+)
 SUPPLIED = {
     "model": _OF_DATA,
     "guide": (*_OF_DATA, "latent_dim", "latent_name", "model"),
@@ -38,6 +41,7 @@ SUPPLIED = {
 
 - `data_shape`: shape of one image; `data_dim`: its number of pixels
 - `data_mean`: mean training pixel [data_dim]; `data_examples`: training images [images, data_dim]
+- `data_levels`: number of levels of a pixel, such as 256; None for binary pixels and for real numbers
 - `num_classes`: number of classes of the labels; None without labels 0, 1, 2, …
 - `labelled_share`: share of the images of a training batch whose label is known
 - `num_images`: number of training and test images, which `index` counts in this order
@@ -103,6 +107,22 @@ def known(kind: Kind) -> dict[str, type]:
     return classes
 
 
+def names(kind: Kind) -> list[str]:
+    """The names in `known`, of models, guides and priors. Each class is in a file of its name: none is imported.
+
+    >>> names("prior")
+    ['flow', 'standard-normal', 'vamp']
+    """
+    package = importlib.import_module(f"ppl_gen.{kind}s")
+    return [info.name.replace("_", "-") for info in pkgutil.iter_modules(package.__path__)]
+
+
+def check_name(kind: Kind, reference: str, known: Iterable[str]) -> None:
+    """Raise `BadInput` for a name that is none of the package's own, nor that of a class outside it."""
+    if not is_external(reference) and reference not in known:
+        raise BadInput(f"unknown {kind} '{reference}'{near_miss(reference, known)} (your own: file.py:Class)")
+
+
 def name_of(kind: Kind, reference: Any) -> str:
     """The name under which a configuration records a name, a class or an instance.
 
@@ -130,9 +150,7 @@ def find(kind: Kind, reference: str) -> type:
         raise BadInput(f"{kind} '{reference}': was the {origin} {object_name} of a Python session; pass it again")
     if not is_external(reference):
         classes = known(kind)
-        if reference not in classes:
-            hint = near_miss(reference, classes)
-            raise BadInput(f"unknown {kind} '{reference}'{hint} (your own: file.py:Class)")
+        check_name(kind, reference, classes)
         return classes[reference]
     where, _, name = reference.rpartition(":")
     module = _import(kind, where)

@@ -32,6 +32,11 @@ def is_folder(path: str | Path, option: str = "") -> bool:
     return stat.S_ISDIR(_mode(path, option) or 0)
 
 
+def is_weight_file(path: Path) -> bool:
+    """True for the path of a file of log weights; False for that of a run directory."""
+    return path.suffix.lower() == ".npz" and not is_folder(path)
+
+
 @contextmanager
 def reading(path: str | Path, option: str = "") -> Iterator[None]:
     """Turn an `OSError` while a file is read, such as a missing permission, into a `BadInput`. A file that is not there

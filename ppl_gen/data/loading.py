@@ -1,6 +1,7 @@
 """Loading and splitting of data sets: by name, from files, and from arrays."""
 
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -15,11 +16,11 @@ from ppl_gen.core.commands import is_function
 from ppl_gen.core.components import find_function
 from ppl_gen.core.errors import BadInput, as_bad_input, near_miss, require
 from ppl_gen.core.paths import is_file, reading
-from ppl_gen.data import arrays, masks, sources
+from ppl_gen.data import arrays, masks, named, sources
 from ppl_gen.data.downloads import FILES, FOLDERS, NotDownloaded, download
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.orders import Order
-from ppl_gen.data.pixels import Images
+from ppl_gen.data.pixels import Images, to_images
 from ppl_gen.data.rows import SAMPLED, Rows
 from ppl_gen.data.splits import (
     POOL_SEED,
@@ -40,7 +41,7 @@ _MNIST_SPLIT = (50_000, 10_000)  # of the 60,000, for training and for validatio
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
 _MISSING_SEEDS = (4, 5)  # of the masks of missing pixels, of the pool and of the test images
 _PIECE, _PIECES = 2**16, 1024  # bytes of a piece of a large file that its fingerprint is of, and number of pieces
-_NAMES = ("auto", "digits", "binarized-mnist", *FOLDERS)
+_NAMES = ("auto", "digits", "binarized-mnist", *FOLDERS, *named.DATA_SETS)
 
 
 class _Source(NamedTuple):
@@ -136,6 +137,8 @@ def _source(name: str, options: DataOptions) -> _Source:
             return _digits()._replace(notice=notice)
     if name in FOLDERS:
         return _torchvision(name)
+    if name in named.DATA_SETS or (named.of_file(name) and is_file(name, "--data")):
+        return _named(name, options)
     if name == "digits":
         return _digits()
     if name == "binarized-mnist" or re.fullmatch(r"binarized_mnist_(train|valid|test)\.amat", Path(name).name):
@@ -243,6 +246,25 @@ def _torchvision(name: str) -> _Source:
     return _Source(name, (28, 28), splits[0], splits[1], _MNIST_SPLIT, notice)
 
 
+def _named(name: str, options: DataOptions) -> _Source:
+    """A data set of the literature: by its name, from the first folder with its files, else from the network; or one of
+    its files by its path."""
+    kind = named.of_file(name)
+    paths = named.find(name, _folders()) if kind is None else [Path(name)]
+    if paths is None:
+        try:
+            download(name, _folders()[0])
+        except NotDownloaded as error:
+            files = " and ".join(each.partition("|")[0] for each in named.DATA_SETS[name].files[:2])
+            searched, below = " or ".join(map(str, _folders())), named.DATA_SETS[name].folders[0]
+            where = f"set PPL_GEN_DATA to the folder that holds {f'{below}/' if below else ''}{files}"
+            raise _Missing(f"--data {name}: not in {searched} and {error}; {where}", str(error)) from None
+        paths = named.find(name, _folders())
+        assert paths is not None
+    images = to_images(name, named.read(kind or name, paths), options.largest_pixel)
+    return _splits(name, images, options.missing)
+
+
 def _data_set_folders(name: str) -> Iterator[tuple[Path, bool]]:
     """Folders that hold the four files of a data set, each with True if its name says so.
 
@@ -268,13 +290,13 @@ def _data_set_in(folder: str) -> str | None:
 def _digits() -> _Source:
     """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels. They are shuffled with a fixed seed, because
     the file is sorted by writer. 300 images are the test split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    order = torch.randperm(len(bunch.data), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
-    images = torch.from_numpy(bunch.data).to(torch.uint8)[order]
-    labels = torch.from_numpy(bunch.target)[order]
-    whole = Split(images, labels, 16)
+    # As sklearn.datasets.load_digits() reads it: importing that takes longer than a small fit.
+    folders = getattr(importlib.util.find_spec("sklearn"), "submodule_search_locations", None)
+    assert folders
+    rows = np.loadtxt(Path(folders[0]) / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
+    images, labels = torch.from_numpy(rows[:, :-1])[order], torch.from_numpy(rows[:, -1]).long()[order]
+    whole = Split(images.contiguous(), labels, 16)
     return _Source("digits", (8, 8), cut(whole, 0, 1_497), cut(whole, 1_497, 1_797), (1_197, 300))
 
 

@@ -176,6 +176,13 @@ class Data:
         """Pixels per image."""
         return int(np.prod(self.shape))
 
+    @property
+    def levels(self) -> int | None:
+        """Number of levels of a pixel, such as 256; None for pixels that are made binary or noisy, and for real
+        numbers."""
+        whole = self.binarization == "none" and not self.train.images.dtype.is_floating_point
+        return self.train.scale + 1 if whole else None
+
     def split(self, name: str) -> Split:
         """The split of that name. Raises `BadInput` if it holds no image."""
         split = {"train": self.train, "validation": self.validation, "test": self.test}[name]

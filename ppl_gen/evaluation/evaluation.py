@@ -4,8 +4,10 @@ It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if th
 version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
+import functools
 import hashlib
 import io
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,7 +81,12 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, estimates: "Mapping[str, Estimate]", primary: str, about: Mapping[str, Any], labels: "Tensor | None" = None
+        cls,
+        estimates: "Mapping[str, Estimate]",
+        primary: str,
+        about: Mapping[str, Any],
+        labels: "Tensor | None" = None,
+        dim: int | None = None,
     ) -> "Evaluation":
         """An evaluation from estimates of the same images.
 
@@ -88,10 +95,15 @@ class Evaluation:
         :param primary: name of the estimate that is the evaluation's log p(x).
         :param about: further keys of `evaluation.json`: model, images, options.
         :param labels: labels of the images.
+        :param dim: number of pixels of an image, times the number of channels, if pixels are levels: the evaluation
+            then has bits per dimension, too.
         """
         from ppl_gen.evaluation.recording import dataset, summarize
 
         summary = {**about, **summarize(estimates, primary)}
+        if dim is not None:
+            bits = {name: entries.in_bits(summary[name], dim) for name in ("elbo", "log_px")}
+            summary["bits_per_dim"] = {"dim": dim, **bits}
         return cls(summary, dataset(estimates, primary, summary, labels))
 
     @classmethod
@@ -109,7 +121,7 @@ class Evaluation:
         if summary is None or content is None:
             return None if summary is None else cls(summary)
         try:
-            return cls(summary, _images(summary, content))
+            return cls(summary, _images(json.dumps(summary), content).copy(deep=True))
         except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
             raise directory.damaged("evaluation.nc", error) from None
 
@@ -273,10 +285,13 @@ class Evaluation:
         return html(caption, self.rows(), table.notes(self.summary))
 
 
-def _images(summary: Json, content: bytes) -> "xarray.Dataset":
-    """The data set in an `evaluation.nc` that belongs to a summary."""
+@functools.lru_cache(maxsize=1)  # a fit reads its evaluation for the pictures, and again to print it
+def _images(content_of_json: str, content: bytes) -> "xarray.Dataset":
+    """The data set in an `evaluation.nc` that belongs to an `evaluation.json`."""
     import h5netcdf
     import xarray
+
+    summary = json.loads(content_of_json)
 
     # A file that cannot be opened leaves an object. Without this, it prints a traceback when it is deleted.
     h5netcdf.File._writable = False

@@ -1,6 +1,7 @@
 """Rows of a comparison: groups of runs that differ in the seed alone, and the difference of each to the best."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,8 @@ class Row:
     log_px: RowMean
     settings: Json
     """Settings of log p(x): `estimator`, `num_samples`, and options of annealing."""
+    bits_per_dim: RowMean
+    """log p(x) in bits per dimension, of which fewer are better; no mean if an image is no vector of levels."""
     log_px_difference: RowMean
     """log p(x) of this row minus that of the best, paired by image if both are of the same images. The best row has no
     mean here."""
@@ -107,6 +110,7 @@ class Row:
             "elbo": self.elbo.to_json(),
             "iwae": {"k": self.k} | self.iwae.to_json(),
             "log_px": self.log_px.to_json() | self.settings | {"at_least": self.log_px.at_least},
+            "bits_per_dim": self.bits_per_dim.to_json(),
             "log_px_difference": self.log_px_difference.to_json("low", "high", "paired") | of,
             "elbo_difference": self.elbo_difference.to_json("low", "high", "paired") | of,
             "own": own,
@@ -134,8 +138,9 @@ def rows_of(runs: Sequence[Evaluated]) -> list[Row]:
     :raises BadInput: for two runs with the same configuration and seed.
     """
     groups, k = groups_of(runs), _largest_k(runs)
+    options = _options([each[0] for each in groups])
     with np.errstate(invalid="ignore"):  # log p(x) of an image may be -inf
-        return [_row(each, groups, k) for each in groups]
+        return [_row(*each, groups, k) for each in zip(groups, options, strict=True)]
 
 
 def groups_of(runs: Sequence[Evaluated]) -> list[list[Evaluated]]:
@@ -159,7 +164,7 @@ def _largest_k(runs: Sequence[Evaluated]) -> int | None:
     return max((k for k in shared if 1 < k < least), default=None)
 
 
-def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) -> Row:
+def _row(runs: list[Evaluated], options: Json, groups: list[list[Evaluated]], k: int | None) -> Row:
     """The row of a group. A term that some of its runs lack is None."""
     first, best = runs[0], groups[0]
     summaries, last, gaps = [run.summary for run in runs], [run.last for run in runs], [run.gaps for run in runs]
@@ -180,7 +185,7 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
         guide=first.summary["guide"],
         prior=first.config.get("prior"),
         objective=_objective(first.config),
-        options=_options(first, [other[0] for other in groups]),
+        options=options,
         seeds=[run.seed for run in runs],
         runs=[str(run.path) for run in runs],
         elbo=mean_of(elbo),
@@ -188,6 +193,7 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
         iwae=mean_of(np.stack(bounds)) if len(bounds) == len(runs) else RowMean(),
         log_px=mean_of(log_px, at_least=_at_least(summaries, "log_px")),
         settings={"num_samples": None} | first.settings,
+        bits_per_dim=_in_bits(mean_of(log_px, at_least=_at_least(summaries, "log_px")), summaries),
         log_px_difference=log_px_difference,
         elbo_difference=elbo_difference,
         difference_of=difference_of,
@@ -209,6 +215,16 @@ def _row(runs: list[Evaluated], groups: list[list[Evaluated]], k: int | None) ->
         seconds=_mean(last, "seconds"),
         epochs=_mean(last, "epoch"),
     )
+
+
+def _in_bits(log_px: RowMean, summaries: Sequence[Json]) -> RowMean:
+    """log p(x) in bits per dimension; without a mean, if a summary has none."""
+    if not all("bits_per_dim" in summary for summary in summaries):
+        return RowMean()
+    dim = summaries[0]["bits_per_dim"]["dim"]
+    mean, se, se_seeds = (entries.bits_per_dim(each, dim) for each in (log_px.mean, log_px.se, log_px.se_seeds))
+    se, se_seeds = (None if each is None else abs(each) for each in (se, se_seeds))
+    return RowMean(mean, se, se_seeds, at_least=log_px.at_least)
 
 
 def _calibration(runs: Sequence[Evaluated]) -> str | None:
@@ -271,19 +287,26 @@ def _objective(config: Json) -> str:
     return name + (f" kl_warmup={warmup}" if warmup else "")
 
 
-def _options(run: Evaluated, others: Sequence[Evaluated]) -> Json:
-    """The options that distinguish a row from the others, and that have no column. An option is compared with rows of
-    the same model, since models have defaults of their own; an option of a guide or prior with rows of the same guide
-    or prior; data and checkpoint with all rows. Runs and files of log weights have no options in common."""
-    options = {}
-    others = [other for other in others if other.of_run == run.of_run]
-    for name in sorted(set().union(*(other.config for other in others)) - _IN_COLUMNS):
+def _options(runs: Sequence[Evaluated]) -> list[Json]:
+    """The options that distinguish each row from the others, and that have no column. An option is compared with rows
+    of the same model, since models have defaults of their own; an option of a guide or prior with rows of the same
+    guide or prior; data and checkpoint with all rows. Runs and files of log weights have no options in common.
+
+    :param runs: the first run of each row.
+    """
+    found: list[Json] = [{} for _ in runs]
+    for name in sorted({name for run in runs for name in run.config} - _IN_COLUMNS):
         part = next((part for part in ("guide", "prior") if name.startswith(f"{part}_")), "")
         alike = () if name.startswith(("data.", "evaluation.")) else ("model", part) if part else ("model",)
-        peers = [o.config for o in others if all(o.config.get(key) == run.config.get(key) for key in alike)]
-        if name in run.config and any(peer.get(name) != run.config[name] for peer in peers):
-            section, _, short = name.rpartition(".")
-            shown = f"{part}.{short}" if part and section else short
-            value = run.config[name]
-            options[shown] = value[:8] if name.endswith("_sha256") and value is not None else value
-    return options
+        peers = [(run.of_run, *(run.config.get(key) for key in alike)) for run in runs]
+        values: dict[Any, list[Any]] = defaultdict(list)
+        for run, key in zip(runs, peers, strict=True):
+            values[key].append(run.config.get(name))
+        telling = {key for key, (first, *others) in values.items() if any(other != first for other in others)}
+        section, _, short = name.rpartition(".")
+        shown = f"{part}.{short}" if part and section else short
+        for run, key, options in zip(runs, peers, found, strict=True):
+            if key in telling and name in run.config:
+                value = run.config[name]
+                options[shown] = value[:8] if name.endswith("_sha256") and value is not None else value
+    return found

@@ -21,18 +21,13 @@ import numpy as np
 
 from ppl_gen.core.errors import BadInput, shown, words_of
 from ppl_gen.core.memory import is_out_of_memory
-from ppl_gen.core.paths import is_file, is_folder, reading
+from ppl_gen.core.paths import is_file, reading
 from ppl_gen.core.progress import Progress
 from ppl_gen.data.headers import npy_header, require_free
 from ppl_gen.evaluation.reading import Evaluated, Images
 from ppl_gen.experiment.run_directory import Json
 
 _LONGEST = 200  # characters of a text
-
-
-def is_weight_file(path: Path) -> bool:
-    """True for the path of a file of log weights; False for that of a run directory."""
-    return path.suffix.lower() == ".npz" and not is_folder(path)
 
 
 def read_weight_file(path: Path) -> Evaluated:

@@ -48,7 +48,7 @@ class RunCommand(Generic[Options]):
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory."""
-    options: Annotated[Options, tyro.conf.arg(name="")]
+    options: Annotated[Options, tyro.conf.arg(name="", help="")]
     named: Annotated[Named, tyro.conf.arg(name="")] = field(default_factory=Named)
 
     def opening(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def command_class(base: Config, objective: str | None = None, estimators: Sequen
     }
     _check_names(base.model, flat)
     parts: list[Any] = [
-        (part, Annotated[type(default), tyro.conf.arg(name="")], field(default=default))
+        (part, Annotated[type(default), tyro.conf.arg(name="", help="")], field(default=default))
         for part, default in flat.items()
     ]
     about: dict[Kind, str] = {"guide": "Family of q(z | x)", "prior": "p(z) in place of the model's own"}
@@ -133,7 +133,9 @@ def command_class(base: Config, objective: str | None = None, estimators: Sequen
         objective = None  # the options of training refuse it
     for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))
-        parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))
+        parts.append(
+            (f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind, help="")], field(default=default))
+        )
     parts.append(("estimator_options", *_estimator_options(estimators)))
     return make_dataclass("FitCommand", parts, frozen=True)
 
@@ -141,7 +143,7 @@ def command_class(base: Config, objective: str | None = None, estimators: Sequen
 def _estimator_options(names: Sequence[str]) -> tuple[Any, Any]:
     """The type and the default of a field that has the options of estimators, `--estimator.NAME`."""
     own = options_class("Estimator", components.estimator_options(names))
-    return Annotated[own, tyro.conf.arg(name="estimator")], field(default=own())
+    return Annotated[own, tyro.conf.arg(name="estimator", help="")], field(default=own())
 
 
 def _own_options(kind: Any, name: str | None, chosen: Mapping[str, Any]) -> Any:
@@ -177,7 +179,7 @@ def parse_with_estimators(
     """As `cli.parse`, for a command with an option `--estimator`. Returns the options of the constructors of the user's
     own estimators, too: `--estimator.NAME`."""
     parts: list[Any] = [
-        ("given", Annotated[command, tyro.conf.arg(name="")]),
+        ("given", Annotated[command, tyro.conf.arg(name="", help="")]),
         ("own", *_estimator_options(_own_estimators(arguments))),
     ]
     parsed: Any = cli.parse(make_dataclass("Command", parts, frozen=True), arguments, program, description)
@@ -203,10 +205,9 @@ def parse(arguments: list[str]) -> tuple[Config, RunOptions]:
 
     :raises BadInput: for a command line that cannot be read, and for an unknown model, guide or prior.
     """
-    import_torch()  # the modules of the classes, whose signatures have options, import it
     named = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
     base = _defaults(named[0] if named else None, arguments)
-    models = ", ".join(components.known("model"))
+    models = ", ".join(components.names("model"))
     description = (
         f"Train {base.model}, compare its ELBO with importance-sampled log p(x), draw pictures. Models: {models}, or "
         f"file.py:Class. To continue an interrupted run: {PROGRAM} --resume RUN."
@@ -239,10 +240,14 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
         raise BadInput("--refit-guide: this option names the guide; leave out --guide")
     if model is None and chosen["init-from"] is None:
         if not {"-h", "--help"} & set(arguments):
-            models = ", ".join(components.known("model"))
+            models = ", ".join(components.names("model"))
             raise BadInput(f"name a model first: {PROGRAM} MODEL [options]; MODEL is {models} or file.py:Class")
         model = "vae"
     given = Given(model, chosen["guide"] if refit is None else refit, chosen["prior"])
+    for kind, name in given.names().items():
+        if name is not None:
+            components.check_name(kind, name, components.names(kind))
+    import_torch()  # the modules of the classes, whose signatures have options, import it
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
     if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
         objective, particles = chosen["objective"], particles_of(chosen["objective"])

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -67,12 +66,15 @@ class Config:
 
     def to_json(self, data: "Data", given: "Given | None" = None) -> Json:
         """The content of `config.json`: every option with its default filled in, and the origin of the run."""
+        import importlib.metadata
+
         import torch
 
         from ppl_gen.data import masks
         from ppl_gen.data.loading import fingerprint
 
         given = given or Given()
+        version = importlib.metadata.version
         resolved, classes = self.resolved(given), dict[str, Any]()
         for kind in KINDS:
             name = getattr(self, kind)

@@ -240,6 +240,12 @@ class Result(TypedDict):
     options: NotRequired[Mapping[str, Any]]
 
 
+class _BitsPerDim(TypedDict):
+    dim: int
+    elbo: Mean
+    log_px: Mean
+
+
 class Evaluation(Result):
     """`evaluation.json`. Further estimates of log p(x) have keys that begin with `log_px_`."""
 
@@ -254,6 +260,7 @@ class Evaluation(Result):
     num_parameters: int
     elbo: Mean
     log_px: LogPx
+    bits_per_dim: NotRequired[_BitsPerDim]
     kl_analytic: NotRequired[Mean]
     second_opinion: NotRequired[_SecondOpinion]
     sandwich: NotRequired[_Sandwich]
@@ -483,6 +490,10 @@ _TYPES: dict[str, tuple[Any, Callable[[Mapping[str, Any]], None] | None]] = {
 """The type of the content of each file, and a function that checks what no type can say."""
 
 
+_RETIRED = ("capture",)
+"""Options of training in earlier versions, which changed no number."""
+
+
 def read(text: str | bytes, file: str) -> dict[str, Any]:
     """The content of a JSON file, or of a line of one, which is of the file's type.
 
@@ -496,6 +507,8 @@ def read(text: str | bytes, file: str) -> dict[str, Any]:
     _require(isinstance(content, dict), "not an object")
     check(content, file)
     found: dict[str, Any] = content
+    if file == "config.json":
+        found["training"] = {name: value for name, value in found["training"].items() if name not in _RETIRED}
     return found
 
 

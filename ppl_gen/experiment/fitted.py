@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data
@@ -65,7 +66,7 @@ class Assembled:
         """The training objective. If it has weights, they are drawn from the seed."""
         training, given = self.config.training, self.given.objective
         with torch.random.fork_rng([]):
-            torch.manual_seed(training.seed)
+            seed_torch(training.seed)
             objective = construct(
                 training.objective if given is None else given,
                 num_particles=training.num_particles,
@@ -138,7 +139,7 @@ class Assembled:
     def estimating(self, seed: int) -> Iterator[None]:
         """Eval mode, matrix products in full float32, and noise from `seed`. All are restored afterwards."""
         with evaluating(self.model, self.guide), matmul_precision(), forked_rng(self.data.train.images):
-            torch.manual_seed(seed)
+            seed_torch(seed)
             yield
 
     def within(self, directory: RunDirectory) -> "Fitted":

@@ -15,8 +15,6 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.files import clear_temporary, read_bytes, write_file
 
@@ -32,6 +30,8 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     :raises BadInput: if another process writes to it, or it cannot be written.
     """
+    from filelock import FileLock, Timeout  # asyncio, which a process that only reads does without
+
     place = folder.resolve()  # the block may change the working directory
     lock = FileLock(place / ".lock", is_singleton=True)
     first = not lock.is_locked

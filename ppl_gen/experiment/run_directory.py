@@ -24,18 +24,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ppl_gen.core.commands import command, external_class_options, line, resuming_options
 from ppl_gen.core.convert import convert
 from ppl_gen.core.errors import BadInput, shown, words_of
 from ppl_gen.core.files import append, is_file, read_bytes, readable_errors, write_file, write_files
 from ppl_gen.core.paths import exists, is_folder
-from ppl_gen.data.headers import npy_header
 from ppl_gen.experiment import contents
 from ppl_gen.experiment.locks import only_writer
 
-if TYPE_CHECKING:  # importing torch takes seconds, and reading JSON needs none
+if TYPE_CHECKING:  # importing torch takes seconds, and NumPy a tenth of one; reading JSON needs neither
+    import numpy as np
     import xarray
     from torch import Tensor
 
@@ -106,11 +104,8 @@ class RunDirectory:
         """An existing run. Raises `BadInput` for a directory that is no run, is damaged, or was made by a later
         version."""
         path = Path(convert("path", path, Path))
+        check_there(path)
         file = path / "config.json"
-        if not is_folder(path):
-            raise BadInput(f"{path}: no such run directory")
-        if not is_file(file):
-            raise BadInput(f"{path}: not a run directory: it has no config.json")
         try:
             config = contents.read(_content(file) or b"", "")
             if isinstance(version := config.get("format"), int) and version > FORMAT:
@@ -180,7 +175,8 @@ class RunDirectory:
         while True:
             summary, values = _content(file), _content(self.path / "evaluation.nc")
             if _content(file) == summary:
-                return self._parsed(file.name, summary), values
+                found = self._parsed(file.name, summary)
+                return found, None if found is not None and "blocks" in found else values
 
     def blocks(self, summary: Json) -> Iterator[bytes]:
         """The content of each block of an evaluation's values, one after the other.
@@ -250,20 +246,23 @@ class RunDirectory:
     def metrics(self) -> list[Json]:
         """The lines of `metrics.jsonl`. The last line is left out if it was cut off when the process was killed. Any
         other line that is damaged is left out with a warning."""
-        path, lines = self.path / "metrics.jsonl", []
-        *whole, rest = (_content(path) or b"").split(b"\n")
-        for number, text in enumerate([*whole, rest], 1):
-            try:
-                lines.append(contents.read(text, path.name))
-            except ValueError as error:
-                if number <= len(whole):
-                    warn(f"{path}: line {number} is damaged and left out ({error})")
-        return lines
+        return [*self._from_the_last()][::-1]
 
     @property
     def last(self) -> Json:
-        """The last line of `metrics.jsonl`; empty if there is none."""
-        return (self.metrics() or [{}])[-1]
+        """The last line of `metrics.jsonl`; empty if there is none. The lines before it are not parsed."""
+        return next(self._from_the_last(), {})
+
+    def _from_the_last(self) -> Iterator[Json]:
+        """The lines of `metrics.jsonl`, the last first."""
+        path = self.path / "metrics.jsonl"
+        lines = (_content(path) or b"").split(b"\n")
+        for number in range(len(lines), 0, -1):
+            try:
+                yield contents.read(lines[number - 1], path.name)
+            except ValueError as error:
+                if number < len(lines):
+                    warn(f"{path}: line {number} is damaged and left out ({error})")
 
     def finished(self, epochs: int) -> bool:
         """True if training has reached this number of epochs, or was stopped early when this number was planned."""
@@ -351,6 +350,14 @@ def _clear_unfinished(parent: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)  # which follows no link
 
 
+def check_there(path: Path) -> None:
+    """Raise `BadInput` for a path that is no run directory."""
+    if not is_folder(path):
+        raise BadInput(f"{path}: no such run directory")
+    if not is_file(path / "config.json"):
+        raise BadInput(f"{path}: not a run directory: it has no config.json")
+
+
 def check_new(out: Path | None) -> None:
     """Raise `BadInput` if a run directory exists already or cannot be made, before any work is done."""
     if out is None:
@@ -376,6 +383,8 @@ def to_netcdf(images: "xarray.Dataset") -> bytes:
 
 def to_npz(arrays: "Mapping[str, np.ndarray]") -> bytes:
     """The content of an .npz file."""
+    import numpy as np
+
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
@@ -396,7 +405,7 @@ def _json_content(content: Any) -> Any:
         return {str(key): _json_content(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_json_content(value) for value in content]
-    if isinstance(content, np.generic):  # json has no numbers of NumPy
+    if type(content).__module__ == "numpy" and not content.shape:  # json has no numbers of NumPy
         content = content.item()
     return _INFINITE.get(content) if isinstance(content, float) and not math.isfinite(content) else content
 
@@ -415,6 +424,10 @@ def _arrays(content: bytes) -> "dict[str, np.ndarray]":
     :raises Exception: of many kinds, before memory is taken, for a file that holds anything else than numbers, or
         whose headers announce more than it may hold.
     """
+    import numpy as np
+
+    from ppl_gen.data.headers import npy_header
+
     size = 0
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for member in archive.namelist():

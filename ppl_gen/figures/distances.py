@@ -26,6 +26,7 @@ _WIDTH, _SIDE, _BETWEEN, _MARGIN = 5.0, 1.35, 0.25, 0.14
 _TITLE, _BELOW = 0.34, 0.5
 _LINE, _STRIP, _TIER, _GAP = 0.175, 0.27, 0.155, 0.08
 _PT = 1 / 72
+_MOST = 200  # rows of a picture: a file of more than 65,536 pixels cannot be written
 _LEAST = 0.02  # smallest range of an axis in nats: differences below it are rounding
 
 _MARKS: dict[str, dict[str, Any]] = {
@@ -56,6 +57,7 @@ def captions(found: Distances) -> dict[str, Caption]:
 
 def caption(found: Distances) -> Caption:
     """The caption of `how_far`, from the same argument. It says what the bars are, and what is left out."""
+    count, found = len(found.rows), _drawn(found)
     text = [_what(found), *_bars(found), *_side(found)]
     if any(_has_arrow(row, level) for row in found.rows for level in row.levels):
         text.append("An arrow to the right: log p(x) is at least this.")
@@ -64,8 +66,15 @@ def caption(found: Distances) -> Caption:
     for row in found.rows:
         if row.left_out:
             text.append(f"{row.label} has no mark for {', '.join(row.left_out)}: the mean is not finite.")
+    if count > len(found.rows):
+        text.append(f"The best {len(found.rows)} of {count:,} rows are drawn.")
     lines = "; ".join(_in_words(row) for row in found.rows)
     return Caption(" ".join(text), f"A line for each row, from the lowest bound to the largest value: {lines}")
+
+
+def _drawn(found: Distances) -> Distances:
+    """The content of the picture: the best rows."""
+    return found._replace(rows=found.rows[:_MOST])
 
 
 def _what(found: Distances) -> str:
@@ -169,8 +178,9 @@ def how_far(found: Distances) -> Figure:
     A horizontal bar through an ELBO or the best log p(x) of a row is the 95 % interval of its difference to the best
     log p(x) of the first row, which is dashed. If the bar of a log p(x) crosses the dashed line, the difference may be
     chance. An arrow means at least. Rows with bounds from both sides have them in a panel of their own, since they are
-    of other images.
+    of other images. Of more than 200 rows, the best 200 are drawn.
     """
+    found = _drawn(found)
     has_side = any(row.sandwiches for row in found.rows)
     width = _WIDTH - 2 * _MARGIN - (_SIDE + _BETWEEN if has_side else 0)
     scale = _axis(found.rows, width)

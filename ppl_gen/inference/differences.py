@@ -18,7 +18,6 @@ of rows allows for any choice.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
@@ -49,6 +48,8 @@ def critical(degrees: int, num_rows: int) -> float:
     >>> [round(critical(4, num_rows), 2) for num_rows in (3, 6, 12)]
     [3.96, 6.25, 9.26]
     """
+    from scipy.special import stdtrit  # which takes longer to import than a few runs to compare
+
     pairs = max(1, num_rows * (num_rows - 1) // 2)
     return -float(stdtrit(degrees, (1 - CONFIDENCE) / pairs / 2)) if degrees > 0 else np.nan
 

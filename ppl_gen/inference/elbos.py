@@ -1,5 +1,5 @@
 """Variants of Pyro's ELBOs: a `differentiable_loss` for `TraceGraph_ELBO`, a gradient of lower variance for mixtures, a
-weight of the KL term, and an ELBO without control flow that depends on values."""
+weight of the KL term, and an ELBO of a pair's terms."""
 
 from dataclasses import replace
 from typing import Any
@@ -99,9 +99,9 @@ class WeightedKL(DifferentiableLoss, ELBO):
         return loss
 
 
-class RecordableELBO:
+class SampledELBO:
     """E_q[log p(x | z)] - beta KL(q(z | x) || p(z)), the objective of `Trace_ELBO`, `TraceMeanField_ELBO` or
-    `WeightedKL`. No operation depends on a tensor's value in Python, so that `--capture` can record it.
+    `WeightedKL`, from `Pair.terms`.
 
     :param num_particles: samples of z per image.
     :param analytic_kl: True for the KL term in closed form.

@@ -32,6 +32,8 @@ from torch.distributions import (
 )
 from torch.distributions.constraints import Constraint
 
+from ppl_gen.networks.levels import Levels
+
 Site = dict[str, Any]
 """A sample statement in a Pyro trace."""
 
@@ -234,7 +236,7 @@ def certainly_narrower(guide: Distribution, prior: Distribution) -> bool | None:
 
 def _admits(constraint: Constraint, value: Tensor, grey: bool) -> Tensor:
     """`constraint.check(value)` with three differences: a simplex has a tolerance for the rounding of many float32
-    numbers, a discrete constraint admits only integers, and infinity is never admitted.
+    numbers, a discrete constraint admits only integers, but for `Levels`, and infinity is never admitted.
 
     :param grey: admit values between 0 and 1 for a boolean constraint.
     """
@@ -248,7 +250,7 @@ def _admits(constraint: Constraint, value: Tensor, grey: bool) -> Tensor:
     if grey and isinstance(base, type(constraints.boolean)):
         return _all((value >= 0) & (value <= 1), constraint.event_dim)
     admitted = constraint.check(value)
-    if constraint.is_discrete and value.is_floating_point():
+    if constraint.is_discrete and value.is_floating_point() and not isinstance(base, Levels):
         admitted = admitted & _all(value == value.round(), constraint.event_dim)
     return admitted
 

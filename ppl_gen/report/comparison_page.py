@@ -7,11 +7,11 @@ from pathlib import Path
 from ppl_gen.core.calls import of_session, open_call
 from ppl_gen.core.commands import fit_command, sweep_command
 from ppl_gen.core.errors import warnings_of
+from ppl_gen.core.paths import is_weight_file
 from ppl_gen.core.tables import fixed
 from ppl_gen.evaluation.columns import Layout
 from ppl_gen.evaluation.distances import Distances
 from ppl_gen.evaluation.reading import Images
-from ppl_gen.evaluation.weight_files import is_weight_file
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.report.page import Picture, render
 

@@ -9,6 +9,8 @@ from ppl_gen.experiment.run_directory import RunDirectory, to_npz
 from ppl_gen.figures.posteriors import MASSES, Posteriors
 
 FILE = "posteriors.npz"
+MOST = 20
+"""Most runs whose posteriors are drawn. Each takes half a second and four inches."""
 
 
 def write_posteriors(run: RunDirectory, found: Posteriors) -> None:
@@ -53,12 +55,14 @@ def _check(found: Posteriors) -> None:
 
 def shared_posteriors(runs: Mapping[str, Path]) -> dict[str, Posteriors]:
     """The posteriors of those runs that have them of the same images as the first of them, by the runs' labels. A run
-    whose evaluation is of other weights than the last ones is left out.
+    whose evaluation is of other weights than the last ones is left out. At most `MOST` are read.
 
     :param runs: run directories by their labels.
     """
     shared: dict[str, Posteriors] = {}
     for label, path in runs.items():
+        if len(shared) == MOST:
+            break
         run = RunDirectory.open(path)
         found = read_posteriors(run)
         if found is None or (run.read_json("evaluation.json") or {}).get("checkpoint") != "last":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.interrupts import Interrupted
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.state import same_modes
@@ -62,7 +63,7 @@ class RowsOfTestImages:
         modules = self.fitted.trained
         with forked_rng(images), frozen(nn.ParameterList(others)), pyro.validation_enabled(False), same_modes(modules):
             modules.eval()  # as they are evaluated: batch statistics do not follow the test images
-            torch.manual_seed((options.seed + _STREAM) % 2**63)
+            seed_torch((options.seed + _STREAM) % 2**63)
             for parameter in own:
                 training, test = parameter.detach().tensor_split([len(self.fitted.data.train)])
                 test.copy_(training.mean(0, keepdim=True))

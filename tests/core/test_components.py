@@ -110,3 +110,9 @@ def test_the_fingerprint_of_a_class() -> None:
     model.model = lambda x: None  # type: ignore[assignment]
     adopt(model, instance, torch.zeros(3, 3))
     assert instance.param_statements and components.fingerprint(instance) == first
+
+
+@pytest.mark.parametrize("kind", ["model", "guide", "prior"])
+def test_files_have_the_names_of_their_classes(kind: components.Kind) -> None:
+    """So that a name that is mistyped is refused before anything is imported."""
+    assert components.names(kind) == list(components.known(kind))

@@ -111,6 +111,7 @@ def test_many_images_are_written_in_blocks(tmp_path: Path) -> None:
     assert len(first) == 7 and len(files) == 3
     parts = [xarray.load_dataset(file, group=runs.GROUP, engine="h5netcdf") for file in files]
     xarray.testing.assert_identical(xarray.concat(parts, "image", data_vars="minimal"), evaluation.to_xarray())
+    (run.path / "evaluation.nc").write_bytes(b"as a process leaves it that is killed before it removes the file")
     again = Evaluation.read(run)
     assert again is not None and str(again) == str(evaluation)
     with pytest.raises(BadInput, match="lie in blocks"):

@@ -1,9 +1,11 @@
 """Rows of a comparison, against numbers worked out by hand, on runs written by hand."""
 
+import cProfile
 import csv
 import io
 import json
 import math
+import pstats
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from written import RESULTS, compared, write
 
 from ppl_gen.comparison import Comparison
 from ppl_gen.evaluation.columns import layout
+from ppl_gen.evaluation.reading import read
+from ppl_gen.evaluation.rows import rows_of
 from ppl_gen.experiment.run_directory import RunDirectory
 
 
@@ -53,6 +57,20 @@ def test_the_bound_is_below_the_importance_samples(elsewhere: Path) -> None:
     found = {"evaluation.log_px": annealed, "evaluation.log_px_importance": sampled, "nc.num_samples": 100}
     write("run", [-10, -11], [-8, -8], **found)
     assert compared(Path("run"))["rows"][0]["iwae"]["k"] == 10
+
+
+def test_the_work_grows_with_the_number_of_rows(elsewhere: Path) -> None:
+    """Not with its square, for options that tell the rows apart. Calls are counted, not seconds."""
+    run, calls = read(write("run", [-3, -2], [-2, -1])), []
+    for count in (10, 20, 40):
+        options = [run.config | {"training.batch_size": n, "guide_options.units": n % 3} for n in range(count)]
+        several = [run._replace(config=each, path=Path(f"run{n}")) for n, each in enumerate(options)]
+        profile = cProfile.Profile()
+        rows = profile.runcall(rows_of, several)
+        profile.runcall(layout, rows)
+        assert rows[1].options == {"batch_size": 1, "guide.units": 1}
+        calls.append(pstats.Stats(profile).total_calls)
+    assert calls[2] - calls[1] < 2.2 * (calls[1] - calls[0]), calls
 
 
 def test_seeds_are_one_row(elsewhere: Path) -> None:

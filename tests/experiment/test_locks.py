@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.reading import read
-from ppl_gen.experiment import locks, run_directory
+from ppl_gen.experiment import run_directory
 from ppl_gen.experiment.locks import only_writer
 from ppl_gen.experiment.run_directory import RunDirectory, to_json, to_netcdf
 from ppl_gen.run import Run
@@ -151,7 +152,7 @@ def test_a_file_system_without_locks(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     Path("run").mkdir()
-    monkeypatch.setattr(locks.FileLock, "acquire", acquire)
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with only_writer(Path("run")):
         assert not list(Path("run").iterdir())
     assert capsys.readouterr().err == (

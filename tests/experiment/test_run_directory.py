@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.experiment import contents
 from ppl_gen.experiment import run_directory as runs
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.report.run_page import gallery, report
@@ -163,6 +164,16 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, data: Data) -> N
     cut.cut_metrics(lines[1]["step"])
     assert cut.metrics() == lines[:2]
     assert content is not None and content[1]["epoch"] == 3
+
+
+def test_the_last_line_is_found_without_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison of many long runs parses one line of each; the line that was cut off is tried, too."""
+    run, parsed = RunDirectory.create(tmp_path / "run", "run", {}), list[bytes]()
+    lines = [{"epoch": n, "step": n, "seconds": 0.0, "learning_rate": 0.1, "train": {}} for n in range(9)]
+    (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"epoch": 9, "st')
+    read = contents.read
+    monkeypatch.setattr(contents, "read", lambda text, file: (parsed.append(text), read(text, file))[1])
+    assert run.last == lines[-1] == run.metrics()[-1] and len(parsed) == 2 + 10
 
 
 def test_metrics_hold_no_nan(tmp_path: Path) -> None:

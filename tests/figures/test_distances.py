@@ -11,6 +11,7 @@ from written import write
 from ppl_gen.comparison import Comparison
 from ppl_gen.evaluation.distances import Distance, Distances, Level, Sandwich
 from ppl_gen.evaluation.reading import Images
+from ppl_gen.figures import distances
 from ppl_gen.figures.distances import caption, how_far
 
 IMAGES = Images("digits", "test", 300, "static", "probability")
@@ -142,3 +143,15 @@ def test_the_axis_is_cut_between_rows_far_apart() -> None:
 def exact(*means: float) -> Distances:
     """Rows of one exact value each: what is to be seen is how far they are apart."""
     return found(*(Distance(str(mean), [Level("exact", "exact", mean, 0.0)], []) for mean in sorted(means)[::-1]))
+
+
+def test_of_many_rows_the_best_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More would not fit into a file of pictures."""
+    rows = [row(str(number), [-10.0 - number, -9.0 - number]) for number in range(5)]
+    assert "rows are drawn" not in caption(found(*rows)).text
+    monkeypatch.setattr(distances, "_MOST", 3)
+    (axes,) = how_far(found(*rows)).axes
+    assert [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"] == ["0", "1", "2"]
+    assert (
+        caption(found(*rows)).text.endswith("The best 3 of 5 rows are drawn.") and "3:" not in caption(found(*rows)).alt
+    )

@@ -15,6 +15,7 @@ from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.figures.posteriors import Posteriors, Regions
+from ppl_gen.report import posteriors
 from ppl_gen.report.posteriors import FILE, read_posteriors, shared_posteriors, write_posteriors
 from ppl_gen.run import Run
 
@@ -81,3 +82,13 @@ def test_nothing_to_draw(elsewhere: Path, call: Call) -> None:
     assert not Path("p.png").exists() and not Path("f.png").exists()
     with pytest.raises(BadInput, match="continuous z of two units"):
         Comparison([none]).posteriors()
+
+
+def test_of_many_rows_the_best_are_drawn(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posteriors, "MOST", 2)
+    guides = ("normal", "flow", "mixture")
+    paths = [small(write(guide, [-2, -1], [-2 - n, -1], guide=guide)) for n, guide in enumerate(guides)]
+    figure, page = Comparison(paths).posteriors(), Comparison(paths).page()
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["normal\nz[1]", "flow\nz[1]"]
+    assert "No more than 2 rows are drawn, the best first" in page
+    assert "No more than" not in Comparison(paths[:2]).page()

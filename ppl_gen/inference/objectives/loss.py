@@ -18,9 +18,9 @@ from ppl_gen.core.contracts import (
     HasBound,
     HasDraws,
     HasGuideSurrogate,
+    HasLossForm,
     Loss,
     Objective,
-    Recordable,
     Surrogate,
     WrapsELBO,
 )
@@ -37,16 +37,14 @@ _DRAWN: dict[Draws, dict[str, bool]] = {
     "frozen-guide": {"frozen_guide": True},
 }
 """Arguments of `Pair.terms` for each way to draw z."""
-NOT_RECORDABLE = (
-    "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN; leave this out"
-)
 
 
 def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     """Make an `ELBO` for `pyro.infer.SVI` from an objective and a pair.
 
     Its `differentiable_loss(model, guide, x, *args)` is minus the sum of the bounds over the images, with the gradient
-    of the surrogate. `model` and `guide` are used by objectives that wrap an ELBO of Pyro. All others use the pair.
+    of the surrogate. `model` and `guide` are used by objectives that wrap an ELBO of Pyro. All others use the pair, and
+    so do these if the pair has `direct`.
 
     :param x: a few images to try the objective on, with their `args`.
     :raises BadInput: for an objective that is not defined for the pair.
@@ -59,6 +57,9 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         )
     if isinstance(objective, ChecksPair):
         objective.check(pair, x, *args)
+    form = objective.loss_form(pair) if pair.direct is not None and isinstance(objective, HasLossForm) else None
+    if form is not None:
+        return _LossELBO(form, pair)
     if isinstance(objective, Loss):
         return _LossELBO(objective, pair)
     if isinstance(objective, WrapsELBO):
@@ -82,20 +83,6 @@ def _is_ours(objective: Objective) -> bool:
 def has_kl_term(objective: Objective, pair: Pair) -> bool:
     """True if KL warm-up applies: the objective wraps an ELBO of Pyro, and z is sampled."""
     return isinstance(objective, WrapsELBO) and not isinstance(objective, Loss) and not pair.enumerated
-
-
-def recordable(objective: Objective, pair: Pair) -> Objective:
-    """Return the form of an objective whose operations can be recorded, for `--capture`.
-
-    :raises BadInput: for an objective that cannot be recorded.
-    """
-    if isinstance(objective, Recordable):
-        return objective.recordable(pair)
-    if isinstance(objective, WrapsELBO) and not isinstance(objective, Loss):
-        raise BadInput(
-            f"--capture: {name_of(objective)} wraps an ELBO of Pyro; give it a method recordable(self, pair)"
-        )
-    return objective
 
 
 # Checks of a pair ----------------------------------------------------------------------------------------------
