@@ -1,8 +1,8 @@
 """Memory and time of data that are mapped, beside the same images in memory: `python -m benchmarks.large_data`.
 
 Each row is a process of its own. It reads a file, computes what a model is given of it, and takes steps of a VAE. The
-peak is that of `RssAnon`, memory that is not a part of a file, from `/proc/self/status`. Rows named `array` hand the same
-images over in Python, so that they are in memory.
+peak is that of `RssAnon`, memory that is not a part of a file, from `/proc/self/status`. Rows named `array` hand the
+images over in Python instead.
 """
 
 import json

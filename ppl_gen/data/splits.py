@@ -208,7 +208,7 @@ class Data:
     def complete(self, name: str, index: Any = slice(None)) -> Tensor:
         """As `targets`, with the values of missing pixels; with 0 there if they are not known."""
         split = self.split(name)
-        rows = torch.arange(len(split))[index if isinstance(index, slice) else index.cpu()]
+        rows = torch.arange(*index.indices(len(split))) if isinstance(index, slice) else index.cpu()
         if name == "train" and self.binarization in REDRAWN:
             if not split.large:
                 split = cut(split, 0, int(rows.max()) + 1 if len(rows) else 0)

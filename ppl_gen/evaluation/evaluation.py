@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.memory import MANY_IMAGES
 from ppl_gen.core.tables import Row, fixed, html, named, sentence
 from ppl_gen.evaluation import entries, table
 from ppl_gen.experiment.run_directory import GROUP, Json, to_json, to_netcdf, warn
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from ppl_gen.experiment.run_directory import RunDirectory
     from ppl_gen.inference.estimate import Estimate
-
-MOST_IMAGES = 2**20
-"""Images above which the values of each image are written in blocks of as many."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,7 +138,7 @@ class Evaluation:
             warn(error.sentence)
             return None
 
-    def write(self, directory: "RunDirectory", most: int = MOST_IMAGES) -> None:
+    def write(self, directory: "RunDirectory", most: int = MANY_IMAGES) -> None:
         """Write `evaluation.nc` and `evaluation.json`. The values of more images are written in blocks, one after the
         other: `evaluation-<number of the evaluation>-<number of the block>.nc`. `evaluation.json` names them.
 

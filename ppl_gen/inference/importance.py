@@ -54,8 +54,6 @@ if TYPE_CHECKING:
 # Pairs of image and sample per call. The decoder's output then fits into the cache of the CPU, and the overhead of
 # Pyro's handlers is small against the computation.
 CHUNK_SIZE = 2048
-MOST_IMAGES = 2**20
-"""Images above which what is computed of each lies in temporary files."""
 _IMAGES_PER_BLOCK = 16
 _FIT_BLOCK = 2**13  # values in the tails of the images whose k-hat is computed at once
 _ROUNDING = 1e-6  # log weights that differ by less count as equal
@@ -535,7 +533,6 @@ def gather_blocks(
 ) -> dict[str, Any]:
     """Join the tensors of blocks of images, in dictionaries by name. The whole tensors are allocated before the first
     block: small tensors kept from every block would fragment the heap, and the memory between them could not be reused.
-    Those of many images lie in temporary files.
 
     :param parts: number of images and tensors of each block.
     :param total: number of all images.
@@ -551,8 +548,8 @@ def gather_blocks(
                 target[key] = None
             else:
                 if key not in target:
-                    shape, most = (total, *value.shape[1:]), 0 if total > MOST_IMAGES else None
-                    target[key] = value.new_empty(shape) if value.is_cuda else empty(shape, value.dtype, most)
+                    shape = (total, *value.shape[1:])
+                    target[key] = value.new_empty(shape) if value.is_cuda else empty(shape, value.dtype)
                 target[key][start : start + len(value)] = value
 
     for count, part in parts:

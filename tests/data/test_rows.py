@@ -284,7 +284,7 @@ def peak_memory() -> Iterator[list[float]]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_twenty_gigabytes(tmp_path: Path) -> None:
-    """A file of 20 GB, nearly all of it a hole, in 300 MiB: opened, given a fingerprint, and a step on one batch."""
+    """A file of 20 GB, nearly all of it a hole, in 400 MiB: opened, given a fingerprint, and a step on one batch."""
     file, count = tmp_path / "x.npy", 26_000_000
     with open(file, "wb") as made:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, 28, 28)}
@@ -302,4 +302,4 @@ def test_twenty_gigabytes(tmp_path: Path) -> None:
         loss.backward()
         assert batch.shape == (128, 784) and weights.grad is not None
         assert data.targets("test", slice(100)).shape == (100, 784)
-    assert peak[0] < 300
+    assert peak[0] < 400
