@@ -490,7 +490,7 @@ _TYPES: dict[str, tuple[Any, Callable[[Mapping[str, Any]], None] | None]] = {
 """The type of the content of each file, and a function that checks what no type can say."""
 
 
-_RETIRED = ("capture",)
+RETIRED = ("capture",)
 """Options of training in earlier versions, which changed no number."""
 
 
@@ -507,8 +507,6 @@ def read(text: str | bytes, file: str) -> dict[str, Any]:
     _require(isinstance(content, dict), "not an object")
     check(content, file)
     found: dict[str, Any] = content
-    if file == "config.json":
-        found["training"] = {name: value for name, value in found["training"].items() if name not in _RETIRED}
     return found
 
 

@@ -59,7 +59,7 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         objective.check(pair, x, *args)
     form = objective.loss_form(pair) if pair.direct is not None and isinstance(objective, HasLossForm) else None
     if form is not None:
-        return _LossELBO(form, pair)
+        return _FormELBO(form, pair, _elbo_of(objective, pair, x, *args))  # type: ignore[arg-type]
     if isinstance(objective, Loss):
         return _LossELBO(objective, pair)
     if isinstance(objective, WrapsELBO):
@@ -175,6 +175,21 @@ class _LossELBO(_PairELBO):
         with _reporting(self.objective):
             loss = self.objective.loss(self.pair, x, *args)
             _check_shape(self.objective, "loss(pair, x)", loss, (), "one number, the sum over the images")
+        return loss
+
+
+class _FormELBO(_LossELBO):
+    """The loss form of an objective that wraps an ELBO of Pyro. For other functions than the pair's, such as these with
+    a handler around them, it is that ELBO."""
+
+    def __init__(self, form: Loss, pair: Pair, of_pyro: ELBO):
+        super().__init__(form, pair)
+        self.num_particles, self.of_pyro = of_pyro.num_particles, of_pyro
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, *args: Any) -> Tensor:
+        if (model, guide) == (self.pair.model, self.pair.guide):
+            return super().differentiable_loss(model, guide, x, *args)
+        loss: Tensor = self.of_pyro.differentiable_loss(model, guide, x, *args)
         return loss
 
 
