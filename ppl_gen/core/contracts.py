@@ -276,7 +276,7 @@ class Finishes(Protocol):
 
 
 @runtime_checkable
-class HasLossForm(Protocol):
+class HasLossForm(WrapsELBO, Protocol):
     """An objective that wraps an ELBO of Pyro and is also a `Loss`, for pairs that need none of Pyro's handlers."""
 
     def loss_form(self, pair: Pair) -> Loss | None:

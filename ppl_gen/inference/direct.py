@@ -10,6 +10,7 @@ read, and by the training loop once an epoch.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -17,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, HasDensity, offers
-from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import Batch, forked_rng, take
+from ppl_gen.inference.callables import Batch, forked_rng, name_of, take
 from ppl_gen.inference.densities import Site, alike, kl_divergence, masked_log_prob, score_function
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair, Terms
-from ppl_gen.inference.supports import bad_argument
-from ppl_gen.inference.tracing import with_detached_parameters
+from ppl_gen.inference.supports import check_arguments
+from ppl_gen.inference.tracing import leaf, with_detached_parameters
 from ppl_gen.networks.log_density import is_normal_vector
 
 _RELATIVE, _OF_ALL, _ROUNDING = 1e-3, 1e-5, 1e-6
@@ -51,25 +51,21 @@ class Direct:
         context = self.guide.encode(x)
         q = _site(self.name, *_drawn(self.guide.posterior(context), num_samples, len(x)))
         z = at = q["value"].detach() if detach else q["value"]
-        if cut:
-            at = z.detach().requires_grad_(z.requires_grad)
-        elif frozen_guide:
-            at = z.clone()
-        prior, likelihood = self.model.prior(), self.model.likelihood(at)
+        if cut or frozen_guide:
+            at = leaf(z) if cut else z.clone()
         q["value"] = at
-        p, seen = _site(self.name, prior, at), _site(self.image, likelihood, x)
-        if not torch.is_grad_enabled():
-            for site, owner in ((q, self.guide), (p, self.model), (seen, self.model)):
-                if (bad := bad_argument(site["fn"])) is not None:
-                    name = f"{type(owner).__name__}: site '{site['name']}'"
-                    raise BadInput(f"{name}: {bad}, and for some z it is not")
-        kl = None
+        p, seen = _site(self.name, self.model.prior(), at), _site(self.image, self.model.likelihood(at), x)
+        kl, score = None, None
+        if torch.is_grad_enabled():
+            score = None if detach else score_function(q | {"value": z})
+        else:
+            check_arguments([q], name_of(self.guide))
+            check_arguments([p, seen], name_of(self.model))
         if analytic_kl:
-            kl = _closed_form(q, p, (num_samples, len(x)))
+            # NotImplementedError without a closed form. A formula may also fail on these shapes.
+            with suppress(Exception):
+                kl = kl_divergence(q, p).expand(num_samples, len(x))
         log_guide = self._frozen(context, at) if frozen_guide else masked_log_prob(q)
-        score = None
-        if torch.is_grad_enabled() and not detach:
-            score = score_function(q | {"value": z})
         return Terms(
             masked_log_prob(seen),
             masked_log_prob(p),
@@ -108,14 +104,6 @@ def _site(name: str, fn: Any, value: Tensor | None = None) -> Site:
     return {"name": name, "fn": fn, "value": value, "args": (), "kwargs": {}, "mask": None}
 
 
-def _closed_form(q: Site, p: Site, shape: tuple[int, int]) -> Tensor | None:
-    """KL(q || p) [samples, images]; None without a closed form."""
-    try:
-        return kl_divergence(q, p).expand(shape)
-    except Exception:  # NotImplementedError, or a formula that fails on these shapes
-        return None
-
-
 # Does it say what the functions do? ----------------------------------------------------------------------------
 
 
@@ -132,7 +120,8 @@ def with_direct(pair: Pair, model: Any, guide: Any, batch: Batch) -> Pair:
             depends = masked_log_prob(_site(name, q, q().detach())).requires_grad
         changed = replace(pair, direct=Direct(model, guide, name, pair.image, depends))
         with torch.enable_grad():
-            return changed if _agree(changed, pair, few.x) else pair
+            modules = nn.ModuleList(each for each in (model, guide) if isinstance(each, nn.Module))
+            return changed if _agree(changed, pair, modules, few.x) else pair
     except Exception:  # methods of a user, which the pair may do without
         return pair
 
@@ -155,35 +144,25 @@ def _may_be_direct(pair: Pair, model: Any, guide: Any, batch: Batch) -> bool:
 
 def minus_elbo(pair: Pair, num_samples: int, x: Tensor) -> Tensor:
     """Minus the ELBO of the pair's terms, in nats per image: what two ways to compute them are compared by."""
-    terms = pair.terms(x, num_samples=num_samples)
-    total = terms.log_weight if terms.score is None else terms.log_weight + terms.score
-    return -total.mean()
+    return -_differentiated(pair.terms(x, num_samples=num_samples)).mean()
 
 
-def _agree(ours: Pair, theirs: Pair, x: Tensor) -> bool:
+def _differentiated(terms: Terms) -> Tensor:
+    """Log weights [samples, images], with the score of the guide's discrete choices."""
+    return terms.log_weight if terms.score is None else terms.log_weight + terms.score
+
+
+def _agree(ours: Pair, theirs: Pair, modules: nn.ModuleList, x: Tensor) -> bool:
     """True if two pairs have the same log-densities and gradients of 2 samples from the same noise."""
-    found = []
+    trained, densities, gradients = [each for each in modules.parameters() if each.requires_grad], [], []
     for pair in (ours, theirs):
         with forked_rng(x):
             terms = pair.terms(x, num_samples=2)
-        total = terms.log_weight.sum() if terms.score is None else (terms.log_weight + terms.score).sum()
-        direct = ours.direct
-        assert direct is not None
-        parameters = [
-            p for part in (direct.model, direct.guide) if isinstance(part, nn.Module) for p in part.parameters()
-        ]
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        gradients: tuple[Tensor | None, ...] = ()
-        if total.requires_grad:
-            gradients = torch.autograd.grad(total, trained, allow_unused=True)
-        found.append((terms, gradients))
-    (one, of_one), (two, of_two) = found
-    same = all(
-        getattr(one, name).shape == getattr(two, name).shape
-        and alike(getattr(one, name).detach(), getattr(two, name).detach())
-        for name in ("log_likelihood", "log_prior", "log_guide")
-    )
-    return same and same_gradients(of_one, of_two)
+        total = _differentiated(terms).sum()
+        gradients.append(torch.autograd.grad(total, trained, allow_unused=True) if total.requires_grad else ())
+        densities.append([each.detach() for each in (terms.log_likelihood, terms.log_prior, terms.log_guide)])
+    same = all(one.shape == two.shape and alike(one, two) for one, two in zip(*densities, strict=True))
+    return same and same_gradients(*gradients)
 
 
 def same_gradients(ours: Any, theirs: Any) -> bool:

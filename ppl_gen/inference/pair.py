@@ -37,7 +37,7 @@ from ppl_gen.inference.densities import (
     units_of,
 )
 from ppl_gen.inference.elimination import ByValue, enumerating, log_sum
-from ppl_gen.inference.supports import bad_argument, log_prob_within, without_masks
+from ppl_gen.inference.supports import check_arguments, log_prob_within, without_masks
 from ppl_gen.inference.tracing import (
     SAMPLES,
     PyroFunction,
@@ -367,7 +367,7 @@ class Pair:
         drawn = self.proposal(traces)
         if not torch.is_grad_enabled() and not self.may_leave_support.intersection(self.latent):
             for trace, who in ((drawn, self.guide_name), (traces.model, self.model_name)):
-                _check_arguments(trace, who)
+                check_arguments(sample_sites(trace), who)
         kl = None
         if analytic_kl and len(self.latent) == 1 and not self.summed:
             q, p = (trace.nodes[self.latent[0]] for trace in (drawn, traces.model))
@@ -532,10 +532,3 @@ def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str
             f"it is {', '.join(pair.observed)} {tuple(images.shape)}"
         )
     return drawn
-
-
-def _check_arguments(trace: poutine.Trace, who: str) -> None:
-    """Refuse an invalid parameter of a distribution, such as a negative scale, at any of the z that were drawn."""
-    for site in sample_sites(trace):
-        if (bad := bad_argument(site["fn"])) is not None:
-            raise BadInput(f"{who}: site '{site['name']}': {bad}, and for some z it is not")

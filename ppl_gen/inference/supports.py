@@ -11,7 +11,7 @@ and their parts are tested.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, Final, TypeGuard
 
@@ -32,6 +32,7 @@ from torch.distributions import (
 )
 from torch.distributions.constraints import Constraint
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.networks.levels import Levels
 
 Site = dict[str, Any]
@@ -127,6 +128,13 @@ def bad_argument(distribution: Distribution) -> str | None:
             if isinstance(value, Tensor) and not constraint.check(value).all():
                 return f"parameter {name} of {type(part).__name__} must be {constraint}"
     return None
+
+
+def check_arguments(sites: Iterable[Site], who: str) -> None:
+    """Refuse an invalid parameter of a distribution, such as a negative scale, at any of the z that were drawn."""
+    for site in sites:
+        if (bad := bad_argument(site["fn"])) is not None:
+            raise BadInput(f"{who}: site '{site['name']}': {bad}, and for some z it is not")
 
 
 # Constraints ---------------------------------------------------------------------------------------------------

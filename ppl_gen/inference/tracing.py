@@ -125,7 +125,7 @@ def cut_traces(
     """
     with _Detach() if detach else nullcontext():
         drawn = trace_of(guide, batch)
-    at, leaves = _with_values(drawn, latent, _leaf)
+    at, leaves = _with_values(drawn, latent, leaf)
     return drawn, Traces(drawn, trace_of(poutine.replay(model, trace=at), batch)), leaves
 
 
@@ -165,7 +165,7 @@ def frozen_guide_traces(
         these values; and the clones. Gradients from one latent site of the guide to another do not pass through them.
     """
     drawn = trace_of(guide, batch)
-    at, values = _with_values(drawn, latent, _leaf if cut else torch.clone)
+    at, values = _with_values(drawn, latent, leaf if cut else torch.clone)
     guide, model = (poutine.replay(function, trace=at) for function in (guide, model))
     scored = _scored(guide, latent)
     with _DetachParameters():
@@ -192,7 +192,7 @@ def _with_values(
     return changed, values
 
 
-def _leaf(value: Tensor) -> Tensor:
+def leaf(value: Tensor) -> Tensor:
     """A tensor with the same value that requires a gradient, if the value does, and does not pass it on."""
     return value.detach().requires_grad_(value.requires_grad)
 

@@ -134,7 +134,7 @@ class BernoulliVector(dist.TorchDistribution):
         if value.dtype != logits.dtype:  # such as bool
             dtype = torch.promote_types(value.dtype, logits.dtype)
             value, logits = value.to(dtype), logits.to(dtype)
-        if logits.shape[-value.dim() :] == value.shape or broadcast_shape(value.shape, logits.shape) == logits.shape:
+        if broadcast_shape(value.shape, logits.shape) == logits.shape:
             result = log_prob_by_pixels(value, logits)
         elif differentiated(value, logits) and _moderate(logits):
             result = _contract(value, logits) - F.softplus(logits, threshold=40).sum(-1)

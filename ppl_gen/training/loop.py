@@ -156,10 +156,7 @@ class Loop:
         with evaluating(model, guide):
             self.pair = Pair.read(model, guide, *self.batch(first))
             self.few = self.batch(first)
-        if self.options.kl_warmup:  # a handler around the functions
-            self.pair = replace(self.pair, direct=None)
         self.loss = self.loss_of(self.pair)
-        self.samples = getattr(fitted.objective, "num_particles", 1)
 
         # -- batches --------------------------------------------------------------------------------------------
         self.size, self.least = min(self.options.batch_size, count), 1
@@ -312,7 +309,8 @@ class Loop:
         if self.pair.direct is None:
             return
         by_functions, batch = replace(self.pair, direct=None), self.probe_batch(order[: self.size])
-        ours, theirs = (partial(minus_elbo, each, self.samples) for each in (self.pair, by_functions))
+        samples = getattr(self.fitted.objective, "num_particles", 1)
+        ours, theirs = (partial(minus_elbo, each, samples) for each in (self.pair, by_functions))
         with pyro.validation_enabled(False):
             differ = not same_step(ours, theirs, self.modules, batch)
         if parallel.any_rank(differ):

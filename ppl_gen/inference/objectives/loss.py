@@ -43,8 +43,7 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     """Make an `ELBO` for `pyro.infer.SVI` from an objective and a pair.
 
     Its `differentiable_loss(model, guide, x, *args)` is minus the sum of the bounds over the images, with the gradient
-    of the surrogate. `model` and `guide` are used by objectives that wrap an ELBO of Pyro. All others use the pair, and
-    so do these if the pair has `direct`.
+    of the surrogate. `model` and `guide` are used by objectives that wrap an ELBO of Pyro. All others use the pair.
 
     :param x: a few images to try the objective on, with their `args`.
     :raises BadInput: for an objective that is not defined for the pair.
@@ -57,9 +56,8 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         )
     if isinstance(objective, ChecksPair):
         objective.check(pair, x, *args)
-    form = objective.loss_form(pair) if pair.direct is not None and isinstance(objective, HasLossForm) else None
-    if form is not None:
-        return _FormELBO(form, pair, _elbo_of(objective, pair, x, *args))  # type: ignore[arg-type]
+    if pair.direct is not None and isinstance(objective, HasLossForm) and (form := objective.loss_form(pair)):
+        return _FormELBO(form, pair, _elbo_of(objective, pair, x, *args))
     if isinstance(objective, Loss):
         return _LossELBO(objective, pair)
     if isinstance(objective, WrapsELBO):
