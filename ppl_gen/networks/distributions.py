@@ -16,7 +16,7 @@ The error is then about 1e-7 of sum_d |l_d|.
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -39,6 +39,28 @@ _MOST_LOGITS = 2**27  # of all states of z, where they must be in memory
 _NEAR = 0.01  # log p(x | z) is summed over pixels
 _NEAR_MARGINAL = 0.5  # log p(x) is log(1 - sum_z p(z) [1 - p(x | z)])
 _NEAR_NUMBERS = 2**22  # pairs of state and image, or of state and pixel, in one piece of these
+
+
+Distribution = TypeVar("Distribution", bound=dist.TorchDistribution)
+
+
+def expanded(distribution: Distribution, batch_shape: Any) -> Distribution:
+    """A distribution with another batch shape, whose parameters stay as they are: a plate then costs nothing.
+
+    >>> expanded(BernoulliVector(torch.zeros(3)), (2,)).sample().shape
+    torch.Size([2, 3])
+
+    :raises RuntimeError: for a shape that the batch does not broadcast to.
+    """
+    batch_shape = torch.Size(batch_shape)
+    if batch_shape == distribution.batch_shape:
+        return distribution
+    torch.empty(()).expand(distribution.batch_shape).expand(batch_shape)
+    kind: Any = type(distribution)
+    new: Distribution = kind.__new__(kind)
+    new.__dict__.update(distribution.__dict__)
+    new._batch_shape = batch_shape
+    return new
 
 
 class BernoulliVector(dist.TorchDistribution):
@@ -78,14 +100,7 @@ class BernoulliVector(dist.TorchDistribution):
         return self._logits
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "BernoulliVector":
-        batch_shape = torch.Size(batch_shape)
-        if batch_shape == self.batch_shape:
-            return self
-        torch.empty(()).expand(self.batch_shape).expand(batch_shape)  # raises if it cannot be expanded to this
-        new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = batch_shape
-        return new
+        return expanded(self, batch_shape)
 
     @property
     def mean(self) -> Tensor:

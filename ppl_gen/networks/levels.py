@@ -4,6 +4,7 @@ A pixel x has one of L levels, x = k / (L - 1) for k in 0..L-1. `log_prob` maps 
 nats. Both distributions are vectors over all pixels of an image. Under a plate, `expand` is a view.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -11,10 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.networks.distributions import expanded
 
 __all__ = [
     "CategoricalLevels",
@@ -75,11 +78,7 @@ class LevelVector(dist.TorchDistribution):
         return constraints.independent(Levels(self.num_levels), 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "LevelVector":
-        torch.broadcast_shapes(self.batch_shape, batch_shape)  # raises if it cannot be expanded to this
-        new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
-        return new
+        return expanded(self, batch_shape)
 
     def observed(self, pixels: Tensor) -> "LevelVector":
         """The distribution of the pixels where a mask is true, bool [..., pixels], which may differ between images.
@@ -91,7 +90,7 @@ class LevelVector(dist.TorchDistribution):
                 "missing pixels must be independent of the others given z: the channels of this likelihood depend on "
                 "each other; use --likelihood categorical"
             )
-        new = self.expand(torch.broadcast_shapes(self.batch_shape, pixels.shape[:-1]))
+        new = copy.copy(self.expand(broadcast_shape(self.batch_shape, pixels.shape[:-1])))
         new.visible = pixels if self.visible is None else self.visible & pixels
         return new
 
@@ -105,7 +104,7 @@ class LevelVector(dist.TorchDistribution):
             terms = torch.where(self.visible, terms, 0.0)
         # A pixel that is NaN has no level. The difference is NaN there, and 0 elsewhere.
         result = terms.sum(-1) + (value - value).sum(-1)
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -144,7 +143,7 @@ class CategoricalLevels(LevelVector):
 
     def _log_terms(self, levels: Tensor) -> Tensor:
         log_p = self.parameters.log_softmax(-2)  # with its gradient, faster than a difference of two terms
-        batch = torch.broadcast_shapes(log_p.shape[:-2], levels.shape[:-1])
+        batch = broadcast_shape(log_p.shape[:-2], levels.shape[:-1])
         index = levels.long().expand(*batch, levels.shape[-1]).unsqueeze(-2)
         return log_p.expand(*batch, *log_p.shape[-2:]).gather(-2, index).squeeze(-2)
 
