@@ -47,7 +47,7 @@ def test_options(elsewhere: Path, call: Call, arguments: tuple[str, ...]) -> Non
 
 def test_levels_have_bits_per_dimension(elsewhere: Path, call: Call) -> None:
     """Beside nats, in what is printed and in each file: for probabilities of levels, and not for densities."""
-    grey = ("--binarization", "none", "--hidden-dims", "8", "--latent-dim", "3")
+    grey = ("--binarization", "none", "--hidden-dims", "8", "--latent-dim", "4")
     for likelihood in ("categorical", "normal"):
         status, out, err = call(fit.command, "vae", *QUICK, *grey, "--likelihood", likelihood, "--out", likelihood)
         assert status == 0, err

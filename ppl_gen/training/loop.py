@@ -209,6 +209,7 @@ class Loop:
     def epochs(self, on_epoch: OnEpoch | None) -> None:
         """Train for the epochs that are left."""
         state, options = self.state, self.options
+        self.verify(self.order(state.epoch))
         while state.epoch < options.epochs and state.stopped != options.epochs:
             # -- the steps of an epoch ----------------------------------------------------------------------
             order = self.order(state.epoch)

@@ -1,6 +1,7 @@
 """The comparison of two ways to compute a training step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ _ROUNDINGS = 10  # float roundings of a buffer that a step changes a little
 
 
 def same_step(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], modules: nn.Module, batch: Any) -> bool:
-    """True if two losses have the same value, the same gradients and the same effect on buffers, from the same noise,
-    up to rounding; also if the second is not finite, which the loop reports. Everything is left as it was.
+    """True if two losses have the same value, the same gradients and the same effect on buffers and attributes, from
+    the same noise, up to rounding; also if the second is not finite, which the loop reports. Modules are left as they
+    were.
 
     >>> net = nn.Linear(3, 1)
     >>> x = torch.ones(2, 3)
@@ -24,13 +26,13 @@ def same_step(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], module
     >>> same_step(lambda x: net(x).sum(), lambda x: net(x).sum().detach() + net(x).mean(), net, (x,))
     False
 
-    :param modules: modules whose trainable parameters and buffers are compared.
+    :param modules: modules whose trainable parameters, buffers and attributes are compared.
     """
     trained = [parameter for parameter in modules.parameters() if parameter.requires_grad]
     before = [buffer.detach().clone() for buffer in modules.buffers()]
-    found = []
+    found, effects = [], list[dict[str, Any]]()
     for loss in (ours, theirs):
-        with unchanged(modules):
+        with unchanged(modules), _same_attributes(modules, effects):
             value = loss(*batch)
             gradients = torch.autograd.grad(value, trained, allow_unused=True)
             found.append((value.detach(), gradients, [buffer.detach().clone() for buffer in modules.buffers()]))
@@ -38,7 +40,25 @@ def same_step(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], module
     if not all(each.isfinite().all() for each in (expected, *slopes) if each is not None):
         return True
     near = bool((value - expected).abs() <= _TOLERANCE * (1 + expected.abs()))
+    near = near and effects[0] == effects[1]
     return near and same_gradients(gradients, slopes) and all(map(_moved_alike, after, then, before))
+
+
+@contextmanager
+def _same_attributes(modules: nn.Module, effects: list[dict[str, Any]]) -> Iterator[None]:
+    """Restore the attributes of modules when the block ends, and add what it has changed to a list: the new number or
+    text of an attribute, such as a count of steps; of other objects the type."""
+    parts = dict(modules.named_modules())
+    known = {path: dict(vars(part)) for path, part in parts.items()}
+    yield
+    changed = {}
+    for path, part in parts.items():
+        for name, value in vars(part).items():
+            if value is not known[path].get(name):
+                changed[f"{path}.{name}"] = value if isinstance(value, bool | int | float | str) else type(value)
+        part.__dict__.clear()
+        part.__dict__.update(known[path])
+    effects.append(changed)
 
 
 def _moved_alike(ours: Tensor, theirs: Tensor, before: Tensor) -> bool:

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from fits import CONFIG, small_config
+from fits import CONFIG, same, small_config
 from torch import Tensor, nn
 
 from ppl_gen.data.options import DataOptions
@@ -188,7 +188,8 @@ class Changing(Plain):
 
     def __init__(self, data_dim: int, latent_dim: int, steps: int, methods: bool = True):
         super().__init__(data_dim, latent_dim)
-        self.steps, self.methods, self.runs = steps, methods, 0
+        self.steps, self.methods = steps, methods
+        self.runs = list[int]()  # what is in a list is not compared
         self.register_buffer("calls", torch.zeros(()))
 
     def posterior(self, context: Tensor) -> Any:
@@ -202,7 +203,7 @@ class Changing(Plain):
         return super().encode(x)
 
     def guide(self, x: Tensor) -> None:
-        self.runs += self.training
+        self.runs += [1] if self.training else []
         scale = 0.9 if self.calls < self.steps or not self.training else 0.5
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.encode(x), scale).to_event(1))
@@ -223,13 +224,41 @@ def test_a_difference_in_training_is_found_after_an_epoch(
     line = (
         "model() and guide() of VAE and Changing differ from prior(), likelihood(z), encode(x) and posterior(context)"
     )
-    # Four steps in each of three epochs. The functions run once to be compared after the first and the second.
-    for methods, told, runs in ((True, 1, 2 + 4), (False, 0, 12)):
+    # Four steps in each of three epochs. The functions are compared before them, and after the first and the second.
+    for methods, told, runs in ((True, 1, 3 + 4), (False, 0, 12)):
         torch.manual_seed(0)
         guide = Changing(data.dim, 3, steps=6, methods=methods)
         _train(guide, data, tmp_path / str(methods), quiet=False)
         assert capsys.readouterr().err.count(line) == told
-        assert guide.runs == runs
+        assert len(guide.runs) == runs
+
+
+class Counting(Plain):
+    """Its scale shrinks with every call of its function in training."""
+
+    def __init__(self, data_dim: int, latent_dim: int, methods: bool):
+        super().__init__(data_dim, latent_dim)
+        self.calls, self.methods = 0, methods
+
+    def posterior(self, context: Tensor) -> Any:
+        if not self.methods:
+            raise RuntimeError("no methods")
+        return dist.Normal(context, 0.9 * 0.99**self.calls).to_event(1)
+
+    def guide(self, x: Tensor) -> None:
+        self.calls += self.training
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encode(x), 0.9 * 0.99**self.calls).to_event(1))
+
+
+def test_what_functions_do_beside_drawing_is_done(tmp_path: Path, data: Data) -> None:
+    """A count of steps in an attribute: as without methods, to the bit, from the first step on."""
+    ends = []
+    for methods in (True, False):
+        torch.manual_seed(0)
+        ends.append(_train(Counting(data.dim, 3, methods), data, tmp_path / str(methods)))
+    assert [modules["guide"].calls for modules in ends] == [12, 12]
+    assert same(*ends)
 
 
 def test_batch_statistics_move_once_a_step(tmp_path: Path, data: Data) -> None:

@@ -37,6 +37,18 @@ def test_a_difference_in_each_part_is_found() -> None:
     assert torch.equal(noise, torch.get_rng_state())
 
 
+def test_attributes() -> None:
+    """What one of both changes in them is a difference, and is undone."""
+    net, x = Net(), torch.randn(5, 3)
+
+    def counting(x: Tensor) -> Tensor:
+        net.count = getattr(net, "count", 0) + 1  # type: ignore[assignment]
+        return net.loss(x)
+
+    assert not same_step(net.loss, counting, net, (x,)) and not hasattr(net, "count")
+    assert same_step(counting, counting, net, (x,)) and not hasattr(net, "count")
+
+
 def test_the_same_noise() -> None:
     net, x = Net(), torch.randn(5, 3)
     assert same_step(lambda x: net.loss(x + torch.randn(5, 3)), lambda x: net.loss(x + torch.randn(5, 3)), net, (x,))
