@@ -54,7 +54,8 @@ class Direct:
         if cut or frozen_guide:
             at = leaf(z) if cut else z.clone()
         q["value"] = at
-        p, seen = _site(self.name, self.model.prior(), at), _site(self.image, self.model.likelihood(at), x)
+        inner = at.squeeze(0) if num_samples == 1 else at  # a network is faster without the dimension of samples
+        p, seen = _site(self.name, self.model.prior(), at), _site(self.image, self.model.likelihood(inner), x)
         kl, score = None, None
         if torch.is_grad_enabled():
             score = None if detach else score_function(q | {"value": z})
@@ -67,7 +68,7 @@ class Direct:
                 kl = kl_divergence(q, p).expand(num_samples, len(x))
         log_guide = self._frozen(context, at) if frozen_guide else masked_log_prob(q)
         return Terms(
-            masked_log_prob(seen),
+            masked_log_prob(seen).reshape(num_samples, len(x)),
             masked_log_prob(p),
             log_guide,
             kl,

@@ -125,10 +125,10 @@ def _minus_elbo(terms: Terms, beta: float, score: Tensor | None) -> Tensor:
         baseline of a sample is the mean of the image's other samples.
     """
     kl = terms.kl if terms.kl is not None else terms.log_guide - terms.log_prior
-    values = terms.log_likelihood - beta * kl
+    values = torch.sub(terms.log_likelihood, kl, alpha=beta)
     if terms.penalty is not None:
         values = values - terms.penalty
-    loss = -values.mean(0).sum()
+    loss = values.sum() / -len(values)
     if score is None:
         return loss
     return with_gradient_of(loss, loss - (minus_leave_one_out_mean(values) * score).mean(0).sum())

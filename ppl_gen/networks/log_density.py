@@ -1,7 +1,7 @@
 """Log-densities of any distribution, in a form with less rounding or less work where there is one.
 
 Torch computes log p of a Bernoulli pixel as x l - softplus(l), which loses digits if the pixel is near certain. Torch's
-normal distribution makes ten arrays for a log-density, and as many for its gradient.
+normal distribution makes ten arrays for a log-density, where six do.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from ppl_gen.networks.distributions import BernoulliVector, has_probs
-from ppl_gen.networks.pixel_sums import differentiated, log_prob_by_pixels, untracked
+from ppl_gen.networks.pixel_sums import differentiated, log_prob_by_pixels
 
 _NORMAL = (torch.distributions.Normal, dist.Normal)
 _BERNOULLI = (torch.distributions.Bernoulli, dist.Bernoulli)
@@ -37,9 +37,10 @@ def log_density(distribution: Any, value: Tensor, *args: Any, wide: bool = False
     kind = type(base)
     if kind in _BERNOULLI:
         return _of_bernoulli(distribution, base, value.double() if wide else value)
-    if is_normal_vector(distribution) and not base._validate_args and untracked(value, base.loc, base.scale):
-        of_vector: Tensor = _NormalVector.apply(value, base.loc, base.scale)
-        return of_vector
+    if is_normal_vector(distribution) and not base._validate_args:
+        u = (value - base.loc) / base.scale
+        terms = torch.addcmul(base.scale.log(), u, u, value=0.5)
+        return -(terms.sum(-1) + u.shape[-1] * _HALF_LOG_2PI)
     if wide and isinstance(base, BernoulliVector):
         value = value.double()
     result: Tensor = distribution.log_prob(value, *args, **kwargs)
@@ -81,34 +82,3 @@ def _of_bernoulli(distribution: Any, base: Any, value: Tensor) -> Tensor:
             return whole
         terms = value * logits - logits.relu() - F.softplus(-logits.abs())
     return terms.sum(tuple(range(-distribution.event_dim, 0))) if distribution.event_dim else terms
-
-
-class _NormalVector(torch.autograd.Function):
-    """log p(value) [...] of independent normal variables, with u = (value - loc) / scale:
-
-    -sum_i [u_i^2 / 2 + log scale_i + log(2 pi) / 2]
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        u = (value - loc).div_(scale)
-        ctx.save_for_backward(value, loc, scale, u)
-        terms = torch.addcmul(scale.log(), u, u, value=0.5)
-        return terms.sum(-1).add_(u.shape[-1] * _HALF_LOG_2PI).neg_()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        value, loc, scale, u = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again, which u, as numbers alone, could not be
-            u = (value - loc) / scale
-        each = gradients[0].unsqueeze(-1) / scale
-        slope = each * u
-        needed = ctx.needs_input_grad
-        of_value = _sum_to(value, -slope) if needed[0] else None
-        of_loc = _sum_to(loc, slope) if needed[1] else None
-        return of_value, of_loc, _sum_to(scale, slope * u - each) if needed[2] else None
-
-
-def _sum_to(argument: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of an argument that was broadcast."""
-    return gradient if gradient.shape == argument.shape else gradient.sum_to_size(argument.shape)
