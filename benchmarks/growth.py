@@ -44,14 +44,14 @@ def against_components(count: int) -> dict[int, Callable[[], object]]:
 
 
 def against_states(count: int) -> dict[int, Callable[[], object]]:
-    x = noise(100).train.images
+    x = noise(100).train.images[:]
     models = [BeliefNet(784, latent_dim=units, init_scale=0.1) for units in (8, 10, 12, 14, 16, 18)[:count]]
     return {2 ** len(m.weight): enumeration._gradient(enumeration.ours(m, x), m) for m in models}
 
 
 def against_samples(count: int) -> dict[int, Callable[[], object]]:
     model = VAE((28, 28))
-    guide, x = Normal((28, 28), 20, "z", model), noise(16).train.images
+    guide, x = Normal((28, 28), 20, "z", model), noise(16).train.images[:]
 
     def call(samples: int) -> Callable[[], object]:
         return lambda: log_marginal_likelihood(model, guide, x, num_samples=samples, ask_again=False)

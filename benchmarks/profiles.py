@@ -56,7 +56,7 @@ def shares(call: Callable[[], object], calls: int) -> tuple[float, dict[str, flo
 def candidates() -> dict[str, tuple[Callable[[], object], int]]:
     """What is profiled, and how many calls of it."""
     model = VAE((28, 28))
-    guide, x = Normal((28, 28), 20, "z", model), noise(32).train.images
+    guide, x = Normal((28, 28), 20, "z", model), noise(32).train.images[:]
     annealing = Annealing(num_temperatures=5, num_chains=16, schedule="sigmoid")
     return {
         "vae, N = 128": (step_of("vae", 128), 50),

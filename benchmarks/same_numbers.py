@@ -58,7 +58,7 @@ FITS = {
     "semi-amortized": f"vae --guide semi-amortized --latent-dim 2 {SMALL} --epochs 1",
     "mixture-guide": f"vae --guide mixture --latent-dim 2 {SMALL}",
     "student-t": f"vae --guide student-t --latent-dim 2 {SMALL} --optimizer muon --schedule one-cycle",
-    "multivariate-normal": f"vae --guide multivariate-normal --latent-dim 2 {SMALL} --capture --clip-grad-norm 5",
+    "multivariate-normal": f"vae --guide multivariate-normal --latent-dim 2 {SMALL} --clip-grad-norm 5",
     "dequantized": f"vae --likelihood normal --binarization dequantized --latent-dim 2 {SMALL}",
 }
 OBJECTIVES = {

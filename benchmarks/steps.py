@@ -17,7 +17,6 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
-from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import loss_per_image, loss_with_gradient, objective_for
 from ppl_gen.training.optimizer import OneOptimizer
 
@@ -37,8 +36,6 @@ def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: Traini
     loss = partial(loss_per_image, objective_for(options, objective, pair, x[:8]))
     loss_and_grads: Callable[..., object] = partial(loss_with_gradient, loss)
     modules = nn.ModuleDict({"model": model, "guide": guide})
-    if options.capture:
-        loss_and_grads = Captured(partial(loss, pair.model, pair.guide), modules, (x,), (x.flip(0),))
     optimizer = OneOptimizer([p for p in modules.parameters() if p.requires_grad], options)
     svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
     return lambda: svi.step(x)
@@ -53,4 +50,4 @@ def step_of(
     options = TrainingOptions(**defaults.training_defaults)
     guide = guide or defaults.default_guide
     config = Config(model=model, model_options=model_options, guide=guide, training=options)
-    return training_step(*assemble(config, data), data.train.images, options)
+    return training_step(*assemble(config, data), data.train.images[:], options)

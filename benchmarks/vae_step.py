@@ -103,11 +103,9 @@ def main(rounds: int, compiled: bool = False) -> list[Comparison]:
         candidates = {
             "hand-written PyTorch, fused Adam": hand_written(x),
             "ppl_gen, elbo": ours(x),
-            "ppl_gen, elbo, --capture": ours(x, capture=True),
             "ppl_gen, elbo, --matmul-precision medium": at_medium(lambda: ours(x)),
-            "ppl_gen, elbo, both": at_medium(lambda: ours(x, capture=True)),
             "ppl_gen, elbo-analytic-kl": ours(x, objective="elbo-analytic-kl"),
-            "ppl_gen, elbo-analytic-kl, --capture": ours(x, objective="elbo-analytic-kl", capture=True),
+            "ppl_gen, stl": ours(x, objective="stl"),
             "stock Pyro": stock_pyro(x),
         }
         if compiled:

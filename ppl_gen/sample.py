@@ -74,14 +74,15 @@ def command(arguments: list[str]) -> None:
 
 
 def save_picture(images: "np.ndarray", out: BinaryIO) -> None:
-    """Write images [images, height, width] to a .png file, in a grid that is nearly square."""
+    """Write images [images, height, width], or [images, height, width, 3], to a .png file, in a grid that is nearly
+    square."""
     import matplotlib.image
     import numpy as np
 
     from ppl_gen.figures.images import mosaic
 
     columns = int(np.ceil(len(images) ** 0.5))
-    picture = np.kron(mosaic(images.clip(0, 1), columns), np.ones((_SCALE, _SCALE)))
+    picture = mosaic(images.clip(0, 1), columns).repeat(_SCALE, 0).repeat(_SCALE, 1)
     matplotlib.image.imsave(out, picture, cmap="gray_r", vmin=0, vmax=1, format="png")
 
 

@@ -12,6 +12,7 @@ from fits import QUICK
 from own_classes import GUIDE
 
 from ppl_gen import fit
+from ppl_gen.comparison import Comparison
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -42,6 +43,26 @@ def test_options(elsewhere: Path, call: Call, arguments: tuple[str, ...]) -> Non
     assert ("cannot be compared with probabilities" in out) == (kind == "density")
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(("validation" in line) == ("1497" not in arguments) for line in lines)
+
+
+def test_levels_have_bits_per_dimension(elsewhere: Path, call: Call) -> None:
+    """Beside nats, in what is printed and in each file: for probabilities of levels, and not for densities."""
+    grey = ("--binarization", "none", "--hidden-dims", "8", "--latent-dim", "4")
+    for likelihood in ("categorical", "normal"):
+        status, out, err = call(fit.command, "vae", *QUICK, *grey, "--likelihood", likelihood, "--out", likelihood)
+        assert status == 0, err
+        summary = json.loads(Path(likelihood, "evaluation.json").read_text(encoding="utf-8"))
+        page = Path(likelihood, "report.html").read_text(encoding="utf-8")
+        compared, levels = Comparison([Path(likelihood)]), likelihood == "categorical"
+        assert ("bits per dimension" in out, "In bits per dimension" in page) == (levels, levels)
+        assert ("bits_per_dim" in summary, "bits/dim" in str(compared)) == (levels, levels)
+        assert summary["observation"] == ("probability" if levels else "density")
+        if levels:
+            found = summary["bits_per_dim"]["log_px"]["mean"]
+            assert found == pytest.approx(-summary["log_px"]["mean"] / (64 * math.log(2)))
+            assert compared.frame["bits_per_dim"].item() == pytest.approx(found)
+    status, _, err = call(fit.command, "vae", *QUICK, "--likelihood", "categorical", "--out", "refused")
+    assert status == 2 and "use --binarization none" in err and not Path("refused").exists()
 
 
 def test_help_shows_a_guides_own_options(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,15 +67,24 @@ def _describe(options: Any) -> None:
 def _describe_fields(cls: Any) -> None:
     """Annotate fields with their docstrings as one line, where tyro would keep the line breaks of the source, and with
     no `None` among the values and defaults."""
-    texts = {each.arg_name: each.description for each in docstring_parser.parse_from_object(cls).params}
+    hints = dict(vars(cls).get("__annotations__", {}))
+    described = all(_has_help(hint) for hint in hints.values())
+    parsed = [] if described else docstring_parser.parse_from_object(cls).params
+    texts = {each.arg_name: each.description for each in parsed}
     defaults = {each.name: each.default for each in fields(cls)}
-    for name, hint in list(vars(cls).get("__annotations__", {}).items()):
+    for name, hint in hints.items():
         _describe(hint)
         shown = shown_as(hint, defaults.get(name))
         if text := texts.get(name) or _group_help(hint):
             shown["help"] = " ".join(text.split())
         if shown:
             cls.__annotations__[name] = Annotated[hint, tyro.conf.arg(**shown)]
+
+
+def _has_help(hint: Any) -> bool:
+    """True if an annotation holds the help of its field. For others, tyro and docstring_parser parse the file of the
+    class."""
+    return any(getattr(each, "help", None) is not None for each in getattr(hint, "__metadata__", ()))
 
 
 def _group_help(hint: Any) -> str | None:

@@ -26,7 +26,10 @@ from ppl_gen.core.paths import is_file
 
 Kind = Literal["model", "guide", "prior", "objective", "estimator"]
 _CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior, "estimator": Estimator}
-_OF_DATA = ("data_shape", "data_dim", "data_mean", "data_examples", "num_classes", "labelled_share", "num_images")
+_OF_DATA = (
+    *("data_shape", "data_dim", "data_mean", "data_examples", "data_levels"),
+    *("num_classes", "labelled_share", "num_images"),
+)
 SUPPLIED = {
     "model": _OF_DATA,
     "guide": (*_OF_DATA, "latent_dim", "latent_name", "model"),
@@ -38,6 +41,7 @@ SUPPLIED = {
 
 - `data_shape`: shape of one image; `data_dim`: its number of pixels
 - `data_mean`: mean training pixel [data_dim]; `data_examples`: training images [images, data_dim]
+- `data_levels`: number of levels of a pixel, such as 256; None for binary pixels and for real numbers
 - `num_classes`: number of classes of the labels; None without labels 0, 1, 2, …
 - `labelled_share`: share of the images of a training batch whose label is known
 - `num_images`: number of training and test images, which `index` counts in this order

@@ -52,6 +52,14 @@ class HasDensity(HasPrior, Protocol):
         """p(x | z), event [D], for z [..., units] with any batch dimensions, such as chains x images."""
 
 
+class SeveralNumbersPerPixel(Protocol):
+    """A model whose decoder has several numbers for each pixel. Fewer images and samples are then in memory at once."""
+
+    @property
+    def numbers_per_pixel(self) -> int:
+        """Numbers of the decoder's output for each pixel."""
+
+
 class ClosedForm(Protocol):
     """A model whose log p(x) has a closed form. Where a sum over states can be computed too, the two are compared."""
 
@@ -268,11 +276,14 @@ class Finishes(Protocol):
 
 
 @runtime_checkable
-class Recordable(Protocol):
-    """An objective that provides the form of itself that `--capture` records."""
+class HasLossForm(WrapsELBO, Protocol):
+    """An objective that wraps an ELBO of Pyro and is also a `Loss`, for pairs that need none of Pyro's handlers."""
 
-    def recordable(self, pair: Pair) -> Objective:
-        """The same objective in a form whose operations can be recorded. Raises `BadInput` if there is none."""
+    def loss_form(self, pair: Pair) -> Loss | None:
+        """The same objective as a `Loss`; None if it is none for this pair.
+
+        :param pair: a pair with `direct`.
+        """
 
 
 # Estimators --------------------------------------------------------------------------------------------------------

@@ -2,16 +2,22 @@
 step, and a faster import of torch."""
 
 import gc
+import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+LARGE_TENSOR = 2**26
+"""Bytes above which `empty` makes a tensor in a temporary file."""
+MANY_IMAGES = 2**20
+"""Images above which it does so for a tensor of any size, and above which an evaluation is written in blocks."""
 _BLOCK = 31 * 2**20
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
@@ -46,6 +52,28 @@ def import_torch() -> None:
         gc.freeze()
     finally:
         gc.enable()
+
+
+def empty(shape: Sequence[int], dtype: "torch.dtype") -> "torch.Tensor":
+    """A tensor on the CPU, whose content is not yet set. A large one lies in a temporary file without a name, which the
+    system writes out when memory is needed and removes when the tensor is gone. If there is no room for the file, the
+    tensor lies in memory.
+
+    >>> import torch
+    >>> empty((2, 3), torch.float32).shape
+    torch.Size([2, 3])
+
+    :param shape: its shape, the images along the first axis.
+    """
+    import numpy as np
+    import torch
+
+    size = math.prod(shape) * dtype.itemsize
+    if (size > LARGE_TENSOR or shape[0] > MANY_IMAGES) and hasattr(os, "posix_fallocate"):
+        with suppress(OSError), tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would end the process at a later write
+            return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,))).view(dtype).view(*shape)
+    return torch.empty(tuple(shape), dtype=dtype)
 
 
 def free_memory(device: "torch.device | str" = "cpu") -> int:

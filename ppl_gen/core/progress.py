@@ -36,6 +36,11 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
+    def warn(self, text: str) -> None:
+        """Show a line that stays."""
+        if self._plain or not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
+
     def advance(self, units: int = 1) -> None:
         """Count units as done."""
         self._done += units

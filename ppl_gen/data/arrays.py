@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ppl_gen.core.errors import BadInput, near_miss, shown, words_of
-from ppl_gen.data import pixels, sources
+from ppl_gen.data import headers, pixels, sources
+from ppl_gen.data.rows import Rows
 
 NAME = "array"
 """Name of such images in a configuration and in tables."""
@@ -88,16 +89,17 @@ def read(arrays: Mapping[str, np.ndarray], largest: int | None = None, nan: bool
             "missing='nan'"
         )
     for name, array in arrays.items():
-        sources.require_free(f"--data [{name}]: copying {array.shape}", 2 * array.size * min(array.itemsize, 4))
+        headers.require_free(f"--data [{name}]: copying {array.shape}", 2 * array.size * min(array.itemsize, 4))
     found = sources.assign_roles(Path(NAME), list(arrays), arrays.__getitem__, None)
     if masks:
         none = {name: np.zeros(array.shape, bool) for name, array in found.images.items()}
         found = found._replace(missing=none | {name.removesuffix(_MISSING): mask for name, mask in masks.items()})
     images = pixels.to_images(NAME, found, largest, nan)
     # What is the caller's own is copied: it may change later.
-    ours = {
-        split: rows.copy() if any(np.may_share_memory(rows, each) for each in found.images.values()) else rows
+    ours: dict[str, np.ndarray | Rows] = {
+        split: rows.copy() if any(np.may_share_memory(rows, each) for each in arrays.values()) else rows
         for split, rows in images.splits.items()
+        if isinstance(rows, np.ndarray)
     }
     return images._replace(splits=ours)
 
@@ -127,7 +129,8 @@ def images_sha256(images: Any) -> str:
         raise BadInput(f"images: is of type {type(images).__name__}, not an array ({words_of(error)})") from error
     if array.dtype.kind not in "buif" or array.ndim == 0:
         raise BadInput(f"images: must be an array of numbers [N, …], not {shown(images)}")
-    return hashlib.sha256(np.ascontiguousarray(array, dtype=np.float32).tobytes()).hexdigest()
+    content = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
+    return hashlib.sha256(content).hexdigest()  # type: ignore[arg-type]  # as bytes, without a copy
 
 
 def _pair(name: str, given: Any) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""Download of MNIST and of data sets in its format.
+"""Download of MNIST and of other data sets with published checksums.
 
 Nothing that a server does can hang a command or leave a part of a data set: a download has a time limit and a size
 limit, every file is checked against its MD5, and the files are moved into place together, when all are complete.
@@ -46,12 +46,38 @@ CHECKSUMS = {
     ),
 }
 """MD5 of each of the files, compressed, as their authors publish them."""
+ARCHIVES = {
+    "cifar10": (
+        "https://www.cs.toronto.edu/~kriz/",
+        "",
+        {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+    ),
+    "svhn": (
+        "http://ufldl.stanford.edu/housenumbers/",
+        "",
+        {
+            "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+            "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+        },
+    ),
+    "omniglot": (
+        "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/",
+        "omniglot-py",
+        {
+            "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+            "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+        },
+    ),
+}
+"""Server, folder, and MD5 of each file, of data sets whose files are kept as they are."""
 ANSWER = 10.0
 """Seconds until a server must have answered, and between two parts of its answer."""
 LIMIT = 900.0
 """Seconds until all files must be there."""
 LARGEST = 40 * 2**20
 """Bytes of a file at most. The largest one, the training images of Fashion-MNIST, has 26 million."""
+LARGEST_ARCHIVE = 250 * 2**20
+"""Bytes of an archive at most. The largest one, the training images of SVHN, has 182 million."""
 
 
 class NotDownloaded(Exception):
@@ -64,8 +90,10 @@ def download(name: str, folder: Path) -> None:
     :raises NotDownloaded: for a server that does not answer, answers too slowly or answers with something else, and for
         a folder that cannot be written.
     """
+    if name not in FOLDERS and name not in ARCHIVES:
+        raise NotDownloaded("it is not downloaded: it is too large, or has no published checksum")
     contents = _fetch_all(name)
-    final = folder / FOLDERS[name] / "raw"
+    final = folder / FOLDERS[name] / "raw" if name in FOLDERS else folder / ARCHIVES[name][1]
     try:
         with readable_errors(folder):
             final.mkdir(parents=True, exist_ok=True)
@@ -84,11 +112,16 @@ def _fetch_all(name: str) -> dict[str, bytes]:
     failure: list[str] = []
     contents: dict[str, bytes] = {}
     end = time.monotonic() + LIMIT
+    server = ARCHIVES[name][0] if name in ARCHIVES else SERVERS[name]
 
     def work() -> None:
         try:
-            for file, checksum in zip(FILES, CHECKSUMS[name], strict=True):
-                contents[file] = gzip.decompress(_fetch(name, f"{file}.gz", checksum, answered, end))
+            if name in ARCHIVES:
+                for file, checksum in ARCHIVES[name][2].items():
+                    contents[file] = _fetch(server + file, checksum, answered, end, LARGEST_ARCHIVE)
+            else:
+                for file, checksum in zip(FILES, CHECKSUMS[name], strict=True):
+                    contents[file] = gzip.decompress(_fetch(f"{server}{file}.gz", checksum, answered, end, LARGEST))
         except Exception as error:  # urllib, http and ssl raise errors of many types
             failure.append(_reason(error))
         answered.set()
@@ -98,7 +131,7 @@ def _fetch_all(name: str) -> dict[str, bytes]:
     if not answered.wait(ANSWER):
         failure.append(f"no answer in {ANSWER:g} seconds")
     elif not failure:
-        print(f"downloading {name} from {SERVERS[name]}", file=sys.stderr, flush=True)
+        print(f"downloading {name} from {server}", file=sys.stderr, flush=True)
         if not finished.wait(max(0.0, end - time.monotonic())):
             failure.append(f"not complete after {LIMIT:g} seconds")
     if failure:
@@ -106,15 +139,15 @@ def _fetch_all(name: str) -> dict[str, bytes]:
     return contents
 
 
-def _fetch(name: str, file: str, checksum: str, answered: threading.Event, end: float) -> bytes:
-    """The content of a file on the server. Its MD5 is checked."""
-    content = bytearray()
-    with urllib.request.urlopen(SERVERS[name] + file, timeout=ANSWER) as reply:
+def _fetch(url: str, checksum: str, answered: threading.Event, end: float, largest: int) -> bytes:
+    """The content of a file on the server, of so many bytes at most. Its MD5 is checked."""
+    content, file = bytearray(), url.rpartition("/")[2]
+    with urllib.request.urlopen(url, timeout=ANSWER) as reply:
         answered.set()
         while part := reply.read1(2**16):
             content += part
-            if len(content) > LARGEST:
-                raise ValueError(f"{file} is larger than {LARGEST / 2**20:g} MiB")
+            if len(content) > largest:
+                raise ValueError(f"{file} is larger than {largest / 2**20:g} MiB")
             if time.monotonic() > end:
                 raise ValueError(f"not complete after {LIMIT:g} seconds")
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum:

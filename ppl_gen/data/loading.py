@@ -1,6 +1,7 @@
 """Loading and splitting of data sets: by name, from files, and from arrays."""
 
 import hashlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ from ppl_gen.core.commands import is_function
 from ppl_gen.core.components import find_function
 from ppl_gen.core.errors import BadInput, as_bad_input, near_miss, require
 from ppl_gen.core.paths import is_file, reading
-from ppl_gen.data import arrays, masks, sources
+from ppl_gen.data import arrays, masks, named, sources
 from ppl_gen.data.downloads import FILES, FOLDERS, NotDownloaded, download
 from ppl_gen.data.options import DataOptions
-from ppl_gen.data.pixels import Images
+from ppl_gen.data.orders import Order
+from ppl_gen.data.pixels import Images, to_images
+from ppl_gen.data.rows import SAMPLED, Rows
 from ppl_gen.data.splits import (
     POOL_SEED,
     REDRAWN,
@@ -37,7 +40,8 @@ _MNIST_COUNTS = (60_000, 10_000)  # images on disk, train and test
 _MNIST_SPLIT = (50_000, 10_000)  # of the 60,000, for training and for validation
 _AMAT_COUNTS = (50_000, 10_000, 10_000)
 _MISSING_SEEDS = (4, 5)  # of the masks of missing pixels, of the pool and of the test images
-_NAMES = ("auto", "digits", "binarized-mnist", *FOLDERS)
+_PIECE, _PIECES = 2**16, 1024  # bytes of a piece of a large file that its fingerprint is of, and number of pieces
+_NAMES = ("auto", "digits", "binarized-mnist", *FOLDERS, *named.DATA_SETS)
 
 
 class _Source(NamedTuple):
@@ -90,14 +94,14 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
         raise BadInput(
             f"--binarization dequantized: needs grey levels, but pixels of {source.name} are binary or real numbers"
         )
-    fixed, test = (
-        with_fixed_draw(split, options.binarization, seed)
-        for split, seed in ((pool, POOL_SEED), (source.test, TEST_SEED))
-    )
     # The validation split is the end of the pool. It shrinks only if the training split is asked to be larger.
     start = max(sizes[0], count)
-    train = cut(pool if options.binarization in REDRAWN else fixed, 0, count)
-    validation = cut(fixed, start, len(pool))
+    test = with_fixed_draw(source.test, options.binarization, TEST_SEED)
+    if options.binarization in REDRAWN:
+        train, validation = cut(pool, 0, count), with_fixed_draw(pool, options.binarization, POOL_SEED, start)
+    else:
+        fixed = with_fixed_draw(pool, options.binarization, POOL_SEED)
+        train, validation = cut(fixed, 0, count), cut(fixed, start, len(pool))
     if options.labelled is not None:
         train = hide_labels(train, options.labelled)
         validation, test = (hide_labels(split, 0) if len(split) else split for split in (validation, test))
@@ -108,6 +112,8 @@ def _with_missing(source: _Source, missing: float | str | None) -> _Source:
     """A source with its masks of missing pixels, where it has none yet."""
     if missing is None or source.pool.missing is not None:
         return source
+    if source.pool.large:
+        raise BadInput(f"--missing: {source.name} has too many images for masks of missing pixels; split the file")
     if missing == "nan":
         raise BadInput(f"--missing nan: {source.name} has no pixels that are NaN; give a share such as 0.5, or a file")
     dim, counts = source.pool.images.shape[1], (len(source.pool), len(source.test))
@@ -131,6 +137,8 @@ def _source(name: str, options: DataOptions) -> _Source:
             return _digits()._replace(notice=notice)
     if name in FOLDERS:
         return _torchvision(name)
+    if name in named.DATA_SETS or (named.of_file(name) and is_file(name, "--data")):
+        return _named(name, options)
     if name == "digits":
         return _digits()
     if name == "binarized-mnist" or re.fullmatch(r"binarized_mnist_(train|valid|test)\.amat", Path(name).name):
@@ -157,17 +165,29 @@ def _called(reference: str) -> Any:
 
 
 def fingerprint(name: str) -> str | None:
-    """SHA-256 of a file of images and of the files that are read with it. None for a named data set, which never
-    changes."""
+    """SHA-256 of a file of images and of the files that are read with it, or of the files in a folder. None for a named
+    data set, which never changes.
+
+    Of large data (`rows.LARGE`), it is of the size of each file and of pieces of it that are evenly spread, the first
+    and the last bytes among them.
+    """
     if name in _NAMES:
         return None
     paths, content = sources.files(name), hashlib.sha256()
-    if not is_file(paths[0], "--data"):
+    if not paths or not all(is_file(path, "--data") for path in paths):
         return None
+    large = sources.large(name)
     for path in paths:
         with reading(path, "--data"), open(path, "rb") as file:
-            while block := file.read(2**20):
-                content.update(block)
+            if not large:
+                while block := file.read(2**20):
+                    content.update(block)
+                continue
+            size = os.fstat(file.fileno()).st_size
+            content.update(f"{size}\n".encode())
+            for start in np.linspace(0, max(0, size - _PIECE), max(2, _PIECES // len(paths))).astype(int).tolist():
+                file.seek(start)
+                content.update(file.read(_PIECE))
     return content.hexdigest()
 
 
@@ -226,6 +246,25 @@ def _torchvision(name: str) -> _Source:
     return _Source(name, (28, 28), splits[0], splits[1], _MNIST_SPLIT, notice)
 
 
+def _named(name: str, options: DataOptions) -> _Source:
+    """A data set of the literature: by its name, from the first folder with its files, else from the network; or one of
+    its files by its path."""
+    kind = named.of_file(name)
+    paths = named.find(name, _folders()) if kind is None else [Path(name)]
+    if paths is None:
+        try:
+            download(name, _folders()[0])
+        except NotDownloaded as error:
+            files = " and ".join(each.partition("|")[0] for each in named.DATA_SETS[name].files[:2])
+            searched, below = " or ".join(map(str, _folders())), named.DATA_SETS[name].folders[0]
+            where = f"set PPL_GEN_DATA to the folder that holds {f'{below}/' if below else ''}{files}"
+            raise _Missing(f"--data {name}: not in {searched} and {error}; {where}", str(error)) from None
+        paths = named.find(name, _folders())
+        assert paths is not None
+    images = to_images(name, named.read(kind or name, paths), options.largest_pixel)
+    return _splits(name, images, options.missing)
+
+
 def _data_set_folders(name: str) -> Iterator[tuple[Path, bool]]:
     """Folders that hold the four files of a data set, each with True if its name says so.
 
@@ -251,13 +290,13 @@ def _data_set_in(folder: str) -> str | None:
 def _digits() -> _Source:
     """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels. They are shuffled with a fixed seed, because
     the file is sorted by writer. 300 images are the test split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    order = torch.randperm(len(bunch.data), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
-    images = torch.from_numpy(bunch.data).to(torch.uint8)[order]
-    labels = torch.from_numpy(bunch.target)[order]
-    whole = Split(images, labels, 16)
+    # As sklearn.datasets.load_digits() reads it: importing that takes longer than a small fit.
+    folders = getattr(importlib.util.find_spec("sklearn"), "submodule_search_locations", None)
+    assert folders
+    rows = np.loadtxt(Path(folders[0]) / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
+    images, labels = torch.from_numpy(rows[:, :-1])[order], torch.from_numpy(rows[:, -1]).long()[order]
+    whole = Split(images.contiguous(), labels, 16)
     return _Source("digits", (8, 8), cut(whole, 0, 1_497), cut(whole, 1_497, 1_797), (1_197, 300))
 
 
@@ -295,10 +334,10 @@ def _splits(name: str, source: Images, missing_pixels: float | str | None = None
         source = source._replace(missing=masks.read(missing_pixels, source.shape, counts))
     splits = {
         split: Split(
-            torch.from_numpy(images if images.flags.writeable else images.copy()),
+            images if isinstance(images, Rows) else torch.from_numpy(_writeable(images)),
             torch.from_numpy(source.labels[split]) if split in source.labels else None,
             source.scale,
-            missing=torch.from_numpy(source.missing[split].copy()) if source.missing else None,
+            missing=torch.from_numpy(_writeable(source.missing[split])) if source.missing else None,
             values_known=source.known,
         )
         for split, images in source.splits.items()
@@ -306,13 +345,17 @@ def _splits(name: str, source: Images, missing_pixels: float | str | None = None
     pool = whole = splits["train"]
     missing = [split for split in ("test", "validation") if split not in splits]
     tenth = max(1, len(whole) // 10)
+    if whole.large:
+        tenth = min(tenth, max(1, SAMPLED // whole.images.shape[1]))
     if len(whole) <= len(missing) * tenth:
         raise BadInput(f"--data {name}: {len(whole)} images are too few to split")
-    if whole.images.min() == whole.images.max():
+    if whole.images.flat if isinstance(whole.images, Rows) else whole.images.min() == whole.images.max():
         raise BadInput(f"--data {name}: every pixel is {whole.pixels(slice(1))[0, 0]:g}; give images that differ")
     if missing:
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SHUFFLE_SEED))
-        whole = select(whole, order)
+        generator = torch.Generator().manual_seed(SHUFFLE_SEED)
+        whole = select(
+            whole, Order(len(whole), SHUFFLE_SEED) if whole.large else torch.randperm(len(whole), generator=generator)
+        )
     for split in missing:
         pool = whole  # of training and validation, where validation is missing: it is cut off last
         splits[split] = cut(whole, len(whole) - tenth, len(whole))
@@ -321,3 +364,8 @@ def _splits(name: str, source: Images, missing_pixels: float | str | None = None
         pool = join(whole, splits["validation"])
     notice = f"{name}: {'; '.join(source.notes)}" if source.notes else ""
     return _Source(name, source.shape, pool, splits["test"], (len(whole), len(splits["validation"])), notice)
+
+
+def _writeable(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy of one that cannot be written to, which torch does not take."""
+    return array if array.flags.writeable else array.copy()

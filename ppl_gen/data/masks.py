@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, words_of
+from ppl_gen.core.memory import empty
 from ppl_gen.core.paths import check_readable, is_file, reading
 from ppl_gen.data.pixels import SPLITS, Arrays
 
@@ -25,8 +26,10 @@ def drawn(count: int, dim: int, share: float, seed: int) -> Tensor:
     :param share: the probability.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = [min(_ROWS, count - start) for start in range(0, count, _ROWS)]
-    return torch.cat([torch.rand(size, dim, generator=generator) < share for size in sizes])
+    mask = empty((count, dim), torch.bool)
+    for part in mask.split(_ROWS):
+        part.copy_(torch.rand(part.shape, generator=generator) < share)
+    return mask
 
 
 def read(name: str, shape: tuple[int, ...], counts: Mapping[str, int]) -> Arrays:

@@ -15,14 +15,15 @@ class DataOptions:
     """The images, and the way they become targets."""
 
     data: str = "auto"
-    """Images. A name: mnist, fashion-mnist, kmnist, digits, binarized-mnist. auto: MNIST if it is on disk or can be
-    downloaded, else scikit-learn's 8x8 digits. A file: .npy, .npz, .mat, .csv, or IDX (MNIST's own format), each also
-    as .gz. FILE:ARRAY: one array of an .npz or .mat file. file.py:function: your own function, which returns an array,
+    """Images. A name: mnist, fashion-mnist, kmnist, emnist, digits, binarized-mnist, omniglot, omniglot-burda,
+    caltech-silhouettes, cifar10, svhn. auto: MNIST if it is on disk or can be downloaded, else scikit-learn's 8x8
+    digits. A file: .npy, .npz, .mat, .csv, or IDX (MNIST's own format), each also as .gz. A folder of .npy files.
+    FILE:ARRAY: one array of an .npz or .mat file. file.py:function: your own function, which returns an array,
     (images, labels), a Dataset, or a dictionary of these by split."""
     binarization: Binarization = "dynamic"
     """Treatment of grey pixels. dynamic: binary, drawn again at every use in training; validation and test images are
-    drawn once. static: binary, drawn once. threshold: binary, pixel > 0.5. none: grey values. dequantized: grey values
-    with uniform noise of one level."""
+    drawn once. static: binary, drawn once. threshold: binary, pixel > 0.5. none: grey values as they are, such as 8-bit
+    levels. dequantized: grey values with uniform noise of one level."""
     train_size: int | None = None
     """Number of training images: the first N. By default all that are not validation images. With all 60000 images of
     MNIST there is no validation split."""

@@ -2,17 +2,21 @@
 which value is what. Every decision that could be wrong is reported in `Images.notes`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.memory import empty
+from ppl_gen.data.orders import Order
+from ppl_gen.data.rows import Rows, Source
 
 SPLITS = ("train", "validation", "test")
 Arrays = dict[str, np.ndarray]
 _MOST_CHANNELS = 4
-_BLOCK = 2**20  # pixels that are looked at in one step
 
 
 class Images(NamedTuple):
@@ -20,8 +24,9 @@ class Images(NamedTuple):
 
     shape: tuple[int, ...]
     """Shape of one image: [height, width], [channels, height, width] or [pixels]."""
-    splits: Arrays
-    """Pixels [N, pixels] by split: uint8 in 0..scale, or float32 in [0, 1] with scale 1."""
+    splits: dict[str, np.ndarray | Rows]
+    """Pixels [N, pixels] by split: uint8 in 0..scale, or float32 in [0, 1] with scale 1; those of a mapped file as
+    `Rows`."""
     labels: Arrays
     """Labels by split, int64 [N]: for all splits, or for none."""
     scale: int
@@ -37,7 +42,7 @@ class Images(NamedTuple):
 class RawArrays(NamedTuple):
     """Arrays as a file holds them, by split: axes and values are still those of the file."""
 
-    images: Arrays
+    images: Mapping[str, np.ndarray | Source]
     labels: Arrays
     notes: list[str]
     shape: tuple[int, ...] | None = None
@@ -52,46 +57,46 @@ def to_images(name: str, arrays: RawArrays, largest: int | None, nan: bool = Fal
 
     :param nan: take pixels that are NaN as missing.
     """
-    images, notes, missing = arrays.images, list(arrays.notes), arrays.missing
-    first = images["train"]
-    for split, array in images.items():
-        if not 2 <= array.ndim <= 4 or 0 in array.shape or array.dtype.kind not in "buif":
-            what = f"{array.dtype} {array.shape}"
+    images = {split: Source.of(array) for split, array in arrays.images.items()}
+    notes, missing, first = list(arrays.notes), arrays.missing, images["train"]
+    for split, source in images.items():
+        if not 2 <= source.ndim <= 4 or 0 in source.shape or source.dtype.kind not in "buif":
+            what = f"{source.dtype} {source.shape}"
             raise BadInput(f"--data {name} [{split}]: expected numbers [images, height, width], but got {what}")
-        if array.shape[1:] != first.shape[1:] or array.dtype.newbyteorder("=") != first.dtype.newbyteorder("="):
-            ours, theirs = f"{array.dtype} {array.shape[1:]}", f"{first.dtype} {first.shape[1:]}"
+        if source.shape[1:] != first.shape[1:] or source.dtype.newbyteorder("=") != first.dtype.newbyteorder("="):
+            ours, theirs = f"{source.dtype} {source.shape[1:]}", f"{first.dtype} {first.shape[1:]}"
             raise BadInput(f"--data {name}: {split} is {ours}, but train is {theirs}; make all splits alike")
     labels = {split: _labels(f"{name} [{split}]", array, len(images[split])) for split, array in arrays.labels.items()}
     if len(labels) not in (0, len(images)):
         told = ", ".join(split for split in SPLITS if split in labels)
         raise BadInput(f"--data {name}: only {told} has labels; give labels for all splits, or for none")
 
+    shape, last = first.shape[1:], False
     if first.ndim == 4:
         _, before, _, after = first.shape
         last = after <= _MOST_CHANNELS and after < before
-        if last:
-            images, missing = (
-                {split: np.moveaxis(array, -1, 1) for split, array in each.items()} for each in (images, missing)
-            )
-        channels, height, width = images["train"].shape[1:]
+        shape = (after, *shape[:-1]) if last else shape
         if after <= _MOST_CHANNELS or before > _MOST_CHANNELS:
             axes = "height, width, channels" if last else "channels, height, width"
-            notes.append(f"axes are [images, {axes}]: {channels} × {height} × {width}")
-    shape = images["train"].shape[1:] if arrays.shape is None else arrays.shape
-    rows, missing = (
-        {split: np.ascontiguousarray(array).reshape(len(array), -1) for split, array in each.items()}
-        for each in (images, missing)
-    )
+            notes.append(f"axes are [images, {axes}]: {size_of(shape)}")
+    rows = {
+        split: Rows(name, source, False, 1, last, nan, order=Order(len(source), None))
+        for split, source in images.items()
+    }
+    missing = {
+        split: np.ascontiguousarray(np.moveaxis(mask, -1, 1) if last else mask).reshape(len(mask), -1)
+        for split, mask in missing.items()
+    }
     known = True
     if nan:
-        masks = {split: np.isnan(array) for split, array in rows.items()}
+        masks = {split: _masked(each) for split, each in rows.items()}
         known = not any(mask.any() for mask in masks.values())
         if known and not missing:
             raise BadInput(f"--missing nan: no pixel of {name} is NaN; give a share such as 0.5, or a file")
-        rows = {split: np.where(masks[split], 0, array).astype(array.dtype) for split, array in rows.items()}
         missing = {split: mask | missing[split] if missing else mask for split, mask in masks.items()}
-    rows, scale = _scaled(name, rows, largest, notes)
-    return Images(shape, rows, labels, scale, notes, missing, known)
+    scaled, scale = _scaled(name, rows, largest, notes)
+    splits = {split: each if each.source.mapped else _in_memory(each) for split, each in scaled.items()}
+    return Images(shape if arrays.shape is None else arrays.shape, splits, labels, scale, notes, missing, known)
 
 
 def _labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:
@@ -106,14 +111,14 @@ def _labels(where: str, labels: np.ndarray, count: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _scaled(name: str, rows: Arrays, largest: int | None, notes: list[str]) -> tuple[Arrays, int]:
+def _scaled(name: str, rows: dict[str, Rows], largest: int | None, notes: list[str]) -> tuple[dict[str, Rows], int]:
     """Pixels as levels 0..scale, or as real numbers in [0, 1] with scale 1.
 
     The largest pixel of all splits decides the value of white: 1 if it is at most 1; 255 if it is 128 to 255; for whole
     numbers up to 127, the largest pixel itself.
     """
-    ranges = {split: _range(f"{name} [{split}]", array) for split, array in rows.items()}
-    high, dtype = max(top for _, top in ranges.values()), rows["train"].dtype
+    ranges = {split: _range(f"{name} [{split}]", each) for split, each in rows.items()}
+    high, dtype = max(top for _, top in ranges.values()), rows["train"].source.dtype
     whole = dtype.kind in "bui" or ((largest or high) > 1 and all(map(_whole, rows.values())))
     for split, (low, top) in ranges.items():
         lies = f"--data {name} [{split}]: pixels lie in [{low:g}, {top:g}], outside [0, 1]"
@@ -138,36 +143,54 @@ def _scaled(name: str, rows: Arrays, largest: int | None, notes: list[str]) -> t
         notes.append(
             f"{dtype.name} pixels 0…{high:g} are divided by {scale}; --largest-pixel sets another value of white"
         )
-    if not whole or scale > 255:
-        return {split: _divided(array, scale) for split, array in rows.items()}, 1
-    return {split: array.astype(np.uint8, copy=False) for split, array in rows.items()}, scale
+    levels = whole and scale <= 255
+    found = {
+        split: replace(each, levels=levels, white=scale, flat=ranges[split][0] == ranges[split][1])
+        for split, each in rows.items()
+    }
+    return found, scale if levels else 1
 
 
-def _range(where: str, pixels: np.ndarray) -> tuple[float, float]:
-    if pixels.dtype.kind == "f" and (missing := sum(int((~np.isfinite(part)).sum()) for part in _blocks(pixels))):
-        raise BadInput(f"--data {where}: {missing} pixels are not finite numbers")
-    return pixels.min().item(), pixels.max().item()
+def _range(where: str, rows: Rows) -> tuple[float, float]:
+    """The least and the largest pixel; those that are NaN count as 0 if they are missing."""
+    infinite, low, high = 0, np.inf, -np.inf
+    for block in rows.source.blocks():
+        part = rows.source[block]
+        if part.dtype.kind == "f":
+            part = np.where(np.isnan(part), 0, part) if rows.nan else part
+            infinite += part.size - int(np.isfinite(part).sum())
+        low, high = min(low, part.min().item()), max(high, part.max().item())
+    if infinite:
+        raise BadInput(f"--data {where}: {infinite} pixels are not finite numbers")
+    return low, high
 
 
-def _whole(pixels: np.ndarray) -> bool:
+def _whole(rows: Rows) -> bool:
     """True if all pixels are whole numbers."""
-    return all((part == np.rint(part)).all() for part in _blocks(pixels))
+    parts = (rows.source[block] for block in rows.source.blocks())
+    return all((part == np.rint(part)).all() for part in (np.nan_to_num(part) if rows.nan else part for part in parts))
 
 
-def _divided(pixels: np.ndarray, scale: int) -> np.ndarray:
-    """Pixels as shares of the value of white, in float32."""
-    if scale == 1:
-        return pixels.astype(np.float32, copy=False)
-    found = np.empty(pixels.shape, np.float32)
-    for ours, theirs in zip(_blocks(found), _blocks(pixels), strict=True):
-        ours[...] = theirs.astype(np.float64) / scale
+def _masked(rows: Rows) -> np.ndarray:
+    """True where a pixel is NaN, bool [N, pixels]."""
+    if rows.large:
+        raise BadInput(f"--missing: {rows.name} has too many images for masks of missing pixels; split the file")
+    mask = empty(rows.shape, torch.bool).numpy()
+    for block in rows.source.blocks():
+        part = rows.source[block]
+        mask[block] = np.isnan(np.moveaxis(part, -1, 1) if rows.last else part).reshape(len(part), -1)
+    return mask
+
+
+def _in_memory(rows: Rows) -> np.ndarray:
+    """The pixels of images that are in memory. Those that need no conversion are not copied."""
+    source = rows.source
+    if source.dtype == np.uint8 and rows.levels and not rows.last:
+        return rows.converted(source[:])
+    found = np.empty(rows.shape, np.uint8 if rows.levels else np.float32)
+    for block in source.blocks():
+        found[block] = rows.converted(source[block])
     return found
-
-
-def _blocks(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows, some at a time, so that what is computed of them takes little memory."""
-    rows = max(1, _BLOCK // pixels.shape[1])
-    return (pixels[start : start + rows] for start in range(0, len(pixels), rows))
 
 
 def size_of(shape: Iterable[int]) -> str:

@@ -18,9 +18,11 @@ import numpy as np
 
 from ppl_gen.core.commands import line
 from ppl_gen.core.errors import BadInput, words_of
-from ppl_gen.core.memory import free_memory
 from ppl_gen.core.paths import check_readable, exists, is_file, is_folder
+from ppl_gen.data.headers import idx_header, is_idx, layout, mapped, npy_header, require_free, require_memory
 from ppl_gen.data.pixels import SPLITS, Images, RawArrays, size_of, to_images
+from ppl_gen.data.rows import MAPPED, is_large
+from ppl_gen.data.shards import are_large, read_shards, shard_files
 
 _KIND = r"x|images?|imgs?|data|pixels|y|labels?|targets?|class(?:es)?"
 _ROLE = re.compile(
@@ -28,7 +30,6 @@ _ROLE = re.compile(
     rf"[\W_]*(?:set)?[\W_]*(?P<after>{_KIND})?",
     re.IGNORECASE,
 )
-_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _FEWEST_PIXELS = 16  # in a row of text, to be taken for a square image
 _LONGEST_LINE = 2**24  # of text, in bytes
 _BLOCK = 2**20  # bytes that are read in one step
@@ -40,18 +41,21 @@ _MATLAB_BYTES = {"double": 8, "single": 4, "logical": 1} | {
 
 
 def read(name: str, largest: int | None = None, nan: bool = False) -> Images:
-    """The images in a file: .npy, .npz, .mat, .csv, .amat or IDX, any of them also as .gz.
+    """The images in a file: .npy, .npz, .mat, .csv, .amat or IDX, each also as .gz; or in the .npy files of a folder.
+    An .npy or IDX file of more than `MAPPED` bytes is mapped, if it is not compressed.
 
-    :param name: `FILE`, or `FILE:ARRAY` for one array of an .npz or .mat file.
+    :param name: `FILE`, `FOLDER`, or `FILE:ARRAY` for one array of an .npz or .mat file.
     :param largest: value of a white pixel. By default it is inferred from the pixels, see `_scaled`.
     :param nan: take pixels that are NaN as missing.
     :raises BadInput: for a file that is missing or damaged, or that no rule can read.
     """
     path, array = locate(name)
+    if not name:
+        raise BadInput("--data '': is a folder, the current one; name it as . or name a file in it")
+    if is_folder(path, "--data"):
+        return to_images(name, read_shards(path), largest, nan)
     if not is_file(path, "--data"):
-        folder, other = is_folder(path, "--data"), exists(path, "--data")
-        what = "is a folder; name a file in it" if folder else "no regular file" if other else "no such file"
-        raise BadInput(f"--data {name}: {what}")
+        raise BadInput(f"--data {name}: {'no regular file' if exists(path, '--data') else 'no such file'}")
     reader = _READERS.get(_suffix(path), _idx_files)
     try:
         check_readable(path, "--data")
@@ -78,9 +82,17 @@ def readable(name: str) -> bool:
 def files(name: str) -> list[Path]:
     """Files that `read` opens for a name."""
     path, _ = locate(name)
+    if is_folder(path, "--data"):
+        return shard_files(path)
     if _suffix(path) in _READERS or not is_file(path, "--data"):
         return [path]
     return [path, *(beside for beside in _beside(path).values() if beside is not None)]
+
+
+def large(name: str) -> bool:
+    """True if `read` finds large data under a name: see `rows.LARGE`."""
+    found = [layout(path) for path in files(name)]
+    return are_large(found) if is_folder(locate(name)[0], "--data") else any(are_large([each]) for each in found)
 
 
 def locate(name: str) -> tuple[Path, str | None]:
@@ -184,10 +196,17 @@ def _array(path: Path, name: str, get: Callable[[str], Any]) -> np.ndarray:
 
 
 def _numpy(path: Path, chosen: str | None) -> RawArrays:
+    if (found := layout(path)) is not None and found.size > MAPPED:
+        return _along_first(RawArrays({"train": mapped(path, found, is_large(found.shape))}, {}, []))
     with _open(path) as file:
         archive = file.read(2) == b"PK"
         file.seek(0)
         arrays = _archive(path, file, chosen) if archive else RawArrays({"train": _read_npy(file, str(path))}, {}, [])
+    return _along_first(arrays)
+
+
+def _along_first(arrays: RawArrays) -> RawArrays:
+    """The arrays, with a note if the images seem to lie along another axis than the first."""
     shape = arrays.images["train"].shape
     if len(shape) > 2 and shape[-1] > max(shape[:-1]):
         arrays.notes.append(f"{shape[0]} images of {size_of(shape[1:])}, along the first axis")
@@ -216,36 +235,9 @@ def _read_npy(file: IO[bytes], where: str) -> np.ndarray:
     """The array in an .npy file. Its header is read first. Raises `BadInput` for an array that does not fit into
     memory."""
     shape, dtype = npy_header(file)
-    _require_memory(where, shape, dtype.itemsize)
+    require_memory(where, shape, dtype.itemsize)
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array in an .npy file. Raises `ValueError` for anything else."""
-    version = np.lib.format.read_magic(file)
-    if version > (2, 0):  # a later one is for structured arrays alone
-        raise ValueError(f"version {version[0]}.{version[1]} of the format is not for arrays of numbers")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
-
-
-def _require_memory(where: str, shape: Sequence[int], itemsize: int) -> None:
-    """Raise `BadInput` if an array, and two copies of it as pixels, do not fit into memory."""
-    if min(shape, default=0) < 0:
-        raise ValueError(f"the shape {tuple(shape)} is negative")
-    size = math.prod(map(int, shape)) * (itemsize + 2 * min(itemsize, 4))
-    require_free(f"--data {where}: an array {tuple(shape)}", size)
-
-
-def require_free(what: str, size: int) -> None:
-    """Raise `BadInput` if there is less free memory than a number of bytes.
-
-    :param what: what needs the memory, for the message.
-    """
-    if size > (free := free_memory()):
-        raise BadInput(f"{what} needs {size / 2**30:,.1f} GiB of memory, but {free / 2**30:,.1f} GiB are free")
 
 
 def _matlab(path: Path, chosen: str | None) -> RawArrays:
@@ -267,7 +259,7 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
                 shape, kind = variables[name]
                 if kind not in _MATLAB_BYTES:  # text, cells, structures
                     return None
-                _require_memory(f"{path}:{name}", shape, _MATLAB_BYTES[kind])
+                require_memory(f"{path}:{name}", shape, _MATLAB_BYTES[kind])
                 file.seek(0)
                 return scipy.io.loadmat(file, variable_names=[name])[name]
 
@@ -288,7 +280,8 @@ def _matlab(path: Path, chosen: str | None) -> RawArrays:
     else:
         last = False
     if last:
-        arrays = arrays._replace(images={name: np.moveaxis(array, -1, 0) for name, array in arrays.images.items()})
+        images = {name: np.moveaxis(np.asarray(array), -1, 0) for name, array in arrays.images.items()}
+        arrays = arrays._replace(images=images)
     shape = arrays.images["train"].shape
     where = (
         "column" if last and len(shape) == 2 else "row" if len(shape) == 2 else "last axis" if last else "first axis"
@@ -337,7 +330,7 @@ def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
                 return None
             if found.external or found.is_virtual:
                 raise BadInput(f"--data {path}:{name}: its numbers lie in another file; save them in this one")
-            _require_memory(f"{path}:{name}", found.shape, found.dtype.itemsize)
+            require_memory(f"{path}:{name}", found.shape, found.dtype.itemsize)
             return found[()].T
 
         return assign_roles(path, names, get, chosen)
@@ -349,26 +342,26 @@ def _matlab_73(path: Path, file: IO[bytes], chosen: str | None) -> RawArrays:
 def _is_idx(path: Path) -> bool:
     try:
         with _open(path) as file:
-            start = file.read(4)
+            return is_idx(file.read(4))
     except (OSError, EOFError):
         return False
-    return len(start) == 4 and start[:2] == b"\0\0" and start[2] in _IDX_TYPES and 1 <= start[3] <= 4
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read the array in an IDX file, compressed by gzip or not. Raises `ValueError` or `OSError`."""
+    """Read the array in an IDX file, compressed by gzip or not; a large one that is not compressed is mapped. Raises
+    `ValueError` or `OSError`."""
     if not _is_idx(path):
         raise ValueError(f"{path.name} does not begin like an IDX file")
     with _open(path) as file:
-        start = file.read(4)
-        header = file.read(4 * start[3])
-        if len(header) < 4 * start[3]:
-            raise ValueError(f"{path.name} ends within its header")
-        shape = np.frombuffer(header, ">u4").tolist()
-        dtype = np.dtype(_IDX_TYPES[start[2]])
+        try:
+            shape, dtype = idx_header(file)
+        except ValueError as error:
+            raise ValueError(f"{path.name} {error}") from None
         size = math.prod(shape) * dtype.itemsize
         if isinstance(file, gzip.GzipFile) or (there := os.fstat(file.fileno()).st_size - file.tell()) == size:
-            _require_memory(str(path), shape, dtype.itemsize)
+            if size > MAPPED and (found := layout(path)) is not None:
+                return mapped(path, found, is_large(shape))
+            require_memory(str(path), shape, dtype.itemsize)
             array = np.empty(shape, dtype)
             there = _fill(array, file)
     if there != size:

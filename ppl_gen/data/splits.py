@@ -1,7 +1,7 @@
 """Data sets, splits and binarization.
 
-An image is a row of `data_dim` pixels in [0, 1]. A split holds all its images in one tensor on one device. A batch is
-an index into it, and binarization is one `torch.bernoulli`.
+An image is a row of `data_dim` pixels in [0, 1]. A split holds all its images in one tensor on one device, or leaves
+them in a mapped file (`rows.Rows`). A batch is an index into it, and binarization is one `torch.bernoulli`.
 
 Binarization belongs to the identity of a data set (Salakhutdinov and Murray 2008; Burda et al. 2016):
 
@@ -24,7 +24,10 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require, require_choices
+from ppl_gen.core.memory import LARGE_TENSOR, empty
 from ppl_gen.data.options import Binarization
+from ppl_gen.data.orders import Order
+from ppl_gen.data.rows import Rows
 
 _BINARY, REDRAWN = ("dynamic", "static", "threshold"), ("dynamic", "dequantized")
 # Seeds of the fixed draws. They are part of the data set, not of a run: every run sees the same test images.
@@ -37,7 +40,7 @@ _PIXELS = 2**25  # pixels of them, at most
 class Split:
     """Images [N, data_dim], as uint8 in 0..scale or as float32 in [0, 1], and their labels [N] if there are any."""
 
-    images: Tensor
+    images: Tensor | Rows
     labels: Tensor | None = None
     scale: int = 1
     known: Tensor | None = None
@@ -55,6 +58,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def large(self) -> bool:
+        """True if the images lie in files of more than `rows.LARGE` pixels."""
+        return isinstance(self.images, Rows) and self.images.large
 
     def pixels(self, index: Any = slice(None)) -> Tensor:
         """Grey values in [0, 1] of the images at `index` (a slice or an index tensor), float32 [n, data_dim]."""
@@ -168,6 +176,13 @@ class Data:
         """Pixels per image."""
         return int(np.prod(self.shape))
 
+    @property
+    def levels(self) -> int | None:
+        """Number of levels of a pixel, such as 256; None for pixels that are made binary or noisy, and for real
+        numbers."""
+        whole = self.binarization == "none" and not self.train.images.dtype.is_floating_point
+        return self.train.scale + 1 if whole else None
+
     def split(self, name: str) -> Split:
         """The split of that name. Raises `BadInput` if it holds no image."""
         split = {"train": self.train, "validation": self.validation, "test": self.test}[name]
@@ -193,35 +208,47 @@ class Data:
     def complete(self, name: str, index: Any = slice(None)) -> Tensor:
         """As `targets`, with the values of missing pixels; with 0 there if they are not known."""
         split = self.split(name)
-        if name == "train" and self.binarization == "dynamic":
-            rows = torch.arange(len(split))[index if isinstance(index, slice) else index.cpu()]
-            split = _draw(cut(split, 0, int(rows.max()) + 1 if len(rows) else 0), POOL_SEED)
-        elif name == "train" and self.binarization == "dequantized":
-            split = _dequantize(split, POOL_SEED)
-        pixels = split.pixels(index)
-        shared = pixels.untyped_storage().data_ptr() == split.images.untyped_storage().data_ptr()
-        return pixels.clone() if shared else pixels  # the caller's own, to change as it likes
+        rows = torch.arange(*index.indices(len(split))) if isinstance(index, slice) else index.cpu()
+        if name == "train" and self.binarization in REDRAWN:
+            if not split.large:
+                split = cut(split, 0, int(rows.max()) + 1 if len(rows) else 0)
+            split = with_fixed_draw(split, self.binarization, POOL_SEED)
+        small = 4 * len(rows) * self.dim <= LARGE_TENSOR or split.images.device.type != "cpu"
+        if isinstance(split.images, Tensor) and small:
+            pixels = split.pixels(index)
+            shared = pixels.untyped_storage().data_ptr() == split.images.untyped_storage().data_ptr()
+            return pixels.clone() if shared else pixels  # the caller's own, to change as it likes
+        pixels = empty((len(rows), self.dim), torch.float32)
+        for block in _blocks(len(rows), self.dim):
+            pixels[block] = split.pixels(rows[block]).cpu()
+        return pixels.to(split.images.device)
 
     def examples(self, seed: int, count: int = 2000) -> Tensor:
         """Grey values [at most count, data_dim] of training images chosen at random. A missing pixel has the mean of
         the images that it is observed in."""
         generator = torch.Generator().manual_seed(seed)
-        index = torch.randperm(len(self.train), generator=generator)[:count].to(self.train.images.device)
+        order = (
+            Order(len(self.train), seed) if self.train.large else torch.randperm(len(self.train), generator=generator)
+        )
+        index = order[:count].to(self.train.images.device)
         pixels = self.train.observed(self.train.pixels(index), index)
         return pixels if self.train.missing is None else torch.where(pixels.isnan(), self.mean(), pixels)
 
     def mean(self) -> Tensor:
         """Mean observed training pixel [data_dim] in float32, with half an observation added so that it is inside
-        (0, 1)."""
-        total = torch.zeros(self.dim, dtype=torch.float64, device=self.train.images.device)
+        (0, 1). Of large data, it is that of the images that are looked at before training."""
+        train = self.train
+        if isinstance(train.images, Rows) and train.large:
+            train = replace(train, images=train.images.looked_at())
+        total = torch.zeros(self.dim, dtype=torch.float64, device=train.images.device)
         missing = torch.zeros_like(total)
-        for block in _blocks(self.train):
-            pixels = self.train.pixels(block)
-            if self.train.missing is not None:
-                pixels = pixels.masked_fill(self.train.missing[block], 0.0)
-                missing += self.train.missing[block].sum(0)
+        for block in _blocks(len(train), self.dim):
+            pixels = train.pixels(block)
+            if train.missing is not None:
+                pixels = pixels.masked_fill(train.missing[block], 0.0)
+                missing += train.missing[block].sum(0)
             total += pixels.double().sum(0)
-        return ((total + 0.5) / (len(self.train) - missing + 1)).float()
+        return ((total + 0.5) / (len(train) - missing + 1)).float()
 
     @property
     def incomplete(self) -> str:
@@ -240,9 +267,11 @@ def cut(split: Split, start: int, stop: int) -> Split:
 
 
 def select(split: Split, index: Any) -> Split:
-    """The images at `index` (a slice or an index tensor), with their labels and missing pixels."""
-    others: dict[str, Any] = {name: None if each is None else each[index] for name, each in split.beside().items()}
-    return replace(split, images=split.images[index], **others)
+    """The images at `index` (a slice, an index tensor or an `Order`), with their labels and missing pixels."""
+    beside = {name: each for name, each in split.beside().items() if each is not None}
+    numbers = index[:] if isinstance(index, Order) and (beside or isinstance(split.images, Tensor)) else index
+    images = split.images.at(index) if isinstance(split.images, Rows) else split.images[numbers]
+    return replace(split, images=images, **{name: each[numbers] for name, each in beside.items()})
 
 
 def labelled_among_others(split: Split) -> Tensor | None:
@@ -260,15 +289,17 @@ def join(first: Split, second: Split) -> Split:
         others["labels"] = torch.cat([first.labels, second.labels])
     if first.missing is not None or second.missing is not None:
         masks = (
-            torch.zeros_like(s.images, dtype=torch.bool) if s.missing is None else s.missing for s in (first, second)
+            torch.zeros(s.images.shape, dtype=torch.bool) if s.missing is None else s.missing for s in (first, second)
         )
         others["missing"] = torch.cat(list(masks))
     if first.scale == second.scale:
-        return Split(torch.cat([first.images, second.images]), scale=first.scale, **others)
+        return Split(torch.cat([first.images[:], second.images[:]]), scale=first.scale, **others)
     return Split(torch.cat([first.pixels(), second.pixels()]), **others)
 
 
 def _in_range(split: Split) -> bool:
+    if isinstance(split.images, Rows):  # which have been looked at, or are when they are read
+        return True
     return len(split) == 0 or bool((split.images.min() >= 0) & (split.images.max() <= split.scale))
 
 
@@ -277,42 +308,44 @@ def _is_fixed(split: Split, binarization: Binarization) -> bool:
     if binarization not in _BINARY:
         return binarization == "none" or split.scale == 1
     images = split.images
-    return split.scale == 1 and (not images.is_floating_point() or bool(((images == 0) | (images == 1)).all()))
+    if isinstance(images, Rows) or not images.is_floating_point():
+        return split.scale == 1 and not images.dtype.is_floating_point
+    return split.scale == 1 and bool(((images == 0) | (images == 1)).all())
 
 
-def with_fixed_draw(split: Split, binarization: Binarization, seed: int) -> Split:
-    """A split with fixed targets in place of grey values, by a binarization."""
+def with_fixed_draw(split: Split, binarization: Binarization, seed: int, first: int = 0) -> Split:
+    """The images of a split from `first` on, with fixed targets in place of grey values, by a binarization.
+
+    The targets are drawn on the CPU, so that all devices give the same. Those of large data are drawn where they are
+    used.
+    """
+    if binarization == "none":
+        return cut(split, first, len(split))
+    if isinstance(split.images, Rows) and split.large:
+        images = replace(split.images, drawn=(binarization, seed))
+        return cut(replace(split, images=images, scale=1), first, len(split))
+    generator = torch.Generator().manual_seed(seed)
     if binarization in ("dynamic", "static"):
-        return _draw(split, seed)
+        return _in_blocks(split, torch.uint8, lambda pixels: torch.bernoulli(pixels, generator=generator), first)
     if binarization == "dequantized":
-        return _dequantize(split, seed)
-    if binarization == "threshold":
-        return _in_blocks(split, torch.uint8, lambda pixels: pixels > 0.5)
-    return split
+        return _in_blocks(split, torch.float32, lambda pixels: split.dequantized(pixels, generator), first)
+    return _in_blocks(split, torch.uint8, lambda pixels: pixels > 0.5, first)
 
 
-def _draw(split: Split, seed: int) -> Split:
-    """One Bernoulli draw of every image, on the CPU so that all devices give the same targets."""
-    generator = torch.Generator().manual_seed(seed)
-    return _in_blocks(split, torch.uint8, lambda pixels: torch.bernoulli(pixels, generator=generator))
+def _in_blocks(split: Split, dtype: torch.dtype, change: Callable[[Tensor], Tensor], first: int) -> Split:
+    """The images of a split from `first` on, with changed grey values. They are changed some images at a time, on the
+    CPU, so that grey values of all images are never in memory. Random draws are one after the other, from the first
+    image of the split: the size of a block does not change them."""
+    count, dim = split.images.shape
+    images = empty((count - first, dim), dtype)
+    for block in _blocks(count, dim):
+        changed = change(split.pixels(block).cpu())[max(0, first - block.start) :]
+        stop = max(0, block.stop - first)
+        images[stop - len(changed) : stop] = changed
+    return replace(cut(split, first, count), images=images.to(split.images.device), scale=1)
 
 
-def _dequantize(split: Split, seed: int) -> Split:
-    """One draw of the noise of every image, on the CPU so that all devices give the same targets."""
-    generator = torch.Generator().manual_seed(seed)
-    return _in_blocks(split, torch.float32, lambda pixels: split.dequantized(pixels, generator))
-
-
-def _in_blocks(split: Split, dtype: torch.dtype, change: Callable[[Tensor], Tensor]) -> Split:
-    """A split with changed grey values. They are changed some images at a time, on the CPU, so that grey values of all
-    images are never in memory. Random draws are one after the other: the size of a block does not change them."""
-    images = torch.empty(split.images.shape, dtype=dtype)
-    for block in _blocks(split):
-        images[block] = change(split.pixels(block).cpu()).to(dtype)
-    return replace(split, images=images.to(split.images.device), scale=1)
-
-
-def _blocks(split: Split) -> Iterator[slice]:
-    """All images of a split, some at a time."""
-    size = max(1, min(_DRAWN, _PIXELS // max(1, split.images.shape[1])))
-    return (slice(start, start + size) for start in range(0, len(split), size))
+def _blocks(count: int, dim: int) -> Iterator[slice]:
+    """All of `count` images, some at a time."""
+    size = max(1, min(_DRAWN, _PIXELS // max(1, dim)))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

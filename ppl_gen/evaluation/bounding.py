@@ -10,6 +10,7 @@ from torch import Tensor
 from ppl_gen.core import parallel
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.fitted import Fitted
@@ -73,7 +74,7 @@ def with_bounds(
         return found
     x, *labels = cycled(count, x, *labels)  # type: ignore[assignment]
     with forked_rng(x), Progress(count, "image", quiet=quiet) as progress:
-        torch.manual_seed(parallel.rank_seed(options.seed))
+        seed_torch(parallel.rank_seed(options.seed))
         advance = progress.advancing("log p(x) on images from the model", f"{guided.num_samples} samples per image")
         how: dict[str, Any] = {"num_samples": guided.num_samples, "drawn": drawn, "progress": advance}
         bounds = importance_bounds(fitted.model, fitted.guide, x, *labels, **how)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.evaluation.own_estimators import OwnEstimator, find
 from ppl_gen.evaluation.use_options import CalibrateOptions
 from ppl_gen.experiment.run_directory import warn
@@ -132,7 +133,7 @@ def calibrate(options: CalibrateOptions, quiet: bool = False) -> list[Row]:
     rows: list[Row] = []
     failed: dict[str, BadInput] = {}
     with torch.random.fork_rng([]), torch.no_grad():
-        torch.manual_seed(options.seed)
+        seed_torch(options.seed)
         models = {"factor analysis": _factor_analysis(), "belief net": _belief_net(), "mixture": _mixture()}
         own = find(options.estimator, options.estimator_options)
         work = [(name, how) for name, (model, _) in models.items() for how in _estimators(model, options, own)]

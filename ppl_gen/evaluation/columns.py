@@ -65,6 +65,16 @@ def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> 
     return cells
 
 
+def _bits(of: Callable[[Row], RowMean]) -> Callable[[Sequence[Row]], list[str]]:
+    """Cells of means in bits per dimension with their errors. A lower bound in nats is an upper bound in bits."""
+
+    def cell(mean: RowMean) -> str:
+        parts = [f"{value:.3f}" for value in (mean.mean, mean.se, mean.se_seeds) if value is not None]
+        return ("≤ " if parts and mean.at_least else "") + " ± ".join(parts)
+
+    return lambda rows: [cell(of(row)) for row in rows]
+
+
 COLUMNS = (
     Column("model", _name(lambda row: row.model), words=True, lift=True),
     Column("guide", _name(lambda row: row.guide or ""), words=True, lift=True),
@@ -75,6 +85,7 @@ COLUMNS = (
     Column("ELBO", _nats(lambda row: row.elbo, errors=False)),
     Column("L_{k}", _nats(lambda row: row.iwae, errors=False)),
     Column("log p(x)", _nats(lambda row: row.log_px)),
+    Column("bits/dim", _bits(lambda row: row.bits_per_dim)),
     Column("S", _text(lambda row: str(row.settings["num_samples"] or row.settings["estimator"])), lift=True),
     Column("Δ log p(x)", _nats(lambda row: row.log_px_difference, "+")),
     Column("Δ ELBO", _nats(lambda row: row.elbo_difference, "+")),

@@ -55,6 +55,25 @@ def at_least(summary: Json, entry: Json) -> bool:
     return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
 
 
+def bits_per_dim(nats: float | None, dim: int) -> float | None:
+    """-nats / (dim log 2), in which smaller is better: the unit of papers on 8-bit images. None, which stands for an
+    unknown number, stays None.
+
+    >>> bits_per_dim(-2 * math.log(256), dim=2)
+    8.0
+
+    :param nats: log-probability of an image, or a bound on it.
+    :param dim: number of pixels, times the number of channels.
+    """
+    return None if nats is None else -nats / (dim * math.log(2))
+
+
+def in_bits(entry: Json, dim: int) -> Json:
+    """The mean and the standard error of an entry in bits per dimension."""
+    se = bits_per_dim(entry["se"], dim)
+    return {"mean": bits_per_dim(entry["mean"], dim), "se": None if se is None else abs(se)}
+
+
 def settings(entry: Json) -> Json:
     """Settings that an estimate was made with, such as its `num_samples`, from its entry."""
     return {key: value for key, value in entry.items() if key not in _FIGURES | {"estimator"}}

@@ -31,7 +31,7 @@ from ppl_gen.inference.annealed import AnnealedEstimate, Annealing, annealed_log
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.bidirectional import check_claim
 from ppl_gen.inference.callables import evaluating, first_rows, forked_rng, rows_at
-from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.checks import check_images, num_levels
 from ppl_gen.inference.estimate import Estimate, exact
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
@@ -93,7 +93,8 @@ def evaluate(
     """
     named = find([*options.own_estimators, *own], options.estimator_options)
     options = replace(_resolved(fitted, options), own_estimators=tuple(each.reference for each in named))
-    whole, task = fitted.images(options.split, options.num_images), _local_task(fitted, options, quiet)
+    whole = fitted.images(options.split, options.num_images)
+    task = _local_task(fitted, options, whole, quiet)
     chosen = estimators(fitted.model, fitted.pair, str(options.estimator), task.x.device, *task.labels)
     _check(task, others, chosen)
     started = time.perf_counter()
@@ -129,7 +130,8 @@ def evaluate(
         "seconds": time.perf_counter() - started,
     }
     labels = fitted.data.split(options.split).labels
-    return Evaluation.of(estimates, primary, about, None if labels is None else labels[: len(whole[0])].cpu())
+    of_images = None if labels is None else labels[: len(whole[0])].cpu()
+    return Evaluation.of(estimates, primary, about, of_images, _dim_of_levels(fitted, *whole))
 
 
 def evaluate_after_training(fitted: Fitted, *, quiet: bool = False) -> Evaluation:
@@ -196,10 +198,11 @@ def _resolved(fitted: Fitted, options: EvaluationOptions) -> EvaluationOptions:
     return replace(options, num_images=count, num_samples=samples, sandwich=options.num_from_model)
 
 
-def _local_task(fitted: Fitted, options: EvaluationOptions, quiet: bool) -> Task:
+def _local_task(fitted: Fitted, options: EvaluationOptions, whole: tuple[Any, ...], quiet: bool) -> Task:
     """This process's share of the images, and of the images that are drawn from the model."""
-    whole = fitted.images(options.split, options.num_images)
-    x, *args = rows_at(parallel.shard(torch.arange(len(whole[0]), device=whole[0].device)), *whole)
+    x, *args = whole
+    if parallel.world_size() > 1:
+        x, *args = rows_at(parallel.shard(torch.arange(len(x), device=x.device)), *whole)
     options = replace(options, sandwich=len(parallel.shard(torch.arange(options.num_from_model))))
     return Task(fitted, options, x, tuple(args), quiet)
 
@@ -494,6 +497,13 @@ def observation(pair: Pair, x: Tensor, *args: Any) -> str:
     """Kind of p(x) of the images: see `check_images`."""
     with evaluating(pair.model, pair.guide):
         return check_images(pair, x, *args)
+
+
+def _dim_of_levels(fitted: Fitted, x: Tensor, *args: Any) -> int | None:
+    """Number of pixels of an image, times the number of channels, if p(x) is a probability of their levels and no pixel
+    is missing; else None."""
+    levels = fitted.data.levels is not None and not fitted.incomplete and num_levels(fitted.pair, x, *args) is not None
+    return fitted.data.dim if levels else None
 
 
 def components_in_use(fitted: Fitted, x: Tensor) -> int | None:

@@ -4,13 +4,17 @@ It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if th
 version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
+import functools
+import hashlib
 import io
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.memory import MANY_IMAGES
 from ppl_gen.core.tables import Row, fixed, html, named, sentence
 from ppl_gen.evaluation import entries, table
 from ppl_gen.experiment.run_directory import GROUP, Json, to_json, to_netcdf, warn
@@ -75,7 +79,12 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, estimates: "Mapping[str, Estimate]", primary: str, about: Mapping[str, Any], labels: "Tensor | None" = None
+        cls,
+        estimates: "Mapping[str, Estimate]",
+        primary: str,
+        about: Mapping[str, Any],
+        labels: "Tensor | None" = None,
+        dim: int | None = None,
     ) -> "Evaluation":
         """An evaluation from estimates of the same images.
 
@@ -84,10 +93,15 @@ class Evaluation:
         :param primary: name of the estimate that is the evaluation's log p(x).
         :param about: further keys of `evaluation.json`: model, images, options.
         :param labels: labels of the images.
+        :param dim: number of pixels of an image, times the number of channels, if pixels are levels: the evaluation
+            then has bits per dimension, too.
         """
         from ppl_gen.evaluation.recording import dataset, summarize
 
         summary = {**about, **summarize(estimates, primary)}
+        if dim is not None:
+            bits = {name: entries.in_bits(summary[name], dim) for name in ("elbo", "log_px")}
+            summary["bits_per_dim"] = {"dim": dim, **bits}
         return cls(summary, dataset(estimates, primary, summary, labels))
 
     @classmethod
@@ -105,7 +119,7 @@ class Evaluation:
         if summary is None or content is None:
             return None if summary is None else cls(summary)
         try:
-            return cls(summary, _images(summary, content))
+            return cls(summary, _images(json.dumps(summary), content).copy(deep=True))
         except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
             raise directory.damaged("evaluation.nc", error) from None
 
@@ -124,12 +138,25 @@ class Evaluation:
             warn(error.sentence)
             return None
 
-    def write(self, directory: "RunDirectory") -> None:
-        """Write `evaluation.nc` and `evaluation.json`."""
+    def write(self, directory: "RunDirectory", most: int = MANY_IMAGES) -> None:
+        """Write `evaluation.nc` and `evaluation.json`. The values of more images are written in blocks, one after the
+        other: `evaluation-<number of the evaluation>-<number of the block>.nc`. `evaluation.json` names them.
+
+        :param most: most images of a file.
+        """
         # evaluation.json is the last: it marks a complete evaluation.
-        directory.write(
-            {"evaluation.nc": to_netcdf(self.to_xarray()), "evaluation.json": to_json(self.summary).encode()}
-        )
+        values, text = self.to_xarray(), to_json(self.summary)
+        if (count := values.sizes["image"]) <= most:
+            directory.write({"evaluation.nc": to_netcdf(values), "evaluation.json": text.encode()})
+            directory.keep_blocks([])
+            return
+        number = hashlib.sha256(f"{most} {text}".encode()).hexdigest()[:8]
+        names = [f"evaluation-{number}-{block:05}.nc" for block in range(-(-count // most))]
+        for block, name in enumerate(names):
+            part = values.isel(image=slice(block * most, (block + 1) * most))
+            directory.write_file(name, to_netcdf(part))
+        directory.write_json("evaluation.json", self.summary | {"blocks": names})
+        directory.keep_blocks(names)
 
     def to_json(self) -> Json:
         """Content of `evaluation.json`."""
@@ -140,6 +167,8 @@ class Evaluation:
 
         :raises BadInput: if there are no values per image.
         """
+        if self.images is None and "blocks" in self.summary:
+            raise BadInput("the values per image of this evaluation lie in blocks; read evaluation-….nc one by one")
         if self.images is None:
             raise BadInput("this evaluation has no values per image: evaluation.nc is missing; evaluate again")
         return self.images
@@ -254,10 +283,13 @@ class Evaluation:
         return html(caption, self.rows(), table.notes(self.summary))
 
 
-def _images(summary: Json, content: bytes) -> "xarray.Dataset":
-    """The data set in an `evaluation.nc` that belongs to a summary."""
+@functools.lru_cache(maxsize=1)  # a fit reads its evaluation for the pictures, and again to print it
+def _images(content_of_json: str, content: bytes) -> "xarray.Dataset":
+    """The data set in an `evaluation.nc` that belongs to an `evaluation.json`."""
     import h5netcdf
     import xarray
+
+    summary = json.loads(content_of_json)
 
     # A file that cannot be opened leaves an object. Without this, it prints a traceback when it is deleted.
     h5netcdf.File._writable = False

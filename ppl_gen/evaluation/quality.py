@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.gradients import gradients
+from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.core.tables import Row, duration, fixed, line
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import Data
@@ -150,9 +152,9 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
         seen, others = len(train) - count, train[len(train) - count :]
     device = train.device
     with forked_rng(train), gradients("the classifier's training"):
-        torch.manual_seed(options.seed)
+        seed_torch(options.seed)
         classifier = Classifier(data.shape, len(classes)).to(device)
-        optimizer = torch.optim.Adam(classifier.parameters(), 1e-3)
+        optimizer = without_compiler(torch.optim.Adam)(classifier.parameters(), 1e-3)
         with Progress(options.classifier_steps, "step", quiet=quiet) as progress:
             advance = progress.advancing("classifier", "training")
             for _ in range(options.classifier_steps):

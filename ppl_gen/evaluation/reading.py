@@ -6,7 +6,7 @@ Only files are read. No model is built, and neither torch nor xarray is imported
 import io
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,10 +106,15 @@ def read(path: Path) -> Evaluated:
     again = f"evaluate it: {line(command('evaluate', path, *external_class_options(run.config)))}"
     if summary is not None and run.stale(summary):
         raise BadInput(f"{path}: was trained after its evaluation; {again}")
-    if summary is None or content is None:
+    contents: Iterable[bytes] | None = None if content is None else [content]
+    if summary is not None and "blocks" in summary:
+        contents = run.blocks(summary)
+    if summary is None or contents is None:
         raise BadInput(f"{path}: has no {'evaluation.json' if summary is None else 'evaluation.nc'}; {again}")
     try:
-        values = _per_image(summary, content)
+        values = _per_image(summary, contents)
+    except BadInput:
+        raise
     except Exception as error:  # h5py raises errors of many kinds
         raise run.damaged("evaluation.nc", error) from None
     about = {key: summary[key] for key in Images._fields if key in summary or key not in Images._field_defaults}
@@ -124,8 +129,23 @@ def read(path: Path) -> Evaluated:
     return Evaluated(path, config, seed, images, settings, summary, *found, run.last, *more)
 
 
-def _per_image(summary: Json, content: bytes) -> dict[str, np.ndarray]:
-    """The variables of an `evaluation.nc` that a comparison uses.
+def _per_image(summary: Json, contents: Iterable[bytes]) -> dict[str, np.ndarray]:
+    """The variables of an `evaluation.nc`, or of its blocks, that a comparison uses."""
+    parts: list[dict[str, np.ndarray]] = []
+    attributes: Json = {}
+    for content in contents:
+        part, attributes = _variables(summary, content)
+        parts.append(part)
+    found = {name: np.concatenate([each[name] for each in parts]) for name in parts[0] if name != "k"}
+    found |= {"k": parts[0]["k"]} if "k" in parts[0] else {}
+    if len(found["elbo"]) != summary["num_images"]:
+        raise ValueError("does not belong to the evaluation.json beside it, which has another num_images")
+    entries.check_match(summary, attributes, found)
+    return found
+
+
+def _variables(summary: Json, content: bytes) -> tuple[dict[str, np.ndarray], Json]:
+    """The variables of one file that a comparison uses, and its attributes.
 
     xarray would read every variable with its attributes and dimensions, which takes 30 times as long.
     """
@@ -133,14 +153,14 @@ def _per_image(summary: Json, content: bytes) -> dict[str, np.ndarray]:
 
     with h5py.File(io.BytesIO(content)) as file:
         group = file[GROUP]
+        if "blocks" in summary and "elbo" in group:
+            summary = summary | {"num_images": len(group["elbo"])}
         names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
         estimates = [f"{_ESTIMATE}{entries.primary(summary)}", *(key for key in summary if key.startswith(_ESTIMATE))]
         names += [name for name in estimates if name in group]
         of_figures = [name for name in ("gap", "untrusted") if name in group]
         entries.check_variables(summary, {name: group[name] for name in (*names, *of_figures)}, len(content))
-        found = {name: group[name][()] for name in names}
-        entries.check_match(summary, group.attrs, found)
-        return found
+        return {name: group[name][()] for name in names}, dict(group.attrs)
 
 
 def _settings(entry: Json) -> Json:

@@ -62,6 +62,8 @@ class Row:
     log_px: RowMean
     settings: Json
     """Settings of log p(x): `estimator`, `num_samples`, and options of annealing."""
+    bits_per_dim: RowMean
+    """log p(x) in bits per dimension, of which fewer are better; no mean if an image is no vector of levels."""
     log_px_difference: RowMean
     """log p(x) of this row minus that of the best, paired by image if both are of the same images. The best row has no
     mean here."""
@@ -108,6 +110,7 @@ class Row:
             "elbo": self.elbo.to_json(),
             "iwae": {"k": self.k} | self.iwae.to_json(),
             "log_px": self.log_px.to_json() | self.settings | {"at_least": self.log_px.at_least},
+            "bits_per_dim": self.bits_per_dim.to_json(),
             "log_px_difference": self.log_px_difference.to_json("low", "high", "paired") | of,
             "elbo_difference": self.elbo_difference.to_json("low", "high", "paired") | of,
             "own": own,
@@ -190,6 +193,7 @@ def _row(runs: list[Evaluated], options: Json, groups: list[list[Evaluated]], k:
         iwae=mean_of(np.stack(bounds)) if len(bounds) == len(runs) else RowMean(),
         log_px=mean_of(log_px, at_least=_at_least(summaries, "log_px")),
         settings={"num_samples": None} | first.settings,
+        bits_per_dim=_in_bits(mean_of(log_px, at_least=_at_least(summaries, "log_px")), summaries),
         log_px_difference=log_px_difference,
         elbo_difference=elbo_difference,
         difference_of=difference_of,
@@ -211,6 +215,16 @@ def _row(runs: list[Evaluated], options: Json, groups: list[list[Evaluated]], k:
         seconds=_mean(last, "seconds"),
         epochs=_mean(last, "epoch"),
     )
+
+
+def _in_bits(log_px: RowMean, summaries: Sequence[Json]) -> RowMean:
+    """log p(x) in bits per dimension; without a mean, if a summary has none."""
+    if not all("bits_per_dim" in summary for summary in summaries):
+        return RowMean()
+    dim = summaries[0]["bits_per_dim"]["dim"]
+    mean, se, se_seeds = (entries.bits_per_dim(each, dim) for each in (log_px.mean, log_px.se, log_px.se_seeds))
+    se, se_seeds = (None if each is None else abs(each) for each in (se, se_seeds))
+    return RowMean(mean, se, se_seeds, at_least=log_px.at_least)
 
 
 def _calibration(runs: Sequence[Evaluated]) -> str | None:

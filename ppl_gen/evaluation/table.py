@@ -83,6 +83,7 @@ def rows(summary: Json) -> list[Row]:
     importance = entry_of(summary, "importance")
     found = [] if importance is None else _bound_rows(summary, importance)
     found += _log_px_rows(summary, importance)
+    found += [] if "bits_per_dim" not in summary else [Row("bits per dimension", note=_bits_text(summary))]
     found += _agreement_rows(summary)
     if importance is not None:
         several = sum(row.label == "log p(x)" for row in found) > 1
@@ -90,6 +91,14 @@ def rows(summary: Json) -> list[Row]:
     found += _diagnostic_rows(summary)
     name = quantity(summary)
     return [replace(row, label=named(row.label, name), note=named(row.note, name)) for row in found]
+
+
+def _bits_text(summary: Json) -> str:
+    """The ELBO and log p(x) in bits per dimension. A lower bound in nats is an upper bound in bits."""
+    bits = summary["bits_per_dim"]
+    elbo, log_px = (" ± ".join(fixed(bits[name][key], 3) for key in ("mean", "se")) for name in ("elbo", "log_px"))
+    at_most = "at most " if at_least(summary, summary["log_px"]) else ""
+    return f"ELBO {elbo}; log p(x) {at_most}{log_px}; {bits['dim']:,} dimensions; smaller is better"
 
 
 def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row:

@@ -23,7 +23,7 @@ from ppl_gen.core.errors import BadInput, shown, words_of
 from ppl_gen.core.memory import is_out_of_memory
 from ppl_gen.core.paths import is_file, reading
 from ppl_gen.core.progress import Progress
-from ppl_gen.data.sources import npy_header, require_free
+from ppl_gen.data.headers import npy_header, require_free
 from ppl_gen.evaluation.reading import Evaluated, Images
 from ppl_gen.experiment.run_directory import Json
 

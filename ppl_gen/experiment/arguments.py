@@ -118,7 +118,7 @@ def command_class(base: Config, objective: str | None = None, estimators: Sequen
     }
     _check_names(base.model, flat)
     parts: list[Any] = [
-        (part, Annotated[type(default), tyro.conf.arg(name="")], field(default=default))
+        (part, Annotated[type(default), tyro.conf.arg(name="", help="")], field(default=default))
         for part, default in flat.items()
     ]
     about: dict[Kind, str] = {"guide": "Family of q(z | x)", "prior": "p(z) in place of the model's own"}
@@ -133,7 +133,9 @@ def command_class(base: Config, objective: str | None = None, estimators: Sequen
         objective = None  # the options of training refuse it
     for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))
-        parts.append((f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind)], field(default=default)))
+        parts.append(
+            (f"{kind}_options", Annotated[type(default), tyro.conf.arg(name=kind, help="")], field(default=default))
+        )
     parts.append(("estimator_options", *_estimator_options(estimators)))
     return make_dataclass("FitCommand", parts, frozen=True)
 
@@ -141,7 +143,7 @@ def command_class(base: Config, objective: str | None = None, estimators: Sequen
 def _estimator_options(names: Sequence[str]) -> tuple[Any, Any]:
     """The type and the default of a field that has the options of estimators, `--estimator.NAME`."""
     own = options_class("Estimator", components.estimator_options(names))
-    return Annotated[own, tyro.conf.arg(name="estimator")], field(default=own())
+    return Annotated[own, tyro.conf.arg(name="estimator", help="")], field(default=own())
 
 
 def _own_options(kind: Any, name: str | None, chosen: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from ppl_gen.core.commands import line
 from ppl_gen.core.components import construct, takes
 from ppl_gen.core.contracts import ClosedForm, HasPrior, offers
 from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data, labelled_among_others
 from ppl_gen.experiment.config import Config, Given
@@ -45,12 +46,13 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         "data_dim": data.dim,
         "data_mean": data.mean().cpu(),
         "data_examples": data.examples(config.training.seed).cpu(),
+        "data_levels": data.levels,
         "num_classes": _num_classes(data),
         "labelled_share": _labelled_share(data, config.training.labelled_share),
         "num_images": len(data.train) + len(data.test),
     }
     with torch.random.fork_rng([]):
-        torch.manual_seed(config.training.seed)
+        seed_torch(config.training.seed)
         model = construct("model", given.find("model", config.model), supplied, config.model_options)
         name, shape = _latent_site(model, data)
         supplied |= {"model": model, "latent_name": name, "latent_dim": shape[0] if shape else 1}
@@ -61,7 +63,7 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         if not isinstance(part, nn.Module):
             raise BadInput(f"{kind} {type(part).__name__} must be a torch.nn.Module")
     with torch.random.fork_rng([]):
-        torch.manual_seed(config.training.seed)
+        seed_torch(config.training.seed)
         rows = torch.arange(3, device=device) % len(data.train)
         x, *others = map_leaves(torch.Tensor.cpu, batch(model, guide, data, rows))
         adopt(model, guide, x.nan_to_num(0), *others)

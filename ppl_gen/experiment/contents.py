@@ -240,10 +240,17 @@ class Result(TypedDict):
     options: NotRequired[Mapping[str, Any]]
 
 
+class _BitsPerDim(TypedDict):
+    dim: int
+    elbo: Mean
+    log_px: Mean
+
+
 class Evaluation(Result):
     """`evaluation.json`. Further estimates of log p(x) have keys that begin with `log_px_`."""
 
     num_images: int
+    blocks: NotRequired[list[str]]
     observation: str
     quantity: NotRequired[str]
     left_out: NotRequired[list[str]]
@@ -253,6 +260,7 @@ class Evaluation(Result):
     num_parameters: int
     elbo: Mean
     log_px: LogPx
+    bits_per_dim: NotRequired[_BitsPerDim]
     kl_analytic: NotRequired[Mean]
     second_opinion: NotRequired[_SecondOpinion]
     sandwich: NotRequired[_Sandwich]
@@ -480,6 +488,10 @@ _TYPES: dict[str, tuple[Any, Callable[[Mapping[str, Any]], None] | None]] = {
     "explorer.json": (Explorer, _check_explorer),
 }
 """The type of the content of each file, and a function that checks what no type can say."""
+
+
+RETIRED = ("capture",)
+"""Options of training in earlier versions, which changed no number."""
 
 
 def read(text: str | bytes, file: str) -> dict[str, Any]:

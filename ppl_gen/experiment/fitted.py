@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppl_gen.core.commands import line
 from ppl_gen.core.contracts import Objective
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import SplitName
 from ppl_gen.data.splits import Data
@@ -27,6 +28,7 @@ from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 
 _READ = 8  # number of images that a pair is read on
+_AT_ONCE = 10_000  # images that are looked at in one step
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Assembled:
         """The training objective. If it has weights, they are drawn from the seed."""
         training, given = self.config.training, self.given.objective
         with torch.random.fork_rng([]):
-            torch.manual_seed(training.seed)
+            seed_torch(training.seed)
             objective = construct(
                 training.objective if given is None else given,
                 num_particles=training.num_particles,
@@ -98,7 +100,8 @@ class Assembled:
         observed ones."""
         given = any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels)
         y = "" if not given else " | y" if len(self.pair.observed) == 1 else ", y"
-        return f"log p({'x_obs' if bool(x.isnan().any()) else 'x'}{y})"
+        missing = any(bool(part.isnan().any()) for part in x.split(_AT_ONCE))
+        return f"log p({'x_obs' if missing else 'x'}{y})"
 
     def require_complete(self, what: str) -> None:
         """Raise `BadInput` for images with missing pixels.
@@ -129,14 +132,14 @@ class Assembled:
 
     def images(self, split: SplitName, count: int | None = None) -> tuple[Any, ...]:
         """The first images of a split as targets, with the further arguments of the pair (`arguments`)."""
-        x = self.data.targets(split)[:count]
+        x = self.data.targets(split, slice(count))
         return x, *arguments(self.model, self.guide, self.data, split)(torch.arange(len(x), device=x.device))
 
     @contextmanager
     def estimating(self, seed: int) -> Iterator[None]:
         """Eval mode, matrix products in full float32, and noise from `seed`. All are restored afterwards."""
         with evaluating(self.model, self.guide), matmul_precision(), forked_rng(self.data.train.images):
-            torch.manual_seed(seed)
+            seed_torch(seed)
             yield
 
     def within(self, directory: RunDirectory) -> "Fitted":

@@ -55,10 +55,6 @@ class TrainingOptions:
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 matrix products in training. highest: float32. high, medium: TF32 or bfloat16 if the
     hardware has them; on CPUs only medium changes anything (bfloat16). Evaluation always uses highest."""
-    capture: bool = option(False, identifies=False)
-    """Record the operations of a step once, and repeat the record without Pyro and autograd. The numbers are the same
-    up to rounding. It saves time if layers are small. The pair must do the same operations at every step. Each epoch
-    ends with a check of this."""
     checkpoint_every: int = option(1, identifies=False)
     """Epochs between checkpoints."""
     max_hours: float = option(24.0, identifies=False)
@@ -84,10 +80,6 @@ class TrainingOptions:
 
             if not hasattr(torch.optim, "Muon"):
                 raise BadInput(f"--optimizer muon: torch {torch.__version__} has no Muon; upgrade to torch 2.9")
-        if self.capture and self.kl_warmup:
-            raise BadInput(
-                f"--capture: the loss must be the same at every step, but --kl-warmup {self.kl_warmup} changes it"
-            )
         share = self.labelled_share
         require(share is None or 0 < share < 1, "labelled_share", share, "must be above 0 and below 1")
         require(self.max_hours > 0, "max_hours", self.max_hours, "must be above 0")

@@ -18,7 +18,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_gen.core.commands import command, external_class_options, line, resuming_options
 from ppl_gen.core.convert import convert
-from ppl_gen.core.errors import BadInput, words_of
+from ppl_gen.core.errors import BadInput, shown, words_of
 from ppl_gen.core.files import append, is_file, read_bytes, readable_errors, write_file, write_files
 from ppl_gen.core.paths import exists, is_folder
 from ppl_gen.experiment import contents
@@ -43,6 +43,7 @@ FORMAT = 1
 """Version of the layout. A run from a later version is refused."""
 GROUP = "evaluation"
 """Group of `evaluation.nc` that holds the variables."""
+_BLOCK_NAME = r"evaluation-[0-9a-f]{8}-[0-9]{5}\.nc"
 _AGAIN = {
     "evaluation.json": ("evaluate",),
     "evaluation.nc": ("evaluate",),
@@ -113,6 +114,8 @@ class RunDirectory:
                     "upgrade ppl_gen"
                 )
             contents.check(config, file.name)
+            kept = {name: value for name, value in config["training"].items() if name not in contents.RETIRED}
+            config["training"] = kept
         except BadInput:
             raise
         except ValueError as error:
@@ -165,8 +168,8 @@ class RunDirectory:
             raise self.damaged(name, error) from None
 
     def read_evaluation(self) -> tuple[Json | None, bytes | None]:
-        """The content of `evaluation.json` and that of `evaluation.nc`, of one evaluation; None for a missing file.
-        They are read again if another process has replaced them meanwhile.
+        """The content of `evaluation.json` and that of `evaluation.nc`, of one evaluation; None for a missing file, and
+        for values in blocks. They are read again if another process has replaced them meanwhile.
 
         :raises BadInput: for an `evaluation.json` that is damaged.
         """
@@ -174,7 +177,28 @@ class RunDirectory:
         while True:
             summary, values = _content(file), _content(self.path / "evaluation.nc")
             if _content(file) == summary:
-                return self._parsed(file.name, summary), values
+                found = self._parsed(file.name, summary)
+                return found, None if found is not None and "blocks" in found else values
+
+    def blocks(self, summary: Json) -> Iterator[bytes]:
+        """The content of each block of an evaluation's values, one after the other.
+
+        :raises BadInput: for a block that is missing.
+        """
+        for name in summary["blocks"]:
+            content = _content(self.path / name) if re.fullmatch(_BLOCK_NAME, name) else None
+            if content is None:
+                raise self.damaged("evaluation.json", f"its block {shown(name)} is missing")
+            yield content
+
+    def keep_blocks(self, names: Collection[str]) -> None:
+        """Remove the blocks of earlier evaluations.
+
+        :param names: the blocks of the latest one; if there are some, an `evaluation.nc` is removed as well.
+        """
+        for path in [*self.path.glob("evaluation-*.nc"), *([self.path / "evaluation.nc"] if names else [])]:
+            if self.writes and path.name not in names and re.fullmatch(f"{_BLOCK_NAME}|evaluation.nc", path.name):
+                path.unlink(missing_ok=True)
 
     def find_json(self, name: str) -> Json | None:
         """As `read_json`, for what is shown beside other results: a damaged file is left out, with a warning."""
@@ -404,7 +428,7 @@ def _arrays(content: bytes) -> "dict[str, np.ndarray]":
     """
     import numpy as np
 
-    from ppl_gen.data.sources import npy_header
+    from ppl_gen.data.headers import npy_header
 
     size = 0
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -59,13 +59,20 @@ class Figure(matplotlib.figure.Figure):
 
 
 def pictures(values: "Tensor", shape: tuple[int, ...]) -> np.ndarray:
-    """The first channel of images [..., pixels], as [..., height, width]. An image without a height becomes one row."""
+    """Images [..., pixels] as [..., height, width]; color images, of shape [3, height, width], as [..., height, width,
+    3]. Of another number of channels, the first is taken. An image without a height becomes one row."""
     height, width = shape[-2:] if len(shape) > 1 else (1, *shape)
-    return values.detach().cpu().reshape(*values.shape[:-1], -1, height, width)[..., 0, :, :].numpy()
+    channels = values.detach().cpu().reshape(*values.shape[:-1], -1, height, width)
+    return (channels.movedim(-3, -1) if is_color(shape) else channels[..., 0, :, :]).numpy()
+
+
+def is_color(shape: tuple[int, ...]) -> bool:
+    """True for the shape [3, height, width] of a color image."""
+    return len(shape) == 3 and shape[0] == 3
 
 
 def show(axes: Any, image: np.ndarray) -> None:
-    """Draw an image of values in [0, 1]; black is 1."""
+    """Draw an image of values in [0, 1]: grey [height, width], where black is 1; or color [height, width, 3]."""
     axes.imshow(np.clip(image, 0, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     frame(axes)
 

@@ -26,13 +26,13 @@ CAPTIONS = {
 
 
 def mosaic(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
-    """One picture of images [n, height, width], with white borders around the images."""
-    rows = -(-len(images) // columns)
-    padded = np.zeros((rows * columns, *(side + 2 * border for side in images.shape[1:])))
-    height, width = images.shape[1:]
+    """One picture of images [n, height, width] or [n, height, width, 3], with white borders around the images."""
+    rows, (height, width, *color) = -(-len(images) // columns), images.shape[1:]
+    high, wide = height + 2 * border, width + 2 * border
+    padded = np.full((rows * columns, high, wide, *color), 1.0 if color else 0.0)  # white: 0 is, of grey images
     padded[: len(images), border : border + height, border : border + width] = images
-    height, width = padded.shape[1:]
-    return padded.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+    grid = padded.reshape(rows, columns, high, wide, *color).swapaxes(1, 2)
+    return grid.reshape(rows * high, columns * wide, *color)
 
 
 @styled

@@ -39,9 +39,10 @@ CAPTIONS = {
 @styled
 def parts(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:
     """Images [n, height, width] with a caption each, the first 60. Values in [0, 1]: black is 1. If some are negative:
-    grey is 0, black the largest absolute value, and white its negative."""
-    shown = images[:_MOST]
+    grey is 0, black the largest absolute value, and white its negative. Color images [n, height, width, 3] are drawn as
+    they are if none of their values is negative, else the mean of their channels is."""
     signed = bool(images.min() < 0)
+    shown = images[:_MOST].mean(-1) if signed and images.ndim == 4 else images[:_MOST]
     limit = float(np.abs(shown).max()) or 1.0
     low, high = (-limit, limit) if signed else (0.0, 1.0)
     columns = min(len(shown), 10 if len(shown) <= 10 or len(shown) > 25 else 5)  # a short row, or a square

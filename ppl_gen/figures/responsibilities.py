@@ -1,5 +1,7 @@
 """Responsibilities of a mixture's components."""
 
+from typing import Any
+
 import numpy as np
 
 from ppl_gen.figures.canvas import Figure, show
@@ -48,10 +50,12 @@ def components_by_label(
     components, columns = counts.shape
     figure = Figure(figsize=(min(WIDTH, 0.45 * columns + 2.0), max(0.24 * components, 1.6) + 0.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[0.24, min(WIDTH - 2.0, 0.45 * columns)])
-    side = max(means.shape[1:])  # each image gets a square tile, with white lines between tiles
-    tiles = np.zeros((components, side + 2, side))
-    tiles[:, 1 : 1 + means.shape[1], : means.shape[2]] = means
-    left.imshow(tiles.reshape(-1, side), cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=(0, 1, components, 0))
+    height, width, *channels = means.shape[1:]
+    side = max(height, width)  # each image gets a square tile, with white lines between tiles
+    tiles = np.full((components, side + 2, side, *channels), 1.0 if channels else 0.0)
+    tiles[:, 1 : 1 + height, :width] = means
+    how: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 1, "aspect": "auto", "extent": (0, 1, components, 0)}
+    left.imshow(tiles.reshape(-1, side, *channels).clip(0, 1), **how)
     left.set_xticks([])
     left.set_yticks(np.arange(components) + 0.5, names)
     more = f"\nthe {components} most probable of {of}" if of > components else ""

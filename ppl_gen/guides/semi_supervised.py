@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
@@ -63,7 +64,7 @@ class SemiSupervised(nn.Module):
     def posterior(self, x: Tensor, label: Tensor) -> dist.TorchDistribution:
         """q(z | x, y), event [latent_dim]."""
         code = F.one_hot(label.long(), self.num_classes).to(x.dtype)
-        shape = torch.broadcast_shapes(x.shape[:-1], code.shape[:-1])
+        shape = broadcast_shape(x.shape[:-1], code.shape[:-1])
         inputs = torch.cat([x.expand(*shape, -1), code.expand(*shape, -1)], -1)
         loc, log_scale = self.encoder(inputs).chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)

@@ -28,6 +28,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import (
     Batch,
     as_arguments,
@@ -40,7 +41,7 @@ from ppl_gen.inference.callables import (
 )
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se
 from ppl_gen.inference.exact import check_against_bounds, closed_form, exact_blocks
-from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, weighted_blocks
+from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, pairs_at_a_time, weighted_blocks
 from ppl_gen.inference.pair import Pair, Terms, Values
 
 _IMAGES_PER_DRAW = 500
@@ -135,7 +136,8 @@ def importance_bounds(
     :param progress: called with the number of images just done.
     :raises BadInput: for a model that cannot draw images, and for a guide without such a density.
     """
-    num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
+    num_samples = whole_number("num_samples", num_samples)
+    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     keep_freed_memory()
@@ -177,7 +179,7 @@ def check_claim(model: Any, guide: Any, pair: Pair, x: Tensor, *args: Any) -> No
     if not closed_form(model, *args) or why_no_bounds(pair, *cycled(1, x, *args)) is not None:
         return
     with evaluating(model, guide), matmul_precision(), forked_rng(x):
-        torch.manual_seed(0)
+        seed_torch(0)
         x, *labels = cycled(_CLAIM_IMAGES, x, *args)
         bounds = importance_bounds(model, guide, x, *labels, num_samples=_CLAIM_SAMPLES)
         log_px = torch.cat(list(exact_blocks(model, guide, pair, bounds.x, *labels)))

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
@@ -21,16 +22,17 @@ from ppl_gen.inference.supports import Site, bad_argument, inside, parts
 _WRAPPERS = str(Path(__file__).parent)  # the package's functions around those of a user
 
 
-def blame(pair: Pair, compute: Callable[[], Any]) -> str | None:
+def blame(pair: Pair, compute: Callable[[Pair], Any]) -> str | None:
     """Compute something again, and name the first site of the pair that is not finite, in a clause; None if every site
     is. NaN counts before infinity, which a log-density may have where it does no harm.
 
-    :param compute: a computation that runs the model and the guide of the pair, with the noise that it had.
+    :param compute: a computation that runs the model and the guide of the pair that it is given, with the noise that it
+        had.
     """
     watch = _Watch(pair)
     try:
         with watch:
-            compute()
+            compute(replace(pair, direct=None))
     except Exception as error:  # what is not finite may be refused further on
         return watch.nan or watch.infinite or describe(error)
     return watch.nan or watch.infinite

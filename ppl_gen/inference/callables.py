@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ppl_gen.core.contracts import Guide, Model, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.data.rows import Rows
 from ppl_gen.networks.autoguides import by_rows, check_rows
 
 _MOST_OBJECTS = 20_000  # objects that are searched for modules
@@ -250,9 +251,9 @@ def matmul_precision(precision: str = "highest") -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def forked_rng(x: Tensor) -> AbstractContextManager[None]:
+def forked_rng(x: Tensor | Rows) -> AbstractContextManager[None]:
     """Context that restores torch's generators afterwards: of the CPU, and of the device of x."""
-    return torch.random.fork_rng([x.device] if x.is_cuda else [])
+    return torch.random.fork_rng([x.device] if x.device.type == "cuda" else [])
 
 
 @contextmanager

@@ -7,14 +7,16 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference import supports
-from ppl_gen.inference.callables import Batch, forked_rng, name_of
+from ppl_gen.inference.callables import Batch, forked_rng, name_of, take
 from ppl_gen.inference.densities import Site, sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.supports import inside, support
 from ppl_gen.inference.tracing import Traces, latent_sites, trace_of
+from ppl_gen.networks.levels import Levels
 
 _IMAGES_PER_BLOCK = 500
 _KINDS = ("unchecked", "cross-entropy", "density", "probability")
@@ -39,6 +41,15 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
             kinds = (_kind_of(pair, site, site["name"] in unchecked, first, batch) for site in sites)
             seen |= {kind for kind in kinds if kind is not None}
     return next(kind for kind in _KINDS if kind in seen)
+
+
+def num_levels(pair: Pair, x: Tensor, *args: Any) -> int | None:
+    """Number of levels of a pixel, if the likelihood is of levels, such as those of 8-bit images; else None."""
+    with forked_rng(x):
+        site = trace_of(pair.model, take(torch.arange(1, device=x.device), x, args)).nodes[pair.image]
+    constraint = support(site["fn"])
+    base = constraint.base_constraint if isinstance(constraint, constraints.independent) else constraint
+    return base.num_levels if isinstance(base, Levels) else None
 
 
 def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[str]]:

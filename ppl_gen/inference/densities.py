@@ -3,13 +3,13 @@
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import broadcast_shape, is_identically_zero, scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_gen.inference.supports import Site, own_log_prob
-from ppl_gen.networks.distributions import log_density
+from ppl_gen.networks.log_density import log_density
 
 _HALF = (torch.float16, torch.bfloat16)
 RELATIVE, ABSOLUTE = 2e-5, 5e-4
@@ -60,7 +60,7 @@ def expand_to_plates(site: Site, log_prob: Tensor, num_dims: int) -> Tensor:
     sizes = [1] * num_dims
     for frame in plates_of(site):
         sizes[frame.dim] = frame.size
-    return log_prob.expand(torch.broadcast_shapes(log_prob.shape, tuple(sizes)))
+    return log_prob.expand(broadcast_shape(log_prob.shape, tuple(sizes)))
 
 
 def add(terms: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
@@ -79,7 +80,7 @@ class PointMasses(dist.TorchDistribution):
             same = self.values.reshape(count, *(1,) * dims, *self.event_shape) == value
             same = same.flatten(1 + dims).all(-1) if self.event_dim else same
             result = torch.where(same, self.log_mass.reshape(count, *(1,) * dims), -torch.inf).logsumexp(0)
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
 
 class _AtNodes(Messenger):

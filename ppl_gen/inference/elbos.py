@@ -1,5 +1,5 @@
 """Variants of Pyro's ELBOs: a `differentiable_loss` for `TraceGraph_ELBO`, a gradient of lower variance for mixtures, a
-weight of the KL term, and an ELBO without control flow that depends on values."""
+weight of the KL term, and an ELBO of a pair's terms."""
 
 from dataclasses import replace
 from typing import Any
@@ -99,9 +99,9 @@ class WeightedKL(DifferentiableLoss, ELBO):
         return loss
 
 
-class RecordableELBO:
+class SampledELBO:
     """E_q[log p(x | z)] - beta KL(q(z | x) || p(z)), the objective of `Trace_ELBO`, `TraceMeanField_ELBO` or
-    `WeightedKL`. No operation depends on a tensor's value in Python, so that `--capture` can record it.
+    `WeightedKL`, from `Pair.terms`.
 
     :param num_particles: samples of z per image.
     :param analytic_kl: True for the KL term in closed form.
@@ -125,10 +125,10 @@ def _minus_elbo(terms: Terms, beta: float, score: Tensor | None) -> Tensor:
         baseline of a sample is the mean of the image's other samples.
     """
     kl = terms.kl if terms.kl is not None else terms.log_guide - terms.log_prior
-    values = terms.log_likelihood - beta * kl
+    values = torch.sub(terms.log_likelihood, kl, alpha=beta)
     if terms.penalty is not None:
         values = values - terms.penalty
-    loss = -values.mean(0).sum()
+    loss = values.sum() / -len(values)
     if score is None:
         return loss
     return with_gradient_of(loss, loss - (minus_leave_one_out_mean(values) * score).mean(0).sum())

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.gradients import check_gradients
+from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.core.parallel import joined
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.agreement import above, above_in_mean, bound
@@ -297,7 +298,7 @@ def optimize_contexts(
     :param weights: weights of `posterior` to optimize along with the context of a single image; changed in place.
     """
     moving = [start.clone().requires_grad_(), *weights]
-    adam = torch.optim.Adam(moving, lr=search.learning_rate)
+    adam = without_compiler(torch.optim.Adam)(moving, lr=search.learning_rate)
     pair = Pair.read(model, at, x, start)
     kept = [parameter.detach().clone() for parameter in moving]
     best = torch.full_like(x[:, 0], -math.inf)

@@ -14,20 +14,20 @@ For z_s ~ q(z | x), s = 1 … S, and log weights log w_s = log p(x, z_s) - log q
   estimate too low by any amount (`ppl_gen.inference.proposals.second_opinion` looks for such a mode).
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_gen.core.contracts import SeveralNumbersPerPixel, offers
 from ppl_gen.core.errors import BadInput, describe, require, warnings_of
-from ppl_gen.core.memory import keep_freed_memory
+from ppl_gen.core.memory import empty, keep_freed_memory
 from ppl_gen.core.progress import Advance
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.core.tables import Row
 from ppl_gen.inference.agreement import above, bound
 from ppl_gen.inference.blame import blame
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 # Pyro's handlers is small against the computation.
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
+_FIT_BLOCK = 2**13  # values in the tails of the images whose k-hat is computed at once
 _ROUNDING = 1e-6  # log weights that differ by less count as equal
 
 
@@ -209,7 +210,8 @@ def log_weights(
     :param chunk_size: pairs of image and sample at a time; limits the memory.
     :raises BadInput: for a pair that has no weights of single images.
     """
-    num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
+    num_samples = whole_number("num_samples", num_samples)
+    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     with evaluating(model, guide):
@@ -243,7 +245,8 @@ def log_marginal_likelihood(
     :param ask_again: compute a second opinion, from a twentieth as many samples, half of them from the prior.
     :param from_prior: if the guide samples nothing, draw z from the prior, in place of a sum over all states.
     """
-    num_samples, chunk_size = whole_number("num_samples", num_samples), whole_number("chunk_size", chunk_size)
+    num_samples = whole_number("num_samples", num_samples)
+    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     with evaluating(model, guide):
@@ -298,7 +301,7 @@ def elbo_terms(
             return grid_terms(pair, x, *args)
         if pair.enumerated:
             return {"elbo": float(torch.cat(list(exact_blocks(model, guide, pair, x, *args))).mean())}
-        torch.manual_seed(seed)
+        seed_torch(seed)
         for _, batch in Batch(x, args, {}).blocks(batch_size):
             terms = pair.terms(batch.x, *batch.args)
             totals["reconstruction"] += float(terms.log_likelihood.double().sum())
@@ -324,6 +327,12 @@ def _summed_blocks(
             yield len(log_px), [Terms(likelihood, zero, zero, None, {}, frozenset())]
 
 
+def pairs_at_a_time(model: Any, chunk_size: int) -> int:
+    """Pairs of image and sample at a time: fewer for a model whose decoder has several numbers for each pixel."""
+    numbers = model.numbers_per_pixel if offers(model, SeveralNumbersPerPixel) else 1
+    return max(1, chunk_size // numbers)
+
+
 def weighted_blocks(
     pair: Pair, images: Batch, num_samples: int, chunk_size: int, analytic_kl: bool = False
 ) -> Iterator[tuple[int, list[Terms]]]:
@@ -344,16 +353,16 @@ def weighted_blocks(
             raise BadInput(f"{pair.model_name} and {pair.guide_name} fail on {which}: {describe(error)}") from error
         for terms in chunks:
             if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
-                again = partial(pair.terms, x, *args, num_samples=len(terms.log_weight), **options)
-                _raise_for_nan(pair, terms, first, again)
+                count = len(terms.log_weight)
+                _raise_for_nan(pair, terms, first, lambda pair: pair.terms(x, *args, num_samples=count, **options))  # noqa: B023
         yield len(x), chunks
 
 
-def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[], Any]) -> None:
+def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[Pair], Any]) -> None:
     """Raise `BadInput` for log weights that are NaN, or that have q(z | x) = 0.
 
     :param first: number of the first image.
-    :param again: draws such terms once more, to find the site.
+    :param again: draws such terms of a pair once more, to find the site.
     """
     impossible = terms.log_guide == -math.inf
     if impossible.any():
@@ -427,25 +436,51 @@ def powers_of_ten(num_samples: int) -> list[int]:
 
 
 def khat(log_weights: Tensor) -> Tensor:
-    """PSIS k-hat [images] of log weights [S, images], by `arviz_stats`, whose `psislw` takes the negative log weights.
+    """PSIS k-hat [images] of log weights [S, images] (Vehtari et al. 2024, appendix G): the numbers of `arviz_stats`,
+    which fits one image at a time.
 
     NaN for fewer than 25 samples, and if fewer than half of the weights in the tail differ, as with a discrete z of few
     values. A Pareto distribution has no ties, and a fit to ties rates one huge weight among equal ones as harmless.
     """
-    from arviz_stats.base import array_stats
-
     result = np.full(log_weights.shape[1], np.nan)
     if len(log_weights) >= 25:
-        for image, weights in enumerate(log_weights.double().cpu().numpy().T):
-            # The size of the tail is that of PSIS: min(S / 5, 3 sqrt(S)).
-            tail = np.sort(weights)[-math.ceil(min(len(weights) / 5, 3 * math.sqrt(len(weights)))) :]
-            with np.errstate(invalid="ignore"):  # of infinite weights
-                differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[1:]), 1)
-                spread = np.ptp(weights) > _ROUNDING
-            if spread and differ.mean() >= 0.5:
-                with contextlib.suppress(ValueError), np.errstate(all="ignore"):
-                    result[image] = array_stats.psislw(-weights)[1]
+        size = min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights)))  # of the tail
+        weights = np.sort(log_weights.double().cpu().numpy().T)
+        with np.errstate(all="ignore"):  # of infinite weights
+            tail = weights[:, -math.ceil(size) :]
+            differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[:, 1:]), 1)
+            spread = weights[:, -1] - weights[:, 0] > _ROUNDING
+            fitted = np.flatnonzero(spread & (differ.mean(1) >= 0.5))
+            above = np.exp(weights[:, -math.floor(size) - 1 :] - weights[:, -1:])
+            above = above[:, 1:] - above[:, :1]
+            block = max(1, _FIT_BLOCK // above.shape[1])
+            for start in range(0, len(fitted), block):
+                images = fitted[start : start + block]
+                result[images] = _pareto_shape(above[images])
     return torch.from_numpy(result)
+
+
+def _pareto_shape(above: np.ndarray) -> np.ndarray:
+    """The shape [images] of generalized Pareto distributions of sorted values above 0, [images, n] (Zhang and Stephens
+    2009), with a prior: ten values that have shape 1/2."""
+    n = above.shape[1]
+    points = 30 + int(n**0.5)
+    b = 1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))
+    b = b / (3 * above[:, int(n / 4 + 0.5) - 1, None]) + 1 / above[:, -1:]
+    shape = np.log1p(-b[:, :, None] * above[:, None]).mean(-1)
+    likelihood = n * (np.log(-b / shape) - shape - 1)
+    top = likelihood.max(1, keepdims=True)
+    total = np.where(np.isinf(top), top, np.log(np.exp(likelihood - top).sum(1, keepdims=True)) + top)
+    weight = np.exp(likelihood - total)
+    kept = weight >= 10 * np.finfo(float).eps
+    order, counts = np.argsort(~kept, kind="stable"), kept.sum(1)
+    weight, b = (np.take_along_axis(each, order, 1) for each in (weight, b))
+    mean = np.zeros(len(above))
+    for count in np.unique(counts):  # in groups: numpy's sums of equal length round as those of one image
+        rows = counts == count
+        share = weight[rows, :count]
+        mean[rows] = (b[rows, :count] * (share / share.sum(1, keepdims=True))).sum(1)
+    return (n * np.log1p(-mean[:, None] * above).mean(1) + 5) / (n + 10)
 
 
 def weight_statistics(log_w: Tensor) -> dict[str, Tensor]:
@@ -513,7 +548,8 @@ def gather_blocks(
                 target[key] = None
             else:
                 if key not in target:
-                    target[key] = value.new_empty(total, *value.shape[1:])
+                    shape = (total, *value.shape[1:])
+                    target[key] = value.new_empty(shape) if value.is_cuda else empty(shape, value.dtype)
                 target[key][start : start + len(value)] = value
 
     for count, part in parts:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import Batch, map_leaves, modules_of, take
 from ppl_gen.inference.densities import Site, alike, samples_first
 from ppl_gen.inference.pair import Pair, Terms
@@ -89,7 +90,7 @@ class _Scorer:
 
     def __call__(self, rows: Tensor) -> tuple[Terms, list[Tensor]]:
         """The terms of one sample, and the values of the observed sites."""
-        torch.manual_seed(self.seed)
+        seed_torch(self.seed)
         pair, batch = self.pair, take(rows, *self.batch)
         if self.sites is None:
             traces = replayed(pair.guide, pair.joint, batch)

@@ -76,6 +76,11 @@ def restore(module: Any) -> None:
         module.__class__ = type(module).__mro__[1]
 
 
+def observes_pixels(module: object) -> bool:
+    """True for a module that `observe` has changed."""
+    return any(_OBSERVES in vars(kind) for kind in type(module).__mro__)
+
+
 def _takes_missing(module: object) -> bool:
     return offers(module, TakesMissing) and module.takes_missing
 

@@ -13,10 +13,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ from ppl_gen.inference.densities import (
     units_of,
 )
 from ppl_gen.inference.elimination import ByValue, enumerating, log_sum
-from ppl_gen.inference.supports import bad_argument, log_prob_within, without_masks
+from ppl_gen.inference.supports import check_arguments, log_prob_within, without_masks
 from ppl_gen.inference.tracing import (
     SAMPLES,
     PyroFunction,
@@ -48,6 +49,9 @@ from ppl_gen.inference.tracing import (
     trace_of,
     under_samples,
 )
+
+if TYPE_CHECKING:
+    from ppl_gen.inference.direct import Direct
 
 Values = dict[str, Tensor]
 """Values of the latent sites, in the shapes that the sites have."""
@@ -169,10 +173,11 @@ class Pair:
     exceeds_prior: bool = False
     """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
     narrower: tuple[str, ...] = ()
-    """Names of the latent sites where the guide's support leaves out a part of the prior's. An estimate from its
-    samples lacks that part of p(x)."""
+    """Names of latent sites where the guide's support lacks a part of the prior's: estimates lack that part of p(x)."""
     vectorized: bool = False
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
+    direct: "Direct | None" = None
+    """Methods of model and guide that `terms` calls in place of the functions, to the same effect; None without any."""
 
     def __repr__(self) -> str:
         latent = ", ".join(f"{name} {list(shape)}" for name, shape in self.event_shapes.items())
@@ -238,6 +243,8 @@ class Pair:
         :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only (Roeder et al. 2017).
         :param cut: evaluate the model at leaves, so that gradients stop at `values` and can be passed on to `drawn`.
         """
+        if self.direct is not None and not (args or kwargs):
+            return self.direct.terms(x, num_samples, analytic_kl, detach, frozen_guide, cut)
         shape, images = (num_samples, len(x)), Batch(x, args, kwargs)
         if self.enumerated_in_guide:
             return self._terms_by_value(self.by_value(num_samples, images, detach))
@@ -360,7 +367,7 @@ class Pair:
         drawn = self.proposal(traces)
         if not torch.is_grad_enabled() and not self.may_leave_support.intersection(self.latent):
             for trace, who in ((drawn, self.guide_name), (traces.model, self.model_name)):
-                _check_arguments(trace, who)
+                check_arguments(sample_sites(trace), who)
         kl = None
         if analytic_kl and len(self.latent) == 1 and not self.summed:
             q, p = (trace.nodes[self.latent[0]] for trace in (drawn, traces.model))
@@ -384,7 +391,7 @@ class Pair:
         return traces.model if self.enumerated else traces.guide
 
     def per_image(self, site: Site, log_prob: Tensor) -> Tensor:
-        """Sum the log-density of a site over all plates except those of samples and images."""
+        """The log-density of a site, summed over all plates except those of samples and images."""
         return sum_to(site, log_prob, self.sample_dim, self.plate.dim)
 
     def _values(self, trace: poutine.Trace) -> Values:
@@ -394,8 +401,7 @@ class Pair:
     def _total(
         self, trace: poutine.Trace, names: Iterable[str], shape: tuple[int, int], checked: frozenset[str]
     ) -> Tensor:
-        """The joint log-density [samples, images] of some sites. For those in `checked`, it is -inf outside their
-        support."""
+        """The joint log-density [samples, images] of some sites; -inf outside the support of those in `checked`."""
         parts = []
         for name in names:
             site = trace.nodes[name]
@@ -430,8 +436,7 @@ class Pair:
         return log_sum(sites, self.summed, density, kept, -self.sample_dim, self.model_name)
 
     def by_value(self, num_samples: int, images: Batch, detach: bool = False) -> ByValue:
-        """Draw z for each value of the sites that the guide enumerates. Returns log-densities [values, samples, images]
-        with the trace of the guide."""
+        """Log-densities [values, samples, images] at a z for each value of the sites that the guide enumerates."""
         guide, model, batch = replace(self, summed=()).for_samples(num_samples, images)
         # The model uses dimensions left of the guide's.
         guide = enumerating(guide, self.enumerated_in_guide, self.sample_dim - 1)
@@ -444,7 +449,7 @@ class Pair:
             if not names:
                 return torch.zeros((), device=images.x.device)
             found = self._summed_total(trace, names, unmasked)
-            whole = torch.broadcast_shapes(found.shape, (*sizes, *[1] * -self.sample_dim))
+            whole = broadcast_shape(found.shape, (*sizes, *[1] * -self.sample_dim))
             return found.expand(whole).reshape(math.prod(sizes), num_samples, len(images.x))
 
         drawn = [name for name in self.latent if name not in self.enumerated_in_guide]
@@ -468,7 +473,7 @@ class Pair:
         for frame in plates_of(site):
             batch[frame.dim] = frame.size
         events = value.dim() - site["fn"].event_dim
-        whole = torch.broadcast_shapes(value.shape[:events], batch)
+        whole = broadcast_shape(value.shape[:events], batch)
         return value.expand(*whole, *value.shape[events:]).flatten(0, len(sizes) - 1)
 
     def _terms_by_value(self, drawn: ByValue) -> Terms:
@@ -499,8 +504,7 @@ class Pair:
         )
 
     def _score(self, drawn: poutine.Trace, shape: tuple[int, int]) -> Tensor | None:
-        """The log-probability of the guide's discrete choices [samples, images]; None if there are none, or without
-        gradients."""
+        """The log-probability [samples, images] of the guide's discrete choices, with gradients on; else None."""
         if self.enumerated or not torch.is_grad_enabled():
             return None
         sites = [drawn.nodes[name] for name in self.latent]
@@ -528,10 +532,3 @@ def _drawn_images(pair: Pair, x: Tensor, args: tuple[Any, ...], kwargs: dict[str
             f"it is {', '.join(pair.observed)} {tuple(images.shape)}"
         )
     return drawn
-
-
-def _check_arguments(trace: poutine.Trace, who: str) -> None:
-    """Refuse an invalid parameter of a distribution, such as a negative scale, at any of the z that were drawn."""
-    for site in sample_sites(trace):
-        if (bad := bad_argument(site["fn"])) is not None:
-            raise BadInput(f"{who}: site '{site['name']}': {bad}, and for some z it is not")

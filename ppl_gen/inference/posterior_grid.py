@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import Batch, as_images, evaluating, forked_rng, matmul_precision, name_of
 from ppl_gen.inference.integrand import Integrand
 from ppl_gen.inference.pair import Pair
@@ -105,7 +106,7 @@ def posterior_grids(model: Any, pair: Pair, x: Tensor, *args: Any) -> list[GridP
         if model.prior().event_shape != (2,):
             raise BadInput(f"{name_of(model)}: posteriors can be drawn only for a z of two units")
         log_px = quadrature_log_px(model, x, quadrature=Quadrature(_LARGEST_ERROR)).log_px.tolist()
-        torch.manual_seed(0)
+        seed_torch(0)
         integrand = Integrand(model, x)
         images = Batch(x, args, {}).blocks(1)
         return [_of_image(integrand, pair, one, value) for (_, one), value in zip(images, log_px, strict=True)]

@@ -30,6 +30,7 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.agreement import above
 from ppl_gen.inference.callables import (
     Batch,
@@ -43,7 +44,7 @@ from ppl_gen.inference.callables import (
 )
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
-from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, weight_statistics
+from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, pairs_at_a_time, weight_statistics
 from ppl_gen.inference.pair import Pair, Values
 from ppl_gen.inference.tracing import PyroFunction
 
@@ -83,7 +84,7 @@ def proposal_log_px(
     used = guides if prior_share < 1 else []
     x = as_images(x, model, *used)
     args, kwargs = as_arguments(x, args, kwargs, model, *used)
-    num_samples = whole_number("num_samples", num_samples)
+    num_samples, chunk_size = whole_number("num_samples", num_samples), pairs_at_a_time(model, chunk_size)
     counts, from_prior = _counts(len(used), num_samples, prior_share)
     keep_freed_memory()
     with evaluating(model, *used):
@@ -182,11 +183,12 @@ def second_opinion(
     require(num_samples >= 2, "num_samples", num_samples, "must be at least 2")
     keep_freed_memory()
     with evaluating(model, guide), forked_rng(x):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         pair = Pair.read(model, guide, x, *args, **kwargs)
         if pair.enumerated or not scores_others(pair, take(torch.arange(1, device=x.device), x, args, kwargs)):
             return None
         counts, from_prior = _counts(1, num_samples, 0.5)
+        chunk_size = pairs_at_a_time(model, chunk_size)
 
         def block(batch: Batch) -> dict[str, Tensor]:
             mixture = _Mixture([pair], counts, from_prior, 1.0, batch)

@@ -27,6 +27,7 @@ from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import (
     ByName,
     as_images,
@@ -104,7 +105,7 @@ def quadrature_log_px(
     keep_freed_memory()
     with evaluating(model), matmul_precision(), forked_rng(x):
         check(model)
-        torch.manual_seed(0)  # of the prior's samples, which set the range
+        seed_torch(0)  # of the prior's samples, which set the range
         integrand = Integrand(model, x)
         refinement = Refinement(integrand, x, quadrature.tolerance, most_work, progress)
         refinement.run()

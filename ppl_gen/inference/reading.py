@@ -33,6 +33,7 @@ from ppl_gen.inference.callables import (
 )
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function, unobserved
+from ppl_gen.inference.direct import with_direct
 from ppl_gen.inference.enumeration import check_enumerated_guide, check_summed, sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
@@ -61,7 +62,7 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
         check_independence(pair, batch)
         pair = replace(pair, vectorized=can_vectorize_samples(pair, batch))
         pair = check_enumerated_guide(pair, batch)
-        return compare_supports(pair, batch)
+        return with_direct(compare_supports(pair, batch), model, guide, batch)
 
 
 # The functions -----------------------------------------------------------------------------------------------------

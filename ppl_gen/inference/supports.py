@@ -11,7 +11,7 @@ and their parts are tested.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, Final, TypeGuard
 
@@ -31,6 +31,9 @@ from torch.distributions import (
     transforms,
 )
 from torch.distributions.constraints import Constraint
+
+from ppl_gen.core.errors import BadInput
+from ppl_gen.networks.levels import Levels
 
 Site = dict[str, Any]
 """A sample statement in a Pyro trace."""
@@ -125,6 +128,13 @@ def bad_argument(distribution: Distribution) -> str | None:
             if isinstance(value, Tensor) and not constraint.check(value).all():
                 return f"parameter {name} of {type(part).__name__} must be {constraint}"
     return None
+
+
+def check_arguments(sites: Iterable[Site], who: str) -> None:
+    """Refuse an invalid parameter of a distribution, such as a negative scale, at any of the z that were drawn."""
+    for site in sites:
+        if (bad := bad_argument(site["fn"])) is not None:
+            raise BadInput(f"{who}: site '{site['name']}': {bad}, and for some z it is not")
 
 
 # Constraints ---------------------------------------------------------------------------------------------------
@@ -234,7 +244,7 @@ def certainly_narrower(guide: Distribution, prior: Distribution) -> bool | None:
 
 def _admits(constraint: Constraint, value: Tensor, grey: bool) -> Tensor:
     """`constraint.check(value)` with three differences: a simplex has a tolerance for the rounding of many float32
-    numbers, a discrete constraint admits only integers, and infinity is never admitted.
+    numbers, a discrete constraint admits only integers, but for `Levels`, and infinity is never admitted.
 
     :param grey: admit values between 0 and 1 for a boolean constraint.
     """
@@ -248,7 +258,7 @@ def _admits(constraint: Constraint, value: Tensor, grey: bool) -> Tensor:
     if grey and isinstance(base, type(constraints.boolean)):
         return _all((value >= 0) & (value <= 1), constraint.event_dim)
     admitted = constraint.check(value)
-    if constraint.is_discrete and value.is_floating_point():
+    if constraint.is_discrete and value.is_floating_point() and not isinstance(base, Levels):
         admitted = admitted & _all(value == value.round(), constraint.event_dim)
     return admitted
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
@@ -73,7 +74,7 @@ class _WholePlates(Messenger):
             self.used = True
             shape = fn.batch_shape
             if value is not None:
-                shape = torch.broadcast_shapes(shape, value.shape[: value.dim() - fn.event_dim])
+                shape = broadcast_shape(shape, value.shape[: value.dim() - fn.event_dim])
 
             def size_of(dim: int) -> int:
                 own = shape[dim] if len(shape) >= -dim else 1
@@ -124,7 +125,7 @@ def cut_traces(
     """
     with _Detach() if detach else nullcontext():
         drawn = trace_of(guide, batch)
-    at, leaves = _with_values(drawn, latent, _leaf)
+    at, leaves = _with_values(drawn, latent, leaf)
     return drawn, Traces(drawn, trace_of(poutine.replay(model, trace=at), batch)), leaves
 
 
@@ -164,17 +165,20 @@ def frozen_guide_traces(
         these values; and the clones. Gradients from one latent site of the guide to another do not pass through them.
     """
     drawn = trace_of(guide, batch)
-    at, values = _with_values(drawn, latent, _leaf if cut else torch.clone)
+    at, values = _with_values(drawn, latent, leaf if cut else torch.clone)
     guide, model = (poutine.replay(function, trace=at) for function in (guide, model))
     scored = _scored(guide, latent)
     with _DetachParameters():
-        if module is None:
-            guide_trace = scored(batch.x, *batch.args, **batch.kwargs)
-        else:
-            parameters = {f"module.{name}": parameter.detach() for name, parameter in module.named_parameters()}
-            called = (_Call(module, scored), parameters, (batch.x, *batch.args), dict(batch.kwargs))
-            guide_trace = torch.func.functional_call(*called)
+        guide_trace = with_detached_parameters(module, scored, batch.x, *batch.args, **batch.kwargs)
     return drawn, Traces(guide_trace, trace_of(model, batch)), values
+
+
+def with_detached_parameters(module: nn.Module | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The result of a function that is called while the parameters of a module are detached."""
+    if module is None:
+        return function(*args, **kwargs)
+    parameters = {f"module.{name}": parameter.detach() for name, parameter in module.named_parameters()}
+    return torch.func.functional_call(_Call(module, function), parameters, args, dict(kwargs))
 
 
 def _with_values(
@@ -188,7 +192,7 @@ def _with_values(
     return changed, values
 
 
-def _leaf(value: Tensor) -> Tensor:
+def leaf(value: Tensor) -> Tensor:
     """A tensor with the same value that requires a gradient, if the value does, and does not pass it on."""
     return value.detach().requires_grad_(value.requires_grad)
 

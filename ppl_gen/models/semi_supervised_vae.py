@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
@@ -74,7 +75,7 @@ class SemiSupervisedVAE(nn.Module):
             if y is not None:
                 pyro.factor("label", zero.new_zeros(()).masked_fill((y >= 0) & (label != y), -torch.inf))
             z = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
-            shape = torch.broadcast_shapes(label.shape, z.shape[:-1])
+            shape = broadcast_shape(label.shape, z.shape[:-1])
             code = F.one_hot(label.long(), self.num_classes).to(z.dtype)
             inputs = torch.cat([code.expand(*shape, -1), z.expand(*shape, -1)], -1)
             return pyro.sample("x", BernoulliVector(self.decoder(inputs)), obs=x)

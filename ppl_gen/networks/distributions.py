@@ -16,15 +16,17 @@ The error is then about 1e-7 of sum_d |l_d|.
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Independent, constraints
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.networks.pixel_sums import differentiated, log_prob_by_pixels, traced
 from ppl_gen.networks.state_sums import binary_states, log_sum_over_states, softplus_over_states
 
 # Up to this size of logits, a float32 matrix product of logits and pixels is exact enough for a training step. Above
@@ -37,6 +39,28 @@ _MOST_LOGITS = 2**27  # of all states of z, where they must be in memory
 _NEAR = 0.01  # log p(x | z) is summed over pixels
 _NEAR_MARGINAL = 0.5  # log p(x) is log(1 - sum_z p(z) [1 - p(x | z)])
 _NEAR_NUMBERS = 2**22  # pairs of state and image, or of state and pixel, in one piece of these
+
+
+Distribution = TypeVar("Distribution", bound=dist.TorchDistribution)
+
+
+def expanded(distribution: Distribution, batch_shape: Any) -> Distribution:
+    """A distribution with another batch shape, whose parameters stay as they are: a plate then costs nothing.
+
+    >>> expanded(BernoulliVector(torch.zeros(3)), (2,)).sample().shape
+    torch.Size([2, 3])
+
+    :raises RuntimeError: for a shape that the batch does not broadcast to.
+    """
+    batch_shape = torch.Size(batch_shape)
+    if batch_shape == distribution.batch_shape:
+        return distribution
+    torch.empty(()).expand(distribution.batch_shape).expand(batch_shape)
+    kind: Any = type(distribution)
+    new: Distribution = kind.__new__(kind)
+    new.__dict__.update(distribution.__dict__)
+    new._batch_shape = batch_shape
+    return new
 
 
 class BernoulliVector(dist.TorchDistribution):
@@ -76,14 +100,7 @@ class BernoulliVector(dist.TorchDistribution):
         return self._logits
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "BernoulliVector":
-        batch_shape = torch.Size(batch_shape)
-        if batch_shape == self.batch_shape:
-            return self
-        torch.broadcast_shapes(self.batch_shape, batch_shape)  # raises if it cannot be expanded to this
-        new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = batch_shape
-        return new
+        return expanded(self, batch_shape)
 
     @property
     def mean(self) -> Tensor:
@@ -104,9 +121,7 @@ class BernoulliVector(dist.TorchDistribution):
 
     def observed(self, pixels: Tensor) -> "ObservedBernoulliVector":
         """The distribution of the pixels where a mask is true, bool [..., pixels], which may differ between images."""
-        return ObservedBernoulliVector(self.logits, pixels).expand(
-            torch.broadcast_shapes(self.batch_shape, pixels.shape[:-1])
-        )
+        return ObservedBernoulliVector(self.logits, pixels).expand(broadcast_shape(self.batch_shape, pixels.shape[:-1]))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -134,22 +149,16 @@ class BernoulliVector(dist.TorchDistribution):
         if value.dtype != logits.dtype:  # such as bool
             dtype = torch.promote_types(value.dtype, logits.dtype)
             value, logits = value.to(dtype), logits.to(dtype)
-        differentiated = _differentiated(value, logits)
-        if torch.broadcast_shapes(value.shape, logits.shape) == logits.shape:
-            # Pixel by pixel. In place, x l is subtracted without another large array.
-            less = torch.addcmul if _traced() else Tensor.addcmul_
-            # Above the threshold torch takes softplus(l) as l. Above 40 that is exact in float64 too.
-            if differentiated:
-                terms = less(F.softplus(logits, threshold=40), value, logits, value=-1)
-            else:
-                terms = less(logits.relu(), value, logits, value=-1) + F.softplus(logits.abs().neg_())
-            result = terms.sum(-1).neg()
-        elif differentiated and _moderate(logits):
+        if broadcast_shape(value.shape, logits.shape) == logits.shape:
+            result = log_prob_by_pixels(value, logits)
+        elif differentiated(value, logits) and _moderate(logits):
             result = _contract(value, logits) - F.softplus(logits, threshold=40).sum(-1)
         else:  # x l - softplus(l) = -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))], where no terms cancel
             small = F.softplus(-logits.abs(), threshold=40).sum(-1)
             result = -(_contract(value, F.relu(-logits)) + _contract(1 - value, F.relu(logits)) + small)
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        if result.shape == self.batch_shape:
+            return result
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def entropy(self) -> Tensor:
         """-E[log p] in nats, [...]."""
@@ -200,20 +209,20 @@ class ObservedBernoulliVector(BernoulliVector):
         logits = self.logits.to(torch.promote_types(value.dtype, self.logits.dtype))
         mask = self.mask_of_pixels.to(logits.dtype)
         seen = value.to(logits.dtype) * mask
-        differentiated = _differentiated(value, logits)
-        if torch.broadcast_shapes(seen.shape, logits.shape) == logits.shape:  # pixel by pixel
-            if differentiated:
+        with_gradient = differentiated(value, logits)
+        if broadcast_shape(seen.shape, logits.shape) == logits.shape:  # pixel by pixel
+            if with_gradient:
                 terms = F.softplus(logits, threshold=40) * mask - seen * logits
             else:
                 terms = (logits.relu() - seen * logits + F.softplus(-logits.abs())) * mask
             result = terms.sum(-1).neg()
-        elif differentiated and _moderate(logits):
+        elif with_gradient and _moderate(logits):
             result = _contract(seen, logits) - _contract(mask, F.softplus(logits, threshold=40))
         else:  # as in BernoulliVector, where no terms cancel
             small = F.softplus(-logits.abs(), threshold=40)
             off = _contract(mask - seen, F.relu(logits))
             result = -(_contract(seen, F.relu(-logits)) + off + _contract(mask, small))
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def entropy(self) -> Tensor:
         raise NotImplementedError("of the observed pixels alone")
@@ -262,7 +271,7 @@ class LinearBernoulliVector(BernoulliVector):
             raise ValueError(f"z [..., M], weight [M, pixels] and bias [pixels] expected, not {shapes}")
         self.z, self.weight, self.bias = z, weight, bias
         dist.TorchDistribution.__init__(self, z.shape[:-1], bias.shape, validate_args=validate_args)
-        if self._validate_args and not _traced() and not all(part.isfinite().all() for part in (z, weight, bias)):
+        if self._validate_args and not traced() and not all(part.isfinite().all() for part in (z, weight, bias)):
             raise ValueError("LinearBernoulliVector: z, weight and bias must be finite")
 
     @property
@@ -291,7 +300,7 @@ class LinearBernoulliVector(BernoulliVector):
             return super().log_prob(value)
         self._check(value)
         batch = value.shape[:-1]
-        if _differentiated(value, self.weight, self.bias):
+        if differentiated(value, self.weight, self.bias):
             evidence, offset = self._evidence(value)
             result = torch.addmm(offset, self.z.reshape(self.z.shape[0], -1), evidence)
             result -= softplus_over_states(self.weight, self.bias).unsqueeze(-1)  # in place: the array is large
@@ -299,7 +308,7 @@ class LinearBernoulliVector(BernoulliVector):
             result = self._in_float64(value).to(torch.promote_types(value.dtype, self.bias.dtype))
         ones = (1,) * (self.z.dim() - 2 - len(batch))
         result = result.reshape(self.z.shape[0], *ones, *batch)
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.expand(broadcast_shape(result.shape, self.batch_shape))
 
     def _in_float64(self, value: Tensor, softplus: Tensor | None = None) -> Tensor:
         """log p(value | z) [states, images] for all states and value [..., pixels]: the difference in float64, and
@@ -340,7 +349,7 @@ class LinearBernoulliVector(BernoulliVector):
         self._check(value)
         if not self._is_support(value):
             return None
-        if not _differentiated(value, self.weight, self.bias, prior.logits):
+        if not differentiated(value, self.weight, self.bias, prior.logits):
             wide = LinearBernoulliVector(self.z, self.weight.double(), self.bias.double(), validate_args=False)
             return wide._log_marginal(value.double(), prior.logits.double(), exact=True)
         return self._log_marginal(value, prior.logits.double()).to(self.bias.dtype)
@@ -372,7 +381,7 @@ class LinearBernoulliVector(BernoulliVector):
             and self.z.shape[:1] == (2**units,)
             and self.z.numel() == 2**units * units
             and value.dim() < self.z.dim()
-            and not _traced()
+            and not traced()
             and torch.equal(self.z.reshape(-1, units), binary_states(units, self.z.dtype, self.z.device))
         )
 
@@ -455,59 +464,9 @@ def _near_zero(array: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(near, array, 0.0), near, torch.where(near, 1.0, array)
 
 
-def log_density(distribution: Any, value: Tensor, *args: Any, wide: bool = False, **kwargs: Any) -> Tensor:
-    """`distribution.log_prob(value)`, for a `Bernoulli` without gradients within 1e-6 of its size.
-
-    Torch computes x l - softplus(l), which loses digits of a pixel that is near certain, and moves probabilities of 0
-    and 1 by one rounding.
-
-    >>> pixel = dist.Bernoulli(logits=torch.tensor(15.0))
-    >>> log_density(pixel, torch.tensor(1.0))  # -exp(-15)
-    tensor(-3.0590e-07)
-
-    :param wide: compute densities of binary values in float64.
-    """
-    base = distribution
-    while type(base) in (Independent, dist.Independent):
-        base = base.base_dist
-    stock = type(base) in (torch.distributions.Bernoulli, dist.Bernoulli)
-    if stock:
-        value = value.to(torch.promote_types(value.dtype, base._param.dtype))
-    if wide and (stock or isinstance(base, BernoulliVector)):
-        value = value.double()
-    if not stock or _differentiated(value, base._param):
-        result: Tensor = distribution.log_prob(value, *args, **kwargs)
-        return result
-    if base._validate_args:
-        base._validate_sample(value)
-    if _has_probs(base):  # 0 and 1 as torch has them: they may be rounded sigmoids of unknown large numbers
-        p, least = base.probs.to(value.dtype), torch.finfo(base.probs.dtype).eps
-        terms = torch.xlogy(value, torch.where(p == 0, least, p))
-        terms = terms + torch.special.xlog1py(1 - value, -torch.where(p == 1, 1 - least, p))
-    else:
-        logits = base.logits.to(value.dtype)
-        terms = value * logits - logits.relu() - F.softplus(-logits.abs())
-    return terms.sum(tuple(range(-distribution.event_dim, 0))) if distribution.event_dim else terms
-
-
-def _has_probs(bernoulli: Any) -> bool:
-    """True if a Bernoulli was constructed from probabilities. Torch stores its log-odds too once they are read."""
-    return bernoulli._param is not bernoulli.__dict__.get("logits")
-
-
-def _traced() -> bool:
-    """True while torch.compile or a transform of torch.func runs, and no branch may depend on a tensor's values."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
-def _differentiated(*parts: Tensor) -> bool:
-    """True if any of the tensors requires a gradient, and gradients are on."""
-    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-
-
 def _moderate(logits: Tensor) -> bool:
     """True if all log-odds are known to be below `_LARGE_LOGIT` in size."""
-    if _traced() or logits.numel() == 0:
+    if traced() or logits.numel() == 0:
         return False
     return bool(max(abs(limit) for limit in logits.detach().aminmax()) < _LARGE_LOGIT)
 
@@ -529,7 +488,12 @@ def _kl(q: Tensor, p: Tensor) -> Tensor:
 @dist.kl.register_kl(BernoulliVector, BernoulliVector)
 def _kl_of_vectors(q: BernoulliVector, p: BernoulliVector) -> Tensor:
     result = _kl(q.logits, p.logits)
-    return result.expand(torch.broadcast_shapes(result.shape, q.batch_shape, p.batch_shape))
+    return result.expand(broadcast_shape(result.shape, q.batch_shape, p.batch_shape))
+
+
+def has_probs(bernoulli: Any) -> bool:
+    """True if a Bernoulli was constructed from probabilities. Torch stores its log-odds too once they are read."""
+    return bernoulli._param is not bernoulli.__dict__.get("logits")
 
 
 def _as_vector(other: Independent) -> BernoulliVector:
@@ -537,7 +501,7 @@ def _as_vector(other: Independent) -> BernoulliVector:
     base: Any = other.base_dist
     if not isinstance(base, torch.distributions.Bernoulli) or other.reinterpreted_batch_ndims != 1:
         raise NotImplementedError(f"a BernoulliVector has no KL divergence to {other}")
-    return BernoulliVector(base.probs.logit() if _has_probs(base) else base.logits, validate_args=False)
+    return BernoulliVector(base.probs.logit() if has_probs(base) else base.logits, validate_args=False)
 
 
 @dist.kl.register_kl(BernoulliVector, Independent)

@@ -5,8 +5,6 @@ by leaving them out of the sum over pixels, and log p(x_obs) = log integral p(z)
 2019).
 """
 
-import sys
-from contextlib import nullcontext
 from typing import Any
 
 import pyro.distributions as dist
@@ -24,11 +22,8 @@ def is_missing(x: Tensor) -> Tensor:
 
 
 def any_missing(x: Tensor) -> bool:
-    """True if a pixel of any image is missing. While `--capture` records a step, the answer is part of the recording:
-    the images of a run miss pixels in all batches or in none."""
-    recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")  # which takes a second to import
-    with nullcontext() if recorder is None else recorder.disable_proxy_modes_tracing():
-        return bool(is_missing(x).any())
+    """True if a pixel of any image is missing."""
+    return bool(is_missing(x).any())
 
 
 def observed_part(likelihood: Any, observed: Tensor) -> Any:

@@ -36,6 +36,12 @@ const ACTIVATIONS = {
 };
 
 // The function from z to E[x | z], both Float64Array.
+function rgba(values, size) {  // red, green, blue and opacity of each pixel; grey is ink on paper
+  const color = values.length === 3 * size, grey = (index) => 255 - 255 * values[index];
+  const channel = (index, which) => color ? 255 * values[which * size + index] : grey(index);
+  return Array.from({ length: 4 * size }, (_, i) => i % 4 === 3 ? 255 : channel(Math.floor(i / 4), i % 4));
+}
+
 function decoder(written) {
   const layers = written.map((layer) => ({
     codes: integers(layer.codes), scales: floats(layer.scales), bias: floats(layer.bias),
@@ -159,10 +165,7 @@ function explore(place, data) {
   function draw() {
     waiting = false;
     const context = image.getContext("2d"), pixels = context.createImageData(width, height);
-    decode(z).forEach((value, index) => {  // ink on paper; the array rounds to bytes and clamps
-      const grey = 255 - 255 * value;
-      pixels.data.set([grey, grey, grey, 255], 4 * index);
-    });
+    pixels.data.set(rgba(decode(z), width * height));  // which rounds and clamps
     context.putImageData(pixels, 0, 0);
     for (const { unit, input, value } of sliders) {
       input.value = z[unit];

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_gen.experiment.run_directory import Json
+from ppl_gen.figures.canvas import is_color
 from ppl_gen.networks.nets import ACTIVATIONS
 
 LIMIT = 800_000
@@ -132,7 +133,7 @@ def explorer(
     """The content of `explorer.json`; None for a decoder of another kind, and for one that is too large.
 
     :param model: a model with `prior()` and `likelihood(z)`, in eval mode.
-    :param shape: shape of an image. If it has several channels, the first is shown.
+    :param shape: shape of an image. Three channels are shown in color; of another number, the first is shown.
     :param order: all units of z, in the order in which they are shown.
     :param means: posterior means of test images [n, size]; None if there is no posterior.
     :param labels: labels of these images [n]; None if they have none.
@@ -142,7 +143,7 @@ def explorer(
     if layers is None:
         return None
     height, width = shape[-2:] if len(shape) > 1 else (1, *shape)
-    shown = slice(height * width)
+    shown = slice(height * width * (3 if is_color(shape) else 1))
     layers[-1] = replace(layers[-1], weight=layers[-1].weight[shown], bias=layers[-1].bias[shown])
     written = [_written(layer) for layer in layers]
     if sum(len(each[key]) for each in written for key in ("codes", "scales", "bias")) > LIMIT:

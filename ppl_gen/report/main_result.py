@@ -7,7 +7,7 @@ from ppl_gen.core.calls import arguments_of, method_call
 from ppl_gen.core.commands import command
 from ppl_gen.core.errors import NARROWER
 from ppl_gen.core.tables import fixed, named
-from ppl_gen.evaluation.entries import KNOWN, entry_of, quantity
+from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of, quantity
 from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.experiment.run_directory import Json
 
@@ -40,6 +40,8 @@ def main_result(summary: Json, arguments: list[object]) -> MainResult:
     :param arguments: the run directory, and the options that name its own classes again.
     """
     found, name = _main_result(summary, arguments), quantity(summary)
+    if "bits_per_dim" in summary:
+        found = replace(found, text=f"{found.text} {_bits(summary)}")
     return replace(found, text=named(found.text, name), reason=named(found.reason, name))
 
 
@@ -61,6 +63,13 @@ def _main_result(summary: Json, arguments: list[object]) -> MainResult:
     )
     reason = _doubts(summary, name) if gap["at_least"] else _trust(summary, name)
     return MainResult(text, reason, words, call)
+
+
+def _bits(summary: Json) -> str:
+    """The ELBO and log p(x) in bits per dimension. A lower bound in nats is an upper bound in bits."""
+    elbo, log_px = (fixed(summary["bits_per_dim"][name]["mean"], 3) for name in ("elbo", "log_px"))
+    at_most = "at most " if at_least(summary, summary["log_px"]) else ""
+    return f"In bits per dimension, where smaller is better, the ELBO is {elbo}, and log p(x) is {at_most}{log_px}."
 
 
 def _divergence(summary: Json) -> str:

@@ -2,7 +2,7 @@
 standard deviation over the images of a batch."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.data.orders import Order
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.callables import first_rows, rows_at
+
+_TOGETHER = 512  # batches whose indices are computed together
 
 
 def least_images(
@@ -68,10 +71,25 @@ def with_labelled(
     return torch.cat([part for pair in zip(parts, repeated.split(count), strict=False) for part in pair])
 
 
-def batches(order: Tensor, size: int, least: int) -> tuple[Tensor, ...]:
-    """Batches of indices. The last batch has the remaining indices. If these are fewer than `least`, they are added to
-    the batch before."""
-    parts = order.split(size)
-    if len(parts) > 1 and len(parts[-1]) < least:
-        parts = (*parts[:-2], torch.cat(parts[-2:]))
-    return parts
+def num_batches(count: int, size: int, least: int) -> int:
+    """Number of batches of `count` images. The last batch has the remaining images. If these are fewer than `least`,
+    they are added to the batch before.
+
+    >>> num_batches(10, 4, least=1), num_batches(9, 4, least=2)
+    (3, 2)
+    """
+    whole, rest = divmod(count, size)
+    return max(1, whole + (rest >= max(1, least)))
+
+
+def batches(order: Tensor | Order, size: int, least: int, device: Any = "cpu", done: int = 0) -> Iterator[Tensor]:
+    """Batches of indices, as many as `num_batches`, on a device. The numbers of a computed order are computed for many
+    batches together.
+
+    :param done: number of batches that are left out at the beginning.
+    """
+    count, last = len(order), num_batches(len(order), size, least) - 1
+    for first in range(done, last, _TOGETHER):
+        yield from order[first * size : min(first + _TOGETHER, last) * size].to(device).split(size)
+    if done <= last:
+        yield order[last * size : count].to(device)

@@ -22,6 +22,7 @@ from ppl_gen.core.contracts import Amortized, HasDensity, HasPrior, Monitors, de
 from ppl_gen.core.errors import BadInput, as_bad_input, describe, require_numbers, users_frame
 from ppl_gen.core.gradients import gradients
 from ppl_gen.core.memory import free_memory, is_out_of_memory
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import REDRAWN, Data, labelled_among_others
 from ppl_gen.experiment.assembling import read_pair, release, start_from
@@ -40,7 +41,6 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory, shown_count
 from ppl_gen.networks.observed import observed_log_prob
 from ppl_gen.training.batches import least_images
-from ppl_gen.training.capture import Captured
 from ppl_gen.training.loop import objective_for
 
 _COMPLETE = ("adversarial", "wake-sleep")  # objectives that draw images from the model
@@ -125,8 +125,6 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     check_least_images(assembled)
     check_patience(assembled)
     missing = without_gradient(assembled)
-    if config.training.capture:
-        try_capture(assembled)
     if missing and not quiet:
         print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
     if assembled.per_image and data.binarization in REDRAWN and not quiet:
@@ -208,7 +206,7 @@ def check_support(assembled: Assembled) -> None:
     """Raise `BadInput` if the guide draws z where the prior has no mass: the ELBO is -inf there."""
     pair, x = assembled.pair, assembled.batch[0]
     with evaluating(assembled.model, assembled.guide), forked_rng(x):
-        torch.manual_seed(0)
+        seed_torch(0)
         site = leaves_support(pair, *assembled.batch)
     if site is not None:
         raise BadInput(
@@ -397,7 +395,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
     pair, batch, modules = assembled.pair, assembled.batch, assembled.trained
     owned = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), unchanged(modules):  # restores batch statistics and generators, too
-        torch.manual_seed(0)
+        seed_torch(0)
         compute = partial(_loss(assembled), *batch)
         called: list[nn.Module] = []
         with poutine.trace(param_only=True) as trace, pyro.validation_enabled(False), warnings.catch_warnings():
@@ -439,8 +437,8 @@ def _require_gradient(assembled: Assembled, loss: Tensor) -> None:
 
 
 def _loss(assembled: Assembled) -> Callable[..., Tensor]:
-    """The loss, as a function of a batch."""
-    pair = assembled.pair
+    """The loss, as a function of a batch, from the functions of the pair."""
+    pair = replace(assembled.pair, direct=None)
     elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *assembled.batch)
     return partial(elbo.differentiable_loss, pair.model, pair.guide)
 
@@ -481,10 +479,3 @@ def _leaves(loss: Tensor) -> list[Tensor]:
             if hasattr(node, "variable"):
                 leaves.append(node.variable)
     return leaves
-
-
-def try_capture(assembled: Assembled) -> None:
-    """Raise `BadInput` for a pair whose training step cannot be recorded."""
-    batch = assembled.batch
-    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        Captured(_loss(assembled), assembled.trained, batch, tuple(part.flip(0) for part in batch))

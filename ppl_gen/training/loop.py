@@ -16,7 +16,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,8 @@ from ppl_gen.core.gradients import gradients
 from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.seeds import seed_torch
+from ppl_gen.data.orders import Order
 from ppl_gen.data.splits import labelled_among_others
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
@@ -41,12 +43,12 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.experiment.state import restore, snapshot, tensors_of
 from ppl_gen.inference.blame import blame
-from ppl_gen.inference.callables import ByName, evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
+from ppl_gen.inference.direct import minus_elbo
 from ppl_gen.inference.elbos import ScaleLatents
-from ppl_gen.inference.objectives.loss import bind, has_kl_term, recordable
+from ppl_gen.inference.objectives.loss import bind, has_kl_term
 from ppl_gen.inference.pair import Pair
-from ppl_gen.training.batches import batches, least_images, with_labelled
-from ppl_gen.training.capture import Captured
+from ppl_gen.training.batches import batches, least_images, num_batches, with_labelled
 from ppl_gen.training.diverging import (
     Diverged,
     diverged,
@@ -63,6 +65,7 @@ from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
 from ppl_gen.training.rows import RowsOfTestImages
+from ppl_gen.training.same_step import same_step
 
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # the noise must not repeat the draws that initialized the weights
 
@@ -120,7 +123,7 @@ def train(fitted: Fitted, *, quiet: bool = False, on_epoch: OnEpoch | None = Non
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")
         # pyro.module warns of parameters that are not trained, because of the objective or --refit-guide.
         warnings.filterwarnings("ignore", ".* was not registered in the param store")
-        torch.manual_seed((options.seed + _NOISE_STREAM) % 2**63)
+        seed_torch((options.seed + _NOISE_STREAM) % 2**63)
         loop = Loop(fitted, interrupted, quiet)
         record_epochs(fitted.directory, options, quiet=quiet)  # now that the checkpoint has been found to fit
         loop.run(on_epoch)
@@ -136,7 +139,7 @@ class Loop:
         self.fitted, self.interrupted = fitted, interrupted
         self.options, self.directory = fitted.config.training, fitted.directory
         model, guide, data = fitted.model, fitted.guide, fitted.data
-        count = len(data.train)
+        count, self.device = len(data.train), data.train.images.device
 
         # -- modules, parameters, optimizer ---------------------------------------------------------------------
         self.modules = fitted.trained.train()
@@ -149,11 +152,11 @@ class Loop:
         # -- loss -----------------------------------------------------------------------------------------------
         self.pixels = data.dim
         self.arguments = arguments(model, guide, data, "train")
-        first = torch.arange(min(8, count), device=data.train.images.device)
+        first = torch.arange(min(8, count), device=self.device)
         with evaluating(model, guide):
             self.pair = Pair.read(model, guide, *self.batch(first))
-            elbo = objective_for(self.options, fitted.objective, self.pair, *self.batch(first))
-        self.loss = partial(loss_per_image, elbo)
+            self.few = self.batch(first)
+        self.loss = self.loss_of(self.pair)
 
         # -- batches --------------------------------------------------------------------------------------------
         self.size, self.least = min(self.options.batch_size, count), 1
@@ -161,18 +164,17 @@ class Loop:
         if self.size == 1 or count % self.size == 1 or parallel.world_size() > 1:
             loss = partial(self.loss, self.pair.model, self.pair.guide)
             self.least = least_images(loss, model, guide, self.size, lambda: self.batch(first))
-        self.steps_per_epoch = len(batches(self.order(0), self.size, self.least))
+        self.steps_per_epoch = num_batches(len(self.order(0)), self.size, self.least)
         self.total = self.options.epochs * self.steps_per_epoch
 
         # -- step -----------------------------------------------------------------------------------------------
-        self.captured: Captured | None = None
-        self.shared = None if parallel.world_size() == 1 else SharedGradient(self.loss, self.parameters, interrupted)
+        self.shared = None if parallel.world_size() == 1 else SharedGradient(self.current, self.parameters, interrupted)
         self.warmup = ScaleLatents()
         functions = [self.pair.model, self.pair.guide]
         if self.options.kl_warmup:
             functions = [self.warmup(function) for function in functions]
-        gradient = self.shared or partial(loss_with_gradient, self.loss)
-        self.svi = SVI(*functions, self.optimizer, loss=self.loss, loss_and_grads=self.finite(gradient))
+        gradient = self.shared or partial(loss_with_gradient, self.current)
+        self.svi = SVI(*functions, self.optimizer, loss=self.current, loss_and_grads=self.finite(gradient))
         self.noise: Tensor | None = None
         """State of the random number generator when the last step began to draw noise."""
 
@@ -187,7 +189,7 @@ class Loop:
         self.monitor = Monitor(fitted, self.pair)
         self.test_rows: RowsOfTestImages | None = None
         if fitted.per_image and len(data.test):
-            once = self.finite(partial(loss_with_gradient, self.loss))
+            once = self.finite(partial(loss_with_gradient, self.current))
             self.test_rows = RowsOfTestImages(fitted, self.pair, once, self.options.batch_size, self.least)
         steps = self.total + (0 if self.test_rows is None else self.test_rows.num_steps)
         self.progress = Progress(steps, "step", done=self.state.step, quiet=quiet)
@@ -207,13 +209,12 @@ class Loop:
     def epochs(self, on_epoch: OnEpoch | None) -> None:
         """Train for the epochs that are left."""
         state, options = self.state, self.options
+        self.verify(self.order(state.epoch))
         while state.epoch < options.epochs and state.stopped != options.epochs:
             # -- the steps of an epoch ----------------------------------------------------------------------
             order = self.order(state.epoch)
-            if options.capture and self.captured is None:
-                self.capture(order)
             done = state.step - state.epoch * self.steps_per_epoch
-            for index in batches(order, self.size, self.least)[done:]:
+            for index in batches(order, self.size, self.least, self.device, done):
                 self.step(index)
                 stop = self.shared.stop if self.shared else self.interrupted.is_set()
                 if stop and state.step % self.steps_per_epoch:
@@ -241,14 +242,15 @@ class Loop:
 
     # One step --------------------------------------------------------------------------------------------------
 
-    def order(self, epoch: int) -> Tensor:
+    def order(self, epoch: int) -> Tensor | Order:
         """The order of the training images in an epoch. Some that have labels may be there several times."""
         data, options = self.fitted.data.train, self.options
-        generator = torch.Generator().manual_seed((options.seed * 1_000_003 + epoch) % 2**63)
-        order = torch.randperm(len(data), generator=generator)
+        seed = (options.seed * 1_000_003 + epoch) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        order = Order(len(data), seed) if data.large else torch.randperm(len(data), generator=generator)
         if options.labelled_share is not None and (labelled := labelled_among_others(data)) is not None:
-            order = with_labelled(order, labelled, options.labelled_share, self.size, generator)
-        return order.to(data.images.device)
+            order = with_labelled(order[:], labelled, options.labelled_share, self.size, generator)
+        return order
 
     def batch(self, index: Tensor) -> tuple[Any, ...]:
         """Training images at `index`, newly binarized, with the further arguments of the pair."""
@@ -267,7 +269,7 @@ class Loop:
         if self.shared:
             # Noise is seeded at each step: the checkpoint holds no generator per process, so their number may change.
             first_seed = options.seed * 1_000_003 + state.step + _NOISE_STREAM
-            torch.manual_seed(parallel.rank_seed(first_seed))
+            seed_torch(parallel.rank_seed(first_seed))
             self.shared.whole, index = images, parallel.shard(index, self.least)
         batch = self.batch(index)
         self.noise = generator_state(index)
@@ -298,27 +300,41 @@ class Loop:
         with forked_rng(batch[0]), pyro.validation_enabled(False):
             set_generator_state(batch[0], self.noise)
             if len(batch[0]):
-                found = blame(self.pair, lambda: self.loss(model, guide, *batch))
+                found = blame(self.pair, lambda pair: self.loss_of(pair)(model, guide, *batch))
         found = parallel.all_gather(found) or "every site of model and guide is finite, so look at the objective"
         return diverged(step, self.directory, found)
 
-    def capture(self, order: Tensor) -> None:
-        """Record the operations of a step, and use the record from now on."""
-        rows = (order[: self.size], order[-self.size :].flip(0))  # differs from the first if there is one batch
-        loss = partial(self.loss, self.pair.model, self.pair.guide)
+    def verify(self, order: Tensor | Order) -> None:
+        """Compare the log-densities of the pair's methods with those of its functions, in training mode. If they
+        differ, the functions serve from now on."""
+        if self.pair.direct is None:
+            return
+        by_functions, batch = replace(self.pair, direct=None), self.probe_batch(order[: self.size])
+        samples = getattr(self.fitted.objective, "num_particles", 1)
+        ours, theirs = (partial(minus_elbo, each, samples) for each in (self.pair, by_functions))
         with pyro.validation_enabled(False):
-            self.captured = Captured(loss, self.modules, *map(self.probe_batch, rows))
-        self.svi.loss_and_grads = self.finite(self.captured)
+            differ = not same_step(ours, theirs, self.modules, batch)
+        if parallel.any_rank(differ):
+            self.pair = by_functions
+            with forked_rng(batch[0]):
+                self.loss = self.loss_of(by_functions)
+            self.progress.warn(
+                f"note: in training, model() and guide() of {self.pair.model_name} and {self.pair.guide_name} differ "
+                "from prior(), likelihood(z), encode(x) and posterior(context); steps use the former"
+            )
 
-    def verify(self, order: Tensor) -> None:
-        """Compare the recorded step with the pair on a batch."""
-        if self.captured is not None:
-            with pyro.validation_enabled(False):
-                self.captured.check(*self.probe_batch(order[: self.size]))
+    def loss_of(self, pair: Pair) -> Callable[..., Tensor]:
+        """The loss in nats per image, as a function of a model, a guide and a batch."""
+        with evaluating(self.fitted.model, self.fitted.guide):
+            return partial(loss_per_image, objective_for(self.options, self.fitted.objective, pair, *self.few))
+
+    def current(self, *arguments: Any) -> Tensor:
+        """The loss of this moment: `verify` may change it."""
+        return self.loss(*arguments)
 
     def probe_batch(self, rows: Tensor) -> tuple[Any, ...]:
         """A batch that is drawn without changing the noise of the next step."""
-        with forked_rng(rows):
+        with forked_rng(rows := rows.to(self.device)):
             return self.batch(rows)
 
     # Once in a while -------------------------------------------------------------------------------------------
@@ -442,13 +458,6 @@ def objective_for(options: TrainingOptions, objective: Objective, pair: Pair, *b
         raise BadInput(
             f"--kl-warmup {options.kl_warmup}: scales the KL term, but this objective has none; leave this option out"
         )
-    if options.capture:
-        if any(isinstance(each, ByName) for each in batch):
-            raise BadInput("--capture: needs a pair without parameters for each image; leave this option out")
-        if parallel.world_size() > 1:
-            raise BadInput(f"--capture: needs a single process, but there are {parallel.world_size()}")
-        recorded = recordable(objective, pair)
-        return elbo if recorded is objective else bind(recorded, pair, *batch)
     return elbo
 
 

@@ -4,11 +4,11 @@ import math
 from contextlib import suppress
 from typing import Any
 
-import torch
 from pyro import poutine
 
 from ppl_gen.core.contracts import Monitors
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
@@ -39,23 +39,26 @@ class Monitor:
             counts["validation"] = len(fitted.data.validation)
         self.images = {split: fitted.images(split, count) for split, count in counts.items()}
 
-    def measure(self) -> dict[str, dict[str, float]]:
-        """The terms of the ELBO in nats per image, by split, or the numbers that the objective measures instead."""
-        return {split: self._terms(images) for split, images in self.images.items()}
+    def measure(self, pair: Pair | None = None) -> dict[str, dict[str, float]]:
+        """The terms of the ELBO in nats per image, by split, or the numbers that the objective measures instead.
 
-    def _terms(self, images: tuple[Any, ...]) -> dict[str, float]:
+        :param pair: measures this pair in place of its own.
+        """
+        return {split: self._terms(pair or self.pair, images) for split, images in self.images.items()}
+
+    def _terms(self, pair: Pair, images: tuple[Any, ...]) -> dict[str, float]:
         model, guide, objective = self.fitted.model, self.fitted.guide, self.fitted.objective
         if not isinstance(objective, Monitors):
-            return elbo_terms(model, guide, self.pair, *images, seed=_SEED)
+            return elbo_terms(model, guide, pair, *images, seed=_SEED)
         with evaluating(model, guide), forked_rng(images[0]):
-            torch.manual_seed(_SEED)
-            return objective.monitor(self.pair, *images)
+            seed_torch(_SEED)
+            return objective.monitor(pair, *images)
 
     def keep_samples(self, epoch: int) -> None:
         """Save the means of p(x | z) for a few z ~ p(z), the same at every epoch. A model that draws no images saves
         none."""
         with evaluating(self.fitted.model), forked_rng(next(self.fitted.model.parameters())):
-            torch.manual_seed(_SEED)
+            seed_torch(_SEED)
             with suppress(Exception):  # a user's code, whose errors are shown when pictures are drawn
                 site = poutine.trace(self.pair.model).get_trace(n=_SAMPLES_KEPT).nodes[self.pair.image]
                 self.fitted.directory.add_array(SAMPLES, f"epoch_{epoch}", site["fn"].mean.cpu().numpy())

@@ -6,6 +6,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import nn
 
+from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.experiment.options import TrainingOptions
 
 
@@ -26,11 +27,11 @@ class OneOptimizer(PyroOptim):
         matrix = [options.optimizer == "muon" and p.dim() == 2 for p in parameters]
         if matrices := [p for p, yes in zip(parameters, matrix, strict=True) if yes]:
             # Steps as long as Adam's, so that one learning rate serves both (Liu et al. 2025, equation 4).
-            self.parts["muon"] = torch.optim.Muon(
+            self.parts["muon"] = without_compiler(torch.optim.Muon)(
                 matrices, lr=options.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
             )
         if others := [p for p, yes in zip(parameters, matrix, strict=True) if not yes]:
-            self.parts["adam"] = torch.optim.Adam(
+            self.parts["adam"] = without_compiler(torch.optim.Adam)(
                 others, lr=options.learning_rate, betas=(options.adam_beta1, 0.999), fused=True
             )
 

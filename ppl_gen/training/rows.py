@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ppl_gen.core.interrupts import Interrupted
 from ppl_gen.core.progress import Progress
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.state import same_modes
 from ppl_gen.inference.callables import forked_rng, frozen
 from ppl_gen.inference.pair import Pair
-from ppl_gen.training.batches import batches
+from ppl_gen.training.batches import batches, num_batches
 from ppl_gen.training.optimizer import OneOptimizer
 
 _STEPS = 1000
@@ -43,7 +44,7 @@ class RowsOfTestImages:
     @property
     def num_steps(self) -> int:
         """Number of steps that `fit` takes."""
-        return _STEPS * len(batches(torch.arange(self.count), self.size, self.least))
+        return _STEPS * num_batches(self.count, self.size, self.least)
 
     def batch(self, rows: Tensor) -> tuple[Any, ...]:
         """Test images with the further arguments of the pair."""
@@ -62,11 +63,11 @@ class RowsOfTestImages:
         modules = self.fitted.trained
         with forked_rng(images), frozen(nn.ParameterList(others)), pyro.validation_enabled(False), same_modes(modules):
             modules.eval()  # as they are evaluated: batch statistics do not follow the test images
-            torch.manual_seed((options.seed + _STREAM) % 2**63)
+            seed_torch((options.seed + _STREAM) % 2**63)
             for parameter in own:
                 training, test = parameter.detach().tensor_split([len(self.fitted.data.train)])
                 test.copy_(training.mean(0, keepdim=True))
-            for rows in batches(torch.arange(self.count, device=images.device), self.size, self.least):
+            for rows in batches(torch.arange(self.count), self.size, self.least, images.device):
                 optimizer, batch = OneOptimizer(own, options), self.batch(rows)
                 svi = SVI(self.pair.model, self.pair.guide, optimizer, loss=None, loss_and_grads=self.gradient)
                 for step in range(_STEPS):

@@ -1,6 +1,8 @@
 """Free memory: that of the machine, or what the limit of a control group leaves."""
 
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,30 @@ def test_a_limit_for_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_lines", lambda path: [])
     with memory.limited_memory():  # not on Linux
         assert len(torch.empty(2**29, dtype=torch.uint8)) == 2**29
+
+
+def test_a_large_tensor_lies_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content is that of a tensor in memory, and no file is left."""
+    monkeypatch.setattr(memory, "LARGE_TENSOR", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for dtype in (torch.float64, torch.uint8, torch.bool):
+        numbers = torch.arange(3000).reshape(100, 30)
+        found = memory.empty(numbers.shape, dtype)
+        assert found.dtype == dtype and found.shape == numbers.shape
+        found.copy_(numbers)
+        assert torch.equal(found[5:], numbers[5:].to(dtype))
+        assert "(deleted)" in Path("/proc/self/maps").read_text() or not Path("/proc/self/maps").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_it_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(memory, "LARGE_TENSOR", 1000)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    found = memory.empty((100, 30), torch.float32)
+    assert found.fill_(2).sum() == 6000
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

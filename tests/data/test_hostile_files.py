@@ -22,7 +22,7 @@ import scipy.sparse
 import torch
 
 from ppl_gen.core.errors import BadInput
-from ppl_gen.data import sources
+from ppl_gen.data import headers
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
@@ -198,10 +198,10 @@ REFUSED: dict[str, tuple[Content, str]] = {
     "large-longdouble.npy": (npy(GREY.astype(np.longdouble) * np.longdouble("1e4000")), "outside [0, 1]"),
     "all-the-same.npy": (npy(np.zeros_like(GREY)), "every pixel is 0"),
     "too-few.npy": (npy(GREY[:2]), "too few"),
-    "larger-than-memory.npy": (header(HUGE), "memory"),
+    "larger-than-memory.npy": (header(HUGE), "truncated"),
     "larger-than-memory.npy.gz": (gzip.compress(header(HUGE)), "memory"),
     "larger-than-it-is.npy": (header((10**6, 4, 4)) + GREY.tobytes(), "truncated"),
-    "larger-than-any-number.npy": (header((2**62, 2**62, 4)), "memory"),
+    "larger-than-any-number.npy": (header((2**62, 2**62, 4)), "truncated"),
     "negative-shape.npy": (header((-1, 4, 4)) + GREY.tobytes(), "truncated"),
     "shape-of-text.npy": (header("('a', 4)") + GREY.tobytes(), "truncated"),
     "code.npy": (header("__import__('os').system('touch ran')") + GREY.tobytes(), "truncated"),
@@ -274,7 +274,7 @@ REFUSED: dict[str, tuple[Content, str]] = {
 @pytest.fixture(autouse=True)
 def _two_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same free memory on every machine."""
-    monkeypatch.setattr(sources, "free_memory", lambda device="cpu": 2**31)
+    monkeypatch.setattr(headers, "free_memory", lambda device="cpu": 2**31)
 
 
 def place(path: Path, content: Content) -> str:
@@ -369,6 +369,7 @@ def odd(elsewhere: Path) -> Iterator[None]:
     ("name", "words"),
     [
         ("folder.npy", "is a folder"),
+        (".", "no regular file"),
         ("pipe.npy", "no regular file"),
         ("pipe", "neither"),
         ("loop.npy", "symbolic links"),

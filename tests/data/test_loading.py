@@ -10,6 +10,7 @@ import pytest
 import torch
 from fits import QUICK
 from images import write_mnist
+from sklearn.datasets import load_digits
 
 from ppl_gen import fit
 from ppl_gen.core.errors import BadInput
@@ -17,6 +18,7 @@ from ppl_gen.data import downloads
 from ppl_gen.data import loading as data_module
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
+from ppl_gen.data.splits import SHUFFLE_SEED
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -78,6 +80,12 @@ def test_digits_need_no_network(elsewhere: Path) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (1197, 300, 300)
     assert data.shape == (8, 8) and data.test.pixels().max() == 1
     assert data.notice == ""
+    bunch = load_digits()
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(SHUFFLE_SEED))
+    whole = torch.from_numpy(bunch.data).float()[order] / 16
+    assert torch.equal(torch.cat([data.targets(name) for name in ("train", "validation", "test")]), whole)
+    labels = [getattr(data, name).labels for name in ("train", "validation", "test")]
+    assert torch.equal(torch.cat(labels), torch.from_numpy(bunch.target)[order])
 
 
 def test_fixed_binarization(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

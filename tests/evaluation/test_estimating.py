@@ -6,11 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray
 
+from ppl_gen.core import memory
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.options import DataOptions
+from ppl_gen.evaluation import reading
 from ppl_gen.evaluation.estimating import evaluate, primary_of
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
@@ -42,6 +46,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def _fitted(path: Path, to: Path) -> Fitted:
     return Fitted.open(shutil.copytree(path, to / path.name))
+
+
+@pytest.mark.parametrize("estimator", ["importance", "quadrature"])
+def test_many_images_give_the_same_numbers(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator: Any
+) -> None:
+    """To the bit: with a limit of 7 images, all that is computed of each image lies in files. It is written in blocks,
+    and read again."""
+    options = EvaluationOptions(num_images=40, num_samples=30, estimator=estimator)
+    fitted, found = _fitted(runs["vae"], tmp_path), []
+    for limit in (memory.MANY_IMAGES, 7):
+        monkeypatch.setattr(memory, "MANY_IMAGES", limit)
+        found.append(evaluate(fitted, options, quiet=True))
+    few, many = found
+    assert {**few.to_json(), "seconds": 0} == {**many.to_json(), "seconds": 0}
+    xarray.testing.assert_equal(few.to_xarray(), many.to_xarray())
+    many.write(fitted.directory, most=7)
+    ours = reading.read(fitted.directory.path)
+    assert len(list(fitted.directory.path.glob("evaluation-*.nc"))) == 6
+    np.testing.assert_array_equal(ours.log_px, few.to_xarray()["log_px"])
+    np.testing.assert_array_equal(ours.elbo, few.to_xarray()["elbo"])
 
 
 def _recorded(evaluation: Evaluation, fitted: Fitted) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 import doctest
 import html
+import itertools
 import json
 import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray
 from estimates import ABOUT, ONE, annealed, bidirectional, importance, sampled
 from fits import CONFIG
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation import evaluation as module
+from ppl_gen.evaluation import reading
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.experiment import run_directory as runs
 from ppl_gen.experiment.run_directory import RunDirectory
@@ -93,6 +97,78 @@ def test_to_disk_and_back(tmp_path: Path) -> None:
     for values in (without.to_xarray, without.to_dataframe, lambda: without.estimates):
         with pytest.raises(BadInput, match="no values per image"):
             values()
+
+
+def test_many_images_are_written_in_blocks(tmp_path: Path) -> None:
+    """Blocks hold what one file holds, a comparison reads the same numbers, and files of an earlier evaluation go."""
+    evaluation, whole, run = _uneven(), _directory(tmp_path / "whole"), _directory(tmp_path / "run")
+    for directory in (whole, run):
+        evaluation.write(directory)
+    evaluation.write(run, most=3)
+    first = sorted(run.path.glob("evaluation-*.nc"))
+    evaluation.write(run, most=8)
+    files = sorted(run.path.glob("evaluation*.nc"))
+    assert len(first) == 7 and len(files) == 3
+    parts = [xarray.load_dataset(file, group=runs.GROUP, engine="h5netcdf") for file in files]
+    xarray.testing.assert_identical(xarray.concat(parts, "image", data_vars="minimal"), evaluation.to_xarray())
+    (run.path / "evaluation.nc").write_bytes(b"as a process leaves it that is killed before it removes the file")
+    again = Evaluation.read(run)
+    assert again is not None and str(again) == str(evaluation)
+    with pytest.raises(BadInput, match="lie in blocks"):
+        again.to_xarray()
+    ours, theirs = reading.read(run.path), reading.read(whole.path)
+    np.testing.assert_array_equal(ours.elbo, theirs.elbo)
+    np.testing.assert_array_equal(ours.log_px, theirs.log_px)
+    assert ours.iwae.keys() == theirs.iwae.keys() and ours.estimates.keys() == theirs.estimates.keys()
+    assert all((ours.iwae[k] == theirs.iwae[k]).all() for k in ours.iwae)
+    evaluation.write(run)
+    assert sorted(file.name for file in run.path.glob("evaluation*")) == ["evaluation.json", "evaluation.nc"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda files: files[1].unlink(), "is missing"),
+        (lambda files: files[1].write_bytes(files[0].read_bytes()), "another mean elbo"),
+        (lambda files: files[2].write_bytes(files[0].read_bytes()), "another num_images"),
+        (lambda files: files[1].write_bytes(files[1].read_bytes()[:99]), "damaged"),
+    ],
+)
+def test_bad_blocks_are_refused(tmp_path: Path, spoil: Callable[[list[Path]], object], words: str) -> None:
+    run = _directory(tmp_path / "run")
+    _uneven().write(run, most=8)
+    spoil(sorted(run.path.glob("evaluation-*.nc")))
+    with pytest.raises(BadInput, match=words):
+        reading.read(run.path)
+
+
+@pytest.mark.parametrize("name", ["../x.nc", "evaluation.nc", 3])
+def test_blocks_lie_in_the_run(tmp_path: Path, name: object) -> None:
+    run = _directory(tmp_path / "run")
+    _uneven().write(run, most=8)
+    content = json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
+    (run.path / "evaluation.json").write_text(json.dumps(content | {"blocks": [name]}))
+    with pytest.raises(BadInput, match=r"damaged|missing"):
+        reading.read(run.path)
+
+
+def test_a_full_disk_leaves_the_earlier_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is read is replaced before all blocks are there."""
+    run = _directory(tmp_path / "run")
+    _uneven().write(run, most=8)
+    before = {file: file.read_bytes() for file in run.path.glob("evaluation*")}
+    write, calls = runs.write_files, itertools.count()
+
+    def full(contents: Any) -> None:
+        if next(calls) == 2:
+            raise BadInput("No space left on device")
+        write(contents)
+
+    monkeypatch.setattr(runs, "write_files", full)
+    with pytest.raises(BadInput, match="No space"):
+        _uneven().write(run, most=3)
+    assert {file: file.read_bytes() for file in before} == before
+    assert reading.read(run.path).images.num_images == 20
 
 
 def test_estimates_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ppl_gen.evaluation.entries import entry_of, primary
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.table import rows, table
 from ppl_gen.inference.estimate import Estimate
+from ppl_gen.report.main_result import main_result
 
 
 def _notes(summary: dict[str, Any]) -> dict[str, str]:
@@ -47,6 +48,20 @@ def test_unknown_khat_is_no_high_one() -> None:
     summary = _summary(importance=few)
     assert summary["khat"]["fraction_unknown"] == 1 and "median" not in summary["khat"]
     assert "median unknown" in _notes(summary)["Pareto k-hat"]
+
+
+def test_bits_per_dimension() -> None:
+    """-nats / (784 log 2): lower bounds in nats are upper bounds in bits. Without levels there are none."""
+    found = {"importance": replace(importance(-10.0, -12.0), narrower=True)}
+    summary = Evaluation.of(found, "importance", ABOUT, dim=784).summary
+    bits = summary["bits_per_dim"]
+    nats = 784 * math.log(2)
+    assert bits["dim"] == 784 and bits["log_px"]["mean"] == pytest.approx(-summary["log_px"]["mean"] / nats)
+    assert bits["elbo"]["se"] == pytest.approx(summary["elbo"]["se"] / nats)
+    assert f"log p(x) at most {10 / nats:.3f}" in _notes(summary)["bits per dimension"]
+    assert "ELBO is 0.022, and log p(x) is at most 0.018" in main_result(summary, ["run"]).text
+    plain = _summary(importance=importance(-10, -12))
+    assert "bits_per_dim" not in plain and "bits" not in table(plain) + main_result(plain, ["run"]).text
 
 
 def test_the_primary_estimate_has_a_name() -> None:

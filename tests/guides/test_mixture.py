@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.mixture import DiagonalMixture
-from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, ScaleLatents
+from ppl_gen.inference.elbos import PartialScoreELBO, SampledELBO, ScaleLatents
 from ppl_gen.inference.gaps import Search, gaps
 from ppl_gen.inference.objectives import construct
-from ppl_gen.inference.objectives.loss import bind, recordable
+from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 
 F64 = torch.float64
@@ -107,7 +107,7 @@ def test_gradient_is_that_of_the_integral(name: str, particles: int, distance: f
 
 
 def test_pyros_own_objective() -> None:
-    """Stock `Trace_ELBO` reads `score_parts`: unbiased, with more noise; and so is what is recorded of ours."""
+    """Stock `Trace_ELBO` reads `score_parts`: unbiased, with more noise; and so is `loss_form` of ours."""
     torch.manual_seed(0)
     context = _context(16.0)
     _, truth = _truth("elbo", context, 0.6, 0.0)
@@ -116,16 +116,16 @@ def test_pyros_own_objective() -> None:
     elbo = construct("elbo")
     ours = bind(elbo, pair, batch)
     assert isinstance(ours, PartialScoreELBO) and ours.num_particles == 2
-    tensors_alone = recordable(elbo, pair)
-    assert isinstance(tensors_alone, RecordableELBO) and tensors_alone.num_particles == 2
-    recorded = bind(tensors_alone, pair, batch)
-    for each in (Trace_ELBO(), recorded):
+    of_terms = elbo.loss_form(pair)
+    assert isinstance(of_terms, SampledELBO) and of_terms.num_particles == 2
+    sampled = bind(of_terms, pair, batch)
+    for each in (Trace_ELBO(), sampled):
         (draws,) = torch.autograd.grad(-each.differentiable_loss(pair.model, pair.guide, batch), guide.context)
         assert ((draws.mean(0) - truth).abs() < 4.5 * draws.std(0) / COPIES**0.5 + 1e-6).all()
     torch.manual_seed(1)
     (ours_draws,) = torch.autograd.grad(-ours.differentiable_loss(pair.model, pair.guide, batch), guide.context)
     torch.manual_seed(1)
-    (their_draws,) = torch.autograd.grad(-recorded.differentiable_loss(None, None, batch), guide.context)
+    (their_draws,) = torch.autograd.grad(-sampled.differentiable_loss(None, None, batch), guide.context)
     torch.testing.assert_close(ours_draws, their_draws)
 
 

@@ -178,7 +178,6 @@ def test_uses_of_a_run(elsewhere: Path, short: None, call: Call) -> None:
     with pytest.raises(BadInput, match=who):
         run.log_px(torch.zeros(2, 8, 8))
     new = ("vae", "--guide", "per-image", "--data", "digits", "--out", "new")
-    refused(call, fit.command, *new, "--capture", words=["--capture", "parameters for each image"])
     refused(call, fit.command, *new, "--patience", "3", words=["--patience 3", "validation"])
     refused(call, fit.command, *new, "--objective", "wake-sleep", words=[who])
     refused(call, fit.command, *new, "--guide.step", "0", words=["--guide.step 0"])

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from arviz_stats.base import array_stats
 from pairs import ExactGuide, LinearGaussian, TwoLayers, gauss_hermite, log_px_within
 from torch import Tensor, nn
 
@@ -245,6 +247,27 @@ def test_khat_of_known_tails() -> None:
         assert khat(exponential * shape).sub(shape).abs().max() < 0.12
     assert khat(torch.zeros(100, 2)).isnan().all()
     assert khat(torch.randn(10, 2)).isnan().all()
+
+
+@pytest.mark.parametrize("count", [25, 100, 225, 226, 1000])
+def test_khat_is_that_of_arviz(count: int) -> None:
+    """Of light and heavy tails, weights of all sizes, zero weights, single huge ones, and ties."""
+    normal = torch.randn(count, 60, dtype=torch.float64)
+    zeros = torch.where(torch.rand(count, 60) < torch.linspace(0, 1, 60), -math.inf, normal)
+    kinds = [normal * scale for scale in (1e-5, 1.0, 5.0, 300.0)] + [(normal * 20).round(), normal - 1e5, zeros]
+    log_w = torch.cat([*kinds, normal / torch.randn(60), normal.exp()], 1)
+    log_w[3, :10] = math.inf
+    log_w[5, 300:305] = math.nan
+    found = khat(log_w)
+    assert 0.5 < found.isfinite().double().mean() < 1
+    fitted = found.isfinite()
+    with np.errstate(all="ignore"):
+        expected = torch.from_numpy(array_stats.psislw(-log_w.T[fitted].numpy())[1])
+    torch.testing.assert_close(found[fitted], expected, rtol=1e-9, atol=1e-9)
+    # What has no number: infinite or unknown weights, and tails of which less than half differ.
+    tail = log_w.sort(0).values[-math.ceil(min(count / 5, 3 * count**0.5)) :]
+    differ = (tail.diff(dim=0) > 1e-6 * tail[1:].abs().clamp(min=1)).double().mean(0)
+    assert torch.equal(fitted, (differ >= 0.5) & ~log_w.isnan().any(0) & (log_w.max(0).values < math.inf))
 
 
 def test_block_bounds_leave_out_the_rest() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_gen.networks.distributions import BernoulliVector, ContinuousBernoulli, LinearBernoulliVector, log_density
+from ppl_gen.networks.distributions import BernoulliVector, ContinuousBernoulli, LinearBernoulliVector
+from ppl_gen.networks.log_density import log_density
 from ppl_gen.networks.state_sums import binary_states
 
 F64 = torch.float64

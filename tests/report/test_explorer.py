@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -261,6 +262,15 @@ def test_the_script_decodes_as_python_does(
         ours = mean_image(read_layers(content["layers"]), z)
         assert (torch.tensor(images, dtype=torch.float64) - ours).abs().max() < 1e-9, name
         assert ours.std() > 0.1  # so that there is something to agree on
+
+
+@with_node
+def test_the_script_draws_grey_and_color(tmp_path: Path) -> None:
+    """Grey is ink on paper: 0 is white. Of three channels, each is a color: 0 is black."""
+    script = "const result = [rgba([0, 0.2, 1], 3), rgba([0, 1, 0.2, 0.4, 0.6, 1], 2)];"
+    grey, color = (np.asarray(each).round().reshape(-1, 4).tolist() for each in in_node(script, tmp_path))
+    assert grey == [[255, 255, 255, 255], [204, 204, 204, 255], [0, 0, 0, 255]]
+    assert color == [[0, 51, 153, 255], [255, 102, 255, 255]]
 
 
 # Each step tells z and the grey levels of the canvas, once it has been drawn.

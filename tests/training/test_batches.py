@@ -16,11 +16,12 @@ from ppl_gen import fit
 from ppl_gen.core import components
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.options import DataOptions
+from ppl_gen.data.orders import Order
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
-from ppl_gen.training.batches import batches, least_images, with_labelled
+from ppl_gen.training.batches import batches, least_images, num_batches, with_labelled
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -32,10 +33,11 @@ def test_labelled_images_in_every_batch(size: int, share: float) -> None:
     found = with_labelled(order, labelled, share, size)
     count = min(max(1, round(share * size)), size - 1)
     others, repeated = [], []
-    for part in batches(found, size, 1):
+    parts = list(batches(found, size, 1))
+    for part in parts:
         others.append(part[:-count])
         repeated.append(part[-count:])
-        assert len(part) == size or part is batches(found, size, 1)[-1] or len(others) == -(-53 // (size - count))
+        assert len(part) == size or part is parts[-1] or len(others) == -(-53 // (size - count))
     assert torch.equal(torch.cat(others), order)
     times = torch.bincount(torch.cat(repeated), minlength=53)[labelled]
     assert int(times.sum()) == len(torch.cat(repeated)) and int(times.max() - times.min()) <= 1
@@ -89,11 +91,21 @@ def test_what_is_left_over(size: int) -> None:
     for count in range(size, 30):
         order = torch.randperm(count)
         for least in (1, 2):
-            parts = batches(order, size, least)
+            parts = list(batches(order, size, least))
+            assert len(parts) == num_batches(count, size, least)
             assert torch.equal(torch.cat(parts), order)
             assert min(map(len, parts)) >= least
             if least == 1 or count % size != 1:
                 assert [len(part) for part in parts] == [len(part) for part in order.split(size)]
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 699, 700])
+def test_batches_of_a_computed_order(done: int) -> None:
+    """They are those of its numbers, from any batch on."""
+    order = Order(7_001, seed=2)
+    found, whole = list(batches(order, 10, 2, done=done)), list(batches(order[:], 10, 2))
+    assert len(whole) == 700 and len(found) == 700 - done
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, whole[done:], strict=True))
 
 
 QUICK = ("--data", "digits", "--epochs", "2", "--latent-dim", "2", "--hidden-dims", "8", "--num-samples", "20")

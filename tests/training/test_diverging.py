@@ -181,7 +181,7 @@ def test_random_numbers_and_weights_stay(tmp_path: Path) -> None:
     plain, after = pair.terms(x).log_weight, torch.rand(3)
     torch.manual_seed(3)
     found: list[Tensor] = []
-    assert blame(pair, lambda: found.append(pair.terms(x).log_weight)) is None
+    assert blame(pair, lambda pair: found.append(pair.terms(x).log_weight)) is None
     assert torch.equal(found[0], plain) and torch.equal(torch.rand(3), after)
 
 

@@ -100,7 +100,9 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
     x = data.targets("train")[:64]
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x[:8])
-        elbo = bind(construct(chosen.objective, num_particles=chosen.num_particles), pair, x[:8])
+        objective: Any = construct(chosen.objective, num_particles=chosen.num_particles)
+        elbo, of_pyro = bind(objective, pair, x[:8]), objective.elbo(pair, x[:8])
+    assert pair.direct is not None
     modules = nn.ModuleDict({"model": model, "guide": guide})
     loss = partial(loss_per_image, elbo)
     loss_and_grads = partial(loss_with_gradient, loss)
@@ -125,13 +127,13 @@ def test_a_step_is_pyros(tmp_path: Path, data: Data, options: dict[str, Any]) ->
     others = [*other_model.parameters(), *other_guide.parameters()]
     with pyro.get_param_store().scope():
         torch.manual_seed(5)
-        elbo.loss_and_grads(stock_model, stock_guide, x)
+        of_pyro.loss_and_grads(stock_model, stock_guide, x)
         for one, parameter in zip(gradients, others, strict=True):
             assert parameter.grad is not None
             torch.testing.assert_close(one, parameter.grad / len(x), rtol=1e-4, atol=1e-6)
             parameter.grad = None
         torch.manual_seed(5)
-        theirs = SVI(stock_model, stock_guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step(x) / len(x)
+        theirs = SVI(stock_model, stock_guide, pyro.optim.Adam({"lr": 1e-3}), of_pyro).step(x) / len(x)
     assert ours == pytest.approx(theirs, rel=1e-5)
     for (name, one), other in zip(modules.named_parameters(), others, strict=True):
         # Adam's first step is the sign of the gradient: entries whose gradient is rounding are free.

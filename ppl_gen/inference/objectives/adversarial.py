@@ -4,10 +4,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ppl_gen.core.contracts import AdversarialModel, Objective, missing
+from ppl_gen.core.contracts import AdversarialModel, missing
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.annealed import fit_scale
-from ppl_gen.inference.objectives.loss import NOT_RECORDABLE
 from ppl_gen.inference.pair import Pair
 
 __all__ = ["Adversarial"]
@@ -39,9 +38,6 @@ class Adversarial:
     def finish(self, model: AdversarialModel, x: Tensor) -> None:
         """Estimate the noise of the density, which was not trained, from the first images of `x`."""
         fit_scale(model, x[:_SCALE_IMAGES])
-
-    def recordable(self, pair: Pair) -> Objective:
-        raise BadInput(NOT_RECORDABLE)
 
 
 def _model(pair: Pair) -> AdversarialModel:

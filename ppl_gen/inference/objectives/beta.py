@@ -8,9 +8,9 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from ppl_gen.core.contracts import Loss
-from ppl_gen.core.errors import BadInput, require
-from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, TraceEnumSampled, WeightedKL, particle_options
-from ppl_gen.inference.objectives.loss import NOT_RECORDABLE, check_reparametrized, check_sampled
+from ppl_gen.core.errors import require
+from ppl_gen.inference.elbos import PartialScoreELBO, SampledELBO, TraceEnumSampled, WeightedKL, particle_options
+from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
 from ppl_gen.inference.pair import Pair
 
 __all__ = ["Beta"]
@@ -40,7 +40,5 @@ class Beta:
         elbo = (PartialScoreELBO if pair.scored else Trace_ELBO)(**particle_options(pair, self.num_particles))
         return WeightedKL(elbo, self.beta)
 
-    def recordable(self, pair: Pair) -> Loss:
-        if pair.partly_enumerated:
-            raise BadInput(NOT_RECORDABLE)
-        return RecordableELBO(pair, self.num_particles, beta=self.beta)
+    def loss_form(self, pair: Pair) -> Loss | None:
+        return SampledELBO(pair, self.num_particles, beta=self.beta)

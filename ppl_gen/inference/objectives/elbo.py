@@ -11,13 +11,13 @@ from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.discretization import TraceNodes
 from ppl_gen.inference.elbos import (
     PartialScoreELBO,
-    RecordableELBO,
+    SampledELBO,
     ScoreFunctionELBO,
     TraceEnumSampled,
     particle_options,
 )
 from ppl_gen.inference.enumeration import TraceEnum
-from ppl_gen.inference.objectives.loss import NOT_RECORDABLE, check_sampled
+from ppl_gen.inference.objectives.loss import check_sampled
 from ppl_gen.inference.pair import Pair
 
 __all__ = ["Elbo"]
@@ -67,7 +67,5 @@ class Elbo:
             return ScoreFunctionELBO(num_particles=self.num_particles, max_plate_nesting=pair.max_plate_nesting)
         return (PartialScoreELBO if pair.scored else Trace_ELBO)(**particle_options(pair, self.num_particles))
 
-    def recordable(self, pair: Pair) -> Loss:
-        if pair.enumerated or pair.partly_enumerated or not pair.reparametrized:
-            raise BadInput(NOT_RECORDABLE)
-        return RecordableELBO(pair, self.num_particles)
+    def loss_form(self, pair: Pair) -> Loss | None:
+        return SampledELBO(pair, self.num_particles) if pair.reparametrized else None

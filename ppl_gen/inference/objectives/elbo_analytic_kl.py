@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_gen.core.contracts import Loss
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.elbos import PartialScoreELBO, RecordableELBO, particle_options
+from ppl_gen.inference.elbos import PartialScoreELBO, SampledELBO, particle_options
 from ppl_gen.inference.objectives.loss import check_reparametrized, check_sampled
 from ppl_gen.inference.pair import Pair
 
@@ -45,5 +45,5 @@ class ElboAnalyticKL:
         """`TraceMeanField_ELBO`."""
         return (PartialScoreELBO if pair.scored else TraceMeanField_ELBO)(**particle_options(pair, self.num_particles))
 
-    def recordable(self, pair: Pair) -> Loss:
-        return RecordableELBO(pair, self.num_particles, analytic_kl=True)
+    def loss_form(self, pair: Pair) -> Loss | None:
+        return SampledELBO(pair, self.num_particles, analytic_kl=True)

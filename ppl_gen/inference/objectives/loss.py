@@ -18,9 +18,9 @@ from ppl_gen.core.contracts import (
     HasBound,
     HasDraws,
     HasGuideSurrogate,
+    HasLossForm,
     Loss,
     Objective,
-    Recordable,
     Surrogate,
     WrapsELBO,
 )
@@ -37,9 +37,6 @@ _DRAWN: dict[Draws, dict[str, bool]] = {
     "frozen-guide": {"frozen_guide": True},
 }
 """Arguments of `Pair.terms` for each way to draw z."""
-NOT_RECORDABLE = (
-    "--capture: cannot record enumeration, a score function with a baseline, or the losses of a GAN; leave this out"
-)
 
 
 def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
@@ -59,6 +56,8 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         )
     if isinstance(objective, ChecksPair):
         objective.check(pair, x, *args)
+    if pair.direct is not None and isinstance(objective, HasLossForm) and (form := objective.loss_form(pair)):
+        return _FormELBO(form, pair, _elbo_of(objective, pair, x, *args))
     if isinstance(objective, Loss):
         return _LossELBO(objective, pair)
     if isinstance(objective, WrapsELBO):
@@ -82,20 +81,6 @@ def _is_ours(objective: Objective) -> bool:
 def has_kl_term(objective: Objective, pair: Pair) -> bool:
     """True if KL warm-up applies: the objective wraps an ELBO of Pyro, and z is sampled."""
     return isinstance(objective, WrapsELBO) and not isinstance(objective, Loss) and not pair.enumerated
-
-
-def recordable(objective: Objective, pair: Pair) -> Objective:
-    """Return the form of an objective whose operations can be recorded, for `--capture`.
-
-    :raises BadInput: for an objective that cannot be recorded.
-    """
-    if isinstance(objective, Recordable):
-        return objective.recordable(pair)
-    if isinstance(objective, WrapsELBO) and not isinstance(objective, Loss):
-        raise BadInput(
-            f"--capture: {name_of(objective)} wraps an ELBO of Pyro; give it a method recordable(self, pair)"
-        )
-    return objective
 
 
 # Checks of a pair ----------------------------------------------------------------------------------------------
@@ -188,6 +173,21 @@ class _LossELBO(_PairELBO):
         with _reporting(self.objective):
             loss = self.objective.loss(self.pair, x, *args)
             _check_shape(self.objective, "loss(pair, x)", loss, (), "one number, the sum over the images")
+        return loss
+
+
+class _FormELBO(_LossELBO):
+    """The loss form of an objective that wraps an ELBO of Pyro. For other functions than the pair's, such as these with
+    a handler around them, it is that ELBO."""
+
+    def __init__(self, form: Loss, pair: Pair, of_pyro: ELBO):
+        super().__init__(form, pair)
+        self.num_particles, self.of_pyro = of_pyro.num_particles, of_pyro
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, *args: Any) -> Tensor:
+        if (model, guide) == (self.pair.model, self.pair.guide):
+            return super().differentiable_loss(model, guide, x, *args)
+        loss: Tensor = self.of_pyro.differentiable_loss(model, guide, x, *args)
         return loss
 
 

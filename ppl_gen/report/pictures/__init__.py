@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.core.tables import named
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.distances import distances
@@ -62,7 +62,7 @@ def draw_training(fitted: Fitted) -> None:
         with _drawing("the learning curves"):
             save(run, "learning_curves", curves(metrics))
     with evaluating(fitted.model, fitted.guide), forked_rng(fitted.batch[0]):
-        torch.manual_seed(0)
+        seed_torch(0)
         for module in kinds().values():
             with _drawing(module.ABOUT):
                 for name, figure in module.draw(fitted):
@@ -88,7 +88,8 @@ def _drawing(what: str) -> Iterator[None]:
 
 
 def as_images(values: Tensor, data: Data) -> np.ndarray:
-    """Images [..., pixels] as arrays [..., height, width] in [0, 1]. A missing pixel is mid-grey."""
+    """Images [..., pixels] as arrays [..., height, width], or [..., height, width, 3] if in color, in [0, 1]. A missing
+    pixel is mid-grey."""
     return pictures(values.clamp(0, 1).nan_to_num(0.5), data.shape)
 
 
