@@ -1,16 +1,21 @@
 """Where the runs of a sweep run: processes of this machine, jobs of a Slurm cluster, or tasks of a Ray cluster.
 
 An engine starts runs and says how each has ended. submitit and Ray are optional, and are imported only where they are
-used. A job of theirs does what `python -m ppl_gen.fit` does, in its own process: a signal reaches it once.
+used. A job of a cluster is the process of its run, and starts no other: a signal reaches it once.
 """
 
 import ast
+import io
 import os
+import runpy
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -24,6 +29,8 @@ _NEEDED = {"slurm": "submitit", "ray": "ray"}
 _CLUSTER = "slurm"
 """The executor of submitit."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+TOGETHER = 1000
+"""Most jobs of an array at a time. A cluster's own limit, MaxArraySize, is 1001 by default."""
 
 
 class Fit(NamedTuple):
@@ -158,43 +165,53 @@ class Processes:
 # Jobs of a cluster ---------------------------------------------------------------------------------------------
 
 
-class InJob:
-    """`python -m ppl_gen.fit`, called in the process of a job. It returns the exit status.
+def fit_here(fit: Fit, folder: Path) -> int:
+    """Do what `python -m ppl_gen.fit` does, in this process, which does nothing else. Returns the exit status.
 
-    :param threads: threads of the run.
+    :param folder: the working directory of the sweep.
     """
+    os.chdir(folder)
+    sys.argv = ["fit", *fit.words]
+    log = io.TextIOWrapper(_log_of(fit), encoding="utf-8", line_buffering=True)
+    with log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            runpy.run_module("ppl_gen.fit", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            return int(end.code or 0)
+        except Exception:
+            traceback.print_exc()
+    return 1
 
-    def __init__(self, fit: Fit, threads: int):
-        self.fit, self.threads, self.folder, self.requeued = fit, threads, Path.cwd(), False
+
+class _InSlurm:
+    """What a job of Slurm calls. SIGINT from the sweep lets the run write its checkpoint and ends the job. SIGUSR2,
+    which Slurm sends before it preempts a job or its time is over, does so, too, and puts the job back in the queue:
+    the run continues there. SIGTERM may come before it."""
+
+    def __init__(self, fit: Fit):
+        self.fit, self.folder = fit, Path.cwd()
 
     def __call__(self) -> int:
-        from ppl_gen import fit
-        from ppl_gen.core import cli
+        requeue: Any = signal.getsignal(signal.SIGUSR2)  # of submitit
+        preempted = []
 
-        os.chdir(self.folder)
-        os.environ.update(dict.fromkeys(_THREADS, str(self.threads)))
-        sys.argv = [str(fit.__file__), *self.fit.words]
-        with _log_of(self.fit) as log:
-            kept = [os.dup(stream) for stream in (1, 2)]
-            for stream in (1, 2):
-                os.dup2(log.fileno(), stream)
-        try:
-            cli.main(fit.command)
-        except SystemExit as end:
-            if self.requeued:
-                raise
-            return end.code if isinstance(end.code, int) else int(end.code is not None)  # 0 for None
-        finally:
-            for stream, before in zip((1, 2), kept, strict=True):
-                os.dup2(before, stream)
+        def stop(*_: object) -> None:
+            preempted.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+        signal.signal(signal.SIGUSR2, stop)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = fit_here(self.fit, self.folder)
+        if status and preempted:
+            requeue(signal.SIGUSR2, None)
+        return status
 
     def checkpoint(self) -> Any:
-        """Of a job that Slurm preempts or whose time is over: submitit calls this, and puts the job back in the
-        queue. The run continues from its last checkpoint."""
+        """What the job calls when it has been put back. submitit asks for it."""
         from submitit.helpers import DelayedSubmission
 
-        self.requeued = True
-        return DelayedSubmission(InJob(self.fit, self.threads))
+        return DelayedSubmission(self)
 
 
 class _SlurmJob(NamedTuple):
@@ -204,11 +221,13 @@ class _SlurmJob(NamedTuple):
     def ended(self) -> str | None:
         if not self.job.done():
             return None
-        try:
-            return "" if self.job.result() == 0 else last_line(self.fit.log)
-        except Exception:  # the job has left no result, or the error of a bug
-            logs = self.job.paths.stderr
-            return f"job {self.job.job_id} ended as {self.job.state}; its last line: {last_line(self.fit.log)}; {logs}"
+        found = f"job {self.job.job_id} has ended as {self.job.state}"
+        if exists(self.job.paths.result_pickle) or self.job.state == "COMPLETED":
+            try:
+                return "" if self.job.result() == 0 else last_line(self.fit.log)
+            except Exception as error:
+                found = f"job {self.job.job_id}: {describe(error)}"
+        return f"{found}; the last line of its log: {last_line(self.fit.log)}"
 
 
 class Slurm:
@@ -224,25 +243,30 @@ class Slurm:
         import submitit
 
         resources = dict[str, Any](cpus_per_task=1, timeout_min=24 * 60, name=out.name) | resources
-        self.threads = int(resources["cpus_per_task"])
-        self._executor = submitit.AutoExecutor(folder=out / ".jobs", cluster=_CLUSTER)
+        self.threads = resources["cpus_per_task"]
+        python = shlex.join(["env", *(f"{name}={self.threads}" for name in _THREADS), sys.executable])
+        # Of the executor for Slurm, and of the one for processes of this machine, which tests use.
+        self._executor = submitit.AutoExecutor(out / ".jobs", _CLUSTER, slurm_python=python, local_python=python)
         try:
-            self._executor.update_parameters(slurm_array_parallelism=1000, **resources)
+            self._executor.update_parameters(slurm_array_parallelism=TOGETHER, **resources)
         except Exception as error:
             raise BadInput(f"--resources: {describe(error)}") from None
 
     def start(self, fits: Sequence[Fit]) -> list[_SlurmJob]:
         try:
             with self._executor.batch():
-                jobs = [self._executor.submit(InJob(fit, self.threads)) for fit in fits]
+                jobs = [self._executor.submit(_InSlurm(fit)) for fit in fits]
         except Exception as error:
-            raise BadInput(f"--engine slurm: the jobs were refused: {describe(error)}") from None
+            raise BadInput(
+                f"--engine slurm: the jobs were refused: {describe(error)}; --jobs limits their number"
+            ) from None
         return [_SlurmJob(*each) for each in zip(fits, jobs, strict=True)]
 
     def interrupt(self, jobs: Sequence[_SlurmJob]) -> None:
         arrays = sorted({each.job.job_id.partition("_")[0] for each in jobs})
-        if arrays:
-            subprocess.run(["scancel", *arrays], check=False)
+        for which in ("--state=PENDING", "--signal=INT"):  # without a signal, running jobs would get several
+            subprocess.run(["scancel", which, *arrays], check=False, capture_output=True)
+        jobs[0].job.watcher.clear()  # it asks seldom about jobs that have been there for long
 
 
 class _RayTask(NamedTuple):
@@ -257,7 +281,7 @@ class _RayTask(NamedTuple):
         try:
             return "" if ray.get(self.task) == 0 else last_line(self.fit.log)
         except Exception as error:  # the worker was killed, or its machine has failed
-            return f"{type(error).__name__}; its last line: {last_line(self.fit.log)}"
+            return f"{type(error).__name__}; the last line of its log: {last_line(self.fit.log)}"
 
 
 class Ray:
@@ -273,15 +297,17 @@ class Ray:
 
         resources = dict[str, Any](num_cpus=1) | resources
         self.threads = max(1, int(resources["num_cpus"]))
+        variables = dict.fromkeys(_THREADS, str(self.threads))
         ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         try:
             # A worker ends with its task: what a fit has changed in it is not there for the next one.
-            self._call = ray.remote(max_calls=1, max_retries=0, **resources)(InJob.__call__)
+            once = ray.remote(max_calls=1, max_retries=0, runtime_env={"env_vars": variables}, **resources)
         except Exception as error:
             raise BadInput(f"--resources: {describe(error)}") from None
+        self._fit = once(fit_here)
 
     def start(self, fits: Sequence[Fit]) -> list[_RayTask]:
-        return [_RayTask(fit, self._call.remote(InJob(fit, self.threads))) for fit in fits]
+        return [_RayTask(fit, self._fit.remote(fit, Path.cwd())) for fit in fits]
 
     def interrupt(self, jobs: Sequence[_RayTask]) -> None:
         import ray

@@ -25,11 +25,9 @@ from ppl_gen.core.paths import exists
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
-from ppl_gen.training.engines import Engine, EngineName, Fit, Job, resources_of
+from ppl_gen.training.engines import TOGETHER, Engine, EngineName, Fit, Job, resources_of
 
 PROGRAM = "python -m ppl_gen.sweep"
-_TOGETHER = 1000
-"""Most runs to start at once: an array of jobs has a limit."""
 _OWN = (
     "--guide",
     "--refit-guide",
@@ -65,14 +63,14 @@ class SweepOptions:
     seeds: tuple[int, ...] = (0,)
     """Seeds of the initial weights, the order of the images and the noise."""
     jobs: int | None = None
-    """Number of runs at a time. They share the cores. By default as many as there are cores; on a cluster all, and the
-    cluster decides."""
+    """Number of runs at a time. On this machine they share the cores, and there are as many as cores by default. On a
+    cluster all runs are submitted by default."""
     engine: EngineName = "local"
-    """Where the runs run. local: processes of this machine. slurm: jobs of a Slurm cluster, by submitit. ray: tasks of
-    the Ray cluster that RAY_ADDRESS names."""
+    """Where the runs are done. local: processes of this machine. slurm: jobs of a Slurm cluster, by submitit. ray:
+    tasks of the Ray cluster that RAY_ADDRESS names."""
     resources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE …")] = ()
-    """Resources of each run on a cluster, as in cpus_per_task=2 timeout_min=240 slurm_partition=long for submitit, or
-    num_cpus=2 num_gpus=1 for Ray."""
+    """Resources of each run on a cluster: cpus_per_task=2 timeout_min=240 slurm_partition=long for Slurm, or num_cpus=2
+    num_gpus=1 for Ray."""
 
     def __post_init__(self) -> None:
         for name in ("guides", "objectives", "seeds"):
@@ -81,8 +79,8 @@ class SweepOptions:
             require(len(values) > 0, "vary", name, "needs at least one value")
         require(self.jobs is None or self.jobs >= 1, "jobs", self.jobs, "must be at least 1")
         if self.resources and self.engine == "local":
-            raise BadInput("--resources: processes of this machine take none; name an engine with --engine")
-        resources_of(self.resources)
+            raise BadInput("--resources: processes of this machine take none; choose --engine slurm or ray")
+        resources_of(self.resources)  # for its errors
 
 
 class Planned(NamedTuple):
@@ -262,21 +260,22 @@ def run(todo: Sequence[Planned], jobs: int, engine: Engine) -> dict[str, str]:
                     say(f"interrupted: waiting for {len(running)} runs to write their checkpoints")
                     engine.interrupt([child.job for child in running])
                 if waiting and len(running) < jobs and not stopping:
-                    running += _start(engine, waiting, min(jobs - len(running), _TOGETHER))
+                    running += _start(engine, waiting, min(jobs - len(running), TOGETHER))
                 for child, reason in [(child, child.job.ended()) for child in running]:
                     if reason is None:
                         continue
                     running.remove(child)
-                    now, left = time.perf_counter(), len(waiting) + len(running)
-                    took = f"{_duration(now - child.start)}{' after its submission' if engine.queues else ''}"
+                    now, left, name = time.perf_counter(), len(waiting) + len(running), child.planned.name
+                    took = _duration(now - child.start)
                     if not reason:
                         seconds.append(now - child.start)
                         each = (now - began) / len(seconds) if engine.queues else sum(seconds) / len(seconds) / jobs
                         rest = f", about {_duration(each * left)}" if left else ""
-                        say(f"done      {child.planned.name} {'' if engine.queues else 'in '}{took}; {left} left{rest}")
+                        said = f"{took} after its submission" if engine.queues else f"in {took}"
+                        say(f"done      {name} {said}; {left} left{rest}")
                     elif not stopping:
-                        failures[child.planned.name] = reason
-                        say(f"failed    {child.planned.name} {'' if engine.queues else 'after '}{took}; {left} left")
+                        failures[name] = reason
+                        say(f"failed    {name} after {took}; {left} left")
                 time.sleep(engine.pause)
         finally:  # a second interrupt ends up here with runs at work, and is passed on to them
             if running:

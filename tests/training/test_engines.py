@@ -1,9 +1,13 @@
-"""Engines of a sweep: real jobs of submitit, in processes of this machine in the place of Slurm; and what is refused."""
+"""Engines of a sweep: jobs of submitit, in processes of this machine in the place of Slurm; and what is refused."""
 
+import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,63 +19,99 @@ from ppl_gen.training.engines import Fit, Slurm
 
 Call = Callable[..., tuple[int, str, str]]
 
-QUICK = ["vae", "--data", "digits", "--train-size", "60", "--num-samples", "30", "--hidden-dims", "8"]
-SCANCEL = '#!/bin/sh\necho "$@" > cancelled\nexec kill -TERM "$@"\n'
-"""What Slurm does: SIGTERM to each process of a job. The number of a job is here that of its process."""
+QUICK = ("--data", "digits", "--train-size", "150", "--epochs", "1", "--num-samples", "20", "--hidden-dims", "8")
+QUICK += ("--latent-dim", "2")  # the run "vae" of `three_fitted`
+SCANCEL = """#!{python} -S
+import os, pathlib, sys
+which, *jobs = sys.argv[1:]
+print(which, file=open("cancelled", "a"))
+for job in jobs if which == "--signal=INT" else ():
+    for task in pathlib.Path(f"/proc/{{job}}/task/{{job}}/children").read_text().split():
+        os.kill(int(task), 2)
+"""
+"""What Slurm does: the signal reaches the processes of a job. The number of a job is here that of their parent."""
 
 
 @pytest.fixture
-def slurm(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+def local(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are processes of this machine."""
     pytest.importorskip("submitit")
     (elsewhere / "bin").mkdir()
-    for name, script in (("scancel", SCANCEL), ("sbatch", "#!/bin/sh\n")):
+    for name, script in (("scancel", SCANCEL.format(python=sys.executable)), ("sbatch", "#!/bin/sh\n")):
         (elsewhere / "bin" / name).write_text(script)
         (elsewhere / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{elsewhere / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(engines, "_CLUSTER", "local")
     monkeypatch.setattr(Slurm, "pause", 0.1)
-    engines.check_engine("slurm")
-    return Slurm(Path("out"), {"timeout_min": 5})
 
 
-def fit(name: str, *options: str) -> Fit:
-    path = Path("out") / name
-    return Fit(path, [*QUICK, *options, "--out", str(path)], ["--resume", str(path)])
-
-
-def test_jobs(slurm: Slurm) -> None:
-    """One that succeeds, one that is refused, one that writes its checkpoint when it is cancelled."""
-    fits = [fit("good", "--dry-run"), fit("bad", "--epochs", "0"), fit("long", "--epochs", "1000000")]
-    jobs = slurm.start(fits)
-    assert [job.ended() for job in jobs] == [None] * 3
+def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (
-        None in [job.ended() for job in jobs[:2]] or len(RunDirectory(fits[2].path, {}).metrics()) < 3
-    ):
-        time.sleep(0.1)
-    assert [job.ended() for job in jobs] == ["", "error: --epochs 0: must be at least 1", None]
-    assert "not started" in fits[0].log.read_text(encoding="utf-8")
-    slurm.interrupt(jobs[2:])
-    while time.monotonic() < deadline and jobs[2].ended() is None:
-        time.sleep(0.1)
-    reason, run = jobs[2].ended(), RunDirectory.open(fits[2].path)
-    assert reason is not None and reason.startswith("interrupted: ") and "--resume out/long" in reason
-    step = run.step()
-    assert step is not None and step > 0 and fits[2].words == ["--resume", "out/long"]
-    assert Path("cancelled").read_text() == f"{jobs[2].job.job_id}\n"
-    assert slurm.threads == 1 and run.config["num_threads"] == 1 and run.config["command"][0].endswith("fit.py")
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-def test_a_job_that_is_killed(slurm: Slurm) -> None:
-    (job,) = slurm.start([fit("left-behind", "--dry-run")])
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not job.fit.log.exists():
-        time.sleep(0.05)
-    job.job._results_timeout_s = 0  # else it waits for a file system of several machines
-    job.job._process.kill()  # the process that watches over the job, which goes on for a second
-    while time.monotonic() < deadline and job.ended() is None:
-        time.sleep(0.05)
-    assert str(job.ended()).startswith(f"job {job.job.job_id} ended as INTERRUPTED; its last line: ")
+def _evaluation(run: Path) -> Any:
+    return json.loads((run / "evaluation.json").read_text(encoding="utf-8")) | {"seconds": 0}
+
+
+def test_a_sweep_of_jobs(local: None, call: Call, three_fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that `fit` refuses is told of in a line. The numbers of a good one are those of `fit`, bit for bit."""
+    monkeypatch.setattr(sweep, "check_first", lambda planned: None)
+    arguments = ("vae", "--out", "out", "--engine", "slurm", "--resources", "timeout_min=5", "--", *QUICK)
+    status, out, err = call(sweep.command, *arguments, "--train-size", "9999")
+    assert status == 1 and out == ""
+    first, second, third, *last = err.splitlines()
+    assert first == "1 runs: 0 already finished, 0 to continue, 1 to start; 1 at a time, 1 thread each"
+    assert second == "submit    1 run, from vae-normal-elbo-0"
+    assert third.startswith("failed    vae-normal-elbo-0 ") and third.endswith(" s; 0 left")
+    assert last[0].startswith("vae-normal-elbo-0: error: --train-size 9999: ") and last[1].startswith("error: 1 of 1 ")
+
+    status, out, err = call(sweep.command, *arguments)
+    assert status == 0, err
+    assert out == "all 1 runs are finished; compare them: python -m ppl_gen.compare out/*/\n"
+    assert "done      vae-normal-elbo-0 " in err and "log p(x)" in Path("out/vae-normal-elbo-0.log").read_text("utf-8")
+    assert _evaluation(Path("out/vae-normal-elbo-0")) == _evaluation(three_fitted / "vae")
+    made = RunDirectory.open(Path("out/vae-normal-elbo-0")).config
+    assert made["num_threads"] == 1 and made["command"][0].endswith("fit.py")
+
+
+def test_signals(local: None) -> None:
+    """A job that Slurm preempts writes a checkpoint and goes on; one that the sweep interrupts writes it and ends; one
+    that is killed is told of in a line."""
+    engine = Slurm(Path("out"), {"timeout_min": 5})
+    paths = [Path("out/one"), Path("out/two")]
+    options = ("vae", *QUICK, "--epochs", "1000000", "--out")
+    one, two = engine.start([Fit(path, [*options, str(path)], ["--resume", str(path)]) for path in paths])
+
+    def tasks(job: Any) -> list[int]:
+        number = job.job.job_id
+        return [int(task) for task in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+
+    def step(path: Path) -> int:
+        lines = RunDirectory(path, {}).metrics() if path.exists() else []
+        return int(lines[-1]["step"]) if lines else 0
+
+    _until(lambda: two.fit.log.exists())
+    os.kill(tasks(two)[0], signal.SIGKILL)
+    _until(lambda: two.ended() is not None)
+    assert two.ended() == f"job {two.job.job_id} has ended as FINISHED; the last line of its log: no output"
+
+    _until(lambda: step(one.fit.path) > 1)
+    (before,) = tasks(one)
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # of preemption
+        os.kill(before, number)
+    _until(lambda: tasks(one) not in ([], [before]))
+    stopped = RunDirectory.open(one.fit.path).step()
+    assert stopped and "interrupted: continue with" in one.fit.log.read_text(encoding="utf-8")
+    assert one.fit.words == ["--resume", "out/one"] and one.ended() is None
+    _until(lambda: step(one.fit.path) > stopped)
+    engine.interrupt([one])
+    _until(lambda: one.ended() is not None)
+    reason = one.ended()
+    assert reason is not None and reason.startswith("interrupted: ") and "--resume out/one" in reason
+    assert Path("cancelled").read_text() == "--state=PENDING\n--signal=INT\n"
 
 
 def test_what_is_refused(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +131,7 @@ def test_what_is_refused(elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     assert not list(elsewhere.iterdir())
 
 
-def test_resources_that_submitit_does_not_know(slurm: Slurm) -> None:
-    with pytest.raises(BadInput, match=r"resources: .*colour"):
-        Slurm(Path("out"), {"colour": "blue"})
+@pytest.mark.parametrize("resources", [{"colour": "blue"}, {"cpus_per_task": "two"}, {"slurm_colour": "blue"}])
+def test_resources_that_submitit_does_not_know(local: None, resources: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="resources: "):
+        Slurm(Path("out"), resources)
