@@ -15,7 +15,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -171,6 +171,7 @@ def fit_here(fit: Fit, folder: Path) -> int:
     :param folder: the working directory of the sweep.
     """
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if a script runs the sweep in the background
     sys.argv = ["fit", *fit.words]
     log = io.TextIOWrapper(_log_of(fit), encoding="utf-8", line_buffering=True)
     with log, redirect_stdout(log), redirect_stderr(log):
@@ -201,7 +202,6 @@ class _InSlurm:
 
         signal.signal(signal.SIGUSR2, stop)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         status = fit_here(self.fit, self.folder)
         if status and preempted:
             requeue(signal.SIGUSR2, None)
@@ -221,13 +221,13 @@ class _SlurmJob(NamedTuple):
     def ended(self) -> str | None:
         if not self.job.done():
             return None
-        found = f"job {self.job.job_id} has ended as {self.job.state}"
         if exists(self.job.paths.result_pickle) or self.job.state == "COMPLETED":
-            try:
+            with suppress(Exception):  # submitit's, if the job has raised one, or has left no result
                 return "" if self.job.result() == 0 else last_line(self.fit.log)
-            except Exception as error:
-                found = f"job {self.job.job_id}: {describe(error)}"
-        return f"{found}; the last line of its log: {last_line(self.fit.log)}"
+        return (
+            f"job {self.job.job_id} has ended as {self.job.state}; see {self.job.paths.stderr}; the last line of its "
+            f"log: {last_line(self.fit.log)}"
+        )
 
 
 class Slurm:

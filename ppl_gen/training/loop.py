@@ -49,6 +49,7 @@ from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, least_images, num_batches, with_labelled
+from ppl_gen.training.crowding import Crowding
 from ppl_gen.training.diverging import (
     Diverged,
     diverged,
@@ -193,6 +194,7 @@ class Loop:
             self.test_rows = RowsOfTestImages(fitted, self.pair, once, self.options.batch_size, self.least)
         steps = self.total + (0 if self.test_rows is None else self.test_rows.num_steps)
         self.progress = Progress(steps, "step", done=self.state.step, quiet=quiet)
+        self.crowding = Crowding(torch.get_num_threads())
 
     def run(self, on_epoch: OnEpoch | None) -> None:
         """Train to the last epoch."""
@@ -261,7 +263,7 @@ class Loop:
 
         :raises Diverged: when the loss is not finite.
         """
-        state, options = self.state, self.options
+        state, options, started = self.state, self.options, time.perf_counter()
         self.optimizer.set_rate(options.rate(state.step, self.total))
         if options.kl_warmup:
             self.warmup.scale = min(1.0, state.step / (options.kl_warmup * self.steps_per_epoch))
@@ -278,6 +280,8 @@ class Loop:
         state.step += 1
         state.loss_sum += value * images
         self.progress.advance()
+        if warning := self.crowding.after_step(time.perf_counter() - started):
+            self.progress.warn(warning)
 
     def finite(self, gradient: Callable[..., Tensor | float]) -> Callable[..., float]:
         """A function of SVI that writes the gradient to the parameters, and raises before a step is taken with a loss

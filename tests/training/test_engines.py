@@ -96,7 +96,10 @@ def test_signals(local: None) -> None:
     _until(lambda: two.fit.log.exists())
     os.kill(tasks(two)[0], signal.SIGKILL)
     _until(lambda: two.ended() is not None)
-    assert two.ended() == f"job {two.job.job_id} has ended as FINISHED; the last line of its log: no output"
+    told = (
+        f"job {two.job.job_id} has ended as FINISHED; see {two.job.paths.stderr}; the last line of its log: no output"
+    )
+    assert two.ended() == told
 
     _until(lambda: step(one.fit.path) > 1)
     (before,) = tasks(one)
