@@ -251,7 +251,7 @@ def run(todo: Sequence[Planned], jobs: int, engine: Engine) -> dict[str, str]:
     waiting, running = list(todo), list[_Running]()
     failures: dict[str, str] = {}
     seconds: list[float] = []
-    stopping, began = False, time.perf_counter()
+    stopping = False
     with interrupts() as interrupted:
         try:
             while running or (waiting and not stopping):
@@ -269,10 +269,10 @@ def run(todo: Sequence[Planned], jobs: int, engine: Engine) -> dict[str, str]:
                     took = _duration(now - child.start)
                     if not reason:
                         seconds.append(now - child.start)
-                        each = (now - began) / len(seconds) if engine.queues else sum(seconds) / len(seconds) / jobs
-                        rest = f", about {_duration(each * left)}" if left else ""
-                        said = f"{took} after its submission" if engine.queues else f"in {took}"
-                        say(f"done      {name} {said}; {left} left{rest}")
+                        said, rest = f"in {took}", f", about {_duration(sum(seconds) / len(seconds) * left / jobs)}"
+                        if engine.queues:  # for how long, the others decide who use the cluster
+                            said, rest = f"{took} after its submission", ""
+                        say(f"done      {name} {said}; {left} left{rest if left else ''}")
                     elif not stopping:
                         failures[name] = reason
                         say(f"failed    {name} after {took}; {left} left")

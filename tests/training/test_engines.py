@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import time
@@ -12,10 +14,12 @@ from typing import Any
 import pytest
 
 from ppl_gen import sweep
+from ppl_gen.core import cli
 from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.training import engines
 from ppl_gen.training.engines import Fit, Slurm
+from ppl_gen.training.sweeping import SweepOptions, plan
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -138,3 +142,40 @@ def test_what_is_refused(elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
 def test_resources_that_submitit_does_not_know(local: None, resources: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="resources: "):
         Slurm(Path("out"), resources)
+
+
+def test_tasks_of_ray(elsewhere: Path) -> None:
+    """One that succeeds, one that is refused, one that writes its checkpoint when it is interrupted."""
+    pytest.importorskip("ray")
+    options = {"good": "--dry-run", "bad": "--train-size=9999", "long": "--epochs=1000000"}
+    paths = {name: Path("out") / name for name in options}
+    Path("out").mkdir()
+    fits = [
+        Fit(path, ["vae", *QUICK, options[name], "--out", str(path)], ["--resume", str(path)])
+        for name, path in paths.items()
+    ]
+    engine = engines.Ray({})
+    good, bad, long = engine.start(fits)
+    _until(lambda: good.ended() is not None and bad.ended() is not None)
+    assert good.ended() == "" and str(bad.ended()).startswith("error: --train-size 9999: ")
+    _until(lambda: (paths["long"] / "metrics.jsonl").exists())
+    assert long.ended() is None
+    engine.interrupt([long])
+    _until(lambda: long.ended() is not None)
+    assert str(long.ended()).startswith("interrupted: continue with: ") and RunDirectory.open(paths["long"]).step()
+    with pytest.raises(BadInput, match="resources: "):
+        engines.Ray({"colour": "blue"})
+
+
+def test_the_page_has_a_sweep_of_a_thousand(elsewhere: Path) -> None:
+    """Its command is read, and planned."""
+    text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    found = re.findall(r"-m ppl_gen\.sweep (.*?)\n```", text, re.DOTALL)
+    counts = []
+    for each in found:
+        words = shlex.split(each.replace("\\\n", " ").replace("$(seq 0 99)", " ".join(map(str, range(100)))))
+        words = words[: words.index(">")] if ">" in words else words
+        cut = words.index("--")
+        options = cli.parse(SweepOptions, words[:cut], "", "")
+        counts.append(len(plan(options, words[cut + 1 :])))
+    assert counts == [1000, 200]
