@@ -298,13 +298,16 @@ class Ray:
         resources = dict[str, Any](num_cpus=1) | resources
         self.threads = max(1, int(resources["num_cpus"]))
         variables = dict.fromkeys(_THREADS, str(self.threads))
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         try:
             # A worker ends with its task: what a fit has changed in it is not there for the next one.
             once = ray.remote(max_calls=1, max_retries=0, runtime_env={"env_vars": variables}, **resources)
+            self._fit = once(fit_here)
         except Exception as error:
             raise BadInput(f"--resources: {describe(error)}") from None
-        self._fit = once(fit_here)
+        try:
+            ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except Exception as error:
+            raise BadInput(f"--engine ray: {describe(error)}") from None
 
     def start(self, fits: Sequence[Fit]) -> list[_RayTask]:
         return [_RayTask(fit, self._fit.remote(fit, Path.cwd())) for fit in fits]

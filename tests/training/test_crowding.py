@@ -6,8 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from fits import small_config
 
+from ppl_gen.data.splits import Data
+from ppl_gen.experiment.assembling import assemble
+from ppl_gen.experiment.config import Given
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.training.crowding import Crowding, scheduled
+from ppl_gen.training.loop import train
 
 
 def _warnings(seconds: Iterable[float], shares: Iterable[float], threads: int = 2) -> list[str]:
@@ -68,3 +75,21 @@ def test_a_thread_that_waits_for_a_core_is_counted() -> None:
     assert len(times) == 4  # 2 x 2 processes after two forks
     assert sum(ran for ran, _ in times) < 1.2 and all(waited > 0.15 for _, waited in times)
     assert scheduled() is not None
+
+
+def test_training_shows_the_warning(
+    tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It asks after every step."""
+    asked: list[float] = []
+
+    def after_step(crowding: Crowding, seconds: float) -> str | None:
+        asked.append(seconds)
+        return "warning: crowded" if len(asked) == 2 else None
+
+    monkeypatch.setattr(Crowding, "after_step", after_step)
+    config = small_config()
+    directory = RunDirectory.create(tmp_path / "run", "run", {})
+    train(Fitted(config, *assemble(config, data), data, Given(), directory))
+    assert len(asked) == directory.metrics()[-1]["step"] and all(0 < seconds < 60 for seconds in asked)
+    assert capsys.readouterr().err.count("warning: crowded\n") == 1
