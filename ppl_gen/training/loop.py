@@ -314,18 +314,22 @@ class Loop:
         if self.pair.direct is None:
             return
         by_functions, batch = replace(self.pair, direct=None), self.probe_batch(order[: self.size])
-        samples = getattr(self.fitted.objective, "num_particles", 1)
-        ours, theirs = (partial(minus_elbo, each, samples) for each in (self.pair, by_functions))
+        if self.pair.enumerated:
+            ours, theirs = (partial(self.loss_of(each), each.model, each.guide) for each in (self.pair, by_functions))
+        else:
+            samples = getattr(self.fitted.objective, "num_particles", 1)
+            ours, theirs = (partial(minus_elbo, each, samples) for each in (self.pair, by_functions))
         with pyro.validation_enabled(False):
             differ = not same_step(ours, theirs, self.modules, batch)
         if parallel.any_rank(differ):
             self.pair = by_functions
             with forked_rng(batch[0]):
                 self.loss = self.loss_of(by_functions)
-            self.progress.warn(
-                f"note: in training, model() and guide() of {self.pair.model_name} and {self.pair.guide_name} differ "
-                "from prior(), likelihood(z), encode(x) and posterior(context); steps use the former"
-            )
+            what = f"model() and guide() of {self.pair.model_name} and {self.pair.guide_name} differ from prior(), "
+            what += "likelihood(z), encode(x) and posterior(context)"
+            if self.pair.enumerated:
+                what = f"model() of {self.pair.model_name} differs from prior() and likelihood(z)"
+            self.progress.warn(f"note: in training, {what}; steps use the former")
 
     def loss_of(self, pair: Pair) -> Callable[..., Tensor]:
         """The loss in nats per image, as a function of a model, a guide and a batch."""
