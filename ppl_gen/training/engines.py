@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.errors import BadInput
 from ppl_gen.core.files import opened, read_bytes, readable_errors
 from ppl_gen.core.paths import exists
 
@@ -106,6 +106,10 @@ def last_line(log: Path) -> str:
     """The last line of a log that is not blank."""
     lines = read_bytes(log).decode(errors="replace").split("\n") if exists(log) else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _log_of(fit: Fit) -> Any:
@@ -250,7 +254,7 @@ class Slurm:
         try:
             self._executor.update_parameters(slurm_array_parallelism=TOGETHER, **resources)
         except Exception as error:
-            raise BadInput(f"--resources: {describe(error)}") from None
+            raise BadInput(f"--resources: {_first_line(error)}") from None
 
     def start(self, fits: Sequence[Fit]) -> list[_SlurmJob]:
         try:
@@ -258,7 +262,7 @@ class Slurm:
                 jobs = [self._executor.submit(_InSlurm(fit)) for fit in fits]
         except Exception as error:
             raise BadInput(
-                f"--engine slurm: the jobs were refused: {describe(error)}; --jobs limits their number"
+                f"--engine slurm: the jobs were refused: {_first_line(error)}; --jobs limits their number"
             ) from None
         return [_SlurmJob(*each) for each in zip(fits, jobs, strict=True)]
 
@@ -303,11 +307,11 @@ class Ray:
             once = ray.remote(max_calls=1, max_retries=0, runtime_env={"env_vars": variables}, **resources)
             self._fit = once(fit_here)
         except Exception as error:
-            raise BadInput(f"--resources: {describe(error)}") from None
+            raise BadInput(f"--resources: {_first_line(error)}") from None
         try:
             ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except Exception as error:
-            raise BadInput(f"--engine ray: {describe(error)}") from None
+            raise BadInput(f"--engine ray: {_first_line(error)}") from None
 
     def start(self, fits: Sequence[Fit]) -> list[_RayTask]:
         return [_RayTask(fit, self._fit.remote(fit, Path.cwd())) for fit in fits]

@@ -133,10 +133,30 @@ def test_what_is_refused(elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
     assert not list(elsewhere.iterdir())
 
 
-@pytest.mark.parametrize("resources", [{"colour": "blue"}, {"cpus_per_task": "two"}, {"slurm_colour": "blue"}])
-def test_resources_that_submitit_does_not_know(local: None, resources: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match="resources: "):
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"colour": "blue"}, "Parameter 'colour' "),
+        ({"cpus_per_task": "two"}, 'Parameter "cpus_per_task" '),
+        ({"slurm_colour": "blue"}, "Unknown argument 'colour' "),
+    ],
+)
+def test_resources_that_submitit_does_not_know(local: None, resources: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput, match=f"^resources: {words}[^\n]*$"):
         Slurm(Path("out"), resources)
+
+
+def test_jobs_that_are_refused(local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Slurm(Path("out"), {})
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("sbatch: error: too many jobs\nand more")
+
+    monkeypatch.setattr(type(engine._executor), "_internal_process_submissions", refuse)
+    with pytest.raises(
+        BadInput, match=r"engine slurm: the jobs were refused: sbatch: error: too many jobs; jobs limits"
+    ):
+        engine.start([Fit(Path("out/one"), [], [])])
 
 
 def test_tasks_of_ray(elsewhere: Path) -> None:
@@ -163,14 +183,13 @@ def test_tasks_of_ray(elsewhere: Path) -> None:
 
 
 def test_the_page_has_a_sweep_of_a_thousand(elsewhere: Path) -> None:
-    """Its command is read, and planned."""
+    """The options of its commands are read, and the first is planned."""
     text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
-    found = re.findall(r"-m ppl_gen\.sweep (.*?)\n```", text, re.DOTALL)
-    counts = []
-    for each in found:
-        words = shlex.split(each.replace("\\\n", " ").replace("$(seq 0 99)", " ".join(map(str, range(100)))))
+    found = []
+    for command in re.findall(r"-m ppl_gen\.sweep (.*?)\n```", text, re.DOTALL):
+        words = shlex.split(command.replace("\\\n", " ").replace("$(seq 0 99)", " ".join(map(str, range(100)))))
         words = words[: words.index(">")] if ">" in words else words
         cut = words.index("--")
-        options = cli.parse(SweepOptions, words[:cut], "", "")
-        counts.append(len(plan(options, words[cut + 1 :])))
-    assert counts == [1000, 200]
+        found.append((cli.parse(SweepOptions, words[:cut], "", ""), words[cut + 1 :]))
+    assert [options.engine for options, _ in found] == ["slurm", "ray"]
+    assert len(plan(*found[0])) == 1000
