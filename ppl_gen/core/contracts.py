@@ -137,7 +137,7 @@ class Discretizes(Protocol):
 
 
 class LayeredModel(Protocol):
-    """A model with the latent sites z1, z2, ..., for the guide `hierarchical`."""
+    """A model with the latent sites z1, z2, ..., for the guides `hierarchical` and `hierarchical-bernoulli`."""
 
     @property
     def latent_dims(self) -> tuple[int, ...]:
@@ -145,7 +145,7 @@ class LayeredModel(Protocol):
 
     @property
     def hidden_dims(self) -> tuple[int, ...]:
-        """Units of the hidden layers between x and z1, between z1 and z2, ..."""
+        """Units of the hidden layers of its networks."""
 
     @property
     def activation(self) -> str:
