@@ -137,7 +137,7 @@ class Discretizes(Protocol):
 
 
 class LayeredModel(Protocol):
-    """A model with the latent sites z1, z2, ..., for the guides `hierarchical` and `hierarchical-bernoulli`."""
+    """A model with the latent sites z1, z2, ..., for the guide `hierarchical`."""
 
     @property
     def latent_dims(self) -> tuple[int, ...]:
@@ -145,11 +145,31 @@ class LayeredModel(Protocol):
 
     @property
     def hidden_dims(self) -> tuple[int, ...]:
-        """Units of the hidden layers of its networks."""
+        """Units of the hidden layers between x and z1, between z1 and z2, ..."""
 
     @property
     def activation(self) -> str:
         """Nonlinearity between layers."""
+
+
+class DiscreteLayers(Protocol):
+    """A model of layers of discrete units, the latent sites z1, z2, ..., for the guide `hierarchical-bernoulli`."""
+
+    @property
+    def latent_dims(self) -> tuple[int, ...]:
+        """Units of z1, z2, ..."""
+
+    @property
+    def between_dims(self) -> tuple[int, ...]:
+        """Units of the hidden layers of each network, from the lower layer of units to the upper one."""
+
+    @property
+    def activation(self) -> str:
+        """Nonlinearity of the hidden layers."""
+
+    @property
+    def categories(self) -> int:
+        """Number of values of a unit; 2 for binary units."""
 
 
 class LinearGaussianModel(Protocol):

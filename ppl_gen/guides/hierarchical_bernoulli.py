@@ -6,7 +6,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from ppl_gen.core.contracts import LayeredModel, missing, offers
+from ppl_gen.core.contracts import DiscreteLayers, missing, offers
 from ppl_gen.core.errors import BadInput, require, require_choice
 from ppl_gen.guides.bernoulli import Baseline, LearnedBaseline
 from ppl_gen.models.hierarchical_belief_net import units
@@ -29,7 +29,8 @@ class HierarchicalBernoulli(nn.Module):
     (torch.Size([3, 5]), torch.Size([3, 2]))
 
     :param data_mean: mean training pixel [data_dim], subtracted from the images.
-    :param model: a `HierarchicalBeliefNet`, or any model with its `latent_dims`, `hidden_dims` and `activation`.
+    :param model: a `HierarchicalBeliefNet`, or any model with its `latent_dims`, `between_dims`,
+        `activation` and `categories`.
     :param baseline: Baseline of the score-function gradient. network: a learned function of the layer below. constant:
         one learned number. none: no baseline.
     :param baseline_dim: Hidden units of the baseline's network.
@@ -46,18 +47,18 @@ class HierarchicalBernoulli(nn.Module):
         baseline: Baseline = "network",
         baseline_dim: int = 100,
     ):
-        if not offers(model, LayeredModel):
-            needed, who = missing(model, LayeredModel), type(model).__name__
+        if not offers(model, DiscreteLayers):
+            needed, who = missing(model, DiscreteLayers), type(model).__name__
             raise BadInput(f"the guide hierarchical-bernoulli needs a model with {needed}, but {who} has none")
         require_choice("guide.baseline", baseline, Baseline)
         require(baseline_dim >= 1, "guide.baseline_dim", baseline_dim, "must be at least 1")
         super().__init__()
         self.register_buffer("data_mean", data_mean.clone(), persistent=False)
-        self.categories = int(getattr(model, "categories", 2))
+        self.categories = model.categories
         numbers = 1 if self.categories == 2 else self.categories  # of a unit
         sizes = [data_dim, *(numbers * units for units in model.latent_dims)]
         self.layers = nn.ModuleList(
-            mlp([lower, *model.hidden_dims, upper], model.activation) for lower, upper in pairwise(sizes)
+            mlp([lower, *model.between_dims, upper], model.activation) for lower, upper in pairwise(sizes)
         )
         hidden = baseline_dim if baseline == "network" else 0
         self.baselines = nn.ModuleList(

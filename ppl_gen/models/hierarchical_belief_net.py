@@ -54,7 +54,7 @@ class HierarchicalBeliefNet(nn.Module):
         require(min(hidden_dims, default=1) >= 1, "hidden_dims", hidden_dims, "every layer needs at least 1 unit")
         require(categories >= 2, "categories", categories, "must be at least 2")
         super().__init__()
-        self.latent_dims, self.hidden_dims = latent_dims, hidden_dims
+        self.latent_dims, self.between_dims = latent_dims, hidden_dims
         self.activation, self.categories = activation, categories
         numbers = 1 if categories == 2 else categories  # of a unit
         sizes = [data_dim, *(numbers * units for units in latent_dims)]

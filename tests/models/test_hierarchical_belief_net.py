@@ -1,6 +1,7 @@
 """The sigmoid belief net with several layers, and its guide, against sums written out over all states."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.data.options import DataOptions
+from ppl_gen.experiment.config import Config
 from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.guides.hierarchical_bernoulli import HierarchicalBernoulli
 from ppl_gen.inference import objectives
@@ -20,8 +23,10 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.models.hierarchical_belief_net import HierarchicalBeliefNet
 from ppl_gen.models.vae import VAE
 from ppl_gen.networks.state_sums import binary_states
+from ppl_gen.run import Run
 
 PIXELS = 5
+DATA = DataOptions(data="digits", train_size=100)
 SHAPES: list[dict[str, Any]] = [
     {"latent_dims": (3,)},
     {"latent_dims": (3, 2)},
@@ -118,5 +123,15 @@ def test_sizes() -> None:
     for options in ({"latent_dims": ()}, {"hidden_dims": (0,)}, {"categories": 1}):
         with pytest.raises(BadInput, match=next(iter(options))):
             HierarchicalBeliefNet(784, **options)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="needs a model with latent_dims"):
+    with pytest.raises(BadInput, match="needs a model with latent_dims, but VAE has none"):
         HierarchicalBernoulli(64, torch.full((64,), 0.5), VAE((8, 8)))
+
+
+def test_guides_that_do_not_fit(tmp_path: Path) -> None:
+    """One-hot units cannot be listed, and a guide of Gaussian layers asks for another model."""
+    config = Config("hierarchical-belief-net", {"latent_dims": (3,), "categories": 3}, "enumerated", data=DATA)
+    with pytest.raises(BadInput, match="not every one has a finite support that Pyro can list"):
+        Run.start(config, out=tmp_path / "run")
+    with pytest.raises(BadInput, match="needs a model with hidden_dims"):
+        Run.start(Config("hierarchical-belief-net", {}, "hierarchical", data=DATA), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
