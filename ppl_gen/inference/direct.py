@@ -47,12 +47,14 @@ class Direct:
     """Name of the observed site."""
     posterior_has_parameters: bool = True
     """True if q(z | context) depends on parameters beside the context, as a flow does."""
+    context: Any = None
+    """The context of the images, if it is known."""
 
     def terms(
         self, x: Tensor, num_samples: int, analytic_kl: bool, detach: bool, frozen_guide: bool, cut: bool
     ) -> Terms:
         """As `Pair.terms`."""
-        context = self.guide.encode(x)
+        context = self.guide.encode(x) if self.context is None else self.context
         q = _site(self.name, *_drawn(self.guide.posterior(context), num_samples, len(x)))
         z = at = q["value"].detach() if detach else q["value"]
         if cut or frozen_guide:
@@ -109,6 +111,14 @@ class Direct:
         if not self.posterior_has_parameters:
             return log_q()
         return with_detached_parameters(cast(nn.Module, self.guide), log_q)
+
+
+def encoded(pair: Pair, x: Tensor) -> Pair:
+    """The pair for these images alone, whose encoder runs once for all chunks of samples; the same pair if it has none.
+    An encoder that draws noise is no encoder here: its samples cannot be drawn together."""
+    if pair.direct is None or pair.enumerated:
+        return pair
+    return replace(pair, direct=replace(pair.direct, context=pair.direct.guide.encode(x)))
 
 
 def _drawn(fn: Any, num_samples: int, count: int) -> tuple[Any, Tensor]:

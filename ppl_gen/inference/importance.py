@@ -41,6 +41,7 @@ from ppl_gen.inference.callables import (
     whole_number,
 )
 from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.discretization import grid_terms
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.exact import closed_form, exact_blocks
@@ -51,8 +52,7 @@ if TYPE_CHECKING:
     from ppl_gen.inference.bidirectional import BidirectionalBounds
     from ppl_gen.inference.proposals import SecondOpinion
 
-# Pairs of image and sample per call. The decoder's output then fits into the cache of the CPU, and the overhead of
-# Pyro's handlers is small against the computation.
+# Pairs of image and sample per call: the decoder's output fits into the cache, and Python's overhead is small.
 CHUNK_SIZE = 2048
 _IMAGES_PER_BLOCK = 16
 _FIT_BLOCK = 2**13  # values in the tails of the images whose k-hat is computed at once
@@ -339,12 +339,12 @@ def weighted_blocks(
     """Iterate over blocks of a few images: the number of images, and chunks of their samples."""
     keep_freed_memory()
     for first, (x, args, kwargs) in images.blocks(max(1, min(_IMAGES_PER_BLOCK, chunk_size))):
-        step = max(1, chunk_size // len(x))
-        options: dict[str, Any] = {"analytic_kl": analytic_kl, **kwargs}
+        step, options = max(1, chunk_size // len(x)), dict[str, Any](analytic_kl=analytic_kl, **kwargs)
         which = f"images {first} to {first + len(x) - 1}"
         try:
+            at = pair if args or kwargs or step >= num_samples else encoded(pair, x)
             chunks = [
-                pair.terms(x, *args, num_samples=min(step, num_samples - start), **options)
+                at.terms(x, *args, num_samples=min(step, num_samples - start), **options)
                 for start in range(0, num_samples, step)
             ]
         except BadInput as error:
@@ -353,8 +353,8 @@ def weighted_blocks(
             raise BadInput(f"{pair.model_name} and {pair.guide_name} fail on {which}: {describe(error)}") from error
         for terms in chunks:
             if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
-                count = len(terms.log_weight)
-                _raise_for_nan(pair, terms, first, lambda pair: pair.terms(x, *args, num_samples=count, **options))  # noqa: B023
+                options["num_samples"] = len(terms.log_weight)
+                _raise_for_nan(pair, terms, first, lambda pair: pair.terms(x, *args, **options))  # noqa: B023
         yield len(x), chunks
 
 

@@ -47,6 +47,7 @@ def test_all_families_are_here() -> None:
         "grid",
         "prior",
         "hierarchical",
+        "hierarchical-bernoulli",
         "conditional",
         "semi-supervised",
         "per-image",

@@ -18,8 +18,8 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.guides.enumerated import Enumerated
-from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
+from ppl_gen.inference.callables import Batch, evaluating
+from ppl_gen.inference.importance import log_marginal_likelihood, log_weights, weighted_blocks
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.observed import observe
@@ -338,3 +338,34 @@ def test_batch_statistics_move_once_a_step(tmp_path: Path, data: Data) -> None:
     torch.testing.assert_close(norms[0].running_mean, norms[1].running_mean)
     for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", ["none", "common", "own"])
+def test_the_encoder_runs_once_for_all_chunks(noise: str) -> None:
+    """An encoder that draws noise, for each image or for all, is left to the functions: each sample has its own."""
+
+    class Encoder(Plain):
+        counted = 0
+
+        def encode(self, x: Tensor) -> Tensor:
+            self.counted += 1
+            if noise == "none":
+                return super().encode(x)
+            return super().encode(x) + 0.1 * torch.randn(1 if noise == "common" else len(x), 2)
+
+    torch.manual_seed(0)
+    model, guide, x = VAE((4, 4), latent_dim=2, hidden_dims=(5,)), Encoder(16, 2), torch.bernoulli(torch.rand(9, 16))
+    pair = _read(model, guide, x)
+    assert (pair.direct is None) == (noise != "none")
+    if noise != "none":
+        return
+    before = guide.counted
+    torch.manual_seed(1)
+    with evaluating(model, guide):
+        found = [each for _, each in weighted_blocks(pair, Batch(x, (), {}), 100, 90)]
+    assert guide.counted - before == 1
+    torch.manual_seed(1)
+    with evaluating(model, guide):
+        apart = [pair.terms(x, num_samples=10) for _ in range(10)]
+    for ours, theirs in zip(found[0], apart, strict=True):
+        torch.testing.assert_close(ours.log_weight, theirs.log_weight)
