@@ -293,19 +293,22 @@ def check_choices(
 ) -> None:
     """Raise `BadInput` for a pair whose latent sites are not all discrete and of these kinds.
 
+    :param objective: an objective; or another user of these sites, by its name in messages.
     :param differentiable: also for a model whose log p(x, z) has no derivative with respect to z.
     """
-    name = f"--objective {name_of(objective)}"
-    check_sampled(objective, pair)
+    name, instead = objective, ""
+    if not isinstance(objective, str):
+        name, instead = f"--objective {name_of(objective)}", "; use rloo"
+        check_sampled(objective, pair)
     for sites, what in (
         (pair.summed, "leaves '{}' to a sum in the model"),
         (pair.enumerated_in_guide, "enumerates '{}'"),
         (pair.penalties, "has the observed site or factor '{}'"),
     ):
         if sites:
-            raise BadInput(f"{name}: {pair.guide_name} {what.format(sites[0])}, which this objective does not support")
+            raise BadInput(f"{name}: {pair.guide_name} {what.format(sites[0])}, which is not supported here{instead}")
     if pair.masked:
-        raise BadInput(f"{name}: a latent site has a mask, which this objective does not support; use rloo")
+        raise BadInput(f"{name}: a latent site has a mask, which is not supported here{instead}")
     with evaluating(pair.model, pair.guide), forked_rng(x):
         trace = trace_of(pair.guide, Batch(x, args, {}))
         for site in pair.latent:
@@ -314,14 +317,14 @@ def check_choices(
             if choice is None or choice.kind not in kinds:
                 raise BadInput(
                     f"{name}: needs {' or '.join(_WORDS[kind] for kind in kinds)} latent sites, but '{site}' of "
-                    f"{pair.guide_name} is {_described(fn)}; use rloo"
+                    f"{pair.guide_name} is {_described(fn)}{instead}"
                 )
         model = trace_of(poutine.replay(pair.model, trace=trace), Batch(x, args, {}))
         for site in pair.latent:
             prior = choice_of(site, model.nodes[site]["fn"])
             if prior is None or prior.kind != choice_of(site, trace.nodes[site]["fn"]).kind:  # type: ignore[union-attr]
                 of = _described(model.nodes[site]["fn"])
-                raise BadInput(f"{name}: the prior of '{site}' in {pair.model_name} is {of}; use rloo")
+                raise BadInput(f"{name}: the prior of '{site}' in {pair.model_name} is {of}{instead}")
         if differentiable:
             _check_differentiable(name, pair, x, *args)
 

@@ -59,11 +59,10 @@ class _Network(nn.Module):
         super().__init__()
         self.of_x, self.of_z = nn.Linear(pixels, hidden_dim), nn.Linear(units, hidden_dim, bias=False)
         self.last = nn.Linear(hidden_dim, 1)
-        self.scale = float(pixels)  # the log weight is of this order
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, units: Tensor) -> Tensor:
         hidden = (self.of_x(x) + self.of_z(units)).tanh()
-        result: Tensor = self.scale * self.last(hidden).squeeze(-1)
+        result: Tensor = self.last(hidden).squeeze(-1)
         return result
