@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core import components
-from ppl_gen.core.contracts import HasELBOGradient, Objective, offers
+from ppl_gen.core.contracts import HasELBOGradient, Objective, missing
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.progress import Progress
 from ppl_gen.core.seeds import seed_torch
@@ -125,7 +125,7 @@ def _constructed(words: str) -> Objective:
     if particles and count is None:
         raise BadInput(f"--objectives {words}: after the colon give the number of particles, as in rloo:4")
     objective = construct(name, num_particles=count, options=chosen)
-    if not offers(objective, HasELBOGradient):
+    if missing(objective, HasELBOGradient) is not None:
         raise BadInput(
             f"--objectives {words}: its gradient is not said to be that of the ELBO, with which it would be compared; "
             "an objective says so by the attribute elbo_gradient, 'unbiased' or 'biased'"

@@ -300,6 +300,8 @@ def check_choices(
     if not isinstance(objective, str):
         name, instead = f"--objective {name_of(objective)}", "; use rloo"
         check_sampled(objective, pair)
+    if pair.enumerated:
+        raise BadInput(f"{name}: {pair.guide_name} samples nothing; use a run with another guide, such as bernoulli")
     for sites, what in (
         (pair.summed, "leaves '{}' to a sum in the model"),
         (pair.enumerated_in_guide, "enumerates '{}'"),
