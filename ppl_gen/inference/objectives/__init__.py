@@ -21,8 +21,8 @@ Estimates of the ELBO's gradient for guides of discrete z, which `ppl_gen.gradie
 - `rloo`, `nvil`: the score function with a baseline; for any guide.
 - `arm`, `disarm`: antithetic pairs of binary z.
 - `muprop`, `rebar`, `relax`: the score function with a control variate.
-- `straight-through`, `straight-through-gumbel`, `reinmax`, `gumbel-softmax`, `concrete`: biased, through a z that counts
-  as differentiable.
+- `straight-through`, `straight-through-gumbel`, `reinmax`, `gumbel-softmax`, `concrete`: biased, through a z that
+  counts as differentiable.
 
 `adversarial` is the sum of the two losses of a GAN. It is no bound on log p(x).
 

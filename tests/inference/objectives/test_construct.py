@@ -23,8 +23,8 @@ NAMES = [
     *("straight-through-gumbel", "gumbel-softmax", "concrete", "reinmax"),
 ]
 OPTIONS = {
-    **dict.fromkeys(("miwae", "piwae"), ["groups"]),
-    **dict.fromkeys(("rebar", "straight-through-gumbel", "gumbel-softmax", "reinmax"), ["temperature"]),
+    **{name: ["groups"] for name in ("miwae", "piwae")},
+    **{name: ["temperature"] for name in ("rebar", "straight-through-gumbel", "gumbel-softmax", "reinmax")},
     "concrete": ["temperature", "prior_temperature"],
     "nvil": ["normalize", "hidden_dim", "decay"],
     "relax": ["temperature", "hidden_dim"],
