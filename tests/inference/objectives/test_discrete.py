@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from discrete_pairs import ALL, PIXELS, images
+from safetensors.torch import load_file
 from scipy.stats import t as student
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ from ppl_gen.inference.objectives.rebar import REBAR
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.vae import VAE
+from ppl_gen.run import Run
 
 CLAIMS = {
     name: cls.elbo_gradient for name, cls in components.known("objective").items() if hasattr(cls, "elbo_gradient")
@@ -282,3 +285,20 @@ def test_options_are_refused(name: str, options: dict[str, Any], message: str) -
 
 def test_rebar_is_a_module_of_one_number() -> None:
     assert [each.shape for each in REBAR().parameters()] == [()]
+
+
+def test_a_run_resumes_with_the_weights_of_its_objective(elsewhere: Path) -> None:
+    """To the same bits as a run that was not interrupted."""
+    options: dict[str, Any] = {"data": "digits", "train_size": 60, "latent_dim": 2, "epochs": 2, "num_samples": 5}
+
+    def interrupt(run: Run, metrics: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    Run.fit("belief-net", guide="bernoulli", objective="relax", out="whole", quiet=True, **options)
+    with pytest.raises(KeyboardInterrupt):
+        cut = {**options, "out": "cut", "on_epoch": interrupt}
+        Run.fit("belief-net", guide="bernoulli", objective="relax", quiet=True, **cut)
+    Run.open("cut").resume(quiet=True)
+    whole, cut_and_resumed = (load_file(f"{name}/checkpoint.safetensors") for name in ("whole", "cut"))
+    assert {"last.objective.eta", "last.objective.networks.0.last.bias"} < whole.keys() == cut_and_resumed.keys()
+    assert all(torch.equal(each, cut_and_resumed[name]) for name, each in whole.items())
