@@ -57,6 +57,14 @@ def _shape_of(choice: Choice) -> tuple[int, list[int]]:
 def exact_elbo(pair: Pair, x: Tensor, *args: Any, states: Tensor | None = None) -> Tensor:
     """The exact ELBO [images] in nats, differentiable; or its part from some of the states.
 
+    >>> from ppl_gen.guides.bernoulli import Bernoulli
+    >>> from ppl_gen.models.belief_net import BeliefNet
+    >>> x = torch.ones(2, 4)
+    >>> net, guide = BeliefNet(4, latent_dim=3, init_scale=0.0), Bernoulli(4, torch.ones(4), 3, "z")
+    >>> _ = torch.nn.init.zeros_(guide.encoder[-1].bias)
+    >>> exact_elbo(Pair.read(net, guide, x), x).detach() / math.log(2)  # q = p, and each pixel has one bit
+    tensor([-4., -4.])
+
     :param pair: a pair that `check_choices` accepts.
     :param states: numbers of the states [states]; None for all.
     """
