@@ -23,6 +23,7 @@ from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.explaining import Responsibilities, explain
 from ppl_gen.evaluation.filling import Filled, fill
 from ppl_gen.evaluation.gap_split import GapSplit, split_gap
+from ppl_gen.evaluation.gradient_quality import JudgedGradients, judge_gradients
 from ppl_gen.evaluation.guide_calibration import Calibrated, calibrate_guide
 from ppl_gen.evaluation.new_images import latents, with_images
 from ppl_gen.evaluation.options import EvaluationOptions, evaluation_options
@@ -33,6 +34,7 @@ from ppl_gen.evaluation.splicing import Spliced, detect
 from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import (
     FillOptions,
+    GradientOptions,
     GuideCalibrationOptions,
     QualityOptions,
     ResponsibilityOptions,
@@ -391,6 +393,16 @@ class Run:
         options = options_from(GuideCalibrationOptions, options, chosen)
         found = partial(calibrate_guide, options=options, quiet=quiet)
         return _keep(self, "calibration.json", found, draw_calibration)
+
+    def gradients(
+        self, options: GradientOptions | None = None, *, quiet: bool = False, **chosen: Any
+    ) -> JudgedGradients:
+        """Compare gradient estimators of a discrete z with the exact gradient of the ELBO: bias, variance and cost.
+        Writes `gradients.json` and a picture."""
+        from ppl_gen.report.uses import draw_gradients
+
+        options = options_from(GradientOptions, options, chosen)
+        return _keep(self, "gradients.json", partial(judge_gradients, options=options, quiet=quiet), draw_gradients)
 
     # What it is used for ---------------------------------------------------------------------------------------
 

@@ -41,7 +41,18 @@ FITS = [
     ["factor-analysis", "--binarization", "none"],
     ["gan"],
 ]
-OTHERS = ("calibrate", "compare", "evaluate", "fill", "quality", "responsibilities", "sample", "splice", "sweep")
+OTHERS = (
+    "calibrate",
+    "compare",
+    "evaluate",
+    "fill",
+    "gradients",
+    "quality",
+    "responsibilities",
+    "sample",
+    "splice",
+    "sweep",
+)
 SMALL = ["--data", "digits", "--train-size", "60", "--dry-run"]
 OWN_WORK = {"--out", "--resume", "--tensorboard", "--device", "--help"}  # files and devices have tests of their own
 
@@ -148,7 +159,17 @@ def ends_well(call: Call, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     def begin(*_: Any, **__: Any) -> Any:
         raise _Left
 
-    for name in ("evaluate", "split_gap", "calibrate", "sample", "fill", "splice", "explain", "quality_of"):
+    for name in (
+        "evaluate",
+        "split_gap",
+        "calibrate",
+        "sample",
+        "fill",
+        "splice",
+        "explain",
+        "quality_of",
+        "gradients",
+    ):
         monkeypatch.setattr(Run, name, begin)
     for module, name in (("evaluation.calibration", "calibrate"), ("sweep", "remaining"), ("comparison", "Comparison")):
         monkeypatch.setattr(importlib.import_module(f"ppl_gen.{module}"), name, begin)

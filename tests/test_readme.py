@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ppl_gen import calibrate, evaluate, fit, quality, sweep
+from ppl_gen import calibrate, evaluate, fit, gradients, quality, sweep
 from ppl_gen.core import cli
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
@@ -138,6 +138,8 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
                 arguments = [*arguments, "--num-images", "10", *(QUICK_ANNEALING if "annealed" in arguments else [])]
             elif command is quality.command:
                 arguments += shlex.split("--num-images 30 --classifier-steps 20")
+            elif command is gradients.command:
+                arguments += shlex.split("--num-images 5 --draws 20 --warm-up 2")
             elif command is calibrate.command and not arguments[0].startswith("-"):
                 arguments += shlex.split("--num-images 30 --num-samples 30")
             elif command is calibrate.command:

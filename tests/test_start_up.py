@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"torch", "pyro", "matplotlib", "pandas", "xarray", "numpy", "scipy", "h5py", "filelock"}
-COMMANDS = ("compare", "evaluate", "sweep", "sample", "fill", "splice", "responsibilities", "quality", "calibrate")
+COMMANDS = (
+    "compare",
+    "evaluate",
+    "sweep",
+    "sample",
+    "fill",
+    "splice",
+    "responsibilities",
+    "quality",
+    "calibrate",
+    "gradients",
+)
 ONE_RUN = tuple(name for name in COMMANDS if name != "sweep")
 
 

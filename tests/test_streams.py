@@ -23,6 +23,7 @@ COMMANDS = {  # with a file that each of them writes
     "responsibilities": (("mixture",), "mixture/responsibilities.json"),
     "quality": (("vae", "--classifier-steps", "20"), "vae/quality.json"),
     "calibrate": (("vae", "--num-images", "50", "--num-samples", "50"), "vae/calibration.json"),
+    "gradients": (("net", "--draws", "20", "--warm-up", "1", "--objectives", "rloo"), "net/gradients.json"),
 }
 
 
@@ -45,6 +46,9 @@ def test_no_command_is_left_out() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_behind_standard_output(three_runs: Path, name: str) -> None:
     arguments, file = COMMANDS[name]
+    if arguments[0] == "net":
+        net = {"guide": "bernoulli", "latent_dim": 2, "data": "digits", "train_size": 60, "num_samples": 5}
+        ppl_gen.Run.fit("belief-net", epochs=1, out="net", quiet=True, **net)
     before = Path(file).read_bytes() if Path(file).exists() else b""
     status, err = run(">/dev/full", f"ppl_gen.{name}", *arguments)
     assert status == 1 and "Traceback" not in err

@@ -250,6 +250,18 @@ class HasDraws(Protocol):
     draws: Draws
 
 
+ELBOGradient: TypeAlias = Literal["unbiased", "biased"]
+"""What the mean of an objective's gradient is, for the parameters of model and guide, if it stands for that of the ELBO
+of a discrete z: the ELBO's gradient, or another one."""
+
+
+@runtime_checkable
+class HasELBOGradient(Protocol):
+    """An objective whose gradient stands for that of the ELBO. `ppl_gen.gradients` compares it with the exact one."""
+
+    elbo_gradient: ELBOGradient
+
+
 @runtime_checkable
 class HasBound(Protocol):
     """An objective whose reported number is not the one that is differentiated."""

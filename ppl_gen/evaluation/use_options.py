@@ -25,6 +25,8 @@ LEAST_JUDGED = 20
 """Samples that `quality` needs at least."""
 LEAST_RANKED = 20
 """Images, and samples of each, that a test of the guide's calibration needs at least."""
+LEAST_DRAWN = 20
+"""Draws of a gradient that its bias and variance are estimated from, at least."""
 
 
 T = TypeVar("T")
@@ -191,6 +193,40 @@ class GuideCalibrationOptions:
 
     def __post_init__(self) -> None:
         require_numbers(self, num_images=LEAST_RANKED, num_samples=LEAST_RANKED)
+        rate = self.false_alarm_rate
+        require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """The objectives to compare, the images, and the number of draws of each gradient."""
+
+    objectives: tuple[str, ...] = ()
+    """Objectives whose gradient stands for that of the ELBO: names, or file.py:Class. :K sets the number of particles,
+    as in rloo:4; after a comma are options of the objective, as in gumbel-softmax,temperature=0.1. By default all
+    objectives of the package that the run's model and guide can have."""
+    initial: bool = False
+    """Compare them at the weights before training too."""
+    num_images: int = 100
+    """Number of images in a step: the first N of the split."""
+    draws: int = 500
+    """Draws of each gradient, for the same images and weights."""
+    warm_up: int = 600
+    """Steps of training of baselines and control variates alone, before the draws. Model and guide do not change."""
+    false_alarm_rate: float = 0.01
+    """False-alarm rate of the test for bias: the probability that any of the unbiased gradients in a table is called
+    biased."""
+    split: SplitName = "train"
+    """Split to take images from."""
+    checkpoint: Checkpoint = "last"
+    """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
+    seed: int = 0
+    """Seed of the draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on. auto: cuda if there is one, else cpu."""
+
+    def __post_init__(self) -> None:
+        require_numbers(self, num_images=1, draws=LEAST_DRAWN, warm_up=0)
         rate = self.false_alarm_rate
         require(0 < rate < 1, "false_alarm_rate", rate, "must be between 0 and 1")
 

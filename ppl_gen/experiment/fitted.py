@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.commands import line
-from ppl_gen.core.contracts import Objective
+from ppl_gen.core.contracts import ChecksPair, Objective
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.loading import load_data
@@ -74,6 +74,8 @@ class Assembled:
                 beta=training.beta,
                 options=self.config.objective_options,
             )
+            if isinstance(objective, nn.Module) and isinstance(objective, ChecksPair):
+                objective.check(self.pair, *self.batch)  # makes weights whose number depends on the pair
         if isinstance(objective, nn.Module):
             objective.to(self.data.train.images.device)
         return objective

@@ -34,7 +34,9 @@ class TrainingOptions:
     """Largest norm of a gradient. A longer gradient is scaled down to this norm. By default there is no limit."""
     objective: str = option("elbo", column="objective")
     """Training objective. For any guide that is reparametrized: elbo, elbo-analytic-kl, stl, beta, iwae, miwae, piwae,
-    ciwae, dreg, renyi. Also for discrete z: vimco, rws, wake-sleep. For a GAN: adversarial. Your own: file.py:Class."""
+    ciwae, dreg, renyi. Also for discrete z: vimco, rws, wake-sleep, rloo, nvil. For discrete z alone: disarm, arm,
+    muprop, rebar, relax, reinmax, straight-through, straight-through-gumbel, gumbel-softmax, concrete. For a GAN:
+    adversarial. Your own: file.py:Class."""
     num_particles: int = option(1, column="objective")
     """Samples of z per image in each step, K. iwae, dreg, renyi, vimco, rws and wake-sleep combine them in one bound,
     miwae, piwae and ciwae in bounds of groups or of single samples. The other objectives average over them."""

@@ -8,6 +8,7 @@ from ppl_gen.experiment.run_directory import Json
 from ppl_gen.figures import (
     bounds,
     distances,
+    gradient_quality,
     guide_calibration,
     images,
     imputations,
@@ -44,6 +45,7 @@ def captions(
         **posteriors.CAPTIONS,
         **parts.CAPTIONS,
         **guide_calibration.CAPTIONS,
+        **gradient_quality.CAPTIONS,
         **responsibilities.captions(*names(explained or {})),
         **sample_quality.CAPTIONS,
         **spliced.CAPTIONS,

@@ -5,12 +5,14 @@ import torch
 
 from ppl_gen.evaluation.explaining import Responsibilities
 from ppl_gen.evaluation.filling import Filled
+from ppl_gen.evaluation.gradient_quality import JudgedGradients
 from ppl_gen.evaluation.guide_calibration import Calibrated
 from ppl_gen.evaluation.quality import Quality
 from ppl_gen.evaluation.splicing import Spliced
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.canvas import pictures
+from ppl_gen.figures.gradient_quality import bias_against_variance
 from ppl_gen.figures.guide_calibration import coverage, rank_ecdfs
 from ppl_gen.figures.imputations import imputations
 from ppl_gen.figures.responsibilities import MOST, components_by_label, examples
@@ -31,6 +33,11 @@ def draw_calibration(fitted: Fitted, found: Calibrated) -> None:
     figure = rank_ecdfs(ranks.names, ranks.before.numpy(), after, low, high, summary)
     save(fitted.directory, "calibration_ranks", figure)
     save(fitted.directory, "calibration_coverage", coverage(summary))
+
+
+def draw_gradients(fitted: Fitted, found: JudgedGradients) -> None:
+    """Draw the squared bias of gradient estimators against their variance."""
+    save(fitted.directory, "gradients", bias_against_variance(found.summary))
 
 
 def draw_filled(fitted: Fitted, found: Filled) -> None:

@@ -129,7 +129,7 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
     return list(planned.values())
 
 
-def _with_options(kind: str, given: str, example: str) -> tuple[str, list[str]]:
+def with_options(kind: str, given: str, example: str) -> tuple[str, list[str]]:
     """The name and the options in `flow,transform=iaf`."""
     name, *options = given.split(",")
     if not all("=" in option for option in options):
@@ -137,7 +137,7 @@ def _with_options(kind: str, given: str, example: str) -> tuple[str, list[str]]:
     return name, options
 
 
-def _with_particles(objective: str) -> tuple[str, str]:
+def with_particles(objective: str) -> tuple[str, str]:
     """The name and the number of particles in `vimco:50`, without options. The number is empty if there is none. The
     text after the colon of `file.py:Class` is no number of particles."""
     name, colon, particles = objective.rpartition(":")
@@ -150,7 +150,7 @@ def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
     """Raise `BadInput` if an option after -- is one that the sweep sets itself."""
     own = {f"--{name.replace('_', '-')}" for name, *_ in options.vary}
     named = [each.partition(",")[0] for each in options.objectives or ()]
-    particles = {"--num-particles"} if any(_with_particles(name)[1] for name in named) else set()
+    particles = {"--num-particles"} if any(with_particles(name)[1] for name in named) else set()
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in {*_OWN, *own, *particles}:
@@ -168,15 +168,15 @@ def _chosen(
     chosen: list[str] = []
     label: list[str] = []
     if guide is not None:
-        name, options = _with_options("guide", guide, "flow,transform=iaf")
+        name, options = with_options("guide", guide, "flow,transform=iaf")
         chosen += ["--guide", name, *(f"--guide.{option}" for option in options)]
         label += [name, *(option.partition("=")[2] for option in options)]
     if prior is not None:
         chosen += ["--prior", prior]
         label.append(prior)
     if objective is not None:
-        named, options = _with_options("objective", objective, "miwae:8,groups=4")
-        name, particles = _with_particles(named)
+        named, options = with_options("objective", objective, "miwae:8,groups=4")
+        name, particles = with_particles(named)
         chosen += ["--objective", name, *(["--num-particles", particles] if particles else [])]
         chosen += [f"--objective.{option}" for option in options]
         label += [name, *([particles] if particles else []), *(option.partition("=")[2] for option in options)]

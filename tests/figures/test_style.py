@@ -17,6 +17,7 @@ from ppl_gen.evaluation.reading import Images
 from ppl_gen.figures.bounds import gap_histogram
 from ppl_gen.figures.calibration import calibration
 from ppl_gen.figures.distances import how_far
+from ppl_gen.figures.gradient_quality import bias_against_variance
 from ppl_gen.figures.guide_calibration import coverage, rank_ecdfs
 from ppl_gen.figures.images import reconstructions, samples, through_training
 from ppl_gen.figures.imputations import imputations
@@ -41,6 +42,14 @@ GUIDE = {
     "before": {"coverage": SHARES, "quantities": [{"p": 0.1}] * 3},
 }
 RATES = {"10": {"mean": 0.3, "se": 0.1}, "100": {"mean": 0.9, "se": 0.1}}
+ERRORS = {"bias_se": 0.01, "variance": 0.1}
+MARKS = [
+    {"objective": f"straight-through-{row}", "seconds": 0.1 * row, "guide": ERRORS | {"bias": 0.1, "biased": row < 4}}
+    for row in range(1, 9)
+]
+GRADIENTS = {
+    "points": [{"at": at, "step": 123_456, "norm": {"guide": 1.0}, "rows": MARKS} for at in ("trained", "initial")]
+}
 POWER = {"power": RATES, "false_alarms": RATES, "false_alarm_rate": 0.05, "reference": 500}
 ESTIMATORS = [
     {"model": m, "estimator": e, "bias": -0.3, "bias_se": 0.1, "rmse": 0.4, "coverage": 0.9}
@@ -75,6 +84,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "rank_ecdfs": lambda: rank_ecdfs(
         ("density", "z[0]", "z[1]"), np.full((9, 3), 0.5), None, POINTS / 2, np.sqrt(POINTS), GUIDE
     ),
+    "gradients": lambda: bias_against_variance(GRADIENTS),
     "coverage": lambda: coverage(GUIDE),
     "samples": lambda: samples(TEN, TEN),
     "through_training": lambda: through_training({0: TEN, 10: TEN}),

@@ -16,6 +16,14 @@ Bounds of K samples, image by image:
 - `renyi`: the Rényi bound of order alpha.
 - `vimco`, `rws`, `wake-sleep`: for guides of discrete z, or any guide.
 
+Estimates of the ELBO's gradient for guides of discrete z, which `ppl_gen.gradients` compares with the exact one:
+
+- `rloo`, `nvil`: the score function with a baseline; for any guide.
+- `arm`, `disarm`: antithetic pairs of binary z.
+- `muprop`, `rebar`, `relax`: the score function with a control variate.
+- `straight-through`, `straight-through-gumbel`, `reinmax`, `gumbel-softmax`, `concrete`: biased, through a z that
+  counts as differentiable.
+
 `adversarial` is the sum of the two losses of a GAN. It is no bound on log p(x).
 
 An objective is a class with one of three methods (`ppl_gen.core.contracts`): `surrogate(terms)`, with a

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import require
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
-from ppl_gen.inference.objectives.loss import check_draws, log_mean_weight, vimco_signal
+from ppl_gen.inference.objectives.loss import broadcast_weights, check_draws, log_mean_weight, vimco_signal
 from ppl_gen.inference.pair import Pair
 
 __all__ = ["DREG"]
@@ -47,14 +47,3 @@ class DREG:
             added = vimco_signal(terms.log_weight) - share + 1 / num_samples
             surrogate = surrogate + (added * terms.score).sum(0)
         return with_gradient_of(-bound.sum(), -surrogate.sum())
-
-
-def broadcast_weights(pair: Pair, weights: Tensor, name: str, value: Tensor) -> Tensor:
-    """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
-    shape = [1] * -pair.sample_dim
-    if pair.vectorized:
-        shape[pair.sample_dim], shape[pair.plate.dim] = weights.shape
-    else:
-        shape[pair.plate.dim] = weights.numel()
-    shape += [1] * len(pair.event_shapes[name])
-    return weights.reshape(shape[len(shape) - value.dim() :])

@@ -1,12 +1,12 @@
 """The evidence lower bound, with every term sampled."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
-from ppl_gen.core.contracts import Loss
+from ppl_gen.core.contracts import ELBOGradient, Loss
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.discretization import TraceNodes
 from ppl_gen.inference.elbos import (
@@ -35,6 +35,8 @@ class Elbo:
 
     :param num_particles: K.
     """
+
+    elbo_gradient: ClassVar[ELBOGradient] = "unbiased"
 
     def __init__(self, *, num_particles: int = 1):
         require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")

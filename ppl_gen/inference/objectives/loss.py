@@ -255,6 +255,17 @@ def _check_shape(objective: Objective, method: str, result: Any, shape: tuple[in
         raise BadInput(f"objective {name_of(objective)}: {method} returns {found}; it must return {needed}")
 
 
+def broadcast_weights(pair: Pair, weights: Tensor, name: str, value: Tensor) -> Tensor:
+    """Reshape weights [samples, images] to broadcast with a value of the latent site `name`."""
+    shape = [1] * -pair.sample_dim
+    if pair.vectorized:
+        shape[pair.sample_dim], shape[pair.plate.dim] = weights.shape
+    else:
+        shape[pair.plate.dim] = weights.numel()
+    shape += [1] * len(pair.event_shapes[name])
+    return weights.reshape(shape[len(shape) - value.dim() :])
+
+
 # Bounds of several samples -------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pyro.infer import Trace_ELBO
+from torch import nn
 
 from ppl_gen.core import components
 from ppl_gen.core.contracts import Loss, Surrogate, WrapsELBO
@@ -18,20 +19,29 @@ from ppl_gen.inference.objectives.renyi import Renyi
 
 NAMES = [
     *("elbo", "elbo-analytic-kl", "stl", "beta", "iwae", "miwae", "piwae", "ciwae", "dreg", "renyi", "vimco", "rws"),
-    *("wake-sleep", "adversarial"),
+    *("wake-sleep", "adversarial", "rloo", "nvil", "muprop", "arm", "disarm", "rebar", "relax", "straight-through"),
+    *("straight-through-gumbel", "gumbel-softmax", "concrete", "reinmax"),
 ]
+OPTIONS = {
+    **{name: ["groups"] for name in ("miwae", "piwae")},
+    **{name: ["temperature"] for name in ("rebar", "straight-through-gumbel", "gumbel-softmax", "reinmax")},
+    "concrete": ["temperature", "prior_temperature"],
+    "nvil": ["normalize", "hidden_dim", "decay"],
+    "relax": ["temperature", "hidden_dim"],
+}
+"""Their own options."""
 
 
 def test_names_are_those_of_the_files() -> None:
-    """One public class in each file, whose name says what the command line calls it. Its only bases are others of them:
-    no objective needs a base class."""
+    """One public class in each file, whose name says what the command line calls it. Its only bases are others of them
+    and torch's module, for those with parameters: no objective needs a base class."""
     named = components.known("objective")
     assert sorted(NAMES) == list(named)
     for name, cls in named.items():
         module = sys.modules[cls.__module__]
         assert module.__name__.rpartition(".")[2] == name.replace("-", "_")
         assert module.__all__ == [cls.__name__]
-        assert set(cls.__mro__) - {object} <= set(named.values())
+        assert set(cls.__mro__) - {object, nn.Module} <= set(named.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,7 +51,7 @@ def test_each_is_of_one_form(name: str) -> None:
     assert sum(isinstance(made, form) for form in (Surrogate, Loss, WrapsELBO)) == 1
     assert name_of(made) == name
     own = [option.name for option in components.options("objective", type(made))]
-    assert own == (["groups"] if name in ("miwae", "piwae") else [])
+    assert own == OPTIONS.get(name, [])
     for parameter in inspect.signature(type(made)).parameters.values():
         assert parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation is not parameter.empty
         assert f":param {parameter.name}:" in (type(made).__doc__ or "")

@@ -1,0 +1,64 @@
+"""The score function with a Taylor expansion of the log weight as control variate."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ppl_gen.core.contracts import ELBOGradient
+from ppl_gen.core.errors import require
+from ppl_gen.inference.objectives.loss import broadcast_weights
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.relaxations import Choice, check_choices, given, loss_with, sampled, slope_at
+
+__all__ = ["Muprop"]
+
+
+class Muprop:
+    """The ELBO with the gradient of MuProp (Gu et al. 2016, equation 6): for f = log p(x, z) - log q(z | x), the mean m
+    of the guide, and h(z) = f(m) + f'(m) (z - m),
+
+        (f(z) - h(z)) grad log q(z | x) + f'(m) grad m.
+
+    It is unbiased. For several layers, each layer has its own expansion, at its mean given the samples of the layers
+    before it, and with the layers after it at their means. The model must be differentiable with respect to z.
+
+    :param num_particles: K, the number of samples over which it is averaged.
+    """
+
+    elbo_gradient: ClassVar[ELBOGradient] = "unbiased"
+
+    def __init__(self, *, num_particles: int = 1):
+        require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
+        self.num_particles = num_particles
+
+    def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
+        check_choices(self, pair, x, *args, differentiable=True)
+
+    def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
+        """-ELBO, summed over the images."""
+        count = self.num_particles
+        found = sampled(pair, x, *args, num_samples=count, draw=Choice.sample)
+        signal, gradients, before = found.log_weight.detach(), {}, dict[str, Tensor]()
+        for name, choice in found.choices.items():
+            mean, value = choice.mean.detach(), found.values[name]
+            others = given(before, lambda later: later.mean)
+            at_mean, slope = slope_at(pair, x, *args, num_samples=count, name=name, value=mean, others=others)
+            linear = found.sum_of({name: choice.total(_units(choice, slope * (value - mean)))})
+            left = broadcast_weights(pair, signal - at_mean - linear, name, value)
+            # The derivative of log q(z) with respect to the log-odds is z - m, that of m is m (1 - m).
+            gradients[name] = left * (value - mean) + _through_mean(choice, slope)
+            before[name] = value
+        return loss_with(found, gradients)
+
+
+def _units(choice: Choice, terms: Tensor) -> Tensor:
+    """Numbers of each unit, without the dimension of categories."""
+    return terms.sum(-1) if choice.kind == "one-hot" else terms
+
+
+def _through_mean(choice: Choice, slope: Tensor) -> Tensor:
+    """The derivative with respect to the logits of a function with this derivative with respect to the mean."""
+    mean = choice.mean.detach()
+    if choice.kind == "binary":
+        return slope * mean * (1 - mean)
+    return mean * (slope - (slope * mean).sum(-1, keepdim=True))
