@@ -89,6 +89,7 @@ def test_what_is_no_run(elsewhere: Path, runs: Any, words: str) -> None:
         Comparison(runs)
 
 
+@pytest.mark.drawn
 def test_one_run(elsewhere: Path) -> None:
     comparison = Comparison(["a0"] if several() else [])
     (row,) = comparison.rows

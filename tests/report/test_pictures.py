@@ -31,10 +31,10 @@ from torch import nn
 class Unseen(nn.Module):
     def __init__(self, data_dim):
         super().__init__()
-        self.net = nn.Linear(3, data_dim)
+        self.net = nn.Linear(4, data_dim)
 
     def prior(self):
-        return dist.Normal(torch.zeros(3), 1.0).to_event(1)
+        return dist.Normal(torch.zeros(4), 1.0).to_event(1)
 
     def likelihood(self, z):
         return dist.TransformedDistribution(dist.Normal(self.net(z), 1.0).to_event(1), [])  # has no mean
@@ -48,7 +48,7 @@ class Guide(nn.Module):
     def __init__(self, data_dim, model):
         super().__init__()
         assert isinstance(model, Unseen)
-        self.net = nn.Linear(data_dim, 3)
+        self.net = nn.Linear(data_dim, 4)
 
     def encode(self, x):
         return self.net(x)
@@ -73,7 +73,7 @@ BOUND = {"how_far", "gap_histogram", "reconstructions"}
     [
         (("vae", "--latent-dim", "2"), LATENT | BOUND | {"posteriors", "manifold"}),
         (("vae", "--latent-dim", "1"), BOUND | LATENT - {"latent_space"}),
-        (("vae", "--latent-dim", "3", "--guide", "flow", "--prior", "flow"), LATENT | BOUND),
+        (("vae", "--latent-dim", "4", "--guide", "flow", "--prior", "flow"), LATENT | BOUND),
         (("factor-analysis", "--latent-dim", "4"), LATENT | BOUND),
         (("hierarchical-vae", "--latent-dims", "3", "2", "--hidden-dims", "8", "8"), BOUND),
         (("mixture", "--num-components", "3"), {"components"}),
