@@ -108,7 +108,8 @@ def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     and painting would be most of the time of a small fit. Pictures of all kinds of models and data are drawn: in
     `models/`, in `data/`, and in tests that are marked `drawn`. They are drawn and painted in `figures/`, in `report/`,
     in commands that a test starts as a process, and in tests that are marked `painted`."""
-    if request.path.parent.name in ("figures", "report") or request.node.get_closest_marker("painted"):
+    folder, drawn = request.path.parent.name, request.node.get_closest_marker("drawn")
+    if request.node.get_closest_marker("painted") or (folder in ("figures", "report") and not drawn):
         return
 
     def write(self: Figure, file: Path | IO[bytes]) -> None:
@@ -118,7 +119,7 @@ def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
             file.write(_BLANK.getvalue())
 
     monkeypatch.setattr(Figure, "write", write)
-    if request.path.parent.name not in ("models", "data") and not request.node.get_closest_marker("drawn"):
+    if folder not in ("models", "data") and not drawn:
         monkeypatch.setattr(sys.modules[__name__], "_drawn", False)
 
 

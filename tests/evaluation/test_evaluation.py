@@ -110,11 +110,11 @@ def test_many_images_are_written_in_blocks(tmp_path: Path) -> None:
     evaluation, whole, run = _uneven(), _directory(tmp_path / "whole"), _directory(tmp_path / "run")
     for directory in (whole, run):
         evaluation.write(directory)
-    evaluation.write(run, most=3)
+    evaluation.write(run, most=6)
     first = sorted(run.path.glob("evaluation-*.nc"))
     evaluation.write(run, most=8)
     files = sorted(run.path.glob("evaluation*.nc"))
-    assert len(first) == 7 and len(files) == 3
+    assert len(first) == 4 and len(files) == 3
     parts = [xarray.load_dataset(file, group=runs.GROUP, engine="h5netcdf") for file in files]
     xarray.testing.assert_identical(xarray.concat(parts, "image", data_vars="minimal"), evaluation.to_xarray())
     (run.path / "evaluation.nc").write_bytes(b"as a process leaves it that is killed before it removes the file")

@@ -89,6 +89,7 @@ def test_which_there_are(elsewhere: Path, call: Call, options: tuple[str, ...], 
     assert "no picture of" not in err
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("units", "names"), [("4", ("latent_space",)), ("2", ("latent_space", "manifold"))])
 def test_the_planes_of_pictures_and_explorer_are_the_same(
     elsewhere: Path, call: Call, units: str, names: tuple[str, ...]
@@ -111,6 +112,7 @@ def test_the_planes_of_pictures_and_explorer_are_the_same(
         assert axes.get_xlim() == axes.get_ylim() == limits
 
 
+@pytest.mark.drawn
 def test_drawing_writes_no_file(elsewhere: Path, call: Call) -> None:
     """Pictures are figures until they are saved."""
     assert call(fit.command, "vae", "--latent-dim", "2", "--hidden-dims", "8", *QUICK)[0] == 0
@@ -162,6 +164,7 @@ def test_captions_have_the_numbers_of_the_run() -> None:
     assert list(found) == list(captions(lines)) == list(captions())
 
 
+@pytest.mark.drawn
 def test_pictures_where_no_validation_split_is_left(elsewhere: Path, call: Call) -> None:
     status, _, err = call(fit.command, "vae", *SMALL_FIT, "--train-size", "1497", "--latent-dim", "2", "--out", "run")
     assert status == 0, err
