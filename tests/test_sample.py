@@ -24,7 +24,7 @@ Call = Callable[..., tuple[int, str, str]]
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Config(
         "vae",
-        {"hidden_dims": (16,), "latent_dim": 4},
+        {"hidden_dims": (16,), "latent_dim": 3},
         data=DataOptions("digits", train_size=300),
         training=TrainingOptions(epochs=2),
         num_samples=30,
