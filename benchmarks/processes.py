@@ -1,12 +1,14 @@
 """A training step of the default VAE by several processes: `torchrun --nproc-per-node=2 -m benchmarks.processes`.
 
-Each process has its share of the batch. The step, the same without averaging gradients, and the averaging alone; the
-medians of the first process.
+Each process has its share of the batch. In strong scaling the batch is the same for any number of processes; in weak
+scaling each process has the same number of images. The step, the same without averaging gradients, and the averaging
+alone: the medians of the first process; with `--fastest` the fastest calls, for a machine with other work.
 """
 
 import argparse
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from typing import Any
 
 import pyro
@@ -27,9 +29,10 @@ from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
 
 
-def measure(size: int, rounds: int, device: torch.device) -> list[float]:
-    """Milliseconds of a step on a batch of all processes together, of one without averaging, and of averaging."""
-    model = VAE((28, 28)).to(device)
+def measure(size: int, given: argparse.Namespace, device: torch.device) -> list[float]:
+    """Milliseconds of a step on a batch of all processes together, of one without averaging, and of averaging; and
+    megabytes of the gradient."""
+    model = VAE((28, 28), hidden_dims=tuple(given.hidden_dims)).to(device)
     guide = Normal((28, 28), 20, "z", model).to(device)
     parameters = [*model.parameters(), *guide.parameters()]
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
@@ -49,25 +52,32 @@ def measure(size: int, rounds: int, device: torch.device) -> list[float]:
 
     calls = {"step": step(together), "alone": step(alone), "averaging": lambda: parallel.all_reduce(*gradients)}
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
-        return [1e3 * seconds for seconds in medians(calls, rounds=rounds).values()]
+        found = medians(calls, rounds=given.rounds, middle=min if given.fastest else median)
+    return [*(1e3 * seconds for seconds in found.values()), 4e-6 * sum(each.numel() for each in gradients)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512, 2048], help="of all together")
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[128, 512, 2048], help="of all together")
+    parser.add_argument("--images-per-process", type=int, nargs="*", default=[128, 512, 2048], help="for weak scaling")
+    parser.add_argument("--hidden-dims", type=int, nargs="+", default=[512], help="of encoder and decoder")
     parser.add_argument("--rounds", type=int, default=50, help="calls of each")
+    parser.add_argument("--fastest", action="store_true", help="the fastest calls in place of the medians")
     given = parser.parse_args()
     parallel.join()
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speaks = parallel.rank() == 0
+    speaks, count = parallel.rank() == 0, parallel.world_size()
+    scalings = {"strong": given.batch_sizes, "weak": [count * images for images in given.images_per_process]}
     if speaks:
-        print(f"{parallel.world_size()} processes, {torch.get_num_threads()} threads each, {device.type}")
-        print(f"{'batch':>6}{'step, ms':>12}{'without averaging':>20}{'averaging alone':>18}{'images/s':>12}")
-    for size in given.batch_sizes:
-        step, alone, averaging = measure(size, given.rounds, device)
+        print(f"{count} processes, {torch.get_num_threads()} threads each, {device.type}")
+        columns = ("batch", "step, ms", "without averaging", "averaging alone", "gradient, MB", "images/s")
+        print("scaling " + "".join(f"{column:>19}" for column in columns))
+    for scaling, size in [(scaling, size) for scaling, sizes in scalings.items() for size in sizes]:
+        found = measure(size, given, device)
         if speaks:
-            print(f"{size:6}{step:12.2f}{alone:20.2f}{averaging:18.2f}{1e3 * size / step:12,.0f}", flush=True)
+            numbers = "".join(f"{number:19.2f}" for number in found)
+            print(f"{scaling:8}{size:19}{numbers}{1e3 * size / found[0]:19,.0f}", flush=True)
     parallel.leave()
 
 

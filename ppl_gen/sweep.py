@@ -8,6 +8,7 @@ from ppl_gen.core.commands import command as words
 from ppl_gen.core.commands import line
 from ppl_gen.core.errors import Failed
 from ppl_gen.core.paths import exists
+from ppl_gen.training.engines import Engine, Processes, Ray, Slurm, check_engine, resources_of
 from ppl_gen.training.sweeping import PROGRAM, SweepOptions, check_first, cores, locked, plan, remaining, run, say
 
 
@@ -19,21 +20,21 @@ def command(arguments: list[str]) -> None:
         PROGRAM,
         "Fit a model with every guide and objective, from every seed. Options of fit after -- apply to all runs.",
     )
+    check_engine(options.engine)
     planned = plan(options, arguments[cut + 1 :])
     todo = remaining(planned)
     if len(todo) == len(planned):
         check_first(planned)
     lock = locked(options.out)
-    # As if none were finished: a run that is continued gets the threads that it began with, and the same numbers.
-    jobs = min(options.jobs or cores(), len(planned))
-    threads = max(1, cores() // jobs)
     begun = sum(exists(run.path) for run in todo)
-    say(
-        f"{len(planned)} runs: {len(planned) - len(todo)} already finished, {begun} to continue, {len(todo) - begun} "
-        f"to start; {jobs} at a time, {threads} thread{'s' if threads > 1 else ''} each"
-    )
     try:
-        failures = run(todo, jobs, threads, lock)
+        engine, jobs = _engine(options, len(planned), lock)
+        threads = engine.threads
+        say(
+            f"{len(planned)} runs: {len(planned) - len(todo)} already finished, {begun} to continue, "
+            f"{len(todo) - begun} to start; {jobs} at a time, {threads} thread{'s' if threads > 1 else ''} each"
+        )
+        failures = run(todo, jobs, engine)
     finally:
         os.close(lock)
     for name, how in failures.items():
@@ -44,6 +45,18 @@ def command(arguments: list[str]) -> None:
             "command to try them again"
         )
     print(f"all {len(planned)} runs are finished; compare them: {_comparison(options.out)}")
+
+
+def _engine(options: SweepOptions, runs: int, lock: int) -> tuple[Engine, int]:
+    """The engine of a sweep, and the number of runs at a time."""
+    resources = resources_of(options.resources)
+    if options.engine == "slurm":
+        return Slurm(options.out, resources), options.jobs or runs
+    if options.engine == "ray":
+        return Ray(resources), options.jobs or runs
+    # As if none were finished: a run that is continued gets the threads that it began with, and the same numbers.
+    jobs = min(options.jobs or cores(), runs)
+    return Processes(max(1, cores() // jobs), lock), jobs
 
 
 def _comparison(out: Path) -> str:

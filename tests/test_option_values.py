@@ -33,6 +33,7 @@ FITS = [
     ["vae", "--prior", "flow"],
     ["vae", "--objective", "iwae"],
     ["vae", "--objective", "renyi"],
+    ["hierarchical-belief-net"],
     ["hierarchical-vae"],
     ["mixture"],
     ["belief-net"],

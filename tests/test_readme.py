@@ -38,7 +38,7 @@ BENCHMARKS = {
     "benchmarks.gap": shlex.split("--units 2 --data digits --epochs 1 --num-samples 30 --runs gap --out gap.png"),
     "benchmarks.gradients": ["--draws", "3"],
     "benchmarks.null_comparisons": ["--repetitions", "20"],
-    "benchmarks.processes": shlex.split("--batch-sizes 10 --rounds 2"),
+    "benchmarks.processes": shlex.split("--batch-sizes 10 --images-per-process 10 --rounds 2"),
     "benchmarks.questions": shlex.split("--data digits --fits 3 --epochs 1 --out figures"),
     "benchmarks.trusted": shlex.split("--small --models normal-5 --out trusted"),
     "benchmarks.wall": shlex.split("--ways ours --max-units 1 --out wall.png"),

@@ -152,6 +152,26 @@ class LayeredModel(Protocol):
         """Nonlinearity between layers."""
 
 
+class DiscreteLayers(Protocol):
+    """A model of layers of discrete units, the latent sites z1, z2, ..., for the guide `hierarchical-bernoulli`."""
+
+    @property
+    def latent_dims(self) -> tuple[int, ...]:
+        """Units of z1, z2, ..."""
+
+    @property
+    def between_dims(self) -> tuple[int, ...]:
+        """Units of the hidden layers of each network, from the lower layer of units to the upper one."""
+
+    @property
+    def activation(self) -> str:
+        """Nonlinearity of the hidden layers."""
+
+    @property
+    def categories(self) -> int:
+        """Number of values of a unit; 2 for binary units."""
+
+
 class LinearGaussianModel(Protocol):
     """Factor analysis, whose posterior is the guide `exact-gaussian`."""
 

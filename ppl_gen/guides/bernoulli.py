@@ -57,7 +57,7 @@ class Bernoulli(nn.Module):
         self.encoder = mlp([data_dim, *hidden_dims, latent_dim], activation)
         self.baseline: nn.Module | None = None
         if baseline != "none":
-            self.baseline = _Baseline(data_dim, baseline_dim if baseline == "network" else 0)
+            self.baseline = LearnedBaseline(data_dim, baseline_dim if baseline == "network" else 0, scale=data_dim)
 
     def encode(self, x: Tensor) -> Tensor:
         """Context [images, latent_dim] of images [images, data_dim]."""
@@ -76,16 +76,24 @@ class Bernoulli(nn.Module):
             pyro.sample(self.latent_name, self.posterior(self.encode(x)), infer=infer)
 
 
-class _Baseline(nn.Module):
+class LearnedBaseline(nn.Module):
     """The predicted learning signal in nats, [images]. The network's output is multiplied by the number of pixels,
     because the signal is of that order: a weight that moves by a learning rate of 1e-3 at a step would take long to
-    reach it."""
+    reach it.
 
-    def __init__(self, data_dim: int, hidden_dim: int):
+    >>> LearnedBaseline(4, 3, scale=64)(torch.rand(5, 4)).shape
+    torch.Size([5])
+
+    :param inputs: numbers of an input.
+    :param hidden_dim: hidden units of the network; 0 for one learned number.
+    :param scale: number of pixels.
+    """
+
+    def __init__(self, inputs: int, hidden_dim: int, scale: float):
         super().__init__()
-        self.scale = float(data_dim)
+        self.scale = float(scale)
         self.level = nn.Parameter(torch.tensor(0.0))
-        self.network = mlp([data_dim, hidden_dim, 1], "tanh") if hidden_dim else None
+        self.network = mlp([inputs, hidden_dim, 1], "tanh") if hidden_dim else None
 
     def forward(self, x: Tensor) -> Tensor:
         level = self.level if self.network is None else self.level + self.network(x).squeeze(-1)

@@ -1,8 +1,9 @@
 """Log-densities of a pair without Pyro's handlers.
 
 A model of one latent site that offers `prior()` and `likelihood(z)`, and a guide that offers `encode(x)` and
-`posterior(context)`, say all that `Pair.terms` needs. Pyro's handlers around the same distributions take a fifth of a
-training step of a small pair, and a third of an importance-sampling estimate.
+`posterior(context)`, say all that `Pair.terms` needs. If z is enumerated, the model alone says it. Pyro's handlers
+around the same distributions take a fifth of a training step of a small pair, and a third of an importance-sampling
+estimate.
 
 The functions `model` and `guide` remain what a pair is. The methods are used only where they give the same
 log-densities and gradients as the functions do, from the same noise. This is found out on a few images when a pair is
@@ -17,9 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core.contracts import Amortized, HasDensity, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, SumsStates, offers
 from ppl_gen.inference.callables import Batch, forked_rng, name_of, take
 from ppl_gen.inference.densities import Site, alike, kl_divergence, masked_log_prob, score_function
+from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.supports import check_arguments
@@ -29,11 +31,13 @@ from ppl_gen.networks.log_density import is_normal_vector
 _RELATIVE, _OF_ALL, _ROUNDING = 1e-3, 1e-5, 1e-6
 """Limits of the difference between two gradients of a parameter, as norms: relative to the parameter's gradient, to
 the gradient of all parameters, and for each number."""
+_MOST_SUMMED = 2**12  # states
 
 
 @dataclass(frozen=True)
 class Direct:
-    """The methods of a model and a guide that `Pair.terms` calls in place of their functions."""
+    """The methods of a model and a guide that `Pair.terms` calls in place of their functions. If z is enumerated, these
+    of the model for log p(x), whose negative is the loss of `elbo`."""
 
     model: HasDensity
     guide: Amortized
@@ -79,6 +83,22 @@ class Direct:
             score=score,
         )
 
+    def log_px(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, [images], by a sum over all values of z."""
+        prior = self.model.prior()
+        values = prior.enumerate_support(expand=False)
+        z = values.unsqueeze(1)
+        likelihood = self.model.likelihood(z)
+        if offers(likelihood, SumsStates) and likelihood.sums_over(prior, z):
+            summed = likelihood.log_marginal(x, prior)
+            if summed is not None:
+                return summed
+        return (likelihood.log_prob(x) + prior.log_prob(values).unsqueeze(1)).logsumexp(0)
+
+    def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
+        """-log p(x), summed over the images."""
+        return -self.log_px(x).sum()
+
     def _frozen(self, context: Tensor, z: Tensor) -> Tensor:
         """log q(z | x) at detached parameters of the guide. The context depends on x and on parameters alone."""
         context = context.detach()
@@ -112,6 +132,8 @@ def with_direct(pair: Pair, model: Any, guide: Any, batch: Batch) -> Pair:
     """The pair, with `direct` if its methods give what its functions give on a few images."""
     if not _may_be_direct(pair, model, guide, batch):
         return pair
+    if pair.enumerated:
+        return _with_direct_sum(pair, model, guide, batch)
     few = take(torch.arange(5, device=batch.x.device) % len(batch.x), *batch)
     name = pair.latent[0]
     try:
@@ -127,18 +149,37 @@ def with_direct(pair: Pair, model: Any, guide: Any, batch: Batch) -> Pair:
         return pair
 
 
+def _with_direct_sum(pair: Pair, model: Any, guide: Any, batch: Batch) -> Pair:
+    """The same for a pair whose latent site is enumerated, if it has few states: a sum over many takes so long that
+    the handlers do not count."""
+    if pair.num_states is None or pair.num_states > _MOST_SUMMED:
+        return pair
+    try:
+        few = take(torch.arange(5, device=batch.x.device) % len(batch.x), *batch).x
+        direct = Direct(model, guide, pair.latent[0], pair.image)
+        trained = [each for each in model.parameters() if each.requires_grad]
+        with torch.enable_grad():
+            ours, theirs = direct.log_px(few), sum_over_states(pair, few)(pair.model, few)
+            slopes = (torch.autograd.grad(each.sum(), trained, allow_unused=True) for each in (ours, theirs))
+            same = ours.shape == theirs.shape and alike(ours, theirs) and same_gradients(*slopes)
+        return replace(pair, direct=direct) if same else pair
+    except Exception:  # as in `with_direct`
+        return pair
+
+
 def _may_be_direct(pair: Pair, model: Any, guide: Any, batch: Batch) -> bool:
-    """True for a pair of one sampled latent site whose classes offer the four methods, without arguments beside x,
+    """True for a pair of one latent site whose classes offer the methods that it needs, without arguments beside x,
     masks, scales, further sites of the guide, or a support that depends on z."""
     return (
         offers(model, HasDensity)
-        and offers(guide, Amortized)
+        and (isinstance(model, nn.Module) if pair.enumerated else offers(guide, Amortized))
         and isinstance(guide, nn.Module)
+        and not pair.discretized
         and not any(observes_pixels(each) for each in (model, guide))
         and not (batch.args or batch.kwargs or batch.x.isnan().any())
         and len(pair.latent) == len(pair.observed) == pair.max_plate_nesting == 1
-        and pair.vectorized
-        and not (pair.enumerated or pair.partly_enumerated or pair.masked or pair.scales or pair.left_out)
+        and (pair.vectorized or pair.enumerated)
+        and not (pair.partly_enumerated or pair.masked or pair.scales or pair.left_out)
         and not pair.may_leave_support
     )
 

@@ -6,11 +6,13 @@ maximum of each factor instead. In float32 it then loses a state that explains x
 than another.
 """
 
+import math
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
@@ -91,11 +93,14 @@ def log_sum(
     factors: Factors = {frozenset(): []}
     dims: dict[frozenset[int], list[int]] = {}
     priors: dict[int, Tensor] = {}  # keyed by the dimension over which each is normalized
+    sizes: dict[int, int] = {}  # of the plates that stay
     for site in sites:
         plates = frozenset(frame.dim for frame in plates_of(site) if frame.name not in kept)
         summed = site["name"] in names
         # A masked log-density is 0 in every state, and would count each image once for every state.
         factor = expand_to_plates(site, density(without_masks(site) if summed else site), num_dims)
+        staying = {frame.dim: frame.size for frame in plates_of(site) if frame.name in kept}
+        factor, sizes = _once(factor, staying), sizes | staying
         if summed:
             dim = site["infer"].get("_enumerate_dim")
             if dim is None or -dim > _MOST_DIMENSIONS:
@@ -108,7 +113,21 @@ def log_sum(
                 if bool((total.abs() < ROUNDING).all()):
                     factor = priors[dim] = factor - total
         factors.setdefault(plates, []).append(factor)
-    return _eliminate(factors, dims, priors)
+    result = _eliminate(factors, dims, priors)
+    shape = [sizes.get(dim, 1) if result.shape[dim] == 1 else -1 for dim in range(-result.dim(), 0)]
+    return result.expand(shape)
+
+
+def _once(factor: Tensor, plates: Collection[int]) -> Tensor:
+    """A factor without the repetitions that a distribution which is the same for all images has in their plate. The
+    sum over the values of a layer given another is then made once, not for each image.
+
+    :param plates: dimensions of plates that stay.
+    """
+    for dim in plates:
+        if factor.shape[dim] > 1 and factor.stride(dim) == 0:
+            factor = factor.narrow(dim, 0, 1)
+    return factor
 
 
 def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: dict[int, Tensor]) -> Tensor:
@@ -120,8 +139,12 @@ def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: 
     """
     for plates in sorted(factors, key=len, reverse=True):  # innermost first
         remaining = factors[plates]
-        for dim in sorted(dims.get(plates, [])):  # the last site has the leftmost dimension
-            with_it = [f for f in remaining if f.dim() >= -dim and f.shape[dim] > 1]
+        left = sorted(dims.get(plates, []))  # the last site has the leftmost dimension
+        while left:
+            # The site with the smallest product of factors first, so that no large one is made before it must be.
+            dim = min(left, key=lambda dim: math.prod(_joint_shape(_depending(remaining, dim))))
+            left.remove(dim)
+            with_it = _depending(remaining, dim)
             without = [f for f in remaining if not any(f is other for other in with_it)]
             remaining = [*without, *([sum_out(with_it, priors.get(dim), dim)] if with_it else [])]
         if not plates:
@@ -129,6 +152,16 @@ def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: 
         parent = max((other for other in factors if other < plates), key=len)
         factors[parent] += [f.sum(sorted(plates - parent), keepdim=True) for f in remaining]
     raise AssertionError("the images' own plate is always among the factors")
+
+
+def _depending(factors: list[Tensor], dim: int) -> list[Tensor]:
+    """The factors that depend on a dimension."""
+    return [factor for factor in factors if factor.dim() >= -dim and factor.shape[dim] > 1]
+
+
+def _joint_shape(factors: list[Tensor]) -> tuple[int, ...]:
+    """The shape of the product of some factors."""
+    return broadcast_shape(*(factor.shape for factor in factors))
 
 
 def sum_out(factors: list[Tensor], prior: Tensor | None, dim: int) -> Tensor:

@@ -29,7 +29,7 @@ from ppl_gen.inference.callables import Batch, evaluating, forked_rng, matmul_pr
 from ppl_gen.inference.densities import Site, add, alike, masked_log_prob, plates_of, sample_sites
 from ppl_gen.inference.elimination import ROUNDING, enumerating, log_sum, sum_out
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.state_memory import block_size, can_sum_states, require_memory, shown_count
+from ppl_gen.inference.state_memory import block_size, can_sum_states, require_finite, require_memory, shown_count
 from ppl_gen.inference.supports import bounds, log_prob_within, same, support, without_masks
 from ppl_gen.inference.tracing import SAMPLES, PyroFunction, trace_of
 
@@ -73,8 +73,7 @@ def sum_over_states(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> StateSu
     if pair.sums_states:  # the likelihood checks z by itself
         return StateSum(pair, by_state=False)
     # If the number of images were a number of states, a model that confuses the two dimensions would not be noticed.
-    num_states = pair.num_states
-    assert num_states is not None
+    num_states = require_finite(pair)
     count = next(count for count in itertools.count(3) if num_states % count)
     rows = torch.arange(min(count, block_size(pair)), device=x.device) % len(x)
     require_memory(pair, len(rows), device=x.device)

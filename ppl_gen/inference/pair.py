@@ -243,7 +243,7 @@ class Pair:
         :param frozen_guide: let log q(z | x) depend on the guide's parameters through z only (Roeder et al. 2017).
         :param cut: evaluate the model at leaves, so that gradients stop at `values` and can be passed on to `drawn`.
         """
-        if self.direct is not None and not (args or kwargs):
+        if self.direct is not None and not (self.enumerated or args or kwargs):
             return self.direct.terms(x, num_samples, analytic_kl, detach, frozen_guide, cut)
         shape, images = (num_samples, len(x)), Batch(x, args, kwargs)
         if self.enumerated_in_guide:

@@ -95,6 +95,17 @@ def shown_count(pair: Pair) -> str:
     return f"{pair.num_states:,}" if pair.num_states < _COUNTLESS else f"10^{math.log10(pair.num_states):.0f}"
 
 
+def require_finite(pair: Pair) -> int:
+    """The number of states. Raises `BadInput` if a latent site that is left to enumeration has no list of values."""
+    if pair.num_states is None:
+        sites = ", ".join(f"'{name}'" for name in pair.latent)
+        raise BadInput(
+            f"{pair.guide_name} leaves {sites} of {pair.model_name} to enumeration, but not every one has a finite "
+            "support that Pyro can list (an event of several units has none); use a guide that samples"
+        )
+    return pair.num_states
+
+
 def memory_needed(pair: Pair, num_images: int, gradients: bool = False) -> int:
     """Bytes that an enumeration needs. These are the states themselves, and arrays [states, images] of log-joints:
     three at a time in the forward pass (two factors and their sum), in float64 without gradients; in float32 with
@@ -112,6 +123,7 @@ def require_memory(pair: Pair, num_images: int, gradients: bool = False, device:
     :param gradients: True for a training step.
     :raises BadInput: with the memory that is needed and the memory that is free.
     """
+    require_finite(pair)
     needed, free = memory_needed(pair, num_images, gradients), free_memory(device)
     if needed > free:
         takes = "more memory than any machine has"

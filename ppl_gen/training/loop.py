@@ -49,6 +49,7 @@ from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.batches import batches, least_images, num_batches, with_labelled
+from ppl_gen.training.crowding import Crowding
 from ppl_gen.training.diverging import (
     Diverged,
     diverged,
@@ -193,6 +194,7 @@ class Loop:
             self.test_rows = RowsOfTestImages(fitted, self.pair, once, self.options.batch_size, self.least)
         steps = self.total + (0 if self.test_rows is None else self.test_rows.num_steps)
         self.progress = Progress(steps, "step", done=self.state.step, quiet=quiet)
+        self.crowding = Crowding(torch.get_num_threads())
 
     def run(self, on_epoch: OnEpoch | None) -> None:
         """Train to the last epoch."""
@@ -261,7 +263,7 @@ class Loop:
 
         :raises Diverged: when the loss is not finite.
         """
-        state, options = self.state, self.options
+        state, options, started = self.state, self.options, time.perf_counter()
         self.optimizer.set_rate(options.rate(state.step, self.total))
         if options.kl_warmup:
             self.warmup.scale = min(1.0, state.step / (options.kl_warmup * self.steps_per_epoch))
@@ -278,6 +280,8 @@ class Loop:
         state.step += 1
         state.loss_sum += value * images
         self.progress.advance()
+        if warning := self.crowding.after_step(time.perf_counter() - started):
+            self.progress.warn(warning)
 
     def finite(self, gradient: Callable[..., Tensor | float]) -> Callable[..., float]:
         """A function of SVI that writes the gradient to the parameters, and raises before a step is taken with a loss
@@ -310,18 +314,22 @@ class Loop:
         if self.pair.direct is None:
             return
         by_functions, batch = replace(self.pair, direct=None), self.probe_batch(order[: self.size])
-        samples = getattr(self.fitted.objective, "num_particles", 1)
-        ours, theirs = (partial(minus_elbo, each, samples) for each in (self.pair, by_functions))
+        if self.pair.enumerated:
+            ours, theirs = (partial(self.loss_of(each), each.model, each.guide) for each in (self.pair, by_functions))
+        else:
+            samples = getattr(self.fitted.objective, "num_particles", 1)
+            ours, theirs = (partial(minus_elbo, each, samples) for each in (self.pair, by_functions))
         with pyro.validation_enabled(False):
             differ = not same_step(ours, theirs, self.modules, batch)
         if parallel.any_rank(differ):
             self.pair = by_functions
             with forked_rng(batch[0]):
                 self.loss = self.loss_of(by_functions)
-            self.progress.warn(
-                f"note: in training, model() and guide() of {self.pair.model_name} and {self.pair.guide_name} differ "
-                "from prior(), likelihood(z), encode(x) and posterior(context); steps use the former"
-            )
+            what = f"model() and guide() of {self.pair.model_name} and {self.pair.guide_name} differ from prior(), "
+            what += "likelihood(z), encode(x) and posterior(context)"
+            if self.pair.enumerated:
+                what = f"model() of {self.pair.model_name} differs from prior() and likelihood(z)"
+            self.progress.warn(f"note: in training, {what}; steps use the former")
 
     def loss_of(self, pair: Pair) -> Callable[..., Tensor]:
         """The loss in nats per image, as a function of a model, a guide and a batch."""

@@ -7,8 +7,6 @@ the same command picks up where it stopped.
 import fcntl
 import itertools
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,13 +19,13 @@ import tyro
 from ppl_gen.core.commands import words
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.errors import BadInput, require
-from ppl_gen.core.files import opened, read_bytes, readable_errors
 from ppl_gen.core.interrupts import AGAIN, interrupts
 from ppl_gen.core.options import text
 from ppl_gen.core.paths import exists
 from ppl_gen.experiment.arguments import parse
 from ppl_gen.experiment.config import Config, Given, check_same
 from ppl_gen.experiment.run_directory import RunDirectory, check_folder, check_new
+from ppl_gen.training.engines import TOGETHER, Engine, EngineName, Fit, Job, resources_of
 
 PROGRAM = "python -m ppl_gen.sweep"
 _OWN = (
@@ -65,7 +63,14 @@ class SweepOptions:
     seeds: tuple[int, ...] = (0,)
     """Seeds of the initial weights, the order of the images and the noise."""
     jobs: int | None = None
-    """Number of runs at a time. They share the cores. By default as many as there are cores."""
+    """Number of runs at a time. On this machine they share the cores, and there are as many as cores by default. On a
+    cluster all runs are submitted by default."""
+    engine: EngineName = "local"
+    """Where the runs are done. local: processes of this machine. slurm: jobs of a Slurm cluster, by submitit. ray:
+    tasks of the Ray cluster that RAY_ADDRESS names."""
+    resources: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE …")] = ()
+    """Resources of each run on a cluster: cpus_per_task=2 timeout_min=240 slurm_partition=long for Slurm, or num_cpus=2
+    num_gpus=1 for Ray."""
 
     def __post_init__(self) -> None:
         for name in ("guides", "objectives", "seeds"):
@@ -73,6 +78,9 @@ class SweepOptions:
         for name, *values in self.vary:
             require(len(values) > 0, "vary", name, "needs at least one value")
         require(self.jobs is None or self.jobs >= 1, "jobs", self.jobs, "must be at least 1")
+        if self.resources and self.engine == "local":
+            raise BadInput("--resources: processes of this machine take none; choose --engine slurm or ray")
+        resources_of(self.resources)  # for its errors
 
 
 class Planned(NamedTuple):
@@ -88,8 +96,9 @@ class Planned(NamedTuple):
         return self.path.name
 
     @property
-    def log(self) -> Path:
-        return self.path.with_name(f"{self.name}.log")
+    def again(self) -> list[str]:
+        """Arguments of `fit` that continue the run."""
+        return ["--resume", str(self.path), *words(self.config.externals())]
 
 
 def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
@@ -178,7 +187,7 @@ def _chosen(
 
 
 def remaining(planned: Sequence[Planned]) -> list[Planned]:
-    """The unfinished runs, each with the arguments of `fit` that start or continue it.
+    """The unfinished runs.
 
     :raises BadInput: for an existing directory that is no run, or is a run with other options.
     """
@@ -193,8 +202,7 @@ def remaining(planned: Sequence[Planned]) -> list[Planned]:
         evaluation = there.find_json("evaluation.json")
         done = evaluation is not None and not there.stale(evaluation) and there.finished(run.config.training.epochs)
         if not (done and exists(there.path / "report.html")):  # the page is written last
-            again = ["--resume", str(run.path), *words(run.config.externals())]
-            found.append(run._replace(arguments=again))
+            found.append(run)
     return found
 
 
@@ -229,18 +237,16 @@ def check_first(planned: Sequence[Planned]) -> None:
 
 class _Running(NamedTuple):
     planned: Planned
-    process: "subprocess.Popen[bytes]"
+    job: Job
     start: float
 
 
-def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str, str]:
-    """Run the processes of `fit`, with a line on standard error when each starts and ends.
+def run(todo: Sequence[Planned], jobs: int, engine: Engine) -> dict[str, str]:
+    """Run the runs on an engine, with a line on standard error when each starts and ends.
 
-    :param jobs: number of processes at a time.
-    :param threads: threads of each process.
-    :param lock: the file descriptor from `locked`. The processes hold it, too.
+    :param jobs: number of runs at a time.
     :returns: the reason of each failed run, by name.
-    :raises KeyboardInterrupt: after an interrupt, when all processes have written their checkpoints.
+    :raises KeyboardInterrupt: after an interrupt, when all runs have written their checkpoints.
     """
     waiting, running = list(todo), list[_Running]()
     failures: dict[str, str] = {}
@@ -252,48 +258,46 @@ def run(todo: Sequence[Planned], jobs: int, threads: int, lock: int) -> dict[str
                 if interrupted.is_set() and not stopping:
                     stopping = True
                     say(f"interrupted: waiting for {len(running)} runs to write their checkpoints")
-                    _interrupt(running)
-                while waiting and len(running) < jobs and not stopping:
-                    running.append(_start(waiting.pop(0), threads, lock))
-                for child in [child for child in running if child.process.poll() is not None]:
+                    engine.interrupt([child.job for child in running])
+                if waiting and len(running) < jobs and not stopping:
+                    running += _start(engine, waiting, min(jobs - len(running), TOGETHER))
+                for child, reason in [(child, child.job.ended()) for child in running]:
+                    if reason is None:
+                        continue
                     running.remove(child)
-                    name, took = child.planned.name, time.perf_counter() - child.start
-                    left = len(waiting) + len(running)
-                    if child.process.returncode == 0:
-                        seconds.append(took)
-                        rest = f", about {_duration(sum(seconds) / len(seconds) * left / jobs)}" if left else ""
-                        say(f"done      {name} in {_duration(took)}; {left} left{rest}")
+                    now, left, name = time.perf_counter(), len(waiting) + len(running), child.planned.name
+                    took = _duration(now - child.start)
+                    if not reason:
+                        seconds.append(now - child.start)
+                        said, rest = f"in {took}", f", about {_duration(sum(seconds) / len(seconds) * left / jobs)}"
+                        if engine.queues:  # for how long, the others decide who use the cluster
+                            said, rest = f"{took} after its submission", ""
+                        say(f"done      {name} {said}; {left} left{rest if left else ''}")
                     elif not stopping:
-                        failures[name] = _last_line(child.planned, child.process.returncode)
-                        say(f"failed    {name} after {_duration(took)}; {left} left")
-                time.sleep(0.1)
-        finally:  # a second interrupt ends up here with processes running, and is passed on to them
-            _interrupt(running)
-            for child in running:
-                child.process.wait()
+                        failures[name] = reason
+                        say(f"failed    {name} after {took}; {left} left")
+                time.sleep(engine.pause)
+        finally:  # a second interrupt ends up here with runs at work, and is passed on to them
+            if running:
+                engine.interrupt([child.job for child in running])
+            while any(child.job.ended() is None for child in running):
+                time.sleep(engine.pause)
     if stopping:
         raise KeyboardInterrupt(AGAIN)
     return failures
 
 
-def _start(planned: Planned, threads: int, lock: int) -> _Running:
-    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    say(f"{'continue' if exists(planned.path) else 'start':<10}{planned.name}")
-    with readable_errors(planned.log):
-        log = opened(planned.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    with log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ppl_gen.fit", *planned.arguments],
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # Otherwise the terminal's Ctrl-C would reach the process as well. The signal from here would be its second
-            # one, which does not wait for a checkpoint.
-            start_new_session=True,
-            pass_fds=[lock],
-        )
-    return _Running(planned, process, time.perf_counter())
+def _start(engine: Engine, waiting: list[Planned], count: int) -> list[_Running]:
+    """Start the first of the waiting runs, which wait no longer."""
+    some = waiting[:count]
+    del waiting[:count]
+    if engine.queues:
+        say(f"submit    {len(some):,} run{'s' if len(some) > 1 else ''}, from {some[0].name}")
+    else:
+        for each in some:
+            say(f"{'continue' if exists(each.path) else 'start':<10}{each.name}")
+    jobs = engine.start([Fit(each.path, each.arguments, each.again) for each in some])
+    return [_Running(*each, time.perf_counter()) for each in zip(some, jobs, strict=True)]
 
 
 def locked(out: Path) -> int:
@@ -314,17 +318,6 @@ def locked(out: Path) -> int:
     except OSError as error:
         raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
     return lock
-
-
-def _interrupt(running: Sequence[_Running]) -> None:
-    for each in running:
-        each.process.send_signal(signal.SIGTERM)  # Ctrl-C is ignored where a script runs the sweep in the background
-
-
-def _last_line(planned: Planned, status: int) -> str:
-    lines = read_bytes(planned.log).decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-    return f"killed by signal {-status}; its last line: {last}" if status < 0 else last
 
 
 def say(line: str) -> None:

@@ -16,6 +16,7 @@ from ppl_gen.core.contracts import (
     Amortized,
     ClosedForm,
     CountsStates,
+    DiscreteLayers,
     Guide,
     HasDensity,
     HasPictures,
@@ -34,6 +35,7 @@ from ppl_gen.core.contracts import (
 from ppl_gen.models.belief_net import BeliefNet
 from ppl_gen.models.factor_analysis import FactorAnalysis
 from ppl_gen.models.gan import GAN
+from ppl_gen.models.hierarchical_belief_net import HierarchicalBeliefNet
 from ppl_gen.models.hierarchical_vae import HierarchicalVAE
 from ppl_gen.models.vae import VAE
 from ppl_gen.networks.distributions import BernoulliVector, LinearBernoulliVector
@@ -42,6 +44,7 @@ MODELS = {
     "belief-net": BeliefNet(6),
     "factor-analysis": FactorAnalysis(6, latent_dim=2),
     "gan": GAN((2, 3)),
+    "hierarchical-belief-net": HierarchicalBeliefNet(6),
     "hierarchical-vae": HierarchicalVAE(6),
     "vae": VAE((2, 3)),
 }
@@ -50,6 +53,7 @@ OFFERED = {
     ClosedForm: {"factor-analysis"},
     HasPictures: {"belief-net", "gan"},
     AdversarialModel: {"gan"},
+    DiscreteLayers: {"hierarchical-belief-net"},
     LayeredModel: {"hierarchical-vae"},
     LinearGaussianModel: {"factor-analysis"},
     Model: set(MODELS),

@@ -17,13 +17,17 @@ from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.guides.enumerated import Enumerated
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.observed import observe
 from ppl_gen.inference.pair import Pair
+from ppl_gen.models.belief_net import BeliefNet
+from ppl_gen.models.mixture import Mixture
 from ppl_gen.models.vae import VAE
+from ppl_gen.networks.distributions import BernoulliVector
 from ppl_gen.training.loop import train
 
 DATA = DataOptions(data="digits", train_size=200)
@@ -209,8 +213,10 @@ class Changing(Plain):
             pyro.sample("z", dist.Normal(self.encode(x), scale).to_event(1))
 
 
-def _train(guide: nn.Module, data: Data, path: Path, quiet: bool = True) -> nn.ModuleDict:
-    model, _ = assemble(small_config(), data)
+def _train(
+    guide: nn.Module, data: Data, path: Path, quiet: bool = True, model: nn.Module | None = None
+) -> nn.ModuleDict:
+    model = model or assemble(small_config(), data)[0]
     run = RunDirectory.create(path, "run", CONFIG)
     fitted = Fitted(small_config(), model, guide, data, Given(), run)
     train(fitted, quiet=quiet)
@@ -259,6 +265,49 @@ def test_what_functions_do_beside_drawing_is_done(tmp_path: Path, data: Data) ->
         ends.append(_train(Counting(data.dim, 3, methods), data, tmp_path / str(methods)))
     assert [modules["guide"].calls for modules in ends] == [12, 12]
     assert same(*ends)
+
+
+class Restless(Mixture):
+    """From its second call in training on, the prior of its function is uniform."""
+
+    calls = 0
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        self.calls += self.training
+        prior = self.prior() if self.calls < 2 else dist.Categorical(logits=0 * self.level)
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", prior, infer={"enumerate": "parallel"})
+            return pyro.sample("x", self.likelihood(z), obs=x)
+
+
+class Darker(Mixture):
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", self.prior(), infer={"enumerate": "parallel"})
+            return pyro.sample("x", BernoulliVector(self.weight[z] + self.bias - 1), obs=x)
+
+
+@pytest.mark.parametrize("make", [Mixture, BeliefNet, Darker])
+def test_a_sum_over_states(make: Any) -> None:
+    """The loss and every gradient are those of the functions, also where the methods say something else."""
+    torch.manual_seed(0)
+    model, x = make(6).double(), torch.bernoulli(torch.rand(9, 6, dtype=torch.float64))
+    pair = _read(model, Enumerated(), x)
+    assert (pair.direct is None) == (make is Darker)
+    found = [_gradients(each, "elbo", {}, x, model) for each in (pair, replace(pair, direct=None))]
+    torch.testing.assert_close(*(loss for loss, _ in found), rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(*(gradients for _, gradients in found), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_a_sum_over_states_that_differs_in_training(
+    tmp_path: Path, data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is found before the first step: a count in `model` would stand still otherwise."""
+    model = Restless(data.dim, num_components=3)
+    _train(Enumerated(), data, tmp_path / "run", quiet=False, model=model)
+    assert "note: in training, model() of Restless differs from prior() and likelihood(z)" in capsys.readouterr().err
+    assert model.calls == 3 * 4
 
 
 def test_batch_statistics_move_once_a_step(tmp_path: Path, data: Data) -> None:

@@ -68,4 +68,6 @@ class Elbo:
         return (PartialScoreELBO if pair.scored else Trace_ELBO)(**particle_options(pair, self.num_particles))
 
     def loss_form(self, pair: Pair) -> Loss | None:
+        if pair.enumerated:
+            return pair.direct
         return SampledELBO(pair, self.num_particles) if pair.reparametrized else None
