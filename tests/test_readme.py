@@ -25,7 +25,7 @@ from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
-from ppl_gen.training import rows, sweeping
+from ppl_gen.training import engines, rows
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
@@ -157,7 +157,7 @@ def test_page(page: str, elsewhere: Path, call: Call, fit_once: FitOnce, monkeyp
     ran = 0
     quick = {"num_images": 5, "sandwich": 3, "annealed": {"num_temperatures": 4, "leapfrog_steps": 2}}
     monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | quick)
-    monkeypatch.setattr(sweeping, "subprocess", _in_this_process(call))
+    monkeypatch.setattr(engines, "subprocess", _in_this_process(call))
     monkeypatch.setattr(rows, "_STEPS", 3)  # steps for the parameters of test images
     for language, text in _blocks(page):
         if language == "text" or (language == "sh" and page == "docs/install.md"):
