@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,12 +35,16 @@ from ppl_gen.data.splits import Data
 from ppl_gen.evaluation import gap_split
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.figures import style
 from ppl_gen.figures.canvas import Figure
+from ppl_gen.inference.annealed import Annealing, fit_scale
 from ppl_gen.inference.gaps import Search
+from ppl_gen.inference.objectives import adversarial
 from ppl_gen.run import Run
 
 # What has been imported stays. Looking through it for garbage would be a tenth of the time of all tests.
 gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 
 # How fast a machine is, and what it found on another day, decide nothing.
 hypothesis.settings.register_profile(
@@ -72,16 +76,40 @@ def _short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gap_split, "Search", partial(Search, window=5, most_windows=2))
 
 
+@pytest.fixture(autouse=True)
+def _short_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise of a GAN is estimated in two rounds of short chains. `models/test_gan.py` has whole ones."""
+    few = Annealing(num_temperatures=2, num_chains=2, leapfrog_steps=1)
+    monkeypatch.setattr(adversarial, "fit_scale", partial(fit_scale, annealing=few, rounds=2))
+
+
 _BLANK = io.BytesIO()
 Image.new("L", (1, 1)).save(_BLANK, "PNG")
+_styled, _drawn = style.styled, True
+
+
+def _styled_if_drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """`styled`, but the function returns an empty figure while `_drawn` is False."""
+    drawing = _styled(draw)
+
+    @wraps(draw)
+    def drawing_or_not(*args: Any, **kwargs: Any) -> Figure:
+        return drawing(*args, **kwargs) if _drawn else Figure()
+
+    return drawing_or_not
+
+
+style.styled = _styled_if_drawn  # the files of pictures are imported later, by the first test that draws
 
 
 @pytest.fixture(autouse=True)
 def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are drawn, but written as one pixel: laying them out and painting them would be half of the time of a
-    small fit. They are painted in `figures/`, in `report/`, in commands that a test starts as a process, and in tests
-    that are marked `painted`."""
-    if request.path.parent.name in ("figures", "report") or request.node.get_closest_marker("painted"):
+    """What is in a picture is computed, but the picture is not drawn, and is written as one pixel: drawing, laying out
+    and painting would be most of the time of a small fit. Pictures of all kinds of models and data are drawn: in
+    `models/`, in `data/`, and in tests that are marked `drawn`. They are drawn and painted in `figures/`, in `report/`,
+    in commands that a test starts as a process, and in tests that are marked `painted`."""
+    folder, drawn = request.path.parent.name, request.node.get_closest_marker("drawn")
+    if request.node.get_closest_marker("painted") or (folder in ("figures", "report") and not drawn):
         return
 
     def write(self: Figure, file: Path | IO[bytes]) -> None:
@@ -91,6 +119,8 @@ def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
             file.write(_BLANK.getvalue())
 
     monkeypatch.setattr(Figure, "write", write)
+    if folder not in ("models", "data") and not drawn:
+        monkeypatch.setattr(sys.modules[__name__], "_drawn", False)
 
 
 @pytest.fixture(scope="session")

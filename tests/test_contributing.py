@@ -11,7 +11,7 @@ import ppl_gen
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(ppl_gen.__file__).parent
-SMALL = ["--guide.units", "8", "--latent-dim", "2", "--hidden-dims", "8", "--epochs", "1", "--num-samples", "50"]
+SMALL = ["--guide.units", "8", "--latent-dim", "1", "--hidden-dims", "8", "--epochs", "1", "--num-samples", "50"]
 STEPS = """
 import sys
 from ppl_gen import brightness, evaluate, fit

@@ -13,7 +13,7 @@ REDUCED = {
     "epochs=100": "epochs=1",
     "seeds=3": "seeds=1",
     "epochs=50": "epochs=6",
-    'data="digits",': 'data="digits", num_samples=20,',
+    'data="digits",': 'data="digits", train_size=150, num_samples=20,',
 }
 
 

@@ -65,6 +65,8 @@ class TwoGuide(nn.Module):
 
 Call = Callable[..., tuple[int, str, str]]
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.mark.parametrize(
     ("model", "guide", "samples"),

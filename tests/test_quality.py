@@ -15,6 +15,7 @@ from ppl_gen.core import cli
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]
@@ -67,8 +68,11 @@ def test_a_run(mixture: Path, call: Call) -> None:
     assert again | {"seconds": 0} == found | {"seconds": 0}
 
 
-def test_means_against_grey_values_and_several_runs(mixture: Path, elsewhere: Path, call: Call) -> None:
-    quick = ("--data", "digits", "--epochs", "1", "--train-size", "200", "--latent-dim", "3", "--hidden-dims", "16")
+def test_means_against_grey_values_and_several_runs(
+    mixture: Path, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
+    quick = ("--data", "digits", "--epochs", "1", "--train-size", "200", "--latent-dim", "4", "--hidden-dims", "16")
     assert call(fit.command, "gan", *quick, "--out", "gan")[0] == 0
     status, out, err = call(quality.command, "gan", "mixture", "--images", "means", *FEW)
     assert status == 0, err

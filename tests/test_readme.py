@@ -7,10 +7,13 @@ import importlib
 import io
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 
@@ -22,10 +25,11 @@ from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.models.gan import GAN
 from ppl_gen.run import Run
-from ppl_gen.training import rows
+from ppl_gen.training import engines, rows
 
 ROOT = Path(__file__).parents[1]
 Call = Callable[..., tuple[int, str, str]]
+FitOnce = Callable[[Call, list[str]], tuple[int, str, str]]
 BENCHMARKS = {
     "benchmarks.attacks": shlex.split("--jobs mixture --kills 1 --writers"),
     "benchmarks.closed_form": shlex.split(
@@ -74,6 +78,14 @@ def _reduce(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _reduce_code(text: str) -> str:
+    """Python with one seed, at most 4 epochs (some pages stop after 3), and of the digits as few as in commands."""
+    text = text.replace("seeds=2", "seeds=1")
+    text = re.sub(r'(?<!resume\()(\bepochs"?(?:=|: ))\d\d+', r"\g<1>4", text)
+    few = r"\g<0>, \1train_size\2\g<3>150, \1num_samples\2\g<3>30"
+    return re.sub(r'("?)\bdata("?)(=|: )"digits"', few, text)
+
+
 def _reduce_sweep(arguments: list[str]) -> list[str]:
     """The first seed of each combination, and one option that varies, with reduced options of fit. A plane of latents
     would be drawn."""
@@ -87,6 +99,47 @@ def _reduce_sweep(arguments: list[str]) -> list[str]:
     return [*arguments[: seeds + 1], *arguments[after:cut], "--", *_reduce(arguments[cut + 1 :]), *line]
 
 
+def _in_this_process(call: Call) -> SimpleNamespace:
+    """What a sweep needs of `subprocess`, for `fit` in this process. `test_sweep.py` has its processes."""
+
+    class Process:
+        def __init__(self, arguments: list[str], *, stdout: IO[bytes], **_: Any) -> None:
+            assert arguments[1:3] == ["-m", "ppl_gen.fit"]
+            self.returncode, out, err = call(fit.command, *arguments[3:])
+            stdout.write(f"{out}{err}".encode())
+
+        def poll(self) -> int:
+            return self.returncode
+
+        wait = poll
+
+    return SimpleNamespace(Popen=Process, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+
+
+@pytest.fixture(scope="session")
+def fit_once(tmp_path_factory: pytest.TempPathFactory) -> FitOnce:
+    """`fit`, each configuration and run directory once. Many pages begin with the same fit: after the first one, the
+    others have a copy of its run and what it printed. The same words give the same bits (`test_fit.py`). A fit that
+    reads files or other runs is not copied."""
+    kept, done = tmp_path_factory.mktemp("kept"), dict[str, tuple[Path, tuple[int, str, str]]]()
+
+    def run(call: Call, arguments: list[str]) -> tuple[int, str, str]:
+        if "--out" not in arguments or {"--resume", "--init-from", "--dry-run", "--help"} & set(arguments):
+            return call(fit.command, *arguments)
+        config, options = fit.parse(arguments)
+        if config.externals() or config.estimator or config.data.data != "digits" or options.out.exists():
+            return call(fit.command, *arguments)
+        key = f"{options.out} {config}"
+        if key not in done:
+            result = call(fit.command, *arguments)
+            done[key] = shutil.copytree(options.out, kept / str(len(done))), result
+        else:
+            shutil.copytree(done[key][0], options.out)
+        return done[key][1]
+
+    return run
+
+
 DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: page.stem)
 LONG = [f"docs/{page.name}" for page in DOCS if page.stem.startswith(("results", "speed"))]  # only parsed
 SHORT = ["README.md", *(f"docs/{page.name}" for page in DOCS if f"docs/{page.name}" not in LONG)]
@@ -97,12 +150,14 @@ PAGES = [
 ]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page(page: str, elsewhere: Path, call: Call, fit_once: FitOnce, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = 0
-    quick = {"num_images": 5, "sandwich": 3, "annealed": {"num_temperatures": 4}}
+    quick = {"num_images": 5, "sandwich": 3, "annealed": {"num_temperatures": 4, "leapfrog_steps": 2}}
     monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | quick)
+    monkeypatch.setattr(engines, "subprocess", _in_this_process(call))
     monkeypatch.setattr(rows, "_STEPS", 3)  # steps for the parameters of test images
     for language, text in _blocks(page):
         if language == "text" or (language == "sh" and page == "docs/install.md"):
@@ -115,7 +170,7 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
             else:
                 out = io.StringIO()
                 with contextlib.redirect_stdout(out):
-                    exec(compile(text.replace("seeds=2", "seeds=1"), page, "exec"), {})
+                    exec(compile(_reduce_code(text), page, "exec"), {})
                 assert out.getvalue()
                 ran += 1
             continue
@@ -144,7 +199,7 @@ def test_page(page: str, elsewhere: Path, call: Call, monkeypatch: pytest.Monkey
                 arguments += shlex.split("--num-images 30 --num-samples 30")
             elif command is calibrate.command:
                 arguments += shlex.split("--repetitions 2 --num-images 1 --num-samples 25 --num-temperatures 3")
-            status, out_text, err = call(command, *arguments)
+            status, out_text, err = fit_once(call, arguments) if command is fit.command else call(command, *arguments)
             assert status == 0, f"{arguments}: {err}"
             assert out_text
             ran += 1

@@ -73,7 +73,7 @@ def test_a_class_that_no_module_has(elsewhere: Path, x: Tensor) -> None:
 def test_instances_are_trained_in_place(elsewhere: Path, x: Tensor) -> None:
     """From the weights that they have; and weights are loaded into those that are given again."""
     torch.manual_seed(3)
-    model, guide = VAE((4, 5), latent_dim=2, hidden_dims=(8,)), Laplace(20, 2)
+    model, guide = VAE((4, 5), latent_dim=1, hidden_dims=(8,)), Laplace(20, 1)
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     options = {name: value for name, value in FEW.items() if name in ("epochs", "num_samples", "quiet")}
     run = Run.fit(model, guide=guide, data=x, **options)
@@ -81,7 +81,7 @@ def test_instances_are_trained_in_place(elsewhere: Path, x: Tensor) -> None:
     assert all(not torch.equal(first[name], tensor) for name, tensor in model.state_dict().items())
     with pytest.raises(BadInput, match="instance VAE of a Python session"):
         _ = Run.open(run.path).model
-    others = VAE((4, 5), latent_dim=2, hidden_dims=(8,)), Laplace(20, 2)
+    others = VAE((4, 5), latent_dim=1, hidden_dims=(8,)), Laplace(20, 1)
     again = Run.open(run.path, model=others[0], guide=others[1], data=x)
     assert again.model is others[0]
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others[0].state_dict().items())
@@ -93,7 +93,7 @@ def test_instances_are_trained_in_place(elsewhere: Path, x: Tensor) -> None:
 
 def test_the_first_weights_of_an_instance_are_those_at_the_call(elsewhere: Path, x: Tensor) -> None:
     torch.manual_seed(3)
-    model, guide = VAE((4, 5), latent_dim=2, hidden_dims=(8,)), Laplace(20, 2)
+    model, guide = VAE((4, 5), latent_dim=1, hidden_dims=(8,)), Laplace(20, 1)
     start = {name: tensor.clone() for name, tensor in guide.state_dict().items()}
     met: list[bool] = []
 

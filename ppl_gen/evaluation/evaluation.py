@@ -4,7 +4,6 @@ It holds the recorded content of `evaluation.json`, and of `evaluation.nc` if th
 version therefore shows the numbers of that version. Reading and printing it needs neither torch nor a model.
 """
 
-import functools
 import hashlib
 import io
 import json
@@ -119,7 +118,10 @@ class Evaluation:
         if summary is None or content is None:
             return None if summary is None else cls(summary)
         try:
-            return cls(summary, _images(json.dumps(summary), content).copy(deep=True))
+            key = json.dumps(summary), content
+            if key not in _LAST:
+                _remember(key, _images(summary, content))
+            return cls(summary, _LAST[key].copy(deep=True))
         except Exception as error:  # h5netcdf, xarray and h5py raise errors of many kinds
             raise directory.damaged("evaluation.nc", error) from None
 
@@ -147,8 +149,10 @@ class Evaluation:
         # evaluation.json is the last: it marks a complete evaluation.
         values, text = self.to_xarray(), to_json(self.summary)
         if (count := values.sizes["image"]) <= most:
-            directory.write({"evaluation.nc": to_netcdf(values), "evaluation.json": text.encode()})
+            content = to_netcdf(values)
+            directory.write({"evaluation.nc": content, "evaluation.json": text.encode()})
             directory.keep_blocks([])
+            _remember((json.dumps(json.loads(text)), content), values.copy(deep=True))
             return
         number = hashlib.sha256(f"{most} {text}".encode()).hexdigest()[:8]
         names = [f"evaluation-{number}-{block:05}.nc" for block in range(-(-count // most))]
@@ -283,13 +287,20 @@ class Evaluation:
         return html(caption, self.rows(), table.notes(self.summary))
 
 
-@functools.lru_cache(maxsize=1)  # a fit reads its evaluation for the pictures, and again to print it
-def _images(content_of_json: str, content: bytes) -> "xarray.Dataset":
+_LAST: "dict[tuple[str, bytes], xarray.Dataset]" = {}
+"""The values that were read or written last, by the content of both files: a fit reads its evaluation again for the
+pictures, and to print it."""
+
+
+def _remember(key: tuple[str, bytes], images: "xarray.Dataset") -> None:
+    _LAST.clear()
+    _LAST[key] = images
+
+
+def _images(summary: Json, content: bytes) -> "xarray.Dataset":
     """The data set in an `evaluation.nc` that belongs to an `evaluation.json`."""
     import h5netcdf
     import xarray
-
-    summary = json.loads(content_of_json)
 
     # A file that cannot be opened leaves an object. Without this, it prints a traceback when it is deleted.
     h5netcdf.File._writable = False

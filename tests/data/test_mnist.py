@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from fits import CONFIG
 
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
-from ppl_gen.experiment.config import Config
+from ppl_gen.experiment.assembling import assemble
+from ppl_gen.experiment.config import Config, Given
+from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
-from ppl_gen.run import Run
+from ppl_gen.experiment.run_directory import RunDirectory
+from ppl_gen.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("PPL_GEN_DATA", ROOT / "data")).resolve()
@@ -48,9 +52,9 @@ def test_the_bound_at_the_start_and_after_an_epoch(tmp_path: Path) -> None:
         model_options={"init_output_bias": False},
         data=DataOptions(data="mnist", binarization="none"),
         training=TrainingOptions(epochs=1),
-        num_samples=1,
     )
-    run = Run.start(config, out=tmp_path / "run", quiet=True).directory
+    data, run = load_data(config.data), RunDirectory.create(tmp_path / "run", "run", CONFIG)
+    train(Fitted(config, *assemble(config, data), data, Given(), run), quiet=True)
     start, end = (line["validation"] for line in run.metrics())
     assert start["reconstruction"] == pytest.approx(-784 * math.log(2), abs=1e-2)
     assert -545 < start["elbo"] < -543

@@ -15,7 +15,7 @@ DIGITS = torch.from_numpy(load_digits().images[:20]).float()
 
 @pytest.mark.parametrize("binarization", ["dynamic", "dequantized"])
 def test_levels_and_shares_of_white_are_the_same_images(elsewhere: Path, binarization: str) -> None:
-    options = {"binarization": binarization, "epochs": 1, "num_samples": 10, "latent_dim": 2, "quiet": True}
+    options = {"binarization": binarization, "epochs": 1, "num_samples": 10, "latent_dim": 1, "quiet": True}
     model = "factor-analysis" if binarization == "dequantized" else "vae"
     run = Run.fit(model, data="digits", train_size=200, **options)  # type: ignore[arg-type]
     log_px = run.log_px(DIGITS).log_px

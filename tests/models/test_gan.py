@@ -21,7 +21,7 @@ from ppl_gen.guides.prior import Prior
 from ppl_gen.inference.annealed import Annealing, fit_scale
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.importance import log_marginal_likelihood
-from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives import adversarial, construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px
@@ -150,8 +150,9 @@ def test_only_a_model_with_two_losses_is_trained_by_them() -> None:
             _gan(**wrong)
 
 
-def test_a_fit(elsewhere: Path, call: Call) -> None:
+def test_a_fit(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves and pictures of its own, a chosen noise, and an annealed log p(x); then a guide for its generator."""
+    monkeypatch.setattr(adversarial, "fit_scale", fit_scale)
     quick = ("--data", "digits", "--epochs", "3", "--latent-dim", "4", "--hidden-dims", "16", "--num-samples", "30")
     status, out, err = call(fit.command, "gan", *quick, "--out", "gan")
     assert status == 0, err

@@ -31,10 +31,10 @@ from torch import nn
 class Unseen(nn.Module):
     def __init__(self, data_dim):
         super().__init__()
-        self.net = nn.Linear(3, data_dim)
+        self.net = nn.Linear(4, data_dim)
 
     def prior(self):
-        return dist.Normal(torch.zeros(3), 1.0).to_event(1)
+        return dist.Normal(torch.zeros(4), 1.0).to_event(1)
 
     def likelihood(self, z):
         return dist.TransformedDistribution(dist.Normal(self.net(z), 1.0).to_event(1), [])  # has no mean
@@ -48,7 +48,7 @@ class Guide(nn.Module):
     def __init__(self, data_dim, model):
         super().__init__()
         assert isinstance(model, Unseen)
-        self.net = nn.Linear(data_dim, 3)
+        self.net = nn.Linear(data_dim, 4)
 
     def encode(self, x):
         return self.net(x)
@@ -73,7 +73,7 @@ BOUND = {"how_far", "gap_histogram", "reconstructions"}
     [
         (("vae", "--latent-dim", "2"), LATENT | BOUND | {"posteriors", "manifold"}),
         (("vae", "--latent-dim", "1"), BOUND | LATENT - {"latent_space"}),
-        (("vae", "--latent-dim", "3", "--guide", "flow", "--prior", "flow"), LATENT | BOUND),
+        (("vae", "--latent-dim", "4", "--guide", "flow", "--prior", "flow"), LATENT | BOUND),
         (("factor-analysis", "--latent-dim", "4"), LATENT | BOUND),
         (("hierarchical-vae", "--latent-dims", "3", "2", "--hidden-dims", "8", "8"), BOUND),
         (("mixture", "--num-components", "3"), {"components"}),
@@ -89,6 +89,7 @@ def test_which_there_are(elsewhere: Path, call: Call, options: tuple[str, ...], 
     assert "no picture of" not in err
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("units", "names"), [("4", ("latent_space",)), ("2", ("latent_space", "manifold"))])
 def test_the_planes_of_pictures_and_explorer_are_the_same(
     elsewhere: Path, call: Call, units: str, names: tuple[str, ...]
@@ -111,6 +112,7 @@ def test_the_planes_of_pictures_and_explorer_are_the_same(
         assert axes.get_xlim() == axes.get_ylim() == limits
 
 
+@pytest.mark.drawn
 def test_drawing_writes_no_file(elsewhere: Path, call: Call) -> None:
     """Pictures are figures until they are saved."""
     assert call(fit.command, "vae", "--latent-dim", "2", "--hidden-dims", "8", *QUICK)[0] == 0
@@ -162,6 +164,7 @@ def test_captions_have_the_numbers_of_the_run() -> None:
     assert list(found) == list(captions(lines)) == list(captions())
 
 
+@pytest.mark.drawn
 def test_pictures_where_no_validation_split_is_left(elsewhere: Path, call: Call) -> None:
     status, _, err = call(fit.command, "vae", *SMALL_FIT, "--train-size", "1497", "--latent-dim", "2", "--out", "run")
     assert status == 0, err

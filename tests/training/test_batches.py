@@ -108,7 +108,7 @@ def test_batches_of_a_computed_order(done: int) -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, whole[done:], strict=True))
 
 
-QUICK = ("--data", "digits", "--epochs", "2", "--latent-dim", "2", "--hidden-dims", "8", "--num-samples", "20")
+QUICK = ("--data", "digits", "--epochs", "2", "--latent-dim", "1", "--hidden-dims", "8", "--num-samples", "20")
 
 
 @pytest.mark.parametrize(

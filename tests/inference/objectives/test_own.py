@@ -208,7 +208,7 @@ class Watched:
 def test_measured_by_another_number(elsewhere: Path, call: Call) -> None:
     """It is in `metrics.jsonl`, in what is printed, and in the picture; and `finish` is called once, after the end."""
     Path("watched.py").write_text(WATCHED, encoding="utf-8")
-    small = ("--data", "digits", "--train-size", "60", "--epochs", "2", "--num-samples", "5", "--latent-dim", "3")
+    small = ("--data", "digits", "--train-size", "60", "--epochs", "2", "--num-samples", "5", "--latent-dim", "4")
     status, _, err = call(fit.command, "vae", *small, "--objective", "watched.py:Watched", "--out", "run")
     assert status == 0, err
     assert "epoch 2/2  train spread " in err and "  validation spread " in err
