@@ -148,6 +148,7 @@ def test_on_the_command_line(run: Path, call: Call) -> None:
         Comparison(["run", "w.npz"]).posteriors()
 
 
+@pytest.mark.drawn
 def test_a_row_of_infinite_bounds(run: Path) -> None:
     weights = np.full((100, 4), -12.0)
     weights[::2] = -np.inf
