@@ -44,6 +44,8 @@ from ppl_gen.inference.annealed import Annealing, bidirectional_bounds
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.exact import exact_log_px
 
+pytestmark = pytest.mark.drawn
+
 
 def test_ways_to_sum_over_a_belief_net() -> None:
     model = enumeration.BeliefNet(9, latent_dim=3, init_scale=1.0).double()
@@ -54,7 +56,6 @@ def test_ways_to_sum_over_a_belief_net() -> None:
         torch.testing.assert_close(loss, -exact_log_px(model, x).sum(), rtol=1e-12, atol=0)
 
 
-@pytest.mark.drawn
 def test_bounds_of_annealing_hold_within_their_errors() -> None:
     """Means and standard errors over the images of each bound less log p(x) written out; the picture shows and names
     them."""
@@ -145,7 +146,6 @@ def test_where_the_wall_stops() -> None:
     wall.draw(dict(zip(wall.WAYS, stopped, strict=False))).savefig(io.BytesIO())
 
 
-@pytest.mark.drawn
 def test_the_wall_says_how_far_ten_seconds_reach() -> None:
     times = {"sites": (1.0, 9.0, 12.0), "broadcast": (2.0, 11.0, 12.0), "ours": (1.0, 2.0, 9.9)}
     results = {
@@ -192,7 +192,6 @@ def test_growth_of_the_two_smallest_sizes(tmp_path: Path, capsys: pytest.Capture
     assert all(ms > 0 for _, ms in printed)
 
 
-@pytest.mark.drawn
 def test_the_figure_of_growth_has_its_numbers() -> None:
     (axes,) = growth.draw({"S": {2: 0.5, 20: 2.5, 200: 25.0}, "N": {1: 1.0, 4: 4.0}}).axes
     assert axes.lines[0].get_xydata().tolist() == [[1, 1], [10, 5], [100, 50]]
@@ -230,7 +229,6 @@ def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mixture, N = 500" in capsys.readouterr().out
 
 
-@pytest.mark.drawn
 def test_table_and_figure_of_the_ratios() -> None:
     shown = [Comparison("step", {"plain": 0.002, "ours": 0.003}, "plain")]
     assert shown[0].ratios() == {"plain": 1.0, "ours": pytest.approx(1.5)}
@@ -333,7 +331,6 @@ def test_ways_to_sample_importance_weights(capsys: pytest.CaptureFixture[str]) -
     assert len(_printed(capsys.readouterr().out)) == len(compared.seconds) == 5
 
 
-@pytest.mark.drawn
 def test_the_figure_of_a_table_has_its_numbers() -> None:
     every = {row.label: [level.mean for level in row.levels] for row in rows.table()}
     assert len(every) == 9 and every["normal, dreg-50"][-1] == -88.83
