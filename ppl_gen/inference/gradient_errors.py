@@ -13,12 +13,12 @@ class GradientErrors:
     """Bias and variance of a gradient estimator, with Monte Carlo errors. Lengths are Euclidean."""
 
     bias: float
-    """Unbiased estimate of |E[g] - exact|^2, which may be below 0."""
+    """Unbiased estimate of the squared length of E[g] - exact, which may be below 0."""
     bias_se: float
     p: float
     """p-value of the hypothesis that the bias is 0."""
     variance: float
-    """Trace of the covariance of g: E|g - E[g]|^2."""
+    """Trace of the covariance of g: the mean squared length of g - E[g]."""
     variance_se: float
     cosine: float
     """Mean cosine of the angle between g and the exact gradient; NaN if that is 0."""
@@ -33,11 +33,11 @@ class GradientErrors:
 def gradient_errors(draws: Tensor, exact: Tensor) -> GradientErrors:
     """Compare independent draws of a gradient with the exact one.
 
-    With the mean error m and the empirical covariance S of R draws, |m|^2 exceeds the squared bias by tr(S) / R in
+    With the mean error m and the empirical covariance S of R draws, m . m exceeds the squared bias by tr(S) / R in
     expectation, which is taken off. The result is the U-statistic mean_{r != s} (g_r - exact) . (g_s - exact). Its
     variance is 4 b'Sb / R + 2 tr(S^2) / R^2 for a bias b.
 
-    Without bias, R |m|^2 is a sum of squares of normal variables, weighted by the eigenvalues of S. Its p-value is that
+    Without bias, R m . m is a sum of squares of normal variables, weighted by the eigenvalues of S. Its p-value is that
     of an F distribution with tr(S)^2 / tr(S^2) and R - 1 times as many degrees of freedom (Satterthwaite's
     approximation).
 
