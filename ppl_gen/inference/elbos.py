@@ -19,8 +19,8 @@ from ppl_gen.inference.tracing import PyroFunction
 
 
 def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
-    """A tensor with the value of `value` and the gradient of `surrogate`."""
-    return value.detach() + surrogate - surrogate.detach()
+    """A tensor with the value of `value`, exactly, and the gradient of `surrogate`."""
+    return value.detach() + (surrogate - surrogate.detach())
 
 
 def min_samples(pair: Pair) -> int:

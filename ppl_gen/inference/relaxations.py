@@ -259,11 +259,6 @@ def perturbed_given(choice: Choice, logits: Tensor, value: Tensor) -> Tensor:
     return -torch.where(value > 0, exponential, exponential * (-logits).exp() + top).clamp(min=tiny).log()
 
 
-def straight_through(value: Tensor, path: Tensor) -> Tensor:
-    """A value with the gradient of `path`. The number is exactly that of `value`, unlike in another order of sums."""
-    return value.detach() + (path - path.detach())
-
-
 # Losses --------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +273,15 @@ def loss_with(found: Sampled, gradients: Mapping[str, Tensor]) -> Tensor:
     log_joint = found.log_joint
     bound = (log_joint - found.log_guide).mean(0).sum()
     return with_gradient_of(-bound, -(log_joint.mean(0).sum() + through / len(log_joint)))
+
+
+def loss_through(pair: Pair, x: Tensor, *args: Any, num_samples: int, draw: Draw) -> Tensor:
+    """-ELBO at samples that gradients pass through, a mean over samples and a sum over images.
+
+    :param draw: returns values of a site, with a gradient that stands for theirs.
+    """
+    found = sampled(pair, x, *args, num_samples=num_samples, draw=draw)
+    return -(found.log_joint - found.log_guide_along_z).mean(0).sum()
 
 
 # Checks --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from fits import small_config
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.inference.callables import evaluating
-from ppl_gen.inference.elbos import ScaleLatents
+from ppl_gen.inference.elbos import ScaleLatents, with_gradient_of
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
@@ -32,3 +32,10 @@ def test_warmup_scales_the_kl_term_alone(data: Data, name: str) -> None:
     kl = (terms.log_guide - terms.log_prior).sum().item() if name == "elbo" else terms.kl.sum().item()  # type: ignore[union-attr]
     assert values[1.0] - values[0.0] == pytest.approx(kl, rel=1e-3)
     assert values[0.5] - values[0.0] == pytest.approx(kl / 2, rel=1e-3)
+
+
+def test_a_value_with_another_gradient_is_the_value_to_the_bit() -> None:
+    value, path = torch.ones(1000), torch.rand(1000, requires_grad=True)
+    through = with_gradient_of(value, path)
+    assert torch.equal(through, value)
+    assert torch.autograd.grad(through.sum(), path)[0].eq(1).all()

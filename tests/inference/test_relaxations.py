@@ -21,7 +21,6 @@ from ppl_gen.inference.relaxations import (
     noise_for,
     perturbed_given,
     relaxed,
-    straight_through,
 )
 from ppl_gen.networks.distributions import BernoulliVector
 
@@ -60,13 +59,6 @@ def test_a_choice_is_what_it_says(fn: Any, kind: str) -> None:
 @pytest.mark.parametrize("fn", [dist.Normal(0.0, 1.0), dist.Poisson(1.0), dist.Bernoulli(0.5).mask(False)])
 def test_no_choice(fn: Any) -> None:
     assert choice_of("z", fn) is None
-
-
-def test_straight_through_is_the_value_to_the_bit() -> None:
-    value, path = torch.ones(1000), torch.rand(1000, requires_grad=True)
-    through = straight_through(value, path)
-    assert torch.equal(through, value)
-    assert torch.autograd.grad(through.sum(), path)[0].eq(1).all()
 
 
 @pytest.mark.parametrize("kind", ["binary", "one-hot"])

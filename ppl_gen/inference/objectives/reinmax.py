@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
+from ppl_gen.inference.elbos import with_gradient_of
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.relaxations import Choice, check_choices, sampled, straight_through
+from ppl_gen.inference.relaxations import Choice, check_choices, loss_through
 
 __all__ = ["Reinmax"]
 
@@ -37,8 +38,7 @@ class Reinmax:
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-ELBO, summed over the images."""
-        found = sampled(pair, x, *args, num_samples=self.num_particles, draw=self.draw)
-        return -(found.log_joint - found.log_guide_along_z).mean(0).sum()
+        return loss_through(pair, x, *args, num_samples=self.num_particles, draw=self.draw)
 
     def draw(self, choice: Choice) -> Tensor:
         """A sample, with the gradient of 2 pi_1 - p / 2."""
@@ -49,6 +49,6 @@ class Reinmax:
         eps = torch.finfo(middle.dtype).eps
         # Logits of pi_1 that have the gradient of the guide's logits.
         at = torch.logit(middle, eps) if binary else middle.clamp(min=eps).log()
-        moved = straight_through(at, logits)
+        moved = with_gradient_of(at, logits)
         first = moved.sigmoid() if binary else moved.softmax(-1)
-        return straight_through(value, 2 * first - choice.mean / 2)
+        return with_gradient_of(value, 2 * first - choice.mean / 2)

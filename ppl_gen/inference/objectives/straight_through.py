@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
+from ppl_gen.inference.elbos import with_gradient_of
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.relaxations import Choice, check_choices, sampled, straight_through
+from ppl_gen.inference.relaxations import Choice, check_choices, loss_through
 
 __all__ = ["StraightThrough"]
 
@@ -33,9 +34,8 @@ class StraightThrough:
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-ELBO, summed over the images."""
-        found = sampled(pair, x, *args, num_samples=self.num_particles, draw=self.draw)
-        return -(found.log_joint - found.log_guide_along_z).mean(0).sum()
+        return loss_through(pair, x, *args, num_samples=self.num_particles, draw=self.draw)
 
     def draw(self, choice: Choice) -> Tensor:
         """A sample, with the gradient of its mean."""
-        return straight_through(choice.sample(), choice.mean)
+        return with_gradient_of(choice.sample(), choice.mean)

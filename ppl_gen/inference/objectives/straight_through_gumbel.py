@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
+from ppl_gen.inference.elbos import with_gradient_of
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.relaxations import Choice, check_choices, hard, noise_for, relaxed, sampled, straight_through
+from ppl_gen.inference.relaxations import Choice, check_choices, hard, loss_through, noise_for, relaxed
 
 __all__ = ["StraightThroughGumbel"]
 
@@ -34,10 +35,9 @@ class StraightThroughGumbel:
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-ELBO, summed over the images."""
-        found = sampled(pair, x, *args, num_samples=self.num_particles, draw=self.draw)
-        return -(found.log_joint - found.log_guide_along_z).mean(0).sum()
+        return loss_through(pair, x, *args, num_samples=self.num_particles, draw=self.draw)
 
     def draw(self, choice: Choice) -> Tensor:
         """The value that noise chooses, with the gradient of the relaxed one."""
         noise = noise_for(choice)
-        return straight_through(hard(choice, noise), relaxed(choice, noise, self.temperature))
+        return with_gradient_of(hard(choice, noise), relaxed(choice, noise, self.temperature))
