@@ -142,7 +142,7 @@ def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: 
         left = sorted(dims.get(plates, []))  # the last site has the leftmost dimension
         while left:
             # The site with the smallest product of factors first, so that no large one is made before it must be.
-            dim = min(left, key=lambda dim: math.prod(_joint_shape(_depending(remaining, dim))))
+            dim = min(left, key=lambda dim: _size(_depending(remaining, dim)))
             left.remove(dim)
             with_it = _depending(remaining, dim)
             without = [f for f in remaining if not any(f is other for other in with_it)]
@@ -159,9 +159,9 @@ def _depending(factors: list[Tensor], dim: int) -> list[Tensor]:
     return [factor for factor in factors if factor.dim() >= -dim and factor.shape[dim] > 1]
 
 
-def _joint_shape(factors: list[Tensor]) -> tuple[int, ...]:
-    """The shape of the product of some factors."""
-    return broadcast_shape(*(factor.shape for factor in factors))
+def _size(factors: list[Tensor]) -> int:
+    """Numbers in the product of some factors."""
+    return math.prod(broadcast_shape(*(factor.shape for factor in factors)))
 
 
 def sum_out(factors: list[Tensor], prior: Tensor | None, dim: int) -> Tensor:

@@ -101,43 +101,25 @@ def softplus_sum(logits: Tensor) -> Tensor | None:
     """
     if logits.device.type != "cpu" or logits.dtype not in _SUMMED or not untracked(logits):
         return None
-    result: Tensor = _SoftplusSum.apply(logits)
+    result: Tensor = -_LogProb.apply(logits, None)
     return result if math.isfinite(result.detach().sum().item()) else None
 
 
-class _SoftplusSum(torch.autograd.Function):
-    """log prod_d (1 + exp(l_d)) [...], with the gradient sigmoid(l) = 1 - 1 / (1 + exp(l))."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        factors = logits.exp().add_(1)
-        ctx.save_for_backward(logits, factors)
-        return log_of_product(factors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        logits, factors = ctx.saved_tensors
-        # To be differentiated again, it must depend on the logits.
-        slope = logits.sigmoid() if torch.is_grad_enabled() else factors.reciprocal().neg_().add_(1)
-        return slope.mul(gradients[0].unsqueeze(-1))
-
-
 class _LogProb(torch.autograd.Function):
-    """-log prod_d (1 + exp(s_d l_d)) [...], with the gradient s (1 / (1 + exp(s l)) - 1)."""
+    """-log prod_d (1 + exp(s_d l_d)) [...], with the gradient s (1 / (1 + exp(s l)) - 1). Without signs, s is 1."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, signs: Tensor) -> Tensor:
-        factors = (logits * signs).exp_().add_(1)
+    def forward(ctx: Any, logits: Tensor, signs: Tensor | None) -> Tensor:
+        factors = (logits.exp() if signs is None else (logits * signs).exp_()).add_(1)
         ctx.save_for_backward(logits, signs, factors)
         return log_of_product(factors).neg_()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits, signs, factors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again, which factors, as numbers alone, could not be
-            slope = -signs * (logits * signs).sigmoid()
-        else:
-            slope = torch.div(signs, factors).sub_(signs)
+        s = 1 if signs is None else signs
+        # To be differentiated again, it must depend on the logits: factors are numbers alone.
+        slope = -s * (logits * s).sigmoid() if torch.is_grad_enabled() else (s / factors).sub_(s)
         return slope.mul(gradients[0].unsqueeze(-1)), None
 
 

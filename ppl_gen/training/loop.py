@@ -325,10 +325,11 @@ class Loop:
             self.pair = by_functions
             with forked_rng(batch[0]):
                 self.loss = self.loss_of(by_functions)
-            what = f"model() and guide() of {self.pair.model_name} and {self.pair.guide_name} differ from prior(), "
-            what += "likelihood(z), encode(x) and posterior(context)"
             if self.pair.enumerated:
                 what = f"model() of {self.pair.model_name} differs from prior() and likelihood(z)"
+            else:
+                what = f"model() and guide() of {self.pair.model_name} and {self.pair.guide_name} differ from prior(), "
+                what += "likelihood(z), encode(x) and posterior(context)"
             self.progress.warn(f"note: in training, {what}; steps use the former")
 
     def loss_of(self, pair: Pair) -> Callable[..., Tensor]:
