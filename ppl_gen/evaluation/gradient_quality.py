@@ -1,18 +1,18 @@
 """Gradient estimators of a discrete z, compared with the exact gradient of the ELBO at a run's weights."""
 
-import ast
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ppl_gen.core import components
-from ppl_gen.core.contracts import HasELBOGradient, Objective, missing
+from ppl_gen.core.contracts import HasELBOGradient, Objective, missing, offers
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.options import literal
 from ppl_gen.core.progress import Progress
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.evaluation.table import Printed, title
@@ -27,6 +27,7 @@ from ppl_gen.inference.objectives import bind, construct
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.ranks import holm
 from ppl_gen.inference.relaxations import check_choices
+from ppl_gen.training.loop import loss_per_image
 from ppl_gen.training.sweeping import with_options, with_particles
 
 PARTS = ("guide", "model")
@@ -106,7 +107,7 @@ def _objectives(named: Sequence[str], pair: Pair, batch: Sequence[Any]) -> dict[
         return {each: _constructed(each) for each in named}
     found = {}
     for name, cls in components.known("objective").items():
-        if hasattr(cls, "elbo_gradient"):
+        if offers(cls, HasELBOGradient):
             objective = construct(name)
             try:
                 bind(objective, pair, *batch)
@@ -120,7 +121,7 @@ def _constructed(words: str) -> Objective:
     """The objective in `gumbel-softmax:2,temperature=0.1`."""
     named, options = with_options("objective", words, "gumbel-softmax,temperature=0.1")
     name, particles = with_particles(named)
-    chosen = {key.replace("-", "_"): _value(text) for key, _, text in (each.partition("=") for each in options)}
+    chosen = {key.replace("-", "_"): literal(text) for key, _, text in (each.partition("=") for each in options)}
     count = int(particles) if particles.isdigit() else None
     if particles and count is None:
         raise BadInput(f"--objectives {words}: after the colon give the number of particles, as in rloo:4")
@@ -131,14 +132,6 @@ def _constructed(words: str) -> Objective:
             "an objective says so by the attribute elbo_gradient, 'unbiased' or 'biased'"
         )
     return objective
-
-
-def _value(text: str) -> Any:
-    """A number or True or False as Python writes it; any other text as it is."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 # Draws ---------------------------------------------------------------------------------------------------------
@@ -167,11 +160,13 @@ def _judge(
     rows: list[Json] = []
     for name, objective in objectives.items():
         bar.note(name)
-        with _fresh(objective, pair, batch):
+        bound = bind(objective, pair, *batch)  # makes the networks of an objective
+        loss = partial(loss_per_image, bound, pair.model, pair.guide, *batch)
+        own = objective if isinstance(objective, nn.Module) else nn.Module()
+        with unchanged(own), unchanged(assembled.modules):
             seed_torch(options.seed)
-            with unchanged(assembled.modules):
-                _warm_up(assembled, objective, baseline, batch, options.warm_up)
-                draws, seconds = _draws(pair, objective, parameters, batch, options.draws)
+            _warm_up(loss, own, baseline, assembled.config.training.learning_rate, options.warm_up)
+            draws, seconds = _draws(loss, parameters, options.draws)
         row: Json = {
             "objective": name,
             "num_particles": getattr(objective, "num_particles", 1),
@@ -189,53 +184,35 @@ def _judge(
     return {"elbo": elbo, "norm": norms, "rows": rows}
 
 
-@contextmanager
-def _fresh(objective: Objective, pair: Pair, batch: Sequence[Any]) -> Iterator[None]:
-    """Context after which the weights of an objective are those of before."""
-    if not isinstance(objective, nn.Module):
-        yield
-        return
-    bind(objective, pair, *batch)  # makes its networks
-    with unchanged(objective):
-        yield
+def _warm_up(loss: Callable[[], Tensor], own: nn.Module, baseline: list[nn.Parameter], rate: float, steps: int) -> None:
+    """Train the baselines and control variates of an objective and a guide. Model and guide do not change.
 
-
-def _warm_up(
-    assembled: Assembled, objective: Objective, baseline: list[nn.Parameter], batch: Sequence[Any], steps: int
-) -> None:
-    """Train the baselines and control variates of an objective and a guide. Model and guide do not change."""
-    pair, own = assembled.pair, list(objective.parameters()) if isinstance(objective, nn.Module) else []
-    elbo: Any = bind(objective, pair, *batch)
-    trained = own + baseline
-    if isinstance(objective, nn.Module):
-        objective.train()
+    :param own: weights of the objective.
+    :param rate: learning rate.
+    """
+    trained = [*own.parameters(), *baseline]
+    own.train()
     if trained and steps:
-        adam = torch.optim.Adam(trained, lr=assembled.config.training.learning_rate)
+        adam = torch.optim.Adam(trained, lr=rate)
         for step in range(steps):
             for group in adam.param_groups:  # it falls in the second half, so that the noise of steps is averaged
-                group["lr"] = assembled.config.training.learning_rate * min(1.0, 2 * (1 - step / steps))
-            loss = elbo.differentiable_loss(pair.model, pair.guide, *batch) / len(batch[0])
-            found = torch.autograd.grad(loss, trained, allow_unused=True)
+                group["lr"] = rate * min(1.0, 2 * (1 - step / steps))
+            found = torch.autograd.grad(loss(), trained, allow_unused=True)
             if all(each is None for each in found):
                 break
             for parameter, each in zip(trained, found, strict=True):
                 parameter.grad = each
             adam.step()
         adam.zero_grad()
-    if isinstance(objective, nn.Module):
-        objective.eval()
+    own.eval()
 
 
-def _draws(
-    pair: Pair, objective: Objective, parameters: list[nn.Parameter], batch: Sequence[Any], count: int
-) -> tuple[Tensor, float]:
-    """Draws [draws, parameters] of the gradient of the ELBO in nats per image, and processor time of one in seconds."""
-    elbo: Any = bind(objective, pair, *batch)
-    draws = torch.empty(count, sum(each.numel() for each in parameters), device=batch[0].device)
+def _draws(loss: Callable[[], Tensor], parameters: list[nn.Parameter], count: int) -> tuple[Tensor, float]:
+    """Draws [draws, parameters] of the gradient of minus a loss, and processor time of one in seconds."""
+    draws = torch.empty(count, sum(each.numel() for each in parameters), device=parameters[0].device)
     started = time.process_time()
     for row in draws:
-        loss = elbo.differentiable_loss(pair.model, pair.guide, *batch) / len(batch[0])
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        found = torch.autograd.grad(loss(), parameters, allow_unused=True)
         parts = [
             torch.zeros_like(parameter) if each is None else each
             for parameter, each in zip(parameters, found, strict=True)

@@ -49,15 +49,11 @@ class Bernoulli(nn.Module):
         baseline_dim: int = 100,
     ):
         require(min(hidden_dims, default=1) >= 1, "guide.hidden_dims", hidden_dims, "every layer needs at least 1 unit")
-        require_choice("guide.baseline", baseline, Baseline)
-        require(baseline_dim >= 1, "guide.baseline_dim", baseline_dim, "must be at least 1")
         super().__init__()
         self.latent_name = latent_name
         self.register_buffer("data_mean", data_mean.clone(), persistent=False)
         self.encoder = mlp([data_dim, *hidden_dims, latent_dim], activation)
-        self.baseline: nn.Module | None = None
-        if baseline != "none":
-            self.baseline = LearnedBaseline(data_dim, baseline_dim if baseline == "network" else 0, scale=data_dim)
+        self.baseline = learned_baseline(baseline, data_dim, baseline_dim, scale=data_dim)
 
     def encode(self, x: Tensor) -> Tensor:
         """Context [images, latent_dim] of images [images, data_dim]."""
@@ -98,3 +94,16 @@ class LearnedBaseline(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         level = self.level if self.network is None else self.level + self.network(x).squeeze(-1)
         return (self.scale * level).expand(x.shape[:-1])
+
+
+def learned_baseline(kind: Baseline, inputs: int, hidden_dim: int, scale: float) -> LearnedBaseline | None:
+    """The baseline that the options of a guide ask for.
+
+    >>> learned_baseline("none", 4, 3, scale=64) is None
+    True
+
+    :raises BadInput: for an unknown kind, and for no hidden unit.
+    """
+    require_choice("guide.baseline", kind, Baseline)
+    require(hidden_dim >= 1, "guide.baseline_dim", hidden_dim, "must be at least 1")
+    return None if kind == "none" else LearnedBaseline(inputs, hidden_dim if kind == "network" else 0, scale)

@@ -7,9 +7,9 @@ import pyro
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import DiscreteLayers, missing, offers
-from ppl_gen.core.errors import BadInput, require, require_choice
-from ppl_gen.guides.bernoulli import Baseline, LearnedBaseline
-from ppl_gen.models.hierarchical_belief_net import units
+from ppl_gen.core.errors import BadInput
+from ppl_gen.guides.bernoulli import Baseline, learned_baseline
+from ppl_gen.models.hierarchical_belief_net import layer_sizes, units
 from ppl_gen.networks.nets import mlp
 
 
@@ -50,20 +50,15 @@ class HierarchicalBernoulli(nn.Module):
         if not offers(model, DiscreteLayers):
             needed, who = missing(model, DiscreteLayers), type(model).__name__
             raise BadInput(f"the guide hierarchical-bernoulli needs a model with {needed}, but {who} has none")
-        require_choice("guide.baseline", baseline, Baseline)
-        require(baseline_dim >= 1, "guide.baseline_dim", baseline_dim, "must be at least 1")
         super().__init__()
         self.register_buffer("data_mean", data_mean.clone(), persistent=False)
         self.categories = model.categories
-        numbers = 1 if self.categories == 2 else self.categories  # of a unit
-        sizes = [data_dim, *(numbers * units for units in model.latent_dims)]
+        sizes = [data_dim, *layer_sizes(model.latent_dims, model.categories)]
         self.layers = nn.ModuleList(
             mlp([lower, *model.between_dims, upper], model.activation) for lower, upper in pairwise(sizes)
         )
-        hidden = baseline_dim if baseline == "network" else 0
-        self.baselines = nn.ModuleList(
-            LearnedBaseline(lower, hidden, scale=data_dim) for lower in sizes[:-1] if baseline != "none"
-        )
+        made = [learned_baseline(baseline, lower, baseline_dim, scale=data_dim) for lower in sizes[:-1]]
+        self.baselines = nn.ModuleList(each for each in made if each is not None)
 
     def guide(self, x: Tensor) -> None:
         """q(z_1, …, z_L | x) over a plate of images [images, data_dim]."""

@@ -1,5 +1,6 @@
 """The sigmoid belief net with several layers of discrete units."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -56,8 +57,7 @@ class HierarchicalBeliefNet(nn.Module):
         super().__init__()
         self.latent_dims, self.between_dims = latent_dims, hidden_dims
         self.activation, self.categories = activation, categories
-        numbers = 1 if categories == 2 else categories  # of a unit
-        sizes = [data_dim, *(numbers * units for units in latent_dims)]
+        sizes = [data_dim, *layer_sizes(latent_dims, categories)]
         self.layers = nn.ModuleList(
             mlp([upper, *reversed(hidden_dims), lower], activation) for lower, upper in pairwise(sizes)
         )
@@ -84,6 +84,15 @@ class HierarchicalBeliefNet(nn.Module):
             return LinearBernoulliVector(z, net[0].weight.T, net[0].bias)
         logits = net(z if self.categories == 2 else z.flatten(-2))
         return BernoulliVector(logits) if number == 0 else units(logits, self.categories)
+
+
+def layer_sizes(latent_dims: Sequence[int], categories: int) -> list[int]:
+    """Numbers in the values of each layer: one for a binary unit, else one for each category.
+
+    >>> layer_sizes((200, 20), 2), layer_sizes((200, 20), 10)
+    ([200, 20], [2000, 200])
+    """
+    return [count * (1 if categories == 2 else categories) for count in latent_dims]
 
 
 def units(logits: Tensor, categories: int) -> dist.TorchDistribution:
