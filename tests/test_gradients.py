@@ -112,6 +112,8 @@ class Twice:
         (("net", "--objectives", "rloo:x"), ["--objectives rloo:x", "as in rloo:4"]),
         (("net", "--objectives", "rebar,temperature"), ["as in gumbel-softmax,temperature=0.1"]),
         (("net", "--objectives", "rebar,heat=1"), ["has no such option"]),
+        (("net", "--objectives", "rebar,temperature=cold"), ["'cold'", "--objective.temperature"]),
+        (("net", "--objectives", "rebar,temperature=-1"), ["--objective.temperature -1.0: must be above 0"]),
         (("net", "--draws", "3"), ["--draws 3: must be at least 20"]),
         (("net", "--false-alarm-rate", "1"), ["--false-alarm-rate 1"]),
         *[(arguments, words) for arguments, words in REFUSED if "vae" not in arguments],

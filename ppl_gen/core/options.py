@@ -1,6 +1,5 @@
 """Options as dataclass fields. Their metadata hold whether they identify a run, and the column that shows them."""
 
-import ast
 from contextlib import suppress
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, TypeVar
@@ -45,18 +44,6 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in content.items():
         result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return result
-
-
-def literal(word: str) -> Any:
-    """A number, a tuple, True, False or None as Python writes it; any other word as it is.
-
-    >>> literal("2"), literal("True"), literal("long")
-    (2, True, 'long')
-    """
-    try:
-        return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
-        return word
 
 
 def text(value: Any) -> str:

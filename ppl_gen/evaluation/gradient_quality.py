@@ -2,21 +2,21 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, make_dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ppl_gen.core import components
+from ppl_gen.core import cli, components
 from ppl_gen.core.contracts import HasELBOGradient, Objective, missing, offers
 from ppl_gen.core.errors import BadInput
-from ppl_gen.core.options import literal
 from ppl_gen.core.progress import Progress
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import GradientOptions
+from ppl_gen.experiment.arguments import options_class
 from ppl_gen.experiment.assembling import start_from
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import Json
@@ -121,17 +121,32 @@ def _constructed(words: str) -> Objective:
     """The objective in `gumbel-softmax:2,temperature=0.1`."""
     named, options = with_options("objective", words, "gumbel-softmax,temperature=0.1")
     name, particles = with_particles(named)
-    chosen = {key.replace("-", "_"): literal(text) for key, _, text in (each.partition("=") for each in options)}
     count = int(particles) if particles.isdigit() else None
     if particles and count is None:
         raise BadInput(f"--objectives {words}: after the colon give the number of particles, as in rloo:4")
-    objective = construct(name, num_particles=count, options=chosen)
+    objective = construct(name, num_particles=count, options=_typed(name, options))
     if missing(objective, HasELBOGradient) is not None:
         raise BadInput(
             f"--objectives {words}: its gradient is not said to be that of the ELBO, with which it would be compared; "
             "an objective says so by the attribute elbo_gradient, 'unbiased' or 'biased'"
         )
     return objective
+
+
+def _typed(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """The values in words such as `temperature=0.1`, of the types that the objective's options have. A word that is no
+    option keeps its text: `construct` refuses it."""
+    chosen = {key.replace("-", "_"): text for key, _, text in (word.partition("=") for word in words)}
+    if not chosen:
+        return chosen
+    cls = components.find("objective", name)
+    known = [option for option in components.options("objective", cls) if option.name in chosen]
+    if not known:
+        return chosen
+    kind = make_dataclass("Words", [("objective", options_class("Objective", known))])
+    flags = [f"--objective.{option.name}={chosen[option.name]}" for option in known]
+    parsed: Any = cli.parse(kind, flags, f"python -m ppl_gen.fit MODEL --objective {name}", "")
+    return chosen | vars(parsed.objective)
 
 
 # Draws ---------------------------------------------------------------------------------------------------------

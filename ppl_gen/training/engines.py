@@ -4,6 +4,7 @@ An engine starts runs and says how each has ended. submitit and Ray are optional
 used. A job of a cluster is the process of its run, and starts no other: a signal reaches it once.
 """
 
+import ast
 import io
 import os
 import runpy
@@ -21,7 +22,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.files import opened, read_bytes, readable_errors
-from ppl_gen.core.options import literal
 from ppl_gen.core.paths import exists
 
 EngineName = Literal["local", "slurm", "ray"]
@@ -95,7 +95,10 @@ def resources_of(words: Sequence[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals:
             raise BadInput(f"--resources {word}: must have the form NAME=VALUE, such as cpus_per_task=2")
-        found[name] = literal(value)
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
     return found
 
 
