@@ -68,7 +68,8 @@ def test_a_thread_that_waits_for_a_core_is_counted() -> None:
         "from ppl_gen.training.crowding import scheduled; os.fork(), os.fork();"
         "before = scheduled(); end = time.perf_counter() + 0.6\n"
         "while time.perf_counter() < end: pass\n"
-        "after = scheduled(); print(*(now - then for now, then in zip(after, before)), flush=True)"
+        # In one piece: all four write to the same pipe, and PYTHONUNBUFFERED would write word by word.
+        "after = scheduled(); os.write(1, f'{after[0] - before[0]} {after[1] - before[1]}\\n'.encode())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     times = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
