@@ -122,11 +122,14 @@ def main() -> None:
     parser.add_argument(
         "--draw-only", type=Path, metavar="PNG", help="draw the numbers of the tables in docs/speed*.md"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     given = parser.parse_args()
     if given.draw_only:
         draw(from_tables()).write(given.draw_only)
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; medians")
+    torch.set_default_device(given.device)
+    on = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {on}; medians")
     keep_freed_memory()  # for all candidates alike: training and evaluation do the same
     shown = vae_step.main(given.rounds, given.compile)
     shown += importance.main(given.rounds) + enumeration.main(given.rounds)

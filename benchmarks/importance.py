@@ -9,7 +9,8 @@ from torch import Tensor
 
 from benchmarks.timing import Comparison, medians, show
 from ppl_gen.guides.normal import Normal
-from ppl_gen.inference.importance import CHUNK_SIZE, log_marginal_likelihood, log_weights
+from ppl_gen.inference.chunks import pairs_at_a_time
+from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
 from ppl_gen.models.vae import VAE
 
 
@@ -21,13 +22,15 @@ def candidates(num_images: int, num_samples: int) -> dict[str, Callable[[], obje
     x = torch.bernoulli(torch.rand(num_images, 784))
     layers = [layer for layer in model.decoder.modules() if isinstance(layer, torch.nn.Linear)]
 
+    pairs = torch.arange(num_images * num_samples).split(pairs_at_a_time(model, None, x))
+
     def products() -> None:
         """The decoder's matrix products alone, in chunks of the same size."""
         with torch.no_grad():
-            hidden, z = torch.randn(CHUNK_SIZE, 512), torch.randn(CHUNK_SIZE, 20)
-            for _ in range(num_images * num_samples // CHUNK_SIZE):
-                z @ layers[0].weight.T
-                hidden @ layers[1].weight.T
+            hidden, z = torch.randn(len(pairs[0]), 512), torch.randn(len(pairs[0]), 20)
+            for chunk in pairs:
+                z[: len(chunk)] @ layers[0].weight.T
+                hidden[: len(chunk)] @ layers[1].weight.T
 
     def stock_model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

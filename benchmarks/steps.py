@@ -19,6 +19,7 @@ from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training.loop import loss_per_image, loss_with_gradient, objective_for
 from ppl_gen.training.optimizer import OneOptimizer
+from ppl_gen.training.recorded import RecordedGradient
 
 
 def noise(num_images: int, shape: tuple[int, int] = (28, 28)) -> Data:
@@ -34,8 +35,10 @@ def training_step(model: nn.Module, guide: nn.Module, x: Tensor, options: Traini
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x[:8])
     loss = partial(loss_per_image, objective_for(options, objective, pair, x[:8]))
-    loss_and_grads: Callable[..., object] = partial(loss_with_gradient, loss)
     modules = nn.ModuleDict({"model": model, "guide": guide})
+    loss_and_grads: Callable[..., Any] = partial(loss_with_gradient, loss)
+    if x.is_cuda and not pair.enumerated:
+        loss_and_grads = RecordedGradient(loss, modules, loss_and_grads)
     optimizer = OneOptimizer([p for p in modules.parameters() if p.requires_grad], options)
     svi = SVI(pair.model, pair.guide, optimizer, loss=loss, loss_and_grads=loss_and_grads)
     return lambda: svi.step(x)

@@ -28,7 +28,7 @@ from ppl_gen.inference.annealed import Annealing, annealed_log_px, bidirectional
 from ppl_gen.inference.bidirectional import BidirectionalBounds, importance_bounds
 from ppl_gen.inference.estimate import Estimate, mean_se, share
 from ppl_gen.inference.gaps import Gaps, Search, gaps
-from ppl_gen.inference.importance import CHUNK_SIZE, ImportanceEstimate, log_marginal_likelihood
+from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.proposals import proposal_log_px
 from ppl_gen.inference.quadrature import Quadrature, QuadratureEstimate, quadrature_log_px
 from ppl_gen.run import Run
@@ -45,7 +45,6 @@ CASES: dict[str, Json] = {
 """Options of each model's training, besides those that all share."""
 FAR, FARTHER = 0.1, 0.5
 """Nats from the truth beyond which an estimate counts as wrong."""
-_CHUNK_ON_GPU = 2**17  # pairs of image and sample at a time
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,6 @@ def truth(model: Any, x: Tensor) -> QuadratureEstimate:
     return quadrature_log_px(model, x, quadrature=Quadrature(tolerance=1e-3))
 
 
-def _chunks(x: Tensor) -> Json:
-    """Pairs of image and sample at a time, as a keyword argument."""
-    return {"chunk_size": _CHUNK_ON_GPU if x.is_cuda else CHUNK_SIZE}
-
-
 # Estimates against the truth ---------------------------------------------------------------------------------------
 
 
@@ -152,8 +146,8 @@ def by_khat(estimate: Estimate) -> Tensor:
 
 def sampled_rows(fitted: Fitted, x: Tensor, exact: Tensor, num_samples: int) -> Iterator[Json]:
     """Rows of importance sampling with S samples from the guide, and from guide and prior."""
-    guided = log_marginal_likelihood(fitted.model, fitted.guide, x, num_samples=num_samples, **_chunks(x))
-    how: Json = {"num_samples": num_samples, "prior_share": 0.1, **_chunks(x)}
+    guided = log_marginal_likelihood(fitted.model, fitted.guide, x, num_samples=num_samples)
+    how: Json = {"num_samples": num_samples, "prior_share": 0.1}
     mixed = proposal_log_px(fitted.model, [fitted.guide], x, **how)
     estimates, trusted = {"importance": guided, "mixed": mixed}, by_khat(guided)
     mean = {"trusted_by": "k-hat", "at_least": at_least(estimates, "importance")}
@@ -189,7 +183,7 @@ def annealed_row(fitted: Fitted, x: Tensor, exact: Tensor, sizes: Sizes) -> Json
     model, annealing = fitted.model, sizes.annealing
     bounds = bidirectional_bounds(model, sizes.annealed_images, annealing=annealing)
     estimate = replace(annealed_log_px(model, x, annealing=annealing), bidirectional=bounds)
-    guided = log_marginal_likelihood(model, fitted.guide, x, num_samples=max(sizes.samples), **_chunks(x))
+    guided = log_marginal_likelihood(model, fitted.guide, x, num_samples=max(sizes.samples))
     estimates = {"importance": guided, "annealed": estimate}
     return {
         **held_against(exact, estimate),
@@ -276,9 +270,8 @@ def measure(name: str, fitted: Fitted, sizes: Sizes, seed: int) -> Json:
         found["rows"].append(annealed_row(fitted, x[few], exact[few], sizes))
         say(f"annealed, {time.perf_counter() - started:.0f} s")
         for num_samples in sizes.samples:
-            how: Json = {"num_samples": num_samples, **_chunks(x)}
             torch.manual_seed(seed)  # the same images from the model for every S, whose truth takes longest
-            bounds = importance_bounds(fitted.model, fitted.guide, x[: sizes.model_images], **how)
+            bounds = importance_bounds(fitted.model, fitted.guide, x[: sizes.model_images], num_samples=num_samples)
             if not found["sandwich"]:
                 exact_of_model = truth(fitted.model, bounds.x).log_px
             found["sandwich"].append(bounds_row(bounds, exact_of_model))

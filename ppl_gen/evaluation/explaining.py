@@ -22,9 +22,9 @@ from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import mean_se
 from ppl_gen.inference.exact import state_posterior
-from ppl_gen.inference.importance import CHUNK_SIZE
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
 
@@ -218,7 +218,7 @@ def _estimated(pair: Pair, num_samples: int, quiet: bool, x: Tensor, *unknown: T
     assert name is not None
     with Progress(len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("responsibilities", f"{num_samples} samples per image")
-        for _, (block, args, _) in Batch(x, unknown, {}).blocks(max(1, CHUNK_SIZE // num_samples)):
+        for _, (block, args, _) in Batch(x, unknown, {}).blocks(max(1, pairs_at_a_time(None, None, x) // num_samples)):
             log_w = pair.log_weights_by_value(name, block, *args, num_samples=num_samples)
             blocks.append(log_w.double().logsumexp(1).softmax(0).T.cpu())
             if pair.enumerated_in_guide:

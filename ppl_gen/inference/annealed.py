@@ -32,8 +32,9 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.bidirectional import BidirectionalBounds
 from ppl_gen.inference.callables import evaluating, frozen
+from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_least
-from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, pairs_at_a_time
+from ppl_gen.inference.importance import gather_blocks, log_mean_exp
 from ppl_gen.inference.options import Annealing, num_adaptation
 from ppl_gen.inference.supports import unbounded
 from ppl_gen.networks.observed import observed_log_prob
@@ -98,7 +99,7 @@ def annealed_log_px(
         return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess, "acceptance": acceptance}
 
     with evaluating(model, guide), frozen(model, guide):
-        parts = ((len(part), block(part)) for part in x.split(_block_size(model, annealing)))
+        parts = ((len(part), block(part)) for part in x.split(_block_size(model, annealing, x)))
         whole = gather_blocks(parts, len(x))
         return AnnealedEstimate(annealing=annealing, num_samples=annealing.num_chains, **whole)
 
@@ -121,7 +122,7 @@ def bidirectional_bounds(
         # z and x are drawn jointly, so that z is an exact sample of p(z | x), from which backward chains may start.
         z = model.prior().sample((num_images,))
         x = model.likelihood(z).sample()
-        for rows in torch.arange(num_images, device=z.device).split(_block_size(model, annealing)):
+        for rows in torch.arange(num_images, device=z.device).split(_block_size(model, annealing, x)):
             path = _Path(model, guide, x[rows], annealing)
             adapted = path.adapt(progress)
             groups, ends = annealing.groups, z[rows]
@@ -177,9 +178,9 @@ def check(model: object, guide: object, annealing: Annealing) -> None:
         raise BadInput("--annealed.start guide: needs a guide with encode(x) and posterior(context)")
 
 
-def _block_size(model: Any, annealing: Annealing) -> int:
+def _block_size(model: Any, annealing: Annealing, x: Tensor) -> int:
     """Number of images at a time."""
-    return max(1, pairs_at_a_time(model, CHUNK_SIZE) // annealing.num_chains)
+    return max(1, pairs_at_a_time(model, None, x) // annealing.num_chains)
 
 
 @dataclass

@@ -39,9 +39,10 @@ from ppl_gen.inference.callables import (
     rows_at,
     whole_number,
 )
+from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se
 from ppl_gen.inference.exact import check_against_bounds, closed_form, exact_blocks
-from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, pairs_at_a_time, weighted_blocks
+from ppl_gen.inference.importance import gather_blocks, log_mean_exp, weighted_blocks
 from ppl_gen.inference.pair import Pair, Terms, Values
 
 _IMAGES_PER_DRAW = 500
@@ -108,7 +109,7 @@ def importance_bounds(
     *args: Any,
     num_samples: int = 1000,
     drawn: tuple[Tensor, Values] | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     progress: Advance | None = None,
     **kwargs: Any,
 ) -> BidirectionalBounds:
@@ -137,8 +138,8 @@ def importance_bounds(
     :raises BadInput: for a model that cannot draw images, and for a guide without such a density.
     """
     num_samples = whole_number("num_samples", num_samples)
-    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
+    chunk_size = pairs_at_a_time(model, chunk_size, x)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     keep_freed_memory()
     with evaluating(model, guide):

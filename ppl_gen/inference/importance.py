@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.core.contracts import SeveralNumbersPerPixel, offers
 from ppl_gen.core.errors import BadInput, describe, require, warnings_of
 from ppl_gen.core.memory import empty, keep_freed_memory
 from ppl_gen.core.progress import Advance
@@ -41,6 +40,7 @@ from ppl_gen.inference.callables import (
     whole_number,
 )
 from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.chunks import IMAGES_PER_BLOCK, images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.discretization import grid_terms
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
@@ -52,9 +52,6 @@ if TYPE_CHECKING:
     from ppl_gen.inference.bidirectional import BidirectionalBounds
     from ppl_gen.inference.proposals import SecondOpinion
 
-# Pairs of image and sample per call: the decoder's output fits into the cache, and Python's overhead is small.
-CHUNK_SIZE = 2048
-_IMAGES_PER_BLOCK = 16
 _FIT_BLOCK = 2**13  # values in the tails of the images whose k-hat is computed at once
 _ROUNDING = 1e-6  # log weights that differ by less count as equal
 
@@ -194,7 +191,7 @@ class ImportanceEstimate(Estimate):
 
 
 def log_weights(
-    model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, chunk_size: int = CHUNK_SIZE, **kwargs: Any
+    model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, chunk_size: int | None = None, **kwargs: Any
 ) -> Tensor:
     """Log importance weights log p(x, z) - log q(z | x) for z ~ q(z | x), in nats, [num_samples, images].
 
@@ -207,12 +204,12 @@ def log_weights(
     :param args: further positional arguments. Tensors with N rows and packed sequences of N go along with the images,
         also those in dictionaries, tuples and lists.
     :param num_samples: samples of z per image.
-    :param chunk_size: pairs of image and sample at a time; limits the memory.
+    :param chunk_size: pairs of image and sample at a time, which limit the memory; by default 2,048, and more on a GPU.
     :raises BadInput: for a pair that has no weights of single images.
     """
     num_samples = whole_number("num_samples", num_samples)
-    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
+    chunk_size = pairs_at_a_time(model, chunk_size, x)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
@@ -231,7 +228,7 @@ def log_marginal_likelihood(
     x: Tensor,
     *args: Any,
     num_samples: int = 1000,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     progress: Advance | None = None,
     ask_again: bool = True,
     from_prior: bool = False,
@@ -246,8 +243,8 @@ def log_marginal_likelihood(
     :param from_prior: if the guide samples nothing, draw z from the prior, in place of a sum over all states.
     """
     num_samples = whole_number("num_samples", num_samples)
-    chunk_size = pairs_at_a_time(model, whole_number("chunk_size", chunk_size))
     x = as_images(x, model, guide)
+    chunk_size = pairs_at_a_time(model, chunk_size, x)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
@@ -321,16 +318,10 @@ def _summed_blocks(
 ) -> Iterator[tuple[int, list[Terms]]]:
     """`weighted_blocks` for a guide that samples nothing: every weight of an image is p(x), a sum over all states."""
     for block in exact_blocks(model, guide, pair, images.x, *images.args, **images.kwargs):
-        for log_px in block.split(_IMAGES_PER_BLOCK):
+        for log_px in block.split(IMAGES_PER_BLOCK):
             likelihood = log_px.expand(num_samples, -1)
             zero = torch.zeros_like(likelihood)
             yield len(log_px), [Terms(likelihood, zero, zero, None, {}, frozenset())]
-
-
-def pairs_at_a_time(model: Any, chunk_size: int) -> int:
-    """Pairs of image and sample at a time: fewer for a model whose decoder has several numbers for each pixel."""
-    numbers = model.numbers_per_pixel if offers(model, SeveralNumbersPerPixel) else 1
-    return max(1, chunk_size // numbers)
 
 
 def weighted_blocks(
@@ -338,7 +329,7 @@ def weighted_blocks(
 ) -> Iterator[tuple[int, list[Terms]]]:
     """Iterate over blocks of a few images: the number of images, and chunks of their samples."""
     keep_freed_memory()
-    for first, (x, args, kwargs) in images.blocks(max(1, min(_IMAGES_PER_BLOCK, chunk_size))):
+    for first, (x, args, kwargs) in images.blocks(images_at_a_time(chunk_size, num_samples, images.x)):
         step, options = max(1, chunk_size // len(x)), dict[str, Any](analytic_kl=analytic_kl, **kwargs)
         which = f"images {first} to {first + len(x) - 1}"
         try:

@@ -37,9 +37,10 @@ from ppl_gen.core.gradients import gradients
 from ppl_gen.core.optimizers import without_compiler
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import minus_leave_one_out_mean, score_function
 from ppl_gen.inference.exact import enumerated_pair, exact_log_px, require_broadcasting
-from ppl_gen.inference.importance import CHUNK_SIZE, ImportanceEstimate, log_marginal_likelihood, pairs_at_a_time
+from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size
 from ppl_gen.networks.observed import filled, is_missing, observed_part
@@ -151,7 +152,7 @@ def importance_imputation(
         whole = log_marginal_likelihood(model, guide, x, **how) if known else None
         pair = Pair.read(visible_model, visible_guide, images, context)
         means, draws = [], []
-        for block, contexts in _paired(images, context, max(1, pairs_at_a_time(model, CHUNK_SIZE) // num_samples)):
+        for block, contexts in _paired(images, context, max(1, pairs_at_a_time(model, None, x) // num_samples)):
             terms = pair.terms(block, contexts, num_samples=num_samples)
             z = terms.latents["z"].reshape(num_samples, len(block), *pair.event_shapes["z"])
             weights = terms.log_weight.softmax(0)  # [samples, images]

@@ -70,7 +70,7 @@ class Annealing:
     @property
     def groups(self) -> list[int]:
         """Numbers of chains that run together. An image's chains run in several groups to limit memory."""
-        from ppl_gen.inference.importance import CHUNK_SIZE
+        from ppl_gen.inference.chunks import CHUNK_SIZE
 
         return [min(CHUNK_SIZE, self.num_chains - begun) for begun in range(0, self.num_chains, CHUNK_SIZE)]
 

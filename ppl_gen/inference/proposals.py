@@ -43,12 +43,12 @@ from ppl_gen.inference.callables import (
     whole_number,
 )
 from ppl_gen.inference.checks import check_images
+from ppl_gen.inference.chunks import images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
-from ppl_gen.inference.importance import CHUNK_SIZE, gather_blocks, log_mean_exp, pairs_at_a_time, weight_statistics
+from ppl_gen.inference.importance import gather_blocks, log_mean_exp, weight_statistics
 from ppl_gen.inference.pair import Pair, Values
 from ppl_gen.inference.tracing import PyroFunction
 
-_IMAGES_PER_BLOCK = 16
 _CENTER_SAMPLES = 100  # samples for the mean c of a guide that is widened
 
 
@@ -60,7 +60,7 @@ def proposal_log_px(
     num_samples: int = 1000,
     prior_share: float = 0.0,
     temperature: float = 1.0,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     progress: Advance | None = None,
     **kwargs: Any,
 ) -> Estimate:
@@ -84,16 +84,16 @@ def proposal_log_px(
     used = guides if prior_share < 1 else []
     x = as_images(x, model, *used)
     args, kwargs = as_arguments(x, args, kwargs, model, *used)
-    num_samples, chunk_size = whole_number("num_samples", num_samples), pairs_at_a_time(model, chunk_size)
+    num_samples, pairs_per_chunk = whole_number("num_samples", num_samples), pairs_at_a_time(model, chunk_size, x)
     counts, from_prior = _counts(len(used), num_samples, prior_share)
     keep_freed_memory()
     with evaluating(model, *used):
         pairs = _pairs(model, used, temperature, x, *args, **kwargs)
         for pair in pairs:
             check_images(pair, x, *args, **kwargs)
-        blocks = Batch(x, args, kwargs).blocks(max(1, min(_IMAGES_PER_BLOCK, chunk_size)))
+        blocks = Batch(x, args, kwargs).blocks(images_at_a_time(pairs_per_chunk, num_samples, x))
         mixtures = (_Mixture(pairs, counts or [0], from_prior, temperature, batch) for _, batch in blocks)
-        parts = ((len(mixture.x), weight_statistics(mixture.log_weights(chunk_size))) for mixture in mixtures)
+        parts = ((len(mixture.x), weight_statistics(mixture.log_weights(pairs_per_chunk))) for mixture in mixtures)
         whole = gather_blocks(parts, len(x), progress)
     if not guides:
         words = "importance sampling from the prior"
@@ -167,7 +167,7 @@ def second_opinion(
     *args: Any,
     num_samples: int,
     seed: int = 0,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     **kwargs: Any,
 ) -> SecondOpinion | None:
     """log p(x) of each image from few samples, half from the guide and half from the prior. It finds a mode that the
@@ -188,17 +188,17 @@ def second_opinion(
         if pair.enumerated or not scores_others(pair, take(torch.arange(1, device=x.device), x, args, kwargs)):
             return None
         counts, from_prior = _counts(1, num_samples, 0.5)
-        chunk_size = pairs_at_a_time(model, chunk_size)
+        pairs_per_chunk = pairs_at_a_time(model, chunk_size, x)
 
         def block(batch: Batch) -> dict[str, Tensor]:
             mixture = _Mixture([pair], counts, from_prior, 1.0, batch)
             # The likelihood may be undefined at a z from the prior. Such a sample has weight 0.
-            log_w = mixture.log_weights(chunk_size).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+            log_w = mixture.log_weights(pairs_per_chunk).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
             log_px, variance, bias, _ = log_mean_exp(log_w)
             of_prior = log_w.softmax(0)[-from_prior:].sum(0)
             return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "from_prior": of_prior}
 
-        blocks = Batch(x, args, kwargs).blocks(max(1, chunk_size // from_prior))
+        blocks = Batch(x, args, kwargs).blocks(max(1, pairs_per_chunk // from_prior))
         parts = ((len(batch.x), block(batch)) for _, batch in blocks)
         return SecondOpinion(num_samples=num_samples, **gather_blocks(parts, len(x)))
 

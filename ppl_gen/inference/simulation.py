@@ -21,16 +21,15 @@ from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.chunks import images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.densities import RELATIVE
 from ppl_gen.inference.exact import state_posterior
-from ppl_gen.inference.importance import CHUNK_SIZE
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.ranks import rank
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate
 
 JOINT = ("density", "likelihood")
 """Names of the functions of all units together."""
-_IMAGES_PER_BLOCK = 16
 _MOST_VALUES = 4_000_000  # numbers in memory at a time: samples x images x units
 
 
@@ -53,7 +52,7 @@ def simulated_ranks(
     x: Tensor,
     *args: Tensor,
     num_samples: int,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     progress: Advance | None = None,
 ) -> SimulatedRanks:
     """Draw images from the model, and rank their z among samples of the guide, without and with importance weights.
@@ -67,13 +66,14 @@ def simulated_ranks(
     """
     names: tuple[str, ...] = ()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    size = max(_IMAGES_PER_BLOCK, chunk_size // num_samples)
-    for _, batch in Batch(x, args, {}).blocks(max(1, min(size, chunk_size))):
+    pairs = pairs_at_a_time(None, chunk_size, x)
+    size = max(images_at_a_time(pairs, num_samples, x), pairs // num_samples)
+    for _, batch in Batch(x, args, {}).blocks(size):
         images, drawn = pair.draw_images(batch.x, *batch.args)
         own = pair.terms_at(drawn, images, *batch.args)
         if pair.enumerated:
             raise BadInput(f"{pair.guide_name} samples no z")
-        step = max(1, chunk_size // len(images))
+        step = max(1, pairs // len(images))
         with as_bad_input(f"{pair.model_name} and {pair.guide_name} fail on images from the model"):
             chunks = [
                 pair.terms(images, *batch.args, num_samples=min(step, num_samples - start))

@@ -9,6 +9,9 @@ overflows where eight pixels have a log-probability below -88 nats, or -700 in f
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import torch
@@ -22,8 +25,27 @@ _NEAR = 0.01  # nats for each pixel, below which the rounding of 1 + exp(…) co
 
 
 def traced() -> bool:
-    """True while torch.compile or a transform of torch.func runs, and no branch may depend on a tensor's values."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """True while torch.compile or a transform of torch.func runs, or a CUDA graph is recorded, and no branch may depend
+    on a tensor's values."""
+    return _recording.is_set() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+_recording = Event()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Make `traced` true, while a step is recorded that is to be repeated with other numbers.
+
+    >>> with recording():
+    ...     traced()
+    True
+    """
+    _recording.set()
+    try:
+        yield
+    finally:
+        _recording.clear()
 
 
 def untracked(*parts: Tensor) -> bool:

@@ -65,6 +65,7 @@ from ppl_gen.training.extending import record_epochs
 from ppl_gen.training.monitor import Monitor, is_finite, show
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.processes import SharedGradient
+from ppl_gen.training.recorded import RecordedGradient, may_be_recorded
 from ppl_gen.training.rows import RowsOfTestImages
 from ppl_gen.training.same_step import same_step
 
@@ -174,7 +175,9 @@ class Loop:
         functions = [self.pair.model, self.pair.guide]
         if self.options.kl_warmup:
             functions = [self.warmup(function) for function in functions]
-        gradient = self.shared or partial(loss_with_gradient, self.current)
+        usual = partial(loss_with_gradient, self.current)
+        self.recorded = RecordedGradient(self.current, self.modules, usual) if self.may_be_recorded() else None
+        gradient = self.shared or self.recorded or usual
         self.svi = SVI(*functions, self.optimizer, loss=self.current, loss_and_grads=self.finite(gradient))
         self.noise: Tensor | None = None
         """State of the random number generator when the last step began to draw noise."""
@@ -323,6 +326,8 @@ class Loop:
             differ = not same_step(ours, theirs, self.modules, batch)
         if parallel.any_rank(differ):
             self.pair = by_functions
+            if self.recorded is not None:
+                self.recorded.stop()
             with forked_rng(batch[0]):
                 self.loss = self.loss_of(by_functions)
             if self.pair.enumerated:
@@ -336,6 +341,13 @@ class Loop:
         """The loss in nats per image, as a function of a model, a guide and a batch."""
         with evaluating(self.fitted.model, self.fitted.guide):
             return partial(loss_per_image, objective_for(self.options, self.fitted.objective, pair, *self.few))
+
+    def may_be_recorded(self) -> bool:
+        """True for a step that launches the same kernels each time."""
+        fitted = self.fitted
+        if self.device.type != "cuda" or self.shared or self.pair.enumerated or self.options.kl_warmup:
+            return False
+        return may_be_recorded(fitted.objective, self.modules, fitted.model, fitted.guide)
 
     def current(self, *arguments: Any) -> Tensor:
         """The loss of this moment: `verify` may change it."""

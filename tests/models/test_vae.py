@@ -60,7 +60,7 @@ def test_weights_of_levels_do_not_depend_on_the_chunks(likelihood: str) -> None:
     guide = Normal((3, 2, 2), 1, "z", model, hidden_dims=(6,))
     x = model.model(n=5)
     assert model.numbers_per_pixel == (256 if likelihood == "categorical" else 20 // 3)
-    assert pairs_at_a_time(model, 2048) == 2048 // model.numbers_per_pixel
+    assert pairs_at_a_time(model, None, x) == 2048 // model.numbers_per_pixel
     found = log_marginal_likelihood(model, guide, x, num_samples=400, ask_again=False)
     exact = quadrature_log_px(model, x)
     apart = (found.log_px - exact.log_px).abs()
