@@ -152,14 +152,17 @@ class BernoulliVector(dist.TorchDistribution):
             value, logits = value.to(dtype), logits.to(dtype)
         if broadcast_shape(value.shape, logits.shape) == logits.shape:
             result = log_prob_by_pixels(value, logits)
-        elif differentiated(value, logits) and (total := _softplus_sum(logits)) is not None:
+        elif not differentiated(value, logits):  # -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))]
+            small = F.softplus(-logits.abs(), threshold=40).sum(-1)
+            result = -(_contract(value, F.relu(-logits)) + _contract(1 - value, F.relu(logits)) + small)
+        elif (total := _softplus_sum(logits)) is not None:
             one_row = (
                 logits.dim() > 2 == value.dim() and logits.shape[-2] == 1
             )  # states for all images: faster than einsum
             result = (logits.squeeze(-2) @ value.T if one_row else _contract(value, logits)) - total
-        else:  # x l - softplus(l) = -[x relu(-l) + (1 - x) relu(l) + log(1 + exp(-|l|))], where no terms cancel
-            small = F.softplus(-logits.abs(), threshold=40).sum(-1)
-            result = -(_contract(value, F.relu(-logits)) + _contract(1 - value, F.relu(logits)) + small)
+        else:  # no terms cancel here either, and the derivative at l = 0 is right, which that of relu is not
+            off, on = F.softplus(logits, threshold=40), F.softplus(-logits, threshold=40)
+            result = -(_contract(value, on) + _contract(1 - value, off))
         if result.shape == self.batch_shape:
             return result
         return result.expand(broadcast_shape(result.shape, self.batch_shape))
@@ -222,6 +225,9 @@ class ObservedBernoulliVector(BernoulliVector):
             result = terms.sum(-1).neg()
         elif with_gradient and _moderate(logits):
             result = _contract(seen, logits) - _contract(mask, F.softplus(logits, threshold=40))
+        elif with_gradient:
+            off, on = F.softplus(logits, threshold=40), F.softplus(-logits, threshold=40)
+            result = -(_contract(seen, on) + _contract(mask - seen, off))
         else:  # as in BernoulliVector, where no terms cancel
             small = F.softplus(-logits.abs(), threshold=40)
             off = _contract(mask - seen, F.relu(logits))
@@ -442,8 +448,8 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         """log p(value) in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        likely = value * self.logits - self.logits.relu() - F.softplus(-self.logits.abs())
-        return likely + self._cont_bern_log_norm()
+        off, on = F.softplus(self.logits, threshold=40), F.softplus(-self.logits, threshold=40)
+        return self._cont_bern_log_norm() - (value * on + (1 - value) * off)
 
     # Both functions are computed for negative log-odds, which have no large exponentials: x -> 1 - x changes the sign.
 

@@ -5,6 +5,7 @@ of Python. A CUDA graph repeats them all with one launch. It repeats the kernels
 pair and the objective must be the package's own, whose code does the same at each step.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.direct import same_gradients
 from ppl_gen.networks.pixel_sums import recording
@@ -98,7 +100,7 @@ class RecordedGradient:
             self.graph = graph
             if not self._same(model, guide, batch):
                 self.graph = None
-        except RuntimeError:  # the code waits for the GPU, or does what a graph cannot hold
+        except (RuntimeError, BadInput):  # the code waits for the GPU, or does what a graph cannot hold
             self.graph = None
 
     def _same(self, model: Any, guide: Any, batch: tuple[Tensor, ...]) -> bool:
@@ -118,7 +120,9 @@ class RecordedGradient:
 def _no_waiting() -> Iterator[None]:
     """Raise `RuntimeError` for operations that wait for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode is a prototype, which does not find all such operations
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

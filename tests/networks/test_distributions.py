@@ -1,6 +1,7 @@
 import decimal
 import itertools
 import math
+from contextlib import nullcontext
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_gen.networks.distributions import BernoulliVector, ContinuousBernoulli, LinearBernoulliVector
 from ppl_gen.networks.log_density import log_density
+from ppl_gen.networks.pixel_sums import recording
 from ppl_gen.networks.state_sums import binary_states
 
 F64 = torch.float64
@@ -38,6 +40,29 @@ class _Largest(TorchDispatchMode):
             if isinstance(each, Tensor):
                 self.numel = max(self.numel, each.untyped_storage().nbytes() // each.element_size())
         return result
+
+
+@pytest.mark.parametrize("way", ["large logits elsewhere", "recorded", "torch.func"])
+def test_gradient_at_log_odds_of_zero(way: str) -> None:
+    """x - 1/2, also where log p is computed from relu(l) or |l|, whose derivatives at 0 are taken as 0. Parameters that
+    start at 0 have such log-odds."""
+    logits, x = torch.zeros(4, 3, 5, dtype=F64), _bits(3, 5)
+    if way == "large logits elsewhere":
+        logits[:, :, 1] = 1e7
+    seen = torch.ones(3, 5, dtype=torch.bool)
+    densities: list[Any] = [
+        lambda logits: BernoulliVector(logits).log_prob(x),
+        lambda logits: BernoulliVector(logits).observed(seen).log_prob(x),
+        lambda logits: ContinuousBernoulli(logits=logits).log_prob(x).sum(-1),
+    ]
+    for density in densities:
+        if way == "torch.func":
+            slope = torch.func.grad(lambda logits, density=density: density(logits).sum())(logits)
+        else:
+            leaf = logits.clone().requires_grad_()
+            with recording() if way == "recorded" else nullcontext():
+                (slope,) = torch.autograd.grad(density(leaf).sum(), leaf)
+        torch.testing.assert_close(slope[:, :, 0], (x[:, 0] - 0.5).expand(4, 3), rtol=0, atol=1e-12)
 
 
 @settings(max_examples=60)
