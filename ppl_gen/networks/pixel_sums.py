@@ -72,10 +72,11 @@ def log_prob_by_pixels(value: Tensor, logits: Tensor) -> Tensor:
     :param logits: [..., pixels], of the same dtype.
     """
     with_gradient = differentiated(value, logits)
-    if with_gradient and value.shape == logits.shape:  # torch's own is the fastest for few images
-        return -F.binary_cross_entropy_with_logits(logits, value, reduction="none").sum(-1)
-    # On a GPU products would not be faster: it waits for memory, and for a look at the result.
-    products = logits.device.type == "cpu" and logits.dtype in _SUMMED and untracked(value, logits)
+    on_cpu = logits.device.type == "cpu"
+    # Torch's own is the fastest for few images, and on a GPU, which waits for memory and for a look at the result.
+    if with_gradient and (value.shape == logits.shape or not on_cpu):
+        return -F.binary_cross_entropy_with_logits(logits, value.expand_as(logits), reduction="none").sum(-1)
+    products = on_cpu and logits.dtype in _SUMMED and untracked(value, logits)
     result = log_prob_of_binary(value, logits) if products and not (with_gradient and value.requires_grad) else None
     if result is not None and with_gradient:
         if math.isfinite(result.sum().item()):
