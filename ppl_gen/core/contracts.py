@@ -52,6 +52,14 @@ class HasDensity(HasPrior, Protocol):
         """p(x | z), event [D], for z [..., units] with any batch dimensions, such as chains x images."""
 
 
+class NamesQuantity(Protocol):
+    """A model of a part of the images, given the rest."""
+
+    @property
+    def quantity(self) -> str:
+        """What stands in place of `log p(x)` in tables and pictures, such as `log p(x_lower | x_upper)`."""
+
+
 class SeveralNumbersPerPixel(Protocol):
     """A model whose decoder has several numbers for each pixel. Fewer images and samples are then in memory at once."""
 
@@ -170,6 +178,13 @@ class DiscreteLayers(Protocol):
     @property
     def categories(self) -> int:
         """Number of values of a unit; 2 for binary units."""
+
+
+class DrawsUnits(Protocol):
+    """A model whose prior of z depends on a part of the image, for the guide `conditional-prior`."""
+
+    def draw_units(self, x: Tensor) -> Tensor:
+        """Sample statements of all latent sites within a plate of images [images, ...]."""
 
 
 class LinearGaussianModel(Protocol):

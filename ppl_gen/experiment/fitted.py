@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.commands import line
-from ppl_gen.core.contracts import ChecksPair, Objective
+from ppl_gen.core.contracts import ChecksPair, NamesQuantity, Objective, offers
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.loading import load_data
@@ -97,9 +97,11 @@ class Assembled:
         return self.data.train.missing is not None
 
     def quantity(self, x: Tensor, *labels: Tensor) -> str:
-        """The name of what is evaluated on images: `log p(x)`; if labels are given, `log p(x, y)` if the model has more
-        observed sites than the images, such as the labels, else `log p(x | y)`. With missing pixels, `x_obs` is the
-        observed ones."""
+        """The name of what is evaluated on images: the model's own name; else `log p(x)`. If labels are given, it is
+        `log p(x, y)` if the model has more observed sites than the images, such as the labels, else `log p(x | y)`.
+        With missing pixels, `x_obs` is the observed ones."""
+        if offers(self.model, NamesQuantity):
+            return self.model.quantity
         given = any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels)
         y = "" if not given else " | y" if len(self.pair.observed) == 1 else ", y"
         missing = any(bool(part.isnan().any()) for part in x.split(_AT_ONCE))

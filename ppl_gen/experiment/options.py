@@ -30,6 +30,9 @@ class TrainingOptions:
     batches, and more time for a step."""
     adam_beta1: float = 0.9
     """Decay of Adam's mean of the gradient."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (Loshchilov and Hutter 2019): each step shrinks weight matrices by this times the learning
+    rate, whatever their gradients. For few training images; try 0.01 to 0.1."""
     clip_grad_norm: float | None = None
     """Largest norm of a gradient. A longer gradient is scaled down to this norm. By default there is no limit."""
     objective: str = option("elbo", column="objective")
@@ -75,6 +78,7 @@ class TrainingOptions:
         check_objective(self.objective, self.num_particles, self.alpha, self.beta)
         require(0 <= self.adam_beta1 < 1, "adam_beta1", self.adam_beta1, "must be at least 0 and below 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be above 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be at least 0")
         if self.clip_grad_norm is not None:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
         if self.optimizer == "muon":

@@ -347,7 +347,7 @@ class Loop:
         fitted = self.fitted
         if self.device.type != "cuda" or self.shared or self.pair.enumerated or self.options.kl_warmup:
             return False
-        return may_be_recorded(fitted.objective, self.modules, fitted.model, fitted.guide)
+        return may_be_recorded(fitted.model, fitted.guide, fitted.objective)
 
     def current(self, *arguments: Any) -> Tensor:
         """The loss of this moment: `verify` may change it."""

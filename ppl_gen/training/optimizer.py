@@ -28,11 +28,21 @@ class OneOptimizer(PyroOptim):
         if matrices := [p for p, yes in zip(parameters, matrix, strict=True) if yes]:
             # Steps as long as Adam's, so that one learning rate serves both (Liu et al. 2025, equation 4).
             self.parts["muon"] = without_compiler(torch.optim.Muon)(
-                matrices, lr=options.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+                matrices,
+                lr=options.learning_rate,
+                weight_decay=options.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             )
         if others := [p for p, yes in zip(parameters, matrix, strict=True) if not yes]:
-            self.parts["adam"] = without_compiler(torch.optim.Adam)(
-                others, lr=options.learning_rate, betas=(options.adam_beta1, 0.999), fused=True
+            kind: Any = torch.optim.AdamW if options.weight_decay else torch.optim.Adam
+            # Biases and other vectors are not decayed.
+            decay = [options.weight_decay * (p.dim() >= 2) for p in others]
+            groups = [
+                {"params": [p for p, own in zip(others, decay, strict=True) if own == each], "weight_decay": each}
+                for each in sorted({*decay})
+            ]
+            self.parts["adam"] = without_compiler(kind)(
+                groups, lr=options.learning_rate, betas=(options.adam_beta1, 0.999), fused=True
             )
 
     def set_rate(self, rate: float) -> None:

@@ -25,16 +25,17 @@ _TOLERANCE = 1e-4  # relative, of the loss: sums may be in another order
 Gradients = tuple[Tensor | None, ...]
 
 
-def may_be_recorded(objective: Any, modules: nn.Module, *parts: Any) -> bool:
-    """True if the code of a step is known: no class of the objective, the pair and their modules is a user's.
+def may_be_recorded(*parts: Any) -> bool:
+    """True if the code of a step is known: neither a part nor a module in it is of a user's class.
 
-    >>> may_be_recorded(None, nn.Linear(2, 2))
-    False
+    >>> class Own(nn.Linear): ...
+    >>> may_be_recorded(nn.Sequential(nn.Linear(2, 2))), may_be_recorded(nn.Sequential(Own(2, 2)))
+    (True, False)
 
-    :param parts: model and guide.
+    :param parts: the model, the guide and the objective.
     """
-    owners = [objective, *parts, *(each for part in parts if isinstance(part, nn.Module) for each in part.modules())]
-    return all(type(each).__module__.partition(".")[0] in _LIBRARIES for each in (*owners, *modules.modules()))
+    objects = [each for part in parts for each in (part.modules() if isinstance(part, nn.Module) else [part])]
+    return all(type(each).__module__.partition(".")[0] in _LIBRARIES for each in objects)
 
 
 class RecordedGradient:
@@ -78,7 +79,8 @@ class RecordedGradient:
         assert self.graph is not None
         for ours, given in zip(self.batch, batch, strict=True):
             ours.copy_(given)
-        self.graph.replay()
+        with torch.cuda.device(self.batch[0].device):
+            self.graph.replay()
 
     def _record(self, model: Any, guide: Any, *batch: Tensor) -> None:
         """Record the loss and the gradient of a batch, if they read no tensor's value on the way; and keep the record
@@ -86,22 +88,27 @@ class RecordedGradient:
         self.usable = False
         if not all(isinstance(each, Tensor) and each.is_cuda for each in batch):
             return
-        self.batch, side = tuple(each.clone() for each in batch), torch.cuda.Stream()
+        self.batch = tuple(each.clone() for each in batch)
         try:
-            with unchanged(self.modules):
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side), _no_waiting(), recording():
-                    for _ in range(_WARM_UP):
-                        self._compute(model, guide, *self.batch)
-                torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with unchanged(self.modules), recording(), torch.cuda.graph(graph):
-                self.value, self.gradients = self._compute(model, guide, *self.batch)
-            self.graph = graph
-            if not self._same(model, guide, batch):
-                self.graph = None
+            with torch.cuda.device(batch[0].device):
+                self._capture(model, guide)
+                if not self._same(model, guide, batch):
+                    self.graph = None
         except (RuntimeError, BadInput):  # the code waits for the GPU, or does what a graph cannot hold
             self.graph = None
+
+    def _capture(self, model: Any, guide: Any) -> None:
+        side = torch.cuda.Stream()
+        with unchanged(self.modules):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side), _no_waiting(), recording():
+                for _ in range(_WARM_UP):
+                    self._compute(model, guide, *self.batch)
+            torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with unchanged(self.modules), recording(), torch.cuda.graph(graph):
+            self.value, self.gradients = self._compute(model, guide, *self.batch)
+        self.graph = graph
 
     def _same(self, model: Any, guide: Any, batch: tuple[Tensor, ...]) -> bool:
         """True if a replay gives the loss, the gradient and the buffers of the code."""

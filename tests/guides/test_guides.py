@@ -49,6 +49,7 @@ def test_all_families_are_here() -> None:
         "hierarchical",
         "hierarchical-bernoulli",
         "conditional",
+        "conditional-prior",
         "semi-supervised",
         "per-image",
     }

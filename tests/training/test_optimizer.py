@@ -5,6 +5,7 @@ import torch
 from fits import small_config
 from torch import Tensor, nn
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.options import TrainingOptions
@@ -37,3 +38,18 @@ def test_muon_steps_along_orthogonal_matrices_and_adam_along_the_rest() -> None:
     assert sizes.min() > 0.6 and sizes.max() < 1.3
     torch.testing.assert_close(vector.detach(), -0.1 * sign)
     assert matrix.grad is None and vector.grad is None
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_weight_decay_shrinks_matrices_alone(optimizer: str) -> None:
+    """Of a gradient of 0, the step of both optimizers is 0. What is left is p - lr decay p."""
+    matrix, vector, scale = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(()))
+    options = TrainingOptions(optimizer=optimizer, learning_rate=0.1, weight_decay=0.2)  # type: ignore[arg-type]
+    steps = OneOptimizer([vector, matrix, scale], options)
+    for each in (matrix, vector, scale):
+        each.grad = torch.zeros_like(each)
+    steps(set())
+    torch.testing.assert_close(matrix.detach(), torch.full((4, 3), 0.98))
+    assert vector.detach().tolist() == [1.0] * 6 and scale.item() == 1.0
+    with pytest.raises(BadInput, match="weight_decay -1: must be at least 0"):
+        TrainingOptions(weight_decay=-1)
