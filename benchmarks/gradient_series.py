@@ -7,6 +7,7 @@ squared bias and the variance of the guide's gradient, relative to the squared l
 
 import argparse
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def measure(units: int, given: argparse.Namespace) -> list[dict[str, Any]]:
         "belief-net", guide="bernoulli", model_options={"latent_dim": units}, data=given.data, epochs=given.epochs,
         num_samples=100, quiet=True, out=out,
     )  # fmt: skip
-    found = run.gradients(initial=True, draws=given.draws, quiet=True)
+    found = run.gradients(initial=True, draws=given.draws, warm_up=given.warm_up, quiet=True)
     points: list[dict[str, Any]] = found.summary["points"]
     return points
 
@@ -59,7 +60,14 @@ def tables(found: dict[int, list[dict[str, Any]]]) -> str:
 def _cell(row: dict[str, Any] | None, what: str) -> str:
     if row is None:
         return ""
-    return f"{row['variance']:.2g}" if what == "variance" else f"{row['bias']:.2g} ± {row['bias_se']:.1g}"
+    if what == "variance":
+        return _rounded(row["variance"], 2)
+    return f"{_rounded(row['bias'], 2)} ± {_rounded(row['bias_se'], 1)}"
+
+
+def _rounded(number: float, digits: int) -> str:
+    """A number with so many digits that count, without an exponent."""
+    return f"{Decimal(f'{number:.{digits}g}'):f}"
 
 
 def from_tables() -> dict[str, Series]:
@@ -105,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="mnist", help="images (default mnist)")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of each net")
     parser.add_argument("--draws", type=int, default=500, help="draws of each gradient")
+    parser.add_argument("--warm-up", type=int, default=600, help="steps of baselines alone, before the draws")
     parser.add_argument("--runs", type=Path, default=Path("runs/gradients"), help="where the runs go")
     parser.add_argument("--draw-only", type=Path, metavar="PNG", help="draw the numbers of the tables in docs/")
     given = parser.parse_args(arguments)

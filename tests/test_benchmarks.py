@@ -23,6 +23,7 @@ from benchmarks import (
     enumeration,
     exact_training,
     gap,
+    gradient_series,
     growth,
     importance,
     null_comparisons,
@@ -386,6 +387,20 @@ def test_exact_training(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert f"| elbo | 2 | 0.0 | {records[1]['exact']:.2f} |" in capsys.readouterr().out
     assert (tmp_path / "it.png").stat().st_size > 1000
     assert "| grid | 2 | 1.0 | -4.00 ± 1.41 | 0.001 |  |  |  |  |" in several
+
+
+def test_gradients_of_nets_of_several_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers of the tables are those of `gradients.json`, without exponents."""
+    options = ["--units", "1", "2", "--data", "digits", "--epochs", "1", "--draws", "20", "--warm-up", "1"]
+    gradient_series.main([*options, "--runs", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.count("| variance, ") == out.count("| squared bias, ") == 2
+    points = json.loads((tmp_path / "units-2" / "gradients.json").read_text())["points"]
+    trained = next(point for point in points if point["at"] == "trained")
+    rloo = next(row["guide"] for row in trained["rows"] if row["objective"] == "rloo")
+    row = out[out.index("variance, after") :].split("| `rloo` |")[1].splitlines()[0]
+    assert float(row.split("|")[1]) == float(f"{rloo['variance']:.2g}")
+    assert gradient_series._rounded(3.14e-5, 2) == "0.000031" and gradient_series._rounded(27.0, 2) == "27"
 
 
 def test_estimates_against_quadrature(
