@@ -391,7 +391,7 @@ def test_exact_training(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
 def test_gradients_of_nets_of_several_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The numbers of the tables are those of `gradients.json`, without exponents."""
-    options = ["--units", "1", "2", "--data", "digits", "--epochs", "1", "--draws", "20", "--warm-up", "1"]
+    options = ["--units", "2", "--data", "digits", "--epochs", "1", "--draws", "20", "--warm-up", "1"]
     gradient_series.main([*options, "--runs", str(tmp_path)])
     out = capsys.readouterr().out
     assert out.count("| variance, ") == out.count("| squared bias, ") == 2
