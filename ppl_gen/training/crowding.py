@@ -33,7 +33,7 @@ def scheduled() -> tuple[float, float] | None:
 
 
 class Crowding:
-    """Whether other programs slow the steps of training down.
+    """Whether other programs slow the steps of training down, from the first steps on or later.
 
     :param threads: threads of torch. A single one waits for no other.
     :param look: as `scheduled`.
@@ -61,13 +61,15 @@ class Crowding:
         before, self.before = self.before, self.look()
         each, self.steps, self.seconds = self.seconds / self.steps, 0, 0.0
         slower, self.fastest = each / self.fastest, min(self.fastest, each)
-        if self.before is None or slower < _SLOWER:
+        first = slower == 0.0  # before which no window is known
+        if self.before is None or (slower < _SLOWER and not first):
             return None
         ran, waited = (now - then for now, then in zip(self.before, before, strict=True))
         if ran > _SHARE * (ran + waited):
             return None
         self.before = None
+        steps = "" if first else f"steps take {slower:.0f} times what they did, and "
         return (
-            f"warning: other programs use the cores: steps take {slower:.0f} times what they did, and threads wait for "
-            f"a core for {waited / (ran + waited):.0%} of the time; OMP_NUM_THREADS=1 is faster on a busy machine"
+            f"warning: other programs use the cores: {steps}threads wait for a core for "
+            f"{waited / (ran + waited):.0%} of the time; OMP_NUM_THREADS=1 is faster on a busy machine"
         )

@@ -35,12 +35,17 @@ def test_steps_that_wait_for_cores_are_told_of_once() -> None:
     assert "for 75% of the time; OMP_NUM_THREADS=1 " in warning
 
 
+def test_a_machine_that_is_busy_from_the_start() -> None:
+    (warning,) = _warnings([40, 40, 400], [0.3, 0.3, 0.3])
+    assert warning.startswith("warning: other programs use the cores: threads wait for a core for 70% of the time; OMP")
+
+
 @pytest.mark.parametrize(
     ("seconds", "shares", "threads"),
     [
         ([2, 2, 19, 19], [1, 1, 0.3, 0.3], 2),  # less than ten times
         ([2, 2, 40, 40], [1, 1, 0.97, 0.7], 2),  # slow for another reason, such as a disk
-        ([40, 40, 40], [0.3, 0.3, 0.3], 2),  # no step was faster
+        ([40, 40, 40], [0.7, 0.3, 0.3], 2),  # no step was faster
         ([2, 2, 40, 40], [1, 1, 0.3, 0.3], 1),  # one thread waits for no other
     ],
 )
