@@ -25,9 +25,14 @@ def test_clipping_bounds_the_gradient(data: Data) -> None:
     assert norms[0].item() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_muon_steps_along_orthogonal_matrices_and_adam_along_the_rest() -> None:
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_muon_steps_along_orthogonal_matrices_and_adam_along_the_rest(
+    bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first step: singular values near 1 (0.68 to 1.2 by five iterations of Newton and Schulz) times 0.2 lr times
-    the root of the longer side, whatever the gradient's; and Adam's, the rate times the sign."""
+    the root of the longer side, whatever the gradient's; and Adam's, the rate times the sign. In float32 on processors
+    without products of bfloat16."""
+    monkeypatch.setattr("ppl_gen.training.optimizer._multiplies_bfloat16", lambda: bfloat16)
     torch.manual_seed(0)
     matrix, vector = nn.Parameter(torch.zeros(8, 5)), nn.Parameter(torch.zeros(6))
     optimizer = OneOptimizer([matrix, vector], TrainingOptions(optimizer="muon", learning_rate=0.1))
