@@ -20,8 +20,8 @@ from ppl_gen.run import Run
 
 Series = dict[str, dict[int, float]]
 """estimator -> M -> number"""
-WHAT = {"variance": "variance, {}", "bias": "squared bias, {}"}
-"""What is in a table, and the title of its first column."""
+WHAT = {"variance": ("variance", "Unbiased", BLUE), "bias": ("squared bias", "Biased", VERMILION)}
+"""What is in a table: its name, the estimators that are drawn, and their color."""
 
 
 def measure(units: int, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -44,11 +44,11 @@ def tables(found: dict[int, list[dict[str, Any]]]) -> str:
         for units, points in found.items():
             for row in next(point for point in points if point["at"] == at)["rows"]:
                 rows.setdefault(row["objective"], {})[units] = row["guide"]
-        for what, title in WHAT.items():
+        for what, (title, *_) in WHAT.items():
             shown = {
                 n: of for n, of in rows.items() if what == "variance" or any(each["biased"] for each in of.values())
             }
-            lines += [f"| {title.format(when)} | {' | '.join(f'M = {units}' for units in found)} |"]
+            lines += [f"| {title}, {when} | {' | '.join(f'M = {units}' for units in found)} |"]
             lines += ["| --- |" + " ---: |" * len(found)]
             for name, of in sorted(shown.items()):
                 cells = [_cell(of.get(units), what) for units in found]
@@ -73,12 +73,11 @@ def _rounded(number: float, digits: int) -> str:
 def from_tables() -> dict[str, Series]:
     """Variances and squared biases after training, from the tables in docs/."""
     found: dict[str, Series] = {}
-    for what, title in WHAT.items():
-        header, *rows = read_table(title.format("after training"))
+    for what, (title, *_) in WHAT.items():
+        header, *rows = read_table(f"{title}, after training")
         sizes = [int(cell.removeprefix("M = ")) for cell in header[1:]]
         found[what] = {
-            row[0].strip("`"): {m: numbers(cell)[0] for m, cell in zip(sizes, row[1:], strict=True) if cell}
-            for row in rows
+            row[0]: {m: numbers(cell)[0] for m, cell in zip(sizes, row[1:], strict=True) if cell} for row in rows
         }
     return found
 
@@ -88,19 +87,18 @@ def draw(found: dict[str, Series]) -> Figure:
     """Against the number of units, after training: the variance of estimators without bias, and the squared bias of the
     others."""
     figure = Figure(figsize=(NARROW, 6.4), layout="constrained")
-    for axes, what in zip(figure.subplots(2, 1), WHAT, strict=True):
+    for axes, (what, (title, kind, color)) in zip(figure.subplots(2, 1), WHAT.items(), strict=True):
         names = []
         for name, of in found[what].items():
             if what == "variance" and name in found["bias"]:
                 continue
-            color = BLUE if what == "variance" else VERMILION
             axes.plot(list(of), list(of.values()), "o-", color=color, markersize=3)
             names.append(Name(name, *list(of.items())[-1], color))
         axes.set_yscale("log")
         axes.set_xticks(sorted({m for of in found[what].values() for m in of}))
         axes.set_xlabel("units M")
-        axes.set_ylabel(f"{'variance' if what == 'variance' else 'squared bias'} / |exact gradient|²")
-        axes.set_title("Unbiased estimators: variance" if what == "variance" else "Biased estimators: squared bias")
+        axes.set_ylabel(f"{title} / |exact gradient|²")
+        axes.set_title(f"{kind} estimators: {title}")
         plain(axes.yaxis)
         axes.grid()
         name_lines(axes, names)

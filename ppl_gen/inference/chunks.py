@@ -42,4 +42,4 @@ def images_at_a_time(chunk_size: int, num_samples: int, x: Tensor) -> int:
     16
     """
     most = min(_MOST_IMAGES, _PAIRS_OF_BLOCK // num_samples) if x.is_cuda else IMAGES_PER_BLOCK
-    return max(1, min(max(most, 1), chunk_size))
+    return max(1, min(most, chunk_size))

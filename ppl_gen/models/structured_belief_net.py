@@ -47,7 +47,6 @@ class StructuredBeliefNet(nn.Module):
     quantity = "log p(x_lower | x_upper)"
     categories = 2
     upper: Tensor
-    lower: Tensor
     upper_mean: Tensor
     examples: Tensor
     order: Tensor
@@ -77,23 +76,22 @@ class StructuredBeliefNet(nn.Module):
         mean = torch.full((pixels.numel(),), 0.5) if data_mean is None else data_mean
         examples = torch.zeros(1, pixels.numel()) if data_examples is None else data_examples
         order = torch.cat([upper, lower]).argsort()
-        buffers = {"upper": upper, "lower": lower, "order": order, "is_lower": order >= len(upper)}
+        buffers = {"upper": upper, "order": order, "is_lower": order >= len(upper)}
         buffers |= {"upper_mean": mean[upper], "examples": examples[:, upper]}
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
-        sizes = [len(self.upper), *latent_dims, len(self.lower)]
+        sizes = [len(upper), *latent_dims, len(lower)]
         self.layers = nn.ModuleList(mlp([above, *hidden_dims, below], activation) for above, below in pairwise(sizes))
         output: Any = self.layers[-1]
         with torch.no_grad():
-            output[-1].bias.copy_(torch.logit(mean[self.lower]))
+            output[-1].bias.copy_(torch.logit(mean[lower]))
 
     def draw_units(self, x: Tensor, infer: dict[str, Any] | None = None) -> Tensor:
         """Sample statements of all layers within a plate of images x [images, data_dim]. Returns z_L [..., units].
 
         :param infer: options of the statements for Pyro.
         """
-        z = x[:, self.upper] - self.upper_mean
-        return self._drawn(z, infer)
+        return self._drawn(x[:, self.upper] - self.upper_mean, infer)
 
     def _drawn(self, z: Tensor, infer: dict[str, Any] | None) -> Tensor:
         for number, net in enumerate(self.layers[:-1], start=1):

@@ -160,8 +160,8 @@ class BernoulliVector(dist.TorchDistribution):
                 logits.dim() > 2 == value.dim() and logits.shape[-2] == 1
             )  # states for all images: faster than einsum
             result = (logits.squeeze(-2) @ value.T if one_row else _contract(value, logits)) - total
-        else:  # no terms cancel here either, and the derivative at l = 0 is right, which that of relu is not
-            off, on = F.softplus(logits, threshold=40), F.softplus(-logits, threshold=40)
+        else:
+            off, on = _surprisals(logits)
             result = -(_contract(value, on) + _contract(1 - value, off))
         if result.shape == self.batch_shape:
             return result
@@ -226,7 +226,7 @@ class ObservedBernoulliVector(BernoulliVector):
         elif with_gradient and _moderate(logits):
             result = _contract(seen, logits) - _contract(mask, F.softplus(logits, threshold=40))
         elif with_gradient:
-            off, on = F.softplus(logits, threshold=40), F.softplus(-logits, threshold=40)
+            off, on = _surprisals(logits)
             result = -(_contract(seen, on) + _contract(mask - seen, off))
         else:  # as in BernoulliVector, where no terms cancel
             small = F.softplus(-logits.abs(), threshold=40)
@@ -448,7 +448,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         """log p(value) in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        off, on = F.softplus(self.logits, threshold=40), F.softplus(-self.logits, threshold=40)
+        off, on = _surprisals(self.logits)
         return self._cont_bern_log_norm() - (value * on + (1 - value) * off)
 
     # Both functions are computed for negative log-odds, which have no large exponentials: x -> 1 - x changes the sign.
@@ -472,6 +472,12 @@ def _near_zero(array: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     for all others. In each argument the entries of the other are replaced, so that no gradient is NaN."""
     near = array.abs() < limit
     return torch.where(near, array, 0.0), near, torch.where(near, 1.0, array)
+
+
+def _surprisals(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p(0) and -log p(1) of each pixel. In their sum, weighted by 1 - x and x, no terms cancel; and the derivative
+    at l = 0 is right, where those of relu(l) and |l| are taken as 0."""
+    return F.softplus(logits, threshold=40), F.softplus(-logits, threshold=40)
 
 
 def _moderate(logits: Tensor) -> bool:

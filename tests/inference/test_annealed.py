@@ -163,8 +163,7 @@ def test_from_a_wide_guide_it_is_still_right(linear: LinearGaussian) -> None:
 
 def test_groups_of_chains_are_chains(linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch) -> None:
     """32 chains in groups of at most 5: all of them count, and nothing else changes."""
-    for module in ("chunks",):
-        monkeypatch.setattr(f"ppl_gen.inference.{module}.CHUNK_SIZE", 5)
+    monkeypatch.setattr("ppl_gen.inference.chunks.CHUNK_SIZE", 5)
     x, passed = linear.model(n=3), []
     annealing = Annealing(100, num_chains=32, leapfrog_steps=3)
     assert annealing.groups == [5, 5, 5, 5, 5, 5, 2]
