@@ -122,11 +122,13 @@ def main() -> None:
     parser.add_argument(
         "--draw-only", type=Path, metavar="PNG", help="draw the numbers of the tables in docs/speed*.md"
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (default cpu)")
     given = parser.parse_args()
     if given.draw_only:
         draw(from_tables()).write(given.draw_only)
         return
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device; leave this option out")
     torch.set_default_device(given.device)
     on = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {on}; medians")

@@ -35,6 +35,7 @@ from benchmarks import (
     wall,
 )
 from benchmarks.__main__ import draw, from_tables, markdown
+from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.steps import training_step
 from benchmarks.timing import Comparison, medians, show
 from ppl_gen.data.loading import load_data
@@ -387,6 +388,14 @@ def test_exact_training(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert f"| elbo | 2 | 0.0 | {records[1]['exact']:.2f} |" in capsys.readouterr().out
     assert (tmp_path / "it.png").stat().st_size > 1000
     assert "| grid | 2 | 1.0 | -4.00 ± 1.41 | 0.001 |  |  |  |  |" in several
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_benchmarks_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--device", "cuda"])
+    with pytest.raises(SystemExit, match="2"):
+        benchmarks_main()
+    assert "--device cuda: torch finds no CUDA device" in capsys.readouterr().err
 
 
 def test_gradients_of_nets_of_several_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

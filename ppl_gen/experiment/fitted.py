@@ -100,7 +100,8 @@ class Assembled:
         """The name of what is evaluated on images: the model's own name; else `log p(x)`. If labels are given, it is
         `log p(x, y)` if the model has more observed sites than the images, such as the labels, else `log p(x | y)`.
         With missing pixels, `x_obs` is the observed ones."""
-        if offers(self.model, NamesQuantity):
+        # An attribute of this name that is no text means something else.
+        if offers(self.model, NamesQuantity) and isinstance(self.model.quantity, str):
             return self.model.quantity
         given = any(isinstance(each, Tensor) and bool((each >= 0).any()) for each in labels)
         y = "" if not given else " | y" if len(self.pair.observed) == 1 else ", y"

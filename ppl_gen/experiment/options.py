@@ -32,7 +32,7 @@ class TrainingOptions:
     """Decay of Adam's mean of the gradient."""
     weight_decay: float = 0.0
     """Decoupled weight decay (Loshchilov and Hutter 2019): each step shrinks weight matrices by this times the learning
-    rate, whatever their gradients. For few training images; try 0.01 to 0.1."""
+    rate, whatever their gradients."""
     clip_grad_norm: float | None = None
     """Largest norm of a gradient. A longer gradient is scaled down to this norm. By default there is no limit."""
     objective: str = option("elbo", column="objective")

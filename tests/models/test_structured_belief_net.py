@@ -133,6 +133,14 @@ def test_drawn_images_have_the_upper_halves_of_training_images() -> None:
     assert 0 < float(model.model(n=500)[:, 3:].mean()) < 1
 
 
+@pytest.mark.parametrize("quantity, name", [("log p(x | c)", "log p(x | c)"), (3, "log p(x)"), (len, "log p(x)")])
+def test_a_model_may_name_what_is_evaluated(quantity: Any, name: str) -> None:
+    """Anything but a text of this name has another meaning."""
+    model = type("Own", (VAE,), {"quantity": quantity})
+    run = Run.fit(model, data="digits", train_size=100, epochs=1, quiet=True, num_samples=20)
+    assert f"{name}  " in str(run.evaluation)
+
+
 def test_what_has_no_halves() -> None:
     with pytest.raises(BadInput, match="have no upper and lower half"):
         StructuredBeliefNet((1, 9))

@@ -46,23 +46,25 @@ class _Largest(TorchDispatchMode):
 def test_gradient_at_log_odds_of_zero(way: str) -> None:
     """x - 1/2, also where log p is computed from relu(l) or |l|, whose derivatives at 0 are taken as 0. Parameters that
     start at 0 have such log-odds."""
-    logits, x = torch.zeros(4, 3, 5, dtype=F64), _bits(3, 5)
-    if way == "large logits elsewhere":
-        logits[:, :, 1] = 1e7
+    x = _bits(3, 5)
     seen = torch.ones(3, 5, dtype=torch.bool)
     densities: list[Any] = [
         lambda logits: BernoulliVector(logits).log_prob(x),
         lambda logits: BernoulliVector(logits).observed(seen).log_prob(x),
         lambda logits: ContinuousBernoulli(logits=logits).log_prob(x).sum(-1),
     ]
-    for density in densities:
+    for density, images in itertools.product(densities, (3, 1)):  # logits of each image, and of all images together
+        logits = torch.zeros(4, images, 5, dtype=F64)
+        if way == "large logits elsewhere":
+            logits[:, :, 1] = 1e7
         if way == "torch.func":
             slope = torch.func.grad(lambda logits, density=density: density(logits).sum())(logits)
         else:
             leaf = logits.clone().requires_grad_()
             with recording() if way == "recorded" else nullcontext():
                 (slope,) = torch.autograd.grad(density(leaf).sum(), leaf)
-        torch.testing.assert_close(slope[:, :, 0], (x[:, 0] - 0.5).expand(4, 3), rtol=0, atol=1e-12)
+        expected = (x[:, 0] - 0.5).sum_to_size(images).expand(4, images)
+        torch.testing.assert_close(slope[:, :, 0], expected, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=60)
