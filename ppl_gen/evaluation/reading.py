@@ -160,7 +160,8 @@ def _variables(summary: Json, content: bytes) -> tuple[dict[str, np.ndarray], Js
         names += [name for name in estimates if name in group]
         of_figures = [name for name in ("gap", "untrusted") if name in group]
         entries.check_variables(summary, {name: group[name] for name in (*names, *of_figures)}, len(content))
-        return {name: group[name][()] for name in names}, dict(group.attrs)
+        attributes = {name: each.decode() if isinstance(each, bytes) else each for name, each in group.attrs.items()}
+        return {name: group[name][()] for name in names}, attributes
 
 
 def _settings(entry: Json) -> Json:

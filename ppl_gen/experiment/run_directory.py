@@ -380,7 +380,7 @@ def check_folder(out: Path) -> None:
 
 def to_netcdf(images: "xarray.Dataset") -> bytes:
     """The content of an `evaluation.nc`. HDF5 may end the process if a disk is full, so that it writes to memory."""
-    return bytes(images.to_netcdf(None, group=GROUP, engine="h5netcdf"))
+    return bytes(images.to_netcdf(None, group=GROUP, engine="netcdf4"))
 
 
 def to_npz(arrays: "Mapping[str, np.ndarray]") -> bytes:
