@@ -1,6 +1,5 @@
 import argparse
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from benchmarks import enumeration, importance, vae_step
 from benchmarks.pages import numbers, tables
-from benchmarks.timing import Comparison
+from benchmarks.timing import Comparison, machine
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, NARROW, SMALL, VERMILION, plain, styled
@@ -130,8 +129,7 @@ def main() -> None:
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device; leave this option out")
     torch.set_default_device(given.device)
-    on = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {on}; medians")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {machine()}; medians")
     keep_freed_memory()  # for all candidates alike: training and evaluation do the same
     shown = vae_step.main(given.rounds, given.compile)
     shown += importance.main(given.rounds) + enumeration.main(given.rounds)

@@ -1,13 +1,26 @@
 """Interleaved timing. Machines are noisy: compare within one process, in turns, by medians."""
 
+import os
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 _TURN = 5
+
+
+def machine() -> str:
+    """The processor, its widest vectors, the number of its cores, and the GPU if there is one."""
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.*)$", file.read_text() if file.exists() else "", re.MULTILINE)
+    name = found[1] if found else platform.processor() or platform.machine()
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([name, torch.backends.cpu.get_cpu_capability(), f"{os.cpu_count()} cores", *gpu])
 
 
 def medians(

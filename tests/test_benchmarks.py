@@ -28,7 +28,6 @@ from benchmarks import (
     importance,
     null_comparisons,
     profiles,
-    remake,
     rows,
     trusted,
     vae_step,
@@ -340,27 +339,6 @@ def test_the_figure_of_a_table_has_its_numbers() -> None:
     written = [text.get_text() for text in rows.draw().axes[0].texts]
     order = [written.index(label) for label in ("normal, iwae-50", "flow iaf, elbo", "normal, stl", "normal, elbo")]
     assert order == sorted(order)
-
-
-def test_tables_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The commands under a heading, until one fails; a heading that is none, or several, is refused."""
-    every = remake.sections()
-    assert every["The default VAE"][0] == "python -m ppl_gen.fit vae --data mnist --out runs/default"
-    assert all(line.startswith(("python -m ", "torchrun ")) for commands in every.values() for line in commands)
-    page = "# Title\n\n## {}\n\nText.\n\n```bash\n{}\n```\n"
-    (tmp_path / "results.md").write_text("# Results\n")
-    (tmp_path / "results-one.md").write_text(page.format("One", "python -c 1\npython -c 2"))
-    (tmp_path / "speed.md").write_text(page.format("Two", "false\ntrue"))
-    docs = ["--docs", str(tmp_path)]
-    assert remake.main(["one", *docs]) == 0 and capsys.readouterr().out.count("$ python -c") == 2
-    assert remake.main(["two", *docs]) == 1 and "true" not in capsys.readouterr().out
-    assert remake.main(["two", "--dry-run", *docs]) == 0 and "$ true" in capsys.readouterr().out
-    assert remake.main(docs) == 0 and capsys.readouterr().out == "One\nTwo\n"
-    for title in ("Three", ""):
-        assert remake.main([title, *docs]) == 2 and "there are: One, Two" in capsys.readouterr().err
-    (tmp_path / "speed-of-one.md").write_text(page.format("One", "python -c 3"))
-    with pytest.raises(ValueError, match="two headings with commands are 'One'"):
-        remake.sections(tmp_path)
 
 
 def test_null_comparisons(capsys: pytest.CaptureFixture[str]) -> None:
