@@ -150,7 +150,6 @@ PAGES = [
 ]
 
 
-@pytest.mark.drawn
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_page(page: str, elsewhere: Path, call: Call, fit_once: FitOnce, monkeypatch: pytest.MonkeyPatch) -> None:

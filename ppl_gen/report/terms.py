@@ -95,12 +95,19 @@ def _anchor(anchor: str, text: str) -> Markup:
 
 
 def _pattern(word: str) -> str:
-    """A word on its own. Case counts in a short one and in one with capitals."""
+    """A word that no letter follows. Case counts in a short one and in one with capitals."""
     written = re.escape(word)
     written = f"(?i:{written})" if word.islower() and len(word) > 3 else written
-    return (r"(?<![\w-])" if word[0].isalnum() else "") + written + (r"(?![\w-])" if word[-1].isalnum() else "")
+    return written + (r"(?![\w-])" if word[-1].isalnum() else "")
+
+
+def _any(words: list[str]) -> str:
+    """Any of these words; the longest, where several begin at one place."""
+    return "|".join(_pattern(word) for word in sorted(words, key=len, reverse=True))
 
 
 _OTHERS = {"density"}  # words with another meaning, too: the density of a guide
 _ANCHORS = {word: term.anchor for term in TERMS for word in (term.name, *term.words) if word not in _OTHERS}
-_WORDS = re.compile("|".join(_pattern(word) for word in sorted(_ANCHORS, key=len, reverse=True)))
+_SIGNS = [word for word in _ANCHORS if not word[0].isalnum()]
+# Within a word, one look back ends the search, not one for each term.
+_WORDS = re.compile(rf"(?<![\w-])(?:{_any([word for word in _ANCHORS if word not in _SIGNS])})|{_any(_SIGNS)}")
