@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 if sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").partition(".")[0] == __name__ for word in sys.orig_argv):
     import_module("ppl_gen.core.interrupts").end_at_once()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "BadInput": "ppl_gen.core.errors",

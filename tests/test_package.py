@@ -1,13 +1,20 @@
 """The package as a whole."""
 
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import ppl_gen
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +30,37 @@ def test_importing_the_package_is_light_and_changes_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_outside_of_the_checkout(tmp_path: Path) -> None:
+    """It holds all that a fit and its page need, and its types are known to other packages."""
+    source, installed, elsewhere = (tmp_path / name for name in ("source", "installed", "elsewhere"))
+    shutil.copytree(ROOT / "ppl_gen", source / "ppl_gen", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index"]
+    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", *offline, "--target", installed, wheel], check=True)
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    code = "import ppl_gen; print(ppl_gen.__file__, ppl_gen.__version__)"
+    run = partial(subprocess.run, cwd=elsewhere, env=environment, capture_output=True, text=True, check=True)
+    file, version = run([sys.executable, "-c", code]).stdout.split()
+    assert file == str(installed / "ppl_gen" / "__init__.py") and f"ppl_gen-{version}-" in wheel.name
+    fit = shlex.split("-m ppl_gen.fit vae --data digits --train-size 60 --epochs 1 --num-samples 20 --out run")
+    run([sys.executable, *fit])
+    assert (elsewhere / "run" / "report.html").exists() and (installed / "ppl_gen" / "py.typed").exists()
+
+
+def test_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == ppl_gen.__version__
+    assert f"\nversion: {ppl_gen.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", changes, re.MULTILINE)[0].rstrip(",") == ppl_gen.__version__
 
 
 def _pins(file: str) -> dict[str, str]:
