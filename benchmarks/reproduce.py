@@ -77,6 +77,7 @@ def record(run: Path, commands: list[str]) -> Record:
     config, evaluation = (
         json.loads((run / name).read_text(encoding="utf-8")) for name in ("config.json", "evaluation.json")
     )
+    del config["command"]  # of somebody's machine; `commands` are those of the page
     minutes = {"training": metrics[-1]["seconds"] / 60, "evaluation": evaluation["seconds"] / 60}
     found = {"commands": commands, "machine": machine(), "minutes": minutes, "last_epoch": metrics[-1]}
     return found | {"config": config, "evaluation": evaluation}

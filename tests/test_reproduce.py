@@ -71,7 +71,8 @@ def test_a_run_is_made_and_stored(
     assert reproduce.main(options) == 0
     found, summary = reproduce.stored("second", Path("stored")), Run.open("runs/second").evaluation
     assert summary is not None and found["evaluation"] == summary.summary and found["commands"] == fits
-    assert found["config"]["init_from"] == "runs/first" and found["last_epoch"]["epoch"] == 2
+    assert found["config"]["init_from"] == "runs/first" and "command" not in found["config"]
+    assert found["last_epoch"]["epoch"] == 2
     log_px = summary.summary["log_px"]
     cell = f"{log_px['mean']:.2f} ± {log_px['se']:.2f}"
     assert f"\nlog p(x): {'at least ' * log_px['at_least']}{cell}\n" in capsys.readouterr().out

@@ -273,6 +273,8 @@ def _gap_note(summary: Json, several: bool) -> str:
 
 
 def _khat_note(khat: Json) -> str:
+    if khat.get("fraction_unknown") == 1:  # so few samples have no tail, and the threshold may be negative
+        return "unknown for all images"
     median = fixed(khat["median"]) if khat.get("median") is not None else "unknown"
     above, share = f"above {khat['threshold']:.2f}", f"{khat['fraction_above_threshold']:.1%} of images"
     if "fraction_unknown" not in khat:  # earlier versions counted unknown ones as too high

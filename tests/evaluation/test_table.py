@@ -47,7 +47,7 @@ def test_unknown_khat_is_no_high_one() -> None:
     few = replace(estimate, khat=khat * math.nan, largest=once + 1)
     summary = _summary(importance=few)
     assert summary["khat"]["fraction_unknown"] == 1 and "median" not in summary["khat"]
-    assert "median unknown" in _notes(summary)["Pareto k-hat"]
+    assert _notes(summary)["Pareto k-hat"] == "unknown for all images"
 
 
 def test_bits_per_dimension() -> None:
