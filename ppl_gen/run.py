@@ -349,7 +349,7 @@ class Run:
             new = with_images(_checked(self), data)
             return evaluate(new, replace(options, split="test"), others=others, own=own, quiet=quiet)
         with self.directory.writing():
-            evaluation = evaluate(_checked(self), options, others=others, own=own, quiet=quiet)
+            evaluation = evaluate(_checked(self), options, others=others, own=own, keep=True, quiet=quiet)
             evaluation.write(self.directory)
             if self.directory.writes:
                 draw_evaluation(self.directory)

@@ -23,6 +23,7 @@ from ppl_gen.evaluation.explaining import is_mixture
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.evaluation.own_estimators import OwnEstimator, find, split
 from ppl_gen.evaluation.settled import check_settling, fixed_samples, next_options, settled_estimate
+from ppl_gen.evaluation.unfinished import unfinished
 from ppl_gen.evaluation.verdicts import known_of
 from ppl_gen.experiment.config import KINDS, Given
 from ppl_gen.experiment.fitted import Assembled, Fitted
@@ -34,6 +35,7 @@ from ppl_gen.inference.callables import evaluating, first_rows, forked_rng, rows
 from ppl_gen.inference.checks import check_images, num_levels
 from ppl_gen.inference.estimate import Estimate, exact
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks, state_posterior
+from ppl_gen.inference.gathering import keeping
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import check as check_proposals
@@ -82,6 +84,7 @@ def evaluate(
     *,
     others: Sequence[nn.Module] = (),
     own: Sequence[Any] = (),
+    keep: bool = False,
     quiet: bool = False,
 ) -> Evaluation:
     """Estimate the ELBO and log p(x) of the images of a split.
@@ -89,6 +92,7 @@ def evaluate(
     :param others: guides of the runs in `options.proposals`.
     :param own: estimators of the user's own as objects of Python, in addition to those that `options` names. Their
         estimates are reported with the others and compared with them.
+    :param keep: keep what is done in the run directory, and go on with what is there of the same evaluation.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
     named = find([*options.own_estimators, *own], options.estimator_options)
@@ -97,8 +101,11 @@ def evaluate(
     task = _local_task(fitted, options, whole, quiet)
     chosen = estimators(fitted.model, fitted.pair, str(options.estimator), task.x.device, *task.labels)
     _check(task, others, chosen)
+    sha256, kept = images_sha256(whole[0]), None
+    if keep and parallel.world_size() == 1 and not others and not own:
+        kept = unfinished(fitted, options, sha256, str(task.x.device), quiet=quiet)
     started = time.perf_counter()
-    with fitted.estimating(parallel.rank_seed(options.seed)):
+    with fitted.estimating(parallel.rank_seed(options.seed)), keeping(kept):
         estimates: dict[str, Estimate] = {}
         given_up = None
         if chosen.quadrature:
@@ -118,7 +125,7 @@ def evaluate(
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),
-        "images_sha256": images_sha256(whole[0]),
+        "images_sha256": sha256,
         "observation": kind,
         **({} if (name := fitted.quantity(*whole)) == "log p(x)" else {"quantity": name}),
         "options": replace(options, estimator=estimator).to_json(),
@@ -127,7 +134,7 @@ def evaluate(
         **({} if further_on is None else {"next_options": further_on}),
         **({"components": {"in_use": in_use, "of": fitted.pair.num_states}} if in_use is not None else {}),
         "num_parameters": sum(p.numel() for p in fitted.modules.parameters()),
-        "seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - started + (0.0 if kept is None else kept.saved_seconds),
     }
     labels = fitted.data.split(options.split).labels
     of_images = None if labels is None else labels[: len(whole[0])].cpu()
@@ -138,7 +145,7 @@ def evaluate_after_training(fitted: Fitted, *, quiet: bool = False) -> Evaluatio
     """The evaluation at the end of a fit, which has the `evaluation_defaults` of the model's class, or the general
     defaults if the fit has another guide than that class's own; and the estimators that the fit names."""
     options, own = _after_training(fitted)
-    return evaluate(fitted, options, own=own, quiet=quiet)
+    return evaluate(fitted, options, own=own, keep=True, quiet=quiet)
 
 
 def check_before_training(assembled: Assembled) -> None:

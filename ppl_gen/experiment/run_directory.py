@@ -43,8 +43,11 @@ FORMAT = 1
 """Version of the layout. A run from a later version is refused."""
 GROUP = "evaluation"
 """Group of `evaluation.nc` that holds the variables."""
+UNFINISHED = "evaluation.part"
+"""File of what is done of an evaluation that was interrupted."""
 _BLOCK_NAME = r"evaluation-[0-9a-f]{8}-[0-9]{5}\.nc"
 _AGAIN = {
+    UNFINISHED: ("evaluate",),
     "evaluation.json": ("evaluate",),
     "evaluation.nc": ("evaluate",),
     "gaps.json": ("evaluate", "--gaps"),
@@ -283,19 +286,30 @@ class RunDirectory:
 
     def save_checkpoint(self, tensors: "Mapping[str, Tensor]", state: Json) -> None:
         """Write tensors by name, and all other state as a JSON object."""
+        self.save_tensors(self.checkpoint_path.name, tensors, state)
+
+    def load_checkpoint(self) -> "tuple[dict[str, Tensor], Json] | None":
+        """The tensors and the state of the checkpoint; None if there is none. Raises `BadInput` if it is damaged."""
+        return self.load_tensors(self.checkpoint_path.name)
+
+    def save_tensors(self, name: str, tensors: "Mapping[str, Tensor]", state: Json) -> None:
+        """Write a file of tensors by name and a JSON object."""
         if not self.writes:
             return
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {"state": json.dumps(state), "crc32": str(_checksum(tensors))}
-        self.write({self.checkpoint_path.name: save(tensors, metadata)})
+        metadata = {"state": json.dumps(state), "crc32": str(checksum(tensors))}
+        self.write({name: save(tensors, metadata)})
 
-    def load_checkpoint(self) -> "tuple[dict[str, Tensor], Json] | None":
-        """The tensors and the state of the checkpoint; None if there is none. Raises `BadInput` if it is damaged."""
+    def load_tensors(self, name: str) -> "tuple[dict[str, Tensor], Json] | None":
+        """The content of a file that `save_tensors` has written; None if there is none.
+
+        :raises BadInput: if it is damaged.
+        """
         from safetensors import safe_open
 
-        path = self.checkpoint_path
+        path = self.path / name
         if not is_file(path):
             return None
         try:
@@ -303,12 +317,17 @@ class RunDirectory:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = contents.read(metadata["state"], path.name)
-            intact = metadata["crc32"] == str(_checksum(tensors))
+            intact = metadata["crc32"] == str(checksum(tensors))
         except Exception as error:  # safetensors raises errors of many kinds
             raise BadInput(f"{path}: damaged, or not a checkpoint of ppl_gen ({words_of(error)})") from None
         if not intact:
             raise BadInput(f"{path}: damaged: its checksum does not match")
         return tensors, state
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.writes:
+            (self.path / name).unlink(missing_ok=True)
 
     def step(self) -> int | None:
         """Number of training steps of the weights in the checkpoint; None if it is missing or cannot be read."""
@@ -454,7 +473,8 @@ def _print_once(text: str, _: Path) -> None:
     print(text, file=sys.stderr)
 
 
-def _checksum(tensors: "Mapping[str, Tensor]") -> int:
+def checksum(tensors: "Mapping[str, Tensor]") -> int:
+    """CRC-32 of tensors on the CPU, with their names."""
     import torch
 
     checksum = 0

@@ -19,6 +19,7 @@ the error that the settings make; on real data too, if those are similar to the 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,7 +35,8 @@ from ppl_gen.inference.bidirectional import BidirectionalBounds
 from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_least
-from ppl_gen.inference.importance import gather_blocks, log_mean_exp
+from ppl_gen.inference.gathering import gather_blocks
+from ppl_gen.inference.importance import log_mean_exp
 from ppl_gen.inference.options import Annealing, num_adaptation
 from ppl_gen.inference.supports import unbounded
 from ppl_gen.networks.observed import observed_log_prob
@@ -99,8 +101,16 @@ def annealed_log_px(
         return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess, "acceptance": acceptance}
 
     with evaluating(model, guide), frozen(model, guide):
-        parts = ((len(part), block(part)) for part in x.split(_block_size(model, annealing, x)))
-        whole = gather_blocks(parts, len(x))
+        size = _block_size(model, annealing, x)
+
+        def blocks(first: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+            if progress is not None and first:
+                progress(first * annealing.work)
+            for start in range(first, len(x), size):
+                part = x[start : start + size]
+                yield len(part), block(part)
+
+        whole = gather_blocks(blocks, len(x))
         return AnnealedEstimate(annealing=annealing, num_samples=annealing.num_chains, **whole)
 
 
@@ -116,23 +126,28 @@ def bidirectional_bounds(
     `annealed_log_px`."""
     annealing = annealing or Annealing()
     check(model, guide, annealing)
-    parts = []
     keep_freed_memory()
     with evaluating(model, guide), frozen(model, guide):
         # z and x are drawn jointly, so that z is an exact sample of p(z | x), from which backward chains may start.
         z = model.prior().sample((num_images,))
         x = model.likelihood(z).sample()
-        for rows in torch.arange(num_images, device=z.device).split(_block_size(model, annealing, x)):
-            path = _Path(model, guide, x[rows], annealing)
-            adapted = path.adapt(progress)
-            groups, ends = annealing.groups, z[rows]
-            forward = [path.forward(path.start(count), *adapted, progress)[0] for count in groups]
-            backward = [path.backward(ends.expand(count, *ends.shape), *adapted, progress) for count in groups]
-            lower, lower_variance, *_ = log_mean_exp(torch.cat(forward).cpu())
-            inverse, *_ = log_mean_exp(-torch.cat(backward).cpu())
-            parts.append((lower, -inverse, lower_variance))
-    lower, upper, lower_mc_var = (torch.cat(each) for each in zip(*parts, strict=True))
-    return BidirectionalBounds({}, x, lower, upper, lower_mc_var, z)
+        size = _block_size(model, annealing, x)
+
+        def blocks(first: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+            if progress is not None and first:
+                progress(first * annealing.bidirectional_work)
+            for start in range(first, num_images, size):
+                ends = z[start : start + size]
+                path = _Path(model, guide, x[start : start + size], annealing)
+                adapted = path.adapt(progress)
+                groups = annealing.groups
+                forward = [path.forward(path.start(count), *adapted, progress)[0] for count in groups]
+                backward = [path.backward(ends.expand(count, *ends.shape), *adapted, progress) for count in groups]
+                lower, lower_variance, *_ = log_mean_exp(torch.cat(forward).cpu())
+                inverse, *_ = log_mean_exp(-torch.cat(backward).cpu())
+                yield len(ends), {"lower": lower, "upper": -inverse, "lower_mc_var": lower_variance}
+
+        return BidirectionalBounds({}, x, z=z, **gather_blocks(blocks, num_images))
 
 
 def fit_scale(model: AdversarialModel, x: Tensor, annealing: Annealing | None = None, rounds: int = 20) -> None:

@@ -42,7 +42,8 @@ from ppl_gen.inference.callables import (
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se
 from ppl_gen.inference.exact import check_against_bounds, closed_form, exact_blocks
-from ppl_gen.inference.importance import gather_blocks, log_mean_exp, weighted_blocks
+from ppl_gen.inference.gathering import gather_blocks
+from ppl_gen.inference.importance import log_mean_exp, weighted_blocks
 from ppl_gen.inference.pair import Pair, Terms, Values
 
 _IMAGES_PER_DRAW = 500
@@ -148,8 +149,12 @@ def importance_bounds(
             images, ends = _drawn(pair, Batch(x, args, kwargs))
         else:
             images, ends = drawn[0], _log_weights(pair, *drawn, args, kwargs)
-        blocks = weighted_blocks(pair, Batch(images, args, kwargs), num_samples, chunk_size)
-        whole = gather_blocks(_bounds(blocks, ends), len(images), progress)
+
+        def blocks(first: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+            weighted = weighted_blocks(pair, Batch(images, args, kwargs), num_samples, chunk_size, first)
+            return _bounds(weighted, ends[first:])
+
+        whole = gather_blocks(blocks, len(images), progress)
         return BidirectionalBounds({"num_samples": num_samples}, images, **whole)
 
 

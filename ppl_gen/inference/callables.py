@@ -370,10 +370,12 @@ class Batch(NamedTuple):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    def blocks(self, size: int) -> "Iterator[tuple[int, Batch]]":
-        """Split into batches of at most `size` images. Yields the number of the first image, and the batch."""
-        for index, rows in enumerate(torch.arange(len(self.x), device=self.x.device).split(size)):
-            yield index * size, take(rows, *self)
+    def blocks(self, size: int, first: int = 0) -> "Iterator[tuple[int, Batch]]":
+        """Split into batches of at most `size` images, from image number `first` on. Yields the number of the first
+        image of each, and the batch."""
+        rows = torch.arange(len(self.x), device=self.x.device)
+        for start in range(first, len(self.x), size):
+            yield start, take(rows[start : start + size], *self)
 
 
 def take(rows: Tensor, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Batch:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, describe, require, warnings_of
-from ppl_gen.core.memory import empty, keep_freed_memory
+from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.core.tables import Row
@@ -45,6 +45,7 @@ from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.discretization import grid_terms
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
 from ppl_gen.inference.exact import closed_form, exact_blocks
+from ppl_gen.inference.gathering import gather_blocks
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.state_memory import cheap_to_enumerate
 
@@ -250,13 +251,16 @@ def log_marginal_likelihood(
         pair = Pair.read(model, guide, x, *args, **kwargs)
         observation = check_images(pair, x, *args, **kwargs)
         images = Batch(x, args, kwargs)
-        if _sums_all(pair) and not from_prior:
-            blocks = _summed_blocks(model, guide, pair, images, num_samples)
-        else:
-            blocks = weighted_blocks(pair, images, num_samples, chunk_size, analytic_kl=True)
-        parts = ((count, _summarize(chunks)) for count, chunks in blocks)
+
+        def blocks(first: int) -> Iterator[tuple[int, dict[str, Any]]]:
+            if _sums_all(pair) and not from_prior:
+                weighted = _summed_blocks(model, guide, pair, images, num_samples, first)
+            else:
+                weighted = weighted_blocks(pair, images, num_samples, chunk_size, first, analytic_kl=True)
+            return ((count, _summarize(chunks)) for count, chunks in weighted)
+
         about: dict[str, Any] = {"observation": observation, "narrower": bool(pair.narrower), "left_out": pair.left_out}
-        estimate = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(parts, len(x), progress))
+        estimate = ImportanceEstimate(num_samples=num_samples, **about, **gather_blocks(blocks, len(x), progress))
         if pair.exceeds_prior:
             estimate = _without_bounds(estimate)
         if ask_again:
@@ -314,29 +318,35 @@ def _sums_all(pair: Pair) -> bool:
 
 
 def _summed_blocks(
-    model: Any, guide: Any, pair: Pair, images: Batch, num_samples: int
+    model: Any, guide: Any, pair: Pair, images: Batch, num_samples: int, first: int = 0
 ) -> Iterator[tuple[int, list[Terms]]]:
-    """`weighted_blocks` for a guide that samples nothing: every weight of an image is p(x), a sum over all states."""
+    """`weighted_blocks` for a guide that samples nothing: every weight of an image is p(x), a sum over all states. The
+    sums of all images are computed again, and the blocks before image number `first` are left out."""
+    start = 0
     for block in exact_blocks(model, guide, pair, images.x, *images.args, **images.kwargs):
         for log_px in block.split(IMAGES_PER_BLOCK):
+            start += len(log_px)
+            if start <= first:
+                continue
             likelihood = log_px.expand(num_samples, -1)
             zero = torch.zeros_like(likelihood)
             yield len(log_px), [Terms(likelihood, zero, zero, None, {}, frozenset())]
 
 
 def weighted_blocks(
-    pair: Pair, images: Batch, num_samples: int, chunk_size: int, analytic_kl: bool = False
+    pair: Pair, images: Batch, num_samples: int, chunk_size: int, first: int = 0, analytic_kl: bool = False
 ) -> Iterator[tuple[int, list[Terms]]]:
-    """Iterate over blocks of a few images: the number of images, and chunks of their samples."""
+    """Iterate over blocks of a few images, from image number `first` on: the number of images, and chunks of their
+    samples."""
     keep_freed_memory()
-    for first, (x, args, kwargs) in images.blocks(images_at_a_time(chunk_size, num_samples, images.x)):
+    for start, (x, args, kwargs) in images.blocks(images_at_a_time(chunk_size, num_samples, images.x), first):
         step, options = max(1, chunk_size // len(x)), dict[str, Any](analytic_kl=analytic_kl, **kwargs)
-        which = f"images {first} to {first + len(x) - 1}"
+        which = f"images {start} to {start + len(x) - 1}"
         try:
             at = pair if args or kwargs or step >= num_samples else encoded(pair, x)
             chunks = [
-                at.terms(x, *args, num_samples=min(step, num_samples - start), **options)
-                for start in range(0, num_samples, step)
+                at.terms(x, *args, num_samples=min(step, num_samples - drawn), **options)
+                for drawn in range(0, num_samples, step)
             ]
         except BadInput as error:
             raise BadInput(f"{error.sentence} ({which})") from error
@@ -345,7 +355,7 @@ def weighted_blocks(
         for terms in chunks:
             if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
                 options["num_samples"] = len(terms.log_weight)
-                _raise_for_nan(pair, terms, first, lambda pair: pair.terms(x, *args, **options))  # noqa: B023
+                _raise_for_nan(pair, terms, start, lambda pair: pair.terms(x, *args, **options))  # noqa: B023
         yield len(x), chunks
 
 
@@ -517,35 +527,3 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         result["latent_mean"][name] = mean.cpu()
         result["latent_mc_var"][name] = squares.cpu() / (count * (count - 1) if count > 1 else math.nan)
     return result
-
-
-def gather_blocks(
-    parts: Iterator[tuple[int, dict[str, Any]]], total: int, progress: Advance | None = None
-) -> dict[str, Any]:
-    """Join the tensors of blocks of images, in dictionaries by name. The whole tensors are allocated before the first
-    block: small tensors kept from every block would fragment the heap, and the memory between them could not be reused.
-
-    :param parts: number of images and tensors of each block.
-    :param total: number of all images.
-    """
-    whole: dict[str, Any] = {}
-    start = 0
-
-    def put(target: dict[Any, Any], part: dict[Any, Any]) -> None:
-        for key, value in part.items():
-            if isinstance(value, dict):
-                put(target.setdefault(key, {}), value)
-            elif value is None:
-                target[key] = None
-            else:
-                if key not in target:
-                    shape = (total, *value.shape[1:])
-                    target[key] = value.new_empty(shape) if value.is_cuda else empty(shape, value.dtype)
-                target[key][start : start + len(value)] = value
-
-    for count, part in parts:
-        put(whole, part)
-        start += count
-        if progress is not None:
-            progress(count)
-    return whole

@@ -15,10 +15,10 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput, require_choice, words_of
 from ppl_gen.core.progress import Advance
 from ppl_gen.inference.estimate import Variable
+from ppl_gen.inference.gathering import gather_blocks
 from ppl_gen.inference.importance import (
     ImportanceEstimate,
     block_bounds,
-    gather_blocks,
     jackknife_bounds,
     powers_of_ten,
     weight_statistics,
@@ -80,9 +80,10 @@ def judge(log_weights: Any, *, observation: Observation = "unstated", progress: 
     """
     require_choice("observation", observation, Observation)
     array = _as_array(log_weights)
-    parts = ((block.shape[1], _summarize(block)) for block in _blocks(array))
     count, images = array.shape
-    whole = gather_blocks(parts, images, progress)
+    whole = gather_blocks(
+        lambda first: ((block.shape[1], _summarize(block)) for block in _blocks(array[:, first:])), images, progress
+    )
     return Judged(num_samples=count, observation=observation, **whole)
 
 

@@ -19,7 +19,7 @@ A temperature above 1 widens a guide: z becomes c + temperature (z - c), where c
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,8 @@ from ppl_gen.inference.callables import (
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.chunks import images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
-from ppl_gen.inference.importance import gather_blocks, log_mean_exp, weight_statistics
+from ppl_gen.inference.gathering import gather_blocks
+from ppl_gen.inference.importance import log_mean_exp, weight_statistics
 from ppl_gen.inference.pair import Pair, Values
 from ppl_gen.inference.tracing import PyroFunction
 
@@ -91,10 +92,13 @@ def proposal_log_px(
         pairs = _pairs(model, used, temperature, x, *args, **kwargs)
         for pair in pairs:
             check_images(pair, x, *args, **kwargs)
-        blocks = Batch(x, args, kwargs).blocks(images_at_a_time(pairs_per_chunk, num_samples, x))
-        mixtures = (_Mixture(pairs, counts or [0], from_prior, temperature, batch) for _, batch in blocks)
-        parts = ((len(mixture.x), weight_statistics(mixture.log_weights(pairs_per_chunk))) for mixture in mixtures)
-        whole = gather_blocks(parts, len(x), progress)
+
+        def blocks(first: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+            for _, batch in Batch(x, args, kwargs).blocks(images_at_a_time(pairs_per_chunk, num_samples, x), first):
+                mixture = _Mixture(pairs, counts or [0], from_prior, temperature, batch)
+                yield len(mixture.x), weight_statistics(mixture.log_weights(pairs_per_chunk))
+
+        whole = gather_blocks(blocks, len(x), progress)
     if not guides:
         words = "importance sampling from the prior"
         return Estimate(estimator="prior", num_samples=num_samples, words=words, usable_for_gap=False, **whole)
@@ -198,9 +202,11 @@ def second_opinion(
             of_prior = log_w.softmax(0)[-from_prior:].sum(0)
             return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "from_prior": of_prior}
 
-        blocks = Batch(x, args, kwargs).blocks(max(1, pairs_per_chunk // from_prior))
-        parts = ((len(batch.x), block(batch)) for _, batch in blocks)
-        return SecondOpinion(num_samples=num_samples, **gather_blocks(parts, len(x)))
+        def blocks(first: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+            for _, batch in Batch(x, args, kwargs).blocks(max(1, pairs_per_chunk // from_prior), first):
+                yield len(batch.x), block(batch)
+
+        return SecondOpinion(num_samples=num_samples, **gather_blocks(blocks, len(x)))
 
 
 def scores_others(pair: Pair, batch: Batch) -> bool:

@@ -1,0 +1,63 @@
+"""An evaluation that was interrupted goes on where it stopped, to the same numbers.
+
+`evaluation.part` holds what is done of it, and a key: the SHA-256 of all that the numbers depend on. If the key of the
+next evaluation differs, or the file is damaged, that evaluation begins anew.
+"""
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+from torch import Tensor
+
+from ppl_gen.core import components
+from ppl_gen.core.errors import BadInput
+from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.fitted import Fitted
+from ppl_gen.experiment.run_directory import UNFINISHED, checksum, warn
+from ppl_gen.experiment.state import tensors_of
+from ppl_gen.inference.gathering import Kept
+
+
+def unfinished(fitted: Fitted, options: EvaluationOptions, images: str, device: str, *, quiet: bool) -> Kept:
+    """What is done of an evaluation, and where its blocks are kept.
+
+    :param images: SHA-256 of the images.
+    :param device: name of the device.
+    """
+    directory, key = fitted.directory, _key(fitted, options, images, device)
+
+    def save(tensors: dict[str, Tensor], state: Any) -> None:
+        try:
+            directory.save_tensors(UNFINISHED, tensors, {"key": key, **state})
+        except BadInput as error:  # a disk that is full ends no evaluation
+            warn(error.sentence)
+
+    try:
+        found = directory.load_tensors(UNFINISHED)
+        if found is None or found[1].get("key") != key:
+            return Kept(save)
+        kept = Kept(save, *found)
+    except Exception as error:  # not written by this package
+        directory.leave_out(UNFINISHED, error)
+        return Kept(save)
+    if not quiet:
+        print(f"goes on with an evaluation that was interrupted after {kept.seconds_to_save:.0f} s", file=sys.stderr)
+    return kept
+
+
+def _key(fitted: Fitted, options: EvaluationOptions, images: str, device: str) -> str:
+    """SHA-256 of the weights, the images, the options, the code of the user's classes, and the versions."""
+    config = fitted.config.to_json(fitted.data, fitted.given)
+    weights = {name: each.detach().cpu() for name, each in tensors_of(fitted.modules).items()}
+    parts = {
+        "config": {name: value for name, value in config.items() if name != "command"},
+        "weights": checksum(weights),
+        "provenance": fitted.provenance(options),
+        "options": options.to_json(),
+        "estimators": [components.fingerprint(each) for each in options.own_estimators],
+        "images": images,
+        "device": device,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

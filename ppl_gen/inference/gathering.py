@@ -1,0 +1,206 @@
+"""Results of images, block by block: joined, and kept while the work goes on, so that it need not begin again."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_gen.core.memory import MANY_IMAGES, empty
+from ppl_gen.core.progress import Advance
+
+Results = dict[Any, Any]
+"""Tensors with a row for each image, by name; None, or a dictionary of the same kind, in the place of a tensor."""
+Blocks = Callable[[int], Iterator[tuple[int, Results]]]
+"""The blocks from the image of this number on: the number of images and the results of each."""
+Save = Callable[[dict[str, Tensor], Any], None]
+_EVERY = 60.0
+"""Seconds between two times that the work is saved."""
+
+
+def gather_blocks(blocks: Blocks, total: int, progress: Advance | None = None) -> Results:
+    """Join the results of blocks of images. The whole tensors are allocated before the first block: small tensors kept
+    from every block would fragment the heap, and the memory between them could not be reused.
+
+    Within `keeping`, blocks that were kept are not computed again, and torch's generators are left as they were.
+
+    >>> def blocks(first):
+    ...     for start in range(first, 5, 2):
+    ...         rows = torch.arange(start, min(start + 2, 5))
+    ...         yield len(rows), {"number": rows}
+    >>> gather_blocks(blocks, 5)
+    {'number': tensor([0, 1, 2, 3, 4])}
+
+    :param total: number of all images.
+    :param progress: called with the number of images just done.
+    """
+    kept = _KEPT.get() if total <= MANY_IMAGES else None
+    call = _Call(total) if kept is None else kept.next(total)
+    if progress is not None and call.done:
+        progress(call.done)
+    started = time.monotonic() - call.seconds
+    for count, part in blocks(call.done):
+        call.put(part, count, None if kept is None else _generators())
+        call.seconds = time.monotonic() - started
+        if kept is not None:
+            kept.note()
+        if progress is not None:
+            progress(count)
+    return call.whole
+
+
+@dataclass
+class _Call:
+    """One call of `gather_blocks`."""
+
+    total: int
+    whole: Results = field(default_factory=dict)
+    after: tuple[int, dict[str, Tensor]] = (0, {})
+    """The number of images that are done, and the states of torch's generators after them. One attribute, so that
+    Ctrl-C cannot come between the two."""
+    seconds: float = 0.0
+    """Time that the blocks took."""
+
+    @property
+    def done(self) -> int:
+        return self.after[0]
+
+    def put(self, part: Mapping[Any, Any], count: int, generators: dict[str, Tensor] | None) -> None:
+        """Add the results of the next images."""
+        self._put(self.whole, part)
+        self.after = (self.done + count, generators or {})
+
+    def _put(self, target: Results, part: Mapping[Any, Any]) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                self._put(target.setdefault(key, {}), value)
+            elif value is None:
+                target[key] = None
+            else:
+                if key not in target:
+                    shape = (self.total, *value.shape[1:])
+                    target[key] = value.new_empty(shape) if value.is_cuda else empty(shape, value.dtype)
+                target[key][self.done : self.done + len(value)] = value
+
+
+class Kept:
+    """What is done of work that `gather_blocks` does in several calls, always in the same order. It is saved each
+    minute, and when an error or Ctrl-C ends the work.
+
+    :param save: called with tensors by name and a JSON object.
+    :param tensors: what `save` was last given, if the work was interrupted.
+    :param state: the same.
+    """
+
+    def __init__(self, save: Save, tensors: Mapping[str, Tensor] | None = None, state: Any = None):
+        self._save, self._saved = save, time.monotonic()
+        calls = state["calls"] if state else ()
+        self._found = [_loaded(each, index, tensors or {}) for index, each in enumerate(calls)]
+        self._calls: list[_Call] = []
+        self.saved_seconds = 0.0
+        """Seconds that the blocks took which were not computed again."""
+
+    @property
+    def seconds_to_save(self) -> float:
+        """Seconds that the blocks took which need not be computed again."""
+        return sum(call.seconds for call in self._found)
+
+    def next(self, total: int) -> _Call:
+        """The next call. If some of it is done, torch's generators are set to where it was interrupted."""
+        call, self._found = (self._found or [_Call(total)])[0], self._found[1:]
+        if call.total != total:
+            call, self._found = _Call(total), []
+        self._calls.append(call)
+        self.saved_seconds += call.seconds
+        for device, state in call.after[1].items():
+            torch.set_rng_state(state) if device == "cpu" else torch.cuda.set_rng_state(state)
+        return call
+
+    def note(self) -> None:
+        """Save what is done if the last time is a minute ago."""
+        if time.monotonic() - self._saved > _EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Save what is done, if anything is."""
+        tensors: dict[str, Tensor] = {}
+        calls = [_state(call, index, tensors) for index, call in enumerate(self._calls + self._found)]
+        if any(call["done"] for call in calls):
+            self._save(tensors, {"calls": calls})
+        self._saved = time.monotonic()
+
+
+_KEPT: ContextVar[Kept | None] = ContextVar("_KEPT", default=None)
+
+
+@contextmanager
+def keeping(kept: Kept | None) -> Iterator[None]:
+    """Context in which `gather_blocks` keeps its blocks, and goes on where the work was interrupted."""
+    before = _KEPT.set(kept)
+    try:
+        yield
+    except BaseException:
+        if kept is not None:
+            kept.save()
+        raise
+    finally:
+        _KEPT.reset(before)
+
+
+def saved_seconds() -> float:
+    """Seconds that the blocks took which `keeping` did not compute again."""
+    kept = _KEPT.get()
+    return 0.0 if kept is None else kept.saved_seconds
+
+
+# As tensors by name, and a JSON object -------------------------------------------------------------------------------
+
+
+def _state(call: _Call, index: int, tensors: dict[str, Tensor]) -> Any:
+    """A call as a JSON object, and its tensors under names that the object has."""
+    done, generators = call.after
+
+    def tree(value: Any) -> Any:
+        if isinstance(value, dict):
+            return [[key, tree(each)] for key, each in value.items()]  # keys are texts and numbers
+        if value is None:
+            return None
+        tensors[name := f"{index}.{len(tensors)}"] = value[:done].cpu()
+        return name
+
+    tensors |= {f"{index}.{device}": generator for device, generator in generators.items()}
+    about = {"total": call.total, "done": done, "seconds": call.seconds, "devices": list(generators)}
+    return about | {"whole": tree(call.whole)}
+
+
+def _loaded(state: Any, index: int, tensors: Mapping[str, Tensor]) -> _Call:
+    """The call of a JSON object.
+
+    :raises Exception: of any kind, for one that `_state` has not made.
+    """
+    call = _Call(int(state["total"]), seconds=float(state["seconds"]))
+
+    done = int(state["done"])
+
+    def part(value: Any) -> Any:
+        if isinstance(value, list):
+            return {key: part(each) for key, each in value}
+        if value is not None and len(tensors[value]) != done:
+            raise ValueError(f"{len(tensors[value])} rows of {done} images")
+        return None if value is None else tensors[value]
+
+    generators = {device: tensors[f"{index}.{device}"] for device in state["devices"]}
+    if "cpu" in generators:
+        torch.Generator().set_state(generators["cpu"])  # an error here, and not later
+    call.put(part(state["whole"]), done, generators)
+    return call
+
+
+def _generators() -> dict[str, Tensor]:
+    """The states of torch's generators: of the CPU, and of the GPU in use."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})

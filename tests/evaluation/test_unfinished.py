@@ -1,0 +1,133 @@
+"""An evaluation that is interrupted goes on where it stopped, to the same numbers."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fits import FEW
+
+from ppl_gen.evaluation.evaluation import Evaluation
+from ppl_gen.experiment.run_directory import UNFINISHED
+from ppl_gen.inference import gathering
+from ppl_gen.run import Run
+
+Evaluate = Callable[[], Evaluation]
+QUICK = {"num_temperatures": 4, "leapfrog_steps": 1, "num_chains": 2}
+KINDS: dict[str, dict[str, Any]] = {
+    "importance": {"estimator": "importance", "num_samples": 60},
+    "settled": {"estimator": "importance", "num_samples": "auto", "settling": {"most_samples": 256}, "num_images": 100},
+    "mixed": {"estimator": "importance", "num_samples": 60, "prior_share": 0.5},
+    "annealed": {"estimator": "annealed", "annealed": QUICK, "num_samples": 60, "sandwich": 30},
+}
+
+
+@pytest.fixture
+def run(fitted: Path, tmp_path: Path) -> Run:
+    return Run.open(shutil.copytree(fitted, tmp_path / "run"))
+
+
+def interrupt_at(block: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ctrl-C when a block of images is computed, and not yet kept. The list has a number for each computed block."""
+    generators, computed = gathering._generators, list[int]()
+
+    def counting() -> Any:
+        computed.append(len(computed))
+        if len(computed) == block:
+            raise KeyboardInterrupt
+        return generators()
+
+    monkeypatch.setattr(gathering, "_generators", counting)
+    return computed
+
+
+def without_seconds(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {key: without_seconds(value) for key, value in content.items() if key != "seconds"}
+
+
+def same(one: Evaluation, other: Evaluation) -> bool:
+    values = [each.to_xarray().drop_attrs() for each in (one, other)]
+    return without_seconds(one.summary) == without_seconds(other.summary) and values[0].identical(values[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_goes_on_to_the_same_numbers(kind: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the second, in the last and in a middle block, and twice."""
+    options = KINDS[kind] | {"quiet": True}
+    with monkeypatch.context() as patched:
+        computed = interrupt_at(0, patched)
+        whole = run.evaluate(**options)
+        blocks = len(computed)
+    assert blocks > 5 and not (run.path / UNFINISHED).exists()
+    for stops in ([2], [blocks], [blocks // 2, blocks // 3]):
+        for stop in stops:
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                interrupt_at(stop, patched)
+                run.evaluate(**options)
+        with monkeypatch.context() as patched:
+            computed = interrupt_at(0, patched)
+            assert same(run.evaluate(**options), whole)
+        assert len(computed) == blocks - sum(stop - 1 for stop in stops)
+
+
+def test_another_evaluation_begins_anew(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With another option, with other weights, and if the file is damaged."""
+    whole = run.evaluate(num_samples=40, quiet=True)
+
+    def interrupted() -> None:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            interrupt_at(3, patched)
+            run.evaluate(num_samples=50, quiet=True)
+
+    interrupted()
+    assert same(run.evaluate(num_samples=40), whole) and not (run.path / UNFINISHED).exists()
+    interrupted()
+    run.resume(epochs=2, quiet=True)
+    interrupted()
+    content = (run.path / UNFINISHED).read_bytes()
+    (run.path / UNFINISHED).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    capsys.readouterr()
+    found = run.evaluate(num_samples=50)
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 1 and f"{UNFINISHED}: damaged" in err and "goes on" not in err
+    assert same(run.evaluate(num_samples=50, quiet=True), found)
+
+
+def test_it_is_saved_each_minute_and_says_that_it_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a killed process leaves is enough; the time of both parts counts."""
+    monkeypatch.setattr(gathering, "_EVERY", 0.0)
+    kept = Path()
+
+    def note(self: gathering.Kept) -> None:
+        nonlocal kept
+        self.save()
+        if not kept.name and self._calls[0].done > 100:
+            kept = Path(shutil.copy(run.path / UNFINISHED, run.path.parent / "kept"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gathering.Kept, "note", note)
+        whole = run.evaluate(num_samples=70, quiet=True)
+    shutil.copy(kept, run.path / UNFINISHED)
+    capsys.readouterr()
+    assert same(run.evaluate(num_samples=70), whole)
+    assert "goes on with an evaluation that was interrupted after 0 s\n" in capsys.readouterr().err
+
+
+def test_the_evaluation_of_a_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = FEW | {"data": "digits", "train_size": 60, "latent_dim": 5}
+    whole = Run.fit("vae", out=tmp_path / "whole", **few).evaluation
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(2, patched)
+        Run.fit("vae", out=tmp_path / "run", **few)
+    run = Run.open(tmp_path / "run")
+    assert (run.path / UNFINISHED).exists() and run.evaluation is None
+    computed = interrupt_at(0, monkeypatch)
+    run.resume(quiet=True)
+    assert whole is not None and run.evaluation is not None and same(run.evaluation, whole) and computed
