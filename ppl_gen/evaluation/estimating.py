@@ -134,7 +134,7 @@ def evaluate(
         **({} if further_on is None else {"next_options": further_on}),
         **({"components": {"in_use": in_use, "of": fitted.pair.num_states}} if in_use is not None else {}),
         "num_parameters": sum(p.numel() for p in fitted.modules.parameters()),
-        "seconds": time.perf_counter() - started + (0.0 if kept is None else kept.saved_seconds),
+        "seconds": time.perf_counter() - started + (0.0 if kept is None else kept.seconds_reused),
     }
     labels = fitted.data.split(options.split).labels
     of_images = None if labels is None else labels[: len(whole[0])].cpu()

@@ -43,7 +43,7 @@ def unfinished(fitted: Fitted, options: EvaluationOptions, images: str, device: 
         directory.leave_out(UNFINISHED, error)
         return Kept(save)
     if not quiet:
-        print(f"goes on with an evaluation that was interrupted after {kept.seconds_to_save:.0f} s", file=sys.stderr)
+        print(f"goes on with an evaluation that was interrupted after {kept.seconds_found:.0f} s", file=sys.stderr)
     return kept
 
 

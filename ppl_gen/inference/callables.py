@@ -371,8 +371,7 @@ class Batch(NamedTuple):
     kwargs: Mapping[str, Any]
 
     def blocks(self, size: int, first: int = 0) -> "Iterator[tuple[int, Batch]]":
-        """Split into batches of at most `size` images, from image number `first` on. Yields the number of the first
-        image of each, and the batch."""
+        """Batches of at most `size` images, from image number `first` on, each with the number of its first image."""
         rows = torch.arange(len(self.x), device=self.x.device)
         for start in range(first, len(self.x), size):
             yield start, take(rows[start : start + size], *self)

@@ -101,11 +101,11 @@ class Kept:
         calls = state["calls"] if state else ()
         self._found = [_loaded(each, index, tensors or {}) for index, each in enumerate(calls)]
         self._calls: list[_Call] = []
-        self.saved_seconds = 0.0
+        self.seconds_reused = 0.0
         """Seconds that the blocks took which were not computed again."""
 
     @property
-    def seconds_to_save(self) -> float:
+    def seconds_found(self) -> float:
         """Seconds that the blocks took which need not be computed again."""
         return sum(call.seconds for call in self._found)
 
@@ -115,7 +115,7 @@ class Kept:
         if call.total != total:
             call, self._found = _Call(total), []
         self._calls.append(call)
-        self.saved_seconds += call.seconds
+        self.seconds_reused += call.seconds
         for device, state in call.after[1].items():
             torch.set_rng_state(state) if device == "cpu" else torch.cuda.set_rng_state(state)
         return call
@@ -151,10 +151,10 @@ def keeping(kept: Kept | None) -> Iterator[None]:
         _KEPT.reset(before)
 
 
-def saved_seconds() -> float:
+def seconds_reused() -> float:
     """Seconds that the blocks took which `keeping` did not compute again."""
     kept = _KEPT.get()
-    return 0.0 if kept is None else kept.saved_seconds
+    return 0.0 if kept is None else kept.seconds_reused
 
 
 # As tensors by name, and a JSON object -------------------------------------------------------------------------------
@@ -183,7 +183,6 @@ def _loaded(state: Any, index: int, tensors: Mapping[str, Tensor]) -> _Call:
     :raises Exception: of any kind, for one that `_state` has not made.
     """
     call = _Call(int(state["total"]), seconds=float(state["seconds"]))
-
     done = int(state["done"])
 
     def part(value: Any) -> Any:

@@ -37,7 +37,7 @@ from ppl_gen.inference.annealed import annealed_log_px
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, take
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, share
-from ppl_gen.inference.gathering import saved_seconds
+from ppl_gen.inference.gathering import seconds_reused
 from ppl_gen.inference.options import FEWEST, Annealing, Settling
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px, scores_others
@@ -137,7 +137,7 @@ def settled_log_px(
     :param progress: called with the number of images just done, twice for each: after the pilot and after the estimate.
     :raises BadInput: for a guide without a density for a z that it has not drawn.
     """
-    started = time.perf_counter() + saved_seconds()
+    started = time.perf_counter() + seconds_reused()
     settling = settling or Settling()
     x = as_images(x, model, guide)
     args, kwargs = as_arguments(x, args, kwargs, model, guide)
@@ -156,7 +156,7 @@ def settled_log_px(
     found = _estimate(sample, _run_pilot(sample, len(x), settling, progress), settling, progress)
     if anneal and not args and not kwargs:
         found = _annealed(model, x, found)
-    return replace(found, seconds=time.perf_counter() + saved_seconds() - started)
+    return replace(found, seconds=time.perf_counter() + seconds_reused() - started)
 
 
 def check(model: Any, guide: Any, images: Batch) -> float:
