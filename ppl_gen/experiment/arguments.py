@@ -85,7 +85,7 @@ class RunOptions:
 
 def options_class(name: str, options: Sequence[components.Option]) -> type:
     """A dataclass of the options in the signatures of classes."""
-    return make_dataclass(
+    made = make_dataclass(
         f"{name}Options",
         [
             (
@@ -100,6 +100,8 @@ def options_class(name: str, options: Sequence[components.Option]) -> type:
         ],
         frozen=True,
     )
+    made.__doc__ = ""  # dataclasses writes the signature, and from Python 3.13 on, tyro would print it as help
+    return made
 
 
 def command_class(base: Config, objective: str | None = None, estimators: Sequence[str] = ()) -> type:
