@@ -102,7 +102,7 @@ def evaluate(
     chosen = estimators(fitted.model, fitted.pair, str(options.estimator), task.x.device, *task.labels)
     _check(task, others, chosen)
     sha256, kept = images_sha256(whole[0]), None
-    if keep and parallel.world_size() == 1 and not others and not own:
+    if keep and parallel.world_size() == 1 and not others:
         kept = unfinished(fitted, options, sha256, str(task.x.device), quiet=quiet)
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)), keeping(kept):
@@ -367,7 +367,8 @@ def _estimates(
     if options.estimator == "annealed":
         yield "annealed", annealed_estimate(task)
     for each in further:
-        own = each.estimate(fitted.model, fitted.guide, x, *labels, num_samples=task.num_samples)
+        with keeping(None):  # a user's code may call estimators in another order the next time
+            own = each.estimate(fitted.model, fitted.guide, x, *labels, num_samples=task.num_samples)
         yield own.estimator, own
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_gen.core import components
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.fitted import Fitted
@@ -56,7 +55,6 @@ def _key(fitted: Fitted, options: EvaluationOptions, images: str, device: str) -
         "weights": checksum(weights),
         "provenance": fitted.provenance(options),
         "options": options.to_json(),
-        "estimators": [components.fingerprint(each) for each in options.own_estimators],
         "images": images,
         "device": device,
     }

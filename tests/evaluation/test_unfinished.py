@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from fits import FEW
+from torch import Tensor
 
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.experiment.run_directory import UNFINISHED
 from ppl_gen.inference import gathering
+from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
 from ppl_gen.run import Run
 
 Evaluate = Callable[[], Evaluation]
@@ -71,6 +73,26 @@ def test_it_goes_on_to_the_same_numbers(kind: str, run: Run, monkeypatch: pytest
             computed = interrupt_at(0, patched)
             assert same(run.evaluate(**options), whole)
         assert len(computed) == blocks - sum(stop - 1 for stop in stops)
+
+
+def test_an_estimator_of_ones_own_begins_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its calls are its own: the second time it may make others."""
+    stops = False
+
+    def mine(model: Any, guide: Any, x: Tensor, num_samples: int) -> Tensor:
+        log_w = log_weights(model, guide, x, num_samples=10) + 0 * log_marginal_likelihood(model, guide, x).log_px
+        if stops:
+            raise KeyboardInterrupt
+        return log_w
+
+    options = {"estimator": ["importance", mine], "num_samples": 60, "quiet": True}
+    whole = run.evaluate(**options)
+    stops = True
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(**options)
+    assert (run.path / UNFINISHED).exists()
+    stops, computed = False, interrupt_at(0, monkeypatch)
+    assert same(run.evaluate(**options), whole) and not computed
 
 
 def test_another_evaluation_begins_anew(
