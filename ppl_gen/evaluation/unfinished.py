@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.options import EvaluationOptions
+from ppl_gen.experiment.config import KINDS, environment
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import UNFINISHED, checksum, warn
 from ppl_gen.experiment.state import tensors_of
@@ -48,10 +49,12 @@ def unfinished(fitted: Fitted, options: EvaluationOptions, images: str, device: 
 
 def _key(fitted: Fitted, options: EvaluationOptions, images: str, device: str) -> str:
     """SHA-256 of the weights, the images, the options, the code of the user's classes, and the versions."""
-    config = fitted.config.to_json(fitted.data, fitted.given)
+    config, given = fitted.directory.config, fitted.given
     weights = {name: each.detach().cpu() for name, each in tensors_of(fitted.modules).items()}
     parts = {
         "config": {name: value for name, value in config.items() if name != "command"},
+        "code": [given.fingerprint(kind, getattr(fitted.config, kind)) for kind in KINDS],
+        "environment": environment(),
         "weights": checksum(weights),
         "provenance": fitted.provenance(options),
         "options": options.to_json(),

@@ -66,15 +66,10 @@ class Config:
 
     def to_json(self, data: "Data", given: "Given | None" = None) -> Json:
         """The content of `config.json`: every option with its default filled in, and the origin of the run."""
-        import importlib.metadata
-
-        import torch
-
         from ppl_gen.data import masks
         from ppl_gen.data.loading import fingerprint
 
         given = given or Given()
-        version = importlib.metadata.version
         resolved, classes = self.resolved(given), dict[str, Any]()
         for kind in KINDS:
             name = getattr(self, kind)
@@ -100,10 +95,7 @@ class Config:
             "estimator": list(self.estimator),
             "estimator_options": resolved.estimator_options,
             "estimator_sha256": list(map(components.fingerprint, given.estimators(self))),
-            "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
-            | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
-            "num_threads": torch.get_num_threads(),
-            "git_commit": _git_commit(),
+            **environment(),
             "command": sys.argv,
         }
 
@@ -190,6 +182,21 @@ class Given:
         """SHA-256 of the code of a class outside the package; None if it is unknown."""
         own = getattr(self, kind)
         return None if name is None else components.fingerprint(name if own is None or isinstance(own, str) else own)
+
+
+def environment() -> Json:
+    """The keys of `config.json` for what may change the last bits of numbers: versions, threads, and the git commit."""
+    import importlib.metadata
+
+    import torch
+
+    version = importlib.metadata.version
+    return {
+        "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")}
+        | {"ppl_gen": ppl_gen.__version__, "python": platform.python_version()},
+        "num_threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+    }
 
 
 def _git_commit() -> str | None:
