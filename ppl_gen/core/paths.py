@@ -61,8 +61,8 @@ def _mode(path: str | Path, option: str) -> int | None:
         return os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:  # a ValueError for a zero byte
-        reason = getattr(error, "strerror", None) or error
+    except (OSError, ValueError) as error:  # a ValueError for a null byte, in the words of each version of Python
+        reason = "embedded null byte" if "\0" in str(path) else getattr(error, "strerror", None) or error
         raise BadInput(f"{_named(path, option)}: {reason}") from None
 
 

@@ -1,4 +1,6 @@
-"""The seed of torch's generators."""
+"""The seed of torch's generators, and their states."""
+
+from collections.abc import Mapping
 
 import torch
 
@@ -15,3 +17,23 @@ def seed_torch(number: int) -> None:
         torch.manual_seed(number)
     else:
         torch.default_generator.manual_seed(number)
+
+
+def random_states(gpu: bool) -> dict[str, torch.Tensor]:
+    """The states of torch's generators, by device.
+
+    >>> states = random_states(gpu=False)
+    >>> first = torch.rand(1)
+    >>> set_random_states(states)
+    >>> bool(torch.rand(1) == first)
+    True
+
+    :param gpu: with the state of the current GPU.
+    """
+    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if gpu else {})
+
+
+def set_random_states(states: Mapping[str, torch.Tensor]) -> None:
+    """Put states of `random_states` back."""
+    for device, state in states.items():
+        torch.set_rng_state(state) if device == "cpu" else torch.cuda.set_rng_state(state)

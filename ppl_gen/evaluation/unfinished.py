@@ -7,6 +7,7 @@ next evaluation differs, or the file is damaged, that evaluation begins anew.
 import hashlib
 import json
 import sys
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -26,17 +27,17 @@ def unfinished(fitted: Fitted, options: EvaluationOptions, images: str, device: 
     :param images: SHA-256 of the images.
     :param device: name of the device.
     """
-    directory, key = fitted.directory, _key(fitted, options, images, device)
+    directory, key = fitted.directory, cache(partial(_key, fitted, options, images, device))
 
     def save(tensors: dict[str, Tensor], state: Any) -> None:
         try:
-            directory.save_tensors(UNFINISHED, tensors, {"key": key, **state})
+            directory.save_tensors(UNFINISHED, tensors, {"key": key(), **state})
         except BadInput as error:  # a disk that is full ends no evaluation
             warn(error.sentence)
 
     try:
         found = directory.load_tensors(UNFINISHED)
-        if found is None or found[1].get("key") != key:
+        if found is None or found[1].get("key") != key():
             return Kept(save)
         kept = Kept(save, *found)
     except Exception as error:  # not written by this package

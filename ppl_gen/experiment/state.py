@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.core.seeds import random_states, set_random_states
 from ppl_gen.experiment.options import Checkpoint
 
 
@@ -98,10 +99,8 @@ def snapshot(modules: nn.ModuleDict, optimizers: dict[str, Optimizer]) -> dict[s
     for name, part in optimizers.items():
         for index, values in part.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{key}": value for key, value in values.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if next(modules.parameters()).is_cuda:
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    return tensors
+    states = random_states(gpu=next(modules.parameters()).is_cuda)
+    return tensors | {f"random.{device}": state for device, state in states.items()}
 
 
 def restore(
@@ -122,9 +121,8 @@ def restore(
             content["state"].setdefault(int(index), {})[key] = tensor
         part.load_state_dict(content)
     try:
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors and next(modules.parameters()).is_cuda:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
+        on_gpu, states = next(modules.parameters()).is_cuda, prefixed(tensors, "random.")
+        set_random_states({device: state for device, state in states.items() if device == "cpu" or on_gpu})
     except RuntimeError as error:
         raise BadInput(f"{file}: damaged at 'random': {str(error).splitlines()[0]}") from None
 

@@ -91,25 +91,15 @@ def annealed_log_px(
     check(model, guide, annealing)
     keep_freed_memory()
 
-    def block(x: Tensor) -> dict[str, Tensor]:
-        path = _Path(model, guide, x, annealing)
-        adapted = path.adapt(progress)
-        groups = [path.forward(path.start(count), *adapted, progress) for count in annealing.groups]
-        log_w, acceptance = (torch.cat([group[i] for group in groups]).cpu() for i in (0, 1))
-        log_px, variance, bias, ess = log_mean_exp(log_w)
-        acceptance = acceptance.double().mean(0)
-        return {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess, "acceptance": acceptance}
+    def blocks(first: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for _, path, adapted in _paths(model, guide, x, annealing, first, annealing.work, progress):
+            groups = [path.forward(path.start(count), *adapted, progress) for count in annealing.groups]
+            log_w, acceptance = (torch.cat([group[i] for group in groups]).cpu() for i in (0, 1))
+            log_px, variance, bias, ess = log_mean_exp(log_w)
+            found = {"log_px": log_px, "log_px_mc_var": variance, "log_px_bias": bias, "ess": ess}
+            yield len(log_px), found | {"acceptance": acceptance.double().mean(0)}
 
     with evaluating(model, guide), frozen(model, guide):
-        size = _block_size(model, annealing, x)
-
-        def blocks(first: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
-            if progress is not None and first:
-                progress(first * annealing.work)
-            for start in range(first, len(x), size):
-                part = x[start : start + size]
-                yield len(part), block(part)
-
         whole = gather_blocks(blocks, len(x))
         return AnnealedEstimate(annealing=annealing, num_samples=annealing.num_chains, **whole)
 
@@ -131,15 +121,11 @@ def bidirectional_bounds(
         # z and x are drawn jointly, so that z is an exact sample of p(z | x), from which backward chains may start.
         z = model.prior().sample((num_images,))
         x = model.likelihood(z).sample()
-        size = _block_size(model, annealing, x)
 
         def blocks(first: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
-            if progress is not None and first:
-                progress(first * annealing.bidirectional_work)
-            for start in range(first, num_images, size):
-                ends = z[start : start + size]
-                path = _Path(model, guide, x[start : start + size], annealing)
-                adapted = path.adapt(progress)
+            work = annealing.bidirectional_work
+            for rows, path, adapted in _paths(model, guide, x, annealing, first, work, progress):
+                ends = z[rows]
                 groups = annealing.groups
                 forward = [path.forward(path.start(count), *adapted, progress)[0] for count in groups]
                 backward = [path.backward(ends.expand(count, *ends.shape), *adapted, progress) for count in groups]
@@ -148,6 +134,22 @@ def bidirectional_bounds(
                 yield len(ends), {"lower": lower, "upper": -inverse, "lower_mc_var": lower_variance}
 
         return BidirectionalBounds({}, x, z=z, **gather_blocks(blocks, num_images))
+
+
+def _paths(
+    model: Any, guide: Any, x: Tensor, annealing: Annealing, first: int, work: int, progress: Advance | None
+) -> Iterator[tuple[slice, "_Path", tuple[Tensor, Tensor]]]:
+    """The blocks of images from image number `first` on: their rows, their path, and its adapted steps.
+
+    :param work: temperatures of an image. Those of the images before are reported as passed.
+    """
+    if progress is not None and first:
+        progress(first * work)
+    size = _block_size(model, annealing, x)
+    for start in range(first, len(x), size):
+        rows = slice(start, start + size)
+        path = _Path(model, guide, x[rows], annealing)
+        yield rows, path, path.adapt(progress)
 
 
 def fit_scale(model: AdversarialModel, x: Tensor, annealing: Annealing | None = None, rounds: int = 20) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_gen.core.memory import MANY_IMAGES, empty
 from ppl_gen.core.progress import Advance
+from ppl_gen.core.seeds import random_states, set_random_states
 
 Results = dict[Any, Any]
 """Tensors with a row for each image, by name; None, or a dictionary of the same kind, in the place of a tensor."""
@@ -44,7 +45,7 @@ def gather_blocks(blocks: Blocks, total: int, progress: Advance | None = None) -
         progress(call.done)
     started = time.monotonic() - call.seconds
     for count, part in blocks(call.done):
-        call.put(part, count, None if kept is None else _generators())
+        call.put(part, count, None if kept is None else random_states(torch.cuda.is_initialized()))
         call.seconds = time.monotonic() - started
         if kept is not None:
             kept.note()
@@ -116,8 +117,7 @@ class Kept:
             call, self._found = _Call(total), []
         self._calls.append(call)
         self.seconds_reused += call.seconds
-        for device, state in call.after[1].items():
-            torch.set_rng_state(state) if device == "cpu" else torch.cuda.set_rng_state(state)
+        set_random_states(call.after[1])
         return call
 
     def note(self) -> None:
@@ -197,9 +197,3 @@ def _loaded(state: Any, index: int, tensors: Mapping[str, Tensor]) -> _Call:
         torch.Generator().set_state(generators["cpu"])  # an error here, and not later
     call.put(part(state["whole"]), done, generators)
     return call
-
-
-def _generators() -> dict[str, Tensor]:
-    """The states of torch's generators: of the CPU, and of the GPU in use."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})

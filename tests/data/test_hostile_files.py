@@ -378,7 +378,7 @@ def odd(elsewhere: Path) -> Iterator[None]:
         ("/dev/zero/x.npy", "no such file"),
         ("n" * 300 + ".npy", "File name too long"),
         ("n/" * 3000 + "n.npy", "File name too long"),
-        ("a\0b.npy", "null "),
+        ("a\0b.npy", "null byte"),
         ("\udcff.npy", "no such file"),
         ("", "is a folder"),
     ],

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ppl_gen.inference import gathering
 from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
 from ppl_gen.run import Run
 
-Evaluate = Callable[[], Evaluation]
 QUICK = {"num_temperatures": 4, "leapfrog_steps": 1, "num_chains": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "importance": {"estimator": "importance", "num_samples": 60},
@@ -33,15 +31,15 @@ def run(fitted: Path, tmp_path: Path) -> Run:
 
 def interrupt_at(block: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Ctrl-C when a block of images is computed, and not yet kept. The list has a number for each computed block."""
-    generators, computed = gathering._generators, list[int]()
+    states, computed = gathering.random_states, list[int]()
 
-    def counting() -> Any:
+    def counting(gpu: bool) -> Any:
         computed.append(len(computed))
         if len(computed) == block:
             raise KeyboardInterrupt
-        return generators()
+        return states(gpu)
 
-    monkeypatch.setattr(gathering, "_generators", counting)
+    monkeypatch.setattr(gathering, "random_states", counting)
     return computed
 
 
