@@ -2,8 +2,8 @@
 
 The name of a run: runs the commands of docs/results*.md that make `runs/layers-200`, after those of the runs that it
 starts from, and stores what they found, with the protocol, in benchmarks/results/layers-200.json. A run that is there
-already goes on where it stopped. Tables whose first column is `name of the run` have the numbers of these files; a
-test compares them.
+already goes on where it stopped. The name of a sweep does the same for all its runs. Tables whose first column is
+`name of the run`, or `row of` a sweep, have the numbers of these files; a test compares them.
 
 A heading, or the start of one: runs the commands under it. Without a name, all runs and headings are listed.
 """
@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -47,9 +48,14 @@ def sections(docs: Path = DOCS) -> dict[str, list[str]]:
 
 
 def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
-    """The commands that make each run, by its name: those of the run that it starts from, its fit, its evaluation."""
+    """The commands that make each run or sweep, by its name: those of the run that it starts from, its fit, its
+    evaluation; or all sweeps into one directory."""
     every = [line for commands in sections(docs).values() for line in commands]
     fits = {name: line for line in every if ".fit " in line and (name := _after(line, "--out"))}
+    sweeps: dict[str, list[str]] = {}
+    for line in every:
+        if ".sweep " in line:
+            sweeps.setdefault(_after(line, "--out"), []).append(line)
 
     def of(name: str) -> list[str]:
         start = _after(fits[name], "--init-from")
@@ -59,7 +65,7 @@ def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
         ]
         return [*before, fits[name], *after]
 
-    return {name: of(name) for name in fits}
+    return {name: of(name) for name in fits} | sweeps
 
 
 def _after(command: str, option: str) -> str:
@@ -73,7 +79,7 @@ def _after(command: str, option: str) -> str:
 
 def record(run: Path, commands: list[str]) -> Record:
     """What is stored of a finished run."""
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = _metrics(run)
     config, evaluation = (
         json.loads((run / name).read_text(encoding="utf-8")) for name in ("config.json", "evaluation.json")
     )
@@ -83,21 +89,67 @@ def record(run: Path, commands: list[str]) -> Record:
     return found | {"config": config, "evaluation": evaluation}
 
 
+def record_of_sweep(directory: Path, commands: list[str]) -> Record:
+    """What is stored of a finished sweep: the rows of `python -m ppl_gen.compare`, by what tells them apart in the
+    names of their runs, with means over seeds of the ELBO after each epoch."""
+    from ppl_gen import Comparison
+
+    compared = Comparison(sorted(path.parent for path in directory.glob("*/evaluation.json"))).to_json()
+    rows = {}
+    for row in compared["rows"]:
+        paths = [Path(run) for run in row["runs"]]
+        label = paths[0].name.removeprefix(f"{row['model']}-").rpartition("-")[0]
+        curves = {split: _epochs_elbo(paths, split) for split in ("train", "validation")}
+        rows[label] = row | {"runs": [path.name for path in paths], "epochs_elbo": curves}
+    return {"commands": commands, "machine": machine(), "images": compared["images"], "rows": rows}
+
+
+def _metrics(run: Path) -> list[Record]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _epochs_elbo(runs: list[Path], split: str) -> list[float]:
+    """The ELBO of the images of a split after each epoch, from epoch 0 on: means over runs."""
+    values = ([epoch[split]["elbo"] for epoch in _metrics(run)] for run in runs)
+    return [round(statistics.mean(each), 3) for each in zip(*values, strict=True)]
+
+
+def _plus_minus(entry: Record) -> str:
+    """Mean ± standard error over images, and ± over seeds where there are several."""
+    errors = [entry["se"], entry.get("se_seeds")]
+    return " ± ".join(f"{value:.2f}" for value in (entry["mean"], *errors) if value is not None)
+
+
 def _mean(*keys: str) -> Callable[[Record], str]:
     def cell(found: Record) -> str:
-        entry = found["evaluation"]
+        entry = found.get("evaluation", found)
         for key in keys:
             entry = entry[key]
-        return f"{entry['mean']:.2f} ± {entry['se']:.2f}"
+        return _plus_minus(entry)
 
     return cell
 
 
 def _log_px(found: Record) -> str:
     """With the words of a table where the estimate is not trusted."""
-    return ("at least " if found["evaluation"]["log_px"]["at_least"] else "") + _mean("log_px")(found)
+    entry = found.get("evaluation", found)["log_px"]
+    return ("at least " if entry["at_least"] else "") + _plus_minus(entry)
 
 
+SWEEP_CELLS: dict[str, Callable[[Record], str]] = {
+    "seeds": lambda row: str(len(row["seeds"])),
+    "epochs": lambda row: f"{row['epochs']:.0f}",
+    "training ELBO": lambda row: f"{row['epochs_elbo']['train'][-1]:.2f}",
+    "ELBO": _mean("elbo"),
+    "log p(x)": _log_px,
+    "difference to the best": _mean("log_px_difference"),
+    "S": lambda row: f"{row['log_px']['num_samples']:,}",
+    "gap": lambda row: ("at least " if row["gap"]["at_least"] else "") + f"{row['gap']['mean']:.2f}",
+    "active units": lambda row: f"{row['active_units']:.0f}",
+    "effective samples, median": lambda row: f"{row['ess_median']:.1f}",
+    "minutes of training": lambda row: f"{row['seconds'] / 60:.0f}",
+}
+"""The columns of a table of a sweep, as text."""
 CELLS: dict[str, Callable[[Record], str]] = {
     "objective": lambda found: found["config"]["training"]["objective"],
     "guide": lambda found: found["config"]["guide"],
@@ -126,14 +178,24 @@ def stored(name: str, results: Path = RESULTS) -> Record:
 
 
 def show(found: Record) -> str:
-    """All columns that a record has, one in a line."""
-    lines = []
-    for column, cell in CELLS.items():
+    """All columns that a record has: one in a line; for a sweep a table, as a page has it."""
+    if "rows" not in found:
+        return "\n".join(f"{column}: {cell}" for column, cell in _cells(CELLS, found).items())
+    rows = {label: _cells(SWEEP_CELLS, row) for label, row in found["rows"].items()}
+    columns = [column for column in SWEEP_CELLS if any(column in row for row in rows.values())]
+    lines = [["row", *columns], *([label, *(row.get(column, "") for column in columns)] for label, row in rows.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(cells: dict[str, Callable[[Record], str]], found: Record) -> dict[str, str]:
+    """Those columns that a record has."""
+    there = {}
+    for column, cell in cells.items():
         try:
-            lines.append(f"{column}: {cell(found)}")
+            there[column] = cell(found)
         except (KeyError, TypeError):
             continue
-    return "\n".join(lines)
+    return there
 
 
 # Commands ----------------------------------------------------------------------------------------------------------
@@ -156,7 +218,7 @@ def _run(command: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
-    parser.add_argument("name", nargs="?", help="a run, or a heading or its start; without it, all are listed")
+    parser.add_argument("name", nargs="?", help="a run or sweep, or a heading or its start; without it, all are listed")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the pages are (default docs/)")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="where results are stored (default benchmarks/results/)"
@@ -165,11 +227,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     runs, headings = recipes(given.docs), sections(given.docs)
     if given.name is None:
-        print("\n".join(["Runs:", *runs, "", "Headings:", *headings]))
+        print("\n".join(["Runs and sweeps:", *runs, "", "Headings:", *headings]))
         return 0
     chosen = [title for title in headings if title.lower().startswith(given.name.lower())]
     if given.name not in runs and len(chosen) != 1:
-        print(f"'{given.name}' is no run, and begins {len(chosen)} headings; list all with no name", file=sys.stderr)
+        print(
+            f"'{given.name}' is no run or sweep and begins {len(chosen)} headings; list all with no name",
+            file=sys.stderr,
+        )
         return 2
     commands = runs[given.name] if given.name in runs else headings[chosen[0]]
     for command in commands:
@@ -179,7 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"ended with status {status}", file=sys.stderr)
             return 1
     if given.name in runs and not given.dry_run:
-        found = record(Path("runs", given.name), commands)
+        made = record_of_sweep if ".sweep " in commands[0] else record
+        found = made(Path("runs", given.name), commands)
         given.results.mkdir(exist_ok=True)
         (given.results / f"{given.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(show(found))

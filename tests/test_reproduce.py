@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,10 +28,10 @@ def test_the_commands_of_a_heading(tmp_path: Path, capsys: pytest.CaptureFixture
     assert reproduce.main(["one", *docs]) == 0 and capsys.readouterr().out.count("$ python -c") == 2
     assert reproduce.main(["two", *docs]) == 1 and "true" not in capsys.readouterr().out
     assert reproduce.main(["two", "--dry-run", *docs]) == 0 and "$ true" in capsys.readouterr().out
-    assert reproduce.main(docs) == 0 and capsys.readouterr().out == "Runs:\n\nHeadings:\nOne\nTwo\n"
+    assert reproduce.main(docs) == 0 and capsys.readouterr().out == "Runs and sweeps:\n\nHeadings:\nOne\nTwo\n"
     for title, count in (("Three", 0), ("", 2)):
         assert reproduce.main([title, *docs]) == 2
-        assert f"'{title}' is no run, and begins {count} headings" in capsys.readouterr().err
+        assert f"'{title}' is no run or sweep and begins {count} headings" in capsys.readouterr().err
     (tmp_path / "speed-of-one.md").write_text(PAGE.format("One", "python -c 3"))
     with pytest.raises(ValueError, match="two headings with commands are 'One'"):
         reproduce.sections(tmp_path)
@@ -85,19 +86,60 @@ def test_a_run_is_made_and_stored(
     assert json.dumps(reproduce.stored("second", Path("stored"))["evaluation"]["elbo"]) == before
 
 
-def test_rows_of_runs_are_those_that_are_stored() -> None:
-    """Each table whose first column is `name of the run`: each cell, and the commands that make the run."""
+@pytest.mark.usefixtures("elsewhere")
+def test_a_sweep_is_made_and_stored(
+    call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two sweeps into one directory are one record: its rows are those of `compare`, with the ELBO of each epoch."""
+    small = "--data digits --train-size 60 --epochs 2 --num-samples 30 --hidden-dims 4 --latent-dim 5"
+
+    def here(words: list[str]) -> SimpleNamespace:
+        guides, seeds = words[words.index("--guides") + 1 : words.index("--seeds")], ("0", "1")
+        for guide, seed in product(guides, seeds):
+            out = f"runs/both/vae-{guide}-{seed}"
+            status, out, err = call(fit.command, "vae", *small.split(), "--guide", guide, "--seed", seed, "--out", out)
+            assert status == 0, err
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=here))
+    end = f"--seeds 0 1 --out runs/both -- {small}"
+    sweeps = [f"python -m ppl_gen.sweep vae --guides {guides} {end}" for guides in ("normal student-t", "mixture")]
+    Path("results.md").write_text(PAGE.format("Both", "\n".join(sweeps)))
+    assert reproduce.main(["both", "--docs", ".", "--results", "stored"]) == 0
+    found = reproduce.stored("both", Path("stored"))
+    assert found["commands"] == sweeps and set(found["rows"]) == {"normal", "student-t", "mixture"}
+    row, runs = found["rows"]["normal"], [Run.open(f"runs/both/vae-normal-{seed}") for seed in (0, 1)]
+    assert row["runs"] == ["vae-normal-0", "vae-normal-1"] and "/" not in json.dumps(row)
+    summaries = [run.evaluation.summary for run in runs if run.evaluation is not None]
+    mean = (summaries[0]["elbo"]["mean"] + summaries[1]["elbo"]["mean"]) / 2
+    assert reproduce.SWEEP_CELLS["ELBO"](row).startswith(f"{mean:.2f} ± ") and row["elbo"]["se_seeds"] > 0
+    for split in ("train", "validation"):
+        last = [
+            json.loads(run.path.joinpath("metrics.jsonl").read_text().splitlines()[-1])[split]["elbo"] for run in runs
+        ]
+        assert len(row["epochs_elbo"][split]) == 3
+        assert row["epochs_elbo"][split][-1] == pytest.approx(sum(last) / 2, abs=1e-3)
+    out = capsys.readouterr().out
+    assert f"| normal | {' | '.join(reproduce._cells(reproduce.SWEEP_CELLS, row).values())} |" in out
+
+
+def test_rows_are_those_that_are_stored() -> None:
+    """Each table whose first column is `name of the run`, or `row of` a sweep: each cell, and the commands."""
     recipes, used = reproduce.recipes(), set()
     for rows in pages.tables():
-        if rows[0][0] != "name of the run":
+        first, *columns = rows[0]
+        sweep = first.removeprefix("row of ")
+        if first != "name of the run" and sweep == first:
             continue
-        for name, *cells in rows[1:]:
-            found = reproduce.stored(name)
-            used.add(name)
-            assert found["commands"] == recipes[name], name
-            for column, cell in zip(rows[0][1:], cells, strict=True):
+        for name, *texts in rows[1:]:
+            of = name if sweep == first else sweep
+            found, cells = reproduce.stored(of), reproduce.CELLS if sweep == first else reproduce.SWEEP_CELLS
+            assert found["commands"] == recipes[of], of
+            used.add(of)
+            values = found if sweep == first else found["rows"][name]
+            for column, text in zip(columns, texts, strict=True):
                 if column not in reproduce.TYPED:
-                    assert cell == reproduce.CELLS[column](found), (name, column)
+                    assert text == cells[column](values), (name, column)
     assert used == {file.stem for file in reproduce.RESULTS.glob("*.json")}
 
 
