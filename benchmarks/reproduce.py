@@ -91,7 +91,8 @@ def record(run: Path, commands: list[str]) -> Record:
 
 def record_of_sweep(directory: Path, commands: list[str]) -> Record:
     """What is stored of a finished sweep: the rows of `python -m ppl_gen.compare`, by what tells them apart in the
-    names of their runs, with means over seeds of the ELBO after each epoch."""
+    names of their runs; with means over seeds of the ELBO after each epoch, and the time of a step."""
+    from benchmarks.steps import milliseconds_of
     from ppl_gen import Comparison
 
     compared = Comparison(sorted(path.parent for path in directory.glob("*/evaluation.json"))).to_json()
@@ -101,6 +102,10 @@ def record_of_sweep(directory: Path, commands: list[str]) -> Record:
         label = paths[0].name.removeprefix(f"{row['model']}-").rpartition("-")[0]
         curves = {split: _epochs_elbo(paths, split) for split in ("train", "validation")}
         rows[label] = row | {"runs": [path.name for path in paths], "epochs_elbo": curves}
+    times = milliseconds_of([directory / row["runs"][0] for row in rows.values()])
+    for row, time_of_step in zip(rows.values(), times, strict=True):
+        row["milliseconds"] = round(time_of_step, 2)
+        row["equal_time_elbo"] = _at(row["epochs_elbo"]["validation"], row["epochs"] * min(times) / time_of_step)
     return {"commands": commands, "machine": machine(), "images": compared["images"], "rows": rows}
 
 
@@ -112,6 +117,16 @@ def _epochs_elbo(runs: list[Path], split: str) -> list[float]:
     """The ELBO of the images of a split after each epoch, from epoch 0 on: means over runs."""
     values = ([epoch[split]["elbo"] for epoch in _metrics(run)] for run in runs)
     return [round(statistics.mean(each), 3) for each in zip(*values, strict=True)]
+
+
+def _at(curve: list[float], epoch: float) -> float:
+    """The ELBO after a part of the epochs, on the line between the two epochs beside it.
+
+    >>> _at([-30.0, -20.0, -16.0], 1.25)
+    -19.0
+    """
+    whole = min(int(epoch), len(curve) - 2)
+    return curve[whole] + (epoch - whole) * (curve[whole + 1] - curve[whole])
 
 
 def _plus_minus(entry: Record) -> str:
@@ -148,8 +163,11 @@ SWEEP_CELLS: dict[str, Callable[[Record], str]] = {
     "active units": lambda row: f"{row['active_units']:.0f}",
     "effective samples, median": lambda row: f"{row['ess_median']:.1f}",
     "minutes of training": lambda row: f"{row['seconds'] / 60:.0f}",
+    "ms a step": lambda row: f"{row['milliseconds']:.0f}",
+    "validation ELBO": lambda row: f"{row['epochs_elbo']['validation'][-1]:.2f}",
+    "validation ELBO at equal time": lambda row: f"{row['equal_time_elbo']:.2f}",
 }
-"""The columns of a table of a sweep, as text."""
+"""The columns of a table of a sweep, as text. At equal time: when the run with the fastest step has ended."""
 CELLS: dict[str, Callable[[Record], str]] = {
     "objective": lambda found: found["config"]["training"]["objective"],
     "guide": lambda found: found["config"]["guide"],

@@ -1,15 +1,22 @@
 """Training steps as the training loop makes them, on noise in the shape of images."""
 
-from collections.abc import Callable
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
+from benchmarks.timing import medians
 from ppl_gen.core.components import find
 from ppl_gen.core.contracts import defaults_of
+from ppl_gen.core.interrupts import Interrupted
 from ppl_gen.data.splits import Data, Split
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Config
@@ -17,7 +24,8 @@ from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
-from ppl_gen.training.loop import loss_per_image, loss_with_gradient, objective_for
+from ppl_gen.run import Run
+from ppl_gen.training.loop import Loop, loss_per_image, loss_with_gradient, objective_for
 from ppl_gen.training.optimizer import OneOptimizer
 from ppl_gen.training.recorded import RecordedGradient
 
@@ -54,3 +62,24 @@ def step_of(
     guide = guide or defaults.default_guide
     config = Config(model=model, model_options=model_options, guide=guide, training=options)
     return training_step(*assemble(config, data), data.train.images[:], options)
+
+
+def milliseconds_of(runs: Sequence[Path], rounds: int = 30) -> list[float]:
+    """Processor time of a training step of each run, on one core, with the run's weights, options and first images.
+
+    The runs are left as they are. Their steps are taken in turn, and each number is a median.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder, pyro.get_param_store().scope():
+            steps: dict[str, Callable[[], object]] = {}
+            for number, run in enumerate(runs):
+                copied = shutil.copytree(run, Path(folder, str(number)))
+                loop = Loop(Run.open(copied).fitted, Interrupted(), quiet=True)
+                loop.state.step = 0  # at the learning rate of the first step
+                steps[str(number)] = partial(loop.step, torch.arange(loop.size))
+            found = medians(steps, rounds=rounds, clock=time.process_time)
+    finally:
+        torch.set_num_threads(threads)
+    return [1000 * seconds for seconds in found.values()]

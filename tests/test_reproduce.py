@@ -119,6 +119,11 @@ def test_a_sweep_is_made_and_stored(
         ]
         assert len(row["epochs_elbo"][split]) == 3
         assert row["epochs_elbo"][split][-1] == pytest.approx(sum(last) / 2, abs=1e-3)
+    times = [each["milliseconds"] for each in found["rows"].values()]
+    assert min(times) > 0
+    for each, time in zip(found["rows"].values(), times, strict=True):
+        first, last = (each["epochs_elbo"]["validation"][at] for at in (0, -1))
+        assert first < each["equal_time_elbo"] <= last and (each["equal_time_elbo"] == last) == (time == min(times))
     out = capsys.readouterr().out
     assert f"| normal | {' | '.join(reproduce._cells(reproduce.SWEEP_CELLS, row).values())} |" in out
 
