@@ -101,7 +101,9 @@ def record_of_sweep(directory: Path, commands: list[str]) -> Record:
         paths = [Path(run) for run in row["runs"]]
         label = paths[0].name.removeprefix(f"{row['model']}-").rpartition("-")[0]
         curves = {split: _epochs_elbo(paths, split) for split in ("train", "validation")}
+        last = _metrics(paths[0])[-1]
         rows[label] = row | {"runs": [path.name for path in paths], "epochs_elbo": curves}
+        rows[label]["steps_per_epoch"] = last["step"] // last["epoch"]
     times = milliseconds_of([directory / row["runs"][0] for row in rows.values()])
     for row, time_of_step in zip(rows.values(), times, strict=True):
         row["milliseconds"] = round(time_of_step, 2)

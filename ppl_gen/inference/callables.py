@@ -356,8 +356,8 @@ def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
     def restore() -> None:
         with torch.no_grad():
             for buffer, content, version in before:
-                # Under inference mode, versions do not count changes.
-                if buffer._version != version or torch.is_inference_mode_enabled():
+                # Versions do not count changes under inference mode, nor those of running statistics by batch_norm.
+                if buffer._version != version or not torch.equal(buffer, content):
                     buffer.copy_(content)
 
     return restore

@@ -50,12 +50,24 @@ class Direct:
     context: Any = None
     """The context of the images, if it is known."""
 
+    def sampled(self, x: Tensor, num_samples: int) -> Tensor:
+        """Values of z [samples, images, …]."""
+        return _drawn(self.guide.posterior(self._context(x)), num_samples, len(x))[1]
+
     def terms(
-        self, x: Tensor, num_samples: int, analytic_kl: bool, detach: bool, frozen_guide: bool, cut: bool
+        self,
+        x: Tensor,
+        num_samples: int,
+        analytic_kl: bool = False,
+        detach: bool = False,
+        frozen_guide: bool = False,
+        cut: bool = False,
+        at: Tensor | None = None,
     ) -> Terms:
-        """As `Pair.terms`."""
-        context = self.guide.encode(x) if self.context is None else self.context
-        q = _site(self.name, *_drawn(self.guide.posterior(context), num_samples, len(x)))
+        """As `Pair.terms`, or at given values of z."""
+        context = self._context(x)
+        posterior = self.guide.posterior(context)
+        q = _site(self.name, *(_drawn(posterior, num_samples, len(x)) if at is None else (posterior, at)))
         z = at = q["value"].detach() if detach else q["value"]
         if cut or frozen_guide:
             at = leaf(z) if cut else z.clone()
@@ -100,6 +112,9 @@ class Direct:
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-log p(x), summed over the images."""
         return -self.log_px(x).sum()
+
+    def _context(self, x: Tensor) -> Any:
+        return self.guide.encode(x) if self.context is None else self.context
 
     def _frozen(self, context: Tensor, z: Tensor) -> Tensor:
         """log q(z | x) at detached parameters of the guide. The context depends on x and on parameters alone."""

@@ -167,10 +167,27 @@ def frozen_guide_traces(
     drawn = trace_of(guide, batch)
     at, values = _with_values(drawn, latent, leaf if cut else torch.clone)
     guide, model = (poutine.replay(function, trace=at) for function in (guide, model))
-    scored = _scored(guide, latent)
+    return drawn, Traces(_frozen_trace(guide, module, latent, batch), trace_of(model, batch)), values
+
+
+def frozen_guide_traces_at(
+    guide: PyroFunction, model: PyroFunction, module: nn.Module | None, values: dict[str, Tensor], batch: Batch
+) -> Traces:
+    """As `conditioned`, with the guide's parameters detached.
+
+    :param module: module that holds the guide's parameters; None if they are from `pyro.param` statements.
+    """
+    guide, model = (poutine.condition(function, values) for function in (guide, model))
+    return Traces(_frozen_trace(guide, module, values, batch), trace_of(model, batch))
+
+
+def _frozen_trace(guide: PyroFunction, module: nn.Module | None, latent: Iterable[str], batch: Batch) -> poutine.Trace:
+    """The trace of a guide with detached parameters, and its log-densities."""
     with _DetachParameters():
-        guide_trace = with_detached_parameters(module, scored, batch.x, *batch.args, **batch.kwargs)
-    return drawn, Traces(guide_trace, trace_of(model, batch)), values
+        trace: poutine.Trace = with_detached_parameters(
+            module, _scored(guide, latent), batch.x, *batch.args, **batch.kwargs
+        )
+    return trace
 
 
 def with_detached_parameters(module: nn.Module | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

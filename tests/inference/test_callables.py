@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import modules_of
+from ppl_gen.inference.callables import evaluating, modules_of, reading
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.proposals import proposal_log_px
 
@@ -763,3 +763,14 @@ def test_a_parameter_for_each_image() -> None:
             with pytest.raises(BadInput, match="runs on all 9 images alone, as with a parameter for each"):
                 ppl_gen.log_weights(_model, guide, X, num_samples=3)
             store.setdefault("loc", torch.zeros(9))
+
+
+@pytest.mark.parametrize("context", [reading, evaluating])
+def test_running_statistics_are_restored(context: Any) -> None:
+    """`batch_norm` changes them without a new version of the tensor."""
+    layer = torch.nn.BatchNorm1d(2)
+    with context(layer):
+        layer.training = True
+        layer(torch.ones(4, 2))
+        assert (layer.running_mean != 0).all()  # type: ignore[union-attr]
+    assert (layer.running_mean == 0).all() and (layer.running_var == 1).all() and layer.num_batches_tracked == 0  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ from ppl_gen.core.errors import require
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.objectives.loss import broadcast_weights, check_draws, log_mean_weight, vimco_signal
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.thinning import check_thinned, thinned
 
 __all__ = ["DREG"]
 
@@ -21,17 +22,29 @@ class DREG:
     With several latent sites, d z_k is the derivative of all of them, through every path in the guide.
 
     :param num_particles: K.
+    :param backward: Samples that the gradient goes through, fewer than K. They are drawn in proportion to w~_k, so that
+        the expected gradient is the same (Burda et al. 2016, section 3). All by default.
     """
 
-    def __init__(self, *, num_particles: int = 50):
+    def __init__(self, *, num_particles: int = 50, backward: int | None = None):
         require(num_particles > 1, "num_particles", num_particles, "dreg needs at least 2 samples; try 50")
-        self.num_particles = num_particles
+        require(
+            backward is None or 1 <= backward < num_particles,
+            "objective.backward",
+            backward,
+            f"must be at least 1 and below the number of samples, {num_particles}",
+        )
+        self.num_particles, self.backward = num_particles, backward
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         check_draws(self, pair, "frozen-guide")
+        if self.backward is not None:
+            check_thinned(pair, x, *args)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-L_K, summed over the images."""
+        if self.backward is not None:
+            return self._thinned(pair, x, *args, backward=self.backward)
         num_samples = max(self.num_particles, min_samples(pair))
         terms = pair.terms(x, *args, num_samples=num_samples, frozen_guide=True)
         bound = log_mean_weight(terms.log_weight)
@@ -47,3 +60,12 @@ class DREG:
             added = vimco_signal(terms.log_weight) - share + 1 / num_samples
             surrogate = surrogate + (added * terms.score).sum(0)
         return with_gradient_of(-bound.sum(), -surrogate.sum())
+
+    def _thinned(self, pair: Pair, x: Tensor, *args: Any, backward: int) -> Tensor:
+        """The same, with the gradient through some of the samples."""
+        found = thinned(pair, x, *args, num_samples=self.num_particles, backward=backward)
+        for name, value in found.terms.values.items():
+            if value.requires_grad:
+                value.register_hook(broadcast_weights(pair, found.share, name, value).mul)
+        surrogate = (found.share * found.factor * found.terms.log_weight).sum(0)
+        return with_gradient_of(-log_mean_weight(found.log_weight).sum(), -surrogate.sum())

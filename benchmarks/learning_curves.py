@@ -1,0 +1,58 @@
+"""Learning curves of a stored sweep, by steps and by time: `python -m benchmarks.learning_curves one-layer`.
+
+`python -m benchmarks.reproduce one-layer` makes the sweep and stores what is drawn: the ELBO of validation images after
+each epoch, and the processor time of a step of each run, taken in turn.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.reproduce import Record, stored
+from ppl_gen.core import cli
+from ppl_gen.core.components import find
+from ppl_gen.figures.canvas import Figure
+from ppl_gen.figures.style import BLUE, GREEN, NARROW, VERMILION, Name, name_lines, styled
+
+SHOWN = 12.0
+"""Nats below the highest ELBO that the picture shows."""
+
+
+def color(row: Record) -> str:
+    """Blue for an unbiased gradient of the ELBO, vermilion for a biased one, green for other objectives."""
+    objective = find("objective", row["objective"].rstrip("0123456789").rstrip("-"))
+    return {"unbiased": BLUE, "biased": VERMILION}.get(getattr(objective, "elbo_gradient", ""), GREEN)
+
+
+@styled
+def draw(found: Record) -> Figure:
+    """The validation ELBO of each row against epochs, and against minutes of one core."""
+    figure = Figure(figsize=(NARROW, 7.2), layout="constrained")
+    rows = found["rows"]
+    best = max(row["epochs_elbo"]["validation"][-1] for row in rows.values())
+    for axes, unit in zip(figure.subplots(2, 1), ("epochs", "minutes of one core"), strict=True):
+        names, end = [], 0.0
+        for label, row in rows.items():
+            curve = row["epochs_elbo"]["validation"]
+            minutes = row["milliseconds"] * row["steps_per_epoch"] / 60_000
+            step = 1 if unit == "epochs" else minutes
+            places = [step * epoch for epoch in range(len(curve))]
+            axes.plot(places, curve, "-", color=color(row), linewidth=1)
+            names.append(Name(label, places[-1], max(curve[-1], best - SHOWN), color(row)))
+            end = max(end, places[-1])
+        axes.set(xlim=(0, end), ylim=(best - SHOWN, best + 0.5), xlabel=unit, ylabel="validation ELBO (nats)")
+        axes.grid()
+        name_lines(axes, names)
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_curves", description=__doc__)
+    parser.add_argument("name", help="a sweep in benchmarks/results/")
+    parser.add_argument("--out", type=Path, help="default docs/figures/learning-NAME.png")
+    given = parser.parse_args(arguments)
+    draw(stored(given.name)).write(given.out or Path(f"docs/figures/learning-{given.name}.png"))
+
+
+if __name__ == "__main__":
+    cli.main(lambda arguments: main(arguments))
