@@ -286,6 +286,14 @@ class HasBound(Protocol):
 
 
 @runtime_checkable
+class HasBackward(Protocol):
+    """An objective whose gradient may go through some of its samples only, drawn so that its mean is the same."""
+
+    backward: int | None
+    """The number of these samples, below `num_particles`; None for all."""
+
+
+@runtime_checkable
 class HasGuideSurrogate(Protocol):
     """An objective whose `surrogate` is for the model alone."""
 

@@ -1,97 +1,39 @@
-"""The gradient of an importance-weighted bound through few of its K samples.
+"""The gradient of a bound through few of its K samples.
 
-The gradient is a sum over samples with normalized weights w~_k, most of which are nearly 0. All weights need the model
-forward. The way back, which costs twice as much, is then taken for m samples. Sample k is among them with probability
-pi_k, and counts w~_k / pi_k: the expected gradient is that of all K. Burda et al. (2016, section 3) propose it for one
-sample. Here m of them are drawn without replacement, with pi_k proportional to w~_k as far as pi_k <= 1 allows, by
-systematic sampling (Madow 1949).
+The gradient of the importance-weighted bound is a sum over samples with normalized weights w~_k, most of which are
+nearly 0. All weights need the model forward. The way back, which costs twice as much, is then taken for m samples.
+Sample k is among them with probability pi_k, and counts w~_k / pi_k: the expected gradient is that of all K. Burda et
+al. (2016, section 3) propose it for one sample. Here m of them are drawn without replacement, with pi_k proportional to
+w~_k as far as pi_k <= 1 allows, by systematic sampling (Madow 1949).
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng, modules_of
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import alike
-from ppl_gen.inference.direct import Direct, encoded
+from ppl_gen.inference.direct import Direct
 from ppl_gen.inference.pair import Pair, Terms, Values
-from ppl_gen.inference.tracing import Traces, frozen_guide_traces_at, trace_of
+from ppl_gen.inference.tracing import Traces, conditioned, frozen_guide_traces_at, trace_of
 
 _FLOOR = 0.01
 """Share of the probabilities that is spread evenly: no weight is so small that it cannot be drawn."""
 
 
-class Thinned(NamedTuple):
-    """Samples that the gradient goes through, among all K."""
-
-    log_weight: Tensor
-    """Log weights of all samples [K, images], without a gradient."""
-    chosen: Tensor
-    """Numbers of the chosen samples [m, images]."""
-    share: Tensor
-    """Normalized weights w~_k of the chosen samples [m, images]."""
-    factor: Tensor
-    """1 / pi_k of the chosen samples [m, images]."""
-    terms: Terms
-    """Log-densities of the chosen samples [m, images], with a gradient and with `values`."""
-
-
-def thinned(pair: Pair, x: Tensor, *args: Any, num_samples: int, backward: int) -> Thinned:
-    """Draw K values of z for each image, and the log-densities of m of them as by `Pair.terms(frozen_guide=True)`.
-
-    :param num_samples: K.
-    :param backward: m, below K.
-    """
-    images = Batch(x, args, {})
-    pair = encoded(pair, x)
-    drawn, log_weight = _weighted(pair, images, num_samples)
-    share = log_weight.softmax(0)
-    chosen, factor = choose(share, backward, torch.rand(len(x), device=x.device, dtype=torch.float64))
-    terms = _terms_at(pair, _taken(pair, drawn, chosen), images)
-    return Thinned(log_weight, chosen, share.gather(0, chosen), factor, terms)
-
-
-def _weighted(pair: Pair, images: Batch, num_samples: int) -> tuple[Values, Tensor]:
-    """Values of the latent sites from the guide, with a gradient, and their log weights, without one."""
-    x = images.x
-    if (direct := _direct(pair, images)) is not None:
-        z = direct.sampled(x, num_samples)
-        with torch.no_grad():
-            chunks = z.split(max(1, pairs_at_a_time(None, None, x) // len(x)))  # which fit into the cache
-            log_weight = torch.cat([direct.terms(x, len(each), at=each).log_weight for each in chunks])
-        return {direct.name: z}, log_weight
-    guide, model, batch = pair.for_samples(num_samples, images)
-    drawn = trace_of(guide, batch)
-    with torch.no_grad():
-        traces = Traces(drawn, trace_of(poutine.replay(model, trace=drawn), batch))
-        log_weight = pair.terms_of(traces, (num_samples, len(x))).log_weight
-    return {name: drawn.nodes[name]["value"] for name in pair.latent}, log_weight
-
-
-def _terms_at(pair: Pair, values: Values, images: Batch) -> Terms:
-    """Log-densities [samples, images] at values from `_taken`, log q(z | x) at detached parameters."""
-    name, value = next(iter(values.items()))
-    shape = (value.shape[_dims(pair, name, value)[0]], len(images.x))
-    if (direct := _direct(pair, images)) is not None:
-        return direct.terms(images.x, shape[0], frozen_guide=True, at=value)
-    guide, model, batch = pair.for_samples(shape[0], images)
-    values = {name: value.clone() for name, value in values.items()}
-    traces = frozen_guide_traces_at(guide, model, pair.guide_module, values, batch)
-    return replace(pair.terms_of(traces, shape), values=values)
-
-
-def _direct(pair: Pair, images: Batch) -> Direct | None:
-    """The methods that stand for the functions of the pair, if they do."""
-    return None if images.args else pair.direct
+def check_backward(backward: int | None, num_particles: int) -> None:
+    """Raise `BadInput` for a number of samples that the gradient cannot go through."""
+    rule = f"must be at least 1 and below the number of samples, {num_particles}"
+    require(backward is None or 1 <= backward < num_particles, "objective.backward", backward, rule)
 
 
 def check_thinned(pair: Pair, x: Tensor, *args: Any) -> None:
-    """Raise `BadInput` for a pair that `thinned` cannot be used with.
+    """Raise `BadInput` for a pair that cannot be run again at some of several samples.
 
     :param x: a few images to try it on.
     """
@@ -106,21 +48,66 @@ def check_thinned(pair: Pair, x: Tensor, *args: Any) -> None:
     with forked_rng(x), evaluating(*functions):
         for part in modules_of(*functions):
             part.training = True  # as in a step, with dropout and statistics of a batch
-        drawn, log_weight = _weighted(pair, images, 4)
+        drawn, terms = weighed(pair, images, 4)
         some = torch.arange(2, device=x.device)[:, None].expand(-1, len(x))
-        again = _terms_at(pair, _taken(pair, drawn, some), images).log_weight
-    if not alike(log_weight[:2], again):
+        again = terms_at(pair, images, drawn, some)
+    if not alike(terms.log_weight[:2], again.log_weight):
         raise BadInput(
             f"--objective.backward: {who} give other log-densities when they are run a second time, at some of the "
             "samples: they have noise beside z, or statistics of a batch; leave it out"
         )
 
 
-def _taken(pair: Pair, values: Values, index: Tensor) -> Values:
-    """The values of some samples, each image's own.
+def weighed(pair: Pair, images: Batch, num_samples: int) -> tuple[Values, Terms]:
+    """Values of the latent sites from the guide, with a gradient, and their log-densities, without one."""
+    x = images.x
+    if (direct := _direct(pair, images)) is not None:
+        z = direct.sampled(x, num_samples)
+        with torch.no_grad():
+            chunks = z.split(max(1, pairs_at_a_time(None, None, x) // len(x)))  # which fit into the cache
+            parts = [direct.terms(x, len(each), at=each) for each in chunks]
+            terms = replace(
+                parts[0],
+                log_likelihood=torch.cat([each.log_likelihood for each in parts]),
+                log_prior=torch.cat([each.log_prior for each in parts]),
+                log_guide=torch.cat([each.log_guide for each in parts]),
+                latents={},
+            )
+        return {direct.name: z}, terms
+    guide, model, batch = pair.for_samples(num_samples, images)
+    drawn = trace_of(guide, batch)
+    with torch.no_grad():
+        traces = Traces(drawn, trace_of(poutine.replay(model, trace=drawn), batch))
+        terms = pair.terms_of(traces, (num_samples, len(x)))
+    return {name: drawn.nodes[name]["value"] for name in pair.latent}, terms
 
+
+def terms_at(pair: Pair, images: Batch, values: Values, index: Tensor, frozen_guide: bool = False) -> Terms:
+    """Log-densities [m, images] of some samples, each image's own.
+
+    :param values: from `weighed`.
     :param index: numbers of samples [m, images].
+    :param frozen_guide: as in `Pair.terms`.
     """
+    values = _taken(pair, values, index)
+    if (direct := _direct(pair, images)) is not None:
+        return direct.terms(images.x, len(index), frozen_guide=frozen_guide, at=values[direct.name])
+    guide, model, batch = pair.for_samples(len(index), images)
+    shape = (len(index), len(images.x))
+    if not frozen_guide:
+        return pair.terms_of(conditioned(guide, model, values, batch), shape)
+    values = {name: value.clone() for name, value in values.items()}
+    traces = frozen_guide_traces_at(guide, model, pair.guide_module, values, batch)
+    return replace(pair.terms_of(traces, shape), values=values)
+
+
+def _direct(pair: Pair, images: Batch) -> Direct | None:
+    """The methods that stand for the functions of the pair, if they do."""
+    return None if images.args else pair.direct
+
+
+def _taken(pair: Pair, values: Values, index: Tensor) -> Values:
+    """The values of some samples, each image's own."""
     found = {}
     for name, value in values.items():
         samples, images = _dims(pair, name, value)
@@ -135,6 +122,13 @@ def _dims(pair: Pair, name: str, value: Tensor) -> tuple[int, int]:
     """The dimensions of samples and of images in the value of a site."""
     left = value.dim() - len(pair.event_shapes[name])
     return left + pair.sample_dim, left + pair.plate.dim
+
+
+def drawn_by(size: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Draw some samples of each image, with probabilities proportional to their sizes [samples, images], at least 0.
+    Returns what `choose` does."""
+    share = size / size.sum(0).clamp(min=torch.finfo(size.dtype).tiny)
+    return choose(share, count, torch.rand(size.shape[1], device=size.device, dtype=torch.float64))
 
 
 def choose(share: Tensor, count: int, offset: Tensor) -> tuple[Tensor, Tensor]:

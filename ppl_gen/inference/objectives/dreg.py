@@ -5,10 +5,12 @@ from typing import Any
 from torch import Tensor
 
 from ppl_gen.core.errors import require
+from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.objectives.loss import broadcast_weights, check_draws, log_mean_weight, vimco_signal
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.thinning import check_thinned, thinned
+from ppl_gen.inference.thinning import check_backward, check_thinned, drawn_by, terms_at, weighed
 
 __all__ = ["DREG"]
 
@@ -22,18 +24,13 @@ class DREG:
     With several latent sites, d z_k is the derivative of all of them, through every path in the guide.
 
     :param num_particles: K.
-    :param backward: Samples that the gradient goes through, fewer than K. They are drawn in proportion to w~_k, so that
-        the expected gradient is the same (Burda et al. 2016, section 3). All by default.
+    :param backward: Samples that the gradient goes through, fewer than K, drawn by weight: the expected gradient is the
+        same (Burda et al. 2016, section 3). All by default.
     """
 
     def __init__(self, *, num_particles: int = 50, backward: int | None = None):
         require(num_particles > 1, "num_particles", num_particles, "dreg needs at least 2 samples; try 50")
-        require(
-            backward is None or 1 <= backward < num_particles,
-            "objective.backward",
-            backward,
-            f"must be at least 1 and below the number of samples, {num_particles}",
-        )
+        check_backward(backward, num_particles)
         self.num_particles, self.backward = num_particles, backward
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
@@ -44,7 +41,7 @@ class DREG:
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-L_K, summed over the images."""
         if self.backward is not None:
-            return self._thinned(pair, x, *args, backward=self.backward)
+            return self._thinned(pair, Batch(x, args, {}), self.backward)
         num_samples = max(self.num_particles, min_samples(pair))
         terms = pair.terms(x, *args, num_samples=num_samples, frozen_guide=True)
         bound = log_mean_weight(terms.log_weight)
@@ -61,11 +58,15 @@ class DREG:
             surrogate = surrogate + (added * terms.score).sum(0)
         return with_gradient_of(-bound.sum(), -surrogate.sum())
 
-    def _thinned(self, pair: Pair, x: Tensor, *args: Any, backward: int) -> Tensor:
+    def _thinned(self, pair: Pair, images: Batch, backward: int) -> Tensor:
         """The same, with the gradient through some of the samples."""
-        found = thinned(pair, x, *args, num_samples=self.num_particles, backward=backward)
-        for name, value in found.terms.values.items():
+        pair = encoded(pair, images.x)
+        values, weighted = weighed(pair, images, self.num_particles)
+        share = weighted.log_weight.softmax(0)
+        chosen, factor = drawn_by(share, backward)
+        share, terms = share.gather(0, chosen), terms_at(pair, images, values, chosen, frozen_guide=True)
+        for name, value in terms.values.items():
             if value.requires_grad:
-                value.register_hook(broadcast_weights(pair, found.share, name, value).mul)
-        surrogate = (found.share * found.factor * found.terms.log_weight).sum(0)
-        return with_gradient_of(-log_mean_weight(found.log_weight).sum(), -surrogate.sum())
+                value.register_hook(broadcast_weights(pair, share, name, value).mul)
+        surrogate = (share * factor * terms.log_weight).sum(0)
+        return with_gradient_of(-log_mean_weight(weighted.log_weight).sum(), -surrogate.sum())

@@ -5,6 +5,7 @@ from torch import Tensor
 from ppl_gen.core.errors import require
 from ppl_gen.inference.objectives.loss import log_mean_weight
 from ppl_gen.inference.pair import Terms
+from ppl_gen.inference.thinning import check_backward
 
 __all__ = ["IWAE"]
 
@@ -15,11 +16,14 @@ class IWAE:
     falls as 1 / sqrt(K) (Rainforth et al. 2018).
 
     :param num_particles: K.
+    :param backward: Samples that the gradient goes through, fewer than K, drawn by weight: the expected gradient is the
+        same (Burda et al. 2016, section 3). All by default.
     """
 
-    def __init__(self, *, num_particles: int = 50):
+    def __init__(self, *, num_particles: int = 50, backward: int | None = None):
         require(num_particles > 1, "num_particles", num_particles, "iwae needs at least 2 samples; try 50")
-        self.num_particles = num_particles
+        check_backward(backward, num_particles)
+        self.num_particles, self.backward = num_particles, backward
 
     def surrogate(self, terms: Terms) -> Tensor:
         """L_K [images]."""

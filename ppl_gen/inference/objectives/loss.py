@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from pyro.infer.elbo import ELBO
@@ -15,6 +15,7 @@ from ppl_gen.core.components import kebab_case
 from ppl_gen.core.contracts import (
     ChecksPair,
     Draws,
+    HasBackward,
     HasBound,
     HasDraws,
     HasGuideSurrogate,
@@ -25,10 +26,13 @@ from ppl_gen.core.contracts import (
     WrapsELBO,
 )
 from ppl_gen.core.errors import BadInput, as_bad_input
-from ppl_gen.inference.densities import leave_one_out_mean
+from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.densities import add, leave_one_out_mean
+from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss
 from ppl_gen.inference.pair import Pair, Terms
+from ppl_gen.inference.thinning import check_thinned, drawn_by, terms_at, weighed
 from ppl_gen.inference.tracing import PyroFunction
 
 _DRAWN: dict[Draws, dict[str, bool]] = {
@@ -64,6 +68,9 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         return _elbo_of(objective, pair, x, *args)
     draws = _draws(objective)
     check_draws(objective, pair, draws)
+    if isinstance(objective, HasBackward) and objective.backward is not None:
+        check_thinned(pair, x, *args)
+        return _ThinnedELBO(objective, pair, draws)
     return _SurrogateELBO(objective, pair, draws)
 
 
@@ -228,6 +235,36 @@ class _SurrogateELBO(_PairELBO):
         each = f"one number for each image, [{count}] here"
         _check_shape(self.objective, f"{method}(terms)", result, (count,), each)
         return result
+
+
+class _ThinnedELBO(_SurrogateELBO):
+    """The same for an objective with `backward`: the gradient goes through some of the samples. The derivatives of the
+    surrogate in the log-densities of all samples say how much each sample counts."""
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, *args: Any) -> Tensor:
+        objective, images = cast(HasBackward, self.objective), Batch(x, args, {})
+        assert objective.backward is not None
+        detach = self.drawn.get("detach", False)
+        pair = encoded(self.pair, x)
+        with torch.set_grad_enabled(not detach):
+            values, terms = weighed(pair, images, self.num_particles)
+        each_of = (terms.log_likelihood, terms.log_prior, terms.log_guide)
+        likelihood, prior, log_q = densities = [each.detach().requires_grad_() for each in each_of]
+        at = replace(terms, log_likelihood=likelihood, log_prior=prior, log_guide=log_q)
+        with _reporting(self.objective):
+            surrogate = self._checked("surrogate", self.objective.surrogate, at, len(x))
+            value = surrogate if self.bound is None else self._checked("bound", self.bound, terms, len(x))
+        found = torch.autograd.grad(surrogate.sum(), densities, allow_unused=True)
+        slopes = [torch.zeros_like(one) if each is None else each for each, one in zip(found, densities, strict=True)]
+        # If z is detached, log q(z | x) of all samples is cheap, and may count for samples that the model's does not.
+        through = slopes[:2] if detach else slopes
+        chosen, factor = drawn_by(add([slope.abs() for slope in through]), objective.backward)
+        some = terms_at(pair, images, values, chosen)
+        ends = (some.log_likelihood, some.log_prior, some.log_guide)
+        parts = [(factor * slope.gather(0, chosen) * end).sum() for slope, end in zip(through, ends, strict=False)]
+        if detach:
+            parts.append((slopes[2] * pair.log_guide(values, x, *args, num_samples=self.num_particles)).sum())
+        return with_gradient_of(-value.detach().sum(), -add(parts))
 
 
 def _through_guide(terms: Terms, surrogate: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from ppl_gen.core.contracts import Draws
 from ppl_gen.core.errors import require
 from ppl_gen.inference.objectives.loss import log_mean_weight
 from ppl_gen.inference.pair import Terms
+from ppl_gen.inference.thinning import check_backward
 
 __all__ = ["RWS"]
 
@@ -21,13 +22,16 @@ class RWS:
     bound. Both are biased at finite K. The reported number is L_K.
 
     :param num_particles: K.
+    :param backward: Samples that the model's gradient goes through, fewer than K, drawn by weight: the expected
+        gradient is the same (Burda et al. 2016, section 3). All by default.
     """
 
     draws: ClassVar[Draws] = "detached"
 
-    def __init__(self, *, num_particles: int = 10):
+    def __init__(self, *, num_particles: int = 10, backward: int | None = None):
         require(num_particles > 1, "num_particles", num_particles, "rws needs at least 2 samples; try 10")
-        self.num_particles = num_particles
+        check_backward(backward, num_particles)
+        self.num_particles, self.backward = num_particles, backward
 
     def surrogate(self, terms: Terms) -> Tensor:
         """The weighted log-probabilities [images]."""
