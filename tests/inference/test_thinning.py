@@ -1,5 +1,7 @@
 """The gradient through few of many samples has the right mean, exactly, and is refused where it would not; float64."""
 
+import math
+from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any
 
@@ -98,6 +100,26 @@ class _NormalGuide(nn.Module):
             pyro.sample("z", self.posterior(self.encode(x)))
 
 
+def _over_choices(
+    step: Callable[[], Tensor], backward: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, list[Tensor]]:
+    """The mean of the gradients of a step over all choices of samples, and these gradients."""
+    shares: list[Tensor] = []
+    offset = 0.0
+
+    def chosen(share: Tensor, count: int, _: Tensor) -> tuple[Tensor, Tensor]:
+        shares.append(share)
+        return choose(share, count, torch.tensor([offset], dtype=F64))
+
+    monkeypatch.setattr(thinning, "choose", chosen)
+    step()
+    mean, gradients = torch.zeros(()), []
+    for offset, length in _intervals(_probabilities(shares[0], backward)):  # noqa: B007 (read by `chosen`)
+        gradients.append(step())
+        mean = mean + length * gradients[-1]
+    return mean, gradients
+
+
 @pytest.mark.parametrize("backward", [1, 3, 5])
 @pytest.mark.parametrize(
     "kind, name",
@@ -124,25 +146,12 @@ def test_the_mean_gradient_is_that_of_all_samples(
         loss = elbo.differentiable_loss(pair.model, pair.guide, x)
         return loss.detach(), gradient_in(loss, modules)
 
-    shares: list[Tensor] = []
-    offset = 0.0
-
-    def chosen(share: Tensor, count: int, _: Tensor) -> tuple[Tensor, Tensor]:
-        shares.append(share)
-        return choose(share, count, torch.tensor([offset], dtype=F64))
-
-    monkeypatch.setattr(thinning, "choose", chosen)
     loss, gradient = step()
-    assert not shares
-    step(backward=backward)
-    mean, differ = torch.zeros_like(gradient), 0
-    for offset, length in _intervals(_probabilities(shares[0], backward)):  # noqa: B007 (read by `chosen`)
-        value, slope = step(backward=backward)
-        torch.testing.assert_close(value, loss)
-        mean += length * slope
-        differ += not torch.allclose(slope, gradient)
-    assert differ > 1 or not list(model.parameters())  # the gradient of these takes what is chosen
+    torch.testing.assert_close(step(backward=backward)[0], loss)
+    mean, gradients = _over_choices(lambda: step(backward=backward)[1], backward, monkeypatch)
     torch.testing.assert_close(mean, gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()))
+    if list(model.parameters()):  # the gradient of these takes what is chosen
+        assert sum(not torch.allclose(each, gradient) for each in gradients) > 1
 
 
 class _Beside(LinearGaussian):
@@ -179,3 +188,47 @@ def test_what_needs_all_samples_is_refused() -> None:
     for backward in (0, 6):
         with pytest.raises(BadInput, match=f"objective.backward {backward}: must be at least 1 and below the number"):
             construct("dreg", num_particles=6, options={"backward": backward})
+
+
+class _OwnBound:
+    """An importance-weighted bound of a user, whose gradient may go through some of the samples."""
+
+    num_particles = 6
+
+    def __init__(self, draws: str, backward: int | None):
+        self.draws, self.backward = draws, backward
+
+    def surrogate(self, terms: Any) -> Tensor:
+        return (terms.log_likelihood + terms.log_prior - terms.log_guide).logsumexp(0) - math.log(6)
+
+
+@pytest.mark.parametrize("kind", ["functions", "methods"])
+@pytest.mark.parametrize("draws", ["reparametrized", "frozen-guide"])
+def test_an_objective_of_a_user(kind: str, draws: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With five of six samples, the mean gradient over all choices is that of six, in the way that z is drawn."""
+    model, guide = _pairs()[kind]
+    x = torch.randn(1, 3, dtype=F64)
+    pair, modules = Pair.read(model, guide, x), nn.ModuleList([model, guide])
+
+    def step(backward: int | None) -> Tensor:
+        elbo = bind(_OwnBound(draws, backward), pair, x)  # type: ignore[arg-type]
+        torch.manual_seed(5)
+        return gradient_in(elbo.differentiable_loss(pair.model, pair.guide, x), modules)
+
+    gradient, (mean, _) = step(None), _over_choices(lambda: step(5), 5, monkeypatch)
+    torch.testing.assert_close(mean, gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()))
+
+
+def test_an_own_objective_with_two_surrogates_is_refused() -> None:
+    class Two(_OwnBound):
+        def guide_surrogate(self, terms: Any) -> Tensor:
+            return self.surrogate(terms)
+
+    model, guide = _pairs()["functions"]
+    x = torch.randn(1, 3, dtype=F64)
+    for objective, said in (
+        (Two("reparametrized", 2), "not with guide_surrogate"),
+        (_OwnBound("reparametrized", 6), "below the number of samples, 6"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            bind(objective, Pair.read(model, guide, x), x)  # type: ignore[arg-type]

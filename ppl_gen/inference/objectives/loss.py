@@ -32,7 +32,7 @@ from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss
 from ppl_gen.inference.pair import Pair, Terms
-from ppl_gen.inference.thinning import check_thinned, drawn_by, terms_at, weighed
+from ppl_gen.inference.thinning import check_backward, check_thinned, drawn_by, terms_at, weighed
 from ppl_gen.inference.tracing import PyroFunction
 
 _DRAWN: dict[Draws, dict[str, bool]] = {
@@ -69,6 +69,11 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     draws = _draws(objective)
     check_draws(objective, pair, draws)
     if isinstance(objective, HasBackward) and objective.backward is not None:
+        if isinstance(objective, HasGuideSurrogate):
+            raise BadInput(
+                f"objective {name_of(objective)}: backward goes with one surrogate, not with guide_surrogate"
+            )
+        check_backward(objective.backward, objective.num_particles)
         check_thinned(pair, x, *args)
         return _ThinnedELBO(objective, pair, draws)
     return _SurrogateELBO(objective, pair, draws)
@@ -259,7 +264,7 @@ class _ThinnedELBO(_SurrogateELBO):
         # If z is detached, log q(z | x) of all samples is cheap, and may count for samples that the model's does not.
         through = slopes[:2] if detach else slopes
         chosen, factor = drawn_by(add([slope.abs() for slope in through]), objective.backward)
-        some = terms_at(pair, images, values, chosen)
+        some = terms_at(pair, images, values, chosen, self.drawn.get("frozen_guide", False))
         ends = (some.log_likelihood, some.log_prior, some.log_guide)
         parts = [(factor * slope.gather(0, chosen) * end).sum() for slope, end in zip(through, ends, strict=False)]
         if detach:
