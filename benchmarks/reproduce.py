@@ -107,7 +107,9 @@ def record_of_sweep(directory: Path, commands: list[str]) -> Record:
     times = milliseconds_of([directory / row["runs"][0] for row in rows.values()])
     for row, time_of_step in zip(rows.values(), times, strict=True):
         row["milliseconds"] = round(time_of_step, 2)
-        row["equal_time_elbo"] = _at(row["epochs_elbo"]["validation"], row["epochs"] * min(times) / time_of_step)
+        config = json.loads((directory / row["runs"][0] / "config.json").read_text(encoding="utf-8"))
+        if config["training"]["schedule"] == "constant":  # else a part of a run is not what a shorter run would be
+            row["equal_time_elbo"] = _at(row["epochs_elbo"]["validation"], row["epochs"] * min(times) / time_of_step)
     return {"commands": commands, "machine": machine(), "images": compared["images"], "rows": rows}
 
 
