@@ -496,6 +496,8 @@ def _softplus_sum(logits: Tensor) -> Tensor | None:
 
 def _contract(value: Tensor, logits: Tensor) -> Tensor:
     """Sum over pixels of value x logits, as a matrix product if batch dimensions broadcast against each other."""
+    if broadcast_shape(value.shape, logits.shape) in (value.shape, logits.shape):
+        return (value * logits).sum(-1)  # einsum would make a product of a matrix and a vector for each image
     return torch.einsum("...d,...d->...", value, logits)
 
 
