@@ -9,6 +9,15 @@ Advance = Callable[[int], None]
 """Callback of a long computation. It is called with the number of units just done, such as images."""
 
 
+def skip(progress: Advance, units: int) -> None:
+    """Report units that an earlier process has done. From them `Progress` estimates no time.
+
+    >>> skip(print, 3)
+    3
+    """
+    getattr(progress, "skip", progress)(units)
+
+
 class Progress:
     """Counter of the units of work that are done. It shows them and an estimate of the remaining time.
 
@@ -46,6 +55,13 @@ class Progress:
         self._done += units
         self._bar.update(units)
 
+    def skip(self, units: int) -> None:
+        """Count units that an earlier process has done."""
+        self._first += units
+        if not self._bar.disable:
+            self._bar.initial += units
+        self.advance(units)
+
     def advancing(self, heading: str, text: str) -> Advance:
         """A callback that counts units as done and shows a line; without a bar, one every 10 seconds."""
 
@@ -53,6 +69,7 @@ class Progress:
             self.advance(units)
             self.note(heading, text, every=10)
 
+        advance.skip = self.skip  # type: ignore[attr-defined]
         return advance
 
     def note(self, heading: str, text: str = "", *, every: float = 0.0) -> None:

@@ -30,7 +30,7 @@ from ppl_gen.core.contracts import AdversarialModel, Amortized, HasDensity, offe
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.gradients import check_gradients
 from ppl_gen.core.memory import keep_freed_memory
-from ppl_gen.core.progress import Advance
+from ppl_gen.core.progress import Advance, skip
 from ppl_gen.inference.bidirectional import BidirectionalBounds
 from ppl_gen.inference.callables import evaluating, frozen
 from ppl_gen.inference.chunks import pairs_at_a_time
@@ -144,7 +144,7 @@ def _paths(
     :param work: temperatures of an image. Those of the images before are reported as passed.
     """
     if progress is not None and first:
-        progress(first * work)
+        skip(progress, first * work)
     size = _block_size(model, annealing, x)
     for start in range(first, len(x), size):
         rows = slice(start, start + size)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_gen.core.memory import MANY_IMAGES, empty
-from ppl_gen.core.progress import Advance
+from ppl_gen.core.progress import Advance, skip
 from ppl_gen.core.seeds import random_states, set_random_states
 
 Results = dict[Any, Any]
@@ -42,7 +42,7 @@ def gather_blocks(blocks: Blocks, total: int, progress: Advance | None = None) -
     kept = _KEPT.get() if total <= MANY_IMAGES else None
     call = _Call(total) if kept is None else kept.next(total)
     if progress is not None and call.done:
-        progress(call.done)
+        skip(progress, call.done)
     started = time.monotonic() - call.seconds
     for count, part in blocks(call.done):
         call.put(part, count, None if kept is None else random_states(torch.cuda.is_initialized()))
