@@ -1,6 +1,6 @@
-"""Learning curves of a stored sweep, by steps and by time: `python -m benchmarks.learning_curves one-layer`.
+"""Learning curves of a stored sweep, by steps and by time: `python -m benchmarks.learning_curves backward`.
 
-`python -m benchmarks.reproduce one-layer` makes the sweep and stores what is drawn: the ELBO of validation images after
+`python -m benchmarks.reproduce backward` makes the sweep and stores what is drawn: the ELBO of validation images after
 each epoch, and the processor time of a step of each run, taken in turn.
 """
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from commands import Call
 
-from benchmarks import pages, reproduce
+from benchmarks import learning_curves, pages, reproduce
 from ppl_gen import evaluate, fit
+from ppl_gen.figures.style import BLUE, GREEN, VERMILION
 from ppl_gen.run import Run
 
 PAGE = "# Title\n\n## {}\n\nText.\n\n```bash\n{}\n```\n"
@@ -146,6 +147,24 @@ def test_rows_are_those_that_are_stored() -> None:
                 if column not in reproduce.TYPED:
                     assert text == cells[column](values), (name, column)
     assert used == {file.stem for file in reproduce.RESULTS.glob("*.json")}
+
+
+@pytest.mark.drawn
+def test_learning_curves(tmp_path: Path) -> None:
+    """A line for each row, from epoch 0, against epochs and against minutes of one core; their names beside them."""
+    found = reproduce.stored("backward")
+    above, below = (each for each in learning_curves.draw(found).axes)
+    for row, line, timed in zip(found["rows"].values(), above.lines, below.lines, strict=True):
+        assert list(line.get_ydata()) == list(timed.get_ydata()) == row["epochs_elbo"]["validation"]
+        assert list(line.get_xdata()) == list(range(11))
+        minutes = 10 * row["steps_per_epoch"] * row["milliseconds"] / 1000 / 60
+        assert timed.get_xdata()[-1] == pytest.approx(minutes)
+        assert line.get_color() == GREEN  # no gradient of the ELBO
+    assert {text.get_text() for text in below.texts} == set(found["rows"])
+    assert learning_curves.color({"objective": "nvil"}) == BLUE
+    assert learning_curves.color({"objective": "reinmax"}) == VERMILION
+    learning_curves.main(["backward", "--out", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_stored_results_name_no_place_of_a_machine() -> None:
