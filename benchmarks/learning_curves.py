@@ -1,4 +1,4 @@
-"""Learning curves of a stored sweep, by steps and by time: `python -m benchmarks.learning_curves backward`.
+"""Learning curves of a stored sweep, by epochs and by time: `python -m benchmarks.learning_curves backward`.
 
 `python -m benchmarks.reproduce backward` makes the sweep and stores what is drawn: the ELBO of validation images after
 each epoch, and the processor time of a step of each run, taken in turn.
@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.reproduce import Record, stored
+from benchmarks.reproduce import RESULTS, Record, stored
 from ppl_gen.core import cli
 from ppl_gen.core.components import find
 from ppl_gen.figures.canvas import Figure
@@ -34,9 +34,8 @@ def draw(found: Record) -> Figure:
         names, end = [], 0.0
         for label, row in rows.items():
             curve = row["epochs_elbo"]["validation"]
-            minutes = row["milliseconds"] * row["steps_per_epoch"] / 60_000
-            step = 1 if unit == "epochs" else minutes
-            places = [step * epoch for epoch in range(len(curve))]
+            width = 1 if unit == "epochs" else row["milliseconds"] * row["steps_per_epoch"] / 60_000
+            places = [width * epoch for epoch in range(len(curve))]
             axes.plot(places, curve, "-", color=color(row), linewidth=1)
             names.append(Name(label, places[-1], max(curve[-1], best - SHOWN), color(row)))
             end = max(end, places[-1])
@@ -48,11 +47,12 @@ def draw(found: Record) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_curves", description=__doc__)
-    parser.add_argument("name", help="a sweep in benchmarks/results/")
+    sweeps = sorted(file.stem for file in RESULTS.glob("*.json") if "rows" in stored(file.stem))
+    parser.add_argument("name", choices=sweeps, help="a sweep in benchmarks/results/")
     parser.add_argument("--out", type=Path, help="default docs/figures/learning-NAME.png")
     given = parser.parse_args(arguments)
     draw(stored(given.name)).write(given.out or Path(f"docs/figures/learning-{given.name}.png"))
 
 
 if __name__ == "__main__":
-    cli.main(lambda arguments: main(arguments))
+    cli.main(main)

@@ -100,8 +100,9 @@ def record_of_sweep(directory: Path, commands: list[str]) -> Record:
     for row in compared["rows"]:
         paths = [Path(run) for run in row["runs"]]
         label = paths[0].name.removeprefix(f"{row['model']}-").rpartition("-")[0]
-        curves = {split: _epochs_elbo(paths, split) for split in ("train", "validation")}
-        last = _metrics(paths[0])[-1]
+        metrics = [_metrics(path) for path in paths]
+        curves = {split: _epochs_elbo(metrics, split) for split in ("train", "validation")}
+        last = metrics[0][-1]
         rows[label] = row | {"runs": [path.name for path in paths], "epochs_elbo": curves}
         rows[label]["steps_per_epoch"] = last["step"] // last["epoch"]
     times = milliseconds_of([directory / row["runs"][0] for row in rows.values()])
@@ -117,9 +118,9 @@ def _metrics(run: Path) -> list[Record]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def _epochs_elbo(runs: list[Path], split: str) -> list[float]:
-    """The ELBO of the images of a split after each epoch, from epoch 0 on: means over runs."""
-    values = ([epoch[split]["elbo"] for epoch in _metrics(run)] for run in runs)
+def _epochs_elbo(metrics: list[list[Record]], split: str) -> list[float]:
+    """The ELBO of the images of a split after each epoch, from epoch 0 on: means over the metrics of several runs."""
+    values = ([epoch[split]["elbo"] for epoch in run] for run in metrics)
     return [round(statistics.mean(each), 3) for each in zip(*values, strict=True)]
 
 

@@ -165,6 +165,9 @@ def test_learning_curves(tmp_path: Path) -> None:
     assert learning_curves.color({"objective": "reinmax"}) == VERMILION
     learning_curves.main(["backward", "--out", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").exists()
+    for none in ("nothing", "layers-one"):  # a run is no sweep
+        with pytest.raises(SystemExit, match="2"):
+            learning_curves.main([none])
 
 
 def test_stored_results_name_no_place_of_a_machine() -> None:

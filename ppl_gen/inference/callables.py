@@ -351,13 +351,13 @@ def _buffers_of(modules: list[nn.Module]) -> Callable[[], None]:
     """Record buffers. Returns a function that restores those that were changed in place."""
     buffers = [b for m in modules if not isinstance(m, LazyModuleMixin) for b in m.buffers(recurse=False)]
     buffers = [b for b in buffers if b.numel() <= _LARGEST_BUFFER and not b.is_inference()]
-    before = [(b, b.detach().clone(), b._version) for b in buffers]
+    before = [(b, b.detach().clone()) for b in buffers]
 
     def restore() -> None:
         with torch.no_grad():
-            for buffer, content, version in before:
-                # Versions do not count changes under inference mode, nor those of running statistics by batch_norm.
-                if buffer._version != version or not torch.equal(buffer, content):
+            for buffer, content in before:
+                # `_version` counts no changes under inference mode, nor those of running statistics by batch_norm.
+                if not torch.equal(buffer, content):
                     buffer.copy_(content)
 
     return restore

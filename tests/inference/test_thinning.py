@@ -5,13 +5,12 @@ from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from affine import F64, Affine, TwoLayerGuide
 from affine import gradient as gradient_in
-from pairs import LinearGaussian, TwoLayers
+from pairs import DiagonalNormal, LinearGaussian, TwoLayers
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
@@ -81,7 +80,7 @@ def _pairs() -> dict[str, tuple[Any, Any]]:
     }
 
 
-class _NormalGuide(nn.Module):
+class _NormalGuide(DiagonalNormal):
     """An amortized guide with the two methods that stand for its function."""
 
     def __init__(self) -> None:
@@ -90,14 +89,6 @@ class _NormalGuide(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         return self.net(x)
-
-    def posterior(self, context: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = context.chunk(2, -1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(self.encode(x)))
 
 
 def _over_choices(
