@@ -25,7 +25,7 @@ from benchmarks.timing import machine
 
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
-"""What is stored of a run: its commands, machine, minutes, config.json, evaluation.json."""
+"""What is stored of a run: its commands, machine, minutes, config.json, evaluation.json, calibration.json."""
 
 
 def pages(docs: Path = DOCS) -> list[Path]:
@@ -49,7 +49,7 @@ def sections(docs: Path = DOCS) -> dict[str, list[str]]:
 
 def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
     """The commands that make each run or sweep, by its name: those of the run that it starts from, its fit, its
-    evaluation; or all sweeps into one directory."""
+    evaluation and calibration; or all sweeps into one directory."""
     every = [line for commands in sections(docs).values() for line in commands]
     fits = {name: line for line in every if ".fit " in line and (name := _after(line, "--out"))}
     sweeps: dict[str, list[str]] = {}
@@ -60,9 +60,8 @@ def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
     def of(name: str) -> list[str]:
         start = _after(fits[name], "--init-from")
         before = of(start) if start in fits else []
-        after = [
-            line for line in every if line.startswith("python -m ppl_gen.evaluate ") and f"runs/{name}" in line.split()
-        ]
+        uses = ("python -m ppl_gen.evaluate ", "python -m ppl_gen.calibrate ")
+        after = [line for line in every if line.startswith(uses) and f"runs/{name}" in line.split()]
         return [*before, fits[name], *after]
 
     return {name: of(name) for name in fits} | sweeps
@@ -86,7 +85,11 @@ def record(run: Path, commands: list[str]) -> Record:
     del config["command"]  # of somebody's machine; `commands` are those of the page
     minutes = {"training": metrics[-1]["seconds"] / 60, "evaluation": evaluation["seconds"] / 60}
     found = {"commands": commands, "machine": machine(), "minutes": minutes, "last_epoch": metrics[-1]}
-    return found | {"config": config, "evaluation": evaluation}
+    found |= {"config": config, "evaluation": evaluation}
+    calibration = run / "calibration.json"
+    if calibration.exists():
+        found["calibration"] = json.loads(calibration.read_text(encoding="utf-8"))
+    return found
 
 
 def record_of_sweep(directory: Path, commands: list[str]) -> Record:
@@ -134,26 +137,50 @@ def _at(curve: list[float], epoch: float) -> float:
     return curve[whole] + (epoch - whole) * (curve[whole + 1] - curve[whole])
 
 
-def _plus_minus(entry: Record) -> str:
+def _plus_minus(entry: Record, digits: int = 2) -> str:
     """Mean ± standard error over images, and ± over seeds where there are several."""
     errors = [entry["se"], entry.get("se_seeds")]
-    return " ± ".join(f"{value:.2f}" for value in (entry["mean"], *errors) if value is not None)
+    return " ± ".join(f"{value:.{digits}f}" for value in (entry["mean"], *errors) if value is not None)
 
 
-def _mean(*keys: str) -> Callable[[Record], str]:
+def _mean(*keys: str, digits: int = 2) -> Callable[[Record], str]:
     def cell(found: Record) -> str:
         entry = found.get("evaluation", found)
         for key in keys:
             entry = entry[key]
-        return _plus_minus(entry)
+        return _plus_minus(entry, digits)
 
     return cell
 
 
-def _log_px(found: Record) -> str:
+def _estimate(evaluation: Record, *estimators: str) -> Record:
+    """The entry of the first of these estimators of log p(x) that there is; of the primary one without estimators."""
+    primary: Record = evaluation["log_px"]
+    names = {primary["estimator"]: "log_px"}
+    keys = [names.get(estimator, f"log_px_{estimator}") for estimator in estimators] or ["log_px"]
+    entry: Record = evaluation[next((key for key in keys if key in evaluation), keys[0])]
+    return entry
+
+
+def _log_px(*estimators: str) -> Callable[[Record], str]:
     """With the words of a table where the estimate is not trusted."""
-    entry = found.get("evaluation", found)["log_px"]
-    return ("at least " if entry["at_least"] else "") + _plus_minus(entry)
+
+    def cell(found: Record) -> str:
+        entry = _estimate(found.get("evaluation", found), *estimators)
+        return ("at least " if entry["at_least"] else "") + _plus_minus(entry)
+
+    return cell
+
+
+def _calibration(found: Record) -> str:
+    verdicts = [found["calibration"][samples]["verdict"] for samples in ("before", "after")]
+    return ", then ".join(verdicts)
+
+
+def _settled(found: Record) -> str:
+    """The share of images whose log p(x) is settled, by importance sampling or annealing."""
+    entry = _estimate(found["evaluation"], "settled")
+    return f"{1 - entry['settled']['fraction_left']:.1%}"
 
 
 SWEEP_CELLS: dict[str, Callable[[Record], str]] = {
@@ -161,7 +188,7 @@ SWEEP_CELLS: dict[str, Callable[[Record], str]] = {
     "epochs": lambda row: f"{row['epochs']:.0f}",
     "training ELBO": lambda row: f"{row['epochs_elbo']['train'][-1]:.2f}",
     "ELBO": _mean("elbo"),
-    "log p(x)": _log_px,
+    "log p(x)": _log_px(),
     "difference to the best": _mean("log_px_difference"),
     "S": lambda row: f"{row['log_px']['num_samples']:,}",
     "gap": lambda row: ("at least " if row["gap"]["at_least"] else "") + f"{row['gap']['mean']:.2f}",
@@ -182,9 +209,15 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "training ELBO": lambda found: f"{found['last_epoch']['train']['elbo']:.2f}",
     "ELBO": _mean("elbo"),
     "IWAE bound, k = 100": _mean("iwae", "100"),
-    "log p(x)": _log_px,
+    "log p(x)": _log_px(),
     "estimator": lambda found: found["evaluation"]["log_px"]["estimator"],
     "S": lambda found: f"{found['evaluation']['log_px']['num_samples']:,}",
+    "importance sampling": _log_px("importance"),
+    "exact, or by quadrature": _log_px("exact", "quadrature"),
+    "settled log p(x)": _log_px("settled"),
+    "settled images": _settled,
+    "distance of the two bounds": _mean("sandwich_importance", "width", digits=3),
+    "calibration of the guide": _calibration,
     "gap": _mean("gap"),
     "active units": lambda found: str(found["evaluation"]["active_units"]),
     "minutes of training": lambda found: f"{found['minutes']['training']:.0f}",

@@ -46,8 +46,12 @@ def check_thinned(pair: Pair, x: Tensor, *args: Any) -> None:
         raise BadInput(f"--objective.backward: {who} cannot be run at some of several samples; leave it out")
     images, functions = Batch(x, args, {}), (pair.model, pair.guide)
     with forked_rng(x), evaluating(*functions):
-        for part in modules_of(*functions):
-            part.training = True  # as in a step, with dropout and statistics of a batch
+        # As in a step, with dropout and statistics of a batch; a model that is not trained has neither.
+        for function in (pair.guide, pair.model):
+            parts = modules_of(function)
+            trained = any(parameter.requires_grad for part in parts for parameter in part.parameters(recurse=False))
+            for part in parts:
+                part.training = trained or function is pair.guide
         drawn, terms = weighed(pair, images, 4)
         some = torch.arange(2, device=x.device)[:, None].expand(-1, len(x))
         again = terms_at(pair, images, drawn, some)

@@ -171,6 +171,19 @@ def test_noise_and_batch_statistics_are_refused(layer: nn.Module) -> None:
     assert layer.training and all(map(torch.equal, before, model.buffers()))
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(2, dtype=F64)])
+def test_a_fixed_model_has_no_noise(layer: nn.Module) -> None:
+    """Training leaves it in eval mode."""
+    torch.manual_seed(0)
+    model, x = _Beside(layer).requires_grad_(False), torch.randn(4, 3, dtype=F64)
+    guide = Affine(model)
+    with evaluating(model, guide):
+        pair = Pair.read(model, guide, x)
+        loss = bind(construct("dreg", num_particles=6, options={"backward": 2}), pair, x)
+    model.eval()
+    assert loss.differentiable_loss(pair.model, pair.guide, x).isfinite()
+
+
 def test_what_needs_all_samples_is_refused() -> None:
     model = VAE((1, 5), latent_dim=2, hidden_dims=(4,))
     guide, x = Mixture((1, 5), 2, "z", model), torch.bernoulli(torch.full((4, 5), 0.5))
