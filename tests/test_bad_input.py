@@ -222,6 +222,7 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--seed", "-1", *DIGITS), ["--seed -1"]),
         (("vae", "--kl-warmup", "-1", *DIGITS), ["--kl-warmup -1"]),
         (("vae", "--clip-grad-norm", "0", *DIGITS), ["--clip-grad-norm 0"]),
+        (("vae", "--ema-decay", "1", *DIGITS), ["--ema-decay 1"]),
         (("vae", "--checkpoint-every", "0", *DIGITS), ["--checkpoint-every 0"]),
         (("vae", "--max-hours", "inf", *DIGITS), ["--max-hours inf", "finite"]),
         (("vae", "--learning-rate", "1e-320", *DIGITS), ["--learning-rate 1e-320", "between 1e-30 and 1e30"]),

@@ -35,6 +35,9 @@ class TrainingOptions:
     rate, whatever their gradients."""
     clip_grad_norm: float | None = None
     """Largest norm of a gradient. A longer gradient is scaled down to this norm. By default there is no limit."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999. What is measured, evaluated and saved as
+    last and best is then this average. By default there is none."""
     objective: str = option("elbo", column="objective")
     """Training objective. For any guide that is reparametrized: elbo, elbo-analytic-kl, stl, beta, iwae, miwae, piwae,
     ciwae, dreg, renyi. Also for discrete z: vimco, rws, wake-sleep, rloo, nvil. For discrete z alone: disarm, arm,
@@ -81,6 +84,8 @@ class TrainingOptions:
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be at least 0")
         if self.clip_grad_norm is not None:
             require(self.clip_grad_norm > 0, "clip_grad_norm", self.clip_grad_norm, "must be above 0")
+        if self.ema_decay is not None:
+            require(0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "must be above 0 and below 1")
         if self.optimizer == "muon":
             import torch
 

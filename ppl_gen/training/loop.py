@@ -16,6 +16,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -41,13 +42,14 @@ from ppl_gen.experiment.assembling import arguments
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.experiment.run_directory import Json
-from ppl_gen.experiment.state import restore, snapshot, tensors_of
+from ppl_gen.experiment.state import check, prefixed, restore, snapshot, tensors_of
 from ppl_gen.inference.blame import blame
 from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.direct import minus_elbo
 from ppl_gen.inference.elbos import ScaleLatents
 from ppl_gen.inference.objectives.loss import bind, has_kl_term
 from ppl_gen.inference.pair import Pair
+from ppl_gen.training.averaging import AveragedWeights
 from ppl_gen.training.batches import batches, least_images, num_batches, with_labelled
 from ppl_gen.training.crowding import Crowding
 from ppl_gen.training.diverging import (
@@ -69,6 +71,7 @@ from ppl_gen.training.recorded import RecordedGradient, may_be_recorded
 from ppl_gen.training.rows import RowsOfTestImages
 from ppl_gen.training.same_step import same_step
 
+_IN_TRAINING = "in-training."  # beginning of the names of the weights that steps change, where an average is kept
 _NOISE_STREAM = 0x1E3779B97F4A7C15  # the noise must not repeat the draws that initialized the weights
 
 OnEpoch = Callable[[Json], bool | None]
@@ -150,6 +153,8 @@ class Loop:
         trained = {name: each for name, each in self.modules.named_parameters() if each.requires_grad}
         self.trained, self.parameters, self.names = trained, list(trained.values()), list(trained)
         self.optimizer = OneOptimizer(self.parameters, self.options)
+        decay = self.options.ema_decay
+        self.average = None if decay is None else AveragedWeights(self.modules, decay)
 
         # -- loss -----------------------------------------------------------------------------------------------
         self.pixels = data.dim
@@ -188,7 +193,8 @@ class Loop:
         self.directory.cut_metrics(self.state.step if self.resumed else -1)
         parallel.barrier()  # all processes must have read the files before the first writes
         # The constructor of a user's class may draw weights that the seed does not determine.
-        parallel.broadcast(list(tensors_of(self.modules).values()))
+        averages = [] if self.average is None else self.average.others.values()
+        parallel.broadcast([*tensors_of(self.modules).values(), *averages])
         self.started = time.perf_counter() - self.state.seconds
         self.monitor = Monitor(fitted, self.pair)
         self.test_rows: RowsOfTestImages | None = None
@@ -208,6 +214,8 @@ class Loop:
                 self.save()
             with begun(f"the last checkpoint is kept in {self.directory.path}"):
                 self.epochs(on_epoch)
+        if self.average is not None:
+            self.average.swap()
         # Batch statistics, and what `finish` has fitted, differ between processes until here.
         parallel.broadcast(list(tensors_of(self.modules).values()))
 
@@ -231,13 +239,14 @@ class Loop:
             # -- its end: measure, ask, save ----------------------------------------------------------------
             state.epoch += 1
             mean_loss, state.loss_sum = state.loss_sum / len(order), 0.0
-            if state.epoch == options.epochs:
-                self.finish()
-            line = self.measure(mean_loss)
-            stopped = parallel.any_rank(line is not None and on_epoch is not None and on_epoch(line) is True)
-            if stopped and state.epoch < options.epochs:
-                state.stopped = options.epochs
-                self.stop_early(line)
+            with self.averaged():
+                if state.epoch == options.epochs:
+                    self.finish()
+                line = self.measure(mean_loss)
+                stopped = parallel.any_rank(line is not None and on_epoch is not None and on_epoch(line) is True)
+                if stopped and state.epoch < options.epochs:
+                    state.stopped = options.epochs
+                    self.stop_early(line)
             interrupted = parallel.any_rank(self.interrupted.is_set())  # may have come while measuring
             last = state.epoch == options.epochs or state.stopped == options.epochs
             if state.epoch % options.checkpoint_every == 0 or last or interrupted:
@@ -281,6 +290,8 @@ class Loop:
         with pyro.validation_enabled(False):
             value = self.svi.step(*batch)
         state.step += 1
+        if self.average is not None:
+            self.average.update(state.step)
         state.loss_sum += value * images
         self.progress.advance()
         if warning := self.crowding.after_step(time.perf_counter() - started):
@@ -445,7 +456,15 @@ class Loop:
         ):
             raise Diverged(grown)
         self.state.seconds = time.perf_counter() - self.started
-        self.directory.save_checkpoint(snapshot(self.modules, self.optimizer.parts) | self.best, asdict(self.state))
+        with self.averaged():
+            tensors = snapshot(self.modules, self.optimizer.parts) | self.best
+            if self.average is not None:
+                tensors |= {f"{_IN_TRAINING}{name}": each for name, each in self.average.others.items()}
+            self.directory.save_checkpoint(tensors, asdict(self.state))
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context in which the modules have the weights that are measured and saved."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def restore(self) -> bool:
         """Restore the run's checkpoint. Returns True if there was one."""
@@ -462,7 +481,14 @@ class Loop:
             )
         self.best = {name: tensor for name, tensor in tensors.items() if name.startswith("best.")}
         file, stepped = self.directory.checkpoint_path, self.state.step > 0
+        in_training = prefixed(tensors, _IN_TRAINING)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_IN_TRAINING)}
+        check(in_training, {} if self.average is None else self.average.weights, file, _IN_TRAINING)
         restore(self.modules, self.optimizer.parts, tensors, file, stepped=stepped)
+        if self.average is not None:
+            for name, weight in self.average.others.items():
+                weight.copy_(in_training[name])
+            self.average.swap()
         return True
 
 

@@ -154,6 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: Data) -> 
         {},
         {"schedule": "one-cycle", "clip_grad_norm": 5.0, "optimizer": "muon"},
         {"kl_warmup": 2, "num_particles": 2, "checkpoint_every": 2},
+        {"ema_decay": 0.9},
     ],
 )
 def test_interrupted_and_resumed_equals_undisturbed(
