@@ -30,7 +30,7 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.bidirectional import check_claim
-from ppl_gen.inference.callables import evaluating, forked_rng
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.discretization import discretized, few_nodes
@@ -39,6 +39,7 @@ from ppl_gen.inference.exact import check_against_samples, check_probability, cl
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import memory_needed, require_memory, shown_count
+from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.observed import observed_log_prob
 from ppl_gen.training.batches import least_images
 from ppl_gen.training.loop import objective_for
@@ -125,8 +126,9 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     check_least_images(assembled)
     check_patience(assembled)
     missing = without_gradient(assembled)
-    if missing and not quiet:
-        print(f"warning: no gradient reaches {', '.join(missing)}", file=sys.stderr)
+    expected = _of_baselines(assembled) if missing and not quiet else set()
+    if told := [name for name in missing if name not in expected and not quiet]:
+        print(f"warning: no gradient reaches {', '.join(told)}", file=sys.stderr)
     if assembled.per_image and data.binarization in REDRAWN and not quiet:
         print(
             f"warning: --binarization {data.binarization}: draws training images anew at every step, but "
@@ -427,6 +429,16 @@ def without_gradient(assembled: Assembled) -> list[str]:
             warnings.simplefilter("ignore")  # as above
             _check_owned(loss, called, compute, modules)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _of_baselines(assembled: Assembled) -> set[str]:
+    """Names of the parameters of the guide's baselines, which serve Pyro's score function alone."""
+    (x, *args), pair = assembled.batch, assembled.pair
+    with evaluating(pair.model, pair.guide), forked_rng(x):
+        sites = trace_of(pair.guide, Batch(x, tuple(args), {})).nodes.values()
+    found = [site["infer"].get("baseline", {}).get("nn_baseline") for site in sites if site["type"] == "sample"]
+    own = {id(each) for module in found if isinstance(module, nn.Module) for each in module.parameters()}
+    return {name for name, parameter in assembled.trained.named_parameters() if id(parameter) in own}
 
 
 def _require_gradient(assembled: Assembled, loss: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Assembled
+from ppl_gen.experiment.options import TrainingOptions
 from ppl_gen.run import Run
 from ppl_gen.training.checks import prepare, without_gradient
 
@@ -92,6 +94,33 @@ def test_parameters_that_nothing_depends_on_are_told(data: Data) -> None:
     assert missing == ["model.unused.weight", "model.unused.bias"]
     modules = nn.ModuleDict({"model": model, "guide": guide})
     assert sum(1 for _ in modules.parameters()) == 10
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_a_baseline_that_the_objective_does_not_use_is_no_fault(
+    data: Data, capsys: pytest.CaptureFixture[str], unused: bool
+) -> None:
+    """It is among the parameters without a gradient, and there is no warning of it. There is one of others."""
+    config = replace(
+        small_config(TrainingOptions(objective="vimco", num_particles=2)),
+        model="belief-net",
+        guide="bernoulli",
+        model_options={"latent_dim": 3},
+    )
+    given = Given()
+    if unused:
+        model, guide = assemble(config, data)
+        model.unused = nn.Linear(2, 3)
+        config, given = replace(config, model_options={}), Given(model, guide)
+    found = prepare(config, given, quiet=False)
+    baseline = [
+        f"guide.baseline.{name}"
+        for name in ("level", "network.0.weight", "network.0.bias", "network.2.weight", "network.2.bias")
+    ]
+    others = ["model.unused.weight", "model.unused.bias"] if unused else []
+    assert sorted(found.missing) == sorted(baseline + others)
+    err = capsys.readouterr().err
+    assert err == ("warning: no gradient reaches model.unused.weight, model.unused.bias\n" if unused else "")
 
 
 def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Call) -> None:

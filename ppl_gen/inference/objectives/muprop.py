@@ -2,10 +2,13 @@
 
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
+from ppl_gen.inference.baseline import ImageBaseline
+from ppl_gen.inference.elbos import with_gradient_of
 from ppl_gen.inference.objectives.loss import broadcast_weights
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Choice, check_choices, given, loss_with, sampled, slope_at
@@ -13,7 +16,7 @@ from ppl_gen.inference.relaxations import Choice, check_choices, given, loss_wit
 __all__ = ["Muprop"]
 
 
-class Muprop:
+class Muprop(nn.Module):
     """The ELBO with the gradient of MuProp (Gu et al. 2016, equation 6): for f = log p(x, z) - log q(z | x), the mean m
     of the guide, and h(z) = f(m) + f'(m) (z - m),
 
@@ -23,32 +26,49 @@ class Muprop:
     before it, and with the layers after it at their means. The model must be differentiable with respect to z.
 
     :param num_particles: K, the number of samples over which it is averaged.
+    :param baseline: Subtract the baseline of nvil from f(z) - h(z), one for each layer, as in section 5 of the paper.
     """
 
     elbo_gradient: ClassVar[ELBOGradient] = "unbiased"
 
-    def __init__(self, *, num_particles: int = 1):
+    def __init__(self, *, num_particles: int = 1, baseline: bool = False):
         require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
-        self.num_particles = num_particles
+        super().__init__()
+        self.num_particles, self.baseline = num_particles, baseline
+        self.baselines = nn.ModuleList()
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
+        """Check the pair, and make the baselines."""
         check_choices(self, pair, x, *args, differentiable=True)
+        if self.baseline and not len(self.baselines):
+            made = [ImageBaseline() for _ in pair.latent]
+            for each in made:
+                each.make(x)
+            self.baselines.extend(made)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-ELBO, summed over the images."""
         count = self.num_particles
         found = sampled(pair, x, *args, num_samples=count, draw=Choice.sample)
         signal, gradients, before = found.log_weight.detach(), {}, dict[str, Tensor]()
+        errors: list[Tensor] = []
         for name, choice in found.choices.items():
             mean, value = choice.mean.detach(), found.values[name]
             others = given(before, lambda later: later.mean)
             at_mean, slope = slope_at(pair, x, *args, num_samples=count, name=name, value=mean, others=others)
             linear = found.sum_of({name: choice.total(_units(choice, slope * (value - mean)))})
-            left = broadcast_weights(pair, signal - at_mean - linear, name, value)
+            left = signal - at_mean - linear
+            if self.baseline:
+                own: Any = self.baselines[pair.latent.index(name)]
+                errors.append(own.error(x, left))
+                own.follow(errors[-1])
+                left = errors[-1].detach()
+            left = broadcast_weights(pair, left, name, value)
             # The derivative of log q(z) with respect to the log-odds is z - m, that of m is m (1 - m).
             gradients[name] = left * (value - mean) + _through_mean(choice, slope)
             before[name] = value
-        return loss_with(found, gradients)
+        loss = loss_with(found, gradients)
+        return with_gradient_of(loss, loss + torch.stack(errors).square().mean(1).sum()) if errors else loss
 
 
 def _units(choice: Choice, terms: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
+from ppl_gen.inference.baseline import ImageBaseline
 from ppl_gen.inference.elbos import with_gradient_of
 from ppl_gen.inference.objectives.loss import check_draws
 from ppl_gen.inference.pair import Pair
-from ppl_gen.networks.nets import mlp
 
 __all__ = ["NVIL"]
 
@@ -32,38 +31,25 @@ class NVIL(nn.Module):
     """
 
     elbo_gradient: ClassVar[ELBOGradient] = "unbiased"
-    mean: Tensor
-    variance: Tensor
 
     def __init__(self, *, num_particles: int = 1, normalize: bool = False, hidden_dim: int = 100, decay: float = 0.8):
         require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
-        require(hidden_dim >= 1, "objective.hidden_dim", hidden_dim, "must be at least 1")
-        require(0 <= decay < 1, "objective.decay", decay, "must be at least 0 and below 1")
         super().__init__()
         self.num_particles, self.normalize, self.hidden_dim, self.decay = num_particles, normalize, hidden_dim, decay
-        self.network: nn.Module | None = None
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("variance", torch.ones(()))
+        self.baseline = ImageBaseline(hidden_dim=hidden_dim, decay=decay)
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
-        """Check the pair, and make the network, whose size is that of an image."""
+        """Check the pair, and make the network."""
         check_draws(self, pair, "detached")
-        if self.network is None:
-            self.network = mlp([x[0].numel(), self.hidden_dim, 1], "tanh")
-            self.to(x.device, x.dtype if x.is_floating_point() else None)
+        self.baseline.make(x)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-ELBO, summed over the images, with the gradient of the network's squared error."""
-        assert self.network is not None
         terms = pair.terms(x, *args, num_samples=self.num_particles, detach=True)
-        images = x.flatten(1).nan_to_num().to(self.mean.dtype)
-        # The signal is of the order of the number of pixels: see `ppl_gen.guides.bernoulli`.
-        error = terms.log_weight.detach() - images.shape[1] * self.network(images).squeeze(-1) - self.mean
+        error = self.baseline.error(x, terms.log_weight.detach())
         signal = error.detach()
         if self.normalize:
-            signal = signal / self.variance.sqrt().clamp(min=1)
-        if self.training:
-            for kept, new in ((self.mean, error.mean() + self.mean), (self.variance, error.var(correction=0))):
-                kept.mul_(self.decay).add_(new.detach(), alpha=1 - self.decay)
+            signal = signal / self.baseline.variance.sqrt().clamp(min=1)
+        self.baseline.follow(error)
         surrogate = terms.log_likelihood + terms.log_prior + signal * terms.log_guide - error.square()
         return with_gradient_of(-terms.log_weight.mean(0).sum(), -surrogate.mean(0).sum())

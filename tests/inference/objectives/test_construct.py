@@ -23,6 +23,7 @@ NAMES = [
     *("straight-through-gumbel", "gumbel-softmax", "concrete", "reinmax"),
 ]
 OPTIONS = {
+    "muprop": ["baseline"],
     **{name: ["backward"] for name in ("iwae", "dreg", "vimco", "rws")},
     **{name: ["groups"] for name in ("miwae", "piwae")},
     **{name: ["temperature"] for name in ("rebar", "straight-through-gumbel", "gumbel-softmax", "reinmax")},

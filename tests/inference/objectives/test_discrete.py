@@ -72,13 +72,13 @@ def _draws(objective: Any, pair: Pair, x: Tensor, parameters: list[nn.Parameter]
     return torch.stack(found)
 
 
-def _largest_t(name: str, of: str, batches: int = BATCHES) -> tuple[float, float]:
+def _largest_t(name: str, of: str, batches: int = BATCHES, **options: Any) -> tuple[float, float]:
     """The largest |t| over the parameters, and the standard error of the whole gradient relative to its length."""
     own, x = ALL[of](), images()
     pair, parameters = Pair.read(own.model, own.guide, x), list(own.parameters())
     exact = _flat(exact_gradient(pair, parameters, x)[1], parameters)
     # Of several samples a gradient is the mean.
-    objective = construct(name, num_particles=2 if of == "layers" and name != "elbo" else None)
+    objective = construct(name, num_particles=2 if of == "layers" and name != "elbo" else None, options=options)
     bind(objective, pair, x)
     draws = _draws(objective, pair, x, parameters, batches)
     error, se = draws.mean(0) - exact, draws.std(0) / math.sqrt(batches)
@@ -99,6 +99,13 @@ def test_unbiased(name: str, of: str) -> None:
     count = sum(each.numel() for each in ALL[of]().parameters())
     assert largest < _critical(count, 1e-5)
     assert resolution < 0.1
+
+
+@pytest.mark.parametrize("of", PAIRS["muprop"])
+def test_unbiased_with_a_baseline(of: str) -> None:
+    """As above, with a probability of 3e-5."""
+    largest, resolution = _largest_t("muprop", of, baseline=True)
+    assert largest < _critical(sum(each.numel() for each in ALL[of]().parameters()), 1e-5) and resolution < 0.1
 
 
 @pytest.mark.parametrize("of", ["plates", "one-hot"])
@@ -144,10 +151,11 @@ def test_control_variates_learn_to_lower_the_variance(name: str, of: str) -> Non
     assert slope == pytest.approx((squares[1] - squares[0]) / 2e-2, rel=1e-4)  # a parabola: no error but rounding
 
 
-def test_a_baseline_is_trained() -> None:
+@pytest.mark.parametrize(("name", "options"), [("nvil", {}), ("muprop", {"baseline": True})])
+def test_a_baseline_is_trained(name: str, options: dict[str, Any]) -> None:
     own, x = ALL["plates"](), images(20)
     pair = Pair.read(own.model, own.guide, x)
-    objective: Any = construct("nvil")
+    objective: Any = construct(name, options=options)
     elbo = bind(objective, pair, x)
     assert bind(objective, pair, x) and len(list(objective.parameters())) == 4  # made once
     before = next(objective.parameters()).detach().clone()
@@ -181,20 +189,20 @@ def test_nvil_uses_a_mean_of_earlier_steps() -> None:
     for objective in (plain, normalized):
         elbo = bind(objective, pair, x)
         with torch.no_grad():
-            objective.network[-1].weight.zero_()  # type: ignore[index]
-            objective.network[-1].bias.zero_()  # type: ignore[index]
+            objective.baseline.network[-1].weight.zero_()  # type: ignore[index]
+            objective.baseline.network[-1].bias.zero_()  # type: ignore[index]
         torch.manual_seed(1)
         loss = elbo.differentiable_loss(None, None, x)
         found.append(_flat(torch.autograd.grad(loss, parameters), parameters))
         torch.manual_seed(1)
         signal = pair.terms(x, detach=True).log_weight.detach()
-        torch.testing.assert_close(objective.mean, 0.2 * signal.mean())
-        torch.testing.assert_close(objective.variance, 0.8 + 0.2 * signal.var(correction=0))
+        torch.testing.assert_close(objective.baseline.mean, 0.2 * signal.mean())
+        torch.testing.assert_close(objective.baseline.variance, 0.8 + 0.2 * signal.var(correction=0))
         objective.eval()
         torch.manual_seed(2)
         found.append(_flat(torch.autograd.grad(elbo.differentiable_loss(None, None, x), parameters), parameters))
     torch.testing.assert_close(found[0], found[2])
-    torch.testing.assert_close(found[1], found[3] * normalized.variance.sqrt().clamp(min=1))
+    torch.testing.assert_close(found[1], found[3] * normalized.baseline.variance.sqrt().clamp(min=1))
 
 
 # What is refused -----------------------------------------------------------------------------------------------
