@@ -14,9 +14,6 @@ from ppl_gen.core.components import find
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, GREEN, NARROW, VERMILION, Name, name_lines, styled
 
-SHOWN = 12.0
-"""Nats below the highest ELBO that the picture shows."""
-
 
 def color(row: Record) -> str:
     """Blue for an unbiased gradient of the ELBO, vermilion for a biased one, green for other objectives."""
@@ -25,8 +22,11 @@ def color(row: Record) -> str:
 
 
 @styled
-def draw(found: Record) -> Figure:
-    """The validation ELBO of each row against epochs, and against minutes of one core."""
+def draw(found: Record, shown: float = 12.0) -> Figure:
+    """The validation ELBO of each row against epochs, and against minutes of one core.
+
+    :param shown: nats below the highest ELBO that the picture shows.
+    """
     figure = Figure(figsize=(NARROW, 7.2), layout="constrained")
     rows = found["rows"]
     best = max(row["epochs_elbo"]["validation"][-1] for row in rows.values())
@@ -37,9 +37,9 @@ def draw(found: Record) -> Figure:
             width = 1 if unit == "epochs" else row["milliseconds"] * row["steps_per_epoch"] / 60_000
             places = [width * epoch for epoch in range(len(curve))]
             axes.plot(places, curve, "-", color=color(row), linewidth=1)
-            names.append(Name(label, places[-1], max(curve[-1], best - SHOWN), color(row)))
+            names.append(Name(label, places[-1], max(curve[-1], best - shown), color(row)))
             end = max(end, places[-1])
-        axes.set(xlim=(0, end), ylim=(best - SHOWN, best + 0.5), xlabel=unit, ylabel="validation ELBO (nats)")
+        axes.set(xlim=(0, end), ylim=(best - shown, best + 0.5), xlabel=unit, ylabel="validation ELBO (nats)")
         axes.grid()
         name_lines(axes, names)
     return figure
@@ -49,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning_curves", description=__doc__)
     sweeps = sorted(file.stem for file in RESULTS.glob("*.json") if "rows" in stored(file.stem))
     parser.add_argument("name", choices=sweeps, help="a sweep in benchmarks/results/")
+    parser.add_argument("--shown", type=float, default=12.0, help="nats below the highest ELBO that are shown")
     parser.add_argument("--out", type=Path, help="default docs/figures/learning-NAME.png")
     given = parser.parse_args(arguments)
-    draw(stored(given.name)).write(given.out or Path(f"docs/figures/learning-{given.name}.png"))
+    draw(stored(given.name), given.shown).write(given.out or Path(f"docs/figures/learning-{given.name}.png"))
 
 
 if __name__ == "__main__":
