@@ -169,8 +169,9 @@ def _chosen(
     label: list[str] = []
     if guide is not None:
         name, options = with_options("guide", guide, "flow,transform=iaf")
-        chosen += ["--guide", name, *(f"--guide.{option}" for option in options)]
-        label += [name, *(option.partition("=")[2] for option in options)]
+        chosen += ["--guide", name]
+        label.append(name)
+        _add(chosen, label, "guide", options)
     if prior is not None:
         chosen += ["--prior", prior]
         label.append(prior)
@@ -178,12 +179,34 @@ def _chosen(
         named, options = with_options("objective", objective, "miwae:8,groups=4")
         name, particles = with_particles(named)
         chosen += ["--objective", name, *(["--num-particles", particles] if particles else [])]
-        chosen += [f"--objective.{option}" for option in options]
-        label += [name, *([particles] if particles else []), *(option.partition("=")[2] for option in options)]
+        label += [name, *([particles] if particles else [])]
+        _add(chosen, label, "objective", options)
     for name, value in varied:
-        chosen += [f"--{name}", value]
+        chosen += as_word(name, value).split("=", 1)
         label += [name, text(value)]
     return chosen, label
+
+
+def _add(chosen: list[str], label: list[str], kind: str, options: Sequence[str]) -> None:
+    """Add options such as `transform=iaf` of a guide or an objective. The name of a run has their values, or the name
+    of an option that is on or off."""
+    for option in options:
+        name, _, value = option.partition("=")
+        word = as_word(f"{kind}.{name}", value)
+        chosen.append(word)
+        label.append(value if "=" in word else word.rpartition(".")[2])
+
+
+def as_word(option: str, value: str) -> str:
+    """An option of `fit` and its value. One that is on or off has no value.
+
+    >>> as_word("objective.backward", "8"), as_word("objective.baseline", "False")
+    ('--objective.backward=8', '--objective.no-baseline')
+    """
+    if value not in ("True", "False"):
+        return f"--{option}={value}"
+    of, dot, name = option.rpartition(".")
+    return f"--{of}{dot}{'' if value == 'True' else 'no-'}{name}"
 
 
 def remaining(planned: Sequence[Planned]) -> list[Planned]:

@@ -45,6 +45,22 @@ def test_a_plan_of_objectives_with_options(elsewhere: Path) -> None:
     assert [run.config.objective_options for run in sweep.plan(varied, [])] == [{"groups": 2}, {"groups": 4}]
 
 
+def test_a_plan_of_options_that_are_on_or_off(elsewhere: Path) -> None:
+    objectives = ("nvil,normalize=True", "nvil,normalize=False,decay=0.5")
+    vary = (("init-output-bias", "True", "False"),)
+    planned = sweep.plan(sweep.SweepOptions("vae", Path("out"), objectives=objectives, vary=vary), [])
+    assert [run.name for run in planned] == [
+        f"vae-nvil-{options}-init-output-bias-{on}-0"
+        for options in ("normalize", "no-normalize-0.5")
+        for on in ("true", "false")
+    ]
+    found = [(run.config.objective_options, run.config.model_options["init_output_bias"]) for run in planned]
+    assert [options["normalize"] for options, _ in found] == [True, True, False, False]
+    assert [on for _, on in found] == [True, False, True, False] and found[-1][0]["decay"] == 0.5
+    for run in planned:
+        assert fit.parse(run.arguments)[0] == run.config
+
+
 BOUND = """
 class Mine:
     def __init__(self, *, num_particles: int = 3, weight: float = 1.0):

@@ -26,7 +26,7 @@ class Muprop(nn.Module):
     before it, and with the layers after it at their means. The model must be differentiable with respect to z.
 
     :param num_particles: K, the number of samples over which it is averaged.
-    :param baseline: Subtract the baseline of nvil from f(z) - h(z), one for each layer, as in section 5 of the paper.
+    :param baseline: Subtract the baseline of nvil from f(z) - h(z), one for each layer.
     """
 
     elbo_gradient: ClassVar[ELBOGradient] = "unbiased"
