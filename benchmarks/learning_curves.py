@@ -50,9 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sweeps = sorted(file.stem for file in RESULTS.glob("*.json") if "rows" in stored(file.stem))
     parser.add_argument("name", choices=sweeps, help="a sweep in benchmarks/results/")
     parser.add_argument("--shown", type=float, default=12.0, help="nats below the highest ELBO that are shown")
-    parser.add_argument("--out", type=Path, help="default docs/figures/learning-NAME.png")
+    parser.add_argument("--out", type=Path, help="default docs/figures/learning_NAME.png")
     given = parser.parse_args(arguments)
-    draw(stored(given.name), given.shown).write(given.out or Path(f"docs/figures/learning-{given.name}.png"))
+    draw(stored(given.name), given.shown).write(
+        given.out or Path(f"docs/figures/learning_{given.name.replace('-', '_')}.png")
+    )
 
 
 if __name__ == "__main__":

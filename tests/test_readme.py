@@ -284,7 +284,7 @@ def test_results_are_commands_that_parse(
                     continue
                 only_parse(module, arguments)
                 if module == "ppl_gen.sweep":
-                    fit.parse(["vae", *arguments[arguments.index("--") + 1 :]])
+                    fit.parse([arguments[0], *arguments[arguments.index("--") + 1 :]])
     assert len(configs) >= 4 and count >= len(configs)
 
 
