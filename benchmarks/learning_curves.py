@@ -5,6 +5,7 @@ each epoch, and the processor time of a step of each run, taken in turn.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shown", type=float, default=12.0, help="nats below the highest ELBO that are shown")
     parser.add_argument("--out", type=Path, help="default docs/figures/learning_NAME.png")
     given = parser.parse_args(arguments)
+    if not 0 < given.shown < math.inf:
+        parser.error(f"--shown {given.shown:g}: must be a number of nats above 0")
     draw(stored(given.name), given.shown).write(
         given.out or Path(f"docs/figures/learning_{given.name.replace('-', '_')}.png")
     )

@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.pages import DOCS
 from benchmarks.timing import machine
+from ppl_gen.evaluation.entries import entry_of, verdicts
 
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
@@ -153,33 +154,22 @@ def _mean(*keys: str, digits: int = 2) -> Callable[[Record], str]:
     return cell
 
 
-def _estimate(evaluation: Record, *estimators: str) -> Record:
-    """The entry of the first of these estimators of log p(x) that there is; of the primary one without estimators."""
-    primary: Record = evaluation["log_px"]
-    names = {primary["estimator"]: "log_px"}
-    keys = [names.get(estimator, f"log_px_{estimator}") for estimator in estimators] or ["log_px"]
-    entry: Record = evaluation[next((key for key in keys if key in evaluation), keys[0])]
-    return entry
-
-
 def _log_px(*estimators: str) -> Callable[[Record], str]:
-    """With the words of a table where the estimate is not trusted."""
+    """log p(x) by the first of these estimators that there is; by the primary one without estimators. With the words of
+    a table where it is not trusted."""
 
     def cell(found: Record) -> str:
-        entry = _estimate(found.get("evaluation", found), *estimators)
+        evaluation = found.get("evaluation", found)
+        entries = [entry_of(evaluation, name) for name in estimators] or [evaluation["log_px"]]
+        entry = next(filter(None, entries), {})
         return ("at least " if entry["at_least"] else "") + _plus_minus(entry)
 
     return cell
 
 
-def _calibration(found: Record) -> str:
-    verdicts = [found["calibration"][samples]["verdict"] for samples in ("before", "after")]
-    return ", then ".join(verdicts)
-
-
 def _settled(found: Record) -> str:
     """The share of images whose log p(x) is settled, by importance sampling or annealing."""
-    entry = _estimate(found["evaluation"], "settled")
+    entry = entry_of(found["evaluation"], "settled") or {}
     return f"{1 - entry['settled']['fraction_left']:.1%}"
 
 
@@ -217,7 +207,7 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "settled log p(x)": _log_px("settled"),
     "settled images": _settled,
     "distance of the two bounds": _mean("sandwich_importance", "width", digits=3),
-    "calibration of the guide": _calibration,
+    "calibration of the guide": lambda found: verdicts(found["calibration"]),
     "gap": _mean("gap"),
     "active units": lambda found: str(found["evaluation"]["active_units"]),
     "minutes of training": lambda found: f"{found['minutes']['training']:.0f}",

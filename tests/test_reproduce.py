@@ -82,7 +82,7 @@ def test_a_run_is_made_and_stored(
     calibration = json.loads(Path("runs/second/calibration.json").read_text())
     assert found["calibration"] == calibration
     cells, width = reproduce._cells(reproduce.CELLS, found), summary.summary["sandwich_importance"]["width"]
-    assert cells["calibration of the guide"] == ", then ".join(calibration[e]["verdict"] for e in ("before", "after"))
+    assert cells["calibration of the guide"] == " → ".join(calibration[e]["verdict"] for e in ("before", "after"))
     assert cells["distance of the two bounds"] == f"{width['mean']:.3f} ± {width['se']:.3f}"
     assert cells["importance sampling"] == cells["log p(x)"]
     assert not {"exact, or by quadrature", "settled log p(x)", "settled images"} & set(cells)
@@ -193,6 +193,9 @@ def test_learning_curves(tmp_path: Path) -> None:
     for none in ("nothing", "layers-one"):  # a run is no sweep
         with pytest.raises(SystemExit, match="2"):
             learning_curves.main([none])
+    for shown in ("-5", "nan", "inf"):
+        with pytest.raises(SystemExit, match="2"):
+            learning_curves.main(["backward", "--shown", shown])
 
 
 def test_stored_results_name_no_place_of_a_machine() -> None:

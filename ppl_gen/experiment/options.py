@@ -36,8 +36,8 @@ class TrainingOptions:
     clip_grad_norm: float | None = None
     """Largest norm of a gradient. A longer gradient is scaled down to this norm. By default there is no limit."""
     ema_decay: float | None = None
-    """Decay of an exponential moving average of the weights, such as 0.999. What is measured, evaluated and saved as
-    last and best is then this average. By default there is none."""
+    """Decay of an exponential moving average of the weights, such as 0.999. This average is then measured, evaluated,
+    and saved as last and best. By default there is none."""
     objective: str = option("elbo", column="objective")
     """Training objective. For any guide that is reparametrized: elbo, elbo-analytic-kl, stl, beta, iwae, miwae, piwae,
     ciwae, dreg, renyi. Also for discrete z: vimco, rws, wake-sleep, rloo, nvil. For discrete z alone: disarm, arm,

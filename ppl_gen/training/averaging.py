@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ppl_gen.experiment.state import tensors_of
 
@@ -40,8 +40,8 @@ class AveragedWeights:
 
         :param step: number of the step, from 1 on.
         """
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.others.values()), list(self.weights.values()), share)
+        move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        move(list(self.others.values()), list(self.weights.values()), step)
 
     def swap(self) -> None:
         """Exchange the weights of the modules and the average. Tensors keep their place in memory."""

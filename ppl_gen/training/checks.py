@@ -126,9 +126,10 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     check_least_images(assembled)
     check_patience(assembled)
     missing = without_gradient(assembled)
-    expected = _of_baselines(assembled) if missing and not quiet else set()
-    if told := [name for name in missing if name not in expected and not quiet]:
-        print(f"warning: no gradient reaches {', '.join(told)}", file=sys.stderr)
+    if missing and not quiet:
+        expected = _of_baselines(assembled)
+        if told := [name for name in missing if name not in expected]:
+            print(f"warning: no gradient reaches {', '.join(told)}", file=sys.stderr)
     if assembled.per_image and data.binarization in REDRAWN and not quiet:
         print(
             f"warning: --binarization {data.binarization}: draws training images anew at every step, but "

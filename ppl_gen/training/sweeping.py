@@ -54,12 +54,12 @@ class SweepOptions:
     the model's own guide."""
     objectives: tuple[str, ...] | None = None
     """Objectives: names, or file.py:Class. :K sets the number of particles, as in vimco:50; after a comma are options
-    of the objective, as in miwae:8,groups=4. By default the model's own objective."""
+    of the objective, as in miwae:8,groups=4 or nvil,normalize=True. By default the model's own objective."""
     priors: tuple[str, ...] = ()
     """Priors: names, or file.py:Class. By default the model's own prior."""
     vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """An option of fit and its values, as in learning-rate 1e-3 3e-3. Give --vary once for each option; every
-    combination is run."""
+    """An option of fit and its values, as in learning-rate 1e-3 3e-3. An option that is on or off has the values True
+    and False. Give --vary once for each option; every combination is run."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the initial weights, the order of the images and the noise."""
     jobs: int | None = None
@@ -182,7 +182,7 @@ def _chosen(
         label += [name, *([particles] if particles else [])]
         _add(chosen, label, "objective", options)
     for name, value in varied:
-        chosen += as_word(name, value).split("=", 1)
+        chosen.append(as_word(name, value))
         label += [name, text(value)]
     return chosen, label
 
@@ -198,7 +198,7 @@ def _add(chosen: list[str], label: list[str], kind: str, options: Sequence[str])
 
 
 def as_word(option: str, value: str) -> str:
-    """An option of `fit` and its value. One that is on or off has no value.
+    """An option of `fit` and its value. An option that is on or off has no value.
 
     >>> as_word("objective.backward", "8"), as_word("objective.baseline", "False")
     ('--objective.backward=8', '--objective.no-baseline')

@@ -1,5 +1,6 @@
 """Averages of weights, against their definition."""
 
+import doctest
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,16 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.state import prefixed, tensors_of
+from ppl_gen.training import averaging
 from ppl_gen.training.averaging import AveragedWeights
 
 
 def _copies(modules: nn.ModuleDict) -> dict[str, Tensor]:
     return {name: tensor.double().clone() for name, tensor in tensors_of(modules).items()}
+
+
+def test_the_example() -> None:
+    assert doctest.testmod(averaging) == (0, 7)
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.9])

@@ -1,8 +1,14 @@
 """The runs of a sweep, before any has started."""
 
+import doctest
 from pathlib import Path
 
 from ppl_gen import fit, sweep
+from ppl_gen.training import sweeping
+
+
+def test_examples() -> None:
+    assert doctest.testmod(sweeping) == (0, 1)
 
 
 def test_a_plan(elsewhere: Path) -> None:
