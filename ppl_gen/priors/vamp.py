@@ -1,11 +1,64 @@
 """The VampPrior, a mixture of the guide's posteriors."""
 
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_gen.core.contracts import Amortized, offers
 from ppl_gen.core.errors import BadInput, require
+
+
+class MixtureOfNormals(dist.TorchDistribution):
+    """(1/K) sum_k N(z; mu_k, diag sigma_k^2), event [latent_dim].
+
+    `MixtureSameFamily` holds [samples, K, latent_dim] numbers to compute this density. Here the square
+    (z - mu)^2 / sigma^2 is multiplied out, which leaves matrix products and [samples, K] numbers. Its terms nearly
+    cancel where sigma is small, so they are computed in float64.
+
+    >>> MixtureOfNormals(torch.zeros(3, 2), torch.ones(3, 2)).log_prob(torch.zeros(2))
+    tensor(-1.8379)
+
+    :param loc: means mu [K, latent_dim].
+    :param scale: standard deviations sigma [K, latent_dim].
+    """
+
+    arg_constraints: ClassVar = {"loc": constraints.independent(constraints.real, 2), "scale": constraints.positive}
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None):
+        self.loc, self.scale = loc, scale
+        super().__init__((), loc.shape[-1:], validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """[latent_dim]"""
+        return self.loc.mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """[latent_dim]"""
+        return self.scale.square().mean(0) + self.loc.var(0, correction=0)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """[*sample_shape, latent_dim]"""
+        with torch.no_grad():
+            chosen = torch.randint(len(self.loc), tuple(sample_shape), device=self.loc.device)
+            return torch.normal(self.loc[chosen], self.scale[chosen])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log density of z [..., latent_dim]: [...]"""
+        if self._validate_args:
+            self._validate_sample(value)
+        z, loc, precision = value.double(), self.loc.double(), self.scale.double() ** -2
+        constant = (loc.square() * precision - precision.log()).sum(-1) + loc.shape[-1] * math.log(2 * math.pi)
+        squares = z.square() @ precision.T - 2 * z @ (loc * precision).T + constant
+        return (torch.logsumexp(-squares / 2, -1) - math.log(len(loc))).to(value.dtype)
 
 
 class Vamp(nn.Module):
@@ -16,9 +69,10 @@ class Vamp(nn.Module):
     >>> from ppl_gen.models.vae import VAE
     >>> guide = Normal((8, 8), 2, "z", VAE((8, 8), latent_dim=2))
     >>> Vamp(torch.rand(30, 64), guide, num_components=10).prior()
-    MixtureSameFamily(
-      Categorical(logits: torch.Size([10])),
-      Independent(Normal(loc: torch.Size([10, 2]), scale: torch.Size([10, 2])), 1))
+    MixtureOfNormals(loc: torch.Size([10, 2]), scale: torch.Size([10, 2]))
+
+    The density of each z is a sum over the K components. They are a few matrix products if q is a diagonal normal. The
+    density of a z that a flow has not sampled takes many passes through it, K times here: take a small K for one.
 
     :param data_examples: training images [n, data_dim].
     :param guide: a guide with `encode` and `posterior`, whose parameters are the prior's too.
@@ -42,4 +96,6 @@ class Vamp(nn.Module):
     def prior(self) -> dist.TorchDistribution:
         """p(z), event [latent_dim]."""
         components = self.guide.posterior(self.guide.encode(self.pseudo_inputs.sigmoid()))
+        if isinstance(components, dist.Independent) and isinstance(components.base_dist, dist.Normal):
+            return MixtureOfNormals(components.base_dist.loc, components.base_dist.scale)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.weights), components)
