@@ -488,7 +488,7 @@ def _finish(run: Run, prepared: Prepared, hooks: list[Hook], quiet: bool) -> Non
         finally:
             thaw(fitted.model)
         with begun(f"training is done, and its weights are kept in {run.path}"):
-            if (found := Evaluation.find(run.directory)) is None or found.images is None:
+            if (found := Evaluation.find(run.directory)) is None or not found.has_values:
                 evaluate_after_training(fitted, quiet=quiet).write(run.directory)
             if run.directory.writes:
                 draw_training(fitted)

@@ -16,7 +16,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.core.memory import MANY_IMAGES
 from ppl_gen.core.tables import Row, fixed, html, named, sentence
 from ppl_gen.evaluation import entries, table
-from ppl_gen.experiment.run_directory import GROUP, UNFINISHED, Json, to_json, to_netcdf, warn
+from ppl_gen.experiment.run_directory import GROUP, Json, to_json, to_netcdf, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +152,7 @@ class Evaluation:
             content = to_netcdf(values)
             directory.write({"evaluation.nc": content, "evaluation.json": text.encode()})
             directory.keep_blocks([])
-            directory.remove(UNFINISHED)
+            directory.remove_unfinished()
             _remember((json.dumps(json.loads(text)), content), values.copy(deep=True))
             return
         number = hashlib.sha256(f"{most} {text}".encode()).hexdigest()[:8]
@@ -162,7 +162,12 @@ class Evaluation:
             directory.write_file(name, to_netcdf(part))
         directory.write_json("evaluation.json", self.summary | {"blocks": names})
         directory.keep_blocks(names)
-        directory.remove(UNFINISHED)
+        directory.remove_unfinished()
+
+    @property
+    def has_values(self) -> bool:
+        """True if the values of each image are recorded: here, or in the blocks of a run."""
+        return self.images is not None or "blocks" in self.summary
 
     def to_json(self) -> Json:
         """Content of `evaluation.json`."""

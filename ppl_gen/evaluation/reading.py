@@ -84,6 +84,11 @@ class Evaluated(NamedTuple):
     """The means of `gaps.json`; empty if it is missing, or is of another split or other weights."""
     calibration: Json
     """The content of `calibration.json`; empty if it is missing, or is of other weights."""
+    gap: np.ndarray | None = None
+    """log p(x) - ELBO of each image in nats [images]; None for a file of log weights, and where the ELBO is
+    log p(x)."""
+    untrusted: np.ndarray | None = None
+    """Images whose gap is at least that [images], bool; None where `gap` is."""
     of_run: bool = True
     """False for a file of log weights, which takes the place of a run."""
 
@@ -126,7 +131,9 @@ def read(path: Path) -> Evaluated:
     others = {name.removeprefix(_ESTIMATE): each for name, each in values.items() if name.startswith(_ESTIMATE)}
     labels, more = values.get("label"), (_gaps(run, summary), _calibration(run, summary))
     found = values["elbo"], values["log_px"], iwae, others, labels
-    return Evaluated(path, config, seed, images, settings, summary, *found, run.last, *more)
+    gap, untrusted = values.get("gap"), values.get("untrusted")
+    shown = gap, None if untrusted is None else untrusted.astype(bool)
+    return Evaluated(path, config, seed, images, settings, summary, *found, run.last, *more, *shown)
 
 
 def _per_image(summary: Json, contents: Iterable[bytes]) -> dict[str, np.ndarray]:
@@ -155,11 +162,10 @@ def _variables(summary: Json, content: bytes) -> tuple[dict[str, np.ndarray], Js
         group = file[GROUP]
         if "blocks" in summary and "elbo" in group:
             summary = summary | {"num_images": len(group["elbo"])}
-        names = [name for name in ("elbo", "log_px", "iwae", "k", "label") if name in group]
+        names = [name for name in ("elbo", "log_px", "iwae", "k", "label", "gap", "untrusted") if name in group]
         estimates = [f"{_ESTIMATE}{entries.primary(summary)}", *(key for key in summary if key.startswith(_ESTIMATE))]
         names += [name for name in estimates if name in group]
-        of_figures = [name for name in ("gap", "untrusted") if name in group]
-        entries.check_variables(summary, {name: group[name] for name in (*names, *of_figures)}, len(content))
+        entries.check_variables(summary, {name: group[name] for name in names}, len(content))
         attributes = {name: each.decode() if isinstance(each, bytes) else each for name, each in group.attrs.items()}
         return {name: group[name][()] for name in names}, attributes
 

@@ -44,7 +44,7 @@ FORMAT = 1
 GROUP = "evaluation"
 """Group of `evaluation.nc` that holds the variables."""
 UNFINISHED = "evaluation.part"
-"""File of what is done of an evaluation that was interrupted."""
+"""File of what is done of an evaluation that was interrupted, and beginning of the names of its further files."""
 _BLOCK_NAME = r"evaluation-[0-9a-f]{8}-[0-9]{5}\.nc"
 _AGAIN = {
     UNFINISHED: ("evaluate",),
@@ -323,6 +323,11 @@ class RunDirectory:
         if not intact:
             raise BadInput(f"{path}: damaged: its checksum does not match")
         return tensors, state
+
+    def remove_unfinished(self) -> None:
+        """Remove the files of an evaluation that was interrupted."""
+        for path in self.path.glob(f"{UNFINISHED}*"):
+            self.remove(path.name)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""

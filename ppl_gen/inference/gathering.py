@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ppl_gen.core.memory import MANY_IMAGES, empty
+from ppl_gen.core.memory import empty
 from ppl_gen.core.progress import Advance, skip
 from ppl_gen.core.seeds import random_states, set_random_states
 
@@ -18,9 +18,10 @@ Results = dict[Any, Any]
 """Tensors with a row for each image, by name; None, or a dictionary of the same kind, in the place of a tensor."""
 Blocks = Callable[[int], Iterator[tuple[int, Results]]]
 """The blocks from the image of this number on: the number of images and the results of each."""
-Save = Callable[[dict[str, Tensor], Any], None]
 _EVERY = 60.0
 """Seconds between two times that the work is saved."""
+_BLOCK = 2**18
+"""Images whose results are saved once, in a file of their own."""
 
 
 def gather_blocks(blocks: Blocks, total: int, progress: Advance | None = None) -> Results:
@@ -39,7 +40,7 @@ def gather_blocks(blocks: Blocks, total: int, progress: Advance | None = None) -
     :param total: number of all images.
     :param progress: called with the number of images just done.
     """
-    kept = _KEPT.get() if total <= MANY_IMAGES else None
+    kept = _KEPT.get()
     call = _Call(total) if kept is None else kept.next(total)
     if progress is not None and call.done:
         skip(progress, call.done)
@@ -65,6 +66,8 @@ class _Call:
     Ctrl-C cannot come between the two."""
     seconds: float = 0.0
     """Time that the blocks took."""
+    saved: int = 0
+    """Number of files of `_BLOCK` images that are saved."""
 
     @property
     def done(self) -> int:
@@ -88,19 +91,28 @@ class _Call:
                 target[key][self.done : self.done + len(value)] = value
 
 
+class Store(Protocol):
+    """Files of tensors by name and a JSON object."""
+
+    def save(self, name: str, tensors: dict[str, Tensor], state: Any) -> bool:
+        """Write a file; False if that was not possible."""
+
+    def load(self, name: str) -> tuple[Mapping[str, Tensor], Any] | None:
+        """The content of a file; None if there is none."""
+
+
 class Kept:
     """What is done of work that `gather_blocks` does in several calls, always in the same order. It is saved each
-    minute, and when an error or Ctrl-C ends the work.
+    minute, and when an error or Ctrl-C ends the work: every `_BLOCK` images in a file of their own, which is written
+    once, and the rest in a file without a name.
 
-    :param save: called with tensors by name and a JSON object.
-    :param tensors: what `save` was last given, if the work was interrupted.
-    :param state: the same.
+    :raises Exception: of any kind, for files that this class has not written.
     """
 
-    def __init__(self, save: Save, tensors: Mapping[str, Tensor] | None = None, state: Any = None):
-        self._save, self._saved = save, time.monotonic()
-        calls = state["calls"] if state else ()
-        self._found = [_loaded(each, index, tensors or {}) for index, each in enumerate(calls)]
+    def __init__(self, store: Store):
+        self._store, self._saved = store, time.monotonic()
+        tensors, state = store.load("") or ({}, {"calls": []})
+        self._found = [_loaded(each, index, tensors, store) for index, each in enumerate(state["calls"])]
         self._calls: list[_Call] = []
         self.seconds_reused = 0.0
         """Seconds that the blocks took which were not computed again."""
@@ -128,10 +140,21 @@ class Kept:
     def save(self) -> None:
         """Save what is done, if anything is."""
         tensors: dict[str, Tensor] = {}
-        calls = [_state(call, index, tensors) for index, call in enumerate(self._calls + self._found)]
-        if any(call["done"] for call in calls):
-            self._save(tensors, {"calls": calls})
+        calls = self._calls + self._found
+        if any(call.done for call in calls) and all(self._save_blocks(*each) for each in enumerate(calls)):
+            states = [_state(call, index, tensors) for index, call in enumerate(calls)]
+            self._store.save("", tensors, {"calls": states})
         self._saved = time.monotonic()
+
+    def _save_blocks(self, index: int, call: _Call) -> bool:
+        """Save the images of a call that fill files of their own; False if that was not possible."""
+        while (last := (call.saved + 1) * _BLOCK) <= call.done:
+            tensors: dict[str, Tensor] = {}
+            whole = _tree(call.whole, slice(last - _BLOCK, last), "", tensors)
+            if not self._store.save(f"{index}-{call.saved}", tensors, {"whole": whole}):
+                return False
+            call.saved += 1
+        return True
 
 
 _KEPT: ContextVar[Kept | None] = ContextVar("_KEPT", default=None)
@@ -161,39 +184,56 @@ def seconds_reused() -> float:
 
 
 def _state(call: _Call, index: int, tensors: dict[str, Tensor]) -> Any:
-    """A call as a JSON object, and its tensors under names that the object has."""
+    """A call as a JSON object. Its tensors, but for what is saved in files of their own, are added under names that the
+    object has."""
     done, generators = call.after
+    whole = _tree(call.whole, slice(call.saved * _BLOCK, done), f"{index}.", tensors)
+    tensors |= {f"{index}.{device}": generator for device, generator in generators.items()}
+    about = {"total": call.total, "done": done, "seconds": call.seconds, "devices": list(generators)}
+    return about | {"saved": call.saved, "whole": whole}
+
+
+def _tree(whole: Results, images: slice, prefix: str, tensors: dict[str, Tensor]) -> Any:
+    """The results of some images as a JSON object. Its tensors are added under names that the object has."""
 
     def tree(value: Any) -> Any:
         if isinstance(value, dict):
             return [[key, tree(each)] for key, each in value.items()]  # keys are texts and numbers
         if value is None:
             return None
-        tensors[name := f"{index}.{len(tensors)}"] = value[:done].cpu()
+        tensors[name := f"{prefix}{len(tensors)}"] = value[images].cpu()
         return name
 
-    tensors |= {f"{index}.{device}": generator for device, generator in generators.items()}
-    about = {"total": call.total, "done": done, "seconds": call.seconds, "devices": list(generators)}
-    return about | {"whole": tree(call.whole)}
+    return tree(whole)
 
 
-def _loaded(state: Any, index: int, tensors: Mapping[str, Tensor]) -> _Call:
+def _loaded(state: Any, index: int, tensors: Mapping[str, Tensor], store: Store) -> _Call:
     """The call of a JSON object.
 
     :raises Exception: of any kind, for one that `_state` has not made.
     """
-    call = _Call(int(state["total"]), seconds=float(state["seconds"]))
+    call = _Call(int(state["total"]), seconds=float(state["seconds"]), saved=int(state["saved"]))
     done = int(state["done"])
-
-    def part(value: Any) -> Any:
-        if isinstance(value, list):
-            return {key: part(each) for key, each in value}
-        if value is not None and len(tensors[value]) != done:
-            raise ValueError(f"{len(tensors[value])} rows of {done} images")
-        return None if value is None else tensors[value]
-
+    for number in range(call.saved):
+        found = store.load(f"{index}-{number}")
+        if found is None:
+            raise ValueError(f"the file of block {number} is missing")
+        call.put(_part(found[1]["whole"], found[0], _BLOCK), _BLOCK, None)
     generators = {device: tensors[f"{index}.{device}"] for device in state["devices"]}
     if "cpu" in generators:
         torch.Generator().set_state(generators["cpu"])  # an error here, and not later
-    call.put(part(state["whole"]), done, generators)
+    rest = done - call.done
+    call.put(_part(state["whole"], tensors, rest), rest, generators)
     return call
+
+
+def _part(value: Any, tensors: Mapping[str, Tensor], rows: int) -> Any:
+    """The results that `_tree` has made a JSON object of.
+
+    :param rows: number of images that they must be of.
+    """
+    if isinstance(value, list):
+        return {key: _part(each, tensors, rows) for key, each in value}
+    if value is not None and len(tensors[value]) != rows:
+        raise ValueError(f"{len(tensors[value])} rows of {rows} images")
+    return None if value is None else tensors[value]

@@ -9,8 +9,9 @@ import pytest
 from fits import FEW
 from torch import Tensor
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.evaluation import Evaluation
-from ppl_gen.experiment.run_directory import UNFINISHED
+from ppl_gen.experiment.run_directory import UNFINISHED, RunDirectory
 from ppl_gen.inference import gathering
 from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
 from ppl_gen.run import Run
@@ -153,3 +154,71 @@ def test_the_evaluation_of_a_fit_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     computed = interrupt_at(0, monkeypatch)
     run.resume(quiet=True)
     assert whole is not None and run.evaluation is not None and same(run.evaluation, whole) and computed
+
+
+def test_many_images_lie_in_files_that_are_written_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 8 images here. An evaluation goes on from them to the same numbers, and begins anew if one of them is missing
+    or of another evaluation."""
+    monkeypatch.setattr(gathering, "_BLOCK", 8)
+
+    def interrupted(block: int, **options: Any) -> list[str]:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            interrupt_at(block, patched)
+            run.evaluate(num_samples=60, quiet=True, **options)
+        return sorted(path.name for path in run.path.glob(f"{UNFINISHED}*"))
+
+    with monkeypatch.context() as patched:
+        computed = interrupt_at(0, patched)
+        whole = run.evaluate(num_samples=60, quiet=True)
+        blocks = len(computed)
+    found = interrupted(blocks)
+    assert len(found) > 4 and found[:2] == [UNFINISHED, f"{UNFINISHED}-0-0"]
+    before = [(run.path / name).stat().st_mtime_ns for name in found[1:]]
+    assert interrupted(1) == found
+    assert [(run.path / name).stat().st_mtime_ns for name in found[1:]] == before
+    with monkeypatch.context() as patched:
+        computed = interrupt_at(0, patched)
+        assert same(run.evaluate(num_samples=60, quiet=True), whole) and len(computed) == 1
+    assert not list(run.path.glob(f"{UNFINISHED}*"))
+
+    def begins_anew(sentence: str) -> bool:
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            computed = interrupt_at(0, patched)
+            again = run.evaluate(num_samples=60, quiet=True)
+        err = capsys.readouterr().err
+        return same(again, whole) and len(computed) == blocks and err.count("warning: ") == 1 and sentence in err
+
+    (run.path / interrupted(blocks)[1]).unlink()
+    assert begins_anew("block 0 is missing")
+    other = (run.path / interrupted(blocks, seed=1)[2]).read_bytes()
+    (run.path / interrupted(blocks)[2]).write_bytes(other)
+    assert begins_anew("block 1 is missing")
+
+
+def test_a_full_disk_ends_no_evaluation_of_many_images(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest is not saved either: it would name a file that is not there."""
+    monkeypatch.setattr(gathering, "_BLOCK", 8)
+    monkeypatch.setattr(gathering, "_EVERY", 0.0)
+    whole, save = run.evaluate(num_samples=60, quiet=True), RunDirectory.save_tensors
+
+    def full(self: RunDirectory, name: str, *content: Any) -> None:
+        if name != UNFINISHED:
+            raise BadInput(f"{name}: No space left on device")
+        save(self, name, *content)
+
+    monkeypatch.setattr(RunDirectory, "save_tensors", full)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        computed = interrupt_at(0, patched)
+        patched.setattr(gathering.Kept, "note", lambda kept: kept.save() if len(computed) < 6 else press_ctrl_c())
+        run.evaluate(num_samples=60, quiet=True)
+    assert "No space left on device" in capsys.readouterr().err
+    assert same(run.evaluate(num_samples=60, quiet=True), whole)
+
+
+def press_ctrl_c() -> None:
+    raise KeyboardInterrupt

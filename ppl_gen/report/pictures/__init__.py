@@ -99,9 +99,11 @@ def of_evaluation(run: RunDirectory) -> Drawn:
     evaluation = Evaluation.read(run)
     if evaluation is None or "iwae" not in evaluation.summary:
         return
-    images = evaluation.to_xarray()
-    found = distances([read(run.path)])
-    if found.rows[0].levels:
-        yield "how_far", how_far(found)
-    gap, untrusted = images["gap"].values, images["untrusted"].values.astype(bool)
-    yield "gap_histogram", gap_histogram(gap, untrusted, bool(evaluation.summary["gap"]["at_least"]))
+    found = read(run.path)
+    shown = distances([found])
+    if shown.rows[0].levels:
+        yield "how_far", how_far(shown)
+    if found.gap is None or found.untrusted is None:
+        raise run.damaged("evaluation.nc", "the gap of each image is missing")
+    at_least = bool(evaluation.summary["gap"]["at_least"])
+    yield "gap_histogram", gap_histogram(found.gap, found.untrusted, at_least)
