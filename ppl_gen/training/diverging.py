@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import Failed
@@ -55,17 +54,6 @@ def outgrown(size: float, first: float, step: int, run: RunDirectory) -> str | N
 
 def _kept(run: RunDirectory) -> str:
     return f"the last good checkpoint is kept in {run.path}. "
-
-
-def generator_state(like: Tensor) -> Tensor:
-    """State of the random number generator of a tensor's device."""
-    return torch.cuda.get_rng_state(like.device) if like.is_cuda else torch.get_rng_state()
-
-
-def set_generator_state(like: Tensor, state: Tensor | None) -> None:
-    """Put a state from `generator_state` back."""
-    if state is not None:
-        torch.cuda.set_rng_state(state, like.device) if like.is_cuda else torch.set_rng_state(state)
 
 
 def not_finite(parameters: Mapping[str, Tensor], optimizer: OneOptimizer) -> str | None:

@@ -35,7 +35,7 @@ from ppl_gen.core.gradients import gradients
 from ppl_gen.core.interrupts import Interrupted, interrupts
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Progress
-from ppl_gen.core.seeds import seed_torch
+from ppl_gen.core.seeds import random_states, seed_torch, set_random_states
 from ppl_gen.data.orders import Order
 from ppl_gen.data.splits import labelled_among_others
 from ppl_gen.experiment.assembling import arguments
@@ -55,12 +55,10 @@ from ppl_gen.training.crowding import Crowding
 from ppl_gen.training.diverging import (
     Diverged,
     diverged,
-    generator_state,
     largest,
     lost,
     not_finite,
     outgrown,
-    set_generator_state,
     worse,
 )
 from ppl_gen.training.extending import record_epochs
@@ -184,8 +182,8 @@ class Loop:
         self.recorded = RecordedGradient(self.current, self.modules, usual) if self.may_be_recorded() else None
         gradient = self.shared or self.recorded or usual
         self.svi = SVI(*functions, self.optimizer, loss=self.current, loss_and_grads=self.finite(gradient))
-        self.noise: Tensor | None = None
-        """State of the random number generator when the last step began to draw noise."""
+        self.noise: dict[str, Tensor] = {}
+        """States of the random number generators when the last step began to draw noise."""
 
         # -- progress and resumption ----------------------------------------------------------------------------
         self.state, self.best = State(), dict[str, Tensor]()
@@ -286,7 +284,7 @@ class Loop:
             seed_torch(parallel.rank_seed(first_seed))
             self.shared.whole, index = images, parallel.shard(index, self.least)
         batch = self.batch(index)
-        self.noise = generator_state(index)
+        self.noise = random_states(index.is_cuda)
         with pyro.validation_enabled(False):
             value = self.svi.step(*batch)
         state.step += 1
@@ -316,7 +314,7 @@ class Loop:
         if found is not None:
             return diverged(step, self.directory, found)
         with forked_rng(batch[0]), pyro.validation_enabled(False):
-            set_generator_state(batch[0], self.noise)
+            set_random_states(self.noise)
             if len(batch[0]):
                 found = blame(self.pair, lambda pair: self.loss_of(pair)(model, guide, *batch))
         found = parallel.all_gather(found) or "every site of model and guide is finite, so look at the objective"
