@@ -96,6 +96,7 @@ class Vamp(nn.Module):
     def prior(self) -> dist.TorchDistribution:
         """p(z), event [latent_dim]."""
         components = self.guide.posterior(self.guide.encode(self.pseudo_inputs.sigmoid()))
-        if isinstance(components, dist.Independent) and isinstance(components.base_dist, dist.Normal):
+        of_vectors = isinstance(components, dist.Independent) and len(components.event_shape) == 1
+        if of_vectors and type(components.base_dist) is dist.Normal:  # a subclass may have another density
             return MixtureOfNormals(components.base_dist.loc, components.base_dist.scale)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.weights), components)

@@ -18,7 +18,7 @@ from ppl_gen.guides.normal import Normal
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import closed_form
 from ppl_gen.models.vae import VAE
-from ppl_gen.priors.vamp import MixtureOfNormals
+from ppl_gen.priors.vamp import MixtureOfNormals, Vamp
 
 PIXELS = 6
 CHOSEN: dict[str, dict[str, Any]] = {
@@ -88,6 +88,42 @@ def test_a_mixture_of_normals_is_the_mean_of_their_densities() -> None:
     torch.testing.assert_close(in_float32, in_float64.float(), rtol=2e-7, atol=0)
     with torch.no_grad():
         assert fast.expand([2]).sample(torch.Size([5])).shape == (5, 2, 4)
+
+
+class Wide(dist.Normal):
+    """A normal distribution with another density."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return 2 * super().log_prob(value)
+
+
+class Posterior(nn.Module):
+    """The part of a guide that a VampPrior uses."""
+
+    def __init__(self, family: Any, shape: tuple[int, ...]):
+        super().__init__()
+        self.family, self.shape = family, shape
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x[:, :6].reshape(-1, *self.shape)
+
+    def posterior(self, context: Tensor) -> Any:
+        return self.family(context, 1.0).to_event(len(self.shape))
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "fast"),
+    [(dist.Normal, (6,), True), (dist.Normal, (2, 3), False), (Wide, (6,), False), (dist.Laplace, (6,), False)],
+)
+def test_other_posteriors_have_their_own_density(family: Any, shape: tuple[int, ...], fast: bool) -> None:
+    """The prior of any guide is the mean of its densities; only vectors of normal units are multiplied out."""
+    guide = Posterior(family, shape)
+    vamp = Vamp(torch.rand(4, PIXELS), guide, num_components=4).double()
+    prior = vamp.prior()
+    assert isinstance(prior, MixtureOfNormals) is fast
+    z = torch.randn(3, *shape, dtype=torch.float64)
+    each = guide.posterior(guide.encode(vamp.pseudo_inputs.sigmoid())).log_prob(z[:, None])
+    torch.testing.assert_close(prior.log_prob(z), each.logsumexp(-1) - torch.tensor(4.0).double().log())
 
 
 @pytest.mark.parametrize("name", CHOSEN)
