@@ -21,7 +21,6 @@ from ppl_gen.core.tables import named
 from ppl_gen.data.splits import Data
 from ppl_gen.evaluation.distances import distances
 from ppl_gen.evaluation.entries import quantity_of
-from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.reading import read
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import RunDirectory
@@ -96,8 +95,8 @@ def as_images(values: Tensor, data: Data) -> np.ndarray:
 def of_evaluation(run: RunDirectory) -> Drawn:
     """Bounds and estimates on one axis, and the histogram of the gap, from the run's evaluation. There are none if log
     p(x) is all that it has, as where every z is enumerated."""
-    evaluation = Evaluation.read(run)
-    if evaluation is None or "iwae" not in evaluation.summary:
+    summary = run.read_json("evaluation.json")
+    if summary is None or "iwae" not in summary:
         return
     found = read(run.path)
     shown = distances([found])
@@ -105,5 +104,4 @@ def of_evaluation(run: RunDirectory) -> Drawn:
         yield "how_far", how_far(shown)
     if found.gap is None or found.untrusted is None:
         raise run.damaged("evaluation.nc", "the gap of each image is missing")
-    at_least = bool(evaluation.summary["gap"]["at_least"])
-    yield "gap_histogram", gap_histogram(found.gap, found.untrusted, at_least)
+    yield "gap_histogram", gap_histogram(found.gap, found.untrusted, bool(summary["gap"]["at_least"]))
