@@ -45,6 +45,7 @@ GROUP = "evaluation"
 """Group of `evaluation.nc` that holds the variables."""
 UNFINISHED = "evaluation.part"
 """File of what is done of an evaluation that was interrupted, and beginning of the names of its further files."""
+_UNFINISHED_NAME = rf"{re.escape(UNFINISHED)}(-[0-9]+-[0-9]+)?"
 _BLOCK_NAME = r"evaluation-[0-9a-f]{8}-[0-9]{5}\.nc"
 _AGAIN = {
     UNFINISHED: ("evaluate",),
@@ -327,7 +328,8 @@ class RunDirectory:
     def remove_unfinished(self) -> None:
         """Remove the files of an evaluation that was interrupted."""
         for path in self.path.glob(f"{UNFINISHED}*"):
-            self.remove(path.name)
+            if re.fullmatch(_UNFINISHED_NAME, path.name):
+                self.remove(path.name)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""

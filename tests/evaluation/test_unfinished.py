@@ -182,6 +182,7 @@ def test_many_images_lie_in_files_that_are_written_once(
         computed = interrupt_at(0, patched)
         assert same(run.evaluate(num_samples=60, quiet=True), whole) and len(computed) == 1
     assert not list(run.path.glob(f"{UNFINISHED}*"))
+    mine = run.path / f"{UNFINISHED}ial-notes"
 
     def begins_anew(sentence: str) -> bool:
         capsys.readouterr()
@@ -192,7 +193,10 @@ def test_many_images_lie_in_files_that_are_written_once(
         return same(again, whole) and len(computed) == blocks and err.count("warning: ") == 1 and sentence in err
 
     (run.path / interrupted(blocks)[1]).unlink()
+    mine.write_text("a file of the user's own stays")
     assert begins_anew("block 0 is missing")
+    assert list(run.path.glob(f"{UNFINISHED}*")) == [mine]
+    mine.unlink()
     other = (run.path / interrupted(blocks, seed=1)[2]).read_bytes()
     (run.path / interrupted(blocks)[2]).write_bytes(other)
     assert begins_anew("block 1 is missing")
@@ -203,7 +207,6 @@ def test_a_full_disk_ends_no_evaluation_of_many_images(
 ) -> None:
     """The rest is not saved either: it would name a file that is not there."""
     monkeypatch.setattr(gathering, "_BLOCK", 8)
-    monkeypatch.setattr(gathering, "_EVERY", 0.0)
     whole, save = run.evaluate(num_samples=60, quiet=True), RunDirectory.save_tensors
 
     def full(self: RunDirectory, name: str, *content: Any) -> None:
@@ -217,6 +220,7 @@ def test_a_full_disk_ends_no_evaluation_of_many_images(
         patched.setattr(gathering.Kept, "note", lambda kept: kept.save() if len(computed) < 6 else press_ctrl_c())
         run.evaluate(num_samples=60, quiet=True)
     assert "No space left on device" in capsys.readouterr().err
+    assert not list(run.path.glob(f"{UNFINISHED}*"))
     assert same(run.evaluate(num_samples=60, quiet=True), whole)
 
 
