@@ -71,8 +71,8 @@ class Vamp(nn.Module):
     >>> Vamp(torch.rand(30, 64), guide, num_components=10).prior()
     MixtureOfNormals(loc: torch.Size([10, 2]), scale: torch.Size([10, 2]))
 
-    The density of each z is a sum over the K components. They are a few matrix products if q is a diagonal normal. The
-    density of a z that a flow has not sampled takes many passes through it, K times here: take a small K for one.
+    The density of z is a sum over K components. If q is a diagonal normal, the sum is a few matrix products. If q is a
+    flow, each component takes as many passes as the inverse of the flow: choose a small K then.
 
     :param data_examples: training images [n, data_dim].
     :param guide: a guide with `encode` and `posterior`, whose parameters are the prior's too.
