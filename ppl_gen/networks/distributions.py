@@ -286,7 +286,7 @@ class LinearBernoulliVector(BernoulliVector):
 
     @property
     def logits(self) -> Tensor:
-        return self.z @ self.weight + self.bias
+        return F.linear(self.z, self.weight.T, self.bias)
 
     def select(self, pixels: Tensor) -> "LinearBernoulliVector":
         part = LinearBernoulliVector(self.z, self.weight[:, pixels], self.bias[pixels], validate_args=False)
