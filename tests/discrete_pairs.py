@@ -125,6 +125,29 @@ class OneHot(_Stranger):
             pyro.sample("upper", dist.OneHotCategorical(logits=logits).to_event(1))
 
 
+class Fork(_Stranger):
+    """Two sites, independent in the guide and the prior. The image depends on both."""
+
+    def __init__(self) -> None:
+        super().__init__(encoder=(PIXELS, 3), hidden=(3, 4), out=(4, PIXELS), prior=(1, 3))
+        self.states = {
+            "one": [torch.tensor([each], dtype=torch.float64) for each in (0.0, 1.0)],
+            "two": [torch.tensor(each, dtype=torch.float64) for each in itertools.product([0.0, 1.0], repeat=2)],
+        }
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            two = pyro.sample("two", dist.Bernoulli(logits=self.prior.bias[1:]).to_event(1))
+            one = pyro.sample("one", dist.Bernoulli(logits=self.prior.bias[:1]).to_event(1))
+            pyro.sample("x", self.pixels(torch.cat([one, two], -1)), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        logits = self.encoder(x)
+        with pyro.plate("images", len(x)):
+            pyro.sample("one", dist.Bernoulli(logits=logits[..., :1]).to_event(1))
+            pyro.sample("two", dist.Bernoulli(logits=logits[..., 1:]).to_event(1))
+
+
 class Index(_Stranger):
     """A category as an index."""
 
@@ -148,6 +171,7 @@ ALL: dict[str, Callable[[], Any]] = {
     "layers": Layers,
     "one-hot": OneHot,
     "index": Index,
+    "fork": Fork,
 }
 
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -121,6 +121,17 @@ class _Drawing(Messenger):
             message["value"], message["done"] = self.draw(choice), True
 
 
+class Part(NamedTuple):
+    """The terms of log p(x, z) - log q(z | x) that the value of a site changes."""
+
+    guide: tuple[str, ...]
+    """Sites of the guide: the site, and those that depend on it."""
+    prior: tuple[str, ...]
+    """Latent sites of the model: those of these sites, and those that depend on them."""
+    likelihood: bool
+    """True if observed sites depend on them."""
+
+
 @dataclass(frozen=True)
 class Sampled:
     """Values of the latent sites, and log-densities [samples, images] in nats at these values."""
@@ -135,6 +146,8 @@ class Sampled:
     """Sums terms of each site of the guide, before any sum over plates, to [samples, images]."""
     sum_of_priors: Callable[[Mapping[str, Tensor]], Tensor] = field(repr=False)
     """The same for sites of the model."""
+    parts: Mapping[str, Part] = field(default_factory=dict, repr=False)
+    """The part of each site, as `ppl_gen.inference.learning_signals` finds it."""
 
     @property
     def log_joint(self) -> Tensor:
@@ -159,11 +172,25 @@ class Sampled:
         """log p(x, z) - log q(z | x)."""
         return self.log_joint - self.log_guide
 
+    def signal(self, name: str) -> Tensor:
+        """The learning signal of a site: the terms of the log weight that its value changes, or all without `parts`.
+        The others do not depend on it, so that their product with its score has the mean 0 (Ranganath et al. 2014,
+        section 3.1; the local learning signals of Mnih and Gregor 2014)."""
+        if name not in self.parts:
+            return self.log_weight
+        part = self.parts[name]
+        prior = self.sum_of_priors({each: self.priors[each].log_prob(self.values[each]) for each in part.prior})
+        guide = self.sum_of({each: self.choices[each].log_prob(self.values[each]) for each in part.guide})
+        return prior - guide + self.log_likelihood if part.likelihood else prior - guide
 
-def sampled(pair: Pair, x: Tensor, *args: Any, num_samples: int, draw: Draw) -> Sampled:
+
+def sampled(
+    pair: Pair, x: Tensor, *args: Any, num_samples: int, draw: Draw, parts: Mapping[str, Part] | None = None
+) -> Sampled:
     """Run the guide with a function that draws its sites, and the model at the values.
 
     :param draw: called with the `Choice` of each latent site, in the order of the guide.
+    :param parts: the part of each site, for learning signals.
     """
     shape = (num_samples, len(x))
     guide, model, batch = pair.for_samples(num_samples, Batch(x, args, {}))
@@ -184,22 +211,29 @@ def sampled(pair: Pair, x: Tensor, *args: Any, num_samples: int, draw: Draw) -> 
         log_likelihood=add(observed).reshape(shape),
         sum_of=partial(sum_over, drawn),
         sum_of_priors=partial(sum_over, trace),
+        parts=parts or {},
     )
 
 
 def slope_at(
-    pair: Pair, x: Tensor, *args: Any, num_samples: int, name: str, value: Tensor, others: Draw
+    pair: Pair,
+    x: Tensor,
+    *args: Any,
+    num_samples: int,
+    name: str,
+    value: Tensor,
+    others: Draw,
+    parts: Mapping[str, Part],
 ) -> tuple[Tensor, Tensor]:
-    """The log weight [samples, images] with one site at a given value, and its derivative with respect to that value,
+    """The learning signal [samples, images] of a site at a given value, and its derivative with respect to that value,
     through the later sites too; both without gradient.
 
     :param others: draws the other sites. Those before must not depend on the site, those after may.
     """
     at = value.detach().requires_grad_()
     with torch.enable_grad():
-        found = sampled(
-            pair, x, *args, num_samples=num_samples, draw=lambda each: at if each.name == name else others(each)
-        ).log_weight
+        draw: Draw = lambda each: at if each.name == name else others(each)  # noqa: E731
+        found = sampled(pair, x, *args, num_samples=num_samples, draw=draw, parts=parts).signal(name)
     return found.detach(), torch.autograd.grad(found.sum(), at)[0]
 
 

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
+from ppl_gen.inference.learning_signals import parts_of
 from ppl_gen.inference.objectives.arm import antithetic
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.relaxations import check_choices, loss_with
+from ppl_gen.inference.relaxations import Part, check_choices, loss_with
 
 __all__ = ["Disarm"]
 
@@ -31,13 +32,16 @@ class Disarm:
     def __init__(self, *, num_particles: int = 1):
         require(num_particles >= 1, "num_particles", num_particles, "must be at least 1")
         self.num_particles = num_particles
+        self.parts: dict[str, Part] = {}
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         check_choices(self, pair, x, *args, kinds=("binary",))
+        self.parts = parts_of(pair, x, *args)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-ELBO, summed over the images."""
-        found, noise, differences = antithetic(pair, x, *args, num_samples=self.num_particles)
+        how: dict[str, Any] = {"num_samples": self.num_particles, "parts": self.parts}
+        found, noise, differences = antithetic(pair, x, *args, **how)
         gradients = {}
         for name, choice in found.choices.items():
             z, mean = found.values[name], choice.mean

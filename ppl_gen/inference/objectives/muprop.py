@@ -9,9 +9,10 @@ from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
 from ppl_gen.inference.baseline import ImageBaseline
 from ppl_gen.inference.elbos import with_gradient_of
+from ppl_gen.inference.learning_signals import parts_of
 from ppl_gen.inference.objectives.loss import broadcast_weights
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.relaxations import Choice, check_choices, given, loss_with, sampled, slope_at
+from ppl_gen.inference.relaxations import Choice, Part, check_choices, given, loss_with, sampled, slope_at
 
 __all__ = ["Muprop"]
 
@@ -23,7 +24,8 @@ class Muprop(nn.Module):
         (f(z) - h(z)) grad log q(z | x) + f'(m) grad m.
 
     It is unbiased. For several layers, each layer has its own expansion, at its mean given the samples of the layers
-    before it, and with the layers after it at their means. The model must be differentiable with respect to z.
+    before it, and with the layers after it at their means; f is then the terms that the layer changes
+    (`Sampled.signal`). The model must be differentiable with respect to z.
 
     :param num_particles: K, the number of samples over which it is averaged.
     :param baseline: Subtract the baseline of nvil from f(z) - h(z), one for each layer.
@@ -36,10 +38,12 @@ class Muprop(nn.Module):
         super().__init__()
         self.num_particles, self.baseline = num_particles, baseline
         self.baselines = nn.ModuleList()
+        self.parts: dict[str, Part] = {}
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         """Check the pair, and make the baselines."""
         check_choices(self, pair, x, *args, differentiable=True)
+        self.parts = parts_of(pair, x, *args)
         if self.baseline and not len(self.baselines):
             made = [ImageBaseline() for _ in pair.latent]
             for each in made:
@@ -49,15 +53,16 @@ class Muprop(nn.Module):
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
         """-ELBO, summed over the images."""
         count = self.num_particles
-        found = sampled(pair, x, *args, num_samples=count, draw=Choice.sample)
-        signal, gradients, before = found.log_weight.detach(), {}, dict[str, Tensor]()
+        found = sampled(pair, x, *args, num_samples=count, draw=Choice.sample, parts=self.parts)
+        gradients, before = {}, dict[str, Tensor]()
         errors: list[Tensor] = []
         for name, choice in found.choices.items():
             mean, value = choice.mean.detach(), found.values[name]
             others = given(before, lambda later: later.mean)
-            at_mean, slope = slope_at(pair, x, *args, num_samples=count, name=name, value=mean, others=others)
+            how: dict[str, Any] = {"name": name, "value": mean, "others": others, "parts": self.parts}
+            at_mean, slope = slope_at(pair, x, *args, num_samples=count, **how)
             linear = found.sum_of({name: choice.total(_units(choice, slope * (value - mean)))})
-            left = signal - at_mean - linear
+            left = found.signal(name).detach() - at_mean - linear
             if self.baseline:
                 own: Any = self.baselines[pair.latent.index(name)]
                 errors.append(own.error(x, left))

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
 from ppl_gen.inference.elbos import with_gradient_of
+from ppl_gen.inference.learning_signals import parts_of
 from ppl_gen.inference.objectives.loss import broadcast_weights
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import (
     Choice,
+    Part,
     check_choices,
     given,
     hard,
@@ -35,8 +37,8 @@ class REBAR(nn.Module):
 
     It is unbiased. eta is trained to lower the variance of the derivatives with respect to the logits (section 3.2).
     The temperature is an option and not trained. For several layers, each layer is relaxed given the samples of the
-    layers before it, and those after it are relaxed from the same noise both times. The model must be differentiable
-    with respect to z.
+    layers before it, and those after it are relaxed from the same noise both times; f is then the terms that the layer
+    changes (`Sampled.signal`). The model must be differentiable with respect to z.
 
     :param num_particles: K, the number of samples over which it is averaged.
     :param temperature: Temperature of the relaxation.
@@ -50,9 +52,11 @@ class REBAR(nn.Module):
         super().__init__()
         self.num_particles, self.temperature = num_particles, temperature
         self.eta = nn.Parameter(torch.tensor(1.0))
+        self.parts: dict[str, Part] = {}
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         check_choices(self, pair, x, *args, differentiable=True)
+        self.parts = parts_of(pair, x, *args)
 
     def added(self, pair: Pair, x: Tensor, choice: Choice, value: Tensor) -> Tensor | None:
         """A learned part of the control variate [samples, images] at a relaxed value; None without one."""
@@ -66,8 +70,9 @@ class REBAR(nn.Module):
             noise[choice.name] = noise_for(choice)
             return hard(choice, noise[choice.name])
 
-        found = sampled(pair, x, *args, num_samples=self.num_particles, draw=draw)
-        signal, gradients, before = found.log_weight.detach(), {}, dict[str, Tensor]()
+        count, parts = self.num_particles, self.parts
+        found = sampled(pair, x, *args, num_samples=count, draw=draw, parts=parts)
+        gradients, before = {}, dict[str, Tensor]()
         for name, choice in found.choices.items():
             value, leaf = found.values[name], choice.logits.detach().requires_grad_()
             logits = leaf if choice.kind == "binary" else leaf.log_softmax(-1)
@@ -76,9 +81,8 @@ class REBAR(nn.Module):
             at, paths = [], []
             for each in perturbed:
                 soft = soften(choice, each, self.temperature)
-                f, slope = slope_at(
-                    pair, x, *args, num_samples=self.num_particles, name=name, value=soft, others=others
-                )
+                how: dict[str, Any] = {"name": name, "value": soft, "others": others, "parts": parts}
+                f, slope = slope_at(pair, x, *args, num_samples=count, **how)
                 f, slope = self.eta * f, self.eta * slope
                 free = soft.detach().requires_grad_()
                 if (more := self.added(pair, x, choice, free)) is not None:
@@ -86,14 +90,15 @@ class REBAR(nn.Module):
                 at.append(f)
                 paths.append(torch.autograd.grad(soft, leaf, slope, retain_graph=True, create_graph=True)[0])
             score = value - choice.mean.detach()  # the derivative of log q(z) with respect to the logits
-            gradients[name] = broadcast_weights(pair, signal - at[1], name, value) * score + paths[0] - paths[1]
+            left = broadcast_weights(pair, found.signal(name).detach() - at[1], name, value)
+            gradients[name] = left * score + paths[0] - paths[1]
             before[name] = value
         loss = loss_with(found, gradients)
         # E[gradient]^2 does not depend on these parameters, so the mean square falls as the variance does.
         own = [each for each in self.parameters() if each.requires_grad]
         if not own:
             return loss
-        spread = torch.stack([each.square().sum() for each in gradients.values()]).sum() / self.num_particles
+        spread = torch.stack([each.square().sum() for each in gradients.values()]).sum() / count
         slopes = torch.autograd.grad(spread, own)
         learned = torch.stack([(slope * each).sum() for slope, each in zip(slopes, own, strict=True)]).sum()
         return with_gradient_of(loss, loss + learned)

@@ -1,0 +1,133 @@
+"""The terms of the log weight that the value of a site changes, which are its learning signal."""
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from discrete_pairs import ALL, PIXELS, Layers, images
+from torch import Tensor
+
+from ppl_gen.guides.hierarchical_bernoulli import HierarchicalBernoulli
+from ppl_gen.inference.learning_signals import parts_of
+from ppl_gen.inference.objectives import construct
+from ppl_gen.inference.objectives.loss import bind
+from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.relaxations import Choice, Part, sampled
+from ppl_gen.models.hierarchical_belief_net import HierarchicalBeliefNet
+
+
+def _read(own: Any, x: Tensor) -> Pair:
+    return Pair.read(own.model, own.guide, x)
+
+
+def test_parts_of_layers() -> None:
+    """Of a chain z3 - z2 - z1 - x whose guide draws z1 first: a layer changes its neighbors and all above it."""
+    model, x = HierarchicalBeliefNet(PIXELS, latent_dims=(3, 2, 2)), images().float()
+    with torch.no_grad():
+        for each in model.parameters():
+            each.zero_()  # what does not depend on z now may do so after a step
+    pair = Pair.read(model, HierarchicalBernoulli(PIXELS, torch.full((PIXELS,), 0.5), model), x)
+    everything = ("z1", "z2", "z3")
+    assert {name: tuple(map(set, part[:2])) for name, part in parts_of(pair, x).items()} == {
+        "z1": (set(everything), set(everything)),
+        "z2": ({"z2", "z3"}, set(everything)),
+        "z3": ({"z3"}, {"z2", "z3"}),
+    }
+    assert [name for name, part in parts_of(pair, x).items() if part.likelihood] == ["z1"]
+
+
+def test_parts_of_strangers_pairs() -> None:
+    """Independent sites; and pairs of a single site, whose signal is the whole log weight."""
+    x = images()
+    assert parts_of(_read(ALL["fork"](), x), x) == {
+        "one": Part(("one",), ("one",), True),
+        "two": Part(("two",), ("two",), True),
+    }
+    assert parts_of(_read(ALL["layers"](), x), x)["upper"] == Part(("upper",), ("upper", "lower"), False)
+    for name in ("plates", "flat", "index"):
+        pair = _read(ALL[name](), x)
+        assert parts_of(pair, x) == {}
+        found = sampled(pair, x, num_samples=2, draw=Choice.sample)
+        assert torch.equal(found.signal(pair.latent[0]), found.log_weight)
+
+
+@pytest.mark.parametrize("name", ["layers", "one-hot", "fork"])
+def test_what_is_left_out_does_not_depend_on_the_site(name: str) -> None:
+    """The log weight less the signal of a site stays the same when the site and those that depend on it change."""
+    own, x = ALL[name](), images(5)
+    pair = _read(own, x)
+    parts = parts_of(pair, x)
+    first = sampled(pair, x, num_samples=20, draw=Choice.sample, parts=parts)
+    for site, part in parts.items():
+
+        def draw(choice: Choice, part: Part = part) -> Tensor:
+            return choice.sample() if choice.name in part.guide else first.values[choice.name]
+
+        other = sampled(pair, x, num_samples=20, draw=draw, parts=parts)
+        left = [(found.log_weight - found.signal(site)).detach() for found in (first, other)]
+        torch.testing.assert_close(*left, rtol=0, atol=1e-12)
+        assert not torch.equal(first.signal(site), other.signal(site))
+
+
+class _Hidden(Layers):
+    """A model whose image depends on the upper layer too, through numbers of Python."""
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            upper = pyro.sample("upper", dist.Bernoulli(logits=self.top.bias).to_event(1))
+            lower = pyro.sample("lower", dist.Bernoulli(logits=self.downward(upper)).to_event(1))
+            level = torch.tensor(upper.detach().as_subclass(Tensor).tolist(), dtype=x.dtype).sum(-1, keepdim=True)
+            logits = self.out(self.hidden(lower).tanh()) + level
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+class _Failing(Layers):
+    """A model whose tensors may not be of another class."""
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            upper = pyro.sample("upper", dist.Bernoulli(logits=self.top.bias).to_event(1))
+            assert type(upper) is Tensor
+            lower = pyro.sample("lower", dist.Bernoulli(logits=self.downward(upper)).to_event(1))
+            pyro.sample("x", self.pixels(lower), obs=x)
+
+
+@pytest.mark.parametrize("kind", [_Hidden, _Failing])
+def test_where_it_cannot_be_found_nothing_is_left_out(kind: type[Layers]) -> None:
+    x = images()
+    pair = _read(kind(), x)
+    assert parts_of(pair, x) == {}
+    assert bind(construct("rloo"), pair, x).differentiable_loss(pair.model, pair.guide, x).isfinite()
+
+
+@pytest.mark.parametrize("name", ["rloo", "nvil", "rebar"])
+def test_the_gradient_of_an_upper_layer_varies_less(name: str) -> None:
+    """With its own signal the variance of the gradient is lower than with that of the whole z, by a fifth at least, and
+    the mean is the same: no parameter is off by 5 standard errors (false alarms below 1e-5)."""
+    torch.manual_seed(3)
+    own, x = Layers(), images(20)
+    pair, parameters = _read(own, x), list(own.upward.parameters())
+    objective: Any = construct(name)
+    bind(objective, pair, x)
+    if name != "rloo":
+        objective.eval()
+        with torch.no_grad():
+            for each in objective.parameters():
+                each.mul_(0.5)
+    means, variances = [], []
+    for whole in (False, True):
+        elbo = bind(objective, pair, x)
+        if whole:
+            objective.parts = {each: Part(pair.latent, pair.latent, True) for each in pair.latent}
+        losses = (elbo.differentiable_loss(pair.model, pair.guide, x) for _ in range(400))
+        draws = torch.stack(
+            [torch.cat([each.flatten() for each in torch.autograd.grad(loss, parameters)]) for loss in losses]
+        )
+        means.append(draws.mean(0))
+        variances.append(draws.var(0))
+    assert variances[0].sum() < 0.8 * variances[1].sum()
+    assert ((means[0] - means[1]).abs() < 5 * (torch.stack(variances).sum(0) / 400).sqrt()).all()
+    assert math.isfinite(float(means[0].sum()))
