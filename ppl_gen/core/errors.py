@@ -87,6 +87,7 @@ def warnings_of(observation: str) -> list[str]:
         "density": "these are densities of grey pixels, which cannot be compared with probabilities of binary pixels",
         "unchecked": "values outside the likelihood's support, accepted because of validate_args=False: these "
         "figures are not log-probabilities of any data",
+        "unnormalized": "the model has a factor: these figures are log p(x) only if p(x, z) sums to 1 with it",
     }
     return [warnings[observation]] if observation in warnings else []
 

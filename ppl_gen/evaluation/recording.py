@@ -59,11 +59,9 @@ def per_image(estimates: Estimates, primary: str) -> dict[str, Variable]:
         return variables | {"elbo": Variable(estimates[verdicts.known_of(estimates) or primary].log_px, "ELBO")}
     of = verdicts.largest(estimates, primary)
     variables["gap"] = Variable(of.log_px - guided.elbo, "log p(x) - ELBO")
-    variables["untrusted"] = Variable(
-        of.untrusted.to(torch.int8),
-        "gap at least: k-hat of its log p(x) too high or unknown, or another estimate above it",
-        "1",
-    )
+    untrusted = of.untrusted if verdicts.known_of(estimates) else of.untrusted | estimates[primary].untrusted
+    title = "log p(x) and gap at least: k-hat too high or unknown, or another estimate above"
+    variables["untrusted"] = Variable(untrusted.to(torch.int8), title, "1")
     if "annealed" in estimates:
         apart = verdicts.disagreement(estimates["annealed"], guided)[1].to(torch.int8)
         title = "annealing and importance sampling differ beyond their errors"
@@ -84,7 +82,11 @@ def dataset(estimates: Estimates, primary: str, summary: Json, labels: Tensor | 
         for name, variable in of_images.items()
     }
     coordinates: dict[str, Any] = {"image": range(len(of_images["elbo"].values))}
-    attributes: dict[str, Any] = {key: value for key, value in summary.items() if isinstance(value, str | int | float)}
+    attributes: dict[str, Any] = {
+        key: int(value) if isinstance(value, bool) else value  # the format has no truth values
+        for key, value in summary.items()
+        if isinstance(value, str | int | float)
+    }
     attributes["estimator"] = estimates[primary].estimator
     guided = verdicts.guide_estimate(estimates)
     if guided is not None:

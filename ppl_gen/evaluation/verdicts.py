@@ -103,7 +103,8 @@ def largest(estimates: Estimates, primary: str) -> Largest:
         values = torch.where(higher, torch.maximum(values, lower[other].log_px), values)
         replaced = replaced | higher
     chosen = estimates.get(name)
-    untrusted = replaced if chosen is None else replaced | chosen.untrusted
+    # A second opinion has no k-hat: it is a lower bound on every image.
+    untrusted = torch.ones_like(replaced) if chosen is None else replaced | chosen.untrusted
     doubted = bool(replaced.any()) or chosen is None or at_least(estimates, name)
     return Largest(name, values, replaced, untrusted, doubted)
 

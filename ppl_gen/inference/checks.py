@@ -1,9 +1,11 @@
 """Validation of all images under Pyro's checks, which are off while weights are computed; and the kind of p(x)."""
 
+import math
 import warnings
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -12,22 +14,23 @@ from torch.distributions import constraints
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, forked_rng, name_of, take
-from ppl_gen.inference.densities import Site, sample_sites
+from ppl_gen.inference.densities import Site, masked_log_prob, sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.supports import inside, support
 from ppl_gen.inference.tracing import Traces, latent_sites, trace_of
 from ppl_gen.networks.levels import Levels
 
 _IMAGES_PER_BLOCK = 500
-_KINDS = ("unchecked", "cross-entropy", "density", "probability")
+_KINDS = ("unchecked", "unnormalized", "cross-entropy", "density", "probability")
 """Kinds of p(x), in order of precedence: the first one that any image has is the kind of all."""
 
 
 def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
     """Run a pair on all images with Pyro's checks on.
 
-    :returns: kind of p(x): `probability`; `density`; `cross-entropy`, of grey values under a Bernoulli; or
-        `unchecked`, of values outside the support of a likelihood that allows them by `validate_args=False`.
+    :returns: kind of p(x): `probability`; `density`; `cross-entropy`, of grey values under a Bernoulli; `unchecked`, of
+        values outside the support of a likelihood that allows them by `validate_args=False`; or `unnormalized`, of a
+        model with a factor.
     :raises BadInput: for an invalid parameter of a distribution, and for an image that is impossible for every z.
     """
     seen = {"density" if not pair.discrete else "probability"}
@@ -37,10 +40,20 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
             traces, unchecked = _checked_traces(pair, first, batch)
             _check_same_sites(pair, first, traces)
             _check_masks(pair, traces)
-            sites = (traces.model.nodes[name] for name in pair.observed)
-            kinds = (_kind_of(pair, site, site["name"] in unchecked, first, batch) for site in sites)
+            sites = [traces.model.nodes[name] for name in pair.observed]
+            kinds = [_kind_of(pair, site, site["name"] in unchecked, first, batch) for site in sites]
+            if any(_is_weight(site) for site in sites):
+                kinds.append("unnormalized")
             seen |= {kind for kind in kinds if kind is not None}
     return next(kind for kind in _KINDS if kind in seen)
+
+
+def _is_weight(site: Site) -> bool:
+    """True for a factor of other values than 0 and -inf, which say what is possible."""
+    if not any(isinstance(part, dist.Unit) for part in supports.parts(site["fn"])):
+        return False
+    found = masked_log_prob(site)
+    return bool(((found != 0) & (found != -math.inf)).any())
 
 
 def num_levels(pair: Pair, x: Tensor, *args: Any) -> int | None:

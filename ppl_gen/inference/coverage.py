@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -21,6 +22,7 @@ from ppl_gen.inference.supports import inside
 from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of
 
 _DRAWS = 100  # draws of z for each of three images
+_IMAGES = 1000  # whose supports are compared by their ends
 
 
 def _repeated(batch: Batch) -> Batch:
@@ -60,7 +62,14 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
                 "sample has a weight; give the guide a distribution of that support"
             )
     exceeds = any(supports.certainly_narrower(p["fn"], q["fn"]) for q, p in sites.values())
-    narrower = {name: supports.certainly_narrower(q["fn"], p["fn"]) for name, (q, p) in sites.items()}
+    narrower = {name: _narrower(name, traces) for name in sites}
+    # Supports that may be others for other images are compared for more of them.
+    differ = [name for name, known in narrower.items() if not known and supports.may_differ(sites[name][0]["fn"])]
+    if differ and len(batch.x) > 3:
+        some = take(torch.linspace(0, len(batch.x) - 1, min(len(batch.x), _IMAGES)).long().to(batch.x.device), *batch)
+        others = replayed(pair.guide, pair.model, some)
+        for name in differ:
+            narrower[name] = _narrower(name, others) or narrower[name]
     if None in narrower.values():  # undecided by the constraints alone: draw from the prior and look
         prior = trace_of(pair.model, many)
         for name in [name for name, known in narrower.items() if known is None]:
@@ -68,6 +77,16 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
                 admitted = inside({**sites[name][0], "value": prior.nodes[name]["value"]})
                 narrower[name] = admitted is not None and not bool(admitted.all())
     return replace(pair, exceeds_prior=exceeds, narrower=tuple(name for name in pair.latent if narrower[name]))
+
+
+def _narrower(name: str, traces: Traces) -> bool | None:
+    """True if a guide certainly leaves out values of a site that its prior has, False if it certainly does not; None if
+    only draws can tell."""
+    q, p = (trace.nodes[name]["fn"] for trace in traces)
+    narrower = supports.certainly_narrower(q, p)
+    # A factor of the model may exclude values, such as those of a label that is known.
+    free = not any(isinstance(site["fn"], dist.Unit) for site in sample_sites(traces.model))
+    return True if narrower is not True and free and supports.never(q, p) else narrower
 
 
 def leaves_support(pair: Pair, x: Tensor, *args: Any, num_samples: int = 100, **kwargs: Any) -> str | None:

@@ -66,6 +66,7 @@ def gradient_errors(draws: Tensor, exact: Tensor) -> GradientErrors:
         p = float(f.sf(count * square / variance, freedom, freedom * (count - 1)))
     lengths = gram.diagonal() * count / (count - 1)
     cosines = torch.nn.functional.cosine_similarity(draws.double(), exact.double(), dim=1, eps=0.0)
+    cosines[(draws == 0).all(1) & bool((exact != 0).any())] = 0.0  # a gradient of 0 points nowhere
     return GradientErrors(
         bias=square - variance / count,
         bias_se=bias_se,

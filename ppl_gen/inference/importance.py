@@ -88,7 +88,7 @@ class ImportanceEstimate(Estimate):
     left_out: tuple[str, ...] = ()
     """Names of the guide's sites that do not belong to q(z | x)."""
     observation: str = "probability"
-    """Kind of p(x), as `check_images` returns it: `probability`, `density`, `cross-entropy` or `unchecked`."""
+    """Kind of p(x), as `check_images` returns it: `probability`, `density`, `cross-entropy`, …"""
     second_opinion: "SecondOpinion | None" = None
     """log p(x) from few samples, half of them from the prior; None if it was not computed."""
     bidirectional: "BidirectionalBounds | None" = None
@@ -183,7 +183,8 @@ class ImportanceEstimate(Estimate):
         if self.second_opinion is not None and not self.at_least:
             mass = self.second_opinion.visible_mass
             told.append(
-                f"a mode that the guide misses, and with less than {mass:.0%} of the prior's mass, may be unseen"
+                f"a mode that the guide misses may be unseen: one with less than {mass:.0%} of the prior's mass, and a "
+                "larger one that adds little to log p(x)"
             )
         if self.left_out:
             names = ", ".join(f"'{name}'" for name in self.left_out)
@@ -353,14 +354,14 @@ def weighted_blocks(
         except Exception as error:  # in the code of a user
             raise BadInput(f"{pair.model_name} and {pair.guide_name} fail on {which}: {describe(error)}") from error
         for terms in chunks:
-            if terms.log_weight.isnan().any() or (terms.log_guide == -math.inf).any():
+            if not (terms.log_weight < math.inf).all() or (terms.log_guide == -math.inf).any():
                 options["num_samples"] = len(terms.log_weight)
                 _raise_for_nan(pair, terms, start, lambda pair: pair.terms(x, *args, **options))  # noqa: B023
         yield len(x), chunks
 
 
 def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[Pair], Any]) -> None:
-    """Raise `BadInput` for log weights that are NaN, or that have q(z | x) = 0.
+    """Raise `BadInput` for log weights that are NaN or infinite, or that have q(z | x) = 0.
 
     :param first: number of the first image.
     :param again: draws such terms of a pair once more, to find the site.
@@ -369,6 +370,13 @@ def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[Pair],
     if impossible.any():
         image = first + int(impossible.any(0).nonzero()[0])
         raise BadInput(f"{pair.guide_name} draws z with q(z | x) = 0 for image {image}: such a sample has no weight")
+    infinite = (terms.log_weight == math.inf).any(0)
+    if infinite.any():
+        names = [name for name, values in pair.log_densities(terms).items() if (values == math.inf).any()]
+        raise BadInput(
+            f"{(names or ['the log weight'])[0]} is infinite for image {first + int(infinite.nonzero()[0])}: a density "
+            "has no bound at a value of the image or of z, such as a pixel of 0"
+        )
     image = int(terms.log_weight.isnan().any(0).nonzero()[0])
     which = [name for name, values in pair.log_densities(terms).items() if values[:, image].isnan().any()]
     which = which or ["inf - inf: the log weight"]

@@ -24,7 +24,7 @@ from ppl_gen.inference.importance import (
     weight_statistics,
 )
 
-Observation = Literal["probability", "density", "cross-entropy", "unchecked", "unstated"]
+Observation = Literal["probability", "density", "cross-entropy", "unchecked", "unnormalized", "unstated"]
 """Kinds of p(x) that weights may be of."""
 _BLOCK = 2**20  # weights at a time
 _TERMS = ("reconstruction", "kl")

@@ -1,6 +1,6 @@
 """Learning signals of score functions: for each discrete site, the terms of the log weight that its value changes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from pyro.infer.inspect import get_dependencies
 from torch import Tensor
 
-from ppl_gen.inference.callables import evaluating, forked_rng
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng
+from ppl_gen.inference.densities import alike, masked_log_prob, sample_sites
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.relaxations import Choice, Part, check_choices, given, sampled
+from ppl_gen.inference.relaxations import Choice, Part, check_choices, choice_of, sampled
+from ppl_gen.inference.tracing import conditioned, replayed
 
 
 def parts_of(pair: Pair, x: Tensor, *args: Any) -> dict[str, Part]:
@@ -30,9 +32,10 @@ def parts_of(pair: Pair, x: Tensor, *args: Any) -> dict[str, Part]:
     try:
         check_choices("", pair, x, *args, kinds=("binary", "one-hot", "index"))
         with evaluating(pair.model, pair.guide), forked_rng(x):
-            guide, model = (
-                get_dependencies(each, (x, *args))["prior_dependencies"] for each in (pair.guide, pair.model)
-            )
+            guide, model = _dependencies(pair, x, *args)
+            with torch.no_grad():
+                if any(_hidden(pair, (guide, model), Batch(x, args, {}))):
+                    return {}
             found = {}
             for site in pair.latent:
                 changed = {site}
@@ -41,28 +44,43 @@ def parts_of(pair: Pair, x: Tensor, *args: Any) -> dict[str, Part]:
                 guided, prior = ([each for each in pair.latent if changed & {each, *of[each]}] for of in (guide, model))
                 likelihood = any(changed & set(model[each]) for each in pair.observed)
                 found[site] = Part(tuple(guided), tuple(prior), likelihood)
-            return found if _hold(found, pair, x, *args) else {}
+            return found
     except Exception:  # in a user's code, where such tensors are not supported
         return {}
 
 
-def _hold(parts: Mapping[str, Part], pair: Pair, x: Tensor, *args: Any) -> bool:
-    """False if any value of a site changes a term that is no part of it: a user's code may hide a dependence, such as
-    in an array of numpy."""
-    with torch.no_grad():
-        first = sampled(pair, x, *args, num_samples=1, draw=Choice.sample)
-        for part in parts.values():
-            fixed = {each: value for each, value in first.values.items() if each not in part.guide}
-            other = sampled(pair, x, *args, num_samples=1, draw=given(fixed, _any_value))
-            ends = [
-                [found.log_likelihood] * (not part.likelihood)
-                + [found.priors[each].log_prob(found.values[each]) for each in pair.latent if each not in part.prior]
-                + [found.choices[each].log_prob(found.values[each]) for each in fixed]
-                for found in (first, other)
-            ]
-            if not all(torch.equal(one, two) for one, two in zip(*ends, strict=True)):
-                return False
-    return True
+def hidden_dependence(pair: Pair, x: Tensor, *args: Any) -> tuple[str, str] | None:
+    """A site whose density changes with the value of another one, and that other one, where the tensors do not show it:
+    a value was written into a tensor, or left torch. None if there is no such pair of sites, and where that cannot be
+    told, as with noise beside z."""
+    try:
+        with evaluating(pair.model, pair.guide), forked_rng(x), torch.no_grad():
+            return next(_hidden(pair, _dependencies(pair, x, *args), Batch(x, args, {})), None)
+    except Exception:  # in a user's code, where such tensors are not supported
+        return None
+
+
+def _dependencies(pair: Pair, x: Tensor, *args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """For each site of the guide, and of the model, the sites that its distribution depends on."""
+    guide, model = (get_dependencies(each, (x, *args))["prior_dependencies"] for each in (pair.guide, pair.model))
+    return guide, model
+
+
+def _hidden(pair: Pair, upstream: tuple[dict[str, Any], dict[str, Any]], batch: Batch) -> Iterator[tuple[str, str]]:
+    """Iterate over the pairs of sites of `hidden_dependence`: one site after the other gets any other value."""
+    drawn = replayed(pair.guide, pair.model, batch)
+    values = {site["name"]: site["value"] for site in sample_sites(drawn.guide) if not site["is_observed"]}
+    first, again = (conditioned(pair.guide, pair.model, values, batch) for _ in range(2))
+    for name in pair.latent:
+        fn = drawn.guide.nodes[name]["fn"]
+        choice = choice_of(name, fn)
+        new = fn.sample() if choice is None else _any_value(choice)
+        other = conditioned(pair.guide, pair.model, values | {name: new}, batch)
+        for one, same, changed, of in zip(first, again, other, upstream, strict=True):
+            for each in (each for each in of if name not in of[each] and each != name):
+                before, repeated, after = (masked_log_prob(trace.nodes[each]) for trace in (one, same, changed))
+                if alike(before, repeated) and not alike(before, after):
+                    yield each, name
 
 
 def _any_value(choice: Choice) -> Tensor:

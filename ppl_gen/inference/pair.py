@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, ByName, take
+from ppl_gen.inference.callables import Batch, ByName, modules_of, take
 from ppl_gen.inference.densities import (
     Site,
     add,
@@ -218,6 +219,15 @@ class Pair:
         """True if the guide samples nothing and gives points of z, over which training sums."""
         return self.enumerated and offers(self.guide_module, Discretizes)
 
+    @cached_property
+    def frozen(self) -> nn.Module | None:
+        """What holds the parameters that the guide reads: its module, with any other that it can reach, such as the
+        model in a list; None without any."""
+        own = self.guide_module
+        inside = {id(part) for part in own.modules()} if own is not None else set()
+        others = [each for each in modules_of(self.guide) if id(each) not in inside]
+        return own if not others else nn.ModuleList(others if own is None else [own, *others])
+
     @property
     def sample_dim(self) -> int:
         """Dimension of the plate of samples."""
@@ -250,7 +260,7 @@ class Pair:
             return self._terms_by_value(self.by_value(num_samples, images, detach))
         guide, model, batch = self.for_samples(num_samples, images)
         if frozen_guide:
-            drawn, traces, values = frozen_guide_traces(guide, model, self.guide_module, self.latent, batch, cut)
+            drawn, traces, values = frozen_guide_traces(guide, model, self.frozen, self.latent, batch, cut)
         else:
             drawn, traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
         sources = self._values(drawn) if cut else {}

@@ -17,6 +17,7 @@ _FIRST_CELLS = {1: 64, 2: 24, 3: 16}  # cells along each unit of the first grid,
 _MOST_FIRST_CELLS = 2**18  # cells of the first grid after extension
 _TILE = 64  # cells of a tile, before they are halved
 _POINTS_IMAGES = 2**26  # pairs of grid point and image in memory at a time
+_ROUGH = 0.5  # share of the differences between halves in p(x), above which a grid does not follow p(x, z)
 _LARGEST_SHARE = 0.7  # share of p(x) in one cell, above which a grid is too coarse to be believed
 
 
@@ -169,6 +170,10 @@ class Refinement:
         cells = self._evaluate(centers, step, self.x[rows])
         largest = cells.max(0)
         slack = largest_difference(cells.reshape(*counts, -1)).reshape(cells.shape)
+        # Midpoints that are in step with an oscillation of p(x, z) hide it. A point anywhere in each cell does not.
+        shift = torch.rand(centers.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
+        differ = (self._evaluate(centers + shift.to(centers) * step, step, self.x[rows]) - cells).abs()
+        slack = torch.maximum(slack, differ.nan_to_num(nan=0.0, posinf=math.inf))
         needed = (
             cells + slack >= largest.values - self.negligible
         ) | slack.isinf()  # infinite at an edge of p(x, z) = 0
@@ -218,6 +223,7 @@ class Refinement:
         # Halves of one kind, such as all lower left ones, are a grid of the parents' step.
         kinds = torch.full((len(self.halves), len(x)), -math.inf, dtype=torch.float64, device=x.device)
         largest, peaks = torch.full_like(kinds[0], -math.inf, dtype=x.dtype), block.peaks.clone()
+        differences = torch.full((len(step), len(x)), -math.inf, dtype=torch.float64, device=x.device)
         evaluated = []
         for tile in block.tiles:
             centers = (tile.centers.unsqueeze(1) + self.halves * block.step).reshape(-1, len(step))
@@ -225,6 +231,7 @@ class Refinement:
             evaluated.append((centers, cells))
             families = cells.reshape(-1, len(self.halves), len(images))
             kinds[:, images] = torch.logaddexp(kinds[:, images], families.logsumexp(0).double())
+            differences[:, images] = torch.logaddexp(differences[:, images], self._differences(families))
             found = cells.max(0)
             higher = found.values > largest[images]
             largest[images[higher]] = found.values[higher]
@@ -235,7 +242,9 @@ class Refinement:
         coarser = torch.logaddexp(block.outside, kinds + math.log(len(kinds)))
         change = (torch.cat([coarser, block.log_px.unsqueeze(0)]) - total).abs().nan_to_num(nan=math.inf).amax(0)
         change[(total == -math.inf) & (block.log_px == -math.inf)] = 0
-        settled = (change <= self.tolerance) & ~(largest - total > math.log(_LARGEST_SHARE))
+        # A grid that is in step with an oscillation of p(x, z) has the same sum on every phase. Its halves differ.
+        rough = (differences.amax(0) - kinds.logsumexp(0)) > math.log(_ROUGH)
+        settled = (change <= self.tolerance) & ~rough & ~(largest - total > math.log(_LARGEST_SHARE))
         self._settle(block.rows[settled], total[settled], change[settled])
         tiles = []
         for tile, (centers, cells) in zip(block.tiles, evaluated, strict=True):
@@ -248,6 +257,20 @@ class Refinement:
         remaining = (~settled).nonzero().flatten()
         each = (block.outside, total, peaks)
         return [_Block(block.rows, tiles, step, *each).of(remaining)] if len(remaining) else []
+
+    def _differences(self, families: Tensor) -> Tensor:
+        """log of the sum of absolute differences between the two halves along each unit, [units, images].
+
+        :param families: log of the parts of p(x) of the halves of each cell, [cells, halves, images].
+        """
+        halves = families.reshape(-1, *[2] * (families.shape[1].bit_length() - 1), families.shape[-1])
+        found = []
+        for unit in range(1, halves.dim() - 1):
+            one, other = halves.unbind(unit)
+            high, low = torch.maximum(one, other), torch.minimum(one, other)
+            apart = high + torch.log1p(-(low - high).exp()).nan_to_num(nan=0.0)  # NaN where both are -inf
+            found.append(apart.flatten(0, -2).logsumexp(0).double())
+        return torch.stack(found)
 
     def _needed(self, cells: Tensor, largest: Tensor, slack_before: Tensor) -> tuple[Tensor, Tensor]:
         """Cells to halve for each image, bool [cells, images]: those whose part of p(x) may not be negligible, given

@@ -33,6 +33,7 @@ from torch.distributions import (
 from torch.distributions.constraints import Constraint
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.networks.distributions import has_probs
 from ppl_gen.networks.levels import Levels
 
 Site = dict[str, Any]
@@ -232,10 +233,57 @@ def certainly_narrower(guide: Distribution, prior: Distribution) -> bool | None:
     if theirs is _UNKNOWN or ours is _UNKNOWN:
         return False
     if theirs is not None and ours is not None:
-        if admits_all_reals(theirs) or (same(theirs, ours) and not _has_tensor_bounds(theirs)):
+        if admits_all_reals(theirs):
+            return False
+        if (ends := _ends(theirs)) is not None and (of_prior := _ends(ours)) is not None:
+            return bool(((ends[0] > of_prior[0]) | (ends[1] < of_prior[1])).any())
+        if same(theirs, ours) and not _has_tensor_bounds(theirs):
             return False
         if admits_all_reals(ours):
             return True
+    return None
+
+
+def _ends(constraint: Constraint) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest number that a constraint admits, up to the ends of an interval; None for constraints
+    of other kinds. Of two constraints of numbers, either both or none must be of whole numbers."""
+    base = _base(constraint)
+    if isinstance(base, type(constraints.boolean)):
+        return torch.tensor(0.0), torch.tensor(1.0)
+    ends = vars(base).keys()
+    if not ends or not ends <= {"lower_bound", "upper_bound"}:
+        return None
+    return tuple(  # type: ignore[return-value]
+        torch.as_tensor(getattr(base, name, end)).double()
+        for name, end in (("lower_bound", -math.inf), ("upper_bound", math.inf))
+    )
+
+
+def may_differ(distribution: Distribution) -> bool:
+    """True if the values that a distribution draws may differ between the images of a batch."""
+    constraint = _reliable_support(distribution)
+    bounded = isinstance(constraint, Constraint) and _has_tensor_bounds(constraint)
+    return bounded or _probabilities(distribution) is not None
+
+
+def never(guide: Distribution, prior: Distribution) -> bool:
+    """True if a guide gives the probability 0 to a value of a categorical or Bernoulli site, and the prior does not."""
+    ours, theirs = _probabilities(prior), _probabilities(guide)
+    if theirs is None:
+        return False
+    zero = theirs == 0
+    return bool((zero if ours is None or ours.shape[-1] != theirs.shape[-1] else zero & (ours > 0)).any())
+
+
+def _probabilities(distribution: Distribution) -> Tensor | None:
+    """Probabilities [..., values] of the values of each unit; None for other than categorical distributions and
+    Bernoulli ones of probabilities. Those of log-odds have none that is 0 but by rounding."""
+    while isinstance(distribution, Independent | dist.MaskedDistribution | ExpandedDistribution):
+        distribution = distribution.base_dist
+    if isinstance(distribution, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
+        return distribution.probs
+    if isinstance(distribution, torch.distributions.Bernoulli) and has_probs(distribution):
+        return torch.stack([1 - distribution.probs, distribution.probs], -1)
     return None
 
 

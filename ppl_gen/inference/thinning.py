@@ -7,20 +7,22 @@ al. (2016, section 3) propose it for one sample. Here m of them are drawn withou
 w~_k as far as pi_k <= 1 allows, by systematic sampling (Madow 1949).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng, modules_of
 from ppl_gen.inference.chunks import pairs_at_a_time
-from ppl_gen.inference.densities import alike
+from ppl_gen.inference.densities import alike, masked_log_prob
 from ppl_gen.inference.direct import Direct
 from ppl_gen.inference.pair import Pair, Terms, Values
-from ppl_gen.inference.tracing import Traces, conditioned, frozen_guide_traces_at, trace_of
+from ppl_gen.inference.tracing import Traces, conditioned, frozen_guide_traces, frozen_guide_traces_at, trace_of
 
 _FLOOR = 0.01
 """Share of the probabilities that is spread evenly: no weight is so small that it cannot be drawn."""
@@ -44,14 +46,8 @@ def check_thinned(pair: Pair, x: Tensor, *args: Any) -> None:
         )
     if not pair.vectorized or pair.partly_enumerated or pair.left_out:
         raise BadInput(f"--objective.backward: {who} cannot be run at some of several samples; leave it out")
-    images, functions = Batch(x, args, {}), (pair.model, pair.guide)
-    with forked_rng(x), evaluating(*functions):
-        # As in a step, with dropout and statistics of a batch; a model that is not trained has neither.
-        for function in (pair.guide, pair.model):
-            parts = modules_of(function)
-            trained = any(parameter.requires_grad for part in parts for parameter in part.parameters(recurse=False))
-            for part in parts:
-                part.training = trained or function is pair.guide
+    images = Batch(x, args, {})
+    with _as_in_a_step(pair, x):
         drawn, terms = weighed(pair, images, 4)
         some = torch.arange(2, device=x.device)[:, None].expand(-1, len(x))
         again = terms_at(pair, images, drawn, some)
@@ -60,6 +56,37 @@ def check_thinned(pair: Pair, x: Tensor, *args: Any) -> None:
             f"--objective.backward: {who} give other log-densities when they are run a second time, at some of the "
             "samples: they have noise beside z, or statistics of a batch; leave it out"
         )
+
+
+def check_noise(who: str, pair: Pair, x: Tensor, *args: Any, instead: str) -> None:
+    """Raise `BadInput` for a guide whose density of the same z is another one when it is run a second time.
+
+    :param who: the objective that runs it twice, in the message.
+    """
+    error = BadInput(f"{who}: {pair.guide_name} has noise beside z, such as dropout; use {instead}")
+    images = Batch(x, args, {})
+    dropout = nn.modules.dropout._DropoutNd
+    if any(isinstance(part, dropout) and part.p > 0 for part in modules_of(pair.guide)):
+        raise error  # which a few images may not show
+    with _as_in_a_step(pair, x), torch.no_grad():
+        drawn, traces, _ = frozen_guide_traces(pair.guide, pair.model, pair.frozen, pair.latent, images)
+        for name in pair.latent:
+            first, second = (masked_log_prob(trace.nodes[name]) for trace in (drawn, traces.guide))
+            if not alike(first, second):
+                raise error
+
+
+@contextmanager
+def _as_in_a_step(pair: Pair, x: Tensor) -> Iterator[None]:
+    """Context with dropout and statistics of a batch, as in a step of training; a model that is not trained has
+    neither. Modes and torch's generators are restored."""
+    with forked_rng(x), evaluating(pair.model, pair.guide):
+        for function in (pair.guide, pair.model):
+            parts = modules_of(function)
+            trained = any(parameter.requires_grad for part in parts for parameter in part.parameters(recurse=False))
+            for part in parts:
+                part.training = trained or function is pair.guide
+        yield
 
 
 def weighed(pair: Pair, images: Batch, num_samples: int) -> tuple[Values, Terms]:
@@ -101,7 +128,7 @@ def terms_at(pair: Pair, images: Batch, values: Values, index: Tensor, frozen_gu
     if not frozen_guide:
         return pair.terms_of(conditioned(guide, model, values, batch), shape)
     values = {name: value.clone() for name, value in values.items()}
-    traces = frozen_guide_traces_at(guide, model, pair.guide_module, values, batch)
+    traces = frozen_guide_traces_at(guide, model, pair.frozen, values, batch)
     return replace(pair.terms_of(traces, shape), values=values)
 
 

@@ -57,7 +57,7 @@ class Monitor:
     def keep_samples(self, epoch: int) -> None:
         """Save the means of p(x | z) for a few z ~ p(z), the same at every epoch. A model that draws no images saves
         none."""
-        with evaluating(self.fitted.model), forked_rng(next(self.fitted.model.parameters())):
+        with evaluating(self.fitted.model), forked_rng(next(self.fitted.modules.parameters())):
             seed_torch(_SEED)
             with suppress(Exception):  # a user's code, whose errors are shown when pictures are drawn
                 site = poutine.trace(self.pair.model).get_trace(n=_SAMPLES_KEPT).nodes[self.pair.image]

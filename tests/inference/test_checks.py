@@ -121,4 +121,4 @@ def test_factors_alone_are_no_probability() -> None:
             pyro.factor("x", -((x - z) ** 2))
 
     found = ppl_gen.log_marginal_likelihood(model, standard_guide, torch.zeros(3, dtype=DOUBLE), num_samples=30)
-    assert found.observation == "density"
+    assert found.observation == "unnormalized"

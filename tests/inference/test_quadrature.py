@@ -266,6 +266,35 @@ def test_modes_of_a_likelihood_of_squares() -> None:
     close(both, x.expand(-1, 2), 2 * exact, 1e-6)
 
 
+def waves(frequency: float, scale: float, prior: Any = None) -> Own:
+    """A pixel whose mean oscillates with z: its posterior has a narrow peak in every half period."""
+    prior = dist.Normal(torch.zeros(1), 1.0) if prior is None else prior
+    return Own(prior.to_event(1), lambda z: dist.Normal(0.5 + 0.4 * (frequency * z).sin(), scale).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("frequency", "scale"),
+    [(5, 0.02), (10, 0.02), (19, 0.02), (20, 0.02), (22, 0.02), (25, 0.005), (19, 0.1), (64, 0.1)],
+)
+def test_a_grid_in_step_with_an_oscillation_does_not_settle(frequency: float, scale: float) -> None:
+    """Two steps of such a grid may agree to a hundredth, and both be nats off."""
+    z = torch.linspace(-8, 8, 500_001, dtype=torch.float64)[:, None]
+    x = torch.tensor([[0.5], [0.3], [0.62], [0.85]])
+    model = waves(frequency, scale)
+    log_joint = torch.stack([model.likelihood(z).log_prob(each.double()) for each in x]) + dist.Normal(
+        0.0, 1.0
+    ).log_prob(z[:, 0])
+    truth = log_joint.logsumexp(1) + math.log(16 / 500_000)
+    assert (quadrature_log_px(model, x).log_px - truth).abs().max() < 0.01
+
+
+def test_tails_that_no_grid_covers_are_refused() -> None:
+    x, zero = torch.zeros(2, 1), torch.zeros(1)
+    with pytest.raises(BadInput, match="tails too heavy for a grid"):
+        quadrature_log_px(waves(1.0, 0.1, dist.Cauchy(zero, 1.0)), x)
+    assert quadrature_log_px(waves(1.0, 0.1, dist.StudentT(3.0, zero, 1.0)), x).log_px.isfinite().all()
+
+
 def test_a_mode_that_an_encoder_misses() -> None:
     model, x = TwoModes(2), torch.tensor([[1.0, 0.3], [4.0, -1.0], [9.0, 0.0]], dtype=torch.float64)
     close(model, x, model.log_px_by_quadrature(x), 1e-7)

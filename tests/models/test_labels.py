@@ -182,8 +182,9 @@ def test_what_is_evaluated_has_its_name(elsewhere: Path, call: Any, single: None
     few = ("semi-supervised-vae", *small, "--labelled", "20")
     status, out, err = call(fit.command, *few, "--out", "few")
     assert status == 0 and "log p(x) " in out and "'classification' of the guide" in out, err
-    status, out, _ = call(fit.command, "semi-supervised-vae", *small, "--out", "all")
-    assert status == 0 and "log p(x, y)" in out and read("all/evaluation.json")["quantity"] == "log p(x, y)"
+    status, out, err = call(fit.command, "semi-supervised-vae", *small, "--out", "all")
+    assert status == 0 and "log p(x, y)" in out, err
+    assert read("all/evaluation.json")["quantity"] == "log p(x, y)"
     status, _, err = call(compare.command, "given", "all")
     assert status == 2 and "quantity is log p(x | y) in the first and log p(x, y) in the second" in err
 

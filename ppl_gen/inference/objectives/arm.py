@@ -12,6 +12,7 @@ from ppl_gen.inference.learning_signals import parts_of
 from ppl_gen.inference.objectives.loss import broadcast_weights
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Choice, Part, Sampled, check_choices, given, loss_with, sampled
+from ppl_gen.inference.thinning import check_noise
 
 __all__ = ["ARM"]
 
@@ -38,6 +39,7 @@ class ARM:
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         check_choices(self, pair, x, *args, kinds=("binary",))
+        check_noise("--objective arm", pair, x, *args, instead="rloo")
         self.parts = parts_of(pair, x, *args)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:

@@ -10,6 +10,7 @@ from ppl_gen.inference.learning_signals import parts_of
 from ppl_gen.inference.objectives.arm import antithetic
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Part, check_choices, loss_with
+from ppl_gen.inference.thinning import check_noise
 
 __all__ = ["Disarm"]
 
@@ -36,6 +37,7 @@ class Disarm:
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         check_choices(self, pair, x, *args, kinds=("binary",))
+        check_noise("--objective disarm", pair, x, *args, instead="rloo")
         self.parts = parts_of(pair, x, *args)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:

@@ -34,7 +34,7 @@ class DREG:
         self.num_particles, self.backward = num_particles, backward
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
-        check_draws(self, pair, "frozen-guide")
+        check_draws(self, pair, "frozen-guide", x, *args)
         if self.backward is not None:
             check_thinned(pair, x, *args)
 

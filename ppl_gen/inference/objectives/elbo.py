@@ -17,6 +17,7 @@ from ppl_gen.inference.elbos import (
     particle_options,
 )
 from ppl_gen.inference.enumeration import TraceEnum
+from ppl_gen.inference.learning_signals import hidden_dependence
 from ppl_gen.inference.objectives.loss import check_sampled
 from ppl_gen.inference.pair import Pair
 
@@ -45,6 +46,12 @@ class Elbo:
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         if self.num_particles > 1:
             check_sampled(self, pair)
+        if self._by_graph(pair) and (hidden := hidden_dependence(pair, x, *args)) is not None:
+            term, site = hidden
+            raise BadInput(
+                f"--objective elbo: '{term}' depends on '{site}' in a way that Pyro does not follow, such as a value "
+                "written into a tensor, and the gradient would lack it; use torch.cat or torch.where, or rloo"
+            )
         if pair.scored and not pair.reparametrized:
             raise BadInput(
                 f"--objective elbo: {pair.guide_name} makes a discrete choice in '{pair.scored[0]}', and samples "
@@ -57,6 +64,11 @@ class Elbo:
                 "sites without reparametrization; leave the site out of the guide, so that the model sums over it"
             )
 
+    @staticmethod
+    def _by_graph(pair: Pair) -> bool:
+        """True for the score function of `TraceGraph_ELBO`, which leaves out terms that do not depend on a site."""
+        return not (pair.discretized or pair.enumerated or pair.partly_enumerated or pair.reparametrized)
+
     def elbo(self, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         """`TraceNodes`, `TraceEnum`, `TraceEnumSampled`, `ScoreFunctionELBO`, `PartialScoreELBO` or `Trace_ELBO`."""
         if pair.discretized:
@@ -65,7 +77,7 @@ class Elbo:
             return TraceEnum(pair, x, *args)
         if pair.partly_enumerated:
             return TraceEnumSampled(pair, self.num_particles)
-        if not pair.reparametrized:
+        if self._by_graph(pair):
             return ScoreFunctionELBO(num_particles=self.num_particles, max_plate_nesting=pair.max_plate_nesting)
         return (PartialScoreELBO if pair.scored else Trace_ELBO)(**particle_options(pair, self.num_particles))
 

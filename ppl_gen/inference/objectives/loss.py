@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 import torch
 from pyro.infer.elbo import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_gen.core.components import kebab_case
 from ppl_gen.core.contracts import (
@@ -32,7 +32,7 @@ from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss
 from ppl_gen.inference.pair import Pair, Terms
-from ppl_gen.inference.thinning import check_backward, check_thinned, drawn_by, terms_at, weighed
+from ppl_gen.inference.thinning import check_backward, check_noise, check_thinned, drawn_by, terms_at, weighed
 from ppl_gen.inference.tracing import PyroFunction
 
 _DRAWN: dict[Draws, dict[str, bool]] = {
@@ -67,7 +67,7 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
     if isinstance(objective, WrapsELBO):
         return _elbo_of(objective, pair, x, *args)
     draws = _draws(objective)
-    check_draws(objective, pair, draws)
+    check_draws(objective, pair, draws, x, *args)
     if isinstance(objective, HasBackward) and objective.backward is not None:
         if isinstance(objective, HasGuideSurrogate):
             raise BadInput(
@@ -108,7 +108,7 @@ def check_sampled(objective: Objective, pair: Pair) -> None:
         )
 
 
-def check_draws(objective: Surrogate | Loss, pair: Pair, draws: Draws) -> None:
+def check_draws(objective: Surrogate | Loss, pair: Pair, draws: Draws, x: Tensor, *args: Any) -> None:
     """Raise `BadInput` for a pair whose z cannot be drawn in the way that an objective needs."""
     check_sampled(objective, pair)
     if pair.enumerated_in_guide:
@@ -119,12 +119,8 @@ def check_draws(objective: Surrogate | Loss, pair: Pair, draws: Draws) -> None:
         )
     if draws != "detached":
         check_reparametrized(objective, pair)
-    if draws == "frozen-guide":
-        # log q is evaluated a second time. Noise besides z would then differ.
-        modules = pair.guide_module.modules() if isinstance(pair.guide_module, nn.Module) else ()
-        if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules):
-            name = name_of(objective)
-            raise BadInput(f"--objective {name}: {pair.guide_name} has dropout, noise beside z; use elbo or iwae")
+    if draws == "frozen-guide":  # log q is evaluated a second time
+        check_noise(f"--objective {name_of(objective)}", pair, x, *args, instead="elbo or iwae")
 
 
 def check_reparametrized(objective: Objective, pair: Pair) -> None:

@@ -44,7 +44,7 @@ class NVIL(nn.Module):
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         """Check the pair, and make the networks."""
-        check_draws(self, pair, "detached")
+        check_draws(self, pair, "detached", x, *args)
         self.parts = parts_of(pair, x, *args)
         for _ in range(len(self.baselines), len(self.parts)):
             self.baselines.append(ImageBaseline(hidden_dim=self.hidden_dim, decay=self.decay))

@@ -1,5 +1,8 @@
 """The Rényi bound."""
 
+import math
+
+import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import require
@@ -20,9 +23,15 @@ class Renyi:
 
     def __init__(self, *, num_particles: int = 50, alpha: float = 0.5):
         require(num_particles > 1, "num_particles", num_particles, "renyi needs at least 2 samples; try 50")
-        require(alpha != 1, "alpha", alpha, "must be a number other than 1, which is elbo")
+        require(math.isfinite(alpha) and alpha != 1, "alpha", alpha, "must be a number other than 1, which is elbo")
         self.num_particles, self.alpha = num_particles, alpha
 
     def surrogate(self, terms: Terms) -> Tensor:
         """The Rényi bound [images]."""
-        return log_mean_weight((1 - self.alpha) * terms.log_weight) / (1 - self.alpha)
+        log_weight = terms.log_weight
+        # Near alpha = 1, the rounding of large numbers would be divided by 1 - alpha.
+        center = log_weight.detach().mean(0)
+        scaled = (1 - self.alpha) * (log_weight - center).double()
+        close = scaled.abs().amax(0) < 1
+        mean = torch.where(close, torch.where(close, scaled, 0.0).expm1().mean(0).log1p(), log_mean_weight(scaled))
+        return center + (mean / (1 - self.alpha)).to(log_weight.dtype)

@@ -36,7 +36,7 @@ class RLOO:
         self.parts: dict[str, Part] = {}
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
-        check_draws(self, pair, "detached")
+        check_draws(self, pair, "detached", x, *args)
         self.parts = parts_of(pair, x, *args)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:

@@ -27,7 +27,7 @@ class WakeSleep:
         self.num_particles = num_particles
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
-        check_draws(self, pair, "detached")
+        check_draws(self, pair, "detached", x, *args)
         with evaluating():
             pair.dream(x, *args)
 
