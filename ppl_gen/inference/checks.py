@@ -82,6 +82,8 @@ def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[s
             model = pair.model if anywhere else poutine.replay(pair.model, trace=guide_trace)
             model_trace = trace_of(model, batch)
             unchecked = {name for name in pair.observed if supports.unchecked(model_trace.nodes[name]["fn"])}
+    except BadInput:  # of `ppl_gen.inference.observed`, about missing pixels
+        raise
     except Exception as error:
         missing = batch.x.reshape(len(batch.x), -1).isnan().any(1)
         if missing.any():

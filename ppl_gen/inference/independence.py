@@ -75,6 +75,26 @@ def check_independence(pair: Pair, batch: Batch) -> None:
                     "statistic or event, such as of batch normalization or .to_event(n), reach across the plate "
                     f"'{pair.plate.name}'"
                 )
+    if noisy and scorer.sites is not None:
+        _check_shared_noise(scorer, together, other)
+
+
+def _check_shared_noise(scorer: "_Scorer", together: Terms, other: Terms) -> None:
+    """Refuse noise beside z that all images of a call share, such as that of a weight: samples would share it too, and
+    no error of an estimate counts it.
+
+    :param other: the same densities as `together` with other noise.
+    """
+    rows = torch.zeros(together.log_prior.shape[1], dtype=torch.long, device=together.log_prior.device)
+    copies, _ = scorer(rows)  # of one image, at one z
+    for what, one, two, same in zip(_WHAT, _densities(together), _densities(other), _densities(copies), strict=True):
+        if not alike(one[0, 0], two[0, 0]) and alike(same, same[:, :1].expand_as(same)):
+            owner = scorer.pair.guide_name if what == "log q(z | x)" else scorer.pair.model_name
+            raise BadInput(
+                f"{owner} draws noise beside z once for all images, which samples would share: {what} of one image is "
+                f"{float(one[0, 0]):.6g} at one call and {float(two[0, 0]):.6g} at another; draw it for each image, as "
+                "torch.randn_like(z) does"
+            )
 
 
 @dataclass(frozen=True)

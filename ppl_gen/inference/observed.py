@@ -15,13 +15,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, ClosedForm, TakesMissing, offers
 from ppl_gen.core.errors import BadInput
-from ppl_gen.networks.observed import filled, is_missing, observed_part
+from ppl_gen.core.seeds import seed_torch
+from ppl_gen.inference.callables import forked_rng
+from ppl_gen.inference.densities import alike
+from ppl_gen.networks.observed import any_missing, filled, is_missing, observed_part
 
 _OBSERVES = "observes_pixels"
 """Attribute of the classes that `observe` makes: what the module is, `model` or `guide`."""
@@ -51,6 +55,19 @@ class ObservedPixels(Messenger):
         self.missing.append(missing.sum())
         message["value"] = filled(message["fn"], value, ~missing)
         message["fn"] = part
+
+
+class _Densities(Messenger):
+    """Handler that keeps the log-densities of observed pixels alone."""
+
+    def __init__(self, observed: Tensor) -> None:
+        super().__init__()
+        self.observed, self.found = observed, list[Tensor]()
+
+    def _pyro_post_sample(self, message: Any) -> None:
+        value = message["value"]
+        if message["is_observed"] and isinstance(value, Tensor) and value.shape == self.observed.shape:
+            self.found.append(observed_part(message["fn"], self.observed).log_prob(value))
 
 
 def observe(model: nn.Module, guide: nn.Module) -> None:
@@ -113,9 +130,30 @@ def _observing(method: Callable[..., Any]) -> Callable[..., Any]:
                 f"{type(self).__name__} observes {int(sum(handler.missing))} missing pixels (NaN) of "
                 f"{int(is_missing(x).sum())} in x: with missing pixels, observe the images as they are, once: obs=x"
             )
+        if is_validation_enabled() and any_missing(x):
+            _check_apart(method, self, x, args, kwargs)
         return result
 
     return call
+
+
+def _check_apart(method: Callable[..., Any], model: Any, x: Tensor, args: Any, kwargs: Any) -> None:
+    """Raise `BadInput` if densities of observed pixels change with the values of missing ones, at the same z."""
+    missing, densities = is_missing(x), []
+    for value in (0.0, 1.0):
+        whole = torch.where(missing, value, x)
+        with forked_rng(x), torch.no_grad(), poutine.block(), _Densities(~missing) as kept:
+            seed_torch(0)
+            if args:
+                method(model, whole, *args[1:], **kwargs)
+            else:
+                method(model, **kwargs | {"x": whole})
+        densities.append(kept.found)
+    if not all(alike(one, two) for one, two in zip(*densities, strict=True)):
+        raise BadInput(
+            f"{type(model).__name__} computes the density of observed pixels from missing ones: with missing pixels, "
+            "p(x | z) must be of pixels that are independent given z, and p(z) must not depend on x"
+        )
 
 
 def _zero_filled(method: Callable[..., Any]) -> Callable[..., Any]:

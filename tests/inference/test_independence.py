@@ -244,3 +244,27 @@ def test_rounding_of_a_tight_guide_is_no_dependence() -> None:
     pair = TightAndNormalized()
     with pytest.raises(BadInput, match=r"images change each other's densities|fail on one image alone"):
         ppl_gen.log_marginal_likelihood(pair.model, pair.guide, x, num_samples=5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_noise_that_all_images_share_is_refused(shared: bool) -> None:
+    """Noise of each image is a part of p(x | z), and is averaged over samples; that of a call is not."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            noise = torch.randn(()) if shared else torch.randn_like(z)
+            pyro.sample("x", dist.Normal(z + noise, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = torch.linspace(-2, 2, 8)
+    if shared:
+        with pytest.raises(BadInput, match="model draws noise beside z once for all images, which samples would share"):
+            ppl_gen.log_marginal_likelihood(model, guide, x)
+    else:
+        found = ppl_gen.log_marginal_likelihood(model, guide, x)
+        truth = dist.Normal(0.0, 3**0.5).log_prob(x)
+        assert ((found.log_px - truth).abs() < 6 * found.log_px_mc_var.sqrt()).all()

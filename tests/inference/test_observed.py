@@ -214,3 +214,31 @@ def test_a_closed_form_that_knows_nothing_of_missing_pixels_is_withdrawn() -> No
     assert model.log_px is None  # type: ignore[comparison-overlap]
     restore(model)
     assert callable(model.log_px)
+
+
+class Chain(nn.Module):
+    """Pixels each of which depends on the one before it, as in a decoder that sees x."""
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            before = torch.zeros(n if x is None else len(x), PIXELS)
+            if x is not None:
+                before = torch.cat([before[:, :1], x[:, :-1].nan_to_num()], 1)
+            return pyro.sample("x", dist.Bernoulli(logits=3 * (2 * before - 1) + z).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.2).to_event(1))
+
+
+def test_pixels_that_depend_on_missing_ones_are_refused() -> None:
+    """The density would be that of images whose missing pixels are 0."""
+    model, guide = Chain(), Chain()
+    x = torch.bernoulli(torch.full((20, PIXELS), 0.5))
+    whole = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20)
+    observe(model, guide)
+    assert torch.isfinite(whole.log_px).all()
+    with pytest.raises(BadInput, match="Chain computes the density of observed pixels from missing ones"):
+        ppl_gen.log_marginal_likelihood(model, guide, _incomplete(x), num_samples=20)
+    assert ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20).log_px.isfinite().all()
