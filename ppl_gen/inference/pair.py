@@ -221,11 +221,12 @@ class Pair:
 
     @cached_property
     def frozen(self) -> nn.Module | None:
-        """What holds the parameters that the guide reads: its module, with any other that it can reach, such as the
-        model in a list; None without any."""
+        """What holds the parameters that the guide reads: its module, with those of the model that it can reach; None
+        without any. (Those of `pyro.param` and `pyro.module` statements are detached by a handler.)"""
         own = self.guide_module
         inside = {id(part) for part in own.modules()} if own is not None else set()
-        others = [each for each in modules_of(self.guide) if id(each) not in inside]
+        of_model = {id(part) for part in modules_of(self.model)}
+        others = [each for each in modules_of(self.guide) if id(each) in of_model - inside]
         return own if not others else nn.ModuleList(others if own is None else [own, *others])
 
     @property

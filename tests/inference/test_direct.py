@@ -11,6 +11,7 @@ import torch
 from fits import CONFIG, same, small_config
 from torch import Tensor, nn
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
 from ppl_gen.experiment.assembling import assemble
@@ -342,7 +343,8 @@ def test_batch_statistics_move_once_a_step(tmp_path: Path, data: Data) -> None:
 
 @pytest.mark.parametrize("noise", ["none", "common", "own"])
 def test_the_encoder_runs_once_for_all_chunks(noise: str) -> None:
-    """An encoder that draws noise, for each image or for all, is left to the functions: each sample has its own."""
+    """An encoder that draws noise for each image is left to the functions: each sample has its own. Noise that all
+    share is refused."""
 
     class Encoder(Plain):
         counted = 0
@@ -355,9 +357,13 @@ def test_the_encoder_runs_once_for_all_chunks(noise: str) -> None:
 
     torch.manual_seed(0)
     model, guide, x = VAE((4, 4), latent_dim=2, hidden_dims=(5,)), Encoder(16, 2), torch.bernoulli(torch.rand(9, 16))
+    if noise == "common":
+        with pytest.raises(BadInput, match="draws noise beside z once for all images"):
+            _read(model, guide, x)
+        return
     pair = _read(model, guide, x)
-    assert (pair.direct is None) == (noise != "none")
-    if noise != "none":
+    assert (pair.direct is None) == (noise == "own")
+    if noise == "own":
         return
     before = guide.counted
     torch.manual_seed(1)
