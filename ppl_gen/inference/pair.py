@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, ByName, modules_of, take
+from ppl_gen.inference.callables import Batch, ByName, take
 from ppl_gen.inference.densities import (
     Site,
     add,
@@ -122,7 +121,7 @@ class Pair:
     guide: PyroFunction
     """Pyro function of the same arguments."""
     guide_module: nn.Module | None
-    """Module that holds the guide's parameters; None for a function."""
+    """The guide's module; None for a function."""
     model_name: str
     """Name of the model's class or function, for messages."""
     guide_name: str
@@ -155,8 +154,7 @@ class Pair:
     num_states: int | None
     """Number of joint values of an image's latent sites, `summed` ones included; None if any has no finite support."""
     enumerated: bool
-    """True if the guide samples nothing: it leaves every latent site to enumeration in the model, or to a sum over
-    points that it gives (`discretized`)."""
+    """True if the guide samples nothing, and leaves every latent site to enumeration or a sum (`discretized`)."""
     sums_states: bool
     """True if the observed distribution sums over all states of z by itself."""
     pixels_per_state: int
@@ -177,6 +175,8 @@ class Pair:
     """Names of latent sites where the guide's support lacks a part of the prior's: estimates lack that part of p(x)."""
     vectorized: bool = False
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
+    frozen: nn.Module | None = None
+    """What holds the parameters that the guide reads, but for those of `pyro.param` and `pyro.module` statements."""
     direct: "Direct | None" = None
     """Methods of model and guide that `terms` calls in place of the functions, to the same effect; None without any."""
 
@@ -201,7 +201,6 @@ class Pair:
 
     @property
     def latent(self) -> tuple[str, ...]:
-        """Names of the latent sites."""
         return tuple(self.event_shapes)
 
     @property
@@ -218,16 +217,6 @@ class Pair:
     def discretized(self) -> bool:
         """True if the guide samples nothing and gives points of z, over which training sums."""
         return self.enumerated and offers(self.guide_module, Discretizes)
-
-    @cached_property
-    def frozen(self) -> nn.Module | None:
-        """What holds the parameters that the guide reads: its module, with those of the model that it can reach; None
-        without any. (Those of `pyro.param` and `pyro.module` statements are detached by a handler.)"""
-        own = self.guide_module
-        inside = {id(part) for part in own.modules()} if own is not None else set()
-        of_model = {id(part) for part in modules_of(self.model)}
-        others = [each for each in modules_of(self.guide) if id(each) in of_model - inside]
-        return own if not others else nn.ModuleList(others if own is None else [own, *others])
 
     @property
     def sample_dim(self) -> int:

@@ -27,6 +27,7 @@ from ppl_gen.inference.callables import (
     guide_function,
     matmul_precision,
     model_function,
+    modules_of,
     name_of,
     reading,
     take,
@@ -95,6 +96,16 @@ def _functions_of(model: Any, guide: Any, batch: Batch) -> _Functions:
         guide_module=owner if isinstance(owner, nn.Module) else None,
         parameters=pyro.get_param_store().get_state(),
     )
+
+
+def _read_by_guide(functions: _Functions) -> nn.Module | None:
+    """The guide's module, with the modules of the model that the guide can reach, such as in a list; None without
+    any."""
+    own = functions.guide_module
+    inside = {id(part) for part in own.modules()} if own is not None else set()
+    of_model = {id(part) for part in modules_of(functions.model)}
+    others = [each for each in modules_of(functions.guide) if id(each) in of_model - inside]
+    return own if not others else nn.ModuleList(others if own is None else [own, *others])
 
 
 def _with_whole_plates(functions: _Functions, batch: Batch) -> _Functions:
@@ -388,6 +399,7 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
         model=functions.model,
         guide=functions.guide,
         guide_module=functions.guide_module,
+        frozen=_read_by_guide(functions),
         model_name=functions.model_name,
         guide_name=functions.guide_name,
         plate=plate,
