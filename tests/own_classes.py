@@ -102,7 +102,7 @@ class LoopGuide(Base):
 
 
 class Factor(Base):
-    '''A factor beside the image, which makes no density of its probability.'''
+    '''A factor beside the image, with which p(x, z) does not sum to 1.'''
 
     def model(self, x=None, *, n=1):
         with pyro.plate("data", n if x is None else len(x)):

@@ -85,7 +85,9 @@ def test_from_fit_to_samples(elsewhere: Path, call: Call, model: str, guide: str
     assert ("no picture" in err) is not samples
     assert Path("run/figures/samples.png").exists() is samples and Path("run/report.html").exists()
     summary = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
-    assert summary["observation"] == "probability" and summary["elbo"]["mean"] < summary["log_px"]["mean"]
+    assert summary["observation"] == ("unnormalized" if model == "Factor" else "probability")
+    assert ("the model has a factor" in out) is (model == "Factor")
+    assert summary["elbo"]["mean"] < summary["log_px"]["mean"]
     named = ("--model", f"own.py:{model}", *(("--guide", guide) if guide.startswith("own") else ()))
     status, out, err = call(sample.command, "run", *named, "--num-images", "3")
     assert (status, "3 images written" in out) == ((0, True) if samples else (2, False)), err

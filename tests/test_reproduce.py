@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from commands import Call
 
-from benchmarks import learning_curves, pages, reproduce
+from benchmarks import learning_curves, pages, reproduce, two_data_sets
 from ppl_gen import calibrate, evaluate, fit
 from ppl_gen.figures.style import BLUE, GREEN, VERMILION
 from ppl_gen.run import Run
@@ -196,6 +196,23 @@ def test_learning_curves(tmp_path: Path) -> None:
     for shown in ("-5", "nan", "inf"):
         with pytest.raises(SystemExit, match="2"):
             learning_curves.main(["backward", "--shown", shown])
+
+
+@pytest.mark.drawn
+def test_two_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """log p(x) of each row less that of the best, on both data sets, as stored; the page has what is printed."""
+    tables = {title: two_data_sets.values(*sweeps) for title, sweeps in two_data_sets.TABLES.items()}
+    for axes, table in zip(two_data_sets.draw(tables).axes, tables.values(), strict=True):
+        assert [text.get_text() for text in axes.get_yticklabels()] == list(table)
+        for number, line in enumerate(axes.lines[-2:]):
+            column = [pair[number] for pair in table.values()]
+            assert list(line.get_xdata()) == pytest.approx([value - max(column) for value in column])
+    for table in tables.values():
+        assert [pair[1] for pair in table.values()] == sorted((pair[1] for pair in table.values()), reverse=True)
+    assert two_data_sets.guides_on_mnist()["flow-iaf-elbo"] == -90.96
+    two_data_sets.main(["--out", str(tmp_path / "both.png")])
+    page = (pages.DOCS / "results-fashion.md").read_text(encoding="utf-8")
+    assert (tmp_path / "both.png").exists() and capsys.readouterr().out in page
 
 
 def test_stored_results_name_no_place_of_a_machine() -> None:
