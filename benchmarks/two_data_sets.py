@@ -24,7 +24,7 @@ Values = dict[str, tuple[float, float]]
 
 
 def values(mnist: str, fashion: str) -> Values:
-    """log p(x) of the rows that both tables have."""
+    """log p(x) of the rows of the table on Fashion-MNIST, which are rows of that on MNIST, too."""
     first = _of_sweep(mnist) if mnist else guides_on_mnist()
     second = _of_sweep(fashion)
     return {label: (first[label], second[label]) for label in sorted(second, key=lambda each: -second[each])}

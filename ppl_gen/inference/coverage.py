@@ -61,7 +61,7 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
                 f"{pair.guide_name} never draws '{name}' inside the support of its prior in {pair.model_name}: no "
                 "sample has a weight; give the guide a distribution of that support"
             )
-    exceeds = any(supports.certainly_narrower(p["fn"], q["fn"]) for q, p in sites.values())
+    exceeds = any(supports.certainly_narrower(p["fn"], q["fn"], everywhere=True) for q, p in sites.values())
     narrower = {name: _narrower(name, traces) for name in sites}
     # Supports that may be others for other images are compared for more of them.
     differ = [name for name, known in narrower.items() if not known and supports.may_differ(sites[name][0]["fn"])]

@@ -372,10 +372,11 @@ def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[Pair],
         raise BadInput(f"{pair.guide_name} draws z with q(z | x) = 0 for image {image}: such a sample has no weight")
     infinite = (terms.log_weight == math.inf).any(0)
     if infinite.any():
-        names = [name for name, values in pair.log_densities(terms).items() if (values == math.inf).any()]
+        image = int(infinite.nonzero()[0])
+        which = [name for name, values in pair.log_densities(terms).items() if (values[:, image] == math.inf).any()]
         raise BadInput(
-            f"{(names or ['the log weight'])[0]} is infinite for image {first + int(infinite.nonzero()[0])}: a density "
-            "has no bound at a value of the image or of z, such as a pixel of 0"
+            f"{(which or ['the log weight'])[0]} is infinite for image {first + image}: a density has no bound at a "
+            "value of the image or of z, such as a pixel of 0"
         )
     image = int(terms.log_weight.isnan().any(0).nonzero()[0])
     which = [name for name, values in pair.log_densities(terms).items() if values[:, image].isnan().any()]

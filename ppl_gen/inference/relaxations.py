@@ -232,7 +232,7 @@ def slope_at(
     """
     at = value.detach().requires_grad_()
     with torch.enable_grad():
-        draw: Draw = lambda each: at if each.name == name else others(each)  # noqa: E731
+        draw = given({name: at}, others)
         found = sampled(pair, x, *args, num_samples=num_samples, draw=draw, parts=parts).signal(name)
     return found.detach(), torch.autograd.grad(found.sum(), at)[0]
 

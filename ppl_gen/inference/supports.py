@@ -226,9 +226,12 @@ def covers(prior: Distribution, guide: Distribution) -> bool:
     return not _has_tensor_bounds(ours) and isinstance(theirs, Constraint) and same(ours, theirs)
 
 
-def certainly_narrower(guide: Distribution, prior: Distribution) -> bool | None:
+def certainly_narrower(guide: Distribution, prior: Distribution, *, everywhere: bool = False) -> bool | None:
     """True if the support of a guide certainly leaves out a part of the prior's, False if it certainly does not; None
-    if only a test of values can decide."""
+    if only a test of values can decide.
+
+    :param everywhere: whether that must hold for each image and unit, or for any.
+    """
     theirs, ours = _reliable_support(guide), _reliable_support(prior)
     if theirs is _UNKNOWN or ours is _UNKNOWN:
         return False
@@ -236,7 +239,8 @@ def certainly_narrower(guide: Distribution, prior: Distribution) -> bool | None:
         if admits_all_reals(theirs):
             return False
         if (ends := _ends(theirs)) is not None and (of_prior := _ends(ours)) is not None:
-            return bool(((ends[0] > of_prior[0]) | (ends[1] < of_prior[1])).any())
+            inner = (ends[0] > of_prior[0]) | (ends[1] < of_prior[1])
+            return bool(inner.all() if everywhere else inner.any())
         if same(theirs, ours) and not _has_tensor_bounds(theirs):
             return False
         if admits_all_reals(ours):

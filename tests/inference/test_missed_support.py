@@ -84,6 +84,17 @@ def test_a_guide_that_covers_the_prior_is_not_called_narrower(case: str) -> None
     assert not found.narrower and NARROWER not in found.notes()
 
 
+def test_a_guide_that_exceeds_the_prior_for_some_images() -> None:
+    """The ELBO of these is -inf, and that of the others is not, wherever they stand."""
+    model, guide = _pair(
+        lambda x: dist.Uniform(0.0, 1.0), lambda x: dist.Uniform(torch.zeros(len(x)), torch.where(x > 0.7, 2.0, 1.0))
+    )
+    x = torch.tensor([0.9, 0.2, 0.3, 0.4])
+    for each in (x, x.flip(0)):
+        found = log_marginal_likelihood(model, guide, each, num_samples=200)
+        assert (found.elbo.isinf() == (each > 0.7)).all() and found.log_px.isfinite().all()
+
+
 def test_the_order_of_the_images_does_not_matter() -> None:
     """The guide leaves out a part for the last images alone; or for one of many."""
     model, guide = _pair(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
 from ppl_gen.inference.learning_signals import parts_of
-from ppl_gen.inference.objectives.loss import broadcast_weights
+from ppl_gen.inference.objectives.loss import broadcast_weights, name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Choice, Part, Sampled, check_choices, given, loss_with, sampled
 from ppl_gen.inference.thinning import check_noise
@@ -39,7 +39,7 @@ class ARM:
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         check_choices(self, pair, x, *args, kinds=("binary",))
-        check_noise("--objective arm", pair, x, *args, instead="rloo")
+        check_noise(f"--objective {name_of(self)}", pair, x, *args, instead="rloo")
         self.parts = parts_of(pair, x, *args)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:

@@ -8,6 +8,7 @@ from ppl_gen.core.contracts import ELBOGradient
 from ppl_gen.core.errors import require
 from ppl_gen.inference.learning_signals import parts_of
 from ppl_gen.inference.objectives.arm import antithetic
+from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Part, check_choices, loss_with
 from ppl_gen.inference.thinning import check_noise
@@ -37,7 +38,7 @@ class Disarm:
 
     def check(self, pair: Pair, x: Tensor, *args: Any) -> None:
         check_choices(self, pair, x, *args, kinds=("binary",))
-        check_noise("--objective disarm", pair, x, *args, instead="rloo")
+        check_noise(f"--objective {name_of(self)}", pair, x, *args, instead="rloo")
         self.parts = parts_of(pair, x, *args)
 
     def loss(self, pair: Pair, x: Tensor, *args: Any) -> Tensor:
