@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.reproduce import RESULTS, Record, stored
 from ppl_gen.core import cli
 from ppl_gen.core.components import find
+from ppl_gen.core.files import write_file
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, GREEN, NARROW, VERMILION, Name, name_lines, styled
 
@@ -55,9 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not 0 < given.shown < math.inf:
         parser.error(f"--shown {given.shown:g}: must be a number of nats above 0")
-    draw(stored(given.name), given.shown).write(
-        given.out or Path(f"docs/figures/learning_{given.name.replace('-', '_')}.png")
-    )
+    out = given.out or Path(f"docs/figures/learning_{given.name.replace('-', '_')}.png")
+    write_file(out, draw(stored(given.name), given.shown).png())
 
 
 if __name__ == "__main__":
