@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, forked_rng, name_of, take
-from ppl_gen.inference.densities import Site, masked_log_prob, sample_sites
+from ppl_gen.inference.densities import Site, alike, masked_log_prob, sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.supports import inside, support
 from ppl_gen.inference.tracing import Traces, latent_sites, trace_of
@@ -39,7 +40,7 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
         for first, batch in Batch(x, args, kwargs).blocks(_IMAGES_PER_BLOCK):
             traces, unchecked = _checked_traces(pair, first, batch)
             _check_same_sites(pair, first, traces)
-            _check_masks(pair, traces)
+            _check_masks(pair, traces, batch)
             sites = [traces.model.nodes[name] for name in pair.observed]
             kinds = [_kind_of(pair, site, site["name"] in unchecked, first, batch) for site in sites]
             if any(_is_weight(site) for site in sites):
@@ -114,13 +115,33 @@ def _check_same_sites(pair: Pair, first: int, traces: Traces) -> None:
             )
 
 
-def _check_masks(pair: Pair, traces: Traces) -> None:
-    """Refuse a site whose masks differ between the model and the guide."""
+def _check_masks(pair: Pair, traces: Traces, batch: Batch) -> None:
+    """Refuse a site whose masks differ between the model and the guide, and one whose masked values the model uses:
+    neither p(z) nor q(z | x) counts them, so that the weights would depend on how the guide draws them."""
+    values, changed, own = dict[str, Tensor](), list[str](), None
     for name in (name for name in pair.latent if name in traces.guide.nodes):
         ours, theirs = (supports.unmasked(trace.nodes[name]) for trace in (traces.model, traces.guide))
         if bool((ours != theirs).any()):
             both = f"{pair.model_name} and {pair.guide_name}"
             raise BadInput(f"site '{name}' has different masks in {both}: give both the same mask")
+        value = values[name] = traces.guide.nodes[name]["value"]
+        if not bool(ours.all()):
+            own = trace_of(pair.model, batch) if own is None else own
+            values[name], changed = torch.where(ours, value, own.nodes[name]["value"]), [*changed, name]
+    if not changed:
+        return
+    terms = []
+    for at in ({name: traces.guide.nodes[name]["value"] for name in values}, values):
+        seed_torch(0)  # the same noise beside z
+        joint = trace_of(poutine.condition(pair.joint, at), batch)
+        terms.append(pair.terms_of(Traces(traces.guide, joint), (1, len(batch.x))))
+    before, after = terms
+    if not (alike(before.log_likelihood, after.log_likelihood) and alike(before.log_prior, after.log_prior)):
+        raise BadInput(
+            f"{pair.model_name} uses values of '{changed[0]}' that its mask leaves out: neither p(z) nor q(z | x) "
+            f"counts them, so that the weights depend on how {pair.guide_name} draws them; leave out the mask, or let "
+            "the model put a constant in their place"
+        )
 
 
 def _kind_of(pair: Pair, site: Site, unchecked: bool, first: int, batch: Batch) -> str | None:

@@ -106,7 +106,7 @@ def test_a_mask_is_no_support() -> None:
     def model(x: Tensor, seen: Tensor) -> None:
         with pyro.plate("images", len(x)):
             z = pyro.sample("z", dist.Exponential(number(1.0)).expand([len(x)]).mask(seen))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(torch.where(seen, z, 0.0), 1.0), obs=x)
 
     def guide(x: Tensor, seen: Tensor) -> None:
         with pyro.plate("images", len(x)):
