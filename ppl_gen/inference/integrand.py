@@ -12,7 +12,7 @@ from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.inference.callables import modules_of, name_of
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE
 from ppl_gen.inference.state_memory import numbers_held
-from ppl_gen.inference.supports import support
+from ppl_gen.inference.supports import ANGLE, ANGLES, parts, support
 from ppl_gen.networks.observed import observed_log_prob
 
 _PRIOR_SAMPLES = 10_000
@@ -38,6 +38,7 @@ class Integrand:
         with as_bad_input(f"{name_of(model)}: prior() has no unbounded coordinates"):
             self.transform = _to_values(self.prior)
             drawn = self.coordinates(self.prior.sample((_PRIOR_SAMPLES,)))
+        self.dtype = torch.promote_types(drawn.dtype, x.dtype) if x.is_floating_point() else drawn.dtype
         drawn = torch.where(drawn.isfinite(), drawn, math.nan)  # such as at the ends of an interval, by rounding
         self.units = drawn.shape[1]
         self.low, self.high = (drawn.nan_to_num(nan=sign * math.inf).mul(sign).amin(0).mul(sign) for sign in (1, -1))
@@ -77,7 +78,8 @@ class Integrand:
         else:
             per_point = num_pixels(x)
         with as_bad_input(f"{name_of(self.model)}: log p(x, z) on a grid fails"):
-            found = [self._block(block, x) for block in u.split(max(1, _NUMBERS // per_point))]
+            blocks = u.to(self.low.dtype).split(max(1, _NUMBERS // per_point))
+            found = [self._block(block, x).to(self.dtype) for block in blocks]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _block(self, u: Tensor, x: Tensor) -> Tensor:
@@ -85,18 +87,22 @@ class Integrand:
         log_prior = self.prior.log_prob(z).reshape(len(u))
         inner = u.reshape(-1, *self.transform.inverse_shape(self.prior.event_shape))
         log_prior = log_prior + self.transform.log_abs_det_jacobian(inner, z).reshape(len(u), -1).sum(1)
-        if self.together:
-            likelihood = observed_log_prob(self._likelihood(u), x)
-        else:
-            alone = self.model.likelihood(z)
-            likelihood = torch.stack([observed_log_prob(alone, image.expand(len(u), *image.shape)) for image in x], 1)
-        total = likelihood + log_prior.unsqueeze(1)
+        # z rounded to an end of the support has a density that may be infinite: `Alone` sees what is lost.
+        log_prior = torch.where(self.coordinates(z).isfinite().all(1), log_prior, -math.inf)
+        total = self._log_likelihood(u, z, x) + log_prior.unsqueeze(1)
         if bool(total.isnan().any()):  # p(x | z) may be NaN where p(z) is 0
             possible = (log_prior > -math.inf).unsqueeze(1) & total.isnan()
             if bool(possible.any()):
                 raise BadInput("log p(x, z) is NaN at a grid point")
             total = total.nan_to_num(nan=-math.inf)
         return total
+
+    def _log_likelihood(self, u: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """log p(x | z) [points, images]."""
+        if self.together:
+            return observed_log_prob(self._likelihood(u), x)
+        alone = self.model.likelihood(z)
+        return torch.stack([observed_log_prob(alone, image.expand(len(u), *image.shape)) for image in x], 1)
 
     def _likelihood(self, u: Tensor) -> Any:
         """p(x | z) with a dimension for images, batch [points, 1]."""
@@ -121,9 +127,19 @@ class Integrand:
         return among.shape == alone.shape and torch.allclose(among, alone, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
 
 
+class Alone(Integrand):
+    """log p(z) of the same prior in place of log p(x, z): its integral is 1, if the grid sees all of the prior."""
+
+    def __init__(self, integrand: Integrand):
+        vars(self).update(vars(integrand))
+
+    def _log_likelihood(self, u: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        return torch.zeros(len(u), len(x), dtype=self.dtype, device=u.device)
+
+
 def _to_values(prior: Distribution) -> Transform:
     """The map from unbounded coordinates to values of a prior; the identity if these may be any real numbers."""
-    constraint = support(prior)
+    constraint = ANGLE if any(isinstance(part, ANGLES) for part in parts(prior)) else support(prior)
     if type(constraint).__name__ == "MixtureSameFamilyConstraint":  # torch has no map for it
         constraint = constraint.base_constraint  # type: ignore[union-attr]
     return biject_to(constraints.real if constraint is None else constraint)

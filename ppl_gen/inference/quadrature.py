@@ -17,6 +17,7 @@ fourth power. p(x | z_g) of many images is a matrix product of images and grid p
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ from ppl_gen.inference.callables import (
     name_of,
 )
 from ppl_gen.inference.estimate import Estimate, Variable
-from ppl_gen.inference.integrand import Integrand, num_parameters, num_pixels
+from ppl_gen.inference.integrand import Alone, Integrand, num_parameters, num_pixels
 from ppl_gen.inference.options import Quadrature
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.refinement import Refinement, TooMuchWork
@@ -47,6 +48,7 @@ from ppl_gen.inference.supports import is_discrete
 __all__ = ["Quadrature", "QuadratureEstimate", "TooMuchWork", "importance_work", "quadrature_log_px"]
 
 MOST_UNITS = 3
+_MASS = 1e-3  # change of log p(x), in nats, below which the rounding of a prior in float32 is not looked into
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -109,6 +111,7 @@ def quadrature_log_px(
         integrand = Integrand(model, x)
         refinement = Refinement(integrand, x, quadrature.tolerance, most_work, progress)
         refinement.run()
+        _check_mass(integrand, x[:1], quadrature.tolerance)
     return QuadratureEstimate(
         log_px=refinement.log_px,
         log_px_mc_var=torch.zeros_like(refinement.log_px),
@@ -117,6 +120,20 @@ def quadrature_log_px(
         evaluations=refinement.pairs,
         settings={"tolerance": quadrature.tolerance},
     )
+
+
+def _check_mass(integrand: Integrand, x: Tensor, tolerance: float) -> None:
+    """Raise `BadInput` if the prior does not integrate to 1 on a grid of its own: the rest is nearer to an end of its
+    support than the numbers of its dtype are, or its density is not normalized. The same part of p(x) may be lost."""
+    mass = Refinement(Alone(integrand), x, tolerance, math.inf, None)
+    with suppress(BadInput):  # the prior is too rough for a grid where no image needs it: nothing is known
+        mass.run()
+    if float(mass.log_px.abs()) > max(2 * tolerance, _MASS):
+        raise BadInput(
+            f"{name_of(integrand.model)}: prior() integrates to {float(mass.log_px.exp()):.4g} on a grid: its density "
+            f"is not normalized, or a part of it is too near to an end of its support for {integrand.dtype}; estimate "
+            "log p(x) by --estimator importance"
+        )
 
 
 def check(model: Any) -> None:

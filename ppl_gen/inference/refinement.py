@@ -86,16 +86,16 @@ class Refinement:
         self.pairs = self.done = 0
         self.work = 0.0
         self.point_work, self.pair_work = num_parameters(integrand.model), num_pixels(x)
-        self.negligible = -math.log(torch.finfo(x.dtype).eps)
+        self.negligible = -math.log(torch.finfo(integrand.dtype).eps)
         """A cell that is so many nats below the largest is lost in the rounding of the sum."""
-        halves = torch.tensor([-0.25, 0.25], dtype=x.dtype, device=x.device)
+        halves = torch.tensor([-0.25, 0.25], dtype=integrand.dtype, device=x.device)
         self.halves = torch.cartesian_prod(*[halves] * integrand.units).reshape(-1, integrand.units)
         """Midpoints of the 2^units halves of a cell, in units of its lengths."""
 
     def _require_memory(self) -> None:
         """Raise `BadInput` if memory does not suffice for four arrays of pairs of grid point and image."""
         pairs = min(_POINTS_IMAGES, len(self.x) * _MOST_FIRST_CELLS)
-        needed, free = 4 * pairs * self.x.element_size(), free_memory(self.x.device)
+        needed, free = 4 * pairs * self.integrand.dtype.itemsize, free_memory(self.x.device)
         if needed > free:
             raise BadInput(
                 f"{name_of(self.integrand.model)}: quadrature of {len(self.x)} images takes up to {needed / 1e9:,.1f} "
@@ -139,7 +139,8 @@ class Refinement:
         The range is extended by a quarter as long as a cell at an end is not negligible for some image.
         """
         units, cells_along = self.integrand.units, _FIRST_CELLS[self.integrand.units]
-        low, step = self.integrand.low.clone(), (self.integrand.high - self.integrand.low) / cells_along
+        low, high = (end.to(self.integrand.dtype, copy=True) for end in (self.integrand.low, self.integrand.high))
+        step = (high - low) / cells_along
         counts = [cells_along] * units
         while True:
             if math.prod(counts) > _MOST_FIRST_CELLS:
@@ -222,7 +223,7 @@ class Refinement:
         x, step = self.x[block.rows], block.step / 2
         # Halves of one kind, such as all lower left ones, are a grid of the parents' step.
         kinds = torch.full((len(self.halves), len(x)), -math.inf, dtype=torch.float64, device=x.device)
-        largest, peaks = torch.full_like(kinds[0], -math.inf, dtype=x.dtype), block.peaks.clone()
+        largest, peaks = torch.full_like(kinds[0], -math.inf, dtype=self.integrand.dtype), block.peaks.clone()
         differences = torch.full((len(step), len(x)), -math.inf, dtype=torch.float64, device=x.device)
         evaluated = []
         for tile in block.tiles:

@@ -39,8 +39,8 @@ from ppl_gen.networks.levels import Levels
 Site = dict[str, Any]
 """A sample statement in a Pyro trace."""
 
-_ANGLE = constraints.interval(-math.pi, math.pi)
-_ANGLES = (dist.VonMises, dist.SineBivariateVonMises)
+ANGLE = constraints.interval(-math.pi, math.pi)
+ANGLES = (dist.VonMises, dist.SineBivariateVonMises)
 _NO_DENSITY = (
     dist.Delta,
     dist.Empirical,
@@ -176,8 +176,8 @@ def _reliable_support(distribution: Distribution) -> Constraint | _Unknown | Non
     the parts of the distribution. `_UNKNOWN` if it states no support."""
     if isinstance(distribution, Independent | dist.MaskedDistribution | ExpandedDistribution):
         return _reliable_support(distribution.base_dist)
-    if isinstance(distribution, _ANGLES):
-        return _ANGLE
+    if isinstance(distribution, ANGLES):
+        return ANGLE
     if _is_transformed(distribution):
         # The codomain of the last transform is the support only if its input takes all real values.
         base, chain = _reliable_support(distribution.base_dist), _chain(distribution)
@@ -359,7 +359,7 @@ def _inside(distribution: Distribution, value: Tensor, grey: bool = False) -> Te
         return None if both[0] is None or both[1] is None else torch.where(distribution.mask, both[1], both[0])
     if _is_transformed(distribution):
         return _inside_transformed(distribution, value)
-    constraint = _ANGLE if isinstance(distribution, _ANGLES) else support(distribution)
+    constraint = ANGLE if isinstance(distribution, ANGLES) else support(distribution)
     if constraint is None:
         return None
     return _all(_admits(constraint, value, grey), len(distribution.event_shape) - constraint.event_dim)

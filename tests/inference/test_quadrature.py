@@ -11,6 +11,7 @@ import torch
 from pairs import TwoLayers, TwoModes, integral, near_guide, number, one_site
 from scipy.integrate import dblquad, quad
 from scipy.special import expit, log_expit
+from scipy.stats import beta, gamma
 from torch import Tensor, nn
 
 from ppl_gen.core.components import construct, find
@@ -293,6 +294,48 @@ def test_tails_that_no_grid_covers_are_refused() -> None:
     with pytest.raises(BadInput, match="tails too heavy for a grid"):
         quadrature_log_px(waves(1.0, 0.1, dist.Cauchy(zero, 1.0)), x)
     assert quadrature_log_px(waves(1.0, 0.1, dist.StudentT(3.0, zero, 1.0)), x).log_px.isfinite().all()
+
+
+ENDS = {
+    "angle": dist.VonMises(number(0.3), 2.0),
+    "half of it below 1e-6": dist.Gamma(number(0.05), 1.0),
+    "infinite at both ends": dist.Beta(number(0.6), number(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_mass_near_the_ends_of_a_support(name: str) -> None:
+    """Against SciPy's adaptive integral over the prior's own distribution function, or over the angle."""
+    prior, one = ENDS[name].expand([1]).to_event(1), ENDS[name]
+    model = Own(prior, lambda z: dist.Bernoulli(logits=torch.cat([z, -2 * z, 3 * z.sin()], -1)).to_event(1))
+    x = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    found = quadrature_log_px(model, x, quadrature=FINE).log_px
+    scipy = {"half of it below 1e-6": gamma(0.05), "infinite at both ends": beta(0.6, 0.5)}.get(name)
+    for row, image in zip(found, x, strict=True):
+
+        def px(z: float, image: Tensor = image) -> float:
+            return float(model.likelihood(torch.tensor([z], dtype=torch.float64)).log_prob(image).exp())
+
+        if scipy is None:
+            truth, _ = quad(lambda z, px=px: px(z) * float(one.log_prob(number(z)).exp()), -math.pi, math.pi)
+        else:
+            truth, _ = quad(lambda share, px=px: px(scipy.ppf(share)), 0, 1, epsabs=1e-10, limit=500)
+        assert float(row) == pytest.approx(math.log(truth), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_prior_too_near_to_an_end_for_its_numbers_is_refused(dtype: torch.dtype) -> None:
+    """A part of Beta(0.05, 0.05) is nearer to 1 than any number of the dtype."""
+    prior = dist.Beta(torch.full((1,), 0.05, dtype=dtype), torch.full((1,), 0.05, dtype=dtype)).to_event(1)
+    model = Own(prior, lambda z: dist.Bernoulli(logits=z).to_event(1))
+    with pytest.raises(BadInput, match=r"integrates to 0\.\d+ on a grid"):
+        quadrature_log_px(model, torch.ones(2, 1, dtype=dtype))
+
+
+def test_a_prior_in_float32_of_images_in_float64() -> None:
+    x = torch.tensor([[0.3], [-1.0]], dtype=torch.float64)
+    model = Own(dist.Normal(torch.zeros(1), 1.0).to_event(1), lambda z: dist.Normal(z, 1.0).to_event(1))
+    close(model, x, dist.Normal(number(0.0), math.sqrt(2)).log_prob(x[:, 0]), 1e-5)
 
 
 def test_a_mode_that_an_encoder_misses() -> None:
