@@ -113,7 +113,7 @@ def log_sum(
                 if bool((total.abs() < ROUNDING).all()):
                     factor = priors[dim] = factor - total
         factors.setdefault(plates, []).append(factor)
-    result = _eliminate(factors, dims, priors)
+    result = _eliminate(factors, dims, priors, who)
     shape = [sizes.get(dim, 1) if result.shape[dim] == 1 else -1 for dim in range(-result.dim(), 0)]
     return result.expand(shape)
 
@@ -130,15 +130,22 @@ def _once(factor: Tensor, plates: Collection[int]) -> Tensor:
     return factor
 
 
-def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: dict[int, Tensor]) -> Tensor:
+def _eliminate(factors: Factors, dims: dict[frozenset[int], list[int]], priors: dict[int, Tensor], who: str) -> Tensor:
     """log of the sum over all states of the product of all factors, by variable elimination: the sites in the innermost
     plate are summed out first, then the product over that plate is taken.
 
     :param dims: enumerated dimensions of the sites in each set of plates.
     :param priors: factors that are normalized over an enumerated dimension.
+    :raises BadInput: for a factor that depends on a site in a plate which it is not in itself: a sum over the site in
+        each element of the plate by itself would be another one.
     """
     for plates in sorted(factors, key=len, reverse=True):  # innermost first
         remaining = factors[plates]
+        if any(_depending(remaining, dim) for other in dims if not other <= plates for dim in dims[other]):
+            raise BadInput(
+                f"{who} cannot be enumerated: a site depends on another one in a plate that is not around both; nest "
+                "the plates, or put the values of a plate into one event"
+            )
         left = sorted(dims.get(plates, []))  # the last site has the leftmost dimension
         while left:
             # The site with the smallest product of factors first, so that no large one is made before it must be.

@@ -105,9 +105,6 @@ def _log_marginal(pair: Pair, model: PyroFunction, batch: Batch) -> Tensor:
     names = [site["name"] for site in sites if not site["is_observed"]]
     density = partial(_log_prob, pair)
     result = log_sum(sites, names, density, [pair.plate.name], 2 + pair.max_plate_nesting, pair.model_name)
-    result = result.movedim(pair.plate.dim, -1)
-    if result.numel() != result.shape[-1]:
-        raise BadInput(f"{pair.model_name}: its plates are not nested, so it cannot be enumerated; nest them")
     return result.flatten()
 
 

@@ -115,6 +115,63 @@ def test_three_nested_plates(x: Tensor) -> None:
     assert float(error.abs().max()) < SIGMAS and float(estimate.log_px_mc_var.max()) < 0.02
 
 
+def _crossed(x: Tensor, sampled: bool, joint: bool) -> None:
+    """Bits r of rows and c of columns, and images [2, 3] of both if `joint`, else of rows and of columns apart."""
+    rows, columns = pyro.plate("rows", 2, dim=-3), pyro.plate("columns", 3, dim=-2)
+    half, parallel = torch.tensor(0.3, dtype=F64), {"enumerate": "parallel"}
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(ZERO, 1.0)) if sampled else ZERO
+        with rows:
+            r = pyro.sample("r", dist.Bernoulli(half), infer=parallel)
+        with columns:
+            c = pyro.sample("c", dist.Bernoulli(half), infer=parallel)
+        images = x.reshape(-1, 2, 3).permute(1, 2, 0)
+        if joint:
+            with rows, columns:
+                pyro.sample("x", dist.Normal(a + r + 2 * c, 1.0), obs=images)
+        else:
+            with rows:
+                pyro.sample("x", dist.Normal(a + r, 1.0), obs=images[:, :1])
+            with columns:
+                pyro.sample("y", dist.Normal(a + 2 * c, 1.0), obs=images[0])
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_crossed_plates(sampled: bool) -> None:
+    """Plates beside each other are summed over by themselves. Crossed ones are no product of such sums: refused."""
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2), dtype=F64)
+
+    def guide(x: Tensor, joint: bool) -> None:
+        if sampled:
+            with pyro.plate("data", len(x)):
+                pyro.sample("a", dist.Normal(0.3 * x.mean(-1), 0.8))
+
+    def model(x: Tensor, joint: bool) -> None:
+        _crossed(x, sampled, joint)
+
+    with pytest.raises(BadInput, match="a plate that is not around both"):
+        ppl_gen.log_marginal_likelihood(model, guide, x, True, num_samples=10)
+
+    def given(a: Tensor) -> Tensor:
+        """log p(x | a) [points, images]."""
+        normal = torch.distributions.Normal
+        bit = torch.tensor([0.0, 1.0], dtype=F64)
+        weights = torch.tensor([0.7, 0.3], dtype=F64).log()
+        images = x.reshape(-1, 2, 3)
+        seen = ((images[:, :, 0], bit), (images[:, 0], 2 * bit))
+        each = (normal(a[:, None, None, None] + b, ONE).log_prob(part[None, ..., None]) + weights for part, b in seen)
+        return torch.stack([part.logsumexp(-1).sum(-1) for part in each]).sum(0)
+
+    estimate = ppl_gen.log_marginal_likelihood(model, guide, x, False, num_samples=4000, ask_again=False)
+    if not sampled:
+        torch.testing.assert_close(estimate.log_px, given(ZERO[None])[0], rtol=1e-12, atol=1e-12)
+        return
+    a = torch.linspace(-8, 8, 2001, dtype=F64)
+    exact = (given(a) + torch.distributions.Normal(ZERO, ONE).log_prob(a)[:, None] + math.log(0.008)).logsumexp(0)
+    error = (estimate.log_px - exact) / estimate.log_px_mc_var.sqrt()
+    assert float(error.abs().max()) < SIGMAS and float(estimate.log_px_mc_var.max()) < 0.01
+
+
 def test_training_takes_all_images_of_a_subsampled_plate(x: Tensor) -> None:
     """`subsample_size` of the size of the batch leaves all images, in their order, for model and guide alike."""
 
