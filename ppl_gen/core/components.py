@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ppl_gen.core.contracts import Estimator, Guide, HasPrior, Model, missing
 from ppl_gen.core.errors import BadInput, as_bad_input, named_files, near_miss, require_number
@@ -245,12 +245,28 @@ def fingerprint(reference: Any) -> str | None:
     instance that was passed from Python. None for `package.module:Class` and for a class of the package."""
     if isinstance(reference, str):
         path = Path(reference.rpartition(":")[0])
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".py" and is_file(path) else None
+        return hashlib.sha256(path.read_bytes()).hexdigest() if in_file(reference) and is_file(path) else None
     cls = reference if isinstance(reference, type) else type(reference)
     own = [base for base in cls.__mro__ if not base.__module__.startswith(("torch.", "pyro.", "builtins", "ppl_gen."))]
     # A run makes a subclass of the class of an instance with `pyro.param` statements; its methods are not the user's.
     code = [text for base in own if "wraps_statements" not in vars(base) for text in _methods(base)]
     return hashlib.sha256("\0".join(code).encode()).hexdigest() if code else None
+
+
+def in_file(reference: Any) -> bool:
+    """True for `file.py:Class`."""
+    return isinstance(reference, str) and Path(reference.rpartition(":")[0]).suffix == ".py"
+
+
+def in_other_form(kind: str, reference: Any) -> Any:
+    """The class behind `file.py:Class`, or `file.py:Class` of a class or an instance; None if it is unknown."""
+    if in_file(reference):
+        return find(cast("Kind", kind), reference) if kind != "objective" else None
+    cls = reference if isinstance(reference, type) else type(reference)
+    try:
+        return f"{inspect.getfile(cls)}:{cls.__name__}"
+    except (OSError, TypeError):  # a class typed at a prompt
+        return None
 
 
 def _methods(cls: type) -> list[str]:

@@ -50,6 +50,13 @@ class Split:
     values_known: bool = True
     """True if `images` has the values of missing pixels too, as where they were drawn to be missing; False if they are
     0 there."""
+    source_white: int | None = None
+    """Value of white in the grey levels that `images` were drawn from, such as 255; None if they were not drawn."""
+
+    @property
+    def white(self) -> int:
+        """Value of a white pixel, as a user gives images."""
+        return self.scale if self.source_white is None else self.source_white
 
     @property
     def given_labels(self) -> Tensor | None:
@@ -323,7 +330,7 @@ def with_fixed_draw(split: Split, binarization: Binarization, seed: int, first: 
         return cut(split, first, len(split))
     if isinstance(split.images, Rows) and split.large:
         images = replace(split.images, drawn=(binarization, seed))
-        return cut(replace(split, images=images, scale=1), first, len(split))
+        return cut(replace(split, images=images, scale=1, source_white=split.white), first, len(split))
     generator = torch.Generator().manual_seed(seed)
     if binarization in ("dynamic", "static"):
         return _in_blocks(split, torch.uint8, lambda pixels: torch.bernoulli(pixels, generator=generator), first)
@@ -342,7 +349,8 @@ def _in_blocks(split: Split, dtype: torch.dtype, change: Callable[[Tensor], Tens
         changed = change(split.pixels(block).cpu())[max(0, first - block.start) :]
         stop = max(0, block.stop - first)
         images[stop - len(changed) : stop] = changed
-    return replace(cut(split, first, count), images=images.to(split.images.device), scale=1)
+    images = images.to(split.images.device)
+    return replace(cut(split, first, count), images=images, scale=1, source_white=split.white)
 
 
 def _blocks(count: int, dim: int) -> Iterator[slice]:

@@ -35,7 +35,7 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     values = collected["train"]
     nan = fitted.incomplete and ("train_missing" in collected or bool(np.isnan(values).any()))
     values = np.nan_to_num(values) if nan else values
-    white, top = fitted.data.train.scale, max(float(values.max(initial=0)), 1)
+    white, top = fitted.data.train.white, max(float(values.max(initial=0)), 1)
     if top > max(white, 1):
         raise BadInput(f"data: pixels up to {top:g}, but white is {white} in the run; divide by your value of white")
     whole = bool((values == np.rint(values)).all())

@@ -178,10 +178,17 @@ class Given:
         own = tuple(each for each in self.estimator if not isinstance(each, str) or is_external(each))
         return own or config.own_estimators
 
-    def fingerprint(self, kind: str, name: str | None) -> str | None:
-        """SHA-256 of the code of a class outside the package; None if it is unknown."""
+    def fingerprint(self, kind: str, name: str | None, stored: str | None = None) -> str | None:
+        """SHA-256 of the code of a class outside the package; None if it is unknown.
+
+        :param stored: name in a run's configuration. Of `file.py:Class` the whole file counts, of other names the
+            methods of the class; the same class may be handed over in the other form.
+        """
         own = getattr(self, kind)
-        return None if name is None else components.fingerprint(name if own is None or isinstance(own, str) else own)
+        reference = name if own is None or isinstance(own, str) else own
+        if stored is not None and components.in_file(stored) != components.in_file(reference):
+            reference = components.in_other_form(kind, reference)
+        return None if reference is None else components.fingerprint(reference)
 
 
 def environment() -> Json:
@@ -476,8 +483,9 @@ def changed_code(run: RunDirectory, config: Config, given: Given | None = None) 
     if given.objective is None:  # only training needs it
         named.pop("objective", None)
     own = named.pop("estimator", ())
+    stored = {**run.config, "objective": run.config["training"]["objective"]}
     fingerprints: dict[str, tuple[str, Any]] = {
-        kind: (name, given.fingerprint(kind, name)) for kind, name in named.items()
+        kind: (name, given.fingerprint(kind, name, stored.get(kind))) for kind, name in named.items()
     }
     if own and given.estimator:  # only training needs them
         fingerprints["estimator"] = " ".join(own), list(map(components.fingerprint, given.estimators(config)))

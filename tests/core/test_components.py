@@ -87,6 +87,28 @@ def test_a_guide_in_a_file(elsewhere: Path, call: Call) -> None:
     assert status == 0 and "warning: elsewhere.py:MyGuide has changed since the run was fitted" in err
 
 
+def test_a_class_of_a_file_by_its_name_and_as_an_object(
+    elsewhere: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same class in either form is no change; another one is."""
+    Path("my_guide.py").write_text(GUIDE)
+    reference = "my_guide.py:MyGuide"
+    assert call(fit.command, "vae", "--guide", reference, *QUICK, "--out", "by-name")[0] == 0
+    own = components.find("guide", reference)
+    options: Any = {"data": "digits", "train_size": 50, "epochs": 1, "num_samples": 5, "latent_dim": 2, "quiet": True}
+    run = ppl_gen.Run.fit("vae", guide=own, out="as-object", **options)
+    for shown in (ppl_gen.load("by-name", guide=own), ppl_gen.load("as-object", guide=reference)):
+        assert type(shown.guide).__name__ == "MyGuide"
+    assert (
+        json.loads((run.path / "config.json").read_text(encoding="utf-8"))["guide_sha256"]
+        and not capsys.readouterr().err
+    )
+
+    Path("my_guide.py").write_text(GUIDE.replace("self.scale)", "1 * self.scale)"))
+    ppl_gen.load("as-object", guide=reference)
+    assert f"{reference} has changed since the run was fitted" in capsys.readouterr().err
+
+
 def test_the_fingerprint_of_a_class() -> None:
     """Methods and constants count; what a run makes of an instance with `pyro.param` statements does not."""
 

@@ -13,7 +13,7 @@ DIGITS = torch.from_numpy(load_digits().images[:20]).float()
 """Grey levels 0 … 16."""
 
 
-@pytest.mark.parametrize("binarization", ["dynamic", "dequantized"])
+@pytest.mark.parametrize("binarization", ["dynamic", "static", "threshold", "dequantized"])
 def test_levels_and_shares_of_white_are_the_same_images(elsewhere: Path, binarization: str) -> None:
     options = {"binarization": binarization, "epochs": 1, "num_samples": 10, "latent_dim": 1, "quiet": True}
     model = "factor-analysis" if binarization == "dequantized" else "vae"
