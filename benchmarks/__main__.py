@@ -10,6 +10,7 @@ from matplotlib.transforms import blended_transform_factory
 from benchmarks import enumeration, importance, vae_step
 from benchmarks.pages import numbers, tables
 from benchmarks.timing import Comparison, machine
+from ppl_gen.core.files import make_folder
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, NARROW, SMALL, VERMILION, plain, styled
@@ -134,7 +135,7 @@ def main() -> None:
     shown = vae_step.main(given.rounds, given.compile)
     shown += importance.main(given.rounds) + enumeration.main(given.rounds)
     if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
+        make_folder(given.out)
         (given.out / "speed.md").write_text(markdown(shown), encoding="utf-8")
         (given.out / "speed.json").write_text(json.dumps([asdict(each) for each in shown], indent=1))
         draw(shown).write(given.out / "speed.png")

@@ -183,7 +183,6 @@ def main() -> None:
                 )
         if counts:
             draw = draw_misses if samples else draw_bounds
-            given.out.mkdir(parents=True, exist_ok=True)
             draw(curves).write(given.out / f"{name}.png")
 
 

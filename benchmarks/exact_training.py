@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.pages import numbers
 from benchmarks.pages import table as read_table
 from ppl_gen.core import cli
+from ppl_gen.core.files import make_folder
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLACK, BLUE, NARROW, VERMILION, Name, name_lines, styled
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/figures/exact_training.png"), help="the picture")
     parser.add_argument("--draw-only", action="store_true", help="draw the numbers of the table in docs/")
     given = parser.parse_args(arguments)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(given.out.parent)
     if given.draw_only:
         draw(from_table()).write(given.out)
         return

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.pages import numbers, table
 from ppl_gen.core import cli
+from ppl_gen.core.files import make_folder
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
 from ppl_gen.experiment.options import TrainingOptions
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/figures/gap_against_units.png"))
     parser.add_argument("--draw-only", action="store_true", help="draw the numbers of the table in docs/")
     given = parser.parse_args(arguments)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(given.out.parent)
     if given.draw_only:
         draw(from_table()).write(given.out)
         return

@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmarks.reproduce import RESULTS, Record, stored
 from ppl_gen.core import cli
 from ppl_gen.core.components import find
-from ppl_gen.core.files import write_file
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, GREEN, NARROW, VERMILION, Name, name_lines, styled
 
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 < given.shown < math.inf:
         parser.error(f"--shown {given.shown:g}: must be a number of nats above 0")
     out = given.out or Path(f"docs/figures/learning_{given.name.replace('-', '_')}.png")
-    write_file(out, draw(stored(given.name), given.shown).png())
+    draw(stored(given.name), given.shown).write(out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 
 from ppl_gen.core import cli
+from ppl_gen.core.files import make_folder
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
 from ppl_gen.data.splits import Data
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=1, help="of each of these fits")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="directory for the pictures")
     given = parser.parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
+    make_folder(given.out)
     data = load_data(DataOptions(given.data, "static"))
     figures = {
         "why_logarithms": why_logarithms(data),

@@ -14,7 +14,6 @@ from scipy.stats import kendalltau
 from benchmarks import pages
 from benchmarks.reproduce import stored
 from ppl_gen.core import cli
-from ppl_gen.core.files import write_file
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, NARROW, VERMILION, styled
 
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     tables = {title: values(*sweeps) for title, sweeps in TABLES.items()}
     print("\n".join(lines(tables)))
-    write_file(given.out, draw(tables).png())
+    draw(tables).write(given.out)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,15 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                 each.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are missing.
+
+    :raises BadInput: if that is impossible.
+    """
+    with readable_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def append(path: Path, content: bytes) -> None:
     """Append to a file. If the disk is full, the file keeps its length.
 

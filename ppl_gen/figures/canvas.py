@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import matplotlib.figure
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from ppl_gen.core.files import make_folder, write_file
 from ppl_gen.figures.style import STYLE
 
 if TYPE_CHECKING:
@@ -26,9 +27,18 @@ class Figure(matplotlib.figure.Figure):
         with matplotlib.rc_context(STYLE):
             super().draw(renderer)
 
-    def write(self, file: Path | IO[bytes]) -> None:
-        """Write a .png file of 120 dots per inch. The picture is `savefig`'s, which draws everything twice: once to
-        find room for the labels, which is found here without, and once for the file."""
+    def write(self, path: Path) -> None:
+        """Write a .png file.
+
+        :raises BadInput: if it cannot be written.
+        """
+        make_folder(path.parent)
+        write_file(path, self.png())
+
+    def png(self) -> bytes:
+        """The content of a .png file of 120 dots per inch. The picture is `savefig`'s, which draws everything twice:
+        once to find room for the labels, which is found here without, and once for the file."""
+        content = io.BytesIO()
         canvas, engine, before = FigureCanvasAgg(self), self.get_layout_engine(), self.dpi
         self.set_dpi(120)
         try:
@@ -36,23 +46,18 @@ class Figure(matplotlib.figure.Figure):
                 with matplotlib.rc_context(STYLE):
                     engine.execute(self)
                 self.set_layout_engine("none")
-            canvas.print_png(file)
+            canvas.print_png(content)
         finally:
             if engine is not None:
                 self.set_layout_engine(engine)
             self.set_dpi(before)
+        return content.getvalue()
 
     def rename(self, change: Callable[[str], str]) -> None:
         """Change every text in the figure by a function."""
         for text in self.findobj(Text):
             if (changed := change(text.get_text())) != text.get_text():
                 text.set_text(changed)
-
-    def png(self) -> bytes:
-        """The content of a .png file."""
-        content = io.BytesIO()
-        self.write(content)
-        return content.getvalue()
 
     def _repr_png_(self) -> bytes:
         return self.png()

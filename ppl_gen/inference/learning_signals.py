@@ -1,18 +1,32 @@
 """Learning signals of score functions: for each discrete site, the terms of the log weight that its value changes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 import torch.nn.functional as F
 from pyro.infer.inspect import get_dependencies
+from pyro.ops.provenance import ProvenanceTensor, get_provenance
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng
 from ppl_gen.inference.densities import alike, masked_log_prob, sample_sites
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Choice, Part, check_choices, choice_of, sampled
 from ppl_gen.inference.tracing import conditioned, replayed
+
+_NUMBERS = {"item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"} | {
+    "__contains__",
+    "__dlpack__",
+    "equal",
+    "allclose",
+    "is_nonzero",
+}  # functions whose results are no tensors, but depend on the values of one
 
 
 def parts_of(pair: Pair, x: Tensor, *args: Any) -> dict[str, Part]:
@@ -32,9 +46,9 @@ def parts_of(pair: Pair, x: Tensor, *args: Any) -> dict[str, Part]:
     try:
         check_choices("", pair, x, *args, kinds=("binary", "one-hot", "index"))
         with evaluating(pair.model, pair.guide), forked_rng(x):
-            guide, model = _dependencies(pair, x, *args)
+            guide, model, lost = _dependencies(pair, x, *args)
             with torch.no_grad():
-                if any(_hidden(pair, (guide, model), Batch(x, args, {}))):
+                if lost or any(_hidden(pair, (guide, model), Batch(x, args, {}))):
                     return {}
             found = {}
             for site in pair.latent:
@@ -50,20 +64,81 @@ def parts_of(pair: Pair, x: Tensor, *args: Any) -> dict[str, Part]:
 
 
 def hidden_dependence(pair: Pair, x: Tensor, *args: Any) -> tuple[str, str] | None:
-    """A site whose density changes with the value of another one, and that other one, where the tensors do not show it:
-    a value was written into a tensor, or left torch. None if there is no such pair of sites, and where that cannot be
-    told, as with noise beside z."""
+    """A site whose density may change with the value of another one, and that other one, where the tensors do not show
+    it: a value was written into a tensor, or left torch. None if there is no such pair of sites, and where that cannot
+    be told, as with noise beside z."""
     try:
         with evaluating(pair.model, pair.guide), forked_rng(x), torch.no_grad():
-            return next(_hidden(pair, _dependencies(pair, x, *args), Batch(x, args, {})), None)
+            guide, model, lost = _dependencies(pair, x, *args)
+            found = next(_hidden(pair, (guide, model), Batch(x, args, {})), None)
+            return next(_not_shown(pair, (model, guide), lost), None) if found is None else found
     except Exception:  # in a user's code, where such tensors are not supported
         return None
 
 
-def _dependencies(pair: Pair, x: Tensor, *args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """For each site of the guide, and of the model, the sites that its distribution depends on."""
-    guide, model = (get_dependencies(each, (x, *args))["prior_dependencies"] for each in (pair.guide, pair.model))
-    return guide, model
+def _not_shown(
+    pair: Pair, upstream: tuple[dict[str, Any], dict[str, Any]], lost: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Iterate over the pairs of a later site and one of `lost` that its density does not depend on, as far as is known:
+    observed sites first."""
+    for of in upstream:
+        names = list(of)
+        for name in lost:
+            later = names[names.index(name) + 1 :] if name in names else []
+            for each in sorted(later, key=lambda each: each not in pair.observed):
+                if name not in of[each]:
+                    yield each, name
+
+
+class _Followed(TorchFunctionMode):
+    """Handler that sees where the values of tensors leave those that `get_dependencies` follows."""
+
+    drawing = inside = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = set[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = get_provenance([args, kwargs])
+        if given and not self.drawing:
+            name = getattr(func, "__name__", "")
+            in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+            if in_place and isinstance(args[0], ProvenanceTensor) and not args[0]._t._is_view():
+                args[0]._provenance |= given
+            changed = args[0] if in_place else kwargs.get("out", result)
+            tensors = [each for each in tree_leaves(changed) if isinstance(each, Tensor)]
+            self.lost |= given if name in _NUMBERS else {n for each in tensors for n in given - get_provenance(each)}
+        # Inside of `torch.func.vmap` and the like, nothing is followed.
+        self.inside |= any(isinstance(each, Tensor) and is_functorch_wrapped_tensor(each) for each in tree_leaves(args))
+        return result
+
+
+class _Draws(Messenger):
+    """Handler that tells a `_Followed` when a site is drawn. What happens then does not matter: the site's value is
+    followed from there on."""
+
+    def __init__(self, follower: _Followed) -> None:
+        super().__init__()
+        self.follower = follower
+
+    def _pyro_sample(self, message: Any) -> None:
+        self.follower.drawing = True
+
+    def _pyro_post_sample(self, message: Any) -> None:
+        self.follower.drawing = False
+
+
+def _dependencies(pair: Pair, x: Tensor, *args: Any) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+    """For each site of the guide, and of the model, the sites that its distribution depends on; and the sites whose
+    values could not be followed everywhere."""
+    found = []
+    with _Followed() as follower, _Draws(follower), pyro.validation_enabled(False):
+        for each in (pair.guide, pair.model):
+            found.append(get_dependencies(each, (x, *args))["prior_dependencies"])
+    return *found, set(pair.latent) if follower.inside else follower.lost
 
 
 def _hidden(pair: Pair, upstream: tuple[dict[str, Any], dict[str, Any]], batch: Batch) -> Iterator[tuple[str, str]]:

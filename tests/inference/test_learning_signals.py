@@ -1,8 +1,10 @@
 """The terms of the log weight that the value of a site changes, which are its learning signal."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,6 +12,7 @@ import torch
 from discrete_pairs import ALL, PIXELS, Layers, images
 from torch import Tensor
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.hierarchical_bernoulli import HierarchicalBernoulli
 from ppl_gen.inference.learning_signals import parts_of
 from ppl_gen.inference.objectives import construct
@@ -101,6 +104,78 @@ def test_where_it_cannot_be_found_nothing_is_left_out(kind: type[Layers]) -> Non
     pair = _read(kind(), x)
     assert parts_of(pair, x) == {}
     assert bind(construct("rloo"), pair, x).differentiable_loss(pair.model, pair.guide, x).isfinite()
+
+
+def _written(one: Tensor, two: Tensor) -> Tensor:
+    code = torch.zeros(*one.shape, 2)
+    code[..., 0], code[..., 1] = one, two
+    return code
+
+
+def _through_a_view(one: Tensor, two: Tensor) -> Tensor:
+    code = one.new_zeros(*one.shape, 2)
+    code[..., 1].copy_(two)
+    return code
+
+
+def _result_in(one: Tensor, two: Tensor) -> Tensor:
+    code = torch.empty(*one.shape, 2)
+    torch.stack([one, two], -1, out=code)
+    return code
+
+
+def _into_its_own(one: Tensor, two: Tensor) -> Tensor:
+    code = one.new_zeros(*one.shape, 2)
+    code[..., 0], code[..., 1] = one, two
+    return code
+
+
+Code = Callable[[Tensor, Tensor], Tensor]
+"""A function of two bits [images], which returns both [images, 2]."""
+CODES: dict[str, Code] = {
+    "written": _written,
+    "through a view": _through_a_view,
+    "out=": _result_in,
+    "NumPy": lambda one, two: torch.from_numpy(np.stack([one.numpy(), two.numpy()], -1)),
+    "an array": lambda one, two: torch.from_numpy(np.stack([np.asarray(one), np.asarray(two)], -1)),
+    "a number": lambda one, two: torch.stack([one, torch.full_like(one, two.mean().item())], -1),
+    "vmap": torch.func.vmap(lambda one, two: torch.stack([one, two], -1)),
+}
+FOLLOWED: dict[str, Code] = {
+    "stacked": lambda one, two: torch.stack([one, two], -1),
+    "where": lambda one, two: torch.where(torch.stack([one, two], -1) > 0, 1.0, 0.0),
+    "table": lambda one, two: torch.eye(4)[(2 * one + two).long()][..., :2],
+    "into its own": _into_its_own,
+}
+
+
+@pytest.mark.parametrize("name", CODES | FOLLOWED)
+def test_a_dependence_that_no_weight_shows_yet(name: str) -> None:
+    """The decoder's weights are 0: x does not change with the bits, but will after a step. Where a value leaves the
+    tensors that are followed, nothing is left out, and `elbo` is refused."""
+    code = (CODES | FOLLOWED)[name]
+    weight, half = torch.zeros(2, PIXELS), torch.tensor(0.5)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            one, two = (pyro.sample(each, dist.Bernoulli(half)) for each in ("one", "two"))
+            logits = code(one.expand(len(x)), two.expand(len(x))) @ weight
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            for each in ("one", "two"):
+                pyro.sample(each, dist.Bernoulli(torch.tensor(0.4)))
+
+    x = images().float()
+    pair = Pair.read(model, guide, x)
+    if name in FOLLOWED:
+        assert parts_of(pair, x) == {each: Part((each,), (each,), True) for each in ("one", "two")}
+        bind(construct("elbo"), pair, x)
+    else:
+        assert parts_of(pair, x) == {}
+        with pytest.raises(BadInput, match=r"'x' may depend on '(one|two)'"):
+            bind(construct("elbo"), pair, x)
 
 
 @pytest.mark.parametrize("name", ["rloo", "nvil", "rebar"])

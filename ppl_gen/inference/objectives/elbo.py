@@ -49,8 +49,8 @@ class Elbo:
         if self._by_graph(pair) and (hidden := hidden_dependence(pair, x, *args)) is not None:
             term, site = hidden
             raise BadInput(
-                f"--objective elbo: '{term}' depends on '{site}' in a way that Pyro does not follow, such as a value "
-                "written into a tensor, and the gradient would lack it; use torch.cat or torch.where, or rloo"
+                f"--objective elbo: '{term}' may depend on '{site}' in a way that Pyro does not follow, such as a "
+                "value written into a tensor, and the gradient would lack it; use torch.cat or torch.where, or rloo"
             )
         if pair.scored and not pair.reparametrized:
             raise BadInput(

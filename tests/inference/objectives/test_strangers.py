@@ -64,7 +64,7 @@ def test_a_bit_that_is_written_into_a_tensor() -> None:
         found = -torch.stack([torch.autograd.grad(loss, own.a)[0] for loss in losses])
         assert (found.mean() - exact).abs() < 5 * found.std() / 10, (features, name)
     own = Bit(_into)
-    with pytest.raises(BadInput, match="'x' depends on 'z' in a way that Pyro does not follow"):
+    with pytest.raises(BadInput, match="'x' may depend on 'z' in a way that Pyro does not follow"):
         bind(construct("elbo"), Pair.read(own.model, own.guide, x), x)
 
 
