@@ -1,6 +1,7 @@
 """Pairs of discrete sites written as strangers write them, in float64, and their ELBO by one call for each state."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ class _Stranger(nn.Module):
                     poutine.trace(poutine.condition(function, known)).get_trace(image).log_prob_sum()
                     for function in (self.guide, self.model)
                 )
-                total = total + q.exp() * (p - q)
+                total = total if bool(q == -math.inf) else total + q.exp() * (p - q)
             found.append(total)
         return torch.stack(found)
 
@@ -125,6 +126,26 @@ class OneHot(_Stranger):
             pyro.sample("upper", dist.OneHotCategorical(logits=logits).to_event(1))
 
 
+class Impossible(OneHot):
+    """The same, where the last category has no probability."""
+
+    possible = torch.tensor([0.0, 0.0, -math.inf], dtype=torch.float64)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            top = self.top.bias.reshape(2, 3) + self.possible
+            upper = pyro.sample("upper", dist.OneHotCategorical(logits=top).to_event(1))
+            logits = self.downward(upper.flatten(-2)) + self.possible
+            lower = pyro.sample("lower", dist.OneHotCategorical(logits=logits))
+            pyro.sample("x", self.pixels(lower), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            lower = pyro.sample("lower", dist.OneHotCategorical(logits=self.encoder(x) + self.possible))
+            logits = self.upward(lower).unflatten(-1, (2, 3)) + self.possible
+            pyro.sample("upper", dist.OneHotCategorical(logits=logits).to_event(1))
+
+
 class Fork(_Stranger):
     """Two sites, independent in the guide and the prior. The image depends on both."""
 
@@ -170,6 +191,7 @@ ALL: dict[str, Callable[[], Any]] = {
     "flat": Flat,
     "layers": Layers,
     "one-hot": OneHot,
+    "impossible": Impossible,
     "index": Index,
     "fork": Fork,
 }

@@ -79,7 +79,9 @@ def exact_elbo(pair: Pair, x: Tensor, *args: Any, states: Tensor | None = None) 
 
     found = sampled(pair, x, *args, num_samples=count, draw=draw)
     log_guide = found.log_guide
-    return (log_guide.exp() * (found.log_joint - log_guide)).sum(0)
+    share = log_guide.exp()
+    # A state that the guide never draws counts nothing, whatever its log-densities are, which may be infinite.
+    return (share * torch.where(share > 0, found.log_joint - log_guide, 0.0)).sum(0)
 
 
 def _values(pair: Pair, choice: Choice, states: Tensor, images: int, stride: int) -> tuple[Tensor, int]:

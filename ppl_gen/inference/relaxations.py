@@ -36,6 +36,8 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.distributions import BernoulliVector
 
+_CERTAIN = 1e4  # log-odds in the place of infinite ones
+_LARGEST = 80.0  # whose exponential is finite in float32
 Kind = Literal["binary", "one-hot", "index"]
 
 
@@ -92,12 +94,18 @@ def choice_of(name: str, fn: Any) -> Choice | None:
     while isinstance(base, Independent):
         base = base.base_dist
     if isinstance(base, Bernoulli | BernoulliVector):
-        return Choice(name, fn, "binary", base.logits.expand(fn.batch_shape + fn.event_shape))
+        return Choice(name, fn, "binary", _finite(base.logits).expand(fn.batch_shape + fn.event_shape))
     if isinstance(base, OneHotCategorical):
-        return Choice(name, fn, "one-hot", base.logits.expand(fn.batch_shape + fn.event_shape))
+        return Choice(name, fn, "one-hot", _finite(base.logits).expand(fn.batch_shape + fn.event_shape))
     if isinstance(base, Categorical):
-        return Choice(name, fn, "index", base.logits.expand(fn.batch_shape + fn.event_shape + (-1,)))
+        return Choice(name, fn, "index", _finite(base.logits).expand(fn.batch_shape + fn.event_shape + (-1,)))
     return None
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Logits with large numbers for infinities, whose product with a value of 0 would be NaN. The probability is 0 with
+    either."""
+    return logits.nan_to_num(nan=math.nan, posinf=_CERTAIN, neginf=-_CERTAIN)
 
 
 Draw = Callable[[Choice], Tensor]
@@ -290,7 +298,8 @@ def perturbed_given(choice: Choice, logits: Tensor, value: Tensor) -> Tensor:
         return sign * F.softplus(v.log() - torch.log1p(-v) + F.softplus(sign * logits))
     exponential = -v.log()
     top = (value * exponential).sum(-1, keepdim=True)  # of the chosen category, whose perturbed logit is the maximum
-    return -torch.where(value > 0, exponential, exponential * (-logits).exp() + top).clamp(min=tiny).log()
+    others = exponential * (-logits).clamp(max=_LARGEST).exp() + top
+    return -torch.where(value > 0, exponential, others).clamp(min=tiny).log()
 
 
 # Losses --------------------------------------------------------------------------------------------------------

@@ -270,6 +270,23 @@ def may_differ(distribution: Distribution) -> bool:
     return bounded or _probabilities(distribution) is not None
 
 
+def moves(distribution: Distribution) -> bool:
+    """True if the support of a distribution changes with parameters that have a gradient, as that of Uniform(0, b)
+    does. The mean of its score is then not 0."""
+    for part in parts(distribution):
+        if _is_transformed(part):
+            base = _reliable_support(part.base_dist)
+            bounded = not (isinstance(base, Constraint) and admits_all_reals(base))
+            shifts = [each for each in _chain(part) if isinstance(each, transforms.AffineTransform)]
+            ends = [end for each in shifts for end in (each.loc, each.scale) if bounded]
+        else:
+            constraint = support(part)
+            ends = [] if constraint is None else bounds(constraint)
+        if any(isinstance(end, Tensor) and end.requires_grad for end in ends):
+            return True
+    return False
+
+
 def never(guide: Distribution, prior: Distribution) -> bool:
     """True if a guide gives the probability 0 to a value of a categorical or Bernoulli site, and the prior does not."""
     ours, theirs = _probabilities(prior), _probabilities(guide)

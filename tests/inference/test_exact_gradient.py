@@ -17,7 +17,7 @@ def test_by_enumeration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = images(2)
     pair = Pair.read(own.model, own.guide, x)
     assert pair.vectorized == (name != "flat")
-    counts = {"plates": 8, "flat": 8, "layers": 16, "one-hot": 27, "index": 3, "fork": 8}
+    counts = {"plates": 8, "flat": 8, "layers": 16, "one-hot": 27, "impossible": 27, "index": 3, "fork": 8}
     assert num_states(pair, x) == counts[name]
     expected = own.elbo(x)
     torch.testing.assert_close(exact_elbo(pair, x), expected)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast, get_args
 
+import pyro.distributions as dist
 import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor
@@ -26,14 +27,15 @@ from ppl_gen.core.contracts import (
     WrapsELBO,
 )
 from ppl_gen.core.errors import BadInput, as_bad_input
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference import supports
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng
 from ppl_gen.inference.densities import add, leave_one_out_mean
 from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.elbos import min_samples, with_gradient_of
 from ppl_gen.inference.enumeration import DifferentiableLoss
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.thinning import check_backward, check_noise, check_thinned, drawn_by, terms_at, weighed
-from ppl_gen.inference.tracing import PyroFunction
+from ppl_gen.inference.tracing import PyroFunction, trace_of
 
 _DRAWN: dict[Draws, dict[str, bool]] = {
     "reparametrized": {},
@@ -41,6 +43,7 @@ _DRAWN: dict[Draws, dict[str, bool]] = {
     "frozen-guide": {"frozen_guide": True},
 }
 """Arguments of `Pair.terms` for each way to draw z."""
+_WRONG = (dist.MixtureOfDiagNormals, dist.MixtureOfDiagNormalsSharedCovariance)
 
 
 def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
@@ -60,6 +63,8 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
         )
     if isinstance(objective, ChecksPair):
         objective.check(pair, x, *args)
+    if isinstance(objective, WrapsELBO):
+        _check_gradients(objective, pair, "reparametrized", x, *args)
     if pair.direct is not None and isinstance(objective, HasLossForm) and (form := objective.loss_form(pair)):
         return _FormELBO(form, pair, _elbo_of(objective, pair, x, *args))
     if isinstance(objective, Loss):
@@ -119,8 +124,31 @@ def check_draws(objective: Surrogate | Loss, pair: Pair, draws: Draws, x: Tensor
         )
     if draws != "detached":
         check_reparametrized(objective, pair)
+    _check_gradients(objective, pair, draws, x, *args)
     if draws == "frozen-guide":  # log q is evaluated a second time
         check_noise(f"--objective {name_of(objective)}", pair, x, *args, instead="elbo or iwae")
+
+
+def _check_gradients(objective: Objective, pair: Pair, draws: Draws, x: Tensor, *args: Any) -> None:
+    """Raise `BadInput` for a guide whose score has another mean than 0, or whose samples have a wrong gradient."""
+    if pair.enumerated:
+        return
+    with forked_rng(x), evaluating(pair.guide), torch.enable_grad():
+        trace = trace_of(pair.guide, Batch(x, args, {}))
+    for name in pair.latent:
+        fn = trace.nodes[name]["fn"]
+        if draws != "reparametrized" and supports.moves(fn):
+            raise BadInput(
+                f"--objective {name_of(objective)}: the support of '{name}' in {pair.guide_name} changes with its "
+                "parameters, so that the mean of its score is not 0; use elbo or iwae"
+            )
+        wrong = [part for part in supports.parts(fn) if type(part) in _WRONG and part.component_logits.requires_grad]
+        if draws != "detached" and wrong:
+            raise BadInput(
+                f"--objective {name_of(objective)}: samples of {type(wrong[0]).__name__} ('{name}' in "
+                f"{pair.guide_name}) have a wrong gradient of the mixture's weights in Pyro; use rloo or vimco, or "
+                "DiagonalMixture of ppl_gen.guides.mixture"
+            )
 
 
 def check_reparametrized(objective: Objective, pair: Pair) -> None:

@@ -185,3 +185,82 @@ def test_the_renyi_bound_near_the_elbo(alpha: float) -> None:
     for none in (math.nan, math.inf):
         with pytest.raises(BadInput, match="alpha"):
             Renyi(alpha=none)
+
+
+AFFINE, SIGMOID = torch.distributions.transforms.AffineTransform, torch.distributions.transforms.SigmoidTransform
+ZERO, ONE = torch.zeros(1), torch.ones(1)
+ENDS: dict[str, tuple[Any, Callable[[Tensor], Any], bool]] = {
+    "uniform": (dist.Uniform(ZERO, 2.0), lambda b: dist.Uniform(ZERO, b), True),
+    "scaled": (
+        dist.Uniform(ZERO, 2.0),
+        lambda b: dist.TransformedDistribution(dist.Beta(ONE, ONE), [AFFINE(0.0, b)]),
+        True,
+    ),
+    "pareto": (dist.Exponential(ONE), lambda b: dist.Pareto(b, ONE), True),
+    "exponential": (dist.Exponential(ONE), lambda b: dist.Exponential(b), False),
+    "normal": (
+        dist.Normal(ZERO, 1.0),
+        lambda b: dist.TransformedDistribution(dist.Normal(ZERO, 1.0), [AFFINE(b, b)]),
+        False,
+    ),
+    # Its density vanishes at the ends: they may move.
+    "logit-normal": (
+        dist.Uniform(ZERO, 2.0),
+        lambda b: dist.TransformedDistribution(dist.Normal(ZERO, 1.0), [SIGMOID(), AFFINE(0.0, b)]),
+        False,
+    ),
+}  # prior, guide of a parameter, and whether the ends of the guide's support move
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_support_that_changes_with_parameters(name: str) -> None:
+    """For Uniform(0, b) the score has the mean -1/b, which `stl` would leave out, and score functions take for 0. The
+    gradient of a reparametrized ELBO is right."""
+    prior, q, moves = ENDS[name]
+    b = torch.ones(1, requires_grad=True)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", prior.expand([len(x), 1]).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", q(b).expand([len(x), 1]).to_event(1))
+
+    x = torch.full((4, 1), 0.5)
+    pair = Pair.read(model, guide, x)
+    for objective in ("stl", "dreg", "rloo", "nvil", "vimco", "rws"):
+        if moves:
+            with pytest.raises(BadInput, match="the support of 'z' in guide changes with its parameters"):
+                bind(construct(objective), pair, x)
+        else:
+            bind(construct(objective), pair, x)
+    for objective in ("elbo", "iwae"):
+        bind(construct(objective), pair, x)
+
+
+@pytest.mark.parametrize("kind", [dist.MixtureOfDiagNormals, dist.MixtureOfDiagNormalsSharedCovariance])
+def test_mixtures_of_pyro_with_a_wrong_gradient_are_refused(kind: Any) -> None:
+    """That of the weights is; score functions do not need it, and fixed weights have none."""
+    weights = torch.zeros(2, requires_grad=True)
+    scale = torch.ones(2, 2) if kind is dist.MixtureOfDiagNormals else torch.ones(2)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            locs = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).expand(len(x), 2, 2)
+            pyro.sample("z", kind(locs, scale.expand(len(x), *scale.shape), weights.expand(len(x), 2)))
+
+    x = torch.full((4, 2), 0.5)
+    pair = Pair.read(model, guide, x)
+    for objective in ("elbo", "beta", "stl", "iwae", "dreg"):
+        with pytest.raises(BadInput, match=f"samples of {kind.__name__} .* have a wrong gradient"):
+            bind(construct(objective), pair, x)
+    bind(construct("rloo"), pair, x)
+    weights.requires_grad_(False)
+    bind(construct("elbo"), pair, x)
