@@ -56,6 +56,8 @@ class OwnEstimator:
                 f"--estimator {self.reference}: returns log p(x) {list(found.log_px.shape)}; it must return log "
                 f"weights [samples, {len(x)}], or a ppl_gen.Estimate whose log_px is [{len(x)}]"
             )
+        if bool((found.log_px_mc_var < 0).any()):
+            raise BadInput(f"--estimator {self.reference}: log_px_mc_var must be at least 0, or NaN if it is unknown")
         return found
 
 

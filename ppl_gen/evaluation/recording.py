@@ -37,6 +37,8 @@ def summarize(estimates: Estimates, primary: str) -> Json:
     below = {name: others for name in sampled if (others := verdicts.below(estimates, name))}
     if below:
         summary["below"] = below
+    if wrong := verdicts.too_high(estimates):
+        summary["too_high"] = wrong
     if "annealed" in estimates:
         difference, apart = verdicts.disagreement(estimates["annealed"], guided)
         summary["disagreement"] = mean_entry(difference, fraction_beyond_errors=share(apart))

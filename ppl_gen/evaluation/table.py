@@ -207,6 +207,10 @@ def _agreement_rows(s: Json) -> list[Row]:
     for name, others in s.get("below", {}).items():
         above = ", ".join(ESTIMATES.get(other, other) for other in others)
         rows.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
+    for name in s.get("too_high", []):
+        known = "exact" if "log_px_exact" in s or s["log_px"]["estimator"] == "exact" else "quadrature"
+        note = f"above log p(x) by {ESTIMATES.get(known, known)}: it is not low in expectation"
+        rows.append(Row(f"{ESTIMATES.get(name, name)} is too high:", note=note))
     return rows
 
 

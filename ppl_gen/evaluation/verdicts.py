@@ -2,7 +2,8 @@
 that the gap of a guide is taken of.
 
 All functions take the estimates by name, in the order of the report. Each estimate is low in expectation. If one is
-above another beyond chance, the other is too low (`ppl_gen.inference.agreement`).
+above another beyond chance, the other is too low (`ppl_gen.inference.agreement`). One above a log p(x) without Monte
+Carlo error is not low in expectation, as an estimator of a user's own may be: it tells nothing of others.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_gen.inference.agreement import above, above_in_mean
+from ppl_gen.inference.agreement import above, above_in_mean, bound
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import ImportanceEstimate
 
@@ -28,11 +29,22 @@ def known_of(estimates: Estimates) -> str | None:
     return next((name for name in sorted(estimates) if not estimates[name].sampled), None)
 
 
+def too_high(estimates: Estimates) -> list[str]:
+    """Names of the estimates that are above an exact log p(x), or one by quadrature, beyond chance and its error."""
+    known = known_of(estimates)
+    if known is None:
+        return []
+    exact = estimates[known]
+    most = bound(exact.log_px + getattr(exact, "change", torch.zeros(())))
+    return [name for name, each in estimates.items() if each.sampled and above(most, each).any]
+
+
 def lower_bounds(estimates: Estimates) -> dict[str, Estimate]:
     """All estimates of log p(x) that are low in expectation, by name."""
     found: dict[str, Estimate] = {}
+    wrong = too_high(estimates)
     for name, estimate in estimates.items():
-        found |= estimate.lower_bounds(name)
+        found |= {} if name in wrong else estimate.lower_bounds(name)
     guided = guide_estimate(estimates)
     if guided is not None and guided.second_opinion is not None:
         found["second_opinion"] = guided.second_opinion
@@ -42,7 +54,7 @@ def lower_bounds(estimates: Estimates) -> dict[str, Estimate]:
 def below(estimates: Estimates, name: str) -> list[str]:
     """Names of the estimates that are above a given one beyond chance, which shows that it is too low."""
     lower = lower_bounds(estimates)
-    return [other for other in lower if other != name and above(lower[name], lower[other]).any]
+    return [other for other in lower if name in lower and other != name and above(lower[name], lower[other]).any]
 
 
 def at_least(estimates: Estimates, name: str) -> bool:

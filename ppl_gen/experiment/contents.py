@@ -267,6 +267,7 @@ class Evaluation(Result):
     sandwich_importance: NotRequired[_ImportanceSandwich]
     disagreement: NotRequired[_Apart]
     below: NotRequired[Mapping[str, list[str]]]
+    too_high: NotRequired[list[str]]
     khat: NotRequired[_Khat]
     active_units: NotRequired[int]
     narrower: NotRequired[bool]

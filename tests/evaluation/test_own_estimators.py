@@ -128,6 +128,10 @@ def test_forms_of_an_estimator() -> None:
         (torch.tensor([[0.0, 1.0, math.nan, 0.0]] * 2), "is NaN for image 2, sample 0"),
         (torch.tensor([[0.0, math.inf, 1.0, 0.0]] * 2), r"is \+inf for image 1, sample 0"),
         (of_log_weights("mine", torch.zeros(30, 3, dtype=torch.float64)), r"returns log p\(x\) \[3\]; it must"),
+        (
+            replace(of_log_weights("mine", torch.zeros(30, 4)), log_px_mc_var=-torch.ones(4)),
+            "log_px_mc_var must be at least 0",
+        ),
     ],
 )
 def test_other_results_are_refused(result: Any, words: str) -> None:

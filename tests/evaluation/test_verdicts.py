@@ -168,3 +168,19 @@ def test_values_per_image_are_those_of_the_summary() -> None:
     assert {"elbo", "log_px", "log_px_importance", "log_px_annealed", "gap"} <= means <= variables.keys()
     for key in means:
         assert float(variables[key].values.mean()) == pytest.approx(summary[key]["mean"])
+
+
+@pytest.mark.parametrize("by", ["exact", "quadrature"])
+def test_an_estimate_above_a_known_value_is_too_high(by: str) -> None:
+    """It is no evidence against others: importance sampling at the exact value is not too low."""
+    truth = replace(exact(-90 * ONE), estimator=by)
+    one_above, within = (sampled(log_px, estimator="mine") for log_px in (-89.0, -90.0))
+    found = {"importance": importance(-90.0, -91.0), by: truth, "mine": one_above}
+    assert verdicts.too_high(found) == ["mine"] and not verdicts.below(found, "importance")
+    evaluation = Evaluation.of(found, by, ABOUT)
+    assert evaluation.summary["too_high"] == ["mine"] and "below" not in evaluation.summary
+    notes = {row.label: row.note for row in evaluation.rows()}
+    assert notes["mine is too high:"] == f"above log p(x) by {by}: it is not low in expectation"
+    assert evaluation.summary["gap"]["mean"] == pytest.approx(1.0)
+    assert not verdicts.too_high({**found, "mine": within})
+    assert not verdicts.too_high({"importance": found["importance"], "mine": one_above})

@@ -26,7 +26,7 @@ from ppl_gen.core.contracts import (
     Surrogate,
     WrapsELBO,
 )
-from ppl_gen.core.errors import BadInput, as_bad_input
+from ppl_gen.core.errors import BadInput, as_bad_input, require
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng
 from ppl_gen.inference.densities import add, leave_one_out_mean
@@ -232,7 +232,10 @@ class _SurrogateELBO(_PairELBO):
     guide's discrete choices is added, if it makes any."""
 
     def __init__(self, objective: Surrogate, pair: Pair, draws: Draws):
-        super().__init__(pair, max(objective.num_particles, min_samples(pair)))
+        count = objective.num_particles
+        whole = isinstance(count, int) and not isinstance(count, bool)
+        require(whole and count >= 1, "num_particles", count, "must be a whole number, at least 1")
+        super().__init__(pair, max(count, min_samples(pair)))
         self.objective = objective
         self.bound = objective.bound if isinstance(objective, HasBound) else None
         self.of_guide = objective.guide_surrogate if isinstance(objective, HasGuideSurrogate) else None

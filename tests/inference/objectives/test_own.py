@@ -96,6 +96,19 @@ def test_a_surrogate_is_trained(miwae: str) -> None:
     torch.testing.assert_close(-last, model.log_px(x).mean().detach(), rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", None, True])
+def test_a_number_of_samples_that_is_none(count: Any) -> None:
+    class Mine:
+        num_particles = count
+
+        def surrogate(self, terms: Any) -> Tensor:
+            return terms.log_weight.mean(0)
+
+    _, _, x, pair = _pair()
+    with pytest.raises(BadInput, match="num_particles .*: must be a whole number, at least 1"):
+        bind(Mine(), pair, x)
+
+
 class Climbing(nn.Module):
     """The ELBO by the score function, with a baseline that is learned (Mnih and Gregor 2014)."""
 
