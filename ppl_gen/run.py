@@ -56,6 +56,7 @@ from ppl_gen.experiment.config import (
 from ppl_gen.experiment.fitted import Fitted, check_same_images, resolve_device
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory, check_new
+from ppl_gen.experiment.starting import steps_of
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.pair import Pair
 from ppl_gen.report.page import Gallery
@@ -466,6 +467,11 @@ def _resume(run: Run, epochs: int | None, on_epoch: Hook | None, quiet: bool) ->
     longer = None if epochs is None else with_epochs(directory, config, convert("epochs", epochs, int))
     # The run that it started from may be gone by now.
     start = not exists(directory.checkpoint_path)
+    if start and directory.config.get("init_from_steps") not in (None, steps_of(config.init_from)):
+        raise BadInput(
+            f"{directory.path}: was to start from {config.init_from}, which has been trained further since; delete it, "
+            "and start again"
+        )
     prepared = prepare(longer or config, run.given, quiet=quiet, start=start)
     check_same_images(directory, prepared.assembled.data)
     check_before_training(prepared.assembled)

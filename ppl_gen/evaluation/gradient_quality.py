@@ -17,9 +17,9 @@ from ppl_gen.core.seeds import seed_torch
 from ppl_gen.evaluation.table import Printed, title
 from ppl_gen.evaluation.use_options import GradientOptions
 from ppl_gen.experiment.arguments import options_class
-from ppl_gen.experiment.assembling import start_from
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import Json
+from ppl_gen.experiment.starting import start_from
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.exact_gradient import exact_gradient, num_states
 from ppl_gen.inference.gradient_errors import gradient_errors

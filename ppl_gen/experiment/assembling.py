@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ppl_gen.data.splits import Data, labelled_among_others
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
-from ppl_gen.experiment.state import check, load_weights, prefixed, tensors_of, weights_of
+from ppl_gen.experiment.state import load_weights, weights_of
 from ppl_gen.inference.callables import ByName, asks_for_index, evaluating, map_leaves, takes_labels
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
@@ -224,33 +223,3 @@ def load_checkpoint(run: RunDirectory, model: nn.Module, guide: nn.Module, check
     load_weights(nn.ModuleDict({"model": model, "guide": guide}), tensors, run.checkpoint_path, f"{checkpoint}.")
     run.loaded = content[1]["step"]
     return content[1]
-
-
-def start_from(path: str | Path, model: nn.Module, guide: nn.Module) -> str:
-    """Copy the last weights of a run into a model and a guide. The model gets all of its weights. The guide gets those
-    that have the same name and shape in both guides, so that a model can be given another guide.
-
-    :returns: a sentence that says which weights were copied.
-    :raises BadInput: for a directory that is no run, a run without weights, and a run of another model.
-    """
-    run = RunDirectory.open(Path(path))
-    content = run.load_checkpoint()
-    if content is None:
-        raise BadInput(f"--init-from {path}: has no checkpoint")
-    theirs = prefixed(content[0], "last.")
-    ours = tensors_of(nn.ModuleDict({"model": model, "guide": guide}))
-    fits = {name for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape}
-    for name in sorted(theirs.keys() | ours.keys()):
-        if name.startswith("model.swapped_prior.") and name not in fits:
-            raise BadInput(f"--init-from {path}: its model has another --prior")
-        if name.startswith("model.") and name not in fits:
-            raise BadInput(
-                f"--init-from {path}: its model differs: '{name}' is missing in one of them, or has another shape"
-            )
-    copied, replaced = ({name: tensors[name] for name in fits} for tensors in (theirs, ours))
-    check(copied, replaced, run.checkpoint_path, "last.")
-    for name in fits:
-        ours[name].copy_(theirs[name])
-    guides = sum(name.startswith("guide.") for name in ours)
-    taken = sum(name.startswith("guide.") for name in fits)
-    return f"starts from {run.path}: its model, and {taken} of the {guides} tensors of the guide"

@@ -68,6 +68,7 @@ class Config:
         """The content of `config.json`: every option with its default filled in, and the origin of the run."""
         from ppl_gen.data import masks
         from ppl_gen.data.loading import fingerprint
+        from ppl_gen.experiment.starting import steps_of
 
         given = given or Given()
         resolved, classes = self.resolved(given), dict[str, Any]()
@@ -89,6 +90,7 @@ class Config:
             "training": asdict(self.training),
             "num_samples": self.num_samples,
             "init_from": self.init_from,
+            "init_from_steps": steps_of(self.init_from),
             "fixed_model": self.fixed_model,
             "objective_options": resolved.objective_options,
             "objective_sha256": given.fingerprint("objective", self.training.objective),
@@ -368,7 +370,7 @@ def config_of(run: RunDirectory, given: Given | None, *, swap: bool = False) -> 
         return Config(
             **classes,
             **_options(run),
-            **{name: _tuples(content[name]) for name in names if name in content or name == "num_samples"},
+            **{name: tuples(content[name]) for name in names if name in content or name == "num_samples"},
         )
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
@@ -418,7 +420,7 @@ def _class_of(run: RunDirectory, kind: Kind, name: str | None, swap: bool, requi
     :param name: the name that the user has given for it; None if none was given.
     """
     recorded = run.config.get(kind) if kind == "prior" else run.config[kind]
-    options = _tuples(run.config.get(f"{kind}_options", {}))
+    options = tuples(run.config.get(f"{kind}_options", {}))
     if name is None:
         if required and recorded is not None and is_external(recorded):
             raise BadInput(f"{run.path}: was fitted with the {kind} {recorded}; {_hint(kind, recorded)}")
@@ -502,8 +504,8 @@ def _all(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """A value from JSON with tuples for lists, as signatures have them."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

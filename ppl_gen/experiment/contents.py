@@ -47,6 +47,7 @@ class Config(TypedDict):
     training: Mapping[str, Any]
     num_samples: int
     init_from: NotRequired[str | None]
+    init_from_steps: NotRequired[int | None]
     fixed_model: NotRequired[bool]
     objective_options: NotRequired[Mapping[str, Any]]
     objective_sha256: NotRequired[str | None]

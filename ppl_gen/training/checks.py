@@ -25,7 +25,8 @@ from ppl_gen.core.memory import free_memory, is_out_of_memory
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import REDRAWN, Data, labelled_among_others
-from ppl_gen.experiment.assembling import read_pair, release, start_from
+from ppl_gen.experiment import starting
+from ppl_gen.experiment.assembling import read_pair, release
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
@@ -108,7 +109,7 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     if start and config.fixed_model and config.init_from is None:
         raise BadInput("--refit-guide: needs the run of the model; name it with --init-from")
     if start and config.init_from is not None:
-        say(start_from(config.init_from, assembled.model, assembled.guide))
+        say(starting.start(assembled))
     check_binarization(assembled)
     check_missing(assembled)
     check_labelled_share(assembled)

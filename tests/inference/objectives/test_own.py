@@ -105,7 +105,7 @@ def test_a_number_of_samples_that_is_none(count: Any) -> None:
             return terms.log_weight.mean(0)
 
     _, _, x, pair = _pair()
-    with pytest.raises(BadInput, match="num_particles .*: must be a whole number, at least 1"):
+    with pytest.raises(BadInput, match=r"num_particles .*: must be a whole number, at least 1"):
         bind(Mine(), pair, x)
 
 
