@@ -235,6 +235,26 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
             ["--num-particles: the sweep sets this option itself"],
         ),
         (("vae", *SEEDS[1:4], "vimco:x", *SEEDS[5:]), ["--num-particles", "x"]),
+        (
+            ("vae", "--guides", "flow,num-transforms=1", "--out", "out", "--", "--guide.num-transforms", "3"),
+            ["--guide.num-transforms: the sweep sets this option itself"],
+        ),
+        (
+            ("vae", "--guides", "flow,num-transforms=1", "--vary", "guide.num-transforms", "2", "--out", "out"),
+            ["--guide.num-transforms: the sweep sets this option twice"],
+        ),
+        (
+            ("vae", "--vary", "epochs", "1", "--vary", "epochs", "3", "--out", "out"),
+            ["--epochs: the sweep sets this option twice"],
+        ),
+        (
+            ("vae", "--objectives", "muprop,baseline=True", "--out", "out", "--", "--objective.no-baseline"),
+            ["--objective.baseline: the sweep sets this option itself"],
+        ),
+        (
+            ("vae", "--objectives", "vimco:5", "--vary", "num-particles", "3", "--out", "out"),
+            ["sets this option twice"],
+        ),
         (("vae", *SEEDS[1:4], "elbo", "elbo", *SEEDS[5:]), ["two runs would have the name vae-normal-elbo-0"]),
         (("vea", *SEEDS[1:]), ["unknown model 'vea'"]),
         (("vae", "--guides", "nrmal", *SEEDS[3:]), ["unknown guide 'nrmal'", "did you mean 'normal'"]),

@@ -10,6 +10,7 @@ A signal that is ignored when the command starts, as SIGHUP is under nohup, stay
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,17 +46,27 @@ def raise_once(*, shared: bool = False) -> None:
     :param shared: True if torchrun has started several processes. It forwards the signals that the terminal has already
         sent to every process, so a second signal is not a second Ctrl-C.
     """
-    raised = False
+    raised = 0  # number of the signal
 
     def once(number: int, frame: FrameType | None) -> None:
         nonlocal raised
         if not raised:
-            raised = True
+            raised = number
             raise KeyboardInterrupt
         if not shared:
             _end(f"interrupted: {AGAIN}")
 
+    def dropped(error: Any) -> None:
+        # Python drops an exception in `__del__`, and in this function: the signal comes again, a moment later.
+        nonlocal raised
+        if error.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(error)
+        elif raised:
+            number, raised = raised, 0
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+
     _handle(once)
+    sys.unraisablehook = dropped
 
 
 def told() -> None:

@@ -249,7 +249,7 @@ class Loop:
             last = state.epoch == options.epochs or state.stopped == options.epochs
             if state.epoch % options.checkpoint_every == 0 or last or interrupted:
                 self.save()
-            if interrupted:
+            if interrupted or parallel.any_rank(self.interrupted.is_set()):  # or while saving
                 raise KeyboardInterrupt
 
     # One step --------------------------------------------------------------------------------------------------

@@ -114,11 +114,13 @@ def plan(options: SweepOptions, rest: Sequence[str]) -> list[Planned]:
     parts = [options.guides or (None,), options.priors or (None,), options.objectives or (None,)]
     for (guide, prior, objective), values in itertools.product(itertools.product(*parts), itertools.product(*varied)):
         chosen, label = _chosen(guide, prior, objective, values)
+        _check_once(chosen, rest)
         config, _ = parse([options.model, *chosen, *rest])
         label = label or [config.guide, config.training.objective]
         for seed in options.seeds:
             named = [options.model, *label, str(seed)]
-            name = "-".join(kebab_case(word.rpartition(":")[2]) for word in named)
+            # A value may be a path.
+            name = "-".join(kebab_case(word.rpartition(":")[2].strip("/").replace("/", "-")) for word in named)
             if name in planned:
                 raise BadInput(
                     f"two runs would have the name {name}; give every guide, objective, prior and seed only once"
@@ -147,18 +149,29 @@ def with_particles(objective: str) -> tuple[str, str]:
 
 
 def _check_shared(options: SweepOptions, rest: Sequence[str]) -> None:
-    """Raise `BadInput` if an option after -- is one that the sweep sets itself."""
-    own = {f"--{name.replace('_', '-')}" for name, *_ in options.vary}
-    named = [each.partition(",")[0] for each in options.objectives or ()]
-    particles = {"--num-particles"} if any(with_particles(name)[1] for name in named) else set()
-    for argument in rest:
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag in {*_OWN, *own, *particles}:
+    """Raise `BadInput` for an option that a sweep sets by an option of its own."""
+    for flag in map(_flag, rest):
+        if flag in _OWN:
             raise BadInput(f"{flag}: the sweep sets this option itself; leave it out after --")
-    for flag in sorted(own & {*_OWN, *particles}):
-        raise BadInput(
-            f"--vary {flag.removeprefix('--')}: use the sweep's own option for it, such as --guides or --seeds"
-        )
+    for name, *_ in options.vary:
+        if _flag(f"--{name}") in _OWN:
+            raise BadInput(f"--vary {name}: use the sweep's own option for it, such as --guides or --seeds")
+
+
+def _check_once(chosen: Sequence[str], rest: Sequence[str]) -> None:
+    """Raise `BadInput` if an option of a run is given twice: the last one would count, whatever the run's name says."""
+    flags = [_flag(word) for word in chosen if word.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise BadInput(f"{flag}: the sweep sets this option twice; give it once, with all its values")
+        if flag in map(_flag, rest):
+            raise BadInput(f"{flag}: the sweep sets this option itself; leave it out after --")
+
+
+def _flag(word: str) -> str:
+    """The option that a word of the command line sets: `--objective.baseline` for `--objective.no-baseline`."""
+    of, dot, name = word.partition("=")[0].replace("_", "-").removeprefix("--").rpartition(".")
+    return f"--{of}{dot}{name.removeprefix('no-')}" if word.startswith("--") else word
 
 
 def _chosen(
@@ -237,6 +250,7 @@ def check_first(planned: Sequence[Planned]) -> None:
     """
     from ppl_gen.data.loading import load_data  # torch, which --help does without
     from ppl_gen.experiment.fitted import Assembled, resolve_device
+    from ppl_gen.training.hooks import hooks_of
 
     error: BadInput | None = None
     for run in planned:
@@ -244,6 +258,7 @@ def check_first(planned: Sequence[Planned]) -> None:
             continue
         try:
             resolve_device(run.config.training.device)
+            hooks_of(run.config.training, None)
             given = Given(**run.config.externals())
             data = load_data(run.config.data, given.data)
             assembled = Assembled.make(run.config, data, given)

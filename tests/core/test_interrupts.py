@@ -103,6 +103,33 @@ def test_a_signal_during_import(elsewhere: Path, module: str) -> None:
     assert [path.name for path in elsewhere.iterdir() if path.name != "__pycache__"] == ["torch.py"]
 
 
+DROPPED = """
+import sys, time
+from ppl_gen.core import cli
+
+class Slow:
+    def __del__(self):
+        print("deleting", flush=True)
+        time.sleep(30)
+
+def command(arguments):
+    slow = Slow()
+    del slow
+    print("deleted", flush=True)
+    time.sleep(30)
+
+cli.main(command)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_where_python_drops_exceptions(elsewhere: Path, number: signal.Signals) -> None:
+    """In `__del__`: the signal comes again right after it."""
+    Path("dropped.py").write_text(DROPPED, encoding="utf-8")
+    status, said, err = sent(["-m", "dropped"], {"deleting": number})
+    assert (status, said[0], err) == (1, "deleting", AGAIN)
+
+
 def test_ignored_signals_stay_ignored() -> None:
     """SIGHUP under nohup, and Ctrl-C of a command in the background of a script."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}

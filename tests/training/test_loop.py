@@ -36,7 +36,7 @@ from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
 from ppl_gen.training import monitor
 from ppl_gen.training.diverging import Diverged
-from ppl_gen.training.loop import loss_per_image, loss_with_gradient, train
+from ppl_gen.training.loop import Loop, loss_per_image, loss_with_gradient, train
 from ppl_gen.training.optimizer import OneOptimizer
 
 
@@ -174,6 +174,25 @@ def test_interrupted_and_resumed_equals_undisturbed(
     kept, again = whole.arrays("samples.npz"), cut.arrays("samples.npz")
     assert set(kept) == set(again) == {"epoch_0", "epoch_2", "epoch_3"}
     assert all(np.array_equal(kept[key], again[key]) for key in kept)
+
+
+def test_an_interrupt_while_the_last_checkpoint_is_written(
+    tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training has ended then, but what follows does not begin."""
+    save = Loop.save
+
+    def interrupted(self: Loop) -> None:
+        if self.state.epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        save(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Loop, "save", interrupted)
+        fit_pair(tmp_path / "cut", data, replace(SMALL, epochs=1))
+    cut, resumed = fit_pair(tmp_path / "cut", data, replace(SMALL, epochs=1))
+    whole, weights = fit_pair(tmp_path / "whole", data, replace(SMALL, epochs=1))
+    assert same(weights, resumed) and without_times(whole) == without_times(cut)
 
 
 def test_best_on_validation_is_kept(tmp_path: Path, data: Data) -> None:

@@ -11,6 +11,13 @@ def test_examples() -> None:
     assert doctest.testmod(sweeping) == (0, 1)
 
 
+def test_values_that_are_paths(elsewhere: Path) -> None:
+    """The name of a run is that of a folder, without folders above it."""
+    for values, names in ((("a/1.npy", "b/1.npy"), ["a-1", "b-1"]), (("/a.npy", "b.npy"), ["a", "b"])):
+        options = sweep.SweepOptions("vae", Path("out"), vary=(("data", *values),))
+        assert [run.path for run in sweep.plan(options, [])] == [Path(f"out/vae-data-{name}.npy-0") for name in names]
+
+
 def test_a_plan(elsewhere: Path) -> None:
     """Each run's arguments, read by `fit`, are its configuration."""
     objectives = ("vimco:50", "elbo-analytic-kl")
