@@ -4,7 +4,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -126,7 +127,14 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     say(cost)
     check_least_images(assembled)
     check_patience(assembled)
-    missing = without_gradient(assembled)
+    with _numbers_kept(assembled) as changed:
+        missing = without_gradient(assembled)
+    if changed and not quiet:
+        print(
+            f"warning: {', '.join(changed)} changes in training, but a checkpoint keeps parameters and buffers alone: "
+            "a run that is resumed gets other numbers; make it a buffer of an nn.Module",
+            file=sys.stderr,
+        )
     if missing and not quiet:
         expected = _of_baselines(assembled)
         if told := [name for name in missing if name not in expected]:
@@ -431,6 +439,31 @@ def without_gradient(assembled: Assembled) -> list[str]:
             warnings.simplefilter("ignore")  # as above
             _check_owned(loss, called, compute, modules)
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+@contextmanager
+def _numbers_kept(assembled: Assembled) -> Iterator[list[str]]:
+    """Context in which a loss is computed. The numbers of Python that model, guide and objective have as attributes are
+    restored, such as a count of steps. Yields a list that gets the names of those that were changed."""
+    own = assembled.objective
+    objects: list[Any] = [*assembled.model.modules(), *assembled.guide.modules()]
+    objects += own.modules() if isinstance(own, nn.Module) else [own]
+    before = [(each, dict(_numbers(each))) for each in objects]
+    changed: list[str] = []
+    yield changed
+    for each, numbers in before:
+        now = dict(_numbers(each))
+        for name, number in numbers.items():
+            if now.get(name, number) != number:
+                setattr(each, name, number)
+                changed.append(f"{type(each).__name__}.{name}")
+    changed[:] = dict.fromkeys(changed)
+
+
+def _numbers(owner: Any) -> Iterator[tuple[str, float]]:
+    """The attributes of an object that are numbers, by name."""
+    attributes = vars(owner) if hasattr(owner, "__dict__") else {}
+    yield from ((name, each) for name, each in attributes.items() if type(each) in (int, float) and each == each)
 
 
 def _of_baselines(assembled: Assembled) -> set[str]:

@@ -19,6 +19,7 @@ from ppl_gen.experiment.assembling import assemble
 from ppl_gen.experiment.config import Given
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.inference.pair import Terms
 from ppl_gen.run import Run
 from ppl_gen.training.checks import prepare, without_gradient
 
@@ -121,6 +122,44 @@ def test_a_baseline_that_the_objective_does_not_use_is_no_fault(
     assert sorted(found.missing) == sorted(baseline + others)
     err = capsys.readouterr().err
     assert err == ("warning: no gradient reaches model.unused.weight, model.unused.bias\n" if unused else "")
+
+
+class Warming:
+    """A surrogate that counts its steps, in Python or in a buffer."""
+
+    num_particles = 1
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def surrogate(self, terms: Terms) -> Tensor:
+        self.steps += 1
+        return terms.log_likelihood.mean(0) + min(1.0, self.steps / 100) * (terms.log_prior - terms.log_guide).mean(0)
+
+
+class InABuffer(nn.Module):
+    num_particles = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    surrogate = Warming.surrogate
+
+
+@pytest.mark.parametrize("kind", [Warming, InABuffer])
+def test_numbers_that_no_checkpoint_keeps_are_told(data: Data, capsys: pytest.CaptureFixture[str], kind: Any) -> None:
+    """Trying the objective does not count as a step."""
+    objective = kind()
+    prepare(small_config(), Given(objective=objective), quiet=False)
+    err = capsys.readouterr().err
+    assert int(objective.steps) == 0
+    if kind is InABuffer:
+        assert not err
+    else:
+        assert err.startswith(
+            "warning: Warming.steps changes in training, but a checkpoint keeps parameters and buffers"
+        )
 
 
 def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Call) -> None:
