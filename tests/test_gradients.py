@@ -106,7 +106,7 @@ class Twice:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("net", "--objectives", "rlo"), ["--objective rlo: unknown; did you mean 'rloo'"]),
+        (("net", "--objectives", "rlo"), ["unknown objective 'rlo'; did you mean 'rloo'"]),
         (("net", "--objectives", "vimco:5"), ["--objectives vimco:5", "not said to be that of the ELBO"]),
         (("net", "--objectives", "rloo:1"), ["rloo needs at least 2 samples"]),
         (("net", "--objectives", "rloo:x"), ["--objectives rloo:x", "as in rloo:4"]),

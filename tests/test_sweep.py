@@ -262,7 +262,7 @@ def test_one_at_a_time(fake: Any, call: Call) -> None:
         (("vae", "--guides", "flow,transfrm=iaf", *SEEDS[3:]), ["--guide.transfrm", "did you mean --guide.transform"]),
         (("vae", *SEEDS[1:4], "miwae:8,groups", *SEEDS[5:]), ["--objectives miwae:8,groups", "as in miwae:8,groups=4"]),
         (("vae", *SEEDS[1:4], "miwae:8,group=4", *SEEDS[5:]), ["--objective.group", "did you mean --objective.groups"]),
-        (("vae", *SEEDS[1:4], "elbow", *SEEDS[5:]), ["--objective elbow: unknown", "did you mean 'elbo'"]),
+        (("vae", *SEEDS[1:4], "elbow", *SEEDS[5:]), ["unknown objective 'elbow'", "did you mean 'elbo'"]),
         ((*SEEDS[:-1], "/proc/out"), ["--out /proc/out", "cannot be written"]),
         ((*SEEDS[:-1], ""), ["--out '': is empty"]),
         (("vae", "--guides", "", *SEEDS[3:]), ["--guides '': is empty"]),

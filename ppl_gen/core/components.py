@@ -119,6 +119,12 @@ def names(kind: Kind) -> list[str]:
 
 def check_name(kind: Kind, reference: str, known: Iterable[str]) -> None:
     """Raise `BadInput` for a name that is none of the package's own, nor that of a class outside it."""
+    name = re.split("[:,]", reference)[0]
+    if name != reference and name in known:  # as `sweep` takes it
+        raise BadInput(
+            f"{kind} '{reference}': give its options by words of their own, as in --{kind} {name} --{kind}.OPTION VALUE"
+            + (" or --num-particles NUMBER" if kind == "objective" else "")
+        )
     if not is_external(reference) and reference not in known:
         raise BadInput(f"unknown {kind} '{reference}'{near_miss(reference, known)} (your own: file.py:Class)")
 
@@ -148,9 +154,9 @@ def find(kind: Kind, reference: str) -> type:
     origin, _, object_name = reference.partition(":")
     if origin in OBJECTS:
         raise BadInput(f"{kind} '{reference}': was the {origin} {object_name} of a Python session; pass it again")
+    classes = known(kind)
+    check_name(kind, reference, classes)
     if not is_external(reference):
-        classes = known(kind)
-        check_name(kind, reference, classes)
         return classes[reference]
     where, _, name = reference.rpartition(":")
     module = _import(kind, where)

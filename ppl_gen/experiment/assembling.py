@@ -171,7 +171,12 @@ def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str,
         with evaluating(model):
             after = model.prior()
             kinds = [_kind(each) for each in (after, before)]
-    except Exception as error:  # user code, or a prior and a guide that need each other
+    except RecursionError as error:
+        raise BadInput(
+            f"--prior {config.prior}: is made from the guide {config.guide}, which needs the prior; choose another "
+            "guide"
+        ) from error
+    except Exception as error:  # user code
         raise BadInput(f"--prior {config.prior}: prior() fails: {describe(error)}") from error
     if kinds[0] != kinds[1]:
         raise BadInput(f"--prior {config.prior}: is {kinds[0]}, but the latent of {type(model).__name__} is {kinds[1]}")

@@ -14,8 +14,9 @@ from torch.distributions import constraints
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference import supports
-from ppl_gen.inference.callables import Batch, forked_rng, name_of, take
+from ppl_gen.inference.callables import Batch, forked_rng, modules_of, name_of, take
 from ppl_gen.inference.densities import Site, alike, masked_log_prob, sample_sites
+from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.supports import inside, support
 from ppl_gen.inference.tracing import Traces, latent_sites, trace_of
@@ -89,6 +90,11 @@ def _checked_traces(pair: Pair, first: int, batch: Batch) -> tuple[Traces, set[s
         missing = batch.x.reshape(len(batch.x), -1).isnan().any(1)
         if missing.any():
             _checked_traces(pair, first, batch._replace(x=batch.x.nan_to_num(0)))  # raises an error that is not of NaN
+            if any(map(observes_pixels, modules_of(pair.model, pair.guide))):
+                raise BadInput(
+                    f"{who} computes with missing pixels, which are NaN: with --missing, p(z) and p(x | z) must not "
+                    "depend on pixels; leave --missing out, or choose another model"
+                ) from error
             raise BadInput(
                 f"image {first + int(missing.nonzero()[0])} has pixels that are NaN; replace them"
             ) from error

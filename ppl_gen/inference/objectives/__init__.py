@@ -42,7 +42,7 @@ from typing import Any
 
 from ppl_gen.core import components
 from ppl_gen.core.contracts import Loss, Objective, Surrogate, WrapsELBO
-from ppl_gen.core.errors import BadInput, near_miss, require
+from ppl_gen.core.errors import BadInput, require
 from ppl_gen.inference.objectives.loss import bind
 
 __all__ = ["bind", "check", "construct"]
@@ -113,12 +113,7 @@ def _found(objective: str | type | Objective) -> tuple[Any, str]:
     """The class or the instance, and its name in messages."""
     if not isinstance(objective, str):
         return objective, objective.__name__ if isinstance(objective, type) else type(objective).__name__
-    if components.is_external(objective):
-        return components.find("objective", objective), objective
-    classes = components.known("objective")
-    if objective not in classes:
-        raise BadInput(f"--objective {objective}: unknown{near_miss(objective, classes)} (your own: file.py:Class)")
-    return classes[objective], objective
+    return components.find("objective", objective), objective
 
 
 def _not_taken(option: str, cls: Any, name: str) -> str:

@@ -73,7 +73,7 @@ def test_options_by_name() -> None:
 @pytest.mark.parametrize(
     ("objective", "options", "words"),
     [
-        ("vimko", {}, "objective vimko: unknown; did you mean 'vimco'"),
+        ("vimko", {}, "unknown objective 'vimko'; did you mean 'vimco'"),
         ("elbo", {"num_particles": 0}, "num_particles 0: must be at least 1"),
         ("iwae", {"num_particles": 1}, "num_particles 1: iwae needs at least 2 samples; try 50"),
         ("iwae", {"alpha": 0.5}, "alpha 0.5: belongs to the objective renyi, not iwae"),
