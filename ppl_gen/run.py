@@ -344,6 +344,8 @@ class Run:
         own: list[Any] = []
         if estimator is not None:
             chosen["estimator"], own = split(estimator)
+        if data is not None and "split" in chosen:
+            raise BadInput("split: data= is evaluated in place of a split; leave one of them out")
         options = evaluation_options(options, chosen, self.checkpoint)
         others = other_guides(options, self.given)
         if data is not None:

@@ -247,6 +247,8 @@ def test_new_images(elsewhere: Path, x: Tensor) -> None:
     torch.testing.assert_close(estimate.log_px, joint.logsumexp(0).double().detach(), rtol=1e-5, atol=1e-5)
     assert estimate.estimator == "exact" and not estimate.at_least
     evaluation = run.evaluate(data=new.numpy(), num_samples=30)
+    with pytest.raises(BadInput, match="data= is evaluated in place of a split"):
+        run.evaluate(data=new, split="validation")
     assert evaluation.summary["num_images"] == 7 and evaluation.summary["data"] == "array"
     # The share of each component among many samples is its responsibility: 5 standard errors, 2e-5 of false alarms.
     samples = run.latents(new, num_samples=4000)["z"]

@@ -37,12 +37,12 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     values = np.nan_to_num(values) if nan else values
     white, top = fitted.data.train.white, max(float(values.max(initial=0)), 1)
     if top > max(white, 1):
-        raise BadInput(f"data: pixels up to {top:g}, but white is {white} in the run; divide by your value of white")
+        raise BadInput(f"data: pixels up to {top:.9g}, but white is {white} in the run; divide by your value of white")
     whole = bool((values == np.rint(values)).all())
     if 1 < top <= white / 2 and not whole:
         raise BadInput(
-            f"data: pixels up to {top:g} are neither in [0, 1] nor grey levels up to {white}, the run's white; divide "
-            "by your value of white"
+            f"data: pixels up to {top:.9g} are neither in [0, 1] nor grey levels up to {white}, the run's white; "
+            "divide by your value of white"
         )
     found = arrays.read(collected, 1 if top == 1 else white, nan)
     images, labels = torch.from_numpy(found.splits["train"]), found.labels.get("train")

@@ -58,8 +58,8 @@ class QuadratureEstimate(Estimate):
     estimator: str = "quadrature"
     words: str = "quadrature"
     change: Tensor
-    """Change of log p(x) when the step was halved for the last time, in nats [images]: a bound of the error, unless the
-    grid misses a peak."""
+    """Change of log p(x) when the step was halved for the last time, in nats [images]. The error is smaller for a
+    smooth integrand, and of this size where it has kinks, as with splines; unless the grid misses a peak."""
     evaluations: int
     """Number of evaluations of p(x | z): pairs of image and grid point."""
 

@@ -47,6 +47,7 @@ from ppl_gen.training.batches import least_images
 from ppl_gen.training.loop import objective_for
 
 _COMPLETE = ("adversarial", "wake-sleep")  # objectives that draw images from the model
+_AVERAGE = "__baseline_avg_downstream_cost_"  # beginning of Pyro's parameters for moving averages, before a site's name
 _SAMPLES = 100  # of z, to hold a closed form against
 _TIMED_STATES = 2**13
 _MORE_TIMED_STATES = 2**16  # for sums over states that do not multiply with images: a short step would measure overhead
@@ -420,6 +421,11 @@ def without_gradient(assembled: Assembled) -> list[str]:
                 loss = compute()
         for name, site in trace.trace.nodes.items():
             trained = site["type"] == "param" and site["value"].requires_grad
+            if name.startswith(_AVERAGE):
+                raise BadInput(
+                    f"{pair.guide_name}: use_decaying_avg_baseline of '{name.removeprefix(_AVERAGE)}' keeps an average "
+                    "that no checkpoint has; use nn_baseline, or --objective rloo or nvil without a baseline"
+                )
             if trained and id(site["value"].unconstrained()) not in owned:
                 raise BadInput(
                     f"pyro.param('{name}') was created after the pair was built: make it an nn.Parameter of "

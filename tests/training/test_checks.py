@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from fits import FEW, PLAIN, SHORT, Laplace, small_config
@@ -122,6 +124,26 @@ def test_a_baseline_that_the_objective_does_not_use_is_no_fault(
     assert sorted(found.missing) == sorted(baseline + others)
     err = capsys.readouterr().err
     assert err == ("warning: no gradient reaches model.unused.weight, model.unused.bias\n" if unused else "")
+
+
+class Averaging(nn.Module):
+    """A guide with Pyro's moving average as its baseline."""
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__()
+        self.net = nn.Linear(data_dim, latent_dim)
+
+    def guide(self, x: Tensor) -> None:
+        infer: Any = {"baseline": {"use_decaying_avg_baseline": True}}
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=self.net(x)).to_event(1), infer=infer)
+
+
+def test_a_moving_average_of_pyro_is_refused(data: Data) -> None:
+    """It is a parameter that no checkpoint keeps."""
+    config = replace(small_config(), model="belief-net", model_options={"latent_dim": 3}, guide="instance:Averaging")
+    with pytest.raises(BadInput, match="use_decaying_avg_baseline of 'z' keeps an average that no checkpoint has"):
+        prepare(config, Given(guide=Averaging(data.dim, 3)), quiet=True)
 
 
 class Warming:

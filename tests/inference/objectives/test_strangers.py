@@ -264,3 +264,31 @@ def test_mixtures_of_pyro_with_a_wrong_gradient_are_refused(kind: Any) -> None:
     bind(construct("rloo"), pair, x)
     weights.requires_grad_(False)
     bind(construct("elbo"), pair, x)
+
+
+def test_a_closed_form_of_torch_that_is_wrong() -> None:
+    """That of ContinuousBernoulli and Uniform(0, 1) is infinite; the mean over samples is 0.03. Right ones pass."""
+
+    def pair_of(prior: Any, q: Any) -> Pair:
+        def model(x: Tensor) -> None:
+            with pyro.plate("images", len(x)):
+                z = pyro.sample("z", prior.expand([len(x), 1]).to_event(1))
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("images", len(x)):
+                pyro.sample("z", q.expand([len(x), 1]).to_event(1))
+
+        return Pair.read(model, guide, torch.zeros(3, 1))
+
+    x = torch.zeros(3, 1)
+    wrong = pair_of(dist.Uniform(ZERO, 1.0), dist.ContinuousBernoulli(torch.tensor([0.3])))
+    with pytest.raises(BadInput, match=r"Pyro's KL divergence of image 0 is inf, .* over samples is 0\.0"):
+        bind(construct("elbo-analytic-kl"), wrong, x)
+    for prior, q in (
+        (dist.Normal(ZERO, 1.0), dist.Normal(ONE, 2.0)),
+        (dist.Gamma(ONE, ONE), dist.Gamma(2 * ONE, ONE)),
+        (dist.Beta(ONE, ONE), dist.Beta(3 * ONE, ONE)),
+        (dist.Exponential(ONE), dist.Gamma(2 * ONE, 2 * ONE)),
+    ):
+        bind(construct("elbo-analytic-kl"), pair_of(prior, q), x)
