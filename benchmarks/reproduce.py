@@ -202,6 +202,7 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "log p(x)": _log_px(),
     "estimator": lambda found: found["evaluation"]["log_px"]["estimator"],
     "S": lambda found: f"{found['evaluation']['log_px']['num_samples']:,}",
+    "images": lambda found: f"{found['evaluation']['num_images']:,}",
     "importance sampling": _log_px("importance"),
     "exact, or by quadrature": _log_px("exact", "quadrature"),
     "settled log p(x)": _log_px("settled"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -112,13 +112,7 @@ def _blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.node.get_closest_marker("painted") or (folder in ("figures", "report") and not drawn):
         return
 
-    def write(self: Figure, file: Path | IO[bytes]) -> None:
-        if isinstance(file, Path):
-            file.write_bytes(_BLANK.getvalue())
-        else:
-            file.write(_BLANK.getvalue())
-
-    monkeypatch.setattr(Figure, "write", write)
+    monkeypatch.setattr(Figure, "png", lambda self: _BLANK.getvalue())
     if folder not in ("models", "data") and not drawn:
         monkeypatch.setattr(sys.modules[__name__], "_drawn", False)
 

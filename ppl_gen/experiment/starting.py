@@ -18,7 +18,7 @@ from ppl_gen.experiment.config import Given, tuples
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.experiment.run_directory import RunDirectory
 from ppl_gen.experiment.state import check, prefixed, tensors_of
-from ppl_gen.inference.callables import evaluating
+from ppl_gen.inference.callables import accepting, evaluating
 from ppl_gen.inference.densities import alike, masked_log_prob, sample_sites
 
 
@@ -108,16 +108,15 @@ def _difference(run: RunDirectory, assembled: Assembled) -> str | None:
         ours, theirs = (tensors_of(nn.ModuleDict({"model": each})) for each in (assembled.model, other))
         for key, tensor in theirs.items():
             tensor.copy_(ours[key])
-    except (BadInput, KeyError, RuntimeError):
+        ours_here = _densities(assembled.model, images)
+    except Exception:  # code of a user's own, which is tried again where it is used
         return None
     try:
-        densities = [_densities(model, images) for model in (assembled.model, other)]
-        same = densities[0].keys() == densities[1].keys() and all(
-            alike(density, densities[1][key]) for key, density in densities[0].items()
-        )
+        theirs_here = _densities(other, images)
     except Exception:  # these images are none of the run's, such as grey ones
-        same = False
-    if same:
+        theirs_here = {}
+    same = ours_here.keys() == theirs_here.keys()
+    if same and all(alike(density, theirs_here[key]) for key, density in ours_here.items()):
         return None
     changed = [
         f"{key} is {value}, not {options['model_options'][key]}"
@@ -131,5 +130,5 @@ def _densities(model: Any, images: tuple[Any, ...]) -> dict[str, Tensor]:
     """The log-densities of images and of z from the prior, by site; the same z for two models of one prior."""
     with evaluating(model), torch.random.fork_rng([]), torch.no_grad():
         seed_torch(0)
-        trace = poutine.trace(model.model).get_trace(*images)
+        trace = poutine.trace(accepting(model.model)).get_trace(*images)
         return {site["name"]: masked_log_prob(site) for site in sample_sites(trace)}
