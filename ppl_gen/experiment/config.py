@@ -28,7 +28,16 @@ from ppl_gen.experiment.run_directory import Json, RunDirectory
 if TYPE_CHECKING:
     from ppl_gen.data.splits import Data
 
-ORIGIN = ("format", "command", "versions", "git_commit", "num_threads", "data_name", "data_notice")
+ORIGIN = (
+    "format",
+    "command",
+    "versions",
+    "git_commit",
+    "num_threads",
+    "data_name",
+    "data_notice",
+    "init_from_steps",
+)
 """Keys of `config.json` that record where and how the run was made. They are no options and do not identify the run."""
 KINDS: tuple[Kind, ...] = ("model", "guide", "prior")
 

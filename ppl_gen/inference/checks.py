@@ -16,6 +16,7 @@ from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, forked_rng, modules_of, name_of, take
 from ppl_gen.inference.densities import Site, alike, masked_log_prob, sample_sites
+from ppl_gen.inference.independence import check_halves
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.supports import inside, support
@@ -42,6 +43,7 @@ def check_images(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> str:
             traces, unchecked = _checked_traces(pair, first, batch)
             _check_same_sites(pair, first, traces)
             _check_masks(pair, traces, batch)
+            check_halves(pair, first, batch, traces)
             sites = [traces.model.nodes[name] for name in pair.observed]
             kinds = [_kind_of(pair, site, site["name"] in unchecked, first, batch) for site in sites]
             if any(_is_weight(site) for site in sites):

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import PackedSequence
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import Batch, map_leaves, modules_of, take
-from ppl_gen.inference.densities import Site, alike, samples_first
+from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, Site, alike, samples_first
 from ppl_gen.inference.pair import Pair, Terms
-from ppl_gen.inference.tracing import conditioned, replayed
+from ppl_gen.inference.tracing import Traces, conditioned, replayed
 
 _BATCH_SIZE = 16  # images, as many as importance sampling holds at a time
 
@@ -68,15 +68,50 @@ def check_independence(pair: Pair, batch: Batch) -> None:
             apart, where, how = _alone(scorer, image), everyone[0], "alone"
         for what, one, many in zip(_WHAT, _densities(apart), _densities(together), strict=True):
             if not alike(one[0, where], many[0, image]) and (noisy or not _differ_by_rounding(scorer, image)):
-                owner = pair.guide_name if what == "log q(z | x)" else pair.model_name
-                raise BadInput(
-                    f"{owner}: images change each other's densities: {what} of image {int(rows[image])} is "
-                    f"{float(one[0, where]):.6g} {how} and {float(many[0, image]):.6g} among {len(rows)}; let no "
-                    "statistic or event, such as of batch normalization or .to_event(n), reach across the plate "
-                    f"'{pair.plate.name}'"
-                )
+                raise _dependent(pair, what, int(rows[image]), one[0, where], how, many[0, image], len(rows))
     if noisy and scorer.sites is not None:
         _check_shared_noise(scorer, together, other)
+
+
+def _dependent(
+    pair: Pair, what: str, image: int, one: Tensor, how: str, many: Tensor, count: int, first: int = 0
+) -> BadInput:
+    """The error about an image whose density is another one among other images."""
+    owner = pair.guide_name if what == "log q(z | x)" else pair.model_name
+    return BadInput(
+        f"{owner}: images change each other's densities: {what} of image {first + image} is {float(one):.6g} {how} and "
+        f"{float(many):.6g} among {count}; let no statistic or event, such as of batch normalization or .to_event(n), "
+        f"reach across the plate '{pair.plate.name}'"
+    )
+
+
+def check_halves(pair: Pair, first: int, batch: Batch, traces: Traces) -> None:
+    """Refuse a pair in which an image of a batch changes the densities of others, such as the brightest one: the two
+    halves of the batch are scored apart, at the same z. A pair with noise besides z, or with a guide that cannot score
+    a z that it has not drawn, is left to `check_independence`.
+
+    :param first: number of the first image, for messages.
+    :param traces: traces of the batch.
+    """
+    everyone = torch.arange(len(batch.x), device=batch.x.device)
+    if len(everyone) < 2 or pair.enumerated:
+        return
+    scorer = _Scorer(pair, batch, {name: pair.proposal(traces).nodes[name] for name in pair.latent}, 0)
+    try:
+        together, other = scorer(everyone)[0], replace(scorer, seed=1)(everyone)[0]
+    except Exception:  # such as a flow without inverse
+        return
+    if not _all_alike(together, other):
+        return
+    for rows in everyone.tensor_split(2):
+        apart, _ = scorer(rows)
+        for what, one, many in zip(_WHAT, _densities(apart), _densities(together), strict=True):
+            differ = ~torch.isclose(one[0], many[0, rows], rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
+            for number in differ.nonzero().flatten().tolist()[:1]:
+                image = rows[number]
+                if not _differ_by_rounding(scorer, image):
+                    how = f"among {len(rows)}"
+                    raise _dependent(pair, what, int(image), one[0, number], how, many[0, image], len(everyone), first)
 
 
 def _check_shared_noise(scorer: "_Scorer", together: Terms, other: Terms) -> None:

@@ -268,3 +268,26 @@ def test_noise_that_all_images_share_is_refused(shared: bool) -> None:
         found = ppl_gen.log_marginal_likelihood(model, guide, x)
         truth = dist.Normal(0.0, 3**0.5).log_prob(x)
         assert ((found.log_px - truth).abs() < 6 * found.log_px_mc_var.sqrt()).all()
+
+
+@pytest.mark.parametrize("who", ["model", "guide"])
+def test_one_bright_image_of_many(who: str) -> None:
+    """It changes the densities of its batch, and is not among those that a pair is read on."""
+    x = torch.rand(800, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def bright(x: Tensor, of: str) -> float:
+        return 0.1 * bool((x > 3).any()) if who == of else 0.0
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0 + bright(x, "model")).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7 + bright(x, "guide")).to_event(1))
+
+    ppl_gen.log_weights(model, guide, x, num_samples=2)
+    x[633] = 5.0
+    with pytest.raises(BadInput, match=f"{who}: images change each other's densities: .* among 300"):
+        ppl_gen.log_weights(model, guide, x, num_samples=2)
