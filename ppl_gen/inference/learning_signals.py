@@ -20,13 +20,9 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.relaxations import Choice, Part, check_choices, choice_of, sampled
 from ppl_gen.inference.tracing import conditioned, replayed
 
-_NUMBERS = {"item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__", "__complex__"} | {
-    "__contains__",
-    "__dlpack__",
-    "equal",
-    "allclose",
-    "is_nonzero",
-}  # functions whose results are no tensors, but depend on the values of one
+_NUMBERS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__contains__", "__dlpack__"}
+_NUMBERS |= {"__array__", "__bool__", "__complex__", "__float__", "__index__", "__int__"}
+"""Functions whose results are no tensors, but depend on the values of one."""
 
 
 def parts_of(pair: Pair, x: Tensor, *args: Any) -> dict[str, Part]:
@@ -83,7 +79,7 @@ def _not_shown(
     observed sites first."""
     for of in upstream:
         names = list(of)
-        for name in lost:
+        for name in sorted(lost):
             later = names[names.index(name) + 1 :] if name in names else []
             for each in sorted(later, key=lambda each: each not in pair.observed):
                 if name not in of[each]:
