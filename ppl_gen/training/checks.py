@@ -4,8 +4,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -45,6 +44,7 @@ from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.observed import observed_log_prob
 from ppl_gen.training.batches import least_images
 from ppl_gen.training.loop import objective_for
+from ppl_gen.training.own_objectives import is_a_mean, loss_of, numbers_kept
 
 _COMPLETE = ("adversarial", "wake-sleep")  # objectives that draw images from the model
 _AVERAGE = "__baseline_avg_downstream_cost_"  # beginning of Pyro's parameters for moving averages, before a site's name
@@ -103,6 +103,10 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
         if text and not quiet:
             print(text, flush=True)
 
+    def warn(text: str) -> None:
+        if not quiet:
+            print(f"warning: {text}", file=sys.stderr)
+
     data = _data(config, given)
     say(f"*** {data.notice} ***" if data.notice else None)
     assembled = Assembled.make(config, data, given)
@@ -128,23 +132,26 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     say(cost)
     check_least_images(assembled)
     check_patience(assembled)
-    with _numbers_kept(assembled) as changed:
+    with numbers_kept(assembled) as changed:
         missing = without_gradient(assembled)
-    if changed and not quiet:
-        print(
-            f"warning: {', '.join(changed)} changes in training, but a checkpoint keeps parameters and buffers alone: "
-            "a run that is resumed gets other numbers; make it a buffer of an nn.Module",
-            file=sys.stderr,
+        mean = is_a_mean(assembled)
+    if changed:
+        warn(
+            f"{', '.join(changed)} changes in training, but a checkpoint keeps parameters and buffers alone: a run "
+            "that is resumed gets other numbers; make it a buffer of an nn.Module"
         )
-    if missing and not quiet:
-        expected = _of_baselines(assembled)
-        if told := [name for name in missing if name not in expected]:
-            print(f"warning: no gradient reaches {', '.join(told)}", file=sys.stderr)
-    if assembled.per_image and data.binarization in REDRAWN and not quiet:
-        print(
-            f"warning: --binarization {data.binarization}: draws training images anew at every step, but "
-            f"{assembled.pair.guide_name} has one q for each; --binarization static keeps them",
-            file=sys.stderr,
+    if mean:
+        warn(
+            f"objective {name_of(assembled.objective)}: its loss is the same for twice as many images; return the sum "
+            "over the images, or its numbers are none per image"
+        )
+    expected = _of_baselines(assembled) if missing else set()
+    if told := [name for name in missing if name not in expected]:
+        warn(f"no gradient reaches {', '.join(told)}")
+    if assembled.per_image and data.binarization in REDRAWN:
+        warn(
+            f"--binarization {data.binarization}: draws training images anew at every step, but "
+            f"{assembled.pair.guide_name} has one q for each; --binarization static keeps them"
         )
     return Prepared(assembled, cost, missing)
 
@@ -284,7 +291,7 @@ def check_least_images(assembled: Assembled) -> None:
     training = assembled.config.training
     if (size := min(training.batch_size, len(assembled.data.train))) == 1:
         # Called for its error alone.
-        least_images(_loss(assembled), assembled.model, assembled.guide, size, lambda: assembled.batch)
+        least_images(loss_of(assembled), assembled.model, assembled.guide, size, lambda: assembled.batch)
 
 
 # What does enumeration cost? -----------------------------------------------------------------------------------
@@ -409,7 +416,7 @@ def without_gradient(assembled: Assembled) -> list[str]:
     owned = {id(parameter) for parameter in modules.parameters()}
     with pyro.get_param_store().scope(), unchanged(modules):  # restores batch statistics and generators, too
         seed_torch(0)
-        compute = partial(_loss(assembled), *batch)
+        compute = partial(loss_of(assembled), *batch)
         called: list[nn.Module] = []
         with poutine.trace(param_only=True) as trace, pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf|-inf)")  # raised below
@@ -447,31 +454,6 @@ def without_gradient(assembled: Assembled) -> list[str]:
     return [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
 
 
-@contextmanager
-def _numbers_kept(assembled: Assembled) -> Iterator[list[str]]:
-    """Context in which a loss is computed. The numbers of Python that model, guide and objective have as attributes are
-    restored, such as a count of steps. Yields a list that gets the names of those that were changed."""
-    own = assembled.objective
-    objects: list[Any] = [*assembled.model.modules(), *assembled.guide.modules()]
-    objects += own.modules() if isinstance(own, nn.Module) else [own]
-    before = [(each, dict(_numbers(each))) for each in objects]
-    changed: list[str] = []
-    yield changed
-    for each, numbers in before:
-        now = dict(_numbers(each))
-        for name, number in numbers.items():
-            if now.get(name, number) != number:
-                setattr(each, name, number)
-                changed.append(f"{type(each).__name__}.{name}")
-    changed[:] = dict.fromkeys(changed)
-
-
-def _numbers(owner: Any) -> Iterator[tuple[str, float]]:
-    """The attributes of an object that are numbers, by name."""
-    attributes = vars(owner) if hasattr(owner, "__dict__") else {}
-    yield from ((name, each) for name, each in attributes.items() if type(each) in (int, float) and each == each)
-
-
 def _of_baselines(assembled: Assembled) -> set[str]:
     """Names of the parameters of the guide's baselines, which serve Pyro's score function alone."""
     (x, *args), pair = assembled.batch, assembled.pair
@@ -487,13 +469,6 @@ def _require_gradient(assembled: Assembled, loss: Tensor) -> None:
     if not loss.requires_grad:
         name = name_of(assembled.objective)
         raise BadInput(f"objective {name}: its loss has no gradient; do not detach it, and do not use torch.no_grad()")
-
-
-def _loss(assembled: Assembled) -> Callable[..., Tensor]:
-    """The loss, as a function of a batch, from the functions of the pair."""
-    pair = replace(assembled.pair, direct=None)
-    elbo: Any = objective_for(assembled.config.training, assembled.objective, pair, *assembled.batch)
-    return partial(elbo.differentiable_loss, pair.model, pair.guide)
 
 
 def _check_owned(loss: Tensor, called: list[nn.Module], compute: Callable[[], Tensor], modules: nn.Module) -> None:

@@ -184,6 +184,24 @@ def test_numbers_that_no_checkpoint_keeps_are_told(data: Data, capsys: pytest.Ca
         )
 
 
+class SumOrMean:
+    """A loss of a user's own."""
+
+    def __init__(self, reduce: str) -> None:
+        self.reduce = reduce
+
+    def loss(self, pair: Any, x: Tensor, *args: Any) -> Tensor:
+        bounds: Tensor = pair.terms(x, *args, num_samples=2).log_weight.mean(0)
+        return -bounds.mean() if self.reduce == "mean" else -bounds.sum()
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_a_loss_that_is_a_mean_over_images_is_told(data: Data, capsys: pytest.CaptureFixture[str], reduce: str) -> None:
+    prepare(small_config(), Given(objective=SumOrMean(reduce)), quiet=False)
+    told = "warning: objective SumOrMean: its loss is the same for twice as many images; return the sum over"
+    assert (told in capsys.readouterr().err) == (reduce == "mean")
+
+
 def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Call) -> None:
     """Its ELBO is -inf, whether or not a few draws show it."""
     uniform = "dist.Uniform(-9 * torch.ones(4), 9.0).to_event(1)"

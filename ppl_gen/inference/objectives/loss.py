@@ -87,10 +87,10 @@ def bind(objective: Objective, pair: Pair, x: Tensor, *args: Any) -> ELBO:
 def name_of(objective: Objective) -> str:
     """Name of an objective: on the command line, if it is of the package; else the name of its class."""
     name = type(objective).__name__
-    return kebab_case(name) if _is_ours(objective) else name
+    return kebab_case(name) if is_ours(objective) else name
 
 
-def _is_ours(objective: Objective) -> bool:
+def is_ours(objective: Objective) -> bool:
     """True for an objective of the package."""
     return type(objective).__module__.startswith(f"{__package__}.")
 
@@ -161,7 +161,7 @@ def check_reparametrized(objective: Objective, pair: Pair) -> None:
 def _reporting(objective: Objective) -> AbstractContextManager[None]:
     """Context that turns errors of a user's objective into `BadInput`. An error in an objective of the package is a
     bug, and keeps its traceback."""
-    return nullcontext() if _is_ours(objective) else as_bad_input(f"objective {name_of(objective)} fails")
+    return nullcontext() if is_ours(objective) else as_bad_input(f"objective {name_of(objective)} fails")
 
 
 def _draws(objective: Surrogate) -> Draws:
