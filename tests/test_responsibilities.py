@@ -1,14 +1,19 @@
 """`responsibilities`: what is typed, what is written, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from commands import REFUSED, Call, read, refused
+from torch import nn
 
 import ppl_gen
 from ppl_gen import fit, responsibilities
+from ppl_gen.run import Run
 
 
 def test_responsibilities(three_runs: Path, call: Call) -> None:
@@ -33,6 +38,44 @@ def test_responsibilities(three_runs: Path, call: Call) -> None:
         "components_by_label.png",
         "responsibilities.png",
     }
+
+
+class ThreeMeans(nn.Module):
+    """A mixture of three normals, whose component is summed over."""
+
+    def __init__(self, data_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1.0, 1.0, data_dim))
+        self.register_buffer("means", torch.tensor([-3.0, 0.0, 3.0]))
+
+    def model(self, x: Any = None, *, n: int = 1) -> Any:
+        with pyro.plate("data", n if x is None else len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(self.means[y].unsqueeze(-1), 1.0).to_event(1))  # type: ignore[index]
+            return pyro.sample("x", dist.Bernoulli(logits=z * self.weight).to_event(1), obs=x)
+
+
+class AtOneMean(nn.Module):
+    """A guide that stays near a number."""
+
+    def __init__(self, data_dim: int, *, scale: float = 0.3):
+        super().__init__()
+        self.loc, self.scale = nn.Parameter(torch.tensor(3.0)), scale
+
+    def guide(self, x: Any) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc.expand(len(x), 1), self.scale).to_event(1))
+
+
+@pytest.mark.parametrize(("scale", "untrusted"), [(0.3, True), (6.0, False)])
+def test_what_the_weights_say(elsewhere: Path, scale: float, untrusted: bool) -> None:
+    """p(y | x) is by importance sampling: a guide that misses two of three components shows in k-hat."""
+    x = torch.bernoulli(torch.full((200, 4), 0.5), generator=torch.Generator().manual_seed(0))
+    short: Any = {"epochs": 1, "learning_rate": 1e-9, "num_samples": 20, "quiet": True}
+    run = Run.fit(ThreeMeans, guide=AtOneMean(4, scale=scale), data=x, **short)
+    found = run.explain(num_samples=1000, quiet=True)
+    assert (found.summary["untrusted"] > 0.5) == untrusted and found.summary["ess"]["min"] >= 1
+    assert "not trusted (k-hat too high or unknown): " in str(found)
 
 
 def test_without_labels(elsewhere: Path, call: Call) -> None:

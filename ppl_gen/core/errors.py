@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ppl_gen.core.memory import is_out_of_memory
 
 NARROWER = "the guide leaves out a part of the prior's support; more of log p(x) may be there"
+UNOPPOSED = "the guide has no density for a z that it has not drawn, so that nothing looks for modes that it misses"
 """Note beside the figures of a guide whose support is narrower than the prior's."""
 
 ALIASES = {

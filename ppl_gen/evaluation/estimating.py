@@ -462,7 +462,7 @@ def importance_estimate(
 def _with_second_opinion(task: Task, estimate: ImportanceEstimate) -> ImportanceEstimate:
     how = {"num_samples": second_opinion_samples(estimate.num_samples), "seed": parallel.rank_seed(task.options.seed)}
     opinion = second_opinion(task.fitted.model, task.fitted.guide, task.x, *task.labels, **how)
-    return replace(estimate, second_opinion=opinion)
+    return replace(estimate, second_opinion=opinion, unopposed=opinion is None and not task.fitted.pair.enumerated)
 
 
 def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module], dict[str, Any]]:

@@ -17,13 +17,14 @@ from torch import Tensor
 from ppl_gen.core.contracts import HasDensity, offers
 from ppl_gen.core.errors import BadInput, require
 from ppl_gen.core.progress import Progress
+from ppl_gen.evaluation.own_estimators import of_log_weights
 from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import NUM_EXAMPLES, ResponsibilityOptions
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.callables import Batch
 from ppl_gen.inference.chunks import pairs_at_a_time
-from ppl_gen.inference.estimate import mean_se
+from ppl_gen.inference.estimate import mean_se, median_and_least, share
 from ppl_gen.inference.exact import state_posterior
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory
@@ -108,7 +109,7 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
     x, *unknown = _images(fitted, options)
     model: Any = fitted.model
     pair = fitted.pair
-    exactly, classified = is_mixture(model, pair), None
+    exactly, classified, trust = is_mixture(model, pair), None, dict[str, Any]()
     site = pair.latent[0] if exactly else str(_site_of_components(pair))
     with fitted.estimating(options.seed):
         if exactly:
@@ -117,7 +118,8 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
             weights = model.prior().log_prob(states).exp().double().cpu().numpy()
             means = model.likelihood(states).mean
         else:
-            probabilities, classified = _estimated(pair, options.num_samples, quiet, x, *unknown)
+            probabilities, classified, log_weights = _estimated(pair, options.num_samples, quiet, x, *unknown)
+            trust = _trust(log_weights)
             weights, means = _from_model(pair)
     components = probabilities.argmax(1).numpy()
     sizes = np.bincount(components, minlength=len(weights))
@@ -130,7 +132,7 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
         **fitted.provenance(options),
         "num_images": len(x),
         "site": site,
-        **({} if exactly else {"num_samples": options.num_samples}),
+        **trust,
         "entropy": {"mean": mean, "se": se},
         "components": {"in_use": int((probabilities.sum(0) >= 1).sum()), "of": len(weights)},
     }
@@ -211,21 +213,32 @@ def _site_of_components(pair: Pair) -> str | None:
     return sites[0] if len(sites) == 1 else None
 
 
-def _estimated(pair: Pair, num_samples: int, quiet: bool, x: Tensor, *unknown: Tensor) -> tuple[Tensor, Tensor | None]:
+def _trust(log_weights: Tensor) -> Json:
+    """The number of importance samples, and what their log weights [samples, images] say about them, as `fill` records
+    it."""
+    found = of_log_weights("responsibilities", log_weights)
+    assert found.ess is not None
+    return {"num_samples": len(log_weights), "ess": median_and_least(found.ess), "untrusted": share(found.untrusted)}
+
+
+def _estimated(
+    pair: Pair, num_samples: int, quiet: bool, x: Tensor, *unknown: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """p(y | x) of the enumerated site by importance sampling, and q(y | x) if the guide enumerates it; each float64
-    [images, values] on the CPU."""
-    name, blocks, classified = _site_of_components(pair), [], []
+    [images, values] on the CPU. Last, the log weights [samples, images] of all values together."""
+    name, blocks, classified, together = _site_of_components(pair), [], [], []
     assert name is not None
     with Progress(len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("responsibilities", f"{num_samples} samples per image")
         for _, (block, args, _) in Batch(x, unknown, {}).blocks(max(1, pairs_at_a_time(None, None, x) // num_samples)):
             log_w = pair.log_weights_by_value(name, block, *args, num_samples=num_samples)
             blocks.append(log_w.double().logsumexp(1).softmax(0).T.cpu())
+            together.append(log_w.double().logsumexp(0).cpu())
             if pair.enumerated_in_guide:
                 log_q = pair.by_value(1, Batch(block, args, {})).log_value
                 classified.append(log_q[:, 0].double().exp().T.cpu())
             advance(len(block))
-    return torch.cat(blocks), torch.cat(classified) if classified else None
+    return torch.cat(blocks), torch.cat(classified) if classified else None, torch.cat(together, 1)
 
 
 def _from_model(pair: Pair) -> tuple[np.ndarray, Tensor]:
@@ -260,10 +273,15 @@ def table(summary: Json) -> str:
         f"  components in use       {used} of {of}",
         f"  {entropy:<24}{s['entropy']['mean']:.3f} ± {s['entropy']['se']:.3f} nats per image, {how}",
     ]
+    if "untrusted" in s:
+        rows.append(
+            f"  effective sample size   median {s['ess']['median']:.1f}, least {s['ess']['min']:.1f}; not trusted "
+            f"(k-hat too high or unknown): {s['untrusted']:.1%} of images"
+        )
     if "purity" in s:
-        share, information = s["purity"], s["normalized_mutual_information"]
+        pure, information = s["purity"], s["normalized_mutual_information"]
         rows += [
-            f"  purity                  {share['mean']:.3f}   chance {share['chance']:.3f}",
+            f"  purity                  {pure['mean']:.3f}   chance {pure['chance']:.3f}",
             f"  normalized mutual information  {information['mean']:.3f}   chance {information['chance']:.3f}",
         ]
     for name, error in s.get("error", {}).items():

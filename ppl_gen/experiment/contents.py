@@ -272,6 +272,7 @@ class Evaluation(Result):
     khat: NotRequired[_Khat]
     active_units: NotRequired[int]
     narrower: NotRequired[bool]
+    unopposed: NotRequired[bool]
     components: NotRequired[_Components]
     proposal: NotRequired[str]
     no_quadrature: NotRequired[str]

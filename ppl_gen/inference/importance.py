@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput, describe, require, warnings_of
+from ppl_gen.core.errors import UNOPPOSED, BadInput, describe, require, warnings_of
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
@@ -91,6 +91,8 @@ class ImportanceEstimate(Estimate):
     """Kind of p(x), as `check_images` returns it: `probability`, `density`, `cross-entropy`, …"""
     second_opinion: "SecondOpinion | None" = None
     """log p(x) from few samples, half of them from the prior; None if it was not computed."""
+    unopposed: bool = False
+    """True if the guide has no density for a z that it has not drawn: nothing looks for modes that it misses."""
     bidirectional: "BidirectionalBounds | None" = None
     """Bounds from as many samples on images from the model, if they were computed."""
 
@@ -147,6 +149,8 @@ class ImportanceEstimate(Estimate):
             entries["left_out"] = list(self.left_out)
         if self.second_opinion is not None:
             entries["second_opinion"] = self.second_opinion.entry_on(self)
+        if self.unopposed:
+            entries["unopposed"] = True
         if self.bidirectional is not None:
             entries["sandwich_importance"] = self.bidirectional.entry()
         active = self.active_units
@@ -186,6 +190,8 @@ class ImportanceEstimate(Estimate):
                 f"a mode that the guide misses may be unseen: one with less than {mass:.0%} of the prior's mass, and a "
                 "larger one that adds little to log p(x)"
             )
+        if self.unopposed:
+            told.append(UNOPPOSED)
         if self.left_out:
             names = ", ".join(f"'{name}'" for name in self.left_out)
             told.append(f"left out of q(z | x), to which they do not belong: {names} of the guide")
@@ -269,7 +275,7 @@ def log_marginal_likelihood(
 
             few = second_opinion_samples(num_samples)
             opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **kwargs)
-            estimate = replace(estimate, second_opinion=opinion)
+            estimate = replace(estimate, second_opinion=opinion, unopposed=opinion is None and not pair.enumerated)
         return estimate
 
 

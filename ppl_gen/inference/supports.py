@@ -20,6 +20,7 @@ import torch
 from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.transforms import BlockAutoregressive
 from torch import Tensor
 from torch.distributions import (
     Distribution,
@@ -235,6 +236,8 @@ def certainly_narrower(guide: Distribution, prior: Distribution, *, everywhere: 
     theirs, ours = _reliable_support(guide), _reliable_support(prior)
     if theirs is _UNKNOWN or ours is _UNKNOWN:
         return False
+    if ours is not None and admits_all_reals(ours) and any(map(_has_bounded_flow, parts(guide))):
+        return True
     if theirs is not None and ours is not None:
         if admits_all_reals(theirs):
             return False
@@ -246,6 +249,13 @@ def certainly_narrower(guide: Distribution, prior: Distribution, *, everywhere: 
         if admits_all_reals(ours):
             return True
     return None
+
+
+def _has_bounded_flow(distribution: Distribution) -> bool:
+    """True for a block autoregressive flow without residual: its last layer is a sum of tanh, but it states that its
+    values are all real numbers."""
+    chain = _chain(distribution) if isinstance(distribution, TransformedDistribution) else []
+    return any(isinstance(each, BlockAutoregressive) and each.residual is None for each in chain)
 
 
 def _ends(constraint: Constraint) -> tuple[Tensor, Tensor] | None:

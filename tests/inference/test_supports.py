@@ -13,7 +13,7 @@ from pairs import integral, log_px_within, near_guide, number, one_site, standar
 from torch import Tensor
 
 import ppl_gen
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import UNOPPOSED, BadInput
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px
@@ -267,10 +267,36 @@ def test_a_planar_guide_is_scored_where_it_draws() -> None:
             z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
+    def guide_of_normal(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+
     x = torch.linspace(-1, 1, 5)[:, None]
     found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20_000)
     log_px_within(found, dist.Normal(0.0, math.sqrt(2)).log_prob(x[:, 0]).double(), largest=0.1)
-    assert found.second_opinion is None
+    assert found.second_opinion is None and found.unopposed and UNOPPOSED in str(found)
+    normal = ppl_gen.log_marginal_likelihood(model, guide_of_normal, x, num_samples=30)
+    assert normal.second_opinion is not None and not normal.unopposed
+
+
+@pytest.mark.parametrize(("residual", "narrower"), [(None, True), ("normal", False)])
+def test_a_flow_with_a_bounded_range(residual: str | None, narrower: bool) -> None:
+    """A block autoregressive flow without residual is a sum of tanh, though it states all real numbers. All images of
+    its estimate are at least, as is the mean."""
+    flow = T.block_autoregressive(1, residual=residual)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x / 2, 0.8).to_event(1), [flow]))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    found = ppl_gen.log_marginal_likelihood(model, guide, torch.linspace(-1, 1, 5)[:, None], num_samples=100)
+    assert found.narrower == narrower
+    assert not narrower or (bool(found.untrusted.all()) and found.at_least)
 
 
 def test_a_likelihood_with_a_shape_of_its_own() -> None:
