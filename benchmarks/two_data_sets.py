@@ -17,7 +17,11 @@ from ppl_gen.core import cli
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, NARROW, VERMILION, styled
 
-TABLES = {"guides and objectives": ("", "fashion"), "priors (guide, prior)": ("priors", "fashion-priors")}
+TABLES = {
+    "guides and objectives": ("", "fashion"),
+    "priors (guide, prior)": ("priors", "fashion-priors"),
+    "gradients for one layer of binary units": ("one-layer", "fashion-one-layer"),
+}
 """The sweeps on MNIST and on Fashion-MNIST; without a name, the table of guides."""
 Values = dict[str, tuple[float, float]]
 """log p(x) of each row on MNIST and on Fashion-MNIST, in nats, the best on Fashion-MNIST first."""
