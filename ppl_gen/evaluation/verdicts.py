@@ -7,7 +7,7 @@ Carlo error is not low in expectation, as an estimator of a user's own may be: i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,7 +67,11 @@ def at_least(estimates: Estimates, name: str) -> bool:
     if bool(estimate.log_px_mc_var.isnan().any()) or below(estimates, name):
         return True
     if estimate.khat is None:
-        return known_of(estimates) is None and not vouched(estimates, name)
+        known = known_of(estimates)
+        if known is not None:  # a stated bias does not excuse it there
+            unbiased = replace(estimate, log_px_bias=torch.zeros_like(estimate.log_px_bias))
+            return above(unbiased, estimates[known]).any
+        return not vouched(estimates, name)
     return bool(estimate.untrusted.any())
 
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from ppl_gen.inference.proposals import SecondOpinion
 
 _FIT_BLOCK = 2**13  # values in the tails of the images whose k-hat is computed at once
-_ROUNDING = 1e-6  # log weights that differ by less count as equal
+_ROUNDING, _ROUNDING_OF_DOUBLES = 1e-6, 1e-14  # log weights that differ by less, relatively, count as equal
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -464,7 +464,9 @@ def khat(log_weights: Tensor) -> Tensor:
         weights = np.sort(log_weights.double().cpu().numpy().T)
         with np.errstate(all="ignore"):  # of infinite weights
             tail = weights[:, -math.ceil(size) :]
-            differ = np.diff(tail) > _ROUNDING * np.maximum(np.abs(tail[:, 1:]), 1)
+            single = (weights == weights.astype(np.float32)).all(1)[:, None]  # numbers of float32, whatever their type
+            rounding = np.where(single, _ROUNDING, _ROUNDING_OF_DOUBLES)
+            differ = np.diff(tail) > rounding * np.maximum(np.abs(tail[:, 1:]), 1)
             spread = weights[:, -1] - weights[:, 0] > _ROUNDING
             fitted = np.flatnonzero(spread & (differ.mean(1) >= 0.5))
             above = np.exp(weights[:, -math.floor(size) - 1 :] - weights[:, -1:])

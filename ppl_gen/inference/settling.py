@@ -213,8 +213,11 @@ def _run_pilot(sample: Sampler, count: int, settling: Settling, progress: Advanc
         pilot.drawn[active] += 2 * step
         by_guide, by_mixture = _settles(guided, mixed, settling.tolerance)
         now = by_guide | by_mixture
-        # An image that is not settled takes the larger value: both are low in expectation.
-        take_guide = torch.where(now, by_guide, guided.log_px > mixed.log_px)
+        # An image that is not settled takes the value with the smaller error; the larger one where they differ beyond
+        # their errors, because both are low in expectation.
+        better = guided.log_px_mc_var <= mixed.log_px_mc_var
+        larger = guided.log_px > mixed.log_px
+        take_guide = torch.where(now, by_guide, torch.where(_agree(guided, mixed), better, larger))
         both = by_guide & by_mixture
         take_guide = torch.where(both, guided.log_px_mc_var <= mixed.log_px_mc_var, take_guide)
         pilot.by_guide[active], pilot.settled[active] = take_guide, now
@@ -237,12 +240,17 @@ def _error(estimate: Estimate) -> Tensor:
 
 def _settles(guided: Estimate, mixed: Estimate, tolerance: float) -> tuple[Tensor, Tensor]:
     """Images that are settled by the guide, and by the mixture; bool [images]."""
-    difference = guided.log_px - mixed.log_px
-    allowed = _allowed(guided.log_px_mc_var + mixed.log_px_mc_var, guided.log_px_bias.abs() + mixed.log_px_bias.abs())
+    agree = _agree(guided, mixed)
     known = (_error(mixed) <= _LOOSE * tolerance) & ~mixed.untrusted
-    by_guide = (_error(guided) <= tolerance) & ~guided.untrusted & known & (difference.abs() <= allowed)
-    by_mixture = (_error(mixed) <= tolerance) & ~mixed.untrusted & (difference <= allowed)
+    by_guide = (_error(guided) <= tolerance) & ~guided.untrusted & known & agree
+    by_mixture = (_error(mixed) <= tolerance) & ~mixed.untrusted & (agree | (guided.log_px < mixed.log_px))
     return by_guide, by_mixture
+
+
+def _agree(one: Estimate, other: Estimate) -> Tensor:
+    """Images whose two estimates differ by no more than their errors explain; bool [images]."""
+    biases = one.log_px_bias.abs() + other.log_px_bias.abs()
+    return (one.log_px - other.log_px).abs() <= _allowed(one.log_px_mc_var + other.log_px_mc_var, biases)
 
 
 def _allowed(variance: Tensor, bias: Tensor) -> Tensor:

@@ -184,3 +184,11 @@ def test_an_estimate_above_a_known_value_is_too_high(by: str) -> None:
     assert evaluation.summary["gap"]["mean"] == pytest.approx(1.0)
     assert not verdicts.too_high({**found, "mine": within})
     assert not verdicts.too_high({"importance": found["importance"], "mine": one_above})
+
+
+@pytest.mark.parametrize(("value", "too_low"), [(-90.45, True), (-90.0, False)])
+def test_a_stated_bias_does_not_excuse_annealing_below_a_known_value(value: float, too_low: bool) -> None:
+    """0.45 nats below, 20 images with an error of 0.09 for their mean and a stated bias of 0.27."""
+    low_one = annealed(value, 0.16, -0.27)
+    found = {"importance": importance(-91.0, -92.0), "quadrature": replace(exact(-90 * ONE), estimator="quadrature")}
+    assert verdicts.at_least({**found, "annealed": low_one}, "annealed") == too_low

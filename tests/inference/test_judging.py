@@ -236,3 +236,13 @@ def test_the_weights_of_numpyro(tmp_path: Path) -> None:
     assert lines == str(found).splitlines() and found.num_samples == 1000 and len(found.log_px) == 100
     assert abs(found.mean - float(exact)) < 4 * found.mc_se - found.bias + 1e-6  # rounding in float32
     assert float(exact) - float(found.elbo.mean()) < 0.01 and f"the exact value, −{-float(exact):.2f}" in page
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e5, -1e5])
+def test_a_constant_factor_of_the_weights_changes_no_diagnostic(offset: float) -> None:
+    """Such as the unit of a density of 3,072 pixels. k-hat does not take spacings of float64 for ties."""
+    log_weights = np.random.default_rng(0).normal(size=(1000, 20))
+    plain, shifted = judge(log_weights), judge(log_weights - offset)
+    assert not plain.at_least and not shifted.at_least
+    torch.testing.assert_close(shifted.khat, plain.khat, rtol=0, atol=1e-6)
+    torch.testing.assert_close(shifted.log_px + offset, plain.log_px, rtol=0, atol=1e-8)

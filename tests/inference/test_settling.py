@@ -98,6 +98,14 @@ def test_an_exact_guide_is_settled_at_once() -> None:
     assert int(found.samples.max()) <= 1024
 
 
+def test_an_image_that_is_left_has_the_value_with_the_smaller_error() -> None:
+    """Though the mixture is too uncertain for the tolerance, the exact guide's value is kept, which agrees with it."""
+    model, x = _linear(40)
+    found = settled_log_px(model, ExactGuide(model), x, settling=Settling(tolerance=2e-4), anneal=False)
+    assert found.at_least and bool((found.outcome == LEFT).any())
+    torch.testing.assert_close(found.log_px, model.log_px(x))
+
+
 def test_a_guide_in_the_lesser_mode_settles_nothing() -> None:
     """It is 4.4 nats low and k-hat trusts every image; samples of the prior contradict it (each of 10 images is missed
     with probability below 1e-3)."""
