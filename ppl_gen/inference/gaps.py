@@ -39,6 +39,9 @@ from ppl_gen.inference.proposals import SecondOpinion, second_opinion, second_op
 from ppl_gen.inference.tracing import PyroFunction
 
 _IMAGES_PER_BLOCK = 50
+_TRAVELS = (
+    0.3  # share of the way of steps in one direction, above which a context travels; noise goes in all directions
+)
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,9 @@ def optimize_contexts(
     model: PyroFunction, at: _ContextGuide, x: Tensor, start: Tensor, weights: list[nn.Parameter], search: Search
 ) -> tuple[Tensor, Tensor]:
     """Maximize the ELBO of each image over its context by Adam. Returns the contexts [images, …], averaged over the
-    best window of each image, and True for each image that converged.
+    best window of each image, and True for each image that converged: its mean ELBO has not exceeded the best for some
+    windows, and its context does not travel. Each step of Adam is about the learning rate long, so that a context far
+    from its optimum may gain less than the noise of a window for long, but goes in one direction.
 
     Adam updates every element separately, so that images do not interact, and images that have converged can be left
     out of the batch.
@@ -302,7 +307,8 @@ def optimize_contexts(
     pair = Pair.read(model, at, x, start)
     kept = [parameter.detach().clone() for parameter in moving]
     best = torch.full_like(x[:, 0], -math.inf)
-    waited = torch.zeros_like(best)
+    waited, travels = torch.zeros_like(best), torch.zeros_like(best, dtype=torch.bool)
+    trail: list[Tensor] = []  # mean contexts of the last windows
     rows = torch.arange(len(x), device=x.device)  # images that have not converged
     for _ in range(search.most_windows):
         bound = torch.zeros_like(rows, dtype=x.dtype)
@@ -321,13 +327,18 @@ def optimize_contexts(
         kept[0][rows[improved]] = averages[0][improved]
         if weights and bool(improved):
             kept[1:] = averages[1:]
-        active = waited[rows] < search.patience
+        trail = [*trail[-search.patience :], averages[0]]
+        steps = search.window * (len(trail) - 1)
+        moved = (trail[-1] - trail[0]).abs().flatten(1).amax(1)
+        travels[rows] = moved > _TRAVELS * search.learning_rate * max(steps, 1)
+        active = (waited[rows] < search.patience) | travels[rows]
         if not active.any():
             break
         if not active.all():
             rows = rows[active]
             moving[0] = _select_rows(adam, moving[0], active)
+            trail = [each[active] for each in trail]
     with torch.no_grad():
         for weight, value in zip(weights, kept[1:], strict=True):
             weight.copy_(value)
-    return kept[0], waited >= search.patience
+    return kept[0], (waited >= search.patience) & ~travels

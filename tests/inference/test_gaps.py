@@ -47,6 +47,24 @@ def _correlated(closeness: float) -> LinearGaussian:
     return model
 
 
+class InSmallUnits(MeanField):
+    """The same, with means in thousandths: a step of Adam moves them a thousandth as far."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(x) * torch.tensor([1000.0, 1000.0, 1.0, 1.0], dtype=F64)
+
+    def posterior(self, context: Tensor) -> Any:
+        return super().posterior(context * torch.tensor([0.001, 0.001, 1.0, 1.0], dtype=F64))
+
+
+def test_a_context_that_travels_has_not_converged() -> None:
+    """Though what it gains in a window is lost in the noise: its optimum is 400 windows of steps away or more."""
+    model, guide = _correlated(1 / 1.3), InSmallUnits()
+    x = model.model(n=6).detach() + 3.0
+    found = gaps(model, guide, x, num_samples=100, search=replace(SEARCH, most_windows=30))
+    assert not found.settled.any()
+
+
 def test_parts_are_those_in_closed_form() -> None:
     """The best diagonal Gaussian has the posterior's mean and the inverse diagonal of its precision: it leaves half a
     nat to a posterior so correlated, and this encoder another 1.3. The mean of each part is found to 10 %, and each
