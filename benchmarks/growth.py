@@ -19,7 +19,6 @@ import torch
 from benchmarks import enumeration
 from benchmarks.steps import noise, step_of
 from benchmarks.timing import medians
-from ppl_gen.core.files import make_folder
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import LINES, NARROW, Name, name_lines, plain, styled
@@ -137,7 +136,6 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"  {size:>8}{1e3 * seconds:12.2f} ms")
     if given.json:
         given.json.write_text(json.dumps(measured), encoding="utf-8")
-    make_folder(given.out.parent)
     draw(measured).write(given.out)
 
 

@@ -24,7 +24,6 @@ import torch
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks import enumeration
-from ppl_gen.core.files import make_folder
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, GREEN, NARROW, VERMILION, styled
@@ -267,7 +266,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{WAYS[way]}: {told or 'too few points for a slope'}; stops: {result['stop']}")
     if given.json:
         given.json.write_text(json.dumps(results))
-    make_folder(given.out.parent)
     draw(results).write(given.out)
 
 

@@ -24,6 +24,8 @@ from ppl_gen.core.contracts import Estimator, Guide, HasPrior, Model, missing
 from ppl_gen.core.errors import BadInput, as_bad_input, named_files, near_miss, require_number
 from ppl_gen.core.paths import is_file
 
+_IN_SWEEP = re.compile(r"([\w-]+)(:\d+|:\d+,.*|,.*)")
+"""A name with options as only `sweep` takes them: `vimco:50` or `flow,transform=iaf`. No class begins with a digit."""
 Kind = Literal["model", "guide", "prior", "objective", "estimator"]
 _CONTRACTS: dict[Kind, type] = {"model": Model, "guide": Guide, "prior": HasPrior, "estimator": Estimator}
 _OF_DATA = (
@@ -119,11 +121,10 @@ def names(kind: Kind) -> list[str]:
 
 def check_name(kind: Kind, reference: str, known: Iterable[str]) -> None:
     """Raise `BadInput` for a name that is none of the package's own, nor that of a class outside it."""
-    name = re.split("[:,]", reference)[0]
-    if name != reference and name in known:  # as `sweep` takes it
+    if (found := _IN_SWEEP.fullmatch(reference)) and found[1] in known:
         raise BadInput(
-            f"{kind} '{reference}': give its options by words of their own, as in --{kind} {name} --{kind}.OPTION VALUE"
-            + (" or --num-particles NUMBER" if kind == "objective" else "")
+            f"{kind} '{reference}': give its options by words of their own, as in --{kind} {found[1]} "
+            f"--{kind}.OPTION VALUE{' or --num-particles NUMBER' if kind == 'objective' else ''}"
         )
     if not is_external(reference) and reference not in known:
         raise BadInput(f"unknown {kind} '{reference}'{near_miss(reference, known)} (your own: file.py:Class)")
@@ -154,10 +155,11 @@ def find(kind: Kind, reference: str) -> type:
     origin, _, object_name = reference.partition(":")
     if origin in OBJECTS:
         raise BadInput(f"{kind} '{reference}': was the {origin} {object_name} of a Python session; pass it again")
-    classes = known(kind)
-    check_name(kind, reference, classes)
-    if not is_external(reference):
-        return classes[reference]
+    if not is_external(reference) or _IN_SWEEP.fullmatch(reference):
+        classes = known(kind)
+        check_name(kind, reference, classes)
+        if reference in classes:
+            return classes[reference]
     where, _, name = reference.rpartition(":")
     module = _import(kind, where)
     cls = getattr(module, name, None)

@@ -258,7 +258,7 @@ def check_first(planned: Sequence[Planned]) -> None:
             continue
         try:
             resolve_device(run.config.training.device)
-            hooks_of(run.config.training, None)
+            hooks_of(run.config.training)  # for its errors alone
             given = Given(**run.config.externals())
             data = load_data(run.config.data, given.data)
             assembled = Assembled.make(run.config, data, given)

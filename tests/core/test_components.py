@@ -109,6 +109,15 @@ def test_a_class_of_a_file_by_its_name_and_as_an_object(
     assert f"{reference} has changed since the run was fitted" in capsys.readouterr().err
 
 
+def test_a_module_with_the_name_of_one_of_the_packages_own(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flow:MyGuide` is a class of a module that can be imported, not the flow with an option."""
+    Path("flow.py").write_text(GUIDE)
+    monkeypatch.syspath_prepend(elsewhere)
+    assert components.find("guide", "flow:MyGuide").__name__ == "MyGuide"
+    with pytest.raises(ppl_gen.BadInput, match="cannot be imported"):
+        components.find("objective", "elsewhere.py.x:5")
+
+
 def test_the_fingerprint_of_a_class() -> None:
     """Methods and constants count; what a run makes of an instance with `pyro.param` statements does not."""
 

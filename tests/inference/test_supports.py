@@ -253,29 +253,29 @@ def test_a_likelihood_of_moved_bounds() -> None:
     log_px_within(ppl_gen.log_marginal_likelihood(model, standard_guide, x, num_samples=50_000), exact, largest=0.05)
 
 
-def test_a_planar_guide_is_scored_where_it_draws() -> None:
-    """Pyro's planar flow has no density elsewhere: there is no second opinion on it. 5 images of N(0, 2), each within 4
-    errors (false alarms 3e-4)."""
-    flow = T.planar(1)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x / 2, 0.8).to_event(1), [flow]))
+def _flow_pair(transforms: list[Any]) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
+    """x ~ N(z, 1) with z ~ N(0, 1), and transforms of a normal distribution as guide."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("images", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
-    def guide_of_normal(x: Tensor) -> None:
+    def guide(x: Tensor) -> None:
         with pyro.plate("images", len(x)):
-            pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x / 2, 0.8).to_event(1), transforms))
 
+    return model, guide
+
+
+def test_a_planar_guide_is_scored_where_it_draws() -> None:
+    """Pyro's planar flow has no density elsewhere: there is no second opinion on it. 5 images of N(0, 2), each within 4
+    errors (false alarms 3e-4)."""
     x = torch.linspace(-1, 1, 5)[:, None]
-    found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20_000)
+    found = ppl_gen.log_marginal_likelihood(*_flow_pair([T.planar(1)]), x, num_samples=20_000)
     log_px_within(found, dist.Normal(0.0, math.sqrt(2)).log_prob(x[:, 0]).double(), largest=0.1)
     assert found.second_opinion is None and found.unopposed and UNOPPOSED in str(found)
-    normal = ppl_gen.log_marginal_likelihood(model, guide_of_normal, x, num_samples=30)
+    normal = ppl_gen.log_marginal_likelihood(*_flow_pair([]), x, num_samples=30)
     assert normal.second_opinion is not None and not normal.unopposed
 
 
@@ -283,18 +283,8 @@ def test_a_planar_guide_is_scored_where_it_draws() -> None:
 def test_a_flow_with_a_bounded_range(residual: str | None, narrower: bool) -> None:
     """A block autoregressive flow without residual is a sum of tanh, though it states all real numbers. All images of
     its estimate are at least, as is the mean."""
-    flow = T.block_autoregressive(1, residual=residual)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x / 2, 0.8).to_event(1), [flow]))
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    found = ppl_gen.log_marginal_likelihood(model, guide, torch.linspace(-1, 1, 5)[:, None], num_samples=100)
+    pair, x = _flow_pair([T.block_autoregressive(1, residual=residual)]), torch.linspace(-1, 1, 5)[:, None]
+    found = ppl_gen.log_marginal_likelihood(*pair, x, num_samples=100)
     assert found.narrower == narrower
     assert not narrower or (bool(found.untrusted.all()) and found.at_least)
 
