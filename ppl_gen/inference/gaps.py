@@ -39,9 +39,7 @@ from ppl_gen.inference.proposals import SecondOpinion, second_opinion, second_op
 from ppl_gen.inference.tracing import PyroFunction
 
 _IMAGES_PER_BLOCK = 50
-_TRAVELS = (
-    0.3  # share of the way of steps in one direction, above which a context travels; noise goes in all directions
-)
+_TRAVELS = 0.3  # share of the way of as many steps in one direction, above which a context travels
 
 
 @dataclass(frozen=True)
