@@ -65,7 +65,9 @@ THREE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng([]), pyro.get_param_store().scope():
+    """Nothing comes from the test before: no draw, no parameter, and no validation that was turned off. The first use
+    of `torch._dynamo` in a process turns it off for good."""
+    with torch.random.fork_rng([]), pyro.get_param_store().scope(), pyro.validation_enabled(True):
         seed_torch(0)
         yield
 
