@@ -3,13 +3,15 @@
 The name of a run: runs the commands of docs/results*.md that make `runs/layers-200`, after those of the runs that it
 starts from, and stores what they found, with the protocol, in benchmarks/results/layers-200.json. A run that is there
 already goes on where it stopped. The name of a sweep does the same for all its runs. Tables whose first column is
-`name of the run`, or `row of` a sweep, have the numbers of these files; a test compares them.
+`name of the run`, or `row of` a sweep, have the numbers of these files; a test compares them. A row that names several
+runs, with a comma between them, has their means.
 
 A heading, or the start of one: runs the commands under it. Without a name, all runs and headings are listed.
 """
 
 import argparse
 import json
+import math
 import re
 import shlex
 import statistics
@@ -23,6 +25,7 @@ from typing import Any
 from benchmarks.pages import DOCS
 from benchmarks.timing import machine
 from ppl_gen.evaluation.entries import entry_of, verdicts
+from ppl_gen.inference.differences import critical
 
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
@@ -167,6 +170,12 @@ def _log_px(*estimators: str) -> Callable[[Record], str]:
     return cell
 
 
+def _over_seeds(found: Record) -> str:
+    """Half of the 95 % interval of log p(x) for other seeds, by Student's t."""
+    entry = found["evaluation"]["log_px"]
+    return f"± {critical(entry['num_seeds'] - 1, num_rows=2) * entry['se_seeds']:.2f}"
+
+
 def _settled(found: Record) -> str:
     """The share of images whose log p(x) is settled, by importance sampling or annealing."""
     entry = entry_of(found["evaluation"], "settled") or {}
@@ -200,6 +209,7 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "ELBO": _mean("elbo"),
     "IWAE bound, k = 100": _mean("iwae", "100"),
     "log p(x)": _log_px(),
+    "for other seeds, 95 %": _over_seeds,
     "estimator": lambda found: found["evaluation"]["log_px"]["estimator"],
     "S": lambda found: f"{found['evaluation']['log_px']['num_samples']:,}",
     "images": lambda found: f"{found['evaluation']['num_images']:,}",
@@ -222,6 +232,29 @@ TYPED = ("published",)
 def stored(name: str, results: Path = RESULTS) -> Record:
     found: Record = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
     return found
+
+
+def mean_of(records: list[Any]) -> Any:
+    """The mean of each number of the records of several runs, which differ in their seed. An entry's error over images
+    is the mean of theirs; `se_seeds` is the error over the `num_seeds`. What differs and has no mean is left out.
+
+    >>> mean_of([{"elbo": {"mean": -2.0, "se": 0.1}, "seed": 0}, {"elbo": {"mean": -4.0, "se": 0.3}, "seed": 1}])
+    {'elbo': {'mean': -3.0, 'se': 0.2, 'se_seeds': 1.0, 'num_seeds': 2}}
+    """
+    first, *others = records
+    if not others or all(each == first for each in others):
+        return first
+    if all(isinstance(each, dict) for each in records):
+        shared = [key for key in first if all(key in each for each in others)]
+        means = {key: mean_of([each[key] for each in records]) for key in shared}
+        found = {key: value for key, value in means.items() if value is not None}
+        if "mean" in found and "se" in found:
+            error = statistics.stdev(each["mean"] for each in records) / math.sqrt(len(records))
+            found |= {"se_seeds": error, "num_seeds": len(records)}
+            if "at_least" in found:
+                found["at_least"] = any(each["at_least"] for each in records)
+        return found
+    return statistics.fmean(records) if all(isinstance(each, float) for each in records) else None
 
 
 def show(found: Record) -> str:

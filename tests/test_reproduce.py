@@ -111,6 +111,28 @@ def test_cells_of_several_estimates() -> None:
     assert cells["settled log p(x)"] == cells["log p(x)"] and cells["settled images"] == "87.5%"
 
 
+def test_means_of_several_seeds() -> None:
+    """± over images, ± over seeds; and Student's t for the interval, with 1 degree of freedom 12.71 errors."""
+
+    def made(seed: int, log_px: float, at_least: bool) -> reproduce.Record:
+        entry = {"estimator": "importance", "mean": log_px, "se": 0.25, "at_least": at_least, "num_samples": 5000}
+        return {
+            "config": {"training": {"objective": "stl", "epochs": 3, "seed": seed}},
+            "minutes": {"training": 2.0 + seed},
+            "evaluation": {"log_px": entry, "elbo": {"mean": -3.0 - seed, "se": 0.5}, "num_images": 10},
+        }
+
+    records = [made(0, -1.0, False), made(1, -1.5, True)]
+    assert "for other seeds, 95 %" not in reproduce._cells(reproduce.CELLS, reproduce.mean_of(records[:1]))
+    cells = reproduce._cells(reproduce.CELLS, reproduce.mean_of(records))
+    assert cells["log p(x)"] == "at least -1.25 ± 0.25 ± 0.25" and cells["for other seeds, 95 %"] == "± 3.18"
+    assert cells["ELBO"] == "-3.50 ± 0.50 ± 0.50" and "seed" not in cells
+    assert cells["minutes of training"] == "2" and cells["images"] == "10"  # 2.5, to even
+    assert (cells["objective"], cells["epochs"], cells["S"]) == ("stl", "3", "5,000")
+    three = reproduce.mean_of([*records, made(2, -2.0, False)])
+    assert reproduce._cells(reproduce.CELLS, three)["for other seeds, 95 %"] == "± 1.24"  # 4.303 errors
+
+
 @pytest.mark.usefixtures("elsewhere")
 def test_a_sweep_is_made_and_stored(
     call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -154,7 +176,8 @@ def test_a_sweep_is_made_and_stored(
 
 
 def test_rows_are_those_that_are_stored() -> None:
-    """Each table whose first column is `name of the run`, or `row of` a sweep: each cell, and the commands."""
+    """Each table whose first column is `name of the run`, or `row of` a sweep: each cell, and the commands. A cell with
+    the names of several runs has their means."""
     recipes, used = reproduce.recipes(), set()
     for rows in pages.tables():
         first, *columns = rows[0]
@@ -162,12 +185,17 @@ def test_rows_are_those_that_are_stored() -> None:
         if first != "name of the run" and sweep == first:
             continue
         for name, *texts in rows[1:]:
-            of = name if sweep == first else sweep
-            found, cells = reproduce.stored(of), reproduce.CELLS if sweep == first else reproduce.SWEEP_CELLS
-            assert found["commands"] == recipes[of], of
-            used.add(of)
-            values = found if sweep == first else found["rows"][name]
-            there = reproduce._cells(cells, values)
+            names = name.split(", ") if sweep == first else [sweep]
+            found = [reproduce.stored(each) for each in names]
+            for each, record in zip(names, found, strict=True):
+                assert record["commands"] == recipes[each], each
+            used.update(names)
+            if sweep == first:
+                there = reproduce._cells(reproduce.CELLS, reproduce.mean_of(found))
+                cells = reproduce.CELLS
+            else:
+                there = reproduce._cells(reproduce.SWEEP_CELLS, found[0]["rows"][name])
+                cells = reproduce.SWEEP_CELLS
             for column, text in zip(columns, texts, strict=True):
                 if column not in reproduce.TYPED:
                     assert column in cells and text == there.get(column, ""), (name, column)
