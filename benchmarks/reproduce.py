@@ -251,7 +251,7 @@ def mean_of(records: list[Any]) -> Any:
         if "mean" in found and "se" in found:
             error = statistics.stdev(each["mean"] for each in records) / math.sqrt(len(records))
             found |= {"se_seeds": error, "num_seeds": len(records)}
-            if "at_least" in found:
+            if "at_least" in first:
                 found["at_least"] = any(each["at_least"] for each in records)
         return found
     return statistics.fmean(records) if all(isinstance(each, float) for each in records) else None
