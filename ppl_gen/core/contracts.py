@@ -42,6 +42,13 @@ class HasPrior(Protocol):
         """p(z), without a batch."""
 
 
+class HasTopPrior(Protocol):
+    """A model of several layers of latents. `--prior` replaces the distribution of the top layer."""
+
+    def top_prior(self) -> TorchDistribution:
+        """p(z_L), without a batch."""
+
+
 class HasDensity(HasPrior, Protocol):
     """A model of one latent site that also returns p(z) and p(x | z) as distributions, the same as in its `model`.
 

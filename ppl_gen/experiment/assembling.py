@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.commands import line
 from ppl_gen.core.components import construct, takes
-from ppl_gen.core.contracts import ClosedForm, HasPrior, offers
+from ppl_gen.core.contracts import ClosedForm, HasPrior, HasTopPrior, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.options import SplitName
@@ -24,7 +24,7 @@ from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.observed import observe, restore
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.statements import adopt
+from ppl_gen.inference.statements import SWAPPED, adopt
 
 _FROZEN, _OWN = "_frozen_by_run", "_own_before_run"
 """Attributes of a model that hold what `release` restores."""
@@ -102,7 +102,7 @@ def release(model: Any) -> None:
     own = vars(model).pop(_OWN, None)
     if own is not None:
         del model.swapped_prior
-        for name in ("prior", "log_px"):
+        for name in (*SWAPPED, "log_px"):
             vars(model).pop(name, None)
         vars(model).update(own)
 
@@ -148,28 +148,36 @@ def read_pair(model: nn.Module, guide: nn.Module, images: tuple[Any, ...]) -> Pa
 
 
 def _swap_prior(model: Any, config: Config, given: Given, supplied: Mapping[str, Any]) -> None:
-    """Replace the model's `prior()` by that of another prior, which is trained and saved with the model."""
+    """Replace the model's `prior()`, or its `top_prior()`, by another prior, which is trained and saved with the
+    model."""
     assert config.prior is not None
     cls = given.find("prior", config.prior)
-    has_prior, closed = offers(model, HasPrior), offers(model, ClosedForm)
-    if not has_prior or supplied["latent_name"] is None:
+    closed = offers(model, ClosedForm)
+    if offers(model, HasPrior) and supplied["latent_name"] is not None:
+        method = "prior"
+    elif offers(model, HasTopPrior):
+        method = "top_prior"
+    else:
         raise BadInput(
-            f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site; leave this option out"
+            f"--prior {config.prior}: {type(model).__name__} has no prior() of one latent site, and no top_prior() of "
+            "several layers; leave this option out"
         )
     if config.fixed_model and takes(cls, "guide"):
         raise BadInput(f"--prior {config.prior}: is made from the guide, so the guide can't be refitted")
+    before = getattr(model, method)()
+    if method == "top_prior":
+        supplied = {**supplied, "latent_dim": before.event_shape[0] if before.event_shape else 1}
     prior = construct("prior", cls, supplied, config.prior_options)
     if not isinstance(prior, nn.Module):
         raise BadInput(f"prior {type(prior).__name__} must be a torch.nn.Module")
-    before = model.prior()
-    vars(model)[_OWN] = {name: vars(model)[name] for name in ("prior", "log_px") if name in vars(model)}
+    vars(model)[_OWN] = {name: vars(model)[name] for name in (*SWAPPED, "log_px") if name in vars(model)}
     model.add_module("swapped_prior", prior)
-    model.prior = prior.prior
+    setattr(model, method, prior.prior)
     if closed:
         model.log_px = None  # the closed form is of the model's own prior
     try:
         with evaluating(model):
-            after = model.prior()
+            after = getattr(model, method)()
             kinds = [_kind(each) for each in (after, before)]
     except RecursionError as error:
         raise BadInput(

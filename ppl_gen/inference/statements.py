@@ -19,12 +19,24 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from ppl_gen.core.contracts import Amortized, ClosedForm, Guide, HasDensity, HasPictures, Model, members
+from ppl_gen.core.contracts import (
+    Amortized,
+    ClosedForm,
+    Guide,
+    HasDensity,
+    HasPictures,
+    HasPrior,
+    HasTopPrior,
+    Model,
+    members,
+)
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import accepting, evaluating, modules_of, take
 
-_METHODS = members(Model, Guide, HasDensity, Amortized, ClosedForm, HasPictures)
+_METHODS = members(Model, Guide, HasDensity, HasTopPrior, Amortized, ClosedForm, HasPictures)
 """Methods of a module that may make `pyro.param` statements."""
+SWAPPED = tuple(members(HasPrior, HasTopPrior))
+"""Methods of a model that another prior may replace: an attribute of the model hides its class's own."""
 
 
 class ParamStatements(nn.Module):
@@ -119,8 +131,9 @@ def adopt(model: Any, guide: Any, *batch: Any) -> None:
         prior = dict(model.named_children()).get("swapped_prior")
         for module in (model, guide) if prior is None else (model, guide, prior):
             _handle_params(module, tables)
-        if prior is not None:
-            model.prior = prior.prior
+        for name in SWAPPED:
+            if prior is not None and name in vars(model):
+                vars(model)[name] = prior.prior
 
 
 def _run(function: Callable[..., Any], store: Any, *batch: Any) -> None:

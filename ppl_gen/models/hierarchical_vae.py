@@ -58,11 +58,15 @@ class HierarchicalVAE(nn.Module):
 
     top_loc: Tensor
 
+    def top_prior(self) -> dist.TorchDistribution:
+        """p(z_L), event [latent_dims[-1]]."""
+        return dist.Normal(self.top_loc, torch.ones_like(self.top_loc)).to_event(1)
+
     def model(self, x: Tensor | None = None, *, n: int = 1) -> Tensor:
         """p(x, z_1, …, z_L) over a plate of images x [images, data_dim]. Without x, n images are drawn."""
         depth = len(self.latent_dims)
         with pyro.plate("data", n if x is None else len(x)):
-            z = pyro.sample(f"z{depth}", dist.Normal(self.top_loc, torch.ones_like(self.top_loc)).to_event(1))
+            z = pyro.sample(f"z{depth}", self.top_prior())
             for layer in range(depth - 1, 0, -1):
                 loc, log_scale = self.layers[layer - 1](z).chunk(2, -1)
                 z = pyro.sample(f"z{layer}", dist.Normal(loc, log_scale.exp()).to_event(1))

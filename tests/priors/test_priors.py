@@ -1,5 +1,6 @@
 """Every prior, put to the same tests; float64."""
 
+from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
@@ -19,6 +20,7 @@ from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.exact import closed_form
 from ppl_gen.models.vae import VAE
 from ppl_gen.priors.vamp import MixtureOfNormals, Vamp
+from ppl_gen.run import Run
 
 PIXELS = 6
 CHOSEN: dict[str, dict[str, Any]] = {
@@ -152,6 +154,30 @@ def test_a_model_uses_it(name: str) -> None:
     again.load_state_dict(model.state_dict())
 
 
+@pytest.mark.parametrize("name", ["standard-normal", "flow"])
+def test_the_top_layer_of_several_uses_it(name: str, elsewhere: Path) -> None:
+    """log p(z_1, z_2) is the prior's at z_2 and the model's own at z_1; training changes it, and it is saved."""
+    few: dict[str, Any] = {"data": "digits", "train_size": 50, "num_samples": 20, "quiet": True}
+    layers = {"latent_dims": (4, 3), "hidden_dims": (8, 6)}
+    run = Run.fit("hierarchical-vae", prior=name, prior_options=CHOSEN[name], model_options=layers, epochs=1, **few)
+    first = {key: value.clone() for key, value in run.model.state_dict().items()}
+    run = Run.open(run.resume(2, quiet=True).path)
+    model: Any = run.model
+    x = run.data.targets("test", slice(8))
+    with torch.no_grad(), evaluating(model, run.guide):
+        terms = read_pair(model, run.guide, (x,)).terms(x, num_samples=5)
+        z = terms.latents
+        loc, log_scale = model.layers[0](z["z2"]).chunk(2, -1)
+        of_z1 = dist.Normal(loc, log_scale.exp()).log_prob(z["z1"]).sum(-1)
+        expected = model.top_prior().log_prob(z["z2"]) + of_z1
+        assert model.top_prior().event_shape == (3,)
+    torch.testing.assert_close(terms.log_prior, expected, rtol=1e-4, atol=1e-4)
+    standard = dist.Normal(0.0, 1.0).log_prob(z["z2"]).sum(-1)
+    assert torch.allclose(terms.log_prior - of_z1, standard, atol=1e-4) is (name == "standard-normal")
+    changed = {key.partition(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, first[key])}
+    assert ("swapped_prior" in changed) is (name == "flow")
+
+
 def test_a_closed_form_ends_with_the_prior_that_it_was_of() -> None:
     """log p(x) of factor analysis is known for its own prior alone; under another it is estimated."""
     data = load_data(DataOptions("digits", "dequantized", train_size=50))
@@ -168,8 +194,11 @@ def test_a_closed_form_ends_with_the_prior_that_it_was_of() -> None:
 
 def test_what_cannot_be_swapped() -> None:
     data = load_data(DataOptions("digits", train_size=50))
-    layered = Config(model="hierarchical-vae", guide="hierarchical", prior="flow")
-    with pytest.raises(BadInput, match=r"has no prior\(\) of one latent site; leave"):
+    without = Config(model="hierarchical-belief-net", guide="hierarchical-bernoulli", prior="flow")
+    with pytest.raises(BadInput, match=r"has no prior\(\) of one latent site, and no top_prior\(\) of several"):
+        assemble(without, data)
+    layered = Config(model="hierarchical-vae", guide="hierarchical", prior="vamp")
+    with pytest.raises(BadInput, match="needs a guide with encode"):
         assemble(layered, data)
     endless = Config(guide="semi-amortized", prior="vamp", model_options={"hidden_dims": (8,)})
     with pytest.raises(BadInput, match="is made from the guide semi-amortized, which needs the prior"):
