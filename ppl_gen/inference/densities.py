@@ -133,3 +133,12 @@ def minus_leave_one_out_mean(values: Tensor) -> Tensor:
     and Rezende 2016, section 2.5)."""
     values = values.detach()
     return values - leave_one_out_mean(values)
+
+
+def contradicted(kl: Tensor, sampled: Tensor) -> Tensor:
+    """True for each image whose KL divergence in closed form [images] is not the mean of log q(z | x) - log p(z) over
+    samples [S, images]. Some forms of torch are wrong: that of ContinuousBernoulli and Uniform is infinite. From 100
+    samples on, a false alarm has a rate below 1e-9 for an image whose terms have light tails."""
+    mean, error = sampled.mean(0), sampled.std(0) / len(sampled) ** 0.5
+    allowed = (8 * error + 1e-3 * (1 + kl.abs())).nan_to_num(posinf=0.0)
+    return sampled.isfinite().all(0) & ~((kl - mean).abs() <= allowed)

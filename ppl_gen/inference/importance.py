@@ -41,6 +41,7 @@ from ppl_gen.inference.callables import (
 )
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.chunks import IMAGES_PER_BLOCK, images_at_a_time, pairs_at_a_time
+from ppl_gen.inference.densities import contradicted
 from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.discretization import grid_terms
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
@@ -75,7 +76,8 @@ class ImportanceEstimate(Estimate):
     elbo_mc_var: Tensor
     """Monte Carlo variance of `elbo`."""
     kl_analytic: Tensor | None
-    """KL(q(z | x) || p(z)) in closed form; None with several latent sites, or if Pyro has no closed form."""
+    """KL(q(z | x) || p(z)) in closed form; None with several latent sites, or if Pyro has no closed form. NaN for
+    images whose samples contradict it: the entries then leave it out."""
     iwae: dict[int, Tensor]
     """L_k for k = 1, 10, 100, … up to `num_samples`."""
     iwae_jackknife: dict[int, Tensor]
@@ -137,7 +139,7 @@ class ImportanceEstimate(Estimate):
             "reconstruction": mean_entry(self.reconstruction),
             "kl": mean_entry(self.kl),
         }
-        if self.kl_analytic is not None:
+        if self.kl_analytic is not None and not bool(self.kl_analytic.isnan().any()):
             entries["kl_analytic"] = mean_entry(self.kl_analytic)
             entries["elbo_analytic_kl"] = mean_entry(self.reconstruction - self.kl_analytic)
         entries["iwae"] = {str(k): mean_entry(values) for k, values in self.iwae.items()}
@@ -165,7 +167,7 @@ class ImportanceEstimate(Estimate):
             "kl": Variable(self.kl, "E[log q(z|x) - log p(z)]"),
             "elbo_mc_se": Variable(self.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO"),
         }
-        if self.kl_analytic is not None:
+        if self.kl_analytic is not None and not bool(self.kl_analytic.isnan().any()):
             variables["kl_analytic"] = Variable(self.kl_analytic, "KL(q(z|x) || p(z))")
         variables |= self.log_px_variables(f"log_px_{name}") | self.diagnostic_variables("")
         if self.largest is not None:
@@ -536,7 +538,9 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         "latent_mc_var": {},
     }
     if chunks[0].kl is not None:
-        result["kl_analytic"] = torch.cat([terms.kl for terms in chunks if terms.kl is not None]).double().mean(0).cpu()
+        kl = torch.cat([terms.kl for terms in chunks if terms.kl is not None]).double().mean(0).cpu()
+        wrong = contradicted(kl, guide - prior) if count >= 100 else torch.zeros_like(kl, dtype=torch.bool)
+        result["kl_analytic"] = kl.masked_fill(wrong, math.nan)
     for name in chunks[0].latents.keys() - chunks[0].finite:
         values = [terms.latents[name].double() for terms in chunks]
         mean = torch.stack([value.sum(0) for value in values]).sum(0) / count

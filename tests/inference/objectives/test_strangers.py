@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
+from ppl_gen.inference.importance import log_marginal_likelihood
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.objectives.renyi import Renyi
@@ -279,10 +280,17 @@ def test_a_closed_form_of_torch_that_is_wrong() -> None:
     wrong = _around_z(dist.Uniform(ZERO, 1.0), lambda: dist.ContinuousBernoulli(torch.tensor([0.3])), x)
     with pytest.raises(BadInput, match=r"Pyro's KL divergence of image 0 is inf, .* over samples is 0\.0"):
         bind(construct("elbo-analytic-kl"), wrong, x)
+    estimate = log_marginal_likelihood(wrong.model, wrong.guide, x, num_samples=200)
+    assert {"kl", "elbo"} <= estimate.more_entries("importance").keys()
+    assert not {"kl_analytic", "elbo_analytic_kl"} & estimate.more_entries("importance").keys()
+    assert "kl_analytic" not in estimate.variables("importance")
     for prior, q in (
         (dist.Normal(ZERO, 1.0), dist.Normal(ONE, 2.0)),
         (dist.Gamma(ONE, ONE), dist.Gamma(2 * ONE, ONE)),
         (dist.Beta(ONE, ONE), dist.Beta(3 * ONE, ONE)),
         (dist.Exponential(ONE), dist.Gamma(2 * ONE, 2 * ONE)),
     ):
-        bind(construct("elbo-analytic-kl"), _around_z(prior, lambda q=q: q, x), x)
+        right = _around_z(prior, lambda q=q: q, x)
+        bind(construct("elbo-analytic-kl"), right, x)
+        estimate = log_marginal_likelihood(right.model, right.guide, x, num_samples=200)
+        assert "kl_analytic" in estimate.more_entries("importance")
