@@ -92,10 +92,11 @@ def judge(names: Sequence[str], ranks: Tensor, rate: float) -> Json:
 
     All quantities are tested together, by Holm's procedure: exact ranks are called anything but `calibrated` with a
     probability of at most `rate`. A unit that departs is `too narrow` or `too wide` by the level at which its intervals
-    cover least like their nominal share, or `shifted` if the mean of its ranks is further off than that, in standard
-    errors. The density is one of the first two. What is both, at different levels, is `not calibrated`. The verdict has
-    the word with the most evidence, which is the sum of these errors over all quantities, and words with at least a
-    third of that; `not calibrated` for opposite words. That of the likelihood, `fits the image too little` or `too
+    cover least like their nominal share, or `shifted` if the mean of its ranks is further off, in standard errors, than
+    what is missed on both sides. The density is one of the first two. What is both, at different levels, is `not
+    calibrated`. The verdict has the word with the most evidence, which is the sum of these errors over all quantities,
+    and words with at least a third of that; `not calibrated` for opposite words. A density that is too narrow is no
+    evidence beside a shifted unit, which makes it so. The word of the likelihood, `fits the image too little` or `too
     well`, is there if nothing else departs.
 
     :param names: names of the units, and then `JOINT`.
@@ -107,7 +108,8 @@ def judge(names: Sequence[str], ranks: Tensor, rate: float) -> Json:
     quantities: list[Json] = []
     for name, column, p, departed in zip(names, columns, p_values, departs, strict=True):
         word, strength = _word(name, column) if departed else (None, 0.0)
-        if word is not None and name != "likelihood":
+        explained = name == "density" and word == "too narrow" and "shifted" in evidence
+        if word is not None and name != "likelihood" and not explained:
             evidence[word] = evidence.get(word, 0.0) + strength
         quantities.append({"name": name, "p": p, "mean": float(column.mean()), "is": word})
     verdict = _verdict(evidence) or quantities[-1]["is"] or "calibrated"
@@ -149,11 +151,20 @@ def _word(name: str, ranks: np.ndarray) -> tuple[str, float]:
     excess = (covered - POINTS) / np.sqrt(POINTS * (1 - POINTS) / len(level))
     wide, narrow = float(excess.max()), float(-excess.min())
     most = max(wide, narrow)
-    if name != "density" and abs(mean) > most:
+    if name != "density" and abs(mean) > max(wide, _narrow_on_both_sides(ranks)):
         return "shifted", abs(mean)
     if min(wide, narrow) > _CERTAIN:  # too wide at some levels, too narrow at others
         return "not calibrated", most
     return ("too narrow" if narrow > wide else "too wide"), most
+
+
+def _narrow_on_both_sides(ranks: np.ndarray) -> float:
+    """How much less than their nominal share the intervals around 1/2 cover, in standard errors, if both sides missed
+    as seldom as the side that misses less. A shift alone makes only one side miss."""
+    below, above = (
+        np.searchsorted(np.sort(side), (1 - POINTS) / 2, side="left") / len(side) for side in (ranks, 1 - ranks)
+    )
+    return float(((2 * np.minimum(below, above) - (1 - POINTS)) / np.sqrt(POINTS * (1 - POINTS) / len(ranks))).max())
 
 
 # Its table -----------------------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ def ranks(seed: int = 0, count: int = 400) -> Tensor:
     return torch.rand(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def stretched(ranks: Tensor, scale: float) -> Tensor:
-    """The ranks of a normal posterior among samples of a normal guide of `scale` times its standard deviation."""
+def stretched(ranks: Tensor, scale: float, shift: float = 0.0) -> Tensor:
+    """The ranks of a normal posterior among samples of a normal guide of `scale` times its standard deviation, whose
+    mean is lower by `shift` of its own."""
     normal = torch.distributions.Normal(0.0, 1.0)
-    return normal.cdf(normal.icdf(ranks.clamp(1e-9, 1 - 1e-9)) / scale)
+    return normal.cdf(normal.icdf(ranks.clamp(1e-9, 1 - 1e-9)) / scale + shift)
 
 
 def test_the_verdict_on_uniform_ranks_is_a_false_alarm_at_its_rate() -> None:
@@ -33,6 +34,10 @@ def test_the_verdict_on_uniform_ranks_is_a_false_alarm_at_its_rate() -> None:
         ({0: lambda u: stretched(u, 0.7)}, "too narrow"),
         ({0: lambda u: stretched(u, 1.5), 1: lambda u: stretched(u, 1.5)}, "too wide"),
         ({1: lambda u: u.pow(1.5)}, "shifted"),
+        *(({0: lambda u, by=by: stretched(u, 1.0, by)}, "shifted") for by in (0.5, -1.0, 3.0, -6.0)),
+        ({0: lambda u: stretched(u, 1.0, 3.0), 2: lambda u: u.pow(0.1)}, "shifted"),
+        ({0: lambda u: stretched(u, 0.4, 0.2)}, "too narrow"),
+        ({0: lambda u: stretched(u, 2.0, 0.2)}, "too wide"),
         ({2: lambda u: u.pow(0.6)}, "too narrow"),
         ({2: lambda u: u.pow(1.6)}, "too wide"),
         ({2: lambda u: torch.where(u < 0.5, 0.3 * u, 1 - 0.3 * (1 - u))}, "not calibrated"),
