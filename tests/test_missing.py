@@ -65,7 +65,7 @@ def test_evaluate_compare_and_fill(runs: Call, three_fitted: Path) -> None:
     # Every pixel of the baseline is that of the mean of observed pixels.
     x, missing = run.data.complete("test")[:20], run.data.targets("test")[:20].isnan()
     wrong = ((run.data.mean() > 0.5) != (x > 0.5)) & missing
-    share = (wrong.sum(1) / missing.sum(1)).mean()
+    share = wrong.sum() / missing.sum()
     assert filled["error"]["mean_of_observed"]["wrong"]["mean"] == pytest.approx(float(share), abs=1e-6)
     assert 0 < filled["error"]["model"]["wrong"]["mean"] < 0.5 and filled["log_p_hidden"]["mean"] < 0
     assert Path("vae/figures/fill.png").is_file()

@@ -257,6 +257,28 @@ class Data:
             total += pixels.double().sum(0)
         return ((total + 0.5) / (len(train) - missing + 1)).float()
 
+    def level_frequencies(self) -> Tensor:
+        """Frequencies [levels, data_dim] of the levels of each training pixel among the images in which it is observed,
+        in float64, with one observation added, a part of it to each level. Of large data, as `mean`."""
+        assert self.levels is not None
+        train = self.train
+        if isinstance(train.images, Rows) and train.large:
+            train = replace(train, images=train.images.looked_at())
+        counts = torch.zeros(self.levels, self.dim, dtype=torch.float64, device=train.images.device)
+        for block in _blocks(len(train), self.dim):
+            level = (train.pixels(block) * (self.levels - 1)).round().long()
+            there = torch.ones_like(level) if train.missing is None else (~train.missing[block]).long()
+            counts.scatter_add_(0, level * there, there.double())
+        return (counts + 1 / self.levels) / (counts.sum(0) + 1)
+
+    def ever_observed(self) -> Tensor:
+        """True for each pixel that some training image has, bool [data_dim]."""
+        seen = torch.ones(self.dim, dtype=torch.bool, device=self.train.images.device)
+        if self.train.missing is not None:
+            blocks = _blocks(len(self.train), self.dim)
+            seen = torch.stack([~self.train.missing[block].all(0) for block in blocks]).any(0)
+        return seen
+
     @property
     def incomplete(self) -> str:
         """The share of missing training pixels in words, after a comma; empty if no pixel is missing."""

@@ -16,6 +16,7 @@ from ppl_gen.evaluation.table import Printed, images, title
 from ppl_gen.evaluation.use_options import FillOptions
 from ppl_gen.experiment.fitted import Assembled, Fitted
 from ppl_gen.experiment.run_directory import Json
+from ppl_gen.inference.checks import num_levels
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
 from ppl_gen.inference.imputation import PASSES, Imputation, exact_imputation, importance_imputation
 from ppl_gen.inference.state_memory import cheap_to_enumerate, require_memory
@@ -132,6 +133,10 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
     x, missing = data.complete(options.split, first), None if split.missing is None else split.missing[first]
     hide, visible = _visible(options, data.shape, missing)
     visible = visible.to(x.device)
+    if bool(visible.all()):
+        raise BadInput(
+            f"--hide {hide}: the first {len(x)} images of the {options.split} split miss no pixel; take more"
+        )
     known = split.values_known or missing is None
     num_samples = options.num_samples or fitted.config.num_samples
     pair = fitted.pair
@@ -153,14 +158,25 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
         return Filled(summary, split.observed(x, first), visible, imputation)
     assert imputation.log_px is not None
     summary |= {"log_px": mean_entry(imputation.log_px), "log_p_hidden": _hidden_entry(imputation, hidden)}
-    mean = data.mean()
-    if pair.discrete:
-        rate, pixels = mean.double(), x.double()
-        terms = pixels * rate.log() + (1 - pixels) * torch.log1p(-rate)
-        summary["independent_pixels"] = _per_pixel(torch.where(visible, 0.0, terms).sum(1).cpu(), hidden)
-    found = {"model": imputation.mean, "mean_of_observed": mean.expand_as(x)}
-    summary["error"] = {name: _error(values, x, visible, pair.discrete) for name, values in found.items()}
+    found = {"model": imputation.mean}
+    if bool((visible | data.ever_observed()).all()):  # else a hidden pixel has no training mean
+        found["mean_of_observed"] = data.mean().expand_as(x)
+        if pair.discrete:
+            terms = torch.where(visible, 0.0, _independent(fitted, x))
+            summary["independent_pixels"] = _per_pixel(terms.sum(1).cpu(), hidden)
+    binary = pair.discrete and bool(((x == 0) | (x == 1)).all())
+    summary["error"] = {name: _error(values, x, visible, binary) for name, values in found.items()}
     return Filled(summary, x, visible, imputation)
+
+
+def _independent(fitted: Fitted, x: Tensor) -> Tensor:
+    """Log-probability of each pixel [images, pixels] by its frequencies among the training images."""
+    pixels = x.double()
+    if num_levels(fitted.pair, x) is None:
+        rate = fitted.data.mean().double()
+        return pixels * rate.log() + (1 - pixels) * torch.log1p(-rate)
+    frequencies = fitted.data.level_frequencies()
+    return frequencies.log().gather(0, (pixels * (len(frequencies) - 1)).round().long())
 
 
 def _visible(options: FillOptions, shape: tuple[int, ...], missing: Tensor | None) -> tuple[str, Tensor]:
@@ -177,22 +193,24 @@ def _visible(options: FillOptions, shape: tuple[int, ...], missing: Tensor | Non
 
 
 def _error(imputed: Tensor, x: Tensor, visible: Tensor, binary: bool) -> Json:
-    """The error of imputed values at hidden pixels: their root mean square; for binary pixels also the share of wrong
-    ones after rounding, and the F1 score of rounded ones, 2 TP / (2 TP + FP + FN)."""
+    """The error of imputed values over all hidden pixels: their root mean square; for binary pixels also the share of
+    wrong ones after rounding, and the F1 score of rounded ones, 2 TP / (2 TP + FP + FN). The standard error of the
+    share is that of a ratio of two means over images, which may have different numbers of hidden pixels (Cochran 1977,
+    section 2.11)."""
     hidden = (~visible).expand_as(x)
-    count = hidden.sum(1).clamp(min=1)
+    count = hidden.sum(1).double()
 
-    def per_image(wrong: Tensor) -> Tensor:
-        return (torch.where(hidden, wrong, 0.0).sum(1).double() / count).cpu()
+    def summed(values: Tensor) -> Tensor:
+        return torch.where(hidden, values.double(), 0.0).sum(1)
 
-    squared = per_image((imputed - x).square())
-    entry: Json = {"rmse": float(squared.mean().sqrt())}
+    entry: Json = {"rmse": float((summed((imputed - x).square()).sum() / count.sum()).sqrt())}
     if binary:
-        guess = imputed > 0.5
-        mean, se = mean_se(per_image((guess != (x > 0.5)).to(x.dtype)))
-        right = float((guess & (x > 0.5) & hidden).sum())
-        wrong = float(((guess != (x > 0.5)) & hidden).sum())
-        entry |= {"wrong": {"mean": mean, "se": se}, "f1": 2 * right / max(2 * right + wrong, 1.0)}
+        guess, one = imputed > 0.5, x > 0.5
+        wrong, right = summed(guess != one), summed(guess & one)
+        rate = wrong.sum() / count.sum()
+        _, se = mean_se(((wrong - rate * count) / count.mean()).cpu())
+        f1 = 2 * right.sum() / (2 * right.sum() + wrong.sum()).clamp(min=1.0)
+        entry |= {"wrong": {"mean": float(rate), "se": se}, "f1": float(f1)}
     return entry
 
 
