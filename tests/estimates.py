@@ -1,5 +1,6 @@
 """Estimates of the same 20 images, whose figures are written out."""
 
+import math
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ def importance(log_px: float, elbo: float, mc_var: float = 1e-4, khat: float = 0
         reconstruction=elbo * ONE,
         kl=0 * ONE,
         elbo_mc_var=1e-4 * ONE,
+        elbo_tail=math.nan * ONE,
         kl_analytic=None,
         iwae={1: elbo * ONE},
         iwae_jackknife={},

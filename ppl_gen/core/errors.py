@@ -17,7 +17,8 @@ from ppl_gen.core.memory import is_out_of_memory
 
 NARROWER = "the guide leaves out a part of the prior's support; more of log p(x) may be there"
 UNOPPOSED = "the guide has no density for a z that it has not drawn, so that nothing looks for modes that it misses"
-"""Note beside the figures of a guide whose support is narrower than the prior's."""
+HEAVY_TAIL = "the terms of the ELBO have a heavy tail: it may be -infinity, and its error may be too small"
+"""Notes beside the figures of a guide: its support is narrower than the prior's, …"""
 
 ALIASES = {
     "lr": "learning-rate",

@@ -4,7 +4,7 @@ from dataclasses import replace
 from html import escape
 
 from ppl_gen.core.components import OBJECTS
-from ppl_gen.core.errors import NARROWER, UNOPPOSED, warnings_of
+from ppl_gen.core.errors import HEAVY_TAIL, NARROWER, UNOPPOSED, warnings_of
 from ppl_gen.core.tables import Row, duration, fixed, line, named, small
 from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of, quantity
 from ppl_gen.experiment.run_directory import Json
@@ -110,7 +110,7 @@ def _bound_rows(s: Json, importance: Json) -> list[Row]:
     corrected = s.get("iwae_jackknife")  # earlier versions did not write it
     of_the_prior = " from the prior" if s.get("proposal") == "prior" else ""
     return [
-        _row("ELBO", s["elbo"], f"mean of {importance['num_samples']} samples"),
+        _row("ELBO", s["elbo"], HEAVY_TAIL if "heavy_tail" in s else f"mean of {importance['num_samples']} samples"),
         _row("  reconstruction", s["reconstruction"]),
         _row("  KL", s["kl"], f"analytic {fixed(s['kl_analytic']['mean'])}" if "kl_analytic" in s else ""),
         *(

@@ -273,6 +273,7 @@ class Evaluation(Result):
     active_units: NotRequired[int]
     narrower: NotRequired[bool]
     unopposed: NotRequired[bool]
+    heavy_tail: NotRequired[bool]
     components: NotRequired[_Components]
     proposal: NotRequired[str]
     no_quadrature: NotRequired[str]

@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.core.errors import UNOPPOSED, BadInput, describe, require, warnings_of
+from ppl_gen.core.errors import HEAVY_TAIL, UNOPPOSED, BadInput, describe, require, warnings_of
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
@@ -48,14 +47,15 @@ from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entr
 from ppl_gen.inference.exact import closed_form, exact_blocks
 from ppl_gen.inference.gathering import gather_blocks
 from ppl_gen.inference.pair import Pair, Terms
+from ppl_gen.inference.pareto import khat, lower_tail
 from ppl_gen.inference.state_memory import cheap_to_enumerate
 
 if TYPE_CHECKING:
     from ppl_gen.inference.bidirectional import BidirectionalBounds
     from ppl_gen.inference.proposals import SecondOpinion
 
-_FIT_BLOCK = 2**13  # values in the tails of the images whose k-hat is computed at once
-_ROUNDING, _ROUNDING_OF_DOUBLES = 1e-6, 1e-14  # log weights that differ by less, relatively, count as equal
+_TAILS = 2
+"""Images of a block whose lower tail is looked at: that of all would take too long."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -75,6 +75,8 @@ class ImportanceEstimate(Estimate):
     """E[log q(z | x) - log p(z)]; elbo = reconstruction - kl."""
     elbo_mc_var: Tensor
     """Monte Carlo variance of `elbo`."""
+    elbo_tail: Tensor
+    """k-hat of the distances of log weights to the largest; NaN but for a few images."""
     kl_analytic: Tensor | None
     """KL(q(z | x) || p(z)) in closed form; None with several latent sites, or if Pyro has no closed form. NaN for
     images whose samples contradict it: the entries then leave it out."""
@@ -112,6 +114,12 @@ class ImportanceEstimate(Estimate):
         return self.log_px - self.elbo
 
     @property
+    def heavy_tail(self) -> bool:
+        """True if the ELBO may be -infinity, by k-hat beyond its noise: as with a Cauchy guide and a normal prior."""
+        known = self.elbo_tail[self.elbo_tail.isfinite()]
+        return len(known) > 0 and float(known.median()) > 0.85 + 0.5 / math.sqrt(len(known))
+
+    @property
     def active_units(self) -> int | None:
         """Latent units with Var_x(E[z | x]) > 0.01 (Burda et al. 2016, section 5.2), corrected for the noise of the
         mean over samples. None with one sample, from which that noise cannot be estimated."""
@@ -147,6 +155,8 @@ class ImportanceEstimate(Estimate):
         entries |= {"ess": median_and_least(self.ess), "khat": khat_entry(self, self.khat)}
         if self.narrower:
             entries["narrower"] = True
+        if self.heavy_tail:
+            entries["heavy_tail"] = True
         if self.left_out:
             entries["left_out"] = list(self.left_out)
         if self.second_opinion is not None:
@@ -192,8 +202,7 @@ class ImportanceEstimate(Estimate):
                 f"a mode that the guide misses may be unseen: one with less than {mass:.0%} of the prior's mass, and a "
                 "larger one that adds little to log p(x)"
             )
-        if self.unopposed:
-            told.append(UNOPPOSED)
+        told += [note for note, holds in ((UNOPPOSED, self.unopposed), (HEAVY_TAIL, self.heavy_tail)) if holds]
         if self.left_out:
             names = ", ".join(f"'{name}'" for name in self.left_out)
             told.append(f"left out of q(z | x), to which they do not belong: {names} of the guide")
@@ -453,56 +462,6 @@ def powers_of_ten(num_samples: int) -> list[int]:
     return [10**power for power in range(len(str(num_samples)))]
 
 
-def khat(log_weights: Tensor) -> Tensor:
-    """PSIS k-hat [images] of log weights [S, images] (Vehtari et al. 2024, appendix G): the numbers of `arviz_stats`,
-    which fits one image at a time.
-
-    NaN for fewer than 25 samples, and if fewer than half of the weights in the tail differ, as with a discrete z of few
-    values. A Pareto distribution has no ties, and a fit to ties rates one huge weight among equal ones as harmless.
-    """
-    result = np.full(log_weights.shape[1], np.nan)
-    if len(log_weights) >= 25:
-        size = min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights)))  # of the tail
-        weights = np.sort(log_weights.double().cpu().numpy().T)
-        with np.errstate(all="ignore"):  # of infinite weights
-            tail = weights[:, -math.ceil(size) :]
-            single = (weights == weights.astype(np.float32)).all(1)[:, None]  # numbers of float32, whatever their type
-            rounding = np.where(single, _ROUNDING, _ROUNDING_OF_DOUBLES)
-            differ = np.diff(tail) > rounding * np.maximum(np.abs(tail[:, 1:]), 1)
-            spread = weights[:, -1] - weights[:, 0] > _ROUNDING
-            fitted = np.flatnonzero(spread & (differ.mean(1) >= 0.5))
-            above = np.exp(weights[:, -math.floor(size) - 1 :] - weights[:, -1:])
-            above = above[:, 1:] - above[:, :1]
-            block = max(1, _FIT_BLOCK // above.shape[1])
-            for start in range(0, len(fitted), block):
-                images = fitted[start : start + block]
-                result[images] = _pareto_shape(above[images])
-    return torch.from_numpy(result)
-
-
-def _pareto_shape(above: np.ndarray) -> np.ndarray:
-    """The shape [images] of generalized Pareto distributions of sorted values above 0, [images, n] (Zhang and Stephens
-    2009), with a prior: ten values that have shape 1/2."""
-    n = above.shape[1]
-    points = 30 + int(n**0.5)
-    b = 1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))
-    b = b / (3 * above[:, int(n / 4 + 0.5) - 1, None]) + 1 / above[:, -1:]
-    shape = np.log1p(-b[:, :, None] * above[:, None]).mean(-1)
-    likelihood = n * (np.log(-b / shape) - shape - 1)
-    top = likelihood.max(1, keepdims=True)
-    total = np.where(np.isinf(top), top, np.log(np.exp(likelihood - top).sum(1, keepdims=True)) + top)
-    weight = np.exp(likelihood - total)
-    kept = weight >= 10 * np.finfo(float).eps
-    order, counts = np.argsort(~kept, kind="stable"), kept.sum(1)
-    weight, b = (np.take_along_axis(each, order, 1) for each in (weight, b))
-    mean = np.zeros(len(above))
-    for count in np.unique(counts):  # in groups: numpy's sums of equal length round as those of one image
-        rows = counts == count
-        share = weight[rows, :count]
-        mean[rows] = (b[rows, :count] * (share / share.sum(1, keepdims=True))).sum(1)
-    return (n * np.log1p(-mean[:, None] * above).mean(1) + 5) / (n + 10)
-
-
 def weight_statistics(log_w: Tensor) -> dict[str, Tensor]:
     """The tensors of an `Estimate` from log weights [S, images] in float64."""
     log_px, variance, bias, ess = log_mean_exp(log_w)
@@ -530,6 +489,7 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         "reconstruction": likelihood.mean(0),
         "kl": (guide - prior).mean(0),
         "elbo_mc_var": evidence.var(0) / count if count > 1 else undefined,
+        "elbo_tail": lower_tail(evidence, _TAILS),
         "kl_analytic": None,
         "iwae": {k: block_bounds(log_w, k) for k in powers_of_ten(count)},
         "iwae_jackknife": {k: jackknife_bounds(log_w, k) for k in powers_of_ten(count)[1:]},

@@ -23,6 +23,7 @@ from ppl_gen.inference.importance import (
     powers_of_ten,
     weight_statistics,
 )
+from ppl_gen.inference.pareto import lower_tail
 
 Observation = Literal["probability", "density", "cross-entropy", "unchecked", "unnormalized", "unstated"]
 """Kinds of p(x) that weights may be of."""
@@ -138,6 +139,7 @@ def _summarize(log_w: Tensor) -> dict[str, Any]:
     return {
         "elbo": log_w.mean(0),
         "elbo_mc_var": log_w.var(0) / count,
+        "elbo_tail": lower_tail(log_w, images),
         "reconstruction": unknown,
         "kl": unknown,
         "kl_analytic": None,

@@ -21,7 +21,8 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation.calibration import calibrate as rows_of
 from ppl_gen.evaluation.own_estimators import find, of_log_weights, split
 from ppl_gen.evaluation.use_options import CalibrateOptions
-from ppl_gen.inference.importance import jackknife_bounds, khat
+from ppl_gen.inference.importance import jackknife_bounds
+from ppl_gen.inference.pareto import khat
 from ppl_gen.run import Run
 
 Call = Callable[..., tuple[int, str, str]]

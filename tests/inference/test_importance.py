@@ -21,10 +21,10 @@ from ppl_gen.inference.importance import (
     block_bounds,
     elbo_terms,
     jackknife_bounds,
-    khat,
     weight_statistics,
 )
 from ppl_gen.inference.pair import Pair, Terms
+from ppl_gen.inference.pareto import khat
 from ppl_gen.models.vae import VAE
 
 
