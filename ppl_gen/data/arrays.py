@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -179,7 +180,10 @@ def _array(name: str, given: Any) -> np.ndarray:
     if any(np.ma.is_masked(part) for part in (given if isinstance(given, list | tuple) else [given])):
         raise BadInput(f"--data [{name}]: a masked array would lose its mask; fill it in first: x.filled(0)")
     try:
-        array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        if isinstance(given, Tensor):
+            array = (given.float() if given.dtype == torch.bfloat16 else given).detach().cpu().numpy()
+        else:
+            array = np.asarray(given)
     except Exception as error:  # rows of different lengths
         kind = type(given).__name__
         raise BadInput(f"--data [{name}]: is of type {kind}, not an array of numbers ({words_of(error)})") from error

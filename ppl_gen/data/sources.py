@@ -53,7 +53,7 @@ def read(name: str, largest: int | None = None, nan: bool = False) -> Images:
     if not name:
         raise BadInput("--data '': is a folder, the current one; name it as . or name a file in it")
     if is_folder(path, "--data"):
-        return to_images(name, read_shards(path), largest, nan)
+        return to_images(name, read_shards(path, largest), largest, nan)
     if not is_file(path, "--data"):
         raise BadInput(f"--data {name}: {'no regular file' if exists(path, '--data') else 'no such file'}")
     reader = _READERS.get(_suffix(path), _idx_files)

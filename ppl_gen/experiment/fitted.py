@@ -23,9 +23,10 @@ from ppl_gen.experiment.config import Config, Given, changed_code, config_of, co
 from ppl_gen.experiment.options import Checkpoint
 from ppl_gen.experiment.run_directory import Json, RunDirectory
 from ppl_gen.experiment.state import tensors_of, weights_of
-from ppl_gen.inference.callables import asks_for_index, evaluating, forked_rng, matmul_precision, takes_labels
+from ppl_gen.inference.callables import evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.signatures import asks_for_index, takes_labels
 
 _READ = 8  # number of images that a pair is read on
 _AT_ONCE = 10_000  # images that are looked at in one step

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, HasDensity, SumsStates, offers
-from ppl_gen.inference.callables import Batch, forked_rng, name_of, take
+from ppl_gen.inference.callables import Batch, forked_rng, take
 from ppl_gen.inference.densities import Site, alike, kl_divergence, masked_log_prob, score_function
 from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair, Terms
+from ppl_gen.inference.signatures import name_of
 from ppl_gen.inference.supports import check_arguments
 from ppl_gen.inference.tracing import leaf, with_detached_parameters
 from ppl_gen.networks.log_density import is_normal_vector

@@ -188,11 +188,9 @@ class ImportanceEstimate(Estimate):
         return variables
 
     def rows(self) -> list[Row]:
-        return [
-            Row.of("ELBO", *mean_se(self.elbo)),
-            *super().rows(),
-            Row.of("gap", *mean_se(self.gap), at_least=self.at_least),
-        ]
+        gap, se = mean_se(self.gap)  # NaN if log p(x) of an image is -inf
+        gaps = [] if math.isnan(gap) else [Row.of("gap", gap, se, at_least=self.at_least)]
+        return [Row.of("ELBO", *mean_se(self.elbo)), *super().rows(), *gaps]
 
     def notes(self) -> list[str]:
         told = super().notes()

@@ -9,8 +9,9 @@ from torch.distributions import Distribution, Transform, biject_to, constraints
 
 from ppl_gen.core.contracts import HasDensity
 from ppl_gen.core.errors import BadInput, as_bad_input
-from ppl_gen.inference.callables import modules_of, name_of
+from ppl_gen.inference.callables import modules_of
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE
+from ppl_gen.inference.signatures import name_of
 from ppl_gen.inference.state_memory import numbers_held
 from ppl_gen.inference.supports import ANGLE, ANGLES, parts, support
 from ppl_gen.networks.observed import observed_log_prob

@@ -104,6 +104,8 @@ def _as_array(given: Any) -> np.ndarray:
     """Log weights as an array [samples, images]."""
     if np.ma.is_masked(given):
         raise BadInput("log_weights: a masked array would lose its mask; fill it in first: log_weights.filled(-inf)")
+    if isinstance(given, Tensor) and given.dtype == torch.bfloat16:  # which NumPy does not have
+        raise BadInput("log_weights: must be numbers in float32 or float64, not bfloat16")
     try:
         array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     except Exception as error:  # rows of different lengths, or a type that NumPy does not have

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, ByName, take
+from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import (
     Site,
     add,
@@ -37,6 +37,7 @@ from ppl_gen.inference.densities import (
     units_of,
 )
 from ppl_gen.inference.elimination import ByValue, enumerating, log_sum
+from ppl_gen.inference.signatures import ByName
 from ppl_gen.inference.supports import check_arguments, log_prob_within, without_masks
 from ppl_gen.inference.tracing import (
     SAMPLES,

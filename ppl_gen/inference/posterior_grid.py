@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, as_images, evaluating, forked_rng, matmul_precision, name_of
+from ppl_gen.inference.callables import Batch, as_images, evaluating, forked_rng, matmul_precision
 from ppl_gen.inference.integrand import Integrand
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.quadrature import Quadrature, check, quadrature_log_px
 from ppl_gen.inference.refinement import largest_difference
+from ppl_gen.inference.signatures import name_of
 
 LogDensity = Callable[[Tensor], Tensor]
 """A log-density of points: [points, 2] -> [points]."""

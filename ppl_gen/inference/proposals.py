@@ -32,22 +32,14 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.agreement import above
-from ppl_gen.inference.callables import (
-    Batch,
-    as_arguments,
-    as_images,
-    evaluating,
-    forked_rng,
-    model_function,
-    take,
-    whole_number,
-)
+from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, take, whole_number
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.chunks import images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
 from ppl_gen.inference.gathering import gather_blocks
 from ppl_gen.inference.importance import log_mean_exp, weight_statistics
 from ppl_gen.inference.pair import Pair, Values
+from ppl_gen.inference.signatures import model_function
 from ppl_gen.inference.tracing import PyroFunction
 
 _CENTER_SAMPLES = 100  # samples for the mean c of a guide that is widened

@@ -18,26 +18,14 @@ from torch import Tensor, nn
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.inference import supports
-from ppl_gen.inference.callables import (
-    Batch,
-    ByName,
-    accepting,
-    check_positional,
-    forked_rng,
-    guide_function,
-    matmul_precision,
-    model_function,
-    modules_of,
-    name_of,
-    reading,
-    take,
-)
+from ppl_gen.inference.callables import Batch, forked_rng, matmul_precision, modules_of, reading, take
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function, unobserved
 from ppl_gen.inference.direct import with_direct
 from ppl_gen.inference.enumeration import check_enumerated_guide, check_summed, sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.signatures import ByName, accepting, check_positional, guide_function, model_function, name_of
 from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
 from ppl_gen.inference.supports import is_discrete, log_prob_within, support, unbounded
 from ppl_gen.inference.tracing import PyroFunction, Traces, latent_sites, replayed, trace_of, with_whole_plates

@@ -10,8 +10,8 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.memory import free_memory
 from ppl_gen.core.progress import Advance
-from ppl_gen.inference.callables import name_of
 from ppl_gen.inference.integrand import Integrand, num_parameters, num_pixels
+from ppl_gen.inference.signatures import name_of
 
 _FIRST_CELLS = {1: 64, 2: 24, 3: 16}  # cells along each unit of the first grid, by the number of units
 _MOST_FIRST_CELLS = 2**18  # cells of the first grid after extension

@@ -31,7 +31,8 @@ from ppl_gen.core.contracts import (
     members,
 )
 from ppl_gen.core.errors import BadInput
-from ppl_gen.inference.callables import accepting, evaluating, modules_of, take
+from ppl_gen.inference.callables import evaluating, modules_of, take
+from ppl_gen.inference.signatures import accepting
 
 _METHODS = members(Model, Guide, HasDensity, HasTopPrior, Amortized, ClosedForm, HasPictures)
 """Methods of a module that may make `pyro.param` statements."""

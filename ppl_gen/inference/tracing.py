@@ -14,8 +14,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 
-from ppl_gen.inference.callables import Batch, PyroFunction
+from ppl_gen.inference.callables import Batch
 from ppl_gen.inference.densities import masked_log_prob, unobserved
+from ppl_gen.inference.signatures import PyroFunction
 
 SAMPLES = "_samples"
 """Name of the plate of samples."""

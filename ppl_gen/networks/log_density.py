@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Independent
 
+from ppl_gen.core.errors import BadInput
 from ppl_gen.networks.distributions import BernoulliVector, has_probs
 from ppl_gen.networks.pixel_sums import differentiated, log_prob_by_pixels
 
@@ -43,7 +44,15 @@ def log_density(distribution: Any, value: Tensor, *args: Any, wide: bool = False
         return -(terms.sum(-1) + u.shape[-1] * _HALF_LOG_2PI)
     if wide and isinstance(base, BernoulliVector):
         value = value.double()
-    result: Tensor = distribution.log_prob(value, *args, **kwargs)
+    try:
+        result: Tensor = distribution.log_prob(value, *args, **kwargs)
+    except KeyError as error:
+        if "intermediates cache" not in str(error):
+            raise
+        flow = str(error).strip("'\"").partition(" ")[0]  # such as a planar, radial or Sylvester flow
+        raise BadInput(
+            f"{flow} has no inverse, and so no density for a z that it has not drawn; use a flow with an inverse"
+        ) from error
     return result
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import BatchNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
@@ -31,7 +32,7 @@ from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
 from ppl_gen.inference.bidirectional import check_claim
-from ppl_gen.inference.callables import Batch, evaluating, forked_rng
+from ppl_gen.inference.callables import Batch, evaluating, forked_rng, modules_of
 from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.discretization import discretized, few_nodes
@@ -120,6 +121,7 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
     check_missing(assembled)
     check_labelled_share(assembled)
     check_support(assembled)
+    check_transforms(assembled)
     check_contract(assembled)
     check_closed_form(assembled)
     cost = None
@@ -233,6 +235,16 @@ def check_support(assembled: Assembled) -> None:
             f"{pair.guide_name} draws '{site}' outside the support of its prior in {pair.model_name}: the ELBO is -inf "
             "there; give the guide a distribution of the same support, such as LogNormal for positive numbers"
         )
+
+
+def check_transforms(assembled: Assembled) -> None:
+    """Raise `BadInput` for a flow with Pyro's transform of batch normalization. In training, its density has the scale
+    of the batch, and its samples that of the running mean: the objective is no bound."""
+    for part, who in ((assembled.model, assembled.pair.model_name), (assembled.guide, assembled.pair.guide_name)):
+        if any(isinstance(each, BatchNorm) for each in modules_of(part)):
+            raise BadInput(
+                f"{who}: in training, Pyro's transform BatchNorm has another density than its samples; leave it out"
+            )
 
 
 def check_contract(assembled: Assembled) -> None:

@@ -42,7 +42,8 @@ BAD_SHARDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "type": (lambda path: np.save(path, np.ones((3, 6, 5), np.float32)), "images are float32"),
     "text": (lambda path: path.write_text("hello"), "must be an .npy file"),
     "empty": (lambda path: path.write_bytes(b""), "must be an .npy file"),
-    "no images": (lambda path: np.save(path, np.ones((0, 6, 5), np.uint8)), "must be an .npy file"),
+    "no images": (lambda path: np.save(path, np.ones((0, 6, 5), np.uint8)), "in C's order, with an image"),
+    "dark": (lambda path: np.save(path, np.ones((3, 6, 5), np.uint8)), "pixels reach 1, but those of a.npy 255"),
     "one number": (lambda path: np.save(path, np.uint8(1)), "must be an .npy file"),
     "order": (lambda path: np.save(path, np.asfortranarray(IMAGES[:3])), "in C's order"),
     "folder": (lambda path: path.mkdir(), "no regular file"),
@@ -67,6 +68,16 @@ def test_a_bad_file_in_a_folder_is_named(
         load_data(DataOptions(str(tmp_path)))
     assert f"--data {bad}: " in error.value.sentence and words in error.value.sentence
     assert len(error.value.sentence.splitlines()) == 1
+
+
+def test_files_of_different_brightness(tmp_path: Path) -> None:
+    """A dark or a black file is no file on another scale; nor is any, if the value of white is given."""
+    np.save(tmp_path / "a.npy", IMAGES)
+    for name, top in (("b", 0), ("c", 2)):
+        np.save(tmp_path / f"{name}.npy", np.full((3, 6, 5), top, np.uint8))
+    assert load_data(DataOptions(str(tmp_path))).train.scale == 255
+    np.save(tmp_path / "d.npy", np.ones((3, 6, 5), np.uint8))
+    assert load_data(DataOptions(str(tmp_path), largest_pixel=255)).train.scale == 255
 
 
 def test_a_folder_without_files(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import pytest
 import torch
+from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
@@ -29,6 +30,7 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import evaluating, modules_of, reading
 from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.proposals import proposal_log_px
+from ppl_gen.inference.signatures import name_of, parameters_of
 
 
 def _model(x: Tensor) -> None:
@@ -774,3 +776,30 @@ def test_running_statistics_are_restored(context: Any) -> None:
         layer(torch.ones(4, 2))
         assert (layer.running_mean != 0).all()  # type: ignore[union-attr]
     assert (layer.running_mean == 0).all() and (layer.running_var == 1).all() and layer.num_batches_tracked == 0  # type: ignore[union-attr]
+
+
+def test_functions_that_a_handler_of_pyro_decorates() -> None:
+    """`@poutine.scale(scale=0.5)` hides the signature. The pair is that of `poutine.scale(model, scale=0.5)`."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal((x - y) / 2, 0.7))
+
+    x, y = torch.randn(5), torch.randn(5)
+    for handler in (lambda: poutine.scale(scale=1.0), lambda: poutine.mask(mask=True)):
+        twice = handler()(handler()(model))
+        for wrapped in ((handler()(model), guide), (model, handler()(guide)), (twice, handler()(guide))):
+            assert name_of(wrapped[0]) == "model"
+            torch.manual_seed(0)
+            found = ppl_gen.log_marginal_likelihood(*wrapped, x, y, num_samples=30)
+            torch.manual_seed(0)
+            torch.testing.assert_close(
+                found.log_px, ppl_gen.log_marginal_likelihood(model, guide, x, y, num_samples=30).log_px
+            )
+    partly = functools.partial(model, y=y)
+    assert set(parameters_of(partly)) == set(parameters_of(poutine.scale(scale=2.0)(model))) == {"x", "y"}

@@ -175,7 +175,7 @@ def test_an_image_without_a_weight() -> None:
     assert found.log_px.tolist() == [-2, -math.inf, -2] and found.at_least
     assert found.untrusted.tolist() == [False, True, False]
     assert "log p(x)  at least -inf by importance sampling, S = 100" in str(found)
-    assert "log p(x) is -inf for 1 of 3 images: all their weights are zero" in str(found)
+    assert "log p(x) is -inf for 1 of 3 images: all their weights are zero" in str(found) and "nan" not in str(found)
 
 
 NAN, INF = np.zeros((2, 3, 4)), np.zeros((5, 3))
@@ -203,7 +203,7 @@ MASKED = np.ma.masked_array(np.zeros((2, 2)), [[True, False], [False, False]])
         (None, "log_weights: must be numbers in float32 or float64, not object"),
         ("w.npz", "log_weights: must be numbers in float32 or float64, not <U5"),
         ([[1.0, 2.0], [3.0]], "log_weights: is of type list, not an array of numbers (setting an array element"),
-        (torch.zeros(3, 2).bfloat16(), "log_weights: is of type Tensor, not an array of numbers (Got unsupported"),
+        (torch.zeros(3, 2).bfloat16(), "log_weights: must be numbers in float32 or float64, not bfloat16"),
         (MASKED, "log_weights: a masked array would lose its mask; fill it in first: log_weights.filled(-inf)"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fits import FEW, PLAIN, SHORT, Laplace, small_config
 from own_classes import PAIRS
+from pyro.distributions import transforms
 from torch import Tensor, nn
 
 from ppl_gen import fit
@@ -212,6 +213,42 @@ def test_a_guide_that_leaves_the_support_is_not_fitted(elsewhere: Path, call: Ca
     )
     status, _, err = call(fit.command, "own.py:Bounded", "--guide", "own.py:BoundedGuide", *SHORT, "--out", "run")
     assert status == 2 and "draws 'z' outside the support of its prior in Bounded" in err and err.count("\n") == 1, err
+
+
+class Transformed(nn.Module):
+    """A normal guide with one of Pyro's transforms."""
+
+    def __init__(self, transform: nn.Module, data_dim: int = 64):
+        super().__init__()
+        self.net, self.transform = nn.Linear(data_dim, 6), transform
+
+    def guide(self, x: Tensor) -> None:
+        loc, log_scale = self.net(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            normal = dist.Normal(loc, log_scale.exp()).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(normal, [self.transform]))
+
+
+@pytest.mark.parametrize(
+    ("transform", "objective", "words"),
+    [
+        (transforms.batchnorm(3), "elbo", "Pyro's transform BatchNorm has another density than its samples"),
+        (transforms.planar(3), "stl", "ConditionedPlanar has no inverse, and so no density for a z that"),
+        (transforms.planar(3), "rws", "ConditionedPlanar has no inverse"),
+        (transforms.planar(3), "elbo", ""),
+        (transforms.affine_coupling(3, [4]), "stl", ""),
+    ],
+)
+def test_transforms_without_a_density(transform: nn.Module, objective: str, words: str) -> None:
+    particles = 5 if objective == "rws" else 1
+    config = small_config(TrainingOptions(objective=objective, num_particles=particles))
+    given = Given(guide=Transformed(transform))
+    if not words:
+        prepare(config, given)
+        return
+    with pytest.raises(BadInput, match=words) as error:
+        prepare(config, given)
+    assert "KeyError" not in str(error.value)
 
 
 def test_a_contract_that_a_plate_breaks_is_refused(elsewhere: Path, call: Call) -> None:
