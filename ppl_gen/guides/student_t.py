@@ -21,7 +21,8 @@ class StudentT(nn.Module):
     >>> guide.posterior(guide.encode(torch.rand(5, 64)))
     Independent(StudentT(df: torch.Size([5, 2]), loc: torch.Size([5, 2]), scale: torch.Size([5, 2])), 1)
 
-    :param df: Degrees of freedom. The smaller they are, the heavier the tails. The variance is finite above 2.
+    :param df: Degrees of freedom. The smaller they are, the heavier the tails. The variance is
+        finite above 2: up to there, the ELBO under a normal prior is -infinity.
     :param input_dropout: Probability of dropping a pixel at the encoder's input, in training.
     """
 
