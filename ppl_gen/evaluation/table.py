@@ -208,10 +208,13 @@ def _agreement_rows(s: Json) -> list[Row]:
         rows.append(Row("second opinion", note=f"none: {UNOPPOSED}"))
     for name, others in s.get("below", {}).items():
         above = ", ".join(ESTIMATES.get(other, other) for other in others)
-        rows.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=f"below {above}"))
+        own = name in ESTIMATES and not any(other in ESTIMATES for other in others)
+        note = f"below {above}{', which may also be too high' if own else ''}"
+        rows.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=note))
     for name in s.get("too_high", []):
-        known = "exact" if "log_px_exact" in s or s["log_px"]["estimator"] == "exact" else "quadrature"
-        note = f"above log p(x) by {ESTIMATES.get(known, known)}: it is not low in expectation"
+        known = next((each for each in ("exact", "quadrature") if entry_of(s, each) is not None), None)
+        than = "0, which no log-probability is" if known is None else f"log p(x) by {ESTIMATES[known]}"
+        note = f"above {than}: it is not low in expectation"
         rows.append(Row(f"{ESTIMATES.get(name, name)} is too high:", note=note))
     return rows
 

@@ -3,7 +3,8 @@ that the gap of a guide is taken of.
 
 All functions take the estimates by name, in the order of the report. Each estimate is low in expectation. If one is
 above another beyond chance, the other is too low (`ppl_gen.inference.agreement`). One above a log p(x) without Monte
-Carlo error is not low in expectation, as an estimator of a user's own may be: it tells nothing of others.
+Carlo error is not low in expectation, as an estimator of a user's own may be: it tells nothing of others. Nor does a
+log-probability above 0. The gap is taken of the package's own estimates alone.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.inference.agreement import above, above_in_mean, bound
 from ppl_gen.inference.estimate import Estimate
 from ppl_gen.inference.importance import ImportanceEstimate
@@ -30,13 +32,16 @@ def known_of(estimates: Estimates) -> str | None:
 
 
 def too_high(estimates: Estimates) -> list[str]:
-    """Names of the estimates that are above an exact log p(x), or one by quadrature, beyond chance and its error."""
-    known = known_of(estimates)
-    if known is None:
+    """Names of the estimates that are above an exact log p(x), or one by quadrature, beyond chance and its error; or
+    above 0, where p(x) is a probability."""
+    known, guided = known_of(estimates), guide_estimate(estimates)
+    if known is not None:
+        most = estimates[known].log_px + getattr(estimates[known], "change", torch.zeros(()))
+    elif guided is not None and guided.observation == "probability":
+        most = torch.zeros_like(guided.log_px)
+    else:
         return []
-    exact = estimates[known]
-    most = bound(exact.log_px + getattr(exact, "change", torch.zeros(())))
-    return [name for name, each in estimates.items() if each.sampled and above(most, each).any]
+    return [name for name, each in estimates.items() if each.sampled and above(bound(most), each).any]
 
 
 def lower_bounds(estimates: Estimates) -> dict[str, Estimate]:
@@ -99,14 +104,16 @@ class Largest:
 
 
 def largest(estimates: Estimates, primary: str) -> Largest:
-    """The log p(x) that is exact or by quadrature, or the largest of several estimates.
+    """The log p(x) that is exact or by quadrature, or the largest of several estimates. An estimator of a user's own,
+    which may be too high, is none of them.
 
     The choice starts from the primary estimate, or from importance sampling if the primary one cannot judge a guide.
     All estimates are low in expectation. If the mean of another one is above it beyond their errors, the one with the
     largest mean is chosen instead. Then each image takes the largest of the estimates that are above the chosen one
     beyond chance. The maximum of all estimates would be too high by chance.
     """
-    lower = lower_bounds(estimates)
+    own = [name for name in estimates if name not in ESTIMATES]
+    lower = {name: each for name, each in lower_bounds(estimates).items() if name not in own}
     none = torch.zeros(len(lower[primary].log_px), dtype=torch.bool)
     if (known := known_of(estimates)) is not None:
         return Largest(known, lower[known].log_px, none, none, False)

@@ -26,7 +26,10 @@ def test_samples_that_miss_the_posterior_are_at_least() -> None:
 def test_annealing_below_the_others_is_at_least(mc_var: float, bias: float) -> None:
     """Importance sampling 66.31, ELBO 59.92, annealing 58.42: all are low, and the gap is taken of the largest, also
     where annealing states a large bias."""
-    found = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, mc_var, bias, bidirectional())}
+    found = {
+        "importance": replace(importance(66.31, 59.92), observation="density"),
+        "annealed": annealed(58.42, mc_var, bias, bidirectional()),
+    }
     evaluation = Evaluation.of(found, "annealed", ABOUT)
     summary = evaluation.summary
     assert summary["log_px"]["at_least"] and not summary["log_px_importance"]["at_least"]
@@ -58,7 +61,10 @@ def test_the_gap_is_of_a_log_px_that_is_told() -> None:
     opinion.log_px[3] = -5.0
     note, gap = noted(asked, "importance")
     assert note.startswith("from log p(x) -9.75 (") and gap["mean"] == pytest.approx(2.25), gap
-    both = {"importance": importance(66.31, 59.92), "annealed": annealed(58.42, bidirectional=bidirectional())}
+    both = {
+        "importance": replace(importance(66.31, 59.92), observation="density"),
+        "annealed": annealed(58.42, bidirectional=bidirectional()),
+    }
     assert noted(both, "annealed")[0] == "from log p(x) 66.31 (importance sampling)"
 
 
@@ -184,6 +190,30 @@ def test_an_estimate_above_a_known_value_is_too_high(by: str) -> None:
     assert evaluation.summary["gap"]["mean"] == pytest.approx(1.0)
     assert not verdicts.too_high({**found, "mine": within})
     assert not verdicts.too_high({"importance": found["importance"], "mine": one_above})
+
+
+def test_the_gap_is_of_no_estimator_of_ones_own() -> None:
+    """One that forgets log S, or returns probabilities, would make it the size of log p(x)."""
+    found = {"importance": importance(-90.0, -91.0), "mine": sampled(-0.5, estimator="mine")}
+    evaluation = Evaluation.of(found, "importance", ABOUT)
+    assert evaluation.summary["gap"] == {**evaluation.summary["gap"], "mean": pytest.approx(1.0), "of": "importance"}
+    assert evaluation.to_xarray()["gap"].values == pytest.approx(1.0)
+    assert evaluation.summary["log_px"]["at_least"] and "too_high" not in evaluation.summary
+    notes = {row.label: row.note for row in evaluation.rows()}
+    assert notes["importance sampling is too low:"] == "below mine, which may also be too high"
+
+
+@pytest.mark.parametrize(("observation", "wrong"), [("probability", True), ("density", False)])
+def test_no_log_probability_is_above_0(observation: str, wrong: bool) -> None:
+    guided = replace(importance(-90.0, -91.0), observation=observation)
+    found = {"importance": guided, "mine": sampled(90.0, estimator="mine")}
+    evaluation = Evaluation.of(found, "importance", ABOUT)
+    assert (evaluation.summary.get("too_high") == ["mine"]) is wrong
+    assert evaluation.summary["log_px"]["at_least"] is not wrong  # what is wrong tells nothing of others
+    notes = {row.label: row.note for row in evaluation.rows()}
+    assert ("mine is too high:" in notes) is wrong
+    if wrong:
+        assert notes["mine is too high:"] == "above 0, which no log-probability is: it is not low in expectation"
 
 
 @pytest.mark.parametrize(("value", "too_low"), [(-90.45, True), (-90.0, False)])
