@@ -139,7 +139,8 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
     counts, names = None, np.array([])
     labels_of_split = fitted.data.split(options.split).labels
     if labels_of_split is not None:
-        names, labels = np.unique(labels_of_split[: len(x)].cpu().numpy(), return_inverse=True)
+        values = labels_of_split[: len(x)].cpu().numpy()
+        names, labels = np.unique(values, return_inverse=True)
         counts = contingency(components, labels, len(weights), len(names))
         for row in rows:
             of_label = counts[row["component"]]
@@ -147,8 +148,8 @@ def explain(fitted: Fitted, options: ResponsibilityOptions, *, quiet: bool = Fal
                 row["majority_label"] = names[of_label.argmax()].item()
                 row["purity"] = float(of_label.max() / row["images"])
         summary |= agreement(components, labels, options.seed)
-        if unknown and np.array_equal(names, np.arange(len(weights))):
-            summary["error"] = _errors(site, probabilities, classified, labels)
+        if unknown and np.isin(names, np.arange(len(weights))).all():
+            summary["error"] = _errors(site, probabilities, classified, values)
     summary["table"] = rows
     return Responsibilities(summary, x, probabilities, weights, means, counts, [str(name) for name in names])
 

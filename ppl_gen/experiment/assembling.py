@@ -47,7 +47,7 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
         "data_mean": data.mean().cpu(),
         "data_examples": data.examples(config.training.seed).cpu(),
         "data_levels": data.levels,
-        "num_classes": _num_classes(data),
+        "num_classes": num_classes(data),
         "labelled_share": _labelled_share(data, config.training.labelled_share),
         "num_images": len(data.train) + len(data.test),
     }
@@ -75,12 +75,13 @@ def assemble(config: Config, data: Data, given: Given | None = None) -> tuple[nn
     return model.to(device), guide.to(device)
 
 
-def _num_classes(data: Data) -> int | None:
-    """Number of classes of the training images; None without labels, and with labels that are no whole numbers."""
-    labels = data.train.labels
-    if labels is None or labels.is_floating_point() or int(labels.min()) < 0:
+def num_classes(data: Data) -> int | None:
+    """Number of classes of all images, 1 + the largest label; None without labels, and with labels that are no whole
+    numbers."""
+    given = [split.labels for split in (data.train, data.validation, data.test) if len(split)]
+    if any(labels is None or labels.is_floating_point() or int(labels.min()) < 0 for labels in given):
         return None
-    return int(labels.max()) + 1
+    return 1 + max(int(labels.max()) for labels in given if labels is not None)
 
 
 def _labelled_share(data: Data, repeated: float | None) -> float:

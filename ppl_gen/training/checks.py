@@ -27,7 +27,7 @@ from ppl_gen.core.seeds import seed_torch
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.splits import REDRAWN, Data, labelled_among_others
 from ppl_gen.experiment import starting
-from ppl_gen.experiment.assembling import read_pair, release
+from ppl_gen.experiment.assembling import num_classes, read_pair, release
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled, check_precision, resolve_device
 from ppl_gen.experiment.state import unchanged
@@ -132,6 +132,8 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
         require_memory(assembled.pair, size, gradients=True, device=data.train.images.device)
         cost = enumeration_cost(assembled) if start else None
     say(cost)
+    if absent := untrained_classes(assembled):
+        warn(absent)
     check_least_images(assembled)
     check_patience(assembled)
     with numbers_kept(assembled) as changed:
@@ -212,6 +214,18 @@ def check_labelled_share(assembled: Assembled) -> None:
         )
     if hidden and training.batch_size == 1:
         raise BadInput(f"--labelled-share {share}: a batch needs at least 2 images; use a larger --batch-size")
+
+
+def untrained_classes(assembled: Assembled) -> str:
+    """A sentence on the classes of the model or the guide that no training image has; empty if there are none."""
+    takers = [each for each in (assembled.model, assembled.guide) if components.takes(type(each), "num_classes")]
+    count, labels = num_classes(assembled.data), assembled.data.train.labels
+    if not takers or count is None or labels is None:
+        return ""
+    absent = sorted(set(range(count)) - set(labels.unique().tolist()))
+    shown = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
+    which = f"the label {shown}" if len(absent) == 1 else f"the labels {shown}"
+    return f"no training image has {which}: {len(absent)} of {count} classes are not trained" if absent else ""
 
 
 def check_missing(assembled: Assembled) -> None:

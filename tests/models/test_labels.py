@@ -286,3 +286,31 @@ def test_clusters_are_explained(elsewhere: Path, call: Any, single: None) -> Non
     assert "p(y = k), and" in named["components_by_label"].caption.text
     figure = components_by_label(np.eye(3, dtype=int), ["0", "1", "2"], ["0", "1", "2"], np.zeros((3, 8, 8)), 3, "y")
     assert figure.axes[0].get_ylabel() == "component k, with p(y = k)"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        ((0, 1, 2), (0, 1, 2), ""),
+        ((1, 2, 3), (1, 2, 3), "no training image has the label 0: 1 of 4 classes are not trained"),
+        ((0, 1), (0, 1, 4), "no training image has the labels 2, 3, 4: 3 of 5 classes are not trained"),
+    ],
+)
+def test_classes_that_no_training_image_has(
+    elsewhere: Path, call: Any, single: None, train: tuple[int, ...], test: tuple[int, ...], told: str
+) -> None:
+    """They are told before training; an image of a class that only the test split has is evaluated, and explained."""
+    generator = np.random.default_rng(0)
+    images = (generator.random((90, 3, 4)) < 0.5).astype(np.uint8)
+    labels = {name: np.resize(values, 45) for name, values in (("train", train), ("test", test))}
+    np.savez(
+        "own.npz", train=images[:45], test=images[45:], **{f"{name}_labels": each for name, each in labels.items()}
+    )
+    status, _, err = call(
+        fit.command, "semi-supervised-vae", "--data", "own.npz", "--labelled", str(3 * len(train)), "--latent-dim", "2",
+        "--hidden-dims", "4", "--epochs", "1", "--num-samples", "20", "--out", "run",
+    )  # fmt: skip
+    assert status == 0 and (f"warning: {told}" in err if told else "no training image" not in err), err
+    found = Run.open("run").explain(quiet=True)
+    wrong = found.probabilities.argmax(1).numpy() != labels["test"][: len(found.x)]
+    assert found.summary["error"]["p(y | x)"]["mean"] == pytest.approx(wrong.mean())
