@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import f
 
-from ppl_gen.inference.gradient_errors import gradient_errors
+from ppl_gen.inference.gradient_errors import _positive, gradient_errors
 
 SCALES = torch.tensor([3.0, 1.0, 1.0, 0.3, 0.1], dtype=torch.float64)
 
@@ -25,11 +27,36 @@ def test_errors_are_what_they_say() -> None:
         assert 0.75 < float(claimed / values.var()) < 1.25
 
 
-def test_the_test_for_bias_keeps_its_rate() -> None:
-    """At most 5 % of 1,000 false alarms, by chance exceeded once in 16,000 (4 standard errors); and it sees a bias."""
-    p = [gradient_errors(SCALES * torch.randn(30, 5).double(), torch.zeros(5)).p for _ in range(1000)]
-    assert sum(each < 0.05 for each in p) / 1000 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 1000)
-    assert gradient_errors(SCALES * torch.randn(1000, 5).double() + 0.3, torch.zeros(5)).p < 1e-6
+SPECTRA = {
+    "five": (SCALES, 30),
+    "one": (torch.ones(1), 30),
+    "equal": (torch.ones(40), 60),
+    "one large": (torch.tensor([1.0, *[0.14] * 50]), 200),
+    "more than draws": (torch.linspace(1.0, 0.1, 150), 50),
+}
+"""Standard deviations, and numbers of draws. Of `one large`, Satterthwaite's approximation has three times the rate."""
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_test_for_bias_keeps_its_rate(name: str) -> None:
+    """At most 1 % and 5 % of 1,500 false alarms, by chance exceeded once in 16,000 (4 standard errors) for normal
+    counts; and it sees a bias."""
+    scales, draws = SPECTRA[name]
+    zero = torch.zeros(len(scales))
+    p = [gradient_errors(scales * torch.randn(draws, len(scales)).double(), zero).p for _ in range(1500)]
+    for rate in (0.01, 0.05):
+        found = sum(each < rate for each in p) / len(p)
+        assert found < rate + 4 * math.sqrt(rate * (1 - rate) / len(p))
+    assert sum(each < 0.5 for each in p) / len(p) > 0.45  # nor is it far from its rate
+    assert gradient_errors(scales * torch.randn(1000, len(scales)).double() + 0.3, zero).p < 1e-5
+
+
+@pytest.mark.parametrize(("numerator", "denominator"), [(1, 4), (1, 299), (5, 20), (50, 5000)])
+def test_a_ratio_of_two_sums_is_that_of_f(numerator: int, denominator: int) -> None:
+    for value in (0.5, 1.0, 2.0, 4.0):
+        weights = np.array([*[1.0] * numerator, -value * numerator / denominator])
+        found = _positive(weights, np.array([*[1.0] * numerator, float(denominator)]))
+        assert found == pytest.approx(f.sf(value, numerator, denominator), abs=1e-6)
 
 
 def test_draws_without_noise() -> None:
