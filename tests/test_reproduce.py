@@ -41,10 +41,10 @@ def test_the_commands_of_a_heading(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_commands_of_a_run() -> None:
     """Those of the run that it starts from come first, and evaluations of it last."""
     every = reproduce.recipes()
-    assert [reproduce._after(line, "--out") for line in every["two-layers-50"]] == [
-        "two-layers",
-        "two-layers-5",
-        "two-layers-50",
+    assert [reproduce._after(line, "--out") for line in every["burda-2-iwae-50"]] == [
+        "burda-2-vae",
+        "burda-2-iwae-5",
+        "burda-2-iwae-50",
     ]
     assert every["default"][-1] == "python -m ppl_gen.evaluate runs/default --num-samples 5000"
 
