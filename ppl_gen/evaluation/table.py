@@ -4,7 +4,7 @@ from dataclasses import replace
 from html import escape
 
 from ppl_gen.core.components import OBJECTS
-from ppl_gen.core.errors import HEAVY_TAIL, NARROWER, UNOPPOSED, warnings_of
+from ppl_gen.core.errors import HEAVY_TAIL, MISSED, NARROWER, UNOPPOSED, warnings_of
 from ppl_gen.core.tables import Row, duration, fixed, line, named, small
 from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of, quantity
 from ppl_gen.experiment.run_directory import Json
@@ -204,6 +204,8 @@ def _agreement_rows(s: Json) -> list[Row]:
         rows.append(_row("annealing - importance", apart, beyond))
     if "second_opinion" in s:
         rows.append(Row("second opinion", note=_second_opinion_text(s["second_opinion"])))
+    if "missed_values" in s:
+        rows.append(Row("discrete units", note=f"on {s['missed_values']:.1%} of the images the guide {MISSED}"))
     if "unopposed" in s:
         rows.append(Row("second opinion", note=f"none: {UNOPPOSED}"))
     for name, others in s.get("below", {}).items():

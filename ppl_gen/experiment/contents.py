@@ -274,6 +274,7 @@ class Evaluation(Result):
     narrower: NotRequired[bool]
     unopposed: NotRequired[bool]
     heavy_tail: NotRequired[bool]
+    missed_values: NotRequired[float]
     components: NotRequired[_Components]
     proposal: NotRequired[str]
     no_quadrature: NotRequired[str]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_gen.core.errors import HEAVY_TAIL, UNOPPOSED, BadInput, describe, require, warnings_of
+from ppl_gen.core.errors import HEAVY_TAIL, MISSED, UNOPPOSED, BadInput, describe, require, warnings_of
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
@@ -43,7 +43,16 @@ from ppl_gen.inference.chunks import IMAGES_PER_BLOCK, images_at_a_time, pairs_a
 from ppl_gen.inference.densities import contradicted
 from ppl_gen.inference.direct import encoded
 from ppl_gen.inference.discretization import grid_terms
-from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, mean_entry, mean_mc_se, mean_se, median_and_least
+from ppl_gen.inference.estimate import (
+    Estimate,
+    Variable,
+    khat_entry,
+    mean_entry,
+    mean_mc_se,
+    mean_se,
+    median_and_least,
+    share,
+)
 from ppl_gen.inference.exact import closed_form, exact_blocks
 from ppl_gen.inference.gathering import gather_blocks
 from ppl_gen.inference.pair import Pair, Terms
@@ -157,6 +166,8 @@ class ImportanceEstimate(Estimate):
             entries["narrower"] = True
         if self.heavy_tail:
             entries["heavy_tail"] = True
+        if self.doubted is not None and bool(self.doubted.any()):
+            entries["missed_values"] = share(self.doubted)
         if self.left_out:
             entries["left_out"] = list(self.left_out)
         if self.second_opinion is not None:
@@ -201,6 +212,8 @@ class ImportanceEstimate(Estimate):
                 "larger one that adds little to log p(x)"
             )
         told += [note for note, holds in ((UNOPPOSED, self.unopposed), (HEAVY_TAIL, self.heavy_tail)) if holds]
+        if self.doubted is not None and bool(self.doubted.any()):
+            told.append(f"on {share(self.doubted):.1%} of the images the guide {MISSED}")
         if self.left_out:
             names = ", ".join(f"'{name}'" for name in self.left_out)
             told.append(f"left out of q(z | x), to which they do not belong: {names} of the guide")
@@ -280,11 +293,14 @@ def log_marginal_likelihood(
         if pair.exceeds_prior:
             estimate = _without_bounds(estimate)
         if ask_again:
-            from ppl_gen.inference.proposals import second_opinion, second_opinion_samples  # it imports this module
+            from ppl_gen.inference.neighbours import missed_values  # they import this module
+            from ppl_gen.inference.proposals import second_opinion, second_opinion_samples
 
             few = second_opinion_samples(num_samples)
             opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **kwargs)
-            estimate = replace(estimate, second_opinion=opinion, unopposed=opinion is None and not pair.enumerated)
+            missed = None if kwargs else missed_values(model, guide, x, *args, num_samples=num_samples)
+            unopposed = opinion is None and not pair.enumerated
+            estimate = replace(estimate, second_opinion=opinion, unopposed=unopposed, doubted=missed)
         return estimate
 
 

@@ -278,7 +278,7 @@ class _OneWay(ExactGuide):
     [
         (_Undrawn, ExactGuide, r"_Undrawn cannot draw images: model\(x=None, n=2\)"),
         (_Elsewhere, ExactGuide, r"log q\(z \| x\) is nan: make model\(x=None\) and model\(x\) one distribution"),
-        (LinearGaussian, _OneWay, "_OneWay has no density for a z that it did not draw"),
+        (LinearGaussian, _OneWay, "ConditionedPlanar has no inverse, and so no density for a z that it has not drawn"),
     ],
 )
 def test_a_pair_without_bounds(model: Any, guide: Any, message: str) -> None:
