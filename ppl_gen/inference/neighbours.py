@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_gen.core.memory import is_out_of_memory
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng, take
 from ppl_gen.inference.pair import Pair
@@ -25,8 +26,8 @@ _PAIRS = 4096  # changed samples at a time
 
 
 def missed_values(model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, seed: int = 0) -> Tensor | None:
-    """True for images of which a value of a discrete unit is missed, bool [images]; None if no unit is discrete. Noise
-    is drawn from `seed`, and torch's generators are restored.
+    """True for images of which a value of a discrete unit is missed, bool [images]; None if no unit is discrete,
+    or other values cannot be scored. Noise is drawn from `seed`, and torch's generators are restored.
 
     At a sample with a large weight, the model gives another value of one unit odds of at least 0.05, and the guide such
     odds that fewer than one of `num_samples` samples has it. Categorical and binary units directly in the plate of
@@ -39,7 +40,12 @@ def missed_values(model: Any, guide: Any, x: Tensor, *args: Any, num_samples: in
         if not sizes:
             return None
         blocks = Batch(x, args, {}).blocks(max(1, _PAIRS // _CHANGES))
-        return torch.cat([_missed(pair, batch, sizes, num_samples) for _, batch in blocks]).cpu()
+        try:
+            return torch.cat([_missed(pair, batch, sizes, num_samples) for _, batch in blocks]).cpu()
+        except Exception as error:  # a flow without inverse beside it, or a model that fails at other values
+            if is_out_of_memory(error):
+                raise
+            return None
 
 
 def _missed(pair: Pair, batch: Batch, sizes: dict[str, int], num_samples: int) -> Tensor:

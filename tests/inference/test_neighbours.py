@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import transforms
 from torch import Tensor
 
 import ppl_gen
@@ -101,3 +102,20 @@ def test_one_image_of_many_and_other_latents() -> None:
             pyro.sample("a", dist.Normal(x / 2, 0.5**0.5))
 
     assert missed_values(continuous, normal, x, num_samples=100) is None
+
+    planar = transforms.planar(1)
+
+    def without_inverse(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.full((len(x), 2, 3), 0.5)).to_event(2))
+            flow = dist.TransformedDistribution(dist.Normal(x[:, None] / 2, 0.7).to_event(1), [planar])
+            pyro.sample("a", flow)
+
+    def of_a_vector(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.full((2, 3), 0.5)).to_event(2))
+            a = pyro.sample("a", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(a[..., 0], 1.0), obs=x)
+
+    assert missed_values(of_a_vector, without_inverse, x, num_samples=100) is None
+    assert ppl_gen.log_marginal_likelihood(of_a_vector, without_inverse, x, num_samples=100).doubted is None
