@@ -92,7 +92,8 @@ def load_data(options: DataOptions, given: Any = None) -> Data:
     )
     if options.binarization == "dequantized" and pool.scale == 1:
         raise BadInput(
-            f"--binarization dequantized: needs grey levels, but pixels of {source.name} are binary or real numbers"
+            f"--binarization dequantized: needs grey levels, but pixels of {source.name} are binary or real numbers; "
+            "save levels as whole numbers, such as 0 … 255"
         )
     # The validation split is the end of the pool. It shrinks only if the training split is asked to be larger.
     start = max(sizes[0], count)
