@@ -92,6 +92,8 @@ def _sizes(pair: Pair, batch: Batch) -> dict[str, int]:
         base = stated.base_constraint if isinstance(stated, constraints.independent) else stated
         if base is constraints.boolean:
             found[name] = 2
-        elif isinstance(base, type(constraints.integer_interval(0, 1))) and base.lower_bound == 0:
-            found[name] = int(base.upper_bound) + 1
+        elif isinstance(base, type(constraints.integer_interval(0, 1))):
+            least, most = (torch.as_tensor(bound).unique() for bound in (base.lower_bound, base.upper_bound))
+            if len(most) == 1 and not least.any():  # alike for all images
+                found[name] = int(most) + 1
     return found

@@ -103,6 +103,18 @@ def test_one_image_of_many_and_other_latents() -> None:
 
     assert missed_values(continuous, normal, x, num_samples=100) is None
 
+    def counts(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            n = pyro.sample("n", dist.Binomial(3, probs=torch.full((len(x),), 0.5)))
+            pyro.sample("x", dist.Normal(0.0 * n, 1.0), obs=x)
+
+    def few_counts(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("n", dist.Binomial(torch.full((len(x),), 3.0), logits=-9.0 + 0 * x))
+
+    missed = missed_values(counts, few_counts, x, num_samples=100)
+    assert missed is not None and missed.all()
+
     planar = transforms.planar(1)
 
     def without_inverse(x: Tensor) -> None:
