@@ -241,12 +241,18 @@ class Data:
         pixels = self.train.observed(self.train.pixels(index), index)
         return pixels if self.train.missing is None else torch.where(pixels.isnan(), self.mean(), pixels)
 
-    def mean(self) -> Tensor:
-        """Mean observed training pixel [data_dim] in float32, with half an observation added so that it is inside
-        (0, 1). Of large data, it is that of the images that are looked at before training."""
+    @property
+    def _looked_at(self) -> Split:
+        """The training images; of large data, those that are looked at before training."""
         train = self.train
         if isinstance(train.images, Rows) and train.large:
             train = replace(train, images=train.images.looked_at())
+        return train
+
+    def mean(self) -> Tensor:
+        """Mean observed training pixel [data_dim] in float32, with half an observation added so that it is inside
+        (0, 1). Of large data, it is that of the images that are looked at before training."""
+        train = self._looked_at
         total = torch.zeros(self.dim, dtype=torch.float64, device=train.images.device)
         missing = torch.zeros_like(total)
         for block in _blocks(len(train), self.dim):
@@ -261,9 +267,7 @@ class Data:
         """Frequencies [levels, data_dim] of the levels of each training pixel among the images in which it is observed,
         in float64, with one observation added, a part of it to each level. Of large data, as `mean`."""
         assert self.levels is not None
-        train = self.train
-        if isinstance(train.images, Rows) and train.large:
-            train = replace(train, images=train.images.looked_at())
+        train = self._looked_at
         counts = torch.zeros(self.levels, self.dim, dtype=torch.float64, device=train.images.device)
         for block in _blocks(len(train), self.dim):
             level = (train.pixels(block) * (self.levels - 1)).round().long()
