@@ -17,6 +17,7 @@ from ppl_gen.core.tables import Row, html, sentence
 
 _EQUAL = 1e-9  # relative variance of weights that are equal up to rounding
 _LARGEST = 0.01  # share of the weights' sum in the largest one, up to which an unknown k-hat is accepted: 0.01 nats
+_FEW = 10  # effective samples, below which a low k-hat is not accepted: a tail of so few large weights has no shape
 
 
 class Variable(NamedTuple):
@@ -119,12 +120,14 @@ class Estimate:
 
     @property
     def khat_unknown(self) -> Tensor:
-        """Images whose k-hat is NaN although their weights differ, and whose largest weight is more than 1 % of the
-        sum; bool [images]. With a smaller largest weight no sample matters much, and a k-hat is not needed."""
+        """Images whose k-hat tells nothing; bool [images]. It is NaN, the weights differ, and the largest one is more
+        than 1 % of their sum: with a smaller one no sample matters much, and a k-hat is not needed. Or it is low, and
+        there are fewer than ten effective samples."""
         if self.khat is None:
             return self._none
         settled = self._equal if self.largest is None else self._equal | (self.largest <= _LARGEST)
-        return self.khat.isnan() & ~settled
+        few = self._none if self.ess is None else (self.ess < _FEW) & (self.khat <= self.khat_threshold) & ~self._equal
+        return (self.khat.isnan() & ~settled) | few
 
     @property
     def untrusted(self) -> Tensor:

@@ -68,6 +68,18 @@ def test_unknown_khat_is_judged_by_the_largest_weight() -> None:
         assert nothing.untrusted.all()
 
 
+def test_few_effective_samples_are_not_trusted() -> None:
+    """One of 10,000 samples has nearly all of the weight. A Pareto distribution fitted to the 300 largest calls it
+    harmless: k-hat is 0.47. Other weights like that one may be missing."""
+    torch.manual_seed(0)
+    log_weights = 0.1 * torch.randn(10_000, 2, dtype=torch.float64)
+    log_weights[0, 0] += 12
+    found = _from(log_weights)
+    assert found.ess[0] < 1.2 and found.ess[1] > 9000
+    assert (found.khat < found.khat_threshold).all() and not found.khat_too_high.any()
+    assert found.khat_unknown.tolist() == found.untrusted.tolist() == [True, False]
+
+
 def test_a_mean_has_its_errors() -> None:
     """The standard error over images, the Monte Carlo error of their mean, and their mean bias."""
     values = torch.tensor([-1.0, -2.0, -3.0, -6.0], dtype=torch.float64)
