@@ -114,10 +114,11 @@ def largest(estimates: Estimates, primary: str) -> Largest:
     """
     own = [name for name in estimates if name not in ESTIMATES]
     lower = {name: each for name, each in lower_bounds(estimates).items() if name not in own}
-    none = torch.zeros(len(lower[primary].log_px), dtype=torch.bool)
+    none = torch.zeros(len(estimates[primary].log_px), dtype=torch.bool)
     if (known := known_of(estimates)) is not None:
-        return Largest(known, lower[known].log_px, none, none, False)
+        return Largest(known, estimates[known].log_px, none, none, False)
     name = primary if estimates[primary].usable_for_gap else "importance"
+    lower = {name: estimates[name]} | lower  # it stays, even if it is too high
     better = [other for other in lower if other != name and above_in_mean(lower[name], lower[other])]
     name = max(better, key=lambda other: lower[other].mean, default=name)
     values, replaced = lower[name].log_px, none

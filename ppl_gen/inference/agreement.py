@@ -64,11 +64,15 @@ def above(low: Estimate, high: Estimate) -> Above:
     counts = [math.inf if each.num_samples is None else each.num_samples for each in (low, high)]
     excess = difference - _errors(rate, counts[0]) * low.log_px_mc_var.sqrt() - bias
     images = excess > -math.log(rate)  # Markov's inequality, image by image
+    reliable = ~(high.khat_too_high | high.khat_unknown)
     if high.error_is_reliable:
-        images |= difference > _errors(rate, min(counts)) * variances.sqrt() + biases
+        error = _errors(rate, min(counts)) * variances.sqrt() + biases
+        images |= reliable & (difference > error - math.log(rate) / counts[1])
     # All images together: by the error of the mean, and by the bets, averaged over the stakes.
-    mean = bool(difference.sum() > _errors(FALSE_ALARMS) * variances.sum().sqrt() + biases.sum())
-    mean = mean and (high.error_is_reliable or len(difference) >= _MANY)
+    error = _errors(FALSE_ALARMS) * variances[reliable].sum().sqrt() + biases[reliable].sum()
+    error = error - math.log(FALSE_ALARMS) / counts[1]
+    mean = bool(difference[reliable].sum() > error)
+    mean = mean and (high.error_is_reliable or int(reliable.sum()) >= _MANY)
     excess = excess.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     won = torch.stack([torch.logaddexp(excess + math.log(b), excess.new_tensor(math.log1p(-b))).sum() for b in _BETS])
     return Above(images, mean or bool(won.logsumexp(0) - math.log(len(_BETS)) > -math.log(FALSE_ALARMS)))

@@ -13,7 +13,8 @@ mixture, known to a few tolerances, agrees with it. The proposal with the smalle
 
 The samples that decide when to stop do not enter the estimate: a pilot stops earlier where large weights happen to be
 missing, so that its own value is low (optional stopping). The estimate has S new samples. They decide about nothing
-but the label of the image: it stays settled if they pass the same tests, and if they agree with the pilot.
+but the label of the image: it stays settled if they pass the same tests, if they agree with the pilot, and if the guide
+draws each likely value of a discrete unit (`missed_values`).
 
 Images that are not settled are annealed, where the model can be annealed and this costs no more than the importance
 samples of all images did. Annealing settles an image if its error is within the tolerance and importance sampling is
@@ -38,6 +39,7 @@ from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, take
 from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, share
 from ppl_gen.inference.gathering import seconds_reused
+from ppl_gen.inference.neighbours import missed_values
 from ppl_gen.inference.options import FEWEST, Annealing, Settling
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px, scores_others
@@ -154,6 +156,8 @@ def settled_log_px(
         return proposal_log_px(model, [guide], batch.x, *batch.args, **how)
 
     found = _estimate(sample, _run_pilot(sample, len(x), settling, progress), settling, progress)
+    if not kwargs:
+        found = _without_missed(model, guide, images, found)
     if anneal and not args and not kwargs:
         found = _annealed(model, x, found)
     return replace(found, seconds=time.perf_counter() + seconds_reused() - started)
@@ -277,6 +281,19 @@ def _estimate(sample: Sampler, pilot: _Pilot, settling: Settling, progress: Adva
             settled[rows] &= agrees & (_error(found) <= _LENIENT * settling.tolerance) & ~found.untrusted
     outcome = torch.where(settled, SETTLED, LEFT)
     return SettledEstimate(settling=settling, samples=pilot.samples, drawn=drawn, outcome=outcome, seconds=0.0, **whole)
+
+
+def _without_missed(model: Any, guide: Any, images: Batch, found: SettledEstimate) -> SettledEstimate:
+    """The estimate with those images left of which the guide hardly ever draws a value of a discrete unit."""
+    outcome = found.outcome.clone()
+    for number in found.samples[outcome == SETTLED].unique().tolist():
+        rows = ((found.samples == number) & (outcome == SETTLED)).nonzero().flatten()
+        few = take(rows.to(images.x.device), *images)
+        missed = missed_values(model, guide, few.x, *few.args, num_samples=number)
+        if missed is None:
+            break
+        outcome[rows[missed]] = LEFT
+    return replace(found, outcome=outcome)
 
 
 # Annealing -----------------------------------------------------------------------------------------------------------

@@ -143,6 +143,11 @@ def test_the_gap_begins_with_an_estimate_that_guides_are_judged_by() -> None:
     assert verdicts.largest({"importance": guided, "mixed": replace(few, usable_for_gap=True)}, "mixed").name == "mixed"
     known = verdicts.largest({"exact": exact(-9 * ONE), "importance": guided}, "importance")
     assert known.name == "exact" and not known.at_least and known.log_px.tolist() == [-9] * 20
+    high = {"exact": exact(-12 * ONE), "importance": guided}
+    assert verdicts.too_high(high) == ["importance"] and verdicts.largest(high, "importance").name == "exact"
+    above_zero = {"importance": replace(importance(1, -2), observation="probability")}
+    assert verdicts.too_high(above_zero) == ["importance"]
+    assert verdicts.largest(above_zero, "importance").log_px.tolist() == [1] * 20
 
 
 def test_all_that_is_known_from_below_in_the_order_that_it_is_told_in() -> None:

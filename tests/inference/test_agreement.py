@@ -1,6 +1,7 @@
 """Which of two estimates is too low: by how much, and how often by chance."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ppl_gen.inference.agreement import FALSE_ALARMS, above, bound
 from ppl_gen.inference.estimate import Estimate
-from ppl_gen.inference.importance import log_mean_exp
+from ppl_gen.inference.importance import log_mean_exp, weight_statistics
 
 F64 = torch.float64
 
@@ -95,3 +96,29 @@ def test_alarms_of_weights_that_are_rarely_large() -> None:
 
     low = _estimate([0.0] * 20, 1e-6)
     assert sum(above(low, rare()).any for _ in range(500)) <= 7
+
+
+def test_alarms_of_samples_that_are_all_the_same() -> None:
+    """The posterior has z = 0 alone, and the guide a share of 0.7 % elsewhere. Of 2,000 images two have 1,000 samples
+    of 0: their error is 0, and they are 0.007 nats too high. 40 comparisons at 2e-3: more than two alarms have a
+    probability of 8e-5."""
+    torch.manual_seed(2)
+    truth, alarms = bound(torch.zeros(2000, dtype=F64)), 0
+    chances = torch.full((1000, 2000), 0.993, dtype=F64)
+    for _ in range(40):
+        log_w = torch.where(torch.bernoulli(chances) == 1, -math.log(0.993), -60.0).double()
+        log_px, mc_var, bias, ess = log_mean_exp(log_w)
+        values = {"log_px": log_px, "log_px_mc_var": mc_var, "log_px_bias": bias, "ess": ess}
+        found = Estimate(estimator="test", num_samples=1000, khat=torch.full_like(ess, math.nan), **values)
+        found = replace(found, largest=1 / ess)
+        alarms += above(truth, found).any
+    assert alarms <= 2
+
+
+def test_an_unknown_khat_shows_nothing_by_its_error() -> None:
+    """One sample with nearly all of the weight: the error is 1, and the value is six errors too high."""
+    log_w = torch.full((1000, 2), math.log(0.1), dtype=F64)
+    log_w[0, 0] = math.log(4e5)
+    found = Estimate(estimator="test", num_samples=1000, **weight_statistics(log_w))
+    assert float(found.log_px[0]) > 5.9 and float(found.log_px_mc_var[0]) < 1.01
+    assert not above(_estimate([0.0, 0.0], 0.0), found).any

@@ -13,6 +13,7 @@ from torch import Tensor
 import ppl_gen
 from ppl_gen.core.errors import MISSED
 from ppl_gen.inference.neighbours import missed_values
+from ppl_gen.inference.settling import LEFT, SETTLED, settled_log_px
 
 COPIED = 5  # bits of z that x shows with near certainty
 X = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]]).float()
@@ -61,6 +62,19 @@ def test_what_the_guide_never_draws_is_told(make: Any, free: float) -> None:
     assert found.more_entries("importance")["missed_values"] == 1.0
     if free < -9:
         assert float((found.log_px - TRUTH).max()) < -0.69
+
+
+@pytest.mark.parametrize("make", [_bits, _categories])
+def test_such_an_image_is_not_settled(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor by the mixture with the prior, whose samples seldom copy all of many bits."""
+    monkeypatch.setitem(globals(), "COPIED", 30)
+    x = torch.bernoulli(torch.full((4, 30), 0.5))
+    found = settled_log_px(*make(-15.0), x)
+    assert found.outcome.tolist() == [LEFT] * 4 and found.at_least
+    assert float((found.log_px + 30 * math.log(2)).max()) < -0.69
+    found = settled_log_px(*make(0.0), x)
+    assert found.outcome.tolist() == [SETTLED] * 4
+    torch.testing.assert_close(found.log_px, torch.full((4,), -30 * math.log(2)).double(), atol=0.15, rtol=0)
 
 
 @pytest.mark.parametrize("make", [_bits, _categories])
