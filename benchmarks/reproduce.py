@@ -28,6 +28,8 @@ from ppl_gen.evaluation.entries import entry_of, verdicts
 from ppl_gen.inference.differences import critical
 
 RESULTS = Path(__file__).parent / "results"
+COPY = "cp -r runs/"
+"""How a command begins that copies a run, for another evaluation of it."""
 Record = dict[str, Any]
 """What is stored of a run: its commands, machine, minutes, config.json, evaluation.json, calibration.json."""
 
@@ -52,23 +54,29 @@ def sections(docs: Path = DOCS) -> dict[str, list[str]]:
 
 
 def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
-    """The commands that make each run or sweep, by its name: those of the run that it starts from, its fit, its
-    evaluation and calibration; or all sweeps into one directory."""
+    """The commands that make each run or sweep, by its name: those of the run that it starts from or is a copy of, its
+    fit, its evaluation and calibration; or all sweeps into one directory."""
     every = [line for commands in sections(docs).values() for line in commands]
     fits = {name: line for line in every if ".fit " in line and (name := _after(line, "--out"))}
+    fits |= {_copied(line)[1]: line for line in every if line.startswith(COPY)}
     sweeps: dict[str, list[str]] = {}
     for line in every:
         if ".sweep " in line:
             sweeps.setdefault(_after(line, "--out"), []).append(line)
 
     def of(name: str) -> list[str]:
-        start = _after(fits[name], "--init-from")
+        start = _copied(fits[name])[0] if fits[name].startswith(COPY) else _after(fits[name], "--init-from")
         before = of(start) if start in fits else []
         uses = ("python -m ppl_gen.evaluate ", "python -m ppl_gen.calibrate ")
         after = [line for line in every if line.startswith(uses) and f"runs/{name}" in line.split()]
         return [*before, fits[name], *after]
 
     return {name: of(name) for name in fits} | sweeps
+
+
+def _copied(command: str) -> list[str]:
+    """The names of the run that is copied, and of the copy: `cp -r runs/one runs/other`."""
+    return [word.removeprefix("runs/") for word in command.split()[2:]]
 
 
 def _after(command: str, option: str) -> str:
@@ -282,9 +290,11 @@ def _cells(cells: dict[str, Callable[[Record], str]], found: Record) -> dict[str
 
 
 def _run(command: str) -> int:
-    """Run a command; a fit that has a directory already is resumed."""
+    """Run a command; a fit that has a directory already is resumed, and a run is copied once."""
     words = shlex.split(command)
     out = _after(command, "--out")
+    if command.startswith(COPY) and Path(words[-1]).exists():
+        return 0
     if ".fit " in command and Path("runs", out).exists():
         words = ["python", "-m", "ppl_gen.fit", "--resume", f"runs/{out}"]
     print(f"$ {shlex.join(words)}", flush=True)

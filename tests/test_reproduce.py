@@ -1,6 +1,7 @@
 """Rows of the documentation's tables are those of stored runs, and are made again by name."""
 
 import json
+import shutil
 import re
 from itertools import product
 from pathlib import Path
@@ -57,6 +58,9 @@ def test_a_run_is_made_and_stored(
     modules = {f"ppl_gen.{module.__name__.rpartition('.')[2]}": module.command for module in (calibrate, evaluate, fit)}
 
     def here(words: list[str]) -> SimpleNamespace:
+        if words[0] == "cp":
+            shutil.copytree(*words[2:])
+            return SimpleNamespace(returncode=0)
         status, out, err = call(modules[words[2]], *words[3:])
         print(out, err)
         return SimpleNamespace(returncode=status)
@@ -93,6 +97,13 @@ def test_a_run_is_made_and_stored(
     before = json.dumps(found["evaluation"]["elbo"])
     assert reproduce.main(options) == 0
     assert json.dumps(reproduce.stored("second", Path("stored"))["evaluation"]["elbo"]) == before
+    more = ["cp -r runs/second runs/third", "python -m ppl_gen.evaluate runs/third --num-images 20"]
+    Path("results.md").write_text(PAGE.format("Both", "\n".join(fits + more)))
+    for _ in range(2):  # a second time the copy is there
+        assert reproduce.main(["third", *options[1:]]) == 0
+    third = reproduce.stored("third", Path("stored"))
+    assert third["commands"] == fits + more and third["config"] == found["config"]
+    assert third["evaluation"]["num_images"] == 20 and not Path("runs/third/second").exists()
 
 
 def test_cells_of_several_estimates() -> None:

@@ -88,7 +88,7 @@ class ImportanceEstimate(Estimate):
     """k-hat of the distances of log weights to the largest; NaN but for a few images."""
     kl_analytic: Tensor | None
     """KL(q(z | x) || p(z)) in closed form; None with several latent sites, or if Pyro has no closed form. NaN for
-    images whose samples contradict it: the entries then leave it out."""
+    images whose samples contradict it."""
     iwae: dict[int, Tensor]
     """L_k for k = 1, 10, 100, … up to `num_samples`."""
     iwae_jackknife: dict[int, Tensor]
@@ -121,6 +121,11 @@ class ImportanceEstimate(Estimate):
     def gap(self) -> Tensor:
         """log p(x) - ELBO, which is KL(q(z | x) || p(z | x)) up to the errors of the estimates."""
         return self.log_px - self.elbo
+
+    @property
+    def kl_in_closed_form(self) -> Tensor | None:
+        """`kl_analytic`, if there is one and no image contradicts it."""
+        return None if self.kl_analytic is None or bool(self.kl_analytic.isnan().any()) else self.kl_analytic
 
     @property
     def heavy_tail(self) -> bool:
@@ -156,9 +161,9 @@ class ImportanceEstimate(Estimate):
             "reconstruction": mean_entry(self.reconstruction),
             "kl": mean_entry(self.kl),
         }
-        if self.kl_analytic is not None and not bool(self.kl_analytic.isnan().any()):
-            entries["kl_analytic"] = mean_entry(self.kl_analytic)
-            entries["elbo_analytic_kl"] = mean_entry(self.reconstruction - self.kl_analytic)
+        if (kl := self.kl_in_closed_form) is not None:
+            entries["kl_analytic"] = mean_entry(kl)
+            entries["elbo_analytic_kl"] = mean_entry(self.reconstruction - kl)
         entries["iwae"] = {str(k): mean_entry(values) for k, values in self.iwae.items()}
         entries["iwae_jackknife"] = {str(k): mean_entry(values) for k, values in self.iwae_jackknife.items()}
         entries |= {"ess": median_and_least(self.ess), "khat": khat_entry(self, self.khat)}
@@ -188,8 +193,8 @@ class ImportanceEstimate(Estimate):
             "kl": Variable(self.kl, "E[log q(z|x) - log p(z)]"),
             "elbo_mc_se": Variable(self.elbo_mc_var.sqrt(), "Monte Carlo standard error of ELBO"),
         }
-        if self.kl_analytic is not None and not bool(self.kl_analytic.isnan().any()):
-            variables["kl_analytic"] = Variable(self.kl_analytic, "KL(q(z|x) || p(z))")
+        if (kl := self.kl_in_closed_form) is not None:
+            variables["kl_analytic"] = Variable(kl, "KL(q(z|x) || p(z))")
         variables |= self.log_px_variables(f"log_px_{name}") | self.diagnostic_variables("")
         if self.largest is not None:
             title = "share of the sum of importance weights in the largest"
