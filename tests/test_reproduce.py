@@ -1,8 +1,8 @@
 """Rows of the documentation's tables are those of stored runs, and are made again by name."""
 
 import json
-import shutil
 import re
+import shutil
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace

@@ -43,6 +43,12 @@ def _number(of: Callable[[Row], float | None], form: str) -> Callable[[Sequence[
     return lambda rows: ["" if (value := of(row)) is None else format(value, form) for row in rows]
 
 
+def _errors(mean: RowMean, digits: int) -> list[str]:
+    """The errors of a mean over images and over seeds. One image has no error: a dash keeps its place."""
+    found = [mean.se, mean.se_seeds] if mean.se_seeds is not None else [mean.se] if mean.se is not None else []
+    return ["–" if error is None else f"{error:.{digits}f}" for error in found]
+
+
 def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> Callable[[Sequence[Row]], list[str]]:
     """Cells of means with their errors and intervals. They have three digits if an error is below 0.01 nats."""
 
@@ -52,8 +58,8 @@ def _nats(of: Callable[[Row], RowMean], sign: str = "", errors: bool = True) -> 
         digits = 3 if errors and small and min(small) < 0.0095 else 2
         texts = []
         for mean in means:
-            parts = [mean.mean, *([mean.se, mean.se_seeds] if errors else [])]
-            shown = [format(v, f"{sign if i == 0 else ''}.{digits}f") for i, v in enumerate(parts) if v is not None]
+            shown = [] if mean.mean is None else [f"{mean.mean:{sign}.{digits}f}"]
+            shown += _errors(mean, digits) if errors else []
             cell = ("≥ " if shown and mean.at_least else "") + " ± ".join(shown)
             if mean.low is not None:
                 cell += f" [{mean.low:+.{digits}f}, {mean.high:+.{digits}f}]"
@@ -69,7 +75,7 @@ def _bits(of: Callable[[Row], RowMean]) -> Callable[[Sequence[Row]], list[str]]:
     """Cells of means in bits per dimension with their errors. A lower bound in nats is an upper bound in bits."""
 
     def cell(mean: RowMean) -> str:
-        parts = [f"{value:.3f}" for value in (mean.mean, mean.se, mean.se_seeds) if value is not None]
+        parts = [] if mean.mean is None else [f"{mean.mean:.3f}", *_errors(mean, 3)]
         return ("≤ " if parts and mean.at_least else "") + " ± ".join(parts)
 
     return lambda rows: [cell(of(row)) for row in rows]

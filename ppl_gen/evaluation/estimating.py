@@ -48,6 +48,7 @@ from ppl_gen.inference.quadrature import (
     quadrature_log_px,
     why_no_quadrature,
 )
+from ppl_gen.inference.rounding import check_rounding
 from ppl_gen.inference.state_memory import block_size, cheap_to_enumerate, require_memory, shown_count
 from ppl_gen.networks.observed import observed_log_prob
 
@@ -506,9 +507,14 @@ def annealed_estimate(task: Task) -> AnnealedEstimate:
 
 
 def observation(pair: Pair, x: Tensor, *args: Any) -> str:
-    """Kind of p(x) of the images: see `check_images`."""
+    """Kind of p(x) of the images: see `check_images`.
+
+    :raises BadInput: if it or `check_rounding` refuses them.
+    """
     with evaluating(pair.model, pair.guide):
-        return check_images(pair, x, *args)
+        kind = check_images(pair, x, *args)
+        check_rounding(pair, x, *args)
+        return kind
 
 
 def _dim_of_levels(fitted: Fitted, x: Tensor, *args: Any) -> int | None:

@@ -24,8 +24,9 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     """The run with a user's images instead of its test images, binarized in the same way.
 
     :param given: images [N, …] as a tensor or an array, a pair of images and labels, or a `Dataset`. Pixels are in
-        [0, 1], or have the run's value of white. If the run has missing pixels, those that are NaN or masked are
-        missing.
+        [0, 1], or have the run's value of white. Whole numbers of at most 1 are levels if their type is one of whole
+        numbers and the run has grey levels; otherwise 1 is white. If the run has missing pixels, those that are NaN or
+        masked are missing.
     :raises BadInput: for images of another size, and for pixels that are larger than white.
     """
     if given is None:
@@ -44,7 +45,8 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
             f"data: pixels up to {top:.9g} are neither in [0, 1] nor grey levels up to {white}, the run's white; "
             "divide by your value of white"
         )
-    found = arrays.read(collected, 1 if top == 1 else white, nan)
+    levels = values.dtype.kind in "ui" and fitted.data.binarization in ("none", "dequantized")
+    found = arrays.read(collected, 1 if top == 1 and not levels else white, nan)
     images, labels = torch.from_numpy(found.splits["train"]), found.labels.get("train")
     if images.shape[1] != fitted.data.dim:
         one = getattr(given, "shape", None) == fitted.data.shape

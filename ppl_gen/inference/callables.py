@@ -373,7 +373,24 @@ def _from_numbers(x: Any, *functions: Any) -> Tensor:
     floating = [p for part in modules_of(*functions) for p in part.parameters(recurse=False) if p.is_floating_point()]
     dtype = floating[0].dtype if floating else torch.get_default_dtype()
     device = floating[0].device if floating else "cpu"
+    if array.dtype == np.float64 and dtype is torch.float32:
+        _check_rounded(array)
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).to(device, dtype)
+
+
+def _check_rounded(array: np.ndarray) -> None:
+    """Refuse an array of float64 if float32 loses how its rows differ."""
+    values = array.reshape(len(array), -1)
+    with np.errstate(all="ignore"):  # of NaN, and of what is too large for float32
+        lost = np.abs(values - values.astype(np.float32)).max(0, initial=0)
+        spread, size = values.std(0), np.abs(values).max(0, initial=0)
+    coarse = (lost > 0.01 * spread) & (spread > 1e-12 * size)
+    if coarse.any():
+        column = int(coarse.argmax())
+        raise BadInput(
+            f"x differs by {spread[column]:.2g} around {values[:, column].mean():.6g}, which float32 does not hold: "
+            "give a tensor of float64, which stays one, or scale the images"
+        )
 
 
 def _check_whole(name: str, value: Any) -> None:

@@ -57,6 +57,7 @@ from ppl_gen.inference.exact import closed_form, exact_blocks
 from ppl_gen.inference.gathering import gather_blocks
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.pareto import khat, lower_tail
+from ppl_gen.inference.rounding import check_rounding
 from ppl_gen.inference.state_memory import cheap_to_enumerate
 
 if TYPE_CHECKING:
@@ -132,6 +133,11 @@ class ImportanceEstimate(Estimate):
         """True if the ELBO may be -infinity, by k-hat beyond its noise: as with a Cauchy guide and a normal prior."""
         known = self.elbo_tail[self.elbo_tail.isfinite()]
         return len(known) > 0 and float(known.median()) > 0.85 + 0.5 / math.sqrt(len(known))
+
+    @property
+    def above_zero(self) -> bool:
+        """True if p(x) is a probability, and the estimate is above 1 beyond chance."""
+        return self.observation == "probability" and above(bound(torch.zeros_like(self.log_px)), self).any
 
     @property
     def active_units(self) -> int | None:
@@ -216,6 +222,8 @@ class ImportanceEstimate(Estimate):
                 f"a mode that the guide misses may be unseen: one with less than {mass:.0%} of the prior's mass, and a "
                 "larger one that adds little to log p(x)"
             )
+        if self.above_zero:
+            told.append("importance sampling is too high: above 0, which no log-probability is")
         told += [note for note, holds in ((UNOPPOSED, self.unopposed), (HEAVY_TAIL, self.heavy_tail)) if holds]
         if self.doubted is not None and bool(self.doubted.any()):
             told.append(f"on {share(self.doubted):.1%} of the images the guide {MISSED}")
@@ -249,6 +257,7 @@ def log_weights(
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         check_images(pair, x, *args, **kwargs)
+        check_rounding(pair, x, *args, **kwargs)
         images = Batch(x, args, kwargs)
         if _sums_all(pair):
             blocks = _summed_blocks(model, guide, pair, images, num_samples)
@@ -284,6 +293,7 @@ def log_marginal_likelihood(
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x, *args, **kwargs)
         observation = check_images(pair, x, *args, **kwargs)
+        check_rounding(pair, x, *args, **kwargs)
         images = Batch(x, args, kwargs)
 
         def blocks(first: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -28,6 +28,7 @@ from ppl_gen.inference.pareto import lower_tail
 Observation = Literal["probability", "density", "cross-entropy", "unchecked", "unnormalized", "unstated"]
 """Kinds of p(x) that weights may be of."""
 _BLOCK = 2**20  # weights at a time
+_STEP, _STEP_OF_SD = 1e-3, 0.1  # steps of float32 in nats, and as a part of the weights' spread, that are too coarse
 _TERMS = ("reconstruction", "kl")
 
 
@@ -77,7 +78,8 @@ def judge(log_weights: Any, *, observation: Observation = "unstated", progress: 
     :param observation: kind of p(x): `probability`, of binary or whole-number pixels; `density`; `cross-entropy`, of
         grey values under a Bernoulli.
     :param progress: called with the number of images just done.
-    :raises BadInput: for an array of another shape or type, for fewer than two samples, and for NaN or +inf.
+    :raises BadInput: for an array of another shape or type, for fewer than two samples, for NaN or +inf, and for log
+        weights of float32 that are so large that its steps hide how they differ.
     """
     require_choice("observation", observation, Observation)
     array = _as_array(log_weights)
@@ -120,11 +122,25 @@ def _blocks(array: np.ndarray) -> Iterator[Tensor]:
     step = max(1, _BLOCK // len(array))
     for first in range(0, array.shape[1], step):
         block = array[:, first : first + step].astype(np.float64)
+        _check_steps(block, array.dtype, first)
         for bad, why in ((np.isnan(block), "NaN"), (block == np.inf, "+inf")):
             if bad.any():
                 sample, image = (int(at[0]) for at in bad.nonzero())
                 raise BadInput(f"log_weights: is {why} for image {first + image}, sample {sample}")
         yield torch.from_numpy(block)
+
+
+def _check_steps(block: np.ndarray, dtype: "np.dtype[Any]", first: int) -> None:
+    """Raise `BadInput` for log weights so large that numbers of this type beside them are too far apart."""
+    finite = np.where(np.isfinite(block), block, 0.0)
+    steps = np.spacing(np.abs(finite).max(0).astype(dtype)).astype(np.float64)
+    coarse = (steps > _STEP) & (steps > _STEP_OF_SD * finite.std(0))
+    if coarse.any():
+        image = int(coarse.argmax())
+        raise BadInput(
+            f"log_weights: about {finite[:, image].mean():.3g} for image {first + image}, where numbers of {dtype} are "
+            f"{steps[image]:.2g} nats apart; compute them in float64"
+        )
 
 
 def _summarize(log_w: Tensor) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from ppl_gen.inference.neighbours import missed_values
 from ppl_gen.inference.options import FEWEST, Annealing, Settling
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px, scores_others
+from ppl_gen.inference.rounding import check_rounding
 
 _PRIOR_SHARE, _MOST_PRIOR_SHARE = 0.1, 0.5
 _PRIOR_SAMPLES = 100  # samples from the prior, as far as the larger share allows
@@ -177,6 +178,7 @@ def check(model: Any, guide: Any, images: Batch) -> float:
         if pair.enumerated or not scores_others(pair, few):
             why = "samples no z" if pair.enumerated else "has no density for a z that it did not draw"
             raise BadInput(f"--num-samples auto: {pair.guide_name} {why}, so it has no second proposal; give a number")
+        check_rounding(pair, x, *args, **kwargs)
         if not pair.vectorized or pair.masked or not pair.unbounded:
             return 1.0
         values, *_ = pair.draw(x, *args, num_samples=1, **kwargs)

@@ -1,6 +1,7 @@
 """How rows are told apart where a person reads them."""
 
 from pathlib import Path
+from typing import Any
 
 from written import write
 
@@ -19,3 +20,11 @@ def test_guides_of_a_session_have_their_own_names(elsewhere: Path) -> None:
     assert "class:Laplace" in str(Comparison([mine, instance])) and "instance:Laplace" in str(
         Comparison([mine, instance])
     )
+
+
+def test_one_image_has_no_error(elsewhere: Path) -> None:
+    """The error over seeds stands in its own place."""
+    options: dict[str, Any] = {"training.objective": "elbo"}
+    paths = [write(f"seed-{seed}", [-9.0], [-2.0 - seed], **{"training.seed": seed}, **options) for seed in (0, 1)]
+    assert "-2.50 ± – ± 0.50" in str(Comparison(paths))
+    assert "-2.00 ± " not in str(Comparison(paths[:1]))

@@ -27,3 +27,14 @@ def test_levels_and_shares_of_white_are_the_same_images(elsewhere: Path, binariz
     if binarization == "dequantized":
         with pytest.raises(BadInput, match="these pixels lie between levels"):
             run.log_px(DIGITS / 16 * 0.99)
+
+
+def test_dark_levels_are_levels(elsewhere: Path) -> None:
+    """Levels 0 and 1 of 16, as whole numbers: the same images, whatever else is in the batch."""
+    options = {"likelihood": "categorical", "epochs": 1, "num_samples": 10, "latent_dim": 1, "quiet": True}
+    run = Run.fit("vae", data="digits", train_size=200, binarization="none", **options)  # type: ignore[arg-type]
+    dark = (DIGITS > 8).byte()
+    alone = run.log_px(dark).log_px
+    assert torch.equal(run.log_px(dark.float() / 16).log_px, alone)
+    torch.testing.assert_close(run.log_px(torch.cat([dark, DIGITS.byte()])).log_px[:20], alone, atol=1e-4, rtol=0)
+    assert not torch.equal(run.log_px(dark.float()).log_px, alone)  # 1 is white

@@ -246,3 +246,23 @@ def test_a_constant_factor_of_the_weights_changes_no_diagnostic(offset: float) -
     assert not plain.at_least and not shifted.at_least
     torch.testing.assert_close(shifted.khat, plain.khat, rtol=0, atol=1e-6)
     torch.testing.assert_close(shifted.log_px + offset, plain.log_px, rtol=0, atol=1e-8)
+
+
+def test_weights_that_no_probability_has() -> None:
+    """Log-probabilities above 0 are told; densities may be."""
+    weights = np.random.default_rng(0).normal(10.0, 0.3, size=(200, 4))
+    too_high = "importance sampling is too high: above 0, which no log-probability is"
+    assert too_high in judge(weights, observation="probability").notes()
+    assert too_high not in judge(weights, observation="density").notes()
+    assert too_high not in judge(weights - 11, observation="probability").notes()
+
+
+def test_float32_weights_that_are_too_large() -> None:
+    """Around -3e8 numbers of float32 are 32 nats apart. In float64, or with a spread of thousands, they are fine."""
+    weights = np.random.default_rng(0).normal(-3e8, 1.0, size=(200, 4))
+    with pytest.raises(BadInput, match=r"about -3e\+08 for image 0, where numbers of float32 are 32 nats apart"):
+        judge(weights.astype(np.float32))
+    assert float(judge(weights).gap.mean()) > 0.3
+    wide = np.random.default_rng(0).normal(-3e8, 1e4, size=(200, 4)).astype(np.float32)
+    assert judge(wide).at_least
+    assert judge(np.full((30, 2), -700.0, dtype=np.float32)).log_px.tolist() == [-700, -700]
