@@ -125,6 +125,8 @@ def _scaled(name: str, rows: dict[str, Rows], largest: int | None, notes: list[s
         if low < 0:
             signed = "they are signed bytes: save .view(np.uint8)" if dtype == np.int8 else "scale them first"
             raise BadInput(f"{lies}; {'save (x + 1) / 2' if low >= -1 and top <= 1 else signed}")
+        if largest is None and whole and top > 1 and low == top:
+            raise BadInput(f"--data {name} [{split}]: every pixel is {top:g}; give images that differ")
         if largest is None and (high > 255 or (1 < high < 128 and not whole) or (top > 1 and low == top)):
             raise BadInput(f"{lies}; scale them first, or give the value of white with --largest-pixel")
         if largest is not None and top > largest:

@@ -359,7 +359,12 @@ def _check_dimensions(functions: _Functions, traces: Traces, plate: CondIndepSta
             try:
                 shape = tuple(log_prob_within(site, masked_log_prob).shape)
             except Exception as error:
-                raise BadInput(f"{who}: site '{site['name']}' has no log-density: {describe(error)}") from error
+                fn, found = site["fn"], tuple(torch.as_tensor(site["value"]).shape)
+                of = f"{tuple(fn.batch_shape)} and events of {tuple(fn.event_shape)}"
+                raise BadInput(
+                    f"{who}: site '{site['name']}' has no log-density: {describe(error)}; its value has the shape "
+                    f"{found}, its distribution {of}"
+                ) from error
             if any(size > 1 for size in shape[: -_max_plate_nesting(traces)]):
                 raise BadInput(
                     f"{who}: site '{site['name']}' has log-densities of shape {shape} for {plate.size} images in the "

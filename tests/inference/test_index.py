@@ -267,3 +267,19 @@ def test_what_is_refused(auto: AutoNormal) -> None:
     over(X)
     with pytest.raises(BadInput, match="share 0 plates instead of one over the images"):
         ppl_gen.log_weights(with_global, over, X, num_samples=5)
+
+
+def test_rows_that_are_sliced() -> None:
+    """A parameter with a row for each image, while all rows are still alike: it is read on more images than it has."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(12))
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(loc[: len(x)], 1.0))
+
+    with pytest.raises(BadInput, match=r"fail on \d+ images, copies .* takes its rows by the argument `index`"):
+        ppl_gen.log_weights(model, guide, torch.zeros(12), num_samples=5)

@@ -168,3 +168,21 @@ def test_images_are_not_changed_in_place(who: str) -> None:
     with pytest.raises(BadInput, match=f"{who}.* changes x in place"):
         ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=20)
     assert torch.equal(x, torch.linspace(2, -2, 12))
+
+
+def test_a_value_of_another_shape_than_its_distribution() -> None:
+    """The plate of pixels is where the images are: the message has both shapes."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("pixels", 6, dim=-2):
+                pyro.sample("x", dist.Bernoulli(logits=z), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.2))
+
+    shapes = r"its value has the shape \(5, 6\), its distribution \(6, 5\) and events of \(\)"
+    with pytest.raises(BadInput, match=shapes):
+        ppl_gen.log_weights(model, guide, torch.zeros(6, 6), num_samples=5)
