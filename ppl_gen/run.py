@@ -313,11 +313,14 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The last evaluation; None if there is none, or if the weights were trained on after it.
+        """The last evaluation; None if there is none, if the weights were trained on after it, or if it is of the last
+        weights and the run was opened at its best ones.
 
         :raises BadInput: if it is damaged, with the command that makes it again.
         """
-        return Evaluation.latest(self.directory)
+        found = Evaluation.latest(self.directory)
+        of_others = found is not None and self.checkpoint == "best" != found.summary["checkpoint"]
+        return None if of_others else found
 
     # How good it is --------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import ppl_gen
+from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation import gap_split
 from ppl_gen.evaluation.options import EvaluationOptions
@@ -189,7 +190,11 @@ def test_an_evaluation_is_of_the_weights_that_were_loaded(elsewhere: Path, x: Te
     """And says so: others are not named in it."""
     path = Run.fit("vae", data=x, out="run", **FEW).path
     best = Run.open(path, data=x, checkpoint="best")
+    assert best.evaluation is None
+    with pytest.raises(BadInput, match=r"run: has no evaluation of the weights of its best epoch; call evaluate\(\)"):
+        Comparison(best)
     assert best.evaluate(num_images=5, quiet=True).about["checkpoint"] == "best"
+    assert best.evaluation is not None and len(Comparison(best).rows) == 1
     with pytest.raises(BadInput, match="opened with its best weights"):
         best.evaluate(checkpoint="last")
     with pytest.raises(BadInput, match="opened with its last weights"):
