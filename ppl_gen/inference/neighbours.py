@@ -23,6 +23,8 @@ _CHANGES = 32  # of each image's sample
 _DRAWS = 16  # samples of an image, of which the one with the largest weight is changed
 _SHARE = 0.05  # odds of the other value under the model from which on it counts
 _PAIRS = 4096  # changed samples at a time
+Sizes = dict[str, tuple[int, bool]]
+"""Numbers of values of the units of each discrete latent site, and True for one-hot units."""
 
 
 def missed_values(model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, seed: int = 0) -> Tensor | None:
@@ -30,8 +32,8 @@ def missed_values(model: Any, guide: Any, x: Tensor, *args: Any, num_samples: in
     or other values cannot be scored. Noise is drawn from `seed`, and torch's generators are restored.
 
     At a sample with a large weight, the model gives another value of one unit odds of at least 0.05, and the guide such
-    odds that fewer than one of `num_samples` samples has it. Categorical and binary units directly in the plate of
-    images are looked at, and at most 32 changes of an image.
+    odds that fewer than one of `num_samples` samples has it. Categorical, one-hot and binary units directly in the
+    plate of images are looked at, and at most 32 changes of an image.
     """
     with evaluating(model, guide), forked_rng(x):
         seed_torch(seed)
@@ -48,7 +50,7 @@ def missed_values(model: Any, guide: Any, x: Tensor, *args: Any, num_samples: in
             return None
 
 
-def _missed(pair: Pair, batch: Batch, sizes: dict[str, int], num_samples: int) -> Tensor:
+def _missed(pair: Pair, batch: Batch, sizes: Sizes, num_samples: int) -> Tensor:
     x, args, _ = batch
     terms = pair.terms(x, *args, num_samples=_DRAWS)
     best, images = terms.log_weight.argmax(0), torch.arange(len(x), device=x.device)
@@ -57,16 +59,18 @@ def _missed(pair: Pair, batch: Batch, sizes: dict[str, int], num_samples: int) -
     }
     changes = [
         (name, unit, step)
-        for name, size in sizes.items()
-        for unit in range(math.prod(pair.event_shapes[name]))
+        for name, (size, one_hot) in sizes.items()
+        for unit in range(math.prod(pair.event_shapes[name]) // (size if one_hot else 1))
         for step in range(1, size)
     ]
     chosen = torch.randperm(len(changes))[:_CHANGES].tolist()
     rows = images.repeat(1 + len(chosen))
     changed = {name: value[rows].clone() for name, value in values.items()}
     for number, (name, unit, step) in enumerate((changes[each] for each in chosen), 1):
-        of_unit = changed[name][number * len(x) : (number + 1) * len(x)].reshape(len(x), -1)[:, unit]
-        of_unit.copy_((of_unit + step) % sizes[name])
+        size, one_hot = sizes[name]
+        of_images = changed[name][number * len(x) : (number + 1) * len(x)]
+        of_unit = of_images.reshape(len(x), -1, *([size] if one_hot else []))[:, unit]
+        of_unit.copy_(of_unit.roll(step, -1) if one_hot else (of_unit + step) % size)
     repeated = take(rows, x, args)
     found = pair.terms_at(changed, repeated.x, *repeated.args)
     joint, guide = (
@@ -77,13 +81,12 @@ def _missed(pair: Pair, batch: Batch, sizes: dict[str, int], num_samples: int) -
     return (likely & unseen).any(0)
 
 
-def _sizes(pair: Pair, batch: Batch) -> dict[str, int]:
-    """Numbers of values of the units of each discrete latent site. Empty if there are none, or if a site lies in
-    another plate."""
+def _sizes(pair: Pair, batch: Batch) -> Sizes:
+    """Empty if no latent site is discrete, or if a site lies in another plate."""
     if pair.enumerated or pair.enumerated_in_guide or pair.plate.dim != -1:
         return {}
     trace = trace_of(pair.guide, take(torch.arange(min(2, len(batch.x)), device=batch.x.device), *batch))
-    found = {}
+    found: Sizes = {}
     for name in pair.latent:
         site = trace.nodes[name]
         if site["value"].shape[1:] != pair.event_shapes[name]:
@@ -91,9 +94,11 @@ def _sizes(pair: Pair, batch: Batch) -> dict[str, int]:
         stated = support(site["fn"])
         base = stated.base_constraint if isinstance(stated, constraints.independent) else stated
         if base is constraints.boolean:
-            found[name] = 2
+            found[name] = 2, False
+        elif base is constraints.one_hot:
+            found[name] = pair.event_shapes[name][-1], True
         elif isinstance(base, type(constraints.integer_interval(0, 1))):
             least, most = (torch.as_tensor(bound).unique() for bound in (base.lower_bound, base.upper_bound))
             if len(most) == 1 and not least.any():  # alike for all images
-                found[name] = int(most) + 1
+                found[name] = int(most) + 1, False
     return found

@@ -53,7 +53,25 @@ def _categories(free: float) -> tuple[Any, Any]:
     return model, guide
 
 
-@pytest.mark.parametrize("make", [_bits, _categories])
+def _one_hot(free: float) -> tuple[Any, Any]:
+    """The same for two one-hot units of two values each. The guide misses values of the second."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("k", dist.OneHotCategorical(torch.ones(2, 2) / 2).to_event(1))
+            z = pyro.sample("z", dist.Bernoulli(torch.full((COPIED,), 0.5)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=(2 * z - 1) * 20).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            logits = torch.tensor([[0.0, 0.0], [0.0, free]])
+            pyro.sample("k", dist.OneHotCategorical(logits=logits).to_event(1))
+            pyro.sample("z", dist.Bernoulli(logits=(2 * x - 1) * 30).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("make", [_bits, _categories, _one_hot])
 @pytest.mark.parametrize("free", [-9.0, -15.0, -60.0, -110.0])
 def test_what_the_guide_never_draws_is_told(make: Any, free: float) -> None:
     """log p(x) is low by log 2, or by log 4, and all weights are alike. Bits of which both are certain are no fault."""
@@ -77,7 +95,7 @@ def test_such_an_image_is_not_settled(make: Any, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(found.log_px, torch.full((4,), -30 * math.log(2)).double(), atol=0.15, rtol=0)
 
 
-@pytest.mark.parametrize("make", [_bits, _categories])
+@pytest.mark.parametrize("make", [_bits, _categories, _one_hot])
 @pytest.mark.parametrize("free", [0.0, -1.0, 2.0])
 def test_a_guide_that_draws_all_is_trusted(make: Any, free: float) -> None:
     found = ppl_gen.log_marginal_likelihood(*make(free), X, num_samples=500)
