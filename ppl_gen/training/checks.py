@@ -40,6 +40,7 @@ from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.rounding import check_rounding
 from ppl_gen.inference.state_memory import memory_needed, require_memory, shown_count
 from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.observed import observed_log_prob
@@ -132,8 +133,9 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
         require_memory(assembled.pair, size, gradients=True, device=data.train.images.device)
         cost = enumeration_cost(assembled) if start else None
     say(cost)
-    if absent := untrained_classes(assembled):
-        warn(absent)
+    for told in (untrained_classes(assembled), too_coarse(assembled)):
+        if told:
+            warn(told)
     check_least_images(assembled)
     check_patience(assembled)
     with numbers_kept(assembled) as changed:
@@ -150,8 +152,8 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
             "over the images, or its numbers are none per image"
         )
     expected = _of_baselines(assembled) if missing else set()
-    if told := [name for name in missing if name not in expected]:
-        warn(f"no gradient reaches {', '.join(told)}")
+    if unreached := [name for name in missing if name not in expected]:
+        warn(f"no gradient reaches {', '.join(unreached)}")
     if assembled.per_image and data.binarization in REDRAWN:
         warn(
             f"--binarization {data.binarization}: draws training images anew at every step, but "
@@ -226,6 +228,16 @@ def untrained_classes(assembled: Assembled) -> str:
     shown = ", ".join(map(str, absent[:5])) + (", …" if len(absent) > 5 else "")
     which = f"the label {shown}" if len(absent) == 1 else f"the labels {shown}"
     return f"no training image has {which}: {len(absent)} of {count} classes are not trained" if absent else ""
+
+
+def too_coarse(assembled: Assembled) -> str:
+    """What rounding to float32 does to the first images, if an evaluation would refuse it; else empty."""
+    try:
+        with evaluating(assembled.model, assembled.guide):
+            check_rounding(assembled.pair, *assembled.batch)
+    except BadInput as error:
+        return f"{error.sentence}; an evaluation refuses that"
+    return ""
 
 
 def check_missing(assembled: Assembled) -> None:

@@ -1,5 +1,6 @@
 """Log weights that rounding to float32 spoils: they are refused, and right in float64."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ppl_gen.inference.callables import as_images
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.rounding import _in_float64, check_rounding
 from ppl_gen.inference.settling import settled_log_px
+from ppl_gen.run import Run
 
 F64 = torch.float64
 
@@ -143,3 +145,26 @@ def test_an_array_that_float32_does_not_hold() -> None:
         assert as_images(harmless).dtype is torch.float32
     with np.errstate(all="ignore"):
         assert as_images(np.array([[np.nan], [1.0]])).isnan().any()
+
+
+class Counts(nn.Module):
+    """Counts of about a million, from pixels in [0, 1]."""
+
+    def __init__(self, data_dim: int) -> None:
+        super().__init__()
+        self.decoder = nn.Linear(2, data_dim)
+
+    def model(self, x: Tensor | None = None, *, n: int = 1) -> None:
+        with pyro.plate("data", n if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            rate = 1e6 * self.decoder(z).exp()
+            pyro.sample("x", dist.Poisson(rate).to_event(1), obs=None if x is None else (x * 1e6).round())
+
+
+def test_a_fit_is_warned_and_its_evaluation_refused(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The weights are kept."""
+    options: dict[str, Any] = {"data": "digits", "binarization": "none", "train_size": 100, "guide": "normal"}
+    with pytest.raises(BadInput, match="rounding to float32 changes a log weight"):
+        Run.fit(Counts, epochs=1, num_samples=10, out="run", **options)
+    assert "warning: rounding to float32 changes a log weight of image" in capsys.readouterr().err
+    assert Path("run/checkpoint.safetensors").exists()
