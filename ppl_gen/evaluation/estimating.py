@@ -87,6 +87,7 @@ def evaluate(
     others: Sequence[nn.Module] = (),
     own: Sequence[Any] = (),
     keep: bool = False,
+    prefer_known: bool = False,
     quiet: bool = False,
 ) -> Evaluation:
     """Estimate the ELBO and log p(x) of the images of a split.
@@ -95,6 +96,7 @@ def evaluate(
     :param own: estimators of the user's own as objects of Python, in addition to those that `options` names. Their
         estimates are reported with the others and compared with them.
     :param keep: keep what is done in the run directory, and go on with what is there of the same evaluation.
+    :param prefer_known: take an exact log p(x), or one by quadrature, as the primary one, whatever was asked for.
     :raises BadInput: for options that do not fit the run, before any work is done.
     """
     named = find([*options.own_estimators, *own], options.estimator_options)
@@ -120,7 +122,10 @@ def evaluate(
     estimates = parallel.all_gather(estimates)
     kind = observation(fitted.pair, *whole)
     given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
-    primary = primary_of(estimates, str(options.estimator))
+    known = known_of(estimates) if prefer_known else None
+    primary = known or primary_of(estimates, str(options.estimator))
+    if known is not None:
+        options = replace(options, estimator=known, annealed=Annealing())
     estimator = "auto" if options.mixes and not estimates[primary].sampled else estimates[primary].estimator
     estimator = "importance" if estimator == "settled" else estimator  # as --estimator takes it
     further_on = next_options(fitted, options, estimates, primary, _can_anneal(task), task.x, *task.labels)
@@ -147,7 +152,8 @@ def evaluate_after_training(fitted: Fitted, *, quiet: bool = False) -> Evaluatio
     """The evaluation at the end of a fit, which has the `evaluation_defaults` of the model's class, or the general
     defaults if the fit has another guide than that class's own; and the estimators that the fit names."""
     options, own = _after_training(fitted)
-    return evaluate(fitted, options, own=own, keep=True, quiet=quiet)
+    asked = options.estimator in fitted.config.estimator  # else it is a default, such as annealing for a GAN
+    return evaluate(fitted, options, own=own, keep=True, prefer_known=not asked, quiet=quiet)
 
 
 def check_before_training(assembled: Assembled) -> None:

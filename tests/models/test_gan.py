@@ -178,6 +178,20 @@ def test_a_fit(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+def test_few_units_have_quadrature(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two units log p(x) of a fit is by quadrature, as its gap is, though a GAN's default is annealing; not if
+    annealing is asked for."""
+    few = {"num_images": 5, "sandwich": 3, "annealed": {"num_temperatures": 4, "leapfrog_steps": 2}}
+    monkeypatch.setattr(GAN, "evaluation_defaults", GAN.evaluation_defaults | few)
+    quick: dict[str, Any] = {"data": "digits", "epochs": 1, "latent_dim": 2, "hidden_dims": [8], "num_samples": 30}
+    for asked, estimator in (({}, "quadrature"), ({"estimator": "annealed"}, "annealed")):
+        found = Run.fit("gan", quiet=True, **quick, **asked).evaluation
+        assert found is not None and found.log_px.estimator == estimator
+        values = found.to_dataframe()
+        differ = (values["log_px"] - values["elbo"] - values["gap"]).abs().max()
+        assert (differ < 1e-9) == (estimator == "quadrature")
+
+
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moments of batch normalization, both players, and the noise that is chosen at the end."""
     monkeypatch.setattr(GAN, "evaluation_defaults", {"num_images": 5})
