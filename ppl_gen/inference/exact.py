@@ -18,6 +18,7 @@ from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, sample_sites
 from ppl_gen.inference.enumeration import StateSum, sum_over_states
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.rounding import check_rounding
 from ppl_gen.inference.signatures import ByName, accepting, model_function, name_of, positional_names
 from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap_to_enumerate
 from ppl_gen.inference.supports import parts
@@ -49,6 +50,7 @@ def exact_log_px(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         pair = enumerated_pair(model, x, *args, **kwargs)
         pair = sum_over_states(pair, x, *args, **kwargs).pair  # with `may_leave_support` completed
         check_images(pair, x, *args, **kwargs)
+        check_rounding(pair, x, *args, **kwargs)
         return torch.cat(list(exact_blocks(model, _no_guide, pair, x, *args, **kwargs)))
 
 

@@ -16,19 +16,21 @@ from torch import Tensor
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import Batch, forked_rng, modules_of, take
+from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.pair import Pair
 
-_IMAGES = 8
+_IMAGES, _STATES = 8, 4096
 LARGEST_ERROR = 0.1
 """Error of a log weight in nats, above which images are refused."""
 
 
 def check_rounding(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Compute a log weight of each of a few images in float32 and in float64. Torch's generators are restored.
+    """Compute a log weight of each of a few images in float32 and in float64; log p(x), if it is a sum over at most
+    4,096 states. Torch's generators are restored.
 
     :raises BadInput: if they differ by more than 0.1 nats.
     """
-    if pair.enumerated or pair.enumerated_in_guide:  # a sum over all states takes long
+    if (pair.num_states or 1) > _STATES:  # which takes long
         return
     rows = torch.linspace(0, len(x) - 1, min(len(x), _IMAGES), device=x.device).long()
     error = torch.zeros(0)
@@ -38,24 +40,32 @@ def check_rounding(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> None:
     if len(error) and float(error.max()) > LARGEST_ERROR:
         image = int(rows[int(error.argmax())])
         raise BadInput(
-            f"rounding to float32 changes a log weight of image {image} by {float(error.max()):.2g} nats: its numbers "
-            "are too large, or a scale is too small; compute in float64 (`x.double()` in model and guide), or scale "
-            "the images"
+            f"rounding to float32 changes {'log p(x)' if pair.enumerated else 'a log weight'} of image {image} by "
+            f"{float(error.max()):.2g} nats: its numbers are too large, or a scale is too small; compute in float64 "
+            "(`x.double()` in model and guide), or scale the images"
         )
 
 
 def _errors(pair: Pair, batch: Batch) -> Tensor:
-    """Errors of log weights, [images]; 0 where one is infinite. Empty for a pair that is not of float32."""
+    """Errors of log weights, or of log p(x), [images]; 0 where one is infinite. Empty if float64 leads to float32."""
     x, args, kwargs = batch
+    if pair.enumerated:
+        total = sum_over_states(pair, x, *args, **kwargs)
+        rounded = total(total.pair.model, x, *args, **kwargs)
+        with _in_float64(pair.model, pair.guide):
+            exact = total(total.pair.model, _double(x), *_double(args), **_double(kwargs))
+        return _difference(rounded, exact)
     seed_torch(0)
     terms = pair.terms(x, *args, **kwargs)
-    if terms.log_weight.dtype is not torch.float32:
-        return torch.zeros(0)
     values = {name: each[0].reshape(len(x), *pair.event_shapes[name]) for name, each in terms.latents.items()}
     with _in_float64(pair.model, pair.guide):
-        exact = pair.terms_at(_double(values), _double(x), *_double(args), **_double(kwargs))
-    difference = (terms.log_weight - exact.log_weight)[0].abs()
-    return difference.nan_to_num(nan=0.0, posinf=0.0) if exact.log_weight.dtype is torch.float64 else torch.zeros(0)
+        exact = pair.terms_at(_double(values), _double(x), *_double(args), **_double(kwargs)).log_weight[0]
+    return _difference(terms.log_weight[0], exact)
+
+
+def _difference(rounded: Tensor, exact: Tensor) -> Tensor:
+    difference = (rounded - exact).abs().nan_to_num(nan=0.0, posinf=0.0)
+    return difference if exact.dtype is torch.float64 else torch.zeros(0)
 
 
 def _double(value: Any) -> Any:

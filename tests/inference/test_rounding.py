@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import ppl_gen
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.callables import as_images
+from ppl_gen.inference.exact import exact_log_px
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.rounding import _in_float64, check_rounding
 from ppl_gen.inference.settling import settled_log_px
@@ -168,3 +169,28 @@ def test_a_fit_is_warned_and_its_evaluation_refused(elsewhere: Path, capsys: pyt
         Run.fit(Counts, epochs=1, num_samples=10, out="run", **options)
     assert "warning: rounding to float32 changes a log weight of image" in capsys.readouterr().err
     assert Path("run/checkpoint.safetensors").exists()
+
+
+def test_a_sum_over_states() -> None:
+    """A mixture of counts: exact, but for rounding."""
+    torch.manual_seed(0)
+    rates = (1e6 * (1 + torch.rand(3, 50))).double()
+    x = torch.poisson(rates[torch.randint(3, (9,))])
+
+    def of(dtype: torch.dtype) -> Any:
+        def model(x: Tensor) -> None:
+            with pyro.plate("images", len(x)):
+                k = pyro.sample("k", dist.Categorical(torch.ones(3, dtype=dtype)), infer={"enumerate": "parallel"})
+                pyro.sample("x", dist.Poisson(rates.to(dtype)[k]).to_event(1), obs=x)
+
+        return model
+
+    terms = dist.Poisson(rates).log_prob(x[:, None]).sum(-1)
+    truth = terms.logsumexp(1) - torch.tensor(3.0, dtype=F64).log()
+    torch.testing.assert_close(exact_log_px(of(F64), x), truth, atol=1e-5, rtol=0)
+    with pytest.raises(BadInput, match=r"rounding to float32 changes log p\(x\) of image \d by"):
+        exact_log_px(of(torch.float32), x.float())
+    few = (x / 1e6).round()
+    rates = rates / 1e6
+    truth = dist.Poisson(rates).log_prob(few[:, None]).sum(-1).logsumexp(1) - torch.tensor(3.0, dtype=F64).log()
+    torch.testing.assert_close(exact_log_px(of(torch.float32), few.float()), truth, atol=1e-3, rtol=0)
