@@ -233,7 +233,7 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "minutes of evaluation": lambda found: f"{found['minutes']['evaluation']:.0f}",
 }
 """The columns of a table of runs, as text."""
-TYPED = ("published",)
+TYPED = ("published", "on MNIST")
 """Columns that no run can tell."""
 
 

@@ -6,6 +6,7 @@ from ppl_gen.core.errors import warnings_of
 from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.reading import Evaluated
 from ppl_gen.evaluation.rows import Row
+from ppl_gen.evaluation.table import ESTIMATES
 
 
 def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
@@ -15,7 +16,17 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
     """
     unpaired = _on_unknown_images(runs) if any(map(_is_unpaired, rows)) else []
     warnings = warnings_of(runs[0].images.observation)
-    return [*_on_training(runs), *_on_errors(rows), *unpaired, *_on_estimates(rows), *_on_own(runs, rows), *warnings]
+    told = [*_on_training(runs), *_on_errors(rows), *unpaired, *_on_estimates(rows), *_on_own(runs, rows)]
+    return [*told, *_on_too_high(runs), *warnings]
+
+
+def _on_too_high(runs: Sequence[Evaluated]) -> list[str]:
+    return [
+        f"{run.path}: {', '.join(ESTIMATES.get(name, name) for name in run.summary['too_high'])} is too high: above 0, "
+        "which no log-probability is, or above a log p(x) that is known"
+        for run in runs
+        if run.summary.get("too_high")
+    ]
 
 
 def _is_unpaired(row: Row) -> bool:

@@ -12,6 +12,7 @@ from ppl_gen.experiment.run_directory import Json
 UNITS = "nats per image ± standard error over images; larger is better"
 NEXT = "to settle more images"
 """Label of the command to try next."""
+_ROUNDING = 0.01  # nats, by which bounds of float32 may cross
 ESTIMATES = {
     "exact": "exact",
     "quadrature": "quadrature",
@@ -231,8 +232,15 @@ def _between(how: str, bounds: Json) -> Row:
     exact = f", exactly {fixed(bounds['exact']['mean'])}" if "exact" in bounds else ""
     return Row(
         f"{how} on {bounds['num_images']} images from the model:",
-        note=f"log p(x) between {lower} and {upper}, {width} apart{exact}{_wide_text(bounds)}",
+        note=f"log p(x) between {lower} and {upper}, {width} apart{exact}{_wide_text(bounds)}{_wrong_bounds(bounds)}",
     )
+
+
+def _wrong_bounds(bounds: Json) -> str:
+    """Says that the upper bound is below the lower one, or beyond an exact value, by more than four errors."""
+    between = [bounds.get(name) for name in ("width", "exact_minus_lower", "upper_minus_exact")]
+    crossed = any(each is not None and each["mean"] + 4 * (each["se"] or 0) < -_ROUNDING for each in between)
+    return "; the bounds are wrong: they contradict each other or the exact value" if crossed else ""
 
 
 def _wide_text(bounds: Json) -> str:

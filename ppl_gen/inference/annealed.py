@@ -59,11 +59,12 @@ class AnnealedEstimate(Estimate):
 
     @property
     def corroborated(self) -> bool:
-        """True if the bidirectional bounds are close, and the estimated bias is small."""
+        """True if the bidirectional bounds are close, and the estimated bias is small. An upper bound below the lower
+        one supports nothing."""
         if self.bidirectional is None:
             return False
         width, se = mean_se(self.bidirectional.width)
-        return width + 2 * se <= _NARROW and abs(self.bias) <= _NARROW
+        return abs(width) + 2 * se <= _NARROW and abs(self.bias) <= _NARROW
 
     def settings_entry(self) -> dict[str, Any]:
         accepted = float(self.acceptance.mean())

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -280,7 +281,7 @@ def khat_entry(estimate: Estimate, khat: Tensor) -> dict[str, Any]:
     """k-hat over the images, as an entry of JSON. Images have a k-hat that is too high, unknown, or fine."""
     known = khat[khat.isfinite()]
     return {
-        **({"median": float(known.median())} if len(known) else {}),
+        **({"median": median(known)} if len(known) else {}),
         "fraction_above_0.7": share(khat > 0.7),
         "threshold": estimate.khat_threshold,
         "fraction_above_threshold": share(estimate.khat_too_high),
@@ -291,7 +292,12 @@ def khat_entry(estimate: Estimate, khat: Tensor) -> dict[str, Any]:
 
 def median_and_least(ess: Tensor) -> dict[str, float]:
     """Median and minimum of effective sample sizes [images], as an entry of JSON."""
-    return {"median": float(ess.median()), "min": float(ess.min())}
+    return {"median": median(ess), "min": float(ess.min())}
+
+
+def median(values: Tensor) -> float:
+    """The median, which is the mean of the two middle values of an even number."""
+    return float(np.median(values.numpy()))
 
 
 def share(chosen: Tensor) -> float:

@@ -77,13 +77,15 @@ def is_discrete(distribution: Distribution) -> bool:
 
 
 def unbounded(distribution: Distribution) -> bool:
-    """True if the values of a distribution are continuous and unbounded."""
+    """True if the values of a distribution are continuous and unbounded. Angles are bounded, whatever they state, and
+    so is an affine transform of bounded values."""
     constraint = support(distribution)
     if constraint is None or constraint.is_discrete:
         return False
     # Constraints are of many classes. Two large values show a bound on either side.
     far = torch.full_like(distribution.sample(), 1e4)
-    return all(bool(constraint.check(value).all()) for value in (far, -far))
+    found = [_inside(distribution, value) for value in (far, -far)]
+    return all(each is not None and bool(each.all()) for each in found)
 
 
 def parts(distribution: Distribution) -> Iterator[Any]:

@@ -227,3 +227,16 @@ def test_a_stated_bias_does_not_excuse_annealing_below_a_known_value(value: floa
     low_one = annealed(value, 0.16, -0.27)
     found = {"importance": importance(-91.0, -92.0), "quadrature": replace(exact(-90 * ONE), estimator="quadrature")}
     assert verdicts.at_least({**found, "annealed": low_one}, "annealed") == too_low
+
+
+def test_bounds_that_cross_support_nothing() -> None:
+    """An upper bound below the lower one, and an exact value outside: annealing of angles made such bounds."""
+    good = bidirectional()
+    crossed = replace(good, upper=good.lower - 0.3)
+    assert annealed(-10, 1e-4, -1e-4, good).corroborated and not annealed(-10, 1e-4, -1e-4, crossed).corroborated
+    for wrong in (crossed, replace(good, exact=good.upper + 0.5), replace(good, exact=good.lower - 0.5)):
+        found = {"importance": importance(-10, -12), "annealed": annealed(-10, bidirectional=wrong)}
+        assert "the bounds are wrong" in str(Evaluation.of(found, "annealed", ABOUT))
+    at_the_end = replace(good, exact=good.lower)
+    found = {"importance": importance(-10, -12), "annealed": annealed(-10, bidirectional=at_the_end)}
+    assert "the bounds are wrong" not in str(Evaluation.of(found, "annealed", ABOUT))

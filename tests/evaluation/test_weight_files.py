@@ -259,3 +259,12 @@ def test_a_run_of_an_earlier_version_is_not_paired(elsewhere: Path) -> None:
     comparison = Comparison(["old", "w.npz"])
     assert comparison.rows[1].log_px_difference.paired is False
     assert "no images_sha256: old (4 images)" in comparison.notes
+
+
+def test_log_probabilities_above_0_are_told(elsewhere: Path) -> None:
+    high = save("high.npz", [12.0, 13.0, 11.0, 12.5], images_sha256=SHA)
+    sound = save("sound.npz", LOG_PX, images_sha256=SHA)
+    assert "high.npz: importance sampling is too high: above 0" in str(Comparison([high, sound]))
+    assert "too high: above" not in str(Comparison([sound]))
+    density = save("density.npz", [12.0, 13.0, 11.0, 12.5], observation="density")
+    assert "too high: above" not in str(Comparison([density]))

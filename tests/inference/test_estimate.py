@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ppl_gen
 from ppl_gen.inference import estimate
-from ppl_gen.inference.estimate import Estimate, exact, mean_se
+from ppl_gen.inference.estimate import Estimate, exact, mean_se, median
 from ppl_gen.inference.importance import weight_statistics
 from ppl_gen.inference.proposals import SecondOpinion
 
@@ -194,3 +194,7 @@ def test_public_names() -> None:
 
 def test_the_example_is_what_it_prints() -> None:
     assert doctest.testmod(estimate) == (0, 3)
+
+
+def test_a_median_of_an_even_number() -> None:
+    assert median(torch.tensor([4.0, 1.0, 2.0, 9.0])) == 3 and median(torch.tensor([4.0, 1.0, 9.0])) == 4

@@ -17,7 +17,7 @@ from ppl_gen.core.errors import UNOPPOSED, BadInput
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px
-from ppl_gen.inference.supports import certainly_narrower, own_log_prob
+from ppl_gen.inference.supports import certainly_narrower, own_log_prob, unbounded
 
 DOUBLE = torch.float64
 
@@ -357,3 +357,20 @@ def test_a_family_that_is_written_as_a_transform() -> None:
     z = terms.latents["z"].squeeze(-1)
     torch.testing.assert_close(terms.log_prior, -z - (-z).exp(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(terms.log_likelihood, (-x - (-x).exp()).expand(5, 3), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_unbounded() -> None:
+    """Angles and transforms of bounded values are not, whatever support they state."""
+    zero, one = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    normal = dist.Normal(zero, one)
+    shifted = [T.AffineTransform(zero + 1, -one)]
+    bounded = [
+        dist.VonMises(zero, one),
+        dist.VonMises(zero, one).to_event(1),
+        dist.TransformedDistribution(dist.Uniform(zero, one), shifted),
+        dist.TransformedDistribution(dist.Exponential(one), shifted),
+        dist.Gamma(one, one),
+        dist.LogNormal(zero, one),
+    ]
+    free = [normal, dist.StudentT(3 * one), dist.TransformedDistribution(normal, shifted), dist.Gumbel(zero, one)]
+    assert not any(map(unbounded, bounded)) and all(map(unbounded, free))
