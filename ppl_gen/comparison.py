@@ -293,7 +293,7 @@ def _path(run: "str | Path | Run") -> Path:
     if isinstance(run, str | Path):
         return Path(run)
     if hasattr(run, "directory"):
-        if run.checkpoint == "best" and run.evaluation is None:
+        if getattr(run, "checkpoint", "last") == "best" and run.evaluation is None:
             raise BadInput(f"{run.path}: has no evaluation of the weights of its best epoch; call evaluate() first")
         return run.directory.path
     raise BadInput(f"runs: {shown(run)} is not a run; give run directories or Run objects")

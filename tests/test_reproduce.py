@@ -22,7 +22,9 @@ def test_the_commands_of_a_heading(tmp_path: Path, capsys: pytest.CaptureFixture
     """They run until one fails; a heading that is none, or several, is refused."""
     every = reproduce.sections()
     assert every["The default VAE"][0] == "python -m ppl_gen.fit vae --data mnist --out runs/default"
-    assert all(line.startswith(("python -m ", "torchrun ")) for commands in every.values() for line in commands)
+    assert all(
+        line.startswith(("python -m ", "torchrun ", reproduce.COPY)) for commands in every.values() for line in commands
+    )
     (tmp_path / "results.md").write_text("# Results\n")
     (tmp_path / "results-one.md").write_text(PAGE.format("One", "python -c 1\npython -c 2"))
     (tmp_path / "speed.md").write_text(PAGE.format("Two", "false\ntrue"))

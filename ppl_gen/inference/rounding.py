@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, forked_rng, modules_of, take
+from ppl_gen.inference.callables import Batch, forked_rng, map_leaves, modules_of, take
 from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.pair import Pair
 
@@ -30,7 +30,7 @@ def check_rounding(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> None:
 
     :raises BadInput: if they differ by more than 0.1 nats.
     """
-    if (pair.num_states or 1) > _STATES:  # which takes long
+    if (pair.enumerated_in_guide and not pair.enumerated) or (pair.num_states or 1) > _STATES:  # which takes long
         return
     rows = torch.linspace(0, len(x) - 1, min(len(x), _IMAGES), device=x.device).long()
     error = torch.zeros(0)
@@ -47,7 +47,8 @@ def check_rounding(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> None:
 
 
 def _errors(pair: Pair, batch: Batch) -> Tensor:
-    """Errors of log weights, or of log p(x), [images]; 0 where one is infinite. Empty if float64 leads to float32."""
+    """Errors of log weights, or of log p(x), [images]; 0 where one is infinite. Empty if float64 leads to float32, or
+    if there is noise beside z."""
     x, args, kwargs = batch
     if pair.enumerated:
         total = sum_over_states(pair, x, *args, **kwargs)
@@ -58,6 +59,9 @@ def _errors(pair: Pair, batch: Batch) -> Tensor:
     seed_torch(0)
     terms = pair.terms(x, *args, **kwargs)
     values = {name: each[0].reshape(len(x), *pair.event_shapes[name]) for name, each in terms.latents.items()}
+    twice = [pair.terms_at(values, x, *args, **kwargs).log_weight for _ in range(2)]
+    if not twice[0].equal(twice[1]):  # noise beside z
+        return torch.zeros(0)
     with _in_float64(pair.model, pair.guide):
         exact = pair.terms_at(_double(values), _double(x), *_double(args), **_double(kwargs)).log_weight[0]
     return _difference(terms.log_weight[0], exact)
@@ -69,14 +73,14 @@ def _difference(rounded: Tensor, exact: Tensor) -> Tensor:
 
 
 def _double(value: Any) -> Any:
-    """The tensors of float32 in float64."""
-    if isinstance(value, dict):
-        return {name: _double(each) for name, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_double(each) for each in value)
-    if not isinstance(value, Tensor) or value.dtype is not torch.float32:
-        return value
-    return value.double().requires_grad_(value.requires_grad)  # `pyro.module` leaves out what has no gradient
+    """The tensors of float32 in float64, also in dictionaries, tuples and lists."""
+
+    def widen(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dtype is not torch.float32:
+            return leaf
+        return leaf.double().requires_grad_(leaf.requires_grad)  # `pyro.module` leaves out what has no gradient
+
+    return map_leaves(widen, value)
 
 
 @contextmanager
