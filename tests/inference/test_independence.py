@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import ppl_gen
 from ppl_gen.core.errors import BadInput
+from ppl_gen.inference.pair import Pair
 
 DECODER = nn.Linear(2, 6)
 
