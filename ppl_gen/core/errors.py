@@ -18,6 +18,7 @@ from ppl_gen.core.memory import is_out_of_memory
 NARROWER = "the guide leaves out a part of the prior's support; more of log p(x) may be there"
 UNOPPOSED = "the guide has no density for a z that it has not drawn, so that nothing looks for modes that it misses"
 HEAVY_TAIL = "the terms of the ELBO have a heavy tail: it may be -infinity, and its error may be too small"
+ABOVE_ZERO = "above 0, which no log-probability is"
 MISSED = "hardly ever draws a value of a discrete unit to which p(z | x) gives a share"
 """Notes beside the figures of a guide: its support is narrower than the prior's, …"""
 

@@ -45,7 +45,9 @@ def _number(of: Callable[[Row], float | None], form: str) -> Callable[[Sequence[
 
 def _errors(mean: RowMean, digits: int) -> list[str]:
     """The errors of a mean over images and over seeds. One image has no error: a dash keeps its place."""
-    found = [mean.se, mean.se_seeds] if mean.se_seeds is not None else [mean.se] if mean.se is not None else []
+    if mean.se is None and mean.se_seeds is None:
+        return []
+    found = [mean.se] if mean.se_seeds is None else [mean.se, mean.se_seeds]
     return ["–" if error is None else f"{error:.{digits}f}" for error in found]
 
 

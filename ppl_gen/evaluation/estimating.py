@@ -37,10 +37,9 @@ from ppl_gen.inference.estimate import Estimate, exact
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks, state_posterior
 from ppl_gen.inference.gathering import keeping
 from ppl_gen.inference.importance import ImportanceEstimate, log_marginal_likelihood
-from ppl_gen.inference.neighbours import missed_values
 from ppl_gen.inference.pair import Pair
+from ppl_gen.inference.proposals import asked_again, proposal_log_px
 from ppl_gen.inference.proposals import check as check_proposals
-from ppl_gen.inference.proposals import proposal_log_px, second_opinion, second_opinion_samples
 from ppl_gen.inference.quadrature import (
     QuadratureEstimate,
     TooMuchWork,
@@ -468,12 +467,8 @@ def importance_estimate(
 
 
 def _with_second_opinion(task: Task, estimate: ImportanceEstimate) -> ImportanceEstimate:
-    few, seed = second_opinion_samples(estimate.num_samples), parallel.rank_seed(task.options.seed)
-    images = (task.fitted.model, task.fitted.guide, task.x, *task.labels)
-    opinion = second_opinion(*images, num_samples=few, seed=seed)
-    missed = missed_values(*images, num_samples=estimate.num_samples, seed=seed)
-    unopposed = opinion is None and not task.fitted.pair.enumerated
-    return replace(estimate, second_opinion=opinion, unopposed=unopposed, doubted=missed)
+    fitted, seed = task.fitted, parallel.rank_seed(task.options.seed)
+    return asked_again(estimate, fitted.pair, fitted.model, fitted.guide, task.x, *task.labels, seed=seed)
 
 
 def _proposals(task: Task, others: Sequence[nn.Module]) -> tuple[list[nn.Module], dict[str, Any]]:

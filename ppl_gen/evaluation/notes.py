@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ppl_gen.core.errors import warnings_of
+from ppl_gen.core.errors import ABOVE_ZERO, warnings_of
 from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.reading import Evaluated
 from ppl_gen.evaluation.rows import Row
@@ -22,8 +22,8 @@ def notes_of(runs: Sequence[Evaluated], rows: Sequence[Row]) -> list[str]:
 
 def _on_too_high(runs: Sequence[Evaluated]) -> list[str]:
     return [
-        f"{run.path}: {', '.join(ESTIMATES.get(name, name) for name in run.summary['too_high'])} is too high: above 0, "
-        "which no log-probability is, or above a log p(x) that is known"
+        f"{run.path}: {', '.join(ESTIMATES.get(name, name) for name in run.summary['too_high'])} is too high: "
+        f"{ABOVE_ZERO}, or above a log p(x) that is known"
         for run in runs
         if run.summary.get("too_high")
     ]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from html import escape
 
 from ppl_gen.core.components import OBJECTS
-from ppl_gen.core.errors import HEAVY_TAIL, MISSED, NARROWER, UNOPPOSED, warnings_of
+from ppl_gen.core.errors import ABOVE_ZERO, HEAVY_TAIL, MISSED, NARROWER, UNOPPOSED, warnings_of
 from ppl_gen.core.tables import Row, duration, fixed, line, named, small
 from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of, quantity
 from ppl_gen.experiment.run_directory import Json
@@ -216,9 +216,8 @@ def _agreement_rows(s: Json) -> list[Row]:
         rows.append(Row(f"{ESTIMATES.get(name, name)} is too low:", note=note))
     for name in s.get("too_high", []):
         known = next((each for each in ("exact", "quadrature") if entry_of(s, each) is not None), None)
-        than = "0, which no log-probability is" if known is None else f"log p(x) by {ESTIMATES[known]}"
-        note = f"above {than}: it is not low in expectation"
-        rows.append(Row(f"{ESTIMATES.get(name, name)} is too high:", note=note))
+        than = ABOVE_ZERO if known is None else f"above log p(x) by {ESTIMATES[known]}"
+        rows.append(Row(f"{ESTIMATES.get(name, name)} is too high:", note=f"{than}: it is not low in expectation"))
     return rows
 
 

@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.errors import BadInput, as_bad_input
 from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import sample_sites
@@ -52,15 +52,11 @@ def compare_supports(pair: Pair, batch: Batch) -> Pair:
     if pair.enumerated:
         return pair
     many = _repeated(batch)
-    try:
+    with as_bad_input(
+        f"{pair.guide_name} and {pair.model_name} fail on {len(many.x)} images, copies of those given (a parameter "
+        "with a row for each image takes its rows by the argument `index`)"
+    ):
         traces = replayed(pair.guide, pair.model, many)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(
-            f"{pair.guide_name} and {pair.model_name} fail on {len(many.x)} images, copies of those given: "
-            f"{describe(error)}; a parameter with a row for each image takes its rows by the argument `index`"
-        ) from error
     sites = {name: (traces.guide.nodes[name], traces.model.nodes[name]) for name in pair.latent}
     for name, (_, p) in sites.items():
         admitted = inside(p) if name in pair.may_leave_support else None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_gen.core.errors import HEAVY_TAIL, MISSED, UNOPPOSED, BadInput, describe, require, warnings_of
+from ppl_gen.core.errors import ABOVE_ZERO, HEAVY_TAIL, MISSED, UNOPPOSED, BadInput, describe, require, warnings_of
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
@@ -135,6 +135,11 @@ class ImportanceEstimate(Estimate):
         return len(known) > 0 and float(known.median()) > 0.85 + 0.5 / math.sqrt(len(known))
 
     @property
+    def missed_values(self) -> float:
+        """Share of images of which the guide misses a value of a discrete unit."""
+        return 0.0 if self.doubted is None else share(self.doubted)
+
+    @property
     def above_zero(self) -> bool:
         """True if p(x) is a probability, and the estimate is above 1 beyond chance."""
         return self.observation == "probability" and above(bound(torch.zeros_like(self.log_px)), self).any
@@ -177,8 +182,8 @@ class ImportanceEstimate(Estimate):
             entries["narrower"] = True
         if self.heavy_tail:
             entries["heavy_tail"] = True
-        if self.doubted is not None and bool(self.doubted.any()):
-            entries["missed_values"] = share(self.doubted)
+        if self.missed_values:
+            entries["missed_values"] = self.missed_values
         if self.left_out:
             entries["left_out"] = list(self.left_out)
         if self.second_opinion is not None:
@@ -223,10 +228,10 @@ class ImportanceEstimate(Estimate):
                 "larger one that adds little to log p(x)"
             )
         if self.above_zero:
-            told.append("importance sampling is too high: above 0, which no log-probability is")
+            told.append(f"importance sampling is too high: {ABOVE_ZERO}")
         told += [note for note, holds in ((UNOPPOSED, self.unopposed), (HEAVY_TAIL, self.heavy_tail)) if holds]
-        if self.doubted is not None and bool(self.doubted.any()):
-            told.append(f"on {share(self.doubted):.1%} of the images the guide {MISSED}")
+        if self.missed_values:
+            told.append(f"on {self.missed_values:.1%} of the images the guide {MISSED}")
         if self.left_out:
             names = ", ".join(f"'{name}'" for name in self.left_out)
             told.append(f"left out of q(z | x), to which they do not belong: {names} of the guide")
@@ -308,14 +313,9 @@ def log_marginal_likelihood(
         if pair.exceeds_prior:
             estimate = _without_bounds(estimate)
         if ask_again:
-            from ppl_gen.inference.neighbours import missed_values  # they import this module
-            from ppl_gen.inference.proposals import second_opinion, second_opinion_samples
+            from ppl_gen.inference.proposals import asked_again  # it imports this module
 
-            few = second_opinion_samples(num_samples)
-            opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **kwargs)
-            missed = None if kwargs else missed_values(model, guide, x, *args, num_samples=num_samples)
-            unopposed = opinion is None and not pair.enumerated
-            estimate = replace(estimate, second_opinion=opinion, unopposed=unopposed, doubted=missed)
+            estimate = asked_again(estimate, pair, model, guide, x, *args, chunk_size=chunk_size, **kwargs)
         return estimate
 
 

@@ -37,7 +37,8 @@ from ppl_gen.inference.checks import check_images
 from ppl_gen.inference.chunks import images_at_a_time, pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_entry, share
 from ppl_gen.inference.gathering import gather_blocks
-from ppl_gen.inference.importance import log_mean_exp, weight_statistics
+from ppl_gen.inference.importance import ImportanceEstimate, log_mean_exp, weight_statistics
+from ppl_gen.inference.neighbours import missed_values
 from ppl_gen.inference.pair import Pair, Values
 from ppl_gen.inference.signatures import model_function
 from ppl_gen.inference.tracing import PyroFunction
@@ -154,6 +155,26 @@ class SecondOpinion(Estimate):
 def second_opinion_samples(num_samples: int) -> int:
     """Number of samples of a second opinion on `num_samples` importance samples: a twentieth, at least 20."""
     return max(num_samples // 20, 20)
+
+
+def asked_again(
+    estimate: ImportanceEstimate,
+    pair: Pair,
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    *args: Any,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    **kwargs: Any,
+) -> ImportanceEstimate:
+    """An estimate with a second opinion, and with those images `doubted` of which the guide misses a value of a
+    discrete unit. Other arguments are as for `second_opinion`."""
+    few = second_opinion_samples(estimate.num_samples)
+    opinion = second_opinion(model, guide, x, *args, num_samples=few, seed=seed, chunk_size=chunk_size, **kwargs)
+    missed = None if kwargs else missed_values(model, guide, x, *args, num_samples=estimate.num_samples, seed=seed)
+    unopposed = opinion is None and not pair.enumerated
+    return replace(estimate, second_opinion=opinion, unopposed=unopposed, doubted=missed)
 
 
 def second_opinion(
