@@ -104,6 +104,7 @@ def evaluate(
     task = _local_task(fitted, options, whole, quiet)
     chosen = estimators(fitted.model, fitted.pair, str(options.estimator), task.x.device, *task.labels)
     _check(task, others, chosen)
+    kind = observation(fitted.pair, *whole)
     sha256, kept = images_sha256(whole[0]), None
     if keep and parallel.world_size() == 1 and not others:
         kept = unfinished(fitted, options, sha256, str(task.x.device), quiet=quiet)
@@ -119,7 +120,6 @@ def evaluate(
         estimates = with_bounds(fitted, estimates, task.options, task.x, *task.labels, quiet=quiet)
         in_use = components_in_use(fitted, whole[0])
     estimates = parallel.all_gather(estimates)
-    kind = observation(fitted.pair, *whole)
     given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
     known = known_of(estimates) if prefer_known else None
     primary = known or primary_of(estimates, str(options.estimator))

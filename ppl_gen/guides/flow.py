@@ -20,8 +20,8 @@ class Flow(nn.Module):
     """q(z | x) is the distribution of z = mu(x) + sigma(x) f(e; h(x)) for e ~ N(0, I) and an invertible f: Rezende and
     Mohamed (2015), equation 6. The encoder computes mu, sigma and the features h.
 
-    A sample and its density take one pass through f. The density of any other z needs the inverse of f: as many passes
-    as there are latent units for `iaf` and `spline`, two for `spline-coupling`, a bisection for `planar`.
+    A sample and its density take one pass through f. The density of any other z needs the inverse of f: at most as
+    many passes as there are latent units for `iaf` and `spline`, two for `spline-coupling`, a bisection for `planar`.
 
     >>> from ppl_gen.models.vae import VAE
     >>> guide = Flow((8, 8), 2, "z", VAE((8, 8), latent_dim=2), transform="spline", num_transforms=2)

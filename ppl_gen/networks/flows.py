@@ -49,6 +49,19 @@ class _CachedAutoregressive(zuko.transforms.AutoregressiveTransform):
         self._last = (x, y, log_det)
         return y
 
+    def _inverse(self, y: Tensor) -> Tensor:
+        """x with f(x) = y by passes x <- f^-1(y; x), the Jacobi iteration of Song et al. (2021, section 3.1). Each pass
+        sets at least one more unit, but most converge together: of 50 units of a trained flow, after 7 or 8 passes.
+        When a pass changes nothing, no later one does. Gradients follow the values, and get as many passes again."""
+        x, left = torch.zeros_like(y), self.passes
+        settled = False
+        while left:
+            before, x = x, self.meta(x).inv(y)
+            left -= 1
+            if not settled and x.equal(before):
+                settled, left = True, min(left, self.passes - left) if x.requires_grad else 0
+        return x
+
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         last_x, last_y, log_det = self._last
         return log_det if x is last_x and y is last_y else super().log_abs_det_jacobian(x, y)
