@@ -67,6 +67,7 @@ def split_gap(
     _check_contexts(fitted, x[:1])
     if options.estimator == "annealed":
         check_chains(fitted, x, options)
+    kind = observation(fitted.pair, x)
     started = time.perf_counter()
     with fitted.estimating(options.seed):
         copies = min(options.gap_copies, len(x)) if has_own_weights(fitted.guide, x) else 0
@@ -79,7 +80,7 @@ def split_gap(
                 copied = copied.compared_with(replace(first, estimator=annealed.estimator))
     summary = {
         **fitted.provenance(options),
-        "observation": observation(fitted.pair, x),
+        "observation": kind,
         "num_samples": options.num_samples,
         "options": options.to_json(),
         **({"annealed": asdict(options.annealed)} if options.estimator == "annealed" else {}),

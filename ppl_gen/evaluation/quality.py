@@ -28,6 +28,7 @@ from ppl_gen.evaluation.use_options import LEAST_JUDGED, QualityOptions, SampleO
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.callables import forked_rng
+from ppl_gen.inference.estimate import median
 from ppl_gen.inference.sample_quality import frechet_distance, kernel_distance, nearest, precision_recall
 from ppl_gen.networks.nets import encoder
 
@@ -173,7 +174,7 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
         test=test,
         labels=test_labels,
         classes=classes.tolist(),
-        nearest=float(nearest(test, train)[0].median()),
+        nearest=median(nearest(test, train)[0]),
         real=_scores(classifier, others, test, test_labels, classes.tolist()),
     )
 
@@ -217,7 +218,7 @@ def judge_samples(fitted: Fitted, kind: Images, judge: Judge, options: QualityOp
         "training_step": fitted.step,
         "classifier": {"steps": judge.steps, "accuracy": judge.accuracy},
         **judge.scores(samples),
-        "nearest": {"samples": float(distances.median()), "test": judge.nearest},
+        "nearest": {"samples": median(distances), "test": judge.nearest},
         "real_images": judge.real,
         "seconds": time.perf_counter() - started,
     }

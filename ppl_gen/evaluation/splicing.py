@@ -167,7 +167,7 @@ def detect(fitted: Fitted, options: SpliceOptions, *, quiet: bool = False) -> Sp
     assert split.labels is not None
     left, right = (parents[part] for part in pair_up(split.labels[parents], generator))
     images = torch.cat([x[chosen[: 2 * count]], splice(x[left], x[right], data.shape)])
-    pair = fitted.pair
+    kind = observation(fitted.pair, x)
     with fitted.estimating(options.seed):
         num_samples = options.num_samples or fitted.config.num_samples
         values, estimated = log_px(fitted, images, options.estimator, num_samples, quiet)
@@ -178,7 +178,7 @@ def detect(fitted: Fitted, options: SpliceOptions, *, quiet: bool = False) -> Sp
     )
     summary = {
         **fitted.provenance(options),
-        "observation": observation(pair, x),
+        "observation": kind,
         "num_natural": 2 * count,
         "num_spliced": count,
         **estimated,

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
+from torch.distributions.transforms import identity_transform
 
 from ppl_gen.core.contracts import HasPrior, offers
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.inference.supports import from_unbounded, is_discrete
 
 _MOST_UNITS = 3
 _MOST_POINTS = 2**24
@@ -26,7 +29,7 @@ class Grid(nn.Module):
     the middle of its cell.
 
     The grid covers the prior's mean plus and minus `width` standard deviations. For N(0, I) and the default, 6e-7 of
-    each unit's mass is outside.
+    each unit's mass is outside. For a bounded z, such as one that is positive, these are unbounded coordinates of it.
 
     >>> from ppl_gen.models.vae import VAE
     >>> guide = Grid(2, "z", VAE((8, 8), latent_dim=2), points=20).eval()
@@ -50,7 +53,7 @@ class Grid(nn.Module):
         if latent_name is None or not offers(model, HasPrior):
             raise BadInput(f"the guide grid needs a model with one latent site and a method prior(), not {name}")
         prior = model.prior()
-        if prior.support.is_discrete or len(prior.event_shape) > 1:
+        if is_discrete(prior) or len(prior.event_shape) > 1:
             raise BadInput(f"the guide grid needs a z that is a continuous vector; the z of {name} is not")
         if latent_dim > _MOST_UNITS:
             raise BadInput(
@@ -72,20 +75,24 @@ class Grid(nn.Module):
         """
         prior = self.model.prior()
         with torch.no_grad():
-            mean, deviation = (each.reshape(-1) for each in _moments(prior))
+            to_values = from_unbounded(prior)
+            mean, deviation = (each.reshape(-1) for each in _moments(prior, to_values))
             count = self.points * finer
             step = 2 * self.width * deviation / count
             within = torch.rand_like(mean) if self.training else torch.full_like(mean, 0.5)
             cells = torch.arange(count, dtype=mean.dtype, device=mean.device)
             axes = mean - self.width * deviation + (cells.unsqueeze(-1) + within) * step  # [points, units]
-            z = torch.cartesian_prod(*axes.unbind(-1)).reshape(-1, *prior.event_shape)
-            log_volume = step.log().sum()
+            u = torch.cartesian_prod(*axes.unbind(-1)).reshape(-1, *to_values.inverse_shape(prior.event_shape))
+            z = to_values(u)
+            log_volume = step.log().sum() + to_values.log_abs_det_jacobian(u, z).reshape(len(z), -1).sum(1)
         return z, prior.log_prob(z) + log_volume
 
 
-def _moments(prior: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each unit of z: by the distribution's own formulas, or from samples."""
-    with suppress(NotImplementedError):
-        return prior.mean, prior.stddev
-    z = prior.sample((_SAMPLES,))
-    return z.mean(0), z.std(0)
+def _moments(prior: Any, to_values: Transform) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each unbounded coordinate of z: by the distribution's own formulas, or from
+    samples."""
+    if to_values == identity_transform:
+        with suppress(NotImplementedError):
+            return prior.mean, prior.stddev
+    u = to_values.inv(prior.sample((_SAMPLES,)))
+    return u.mean(0), u.std(0)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform, biject_to, constraints
 
 from ppl_gen.core.contracts import HasDensity
 from ppl_gen.core.errors import BadInput, as_bad_input
@@ -13,7 +12,7 @@ from ppl_gen.inference.callables import modules_of
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE
 from ppl_gen.inference.signatures import name_of
 from ppl_gen.inference.state_memory import numbers_held
-from ppl_gen.inference.supports import ANGLE, ANGLES, parts, support
+from ppl_gen.inference.supports import from_unbounded
 from ppl_gen.networks.observed import observed_log_prob
 
 _PRIOR_SAMPLES = 10_000
@@ -37,7 +36,7 @@ class Integrand:
     def __init__(self, model: HasDensity, x: Tensor):
         self.model, self.prior = model, model.prior()
         with as_bad_input(f"{name_of(model)}: prior() has no unbounded coordinates"):
-            self.transform = _to_values(self.prior)
+            self.transform = from_unbounded(self.prior)
             drawn = self.coordinates(self.prior.sample((_PRIOR_SAMPLES,)))
         self.dtype = torch.promote_types(drawn.dtype, x.dtype) if x.is_floating_point() else drawn.dtype
         drawn = torch.where(drawn.isfinite(), drawn, math.nan)  # such as at the ends of an interval, by rounding
@@ -136,11 +135,3 @@ class Alone(Integrand):
 
     def _log_likelihood(self, u: Tensor, z: Tensor, x: Tensor) -> Tensor:
         return torch.zeros(len(u), len(x), dtype=self.dtype, device=u.device)
-
-
-def _to_values(prior: Distribution) -> Transform:
-    """The map from unbounded coordinates to values of a prior; the identity if these may be any real numbers."""
-    constraint = ANGLE if any(isinstance(part, ANGLES) for part in parts(prior)) else support(prior)
-    if type(constraint).__name__ == "MixtureSameFamilyConstraint":  # torch has no map for it
-        constraint = constraint.base_constraint  # type: ignore[union-attr]
-    return biject_to(constraints.real if constraint is None else constraint)

@@ -17,7 +17,6 @@ fourth power. p(x | z_g) of many images is a matrix product of images and grid p
 """
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,7 @@ from ppl_gen.inference.estimate import Estimate, Variable
 from ppl_gen.inference.integrand import Alone, Integrand, num_parameters, num_pixels
 from ppl_gen.inference.options import Quadrature
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.refinement import Refinement, TooMuchWork
+from ppl_gen.inference.refinement import NoEnd, Refinement, TooMuchWork
 from ppl_gen.inference.signatures import ByName, asks_for_index, name_of
 from ppl_gen.inference.supports import is_discrete
 
@@ -119,8 +118,15 @@ def _check_mass(integrand: Integrand, x: Tensor, tolerance: float) -> None:
     """Raise `BadInput` if the prior does not integrate to 1 on a grid of its own: the rest is nearer to an end of its
     support than the numbers of its dtype are, or its density is not normalized. The same part of p(x) may be lost."""
     mass = Refinement(Alone(integrand), x, tolerance, math.inf, None)
-    with suppress(BadInput):  # the prior is too rough for a grid where no image needs it: nothing is known
+    try:
         mass.run()
+    except NoEnd:
+        raise BadInput(
+            f"{name_of(integrand.model)}: the density of prior() does not fall beyond its samples: it is not "
+            "normalized, or has values outside of its support; estimate log p(x) by --estimator importance"
+        ) from None
+    except BadInput:  # the prior is too rough for a grid where no image needs it: nothing is known
+        return
     if float(mass.log_px.abs()) > max(2 * tolerance, _MASS):
         raise BadInput(
             f"{name_of(integrand.model)}: prior() integrates to {float(mass.log_px.exp()):.4g} on a grid: its density "

@@ -21,6 +21,10 @@ _ROUGH = 0.5  # share of the differences between halves in p(x), above which a g
 _LARGEST_SHARE = 0.7  # share of p(x) in one cell, above which a grid is too coarse to be believed
 
 
+class NoEnd(BadInput):
+    """The integrand does not fall beyond the range of the prior's samples."""
+
+
 class TooMuchWork(BadInput):
     """Quadrature takes more operations than are allowed."""
 
@@ -145,7 +149,7 @@ class Refinement:
         while True:
             if math.prod(counts) > _MOST_FIRST_CELLS:
                 times = " x ".join(f"{count / cells_along:.0f}" for count in counts)
-                raise BadInput(
+                raise NoEnd(
                     f"{name_of(self.integrand.model)}: p(x, z) has no end within {times} times the range of the prior"
                 )
             centers = _midpoints(low, step, counts)

@@ -37,7 +37,7 @@ from ppl_gen.inference.agreement import above
 from ppl_gen.inference.annealed import annealed_log_px
 from ppl_gen.inference.annealed import check as check_annealing
 from ppl_gen.inference.callables import Batch, as_arguments, as_images, evaluating, forked_rng, take
-from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, share
+from ppl_gen.inference.estimate import Estimate, Variable, khat_entry, median, share
 from ppl_gen.inference.gathering import seconds_reused
 from ppl_gen.inference.neighbours import missed_values
 from ppl_gen.inference.options import FEWEST, Annealing, Settling
@@ -91,7 +91,7 @@ class SettledEstimate(Estimate):
 
     def settings_entry(self) -> dict[str, Any]:
         ended = {"left": LEFT, "settled": SETTLED, "annealed": ANNEALED}
-        samples = {"median": int(self.samples.median()), "largest": int(self.samples.max())}
+        samples = {"median": int(median(self.samples)), "largest": int(self.samples.max())}
         result = {
             **{f"fraction_{name}": share(self.outcome == code) for name, code in ended.items()},
             "num_left": int((self.outcome == LEFT).sum()),

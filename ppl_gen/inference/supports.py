@@ -28,6 +28,7 @@ from torch.distributions import (
     MixtureSameFamily,
     Transform,
     TransformedDistribution,
+    biject_to,
     constraints,
     transforms,
 )
@@ -193,6 +194,24 @@ def _reliable_support(distribution: Distribution) -> Constraint | _Unknown | Non
         return None if isinstance(component, Constraint) and _has_tensor_bounds(component) else component
     constraint = support(distribution)
     return _UNKNOWN if constraint is None else constraint
+
+
+def from_unbounded(distribution: Distribution) -> Transform:
+    """The map from unbounded coordinates to the values of a distribution; the identity if these may be any real
+    numbers. An affine transform of bounded values is reached through those.
+
+    :raises BadInput: for a mixture whose components have supports of their own.
+    """
+    while isinstance(distribution, Independent | dist.MaskedDistribution | ExpandedDistribution):
+        distribution = distribution.base_dist
+    found = _reliable_support(distribution)
+    if isinstance(found, Constraint):
+        return biject_to(found)
+    if found is None and isinstance(distribution, TransformedDistribution):
+        return transforms.ComposeTransform([from_unbounded(distribution.base_dist), *_chain(distribution)])
+    if found is None:
+        raise BadInput("prior() has no unbounded coordinates: the components of its mixture have supports of their own")
+    return biject_to(constraints.real)
 
 
 def _is_transformed(distribution: Distribution) -> TypeGuard[TransformedDistribution]:

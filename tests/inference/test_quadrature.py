@@ -13,6 +13,7 @@ from scipy.integrate import dblquad, quad
 from scipy.special import expit, log_expit
 from scipy.stats import beta, gamma
 from torch import Tensor, nn
+from torch.distributions.transforms import AffineTransform
 
 from ppl_gen.core.components import construct, find
 from ppl_gen.core.errors import BadInput
@@ -164,6 +165,17 @@ def test_mixture_of_two_far_modes() -> None:
 BOUNDED: dict[str, tuple[dist.Distribution, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "beta": (dist.Beta(number(0.5), number(0.5)), torch.sigmoid, lambda u: (u.sigmoid() * (-u).sigmoid()).log()),
     "log-normal": (dist.LogNormal(number(0.5), number(1.5)), torch.exp, lambda u: u),
+    # These state the real line as their support.
+    "1 - exponential": (
+        dist.TransformedDistribution(dist.Exponential(number(1.0)), [AffineTransform(number(1.0), number(-1.0))]),
+        lambda u: 1 - u.exp(),
+        lambda u: u,
+    ),
+    "stretched uniform": (
+        dist.TransformedDistribution(dist.Uniform(number(0.0), 1.0), [AffineTransform(number(-1.0), number(3.0))]),
+        lambda u: 3 * u.sigmoid() - 1,
+        lambda u: (3 * u.sigmoid() * (-u).sigmoid()).log(),
+    ),
 }
 
 
@@ -401,6 +413,12 @@ class Flat(dist.Normal):  # type: ignore[misc]
         return torch.zeros_like(value)
 
 
+class Open(dist.Exponential):  # type: ignore[misc]
+    """It says that its values may be any numbers."""
+
+    support = dist.constraints.real
+
+
 FOUR = Own(standard(4), by_hand)
 DISCRETE = Mixture(PIXELS, num_components=3).double()
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -412,6 +430,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no end": (
         Own(Flat(torch.zeros(2).double(), 1.0).to_event(1), lambda z: by_hand(0.0 * z)),
         r"p\(x, z\) has no end within .* times the range of the prior",
+    ),
+    "a mixture of intervals": (
+        Own(
+            dist.MixtureSameFamily(
+                dist.Categorical(torch.ones(2).double()),
+                dist.Uniform(number([[0.0], [2.0]]), number([[1.0], [4.0]])).to_event(1),
+            ),
+            by_hand,
+        ),
+        "the components of its mixture have supports of their own",
+    ),
+    "outside of its support": (
+        Own(Open(number(1.0)), lambda z: by_hand(z.unsqueeze(-1).expand(*z.shape, 2))),
+        "does not fall beyond its samples",
     ),
     "NaN": (Own(standard(2), lambda z: by_hand(torch.where(z > 1, math.nan, z))), "NaN|fails"),
     "no event": (Own(standard(2), lambda z: dist.Bernoulli(logits=z @ torch.ones(2, PIXELS).double())), "its event an"),
