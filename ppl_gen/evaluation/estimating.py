@@ -111,23 +111,24 @@ def evaluate(
     started = time.perf_counter()
     with fitted.estimating(parallel.rank_seed(options.seed)), keeping(kept):
         estimates: dict[str, Estimate] = {}
-        given_up = None
+        left_out = None
         if chosen.quadrature:
-            estimates, given_up = _by_quadrature(task, chosen)
+            estimates, left_out = _by_quadrature(task, chosen)
         for name, estimate in _estimates(task, chosen, others, named):
             require(name not in estimates, "estimator", name, "two estimators have this name; rename one")
             estimates[name] = estimate
         estimates = with_bounds(fitted, estimates, task.options, task.x, *task.labels, quiet=quiet)
         in_use = components_in_use(fitted, whole[0])
     estimates = parallel.all_gather(estimates)
-    given_up = _check_exact(fitted, estimates, kind, chosen) or given_up
+    left_out = _check_exact(fitted, estimates, kind, chosen) or left_out
     known = known_of(estimates) if prefer_known else None
     primary = known or primary_of(estimates, str(options.estimator))
     if known is not None:
         options = replace(options, estimator=known, annealed=Annealing())
     estimator = "auto" if options.mixes and not estimates[primary].sampled else estimates[primary].estimator
     estimator = "importance" if estimator == "settled" else estimator  # as --estimator takes it
-    further_on = next_options(fitted, options, estimates, primary, _can_anneal(task), task.x, *task.labels)
+    may: dict[str, Any] = {"quadrature": left_out is None or left_out.takes_longer, "annealing": _can_anneal(task)}
+    further_on = next_options(fitted, options, estimates, primary, task.x, *task.labels, **may)
     about = {
         **fitted.provenance(options),
         "num_images": len(whole[0]),
@@ -136,7 +137,7 @@ def evaluate(
         **({} if (name := fitted.quantity(*whole)) == "log p(x)" else {"quantity": name}),
         "options": replace(options, estimator=estimator).to_json(),
         **({"proposal": "prior"} if fitted.pair.enumerated and chosen.sampled else {}),
-        **({} if given_up is None else {"no_quadrature": given_up}),
+        **({} if left_out is None else {"no_quadrature": left_out.why}),
         **({} if further_on is None else {"next_options": further_on}),
         **({"components": {"in_use": in_use, "of": fitted.pair.num_states}} if in_use is not None else {}),
         "num_parameters": sum(p.numel() for p in fitted.modules.parameters()),
@@ -379,9 +380,9 @@ def _estimates(
         yield own.estimator, own
 
 
-def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chosen: Chosen) -> str | None:
+def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chosen: Chosen) -> "LeftOut | None":
     """Raise `BadInput` for an exact log p(x), or one by quadrature, that cannot be that of the model. If quadrature was
-    not asked for, its estimate is removed instead. Returns a sentence that says why.
+    not asked for, its estimate is removed instead.
 
     :param kind: kind of p(x), as `observation` returns it.
     """
@@ -397,28 +398,38 @@ def _check_exact(fitted: Fitted, estimates: dict[str, Estimate], kind: str, chos
             if not (name == "quadrature" and chosen.may_give_up):
                 raise
             del estimates[name]
-            return error.sentence
+            return LeftOut(error.sentence)
     return None
 
 
-def _by_quadrature(task: Task, chosen: Chosen) -> tuple[dict[str, Estimate], str | None]:
-    """The estimate by quadrature under its name. If it was left out, a sentence that says why."""
+class LeftOut(NamedTuple):
+    """Quadrature was not asked for and is left out."""
+
+    why: str
+    """A sentence."""
+    takes_longer: bool = False
+    """True if it would settle log p(x), but takes longer than importance sampling."""
+
+
+def _by_quadrature(task: Task, chosen: Chosen) -> tuple[dict[str, Estimate], LeftOut | None]:
+    """The estimate by quadrature under its name, or why it is left out."""
     settling = task.options.num_samples == "auto"
     samples = task.options.settling.most_samples if settling else task.num_samples
     sampling = importance_work(task.fitted.model, task.x, samples)
-    reason = None
+    left_out = None
     found: dict[str, Estimate] = {}
     try:
         most_work = max(sampling, _ALWAYS) if chosen.may_give_up else math.inf
         found["quadrature"] = quadrature_estimate(task, most_work=most_work)
     except TooMuchWork as error:
-        reason = f"it takes about {error.work / sampling:.1f} times the operations of importance sampling"
+        times = error.work / sampling
+        left_out = LeftOut(f"it takes about {times:.1f} times the operations of importance sampling", True)
     except BadInput as error:
         if not chosen.may_give_up:
             raise BadInput(f"--estimator quadrature: {error.sentence}") from error
-        reason = error.sentence
-    if parallel.any_rank(reason is not None):
-        return {}, reason or "another process leaves it out"
+        left_out = LeftOut(error.sentence)
+    if parallel.any_rank(left_out is not None):
+        return {}, left_out or LeftOut("another process leaves it out")
     return found, None
 
 

@@ -53,24 +53,26 @@ def next_options(
     options: EvaluationOptions,
     estimates: Mapping[str, Estimate],
     primary: str,
-    can_anneal: bool,
     x: Tensor,
     *labels: Tensor,
+    quadrature: bool,
+    annealing: bool,
 ) -> str | None:
     """Options of `evaluate` that settle log p(x) where an evaluation says "at least"; None where there is nothing to
     settle, or nothing to try.
 
-    :param can_anneal: True if the model can be annealed.
+    :param quadrature: False if quadrature was tried and refused the model.
+    :param annealing: True if the model can be annealed.
     """
     if verdicts.known_of(estimates) or primary == "annealed" or not verdicts.at_least(estimates, primary):
         return None
-    if why_no_quadrature(fitted.pair, fitted.model, *labels) is None:
+    if quadrature and why_no_quadrature(fitted.pair, fitted.model, *labels) is None:
         return "--estimator quadrature"
     if options.num_samples != "auto":
         with suppress(BadInput), fitted.estimating(0):
             check(fitted.model, fitted.guide, Batch(x, labels, {}))
             return "--num-samples auto"
-    if can_anneal:
+    if annealing:
         return "--estimator annealed"
     if options.num_samples == "auto":
         return f"--num-samples auto --settling.most-samples {4 * options.settling.most_samples}"

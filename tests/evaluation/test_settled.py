@@ -1,5 +1,6 @@
 """`--num-samples auto` in an evaluation, and the options that settle more."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import torch
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.options import DataOptions
+from ppl_gen.evaluation import estimating
 from ppl_gen.evaluation.estimating import evaluate
 from ppl_gen.evaluation.evaluation import Evaluation
 from ppl_gen.evaluation.options import EvaluationOptions
 from ppl_gen.experiment.config import Config
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.options import TrainingOptions
+from ppl_gen.inference.refinement import TooMuchWork
 from ppl_gen.inference.settling import Settling
 from ppl_gen.run import Run
 
@@ -62,6 +65,21 @@ def test_what_is_not_settled_names_the_options_that_do_better(vae: Fitted, tmp_p
     settled = evaluate(vae, replace(few, num_samples="auto", num_images=4, settling=impossible), quiet=True)
     assert settled.log_px.at_least and settled.summary["next_options"] == "--estimator annealed"
     assert "100.0% not" in str(settled)
+
+
+@pytest.mark.parametrize("too_long", [True, False])
+def test_refused_quadrature_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, too_long: bool) -> None:
+    """But one that only takes longer than importance sampling is."""
+    plane = _run(tmp_path, "vae", guide="normal", model_options={"latent_dim": 2, "hidden_dims": (4,)})
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise TooMuchWork("VAE", 2e9, 1e9) if too_long else BadInput("the prior has no density")
+
+    monkeypatch.setattr(estimating, "quadrature_log_px", refused)
+    summary = evaluate(plane, EvaluationOptions(num_images=20, num_samples=25), quiet=True).summary
+    why = r"it takes about \d+\.\d times the operations of importance sampling" if too_long else "has no density"
+    assert re.search(why, summary["no_quadrature"])
+    assert summary["next_options"] == ("--estimator quadrature" if too_long else "--num-samples auto")
 
 
 def test_a_known_log_px_has_nothing_to_settle(tmp_path: Path) -> None:
