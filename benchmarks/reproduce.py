@@ -31,7 +31,11 @@ RESULTS = Path(__file__).parent / "results"
 COPY = "cp -r runs/"
 """How a command begins that copies a run, for another evaluation of it."""
 Record = dict[str, Any]
-"""What is stored of a run: its commands, machine, minutes, config.json, evaluation.json, calibration.json."""
+"""What is stored of a run: its commands, machine, minutes, config.json, evaluation.json, and what `USES` write."""
+USES = ("evaluate", "calibrate", "splice", "fill", "responsibilities")
+"""Commands for a run whose results are stored with it."""
+RESULTS_OF_USES = ("gaps", "calibration", "splice", "fill", "responsibilities")
+"""The names of their files of JSON, beside evaluation.json."""
 
 
 def pages(docs: Path = DOCS) -> list[Path]:
@@ -55,7 +59,7 @@ def sections(docs: Path = DOCS) -> dict[str, list[str]]:
 
 def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
     """The commands that make each run or sweep, by its name: those of the run that it starts from or is a copy of, its
-    fit, its evaluation and calibration; or all sweeps into one directory."""
+    fit, and its `USES`; or all sweeps into one directory. A run of a sweep may be copied, too."""
     every = [line for commands in sections(docs).values() for line in commands]
     fits = {name: line for line in every if ".fit " in line and (name := _after(line, "--out"))}
     fits |= {_copied(line)[1]: line for line in every if line.startswith(COPY)}
@@ -66,8 +70,8 @@ def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
 
     def of(name: str) -> list[str]:
         start = _copied(fits[name])[0] if fits[name].startswith(COPY) else _after(fits[name], "--init-from")
-        before = of(start) if start in fits else []
-        uses = ("python -m ppl_gen.evaluate ", "python -m ppl_gen.calibrate ")
+        before = of(start) if start in fits else sweeps.get(start.partition("/")[0], [])
+        uses = tuple(f"python -m ppl_gen.{each} " for each in USES)
         after = [line for line in every if line.startswith(uses) and f"runs/{name}" in line.split()]
         return [*before, fits[name], *after]
 
@@ -98,10 +102,21 @@ def record(run: Path, commands: list[str]) -> Record:
     minutes = {"training": metrics[-1]["seconds"] / 60, "evaluation": evaluation["seconds"] / 60}
     found = {"commands": commands, "machine": machine(), "minutes": minutes, "last_epoch": metrics[-1]}
     found |= {"config": config, "evaluation": evaluation}
-    calibration = run / "calibration.json"
-    if calibration.exists():
-        found["calibration"] = json.loads(calibration.read_text(encoding="utf-8"))
+    for name in RESULTS_OF_USES:
+        if (file := run / f"{name}.json").exists():
+            found[name] = _without_images(json.loads(file.read_text(encoding="utf-8")))
     return found
+
+
+def _without_images(result: Any) -> Any:
+    """A result without the values of each image.
+
+    >>> _without_images({"contexts": {"elbo": {"mean": -2.0}, "per_image": {"elbo": [-1.0, -3.0]}}})
+    {'contexts': {'elbo': {'mean': -2.0}}}
+    """
+    if not isinstance(result, dict):
+        return result
+    return {key: _without_images(value) for key, value in result.items() if key != "per_image"}
 
 
 def record_of_sweep(directory: Path, commands: list[str]) -> Record:
@@ -190,11 +205,39 @@ def _settled(found: Record) -> str:
     return f"{1 - entry['settled']['fraction_left']:.1%}"
 
 
+def _use(*keys: str, digits: int = 2, bounded: bool = False) -> Callable[[Record], str]:
+    """A mean ± its error in the results of `USES`.
+
+    :param bounded: with "at least" where the gaps are.
+    """
+
+    def cell(found: Record) -> str:
+        entry: Any = found
+        for key in keys:
+            entry = entry[key]
+        doubted = bounded and found["gaps"]["contexts"]["at_least"]
+        return "at least " * doubted + _plus_minus(entry, digits)
+
+    return cell
+
+
+def _coverage(when: str, of: str) -> Callable[[Record], str]:
+    """The share of z in regions or intervals of nominal coverage 90 %."""
+
+    def cell(found: Record) -> str:
+        entry = found["calibration"][when]["coverage"]
+        share = entry[of][entry["levels"].index(0.9)]
+        return f"{100 * share['mean']:.1f} ± {100 * share['se']:.1f} %"
+
+    return cell
+
+
 SWEEP_CELLS: dict[str, Callable[[Record], str]] = {
     "seeds": lambda row: str(len(row["seeds"])),
     "epochs": lambda row: f"{row['epochs']:.0f}",
     "training ELBO": lambda row: f"{row['epochs_elbo']['train'][-1]:.2f}",
     "ELBO": _mean("elbo"),
+    "IWAE bound, k = 100": lambda row: _plus_minus(row["iwae"]) if row["iwae"]["k"] == 100 else "",
     "log p(x)": _log_px(),
     "difference to the best": _mean("log_px_difference"),
     "S": lambda row: f"{row['log_px']['num_samples']:,}",
@@ -227,9 +270,25 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "settled images": _settled,
     "distance of the two bounds": _mean("sandwich_importance", "width", digits=3),
     "calibration of the guide": lambda found: verdicts(found["calibration"]),
+    "90 % regions hold": _coverage("before", "joint"),
+    "90 % intervals hold": _coverage("before", "central"),
+    "90 % regions hold, with weights": _coverage("after", "joint"),
+    "90 % intervals hold, with weights": _coverage("after", "central"),
+    "effective samples of these": lambda found: f"{found['calibration']['ess']['median']:.1f}",
+    "images of the split": lambda found: str(found["gaps"]["contexts"]["num_images"]),
+    "ELBO of these": _use("gaps", "contexts", "elbo"),
+    "ELBO, best context of each image": _use("gaps", "contexts", "best_elbo"),
+    "log p(x) of these": _use("gaps", "contexts", "log_px", bounded=True),
+    "approximation gap": _use("gaps", "contexts", "approximation", bounded=True),
+    "amortization gap": _use("gaps", "contexts", "amortization"),
+    "ROC AUC": _use("splice", "roc_auc", digits=3),
+    "log p(hidden given visible)": _use("fill", "log_p_hidden"),
+    "bits per hidden pixel": lambda found: f"{found['fill']['log_p_hidden']['bits_per_hidden_pixel']:.3f}",
+    "components in use": lambda found: str(found["evaluation"]["components"]["in_use"]),
     "gap": _mean("gap"),
     "active units": lambda found: str(found["evaluation"]["active_units"]),
     "minutes of training": lambda found: f"{found['minutes']['training']:.0f}",
+    "seconds of training": lambda found: f"{60 * found['minutes']['training']:.0f}",
     "minutes of evaluation": lambda found: f"{found['minutes']['evaluation']:.0f}",
 }
 """The columns of a table of runs, as text."""

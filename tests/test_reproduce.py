@@ -52,6 +52,18 @@ def test_the_commands_of_a_run() -> None:
     assert every["default"][-1] == "python -m ppl_gen.evaluate runs/default --num-samples 5000"
 
 
+def test_a_run_of_a_sweep_is_copied(tmp_path: Path) -> None:
+    """After the sweep; and what is asked of the copy."""
+    lines = [
+        "python -m ppl_gen.sweep vae --guides normal flow --out runs/guides",
+        "cp -r runs/guides/vae-normal-0 runs/gaps-normal",
+        "python -m ppl_gen.evaluate runs/gaps-normal --gaps",
+        "python -m ppl_gen.splice runs/gaps-normal",
+    ]
+    (tmp_path / "results.md").write_text(PAGE.format("One", "\n".join(lines)))
+    assert reproduce.recipes(tmp_path)["gaps-normal"] == lines
+
+
 @pytest.mark.usefixtures("elsewhere")
 def test_a_run_is_made_and_stored(
     call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -122,6 +134,32 @@ def test_cells_of_several_estimates() -> None:
     entries["log_px"], entries["log_px_settled"] = entries.pop("log_px_settled") | {"estimator": "settled"}, {}
     cells = reproduce._cells(reproduce.CELLS, {"evaluation": entries})
     assert cells["settled log p(x)"] == cells["log p(x)"] and cells["settled images"] == "87.5%"
+
+
+def test_cells_of_uses() -> None:
+    """What `evaluate --gaps`, `calibrate`, `splice` and `fill` find, each in its column."""
+    coverage = {
+        "levels": [0.5, 0.9],
+        "joint": [{"mean": 0.2, "se": 0.5}, {"mean": 0.7512, "se": 0.0104}],
+        "central": [{"mean": 0.2, "se": 0.5}, {"mean": 0.8, "se": 0.002}],
+    }
+    split = {"num_images": 100, "at_least": True}
+    split |= {name: {"mean": -2.0, "se": 0.25} for name in ("elbo", "best_elbo", "log_px", "approximation")}
+    found = {
+        "gaps": {"contexts": split | {"amortization": {"mean": 3.0, "se": 0.5}}},
+        "calibration": {"before": {"coverage": coverage}, "after": {"coverage": coverage}, "ess": {"median": 6.74}},
+        "splice": {"roc_auc": {"mean": 0.8791, "se": 0.007}},
+        "fill": {"log_p_hidden": {"mean": -80.0, "se": 1.5, "bits_per_hidden_pixel": 0.2971}},
+    }
+    cells = reproduce._cells(reproduce.CELLS, found)
+    assert cells["approximation gap"] == cells["log p(x) of these"] == "at least -2.00 ± 0.25"
+    assert cells["amortization gap"] == "3.00 ± 0.50" and cells["ELBO of these"] == "-2.00 ± 0.25"
+    assert cells["ELBO, best context of each image"] == "-2.00 ± 0.25" and cells["images of the split"] == "100"
+    for after in ("", ", with weights"):
+        assert cells[f"90 % regions hold{after}"] == "75.1 ± 1.0 %"
+        assert cells[f"90 % intervals hold{after}"] == "80.0 ± 0.2 %"
+    assert cells["effective samples of these"] == "6.7" and cells["ROC AUC"] == "0.879 ± 0.007"
+    assert cells["log p(hidden given visible)"] == "-80.00 ± 1.50" and cells["bits per hidden pixel"] == "0.297"
 
 
 def test_means_of_several_seeds() -> None:
