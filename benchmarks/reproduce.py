@@ -36,6 +36,7 @@ USES = ("evaluate", "calibrate", "splice", "fill", "responsibilities")
 """Commands for a run whose results are stored with it."""
 RESULTS_OF_USES = ("gaps", "calibration", "splice", "fill", "responsibilities")
 """The names of their files of JSON, beside evaluation.json."""
+_OF_IMAGES = ("per_image", "table")
 
 
 def pages(docs: Path = DOCS) -> list[Path]:
@@ -109,14 +110,14 @@ def record(run: Path, commands: list[str]) -> Record:
 
 
 def _without_images(result: Any) -> Any:
-    """A result without the values of each image.
+    """A result without the values of each image, or of each component.
 
     >>> _without_images({"contexts": {"elbo": {"mean": -2.0}, "per_image": {"elbo": [-1.0, -3.0]}}})
     {'contexts': {'elbo': {'mean': -2.0}}}
     """
     if not isinstance(result, dict):
         return result
-    return {key: _without_images(value) for key, value in result.items() if key != "per_image"}
+    return {key: _without_images(value) for key, value in result.items() if key not in _OF_IMAGES}
 
 
 def record_of_sweep(directory: Path, commands: list[str]) -> Record:
@@ -221,6 +222,26 @@ def _use(*keys: str, digits: int = 2, bounded: bool = False) -> Callable[[Record
     return cell
 
 
+def _by_chance(key: str) -> Callable[[Record], str]:
+    """A measure of components against labels, and its value by chance."""
+
+    def cell(found: Record) -> str:
+        entry = found["responsibilities"][key]
+        return f"{entry['mean']:.3f} ({entry['chance']:.3f})"
+
+    return cell
+
+
+def _wrong(of: str) -> Callable[[Record], str]:
+    """The share of images whose most probable class is wrong."""
+
+    def cell(found: Record) -> str:
+        share = found["responsibilities"]["error"][of]
+        return f"{100 * share['mean']:.2f} ± {100 * share['se']:.2f} %"
+
+    return cell
+
+
 def _coverage(when: str, of: str) -> Callable[[Record], str]:
     """The share of z in regions or intervals of nominal coverage 90 %."""
 
@@ -258,6 +279,9 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "seed": lambda found: str(found["config"]["training"]["seed"]),
     "training ELBO": lambda found: f"{found['last_epoch']['train']['elbo']:.2f}",
     "ELBO": _mean("elbo"),
+    "reconstruction": _mean("reconstruction"),
+    "KL": _mean("kl"),
+    "IWAE bound, k = 10": _mean("iwae", "10"),
     "IWAE bound, k = 100": _mean("iwae", "100"),
     "log p(x)": _log_px(),
     "for other seeds, 95 %": _over_seeds,
@@ -269,6 +293,9 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "settled log p(x)": _log_px("settled"),
     "settled images": _settled,
     "distance of the two bounds": _mean("sandwich_importance", "width", digits=3),
+    "distance of the annealed bounds": _mean("sandwich", "width"),
+    "effective samples, median": lambda found: f"{found['evaluation']['ess']['median']:.1f}",
+    "k-hat too high": lambda found: f"{found['evaluation']['khat']['fraction_above_threshold']:.0%}",
     "calibration of the guide": lambda found: verdicts(found["calibration"]),
     "90 % regions hold": _coverage("before", "joint"),
     "90 % intervals hold": _coverage("before", "central"),
@@ -282,8 +309,13 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "approximation gap": _use("gaps", "contexts", "approximation", bounded=True),
     "amortization gap": _use("gaps", "contexts", "amortization"),
     "ROC AUC": _use("splice", "roc_auc", digits=3),
+    "power on 10 images": _use("splice", "two_sample_test", "power", "10", digits=3),
     "log p(hidden given visible)": _use("fill", "log_p_hidden"),
     "bits per hidden pixel": lambda found: f"{found['fill']['log_p_hidden']['bits_per_hidden_pixel']:.3f}",
+    "purity (chance)": _by_chance("purity"),
+    "mutual information (chance)": _by_chance("normalized_mutual_information"),
+    "wrong by q(y given x)": _wrong("q(y | x)"),
+    "wrong by p(y given x)": _wrong("p(y | x)"),
     "components in use": lambda found: str(found["evaluation"]["components"]["in_use"]),
     "gap": _mean("gap"),
     "active units": lambda found: str(found["evaluation"]["active_units"]),

@@ -148,7 +148,14 @@ def test_cells_of_uses() -> None:
     found = {
         "gaps": {"contexts": split | {"amortization": {"mean": 3.0, "se": 0.5}}},
         "calibration": {"before": {"coverage": coverage}, "after": {"coverage": coverage}, "ess": {"median": 6.74}},
-        "splice": {"roc_auc": {"mean": 0.8791, "se": 0.007}},
+        "splice": {
+            "roc_auc": {"mean": 0.8791, "se": 0.007},
+            "two_sample_test": {"power": {"10": {"mean": 0.5, "se": 0.01}}},
+        },
+        "responsibilities": {
+            "purity": {"mean": 0.71, "chance": 0.12},
+            "error": {"q(y | x)": {"mean": 0.1538, "se": 0.0036}},
+        },
         "fill": {"log_p_hidden": {"mean": -80.0, "se": 1.5, "bits_per_hidden_pixel": 0.2971}},
     }
     cells = reproduce._cells(reproduce.CELLS, found)
@@ -159,6 +166,8 @@ def test_cells_of_uses() -> None:
         assert cells[f"90 % regions hold{after}"] == "75.1 ± 1.0 %"
         assert cells[f"90 % intervals hold{after}"] == "80.0 ± 0.2 %"
     assert cells["effective samples of these"] == "6.7" and cells["ROC AUC"] == "0.879 ± 0.007"
+    assert cells["power on 10 images"] == "0.500 ± 0.010" and cells["purity (chance)"] == "0.710 (0.120)"
+    assert cells["wrong by q(y given x)"] == "15.38 ± 0.36 %" and "wrong by p(y given x)" not in cells
     assert cells["log p(hidden given visible)"] == "-80.00 ± 1.50" and cells["bits per hidden pixel"] == "0.297"
 
 
