@@ -118,6 +118,7 @@ def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
     log_px, mc_se, bias = (values(f"{prefix}{end}") for end in ("", "_mc_se", "_bias"))
     assert log_px is not None
     outcome = values(f"outcome{suffix}")  # each image with a threshold of k-hat of its own
+    doubted = values(f"doubted{suffix}") if outcome is None else outcome == 0
     return Estimate(
         estimator=entry["estimator"],
         log_px=log_px,
@@ -126,7 +127,7 @@ def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
         num_samples=entry.get("num_samples", entry.get("num_chains")),
         ess=values(f"ess{suffix}"),
         khat=values(f"khat{suffix}") if outcome is None else None,
-        doubted=None if outcome is None else outcome == 0,
+        doubted=None if doubted is None else doubted.bool(),
         largest=values("largest_weight") if name == "importance" else None,
         narrower=name == "importance" and bool(summary.get("narrower", False)),
         words=str(images[prefix].attrs.get("long_name", "")).removeprefix("log p(x) by "),

@@ -67,7 +67,8 @@ class Estimate:
     """True if the gap between a guide's ELBO and log p(x) may be computed from it. Importance sampling from the prior
     alone is often far too low for that."""
     doubted: Tensor | None = None
-    """Images on which another estimate is significantly above this one; bool [images]."""
+    """Images on which another estimate is significantly above this one, or whose guide misses a value of a discrete
+    unit; bool [images]."""
     verdict: bool | None = None
     """Result of an evaluation that compared it with other estimates: True if log p(x) is likely above its mean. None
     without such a comparison."""
@@ -132,10 +133,14 @@ class Estimate:
 
     @property
     def untrusted(self) -> Tensor:
-        """Images whose log p(x) is unreliable; bool [images]: k-hat is too high or unknown, or the image is `doubted`;
-        or all images, if the proposal is `narrower`."""
-        doubted = self._none if self.doubted is None else self.doubted
-        return self.khat_too_high | self.khat_unknown | self.narrower | doubted
+        """Images whose log p(x) is unreliable; bool [images]: k-hat is too high or unknown, or there are other
+        `doubts`; or all images, if the proposal is `narrower`."""
+        return self.khat_too_high | self.khat_unknown | self.narrower | self.doubts
+
+    @property
+    def doubts(self) -> Tensor:
+        """Images for which something else than k-hat says that log p(x) is above the estimate; bool [images]."""
+        return self._none if self.doubted is None else self.doubted
 
     @property
     def at_least(self) -> bool:
@@ -222,6 +227,9 @@ class Estimate:
             found[f"ess{suffix}"] = Variable(self.ess, f"effective sample size of {self.in_words}", "samples")
         if self.khat is not None:
             found[f"khat{suffix}"] = Variable(self.khat, f"Pareto k-hat of {self.in_words}", "1")
+        if bool((doubts := self.doubts).any()):
+            title = f"log p(x) is above that by {self.in_words}, whatever k-hat says"
+            found[f"doubted{suffix}"] = Variable(doubts.to(torch.int8), title, "1")
         return found
 
     # For display -----------------------------------------------------------------------------------------------------
@@ -286,7 +294,7 @@ def khat_entry(estimate: Estimate, khat: Tensor) -> dict[str, Any]:
         "threshold": estimate.khat_threshold,
         "fraction_above_threshold": share(estimate.khat_too_high),
         "fraction_unknown": share(estimate.khat_unknown),
-        "fraction_fine": share(~estimate.untrusted),
+        "fraction_fine": share(~(estimate.khat_too_high | estimate.khat_unknown)),
     }
 
 

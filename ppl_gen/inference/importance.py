@@ -27,7 +27,7 @@ from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.core.tables import Row
-from ppl_gen.inference.agreement import above, bound
+from ppl_gen.inference.agreement import Above, above, bound
 from ppl_gen.inference.blame import blame
 from ppl_gen.inference.callables import (
     Batch,
@@ -111,12 +111,15 @@ class ImportanceEstimate(Estimate):
     """Bounds from as many samples on images from the model, if they were computed."""
 
     @property
-    def at_least(self) -> bool:
-        """True if log p(x) is likely above the estimate: by the `verdict` of an evaluation if there is one, otherwise
-        by k-hat or the second opinion."""
-        if self.verdict is None and self.second_opinion is not None and above(self, self.second_opinion).any:
-            return True
-        return super().at_least
+    def doubts(self) -> Tensor:
+        """Also the images on which the second opinion is significantly above; all, if it is so over all together."""
+        larger = self._opposed
+        return super().doubts if larger is None else super().doubts | larger.images | larger.together
+
+    @property
+    def _opposed(self) -> Above | None:
+        """Where the second opinion is significantly above; None without one."""
+        return None if self.second_opinion is None else above(self, self.second_opinion)
 
     @property
     def gap(self) -> Tensor:
@@ -227,6 +230,8 @@ class ImportanceEstimate(Estimate):
                 f"a mode that the guide misses may be unseen: one with less than {mass:.0%} of the prior's mass, and a "
                 "larger one that adds little to log p(x)"
             )
+        if self._opposed is not None and self._opposed.any:
+            told.append("the second opinion is above: the guide misses a part of p(z | x)")
         if self.above_zero:
             told.append(f"importance sampling is too high: {ABOVE_ZERO}")
         told += [note for note, holds in ((UNOPPOSED, self.unopposed), (HEAVY_TAIL, self.heavy_tail)) if holds]

@@ -105,6 +105,20 @@ def test_to_disk_and_back(tmp_path: Path) -> None:
             values()
 
 
+def test_doubts_are_kept_on_disk(tmp_path: Path) -> None:
+    """An image is not trusted, whatever its k-hat, if the guide misses a value there; and read again neither."""
+    run, doubted = _directory(tmp_path / "run"), torch.arange(20) % 4 == 1
+    found = {"importance": replace(importance(-10, -12), doubted=doubted)}
+    Evaluation.of(found, "importance", ABOUT).write(run)
+    module._LAST.clear()
+    read = Evaluation.read(run)
+    assert read is not None and torch.equal(read.estimates["importance"].untrusted, doubted)
+    assert (read.to_xarray()["untrusted"].values == doubted.numpy()).all()
+    Evaluation.of({"importance": importance(-10, -12)}, "importance", ABOUT).write(run)
+    read = Evaluation.read(run)
+    assert read is not None and "doubted" not in read.to_xarray()
+
+
 def test_many_images_are_written_in_blocks(tmp_path: Path) -> None:
     """Blocks hold what one file holds, a comparison reads the same numbers, and files of an earlier evaluation go."""
     evaluation, whole, run = _uneven(), _directory(tmp_path / "whole"), _directory(tmp_path / "run")

@@ -111,8 +111,13 @@ def test_a_second_opinion_makes_importance_sampling_at_least() -> None:
     )
     alone = importance(-10, -12)
     assert not alone.at_least and not replace(alone, second_opinion=below).at_least
-    assert replace(alone, second_opinion=above).at_least
-    assert not replace(alone, second_opinion=above, verdict=False).at_least
+    opposed = replace(alone, second_opinion=above)
+    assert opposed.at_least and opposed.untrusted.all() and "the second opinion is above" in str(opposed)
+    assert not replace(opposed, verdict=False).at_least
+    third = torch.arange(20) == 3
+    opposed = replace(alone, second_opinion=replace(above, log_px=torch.where(third, -1.0, -11.0).double()))
+    assert torch.equal(opposed.untrusted, third)
+    assert not alone.untrusted.any() and "the second opinion" not in str(alone)
 
 
 def test_who_vouches_for_annealing() -> None:
