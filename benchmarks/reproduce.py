@@ -1,8 +1,8 @@
-"""Make a row, or a table, of the documentation again: `python -m benchmarks.reproduce layers-200`.
+"""Make a row, or a table, of the documentation again: `python -m benchmarks.reproduce burda-1-iwae-50`.
 
-The name of a run: runs the commands of docs/results*.md that make `runs/layers-200`, after those of the runs that it
-starts from, and stores what they found, with the protocol, in benchmarks/results/layers-200.json. A run that is there
-already goes on where it stopped. The name of a sweep does the same for all its runs. Tables whose first column is
+The name of a run: runs the commands of docs/results*.md that make `runs/burda-1-iwae-50`, after those of the runs that
+it starts from, and stores what they found, with the protocol, in benchmarks/results/burda-1-iwae-50.json. A run that is
+there already goes on where it stopped. The name of a sweep does the same for all its runs. Tables whose first column is
 `name of the run`, or `row of` a sweep, have the numbers of these files; a test compares them. A row that names several
 runs, with a comma between them, has their means.
 

@@ -11,7 +11,7 @@ from torch.distributions.transforms import identity_transform
 
 from ppl_gen.core.contracts import HasPrior, offers
 from ppl_gen.core.errors import BadInput, require
-from ppl_gen.inference.supports import from_unbounded, is_discrete
+from ppl_gen.networks.supports import from_unbounded, is_discrete
 
 _MOST_UNITS = 3
 _MOST_POINTS = 2**24

@@ -38,8 +38,8 @@ from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_l
 from ppl_gen.inference.gathering import gather_blocks
 from ppl_gen.inference.importance import log_mean_exp
 from ppl_gen.inference.options import Annealing, num_adaptation
-from ppl_gen.inference.supports import unbounded
 from ppl_gen.networks.observed import observed_log_prob
+from ppl_gen.networks.supports import unbounded
 
 _NARROW = 0.1  # nats by which annealing may be too low and still be trusted
 

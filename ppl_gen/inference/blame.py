@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ppl_gen.core.errors import describe
 from ppl_gen.inference.densities import masked_log_prob
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.supports import Site, bad_argument, inside, parts
+from ppl_gen.networks.supports import Site, bad_argument, inside, parts
 
 _WRAPPERS = str(Path(__file__).parent)  # the package's functions around those of a user
 

@@ -13,16 +13,16 @@ from torch.distributions import constraints
 
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, forked_rng, modules_of, take
 from ppl_gen.inference.densities import Site, alike, masked_log_prob, sample_sites
 from ppl_gen.inference.independence import check_halves
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.signatures import name_of
-from ppl_gen.inference.supports import inside, support
 from ppl_gen.inference.tracing import Traces, latent_sites, trace_of
+from ppl_gen.networks import supports
 from ppl_gen.networks.levels import Levels
+from ppl_gen.networks.supports import inside, support
 
 _IMAGES_PER_BLOCK = 500
 _KINDS = ("unchecked", "unnormalized", "cross-entropy", "density", "probability")

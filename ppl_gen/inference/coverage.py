@@ -14,12 +14,12 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, as_bad_input
-from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, take
 from ppl_gen.inference.densities import sample_sites
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.supports import inside
 from ppl_gen.inference.tracing import PyroFunction, Traces, replayed, trace_of
+from ppl_gen.networks import supports
+from ppl_gen.networks.supports import inside
 
 _DRAWS = 100  # draws of z for each of three images
 _IMAGES = 1000  # whose supports are compared by their ends

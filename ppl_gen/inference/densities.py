@@ -8,8 +8,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_gen.inference.supports import Site, own_log_prob
 from ppl_gen.networks.log_density import log_density
+from ppl_gen.networks.supports import Site, own_log_prob
 
 _HALF = (torch.float16, torch.bfloat16)
 RELATIVE, ABSOLUTE = 2e-5, 5e-4

@@ -25,9 +25,9 @@ from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.signatures import name_of
-from ppl_gen.inference.supports import check_arguments
 from ppl_gen.inference.tracing import leaf, with_detached_parameters
 from ppl_gen.networks.log_density import is_normal_vector
+from ppl_gen.networks.supports import check_arguments
 
 _RELATIVE, _OF_ALL, _ROUNDING = 1e-3, 1e-5, 1e-6
 """Limits of the difference between two gradients of a parameter, as norms: relative to the parameter's gradient, to

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.inference.densities import Site, add, expand_to_plates, plates_of
-from ppl_gen.inference.supports import without_masks
 from ppl_gen.inference.tracing import PyroFunction
+from ppl_gen.networks.supports import without_masks
 
 ROUNDING = 1e-3  # nats; the log of a sum of probabilities below this size means that they add up to 1
 _NEAR = 0.5  # nats; closer to 0, log p is computed from 1 - p, see `sum_out`

@@ -30,8 +30,8 @@ from ppl_gen.inference.densities import Site, add, alike, masked_log_prob, plate
 from ppl_gen.inference.elimination import ROUNDING, enumerating, log_sum, sum_out
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.state_memory import block_size, can_sum_states, require_finite, require_memory, shown_count
-from ppl_gen.inference.supports import bounds, log_prob_within, same, support, without_masks
 from ppl_gen.inference.tracing import SAMPLES, PyroFunction, trace_of
+from ppl_gen.networks.supports import bounds, log_prob_within, same, support, without_masks
 
 _MOST_CALLS = 4096  # calls of a model that takes one state at a time
 _CHECKED = 5  # states on which enumeration in parallel is compared with conditioning

@@ -21,9 +21,9 @@ from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.rounding import check_rounding
 from ppl_gen.inference.signatures import ByName, accepting, model_function, name_of, positional_names
 from ppl_gen.inference.state_memory import block_size, block_size_by_state, cheap_to_enumerate
-from ppl_gen.inference.supports import parts
 from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.observed import observed_log_prob
+from ppl_gen.networks.supports import parts
 
 _IMPROBABLE = 14.0  # nats: exp(-14) is one in a million
 _ABOVE = 0.01  # nats; a log-probability of 0 may be above 0 by rounding

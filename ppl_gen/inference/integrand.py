@@ -12,8 +12,8 @@ from ppl_gen.inference.callables import modules_of
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE
 from ppl_gen.inference.signatures import name_of
 from ppl_gen.inference.state_memory import numbers_held
-from ppl_gen.inference.supports import from_unbounded
 from ppl_gen.networks.observed import observed_log_prob
+from ppl_gen.networks.supports import from_unbounded
 
 _PRIOR_SAMPLES = 10_000
 _MOST_SPREAD = 200  # of 10,000 samples: 6 for a normal distribution, 30 for Student's t of 3 degrees, thousands for 1

@@ -16,8 +16,8 @@ from ppl_gen.core.memory import is_out_of_memory
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng, take
 from ppl_gen.inference.pair import Pair
-from ppl_gen.inference.supports import support
 from ppl_gen.inference.tracing import trace_of
+from ppl_gen.networks.supports import support
 
 _CHANGES = 32  # of each image's sample
 _DRAWS = 16  # samples of an image, of which the one with the largest weight is changed

@@ -38,7 +38,6 @@ from ppl_gen.inference.densities import (
 )
 from ppl_gen.inference.elimination import ByValue, enumerating, log_sum
 from ppl_gen.inference.signatures import ByName
-from ppl_gen.inference.supports import check_arguments, log_prob_within, without_masks
 from ppl_gen.inference.tracing import (
     SAMPLES,
     PyroFunction,
@@ -50,6 +49,7 @@ from ppl_gen.inference.tracing import (
     trace_of,
     under_samples,
 )
+from ppl_gen.networks.supports import check_arguments, log_prob_within, without_masks
 
 if TYPE_CHECKING:
     from ppl_gen.inference.direct import Direct

@@ -35,7 +35,7 @@ from ppl_gen.inference.options import Quadrature
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.refinement import NoEnd, Refinement, TooMuchWork
 from ppl_gen.inference.signatures import ByName, asks_for_index, name_of
-from ppl_gen.inference.supports import is_discrete
+from ppl_gen.networks.supports import is_discrete
 
 __all__ = ["Quadrature", "QuadratureEstimate", "TooMuchWork", "importance_work", "quadrature_log_px"]
 

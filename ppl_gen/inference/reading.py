@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference import supports
 from ppl_gen.inference.callables import Batch, forked_rng, matmul_precision, modules_of, reading, take
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function, unobserved
@@ -27,8 +26,9 @@ from ppl_gen.inference.independence import can_vectorize_samples, check_independ
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.signatures import ByName, accepting, check_positional, guide_function, model_function, name_of
 from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
-from ppl_gen.inference.supports import is_discrete, log_prob_within, support, unbounded
 from ppl_gen.inference.tracing import PyroFunction, Traces, latent_sites, replayed, trace_of, with_whole_plates
+from ppl_gen.networks import supports
+from ppl_gen.networks.supports import is_discrete, log_prob_within, support, unbounded
 
 _COUNTS = (2, 3, 5)  # numbers of images; the plate whose size equals each of them is the plate of images
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.data.splits import Split
-from ppl_gen.inference.supports import inside, is_discrete
 from ppl_gen.networks.levels import CategoricalLevels, DiscretizedLogisticMixture, LevelOutput, Levels, LevelVector
 from ppl_gen.networks.observed import observed_log_prob
+from ppl_gen.networks.supports import inside, is_discrete
 
 
 def _parameters(channels: int, components: int, positions: int, seed: int = 0) -> Tensor:

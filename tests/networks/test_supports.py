@@ -17,7 +17,7 @@ from ppl_gen.core.errors import UNOPPOSED, BadInput
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.proposals import proposal_log_px
-from ppl_gen.inference.supports import certainly_narrower, own_log_prob, unbounded
+from ppl_gen.networks.supports import certainly_narrower, own_log_prob, unbounded
 
 DOUBLE = torch.float64
 
