@@ -200,6 +200,10 @@ def from_unbounded(distribution: Distribution) -> Transform:
     """The map from unbounded coordinates to the values of a distribution; the identity if these may be any real
     numbers. An affine transform of bounded values is reached through those.
 
+    >>> flipped = dist.TransformedDistribution(dist.Exponential(1.0), [transforms.AffineTransform(1.0, -1.0)])
+    >>> flipped.support, from_unbounded(flipped)(torch.tensor([-9.0, 0.0, 1.0]))
+    (Real(), tensor([ 0.9999,  0.0000, -1.7183]))
+
     :raises BadInput: for a mixture whose components have supports of their own.
     """
     while isinstance(distribution, Independent | dist.MaskedDistribution | ExpandedDistribution):
