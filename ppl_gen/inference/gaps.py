@@ -199,7 +199,8 @@ def gaps(
                 progress(len(block))
     amortized, best, settled = zip(*parts, strict=True)
     split = _gaps_of(*_joined(amortized), *_joined(best), torch.cat(settled).cpu())
-    opinion = second_opinion(model, guide, x, num_samples=second_opinion_samples(num_samples), seed=seed)
+    few = second_opinion_samples(num_samples)
+    opinion = second_opinion(model, guide, x, num_samples=few, seed=seed, pair=pair)
     return split if opinion is None else split._with_second_opinion(opinion)
 
 

@@ -27,17 +27,21 @@ Sizes = dict[str, tuple[int, bool]]
 """Numbers of values of the units of each discrete latent site, and True for one-hot units."""
 
 
-def missed_values(model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, seed: int = 0) -> Tensor | None:
+def missed_values(
+    model: Any, guide: Any, x: Tensor, *args: Any, num_samples: int, seed: int = 0, pair: Pair | None = None
+) -> Tensor | None:
     """True for images of which a value of a discrete unit is missed, bool [images]; None if no unit is discrete,
     or other values cannot be scored. Noise is drawn from `seed`, and torch's generators are restored.
 
     At a sample with a large weight, the model gives another value of one unit odds of at least 0.05, and the guide such
     odds that fewer than one of `num_samples` samples has it. Categorical, one-hot and binary units directly in the
     plate of images are looked at, and at most 32 changes of an image.
+
+    :param pair: the pair of both, if it was read before.
     """
     with evaluating(model, guide), forked_rng(x):
         seed_torch(seed)
-        pair = Pair.read(model, guide, x, *args)
+        pair = Pair.read(model, guide, x, *args) if pair is None else pair
         sizes = _sizes(pair, Batch(x, args, {}))
         if not sizes:
             return None

@@ -171,8 +171,9 @@ def asked_again(
     """An estimate with a second opinion, and with those images `doubted` of which the guide misses a value of a
     discrete unit. Other arguments are as for `second_opinion`."""
     few = second_opinion_samples(estimate.num_samples)
-    opinion = second_opinion(model, guide, x, *args, num_samples=few, seed=seed, chunk_size=chunk_size, **kwargs)
-    missed = None if kwargs else missed_values(model, guide, x, *args, num_samples=estimate.num_samples, seed=seed)
+    how: dict[str, Any] = {"seed": seed, "pair": pair}
+    opinion = second_opinion(model, guide, x, *args, num_samples=few, chunk_size=chunk_size, **how, **kwargs)
+    missed = None if kwargs else missed_values(model, guide, x, *args, num_samples=estimate.num_samples, **how)
     unopposed = opinion is None and not pair.enumerated
     return replace(estimate, second_opinion=opinion, unopposed=unopposed, doubted=missed)
 
@@ -185,6 +186,7 @@ def second_opinion(
     num_samples: int,
     seed: int = 0,
     chunk_size: int | None = None,
+    pair: Pair | None = None,
     **kwargs: Any,
 ) -> SecondOpinion | None:
     """log p(x) of each image from few samples, half from the guide and half from the prior. It finds a mode that the
@@ -194,6 +196,7 @@ def second_opinion(
     Noise is drawn from `seed`, and torch's generators are restored. Arguments are as for
     `ppl_gen.log_marginal_likelihood`.
 
+    :param pair: the pair of model and guide, if it was read before.
     :return: the estimate; None if the guide samples nothing, because all samples come from the prior then; and None if
         it has no density for a z that it has not drawn.
     """
@@ -201,7 +204,7 @@ def second_opinion(
     keep_freed_memory()
     with evaluating(model, guide), forked_rng(x):
         seed_torch(seed)
-        pair = Pair.read(model, guide, x, *args, **kwargs)
+        pair = Pair.read(model, guide, x, *args, **kwargs) if pair is None else pair
         if pair.enumerated or not scores_others(pair, take(torch.arange(1, device=x.device), x, args, kwargs)):
             return None
         counts, from_prior = _counts(1, num_samples, 0.5)
