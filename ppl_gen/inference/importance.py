@@ -95,8 +95,8 @@ class ImportanceEstimate(Estimate):
     iwae_jackknife: dict[int, Tensor]
     """L_k for k = 10, 100, …, corrected by the jackknife of order 1: less biased, but no bounds."""
     latent_mean: dict[str, Tensor]
-    """E[z | x] under the guide, the mean of the samples, [images, units]; for each latent site without finite
-    support."""
+    """E[z | x] under the guide, the mean of the samples, [images, units]; for each latent site whose values are no
+    labels."""
     latent_mc_var: dict[str, Tensor]
     """Monte Carlo variance of `latent_mean`."""
     left_out: tuple[str, ...] = ()
@@ -535,7 +535,7 @@ def _summarize(chunks: list[Terms]) -> dict[str, Any]:
         kl = torch.cat([terms.kl for terms in chunks if terms.kl is not None]).double().mean(0).cpu()
         wrong = contradicted(kl, guide - prior) if count >= 100 else torch.zeros_like(kl, dtype=torch.bool)
         result["kl_analytic"] = kl.masked_fill(wrong, math.nan)
-    for name in chunks[0].latents.keys() - chunks[0].finite:
+    for name in chunks[0].latents.keys() - chunks[0].labels:
         values = [terms.latents[name].double() for terms in chunks]
         mean = torch.stack([value.sum(0) for value in values]).sum(0) / count
         squares = torch.stack([(value - mean).square().sum(0) for value in values]).sum(0)

@@ -49,7 +49,7 @@ from ppl_gen.inference.tracing import (
     trace_of,
     under_samples,
 )
-from ppl_gen.networks.supports import check_arguments, log_prob_within, without_masks
+from ppl_gen.networks.supports import check_arguments, draws_labels, log_prob_within, without_masks
 
 if TYPE_CHECKING:
     from ppl_gen.inference.direct import Direct
@@ -73,8 +73,8 @@ class Terms:
     the divergence of one site given a sample of another is not a term of KL(q || p)."""
     latents: dict[str, Tensor]
     """Values [samples, images, units] of the latent sites."""
-    finite: frozenset[str]
-    """Names of the latent sites with finite support."""
+    labels: frozenset[str]
+    """Names of the latent sites whose values are labels: their mean says nothing."""
     values: Values = field(default_factory=dict)
     """With `frozen_guide` or `cut`, the values at which the densities were evaluated. They are clones: gradients from
     one latent site of the guide to another do not pass through them."""
@@ -383,7 +383,7 @@ class Pair:
             self._total(drawn, self.latent, shape, may_miss) if self.latent else torch.zeros_like(prior),
             kl,
             latents,
-            frozenset(name for name in self.latent if drawn.nodes[name]["fn"].has_enumerate_support),
+            frozenset(name for name in self.latent if draws_labels(drawn.nodes[name]["fn"])),
             penalty=self._total(traces.guide, self.penalties, shape, frozenset()) if self.penalties else None,
         )
 
@@ -499,7 +499,7 @@ class Pair:
             log_guide=mean(drawn.log_value + drawn.log_guide),
             kl=None,
             latents=latents,
-            finite=frozenset(name for name in latents if drawn.trace.nodes[name]["fn"].has_enumerate_support),
+            labels=frozenset(name for name in latents if draws_labels(drawn.trace.nodes[name]["fn"])),
             penalty=None if drawn.penalty is None else mean(drawn.penalty),
             weight=drawn.log_weight.logsumexp(0),
         )

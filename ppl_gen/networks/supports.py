@@ -77,6 +77,15 @@ def is_discrete(distribution: Distribution) -> bool:
     return constraint is not None and bool(constraint.is_discrete)
 
 
+def draws_labels(distribution: Distribution) -> bool:
+    """True for a finite number of values that are not binary or one-hot, such as those of a categorical distribution:
+    they may be labels, whose mean says nothing."""
+    constraint = support(distribution)
+    return distribution.has_enumerate_support and not (
+        constraint is not None and isinstance(_base(constraint), type(constraints.boolean) | type(constraints.one_hot))
+    )
+
+
 def unbounded(distribution: Distribution) -> bool:
     """True if the values of a distribution are continuous and unbounded. Angles are bounded, whatever they state, and
     so is an affine transform of bounded values."""

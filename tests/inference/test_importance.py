@@ -300,6 +300,31 @@ def test_active_units() -> None:
     assert one.active_units is None and one.latent_mc_var["z"].isnan().all()  # whose noise is not known
 
 
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_active_units_of_binary_ones(one_hot: bool) -> None:
+    """The first of two units follows x, the second is the prior. Labels of a category have no mean."""
+    x = (torch.rand(200, 1) > 0.5).double()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(logits=torch.zeros(len(x), 2).double()).to_event(1))
+            if one_hot:
+                pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(len(x), 3).double()))
+            pyro.sample("w", dist.Categorical(logits=torch.zeros(len(x), 3).double()))
+            pyro.sample("x", dist.Bernoulli(logits=6 * z[..., :1] - 3).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            logits = torch.cat([6 * x - 3, torch.zeros_like(x)], 1)
+            pyro.sample("z", dist.Bernoulli(logits=logits).to_event(1))
+            if one_hot:
+                pyro.sample("y", dist.OneHotCategorical(logits=torch.cat([4 * x, 0 * x, 0 * x], 1)))
+            pyro.sample("w", dist.Categorical(logits=torch.cat([4 * x, 0 * x, 0 * x], 1)))
+
+    found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=50)
+    assert found.active_units == (4 if one_hot else 1) and "w" not in found.latent_mean
+
+
 def _active(mean: Tensor, noise: Tensor) -> int:
     """The active units of latent samples [samples, images] = mean + noise."""
     zero = torch.zeros(noise.shape, dtype=torch.float64)

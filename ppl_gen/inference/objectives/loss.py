@@ -378,6 +378,6 @@ def _replaced(terms: Terms) -> Iterator[Terms]:
             log_guide=guide,
             kl=None,
             latents={},
-            finite=frozenset(),
+            labels=frozenset(),
             weight=weight,  # if it were added up again, it would be rounded differently
         )
