@@ -151,13 +151,14 @@ def fill(fitted: Fitted, options: FillOptions, *, quiet: bool = False) -> Filled
         "hidden_pixels": hidden,
         "pixels": data.dim,
         "estimator": "exact" if imputation.importance is None else "importance",
-        "log_px_visible": mean_entry(imputation.log_px_visible),
+        "log_px_visible": mean_entry(imputation.log_px_visible, **_doubt(imputation, 1)),
         **_sampling_entries(imputation, num_samples),
     }
     if not known:
         return Filled(summary, split.observed(x, first), visible, imputation)
     assert imputation.log_px is not None
-    summary |= {"log_px": mean_entry(imputation.log_px), "log_p_hidden": _hidden_entry(imputation, hidden)}
+    log_px = mean_entry(imputation.log_px, **_doubt(imputation, 0))
+    summary |= {"log_px": log_px, "log_p_hidden": _hidden_entry(imputation, hidden)}
     found = {"model": imputation.mean}
     if bool((visible | data.ever_observed()).all()):  # else a hidden pixel has no training mean
         found["mean_of_observed"] = data.mean().expand_as(x)
@@ -232,6 +233,12 @@ def _hidden_entry(imputation: Imputation, hidden: float) -> Json:
     return _per_pixel(log_prob, hidden, mc_se=mc_se, bias=bias)
 
 
+def _doubt(imputation: Imputation, which: int) -> dict[str, bool]:
+    """Whether the log p of all (0) or of the visible pixels (1) is likely larger; nothing if it is exact."""
+    estimate = None if imputation.importance is None else imputation.importance[which]
+    return {} if estimate is None else {"at_least": estimate.at_least}
+
+
 def _sampling_entries(imputation: Imputation, num_samples: int) -> Json:
     """The number of samples and their diagnostics; nothing if the imputation is exact."""
     if imputation.importance is None:
@@ -258,6 +265,7 @@ def table(summary: Json) -> str:
     def row(name: str, key: str, note: str = "") -> str:
         value = f"{s[key]['mean']:9.2f}" + (f" ± {s[key]['se']:.2f}" if s["num_images"] > 1 else "")
         bits = f"{s[key]['bits_per_hidden_pixel']:.4f}" if "bits_per_hidden_pixel" in s[key] else ""
+        name = f"{name:<24} at least" if s[key].get("at_least") else name
         return f"  {name:<34}{value:<20}{bits:>8}  {note}".rstrip()
 
     rows = [

@@ -17,16 +17,33 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
+from ppl_gen.core.seeds import seed_torch
 from ppl_gen.inference.callables import Batch, forked_rng, matmul_precision, modules_of, reading, take
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
-from ppl_gen.inference.densities import Site, masked_log_prob, plates_of, sample_sites, score_function, unobserved
+from ppl_gen.inference.densities import (
+    Site,
+    alike,
+    masked_log_prob,
+    plates_of,
+    sample_sites,
+    score_function,
+    unobserved,
+)
 from ppl_gen.inference.direct import with_direct
 from ppl_gen.inference.enumeration import check_enumerated_guide, check_summed, sum_over_states
 from ppl_gen.inference.independence import can_vectorize_samples, check_independence
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.signatures import ByName, accepting, check_positional, guide_function, model_function, name_of
 from ppl_gen.inference.state_memory import can_sum_states, cheap_to_enumerate, count_states, numbers_held
-from ppl_gen.inference.tracing import PyroFunction, Traces, latent_sites, replayed, trace_of, with_whole_plates
+from ppl_gen.inference.tracing import (
+    PyroFunction,
+    Traces,
+    latent_sites,
+    replayed,
+    rows_of_plate,
+    trace_of,
+    with_whole_plates,
+)
 from ppl_gen.networks import supports
 from ppl_gen.networks.supports import is_discrete, log_prob_within, support, unbounded
 
@@ -137,7 +154,32 @@ def _plate_of_images(functions: _Functions, batch: Batch) -> tuple[CondIndepStac
                 f"plate '{name}' of {functions.model_name} takes {size} of {of} elements: log p(x) needs all of them; "
                 "leave out subsample_size"
             )
+    if plate.name in subsampled:
+        _check_rows(functions, plate, subsampled[plate.name][1], take(rows, *batch))
     return plate, traces
+
+
+def _check_rows(functions: _Functions, plate: CondIndepStackFrame, full_size: int, batch: Batch) -> None:
+    """Refuse a plate of images that draws its rows at random, if densities depend on which."""
+    found = []
+    for first in (0, 1):
+        rows = (first + torch.arange(plate.size, device=batch.x.device)) % full_size
+        seed_torch(0)
+        with rows_of_plate(plate.name, rows):
+            traces = replayed(functions.guide, functions.model, batch)
+        found.append([_densities(trace) for trace in traces])
+    for who, *densities in zip((functions.guide_name, functions.model_name), *found, strict=True):
+        if not all(map(alike, *densities)):
+            raise BadInput(
+                f"{who}: for fewer than {full_size} images plate '{plate.name}' draws rows at random, and densities "
+                "depend on which: pass what belongs to an image as an argument, or take its row number, index"
+            )
+
+
+def _densities(trace: poutine.Trace) -> list[Tensor]:
+    """Log-densities and values of all sites."""
+    sites = list(sample_sites(trace))
+    return [*(log_prob_within(site, masked_log_prob) for site in sites), *(site["value"] for site in sites)]
 
 
 def _shared_plates(sites: list[Site], count: int) -> dict[str, CondIndepStackFrame]:

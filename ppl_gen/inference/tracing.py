@@ -1,8 +1,8 @@
 """Execution of a pair: the trace of the guide, and the trace of the model at the values that the guide has drawn."""
 
 import functools
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Self
 
 import pyro
@@ -84,6 +84,24 @@ class _WholePlates(Messenger):
             sized = (frame._replace(size=size_of(frame.dim)) if frame.size == -1 else frame for frame in frames)
             message["cond_indep_stack"] = tuple(sized)
             BroadcastMessenger._pyro_sample(message)
+
+
+@contextmanager
+def rows_of_plate(name: str, rows: Tensor) -> Iterator[None]:
+    """Context in which a plate that would draw its subsample takes these rows."""
+    drawn = SubsampleMessenger._subsample
+
+    def chosen(plate: str, size: Any = None, subsample_size: Any = None, *given: Any) -> Any:
+        if plate == name and size is not None and (not given or given[0] is None):
+            # Not as a sample site: the model would replay the guide's.
+            return size, len(rows), rows if size != len(rows) else torch.arange(size, device=rows.device)
+        return drawn(plate, size, subsample_size, *given)
+
+    SubsampleMessenger._subsample = staticmethod(chosen)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(drawn)
 
 
 def with_whole_plates(function: PyroFunction, batch: Batch) -> PyroFunction:

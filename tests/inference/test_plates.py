@@ -190,6 +190,37 @@ def test_training_takes_all_images_of_a_subsampled_plate(x: Tensor) -> None:
         torch.testing.assert_close(found, exact.expand(3, -1), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("where", ["model", "model alone", "guide", "neither"])
+def test_a_subsample_at_random_that_densities_use_is_refused(where: str) -> None:
+    """A plate of more rows than images draws rows at every call: a table of one row for each image is then read at
+    random. Without a use of the rows it is a plate of the images."""
+    c = torch.randn(30, dtype=torch.float64)
+    x = c + torch.randn(30, dtype=torch.float64)
+
+    def of(rows: Tensor, who: str) -> Tensor:
+        return c[rows] if where.startswith(who) else torch.zeros(len(rows), dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 1000 if where == "neither" else 30, subsample_size=len(x)) as rows:
+            z = pyro.sample("z", dist.Normal(of(rows, "model"), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        size = {"neither": 1000, "model alone": len(x)}.get(where, 30)
+        with pyro.plate("data", size, subsample_size=len(x)) as rows:
+            pyro.sample("z", dist.Normal(x / 2 + of(rows, "guide"), 1.0))
+
+    if where == "neither":
+        found = ppl_gen.log_marginal_likelihood(model, guide, x, num_samples=4000)
+        exact = dist.Normal(torch.zeros_like(x), math.sqrt(2)).log_prob(x)
+        assert float((found.log_px - exact).abs().max()) < 0.1
+    else:
+        with pytest.raises(
+            BadInput, match=rf"^{where.split()[0]}: for fewer than 30 images plate 'data' draws rows at random"
+        ):
+            ppl_gen.log_marginal_likelihood(model, guide, x)
+
+
 def test_a_plate_without_a_size_has_that_of_each_batch(x: Tensor) -> None:
     """Also for images that are drawn from the model, and for a guide that enumerates."""
 
