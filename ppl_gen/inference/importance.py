@@ -219,7 +219,8 @@ class ImportanceEstimate(Estimate):
 
     def rows(self) -> list[Row]:
         gap, se = mean_se(self.gap)  # NaN if log p(x) of an image is -inf
-        gaps = [] if math.isnan(gap) else [Row.of("gap", gap, se, at_least=self.at_least)]
+        doubted = self.at_least and math.isfinite(gap)
+        gaps = [] if math.isnan(gap) else [Row.of("gap", gap, se, at_least=doubted)]
         return [Row.of("ELBO", *mean_se(self.elbo)), *super().rows(), *gaps]
 
     def notes(self) -> list[str]:
