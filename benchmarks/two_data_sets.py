@@ -19,7 +19,8 @@ from ppl_gen.figures.style import BLUE, NARROW, VERMILION, styled
 
 TABLES = {
     "guides and objectives": ("", "fashion"),
-    "priors (guide, prior)": ("priors", "fashion-priors"),
+    "priors (guide, prior), 20 units": ("priors", "fashion-priors"),
+    "priors (guide, prior), 50 units": ("priors-50", "fashion-priors-50"),
     "gradients for one layer of binary units": ("one-layer", "fashion-one-layer"),
 }
 """The sweeps on MNIST and on Fashion-MNIST; without a name, the table of guides."""
