@@ -218,13 +218,13 @@ def from_unbounded(distribution: Distribution) -> Transform:
     while isinstance(distribution, Independent | dist.MaskedDistribution | ExpandedDistribution):
         distribution = distribution.base_dist
     found = _reliable_support(distribution)
+    if found is _UNKNOWN or (isinstance(found, Constraint) and admits_all_reals(found)):
+        return transforms.identity_transform
     if isinstance(found, Constraint):
         return biject_to(found)
-    if found is None and isinstance(distribution, TransformedDistribution):
+    if isinstance(distribution, TransformedDistribution):
         return transforms.ComposeTransform([from_unbounded(distribution.base_dist), *_chain(distribution)])
-    if found is None:
-        raise BadInput("prior() has no unbounded coordinates: the components of its mixture have supports of their own")
-    return biject_to(constraints.real)
+    raise BadInput("prior() has no unbounded coordinates: the components of its mixture have supports of their own")
 
 
 def _is_transformed(distribution: Distribution) -> TypeGuard[TransformedDistribution]:

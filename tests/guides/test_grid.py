@@ -52,6 +52,7 @@ class WithPrior(nn.Module):
             1e-6,
         ),
         (dist.Normal(torch.tensor(4.0), 2.0), 6e-7),  # one unit that is no vector
+        (dist.MultivariateNormal(torch.ones(2), torch.diag(torch.tensor([4.0, 1.0]))), 1e-6),
         (dist.Uniform(-torch.ones(2), 3.0).to_event(1), 4.6e-4),  # at four ends, 5 standard deviations of a logistic
         (  # which states that any number may be; 2 P(G < 0.43)
             dist.TransformedDistribution(
@@ -60,7 +61,7 @@ class WithPrior(nn.Module):
             1.6e-4,
         ),
     ],
-    ids=["normal", "mixture", "transformed", "scalar", "uniform", "bounded above"],
+    ids=["normal", "mixture", "transformed", "scalar", "multivariate", "uniform", "bounded above"],
 )
 def test_the_grid_covers_the_prior(prior: Any, outside: float) -> None:
     """But for a known part of its mass. The range of the three is that of 1,000 samples."""
@@ -69,6 +70,8 @@ def test_the_grid_covers_the_prior(prior: Any, outside: float) -> None:
         z, log_mass = guide.train().nodes()
         assert z.shape == (60 ** (prior.event_shape.numel() or 1), *prior.event_shape)
         assert float(log_mass.exp().sum()) == pytest.approx(1 - outside, abs=1e-4 if outside < 1e-5 else outside / 2)
+    if outside == 1e-6 and not isinstance(prior, dist.TransformedDistribution):  # whose range is known by a formula
+        assert all(torch.equal(one, other) for one, other in zip(guide.eval().nodes(), guide.nodes(), strict=True))
     assert len(guide.nodes(finer=2)[0]) == len(z) * 2 ** (prior.event_shape.numel() or 1)
 
 
