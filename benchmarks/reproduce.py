@@ -172,13 +172,19 @@ def _plus_minus(entry: Record, digits: int = 2) -> str:
 
 
 def _mean(*keys: str, digits: int = 2) -> Callable[[Record], str]:
-    def cell(found: Record) -> str:
-        entry = found.get("evaluation", found)
-        for key in keys:
-            entry = entry[key]
-        return _plus_minus(entry, digits)
+    return lambda found: _plus_minus(_entry(found.get("evaluation", found), keys), digits)
 
-    return cell
+
+def _entry(found: Any, keys: tuple[str, ...]) -> Any:
+    """What lies under one key of another."""
+    for key in keys:
+        found = found[key]
+    return found
+
+
+def _percent(share: Record, digits: int) -> str:
+    """A share ± its standard error, in percent."""
+    return f"{100 * share['mean']:.{digits}f} ± {100 * share['se']:.{digits}f} %"
 
 
 def _log_px(*estimators: str) -> Callable[[Record], str]:
@@ -213,9 +219,7 @@ def _use(*keys: str, digits: int = 2, bounded: bool = False) -> Callable[[Record
     """
 
     def cell(found: Record) -> str:
-        entry: Any = found
-        for key in keys:
-            entry = entry[key]
+        entry = _entry(found, keys)
         doubted = bounded and found["gaps"]["contexts"]["at_least"]
         return "at least " * doubted + _plus_minus(entry, digits)
 
@@ -235,11 +239,7 @@ def _by_chance(key: str) -> Callable[[Record], str]:
 def _wrong(of: str) -> Callable[[Record], str]:
     """The share of images whose most probable class is wrong."""
 
-    def cell(found: Record) -> str:
-        share = found["responsibilities"]["error"][of]
-        return f"{100 * share['mean']:.2f} ± {100 * share['se']:.2f} %"
-
-    return cell
+    return lambda found: _percent(found["responsibilities"]["error"][of], 2)
 
 
 def _coverage(when: str, of: str) -> Callable[[Record], str]:
@@ -247,8 +247,7 @@ def _coverage(when: str, of: str) -> Callable[[Record], str]:
 
     def cell(found: Record) -> str:
         entry = found["calibration"][when]["coverage"]
-        share = entry[of][entry["levels"].index(0.9)]
-        return f"{100 * share['mean']:.1f} ± {100 * share['se']:.1f} %"
+        return _percent(entry[of][entry["levels"].index(0.9)], 1)
 
     return cell
 
