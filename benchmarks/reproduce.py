@@ -32,9 +32,9 @@ COPY = "cp -r runs/"
 """How a command begins that copies a run, for another evaluation of it."""
 Record = dict[str, Any]
 """What is stored of a run: its commands, machine, minutes, config.json, evaluation.json, and what `USES` write."""
-USES = ("evaluate", "calibrate", "splice", "fill", "responsibilities")
+USES = ("evaluate", "calibrate", "splice", "fill", "responsibilities", "quality")
 """Commands for a run whose results are stored with it."""
-RESULTS_OF_USES = ("gaps", "calibration", "splice", "fill", "responsibilities")
+RESULTS_OF_USES = ("gaps", "calibration", "splice", "fill", "responsibilities", "quality")
 """The names of their files of JSON, beside evaluation.json."""
 _OF_IMAGES = ("per_image", "table")
 
@@ -277,6 +277,7 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "epochs": lambda found: str(found["config"]["training"]["epochs"]),
     "seed": lambda found: str(found["config"]["training"]["seed"]),
     "training ELBO": lambda found: f"{found['last_epoch']['train']['elbo']:.2f}",
+    "validation ELBO": lambda found: f"{found['last_epoch']['validation']['elbo']:.2f}",
     "ELBO": _mean("elbo"),
     "reconstruction": _mean("reconstruction"),
     "KL": _mean("kl"),
@@ -289,6 +290,8 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "images": lambda found: f"{found['evaluation']['num_images']:,}",
     "importance sampling": _log_px("importance"),
     "exact, or by quadrature": _log_px("exact", "quadrature"),
+    "annealing": _log_px("annealed"),
+    "annealing less importance sampling": _mean("disagreement"),
     "settled log p(x)": _log_px("settled"),
     "settled images": _settled,
     "distance of the two bounds": _mean("sandwich_importance", "width", digits=3),
@@ -307,6 +310,8 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "log p(x) of these": _use("gaps", "contexts", "log_px", bounded=True),
     "approximation gap": _use("gaps", "contexts", "approximation", bounded=True),
     "amortization gap": _use("gaps", "contexts", "amortization"),
+    "approximation gap of three images": _use("gaps", "contexts_of_these", "approximation"),
+    "with weights of their own": _use("gaps", "copies", "approximation"),
     "ROC AUC": _use("splice", "roc_auc", digits=3),
     "power on 10 images": _use("splice", "two_sample_test", "power", "10", digits=3),
     "log p(hidden given visible)": _use("fill", "log_p_hidden"),
@@ -315,6 +320,13 @@ CELLS: dict[str, Callable[[Record], str]] = {
     "mutual information (chance)": _by_chance("normalized_mutual_information"),
     "wrong by q(y given x)": _wrong("q(y | x)"),
     "wrong by p(y given x)": _wrong("p(y | x)"),
+    "Fréchet distance": _use("quality", "frechet"),
+    "kernel distance": _use("quality", "kernel", digits=3),
+    "precision": _use("quality", "precision", digits=3),
+    "recall": _use("quality", "recall", digits=3),
+    "classes": lambda found: str(found["quality"]["classes"]["covered"]),
+    "KL of classes": lambda found: f"{found['quality']['classes']['divergence']:.3f}",
+    "nearest training image": lambda found: f"{found['quality']['nearest']['samples']:.2f}",
     "components in use": lambda found: str(found["evaluation"]["components"]["in_use"]),
     "gap": _mean("gap"),
     "active units": lambda found: str(found["evaluation"]["active_units"]),

@@ -1,7 +1,7 @@
 """Do rows have the same order on MNIST and on Fashion-MNIST? `python -m benchmarks.two_data_sets`.
 
 For each table of docs/results-fashion.md: Kendall's tau between log p(x) of its rows and of the same rows on MNIST, and
-the figure of both. The numbers are those of stored sweeps, and of the table of guides and objectives on MNIST.
+the figure of both. The numbers are those of stored sweeps.
 """
 
 import argparse
@@ -11,43 +11,30 @@ from pathlib import Path
 
 from scipy.stats import kendalltau
 
-from benchmarks import pages
 from benchmarks.reproduce import stored
 from ppl_gen.core import cli
 from ppl_gen.figures.canvas import Figure
 from ppl_gen.figures.style import BLUE, NARROW, VERMILION, styled
 
 TABLES = {
-    "guides and objectives": ("", "fashion"),
+    "guides and objectives": ("guides", "fashion"),
     "priors (guide, prior), 20 units": ("priors", "fashion-priors"),
     "priors (guide, prior), 50 units": ("priors-50", "fashion-priors-50"),
     "gradients for one layer of binary units": ("one-layer", "fashion-one-layer"),
 }
-"""The sweeps on MNIST and on Fashion-MNIST; without a name, the table of guides."""
+"""The sweeps on MNIST and on Fashion-MNIST."""
 Values = dict[str, tuple[float, float]]
 """log p(x) of each row on MNIST and on Fashion-MNIST, in nats, the best on Fashion-MNIST first."""
 
 
 def values(mnist: str, fashion: str) -> Values:
     """log p(x) of the rows of the table on Fashion-MNIST, which are rows of that on MNIST, too."""
-    first = _of_sweep(mnist) if mnist else guides_on_mnist()
-    second = _of_sweep(fashion)
+    first, second = _of_sweep(mnist), _of_sweep(fashion)
     return {label: (first[label], second[label]) for label in sorted(second, key=lambda each: -second[each])}
 
 
 def _of_sweep(name: str) -> dict[str, float]:
     return {label: row["log_px"]["mean"] for label, row in stored(name)["rows"].items()}
-
-
-def guides_on_mnist() -> dict[str, float]:
-    """log p(x) of the rows of the table of docs/results-guides.md, by the names that they have in a sweep."""
-    header, *rows = pages.table("guide", "objective", "ELBO", "IWAE bound, k = 100")
-    column = next(number for number, cell in enumerate(header) if cell.startswith("log p(x)"))
-    found = {}
-    for cells in rows:
-        guide = cells[0].removesuffix(", 5 components").replace(", ", "-")
-        found[f"{guide}-{cells[1].replace(', K = ', '-')}"] = pages.numbers(cells[column])[0]
-    return found
 
 
 def agreement(table: Values) -> float:

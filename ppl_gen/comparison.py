@@ -212,7 +212,7 @@ class Comparison:
         if not self._posteriors:
             raise BadInput(
                 "--posteriors: no run has posteriors of its last weights. They need a continuous z of two units, and a "
-                "model with prior() and likelihood(z). For a run of an earlier version, draw them with fit --resume RUN"
+                "model with prior() and likelihood(z)"
             )
         return posteriors(self._posteriors)
 

@@ -24,6 +24,7 @@ ABOUT: dict[str, Any] = {
     "observation": "probability",
     "num_parameters": 1,
     "seconds": 1.0,
+    "options": {},
 }
 """What else a summary has."""
 

@@ -10,7 +10,7 @@ import torch
 from commands import REFUSED, read, refused
 
 import ppl_gen
-from ppl_gen import gradients
+from ppl_gen import fit, gradients
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
 
@@ -101,6 +101,25 @@ class Twice:
         score = minus_leave_one_out_mean(terms.log_weight) * terms.log_guide
         return 2 * (terms.log_likelihood + terms.log_prior + score).mean(0)
 """
+
+
+def test_a_gradient_that_is_no_number(run: Path, call: Call) -> None:
+    Path("mine.py").write_text(OWN.replace("2 * (", "float('nan') * ("), encoding="utf-8")
+    status, _, err = call(gradients.command, "net", *FEW, "--objectives", "mine.py:Twice")
+    assert status == 2 and not Path("net/gradients.json").exists()
+    assert err.endswith("error: --objectives mine.py:Twice: its gradient is infinite or NaN; leave it out\n")
+
+
+@pytest.mark.drawn
+def test_a_guide_that_is_the_prior_of_the_model(elsewhere: Path, call: Call) -> None:
+    """It has no parameters of its own: the picture is of the model's gradient."""
+    net = ("structured-belief-net", "--data", "digits", "--train-size", "100", "--latent-dims", "3", "--epochs", "1")
+    assert call(fit.command, *net, "--num-samples", "5", "--out", "net")[0] == 0
+    status, out, err = call(gradients.command, "net", *FEW, "--objectives", "elbo", "rloo:2")
+    assert status == 0, err
+    (point,) = read("net/gradients.json")["points"]
+    assert point["norm"].keys() == {"model"} and "gradient of the model's parameters" in out
+    assert Path("net/figures/gradients.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_an_evaluation_is_of_the_weights_that_were_loaded(elsewhere: Path, x: Te
     assert best.evaluation is None
     with pytest.raises(BadInput, match=r"run: has no evaluation of the weights of its best epoch; call evaluate\(\)"):
         Comparison(best)
-    assert best.evaluate(num_images=5, quiet=True).about["checkpoint"] == "best"
+    assert best.evaluate(num_images=5, quiet=True).summary["checkpoint"] == "best"
     assert best.evaluation is not None and len(Comparison(best).rows) == 1
     with pytest.raises(BadInput, match="opened with its best weights"):
         best.evaluate(checkpoint="last")
@@ -407,7 +407,6 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         (lambda run, x: run.evaluate(estimator="foo"), "estimator foo: choose from auto, exact, quadrature"),
         (lambda run, x: run.evaluate(estimator="foo.py:a"), "estimator 'foo.py': no such file"),
         (lambda run, x: run.evaluate(estimator=["prior", "exact"]), "estimator prior exact: one name of the package"),
-        (lambda run, x: run.evaluate(further=len), "further: unknown option; did you mean 'estimator'?"),
         (lambda run, x: run.latents(x, num_samples="3"), "num_samples '3': must be a whole number"),
         (lambda run, x: run.latents(x, num_samples=2.5), "num_samples 2.5: must be a whole number"),
         (lambda run, x: run.latents(x, seed=None), "seed None: must be a whole number"),

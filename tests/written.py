@@ -59,6 +59,10 @@ RESULTS: dict[str, dict[str, Any]] = {
 """Results that take long to compute, as their commands write them."""
 
 
+WIDE = {"above": 1.0, "num_images": 0, "fraction_at_most": 0.04, "confidence": 0.95}
+"""The images whose two bounds are far apart."""
+
+
 def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> Path:
     """A run directory with these values per image. `changes` go by dotted name into config.json, those that start
     with `evaluation.` into evaluation.json, those that start with `nc.` into the attributes of evaluation.nc, and those
@@ -92,13 +96,32 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
         "elbo": {"mean": float(np.mean(elbo)), "se": 0.5},
         "reconstruction": {"mean": float(np.mean(elbo)) + 1, "se": 0.5},
         "kl": {"mean": 1.0, "se": 0.5},
-        "log_px": {"mean": float(np.mean(log_px)), "se": 0.5, "mc_se": 0.1, "bias": -0.1, "estimator": "importance"},
-        "gap": {"mean": float(np.mean(log_px)) - float(np.mean(elbo)), "se": 0.5, "at_least": False},
+        "log_px": {
+            "mean": float(np.mean(log_px)),
+            "se": 0.5,
+            "mc_se": 0.1,
+            "bias": -0.1,
+            "estimator": "importance",
+            "at_least": False,
+        },
+        "gap": {
+            "mean": float(np.mean(log_px)) - float(np.mean(elbo)),
+            "se": 0.5,
+            "at_least": False,
+            "of": "importance",
+        },
         "ess": {"median": 12.5, "min": 1.0},
-        "khat": {"median": 0.5, "threshold": 0.7, "fraction_above_threshold": 0.0},
+        "khat": {
+            "median": 0.5,
+            "threshold": 0.7,
+            "fraction_above_threshold": 0.0,
+            "fraction_unknown": 0.0,
+            "fraction_fine": 1.0,
+        },
         "active_units": 2,
         "num_parameters": 1234,
         "seconds": 2.0,
+        "options": {},
     }
     summary["log_px"]["num_samples"] = 100
     attributes: dict[str, Any] = {}
@@ -118,13 +141,16 @@ def write(name: str, elbo: list[float], log_px: list[float], **changes: Any) -> 
     exact = summary["log_px"]["estimator"] == "exact" and "log_px_importance" not in summary
     if not exact:
         summary["iwae"] = {str(k): {"mean": float(values.mean()), "se": 0.5} for k, values in bounds.items()}
+        summary["iwae_jackknife"] = {k: entry for k, entry in summary["iwae"].items() if k != "1"}
     if exact:
         for key in ("gap", "ess", "khat", "active_units"):
             del summary[key]
         del summary["log_px"]["num_samples"]
     for key, entry in summary.items():
+        if key.startswith("sandwich"):
+            summary[key] = {"wide": WIDE} | entry
         if key.startswith("log_px"):
-            summary[key] = {"se": 0.5, "mc_se": 0.1, "bias": -0.1} | entry
+            summary[key] = {"se": 0.5, "mc_se": 0.1, "bias": -0.1, "at_least": False} | entry
             if "proposal" in entry:
                 summary[key]["proposal"] = {"guides": ["own"], "temperature": 1.0, "prior_share": 0.0} | entry[
                     "proposal"

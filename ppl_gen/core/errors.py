@@ -32,9 +32,8 @@ ALIASES = {
     "hidden-dim": "hidden-dims",
     "dataset": "data",
     "grad-clip": "clip-grad-norm",
-    "further": "estimator",
 }
-"""Names that other programs, and earlier versions, give to options of this package, and our names for them."""
+"""Names that other programs give to options of this package, and our names for them."""
 MOST = 10_000_000
 """Largest whole number that an option can have, seeds excepted."""
 _IN_PYTHON = {"refit-guide": "fixed_model"}

@@ -1,6 +1,6 @@
 """The seed of torch's generators, and their states."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -31,6 +31,21 @@ def random_states(gpu: bool) -> dict[str, torch.Tensor]:
     :param gpu: with the state of the current GPU.
     """
     return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if gpu else {})
+
+
+def draws_numbers(function: Callable[[], object], gpu: bool, seed: int = 0) -> bool:
+    """True if a function draws random numbers of torch. Afterwards the generators are where it has left them.
+
+    >>> draws_numbers(lambda: torch.rand(2), gpu=False), draws_numbers(lambda: torch.zeros(2), gpu=False)
+    (True, False)
+
+    :param gpu: with the generator of the current GPU.
+    :param seed: seed of the generators before the call.
+    """
+    seed_torch(seed)
+    before = random_states(gpu)
+    function()
+    return any(not state.equal(before[device]) for device, state in random_states(gpu).items())
 
 
 def set_random_states(states: Mapping[str, torch.Tensor]) -> None:

@@ -2,13 +2,13 @@
 exact value, with its interval against the best row. Reading it needs no torch."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ppl_gen.evaluation import entries
 from ppl_gen.evaluation.reading import Evaluated, Images, images_of, same_images
-from ppl_gen.evaluation.rows import groups_of
+from ppl_gen.evaluation.rows import groups_of, mean_under
 from ppl_gen.evaluation.table import ESTIMATES, shown
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.differences import difference
@@ -120,8 +120,8 @@ def _row(group: Sequence[Evaluated], label: str) -> Distance:
         label,
         [level for level in levels if np.isfinite(level.mean)],
         [level.label for level in levels if not np.isfinite(level.mean)],
-        _nested(summaries, "gap", "mean"),
-        any(entries.at_least(summary, summary.get("gap", {})) for summary in summaries),
+        mean_under(summaries, "gap", "mean"),
+        any(summary.get("gap", {}).get("at_least", False) for summary in summaries),
         tuple(_sandwiches(summaries)),
     )
 
@@ -142,9 +142,7 @@ def _levels(summaries: Sequence[Json]) -> list[Level]:
     for name, found in sorted(of.items(), key=lambda item: item[0] in entries.KNOWN):
         counts = {entry["num_samples"] for entry in found if name == "importance" and entry.get("num_samples")}
         count = f", S = {counts.pop():,}" if len(counts) == 1 else ""
-        at_least = (
-            any(entries.at_least(*pair) for pair in zip(summaries, found, strict=True)) and name not in entries.KNOWN
-        )
+        at_least = any(entry["at_least"] for entry in found) and name not in entries.KNOWN
         levels.append(Level(name, ESTIMATES.get(name, name) + count, _mean(found), None, at_least))
     return levels
 
@@ -193,7 +191,7 @@ def _sandwiches(summaries: Sequence[Json]) -> list[Sandwich]:
     found = []
     for key, label in (("sandwich_importance", "importance sampling"), ("sandwich", "annealing")):
         lower, upper, width, exact, images = (
-            _nested(summaries, key, *names)
+            mean_under(summaries, key, *names)
             for names in (("lower", "mean"), ("upper", "mean"), ("width", "mean"), ("exact", "mean"), ("num_images",))
         )
         if lower is None or upper is None or width is None or not np.isfinite([lower, upper, width]).all():
@@ -202,11 +200,3 @@ def _sandwiches(summaries: Sequence[Json]) -> list[Sandwich]:
         se = None if None in errors else float(np.sqrt(np.square(errors).sum()) / len(errors))
         found.append(Sandwich(label, int(images or 0), lower, upper, width, se, exact))
     return found
-
-
-def _nested(summaries: Sequence[Json], *keys: str) -> float | None:
-    """Mean of the values under nested keys; None if any is missing."""
-    found: list[Any] = list(summaries)
-    for key in keys:
-        found = [None if each is None else each.get(key) for each in found]
-    return None if None in found else float(np.mean(found))

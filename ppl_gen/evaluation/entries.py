@@ -25,7 +25,7 @@ _NATS = ("elbo", "log_px", "iwae", "gap", "ess", "khat")
 
 def quantity(summary: Mapping[str, Any]) -> str:
     """The name of what was evaluated: `log p(x)`; `log p(x | y)` or `log p(x, y)` if labels are given; with `x_obs` for
-    x, the observed pixels, if pixels are missing. Earlier versions recorded no `x_obs`."""
+    x, the observed pixels, if pixels are missing."""
     found: str = summary.get("quantity", "log p(x)")
     return found.replace("p(x_obs", "p(x").replace("p(x", "p(x_obs") if summary.get("missing") else found
 
@@ -47,12 +47,6 @@ def primary(summary: Json) -> str:
 def entry_of(summary: Json, name: str) -> Json | None:
     """The entry of an estimate of log p(x) by its name; None if it is missing."""
     return summary["log_px"] if name == primary(summary) else summary.get(f"log_px_{name}")
-
-
-def at_least(summary: Json, entry: Json) -> bool:
-    """True if the value of an entry is only a lower bound of log p(x). Earlier versions recorded it for the gap
-    alone."""
-    return bool(entry.get("at_least", summary.get("gap", {}).get("at_least", False)))
 
 
 def bits_per_dim(nats: float | None, dim: int) -> float | None:

@@ -63,8 +63,9 @@ class Evaluation:
     is primary.
 
     >>> from ppl_gen.evaluation.evaluation import Evaluation
-    >>> elbo, log_px = {"mean": -99.65, "se": 0.25}, {"mean": -94.42, "se": 0.24, "estimator": "exact"}
-    >>> evaluation = Evaluation.from_json({"elbo": elbo, "log_px": log_px})
+    >>> elbo = {"mean": -99.65, "se": 0.25}
+    >>> log_px = {"mean": -94.42, "se": 0.24, "estimator": "exact", "at_least": False}
+    >>> evaluation = Evaluation({"elbo": elbo, "log_px": log_px})
     >>> evaluation.log_px, evaluation.primary
     (-94.42 ± 0.24, 'exact')
     """
@@ -102,11 +103,6 @@ class Evaluation:
             bits = {name: entries.in_bits(summary[name], dim) for name in ("elbo", "log_px")}
             summary["bits_per_dim"] = {"dim": dim, **bits}
         return cls(summary, dataset(estimates, primary, summary, labels))
-
-    @classmethod
-    def from_json(cls, content: Json, images: "xarray.Dataset | None" = None) -> "Evaluation":
-        """An evaluation from the content of its two files."""
-        return cls(content, images)
 
     @classmethod
     def read(cls, directory: "RunDirectory") -> "Evaluation | None":
@@ -210,7 +206,7 @@ class Evaluation:
         errors = entry.get("mc_se"), entry.get("bias")
         if "estimator" not in entry:
             return Mean(mean, se, *errors, at_least=bool(entry.get("at_least")), values=values)
-        doubted, settings = entries.at_least(self.summary, entry), entries.settings(entry)
+        doubted, settings = entry["at_least"], entries.settings(entry)
         return Mean(mean, se, *errors, doubted, entry["estimator"], settings, values)
 
     @property
@@ -266,13 +262,8 @@ class Evaluation:
         return self.summary.get("sandwich_importance")
 
     @property
-    def about(self) -> Json:
-        """The recorded values that are single words or numbers: model, guide, data, split, seed, …."""
-        return {key: value for key, value in self.summary.items() if isinstance(value, str | int | float)}
-
-    @property
     def options(self) -> Json:
-        """Every option of the evaluation; empty if an earlier version made it."""
+        """Every option of the evaluation."""
         return self.summary.get("options", {})
 
     # For a reader ----------------------------------------------------------------------------------------------------

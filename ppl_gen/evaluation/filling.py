@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.core.contracts import Amortized, HasDensity, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, TakesMissing, offers
 from ppl_gen.core.errors import BadInput, near_miss, require, warnings_of
 from ppl_gen.core.paths import is_file
 from ppl_gen.core.progress import Progress
@@ -113,7 +113,9 @@ def impute(
         )
     with Progress(PASSES * len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("filling in", f"{num_samples} samples per image")
-        filler = None if fitted.incomplete else fitted.data.mean()
+        # A guide that knows what to do without a pixel is not given a pixel that it would take for observed.
+        takes_missing = fitted.incomplete or (offers(guide, TakesMissing) and guide.takes_missing)
+        filler = None if takes_missing else fitted.data.mean()
         return importance_imputation(model, guide, x, visible, filler, num_samples, _DRAWS, advance, known)
 
 

@@ -181,7 +181,7 @@ def _judge(
         with unchanged(own), unchanged(assembled.modules):
             seed_torch(options.seed)
             _warm_up(loss, own, baseline, assembled.config.training.learning_rate, options.warm_up)
-            draws, seconds = _draws(loss, parameters, options.draws)
+            draws, seconds = _draws(name, loss, parameters, options.draws)
         row: Json = {
             "objective": name,
             "num_particles": getattr(objective, "num_particles", 1),
@@ -222,8 +222,12 @@ def _warm_up(loss: Callable[[], Tensor], own: nn.Module, baseline: list[nn.Param
     own.eval()
 
 
-def _draws(loss: Callable[[], Tensor], parameters: list[nn.Parameter], count: int) -> tuple[Tensor, float]:
-    """Draws [draws, parameters] of the gradient of minus a loss, and processor time of one in seconds."""
+def _draws(name: str, loss: Callable[[], Tensor], parameters: list[nn.Parameter], count: int) -> tuple[Tensor, float]:
+    """Draws [draws, parameters] of the gradient of minus a loss, and processor time of one in seconds.
+
+    :param name: the objective, for the message.
+    :raises BadInput: for a gradient that is infinite or NaN.
+    """
     draws = torch.empty(count, sum(each.numel() for each in parameters), device=parameters[0].device)
     started = time.process_time()
     for row in draws:
@@ -233,6 +237,8 @@ def _draws(loss: Callable[[], Tensor], parameters: list[nn.Parameter], count: in
             for parameter, each in zip(parameters, found, strict=True)
         ]
         torch.cat([each.flatten() for each in parts], out=row).neg_()
+        if not bool(row.isfinite().all()):
+            raise BadInput(f"--objectives {name}: its gradient is infinite or NaN; leave it out")
     return draws, (time.process_time() - started) / count
 
 

@@ -34,6 +34,8 @@ def with_images(fitted: Fitted, given: Any) -> Fitted:
     fitted.require_amortized("data")
     collected = arrays.collect(given)
     values = collected["train"]
+    if len(values) == 0:
+        raise BadInput("data: no images; give at least one")
     nan = fitted.incomplete and ("train_missing" in collected or bool(np.isnan(values).any()))
     values = np.nan_to_num(values) if nan else values
     white, top = fitted.data.train.white, max(float(values.max(initial=0)), 1)

@@ -75,8 +75,7 @@ class Evaluated(NamedTuple):
     iwae: dict[int, np.ndarray]
     """Bounds L_k in nats [images], by k."""
     estimates: dict[str, np.ndarray]
-    """log p(x) of each image in nats [images], by the names of the estimates. Earlier versions wrote that of
-    `log_px` under no other name."""
+    """log p(x) of each image in nats [images], by the names of the estimates."""
     labels: np.ndarray | None
     last: Json
     """The last line of `metrics.jsonl`; empty if there is none."""
@@ -94,7 +93,7 @@ class Evaluated(NamedTuple):
 
     @property
     def images_sha256(self) -> str | None:
-        """SHA-256 of the images; None if it is unknown, as to earlier versions."""
+        """SHA-256 of the images; None if it is unknown."""
         return self.summary.get("images_sha256")
 
 

@@ -109,7 +109,7 @@ def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
     """
     entry = entries.entry_of(summary, name)
     assert entry is not None
-    prefix = f"log_px_{name}" if f"log_px_{name}" in images else "log_px"  # earlier versions wrote the primary once
+    prefix = f"log_px_{name}"
     suffix = "" if name == "importance" else f"_{name}"
 
     def values(variable: str) -> Tensor | None:
@@ -132,6 +132,6 @@ def estimate(summary: Json, images: "xarray.Dataset", name: str) -> Estimate:
         narrower=name == "importance" and bool(summary.get("narrower", False)),
         words=str(images[prefix].attrs.get("long_name", "")).removeprefix("log p(x) by "),
         usable_for_gap=entry["estimator"] != "prior",
-        verdict=entries.at_least(summary, entry),
+        verdict=entry["at_least"],
         settings=entries.settings(entry),
     )

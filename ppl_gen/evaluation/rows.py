@@ -199,21 +199,21 @@ def _row(runs: list[Evaluated], options: Json, groups: list[list[Evaluated]], k:
         difference_of=difference_of,
         own={name: mean_of(values, _at_least(summaries, f"log_px_{name}")) for name, values in own.items()},
         own_difference=own_difference,
-        gap=RowMean(_mean(summaries, "gap", "mean"), at_least=_at_least(summaries, "gap")),
+        gap=RowMean(mean_under(summaries, "gap", "mean"), at_least=_at_least(summaries, "gap")),
         approximation=RowMean(
-            _mean(gaps, "approximation", "mean"), at_least=any(g.get("at_least", False) for g in gaps)
+            mean_under(gaps, "approximation", "mean"), at_least=any(g.get("at_least", False) for g in gaps)
         ),
-        amortization=RowMean(_mean(gaps, "amortization", "mean")),
-        width_importance=_mean(summaries, "sandwich_importance", "width", "mean"),
-        width_annealed=_mean(summaries, "sandwich", "width", "mean"),
-        gap_images=_mean(gaps, "num_images"),
-        khat_median=_mean(summaries, "khat", "median"),
-        ess_median=_mean(summaries, "ess", "median"),
-        active_units=_mean(summaries, "active_units"),
+        amortization=RowMean(mean_under(gaps, "amortization", "mean")),
+        width_importance=mean_under(summaries, "sandwich_importance", "width", "mean"),
+        width_annealed=mean_under(summaries, "sandwich", "width", "mean"),
+        gap_images=mean_under(gaps, "num_images"),
+        khat_median=mean_under(summaries, "khat", "median"),
+        ess_median=mean_under(summaries, "ess", "median"),
+        active_units=mean_under(summaries, "active_units"),
         calibration=_calibration(runs),
         num_parameters=first.summary["num_parameters"],
-        seconds=_mean(last, "seconds"),
-        epochs=_mean(last, "epoch"),
+        seconds=mean_under(last, "seconds"),
+        epochs=mean_under(last, "epoch"),
     )
 
 
@@ -269,10 +269,10 @@ def _float(value: np.ndarray) -> float | None:
 
 def _at_least(summaries: Sequence[Json], key: str) -> bool:
     """True if the entry of any summary is only a lower bound."""
-    return any(entries.at_least(summary, summary.get(key, {})) for summary in summaries)
+    return any(summary.get(key, {}).get("at_least", False) for summary in summaries)
 
 
-def _mean(contents: Sequence[Json], *keys: str) -> float | None:
+def mean_under(contents: Sequence[Json], *keys: str) -> float | None:
     """Mean of the values under nested keys; None if any is missing."""
     found: list[Any] = list(contents)
     for key in keys:

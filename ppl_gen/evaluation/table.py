@@ -1,4 +1,4 @@
-"""The table of an `evaluation.json`: its rows, and its text. Files of earlier versions are supported."""
+"""The table of an `evaluation.json`: its rows, and its text."""
 
 from dataclasses import replace
 from html import escape
@@ -6,7 +6,7 @@ from html import escape
 from ppl_gen.core.components import OBJECTS
 from ppl_gen.core.errors import ABOVE_ZERO, HEAVY_TAIL, MISSED, NARROWER, UNOPPOSED, warnings_of
 from ppl_gen.core.tables import Row, duration, fixed, line, named, small
-from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of, quantity
+from ppl_gen.evaluation.entries import KNOWN, entry_of, quantity
 from ppl_gen.experiment.run_directory import Json
 
 UNITS = "nats per image ± standard error over images; larger is better"
@@ -98,7 +98,7 @@ def _bits_text(summary: Json) -> str:
     """The ELBO and log p(x) in bits per dimension. A lower bound in nats is an upper bound in bits."""
     bits = summary["bits_per_dim"]
     elbo, log_px = (" ± ".join(fixed(bits[name][key], 3) for key in ("mean", "se")) for name in ("elbo", "log_px"))
-    at_most = "at most " if at_least(summary, summary["log_px"]) else ""
+    at_most = "at most " if summary["log_px"]["at_least"] else ""
     return f"ELBO {elbo}; log p(x) {at_most}{log_px}; {bits['dim']:,} dimensions; smaller is better"
 
 
@@ -108,14 +108,14 @@ def _row(label: str, entry: Json, note: str = "", at_least: bool = False) -> Row
 
 def _bound_rows(s: Json, importance: Json) -> list[Row]:
     """The ELBO with its terms, the IWAE bounds, and log p(x) from the same samples."""
-    corrected = s.get("iwae_jackknife")  # earlier versions did not write it
+    corrected = s["iwae_jackknife"]
     of_the_prior = " from the prior" if s.get("proposal") == "prior" else ""
     return [
         _row("ELBO", s["elbo"], HEAVY_TAIL if "heavy_tail" in s else f"mean of {importance['num_samples']} samples"),
         _row("  reconstruction", s["reconstruction"]),
         _row("  KL", s["kl"], f"analytic {fixed(s['kl_analytic']['mean'])}" if "kl_analytic" in s else ""),
         *(
-            _row(f"IWAE bound, k = {k}", entry, f"by the jackknife {fixed(corrected[k]['mean'])}" if corrected else "")
+            _row(f"IWAE bound, k = {k}", entry, f"by the jackknife {fixed(corrected[k]['mean'])}")
             for k, entry in s["iwae"].items()
             if k != "1"
         ),
@@ -123,7 +123,7 @@ def _bound_rows(s: Json, importance: Json) -> list[Row]:
             "log p(x)",
             importance,
             f"S = {importance['num_samples']} importance samples{of_the_prior}; {_errors_text(importance)}",
-            at_least(s, importance),
+            importance["at_least"],
         ),
     ]
 
@@ -134,7 +134,7 @@ def _log_px_rows(s: Json, importance: Json | None) -> list[Row]:
     rows = [] if exact is None else [_row("log p(x)", exact, "exact")]
     for entry in (s["log_px"], *(s[key] for key in s if key.startswith("log_px_"))):
         if entry is not importance and entry is not exact:
-            rows.append(_row("log p(x)", entry, _estimator_text(entry), at_least(s, entry)))
+            rows.append(_row("log p(x)", entry, _estimator_text(entry), entry["at_least"]))
     if "no_quadrature" in s:
         rows.append(Row("no quadrature:", note=f"{s['no_quadrature']}; --estimator quadrature requests it"))
     return rows
@@ -243,10 +243,7 @@ def _wrong_bounds(bounds: Json) -> str:
 
 
 def _wide_text(bounds: Json) -> str:
-    """The number of images whose two bounds are far apart, and an upper limit of their share. Earlier versions did not
-    write it."""
-    if "wide" not in bounds:
-        return ""
+    """The number of images whose two bounds are far apart, and an upper limit of their share."""
     wide = bounds["wide"]
     count = f"{wide['num_images']} of {bounds['num_images']}" if wide["num_images"] else "none"
     count += " are" if wide["num_images"] > 1 else " is"
@@ -278,11 +275,10 @@ def _gap_rows(s: Json, importance: Json, several: bool) -> list[Row]:
 
 
 def _gap_note(summary: Json, several: bool) -> str:
-    """The log p(x) that the gap is taken of, if the table has several or none of them is it. Earlier versions did not
-    write it."""
+    """The log p(x) that the gap is taken of, if the table has several or none of them is it."""
     gap = summary["gap"]
     others = gap.get("fraction_of_others", 0)
-    if "of" not in gap or (not several and not others and gap["of"] == "importance"):
+    if not several and not others and gap["of"] == "importance":
         return ""
     means = [summary["elbo"]["mean"], gap["mean"]]
     of = ESTIMATES.get(gap["of"], gap["of"])
@@ -295,8 +291,6 @@ def _khat_note(khat: Json) -> str:
         return "unknown for all images"
     median = fixed(khat["median"]) if khat.get("median") is not None else "unknown"
     above, share = f"above {khat['threshold']:.2f}", f"{khat['fraction_above_threshold']:.1%} of images"
-    if "fraction_unknown" not in khat:  # earlier versions counted unknown ones as too high
-        return f"median {median}; {above} or unknown: {share}"
     return (
         f"median {median}; {above}: {share}; unknown: {khat['fraction_unknown']:.1%}; fine: {khat['fraction_fine']:.1%}"
     )

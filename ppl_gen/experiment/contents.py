@@ -79,7 +79,7 @@ class Best(TypedDict):
 
 
 class Progress(TypedDict):
-    """The part of a checkpoint that is no tensor. Earlier versions wrote less of it."""
+    """The part of a checkpoint that is no tensor."""
 
     epoch: int
     step: int
@@ -107,7 +107,6 @@ class Mean(TypedDict):
     se: Number
     mc_se: NotRequired[Number]
     bias: NotRequired[Number]
-    at_least: NotRequired[bool]
 
 
 class Least(TypedDict):
@@ -121,6 +120,7 @@ class LogPx(Mean):
     """log p(x) by an estimator."""
 
     estimator: str
+    at_least: bool
     num_samples: NotRequired[int | None]
     ess: NotRequired[Least]
     elbo: NotRequired[Number]
@@ -176,7 +176,7 @@ class _Gap(TypedDict):
     mean: Number
     se: Number
     at_least: bool
-    of: NotRequired[str]
+    of: str
     fraction_of_others: NotRequired[float]
 
 
@@ -193,7 +193,7 @@ class _Sandwich(TypedDict):
     upper: Mean
     width: Mean
     exact: NotRequired[Mean]
-    wide: NotRequired[_Wide]
+    wide: _Wide
 
 
 class _ImportanceSandwich(_Sandwich):
@@ -216,8 +216,8 @@ class _Khat(TypedDict):
     median: NotRequired[Number]
     threshold: float
     fraction_above_threshold: float
-    fraction_unknown: NotRequired[float]
-    fraction_fine: NotRequired[float]
+    fraction_unknown: float
+    fraction_fine: float
 
 
 class _Components(TypedDict):
@@ -238,7 +238,7 @@ class Result(TypedDict):
     checkpoint: str
     training_step: NotRequired[int | None]
     seconds: float
-    options: NotRequired[Mapping[str, Any]]
+    options: Mapping[str, Any]
 
 
 class _BitsPerDim(TypedDict):
@@ -255,7 +255,7 @@ class Evaluation(Result):
     observation: str
     quantity: NotRequired[str]
     left_out: NotRequired[list[str]]
-    seed: NotRequired[int]
+    seed: int
     training_seed: int
     images_sha256: NotRequired[str]
     num_parameters: int
@@ -287,7 +287,7 @@ class _Guided(TypedDict):
     reconstruction: Mean
     kl: Mean
     iwae: Mapping[str, Mean]
-    iwae_jackknife: NotRequired[Mapping[str, Mean]]
+    iwae_jackknife: Mapping[str, Mean]
     gap: _Gap
     ess: Least
 
@@ -305,7 +305,7 @@ def _check_evaluation(content: Mapping[str, Any]) -> None:
         convert("", content, _Guided)
         bounds = content["iwae"]
         _require(all(re.fullmatch(r"[1-9]\d{0,8}", k) for k in bounds), "iwae: a key is no number of samples")
-        corrected = content.get("iwae_jackknife") or bounds
+        corrected = content["iwae_jackknife"]
         _require(bounds.keys() - {"1"} <= corrected.keys(), "iwae_jackknife: a bound is missing")
     # They are printed as a part of a command.
     _require(_NEXT.fullmatch(content.get("next_options", "--num-samples auto")), "next_options: no such options")
@@ -493,10 +493,6 @@ _TYPES: dict[str, tuple[Any, Callable[[Mapping[str, Any]], None] | None]] = {
     "explorer.json": (Explorer, _check_explorer),
 }
 """The type of the content of each file, and a function that checks what no type can say."""
-
-
-RETIRED = ("capture",)
-"""Options of training in earlier versions, which changed no number."""
 
 
 def read(text: str | bytes, file: str) -> dict[str, Any]:

@@ -118,8 +118,6 @@ class RunDirectory:
                     "upgrade ppl_gen"
                 )
             contents.check(config, file.name)
-            kept = {name: value for name, value in config["training"].items() if name not in contents.RETIRED}
-            config["training"] = kept
         except BadInput:
             raise
         except ValueError as error:

@@ -21,23 +21,24 @@ CAPTIONS = {
 
 @styled
 def bias_against_variance(summary: Json) -> Figure:
-    """A panel for each set of weights, with a mark for each estimator of the guide's gradient.
+    """A panel for each set of weights, with a mark for each estimator of the guide's gradient; of the model's, if the
+    guide has no parameters of its own.
 
     :param summary: the content of `gradients.json`.
     """
-    points = [point for point in summary["points"] if "guide" in point["norm"]]
     order = {"initial": 0, "trained": 1}
-    points = sorted(points, key=lambda point: order[point["at"]])
+    points = sorted(summary["points"], key=lambda point: order[point["at"]])
+    part = "guide" if all("guide" in point["norm"] for point in points) else "model"
     figure = Figure(figsize=(WIDTH, 0.5 + 3.3 * len(points)), layout="constrained")
     grid = figure.subplots(len(points), 1, squeeze=False)
     for axes, point in zip(grid.flat, points, strict=True):
-        _panel(axes, point)
+        _panel(axes, point, part)
     return figure
 
 
-def _panel(axes: Any, point: Json) -> None:
+def _panel(axes: Any, point: Json, part: str) -> None:
     rows = point["rows"]
-    found = [row["guide"] for row in rows]
+    found = [row[part] for row in rows]
     # Below these limits the axes are linear: nothing has a smaller variance, or a bias that could be seen.
     errors = sorted(each["bias_se"] for each in found)
     limits = [min(each["variance"] for each in found), errors[len(errors) // 2]]
@@ -61,21 +62,21 @@ def _panel(axes: Any, point: Json) -> None:
     axes.set_xlabel("variance / |exact gradient|²")
     axes.set_ylabel("squared bias / |exact gradient|²")
     when = "before training" if point["at"] == "initial" else f"after {point['step']:,} steps"
-    axes.set_title(f"Gradient of the guide {when}")
+    axes.set_title(f"Gradient of the {part} {when}")
     for axis in (axes.xaxis, axes.yaxis):
         plain(axis)
     axes.grid()
     axes.figure.draw_without_rendering()  # sets the size of the axes, which names are moved apart by
-    _name(axes, rows)
+    _name(axes, rows, part)
 
 
-def _name(axes: Any, rows: list[Json]) -> None:
+def _name(axes: Any, rows: list[Json], part: str) -> None:
     """Write the names beside the marks. Those of marks on the axis go upward from the end of their whisker, and are
     moved apart where they would overlap."""
     width = axes.get_position().width * axes.figure.get_figwidth() * 72
     on_axis = []
     for row in rows:
-        each = row["guide"]
+        each = row[part]
         height = _height(each)
         x = axes.transAxes.inverted().transform(axes.transData.transform((each["variance"], height)))[0]
         if not each["biased"]:
@@ -96,7 +97,7 @@ def _name(axes: Any, rows: list[Json]) -> None:
         y = axes.transAxes.inverted().transform(axes.transData.transform((0, top)))[1]
         axes.annotate(
             row["objective"],
-            (row["guide"]["variance"], top),
+            (row[part]["variance"], top),
             xytext=(place, float(y) + 0.03),
             textcoords="axes fraction",
             rotation=90,

@@ -32,11 +32,12 @@ from ppl_gen.core.gradients import check_gradients
 from ppl_gen.core.memory import keep_freed_memory
 from ppl_gen.core.progress import Advance, skip
 from ppl_gen.inference.bidirectional import BidirectionalBounds
-from ppl_gen.inference.callables import evaluating, frozen
+from ppl_gen.inference.callables import evaluating, forked_rng, frozen
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.estimate import Estimate, Variable, mean_se, median_and_least
 from ppl_gen.inference.gathering import gather_blocks
 from ppl_gen.inference.importance import log_mean_exp
+from ppl_gen.inference.integrand import check_without_noise
 from ppl_gen.inference.options import Annealing, num_adaptation
 from ppl_gen.networks.observed import observed_log_prob
 from ppl_gen.networks.supports import unbounded
@@ -146,6 +147,8 @@ def _paths(
     """
     if progress is not None and first:
         skip(progress, first * work)
+    with forked_rng(x):
+        check_without_noise(model, model.prior().sample((annealing.num_chains,)), x[0])
     size = _block_size(model, annealing, x)
     for start in range(first, len(x), size):
         rows = slice(start, start + size)

@@ -170,6 +170,8 @@ def _kind_of(pair: Pair, site: Site, unchecked: bool, first: int, batch: Batch) 
     outside = pair.per_image(site, (~admitted).to(batch.x.dtype if batch.x.is_floating_point() else torch.float32))
     image = int(outside.flatten().nonzero()[0])
     values = site["value"].detach()
+    if bool(values.isnan().any()):
+        raise BadInput(f"{pair.model_name}: site '{site['name']}' has the value NaN at image {first + image}")
     raise BadInput(
         f"{pair.model_name}: image {first + image} is impossible for every z: values of site '{site['name']}' "
         f"lie in [{float(values.min()):g}, {float(values.max()):g}], but {name_of(site['fn'])} has the "

@@ -129,7 +129,7 @@ def importance_imputation(
     :param x: images [images, pixels].
     :param visible: True for visible pixels, bool [pixels]; or [images, pixels], where images differ.
     :param filler: replacement of hidden pixels in the guide's input, [pixels], such as the mean training image. None
-        for a guide that was trained on images with missing pixels: it is given these, and contexts are not refined.
+        for a guide that takes images with missing pixels: it is given these, and contexts are not refined.
     :param num_samples: S, samples of z per image.
     :param num_draws: draws of the hidden pixels per image.
     :param progress: called with the number of images just done, in each of `PASSES` passes over them.

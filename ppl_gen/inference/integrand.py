@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import HasDensity
 from ppl_gen.core.errors import BadInput, as_bad_input
-from ppl_gen.inference.callables import modules_of
-from ppl_gen.inference.densities import ABSOLUTE, RELATIVE
+from ppl_gen.core.seeds import draws_numbers
+from ppl_gen.inference.callables import forked_rng, modules_of
+from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, alike
 from ppl_gen.inference.signatures import name_of
 from ppl_gen.inference.state_memory import numbers_held
 from ppl_gen.networks.observed import observed_log_prob
@@ -17,6 +18,7 @@ from ppl_gen.networks.supports import from_unbounded
 
 _PRIOR_SAMPLES = 10_000
 _MOST_SPREAD = 200  # of 10,000 samples: 6 for a normal distribution, 30 for Student's t of 3 degrees, thousands for 1
+_CALLS = 16  # and as many values of z, to see noise
 _NUMBERS = 2**24  # numbers of the decoder's output, or of a broadcast log-density, in memory at a time
 
 
@@ -27,6 +29,25 @@ def num_parameters(model: Any) -> int:
 
 def num_pixels(x: Tensor) -> int:
     return math.prod(x.shape[1:])
+
+
+def check_without_noise(model: HasDensity, z: Tensor, x: Tensor) -> None:
+    """Raise `BadInput` if p(x | z) of the same z is another one at each call, as with dropout that is always on.
+    Torch's generators are restored.
+
+    :param z: some values [points, ...].
+    :param x: an image.
+    """
+
+    def log_prob() -> Tensor:
+        return observed_log_prob(model.likelihood(z), x.expand(len(z), *x.shape))
+
+    with forked_rng(x), torch.no_grad():
+        if draws_numbers(log_prob, x.is_cuda) and not all(alike(log_prob(), log_prob()) for _ in range(_CALLS)):
+            raise BadInput(
+                f"{name_of(model)}: likelihood(z) draws random numbers, so that the same z has another density at each "
+                "call; let it draw none, or estimate log p(x) by --estimator importance"
+            )
 
 
 class Integrand:
@@ -46,6 +67,7 @@ class Integrand:
             raise BadInput(f"{name_of(model)}: all samples of prior() are equal: it has no density")
         self._check_tails(drawn)
         self.together = self._broadcasts(drawn[:2].nan_to_num(), x[:3])
+        check_without_noise(model, self.values(drawn[:_CALLS].nan_to_num()), x[0])
         self.numbers = numbers_held(self._likelihood(drawn[:1].nan_to_num()), 1) if self.together else num_pixels(x)
 
     def _check_tails(self, drawn: Tensor) -> None:

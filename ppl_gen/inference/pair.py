@@ -174,6 +174,8 @@ class Pair:
     """True if the guide certainly has mass where the prior has none, so that the ELBO is -inf."""
     narrower: tuple[str, ...] = ()
     """Names of latent sites where the guide's support lacks a part of the prior's: estimates lack that part of p(x)."""
+    noisy: bool = False
+    """True if densities of the same z depend on random numbers, or if the guide scores no z that it has not drawn."""
     vectorized: bool = False
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
     frozen: nn.Module | None = None
@@ -354,11 +356,7 @@ class Pair:
         return self.guide, self.joint, take(rows, *batch)
 
     def terms_of(
-        self,
-        traces: Traces,
-        shape: tuple[int, int],
-        analytic_kl: bool = False,
-        may_miss: frozenset[str] = frozenset(),
+        self, traces: Traces, shape: tuple[int, int], analytic_kl: bool = False, may_miss: frozenset[str] = frozenset()
     ) -> Terms:
         """Log-densities of a pair of traces.
 

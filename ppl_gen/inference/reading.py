@@ -65,7 +65,12 @@ def read(model: Any, guide: Any, batch: Batch) -> Pair:
         _check_dimensions(functions, traces, plate)
         pair = _pair_of(functions, traces, plate, batch)
         pair = check_summed(pair, batch)
-        check_independence(pair, batch)
+        pair = check_independence(pair, batch)
+        if pair.enumerated and pair.noisy:
+            raise BadInput(
+                f"{pair.model_name} draws noise beside z, so that a sum over z is not log p(x); make the noise a "
+                "latent site of its own"
+            )
         pair = replace(pair, vectorized=can_vectorize_samples(pair, batch))
         pair = check_enumerated_guide(pair, batch)
         return with_direct(compare_supports(pair, batch), model, guide, batch)
@@ -401,7 +406,10 @@ def _check_dimensions(functions: _Functions, traces: Traces, plate: CondIndepSta
             try:
                 shape = tuple(log_prob_within(site, masked_log_prob).shape)
             except Exception as error:
-                fn, found = site["fn"], tuple(torch.as_tensor(site["value"]).shape)
+                fn, value = site["fn"], torch.as_tensor(site["value"])
+                if bool(value.isnan().any()):
+                    raise BadInput(f"{who}: site '{site['name']}' has the value NaN") from error
+                found = tuple(value.shape)
                 of = f"{tuple(fn.batch_shape)} and events of {tuple(fn.event_shape)}"
                 raise BadInput(
                     f"{who}: site '{site['name']}' has no log-density: {describe(error)}; its value has the shape "

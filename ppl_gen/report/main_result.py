@@ -7,7 +7,7 @@ from ppl_gen.core.calls import arguments_of, method_call
 from ppl_gen.core.commands import command
 from ppl_gen.core.errors import NARROWER
 from ppl_gen.core.tables import fixed, named
-from ppl_gen.evaluation.entries import KNOWN, at_least, entry_of, quantity
+from ppl_gen.evaluation.entries import KNOWN, entry_of, quantity
 from ppl_gen.evaluation.table import ESTIMATES
 from ppl_gen.experiment.run_directory import Json
 
@@ -68,7 +68,7 @@ def _main_result(summary: Json, arguments: list[object]) -> MainResult:
 def _bits(summary: Json) -> str:
     """The ELBO and log p(x) in bits per dimension. A lower bound in nats is an upper bound in bits."""
     elbo, log_px = (fixed(summary["bits_per_dim"][name]["mean"], 3) for name in ("elbo", "log_px"))
-    at_most = "at most " if at_least(summary, summary["log_px"]) else ""
+    at_most = "at most " if summary["log_px"]["at_least"] else ""
     return f"In bits per dimension, where smaller is better, the ELBO is {elbo}, and log p(x) is {at_most}{log_px}."
 
 
@@ -107,8 +107,8 @@ def _estimated(summary: Json) -> str:
 
 
 def _of(summary: Json) -> str:
-    """Name of the estimate that the gap is taken of. Earlier versions did not record it."""
-    return str(summary["gap"].get("of", summary["log_px"]["estimator"]))
+    """Name of the estimate that the gap is taken of."""
+    return str(summary["gap"]["of"])
 
 
 def _doubts(summary: Json, name: str) -> str:

@@ -22,7 +22,7 @@ def with_epochs(directory: RunDirectory, config: Config, epochs: int) -> Config:
 
 def record_epochs(directory: RunDirectory, now: TrainingOptions, *, quiet: bool) -> None:
     """Write another number of epochs than a run was made for to `config.json`, and say what it does to the schedule."""
-    recorded = directory.config.get("training", {})  # earlier versions recorded less
+    recorded = directory.config.get("training", {})
     before = replace(now, epochs=recorded.get("epochs", now.epochs))
     if now.epochs == before.epochs:
         return

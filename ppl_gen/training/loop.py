@@ -471,7 +471,7 @@ class Loop:
             return False
         tensors, content = checkpoint
         self.state = State.read(content)
-        if self.state.trained not in ([], self.names):  # the optimizer's state goes by their order
+        if self.state.trained != self.names:  # the optimizer's state goes by their order
             other = sorted({*self.state.trained} ^ {*self.names}) or self.names
             raise BadInput(
                 f"{self.directory.path}: it was trained with other parameters, such as {other[0]}; set requires_grad "

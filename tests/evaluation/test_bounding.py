@@ -8,8 +8,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from estimates import ABOUT, importance
 from torch import Tensor, nn
-from written import write
+from written import WIDE, write
 
 from ppl_gen.comparison import Comparison
 from ppl_gen.core.errors import BadInput
@@ -135,6 +136,7 @@ def test_the_widths_in_a_comparison(elsewhere: Path) -> None:
         assert summary is not None
         of_width = {"mean": width, "se": 0.1}
         found = {"num_images": 1, "lower": of_width, "upper": of_width, "width": of_width, "num_samples": 10}
+        found["wide"] = WIDE
         directory.write_json("evaluation.json", summary | {"sandwich_importance": found})
     comparison = Comparison(runs)
     assert [row.width_importance for row in comparison.rows] == [0.25, 0.5]
@@ -143,25 +145,18 @@ def test_the_widths_in_a_comparison(elsewhere: Path) -> None:
     assert "width: distance between the two bounds" in str(comparison)
 
 
-def test_the_command_of_an_earlier_evaluation() -> None:
-    """Earlier versions recorded 100 images with every estimator, and drew them for annealing alone."""
-    content: dict[str, Any] = {
-        "model": "vae",
-        "guide": "normal",
-        "log_px": {"mean": -1.0, "se": 0.1, "estimator": "exact"},
-        **dict.fromkeys(("data", "split", "binarization", "checkpoint"), ""),
-        "num_images": 1,
-        "num_parameters": 1,
-        "seconds": 1.0,
-    }
-    for estimator, more, words in (
-        ("importance", {}, []),
-        ("importance", {"sandwich_importance": _ENTRY}, ["--sandwich", "100"]),
-        ("annealed", {"sandwich": _ENTRY}, []),
+def test_the_command_of_an_evaluation_with_bounds() -> None:
+    """Annealing draws 100 images from the model unless told otherwise, and importance sampling none."""
+    content = Evaluation.of({"importance": importance(-10, -12)}, "importance", ABOUT).summary
+    for estimator, more, images, words in (
+        ("importance", {}, 0, []),
+        ("importance", {"sandwich_importance": _ENTRY}, 100, ["--sandwich", "100"]),
+        ("annealed", {"sandwich": _ENTRY}, 100, []),
+        ("annealed", {"sandwich": _ENTRY}, 50, ["--sandwich", "50"]),
     ):
-        options = asdict(EvaluationOptions()) | {"estimator": estimator, "sandwich": 100}
+        options = asdict(EvaluationOptions()) | {"estimator": estimator, "sandwich": images}
         command = bounds.section(content | more | {"options": options}, ["run"]).again.words
-        assert [word for word in command if word in ("--sandwich", "100")] == words
+        assert [word for word in command if word in ("--sandwich", "50", "100")] == words
     assert EvaluationOptions(estimator="annealed").num_from_model == 100 and EvaluationOptions().num_from_model == 0
 
 
@@ -171,4 +166,5 @@ _ENTRY: dict[str, Any] = {
     "lower": {"mean": -2.0, "se": 0.1},
     "upper": {"mean": -1.0, "se": 0.1},
     "width": {"mean": 1.0, "se": 0.1},
+    "wide": WIDE,
 }

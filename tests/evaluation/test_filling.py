@@ -1,9 +1,11 @@
 """Filling in: which pixels are hidden, and by which guides."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from pairs import ExactGuide, LinearGaussian
@@ -13,6 +15,9 @@ from ppl_gen.core.errors import BadInput
 from ppl_gen.evaluation import filling
 from ppl_gen.experiment.config import Config, Given
 from ppl_gen.experiment.fitted import Assembled
+from ppl_gen.guides.exact_gaussian import ExactGaussian
+from ppl_gen.inference.pair import Pair
+from ppl_gen.models.factor_analysis import FactorAnalysis
 
 F64 = torch.float64
 
@@ -37,8 +42,6 @@ def test_filling_in_takes_a_guide_that_can_be_shown_another_image() -> None:
     """A guide without encode and posterior, and a model with two latent sites, are refused in a sentence."""
     from pairs import TwoLayers
 
-    from ppl_gen.inference.pair import Pair
-
     class Opaque(nn.Module):
         def __init__(self, guide: ExactGuide):
             super().__init__()
@@ -59,3 +62,22 @@ def test_filling_in_takes_a_guide_that_can_be_shown_another_image() -> None:
     two = TwoLayers()
     with pytest.raises(BadInput, match="one latent site"):
         impute(two, two, x[:, :3], visible[:3])
+
+
+def test_a_guide_that_knows_what_to_do_without_a_pixel() -> None:
+    """The posterior of factor analysis is p(z | x_v): every weight is p(x_v), a marginal normal in closed form."""
+    torch.manual_seed(0)
+    model = FactorAnalysis(6, latent_dim=2).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    guide, x = ExactGaussian("z", model), torch.randn(20, 6, dtype=F64)
+    visible = torch.arange(6) < 2
+    data: Any = SimpleNamespace(train=SimpleNamespace(missing=None))
+    assembled = Assembled(Config(), model, guide, data, Given())
+    vars(assembled)["pair"] = Pair.read(model, guide, x)
+    found = filling.impute(assembled, x, visible, 50, quiet=True)
+    covariance = model.weight.T @ model.weight + model.psi.diag()
+    marginal = dist.MultivariateNormal(model.loc[visible], covariance[visible][:, visible])
+    torch.testing.assert_close(found.log_px_visible, marginal.log_prob(x[:, visible]).detach(), rtol=0, atol=1e-9)
+    assert found.importance is not None and not found.importance[1].untrusted.any()

@@ -21,6 +21,8 @@ def test_levels_and_shares_of_white_are_the_same_images(elsewhere: Path, binariz
     log_px = run.log_px(DIGITS).log_px
     assert torch.equal(run.log_px(DIGITS / 16).log_px, log_px)
     assert torch.equal(run.log_px(DIGITS.byte().numpy()).log_px, log_px)
+    with pytest.raises(BadInput, match=r"^data: no images; give at least one$"):
+        run.log_px(DIGITS[:0])
     for divisor in (15.999, 8.5):
         with pytest.raises(BadInput, match=r"are neither in \[0, 1\] nor grey levels up to 16"):
             run.log_px(DIGITS / divisor)

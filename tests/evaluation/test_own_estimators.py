@@ -280,7 +280,6 @@ def test_a_fit_tries_its_estimators_first(run: Path, call: Call, arguments: tupl
         (("mine.py:ShareOfSamples", "--estimator.shar", "1"), "did you mean --estimator.share"),
         (("mine.py:ShareOfSamples", "--estimator.share", "x"), "--estimator.share"),
         (("mine.py:all_samples", "--gaps"), "--gaps: leave out --estimator mine.py:all_samples"),
-        (("mine.py:continuous", "--further", "mine.py:continuous"), "did you mean --estimator"),
     ],
 )
 def test_refused_in_one_line(run: Path, call: Call, arguments: tuple[str, ...], words: str) -> None:

@@ -66,7 +66,7 @@ def test_the_keys_of_a_configuration_are_known(finished: Path) -> None:
 
 def test_where_and_how_fast_a_run_was_made_makes_no_row(elsewhere: Path) -> None:
     v = [-2.0, -1.0]
-    made: dict[str, Any] = {"device": "cuda", "capture": True, "max_hours": 2.0, "checkpoint_every": 7, "seed": 1}
+    made: dict[str, Any] = {"device": "cuda", "max_hours": 2.0, "checkpoint_every": 7, "seed": 1}
     made = {f"training.{name}": value for name, value in made.items()}
     made |= {"num_samples": 5, "data_notice": "read", "versions": {"torch": "9"}, "git_commit": "1", "num_threads": 8}
     (row,) = Comparison([write("a", v, v), write("b", v, v, **made)]).rows

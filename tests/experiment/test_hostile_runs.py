@@ -214,7 +214,7 @@ def _page(run: Path) -> None:
 def _evaluation(run: Path) -> None:
     found = Run.open(run).evaluation
     if found is not None:
-        str(found), repr(found), found._repr_html_(), found.iwae, found.about
+        str(found), repr(found), found._repr_html_(), found.iwae
         if found.images is not None:
             found.estimates, found.to_dataframe()
 

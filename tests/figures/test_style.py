@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from benchmarks import __main__ as speed
-from benchmarks import closed_form, exact_training, gap, growth, questions, rows, wall
+from benchmarks import closed_form, exact_training, gap, growth, questions, wall
 from benchmarks.timing import Comparison
 from ppl_gen.evaluation.distances import Distance, Distances, Level, Sandwich
 from ppl_gen.evaluation.reading import Images
@@ -113,7 +113,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "speed": lambda: speed.draw([Comparison(f"step {i}", {"plain": 1.0, "ours": 2.0 * i}, "plain") for i in (1, 9)]),
     "gap": lambda: gap.draw(gap.from_table()),
     "exact_training": lambda: exact_training.draw(exact_training.from_table()),
-    "guides_and_objectives": rows.draw,
     "prior_sampling": lambda: closed_form.draw_misses({1: {10: (1.0, 0.1, 0.2, 0.0), 100: (0.1, 0.0, 0.0, 0.0)}}),
     "annealing_bounds": lambda: closed_form.draw_bounds(
         {m: {10: (-1.0, 1.0, 0.1, 0.1), 99: (-0.1, 0.0, 0.1, 0.1)} for m in (2, 9)}

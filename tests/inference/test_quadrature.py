@@ -18,6 +18,7 @@ from torch.distributions.transforms import AffineTransform
 from ppl_gen.core.components import construct, find
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.normal import Normal
+from ppl_gen.inference.annealed import annealed_log_px
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.quadrature import (
     Quadrature,
@@ -494,3 +495,19 @@ def test_memory_is_estimated_before(monkeypatch: pytest.MonkeyPatch) -> None:
     model = FactorAnalysis(PIXELS, latent_dim=1)
     with pytest.raises(BadInput, match=r"quadrature of 20 images takes up to 0\.1 GB, but 0\.0 GB are free"):
         quadrature_log_px(model, model.model(n=20).detach())
+
+
+def test_a_likelihood_that_draws_noise_is_refused() -> None:
+    """By quadrature and by annealing: the same z has another density at each call. So is dropout in training alone
+    none."""
+    decoder = nn.Sequential(nn.Linear(2, PIXELS), nn.Dropout(0.2)).double()
+    zero = torch.zeros(2, dtype=torch.float64)
+    prior = dist.Normal(zero, 1.0).to_event(1)
+    x = torch.zeros(3, PIXELS, dtype=torch.float64)
+    model = Own(prior, lambda z: dist.Normal(nn.functional.dropout(decoder[0](z), 0.2), 1.0).to_event(1))
+    for estimate in (quadrature_log_px, annealed_log_px):
+        with pytest.raises(BadInput, match=r"likelihood\(z\) draws random numbers, so that the same z has another"):
+            estimate(model, x)
+    model = Own(prior, lambda z: dist.Normal(decoder(z), 1.0).to_event(1))
+    model.decoder = decoder
+    assert quadrature_log_px(model, x).log_px.isfinite().all() and model.training

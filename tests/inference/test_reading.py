@@ -186,3 +186,19 @@ def test_a_value_of_another_shape_than_its_distribution() -> None:
     shapes = r"its value has the shape \(5, 6\), its distribution \(6, 5\) and events of \(\)"
     with pytest.raises(BadInput, match=shapes):
         ppl_gen.log_weights(model, guide, torch.zeros(6, 6), num_samples=5)
+
+
+def test_images_that_are_nan_are_named_so() -> None:
+    """A Bernoulli scores no NaN. What Pyro says of it would be longer."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+
+    with pytest.raises(BadInput, match=r"^model: site 'x' has the value NaN at image 0$"):
+        ppl_gen.log_marginal_likelihood(model, guide, torch.full((3, 6), torch.nan))

@@ -78,7 +78,7 @@ def test_nothing_to_draw(elsewhere: Path, call: Call) -> None:
     (damaged / FILE).write_bytes(b"no arrays")
     assert shared_posteriors({path.name: path for path in (none, damaged, best)}) == {}
     status, out, err = call(compare.command, none, damaged, "--posteriors", "p.png", "--figure", "f.png")
-    assert status == 2 and out == "" and err.count("\n") == 1 and "fit --resume RUN" in err
+    assert status == 2 and out == "" and err.count("\n") == 1 and "no run has posteriors of its last weights" in err
     assert not Path("p.png").exists() and not Path("f.png").exists()
     with pytest.raises(BadInput, match="continuous z of two units"):
         Comparison([none]).posteriors()

@@ -325,20 +325,6 @@ def test_evaluating_writes_it_again(run: Path, call: Call) -> None:
     assert cli.parse(evaluate.Command, again, "", "").options == replace(asked, estimator="importance")
 
 
-def test_results_of_an_earlier_version_have_no_options(run: Path) -> None:
-    """Their commands are there without, and the page says so; the gaps are still those of `--gaps`."""
-    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    summary.pop("options", None)
-    entry = {"mean": 1.0, "se": 0.1, "mc_se": 0.1}
-    names = ("log_px", "elbo", "best_elbo", "approximation", "amortization")
-    contexts = {"num_images": 3, "at_least": False, "fraction_settled": 1.0} | dict.fromkeys(names, entry)
-    (run / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")
-    (run / "gaps.json").write_text(json.dumps(summary | {"num_samples": 9, "contexts": contexts}), encoding="utf-8")
-    page = Page(report(RunDirectory.open(run)))
-    assert page.commands("evaluate")[-2:] == [[ODD], [ODD, "--gaps"]]
-    assert page.texts["code"].count("an earlier version did not record the options that made them") == 2
-
-
 def test_several_proposals_are_in_the_command(run: Path, call: Call) -> None:
     arguments = (run, "--num-images", "5", "--num-samples", "30", "--prior-share", "0.25", "--temperature", "1.5")
     assert call(evaluate.command, *arguments)[0] == 0

@@ -81,12 +81,10 @@ def again(
     :param method: the method of a `Run` that does the same.
     :param defaults: default of each option. Options with these values are left out.
     """
-    if "options" not in content:
-        text += "; an earlier version did not record the options that made them"
-        return Again(text, program, method_call(method, {}))
-    of_method = {name: value for name, value in content["options"].items() if name not in ("checkpoint", "gaps")}
+    options = content.get("options", {})  # a contributor's own result may have none
+    of_method = {name: value for name, value in options.items() if name not in ("checkpoint", "gaps")}
     call = method_call(method, changed(of_method, defaults))
-    return Again(text, [*program, *words(content["options"], defaults)], call, content.get("checkpoint", "last"))
+    return Again(text, [*program, *words(options, defaults)], call, content.get("checkpoint", "last"))
 
 
 def _modules() -> dict[str, Any]:

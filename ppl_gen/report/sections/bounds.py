@@ -29,9 +29,5 @@ def _rows(content: Json) -> list[Row]:
 
 
 def _defaults(content: Json) -> Json:
-    """The default of each option of an evaluation. That of `sandwich` depends on the estimator; earlier versions
-    recorded 100 with every estimator, and used it with annealing alone."""
-    options = content.get("options", {})
-    unused = "sandwich_importance" not in content and options.get("estimator") != "annealed"
-    defaults = asdict(EvaluationOptions())
-    return defaults | {"sandwich": options.get("sandwich") if unused else 100 if "sandwich" in content else 0}
+    """The default of each option of an evaluation. That of `sandwich` depends on the estimator."""
+    return asdict(EvaluationOptions()) | {"sandwich": 100 if "sandwich" in content else 0}

@@ -15,7 +15,7 @@ FILE = "gaps.json"
 
 def section(content: Json, arguments: Sequence[object]) -> Section:
     """The parts of the gap, on average and of some images."""
-    defaults = asdict(EvaluationOptions()) | {"gaps": True, "sandwich": content.get("options", {}).get("sandwich")}
+    defaults = asdict(EvaluationOptions()) | {"gaps": True, "sandwich": content["options"].get("sandwich")}
     how = f"with the {content['checkpoint']} weights, in {content['seconds']:.0f} s"
     return Section(
         "Where does the gap come from?",
