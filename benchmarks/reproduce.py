@@ -436,7 +436,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"ended with status {status}", file=sys.stderr)
             return 1
     if given.name in runs and not given.dry_run:
-        made = record_of_sweep if ".sweep " in commands[0] else record
+        made = record_of_sweep if ".sweep " in commands[-1] else record  # a copied run of a sweep has more after it
         found = made(Path("runs", given.name), commands)
         given.results.mkdir(exist_ok=True)
         (given.results / f"{given.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_gen.networks.log_density import log_density
-from ppl_gen.networks.supports import Site, own_log_prob
+from ppl_gen.networks.supports import Site, own_log_prob, parts
 
 _HALF = (torch.float16, torch.bfloat16)
 RELATIVE, ABSOLUTE = 2e-5, 5e-4
@@ -17,12 +17,20 @@ RELATIVE, ABSOLUTE = 2e-5, 5e-4
 
 
 def sample_sites(trace: poutine.Trace) -> list[Site]:
-    """Sample statements of a trace, without the subsample sites of plates and without `pyro.deterministic`."""
+    """Sample statements of a trace, without the subsample sites of plates and without values that are functions of
+    others: those of `pyro.deterministic`, and sites that `poutine.reparam` has replaced."""
     return [
         site
         for site in trace.nodes.values()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site)
     ]
+
+
+def _is_deterministic(site: Site) -> bool:
+    if site["infer"].get("_deterministic"):
+        return True
+    points = [part.v for part in parts(site["fn"]) if isinstance(part, dist.Delta)] if site["is_observed"] else []
+    return any(point.data_ptr() == site["value"].data_ptr() for point in points)
 
 
 def unobserved(trace: poutine.Trace) -> list[str]:

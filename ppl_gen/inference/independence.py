@@ -4,11 +4,13 @@ Batch normalization, and an event that extends across the plate, make one image 
 pair has no importance weights of single images.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -21,7 +23,8 @@ from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.tracing import Traces, conditioned, replayed
 
 _BATCH_SIZE = 16  # images, as many as importance sampling holds at a time
-_SEEDS, _COPIES = 16, 4  # draws of noise, and copies of each image: noise that is 0 on 99 images of 100 is seen, too
+_SEEDS = 64  # draws of noise: noise that is 0 on 99 images of 100 is seen, too
+_CALLS, _COPIES = 16, 4  # draws of noise that images may share, and copies of each image
 
 # Images ------------------------------------------------------------------------------------------------------------
 
@@ -45,18 +48,21 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
     scorer = _Scorer(pair, batch, sites, seed)
     everyone = torch.arange(len(rows), device=x.device)
     try:
-        together, _ = scorer(everyone)
+        together, values = scorer(everyone)
     except Exception:  # the guide cannot score a z that it has not drawn, as a flow without inverse
         scorer = replace(scorer, sites=None)
-        together, _ = scorer(everyone)
-    again, _ = scorer(everyone)
-    if not _all_alike(together, again):
+        together, values = scorer(everyone)
+    before = _states_elsewhere()
+    repeated = [scorer(everyone)[0]]
+    if _states_elsewhere() != before:
+        repeated += [scorer(everyone)[0] for _ in range(_SEEDS)]
+    if not all(_all_alike(together, again) for again in repeated):
         raise BadInput(
-            f"{pair.model_name} and {pair.guide_name} score the same z twice with the same random numbers, but get "
-            "different densities: keep no state between calls, and draw all noise with torch"
+            f"{pair.model_name} and {pair.guide_name} score the same z twice with the same random numbers of torch, "
+            "but get different densities: keep no state between calls, and draw all noise with torch"
         )
-    others = _with_other_noise(scorer, everyone)
-    noisy = scorer.sites is None or any(not _all_alike(others[0], other) for other in others)
+    seed_of_other = _other_noise(scorer, everyone, together, values)
+    noisy = scorer.sites is None or seed_of_other is not None
     for image in everyone[:: max(1, len(everyone) // 3)][:3]:
         if noisy:
             apart, where, how = scorer(_other_batch(everyone, image))[0], image, "in another batch"
@@ -65,25 +71,35 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
         for what, one, many in zip(_WHAT, _densities(apart), _densities(together), strict=True):
             if not alike(one[0, where], many[0, image]) and (noisy or not _differ_by_rounding(scorer, image)):
                 raise _dependent(pair, what, int(rows[image]), one[0, where], how, many[0, image], len(rows))
-    if noisy and scorer.sites is not None:
-        _check_shared_noise(pair, others)
+    if scorer.sites is not None and seed_of_other is not None:
+        _check_shared_noise(scorer, everyone.repeat(_COPIES), seed_of_other)
     return replace(pair, noisy=noisy)
 
 
-def _with_other_noise(scorer: "_Scorer", everyone: Tensor) -> list[Terms]:
-    """The terms of copies of the images at the same z, each time with other noise beside z; none if no random number
-    is drawn beside those of the sites."""
+def _states_elsewhere() -> tuple[Any, ...]:
+    """The states of the generators of Python and of NumPy."""
+    state: Any = np.random.get_state(legacy=False)
+    return random.getstate(), state["state"]["key"].tobytes(), state["state"]["pos"], state["gauss"]
+
+
+def _other_noise(scorer: "_Scorer", everyone: Tensor, together: Terms, values: list[Tensor]) -> int | None:
+    """A seed of noise beside z with which the densities of the same z are other ones; None without any.
+
+    :param together: the terms with the scorer's own seed.
+    :param values: the values of the observed sites.
+    """
     if not draws_numbers(lambda: scorer(everyone), everyone.is_cuda, scorer.seed):  # those of the sites have values
-        return []
-    rows = everyone.repeat(_COPIES)
-    others, values = zip(*(replace(scorer, seed=scorer.seed + n)(rows) for n in range(1, _SEEDS + 1)), strict=True)
-    for each in values:
-        if not all(bool(((one == two) | one.isnan()).all()) for one, two in zip(values[0], each, strict=True)):
+        return None
+    for seed in range(scorer.seed + 1, scorer.seed + 1 + _SEEDS):
+        other, others = replace(scorer, seed=seed)(everyone)
+        if not all(bool(((one == two) | one.isnan()).all()) for one, two in zip(values, others, strict=True)):
             raise BadInput(
                 f"{scorer.pair.model_name} observes different values at every call, such as torch.bernoulli(x): draw "
                 "them once and pass them as x"
             )
-    return list(others)
+        if not _all_alike(together, other):
+            return seed
+    return None
 
 
 def _dependent(
@@ -112,8 +128,16 @@ def check_halves(pair: Pair, first: int, batch: Batch, traces: Traces) -> None:
     scorer = _Scorer(pair, batch, {name: pair.proposal(traces).nodes[name] for name in pair.latent}, 0)
     try:
         together, _ = scorer(everyone)
+        noisy = draws_numbers(lambda: scorer(everyone), everyone.is_cuda) and not _all_alike(
+            together, replace(scorer, seed=1)(everyone)[0]
+        )
     except Exception:  # such as a flow without inverse
         return
+    if noisy:
+        raise BadInput(
+            f"{pair.model_name} or {pair.guide_name} draws noise beside z for some images alone, which others do not "
+            "show: draw it for all images, as torch.randn_like(z) does"
+        )
     for rows in everyone.tensor_split(2):
         apart, _ = scorer(rows)
         for what, one, many in zip(_WHAT, _densities(apart), _densities(together), strict=True):
@@ -126,17 +150,20 @@ def check_halves(pair: Pair, first: int, batch: Batch, traces: Traces) -> None:
                     raise _dependent(pair, what, int(image), one[0, number], how, many[0, image], len(everyone), first)
 
 
-def _check_shared_noise(pair: Pair, others: list[Terms]) -> None:
+def _check_shared_noise(scorer: "_Scorer", copies: Tensor, seed: int) -> None:
     """Refuse noise beside z that all images of a call share, such as that of a weight: samples would share it too, and
-    no error of an estimate counts it. Its copies of an image differ from call to call, and are equal in each call.
+    no error of an estimate counts it. Copies of an image then differ from call to call, and are equal in each call.
 
-    :param others: of `_with_other_noise`.
+    :param copies: the rows of all images, `_COPIES` times.
+    :param seed: a seed of other noise than the scorer's own.
     """
-    for what, *calls in zip(_WHAT, *map(_densities, others), strict=True):
-        copies = [each.reshape(_COPIES, -1) for each in calls]
-        first = copies[0][0]
-        other = next((each[0] for each in copies if not alike(each[0], first)), None)
-        if other is not None and all(alike(each, each[:1].expand_as(each)) for each in copies):
+    pair, seeds = scorer.pair, [scorer.seed, *range(seed, seed + _CALLS)]
+    calls = [_densities(replace(scorer, seed=each)(copies)[0]) for each in seeds]
+    for what, *found in zip(_WHAT, *calls, strict=True):
+        tables = [each.reshape(_COPIES, -1) for each in found]
+        first = tables[0][0]
+        other = next((each[0] for each in tables if not alike(each[0], first)), None)
+        if other is not None and all(alike(each, each[:1].expand_as(each)) for each in tables):
             image = int((first - other).abs().nan_to_num(0.0).argmax())
             owner = pair.guide_name if what == "log q(z | x)" else pair.model_name
             raise BadInput(

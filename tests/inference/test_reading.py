@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pairs import number, one_site
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor, nn
 
 import ppl_gen
@@ -202,3 +204,20 @@ def test_images_that_are_nan_are_named_so() -> None:
 
     with pytest.raises(BadInput, match=r"^model: site 'x' has the value NaN at image 0$"):
         ppl_gen.log_marginal_likelihood(model, guide, torch.full((3, 6), torch.nan))
+
+
+def test_a_site_that_is_reparametrized_is_no_image() -> None:
+    """`poutine.reparam` puts a Delta in its place, which is observed: x alone is, and it has probabilities."""
+
+    @poutine.reparam(config={"z": LocScaleReparam(0.0)})
+    def model(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.ones(6), 2.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("z_decentered", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+
+    pair = Pair.read(model, guide, torch.zeros(3, 6))
+    assert pair.discrete and pair.observed == ("x",) and pair.latent == ("z_decentered",)
