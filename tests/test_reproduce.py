@@ -161,6 +161,11 @@ def test_cells_of_uses() -> None:
             "error": {"q(y | x)": {"mean": 0.1538, "se": 0.0036}},
         },
         "fill": {"log_p_hidden": {"mean": -80.0, "se": 1.5, "bits_per_hidden_pixel": 0.2971}},
+        "quality": {
+            **{name: {"mean": 0.75, "se": 0.0125} for name in ("frechet", "kernel", "precision", "recall")},
+            "classes": {"covered": 9, "divergence": 0.1874},
+            "nearest": {"samples": 4.824},
+        },
     }
     cells = reproduce._cells(reproduce.CELLS, found)
     assert cells["approximation gap"] == cells["log p(x) of these"] == "at least -2.00 ± 0.25"
@@ -172,6 +177,9 @@ def test_cells_of_uses() -> None:
     assert cells["effective samples of these"] == "6.7" and cells["ROC AUC"] == "0.879 ± 0.007"
     assert cells["power on 10 images"] == "0.500 ± 0.010" and cells["purity (chance)"] == "0.710 (0.120)"
     assert cells["wrong by q(y given x)"] == "15.38 ± 0.36 %" and "wrong by p(y given x)" not in cells
+    assert cells["Fréchet distance"] == "0.75 ± 0.01" and cells["classes"] == "9" and cells["KL of classes"] == "0.187"
+    assert {cells[name] for name in ("kernel distance", "precision", "recall")} == {"0.750 ± 0.013"}
+    assert cells["nearest training image"] == "4.82"
     assert cells["log p(hidden given visible)"] == "-80.00 ± 1.50" and cells["bits per hidden pixel"] == "0.297"
 
 

@@ -1,8 +1,11 @@
 """The seed of torch's generators, and their states."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def seed_torch(number: int) -> None:
@@ -33,19 +36,22 @@ def random_states(gpu: bool) -> dict[str, torch.Tensor]:
     return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if gpu else {})
 
 
-def draws_numbers(function: Callable[[], object], gpu: bool, seed: int = 0) -> bool:
-    """True if a function draws random numbers of torch. Afterwards the generators are where it has left them.
+def with_draws(function: Callable[[], T], gpu: bool, seed: int = 0) -> tuple[T, bool]:
+    """What a function returns, and True if it draws random numbers of torch. Afterwards the generators are where it has
+    left them.
 
-    >>> draws_numbers(lambda: torch.rand(2), gpu=False), draws_numbers(lambda: torch.zeros(2), gpu=False)
-    (True, False)
+    >>> with_draws(lambda: torch.rand(2), gpu=False)
+    (tensor([0.4963, 0.7682]), True)
+    >>> with_draws(lambda: torch.zeros(2), gpu=False)
+    (tensor([0., 0.]), False)
 
     :param gpu: with the generator of the current GPU.
     :param seed: seed of the generators before the call.
     """
     seed_torch(seed)
     before = random_states(gpu)
-    function()
-    return any(not state.equal(before[device]) for device, state in random_states(gpu).items())
+    found = function()
+    return found, any(not state.equal(before[device]) for device, state in random_states(gpu).items())
 
 
 def set_random_states(states: Mapping[str, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_gen.core.contracts import Amortized, HasDensity, TakesMissing, offers
+from ppl_gen.core.contracts import Amortized, HasDensity, offers
 from ppl_gen.core.errors import BadInput, near_miss, require, warnings_of
 from ppl_gen.core.paths import is_file
 from ppl_gen.core.progress import Progress
@@ -19,6 +19,7 @@ from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.checks import num_levels
 from ppl_gen.inference.estimate import mean_entry, mean_mc_se, mean_se, median_and_least, share
 from ppl_gen.inference.imputation import PASSES, Imputation, exact_imputation, importance_imputation
+from ppl_gen.inference.observed import takes_missing
 from ppl_gen.inference.state_memory import cheap_to_enumerate, require_memory
 
 SIDES = ("left", "right", "top", "bottom")
@@ -114,8 +115,7 @@ def impute(
     with Progress(PASSES * len(x), "image", quiet=quiet) as progress:
         advance = progress.advancing("filling in", f"{num_samples} samples per image")
         # A guide that knows what to do without a pixel is not given a pixel that it would take for observed.
-        takes_missing = fitted.incomplete or (offers(guide, TakesMissing) and guide.takes_missing)
-        filler = None if takes_missing else fitted.data.mean()
+        filler = None if fitted.incomplete or takes_missing(guide) else fitted.data.mean()
         return importance_imputation(model, guide, x, visible, filler, num_samples, _DRAWS, advance, known)
 
 

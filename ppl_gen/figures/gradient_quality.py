@@ -10,8 +10,9 @@ from ppl_gen.figures.style import BLUE, SMALL, VERMILION, WIDTH, plain, spread, 
 
 CAPTIONS = {
     "gradients": Caption(
-        "Squared bias against variance of gradient estimators for the guide, both relative to the squared length of "
-        "the exact gradient of the ELBO, which is the star at the origin. The axes are linear up to the dotted lines "
+        "Squared bias against variance of gradient estimators for the parameters that the title names. Both are "
+        "relative to the squared length of the exact gradient of the ELBO, which is the star at the origin. The axes "
+        "are linear up to the dotted lines "
         "and logarithmic beyond. Open circles: the bias cannot be told from zero, and the whisker ends at the largest "
         "one that two standard errors allow. The area of a mark is the processor time of a step.",
         "Marks of gradient estimators: squared bias upward, variance to the right, the exact gradient at the origin",

@@ -167,11 +167,13 @@ def _kind_of(pair: Pair, site: Site, unchecked: bool, first: int, batch: Batch) 
         return "cross-entropy"
     if unchecked:
         return "unchecked"
-    outside = pair.per_image(site, (~admitted).to(batch.x.dtype if batch.x.is_floating_point() else torch.float32))
-    image = int(outside.flatten().nonzero()[0])
-    values = site["value"].detach()
-    if bool(values.isnan().any()):
+    dtype = batch.x.dtype if batch.x.is_floating_point() else torch.float32
+    values, size = site["value"].detach(), site["fn"].event_dim
+    nan = values.isnan().flatten(-size).any(-1) if size else values.isnan()
+    if bool(nan.any()):
+        image = int(pair.per_image(site, nan.to(dtype)).flatten().nonzero()[0])
         raise BadInput(f"{pair.model_name}: site '{site['name']}' has the value NaN at image {first + image}")
+    image = int(pair.per_image(site, (~admitted).to(dtype)).flatten().nonzero()[0])
     raise BadInput(
         f"{pair.model_name}: image {first + image} is impossible for every z: values of site '{site['name']}' "
         f"lie in [{float(values.min()):g}, {float(values.max()):g}], but {name_of(site['fn'])} has the "

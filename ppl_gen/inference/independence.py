@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.core.seeds import draws_numbers, seed_torch
+from ppl_gen.core.seeds import seed_torch, with_draws
 from ppl_gen.inference.callables import Batch, map_leaves, modules_of, take
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, Site, alike, samples_first
 from ppl_gen.inference.pair import Pair, Terms
@@ -53,7 +53,8 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
         scorer = replace(scorer, sites=None)
         together, values = scorer(everyone)
     before = _states_elsewhere()
-    repeated = [scorer(everyone)[0]]
+    (again, _), draws = with_draws(lambda: scorer(everyone), x.is_cuda, seed)  # those of the sites have values
+    repeated = [again]
     if _states_elsewhere() != before:
         repeated += [scorer(everyone)[0] for _ in range(_SEEDS)]
     if not all(_all_alike(together, again) for again in repeated):
@@ -61,7 +62,7 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
             f"{pair.model_name} and {pair.guide_name} score the same z twice with the same random numbers of torch, "
             "but get different densities: keep no state between calls, and draw all noise with torch"
         )
-    seed_of_other = _other_noise(scorer, everyone, together, values)
+    seed_of_other = _other_noise(scorer, everyone, together, values) if draws else None
     noisy = scorer.sites is None or seed_of_other is not None
     for image in everyone[:: max(1, len(everyone) // 3)][:3]:
         if noisy:
@@ -88,8 +89,6 @@ def _other_noise(scorer: "_Scorer", everyone: Tensor, together: Terms, values: l
     :param together: the terms with the scorer's own seed.
     :param values: the values of the observed sites.
     """
-    if not draws_numbers(lambda: scorer(everyone), everyone.is_cuda, scorer.seed):  # those of the sites have values
-        return None
     for seed in range(scorer.seed + 1, scorer.seed + 1 + _SEEDS):
         other, others = replace(scorer, seed=seed)(everyone)
         if not all(bool(((one == two) | one.isnan()).all()) for one, two in zip(values, others, strict=True)):
@@ -127,10 +126,8 @@ def check_halves(pair: Pair, first: int, batch: Batch, traces: Traces) -> None:
         return
     scorer = _Scorer(pair, batch, {name: pair.proposal(traces).nodes[name] for name in pair.latent}, 0)
     try:
-        together, _ = scorer(everyone)
-        noisy = draws_numbers(lambda: scorer(everyone), everyone.is_cuda) and not _all_alike(
-            together, replace(scorer, seed=1)(everyone)[0]
-        )
+        (together, _), draws = with_draws(lambda: scorer(everyone), everyone.is_cuda)
+        noisy = draws and not _all_alike(together, replace(scorer, seed=1)(everyone)[0])
     except Exception:  # such as a flow without inverse
         return
     if noisy:

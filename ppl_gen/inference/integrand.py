@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_gen.core.contracts import HasDensity
 from ppl_gen.core.errors import BadInput, as_bad_input
-from ppl_gen.core.seeds import draws_numbers
+from ppl_gen.core.seeds import with_draws
 from ppl_gen.inference.callables import forked_rng, modules_of
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, alike
 from ppl_gen.inference.signatures import name_of
@@ -43,10 +43,11 @@ def check_without_noise(model: HasDensity, z: Tensor, x: Tensor) -> None:
         return observed_log_prob(model.likelihood(z), x.expand(len(z), *x.shape))
 
     with forked_rng(x), torch.no_grad():
-        if draws_numbers(log_prob, x.is_cuda) and not all(alike(log_prob(), log_prob()) for _ in range(_CALLS)):
+        first, draws = with_draws(log_prob, x.is_cuda)
+        if draws and not all(alike(first, log_prob()) for _ in range(_CALLS)):
             raise BadInput(
                 f"{name_of(model)}: likelihood(z) draws random numbers, so that the same z has another density at each "
-                "call; let it draw none, or estimate log p(x) by --estimator importance"
+                "call; let it draw none"
             )
 
 

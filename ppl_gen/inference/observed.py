@@ -79,10 +79,10 @@ def observe(model: nn.Module, guide: nn.Module) -> None:
     """
     kind: Any = type(model)
     of_model: dict[str, Any] = {"model": _observing(kind.model)}
-    if offers(model, ClosedForm) and not _takes_missing(model):
+    if offers(model, ClosedForm) and not takes_missing(model):
         of_model["log_px"] = None
     _change(model, "model", of_model)
-    if not _takes_missing(guide):
+    if not takes_missing(guide):
         names = ["guide", *(["encode"] if offers(guide, Amortized) else [])]
         _change(guide, "guide", {name: _zero_filled(getattr(type(guide), name)) for name in names})
 
@@ -98,7 +98,8 @@ def observes_pixels(module: object) -> bool:
     return any(_OBSERVES in vars(kind) for kind in type(module).__mro__)
 
 
-def _takes_missing(module: object) -> bool:
+def takes_missing(module: object) -> bool:
+    """True for a guide whose methods take images with missing pixels, and for a model whose `log_px(x)` does."""
     return offers(module, TakesMissing) and module.takes_missing
 
 

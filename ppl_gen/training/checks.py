@@ -38,6 +38,7 @@ from ppl_gen.inference.coverage import leaves_support
 from ppl_gen.inference.discretization import discretized, few_nodes
 from ppl_gen.inference.enumeration import TraceEnum
 from ppl_gen.inference.exact import check_against_samples, check_probability, closed_form, exact_blocks
+from ppl_gen.inference.integrand import check_without_noise
 from ppl_gen.inference.objectives.loss import name_of
 from ppl_gen.inference.pair import Pair
 from ppl_gen.inference.rounding import check_rounding
@@ -297,6 +298,7 @@ def check_contract(assembled: Assembled) -> None:
         if offers(model, HasPrior):
             ours, theirs, what = model.prior().log_prob(z), terms.log_prior, "prior()"
             if offers(model, HasDensity):
+                check_without_noise(model, z, x[0])
                 ours, theirs = ours + observed_log_prob(model.likelihood(z), x), theirs + terms.log_likelihood
                 what = "prior() and likelihood(z)"
             checks.append((ours, theirs, what, "model", model))

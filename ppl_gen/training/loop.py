@@ -95,7 +95,7 @@ class State:
     """Number of epochs that were planned when `on_epoch` ended training; 0 if it did not. So a run that is to have more
     epochs is not stopped."""
     trained: list[str] = field(default_factory=list)
-    """Names of the parameters that are trained, in the order of the optimizer; empty in an older checkpoint."""
+    """Names of the parameters that are trained, in the order of the optimizer."""
 
     @classmethod
     def read(cls, content: Json) -> "State":

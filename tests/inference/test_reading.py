@@ -190,34 +190,32 @@ def test_a_value_of_another_shape_than_its_distribution() -> None:
         ppl_gen.log_weights(model, guide, torch.zeros(6, 6), num_samples=5)
 
 
-def test_images_that_are_nan_are_named_so() -> None:
-    """A Bernoulli scores no NaN. What Pyro says of it would be longer."""
+_SIX = dist.Normal(torch.zeros(6), 1.0).to_event(1)
+_BINARY = one_site(_SIX, lambda z: dist.Bernoulli(logits=z).to_event(1))
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=z).to_event(1), obs=x)
+
+def _standard(site: str) -> Callable[[Tensor], None]:
+    """q = N(0, I) for a site of six units."""
 
     def guide(x: Tensor) -> None:
         with pyro.plate("images", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            pyro.sample(site, _SIX)
 
-    with pytest.raises(BadInput, match=r"^model: site 'x' has the value NaN at image 0$"):
-        ppl_gen.log_marginal_likelihood(model, guide, torch.full((3, 6), torch.nan))
+    return guide
+
+
+def test_images_that_are_nan_are_named_so() -> None:
+    """A Bernoulli scores no NaN. What Pyro says of it would be longer. The image is the one with NaN, where another is
+    impossible."""
+    x = torch.zeros(4, 6)
+    x[1, 2], x[3, 4] = 2.0, torch.nan
+    with pytest.raises(BadInput, match=r"^model: site 'x' has the value NaN at image 3$"):
+        ppl_gen.log_marginal_likelihood(_BINARY, _standard("z"), x)
 
 
 def test_a_site_that_is_reparametrized_is_no_image() -> None:
     """`poutine.reparam` puts a Delta in its place, which is observed: x alone is, and it has probabilities."""
 
-    @poutine.reparam(config={"z": LocScaleReparam(0.0)})
-    def model(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.ones(6), 2.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=z).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("images", len(x)):
-            pyro.sample("z_decentered", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-
-    pair = Pair.read(model, guide, torch.zeros(3, 6))
+    model = poutine.reparam(_BINARY, config={"z": LocScaleReparam(0.0)})
+    pair = Pair.read(model, _standard("z_decentered"), torch.zeros(3, 6))
     assert pair.discrete and pair.observed == ("x",) and pair.latent == ("z_decentered",)

@@ -68,6 +68,17 @@ WRONG = (
 )
 
 
+def test_a_likelihood_with_noise(elsewhere: Path, call: Call) -> None:
+    """Dropout that is always on: two calls differ, which is no disagreement of two methods."""
+    noisy = WRONG.replace("2 * self.net(z)", "self.net(nn.functional.dropout(z))").replace(
+        "logits=self.net(z)", "logits=self.net(nn.functional.dropout(z))"
+    )
+    Path("noisy.py").write_text(noisy)
+    status, _, err = call(fit.command, "noisy.py:Deaf", *PLAIN, "--out", "run")
+    assert status == 2 and "Deaf: likelihood(z) draws random numbers" in err and err.count("\n") == 1
+    assert not Path("run").exists()
+
+
 def test_a_likelihood_that_is_not_the_models(elsewhere: Path, call: Call) -> None:
     Path("wrong.py").write_text(WRONG)
     status, _, err = call(fit.command, "wrong.py:Deaf", *PLAIN, "--out", "run")
