@@ -331,7 +331,7 @@ class Loop:
         else:
             samples = getattr(self.fitted.objective, "num_particles", 1)
             ours, theirs = (partial(minus_elbo, each, samples) for each in (self.pair, by_functions))
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), matmul_precision():  # products of bfloat16 numbers may differ
             differ = not same_step(ours, theirs, self.modules, batch)
         if parallel.any_rank(differ):
             self.pair = by_functions

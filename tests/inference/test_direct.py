@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from fits import CONFIG, same, small_config
+from fits import CONFIG, SMALL, same, small_config
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
@@ -215,11 +215,17 @@ class Changing(Plain):
 
 
 def _train(
-    guide: nn.Module, data: Data, path: Path, quiet: bool = True, model: nn.Module | None = None
+    guide: nn.Module,
+    data: Data,
+    path: Path,
+    quiet: bool = True,
+    model: nn.Module | None = None,
+    config: Config | None = None,
 ) -> nn.ModuleDict:
-    model = model or assemble(small_config(), data)[0]
+    config = config or small_config()
+    model = model or assemble(config, data)[0]
     run = RunDirectory.create(path, "run", CONFIG)
-    fitted = Fitted(small_config(), model, guide, data, Given(), run)
+    fitted = Fitted(config, model, guide, data, Given(), run)
     train(fitted, quiet=quiet)
     return nn.ModuleDict({"model": model, "guide": guide})
 
@@ -238,6 +244,26 @@ def test_a_difference_in_training_is_found_after_an_epoch(
         _train(guide, data, tmp_path / str(methods), quiet=False)
         assert capsys.readouterr().err.count(line) == told
         assert len(guide.runs) == runs
+
+
+class Rounding(Plain):
+    """Where products are of bfloat16 numbers, its methods differ from its function."""
+
+    def posterior(self, context: Tensor) -> Any:
+        if torch.get_float32_matmul_precision() == "medium":
+            context = 1.1 * context
+        return super().posterior(context)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", super().posterior(self.encode(x)))
+
+
+def test_rounding_to_bfloat16_is_no_difference(tmp_path: Path, data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    config = small_config(replace(SMALL, matmul_precision="medium"))
+    _train(Rounding(data.dim, 3), data, tmp_path / "run", quiet=False, config=config)
+    assert "differ" not in capsys.readouterr().err
 
 
 class Counting(Plain):
