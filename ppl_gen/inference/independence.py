@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.core.seeds import seed_torch, with_draws
+from ppl_gen.core.seeds import MANY_DRAWS, seed_torch, with_draws
 from ppl_gen.inference.callables import Batch, map_leaves, modules_of, take
 from ppl_gen.inference.densities import ABSOLUTE, RELATIVE, Site, alike, samples_first
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.tracing import Traces, conditioned, replayed
 
 _BATCH_SIZE = 16  # images, as many as importance sampling holds at a time
-_SEEDS = 64  # draws of noise: noise that is 0 on 99 images of 100 is seen, too
 _CALLS, _COPIES = 16, 4  # draws of noise that images may share, and copies of each image
 
 # Images ------------------------------------------------------------------------------------------------------------
@@ -56,7 +55,7 @@ def check_independence(pair: Pair, batch: Batch) -> Pair:
     (again, _), draws = with_draws(lambda: scorer(everyone), x.is_cuda, seed)  # those of the sites have values
     repeated = [again]
     if _states_elsewhere() != before:
-        repeated += [scorer(everyone)[0] for _ in range(_SEEDS)]
+        repeated += [scorer(everyone)[0] for _ in range(MANY_DRAWS)]
     if not all(_all_alike(together, again) for again in repeated):
         raise BadInput(
             f"{pair.model_name} and {pair.guide_name} score the same z twice with the same random numbers of torch, "
@@ -89,7 +88,7 @@ def _other_noise(scorer: "_Scorer", everyone: Tensor, together: Terms, values: l
     :param together: the terms with the scorer's own seed.
     :param values: the values of the observed sites.
     """
-    for seed in range(scorer.seed + 1, scorer.seed + 1 + _SEEDS):
+    for seed in range(scorer.seed + 1, scorer.seed + 1 + MANY_DRAWS):
         other, others = replace(scorer, seed=seed)(everyone)
         if not all(bool(((one == two) | one.isnan()).all()) for one, two in zip(values, others, strict=True)):
             raise BadInput(

@@ -60,9 +60,10 @@ def check_rounding(pair: Pair, x: Tensor, *args: Any, **kwargs: Any) -> None:
         with suppress(Exception), forked_rng(x), torch.no_grad():
             share = _share_at_ends(pair, take(rows, x, args, kwargs))
     if share > LARGEST_SHARE:
+        finer = "" if x.dtype is torch.float64 else "compute in float64, or "
         raise BadInput(
             f"{share:.0%} of the weights are of z that rounding has put to an end of its support, where a density says "
-            "nothing of the values beyond: compute in float64, or let z be real, and bound it in the model, such as by "
+            f"nothing of the values beyond: {finer}let z be real, and bound it in the model, such as by "
             "torch.sigmoid(z)"
         )
 

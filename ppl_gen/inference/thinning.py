@@ -10,6 +10,7 @@ w~_k as far as pi_k <= 1 allows, by systematic sampling (Madow 1949).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput, require
+from ppl_gen.core.seeds import MANY_DRAWS, with_draws
 from ppl_gen.inference.callables import Batch, evaluating, forked_rng, modules_of
 from ppl_gen.inference.chunks import pairs_at_a_time
 from ppl_gen.inference.densities import alike, masked_log_prob
@@ -70,12 +72,14 @@ def check_noise(who: str, pair: Pair, x: Tensor, *args: Any, instead: str) -> No
         raise error  # which a few images may not show
     with _as_in_a_step(pair, x), torch.no_grad():
         drawn = trace_of(pair.guide, images)
+        replayed = partial(trace_of, poutine.replay(pair.guide, trace=drawn), images)
         try:
-            again = trace_of(poutine.replay(pair.guide, trace=drawn), images)
-            pairs = [[masked_log_prob(each.nodes[name]) for each in (drawn, again)] for name in pair.latent]
+            again, draws = with_draws(replayed, x.is_cuda)
+            others = [again, *(replayed() for _ in range(MANY_DRAWS * draws))]
+            densities = [[masked_log_prob(each.nodes[name]) for name in pair.latent] for each in (drawn, *others)]
         except Exception:  # a flow without inverse, which the first step refuses
             return
-        if not all(alike(first, second) for first, second in pairs):
+        if not all(all(map(alike, densities[0], other)) for other in densities[1:]):
             raise error
 
 

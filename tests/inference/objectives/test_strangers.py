@@ -79,6 +79,20 @@ class Functional(nn.Module):
         return F.dropout(h, 0.5, self.training)
 
 
+class Rare(nn.Module):
+    """Noise that one run of 100 images has once."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.dropout(h, 0.01, self.training)
+
+
+class Idle(nn.Module):
+    """Numbers that no density depends on."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + 0 * torch.randn_like(h)
+
+
 class Noisy(nn.Module):
     """A guide with noise beside z, and its model."""
 
@@ -98,7 +112,7 @@ class Noisy(nn.Module):
             pyro.sample("z", (dist.Bernoulli(logits=h) if self.binary else dist.Normal(h, 0.5)).to_event(1))
 
 
-@pytest.mark.parametrize("noise", [Noise, Functional, nn.Dropout])
+@pytest.mark.parametrize("noise", [Noise, Functional, Rare, nn.Dropout])
 @pytest.mark.parametrize(("name", "binary"), [("stl", False), ("dreg", False), ("arm", True), ("disarm", True)])
 def test_noise_beside_z(noise: type[nn.Module], name: str, binary: bool) -> None:
     """The guide would be run twice, with other noise: the bound would be above log p(x), or the gradient biased."""
@@ -106,8 +120,9 @@ def test_noise_beside_z(noise: type[nn.Module], name: str, binary: bool) -> None
     own = Noisy(noise(), binary)
     with pytest.raises(BadInput, match=rf"objective {name}: .* has noise beside z, such as dropout; use "):
         bind(construct(name), Pair.read(own.model, own.guide, x), x)
-    quiet = Noisy(nn.BatchNorm1d(1), binary).eval()
-    assert bind(construct(name), Pair.read(quiet.model, quiet.guide, x), x)
+    quiet, idle = Noisy(nn.BatchNorm1d(1), binary).eval(), Noisy(Idle(), binary)
+    for each in (quiet, idle):
+        assert bind(construct(name), Pair.read(each.model, each.guide, x), x)
     assert not any(each.training for each in quiet.modules())  # as before
     assert bind(construct("rloo" if binary else "iwae"), Pair.read(own.model, own.guide, x), x)
 
