@@ -21,6 +21,7 @@ from ppl_gen.guides.exact_gaussian import ExactGaussian
 from ppl_gen.guides.normal import Normal
 from ppl_gen.inference import objectives
 from ppl_gen.inference.importance import log_marginal_likelihood, log_weights
+from ppl_gen.inference.observed import observe
 from ppl_gen.inference.pair import Pair
 from ppl_gen.models.factor_analysis import FactorAnalysis
 
@@ -54,6 +55,24 @@ def test_closed_forms(noise: str) -> None:
         torch.autograd.grad(-loss, parameters), torch.autograd.grad(truth.sum(), parameters), strict=True
     ):
         torch.testing.assert_close(ours, true, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_principal_components_of_many_pixels(missing: bool) -> None:
+    """The posterior's precision is symmetric, though the products of orthogonal weights are rounded: Pyro checks it."""
+    torch.manual_seed(0)
+    examples = 10 * torch.randn(1000, 10) @ torch.randn(10, 784) + torch.randn(1000, 784)
+    model = FactorAnalysis(784, examples, latent_dim=10, noise="isotropic")
+    x = examples[:20].clone()
+    if missing:
+        x[::2, ::3] = torch.nan
+    guide = ExactGaussian("z", model)
+    precision = guide.posterior(guide.encode(x)).precision_matrix
+    assert torch.equal(precision, precision.mT)
+    observe(model, guide)
+    found = log_marginal_likelihood(model, guide, x, num_samples=20)
+    exact = model.log_px(x)
+    torch.testing.assert_close(found.log_px, exact.detach().double(), rtol=1e-4, atol=0.0)
 
 
 @pytest.mark.parametrize("noise", ["diagonal", "isotropic"])
