@@ -121,7 +121,7 @@ def _scores(classifier: Classifier, samples: Tensor, test: Tensor, labels: Tenso
     count = logits_real.shape[1]
     share = torch.bincount(logits.argmax(1), minlength=count).double() / len(samples)
     expected = torch.bincount(labels, minlength=count).double() / len(labels)
-    divergence = torch.where(share > 0, share * (share / expected.clamp(min=1e-12)).log(), 0.0).sum()
+    divergence = torch.where(share > 0, share * (share / expected).log(), 0.0).sum()
     there = expected > 0
     return {
         "frechet": dict(zip(keys, frechet_distance(real, made), strict=True)),
@@ -140,18 +140,26 @@ def _scores(classifier: Classifier, samples: Tensor, test: Tensor, labels: Tenso
 
 
 def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = False) -> Judge:
-    """A classifier trained on the training images, with the first `count` test images.
+    """A classifier trained on the training images, with `count` test images at random: a file may have its images in
+    the order of their classes.
 
     :raises BadInput: for images without labels.
     """
-    train, test = data.targets("train"), data.targets("test")[:count]
+    train, device = data.targets("train"), data.train.images.device
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def shuffled(number: int) -> Tensor:
+        return torch.randperm(number, generator=generator).to(device)
+
     assert data.train.labels is not None and data.test.labels is not None
     classes, numbers = torch.cat([data.train.labels, data.test.labels]).unique(return_inverse=True)
-    labels, test_labels = numbers[: len(train)], numbers[len(train) :][:count].cpu()
-    seen, others = len(train), data.targets("validation")[:count] if len(data.validation) >= count else None
-    if others is None:
-        seen, others = len(train) - count, train[len(train) - count :]
-    device = train.device
+    chosen, seen = shuffled(len(data.test))[:count], shuffled(len(train))
+    labels, test_labels = numbers[: len(train)], numbers[len(train) :][chosen].cpu()
+    test = data.targets("test")[chosen]
+    if len(data.validation) >= count:
+        others = data.targets("validation")[shuffled(len(data.validation))[:count]]
+    else:
+        others, seen = train[seen[:count]], seen[count:]
     with forked_rng(train), gradients("the classifier's training"):
         seed_torch(options.seed)
         classifier = Classifier(data.shape, len(classes)).to(device)
@@ -159,7 +167,7 @@ def train_judge(data: Data, count: int, options: QualityOptions, quiet: bool = F
         with Progress(options.classifier_steps, "step", quiet=quiet) as progress:
             advance = progress.advancing("classifier", "training")
             for _ in range(options.classifier_steps):
-                rows = torch.randint(seen, (128,), device=device)
+                rows = seen[torch.randint(len(seen), (128,), device=device)]
                 loss = F.cross_entropy(classifier(train[rows]), labels[rows])
                 optimizer.zero_grad()
                 loss.backward()

@@ -164,7 +164,7 @@ class QualityOptions:
     checkpoint: Checkpoint = "last"
     """Weights to use. last: after the last epoch. best: after the epoch with the best validation ELBO."""
     seed: int = 0
-    """Seed of the samples and the classifier."""
+    """Seed of the choice of images, the samples and the classifier."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on. auto: cuda if there is one, else cpu."""
 

@@ -21,7 +21,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
     :param b: points [M, features], at least 20.
     """
     _check(a, b)
-    one, blocks = _moments(a), b.tensor_split(_BLOCKS)
+    one, blocks = _moments(a), _blocks(b)
     left_out = [_frechet(one, _moments(torch.cat([*blocks[:i], *blocks[i + 1 :]]))) for i in range(_BLOCKS)]
     return _frechet(one, _moments(b)), float(torch.tensor(left_out).std(correction=0)) * (_BLOCKS - 1) ** 0.5
 
@@ -44,15 +44,21 @@ def _frechet(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
 
 def kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the kernel (x y / features + 1)^3, unbiased (Binkowski et al. 2018,
-    equation 4): the mean over ten disjoint pairs of blocks, and its standard error.
+    equation 4): the mean over ten disjoint pairs of random blocks, and its standard error.
 
     :param a: points [N, features], at least 20.
     :param b: points [M, features], at least 20.
     """
     _check(a, b)
-    pairs = zip(a.double().tensor_split(_BLOCKS), b.double().tensor_split(_BLOCKS), strict=True)
+    pairs = zip(_blocks(a.double()), _blocks(b.double()), strict=True)
     found = torch.stack([_discrepancy(*pair) for pair in pairs])
     return float(found.mean()), float(found.std()) / _BLOCKS**0.5
+
+
+def _blocks(points: Tensor) -> tuple[Tensor, ...]:
+    """Points [N, features] in ten blocks at random: in the order of a file, a block may be of one class."""
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))
+    return points[order.to(points.device)].tensor_split(_BLOCKS)
 
 
 def _discrepancy(a: Tensor, b: Tensor) -> Tensor:
