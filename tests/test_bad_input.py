@@ -176,6 +176,7 @@ def here(elsewhere: Path) -> Path:
         (("vae", "--objective", "vimco:5", *DIGITS), ["objective 'vimco:5'", "--num-particles NUMBER"]),
         (("vae", "--guide", "flow,transform=iaf", *DIGITS), ["guide 'flow,transform=iaf'", "--guide.OPTION VALUE"]),
         (("vae", "--objective", "elob", *DIGITS), ["unknown objective 'elob'", "did you mean 'elbo'"]),
+        (("vae", "--objective", "own.py", "--objective.w", "2"), ["unknown objective 'own.py'", "file.py:Class"]),
         (("vae", "--binarization", "dynamical"), ["dynamical", "--binarization"]),
         (("vae", "--activation", "rleu"), ["rleu", "--activation"]),
         (("vae", "--latent-dimm", "3"), ["--latent-dimm", "did you mean --latent-dim"]),

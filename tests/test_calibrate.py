@@ -3,14 +3,20 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import REFUSED, read, refused
 from pages import Page
 
 import ppl_gen
 from ppl_gen import calibrate, fit
+from ppl_gen.data.loading import load_data
+from ppl_gen.data.options import DataOptions
+from ppl_gen.evaluation import guide_calibration
+from ppl_gen.inference.simulation import simulated_ranks
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -95,13 +101,27 @@ def test_a_comparison_has_the_verdicts(three_runs: Path, call: Call) -> None:
     assert ppl_gen.Comparison("vae").rows[0].calibration is None
 
 
-def test_labels_are_those_of_the_split(elsewhere: Path, call: Call) -> None:
+def test_labels_are_those_of_the_split(elsewhere: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of them at random: 30 of ten classes; the first 30 may be of one."""
     Path("labelled.py").write_text(LABELLED, encoding="utf-8")
     mine = ("--guide", "labelled.py:Labelled")
     quick = ("--data", "digits", "--train-size", "150", "--epochs", "1", "--num-samples", "20", "--latent-dim", "1")
     quick += ("--hidden-dims", "4")
     assert call(fit.command, "vae", *mine, *quick, "--out", "run")[0] == 0
+    used = []
+
+    def simulated(pair: Any, x: Any, labels: Any, **options: Any) -> Any:
+        used.append(labels)
+        return simulated_ranks(pair, x, labels, **options)
+
+    monkeypatch.setattr(guide_calibration, "simulated_ranks", simulated)
     assert call(calibrate.command, "run", *mine, "--num-images", "30")[0] == 0
+    assert call(calibrate.command, "run", *mine, "--num-images", "300")[0] == 0
+    labels = load_data(DataOptions("digits")).test.labels
+    assert labels is not None
+    some, all_of_them = (each.to(labels.dtype) for each in used)
+    assert not torch.equal(some, labels[:30])
+    assert torch.equal(all_of_them.sort().values, labels.sort().values)
     refused(call, calibrate.command, "run", *mine, "--num-images", "301", words=["--num-images 301", "labels for 300"])
 
 

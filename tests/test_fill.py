@@ -30,8 +30,10 @@ def test_fill(three_runs: Path, call: Call, name: str, hide: str) -> None:
     assert found["log_p_hidden"]["mean"] == pytest.approx(difference)
     assert ("ess" in found) == (name == "vae")
     doubted = [bool(found[key].get("at_least")) for key in ("log_px", "log_px_visible")]  # of 20 samples each
-    lines = out.splitlines()[2:4]
-    assert ["at least" in line for line in lines] == doubted == [name == "vae"] * 2
+    lines = out.splitlines()[2:5]
+    assert ["at least" in line for line in lines[:2]] == doubted == [name == "vae"] * 2
+    assert [bool(found["log_p_hidden"].get(key)) for key in ("at_least", "at_most")] == doubted
+    assert ("log p(hidden | visible)  about" in lines[2]) == (name == "vae")
     bits = found["log_p_hidden"]["mean"] / -np.log(2) / found["hidden_pixels"]
     assert found["log_p_hidden"]["bits_per_hidden_pixel"] == pytest.approx(bits)
     assert found["independent_pixels"]["mean"] < 0

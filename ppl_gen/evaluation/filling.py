@@ -217,13 +217,14 @@ def _error(imputed: Tensor, x: Tensor, visible: Tensor, binary: bool) -> Json:
     return entry
 
 
-def _per_pixel(values: Tensor, hidden: float, **more: float) -> dict[str, float]:
+def _per_pixel(values: Tensor, hidden: float, **more: float | bool) -> Json:
     mean, se = mean_se(values)
     return {"mean": mean, "se": se, "bits_per_hidden_pixel": -mean / math.log(2) / hidden, **more}
 
 
 def _hidden_entry(imputation: Imputation, hidden: float) -> Json:
-    """The entry of log p(hidden | visible), with Monte Carlo errors if it was sampled."""
+    """The entry of log p(hidden | visible), with Monte Carlo errors if it was sampled. It is likely larger if log p(x)
+    is, and smaller if log p(visible) is larger."""
     log_prob = imputation.log_prob
     assert log_prob is not None
     if imputation.importance is None:
@@ -232,7 +233,8 @@ def _hidden_entry(imputation: Imputation, hidden: float) -> Json:
     assert whole is not None
     mc_se = mean_mc_se(whole.log_px_mc_var + seen.log_px_mc_var)
     bias = float((whole.log_px_bias - seen.log_px_bias).mean())
-    return _per_pixel(log_prob, hidden, mc_se=mc_se, bias=bias)
+    doubt = {"at_least": whole.at_least, "at_most": seen.at_least}
+    return _per_pixel(log_prob, hidden, mc_se=mc_se, bias=bias, **doubt)
 
 
 def _doubt(imputation: Imputation, which: int) -> dict[str, bool]:
@@ -250,6 +252,8 @@ def _sampling_entries(imputation: Imputation, num_samples: int) -> Json:
     return {"num_samples": num_samples, "ess": median_and_least(seen.ess), "untrusted": share(untrusted)}
 
 
+_DOUBTS = {(False, False): "", (True, False): "at least", (False, True): "at most", (True, True): "about"}
+"""Words before a number, by `at_least` and `at_most`."""
 _ERRORS = {"model": "error of E[hidden | visible]", "mean_of_observed": "error of the mean training pixel"}
 """Words for the imputations whose errors are in `fill.json`."""
 
@@ -267,7 +271,8 @@ def table(summary: Json) -> str:
     def row(name: str, key: str, note: str = "") -> str:
         value = f"{s[key]['mean']:9.2f}" + (f" ± {s[key]['se']:.2f}" if s["num_images"] > 1 else "")
         bits = f"{s[key]['bits_per_hidden_pixel']:.4f}" if "bits_per_hidden_pixel" in s[key] else ""
-        name = f"{name:<24} at least" if s[key].get("at_least") else name
+        doubt = _DOUBTS[s[key].get("at_least", False), s[key].get("at_most", False)]
+        name = f"{name:<24} {doubt}".rstrip()
         return f"  {name:<34}{value:<20}{bits:>8}  {note}".rstrip()
 
     rows = [
@@ -287,7 +292,7 @@ def table(summary: Json) -> str:
         rows += [
             f"  S = {s['num_samples']} importance samples each{errors}",
             f"  effective sample size given the visible pixels: median {s['ess']['median']:.1f}, least "
-            f"{s['ess']['min']:.1f}; not trusted (k-hat too high or unknown): {s['untrusted']:.1%} of images",
+            f"{s['ess']['min']:.1f}; not trusted: {s['untrusted']:.1%} of images",
         ]
     rows += [f"  {_ERRORS[name]:<34}{_error_text(entry)}" for name, entry in s.get("error", {}).items()]
     return "\n".join([*rows, *(f"  {warning}" for warning in warnings_of(s["observation"]))])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ppl_gen.core.errors import BadInput, require
@@ -63,7 +64,8 @@ def calibrate_guide(fitted: Fitted, options: GuideCalibrationOptions, *, quiet: 
         if pair.enumerated:
             ranks = enumerated_ranks(pair, fitted.model, template, advance)
         else:
-            chosen = [each[:count] for each in labels]
+            rows = torch.randperm(len(x)).to(x.device)[:count]  # a file may have its images in the order of classes
+            chosen = [each[rows] for each in labels]
             ranks = simulated_ranks(pair, template, *chosen, num_samples=num_samples, progress=advance)
     low, high = band(count, options.false_alarm_rate)
     summary: Json = {

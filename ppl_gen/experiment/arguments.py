@@ -130,9 +130,7 @@ def command_class(base: Config, objective: str | None = None, estimators: Sequen
         default_name = getattr(base, kind)
         shown = tyro.conf.arg(help=help, **cli.shown_as(kind_of_name, default_name))
         parts.append((kind, Annotated[kind_of_name, shown], field(default=default_name)))
-    objective = base.training.objective if objective is None else objective
-    if not components.is_external(objective) and objective not in components.known("objective"):
-        objective = None  # the options of training refuse it
+    objective = base.training.objective if objective is None else objective or None  # training refuses an empty name
     for kind, name in (("guide", base.guide), ("prior", base.prior), ("objective", objective)):
         default = _own_options(kind, name, getattr(base, f"{kind}_options"))
         parts.append(
@@ -250,6 +248,8 @@ def _defaults(model: str | None, arguments: list[str]) -> Config:
         if name is not None:
             components.check_name(kind, name, components.names(kind))
     import_torch()  # the modules of the classes, whose signatures have options, import it
+    if chosen["objective"]:
+        components.check_name("objective", chosen["objective"], components.known("objective"))
     config = starting_config(given, chosen["init-from"], refit_guide=refit is not None)
     if chosen["objective"] is not None and components.is_external(chosen["objective"]):  # its class may have options
         objective, particles = chosen["objective"], particles_of(chosen["objective"])

@@ -147,7 +147,7 @@ def importance_imputation(
         context = guide.encode(images if filler is None else torch.where(visible, x, filler))
         if filler is not None and guide.posterior(context).has_rsample:
             context = torch.cat([_refine(model, guide, *both) for both in _paired(images, context, _REFINED)])
-        how: dict[str, Any] = {"num_samples": num_samples, "progress": progress, "ask_again": False}
+        how: dict[str, Any] = {"num_samples": num_samples, "progress": progress}
         seen = log_marginal_likelihood(visible_model, visible_guide, images, context, **how)
         whole = log_marginal_likelihood(model, guide, x, **how) if known else None
         pair = Pair.read(visible_model, visible_guide, images, context)

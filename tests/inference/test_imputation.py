@@ -1,13 +1,15 @@
 """Hidden pixels given visible ones. Truth is summed out by brute force in float64."""
 
 import itertools
+import math
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pairs import ExactGuide, LinearGaussian
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_gen.core.errors import BadInput
 from ppl_gen.guides.bernoulli import Bernoulli
@@ -172,3 +174,46 @@ def test_pixels_that_depend_on_each_other_given_z_are_refused() -> None:
     likelihood = dist.MultivariateNormal(torch.zeros(3), torch.eye(3))
     with pytest.raises(BadInput, match="independent of the others given z"):
         visible_part(likelihood, torch.tensor([[0.0, torch.nan, 0.0], [0.0, torch.nan, 0.0]]))
+
+
+class TwoSided(nn.Module):
+    """z and -z are alike given the first eight pixels; the others tell them apart."""
+
+    def prior(self) -> Any:
+        return dist.Normal(torch.zeros(1, dtype=F64), 2.0).to_event(1)
+
+    def likelihood(self, z: Tensor) -> Any:
+        return dist.Bernoulli(logits=torch.cat([2 * z.abs().expand(*z.shape[:-1], 8) - 6, 4 * z], -1)).to_event(1)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", self.likelihood(pyro.sample("z", self.prior())), obs=x)
+
+
+class OneSided(nn.Module):
+    """q(z | x) knows z > 0 alone."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.full((len(x), 1), 3.8, dtype=F64)
+
+    def posterior(self, context: Tensor) -> Any:
+        return dist.Normal(context, 1.0).to_event(1)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(self.encode(x)))
+
+
+def test_a_guide_that_misses_half_of_the_posterior() -> None:
+    """log p(x_v) is log 2 too low with k-hat below 0.7, and the second opinion finds it."""
+    model, guide, x = TwoSided(), OneSided(), torch.ones(40, 9, dtype=F64)
+    visible = torch.arange(9) < 8
+    z = torch.linspace(-20, 20, 4001, dtype=F64).unsqueeze(-1)
+    joint = model.prior().log_prob(z) + model.likelihood(z).base_dist.log_prob(x[0])[:, :8].sum(-1)
+    true = float(joint.logsumexp(0)) + math.log(0.01)
+    found = importance_imputation(model, guide, x, visible, torch.zeros(9, dtype=F64), num_samples=2000)
+    assert found.importance is not None
+    whole, seen = found.importance
+    assert whole is not None
+    assert float(seen.khat.max()) < 0.7 and bool(seen.untrusted.all()) and seen.at_least
+    assert abs(float(seen.log_px.mean()) - (true - math.log(2))) < 0.05
