@@ -332,6 +332,13 @@ def _check_plates(functions: _Functions, traces: Traces, plate: CondIndepStackFr
                     "image, and model and guide must use the same name for the plate: with "
                     f"pyro.plate('{plate.name}', len(x))"
                 )
+    for name in (name for name in latent if all(name in trace.nodes for trace in traces)):
+        ours, theirs = ({f.name: f.dim for f in plates_of(trace.nodes[name])} for trace in traces)
+        for frame in (frame for frame in ours if ours[frame] != theirs.get(frame, ours[frame])):
+            raise BadInput(
+                f"site '{name}': the plate '{frame}' has dim {ours[frame]} in {functions.guide_name}, but "
+                f"{theirs[frame]} in {functions.model_name}; use the same in both: pyro.plate('{frame}', …, dim=-1)"
+            )
 
 
 # Shapes ------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ from ppl_gen.inference.tracing import trace_of
 from ppl_gen.networks.observed import observed_log_prob
 from ppl_gen.training.batches import least_images
 from ppl_gen.training.loop import objective_for
-from ppl_gen.training.own_objectives import is_a_mean, loss_of, numbers_kept
+from ppl_gen.training.own_objectives import is_a_mean, loss_of, state_kept
 
 _COMPLETE = ("adversarial", "wake-sleep")  # objectives that draw images from the model
 _AVERAGE = "__baseline_avg_downstream_cost_"  # beginning of Pyro's parameters for moving averages, before a site's name
@@ -139,7 +139,7 @@ def _prepare(config: Config, given: Given, quiet: bool, start: bool) -> Prepared
             warn(told)
     check_least_images(assembled)
     check_patience(assembled)
-    with numbers_kept(assembled) as changed:
+    with state_kept(assembled) as changed:
         missing = without_gradient(assembled)
         mean = is_a_mean(assembled)
     if changed:

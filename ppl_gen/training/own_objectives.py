@@ -1,11 +1,13 @@
 """What an objective of a user's own may do that its contract does not say: keep numbers, or return a mean."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from ppl_gen.inference.callables import take
 from ppl_gen.inference.objectives.loss import is_ours
 from ppl_gen.training.loop import objective_for
 
+_NUMBERS = (bool, int, float)
 _REPEATS = 5  # of a loss, whose mean is looked at
 
 
@@ -44,25 +47,87 @@ def is_a_mean(assembled: Assembled) -> bool:
 
 
 @contextmanager
-def numbers_kept(assembled: Assembled) -> Iterator[list[str]]:
-    """Context in which a loss is computed. The numbers of Python that model, guide and objective have as attributes are
-    restored, such as a count of steps. Yields a list that gets the names of those that were changed."""
+def state_kept(assembled: Assembled) -> Iterator[list[str]]:
+    """Context in which a loss is computed. What model, guide and objective have as attributes is restored, such as a
+    count of steps: numbers, and lists and dictionaries of these; of the objective also tensors that are no parameters
+    or buffers. Yields a list that gets the names of those that a loss changes once more, with the same noise: they
+    depend on what was there before, and are not only what the last loss has left. So do flags that a first loss
+    sets."""
     own = assembled.objective
-    objects: list[Any] = [*assembled.model.modules(), *assembled.guide.modules()]
-    objects += own.modules() if isinstance(own, nn.Module) else [own]
-    before = [(each, dict(_numbers(each))) for each in objects]
+    objectives = list(own.modules() if isinstance(own, nn.Module) else [own])
+
+    def states() -> list[tuple[Any, dict[str, Any]]]:
+        # Tensors of a model or a guide are often caches, which belong to others that are no attributes.
+        found = [
+            (each, _state(each, _NUMBERS)) for pair in (assembled.model, assembled.guide) for each in pair.modules()
+        ]
+        return found + [(each, _state(each, (*_NUMBERS, Tensor, np.ndarray))) for each in objectives]
+
+    before = states()
     changed: list[str] = []
-    yield changed
-    for each, numbers in before:
-        now = dict(_numbers(each))
-        for name, number in numbers.items():
-            if now.get(name, number) != number:
-                setattr(each, name, number)
-                changed.append(f"{type(each).__name__}.{name}")
-    changed[:] = dict.fromkeys(changed)
+    try:
+        yield changed
+        if any(_differ(state, now) for (_, state), (_, now) in zip(before, states(), strict=True)):
+            after = [[state for _, state in states()] for _ in range(2) if _computed_again(assembled)]
+            for (each, first), once, twice in zip(before, *after, strict=True):
+                names = [*_differ(once, twice), *(name for name in _differ(first, once) if first[name] is False)]
+                changed += [f"{type(each).__name__}.{name}" for name in names]
+        changed[:] = dict.fromkeys(changed)
+    finally:
+        for each, state in before:
+            for name, value in state.items():
+                if not _same(_copy(vars(each).get(name)), value):
+                    vars(each)[name] = value
 
 
-def _numbers(owner: Any) -> Iterator[tuple[str, float]]:
-    """The attributes of an object that are numbers, by name."""
+def _computed_again(assembled: Assembled) -> bool:
+    """Compute a loss with the same noise; True."""
+    with pyro.get_param_store().scope(), unchanged(assembled.trained), pyro.validation_enabled(False):
+        seed_torch(0)
+        loss_of(assembled)(*assembled.batch)
+    return True
+
+
+def _state(owner: Any, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """Copies of the attributes of an object that a checkpoint does not have, by name."""
     attributes = vars(owner) if hasattr(owner, "__dict__") else {}
-    yield from ((name, each) for name, each in attributes.items() if type(each) in (int, float) and each == each)
+    others = vars(nn.Module()) if isinstance(owner, nn.Module) else {}
+    return {name: _copy(each) for name, each in attributes.items() if name not in others and _is_plain(each, kinds)}
+
+
+def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
+    """True for a value of these kinds, and for lists and dictionaries of them."""
+    if type(value) in (dict, list, tuple, deque):
+        return all(_is_plain(each, kinds) for each in (value.values() if type(value) is dict else value))
+    return type(value) in kinds
+
+
+def _copy(value: Any) -> Any:
+    """A copy of what `_is_plain` takes."""
+    if isinstance(value, dict):
+        return {key: _copy(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copy, value))
+    if isinstance(value, deque):
+        return deque(map(_copy, value), value.maxlen)
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _differ(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names that both have, with other values."""
+    return [name for name in one if name in other and not _same(one[name], other[name])]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple | deque):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Tensor):
+        alike = (one.dtype, one.shape) == (other.dtype, other.shape)
+        return alike and bool(((one == other) | (one.isnan() & other.isnan())).all())
+    return bool(np.array_equal(one, other, equal_nan=not isinstance(one, np.ndarray) or one.dtype.kind == "f"))

@@ -410,6 +410,11 @@ def _no_event_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x.unsqueeze(-1).expand(-1, 2), 1.0))
 
 
+def _left_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-2):
+        pyro.sample("z", dist.Normal(x.unsqueeze(-1), 1.0))
+
+
 def _failing(x: Tensor) -> None:
     raise KeyError("lost")
 
@@ -426,6 +431,7 @@ def _no_observation(x: Tensor) -> None:
         (_plain, _misnamed_guide, "outside the plate 'data', in 'images';"),
         (_plain, _misnamed_guide, "with pyro.plate('data', len(x))"),
         (_plain, _no_event_guide, ".to_event(1)"),
+        (_plain, _left_guide, "the plate 'data' has dim -2 in _left_guide, but -1 in _plain"),
         (_sequential, _sequential_guide, "vectorized"),
         (_plain, _nothing, "does not sample 'z'"),
         (_plain, _extra_guide, "samples 'u'"),

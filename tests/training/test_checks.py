@@ -171,6 +171,38 @@ class Warming:
         return terms.log_likelihood.mean(0) + min(1.0, self.steps / 100) * (terms.log_prior - terms.log_guide).mean(0)
 
 
+class InTensors:
+    """Steps in a list, a running mean, and what the last loss has left, which is no state."""
+
+    num_particles = 1
+
+    def __init__(self) -> None:
+        self.all, self.steps, self.last, self.weights = [], torch.zeros(()), torch.zeros(()), torch.zeros(0)
+
+    def surrogate(self, terms: Terms) -> Tensor:
+        self.all.append(1)
+        self.steps = self.steps + 1
+        self.last, self.weights = terms.log_weight.mean().detach(), terms.log_weight
+        return terms.log_weight.mean(0)
+
+
+class First:
+    """What a first step alone does."""
+
+    num_particles = 1
+
+    def __init__(self) -> None:
+        self.started = False
+
+    @property
+    def steps(self) -> int:
+        return int(self.started)
+
+    def surrogate(self, terms: Terms) -> Tensor:
+        self.started = True
+        return terms.log_weight.mean(0)
+
+
 class InABuffer(nn.Module):
     num_particles = 1
 
@@ -181,7 +213,7 @@ class InABuffer(nn.Module):
     surrogate = Warming.surrogate
 
 
-@pytest.mark.parametrize("kind", [Warming, InABuffer])
+@pytest.mark.parametrize("kind", [Warming, InTensors, First, InABuffer])
 def test_numbers_that_no_checkpoint_keeps_are_told(data: Data, capsys: pytest.CaptureFixture[str], kind: Any) -> None:
     """Trying the objective does not count as a step."""
     objective = kind()
@@ -191,9 +223,12 @@ def test_numbers_that_no_checkpoint_keeps_are_told(data: Data, capsys: pytest.Ca
     if kind is InABuffer:
         assert not err
     else:
-        assert err.startswith(
-            "warning: Warming.steps changes in training, but a checkpoint keeps parameters and buffers"
-        )
+        names = {
+            Warming: "Warming.steps",
+            InTensors: "InTensors.all, InTensors.steps",
+            First: "First.started",
+        }[kind]
+        assert err.startswith(f"warning: {names} changes in training, but a checkpoint keeps parameters and buffers")
 
 
 class SumOrMean:
