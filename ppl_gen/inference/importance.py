@@ -440,7 +440,8 @@ def _raise_for_nan(pair: Pair, terms: Terms, first: int, again: Callable[[Pair],
 
 def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log (1/S) sum_s w_s of log weights [S, images], its Monte Carlo variance by the delta method, its bias by the
-    delete-1 jackknife, and the effective sample size: each [images]. Variance and bias of a single weight are NaN."""
+    delete-1 jackknife, and the effective sample size: each [images]. Variance and bias of a single weight are NaN, and
+    those of weights that are all 0, whose effective sample size is 0."""
     count = len(log_w)
     total = log_w.logsumexp(0)
     share = (log_w - total).exp()  # normalized weights
@@ -453,7 +454,7 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1)). A share of 1 would give -inf.
         left_out = torch.log1p(-share.clamp(max=1 - 1e-12)) + math.log(count / (count - 1))
         bias = (count - 1) * left_out.mean(0)
-    return total - math.log(count), variance, bias, ess
+    return total - math.log(count), variance, bias, ess.nan_to_num(nan=0.0)
 
 
 def block_bounds(log_weights: Tensor, k: int) -> Tensor:

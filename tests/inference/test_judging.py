@@ -173,6 +173,7 @@ def test_an_image_without_a_weight() -> None:
     weights[:, 1] = -np.inf
     found = judge(weights)
     assert found.log_px.tolist() == [-2, -math.inf, -2] and found.at_least
+    assert found.ess[1] == 0
     assert found.untrusted.tolist() == [False, True, False]
     assert "log p(x)  at least -inf by importance sampling, S = 100" in str(found)
     assert "log p(x) is -inf for 1 of 3 images: all their weights are zero" in str(found) and "nan" not in str(found)
