@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_gen.core.errors import NARROWER
 from ppl_gen.core.tables import Row, html, sentence
 
-_EQUAL = 1e-9  # relative variance of weights that are equal up to rounding
+_EQUAL = 1e-6  # relative variance of weights that are equal up to rounding, of log weights up to 10,000 in float32
 _LARGEST = 0.01  # share of the weights' sum in the largest one, up to which an unknown k-hat is accepted: 0.01 nats
 _FEW = 10  # effective samples, below which a low k-hat is not accepted: a tail of so few large weights has no shape
 

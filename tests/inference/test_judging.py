@@ -168,6 +168,15 @@ def test_zero_weights() -> None:
     assert "the ELBO is -inf for 2 of 3 images: some of their weights are zero" in str(found)
 
 
+def test_weights_that_differ_by_rounding_alone() -> None:
+    """As those of an exact posterior in float32: there is no tail for k-hat to look at, and nothing to doubt."""
+    weights = np.full((100, 3), 191.22) + 6e-5 * np.where(np.arange(100) % 2, 1, -1)[:, None]
+    found = judge(weights)
+    assert bool(found.khat.isnan().all()) and not found.untrusted.any() and not found.at_least
+    weights[0] += 0.1
+    assert judge(weights).at_least
+
+
 def test_an_image_without_a_weight() -> None:
     weights = np.full((100, 3), -2.0)
     weights[:, 1] = -np.inf

@@ -70,7 +70,8 @@ def test_principal_components_of_many_pixels(missing: bool) -> None:
     precision = guide.posterior(guide.encode(x)).precision_matrix
     assert torch.equal(precision, precision.mT)
     observe(model, guide)
-    found = log_marginal_likelihood(model, guide, x, num_samples=20)
+    found = log_marginal_likelihood(model, guide, x, num_samples=100)
+    assert not found.at_least  # the weights differ by the rounding of float32 alone, and k-hat is of that
     exact = model.log_px(x)
     torch.testing.assert_close(found.log_px, exact.detach().double(), rtol=1e-4, atol=0.0)
 
