@@ -136,10 +136,12 @@ class Assembled:
             who = self.pair.guide_name
             raise BadInput(f"{what}: needs q(z | x) of other images, but {who} has parameters for each of its own")
 
-    def images(self, split: SplitName, count: int | None = None) -> tuple[Any, ...]:
-        """The first images of a split as targets, with the further arguments of the pair (`arguments`)."""
-        x = self.data.targets(split, slice(count))
-        return x, *arguments(self.model, self.guide, self.data, split)(torch.arange(len(x), device=x.device))
+    def images(self, split: SplitName, count: int | None = None, step: int = 1) -> tuple[Any, ...]:
+        """The first images of a split, or every `step`-th one, as targets, with the further arguments of the pair
+        (`arguments`)."""
+        rows = slice(0, None if count is None else step * count, step)
+        x, index = self.data.targets(split, rows), torch.arange(len(self.data.split(split)))[rows]
+        return x, *arguments(self.model, self.guide, self.data, split)(index.to(x.device))
 
     @contextmanager
     def estimating(self, seed: int) -> Iterator[None]:

@@ -9,7 +9,6 @@ from pyro import poutine
 from ppl_gen.core.contracts import Monitors
 from ppl_gen.core.progress import Progress
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.data.options import SplitName
 from ppl_gen.experiment.fitted import Fitted
 from ppl_gen.experiment.run_directory import Json
 from ppl_gen.inference.callables import evaluating, forked_rng
@@ -34,10 +33,12 @@ class Monitor:
 
     def __init__(self, fitted: Fitted, pair: Pair):
         self.fitted, self.pair = fitted, pair
-        counts: dict[SplitName, int] = {"train": _TRAINING_IMAGES}
-        if len(fitted.data.validation) and not fitted.per_image:
-            counts["validation"] = len(fitted.data.validation)
-        self.images = {split: fitted.images(split, count) for split, count in counts.items()}
+        data = fitted.data
+        # A file of one's own may have its images in the order of their classes; a named data set has not.
+        step = max(1, len(data.train) // _TRAINING_IMAGES) if data.sha256 is not None else 1
+        self.images = {"train": fitted.images("train", _TRAINING_IMAGES, step)}
+        if len(data.validation) and not fitted.per_image:
+            self.images["validation"] = fitted.images("validation")
 
     def measure(self, pair: Pair | None = None) -> dict[str, dict[str, float]]:
         """The terms of the ELBO in nats per image, by split, or the numbers that the objective measures instead.
