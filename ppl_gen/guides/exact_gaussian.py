@@ -43,7 +43,7 @@ class ExactGaussian(nn.Module):
     def _precision(self) -> Tensor:
         """A [latent_dim, latent_dim]."""
         v = self.model.scaled_weight
-        return _symmetric(torch.eye(len(v), dtype=v.dtype, device=v.device) + v @ v.T)
+        return _plus_identity(v @ v.T)
 
     def encode(self, x: Tensor) -> Tensor:
         """Posterior mean [images, latent_dim] of images [images, data_dim]. With missing pixels, the posterior's
@@ -56,8 +56,7 @@ class ExactGaussian(nn.Module):
         seen = (~missing).to(v.dtype)
         # NaN is replaced before anything is computed: a gradient of 0 times NaN would be NaN.
         standard = (torch.where(missing, 0.0, x) - self.model.loc) * (-self.model.log_psi / 2).exp() * seen
-        precision = torch.eye(len(v), dtype=v.dtype, device=v.device) + torch.einsum("id,nd,jd->nij", v, seen, v)
-        precision = _symmetric(precision)
+        precision = _plus_identity(torch.einsum("id,nd,jd->nij", v, seen, v))
         mean = torch.linalg.solve(precision, (standard @ v.T).unsqueeze(-1)).squeeze(-1)
         return torch.cat([mean, precision.flatten(1)], 1)
 
@@ -75,7 +74,7 @@ class ExactGaussian(nn.Module):
             pyro.sample(self.latent_name, self.posterior(self.encode(x)))
 
 
-def _symmetric(matrix: Tensor) -> Tensor:
-    """A matrix [..., n, n] without the rounding by which it differs from its transpose, and which a check of Pyro would
-    refuse where numbers are large."""
-    return (matrix + matrix.mT) / 2
+def _plus_identity(product: Tensor) -> Tensor:
+    """I + V V^T from products [..., n, n]. It is symmetric to the last bit: a check of Pyro would refuse the difference
+    that rounding makes where numbers are large."""
+    return torch.eye(product.shape[-1], dtype=product.dtype, device=product.device) + (product + product.mT) / 2

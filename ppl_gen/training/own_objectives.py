@@ -1,8 +1,9 @@
-"""What an objective of a user's own may do that its contract does not say: keep numbers, or return a mean."""
+"""What an objective of a user's own may do that its contract does not say: keep state, or return a mean."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from ppl_gen.core.contracts import Loss
 from ppl_gen.core.seeds import seed_torch
 from ppl_gen.experiment.fitted import Assembled
 from ppl_gen.experiment.state import unchanged
-from ppl_gen.inference.callables import take
+from ppl_gen.inference.callables import map_leaves, take
 from ppl_gen.inference.objectives.loss import is_ours
 from ppl_gen.training.loop import objective_for
 
@@ -54,38 +55,39 @@ def state_kept(assembled: Assembled) -> Iterator[list[str]]:
     depend on what was there before, and are not only what the last loss has left. So do flags that a first loss
     sets."""
     own = assembled.objective
-    objectives = list(own.modules() if isinstance(own, nn.Module) else [own])
-
-    def states() -> list[tuple[Any, dict[str, Any]]]:
+    watched: list[tuple[Any, tuple[type, ...]]] = [
         # Tensors of a model or a guide are often caches, which belong to others that are no attributes.
-        found = [
-            (each, _state(each, _NUMBERS)) for pair in (assembled.model, assembled.guide) for each in pair.modules()
-        ]
-        return found + [(each, _state(each, (*_NUMBERS, Tensor, np.ndarray))) for each in objectives]
+        *((part, _NUMBERS) for part in (*assembled.model.modules(), *assembled.guide.modules())),
+        *((part, (*_NUMBERS, Tensor, np.ndarray)) for part in (own.modules() if isinstance(own, nn.Module) else [own])),
+    ]
+
+    def states() -> list[dict[str, Any]]:
+        return [_state(each, kinds) for each, kinds in watched]
 
     before = states()
     changed: list[str] = []
     try:
         yield changed
-        if any(_differ(state, now) for (_, state), (_, now) in zip(before, states(), strict=True)):
-            after = [[state for _, state in states()] for _ in range(2) if _computed_again(assembled)]
-            for (each, first), once, twice in zip(before, *after, strict=True):
-                names = [*_differ(once, twice), *(name for name in _differ(first, once) if first[name] is False)]
+        if any(map(_differ, before, states())):
+            _compute_once(assembled)
+            once = states()
+            _compute_once(assembled)
+            for (each, _), first, second, third in zip(watched, before, once, states(), strict=True):
+                names = [*_differ(second, third), *(name for name in _differ(first, second) if first[name] is False)]
                 changed += [f"{type(each).__name__}.{name}" for name in names]
         changed[:] = dict.fromkeys(changed)
     finally:
-        for each, state in before:
+        for (each, _), state in zip(watched, before, strict=True):
             for name, value in state.items():
-                if not _same(_copy(vars(each).get(name)), value):
+                if not _same(value, vars(each).get(name)):  # which may be of another kind now
                     vars(each)[name] = value
 
 
-def _computed_again(assembled: Assembled) -> bool:
-    """Compute a loss with the same noise; True."""
+def _compute_once(assembled: Assembled) -> None:
+    """Compute a loss, always with the same noise."""
     with pyro.get_param_store().scope(), unchanged(assembled.trained), pyro.validation_enabled(False):
         seed_torch(0)
         loss_of(assembled)(*assembled.batch)
-    return True
 
 
 def _state(owner: Any, kinds: tuple[type, ...]) -> dict[str, Any]:
@@ -104,15 +106,13 @@ def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
 
 def _copy(value: Any) -> Any:
     """A copy of what `_is_plain` takes."""
-    if isinstance(value, dict):
-        return {key: _copy(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_copy, value))
-    if isinstance(value, deque):
-        return deque(map(_copy, value), value.maxlen)
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return value.copy() if isinstance(value, np.ndarray) else value
+
+    def copied(leaf: Any) -> Any:
+        if isinstance(leaf, deque):
+            return deque(map(_copy, leaf), leaf.maxlen)
+        return leaf.detach().clone() if isinstance(leaf, Tensor) else copy(leaf)
+
+    return map_leaves(copied, value)
 
 
 def _differ(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
