@@ -139,9 +139,8 @@ class Assembled:
     def images(self, split: SplitName, count: int | None = None, step: int = 1) -> tuple[Any, ...]:
         """The first images of a split, or every `step`-th one, as targets, with the further arguments of the pair
         (`arguments`)."""
-        rows = slice(0, None if count is None else step * count, step)
-        x, index = self.data.targets(split, rows), torch.arange(len(self.data.split(split)))[rows]
-        return x, *arguments(self.model, self.guide, self.data, split)(index.to(x.device))
+        x = self.data.targets(split, slice(0, None if count is None else step * count, step))
+        return x, *arguments(self.model, self.guide, self.data, split)(step * torch.arange(len(x), device=x.device))
 
     @contextmanager
     def estimating(self, seed: int) -> Iterator[None]:

@@ -18,7 +18,7 @@ from ppl_gen.inference.pair import Pair
 
 SAMPLES = "samples.npz"
 """File of a run's samples through training: arrays `epoch_<number>` [samples, data_dim]."""
-_TRAINING_IMAGES = 10_000  # number of training images to measure on
+_TRAINING_IMAGES = 10_000  # most training images to measure on
 _SAMPLES_KEPT = 10
 _ADVERSARIAL = {"value": "V", "d_real": "D(x)", "d_fake": "D(G(z))"}  # names of a GAN's terms in print
 _SEED = 11  # the same noise at every epoch, so that curves and the best epoch are comparable
@@ -35,7 +35,7 @@ class Monitor:
         self.fitted, self.pair = fitted, pair
         data = fitted.data
         # A file of one's own may have its images in the order of their classes; a named data set has not.
-        step = max(1, len(data.train) // _TRAINING_IMAGES) if data.sha256 is not None else 1
+        step = 1 if data.sha256 is None else math.ceil(len(data.train) / _TRAINING_IMAGES)
         self.images = {"train": fitted.images("train", _TRAINING_IMAGES, step)}
         if len(data.validation) and not fitted.per_image:
             self.images["validation"] = fitted.images("validation")

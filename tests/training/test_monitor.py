@@ -31,3 +31,14 @@ def test_training_images_in_the_order_of_their_classes(tmp_path: Path, monkeypat
         expected = data.targets("train")[::5] if data is own else data.targets("train")[:20]
         assert (found["train"][0] == expected).all()
     assert own.targets("train")[::5].mean() == 0.4
+
+
+def test_fewer_than_twice_as_many_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second one: the first twenty of thirty would leave out the end of a file."""
+    monkeypatch.setattr(monitor, "_TRAINING_IMAGES", 20)
+    images = np.arange(120, dtype=np.uint8).reshape(30, 2, 2) % 2
+    images[20:] = 1
+    data = load_data(DataOptions("array"), {"train": images, "validation": images, "test": images})
+    model, guide = assemble(small_config(), data)
+    fitted = Fitted(small_config(), model, guide, data, Given(), RunDirectory.create(tmp_path / "run", "run", CONFIG))
+    assert (monitor.Monitor(fitted, fitted.pair).images["train"][0] == data.targets("train")[::2]).all()
