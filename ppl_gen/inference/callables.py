@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from itertools import zip_longest
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyro
@@ -40,9 +40,25 @@ _LEAVES = (Tensor, np.ndarray, ModuleType)
 """Types whose references are not followed."""
 
 
+Held: TypeAlias = tuple[nn.Module | Tensor, ...]
+"""What holds parameters: modules, and tensors beside them."""
+
+
 def modules_of(*functions: Any) -> list[nn.Module]:
     """Every module that functions can reach, and their submodules."""
     return _modules(_reachable(*functions))
+
+
+def parameters_of(*functions: Any) -> Held:
+    """What holds the parameters that functions can reach: modules, none of them inside another, and tensors that
+    require a gradient, such as one in a closure."""
+    reached = _reachable(*functions)
+    modules = _modules(reached)
+    inside = {id(part) for module in modules for part in module.modules() if part is not module}
+    of_modules = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    near = {id(tensor): tensor for each in reached for tensor in _references(each) if isinstance(tensor, Tensor)}
+    bare = [t for t in near.values() if t.is_leaf and t.requires_grad and id(t) not in of_modules]
+    return *(module for module in modules if id(module) not in inside), *bare
 
 
 def _modules(reached: list[Any]) -> list[nn.Module]:
@@ -197,11 +213,12 @@ def reading(*functions: Any) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(*modules: Any) -> Iterator[None]:
-    """Context in which no parameter of the modules requires a gradient, which saves half of the work of a backward
-    pass."""
-    parts = [module for module in modules if isinstance(module, nn.Module)]
-    parameters = [p for module in parts for p in module.parameters() if p.requires_grad]
+def frozen(*held: Any) -> Iterator[None]:
+    """Context in which no parameter of modules, and no tensor, requires a gradient. What is computed there depends on
+    none of them, and a backward pass has half of the work. Other objects are left alone."""
+    parts = [each.parameters() for each in held if isinstance(each, nn.Module)]
+    tensors = [each for each in held if isinstance(each, Tensor)]
+    parameters = [p for part in (*parts, tensors) for p in part if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

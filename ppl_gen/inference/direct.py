@@ -13,19 +13,19 @@ read, and by the training loop once an epoch.
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Amortized, HasDensity, SumsStates, offers
-from ppl_gen.inference.callables import Batch, forked_rng, take
+from ppl_gen.inference.callables import Batch, Held, forked_rng, frozen, take
 from ppl_gen.inference.densities import Site, alike, kl_divergence, masked_log_prob, score_function
 from ppl_gen.inference.enumeration import sum_over_states
 from ppl_gen.inference.observed import observes_pixels
 from ppl_gen.inference.pair import Pair, Terms
 from ppl_gen.inference.signatures import name_of
-from ppl_gen.inference.tracing import leaf, with_detached_parameters
+from ppl_gen.inference.tracing import leaf
 from ppl_gen.networks.log_density import is_normal_vector
 from ppl_gen.networks.supports import check_arguments
 
@@ -46,8 +46,8 @@ class Direct:
     """Name of the latent site."""
     image: str
     """Name of the observed site."""
-    posterior_has_parameters: bool = True
-    """True if q(z | context) depends on parameters beside the context, as a flow does."""
+    read_by_guide: Held = ()
+    """As `Pair.read_by_guide`; empty if q(z | context) depends on no parameter beside the context. A flow does."""
     context: Any = None
     """The context of the images, if it is known."""
 
@@ -119,14 +119,8 @@ class Direct:
 
     def _frozen(self, context: Tensor, z: Tensor) -> Tensor:
         """log q(z | x) at detached parameters of the guide. The context depends on x and on parameters alone."""
-        context = context.detach()
-
-        def log_q() -> Tensor:
-            return masked_log_prob(_site(self.name, self.guide.posterior(context), z))
-
-        if not self.posterior_has_parameters:
-            return log_q()
-        return with_detached_parameters(cast(nn.Module, self.guide), log_q)
+        with frozen(*self.read_by_guide):
+            return masked_log_prob(_site(self.name, self.guide.posterior(context.detach()), z))
 
 
 def encoded(pair: Pair, x: Tensor) -> Pair:
@@ -167,7 +161,7 @@ def with_direct(pair: Pair, model: Any, guide: Any, batch: Batch) -> Pair:
             context = guide.encode(few.x).detach()
             q = guide.posterior(context)
             depends = masked_log_prob(_site(name, q, q().detach())).requires_grad
-        changed = replace(pair, direct=Direct(model, guide, name, pair.image, depends))
+        changed = replace(pair, direct=Direct(model, guide, name, pair.image, pair.read_by_guide if depends else ()))
         with torch.enable_grad():
             modules = nn.ModuleList(each for each in (model, guide) if isinstance(each, nn.Module))
             return changed if _agree(changed, pair, modules, few.x) else pair

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
-from ppl_gen.inference.callables import Batch, take
+from ppl_gen.inference.callables import Batch, Held, take
 from ppl_gen.inference.densities import (
     Site,
     add,
@@ -178,8 +178,8 @@ class Pair:
     """True if densities of the same z depend on random numbers, or if the guide scores no z that it has not drawn."""
     vectorized: bool = False
     """True if several samples of z can be drawn in one call, under a plate of samples outside all others."""
-    frozen: nn.Module | None = None
-    """What holds the parameters that the guide reads, but for those of `pyro.param` and `pyro.module` statements."""
+    read_by_guide: Held = ()
+    """What holds the parameters that the guide can read, except those of `pyro.param` statements."""
     direct: "Direct | None" = None
     """Methods of model and guide that `terms` calls in place of the functions, to the same effect; None without any."""
 
@@ -253,7 +253,7 @@ class Pair:
             return self._terms_by_value(self.by_value(num_samples, images, detach))
         guide, model, batch = self.for_samples(num_samples, images)
         if frozen_guide:
-            drawn, traces, values = frozen_guide_traces(guide, model, self.frozen, self.latent, batch, cut)
+            drawn, traces, values = frozen_guide_traces(guide, model, self.read_by_guide, self.latent, batch, cut)
         else:
             drawn, traces, values = cut_traces(guide, model, self.latent if cut else (), batch, detach)
         sources = self._values(drawn) if cut else {}

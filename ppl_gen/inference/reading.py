@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ppl_gen.core.contracts import Discretizes, offers
 from ppl_gen.core.errors import BadInput, describe
 from ppl_gen.core.seeds import seed_torch
-from ppl_gen.inference.callables import Batch, forked_rng, matmul_precision, modules_of, reading, take
+from ppl_gen.inference.callables import Batch, forked_rng, matmul_precision, parameters_of, reading, take
 from ppl_gen.inference.coverage import compare_supports, sites_that_may_leave_support
 from ppl_gen.inference.densities import (
     Site,
@@ -106,16 +106,6 @@ def _functions_of(model: Any, guide: Any, batch: Batch) -> _Functions:
         guide_module=owner if isinstance(owner, nn.Module) else None,
         parameters=pyro.get_param_store().get_state(),
     )
-
-
-def _read_by_guide(functions: _Functions) -> nn.Module | None:
-    """The guide's module, with the modules of the model that the guide can reach, such as in a list; None without
-    any."""
-    own = functions.guide_module
-    inside = {id(part) for part in own.modules()} if own is not None else set()
-    of_model = {id(part) for part in modules_of(functions.model)}
-    others = [each for each in modules_of(functions.guide) if id(each) in of_model - inside]
-    return own if not others else nn.ModuleList(others if own is None else [own, *others])
 
 
 def _with_whole_plates(functions: _Functions, batch: Batch) -> _Functions:
@@ -449,7 +439,7 @@ def _pair_of(functions: _Functions, traces: Traces, plate: CondIndepStackFrame, 
         model=functions.model,
         guide=functions.guide,
         guide_module=functions.guide_module,
-        frozen=_read_by_guide(functions),
+        read_by_guide=parameters_of(functions.guide),
         model_name=functions.model_name,
         guide_name=functions.guide_name,
         plate=plate,

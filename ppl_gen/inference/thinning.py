@@ -135,7 +135,7 @@ def terms_at(pair: Pair, images: Batch, values: Values, index: Tensor, frozen_gu
     if not frozen_guide:
         return pair.terms_of(conditioned(guide, model, values, batch), shape)
     values = {name: value.clone() for name, value in values.items()}
-    traces = frozen_guide_traces_at(guide, model, pair.frozen, values, batch)
+    traces = frozen_guide_traces_at(guide, model, pair.read_by_guide, values, batch)
     return replace(pair.terms_of(traces, shape), values=values)
 
 

@@ -1,6 +1,7 @@
 """Execution of a pair: the trace of the guide, and the trace of the model at the values that the guide has drawn."""
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Self
@@ -12,9 +13,9 @@ from pyro.distributions.util import broadcast_shape
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppl_gen.inference.callables import Batch
+from ppl_gen.inference.callables import Batch, Held, frozen
 from ppl_gen.inference.densities import masked_log_prob, unobserved
 from ppl_gen.inference.signatures import PyroFunction
 
@@ -167,7 +168,7 @@ class _Detach(Messenger):
 def frozen_guide_traces(
     guide: PyroFunction,
     model: PyroFunction,
-    module: nn.Module | None,
+    held: Held,
     latent: Iterable[str],
     batch: Batch,
     cut: bool = False,
@@ -177,7 +178,7 @@ def frozen_guide_traces(
     Detached distributions would not do. The guide's distribution of one site may depend on z of another site, and this
     path must stay.
 
-    :param module: module that holds the guide's parameters; None if they are from `pyro.param` statements.
+    :param held: what holds the guide's parameters, except those of `pyro.param` statements.
     :param latent: names of the latent sites.
     :param cut: use leaves, as `cut_traces` does, instead of clones.
     :returns: the trace in which the guide has drawn z; the traces of the replayed guide and of the model at clones of
@@ -186,35 +187,29 @@ def frozen_guide_traces(
     drawn = trace_of(guide, batch)
     at, values = _with_values(drawn, latent, leaf if cut else torch.clone)
     guide, model = (poutine.replay(function, trace=at) for function in (guide, model))
-    return drawn, Traces(_frozen_trace(guide, module, latent, batch), trace_of(model, batch)), values
+    return drawn, Traces(_frozen_trace(guide, held, latent, batch), trace_of(model, batch)), values
 
 
 def frozen_guide_traces_at(
-    guide: PyroFunction, model: PyroFunction, module: nn.Module | None, values: dict[str, Tensor], batch: Batch
+    guide: PyroFunction, model: PyroFunction, held: Held, values: dict[str, Tensor], batch: Batch
 ) -> Traces:
     """As `conditioned`, with the guide's parameters detached.
 
-    :param module: module that holds the guide's parameters; None if they are from `pyro.param` statements.
+    :param held: what holds the guide's parameters, except those of `pyro.param` statements.
     """
     guide, model = (poutine.condition(function, values) for function in (guide, model))
-    return Traces(_frozen_trace(guide, module, values, batch), trace_of(model, batch))
+    return Traces(_frozen_trace(guide, held, values, batch), trace_of(model, batch))
 
 
-def _frozen_trace(guide: PyroFunction, module: nn.Module | None, latent: Iterable[str], batch: Batch) -> poutine.Trace:
-    """The trace of a guide with detached parameters, and its log-densities."""
-    with _DetachParameters():
-        trace: poutine.Trace = with_detached_parameters(
-            module, _scored(guide, latent), batch.x, *batch.args, **batch.kwargs
-        )
+def _frozen_trace(guide: PyroFunction, held: Held, latent: Iterable[str], batch: Batch) -> poutine.Trace:
+    """The trace of a guide with detached parameters, and its log-densities. Some distributions, such as flows, read
+    their parameters only when the density is computed."""
+    with _DetachParameters(), frozen(*held), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* was not registered in the param store")  # by pyro.module
+        trace = trace_of(guide, batch)
+        for name in latent:
+            trace.nodes[name]["masked_log_prob"] = masked_log_prob(trace.nodes[name])
     return trace
-
-
-def with_detached_parameters(module: nn.Module | None, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The result of a function that is called while the parameters of a module are detached."""
-    if module is None:
-        return function(*args, **kwargs)
-    parameters = {f"module.{name}": parameter.detach() for name, parameter in module.named_parameters()}
-    return torch.func.functional_call(_Call(module, function), parameters, args, dict(kwargs))
 
 
 def _with_values(
@@ -233,33 +228,8 @@ def leaf(value: Tensor) -> Tensor:
     return value.detach().requires_grad_(value.requires_grad)
 
 
-def _scored(guide: PyroFunction, latent: Iterable[str]) -> Callable[..., poutine.Trace]:
-    """Wrap a guide in a function that returns its trace with log-densities computed. Some distributions, such as flows,
-    read their parameters only when the density is computed. It must be computed while the parameters are replaced."""
-
-    def trace(*args: Any, **kwargs: Any) -> poutine.Trace:
-        made = poutine.trace(guide).get_trace(*args, **kwargs)
-        for name in latent:
-            made.nodes[name]["masked_log_prob"] = masked_log_prob(made.nodes[name])
-        return made
-
-    return trace
-
-
 class _DetachParameters(Messenger):
-    """Handler that detaches the values of `pyro.param` statements. (`functional_call` replaces a module's
-    parameters.)"""
+    """Handler that detaches the values of `pyro.param` statements. (Those of modules are `frozen`.)"""
 
     def _pyro_post_param(self, message: Any) -> None:
         message["value"] = message["value"].detach()
-
-
-class _Call(nn.Module):
-    """A function that uses a module, as a module itself, which `torch.func.functional_call` requires."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]):
-        super().__init__()
-        self.module, self.function = module, function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
