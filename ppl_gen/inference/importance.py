@@ -451,10 +451,21 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     else:
         # var(w) / (S mean(w)^2), which rounding may make negative where all weights are equal
         variance = ((1 / ess - 1 / count) * count / (count - 1)).clamp(min=0)
-        # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1)). A share of 1 would give -inf.
-        left_out = torch.log1p(-share.clamp(max=1 - 1e-12)) + math.log(count / (count - 1))
+        # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1))
+        left_out = _log_others(log_w) - total + math.log(count / (count - 1))
         bias = (count - 1) * left_out.mean(0)
     return total - math.log(count), variance, bias, ess.nan_to_num(nan=0.0)
+
+
+def _log_others(log_w: Tensor) -> Tensor:
+    """The log of the sum of all other weights, for each of the log weights [S, …] of at least two samples. If the others
+    are all 0, it counts as 700 nats below the sum of all, so that means over images stay finite."""
+    total = log_w.logsumexp(0)
+    share = (log_w - total).exp()
+    # 1 - share has no correct digit where one weight dominates: its others are added without it
+    rest = log_w.scatter(0, log_w.argmax(0, keepdim=True), -math.inf).logsumexp(0).expand_as(log_w)
+    others = torch.where(share > 0.5, rest, total + torch.log1p(-share.clamp(max=0.5)))
+    return torch.maximum(others, total - 700)
 
 
 def block_bounds(log_weights: Tensor, k: int) -> Tensor:
@@ -476,18 +487,15 @@ def jackknife_bounds(log_weights: Tensor, k: int, order: int = 1) -> Tensor:
     require(order < k <= len(log_weights), "k", k, f"above the order and at most the {len(log_weights)} samples")
     blocks = log_weights[: len(log_weights) // k * k].reshape(-1, k, log_weights.shape[1]).double()
     result = torch.zeros(log_weights.shape[1], dtype=torch.float64, device=log_weights.device)
-    total = blocks.logsumexp(1, keepdim=True)
-    share = (blocks - total).exp()
-    # L_A without some samples follows from the whole block: sum_A w = sum w (1 - their share).
+    samples = blocks.transpose(0, 1)  # [k, blocks, images]
     for left_out in range(order + 1):
         if left_out == 0:
-            missing = torch.zeros_like(total)
+            sums = samples.logsumexp(0, keepdim=True)
         elif left_out == 1:
-            missing = share
-        else:
-            first, second = torch.triu_indices(k, k, 1)
-            missing = share[:, first] + share[:, second]
-        rest = total + torch.log1p(-missing.clamp(max=1 - 1e-12)) - math.log(k - left_out)
+            sums = _log_others(samples)
+        else:  # every pair twice
+            sums = torch.cat([_log_others(samples[torch.arange(k) != one]) for one in range(k)])
+        rest = sums - math.log(k - left_out)
         sharot = (-1) ** left_out * (k - left_out) ** order
         result += sharot * rest.mean((0, 1)) / (math.factorial(order - left_out) * math.factorial(left_out))
     return result

@@ -1,5 +1,6 @@
 """Importance sampling against log p(x) in closed form and by quadrature."""
 
+import itertools
 import math
 
 import numpy as np
@@ -76,17 +77,21 @@ def test_coverage_of_the_interval(linear: LinearGaussian) -> None:
 
 def test_jackknife_is_that_of_leaving_one_out() -> None:
     """The bias (S - 1) (mean_s theta_(-s) - theta) of theta = log mean w, with every subset of S - 1 weights written
-    out, on weights of which one may be nearly all; what it corrects to is the corrected bound of order 1."""
-    for count in (2, 7, 20):
-        log_w = 3 * torch.randn(count, 5, dtype=torch.float64)
-        whole = log_w.exp().mean(0).log()
-        left_out = [torch.cat([log_w[:s], log_w[s + 1 :]]).exp().mean(0).log() for s in range(count)]
+    out, on weights of which one may be nearly all, or e^100 times the others; what it corrects to is the corrected
+    bound of order 1."""
+    for count, spread in itertools.product((2, 7, 20), (3, 30, 100)):
+        log_w = spread * torch.randn(count, 5, dtype=torch.float64)
+        whole = log_w.logsumexp(0) - math.log(count)
+        others = [torch.cat([log_w[:s], log_w[s + 1 :]]) for s in range(count)]
+        left_out = [each.logsumexp(0) - math.log(count - 1) for each in others]
         bias = (count - 1) * (torch.stack(left_out).mean(0) - whole)
         found = weight_statistics(log_w)
         torch.testing.assert_close(found["log_px"], whole)
         torch.testing.assert_close(found["log_px_bias"], bias, rtol=1e-9, atol=1e-12)
         assert bool((bias < -0.01).all())
         torch.testing.assert_close(found["log_px"] - found["log_px_bias"], jackknife_bounds(log_w, count, 1))
+    one = torch.tensor([0.0, -math.inf, -math.inf], dtype=torch.float64).unsqueeze(1)
+    assert float(weight_statistics(one)["log_px_bias"]) == pytest.approx(-2 / 3 * 700 + 2 * math.log(3 / 2))
 
 
 def test_bounds_increase_with_k(linear: LinearGaussian) -> None:

@@ -175,8 +175,9 @@ def test_what_cannot_be_is_refused(linear: LinearGaussian) -> None:
 
 
 def test_jackknife_is_the_mean_over_subsets() -> None:
-    """Order 2 on 6 samples in blocks of 3, with every subset written out; and equal weights are not changed."""
-    log_w = torch.randn(6, 2, dtype=F64)
+    """Order 2 on 6 samples in blocks of 3, with every subset written out, also where one weight is nearly all; and
+    equal weights are not changed."""
+    log_w = torch.randn(6, 2, dtype=F64) * torch.tensor([1.0, 60.0])
 
     def bound(rows: Tensor) -> Tensor:
         return rows.logsumexp(0) - math.log(len(rows))
