@@ -4,12 +4,14 @@ from itertools import pairwise
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from ppl_gen.core.contracts import DiscreteLayers, missing, offers
-from ppl_gen.core.errors import BadInput
+from ppl_gen.core.errors import BadInput, require
 from ppl_gen.guides.bernoulli import Baseline, learned_baseline
 from ppl_gen.models.hierarchical_belief_net import layer_sizes, units
+from ppl_gen.networks.autoregressive import AutoregressiveBernoulli
 from ppl_gen.networks.nets import mlp
 
 
@@ -18,10 +20,13 @@ class HierarchicalBernoulli(nn.Module):
     below: Mnih and Gregor (2014), section 2. Sizes, activation and categories are the model's, so that each network
     mirrors that of the model.
 
+    With `autoregressive` each unit also depends on the units before it in its layer, as in Gregor et al. (2014). Such a
+    guide can represent units that explain each other away. Its log-odds have no closed form given x alone, so that the
+    objectives which relax or flip single units refuse it: train it by `rws`, `vimco`, `wake-sleep` or a score function.
+
     Each layer has a baseline for the objective `elbo`, as in the guide `bernoulli` (section 2.3). Its input is the
     layer below.
 
-    >>> import torch
     >>> from ppl_gen.models.hierarchical_belief_net import HierarchicalBeliefNet
     >>> guide = HierarchicalBernoulli(64, torch.full((64,), 0.5), HierarchicalBeliefNet(64, latent_dims=(5, 2)))
     >>> trace = pyro.poutine.trace(guide.guide).get_trace(torch.rand(3, 64))
@@ -31,6 +36,7 @@ class HierarchicalBernoulli(nn.Module):
     :param data_mean: mean training pixel [data_dim], subtracted from the images.
     :param model: a `HierarchicalBeliefNet`, or any model with its `latent_dims`, `between_dims`,
         `activation` and `categories`.
+    :param autoregressive: Let each binary unit depend on the units before it in its layer.
     :param baseline: Baseline of the score-function gradient. network: a learned function of the layer below. constant:
         one learned number. none: no baseline.
     :param baseline_dim: Hidden units of the baseline's network.
@@ -44,12 +50,15 @@ class HierarchicalBernoulli(nn.Module):
         data_mean: Tensor,
         model: nn.Module,
         *,
+        autoregressive: bool = False,
         baseline: Baseline = "network",
         baseline_dim: int = 100,
     ):
         if not offers(model, DiscreteLayers):
             needed, who = missing(model, DiscreteLayers), type(model).__name__
             raise BadInput(f"the guide hierarchical-bernoulli needs a model with {needed}, but {who} has none")
+        what = f"its units must be binary, but the model has {model.categories} categories"
+        require(not autoregressive or model.categories == 2, "autoregressive", autoregressive, what)
         super().__init__()
         self.register_buffer("data_mean", data_mean.clone(), persistent=False)
         self.categories = model.categories
@@ -57,6 +66,8 @@ class HierarchicalBernoulli(nn.Module):
         self.layers = nn.ModuleList(
             mlp([lower, *model.between_dims, upper], model.activation) for lower, upper in pairwise(sizes)
         )
+        count = len(self.layers) if autoregressive else 0
+        self.between = nn.ParameterList(torch.zeros(size, size) for size in sizes[1 : 1 + count])
         made = [learned_baseline(baseline, lower, baseline_dim, scale=data_dim) for lower in sizes[:-1]]
         self.baselines = nn.ModuleList(each for each in made if each is not None)
 
@@ -68,5 +79,10 @@ class HierarchicalBernoulli(nn.Module):
                 infer: dict[str, Any] = {}
                 if self.baselines:
                     infer["baseline"] = {"nn_baseline": self.baselines[number], "nn_baseline_input": below.detach()}
-                z = pyro.sample(f"z{number + 1}", units(layer(below), self.categories), infer=infer)
+                logits = layer(below)
+                if self.between:
+                    q: Any = AutoregressiveBernoulli(logits, self.between[number])
+                else:
+                    q = units(logits, self.categories)
+                z = pyro.sample(f"z{number + 1}", q, infer=infer)
                 below = z if self.categories == 2 else z.flatten(-2)

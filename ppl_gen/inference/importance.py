@@ -458,8 +458,8 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _log_others(log_w: Tensor) -> Tensor:
-    """The log of the sum of all other weights, for each of the log weights [S, …] of at least two samples. If the others
-    are all 0, it counts as 700 nats below the sum of all, so that means over images stay finite."""
+    """The log of the sum of all other weights, for each of the log weights [S, …] of at least two samples. If the
+    others are all 0, it counts as 700 nats below the sum of all, so that means over images stay finite."""
     total = log_w.logsumexp(0)
     share = (log_w - total).exp()
     # 1 - share has no correct digit where one weight dominates: its others are added without it
