@@ -20,9 +20,9 @@ class HierarchicalBernoulli(nn.Module):
     below: Mnih and Gregor (2014), section 2. Sizes, activation and categories are the model's, so that each network
     mirrors that of the model.
 
-    With `autoregressive` each unit also depends on the units before it in its layer, as in Gregor et al. (2014). Such a
-    guide can represent units that explain each other away. Its log-odds have no closed form given x alone, so that the
-    objectives which relax or flip single units refuse it: train it by `rws`, `vimco`, `wake-sleep` or a score function.
+    With `autoregressive` each unit also depends on the units before it in its layer, as in Bornschein and Bengio
+    (2015). Such a guide can represent units that explain each other away. Objectives that relax or flip single units
+    need independent ones. It takes `rws`, `vimco`, `wake-sleep` and the score functions.
 
     Each layer has a baseline for the objective `elbo`, as in the guide `bernoulli` (section 2.3). Its input is the
     layer below.

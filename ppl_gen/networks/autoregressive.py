@@ -13,8 +13,8 @@ _BLOCK = 16  # units; those before a block are multiplied once for the whole blo
 
 
 class AutoregressiveBernoulli(dist.TorchDistribution):
-    """q(z) = prod_m Bernoulli(z_m; log-odds h_m + sum_{j < m} U_mj z_j): a fully visible belief net (Neal 1992), as in
-    a layer of Gregor et al. (2014).
+    """q(z) = prod_m Bernoulli(z_m; log-odds h_m + sum_{j < m} U_mj z_j): a fully visible belief net (Frey et al.
+    1996), as in the layers of Gregor et al. (2014) and in the guides of Bornschein and Bengio (2015).
 
     The log-probability of given values takes one matrix product. A draw takes one unit after the other. With U = 0
     this is `BernoulliVector(h)`.
