@@ -469,7 +469,8 @@ def check_same(run: RunDirectory, config: Config, given: Given) -> None:
     there = config_of(run, given)
     if config.data.data == "auto":  # the run records the data set that was chosen
         config = replace(config, data=replace(config.data, data=there.data.data))
-    ours, theirs = flat(asdict(config.resolved(given))), flat(asdict(there))
+    # An option that a class did not have when the run was made was at its default.
+    ours, theirs = flat(asdict(config.resolved(given))), flat(asdict(there.resolved(given))) | flat(asdict(there))
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             option = name.rpartition(".")[2]

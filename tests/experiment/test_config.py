@@ -46,6 +46,13 @@ def test_a_recorded_configuration_is_read_again(tmp_path: Path, data: Data) -> N
     check_same(run, config, Given())
     with pytest.raises(BadInput, match="was made with other options: num_components is 3, not 4"):
         check_same(run, replace(config, guide_options={"num_components": 4}), Given())
+    # A run that is older than an option had it at its default.
+    assert content["model_options"].pop("activation") == "relu"
+    (run.path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    check_same(RunDirectory.open(run.path), config, Given())
+    tanh = replace(config, model_options={**config.model_options, "activation": "tanh"})
+    with pytest.raises(BadInput, match="was made with other options: activation is relu, not tanh"):
+        check_same(RunDirectory.open(run.path), tanh, Given())
 
 
 def test_where_a_configuration_starts(finished: Path) -> None:
