@@ -8,6 +8,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.infer.trace_elbo import _compute_log_r
+from pyro.ops.provenance import extract_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -42,11 +43,38 @@ def particle_options(pair: Pair, num_particles: int) -> dict[str, Any]:
 
 class ScoreFunctionELBO(TraceGraph_ELBO):
     """`TraceGraph_ELBO` with a `differentiable_loss`, which Pyro's class lacks. Its value is -ELBO. Its gradient is
-    that of Pyro's surrogate, which includes the squared error of the baselines."""
+    that of Pyro's surrogate, which includes the squared error of the baselines.
+
+    A site's learning signal has the terms that its value changes. Pyro follows values through tensors. A sampler that
+    writes into a tensor loses what it has drawn from, and terms of later sites would be missing. Here a value depends
+    on all that its log-density under the guide depends on."""
+
+    def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> Any:
+        with _ByName():
+            traces = super()._get_trace(model, guide, args, kwargs)
+        changed_by: dict[str, frozenset[str]] = {}  # names of sites that change a value, those without `rsample` alone
+        for name, site in traces[1].nodes.items():
+            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site):
+                own = frozenset() if site["fn"].has_rsample else frozenset([name])
+                before = get_provenance(site["log_prob_sum"]) - {name}
+                changed_by[name] = own.union(*(changed_by.get(each, ()) for each in before))
+        for site in (site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"):
+            total, names = extract_provenance(site["log_prob_sum"])
+            every = frozenset().union(*(changed_by.get(each, ()) for each in names))
+            site["log_prob_sum"] = track_provenance(total, every)
+        return traces
 
     def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, *args: Any, **kwargs: Any) -> Tensor:
         elbo, surrogate = self._loss_and_surrogate_loss(model, guide, args, kwargs)
         return with_gradient_of(-elbo, surrogate)
+
+
+class _ByName(Messenger):
+    """Handler that marks every value drawn by its site's name, so that tensors computed from it can be told."""
+
+    def _pyro_post_sample(self, message: Any) -> None:
+        if not (message["is_observed"] or site_is_subsample(message)):
+            message["value"] = track_provenance(message["value"], frozenset([message["name"]]))
 
 
 class PartialScoreELBO(Trace_ELBO):

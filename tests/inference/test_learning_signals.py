@@ -206,3 +206,70 @@ def test_the_gradient_of_an_upper_layer_varies_less(name: str) -> None:
     assert variances[0].sum() < 0.8 * variances[1].sum()
     assert ((means[0] - means[1]).abs() < 5 * (torch.stack(variances).sum(0) / 400).sqrt()).all()
     assert math.isfinite(float(means[0].sum()))
+
+
+class _WritingBernoulli(dist.Bernoulli):
+    """Its draws are written into a tensor, which Pyro cannot follow."""
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_WritingBernoulli":
+        return _WritingBernoulli(logits=self.logits.expand(batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            z = torch.zeros(self._extended_shape(torch.Size(sample_shape)), dtype=self.logits.dtype)
+            z[torch.rand_like(z) < self.probs.expand(z.shape)] = 1.0
+        return z
+
+
+class _WritingNormal(dist.Normal):
+    """The same with reparametrized draws."""
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_WritingNormal":
+        return _WritingNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        z = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype)
+        z[...] = self.loc + self.scale * z
+        return z
+
+
+@pytest.mark.parametrize("second", ["bernoulli", "normal"])
+def test_a_draw_that_is_written_into_a_tensor_depends_on_what_it_was_drawn_from(second: str) -> None:
+    """`elbo`: the mean gradient, in the log-odds of the first of two sites, is that of the ELBO, summed over both
+    values of the first site. 40 means of 500 images are within 5 standard errors (false alarms of 1e-5)."""
+    logit = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    one = torch.ones((), dtype=torch.float64)
+
+    def prior_of_b() -> Any:
+        return dist.Bernoulli(logits=2 * one) if second == "bernoulli" else dist.Normal(0 * one, one)
+
+    def guide_of_b(a: Tensor) -> Any:
+        return _WritingBernoulli(logits=4 * a - 2) if second == "bernoulli" else _WritingNormal(2 * a, one)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Bernoulli(logits=0 * one))
+            b = pyro.sample("b", prior_of_b())
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Bernoulli(logits=logit))
+            pyro.sample("b", guide_of_b(a))
+
+    x = torch.full((500,), 0.7, dtype=torch.float64)
+    values = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    log_a = dist.Bernoulli(logits=logit).log_prob(values)
+    if second == "bernoulli":
+        log_b = guide_of_b(values).log_prob(values.unsqueeze(1))  # [b, a]
+        inner = (log_b.exp() * (prior_of_b().log_prob(values) - 0.5 * (x[0] - values) ** 2).unsqueeze(1)).sum(0)
+        inner = inner - (log_b.exp() * log_b).sum(0)
+    else:  # -KL(N(2a, 1) || N(0, 1)) and E[-(x - b)^2 / 2]
+        inner = -0.5 * (2 * values) ** 2 - 0.5 * ((x[0] - 2 * values) ** 2 + 1)
+    (expected,) = torch.autograd.grad((log_a.exp() * (inner - log_a)).sum(), logit)
+    loss = bind(construct("elbo"), Pair.read(model, guide, x), x)
+    found = torch.stack(
+        [-torch.autograd.grad(loss.differentiable_loss(model, guide, x), logit)[0] / len(x) for _ in range(40)]
+    )
+    assert float((found.mean() - expected).abs()) < 5 * float(found.std()) / 40**0.5
+    assert float(expected.abs()) > 10 * float(found.std()) / 40**0.5  # enough to tell
