@@ -300,7 +300,8 @@ class _ThinnedELBO(_SurrogateELBO):
 
 
 def _through_guide(terms: Terms, surrogate: Tensor) -> Tensor:
-    """A number with the gradient of a surrogate in the guide's parameters, and none in the model's.
+    """A number with the gradient of a surrogate in the guide's parameters, and none in the model's. A parameter that
+    the guide reads from the model is both: it follows both objectives.
 
     The surrogate is a function of log q(z | x), and of z through log p(x, z). Its derivatives there are found by a
     backward pass that ends at z, and multiply log q(z | x) and z as the guide has computed them.
