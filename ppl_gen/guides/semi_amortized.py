@@ -20,8 +20,8 @@ class SemiAmortized(nn.Module):
 
     A step follows the natural gradient: the gradient by mu times sigma^2, and the gradient by log sigma halved. The
     noise in the ELBO of the steps is the same for every image and in every call, so that the context is a function of
-    the image. The steps run through the decoder, so that its parameters are the guide's, too: where model and guide have
-    different objectives, as in `rws` and `piwae`, they follow both.
+    the image. The steps run through the decoder, so that its parameters are the guide's, too: where model and guide
+    have different objectives, as in `rws` and `piwae`, they follow both.
 
     >>> from ppl_gen.models.vae import VAE
     >>> guide = SemiAmortized((8, 8), 2, "z", VAE((8, 8), latent_dim=2), num_steps=2)

@@ -73,8 +73,8 @@ def _pair(latent_dims: tuple[int, ...]) -> tuple[HierarchicalBeliefNet, Hierarch
 @pytest.mark.parametrize("latent_dims", [(4,), (3, 2)])
 def test_estimates_and_gradients_with_such_a_guide(latent_dims: tuple[int, ...]) -> None:
     """p(x) by importance samples is the sum over all states within 4.5 standard errors (false alarms of 7e-6 for each
-    of 5 images); the means of 100,000 gradients of `elbo` and of `rloo` are that of the ELBO, summed over all states: no
-    parameter of the guide is off by 5 standard errors."""
+    of 5 images); the means of 100,000 gradients of `elbo` and of `rloo` are that of the ELBO, summed over all states:
+    no parameter of the guide is off by 5 standard errors."""
     net, guide, x = _pair(latent_dims)
     exact = exact_log_px(net, x)
     found = ppl_gen.log_marginal_likelihood(net, guide, x, num_samples=40_000)
