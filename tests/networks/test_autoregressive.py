@@ -92,8 +92,8 @@ def test_estimates_and_gradients_with_such_a_guide(latent_dims: tuple[int, ...])
     for name, num_particles in (("elbo", 1), ("rloo", 2)):
         loss = bind(construct(name, num_particles=num_particles), Pair.read(net, guide, x), x)
         draws = [
-            torch.autograd.grad(-loss.differentiable_loss(net.model, guide.guide, one.expand(500, -1)) / 500, trained)
-            for _ in range(200)
+            torch.autograd.grad(-loss.differentiable_loss(net.model, guide.guide, one.expand(2500, -1)) / 2500, trained)
+            for _ in range(40)
         ]
         for number, expected in enumerate(truth):
             each = torch.stack([draw[number] for draw in draws])
