@@ -58,7 +58,7 @@ class HierarchicalBernoulli(nn.Module):
             needed, who = missing(model, DiscreteLayers), type(model).__name__
             raise BadInput(f"the guide hierarchical-bernoulli needs a model with {needed}, but {who} has none")
         what = f"its units must be binary, but the model has {model.categories} categories"
-        require(not autoregressive or model.categories == 2, "autoregressive", autoregressive, what)
+        require(not autoregressive or model.categories == 2, "guide.autoregressive", autoregressive, what)
         super().__init__()
         self.register_buffer("data_mean", data_mean.clone(), persistent=False)
         self.categories = model.categories
@@ -66,8 +66,7 @@ class HierarchicalBernoulli(nn.Module):
         self.layers = nn.ModuleList(
             mlp([lower, *model.between_dims, upper], model.activation) for lower, upper in pairwise(sizes)
         )
-        count = len(self.layers) if autoregressive else 0
-        self.between = nn.ParameterList(torch.zeros(size, size) for size in sizes[1 : 1 + count])
+        self.between = nn.ParameterList(torch.zeros(size, size) for size in (sizes[1:] if autoregressive else ()))
         made = [learned_baseline(baseline, lower, baseline_dim, scale=data_dim) for lower in sizes[:-1]]
         self.baselines = nn.ModuleList(each for each in made if each is not None)
 

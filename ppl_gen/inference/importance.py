@@ -452,20 +452,21 @@ def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # var(w) / (S mean(w)^2), which rounding may make negative where all weights are equal
         variance = ((1 / ess - 1 / count) * count / (count - 1)).clamp(min=0)
         # log p-hat without sample i, minus log p-hat, is log((1 - share_i) S / (S - 1))
-        left_out = _log_others(log_w) - total + math.log(count / (count - 1))
+        left_out = _log_rest(log_w, total, share) + math.log(count / (count - 1))
         bias = (count - 1) * left_out.mean(0)
     return total - math.log(count), variance, bias, ess.nan_to_num(nan=0.0)
 
 
-def _log_others(log_w: Tensor) -> Tensor:
-    """The log of the sum of all other weights, for each of the log weights [S, …] of at least two samples. If the
-    others are all 0, it counts as 700 nats below the sum of all, so that means over images stay finite."""
-    total = log_w.logsumexp(0)
-    share = (log_w - total).exp()
-    # 1 - share has no correct digit where one weight dominates: its others are added without it
-    rest = log_w.scatter(0, log_w.argmax(0, keepdim=True), -math.inf).logsumexp(0).expand_as(log_w)
-    others = torch.where(share > 0.5, rest, total + torch.log1p(-share.clamp(max=0.5)))
-    return torch.maximum(others, total - 700)
+def _log_rest(log_w: Tensor, total: Tensor, share: Tensor) -> Tensor:
+    """log(1 - share) of normalized weights [S, …], at least two; -700 if all others are 0, so that means over images
+    stay finite. `total` is the log of the sum of the weights."""
+    rest = torch.log1p(-share.clamp(max=0.5))
+    largest, at = share.max(0)
+    if bool((dominated := largest > 0.5).any()):  # 1 - share may have no correct digit: the others are added without it
+        at = at[dominated].unsqueeze(0)
+        others = log_w[:, dominated].scatter(0, at, -math.inf).logsumexp(0, keepdim=True) - total[dominated]
+        rest[:, dominated] = rest[:, dominated].scatter(0, at, others.clamp(min=-700))
+    return rest
 
 
 def block_bounds(log_weights: Tensor, k: int) -> Tensor:
@@ -488,13 +489,18 @@ def jackknife_bounds(log_weights: Tensor, k: int, order: int = 1) -> Tensor:
     blocks = log_weights[: len(log_weights) // k * k].reshape(-1, k, log_weights.shape[1]).double()
     result = torch.zeros(log_weights.shape[1], dtype=torch.float64, device=log_weights.device)
     samples = blocks.transpose(0, 1)  # [k, blocks, images]
+
+    def without_one(log_w: Tensor) -> Tensor:
+        total = log_w.logsumexp(0)
+        return total + _log_rest(log_w, total, log_w.softmax(0))
+
     for left_out in range(order + 1):
         if left_out == 0:
             sums = samples.logsumexp(0, keepdim=True)
         elif left_out == 1:
-            sums = _log_others(samples)
+            sums = without_one(samples)
         else:  # every pair twice
-            sums = torch.cat([_log_others(samples[torch.arange(k) != one]) for one in range(k)])
+            sums = torch.cat([without_one(samples[torch.arange(k) != one]) for one in range(k)])
         rest = sums - math.log(k - left_out)
         sharot = (-1) ** left_out * (k - left_out) ** order
         result += sharot * rest.mean((0, 1)) / (math.factorial(order - left_out) * math.factorial(left_out))

@@ -61,7 +61,7 @@ class RowsOfTestImages:
         own = self.parameters()
         others = [each for each in self.fitted.trained.parameters() if not any(each is row for row in own)]
         modules = self.fitted.trained
-        with forked_rng(images), frozen(nn.ParameterList(others)), pyro.validation_enabled(False), same_modes(modules):
+        with forked_rng(images), frozen(*others), pyro.validation_enabled(False), same_modes(modules):
             modules.eval()  # as they are evaluated: batch statistics do not follow the test images
             seed_torch((options.seed + _STREAM) % 2**63)
             for parameter in own:
