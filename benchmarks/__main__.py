@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from matplotlib.transforms import blended_transform_factory
 
-from benchmarks import enumeration, importance, vae_step
+from benchmarks import enumeration, importance, pages, vae_step
 from benchmarks.pages import numbers, tables
 from benchmarks.timing import Comparison, machine
 from ppl_gen.core.files import make_folder
@@ -22,13 +22,12 @@ benchmarks.growth."""
 
 def markdown(comparisons: list[Comparison]) -> str:
     """One table of each."""
-    tables = []
+    printed = []
     for comparison in comparisons:
-        rows = [f"| {comparison.title} | ms | ratio |", "| --- | --- | --- |"]
-        for name, ratio in comparison.ratios().items():
-            rows.append(f"| {name} | {1e3 * comparison.seconds[name]:.2f} | {ratio:.2f} |")
-        tables.append("\n".join(rows) + "\n")
-    return "\n".join(tables)
+        ratios = comparison.ratios().items()
+        rows = [[name, f"{1e3 * comparison.seconds[name]:.2f}", f"{ratio:.2f}"] for name, ratio in ratios]
+        printed.append(pages.markdown([comparison.title, "ms", "ratio"], rows))
+    return "\n".join(printed)
 
 
 def from_tables() -> list[Comparison]:

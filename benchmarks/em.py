@@ -11,6 +11,7 @@ import time
 import torch
 from torch import Tensor
 
+from benchmarks.pages import markdown
 from ppl_gen.core import cli
 from ppl_gen.data.loading import load_data
 from ppl_gen.data.options import DataOptions
@@ -44,6 +45,7 @@ def main() -> None:
     given = parser.parse_args()
     data = load_data(DataOptions(given.data, "static"))
     x, test = data.targets("train"), data.targets("test")
+    rows = []
     for components in given.components:
         torch.manual_seed(0)
         start = time.perf_counter()
@@ -51,7 +53,10 @@ def main() -> None:
         seconds = time.perf_counter() - start
         log_px = torch.cat([log_joint(batch, weights, means).logsumexp(-1) for batch in test.split(5000)]).double()
         used = int((weights * len(x) >= 1).sum())
-        print(f"EM, K = {components}: test {log_px.mean():.2f} nats, {used} components in use, {seconds:.1f} s")
+        error = log_px.std() / len(test) ** 0.5
+        rows.append([f"K = {components}", f"{log_px.mean():.2f} ± {error:.2f}", str(used), f"{seconds:.0f}"])
+        print(f"K = {components} is done", flush=True)
+    print("\n" + markdown(["expectation maximization", "log p(x)", "components in use", "seconds of training"], rows))
 
 
 if __name__ == "__main__":

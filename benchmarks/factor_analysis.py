@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.decomposition import FactorAnalysis as ScikitFactorAnalysis
 
 import ppl_gen
+from benchmarks.pages import markdown
 from ppl_gen.core import cli
 from ppl_gen.data.options import DataOptions
 from ppl_gen.experiment.config import Config, training_defaults
@@ -42,8 +43,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--runs", type=Path, default=Path("runs/factor-analysis"), help="where the fits are")
     given = parser.parse_args()
-    print("mean log p(x) in nats, and its difference per image ± standard error\n")
-    print(f"{'noise':<11}{'':<14}{'train':>10}{'test':>10}  seconds of fitting")
+    rows = []
     for noise in ("isotropic", "diagonal"):
         path = given.runs / noise
         if not (path / "evaluation.json").exists():
@@ -60,6 +60,7 @@ def main() -> None:
         with torch.no_grad():
             ours = [model.log_px(x) for x in (train, test)]  # type: ignore[operator]
         started = time.perf_counter()
+        kind = "PCA" if noise == "isotropic" else "FactorAnalysis"
         if noise == "isotropic":
             theirs = PCA(given.latent_dim).fit(train.double().numpy())
         else:
@@ -67,15 +68,14 @@ def main() -> None:
         seconds = time.perf_counter() - started
         scores = [torch.from_numpy(theirs.score_samples(x.double().numpy())) for x in (train, test)]
         trained = RunDirectory.open(path).metrics()[-1]["seconds"]
-        print(f"{noise:<11}{'ppl_gen':<14}{ours[0].mean():10.2f}{ours[1].mean():10.2f}  {trained:.0f}")
-        print(f"{'':<11}{'scikit-learn':<14}{scores[0].mean():10.2f}{scores[1].mean():10.2f}  {seconds:.0f}")
+        rows.append([f"`--noise {noise}`", *(f"{each.mean():.2f}" for each in ours), f"{trained:.0f}"])
+        rows.append([f"scikit-learn, `{kind}`", *(f"{each.mean():.2f}" for each in scores), f"{seconds:.0f}"])
         differences = [a - b for a, b in zip(ours, scores, strict=True)]
-        told = "".join(f"{d.mean():+10.3f}" for d in differences)
         error = differences[1].std() / len(test) ** 0.5
-        print(
-            f"{'':<11}{'difference':<14}{told}  ± {error:.3f} on test images\n",
-            flush=True,
-        )
+        rows.append(["difference", f"{differences[0].mean():+.3f}", f"{differences[1].mean():+.3f} ± {error:.3f}", ""])
+        print(f"{noise} is done", flush=True)
+    images = (f"{len(split):,} {name} images" for split, name in ((train, "training"), (test, "test")))
+    print("\n" + markdown(["exact log p(x), nats", *images, "seconds of fitting"], rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import numbers, table
+from benchmarks.pages import markdown, numbers, table
 from ppl_gen.core import cli
 from ppl_gen.core.files import make_folder
 from ppl_gen.data.options import DataOptions
@@ -54,7 +54,7 @@ Misses = dict[str, dict[int, float]]
 def misses(summaries: dict[int, dict[str, Any]]) -> Misses:
     """What each bound misses, from the `evaluation.json` of each M."""
     samples = sorted(int(k) for k in next(iter(summaries.values()))["iwae"])
-    names = {k: "ELBO" if k == 1 else f"IWAE, k = {k:,}" for k in samples} | {
+    names = {k: "ELBO" if k == 1 else f"IWAE bound, k = {k:,}" for k in samples} | {
         samples[-1]: f"importance sampling, S = {samples[-1]:,}"
     }
     return {
@@ -63,10 +63,22 @@ def misses(summaries: dict[int, dict[str, Any]]) -> Misses:
     }
 
 
+def to_table(summaries: dict[int, dict[str, Any]]) -> str:
+    """In markdown: log p(x) of each M, and what each bound misses, with more digits for more samples."""
+    found = misses(summaries)
+    titles = [f"less {'log p(x) by' if name.startswith('importance') else 'the'} {name}" for name in found]
+    rows = [
+        [str(m), f"{s['log_px']['mean']:.2f} ± {s['log_px']['se']:.2f}"]
+        + [f"{gaps[m]:.{min(digits, 4)}f}" for digits, gaps in enumerate(found.values(), start=2)]
+        for m, s in summaries.items()
+    ]
+    return markdown(["M", "exact log p(x)", *titles], rows)
+
+
 def from_table() -> Misses:
     """The same from the table of docs/results*.md."""
     header, *rows = table("M", "exact log p(x)")
-    names = [re.sub("^less (the )?(log p.x. by )?", "", cell).replace("IWAE bound", "IWAE") for cell in header[2:]]
+    names = [re.sub("^less (the )?(log p.x. by )?", "", cell) for cell in header[2:]]
     return {name: {int(row[0]): numbers(row[index])[0] for row in rows} for index, name in enumerate(names, start=2)}
 
 
@@ -106,13 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw(from_table()).write(given.out)
         return
     summaries = {}
-    print("   M  exact log p(x)      ELBO  then the IWAE bounds, nats per image, and the guide's k-hat", flush=True)
     for units in given.units:
-        s = summaries[units] = fitted(units, given.runs, given.data, given.epochs, given.num_samples)
-        bounds = "  ".join(f"k = {k}: {entry['mean']:.2f}" for k, entry in s["iwae"].items() if k != "1")
-        khat = f"{s['khat']['median']:.2f}" if "median" in s.get("khat", {}) else "unknown"
-        exact = f"{s['log_px']['mean']:8.2f} ± {s['log_px']['se']:.2f}"
-        print(f"{units:4d}  {exact}  {s['elbo']['mean']:8.2f}  {bounds}  k-hat {khat}", flush=True)
+        summaries[units] = fitted(units, given.runs, given.data, given.epochs, given.num_samples)
+        print(f"M = {units} is done", flush=True)
+    print("\n" + to_table(summaries))
     draw(misses(summaries)).write(given.out)
 
 

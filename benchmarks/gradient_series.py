@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import numbers
+from benchmarks.pages import markdown, numbers
 from benchmarks.pages import table as read_table
 from ppl_gen.core import cli
 from ppl_gen.figures.canvas import Figure
@@ -38,7 +38,7 @@ def measure(units: int, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def tables(found: dict[int, list[dict[str, Any]]]) -> str:
     """In markdown: variances and squared biases, before and after training."""
-    lines = []
+    printed = []
     for at, when in (("initial", "before training"), ("trained", "after training")):
         rows: dict[str, dict[int, dict[str, Any]]] = {}
         for units, points in found.items():
@@ -48,13 +48,9 @@ def tables(found: dict[int, list[dict[str, Any]]]) -> str:
             shown = {
                 n: of for n, of in rows.items() if what == "variance" or any(each["biased"] for each in of.values())
             }
-            lines += [f"| {title}, {when} | {' | '.join(f'M = {units}' for units in found)} |"]
-            lines += ["| --- |" + " ---: |" * len(found)]
-            for name, of in sorted(shown.items()):
-                cells = [_cell(of.get(units), what) for units in found]
-                lines.append(f"| `{name}` | {' | '.join(cells)} |")
-            lines.append("")
-    return "\n".join(lines)
+            cells = ([f"`{name}`", *(_cell(of.get(m), what) for m in found)] for name, of in sorted(shown.items()))
+            printed.append(markdown([f"{title}, {when}", *(f"M = {units}" for units in found)], cells))
+    return "\n".join(printed)
 
 
 def _cell(row: dict[str, Any] | None, what: str) -> str:

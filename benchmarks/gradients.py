@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 import ppl_gen
+from benchmarks.pages import markdown
 from ppl_gen.core import cli
 from ppl_gen.inference.callables import evaluating
 from ppl_gen.inference.objectives import construct
 from ppl_gen.inference.objectives.loss import bind
 from ppl_gen.inference.pair import Pair
+
+Cells = dict[str, dict[int, str]]
+"""estimator -> K -> cell of a table"""
 
 
 def signal_to_noise(pair: Pair, guide: Any, x: Tensor, name: str, k: int, draws: int) -> tuple[float, float]:
@@ -51,20 +55,26 @@ def main() -> None:
     with evaluating(model, guide):
         pair = Pair.read(model, guide, x)
     print(f"{given.run}: encoder's gradient on 128 training images, {given.draws} draws")
-    print("estimator                         signal / noise   ms a draw")
     baseline = getattr(guide, "baseline", None)
     several = ("iwae", "dreg", "vimco") if pair.reparametrized else ("vimco", "rws")
     estimators = [("elbo", 1), *([("stl", 1)] if pair.reparametrized else [])]
     estimators += [(name, k) for name in several for k in (2, 10, 50)]
     torch.manual_seed(0)
+    ratios: Cells = {}
+    times: Cells = {}
     for name, k in estimators:
         for used in dict.fromkeys((None, baseline)) if name == "elbo" else (baseline,):
             guide.baseline = used
             ratio, seconds = signal_to_noise(pair, guide, x, name, k, given.draws)
             score = name == "elbo" and not pair.reparametrized
-            what = f"score function, {'no' if used is None else 'with its'} baseline" if score else name
-            print(f"{f'{what}, K = {k}':<34}{ratio:14.3f}{seconds * 1e3:12.1f}", flush=True)
+            row = f"`{name}`, {'no' if used is None else 'with its'} baseline" if score else f"`{name}`"
+            ratios.setdefault(row, {})[k], times.setdefault(row, {})[k] = f"{ratio:.3f}", f"{seconds * 1e3:.1f}"
+            print(f"{row}, K = {k} is done", flush=True)
     guide.baseline = baseline
+    for title, cells in (("signal-to-noise ratio", ratios), ("milliseconds of a draw", times)):
+        every = sorted({k for row in cells.values() for k in row})
+        rows = [[name, *(row.get(k, "") for k in every)] for name, row in cells.items()]
+        print("\n" + markdown([title, *(f"K = {k}" for k in every)], rows))
 
 
 if __name__ == "__main__":

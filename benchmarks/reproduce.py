@@ -6,7 +6,10 @@ there already goes on where it stopped. The name of a sweep does the same for al
 `name of the run`, or `row of` a sweep, have the numbers of these files; a test compares them. A row that names several
 runs, with a comma between them, has their means.
 
-A heading, or the start of one: runs the commands under it. Without a name, all runs and headings are listed.
+The name of a script whose command is on one of these pages, such as `gap`: runs it, and stores the tables that it
+prints. All other tables of results are these, or are listed by that test.
+
+A heading, or the start of one: runs the commands under it. Without a name, all that have one are listed.
 """
 
 import argparse
@@ -22,12 +25,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import DOCS
+from benchmarks.pages import DOCS, markdown, tables_of
 from benchmarks.timing import machine
 from ppl_gen.evaluation.entries import entry_of, verdicts
 from ppl_gen.inference.differences import critical
 
 RESULTS = Path(__file__).parent / "results"
+SCRIPT = "python -m benchmarks."
+"""How the command begins of a script that prints tables."""
 COPY = "cp -r runs/"
 """How a command begins that copies a run, for another evaluation of it."""
 Record = dict[str, Any]
@@ -60,7 +65,8 @@ def sections(docs: Path = DOCS) -> dict[str, list[str]]:
 
 def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
     """The commands that make each run or sweep, by its name: those of the run that it starts from or is a copy of, its
-    fit, and its `USES`; or all sweeps into one directory. A run of a sweep may be copied, too."""
+    fit, and its `USES`; or all sweeps into one directory. A run of a sweep may be copied, too. And those of each script
+    on the pages of results, by its name: the commands of the runs that it reads, and its own."""
     every = [line for commands in sections(docs).values() for line in commands]
     fits = {name: line for line in every if ".fit " in line and (name := _after(line, "--out"))}
     fits |= {_copied(line)[1]: line for line in every if line.startswith(COPY)}
@@ -76,7 +82,14 @@ def recipes(docs: Path = DOCS) -> dict[str, list[str]]:
         after = [line for line in every if line.startswith(uses) and f"runs/{name}" in line.split()]
         return [*before, fits[name], *after]
 
-    return {name: of(name) for name in fits} | sweeps
+    scripts = {}
+    results = "".join(page.read_text(encoding="utf-8") for page in docs.glob("results*.md"))
+    for line in every:
+        if line.startswith(SCRIPT) and line in results:
+            name, *words = line.removeprefix(SCRIPT).split()
+            runs = (word.removeprefix("runs/") for word in words)
+            scripts[name] = [*(command for run in runs if run in fits for command in of(run)), line]
+    return {name: of(name) for name in fits} | sweeps | scripts
 
 
 def _copied(command: str) -> list[str]:
@@ -143,6 +156,11 @@ def record_of_sweep(directory: Path, commands: list[str]) -> Record:
         if config["training"]["schedule"] == "constant":  # else a part of a run is not what a shorter run would be
             row["equal_time_elbo"] = _at(row["epochs_elbo"]["validation"], row["epochs"] * min(times) / time_of_step)
     return {"commands": commands, "machine": machine(), "images": compared["images"], "rows": rows}
+
+
+def record_of_script(printed: str, commands: list[str]) -> Record:
+    """What is stored of a script: the tables that it printed, as rows of cells, the first of which is the header."""
+    return {"commands": commands, "machine": machine(), "tables": tables_of(printed)}
 
 
 def _metrics(run: Path) -> list[Record]:
@@ -368,13 +386,15 @@ def mean_of(records: list[Any]) -> Any:
 
 
 def show(found: Record) -> str:
-    """All columns that a record has: one in a line; for a sweep a table, as a page has it."""
+    """All columns that a record has: one in a line; for a sweep a table, as a page has it. A script has printed its."""
+    if "tables" in found:
+        return f"{len(found['tables'])} tables"
     if "rows" not in found:
         return "\n".join(f"{column}: {cell}" for column, cell in _cells(CELLS, found).items())
     rows = {label: _cells(SWEEP_CELLS, row) for label, row in found["rows"].items()}
     columns = [column for column in SWEEP_CELLS if any(column in row for row in rows.values())]
-    lines = [["row", *columns], *([label, *(row.get(column, "") for column in columns)] for label, row in rows.items())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = ([label, *(row.get(column, "") for column in columns)] for label, row in rows.items())
+    return markdown(["row", *columns], cells)
 
 
 def _cells(cells: dict[str, Callable[[Record], str]], found: Record) -> dict[str, str]:
@@ -391,26 +411,39 @@ def _cells(cells: dict[str, Callable[[Record], str]], found: Record) -> dict[str
 # Commands ----------------------------------------------------------------------------------------------------------
 
 
-def _run(command: str) -> int:
-    """Run a command; a fit that has a directory already is resumed, and a run is copied once."""
+def _run(command: str) -> tuple[int, str]:
+    """Run a command; a fit that has a directory already is resumed, and a run is copied once.
+
+    :returns: the exit status, and what a script printed.
+    """
     words = shlex.split(command)
     out = _after(command, "--out")
     if command.startswith(COPY) and Path(words[-1]).exists():
-        return 0
+        return 0, ""
     if ".fit " in command and Path("runs", out).exists():
         words = ["python", "-m", "ppl_gen.fit", "--resume", f"runs/{out}"]
     print(f"$ {shlex.join(words)}", flush=True)
     started = time.perf_counter()
     if words[0] == "python":
         words[0] = sys.executable
-    status = subprocess.run(words).returncode
+    if not command.startswith(SCRIPT):
+        status, printed = subprocess.run(words).returncode, ""
+    else:
+        with subprocess.Popen(words, stdout=subprocess.PIPE, encoding="utf-8") as running:
+            lines = []
+            for line in running.stdout or ():
+                print(line, end="", flush=True)
+                lines.append(line)
+        status, printed = running.returncode, "".join(lines)
     print(f"{time.perf_counter() - started:.0f} s", flush=True)
-    return status
+    return status, printed
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
-    parser.add_argument("name", nargs="?", help="a run or sweep, or a heading or its start; without it, all are listed")
+    parser.add_argument(
+        "name", nargs="?", help="a run, sweep, script, or start of a heading; without it, all are listed"
+    )
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the pages are (default docs/)")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="where results are stored (default benchmarks/results/)"
@@ -419,25 +452,31 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     runs, headings = recipes(given.docs), sections(given.docs)
     if given.name is None:
-        print("\n".join(["Runs and sweeps:", *runs, "", "Headings:", *headings]))
+        print("\n".join(["Runs, sweeps and scripts:", *runs, "", "Headings:", *headings]))
         return 0
     chosen = [title for title in headings if title.lower().startswith(given.name.lower())]
     if given.name not in runs and len(chosen) != 1:
         print(
-            f"'{given.name}' is no run or sweep and begins {len(chosen)} headings; list all with no name",
+            f"'{given.name}' is no run, sweep or script, and begins {len(chosen)} headings; list all with no name",
             file=sys.stderr,
         )
         return 2
     commands = runs[given.name] if given.name in runs else headings[chosen[0]]
+    printed = ""
     for command in commands:
         if given.dry_run:
             print(f"$ {command}")
-        elif status := _run(command):
+            continue
+        status, printed = _run(command)
+        if status:
             print(f"ended with status {status}", file=sys.stderr)
             return 1
     if given.name in runs and not given.dry_run:
-        made = record_of_sweep if ".sweep " in commands[-1] else record  # a copied run of a sweep has more after it
-        found = made(Path("runs", given.name), commands)
+        if commands[-1].startswith(SCRIPT):
+            found = record_of_script(printed, commands)
+        else:
+            made = record_of_sweep if ".sweep " in commands[-1] else record  # a copied run of a sweep has more after it
+            found = made(Path("runs", given.name), commands)
         given.results.mkdir(exist_ok=True)
         (given.results / f"{given.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(show(found))

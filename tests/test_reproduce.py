@@ -32,10 +32,10 @@ def test_the_commands_of_a_heading(tmp_path: Path, capsys: pytest.CaptureFixture
     assert reproduce.main(["one", *docs]) == 0 and capsys.readouterr().out.count("$ python -c") == 2
     assert reproduce.main(["two", *docs]) == 1 and "true" not in capsys.readouterr().out
     assert reproduce.main(["two", "--dry-run", *docs]) == 0 and "$ true" in capsys.readouterr().out
-    assert reproduce.main(docs) == 0 and capsys.readouterr().out == "Runs and sweeps:\n\nHeadings:\nOne\nTwo\n"
+    assert reproduce.main(docs) == 0 and capsys.readouterr().out == "Runs, sweeps and scripts:\n\nHeadings:\nOne\nTwo\n"
     for title, count in (("Three", 0), ("", 2)):
         assert reproduce.main([title, *docs]) == 2
-        assert f"'{title}' is no run or sweep and begins {count} headings" in capsys.readouterr().err
+        assert f"'{title}' is no run, sweep or script, and begins {count} headings" in capsys.readouterr().err
     (tmp_path / "speed-of-one.md").write_text(PAGE.format("One", "python -c 3"))
     with pytest.raises(ValueError, match="two headings with commands are 'One'"):
         reproduce.sections(tmp_path)
@@ -122,6 +122,27 @@ def test_a_run_is_made_and_stored(
     third = reproduce.stored("third", Path("stored"))
     assert third["commands"] == fits + more and third["config"] == found["config"]
     assert third["evaluation"]["num_images"] == 20 and not Path("runs/third/second").exists()
+
+
+def test_the_tables_of_a_script_are_stored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As it prints them, after the commands of the runs that it reads; what fails is not stored."""
+    line = "python -m benchmarks.em --data digits --components 2 3 --iterations 1"
+    (tmp_path / "results.md").write_text(PAGE.format("One", f"{line}\npython -m benchmarks.em2\n"))
+    (tmp_path / "speed.md").write_text(PAGE.format("Two", "python -m benchmarks.growth"))
+    recipes = reproduce.recipes(tmp_path)
+    assert recipes == {"em": [line], "em2": ["python -m benchmarks.em2"]}  # times are no results
+    options = ["--docs", str(tmp_path), "--results", str(tmp_path / "stored")]
+    assert reproduce.main(["em", *options]) == 0
+    found = reproduce.stored("em", tmp_path / "stored")
+    printed = capfd.readouterr().out
+    assert found["commands"] == [line] and found["tables"] == pages.tables_of(printed)
+    ((header, *rows),) = found["tables"]
+    assert header[:2] == ["expectation maximization", "log p(x)"] and [row[0] for row in rows] == ["K = 2", "K = 3"]
+    assert reproduce.main(["em2", *options]) == 1 and not (tmp_path / "stored" / "em2.json").exists()
+    fit = "python -m ppl_gen.fit vae --out runs/one"
+    read = "python -m benchmarks.gradients runs/one --draws 3"
+    (tmp_path / "results.md").write_text(PAGE.format("One", f"{fit}\n{read}\n"))
+    assert reproduce.recipes(tmp_path)["gradients"] == [fit, read]
 
 
 def test_cells_of_several_estimates() -> None:
@@ -247,10 +268,33 @@ def test_a_sweep_is_made_and_stored(
     assert f"| normal | {' | '.join(reproduce._cells(reproduce.SWEEP_CELLS, row).values())} |" in out
 
 
+NOT_PRINTED = {
+    ("", "here", "Burda et al., Table 1"),
+    ("", "Altosaar", "here"),
+    ("", "data", "log p(x)"),
+    ("question", "finding"),
+    ("k-hat of importance sampling", "images", "annealing - importance, mean", "median", "beyond their errors"),
+}
+"""Tables of results that no run or script prints: words, what others published, findings that are links, and that of
+the lines of Python above it."""
+
+
 def test_rows_are_those_that_are_stored() -> None:
     """Each table whose first column is `name of the run`, or `row of` a sweep: each cell, and the commands. A cell with
-    the names of several runs has their means."""
+    the names of several runs has their means. All other tables of results are those that a script printed."""
     recipes, used = reproduce.recipes(), set()
+    printed = {}
+    for name, commands in recipes.items():
+        if commands[-1].startswith(reproduce.SCRIPT):
+            found = reproduce.stored(name)
+            assert found["commands"] == commands, name
+            printed |= {name: found["tables"]}
+    for page in pages.DOCS.glob("results*.md"):
+        for rows in pages.tables_of(page.read_text(encoding="utf-8")):
+            if rows[0][0] != "name of the run" and not rows[0][0].startswith("row of "):
+                there = {name for name, tables in printed.items() if rows in tables}
+                assert there or tuple(rows[0]) in NOT_PRINTED, (page.name, rows[0])
+                used |= there
     for rows in pages.tables():
         first, *columns = rows[0]
         sweep = first.removeprefix("row of ")
